@@ -1,0 +1,68 @@
+"""Checkpoints: JSON hyper-parameters and safetensors tensors in one file, with a format version. Never pickle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+__all__ = ["FORMAT_VERSION", "Checkpoint", "CheckpointError"]
+
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """Bytes that are no checkpoint of the expected kind and format version."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named tensors with JSON meta data; `to_bytes` is deterministic, so equal checkpoints have equal digests."""
+
+    kind: str
+    """What it holds, e.g. "model" or "period-data"."""
+    meta: Mapping[str, Any]
+    """Hyper-parameters: plain JSON values."""
+    tensors: Mapping[str, Tensor]
+
+    def to_bytes(self) -> bytes:
+        """One safetensors file; kind, version and meta data are in its header."""
+        header = {"version": FORMAT_VERSION, "kind": self.kind, "meta": dict(self.meta)}
+        tensors = {name: self.tensors[name].detach().contiguous() for name in sorted(self.tensors)}
+        return save_tensors(tensors, {"asmg": json.dumps(header, sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, kind: str) -> "Checkpoint":
+        """The inverse of `to_bytes`.
+
+        Raises:
+            CheckpointError: for anything but a checkpoint of this kind and format version.
+        """
+        try:
+            tensors = load_tensors(data)
+            size = int.from_bytes(data[:8], "little")
+            metadata = json.loads(data[8 : 8 + size]).get("__metadata__")
+        except (SafetensorError, ValueError) as error:
+            raise CheckpointError(f"checkpoint: expected one of kind {kind!r}; received unreadable bytes") from error
+        return cls(kind, cls.parse_header(metadata, kind), tensors)
+
+    @staticmethod
+    def parse_header(metadata: Mapping[str, str] | None, kind: str) -> dict[str, Any]:
+        """The hyper-parameters in a safetensors header.
+
+        Raises:
+            CheckpointError: for anything but the header of a checkpoint of this kind and format version.
+        """
+        if not metadata or "asmg" not in metadata:
+            raise CheckpointError(f"checkpoint: expected one of kind {kind!r}; received another program's file")
+        header = json.loads(metadata["asmg"])
+        if header["version"] != FORMAT_VERSION:
+            raise CheckpointError(f"checkpoint: expected format version {FORMAT_VERSION}; received {header['version']}")
+        if header["kind"] != kind:
+            raise CheckpointError(f"checkpoint: expected kind {kind!r}; received {header['kind']!r}")
+        meta: dict[str, Any] = header["meta"]
+        return meta

@@ -1,0 +1,28 @@
+"""Interaction logs: files, public collections, negative sampling, cutting into periods."""
+
+from asmg.datasets.diginetica import read_diginetica, read_diginetica_clicks
+from asmg.datasets.folders import FolderLog, open_folder, recognise_folder
+from asmg.datasets.log import CutBy, InteractionLog, cut
+from asmg.datasets.movielens import read_ml_100k
+from asmg.datasets.reading import ColumnMap, TimestampFormat, read_log
+from asmg.datasets.sampling import SampledLog, SamplingMode, sample_negatives
+from asmg.datasets.table import LogFormatError
+
+__all__ = [
+    "ColumnMap",
+    "CutBy",
+    "FolderLog",
+    "InteractionLog",
+    "LogFormatError",
+    "SampledLog",
+    "SamplingMode",
+    "TimestampFormat",
+    "cut",
+    "open_folder",
+    "read_diginetica",
+    "read_diginetica_clicks",
+    "read_log",
+    "read_ml_100k",
+    "recognise_folder",
+    "sample_negatives",
+]

@@ -1,0 +1,109 @@
+"""An interaction log in memory, and how it is cut into periods."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+IdArray = npt.NDArray[np.object_]
+IndexArray = npt.NDArray[np.int64]
+
+CutBy = Literal["count", "periods", "hour", "day", "week", "column"]
+
+_WINDOW_MS = {"hour": 3_600_000, "day": 86_400_000, "week": 7 * 86_400_000}
+# 1 January 1970 was a Thursday; weeks start on Monday.
+_WINDOW_START_MS = {"hour": 0, "day": 0, "week": 4 * 86_400_000}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InteractionLog:
+    """Who was shown or chose what, when, and whether it was a click: n interactions as columns, in any order.
+
+    Raises ValueError where the columns differ in length or a label is neither 0 nor 1.
+    """
+
+    user_ids: IdArray
+    """[n] strings."""
+    item_ids: IdArray
+    """[n] strings."""
+    labels: npt.NDArray[np.uint8]
+    """[n] 1: clicked (or liked, bought), 0: not."""
+    timestamps_ms: npt.NDArray[np.int64]
+    """[n] milliseconds since 1970-01-01T00:00Z."""
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Item id → its categories; an item without any may be missing."""
+    period: npt.NDArray[np.int64] | None = None
+    """[n] the period of each interaction where the source gives it, numbers that grow with time."""
+    positives_only: bool = False
+    """The source says only what was chosen, so that the negatives have to be sampled."""
+
+    def __post_init__(self) -> None:
+        n = len(self.user_ids)
+        columns = {"item_ids": self.item_ids, "labels": self.labels, "timestamps_ms": self.timestamps_ms}
+        if self.period is not None:
+            columns["period"] = self.period
+        for name, column in columns.items():
+            if column.shape != (n,):
+                raise ValueError(f"{name}: expected shape ({n},) like user_ids; received {column.shape}")
+        if n and self.labels.max() > 1:
+            raise ValueError(f"labels: expected 0 or 1; received {self.labels.max()}")
+        if self.positives_only and not self.labels.all():
+            raise ValueError("labels: expected 1 everywhere in a log of positives only; received 0")
+
+    def __len__(self) -> int:
+        """The number of interactions n."""
+        return len(self.user_ids)
+
+    def take(self, rows: IndexArray) -> "InteractionLog":
+        """The log of the given rows, in the order given. The categories stay whole."""
+        return InteractionLog(
+            user_ids=self.user_ids[rows],
+            item_ids=self.item_ids[rows],
+            labels=self.labels[rows],
+            timestamps_ms=self.timestamps_ms[rows],
+            categories=self.categories,
+            period=None if self.period is None else self.period[rows],
+            positives_only=self.positives_only,
+        )
+
+    def time_order(self) -> IndexArray:
+        """[n] the rows from the earliest to the latest; those of one millisecond stay in their order."""
+        return np.argsort(self.timestamps_ms, kind="stable")
+
+
+def cut(log: InteractionLog, by: CutBy, size: int = 1) -> list[IndexArray]:
+    """Cuts a log into consecutive periods, none of them empty.
+
+    - `count`: `size` interactions each; the last period holds what is left.
+    - `periods`: `size` periods of equal length, give or take one interaction; of a shorter log, one for each
+      interaction.
+    - `hour`, `day`, `week`: windows of `size` hours, days or weeks (from Monday) of UTC, the first of which starts with
+      the hour, day or week of the first interaction. A window in which nothing happened makes no period.
+    - `column`: as `log.period` says, in ascending order; `size` has no meaning and must be 1.
+
+    Returns the rows of each period in time order; rows of one millisecond stay in the order of the log.
+    Raises ValueError where `size` is less than 1 or the log does not say its periods.
+    """
+    if by not in get_args(CutBy):
+        raise ValueError(f"by: expected one of {', '.join(get_args(CutBy))}; received {by!r}")
+    if size < 1 or (by == "column" and size != 1):
+        raise ValueError(f"size: expected {'1' if by == 'column' else 'at least 1'}; received {size}")
+    order = log.time_order()
+    if not len(order):
+        return []
+    if by == "count":
+        return [order[start : start + size] for start in range(0, len(order), size)]
+    if by == "periods":
+        return np.array_split(order, min(size, len(order)))
+    if by == "column":
+        if log.period is None:
+            raise ValueError("by: expected a log with a period column for 'column'; received one without")
+        numbers = log.period[order]
+        within = np.argsort(numbers, kind="stable")
+        order, numbers = order[within], numbers[within]
+    else:
+        windows = (log.timestamps_ms[order] - _WINDOW_START_MS[by]) // _WINDOW_MS[by]
+        numbers = (windows - windows[0]) // size
+    return np.split(order, np.flatnonzero(np.diff(numbers)) + 1)

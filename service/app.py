@@ -1,0 +1,145 @@
+"""The application: parts put together, routes mounted, nothing done on import."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
+
+from service import __version__
+from service.dependencies import Parts
+from service.errors import ConfigurationError
+from service.limits import MAX_BODY_BYTES
+from service.metrics import Metrics
+from service.middleware import BodyLimit, Observe
+from service.problems import install_problem_handlers
+from service.routers import admin, interactions, items, ops, periods, predict
+from service.schemas import Problem
+from service.serving.snapshot import Snapshot
+from service.serving.swap import Champion, ServingModel
+from service.settings import Settings
+from service.storage.artifacts import ArtifactStore
+from service.storage.database import Database
+from service.storage.redis_state import HistoryStore, Notices, connect
+from service.use_cases.auth import KeyCache
+from service.use_cases.bootstrap import current_champion, ensure_prior
+
+__all__ = ["create_app", "create_app_from_environment"]
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 30.0
+SERVING_FOLDER = "serving"
+
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+
+DESCRIPTION = """\
+Click probabilities from a model that learns period by period (ASMG).
+
+Ask with `POST /predict`, report what happened with `POST /interactions`, close a period with `POST /periods/close`,
+and the next model takes over without a request failing. Errors are problem documents (RFC 9457).
+"""
+
+
+def create_app_from_environment() -> FastAPI:
+    """The application of the `ASMG_…` variables, for servers that want a factory.
+
+    Raises:
+        ConfigurationError: no servers are named; only `asmg serve` starts them.
+    """
+    return create_app(Settings())
+
+
+def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
+    """The application for one Postgres and one Redis.
+
+    It starts without them, not ready, and becomes ready when they answer.
+
+    Args:
+        settings: with both DSNs.
+        stopping: whether the process has been told to end; event streams end then.
+
+    Raises:
+        ConfigurationError: a DSN is missing.
+    """
+    postgres_dsn, redis_url = settings.postgres_dsn, settings.redis_url
+    if postgres_dsn is None or redis_url is None:
+        raise ConfigurationError(
+            "expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither (embedded servers come with `asmg serve`)"
+        )
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Parts]]:
+        database = Database(postgres_dsn)
+        redis = connect(redis_url)
+        artifacts = ArtifactStore(database, redis)
+        notices = Notices(redis)
+
+        async def champion() -> Champion:
+            await ensure_prior(database, artifacts, settings.prior_ctr)
+            return await current_champion(database)
+
+        serving = ServingModel(
+            fetch_champion=champion,
+            fetch_file=artifacts.fetch_file,
+            notices=notices.swap_notices,
+            folder=settings.data_dir / SERVING_FOLDER,
+            poll_seconds=settings.swap_poll_seconds,
+            on_swap=lambda snapshot: _count_swap(metrics, snapshot),
+        )
+        parts = Parts(
+            settings=settings,
+            database=database,
+            redis=redis,
+            artifacts=artifacts,
+            histories=HistoryStore(redis, database, length=settings.history_length),
+            notices=notices,
+            serving=serving,
+            keys=KeyCache(database),
+            metrics=metrics,
+            stopping=stopping,
+        )
+        follower = asyncio.create_task(serving.run(), name="follow the champion")
+        try:
+            # The server accepts connections after this, so none is answered with 503 only because a process is new.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(START_SECONDS):
+                    await serving.wait_loaded()
+            yield {"parts": parts}
+        finally:
+            follower.cancel()
+            with suppress(asyncio.CancelledError):
+                await follower
+            await redis.aclose()
+            await database.close()
+
+    app = FastAPI(
+        title="asmg-service",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        telemetry=NO_TELEMETRY,
+        responses={"default": {"model": Problem, "description": "A problem document"}},
+    )
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
+    install_problem_handlers(app)
+    for module in (predict, interactions, items, periods, admin, ops):
+        app.include_router(module.router)
+    return app
+
+
+def _count_swap(metrics: Metrics, snapshot: Snapshot) -> None:
+    metrics.model_version.set(snapshot.version)
+    metrics.swaps.inc()

@@ -1,0 +1,165 @@
+"""What routes are given: the parts of the running service, the caller, and the parsed body."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Annotated, Any, Generic, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
+from pydantic import BaseModel, ValidationError
+from redis.asyncio import Redis
+from starlette.exceptions import HTTPException
+
+from service.errors import Forbidden, Unauthorized
+from service.metrics import Metrics
+from service.problems import invalid_input
+from service.serving.swap import ServingModel
+from service.settings import Settings
+from service.storage.artifacts import ArtifactStore
+from service.storage.database import Database
+from service.storage.redis_state import HistoryStore, Notices
+from service.use_cases.auth import KeyCache
+
+__all__ = ["Caller", "JsonBody", "Parts", "Requires", "Service", "body_schema"]
+
+M = TypeVar("M", bound=BaseModel)
+
+JSON_MEDIA_TYPE = re.compile(r"application/([\w.+-]+\+)?json", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The running service; the lifespan of the app makes it and every request sees the same."""
+
+    settings: Settings
+    database: Database
+    redis: Redis
+    artifacts: ArtifactStore
+    histories: HistoryStore
+    notices: Notices
+    serving: ServingModel
+    keys: KeyCache
+    metrics: Metrics
+    stopping: Callable[[], bool]
+    """Whether the process has been told to end: streams end then, for the server waits for them."""
+
+
+async def _parts(request: Request) -> Parts:
+    parts: Parts = request.state.parts
+    return parts
+
+
+Service = Annotated[Parts, Depends(_parts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, as the audit names them."""
+
+    name: str
+
+
+class Requires(SecurityBase):
+    """A dependency that lets a caller through whose key has one of `scopes`.
+
+    The key comes as `Authorization: Bearer <key>` or as `X-API-Key: <key>`. Before any key was created everybody on
+    this host may call everything, and nobody else anything: also where something other than `asmg serve` runs the app
+    and binds more than loopback.
+    """
+
+    def __init__(self, *scopes: str) -> None:
+        self.scopes = scopes
+        self.model = HTTPBearer(description="An API key of `asmg keys create`; `X-API-Key: <key>` does as well.")
+        self.scheme_name = "API key"
+
+    async def __call__(self, request: Request) -> Caller:
+        """The caller.
+
+        Raises:
+            Forbidden: the key has none of the scopes.
+            Unauthorized: there is no key, or it is not valid.
+        """
+        keys: KeyCache = request.state.parts.keys
+        presented = _presented_key(request)
+        if presented is not None:
+            key = await keys.authenticate(presented)
+            if not any(scope in key.scopes for scope in self.scopes):
+                raise Forbidden(self.scopes[0])
+            return Caller(f"{key.name} ({key.key_id})")
+        if not await keys.open_access():
+            raise Unauthorized("expected an API key in Authorization: Bearer or X-API-Key; received none")
+        if not _is_loopback(request):
+            raise Unauthorized("no API key exists yet, so only this host may call; `asmg keys create` makes one")
+        return Caller("anonymous")
+
+
+def _presented_key(request: Request) -> str | None:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
+
+
+def _is_loopback(request: Request) -> bool:
+    try:
+        # No client at all is a Unix socket.
+        return request.client is None or ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+class JsonBody(Generic[M]):
+    """A dependency that parses the body as a `model`, in one pass over its bytes.
+
+    FastAPI's own body parameters are parsed before any dependency runs; this one runs after `Requires`, so a caller
+    without a key cannot make the service parse 8 MiB, and gets 401 whatever the body holds.
+
+    Args:
+        model: of the document.
+        optional: whether no body at all means a model of defaults.
+    """
+
+    def __init__(self, model: type[M], *, optional: bool = False) -> None:
+        self._model = model
+        self._optional = optional
+
+    async def __call__(self, request: Request) -> M:
+        """The parsed body.
+
+        Raises:
+            HTTPException: 400, it is no JSON; 415, it is not said to be.
+            InvalidInput: it is not as `model` wants it.
+        """
+        body = await request.body()
+        if not body and self._optional:
+            return self._model()
+        content_type = request.headers.get("content-type", "")
+        if not JSON_MEDIA_TYPE.fullmatch(content_type.partition(";")[0].strip()):
+            raise HTTPException(415, f"expected Content-Type application/json; received {content_type[:100] or 'none'}")
+        try:
+            return self._model.model_validate_json(body)
+        except ValidationError as error:
+            errors = error.errors(include_url=False)
+            if errors[0]["type"] == "json_invalid":
+                raise HTTPException(400, f"expected a JSON document; received {errors[0]['ctx']['error']}") from None
+            raise invalid_input(errors) from None
+
+
+def body_schema(model: type[BaseModel], *, optional: bool = False) -> dict[str, Any]:
+    """The OpenAPI part that describes the body which `JsonBody(model)` parses."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    content = {"application/json": {"schema": _inlined(schema, definitions)}}
+    return {"requestBody": {"required": not optional, "content": content}}
+
+
+def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
+    """`node` with each `{"$ref": …}` replaced by what it names, for a reference would not resolve inside OpenAPI."""
+    if isinstance(node, list):
+        return [_inlined(part, definitions) for part in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(part, definitions) for name, part in node.items()}

@@ -1,0 +1,242 @@
+"""Everything that can go wrong, as one tree; each leaf carries its HTTP status and its context.
+
+    ServiceError                500
+    ├── InvalidInput            422  a request that no state of the service could accept
+    ├── IdempotencyMismatch     422  one key, two different requests
+    ├── BodyTooLarge            413
+    ├── Unauthorized            401  no key, or not one of ours
+    ├── Forbidden               403  a key without the scope
+    ├── ModelNotFound           404
+    ├── PeriodNotFound          404
+    ├── EmptyPeriod             409  nothing to learn from
+    ├── PeriodConflict          409  another period is open than the caller expected
+    ├── NotReady                503  a dependency does not answer, or no model is loaded yet
+    ├── ArtifactError           500
+    │   ├── ArtifactMissing          named but not stored
+    │   └── ArtifactCorrupt          stored bytes do not have their digest
+    └── ConfigurationError      500  the service was started with settings that cannot work
+        └── EmbeddedServerError      an embedded Postgres or Redis did not start or stop
+
+The module knows statuses as plain numbers and imports no web framework, so storage, the worker and the command line
+raise the same errors that the API renders as problem documents (RFC 9457).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+__all__ = [
+    "ArtifactCorrupt",
+    "ArtifactError",
+    "ArtifactMissing",
+    "BodyTooLarge",
+    "ConfigurationError",
+    "EmbeddedServerError",
+    "EmptyPeriod",
+    "FieldError",
+    "Forbidden",
+    "IdempotencyMismatch",
+    "InvalidInput",
+    "ModelNotFound",
+    "NotReady",
+    "PeriodConflict",
+    "PeriodNotFound",
+    "ServiceError",
+    "Unauthorized",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One field of a request that is not as it has to be."""
+
+    field: str
+    """Path of the field, such as `interactions[3].label`."""
+    expected: str
+    received: str
+
+
+class ServiceError(Exception):
+    """Root of the tree: what a problem document says.
+
+    `status`, `title` and `slug` belong to the class; `detail` and `errors` to the one occurrence.
+    """
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    slug: ClassVar[str] = "internal-error"
+
+    def __init__(self, detail: str, *, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = tuple(errors)
+
+    def problem(self) -> dict[str, Any]:
+        """The members of a problem document: type, title, status, detail and, where fields are wrong, errors."""
+        document: dict[str, Any] = {
+            "type": f"urn:asmg:problem:{self.slug}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.errors:
+            document["errors"] = [
+                {"field": error.field, "expected": error.expected, "received": error.received} for error in self.errors
+            ]
+        return document
+
+
+class InvalidInput(ServiceError):
+    """A request with fields that are missing, unknown or out of range."""
+
+    status = 422
+    title = "Invalid input"
+    slug = "invalid-input"
+
+
+class IdempotencyMismatch(ServiceError):
+    """An idempotency key that was used before with a different request."""
+
+    status = 422
+    title = "Idempotency key reused"
+    slug = "idempotency-mismatch"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"idempotency key {key!r} was used before with a different request")
+        self.key = key
+
+
+class BodyTooLarge(ServiceError):
+    """A request body over `limit` bytes."""
+
+    status = 413
+    title = "Body too large"
+    slug = "body-too-large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"expected a body of at most {limit} bytes; received more")
+        self.limit = limit
+
+
+class Unauthorized(ServiceError):
+    """A request without a valid key. Never says what was wrong with the key."""
+
+    status = 401
+    title = "Unauthorized"
+    slug = "unauthorized"
+
+    def __init__(self, detail: str = "expected a valid API key; received none that is known") -> None:
+        super().__init__(detail)
+
+
+class Forbidden(ServiceError):
+    """A valid key that lacks the scope of the call."""
+
+    status = 403
+    title = "Forbidden"
+    slug = "forbidden"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"expected a key with scope {scope!r}; received one without it")
+        self.scope = scope
+
+
+class ModelNotFound(ServiceError):
+    """A model version that does not exist."""
+
+    status = 404
+    title = "Model not found"
+    slug = "model-not-found"
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"there is no model version {version}")
+        self.version = version
+
+
+class PeriodNotFound(ServiceError):
+    """A period that does not exist."""
+
+    status = 404
+    title = "Period not found"
+    slug = "period-not-found"
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"there is no period {number}")
+        self.number = number
+
+
+class EmptyPeriod(ServiceError):
+    """A period cannot be closed before anything happened in it."""
+
+    status = 409
+    title = "Empty period"
+    slug = "empty-period"
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"expected at least one interaction in period {number}; received none")
+        self.number = number
+
+
+class PeriodConflict(ServiceError):
+    """The open period is not the one that the caller expected."""
+
+    status = 409
+    title = "Period conflict"
+    slug = "period-conflict"
+
+    def __init__(self, expected: int, actual: int) -> None:
+        super().__init__(f"expected period {expected} to be open; period {actual} is")
+        self.expected = expected
+        self.actual = actual
+
+
+class NotReady(ServiceError):
+    """The service, or a server it needs, cannot answer now; trying again later may succeed."""
+
+    status = 503
+    title = "Not ready"
+    slug = "not-ready"
+
+
+class ArtifactError(ServiceError):
+    """A stored artifact that cannot be used."""
+
+    title = "Artifact unusable"
+    slug = "artifact-unusable"
+
+    def __init__(self, digest: str, detail: str) -> None:
+        super().__init__(detail)
+        self.digest = digest
+
+
+class ArtifactMissing(ArtifactError):
+    """No artifact has this digest."""
+
+    slug = "artifact-missing"
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(digest, f"there is no artifact {digest}")
+
+
+class ArtifactCorrupt(ArtifactError):
+    """The stored bytes are not those that the digest was made of."""
+
+    slug = "artifact-corrupt"
+
+    def __init__(self, digest: str, actual: str) -> None:
+        super().__init__(digest, f"expected bytes with digest {digest}; received {actual}")
+        self.actual = actual
+
+
+class ConfigurationError(ServiceError):
+    """Settings that cannot work; raised at start, never by a request."""
+
+    title = "Configuration error"
+    slug = "configuration-error"
+
+
+class EmbeddedServerError(ConfigurationError):
+    """An embedded server could not be started or stopped."""
+
+    title = "Embedded server error"
+    slug = "embedded-server-error"

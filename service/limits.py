@@ -1,0 +1,28 @@
+"""Limits of what a client may send and of what the service keeps for one entity."""
+
+MAX_ID_LENGTH = 256
+"""Characters of a user, item, event, request or category id; an id has at least one."""
+
+MAX_ITEMS = 1000
+"""Candidate items of one prediction."""
+
+MAX_INTERACTIONS = 10_000
+"""Interactions of one ingestion call."""
+
+MAX_CATALOGUE_ITEMS = 10_000
+"""Items of one catalogue call."""
+
+MAX_CATEGORIES = 16
+"""Categories of one item."""
+
+MAX_HISTORY = 30
+"""Most recent positives of a user that a model reads, newest first."""
+
+MAX_REQUEST_HISTORY = 1000
+"""Items a request may send as its history; the first `MAX_HISTORY` of them are used."""
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+"""Bytes of one request body."""
+
+MAX_REASON_LENGTH = 1000
+"""Characters of the reason an operator gives for a change."""

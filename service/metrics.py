@@ -1,0 +1,55 @@
+"""Prometheus metrics of an api process.
+
+With several workers the supervisor sets `PROMETHEUS_MULTIPROC_DIR` before they start; `prometheus_client` then keeps
+the numbers in files of that folder, and whichever worker is asked sums up all of them.
+"""
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
+
+__all__ = ["CONTENT_TYPE_LATEST", "MULTIPROCESS_VARIABLE", "Metrics"]
+
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+# From a prediction out of memory (under a millisecond) to the catalogue's largest call, in seconds.
+LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+
+
+class Metrics:
+    """The metrics of one application; a registry of their own lets several live in one process."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("asmg_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self.request_seconds = Histogram(
+            "asmg_request_seconds",
+            "Seconds from the head of a request to the end of its response.",
+            ["route"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.predicted_items = Counter("asmg_predicted_items", "Items scored.", registry=registry)
+        self.interactions = Counter(
+            "asmg_interactions", "Interactions received: accepted or duplicate.", ["result"], registry=registry
+        )
+        self.model_version = Gauge(
+            "asmg_model_version",
+            "Model version served; of several processes the lowest.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.swaps = Counter("asmg_swaps", "Changes of the version served.", registry=registry)
+        self.history_fallbacks = Counter(
+            "asmg_history_fallbacks", "Histories read from Postgres because Redis did not answer.", registry=registry
+        )
+
+    def render(self) -> bytes:
+        """The text exposition; of all workers where there are several."""
+        registry = self._registry
+        if MULTIPROCESS_VARIABLE in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client has types in part
+        return generate_latest(registry)

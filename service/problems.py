@@ -1,0 +1,131 @@
+"""Errors as problem documents (RFC 9457): one function turns every exception into a response.
+
+ServiceError             its own status and document (`service.errors`)
+RequestValidationError   422, the fields of a path, a query or a header
+HTTPException            what the framework raises: 404, 405, and our 400 and 415
+anything else            500 that says nothing of what happened; the log does
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from service.errors import FieldError, InvalidInput, ServiceError
+
+__all__ = ["install_problem_handlers", "invalid_input", "render_problem"]
+
+log = logging.getLogger(__name__)
+
+MAX_RECEIVED_LENGTH = 100
+MAX_FIELD_ERRORS = 50
+RETRY_AFTER_SECONDS = 1
+
+_EXPECTED = {
+    "extra_forbidden": "no field of this name",
+    "greater_than_equal": "at least {ge}",
+    "int_parsing": "an integer",
+    "int_type": "an integer",
+    "less_than_equal": "at most {le}",
+    "list_type": "an array",
+    "literal_error": "{expected}",
+    "missing": "a value",
+    "model_type": "an object",
+    "string_pattern_mismatch": "no NUL character",
+    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "at least {min_length} character",
+    "string_type": "a string",
+    "too_long": "at most {max_length} items",
+    "too_short": "at least {min_length} item",
+}
+_PARTS_OF_A_REQUEST = ("body", "query", "path", "header")
+
+
+def invalid_input(errors: Sequence[Mapping[str, Any]]) -> InvalidInput:
+    """The error that names the wrong fields, of what pydantic found (the first `MAX_FIELD_ERRORS` of them)."""
+    fields = [
+        FieldError(field=_path(error["loc"]), expected=_expected(error), received=_received(error))
+        for error in errors[:MAX_FIELD_ERRORS]
+    ]
+    shown = "" if len(errors) <= MAX_FIELD_ERRORS else f"; the first {MAX_FIELD_ERRORS} are listed"
+    first = fields[0]
+    detail = (
+        f"{first.field or 'body'}: expected {first.expected}; received {first.received}"
+        if len(errors) == 1
+        else f"{len(errors)} fields are not as expected{shown}"
+    )
+    return InvalidInput(detail, errors=fields)
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """`interactions[3].label` of `("body", "interactions", 3, "label")`."""
+    if location and location[0] in _PARTS_OF_A_REQUEST:
+        location = location[1:]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    template = _EXPECTED.get(error["type"])
+    return template.format_map(error.get("ctx", {})) if template else str(error["msg"])
+
+
+def _received(error: Mapping[str, Any]) -> str:
+    """The value as JSON, shortened; of a collection only its size, for it may hold megabytes."""
+    value = error["input"]
+    if error["type"] == "missing":
+        return "nothing"
+    if isinstance(value, list):
+        return f"{len(value)} items"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, str):
+        value = value[:MAX_RECEIVED_LENGTH]
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= MAX_RECEIVED_LENGTH else text[: MAX_RECEIVED_LENGTH - 1] + "…"
+
+
+def render_problem(error: Exception, *, instance: str) -> Response:
+    """The response to `error`; `instance` is the path of the request. A server's own fault is logged here."""
+    headers: dict[str, str] = {}
+    if isinstance(error, RequestValidationError):
+        error = invalid_input(error.errors())
+    if isinstance(error, ServiceError) and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
+        document = error.problem()
+    elif isinstance(error, HTTPException):
+        headers.update(error.headers or {})
+        document = {
+            "type": "about:blank",
+            "title": HTTPStatus(error.status_code).phrase,
+            "status": error.status_code,
+            "detail": error.detail,
+        }
+    else:
+        log.error("%s failed", instance, exc_info=error)
+        document = ServiceError("the service failed to answer; its log has the cause").problem()
+    if document["status"] == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if document["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    document["instance"] = instance
+    return Response(
+        json.dumps(document, ensure_ascii=False),
+        status_code=document["status"],
+        headers=headers,
+        media_type="application/problem+json",
+    )
+
+
+async def _handle(request: Request, error: Exception) -> Response:
+    return render_problem(error, instance=request.url.path)
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Render the errors of routes and dependencies; what gets past them is for `service.middleware.Observe`."""
+    for kind in (ServiceError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _handle)

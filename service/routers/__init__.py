@@ -1,0 +1,1 @@
+"""HTTP in, use case, HTTP out: one file a resource, no logic of their own."""

@@ -1,0 +1,57 @@
+"""`/admin`: model versions and the way back to one of them."""
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from service.dependencies import Caller, JsonBody, Requires, Service, body_schema
+from service.schemas import RollbackRequest, RollbackResponse
+from service.use_cases.rollback import rollback
+from service.use_cases.status import ModelDetail, ModelPage, get_model, list_models
+
+router = APIRouter(prefix="/admin", tags=["admin"])
+
+Admin = Annotated[Caller, Depends(Requires("admin"))]
+
+
+@router.get("/models", summary="Model versions, newest first")
+async def get_models(
+    service: Service,
+    _: Admin,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[int | None, Query(ge=0)] = None,
+) -> ModelPage:
+    """A page of versions with lineage, scores and the gate's decision; `next` is `before` of the page that follows."""
+    return await list_models(service.database, limit=limit, before=before)
+
+
+@router.get("/models/{version:int}", summary="One model version")
+async def get_one_model(service: Service, _: Admin, version: int) -> ModelDetail:
+    """The version with the digests of its training state."""
+    return await get_model(service.database, version)
+
+
+@router.post("/rollback", openapi_extra=body_schema(RollbackRequest), summary="Serve another version")
+async def post_rollback(
+    service: Service, caller: Admin, request: Annotated[RollbackRequest, Depends(JsonBody(RollbackRequest))]
+) -> RollbackResponse:
+    """Make a version the champion; the answer comes when every api process serves it. A later version rolls forward."""
+    result = await rollback(
+        service.database,
+        service.notices,
+        to_version=request.to_version,
+        sequence=request.sequence,
+        reason=request.reason,
+        actor=caller.name,
+        lead_seconds=service.settings.swap_lead_seconds,
+    )
+    await asyncio.sleep(max(0.0, result.active_from.timestamp() - time.time()))
+    return RollbackResponse(
+        from_version=result.from_version,
+        to_version=result.to_version,
+        sequence=request.sequence,
+        active_from=result.active_from,
+        reason=request.reason,
+    )

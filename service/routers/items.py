@@ -1,0 +1,25 @@
+"""`PUT /items`."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from service.dependencies import JsonBody, Requires, Service, body_schema
+from service.schemas import ItemsRequest, ItemsResponse
+from service.use_cases.catalogue import put_items
+
+router = APIRouter(tags=["catalogue"])
+
+
+@router.put(
+    "/items",
+    dependencies=[Depends(Requires("ingest"))],
+    openapi_extra=body_schema(ItemsRequest),
+    summary="Add or replace items of the catalogue",
+)
+async def put_catalogue_items(
+    service: Service, request: Annotated[ItemsRequest, Depends(JsonBody(ItemsRequest))]
+) -> ItemsResponse:
+    """Set the categories of each item, in place of those that it had; models learn them with the next period."""
+    items = {item.item_id: item.categories for item in request.items}
+    return ItemsResponse(items=len(items), changed=await put_items(service.database, items))

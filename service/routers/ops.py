@@ -1,0 +1,56 @@
+"""What keeps the service running: liveness, readiness, metrics. No key needed, nothing told that needs one."""
+
+import asyncio
+from collections.abc import Awaitable
+
+from fastapi import APIRouter, Response
+
+from service.dependencies import Service
+from service.errors import NotReady
+from service.metrics import CONTENT_TYPE_LATEST
+from service.schemas import Health, Readiness
+
+router = APIRouter(tags=["operations"])
+
+PROBE_SECONDS = 1.5
+
+
+@router.get("/healthz", summary="Is the process alive?")
+async def get_health() -> Health:
+    """Answers as long as the event loop turns; says nothing of Postgres, Redis or a model."""
+    return Health()
+
+
+@router.get("/readyz", summary="Can the process predict and store?")
+async def get_readiness(service: Service) -> Readiness:
+    """Ready when a model is loaded and Postgres answers; without Redis the service is slower, not down."""
+    postgres, redis = await asyncio.gather(_probe(service.database.ping()), _probe(service.redis.ping()))
+    snapshot = service.serving.current()
+    if postgres != "ok":
+        raise NotReady(f"Postgres: {postgres}")
+    return Readiness(
+        model_version=snapshot.version,
+        period=snapshot.period,
+        checks={"model": "ok", "postgres": postgres, "redis": redis},
+    )
+
+
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+def get_metrics(service: Service) -> Response:
+    """The text exposition format."""
+    # Not async: of several workers it reads files, which is work for a thread.
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _probe(ping: Awaitable[object]) -> str:
+    """`ok`, or what is wrong; after `PROBE_SECONDS` at the latest."""
+    task = asyncio.ensure_future(ping)
+    # Not `asyncio.timeout`: that waits until the cancelled call has ended, and giving up a connection to a server that
+    # hangs can take as long as the server does.
+    done, _ = await asyncio.wait([task], timeout=PROBE_SECONDS)
+    if not done:
+        task.cancel()
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return f"no answer within {PROBE_SECONDS} s"
+    error = task.exception()
+    return "ok" if error is None else f"no answer: {type(error.__cause__ or error).__name__}"

@@ -1,0 +1,78 @@
+"""`/periods`: close the open one, look at all of them, watch one."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import TypeAdapter
+
+from service.dependencies import Caller, JsonBody, Requires, Service, body_schema
+from service.limits import MAX_ID_LENGTH
+from service.schemas import CloseRequest, CloseResponse
+from service.use_cases.close_period import close_period
+from service.use_cases.status import FINISHED, PeriodDocument, PeriodPage, get_period, list_periods, watch_period
+
+router = APIRouter(prefix="/periods", tags=["periods"])
+
+READER = Depends(Requires("admin", "ingest"))
+PERIOD_JSON = TypeAdapter(PeriodDocument)
+
+
+@router.post(
+    "/close",
+    status_code=202,
+    openapi_extra=body_schema(CloseRequest, optional=True),
+    summary="Close the open period",
+)
+async def post_close(
+    service: Service,
+    caller: Annotated[Caller, Depends(Requires("admin"))],
+    request: Annotated[CloseRequest, Depends(JsonBody(CloseRequest, optional=True))],
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_ID_LENGTH)] = None,
+) -> CloseResponse:
+    """Seal the log of the open period and open the next; the worker updates the model on it from then on."""
+    period = await close_period(
+        service.database,
+        expected_period=request.expected_period,
+        idempotency_key=idempotency_key,
+        actor=caller.name,
+    )
+    status_url = f"/periods/{period.number}"
+    response.headers["Location"] = status_url
+    return CloseResponse(period=period.number, status="sealed", status_url=status_url)
+
+
+@router.get("", dependencies=[READER], summary="Periods, newest first")
+async def get_periods(
+    service: Service,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[int | None, Query(ge=0)] = None,
+) -> PeriodPage:
+    """A page of periods; `next` is the `before` of the page that follows."""
+    return await list_periods(service.database, service.notices, limit=limit, before=before)
+
+
+@router.get("/{number:int}", dependencies=[READER], summary="One period")
+async def get_one_period(service: Service, number: int) -> PeriodDocument:
+    """The period with the stages of its update and the scores of the models on its log."""
+    return await get_period(service.database, service.notices, number)
+
+
+# A stream has begun before its first event, so whether the period exists has to be known before the stream.
+@router.get(
+    "/{number:int}/events",
+    dependencies=[READER, Depends(get_one_period)],
+    response_class=EventSourceResponse,
+    summary="One period as it changes",
+)
+async def get_period_events(service: Service, number: int) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: `status` with the period now and after each change, then `end` when its update has ended."""
+    watched = watch_period(service.database, service.notices, number, stopping=service.stopping)
+    async with aclosing(watched) as documents:
+        async for document in documents:
+            yield ServerSentEvent(event="status", raw_data=PERIOD_JSON.dump_json(document).decode())
+            if document.status in FINISHED:
+                yield ServerSentEvent(event="end", raw_data="{}")

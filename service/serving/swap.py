@@ -1,0 +1,209 @@
+"""The model that an api process serves, and how one version takes over from another without a dropped request.
+
+A version is published with the moment `active_from` at which it takes over. Every api process loads it before, keeps it
+beside the one it serves, and flips at that moment by its own clock. So the processes flip together, and a client whose
+requests go from one to another never sees the version move back.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from math import isfinite
+from pathlib import Path
+from typing import Protocol
+
+from service.errors import NotReady, ServiceError
+from service.serving.snapshot import Snapshot
+
+__all__ = ["Champion", "ServingModel", "load_snapshot"]
+
+logger = logging.getLogger(__name__)
+
+KEPT_FILES = 3
+MAX_RETRY_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """The version that the `champion` alias names."""
+
+    version: int
+    period: int
+    """The period that the version was last trained on."""
+    digest: str
+    """Of its serving artifact."""
+    active_from: datetime
+
+
+class FetchChampion(Protocol):
+    """Where the champion is looked up."""
+
+    async def __call__(self) -> Champion:
+        """The champion of now; raises whatever keeps it from being read."""
+
+
+class FetchFile(Protocol):
+    """Where an artifact comes from."""
+
+    async def __call__(self, digest: str, folder: Path) -> Path:
+        """The artifact as a complete file in `folder`; raises whatever keeps it from being read."""
+
+
+def load_snapshot(path: Path, version: int, period: int) -> Snapshot:
+    """The snapshot in `path`, which has scored one unknown user and item sensibly.
+
+    Raises:
+        ValueError: the score is no probability.
+    """
+    snapshot = Snapshot.load(path, version=version, period=period)
+    for score in snapshot.predict("", [""], []).scores:
+        if not (isfinite(score) and 0 < score < 1):
+            raise ValueError(f"expected a score in (0, 1) of model version {version}; received {score}")
+    return snapshot
+
+
+class ServingModel:
+    """The snapshot served now and at most one that takes over at a known moment.
+
+    Only the event loop's thread touches the two references, so neither needs a lock; loading happens in another thread.
+
+    Args:
+        fetch_champion: looks the champion up.
+        fetch_file: brings its artifact into `folder`.
+        notices: an endless stream of hints that the champion has changed.
+        folder: of the artifact files, shared by all processes of a host; all but the last few are removed.
+        poll_seconds: how often the champion is looked up where no notice came.
+        on_swap: told each snapshot as it begins to serve.
+    """
+
+    def __init__(
+        self,
+        *,
+        fetch_champion: FetchChampion,
+        fetch_file: FetchFile,
+        notices: Callable[[], AsyncIterator[object]],
+        folder: Path,
+        poll_seconds: float,
+        on_swap: Callable[[Snapshot], None] = lambda _: None,
+    ) -> None:
+        self._fetch_champion = fetch_champion
+        self._fetch_file = fetch_file
+        self._notices = notices
+        self._folder = folder
+        self._poll_seconds = poll_seconds
+        self._on_swap = on_swap
+        self._current: Snapshot | None = None
+        self._next: tuple[float, Snapshot] | None = None  # epoch seconds of its beginning
+        self._known: Champion | None = None
+        self._wake = asyncio.Event()
+        self._loaded = asyncio.Event()
+
+    def current(self) -> Snapshot:
+        """The snapshot to answer one whole request with.
+
+        Raises:
+            NotReady: none was loaded so far.
+        """
+        if self._next is not None and time.time() >= self._next[0]:
+            self._serve(self._next[1])
+        if self._current is None:
+            raise NotReady("no model is loaded yet")
+        return self._current
+
+    async def wait_loaded(self) -> None:
+        """Return when there is a snapshot to serve."""
+        await self._loaded.wait()
+
+    async def run(self) -> None:
+        """Follow the champion until cancelled: the first at once, each later one from its `active_from` on.
+
+        Whatever fails is logged and tried again, less and less often; the snapshot served stays.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen())
+            group.create_task(self._follow())
+
+    async def refresh(self) -> None:
+        """Look the champion up once and load or schedule it where it is new; raises whatever fails."""
+        champion = await self._fetch_champion()
+        if champion == self._known:
+            return
+        snapshot = self._held(champion.version) or await self._load(champion)
+        active_from = champion.active_from.timestamp()
+        # The first champion serves at once, even before its time: there is nothing older to serve.
+        if self._current is None or time.time() >= active_from:
+            self._serve(snapshot)
+        else:
+            self._next = (active_from, snapshot)
+        self._known = champion
+
+    def _held(self, version: int) -> Snapshot | None:
+        held = (self._current, self._next[1] if self._next else None)
+        return next((snapshot for snapshot in held if snapshot is not None and snapshot.version == version), None)
+
+    def _serve(self, snapshot: Snapshot) -> None:
+        self._next = None
+        if snapshot is self._current:
+            return
+        self._current = snapshot
+        self._loaded.set()
+        logger.info("serving model version %d", snapshot.version)
+        self._on_swap(snapshot)
+
+    async def _load(self, champion: Champion) -> Snapshot:
+        path = await self._fetch_file(champion.digest, self._folder)
+        snapshot = await asyncio.to_thread(load_snapshot, path, champion.version, champion.period)
+        await asyncio.to_thread(_keep_newest, self._folder, path)
+        return snapshot
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async for _ in self._notices():
+                    self._wake.set()
+            except Exception:
+                logger.exception("lost the swap notices; polling goes on")
+            await asyncio.sleep(self._poll_seconds)
+
+    async def _follow(self) -> None:
+        failures = 0
+        while True:
+            self._wake.clear()
+            try:
+                await self.refresh()
+                failures = 0
+            except Exception as error:
+                failures += 1
+                # The cause of an expected failure is in its message; of any other the log needs the trace.
+                trace = None if isinstance(error, ServiceError) else error
+                logger.warning("could not load the champion (attempt %d): %s", failures, error, exc_info=trace)
+            await self._pause(min(self._poll_seconds * 2 ** min(failures, 16), MAX_RETRY_SECONDS))
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep until a notice, a flip or `seconds` have passed; flip where no request does."""
+        if self._next is not None:
+            seconds = min(seconds, max(self._next[0] - time.time(), 0))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        if self._current is not None:
+            self.current()
+
+
+def _keep_newest(folder: Path, path: Path) -> None:
+    """Mark `path` as used now and remove all artifact files but the `KEPT_FILES` used last.
+
+    Another process may still map a removed file: its pages live on until it lets go of them.
+    """
+    os.utime(path)
+    files = []
+    for file in folder.glob(f"*{path.suffix}"):
+        with suppress(FileNotFoundError):  # another process tidies up as well
+            files.append((file.stat().st_mtime, file))
+    for _, file in sorted(files, reverse=True)[KEPT_FILES:]:
+        file.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""The settings of one installation, read from the environment (`ASMG_…`) and passed in, never imported as a global."""
+
+from pathlib import Path
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.limits import MAX_HISTORY
+
+__all__ = ["Settings", "sqlalchemy_dsn"]
+
+ASYNCPG_SCHEME = "postgresql+asyncpg://"
+POSTGRES_SCHEMES = ("postgresql://", "postgres://", ASYNCPG_SCHEME)
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+def sqlalchemy_dsn(dsn: str) -> str:
+    """The DSN with the one driver that the service uses.
+
+    Raises:
+        ValueError: the scheme is not one of `postgresql://`, `postgres://`, `postgresql+asyncpg://`.
+    """
+    for scheme in POSTGRES_SCHEMES:
+        if dsn.startswith(scheme):
+            return ASYNCPG_SCHEME + dsn.removeprefix(scheme)
+    raise ValueError(f"expected a DSN that starts with {' or '.join(POSTGRES_SCHEMES)}")
+
+
+class Settings(BaseSettings):
+    """One small set of settings; units are in the names."""
+
+    model_config = SettingsConfigDict(env_prefix="ASMG_", frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    data_dir: Path = Field(Path("~/.local/share/asmg"), validate_default=True)
+    """Folder of the embedded servers and of the memory-mapped serving snapshots."""
+    postgres_dsn: str | None = None
+    """Postgres of the installation; unset together with `redis_url` for the embedded servers."""
+    redis_url: str | None = None
+    """Redis of the installation: `redis://`, `rediss://` or `unix://`."""
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    api_workers: int = Field(1, ge=1)
+    """Api processes."""
+    prior_ctr: float = Field(0.5, gt=0, lt=1)
+    """The constant answer of version 0, before anything was learned."""
+    updater: str = "asmg-gru-multi"
+    """Name of the update method."""
+    history_length: int = Field(MAX_HISTORY, ge=1, le=MAX_HISTORY)
+    """Most recent positives of a user that a model reads."""
+    swap_lead_seconds: float = Field(1.0, ge=0)
+    """Time between the publication of a version and the moment at which all api processes switch to it."""
+    swap_poll_seconds: float = Field(0.5, gt=0)
+    """How often an api process looks for a new version where no notice reached it."""
+    worker_poll_seconds: float = Field(1.0, gt=0)
+    """How often the worker looks for a sealed period."""
+    max_attempts: int = Field(3, ge=1)
+    """Updates of one period that may fail before it is given up."""
+    keep_versions: int = Field(50, ge=2)
+    """Model versions whose artifacts are kept."""
+    seed: int = 0
+    """Seed of every random choice of the updates."""
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("postgres_dsn", "redis_url", mode="before")
+    @classmethod
+    def _unset_when_empty(cls, value: object) -> object:
+        # Compose files pass `ASMG_REDIS_URL=${ASMG_REDIS_URL}` through; there an empty value means unset.
+        return None if value == "" else value
+
+    @field_validator("postgres_dsn")
+    @classmethod
+    def _use_asyncpg(cls, value: str | None) -> str | None:
+        return None if value is None else sqlalchemy_dsn(value)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(REDIS_SCHEMES):
+            raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "Settings":
+        if (self.postgres_dsn is None) != (self.redis_url is None):
+            given, missing = (
+                ("redis_url", "postgres_dsn") if self.postgres_dsn is None else ("postgres_dsn", "redis_url")
+            )
+            raise ValueError(
+                f"expected both ASMG_POSTGRES_DSN and ASMG_REDIS_URL, or neither for the embedded servers; "
+                f"received ASMG_{given.upper()} without ASMG_{missing.upper()}"
+            )
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the service starts its own Postgres and Redis under `data_dir`."""
+        return self.postgres_dsn is None

@@ -1,0 +1,232 @@
+"""Connections to Postgres: read sessions, units of work, advisory locks and the election of a leader."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from enum import IntEnum
+from typing import Any, TypeVar
+
+import orjson
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from service.errors import ConfigurationError, NotReady
+from service.settings import sqlalchemy_dsn
+from service.storage.repositories import (
+    Artifacts,
+    Audit,
+    Entities,
+    Evaluations,
+    Interactions,
+    Items,
+    Keys,
+    Models,
+    Periods,
+    Stages,
+)
+
+__all__ = ["Database", "Leadership", "Lock", "ReadSession", "UnitOfWork"]
+
+logger = logging.getLogger(__name__)
+
+
+class Lock(IntEnum):
+    """Keys of the advisory locks: `"asmg"` in the upper half, so that other programs on the server do not collide."""
+
+    LOG = 0x61736D67_00000001
+    """The end of the log: shared by ingestion, exclusive while a period is closed."""
+    MODELS = 0x61736D67_00000002
+    """Model versions and aliases: exclusive while one is published or moved."""
+    MIGRATE = 0x61736D67_00000003
+    """The schema: exclusive while it changes."""
+    WORKER = 0x61736D67_00000004
+    """Held by the leading worker for as long as it leads."""
+
+
+class _Session:
+    """The repositories over one transaction."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+        self.periods = Periods(connection)
+        self.stages = Stages(connection)
+        self.interactions = Interactions(connection)
+        self.items = Items(connection)
+        self.entities = Entities(connection)
+        self.models = Models(connection)
+        self.artifacts = Artifacts(connection)
+        self.evaluations = Evaluations(connection)
+        self.keys = Keys(connection)
+        self.audit = Audit(connection)
+
+
+class ReadSession(_Session):
+    """One snapshot of the database; Postgres refuses every write in it."""
+
+
+class UnitOfWork(_Session):
+    """One transaction that is rolled back unless `commit` was called.
+
+    Statements after a `commit` open a next transaction under the same rule; locks end with their transaction.
+    """
+
+    async def commit(self) -> None:
+        """Make everything since the beginning, or since the last commit, durable."""
+        await self.connection.commit()
+
+    async def lock_shared(self, name: Lock) -> None:
+        """Wait until nobody holds `name` exclusively; hold it with others until the transaction ends."""
+        await self.connection.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": int(name)})
+
+    async def lock_exclusive(self, name: Lock) -> None:
+        """Wait until nobody holds `name`; hold it alone until the transaction ends."""
+        await self.connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": int(name)})
+
+
+SessionT = TypeVar("SessionT", bound=_Session)
+
+
+class Database:
+    """A pool of connections.
+
+    Args:
+        dsn: `postgresql://…`; the driver is added.
+        pool_size: connections at most; a caller that gets none for 30 seconds gets `NotReady`.
+    """
+
+    def __init__(self, dsn: str, *, pool_size: int = 10) -> None:
+        self._engine = _engine(dsn, pool_size=pool_size, max_overflow=0, pool_pre_ping=True)
+        # A session that reads twice must see one state; in Postgres a read-only snapshot costs nothing and never fails.
+        self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    def read(self) -> AbstractAsyncContextManager[ReadSession]:
+        """One read-only transaction over one snapshot.
+
+        Raises:
+            NotReady: Postgres does not answer.
+        """
+        return self._session(self._snapshots, ReadSession)
+
+    def unit_of_work(self) -> AbstractAsyncContextManager[UnitOfWork]:
+        """One read-committed transaction, rolled back unless committed.
+
+        Raises:
+            NotReady: Postgres does not answer.
+        """
+        return self._session(self._engine, UnitOfWork)
+
+    async def ping(self) -> None:
+        """Return when Postgres has answered.
+
+        Raises:
+            NotReady: it did not.
+        """
+        async with self.read() as session:
+            await session.connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Close all pooled connections."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def _session(self, engine: AsyncEngine, kind: type[SessionT]) -> AsyncIterator[SessionT]:
+        # The stack closes the connection, and so rolls back; SQLAlchemy shields that from cancellation.
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(engine.connect())
+            except (OSError, SQLAlchemyError) as error:
+                raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
+            try:
+                yield kind(connection)
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise NotReady("the connection to Postgres was lost") from error
+                raise
+
+
+class Leadership:
+    """The election of one leader among all processes that use a database.
+
+    The leader holds an advisory lock of its session, so Postgres itself ends the term when the process or its
+    connection dies: there is no lease to renew and no clock to trust.
+    """
+
+    def __init__(self, dsn: str, *, lock: Lock = Lock.WORKER, answer_seconds: float = 5.0) -> None:
+        self._engine = _engine(dsn, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._lock = lock
+        self._answer_seconds = answer_seconds
+        self._connection: AsyncConnection | None = None
+
+    async def try_acquire(self) -> bool:
+        """Lead, if nobody else does; True as well where this object leads already.
+
+        Raises:
+            NotReady: Postgres does not answer.
+        """
+        if await self.is_held():
+            return True
+        connection = self._engine.connect()
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                await connection.start()
+                held = await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": int(self._lock)})
+        except (OSError, SQLAlchemyError) as error:  # a TimeoutError is an OSError
+            await _discard(connection)
+            raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
+        if not held:
+            await connection.close()
+            return False
+        self._connection = connection
+        return True
+
+    async def is_held(self) -> bool:
+        """Whether this object leads: it was elected, and its connection still answers."""
+        if self._connection is None:
+            return False
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                await self._connection.execute(text("SELECT 1"))
+        except (OSError, SQLAlchemyError) as error:
+            logger.warning("leadership lost: the connection to Postgres does not answer (%s)", type(error).__name__)
+            connection, self._connection = self._connection, None
+            await _discard(connection)
+            return False
+        return True
+
+    async def release(self) -> None:
+        """Stop leading, so that another process can at once; nothing happens where this object does not lead."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _discard(connection)
+        await self._engine.dispose()
+
+
+async def _discard(connection: AsyncConnection) -> None:
+    """Close the connection for good, also where it is broken; the server then ends its session and frees its locks."""
+    with suppress(OSError, SQLAlchemyError):
+        await connection.invalidate()
+    with suppress(OSError, SQLAlchemyError):
+        await connection.close()
+
+
+def _engine(dsn: str, **options: Any) -> AsyncEngine:
+    try:
+        url = sqlalchemy_dsn(dsn)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    return create_async_engine(
+        url,
+        json_serializer=_dump_json,
+        json_deserializer=orjson.loads,
+        # JIT takes longer to compile than any query here takes to run.
+        connect_args={"server_settings": {"application_name": "asmg", "jit": "off", "timezone": "UTC"}},
+        **options,
+    )
+
+
+def _dump_json(value: object) -> str:
+    # NaN becomes null, for JSON has no NaN; NumPy scalars and arrays become numbers and lists.
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()

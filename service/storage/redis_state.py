@@ -1,0 +1,288 @@
+"""What Redis does: recent user histories at the speed of a cache, and notices between processes.
+
+Nothing here is the only copy. Every call works on when Redis is away: histories come from Postgres, notices are
+dropped (their receivers poll Postgres too), and a log line a minute says so.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from itertools import islice
+from typing import Any, cast
+from uuid import uuid4
+
+import orjson
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from service.limits import MAX_HISTORY
+from service.storage.database import Database
+from service.storage.repositories import HistoryEntry, Interaction, to_ms
+
+__all__ = ["HistoryStore", "Notices", "connect"]
+
+logger = logging.getLogger(__name__)
+
+HISTORY_SECONDS = 3600
+LEASE_SECONDS = 10
+PROGRESS_SECONDS = 24 * 3600
+USERS_OF_A_SCRIPT = 500
+
+# While Redis is away, one call a second finds that out; the others do not wait for its timeout.
+PAUSE_SECONDS = 1.0
+LOG_EVERY_SECONDS = 60.0
+
+SWAP_CHANNEL = "asmg:swap"
+RECONNECT_SECONDS = (0.1, 5.0)
+LISTEN_SECONDS = 15.0
+
+# A user without positives is cached as this one member; real members begin with a number.
+NOTHING = b""
+
+# KEYS: history, lease. ARGV: token, seconds, score, member, score, member, …
+# A lease that is gone means that positives were committed after the reader looked: its answer may lack them.
+FILL = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1], KEYS[2])
+for i = 3, #ARGV, 2 do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+
+# KEYS: history, lease of each user. ARGV: length, and for each user: n, then n times score, member.
+# The expiry stays that of the fill, which bounds how long a cache that missed an append can live.
+APPEND = """
+local at = 2
+for user = 1, #KEYS, 2 do
+  local cached = redis.call('EXISTS', KEYS[user]) == 1
+  local n = tonumber(ARGV[at])
+  at = at + 1
+  for _ = 1, n do
+    if cached then redis.call('ZADD', KEYS[user], ARGV[at], ARGV[at + 1]) end
+    at = at + 2
+  end
+  if cached then
+    redis.call('ZREM', KEYS[user], '')
+    redis.call('ZREMRANGEBYRANK', KEYS[user], 0, -tonumber(ARGV[1]) - 1)
+  else
+    redis.call('DEL', KEYS[user + 1])
+  end
+end
+"""
+
+
+def connect(url: str) -> Redis:
+    """A client for `redis://`, `rediss://` or `unix://`; it connects when first used and raises within seconds.
+
+    The pool makes callers wait for a connection for a moment: an error there would send a burst of requests to
+    Postgres at the worst time.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=256,
+        timeout=2,
+        socket_connect_timeout=1,
+        socket_timeout=5,
+        health_check_interval=30,
+        retry=Retry(NoBackoff(), 1),
+    )
+    return Redis.from_pool(pool)
+
+
+class HistoryStore:
+    """The last positives of each user, newest first: a sorted set each in Redis, filled from Postgres.
+
+    The cache is never filled with an answer that misses a committed positive. A reader that finds nothing takes a
+    lease before it reads Postgres, and fills only while it holds the lease; `append`, which runs after the commit,
+    adds to a cached history or else takes the lease away. The other way round, an append that Redis did not get is
+    remembered, and the histories it concerned are dropped before this process appends again; at the latest they expire.
+
+    Args:
+        redis: a client that returns bytes.
+        database: where histories are rebuilt from.
+        length: items of a history.
+    """
+
+    def __init__(self, redis: Redis, database: Database, *, length: int = MAX_HISTORY) -> None:
+        self._redis = redis
+        self._database = database
+        self._length = length
+        self._fill = redis.register_script(FILL)
+        self._append = redis.register_script(APPEND)
+        self._outage = _Outage("user histories are read from Postgres")
+        self._outdated: set[str] = set()
+
+    async def get(self, user_id: str) -> list[str]:
+        """Item ids of the user's last positives, newest first, at most `length`; empty for an unknown user."""
+        if self._outage.pausing:
+            return [entry.item_id for entry in await self._read(user_id)]
+        history, lease = _history_key(user_id), _lease_key(user_id)
+        token = uuid4().hex
+        leased = False
+        try:
+            members = await self._redis.zrange(history, 0, self._length - 1, desc=True)
+            if members:
+                # The client does not decode, and no scores were asked for: these are bytes.
+                return [_item_of(cast(bytes, member)) for member in members if member != NOTHING]
+            leased = bool(await self._redis.set(lease, token, nx=True, ex=LEASE_SECONDS))
+        except RedisError as error:
+            self._outage.note(error)
+        entries = await self._read(user_id)
+        if leased:
+            pairs = [part for entry in entries for part in (entry.timestamp_ms, _member(entry.item_id, entry.event_id))]
+            try:
+                await self._fill(keys=[history, lease], args=[token, HISTORY_SECONDS, *(pairs or ("-inf", NOTHING))])
+            except RedisError as error:
+                self._outage.note(error)
+        return [entry.item_id for entry in entries]
+
+    async def append(self, interactions: Iterable[Interaction]) -> None:
+        """Add committed interactions to the histories of their users; those with label 0 are left out.
+
+        To be called after the commit, and only with what was accepted by it; calling it twice does no harm.
+        """
+        positives: dict[str, list[Interaction]] = {}
+        for interaction in interactions:
+            if interaction.label == 1:
+                positives.setdefault(interaction.user_id, []).append(interaction)
+        if not positives:
+            return
+        if self._outage.pausing:
+            self._outdated.update(positives)
+            return
+        waiting = iter(positives.items())
+        try:
+            await self._drop_outdated()
+            while chunk := list(islice(waiting, USERS_OF_A_SCRIPT)):
+                await self._append_chunk(chunk)
+        except RedisError as error:
+            self._outdated.update(positives)
+            self._outage.note(error)
+
+    async def _append_chunk(self, chunk: list[tuple[str, list[Interaction]]]) -> None:
+        keys: list[str] = []
+        args: list[int | bytes] = [self._length]
+        for user_id, events in chunk:
+            keys += (_history_key(user_id), _lease_key(user_id))
+            args.append(len(events))
+            for event in events:
+                args += (to_ms(event.occurred_at), _member(event.item_id, event.event_id))
+        await self._append(keys=keys, args=args)
+
+    async def _drop_outdated(self) -> None:
+        while chunk := list(islice(self._outdated, USERS_OF_A_SCRIPT)):
+            await self._redis.delete(*(make(user_id) for user_id in chunk for make in (_history_key, _lease_key)))
+            self._outdated.difference_update(chunk)
+
+    async def _read(self, user_id: str) -> list[HistoryEntry]:
+        async with self._database.read() as session:
+            return await session.interactions.recent_positives(user_id, self._length)
+
+
+class Notices:
+    """News between processes, worth nothing but speed: every receiver can also find it out by polling Postgres."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._outage = _Outage("notices are not sent")
+
+    async def publish_swap(self) -> None:
+        """Tell the api processes that an alias moved."""
+        try:
+            await self._redis.publish(SWAP_CHANNEL, b"")
+        except RedisError as error:
+            self._outage.note(error)
+
+    async def swap_notices(self) -> AsyncIterator[None]:
+        """One None for each move of an alias, and for each (re)connection, since a notice may have been missed."""
+        async for _ in self._messages(SWAP_CHANNEL):
+            yield None
+
+    async def publish_progress(self, period: int, progress: Mapping[str, Any]) -> None:
+        """Tell who watches the update of a period how far it is; JSON, also kept for those who come later."""
+        data = orjson.dumps(progress, option=orjson.OPT_SERIALIZE_NUMPY)
+        try:
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.set(_progress_key(period), data, ex=PROGRESS_SECONDS)
+                pipeline.publish(_progress_key(period), data)
+                await pipeline.execute()
+        except RedisError as error:
+            self._outage.note(error)
+
+    async def progress(self, period: int) -> dict[str, Any] | None:
+        """The last progress of a period's update, if it is known."""
+        try:
+            data = await self._redis.get(_progress_key(period))
+        except RedisError as error:
+            self._outage.note(error)
+            return None
+        return None if data is None else orjson.loads(data)
+
+    async def progress_notices(self, period: int) -> AsyncIterator[dict[str, Any]]:
+        """The last progress of a period's update, if there is any, then each next one as it comes; without end."""
+        async for data in self._messages(_progress_key(period)):
+            if data is not None:
+                yield orjson.loads(data)
+            elif (last := await self.progress(period)) is not None:
+                yield last
+
+    async def _messages(self, channel: str) -> AsyncIterator[bytes | None]:
+        """Messages of a channel for ever; None for each subscription to it, the ones after a lost connection too."""
+        wait, longest = RECONNECT_SECONDS
+        while True:
+            try:
+                async with self._redis.pubsub() as pubsub:
+                    await pubsub.subscribe(channel)
+                    while True:
+                        # The client renews a lost subscription by itself; its confirmation is what tells us.
+                        message = await pubsub.get_message(timeout=LISTEN_SECONDS)
+                        if message is not None:
+                            wait = RECONNECT_SECONDS[0]
+                            yield message["data"] if message["type"] == "message" else None
+            except RedisError as error:
+                self._outage.note(error)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, longest)
+
+
+class _Outage:
+    """Notes failures of Redis: one line a minute, and a pause after each in which Redis is not asked."""
+
+    def __init__(self, consequence: str) -> None:
+        self._consequence = consequence
+        self._failed_at = self._logged_at = -float("inf")
+
+    @property
+    def pausing(self) -> bool:
+        return time.monotonic() < self._failed_at + PAUSE_SECONDS
+
+    def note(self, error: RedisError) -> None:
+        self._failed_at = time.monotonic()
+        if self._failed_at >= self._logged_at + LOG_EVERY_SECONDS:
+            self._logged_at = self._failed_at
+            logger.warning("Redis does not answer, %s: %s", self._consequence, error)
+
+
+def _history_key(user_id: str) -> str:
+    return f"asmg:h:{user_id}"
+
+
+def _lease_key(user_id: str) -> str:
+    return f"asmg:hl:{user_id}"
+
+
+def _progress_key(period: int) -> str:
+    return f"asmg:progress:{period}"
+
+
+def _member(item_id: str, event_id: str) -> bytes:
+    # The event id makes a repeated item a member of its own; the length tells the two apart again.
+    return f"{len(item_id)}:{item_id}{event_id}".encode()
+
+
+def _item_of(member: bytes) -> str:
+    length, _, rest = member.decode().partition(":")
+    return rest[: int(length)]

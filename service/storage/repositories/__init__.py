@@ -1,0 +1,57 @@
+"""All SQL of the service: one small class a table, over one connection. Results are frozen dataclasses, never rows.
+
+Repositories neither begin nor commit; the session that holds them (`service.storage.database`) does.
+"""
+
+from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
+from service.storage.repositories.artifacts import Artifacts, digest_of
+from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Items
+from service.storage.repositories.interactions import (
+    HistoryEntry,
+    Interaction,
+    Interactions,
+    PeriodLog,
+    Positives,
+    to_ms,
+)
+from service.storage.repositories.models import (
+    Alias,
+    AliasName,
+    Evaluation,
+    Evaluations,
+    ModelKind,
+    Models,
+    ModelVersion,
+)
+from service.storage.repositories.periods import Period, Periods, PeriodStatus, Stage, Stages
+
+__all__ = [
+    "Alias",
+    "AliasName",
+    "ApiKey",
+    "Artifacts",
+    "Audit",
+    "AuditEntry",
+    "Catalogue",
+    "Entities",
+    "EntityKind",
+    "Evaluation",
+    "Evaluations",
+    "HistoryEntry",
+    "Interaction",
+    "Interactions",
+    "Items",
+    "Keys",
+    "ModelKind",
+    "ModelVersion",
+    "Models",
+    "Period",
+    "PeriodLog",
+    "PeriodStatus",
+    "Periods",
+    "Positives",
+    "Stage",
+    "Stages",
+    "digest_of",
+    "to_ms",
+]

@@ -1,0 +1,80 @@
+"""Content-addressed blobs in Postgres, in chunks small enough for the protocol and for memory."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+
+from sqlalchemy import insert, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import ArtifactCorrupt, ArtifactMissing
+from service.storage import tables
+
+__all__ = ["CHUNK_BYTES", "Artifacts", "digest_of"]
+
+CHUNK_BYTES = 8 * 1024 * 1024
+
+# A digest counts as used wherever it stands in a state, also inside lists.
+DELETE_UNUSED = text("""
+    DELETE FROM artifacts
+    WHERE digest = ANY (CAST(:digests AS text[]))
+      AND NOT EXISTS (SELECT FROM model_versions WHERE serving_digest = artifacts.digest)
+      AND digest NOT IN (
+          SELECT value #>> '{}'
+          FROM model_versions, jsonb_path_query(state, 'strict $.** ? (@.type() == "string")') AS value
+      )
+    RETURNING digest
+""")
+
+
+async def digest_of(data: bytes) -> str:
+    """The SHA-256 of the content, in hex; computed in a thread, for large models take a while."""
+    return (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
+
+
+class Artifacts:
+    """Tables `artifacts` and `artifact_chunks`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def put(self, data: bytes, kind: str) -> str:
+        """Store the content unless it is stored already; return its digest."""
+        digest = await digest_of(data)
+        statement = upsert(tables.artifacts).values(digest=digest, kind=kind, size=len(data))
+        statement = statement.on_conflict_do_nothing()
+        if (await self._connection.execute(statement.returning(tables.artifacts.c.digest))).first() is None:
+            return digest
+        for index, start in enumerate(range(0, len(data), CHUNK_BYTES)):
+            chunk = {"digest": digest, "index": index, "data": data[start : start + CHUNK_BYTES]}
+            await self._connection.execute(insert(tables.artifact_chunks).values(chunk))
+        return digest
+
+    async def get(self, digest: str) -> bytes:
+        """The content with this digest.
+
+        Raises:
+            ArtifactMissing: there is none.
+            ArtifactCorrupt: what is stored is not what the digest was made of.
+        """
+        known = await self._connection.scalar(
+            select(tables.artifacts.c.digest).where(tables.artifacts.c.digest == digest)
+        )
+        if known is None:
+            raise ArtifactMissing(digest)
+        chunks = tables.artifact_chunks
+        query = select(chunks.c.index).where(chunks.c.digest == digest).order_by(chunks.c.index)
+        parts = []
+        for index in (await self._connection.execute(query)).scalars().all():
+            one = select(chunks.c.data).where(chunks.c.digest == digest, chunks.c.index == index)
+            parts.append((await self._connection.execute(one)).scalar_one())
+        data = b"".join(parts)
+        if (actual := await digest_of(data)) != digest:
+            raise ArtifactCorrupt(digest, actual)
+        return data
+
+    async def delete(self, digests: Sequence[str]) -> set[str]:
+        """Delete those of the artifacts that no model version names, as serving model or in its state; return them."""
+        result = await self._connection.execute(DELETE_UNUSED, {"digests": list(digests)})
+        return set(result.scalars())

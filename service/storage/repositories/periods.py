@@ -1,0 +1,204 @@
+"""Periods of the log and the stages of their updates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import RowMapping, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import NotReady, PeriodNotFound
+from service.storage import tables
+
+__all__ = ["Period", "PeriodStatus", "Periods", "Stage", "Stages"]
+
+
+class PeriodStatus(StrEnum):
+    """The life of a period: open → sealed → updating → updated, or failed."""
+
+    OPEN = "open"
+    SEALED = "sealed"
+    UPDATING = "updating"
+    UPDATED = "updated"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Period:
+    """One stretch of the log, and what became of it."""
+
+    number: int
+    status: PeriodStatus
+    opened_at: datetime
+    sealed_at: datetime | None
+    finished_at: datetime | None
+    events: int | None
+    """Interactions, counted when the period was sealed."""
+    idempotency_key: str | None
+    idempotency_fingerprint: str | None
+    error: str | None
+    attempts: int
+    version: int | None
+    """The model version that the period produced."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One step of a period's update."""
+
+    period: int
+    stage: str
+    status: str
+    """`running` or `done`."""
+    started_at: datetime
+    finished_at: datetime | None
+    seconds: float | None
+    result: Any
+    """What a restarted update needs of a stage that is done; JSON."""
+
+
+class Periods:
+    """Table `periods`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def open(self) -> Period:
+        """The one open period.
+
+        Raises:
+            NotReady: there is none, so the schema was never migrated.
+        """
+        period = await self._first(select(tables.periods).where(tables.periods.c.status == PeriodStatus.OPEN))
+        if period is None:
+            raise NotReady("no period is open: the database has not been migrated")
+        return period
+
+    async def get(self, number: int) -> Period | None:
+        """The period with this number."""
+        return await self._first(select(tables.periods).where(tables.periods.c.number == number))
+
+    async def list(self, limit: int, before: int | None = None) -> Sequence[Period]:
+        """At most `limit` periods, newest first, of those with a number below `before`."""
+        query = select(tables.periods).order_by(tables.periods.c.number.desc()).limit(limit)
+        if before is not None:
+            query = query.where(tables.periods.c.number < before)
+        return [_period(row) for row in (await self._connection.execute(query)).mappings()]
+
+    async def next_sealed(self) -> Period | None:
+        """The earliest period that waits for its update, or whose update was begun and not ended."""
+        waiting = tables.periods.c.status.in_([PeriodStatus.SEALED, PeriodStatus.UPDATING])
+        return await self._first(select(tables.periods).where(waiting).order_by(tables.periods.c.number).limit(1))
+
+    async def by_idempotency_key(self, key: str) -> Period | None:
+        """The period that was sealed by the request with this key."""
+        return await self._first(select(tables.periods).where(tables.periods.c.idempotency_key == key))
+
+    async def seal(self, number: int, events: int, key: str | None = None, fingerprint: str | None = None) -> Period:
+        """End an open period; `key` and `fingerprint` identify the request that did.
+
+        Raises:
+            PeriodNotFound: there is no open period with this number.
+        """
+        statement = (
+            update(tables.periods)
+            .where(tables.periods.c.number == number, tables.periods.c.status == PeriodStatus.OPEN)
+            .values(
+                status=PeriodStatus.SEALED,
+                sealed_at=func.clock_timestamp(),
+                events=events,
+                idempotency_key=key,
+                idempotency_fingerprint=fingerprint,
+            )
+            .returning(*tables.periods.c)
+        )
+        return await self._changed(number, statement)
+
+    async def create(self, number: int) -> Period:
+        """Open a period; the one before must be sealed."""
+        statement = insert(tables.periods).values(number=number, status=PeriodStatus.OPEN).returning(*tables.periods.c)
+        return await self._changed(number, statement)
+
+    async def set_status(
+        self,
+        number: int,
+        status: PeriodStatus,
+        *,
+        error: str | None = None,
+        attempts: int | None = None,
+        version: int | None = None,
+    ) -> Period:
+        """Move a period on. `error` replaces the last one; `attempts` and `version` stay where they are None.
+
+        Raises:
+            PeriodNotFound: there is no such period.
+        """
+        values: dict[str, Any] = {"status": status, "error": error}
+        ended = status in (PeriodStatus.UPDATED, PeriodStatus.FAILED)
+        values["finished_at"] = func.clock_timestamp() if ended else None
+        if attempts is not None:
+            values["attempts"] = attempts
+        if version is not None:
+            values["version"] = version
+        statement = update(tables.periods).where(tables.periods.c.number == number).values(values)
+        return await self._changed(number, statement.returning(*tables.periods.c))
+
+    async def _first(self, query: Any) -> Period | None:
+        row = (await self._connection.execute(query)).mappings().first()
+        return None if row is None else _period(row)
+
+    async def _changed(self, number: int, statement: Any) -> Period:
+        period = await self._first(statement)
+        if period is None:
+            raise PeriodNotFound(number)
+        return period
+
+
+class Stages:
+    """Table `period_stages`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def list(self, period: int) -> Sequence[Stage]:
+        """The stages of a period in the order in which they were started."""
+        query = (
+            select(tables.period_stages)
+            .where(tables.period_stages.c.period == period)
+            .order_by(tables.period_stages.c.started_at, tables.period_stages.c.stage)
+        )
+        return [Stage(**row) for row in (await self._connection.execute(query)).mappings()]
+
+    async def get(self, period: int, stage: str) -> Stage | None:
+        """One stage, if it was ever started."""
+        query = select(tables.period_stages).where(
+            tables.period_stages.c.period == period, tables.period_stages.c.stage == stage
+        )
+        row = (await self._connection.execute(query)).mappings().first()
+        return None if row is None else Stage(**row)
+
+    async def start(self, period: int, stage: str) -> None:
+        """Note that a stage runs, from the beginning if it was started before."""
+        values: dict[str, Any] = {"status": "running", "started_at": func.clock_timestamp()}
+        again: Mapping[str, Any] = {**values, "finished_at": None, "seconds": None, "result": None}
+        statement = upsert(tables.period_stages).values(period=period, stage=stage, **values)
+        await self._connection.execute(
+            statement.on_conflict_do_update(index_elements=["period", "stage"], set_=dict(again))
+        )
+
+    async def finish(self, period: int, stage: str, seconds: float, result: Any = None) -> None:
+        """Note that a started stage is done, how long it took and what it made (JSON)."""
+        statement = (
+            update(tables.period_stages)
+            .where(tables.period_stages.c.period == period, tables.period_stages.c.stage == stage)
+            .values(status="done", finished_at=func.clock_timestamp(), seconds=seconds, result=result)
+            .returning(tables.period_stages.c.stage)
+        )
+        (await self._connection.execute(statement)).one()
+
+
+def _period(row: RowMapping) -> Period:
+    return Period(**{**row, "status": PeriodStatus(row["status"])})

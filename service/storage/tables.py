@@ -1,0 +1,202 @@
+"""The schema, as SQLAlchemy Core tables; `migrations/` is the only way it changes, `alembic check` compares the two."""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    desc,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+__all__ = [
+    "aliases",
+    "api_keys",
+    "artifact_chunks",
+    "artifacts",
+    "audit",
+    "entity_rows",
+    "evaluations",
+    "interactions",
+    "items",
+    "metadata",
+    "model_versions",
+    "period_stages",
+    "periods",
+]
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+TIMESTAMP = DateTime(timezone=True)
+
+periods = Table(
+    "periods",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("status", Text, nullable=False),
+    Column("opened_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("sealed_at", TIMESTAMP),
+    Column("finished_at", TIMESTAMP),
+    Column("events", BigInteger, comment="interactions of the period, counted when it was sealed"),
+    Column("idempotency_key", Text, unique=True),
+    Column("idempotency_fingerprint", Text),
+    Column("error", Text),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("version", Integer, comment="the model version that the period produced"),
+    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'failed')", name="status"),
+    # The log has one end: at most one period is open, whatever two closing transactions attempt.
+    Index("uq_periods_open", "status", unique=True, postgresql_where=text("status = 'open'")),
+)
+
+period_stages = Table(
+    "period_stages",
+    metadata,
+    Column("period", ForeignKey("periods.number"), primary_key=True, autoincrement=False),
+    Column("stage", Text, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("started_at", TIMESTAMP, nullable=False),
+    Column("finished_at", TIMESTAMP),
+    Column("seconds", Double),
+    Column("result", JSONB),
+    CheckConstraint("status IN ('running', 'done')", name="status"),
+)
+
+interactions = Table(
+    "interactions",
+    metadata,
+    # Unpartitioned on purpose: an event id is unique over all periods, which a table partitioned by period cannot hold.
+    Column("event_id", Text, primary_key=True),
+    Column("period", ForeignKey("periods.number"), nullable=False),
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("item_id", Text, nullable=False),
+    Column("label", SmallInteger, nullable=False),
+    Column("occurred_at", TIMESTAMP, nullable=False),
+    Column("request_id", Text),
+    Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    CheckConstraint("label IN (0, 1)", name="label"),
+    Index("ix_interactions_log", "period", "occurred_at", "seq"),
+    Index("ix_interactions_positives", "user_id", desc("occurred_at"), desc("seq"), postgresql_where=text("label = 1")),
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("item_id", Text, primary_key=True),
+    Column("categories", ARRAY(Text), nullable=False),
+    Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
+)
+
+entity_rows = Table(
+    "entity_rows",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("row", Integer, nullable=False, comment="row of the embedding table; row 0 is the cold row"),
+    Column("first_period", Integer, nullable=False),
+    UniqueConstraint("kind", "row"),
+    CheckConstraint("kind IN ('user', 'item', 'category')", name="kind"),
+    CheckConstraint("row >= 1", name="row"),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("digest", Text, primary_key=True, comment="SHA-256 of the content, in hex"),
+    Column("kind", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+)
+
+artifact_chunks = Table(
+    "artifact_chunks",
+    metadata,
+    Column("digest", ForeignKey("artifacts.digest", ondelete="CASCADE"), primary_key=True),
+    Column("index", Integer, primary_key=True, autoincrement=False),
+    # The migration sets STORAGE EXTERNAL: compressing random-looking weights costs time and saves nothing.
+    Column("data", LargeBinary, nullable=False),
+)
+
+model_versions = Table(
+    "model_versions",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("period", Integer, nullable=False, unique=True, comment="the period it learned last; 0 for the prior"),
+    Column("kind", Text, nullable=False),
+    Column("parent_version", ForeignKey("model_versions.version")),
+    Column("serving_digest", ForeignKey("artifacts.digest"), nullable=False),
+    Column("state", JSONB, nullable=False, comment="training state: name to artifact digest or value"),
+    Column("scores", JSONB, nullable=False),
+    Column("gate", JSONB, nullable=False),
+    Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("created_by", Text, nullable=False),
+    CheckConstraint("version >= 0", name="version"),
+    CheckConstraint("kind IN ('prior', 'generated', 'incremental', 'previous')", name="kind"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", ForeignKey("model_versions.version"), nullable=False),
+    Column("active_from", TIMESTAMP, nullable=False),
+    Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("updated_by", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    CheckConstraint("name IN ('champion', 'head', 'baseline')", name="name"),
+)
+
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("period", ForeignKey("periods.number"), primary_key=True, autoincrement=False),
+    Column("model", Text, primary_key=True),
+    Column("version", Integer),
+    Column("events", BigInteger, nullable=False),
+    Column("auc", Double, comment="null where all labels of the period are equal"),
+    Column("logloss", Double, nullable=False),
+    Column("calibration", Double),
+    CheckConstraint("model IN ('generated', 'incremental', 'previous', 'baseline')", name="model"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("secret_hash", Text, nullable=False, comment="SHA-256 of the whole key, in hex"),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("revoked_at", TIMESTAMP),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("detail", JSONB, nullable=False),
+)

@@ -1,0 +1,59 @@
+"""What has to be there before the first request: version 0, a constant prior."""
+
+from service.errors import NotReady
+from service.serving.snapshot import prior_snapshot
+from service.serving.swap import Champion
+from service.storage.artifacts import ArtifactStore
+from service.storage.database import Database, Lock
+from service.storage.repositories import AliasName, ModelKind, ModelVersion
+
+__all__ = ["current_champion", "ensure_prior"]
+
+PRIOR_VERSION = 0
+PRIOR_PERIOD = 0
+ACTOR = "service"
+
+
+async def ensure_prior(database: Database, artifacts: ArtifactStore, prior_ctr: float) -> None:
+    """Create version 0, which answers `prior_ctr` to everything, where no process has done so before.
+
+    Any number of processes may call it at once; the first one's prior stays for good.
+    """
+    async with database.read() as session:
+        if await session.models.get(PRIOR_VERSION) is not None:
+            return
+    digest = await artifacts.put(prior_snapshot(prior_ctr), "serving", hot=True)
+    async with database.unit_of_work() as work:
+        await work.lock_exclusive(Lock.MODELS)
+        if await work.models.get(PRIOR_VERSION) is not None:
+            return
+        await work.models.insert(
+            ModelVersion(
+                version=PRIOR_VERSION,
+                period=PRIOR_PERIOD,
+                kind=ModelKind.PRIOR,
+                parent_version=None,
+                serving_digest=digest,
+                state={},
+                scores={},
+                gate={},
+                created_by=ACTOR,
+            )
+        )
+        for name in (AliasName.CHAMPION, AliasName.HEAD):
+            await work.models.set_alias(name, PRIOR_VERSION, lead_seconds=0, actor=ACTOR, reason="before any update")
+        await work.commit()
+
+
+async def current_champion(database: Database) -> Champion:
+    """The version to serve and the moment from which on.
+
+    Raises:
+        NotReady: there is no version yet.
+    """
+    async with database.read() as session:
+        alias = await session.models.alias(AliasName.CHAMPION)
+        model = None if alias is None else await session.models.get(alias.version)
+    if alias is None or model is None:
+        raise NotReady("there is no model version yet")
+    return Champion(model.version, model.period, model.serving_digest, alias.active_from)

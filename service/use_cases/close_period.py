@@ -1,0 +1,41 @@
+"""Close the open period: its log is sealed for ever and the next one begins."""
+
+from service.errors import EmptyPeriod, IdempotencyMismatch, PeriodConflict
+from service.storage.database import Database, Lock
+from service.storage.repositories import Period
+
+__all__ = ["close_period"]
+
+
+async def close_period(
+    database: Database, *, expected_period: int | None, idempotency_key: str | None, actor: str
+) -> Period:
+    """Seal the open period and open the next, both or neither; return the sealed one.
+
+    A retry with the idempotency key of an earlier close returns the period that was sealed then.
+
+    Raises:
+        EmptyPeriod: nothing happened in the open period.
+        IdempotencyMismatch: the key belongs to a close with another `expected_period`.
+        PeriodConflict: `expected_period` is not the open period.
+    """
+    fingerprint = f"close expected_period={expected_period}"
+    async with database.unit_of_work() as work:
+        await work.lock_exclusive(Lock.LOG)
+        if idempotency_key is not None:
+            earlier = await work.periods.by_idempotency_key(idempotency_key)
+            if earlier is not None:
+                if earlier.idempotency_fingerprint != fingerprint:
+                    raise IdempotencyMismatch(idempotency_key)
+                return earlier
+        period = await work.periods.open()
+        if expected_period is not None and expected_period != period.number:
+            raise PeriodConflict(expected_period, period.number)
+        events = await work.interactions.count(period.number)
+        if events == 0:
+            raise EmptyPeriod(period.number)
+        sealed = await work.periods.seal(period.number, events, idempotency_key, fingerprint)
+        await work.periods.create(period.number + 1)
+        await work.audit.add(actor, "close_period", {"period": period.number, "events": events})
+        await work.commit()
+    return sealed

@@ -1,0 +1,42 @@
+"""Add interactions to the log of the open period."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.storage.database import Database, Lock
+from service.storage.redis_state import HistoryStore
+from service.storage.repositories import Interaction
+
+__all__ = ["IngestResult", "ingest"]
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    """What became of a batch."""
+
+    accepted: int
+    duplicates: int
+    """Events whose id was known already, or came earlier in the same batch."""
+    period: int
+    """The period that holds the accepted events."""
+
+
+async def ingest(database: Database, histories: HistoryStore, events: Sequence[Interaction]) -> IngestResult:
+    """Store the events that are new, durably, then append the clicks among them to the histories of their users.
+
+    The log's lock is shared by all batches, so they run side by side; a close waits for those that have begun, and the
+    later ones wait for the close. That is why no event can land in a period that is sealed.
+    """
+    async with database.unit_of_work() as work:
+        await work.lock_shared(Lock.LOG)
+        period = await work.periods.open()
+        accepted = await work.interactions.insert(period.number, events)
+        await work.commit()
+    await histories.append(_clicks(events, accepted))
+    return IngestResult(accepted=len(accepted), duplicates=len(events) - len(accepted), period=period.number)
+
+
+def _clicks(events: Sequence[Interaction], accepted: set[str]) -> list[Interaction]:
+    """The accepted clicks; of events with one id the first, for that is the one that was stored."""
+    first_of_each = {event.event_id: event for event in reversed(events)}
+    return [event for event in first_of_each.values() if event.label == 1 and event.event_id in accepted]

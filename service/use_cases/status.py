@@ -1,0 +1,273 @@
+"""What operators look at: the periods with their updates and scores, and the model versions with their lineage.
+
+The documents are the API's as they stand; they live here because the command line and the dashboard show them too.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from service.errors import ModelNotFound, NotReady, PeriodNotFound
+from service.storage.database import Database, ReadSession
+from service.storage.redis_state import Notices
+from service.storage.repositories import AliasName, ModelKind, ModelVersion, Period, PeriodStatus
+
+__all__ = [
+    "MAX_NUMBER",
+    "ModelDetail",
+    "ModelDocument",
+    "ModelPage",
+    "PeriodDocument",
+    "PeriodPage",
+    "ScoreDocument",
+    "StageDocument",
+    "get_model",
+    "get_period",
+    "list_models",
+    "list_periods",
+    "watch_period",
+]
+
+MAX_NUMBER = 2**31 - 1
+"""The highest period or version number that Postgres can hold; there is none above it."""
+
+PROGRESS_TIMEOUT_SECONDS = 0.5
+FINISHED = (PeriodStatus.UPDATED, PeriodStatus.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class StageDocument:
+    """One step of a period's update."""
+
+    stage: str
+    status: str
+    """`running` or `done`."""
+    started_at: datetime
+    finished_at: datetime | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreDocument:
+    """How a model did on the log of the period, before anything learned from it."""
+
+    version: int | None
+    events: int
+    auc: float | None
+    logloss: float
+    calibration: float | None
+    """Mean prediction over click rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodDocument:
+    """One period and all that is known of its update."""
+
+    period: int
+    status: PeriodStatus
+    stage: str | None
+    """The stage that runs now."""
+    progress: float | None
+    """Of the update, 0 to 1, where it is known."""
+    opened_at: datetime
+    sealed_at: datetime | None
+    finished_at: datetime | None
+    events: int
+    """Interactions; of the open period those so far."""
+    attempts: int
+    error: str | None
+    version: int | None
+    """The model version that the update published."""
+    stages: list[StageDocument]
+    scores: dict[str, ScoreDocument]
+    """By model: `generated`, `incremental`, `previous`, `baseline`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodPage:
+    """Periods, newest first."""
+
+    periods: list[PeriodDocument]
+    next: int | None
+    """`before` of the next page; null on the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDocument:
+    """One model version: where it comes from, how it scored, why it was let through."""
+
+    version: int
+    period: int
+    kind: ModelKind
+    parent_version: int | None
+    champion: bool
+    """Whether it is served (or about to be)."""
+    head: bool
+    """Whether the next update continues from it."""
+    scores: Mapping[str, Any]
+    gate: Mapping[str, Any]
+    created_at: datetime
+    created_by: str
+    digest: str
+    """SHA-256 of the serving artifact."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDetail(ModelDocument):
+    """A model version with its training state."""
+
+    state: Mapping[str, Any]
+    """Names to artifact digests or values."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPage:
+    """Model versions, newest first."""
+
+    models: list[ModelDocument]
+    next: int | None
+    """`before` of the next page; null on the last."""
+
+
+async def get_period(database: Database, notices: Notices, number: int) -> PeriodDocument:
+    """One period.
+
+    Raises:
+        PeriodNotFound: there is none with this number.
+    """
+    async with database.read() as session:
+        period = await session.periods.get(number) if 0 < number <= MAX_NUMBER else None
+        if period is None:
+            raise PeriodNotFound(number)
+        return await _period_document(session, notices, period)
+
+
+async def list_periods(database: Database, notices: Notices, *, limit: int, before: int | None) -> PeriodPage:
+    """At most `limit` periods, newest first, of those with a number below `before`."""
+    async with database.read() as session:
+        periods = await session.periods.list(limit + 1, _cursor(before))
+        page = [await _period_document(session, notices, period) for period in periods[:limit]]
+    return PeriodPage(page, next=page[-1].period if len(periods) > limit else None)
+
+
+async def watch_period(
+    database: Database,
+    notices: Notices,
+    number: int,
+    *,
+    poll_seconds: float = 1.0,
+    stopping: Callable[[], bool] = lambda: False,
+) -> AsyncGenerator[PeriodDocument, None]:
+    """The document of a period now and after every change, until its update has ended or `stopping()`.
+
+    Notices of progress make it prompt; the poll makes it work without Redis, and go on after Postgres was away.
+
+    Raises:
+        PeriodNotFound: there is none with this number.
+    """
+    changed = asyncio.Event()
+
+    async def listen() -> None:
+        async for _ in notices.progress_notices(number):
+            changed.set()
+
+    listener = asyncio.create_task(listen())
+    try:
+        last: PeriodDocument | None = None
+        while not stopping():
+            changed.clear()
+            with suppress(NotReady):
+                document = await get_period(database, notices, number)
+                if document != last:
+                    yield document
+                    last = document
+                if document.status in FINISHED:
+                    return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(poll_seconds):
+                    await changed.wait()
+    finally:
+        listener.cancel()
+        with suppress(asyncio.CancelledError):
+            await listener
+
+
+async def get_model(database: Database, version: int) -> ModelDetail:
+    """One model version.
+
+    Raises:
+        ModelNotFound: there is none with this number.
+    """
+    async with database.read() as session:
+        model = await session.models.get(version) if 0 <= version <= MAX_NUMBER else None
+        if model is None:
+            raise ModelNotFound(version)
+        return ModelDetail(**_model_fields(model, await _aliases(session)), state=model.state)
+
+
+async def list_models(database: Database, *, limit: int, before: int | None) -> ModelPage:
+    """At most `limit` versions, newest first, of those below `before`."""
+    async with database.read() as session:
+        models = await session.models.list(limit + 1, _cursor(before))
+        aliases = await _aliases(session)
+    page = [ModelDocument(**_model_fields(model, aliases)) for model in models[:limit]]
+    return ModelPage(page, next=page[-1].version if len(models) > limit else None)
+
+
+def _cursor(before: int | None) -> int | None:
+    return None if before is None or before > MAX_NUMBER else before
+
+
+async def _period_document(session: ReadSession, notices: Notices, period: Period) -> PeriodDocument:
+    number = period.number
+    stages = await session.stages.list(number)
+    evaluations = await session.evaluations.list(number)
+    updating = period.status is PeriodStatus.UPDATING
+    return PeriodDocument(
+        period=number,
+        status=period.status,
+        stage=next((stage.stage for stage in stages if updating and stage.status == "running"), None),
+        progress=await _progress(notices, number) if updating else None,
+        opened_at=period.opened_at,
+        sealed_at=period.sealed_at,
+        finished_at=period.finished_at,
+        events=await session.interactions.count(number) if period.events is None else period.events,
+        attempts=period.attempts,
+        error=period.error,
+        version=period.version,
+        stages=[StageDocument(s.stage, s.status, s.started_at, s.finished_at, s.seconds) for s in stages],
+        scores={e.model: ScoreDocument(e.version, e.events, e.auc, e.logloss, e.calibration) for e in evaluations},
+    )
+
+
+async def _progress(notices: Notices, number: int) -> float | None:
+    # A number for a progress bar: not worth to wait for a Redis that hangs.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PROGRESS_TIMEOUT_SECONDS):
+            last = await notices.progress(number)
+            return None if last is None else last.get("progress")
+    return None
+
+
+async def _aliases(session: ReadSession) -> dict[str, int]:
+    aliases = [await session.models.alias(name) for name in (AliasName.CHAMPION, AliasName.HEAD)]
+    return {alias.name: alias.version for alias in aliases if alias is not None}
+
+
+def _model_fields(model: ModelVersion, aliases: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "version": model.version,
+        "period": model.period,
+        "kind": model.kind,
+        "parent_version": model.parent_version,
+        "champion": aliases.get(AliasName.CHAMPION) == model.version,
+        "head": aliases.get(AliasName.HEAD) == model.version,
+        "scores": model.scores,
+        "gate": model.gate,
+        "created_at": model.created_at,
+        "created_by": model.created_by,
+        "digest": model.serving_digest,
+    }

@@ -1,0 +1,142 @@
+"""Real servers for all tests: embedded ones, or those of ASMG_TEST_POSTGRES_DSN and ASMG_TEST_REDIS_URL.
+
+With external servers the run creates databases of its own in that Postgres, takes an empty database index of that
+Redis, and leaves neither behind.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+import pytest
+import redis as redis_sync
+from redis.asyncio import Redis
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from service.settings import sqlalchemy_dsn
+from service.storage.database import Database
+from service.storage.embedded import EmbeddedServers
+from service.storage.migrate import migrate
+from service.storage.redis_state import connect
+
+
+class Servers(NamedTuple):
+    """Where the servers of the run are."""
+
+    postgres_dsn: str
+    """A database beside which others can be created."""
+    redis_url: str
+    """A database index that belongs to this run alone."""
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """The servers of the run."""
+    dsn, url = os.environ.get("ASMG_TEST_POSTGRES_DSN"), os.environ.get("ASMG_TEST_REDIS_URL")
+    if dsn and url:
+        url = empty_redis_index(url)
+        yield Servers(sqlalchemy_dsn(dsn), url)
+        flush(url)
+        return
+    if dsn or url:
+        pytest.exit("expected both ASMG_TEST_POSTGRES_DSN and ASMG_TEST_REDIS_URL, or neither; received one", 4)
+    # Directly under the temporary folder: pytest's own folders are too deep for a Unix socket's path.
+    with (
+        tempfile.TemporaryDirectory(prefix="asmg-", ignore_cleanup_errors=True) as folder,
+        EmbeddedServers(Path(folder) / "data") as embedded,
+    ):
+        yield Servers(embedded.postgres_dsn, embedded.redis_url)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(servers: Servers) -> Iterator[str]:
+    """Name of a migrated database that nobody is connected to, to make copies of."""
+    name = f"asmg_test_{uuid4().hex[:12]}"
+    execute(servers, f"CREATE DATABASE {name}")
+    in_thread(migrate, database_dsn(servers, name))
+    yield name
+    execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def database_numbers() -> Iterator[int]:
+    """Numbers of the databases of the run."""
+    return count(1)
+
+
+@pytest.fixture
+def postgres_dsn(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    name = f"{migrated_template}_{next(database_numbers)}"
+    execute(servers, f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+    yield database_dsn(servers, name)
+    execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def redis_url(servers: Servers) -> str:
+    """An empty Redis."""
+    flush(servers.redis_url)
+    return servers.redis_url
+
+
+@pytest.fixture
+async def database(postgres_dsn: str) -> AsyncIterator[Database]:
+    """The test's database."""
+    database = Database(postgres_dsn)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of the empty Redis."""
+    client = connect(redis_url)
+    yield client
+    await client.aclose()
+
+
+def execute(servers: Servers, statement: str) -> None:
+    """Run one statement that no transaction may hold, such as CREATE DATABASE."""
+
+    async def run() -> None:
+        engine = create_async_engine(servers.postgres_dsn, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            await connection.execute(text(statement))
+        await engine.dispose()
+
+    in_thread(lambda: asyncio.run(run()))
+
+
+def in_thread(function, *args):
+    """Call a function that runs an event loop of its own; the thread of the tests has, or will have, another."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args).result()
+
+
+def database_dsn(servers: Servers, name: str) -> str:
+    return make_url(servers.postgres_dsn).set(database=name).render_as_string(hide_password=False)
+
+
+def flush(url: str) -> None:
+    with redis_sync.Redis.from_url(url) as client:
+        client.flushdb()
+
+
+def empty_redis_index(url: str) -> str:
+    """The URL with the highest database index that holds nothing, so that no test flushes what is not its own."""
+    url = url.partition("?")[0]
+    for index in range(15, 0, -1):
+        candidate = f"{url}?db={index}"
+        with redis_sync.Redis.from_url(candidate) as client:
+            if client.dbsize() == 0:
+                return candidate
+    pytest.exit("expected an empty database index among 1 to 15 of ASMG_TEST_REDIS_URL; received none", 4)

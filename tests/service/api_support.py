@@ -1,0 +1,113 @@
+"""The application as the API tests use it: the real one, on the real Postgres and Redis of the run."""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from service.app import create_app
+from service.dependencies import Parts
+from service.serving.snapshot import prior_snapshot
+from service.settings import Settings
+from service.storage.artifacts import ArtifactStore
+from service.storage.database import Database
+from service.storage.repositories import AliasName, ModelKind, ModelVersion
+from service.supervisor import listen
+
+NOON = "2024-05-01T12:00:00Z"
+
+
+@dataclass(frozen=True)
+class Api:
+    """A running application, called without a network."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    parts: Parts
+
+
+def settings_for(postgres_dsn: str, redis_url: str, folder: Path, **changes: Any) -> Settings:
+    """Quick swaps, all else as shipped."""
+    values = {"swap_lead_seconds": 0.2, "swap_poll_seconds": 0.05, "prior_ctr": 0.25, **changes}
+    return Settings(postgres_dsn=postgres_dsn, redis_url=redis_url, data_dir=folder, **values)
+
+
+@asynccontextmanager
+async def running_app(settings: Settings, *, client_host: str = "127.0.0.1") -> AsyncIterator[Api]:
+    """The application between start and end of its lifespan."""
+    app = create_app(settings)
+    async with app.router.lifespan_context(app) as state:
+
+        async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+            # What a server does with the state that the lifespan yields.
+            await app({**scope, "state": dict(state)}, receive, send)
+
+        transport = httpx.ASGITransport(with_state, client=(client_host, 50000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://asmg") as client:
+            yield Api(app, client, state["parts"])
+
+
+@contextmanager
+def served_app(settings: Settings) -> Iterator[str]:
+    """The application behind a real server in a thread; its address. Ends like a process that is told to."""
+    server: uvicorn.Server
+    app = create_app(settings, stopping=lambda: server.should_exit)
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None, timeout_graceful_shutdown=5))
+    with listen("127.0.0.1", 0) as sock:
+        thread = Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def event(number: int, **changes: Any) -> dict[str, Any]:
+    """An interaction as a client sends it."""
+    base = {"event_id": f"e{number}", "user_id": f"u{number % 7}", "item_id": f"i{number % 5}"}
+    return {**base, "label": number % 2, "timestamp": NOON, **changes}
+
+
+async def ingest(client: httpx.AsyncClient, *events: dict[str, Any]) -> httpx.Response:
+    """Send interactions."""
+    return await client.post("/interactions", json={"interactions": list(events)})
+
+
+async def publish(
+    database: Database, artifacts: ArtifactStore, version: int, ctr: float, *, lead_seconds: float
+) -> datetime:
+    """Make a version that answers `ctr` to everything the champion; the moment from which on."""
+    digest = await artifacts.put(prior_snapshot(ctr), "serving")
+    async with database.unit_of_work() as work:
+        await work.models.insert(
+            ModelVersion(
+                version=version,
+                period=version,
+                kind=ModelKind.GENERATED,
+                parent_version=version - 1,
+                serving_digest=digest,
+                state={"generator": digest},
+                scores={"generated": {"auc": 0.6}},
+                gate={"decision": "generated"},
+                created_by="test",
+                created_at=datetime.now(UTC),
+            )
+        )
+        alias = None
+        for name in (AliasName.CHAMPION, AliasName.HEAD):
+            alias = await work.models.set_alias(name, version, lead_seconds=lead_seconds, actor="test", reason="test")
+        await work.commit()
+    assert alias is not None
+    return alias.active_from

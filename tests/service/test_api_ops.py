@@ -1,0 +1,149 @@
+"""Liveness, readiness, metrics, request ids and the description of the API."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from service.errors import ConfigurationError
+from service.settings import Settings
+from tests.service.api_support import Api, event, ingest, running_app, settings_for
+
+
+@pytest.fixture
+def settings(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Settings:
+    return settings_for(postgres_dsn, redis_url, tmp_path)
+
+
+@pytest.fixture
+async def api(settings: Settings) -> AsyncIterator[Api]:
+    async with running_app(settings) as api:
+        yield api
+
+
+async def test_a_new_service_is_alive_and_ready_with_the_prior(api: Api) -> None:
+    assert (await api.client.get("/healthz")).json() == {"status": "ok"}
+    ready = await api.client.get("/readyz")
+    checks = {"model": "ok", "postgres": "ok", "redis": "ok"}
+    assert ready.json() == {"status": "ready", "model_version": 0, "period": 0, "checks": checks}
+    answer = await api.client.post("/predict", json={"user_id": "u", "items": ["a", "b"], "request_id": "r7"})
+    assert answer.json() == {
+        "model_version": 0,
+        "period": 0,
+        "scores": pytest.approx([0.25, 0.25]),
+        "cold_user": True,
+        "cold_items": [0, 1],
+        "request_id": "r7",
+    }
+    answer = await api.client.post("/predict", json={"user_id": "u", "items": ["a"]})
+    assert re.fullmatch("[0-9a-f]{32}", answer.json()["request_id"])
+
+
+async def test_readiness_answers_while_postgres_hangs(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(_: object) -> None:
+        for _ in range(5):  # like a driver that waits for its server although it was cancelled
+            try:
+                await asyncio.sleep(1)
+            except asyncio.CancelledError:
+                continue
+
+    monkeypatch.setattr(type(api.parts.database), "ping", hang)
+    started = time.monotonic()
+    response = await api.client.get("/readyz")
+    assert time.monotonic() - started < 2
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (await api.client.get("/healthz")).status_code == 200
+
+
+async def test_without_redis_it_is_ready(postgres_dsn: str, tmp_path: Path) -> None:
+    settings = settings_for(postgres_dsn, f"unix://{tmp_path}/nobody.sock", tmp_path)
+    async with running_app(settings) as api:
+        ready = await api.client.get("/readyz")
+        assert ready.status_code == 200
+        assert ready.json()["checks"]["redis"].startswith("no answer")
+        assert (await ingest(api.client, event(1))).status_code == 200
+        assert (await api.client.post("/predict", json={"user_id": "u1", "items": ["a"]})).status_code == 200
+
+
+async def test_without_postgres_it_starts_and_is_not_ready(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.app.START_SECONDS", 0.1)
+    async with running_app(settings_for("postgresql://127.0.0.1:1/none", redis_url, tmp_path)) as api:
+        assert (await api.client.get("/healthz")).status_code == 200
+        for response in (await api.client.get("/readyz"), await ingest(api.client, event(1))):
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+
+
+async def test_request_ids(api: Api) -> None:
+    for path in ("/healthz", "/nothing", "/periods/77"):
+        echoed = await api.client.get(path, headers={"X-Request-ID": "mine-1"})
+        assert echoed.headers.get_list("x-request-id") == ["mine-1"]
+        made = [(await api.client.get(path)).headers["x-request-id"] for _ in range(2)]
+        assert made[0] != made[1]
+        refused = await api.client.get(path, headers={"X-Request-ID": "with space " * 50})
+        assert re.fullmatch("[0-9a-f]{32}", refused.headers["x-request-id"])
+
+
+async def test_metrics(api: Api) -> None:
+    await ingest(api.client, event(1), event(2), event(1))
+    await api.client.post("/predict", json={"user_id": "u", "items": ["a", "b", "c"]})
+    await api.client.get("/periods/1")
+    await api.client.get("/periods/99")
+    await api.client.get("/somewhere/else")
+    response = await api.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    lines = response.text.splitlines()
+    for line in (
+        'asmg_requests_total{route="/interactions",status="200"} 1.0',
+        'asmg_requests_total{route="/periods/{number}",status="200"} 1.0',
+        'asmg_requests_total{route="/periods/{number}",status="404"} 1.0',
+        'asmg_requests_total{route="unmatched",status="404"} 1.0',
+        'asmg_request_seconds_count{route="/predict"} 1.0',
+        "asmg_predicted_items_total 3.0",
+        'asmg_interactions_total{result="accepted"} 2.0',
+        'asmg_interactions_total{result="duplicate"} 1.0',
+        "asmg_model_version 0.0",
+        "asmg_swaps_total 1.0",
+    ):
+        assert line in lines, line
+
+
+async def test_the_description_names_bodies_and_problems(api: Api) -> None:
+    document = (await api.client.get("/openapi.json")).json()
+    assert set(document["paths"]) == {
+        "/predict",
+        "/interactions",
+        "/items",
+        "/periods/close",
+        "/periods",
+        "/periods/{number}",
+        "/periods/{number}/events",
+        "/admin/models",
+        "/admin/models/{version}",
+        "/admin/rollback",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
+    body = document["paths"]["/interactions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    event_schema = body["properties"]["interactions"]["items"]["properties"]
+    assert event_schema["label"]["enum"] == [0, 1]
+    assert {choice["type"] for choice in event_schema["timestamp"]["anyOf"]} == {"string", "integer"}
+    assert "$ref" not in str(body)
+    assert document["paths"]["/predict"]["post"]["security"] == [{"API key": []}]
+    assert "security" not in document["paths"]["/healthz"]["get"]
+    assert "Problem" in document["components"]["schemas"]
+
+
+def test_the_app_needs_servers(tmp_path: Path) -> None:
+    from service.app import create_app
+
+    with pytest.raises(ConfigurationError, match="ASMG_POSTGRES_DSN"):
+        create_app(Settings(data_dir=tmp_path))

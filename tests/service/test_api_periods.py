@@ -1,0 +1,319 @@
+"""Ingestion, closing and watching periods."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from service.settings import Settings
+from service.storage.database import Database
+from service.storage.redis_state import Notices
+from service.storage.repositories import Evaluation, PeriodStatus
+from tests.service.api_support import Api, event, ingest, running_app, served_app, settings_for
+
+
+@pytest.fixture
+def settings(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Settings:
+    return settings_for(postgres_dsn, redis_url, tmp_path)
+
+
+@pytest.fixture
+async def api(settings: Settings) -> AsyncIterator[Api]:
+    async with running_app(settings) as api:
+        yield api
+
+
+async def test_events_are_stored_once(api: Api, database: Database) -> None:
+    first = await ingest(api.client, event(1), event(2), event(1, label=0))
+    assert first.json() == {"accepted": 2, "duplicates": 1, "period": 1}
+    again = await ingest(api.client, event(1), event(2), event(3))
+    assert again.json() == {"accepted": 1, "duplicates": 2, "period": 1}
+    async with database.read() as session:
+        log = await session.interactions.log(1)
+    assert (log.item_ids, log.labels.tolist()) == (["i1", "i2", "i3"], [1, 0, 1])
+
+
+async def test_a_duplicate_of_an_earlier_period_stays_there(api: Api) -> None:
+    await ingest(api.client, event(1))
+    await api.client.post("/periods/close")
+    answer = await ingest(api.client, event(1), event(2))
+    assert answer.json() == {"accepted": 1, "duplicates": 1, "period": 2}
+
+
+async def test_clicks_are_the_history_that_predictions_use(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    snapshot = api.parts.serving.current()
+
+    class Recorder:
+        version, period = snapshot.version, snapshot.period
+
+        def predict(self, user_id: str, items: list[str], history: list[str]) -> Any:
+            seen.append(list(history))
+            return snapshot.predict(user_id, items, history)
+
+    monkeypatch.setattr(api.parts.serving, "current", Recorder)
+    question = {"user_id": "u", "items": ["a"]}
+    await api.client.post("/predict", json=question)
+    clicks = [event(n, user_id="u", item_id=f"i{n}", label=1, timestamp=1_700_000_000_000 + n) for n in range(40)]
+    await ingest(api.client, *clicks, event(99, user_id="u", item_id="seen only", label=0))
+    await api.client.post("/predict", json=question)
+    await api.client.post("/predict", json=question | {"history": ["mine"]})
+    await api.client.post("/predict", json=question | {"history": []})
+    await api.client.post("/predict", json=question | {"history": [f"h{n}" for n in range(1000)]})
+    assert seen == [[], [f"i{n}" for n in range(39, 9, -1)], ["mine"], [], [f"h{n}" for n in range(30)]]
+
+
+async def test_the_catalogue_keeps_what_came_last(api: Api, database: Database) -> None:
+    async def put(*items: tuple[str, list[str]]) -> Any:
+        body = {"items": [{"item_id": item, "categories": names} for item, names in items]}
+        return (await api.client.put("/items", json=body)).json()
+
+    assert await put(("a", ["x"]), ("b", []), ("a", ["x", "y", "x"])) == {"items": 2, "changed": 2}
+    assert await put(("a", ["x", "y"]), ("b", ["z"])) == {"items": 2, "changed": 1}
+    async with database.read() as session:
+        assert await session.items.categories(["a", "b", "c"]) == {"a": ("x", "y"), "b": ("z",)}
+
+
+async def test_a_close_seals_the_period_and_opens_the_next(api: Api) -> None:
+    await ingest(api.client, event(1), event(2))
+    response = await api.client.post("/periods/close", json={"expected_period": 1})
+    assert response.status_code == 202
+    assert response.json() == {"period": 1, "status": "sealed", "status_url": "/periods/1"}
+    assert response.headers["location"] == "/periods/1"
+    sealed = (await api.client.get(response.json()["status_url"])).json()
+    assert (sealed["status"], sealed["events"], sealed["stages"], sealed["scores"]) == ("sealed", 2, [], {})
+    opened = (await api.client.get("/periods/2")).json()
+    assert (opened["status"], opened["events"], opened["sealed_at"], opened["stage"]) == ("open", 0, None, None)
+    await ingest(api.client, event(3))
+    assert (await api.client.get("/periods/2")).json()["events"] == 1
+
+
+async def test_a_close_may_be_sent_again(api: Api) -> None:
+    headers = {"Idempotency-Key": "tuesday"}
+    await ingest(api.client, event(1))
+    first = await api.client.post("/periods/close", headers=headers)
+    await ingest(api.client, event(2))
+    again = await api.client.post("/periods/close", headers=headers)
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert (await api.client.get("/periods/2")).json()["status"] == "open"
+    other = await api.client.post("/periods/close", headers=headers, json={"expected_period": 2})
+    assert (other.status_code, other.json()["title"]) == (422, "Idempotency key reused")
+    assert (await api.client.post("/periods/close")).json()["period"] == 2
+
+
+async def test_a_rejected_close_does_not_use_up_its_key(api: Api) -> None:
+    headers = {"Idempotency-Key": "early"}
+    assert (await api.client.post("/periods/close", headers=headers)).status_code == 409
+    await ingest(api.client, event(1))
+    assert (await api.client.post("/periods/close", headers=headers)).json()["period"] == 1
+
+
+async def test_of_many_closes_at_once_one_counts(api: Api) -> None:
+    await ingest(api.client, event(1))
+    closes = (api.client.post("/periods/close", json={"expected_period": 1}) for _ in range(8))
+    assert sorted(response.status_code for response in await asyncio.gather(*closes)) == [202] + [409] * 7
+    await ingest(api.client, event(2))
+    same = (api.client.post("/periods/close", headers={"Idempotency-Key": "k"}) for _ in range(8))
+    assert {(r.status_code, r.json()["period"]) for r in await asyncio.gather(*same)} == {(202, 2)}
+
+
+async def test_no_event_lands_in_a_sealed_period(api: Api, database: Database) -> None:
+    sealed: dict[int, int] = {}
+    told: dict[int, int] = {}
+    done = asyncio.Event()
+
+    async def send(sender: int) -> None:
+        for batch in range(25):
+            events = (event(n, event_id=f"{sender}-{batch}-{n}") for n in range(20))
+            answer = (await ingest(api.client, *events)).json()
+            told[answer["period"]] = told.get(answer["period"], 0) + answer["accepted"]
+
+    async def close() -> None:
+        while not done.is_set():
+            response = await api.client.post("/periods/close")
+            if response.status_code == 202:
+                number = response.json()["period"]
+                sealed[number] = (await api.client.get(f"/periods/{number}")).json()["events"]
+            await asyncio.sleep(0.01)
+
+    closer = asyncio.create_task(close())
+    await asyncio.gather(*(send(sender) for sender in range(6)))
+    done.set()
+    await closer
+    assert len(sealed) > 3
+    async with database.read() as session:
+        stored = {number: await session.interactions.count(number) for number in sealed}
+        everything = [await session.interactions.count(number) for number in range(1, max(sealed) + 2)]
+    assert stored == sealed  # counted when sealed, and not one more since
+    assert {number: told[number] for number in sealed} == sealed
+    assert sum(everything) == 6 * 25 * 20
+
+
+async def test_periods_are_listed_newest_first_in_pages(api: Api) -> None:
+    for number in range(1, 6):
+        await ingest(api.client, event(number))
+        await api.client.post("/periods/close")
+    page = (await api.client.get("/periods", params={"limit": 4})).json()
+    assert ([period["period"] for period in page["periods"]], page["next"]) == ([6, 5, 4, 3], 3)
+    page = (await api.client.get("/periods", params={"limit": 4, "before": page["next"]})).json()
+    assert ([period["period"] for period in page["periods"]], page["next"]) == ([2, 1], None)
+    assert page["periods"][1] == (await api.client.get("/periods/1")).json()
+    everything = (await api.client.get("/periods", params={"before": 10**12})).json()
+    assert len(everything["periods"]) == 6
+
+
+async def test_the_document_of_an_update(api: Api, database: Database) -> None:
+    await ingest(api.client, event(1))
+    await api.client.post("/periods/close")
+    async with database.unit_of_work() as work:
+        await work.periods.set_status(1, PeriodStatus.UPDATING, attempts=1)
+        await work.stages.start(1, "score")
+        await work.stages.finish(1, "score", 0.5, {"inner": "matter"})
+        await work.stages.start(1, "generate")
+        score = Evaluation(period=1, model="baseline", version=3, events=1, auc=None, logloss=0.7, calibration=1.5)
+        await work.evaluations.put([score])
+        await work.commit()
+    await api.parts.notices.publish_progress(1, {"stage": "generate", "progress": 0.25})
+    document = (await api.client.get("/periods/1")).json()
+    assert (document["status"], document["stage"], document["progress"], document["attempts"]) == (
+        "updating",
+        "generate",
+        0.25,
+        1,
+    )
+    assert [(stage["stage"], stage["status"], stage["seconds"]) for stage in document["stages"]] == [
+        ("score", "done", 0.5),
+        ("generate", "running", None),
+    ]
+    assert all(
+        set(stage) == {"stage", "status", "started_at", "finished_at", "seconds"} for stage in document["stages"]
+    )
+    scores = {"version": 3, "events": 1, "auc": None, "logloss": 0.7, "calibration": 1.5}
+    assert document["scores"] == {"baseline": scores}
+
+
+class Stream:
+    """Server-sent events, read in a thread of their own."""
+
+    def __init__(self, url: str) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.comments = 0
+        self.ended = threading.Event()
+        self.closing = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(url,))
+        self._thread.start()
+
+    def _read(self, url: str) -> None:
+        with httpx.stream("GET", url, timeout=10) as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            name = ""
+            for line in response.iter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    self.events.append((name, json.loads(value)))
+                elif line.startswith(":"):
+                    self.comments += 1
+                if self.closing.is_set():
+                    break
+        self.ended.set()
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(self.events) < count:
+                await asyncio.sleep(0.01)
+
+    async def join(self) -> None:
+        await asyncio.to_thread(self._thread.join, 10)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def url(settings: Settings) -> Iterator[str]:
+    with served_app(settings) as url:
+        yield url
+
+
+async def move(database: Database, number: int, status: PeriodStatus) -> None:
+    async with database.unit_of_work() as work:
+        await work.periods.set_status(number, status)
+        await work.commit()
+
+
+async def test_a_period_is_watched_to_its_end(url: str, database: Database, redis: Redis) -> None:
+    notices = Notices(redis)
+    async with httpx.AsyncClient(base_url=url) as client:
+        await ingest(client, event(1))
+        await client.post("/periods/close")
+        stream = Stream(f"{url}/periods/1/events")
+        await stream.until(1)
+        await move(database, 1, PeriodStatus.UPDATING)
+        await notices.publish_progress(1, {"stage": "score", "progress": 0.1})
+        await stream.until(2)
+        await notices.publish_progress(1, {"stage": "score", "progress": 0.9})
+        await stream.until(3)
+        await move(database, 1, PeriodStatus.UPDATED)
+        await notices.publish_progress(1, {})
+        await stream.join()
+        final = (await client.get("/periods/1")).json()
+    assert [name for name, _ in stream.events] == ["status", "status", "status", "status", "end"]
+    documents = [document for _, document in stream.events]
+    assert [document["status"] for document in documents[:4]] == ["sealed", "updating", "updating", "updated"]
+    assert [document["progress"] for document in documents[1:3]] == [0.1, 0.9]
+    assert documents[3] == final
+
+
+async def test_watching_works_without_redis(postgres_dsn: str, tmp_path: Path, database: Database) -> None:
+    settings = settings_for(postgres_dsn, f"unix://{tmp_path}/nobody.sock", tmp_path)
+    with served_app(settings) as url:
+        async with httpx.AsyncClient(base_url=url) as client:
+            await ingest(client, event(1))
+            await client.post("/periods/close")
+            stream = Stream(f"{url}/periods/1/events")
+            await stream.until(1)
+            await move(database, 1, PeriodStatus.FAILED)
+            await stream.join()
+    assert [(name, document.get("status")) for name, document in stream.events] == [
+        ("status", "sealed"),
+        ("status", "failed"),
+        ("end", None),
+    ]
+
+
+async def test_an_idle_stream_sends_heartbeats(url: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.05)
+    stream = Stream(f"{url}/periods/1/events")
+    async with asyncio.timeout(10):
+        while stream.comments < 3:
+            await asyncio.sleep(0.01)
+    stream.closing.set()
+    await stream.join()
+    assert [name for name, _ in stream.events] == ["status"]
+
+
+async def test_a_stream_ends_when_the_client_leaves(url: str, database: Database) -> None:
+    watchers = {task for task in threading.enumerate()}
+    async with httpx.AsyncClient(base_url=url) as client:
+        async with client.stream("GET", "/periods/1/events") as response:
+            async for line in response.aiter_lines():
+                if line.startswith("data"):
+                    break
+        # The database can only be dropped below (by the fixture) and the server only end when nothing watches any more.
+        assert (await client.get("/healthz")).status_code == 200
+    assert watchers
+
+
+async def test_streams_end_when_the_server_does(settings: Settings, database: Database) -> None:
+    with served_app(settings) as url:
+        stream = Stream(f"{url}/periods/1/events")
+        await stream.until(1)
+    # The server waited for the stream, less than until its time for slow requests (5 s) was over.
+    assert stream.ended.wait(1)
+    await stream.join()

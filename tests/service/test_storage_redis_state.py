@@ -1,0 +1,273 @@
+"""Histories and notices on a real Redis: never stale, whatever races; never failing, whatever is away."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from service.storage import redis_state
+from service.storage.database import Database, ReadSession
+from service.storage.redis_state import HistoryStore, Notices, connect
+from service.storage.repositories import Interaction
+
+START = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+def event(number: int, user_id: str = "u", label: int = 1, seconds: float | None = None) -> Interaction:
+    at = START + timedelta(seconds=number if seconds is None else seconds)
+    return Interaction(f"{user_id}-e{number}", user_id, f"i{number}", label, at)
+
+
+async def commit(database: Database, *events: Interaction) -> None:
+    async with database.unit_of_work() as uow:
+        await uow.interactions.insert(1, events)
+        await uow.commit()
+
+
+class PausedDatabase:
+    """A database whose readers stop between their answer and their next step, until they are let go."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.answered = asyncio.Event()
+        self.go = asyncio.Event()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[ReadSession]:
+        async with self._database.read() as session:
+            yield session
+        self.answered.set()
+        await self.go.wait()
+
+
+class NoDatabase:
+    """Proves that an answer came from Redis."""
+
+    def read(self) -> None:
+        raise AssertionError("Postgres was asked")
+
+
+@pytest.fixture
+def store(redis: Redis, database: Database) -> HistoryStore:
+    return HistoryStore(redis, database)
+
+
+@pytest.fixture
+def cached(redis: Redis) -> HistoryStore:
+    return HistoryStore(redis, NoDatabase())  # type: ignore[arg-type]
+
+
+async def test_newest_first_and_no_longer_than_asked(
+    store: HistoryStore, cached: HistoryStore, database: Database, redis: Redis
+) -> None:
+    await commit(database, *(event(n, label=n % 2) for n in range(80)))
+    expected = [f"i{n}" for n in range(79, 19, -2)]
+    assert await store.get("u") == expected
+    assert await cached.get("u") == expected
+    assert len(expected) == 30
+    assert 0 < await redis.ttl("asmg:h:u") <= 3600
+
+
+async def test_an_empty_history_is_cached_and_ends_with_the_first_positive(
+    store: HistoryStore, cached: HistoryStore, database: Database
+) -> None:
+    assert await store.get("u") == []
+    assert await cached.get("u") == []
+    await commit(database, event(1))
+    await store.append([event(1)])
+    assert await cached.get("u") == ["i1"]
+
+
+async def test_append_to_a_cached_history(store: HistoryStore, cached: HistoryStore, database: Database) -> None:
+    await commit(database, *(event(n) for n in range(30)))
+    await store.get("u")
+    new = [event(100), event(101, label=0), event(102), event(103, seconds=28.5), event(104, seconds=-5)]
+    await commit(database, *new)
+    await store.append(new)
+    await store.append(new)  # twice is once
+    # by hand: 102 and 100 are newest, 103 is between 29 and 28, 104 is older than all that fit, 101 is no positive
+    assert await cached.get("u") == ["i102", "i100", "i29", "i103", *(f"i{n}" for n in range(28, 2, -1))]
+
+
+async def test_append_does_not_cache_what_was_not_cached(store: HistoryStore, redis: Redis) -> None:
+    await store.append([event(1)])
+    assert await redis.dbsize() == 0
+
+
+async def test_odd_ids_and_repeated_items(store: HistoryStore, cached: HistoryStore, database: Database) -> None:
+    events = [
+        Interaction(f"{n}:x", "ü:1", item, 1, START + timedelta(seconds=n))
+        for n, item in enumerate(["1:2", "日本:", "日本:", "7"])
+    ]
+    await commit(database, *events)
+    assert await store.get("ü:1") == ["7", "日本:", "日本:", "1:2"]
+    assert await cached.get("ü:1") == ["7", "日本:", "日本:", "1:2"]
+
+
+async def test_many_users_in_one_append(
+    store: HistoryStore, cached: HistoryStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_state, "USERS_OF_A_SCRIPT", 7)
+    users = [f"u{n}" for n in range(50)]
+    await asyncio.gather(*(store.get(user) for user in users))
+    events = [event(n, user) for user in users for n in range(3)]
+    await store.append(events)
+    for user in users:
+        assert await cached.get(user) == ["i2", "i1", "i0"]
+
+
+async def test_a_reader_that_answered_before_a_commit_does_not_fill(
+    store: HistoryStore, redis: Redis, database: Database
+) -> None:
+    await commit(database, event(1))
+    paused = PausedDatabase(database)
+    slow = asyncio.create_task(HistoryStore(redis, paused).get("u"))  # type: ignore[arg-type]
+    await paused.answered.wait()
+    await commit(database, event(2))
+    await store.append([event(2)])  # nothing is cached, so this takes the lease away
+    paused.go.set()
+    assert await slow == ["i1"]
+    assert await redis.exists("asmg:h:u") == 0
+    assert await store.get("u") == ["i2", "i1"]
+
+
+async def test_a_flush_between_lease_and_fill_leaves_nothing_stale(
+    store: HistoryStore, redis: Redis, database: Database
+) -> None:
+    paused = PausedDatabase(database)
+    slow = asyncio.create_task(HistoryStore(redis, paused).get("u"))  # type: ignore[arg-type]
+    await paused.answered.wait()
+    await redis.flushdb()
+    await commit(database, event(1))
+    assert await store.get("u") == ["i1"]
+    paused.go.set()
+    assert await slow == []
+    assert await store.get("u") == ["i1"]
+
+
+async def test_one_of_many_readers_fills_and_all_answer(store: HistoryStore, redis: Redis, database: Database) -> None:
+    await commit(database, *(event(n) for n in range(5)))
+    answers = await asyncio.gather(*(store.get("u") for _ in range(20)))
+    assert answers == [["i4", "i3", "i2", "i1", "i0"]] * 20
+    assert await redis.exists("asmg:h:u", "asmg:hl:u") == 1
+
+
+async def test_readers_writers_and_flushes_at_once_end_in_agreement(
+    store: HistoryStore, cached: HistoryStore, redis: Redis, database: Database
+) -> None:
+    users = [f"u{n}" for n in range(6)]
+    done = asyncio.Event()
+
+    async def write(writer: int) -> None:
+        random = Random(writer)
+        for step in range(40):
+            events = [event(1000 * writer + 10 * step + n, random.choice(users)) for n in range(3)]
+            await commit(database, *events)
+            await store.append(events)
+
+    async def read(seed: int) -> None:
+        random = Random(seed)
+        while not done.is_set():
+            await store.get(random.choice(users))
+
+    async def forget() -> None:
+        while not done.is_set():
+            await asyncio.sleep(0.01)
+            await redis.flushdb()
+
+    others = [asyncio.create_task(task) for task in (read(1), read(2), read(3), forget())]
+    await asyncio.gather(*(write(writer) for writer in range(3)))
+    done.set()
+    await asyncio.gather(*others)
+    async with database.read() as session:
+        truth = {
+            user: [entry.item_id for entry in await session.interactions.recent_positives(user, 30)] for user in users
+        }
+    assert sum(map(len, truth.values())) > 100
+    for user in users:
+        assert await store.get(user) == truth[user]
+        assert await cached.get(user) == truth[user]
+
+
+async def test_redis_away_costs_nothing_but_speed(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    away = connect("unix:///nonexistent/redis.sock")
+    store, notices = HistoryStore(away, database), Notices(away)
+    await commit(database, event(1))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert await store.get("u") == ["i1"]
+            await store.append([event(1)])
+    assert len(caplog.records) == 1
+    await notices.publish_swap()
+    await notices.publish_progress(1, {"stage": "score"})
+    assert await notices.progress(1) is None
+    await away.aclose()
+
+
+async def test_histories_that_missed_an_append_are_dropped_when_redis_is_back(
+    store: HistoryStore, cached: HistoryStore, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await store.get("u") == []
+
+    async def fail(*_: object, **__: object) -> None:
+        raise RedisConnectionError("away")
+
+    await commit(database, event(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_append", fail)
+        await store.append([event(1)])
+    assert await cached.get("u") == []  # what the append missed
+
+    monkeypatch.setattr(redis_state, "PAUSE_SECONDS", 0)
+    await commit(database, event(2, "v"))
+    await store.append([event(2, "v")])
+    assert await store.get("u") == ["i1"]
+
+
+async def test_swap_notices_come_on_subscription_and_on_each_swap(redis: Redis) -> None:
+    notices = Notices(redis)
+    listener = notices.swap_notices()
+    async with asyncio.timeout(5):
+        await anext(listener)  # the subscription itself
+        await notices.publish_swap()
+        await anext(listener)
+    waiting = asyncio.ensure_future(anext(listener))
+    done, _ = await asyncio.wait([waiting], timeout=0.1)
+    assert not done
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await listener.aclose()  # type: ignore[attr-defined]
+
+
+async def test_swap_notices_reconnect(redis: Redis) -> None:
+    notices = Notices(redis)
+    listener = notices.swap_notices()
+    async with asyncio.timeout(5):
+        await anext(listener)
+        await redis.client_kill_filter(_type="pubsub")
+        await anext(listener)  # the new subscription
+        await notices.publish_swap()
+        await anext(listener)
+    await listener.aclose()  # type: ignore[attr-defined]
+
+
+async def test_progress_is_kept_and_sent(redis: Redis) -> None:
+    notices = Notices(redis)
+    assert await notices.progress(3) is None
+    await notices.publish_progress(3, {"stage": "score", "done": 0.5})
+    assert await notices.progress(3) == {"stage": "score", "done": 0.5}
+    assert 0 < await redis.ttl("asmg:progress:3") <= 24 * 3600
+    listener = notices.progress_notices(3)
+    async with asyncio.timeout(5):
+        assert await anext(listener) == {"stage": "score", "done": 0.5}
+        await notices.publish_progress(4, {"stage": "other"})
+        await notices.publish_progress(3, {"stage": "train"})
+        assert await anext(listener) == {"stage": "train"}
+    await listener.aclose()  # type: ignore[attr-defined]

@@ -1,0 +1,390 @@
+"""Every repository against a real Postgres; the ones that concurrent callers share, with concurrent callers."""
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+import numpy as np
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from service.errors import NotReady, PeriodNotFound
+from service.storage.database import Database
+from service.storage.repositories import (
+    AliasName,
+    ApiKey,
+    EntityKind,
+    Evaluation,
+    HistoryEntry,
+    Interaction,
+    ModelKind,
+    ModelVersion,
+    PeriodStatus,
+    interactions,
+    to_ms,
+)
+
+START = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+def event(event_id: str, user_id: str = "u", item_id: str = "i", label: int = 1, seconds: float = 0) -> Interaction:
+    return Interaction(event_id, user_id, item_id, label, START + timedelta(seconds=seconds))
+
+
+async def insert(database: Database, events: list[Interaction], period: int = 1) -> set[str]:
+    async with database.unit_of_work() as uow:
+        accepted = await uow.interactions.insert(period, events)
+        await uow.commit()
+    return accepted
+
+
+async def open_next(database: Database, number: int) -> None:
+    async with database.unit_of_work() as uow:
+        await uow.periods.seal(number - 1, 0)
+        await uow.periods.create(number)
+        await uow.commit()
+
+
+class TestPeriods:
+    async def test_the_migration_opens_period_1(self, database: Database) -> None:
+        async with database.read() as session:
+            period = await session.periods.open()
+        assert (period.number, period.status, period.attempts) == (1, PeriodStatus.OPEN, 0)
+        assert period.opened_at.utcoffset() == timedelta(0)
+
+    async def test_life_of_a_period(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            assert await uow.periods.next_sealed() is None
+            sealed = await uow.periods.seal(1, 42, "key", "print")
+            assert (sealed.status, sealed.events) == (PeriodStatus.SEALED, 42)
+            assert sealed.sealed_at is not None
+            assert (await uow.periods.create(2)).status is PeriodStatus.OPEN
+            assert await uow.periods.by_idempotency_key("key") == sealed
+            assert await uow.periods.by_idempotency_key("other") is None
+            assert await uow.periods.next_sealed() == sealed
+
+            failed_once = await uow.periods.set_status(1, PeriodStatus.UPDATING, error="lost", attempts=1)
+            assert (failed_once.error, failed_once.attempts, failed_once.finished_at) == ("lost", 1, None)
+            assert await uow.periods.next_sealed() == failed_once
+
+            updated = await uow.periods.set_status(1, PeriodStatus.UPDATED, version=7)
+            assert (updated.error, updated.attempts, updated.version) == (None, 1, 7)
+            assert updated.finished_at is not None
+            assert await uow.periods.next_sealed() is None
+            assert (await uow.periods.open()).number == 2
+
+    async def test_list_pages_from_the_newest(self, database: Database) -> None:
+        for number in (2, 3, 4):
+            await open_next(database, number)
+        async with database.read() as session:
+            assert [period.number for period in await session.periods.list(2)] == [4, 3]
+            assert [period.number for period in await session.periods.list(2, before=3)] == [2, 1]
+            assert await session.periods.get(5) is None
+
+    async def test_only_the_open_period_can_be_sealed(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            with pytest.raises(PeriodNotFound):
+                await uow.periods.seal(2, 1)
+            await uow.periods.seal(1, 1)
+            with pytest.raises(PeriodNotFound):
+                await uow.periods.seal(1, 1)
+            with pytest.raises(NotReady):
+                await uow.periods.open()
+
+    async def test_two_periods_are_never_open(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            with pytest.raises(IntegrityError, match="uq_periods_open"):
+                await uow.periods.create(2)
+
+    async def test_stages(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            await uow.stages.start(1, "score")
+            running = await uow.stages.get(1, "score")
+            assert running is not None
+            assert (running.status, running.finished_at, running.result) == ("running", None, None)
+            await uow.stages.finish(1, "score", 1.5, {"auc": np.float32(0.75), "nan": float("nan")})
+            await uow.stages.start(1, "train")
+            score, train = await uow.stages.list(1)
+            assert (score.status, score.seconds, score.result) == ("done", 1.5, {"auc": 0.75, "nan": None})
+            assert train.stage == "train"
+
+            await uow.stages.start(1, "score")  # from the beginning
+            again = await uow.stages.get(1, "score")
+            assert again is not None
+            assert (again.status, again.seconds, again.result) == ("running", None, None)
+            assert again.started_at > score.started_at
+            assert await uow.stages.get(1, "gate") is None
+
+
+class TestInteractions:
+    async def test_a_duplicate_is_left_out_within_a_batch_between_batches_and_between_periods(
+        self, database: Database
+    ) -> None:
+        assert await insert(database, [event("a", item_id="first"), event("b"), event("a", item_id="second")]) == {
+            "a",
+            "b",
+        }
+        assert await insert(database, [event("b"), event("c")]) == {"c"}
+        await open_next(database, 2)
+        assert await insert(database, [event("a"), event("d")], period=2) == {"d"}
+        assert await insert(database, [], period=2) == set()
+        async with database.read() as session:
+            assert (await session.interactions.log(1)).item_ids.count("first") == 1
+            assert await session.interactions.count(1) == 3
+            assert await session.interactions.count(2) == 1
+
+    async def test_eight_overlapping_batches_at_once_store_each_event_once(self, database: Database) -> None:
+        ids = [f"e{number}" for number in range(600)]
+        batches = []
+        for seed in range(8):
+            chosen = Random(seed).sample(ids, 400)
+            batches.append([event(event_id) for event_id in chosen])
+        expected = {one.event_id for batch in batches for one in batch}
+        for run in range(3):
+            named = [[event(f"{run}-{one.event_id}") for one in batch] for batch in batches]
+            accepted = await asyncio.gather(*(insert(database, batch) for batch in named))
+            times = Counter(event_id for ids_of_one in accepted for event_id in ids_of_one)
+            assert times == {f"{run}-{event_id}": 1 for event_id in expected}
+            async with database.read() as session:
+                assert await session.interactions.count(1) == (run + 1) * len(expected)
+
+    async def test_values_come_back_as_they_went_in(self, database: Database) -> None:
+        odd = Interaction("é\u2028'\"\\", "ü{,}", "日本", 0, datetime(1969, 12, 31, 23, 59, 59, 999_500, UTC), None)
+        await insert(database, [odd])
+        async with database.read() as session:
+            log = await session.interactions.log(1)
+        assert (log.user_ids, log.item_ids, log.labels.tolist()) == (["ü{,}"], ["日本"], [0])
+        assert log.timestamps_ms.tolist() == [to_ms(odd.occurred_at)] == [-1]
+
+    async def test_a_rejected_batch_leaves_nothing(self, database: Database) -> None:
+        with pytest.raises(IntegrityError, match="ck_interactions_label"):
+            await insert(database, [event("a"), event("b", label=2)])
+        async with database.read() as session:
+            assert await session.interactions.count(1) == 0
+
+    @pytest.mark.parametrize("page", [1, 7, 200_000])
+    async def test_log_is_in_order_whatever_the_page(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch, page: int
+    ) -> None:
+        monkeypatch.setattr(interactions, "ROWS_OF_A_PAGE", page)
+        random = Random(0)
+        events = [event(f"e{n:03}", f"u{n}", f"i{n}", n % 2, random.randrange(10)) for n in range(50)]
+        await insert(database, events[:25])
+        await insert(database, events[25:])
+        # seq grows with the batches and, in a batch, with the event id
+        expected = sorted(events, key=lambda e: (e.occurred_at, e.event_id))
+        async with database.read() as session:
+            log = await session.interactions.log(1)
+            empty = await session.interactions.log(2)
+        assert log.user_ids == [e.user_id for e in expected]
+        assert log.item_ids == [e.item_id for e in expected]
+        assert log.labels.tolist() == [e.label for e in expected]
+        assert log.timestamps_ms.tolist() == [to_ms(e.occurred_at) for e in expected]
+        assert (log.labels.dtype, log.timestamps_ms.dtype) == (np.int8, np.int64)
+        assert (len(log), len(empty), empty.labels.dtype) == (50, 0, np.int8)
+
+    @pytest.mark.parametrize("page", [1, 20_000])
+    async def test_earlier_positives(self, database: Database, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+        monkeypatch.setattr(interactions, "USERS_OF_A_PAGE", page)
+        await insert(database, [event(f"a{n}", "ann", f"i{n}", 1, n) for n in range(5)])
+        await insert(database, [event("a-no", "ann", "no", 0, 9), event("z", "zed", "z", 1, 1)])
+        await open_next(database, 2)
+        await insert(database, [event("a5", "ann", "i5", 1, 2.5), event("b5", "bob", "x", 1, 0)], period=2)
+        await open_next(database, 3)
+        now = [event("n1", "ann", "now", 1, 50), event("n2", "bob", "now", 0, 50), event("n3", "new", "now", 1, 50)]
+        await insert(database, now, period=3)
+        async with database.read() as session:
+            found = await session.interactions.earlier_positives(3, limit=3)
+        # by hand: ann's newest three of periods 1 and 2 are i4 (4 s), i3 (3 s), i5 (2.5 s); zed is not in period 3
+        assert list(zip(found.user_ids, found.item_ids, found.timestamps_ms.tolist(), strict=True)) == [
+            ("ann", "i4", to_ms(START) + 4000),
+            ("ann", "i3", to_ms(START) + 3000),
+            ("ann", "i5", to_ms(START) + 2500),
+            ("bob", "x", to_ms(START)),
+        ]
+
+    async def test_recent_positives(self, database: Database) -> None:
+        await insert(database, [event(f"e{n}", "u", f"i{n}", n % 2, n) for n in range(10)])
+        await open_next(database, 2)
+        await insert(database, [event("late", "u", "i-late", 1, 6.5), event("other", "v", "i", 1, 99)], period=2)
+        async with database.read() as session:
+            assert await session.interactions.recent_positives("u", 3) == [
+                HistoryEntry("i9", "e9", to_ms(START) + 9000),
+                HistoryEntry("i7", "e7", to_ms(START) + 7000),
+                HistoryEntry("i-late", "late", to_ms(START) + 6500),
+            ]
+            assert await session.interactions.recent_positives("nobody", 3) == []
+
+
+class TestCatalogue:
+    async def test_upsert_counts_what_changed(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            assert await uow.items.upsert({"i1": ["a", "b"], "i2": [], "i3": ['q"\\,{é']}) == 3
+            assert await uow.items.upsert({"i1": ["a", "b"], "i2": ["c"]}) == 1
+            assert await uow.items.upsert({}) == 0
+            assert await uow.items.categories(["i3", "i1", "none"]) == {"i1": ("a", "b"), "i3": ('q"\\,{é',)}
+            catalogue = await uow.items.catalogue()
+        assert catalogue.item_ids == ["i1", "i2", "i3"]
+        assert catalogue.categories == [("a", "b"), ("c",), ('q"\\,{é',)]
+
+    async def test_rows_follow_the_first_appearance(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            rows = await uow.entities.allocate(EntityKind.USER, ["z", "a", "z", "m"], 1)
+            assert rows.tolist() == [1, 2, 1, 3]
+            assert (await uow.entities.allocate(EntityKind.USER, ["new", "a", "z"], 2)).tolist() == [4, 2, 1]
+            assert (await uow.entities.allocate(EntityKind.ITEM, ["z"], 2)).tolist() == [1]
+            assert (await uow.entities.allocate(EntityKind.USER, [], 2)).shape == (0,)
+            ids, rows = await uow.entities.rows(EntityKind.USER)
+            assert (ids, rows.tolist()) == (["z", "a", "m", "new"], [1, 2, 3, 4])
+            assert await uow.entities.count(EntityKind.USER) == 4
+            assert await uow.entities.count(EntityKind.CATEGORY) == 0
+
+    async def test_transactions_that_allocate_the_same_ids_agree(self, database: Database) -> None:
+        async def allocate(seed: int) -> dict[str, int]:
+            ids = [f"id{number}" for number in range(300)]
+            Random(seed).shuffle(ids)
+            ids = ids[:200]
+            async with database.unit_of_work() as uow:
+                rows = await uow.entities.allocate(EntityKind.ITEM, ids, 1)
+                await asyncio.sleep(0.01)
+                await uow.commit()
+            return dict(zip(ids, rows.tolist(), strict=True))
+
+        together: dict[str, int] = {}
+        for rows in await asyncio.gather(*(allocate(seed) for seed in range(6))):
+            for entity, row in rows.items():
+                assert together.setdefault(entity, row) == row
+        assert sorted(together.values()) == list(range(1, len(together) + 1))
+
+    async def test_rows_of_a_transaction_that_was_rolled_back_are_given_again(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            await uow.entities.allocate(EntityKind.USER, ["lost"], 1)
+        async with database.unit_of_work() as uow:
+            assert (await uow.entities.allocate(EntityKind.USER, ["kept"], 1)).tolist() == [1]
+
+
+class TestModels:
+    async def test_versions(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            assert await uow.models.latest_version() is None
+            digest = await uow.artifacts.put(b"model", "serving")
+            versions = [
+                ModelVersion(
+                    version=number,
+                    period=number,
+                    kind=ModelKind.GENERATED if number else ModelKind.PRIOR,
+                    parent_version=number - 1 if number else None,
+                    serving_digest=digest,
+                    state={"h": digest, "lr": 0.1},
+                    scores={"generated": {"auc": 0.7}},
+                    gate={"choice": "generated"},
+                    created_by="worker",
+                )
+                for number in range(3)
+            ]
+            for version in versions:
+                await uow.models.insert(version)
+            await uow.commit()
+        async with database.read() as session:
+            assert await session.models.get(2) == versions[2]
+            assert await session.models.get(3) is None
+            assert await session.models.by_period(1) == versions[1]
+            assert await session.models.latest_version() == 2
+            assert list(await session.models.list(2)) == [versions[2], versions[1]]
+            assert list(await session.models.list(2, before=1)) == [versions[0]]
+
+    async def test_a_version_needs_its_artifact_and_its_own_period(self, database: Database) -> None:
+        def version(number: int, period: int, digest: str) -> ModelVersion:
+            return ModelVersion(
+                version=number,
+                period=period,
+                kind=ModelKind.PRIOR,
+                parent_version=None,
+                serving_digest=digest,
+                state={},
+                scores={},
+                gate={},
+                created_by="t",
+            )
+
+        async with database.unit_of_work() as uow:
+            with pytest.raises(IntegrityError, match="fk_model_versions_serving_digest_artifacts"):
+                await uow.models.insert(version(0, 0, "absent"))
+        async with database.unit_of_work() as uow:
+            digest = await uow.artifacts.put(b"m", "serving")
+            await uow.models.insert(version(0, 0, digest))
+            with pytest.raises(IntegrityError, match="uq_model_versions_period"):
+                await uow.models.insert(version(1, 0, digest))
+
+    async def test_an_alias_moves_with_a_lead(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            digest = await uow.artifacts.put(b"m", "serving")
+            for number in (0, 1):
+                await uow.models.insert(
+                    ModelVersion(
+                        version=number,
+                        period=number,
+                        kind=ModelKind.PRIOR,
+                        parent_version=None,
+                        serving_digest=digest,
+                        state={},
+                        scores={},
+                        gate={},
+                        created_by="t",
+                    )
+                )
+            assert await uow.models.alias(AliasName.CHAMPION) is None
+            await uow.models.set_alias(AliasName.CHAMPION, 0, lead_seconds=0, actor="a", reason="start")
+            moved = await uow.models.set_alias(AliasName.CHAMPION, 1, lead_seconds=2.5, actor="b", reason="publish")
+            assert await uow.models.alias(AliasName.CHAMPION) == moved
+            assert (moved.version, moved.updated_by, moved.reason) == (1, "b", "publish")
+            assert moved.active_from - moved.updated_at == pytest.approx(
+                timedelta(seconds=2.5), abs=timedelta(seconds=0.1)
+            )
+            with pytest.raises(IntegrityError):
+                await uow.models.set_alias(AliasName.HEAD, 9, lead_seconds=0, actor="a", reason="no such version")
+
+    async def test_evaluations_are_replaced(self, database: Database) -> None:
+        first = Evaluation(
+            period=1, model="generated", version=3, events=10, auc=None, logloss=0.5, calibration=float("inf")
+        )
+        async with database.unit_of_work() as uow:
+            await uow.evaluations.put([])
+            await uow.evaluations.put([first])
+            better = Evaluation(
+                period=1, model="generated", version=3, events=10, auc=0.8, logloss=0.4, calibration=1.0
+            )
+            other = Evaluation(
+                period=1, model="baseline", version=None, events=10, auc=0.6, logloss=0.6, calibration=None
+            )
+            await uow.evaluations.put([better, other])
+            assert list(await uow.evaluations.list(1)) == [other, better]
+            assert list(await uow.evaluations.list(2)) == []
+
+
+class TestAccess:
+    async def test_keys(self, database: Database) -> None:
+        key = ApiKey(key_id="k1", name="shop", secret_hash="ab" * 32, scopes=("predict", "ingest"))
+        assert "ab" not in repr(key)
+        async with database.unit_of_work() as uow:
+            assert not await uow.keys.any_ever()
+            await uow.keys.insert(key)
+            assert await uow.keys.get("k1") == key
+            assert await uow.keys.get("k2") is None
+            assert list(await uow.keys.list()) == [key]
+            assert await uow.keys.revoke("k1")
+            assert not await uow.keys.revoke("k1")
+            assert not await uow.keys.revoke("k2")
+            revoked = await uow.keys.get("k1")
+            assert revoked is not None
+            assert revoked.revoked_at is not None
+            assert await uow.keys.any_ever()
+
+    async def test_audit(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            for number in range(3):
+                await uow.audit.add("operator", "rollback", {"to": number})
+            newest, middle = await uow.audit.list(2)
+            assert (newest.actor, newest.action, newest.detail) == ("operator", "rollback", {"to": 2})
+            assert [entry.detail for entry in await uow.audit.list(5, before=middle.id)] == [{"to": 0}]

@@ -1,0 +1,237 @@
+"""What is shipped: the wheel, the scripts, the image and the compose file. No Docker engine is needed."""
+
+import os
+import socket
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hatchling.builders.wheel import WheelBuilder
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ["scripts/demo", "scripts/test", "scripts/check", ".ci/run"]
+OUR_SERVICES = ["migrate", "api", "worker"]
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def services(compose: dict[str, Any]) -> dict[str, Any]:
+    return compose["services"]
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    folder = tmp_path_factory.mktemp("wheel")
+    (path,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    with zipfile.ZipFile(path) as wheel:
+        return set(wheel.namelist())
+
+
+def parse_command(arguments: list[str]) -> list[str]:
+    """Parses `asmg …` as the program would, running nothing; returns the names of the commands on the way."""
+    from typer.main import get_command
+
+    from service.cli import app
+
+    program, *rest = arguments
+    assert program == "asmg"
+    command: Any = get_command(app)
+    context: Any = None
+    path = []
+    while True:
+        # A group leaves what follows its own options; a command that is none fails on what it does not know.
+        context = command.make_context(command.name or program, list(rest), parent=context)
+        if not hasattr(command, "get_command"):
+            return path
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        path.append(name)
+
+
+def test_the_wheel_holds_every_module_and_migration(wheel_names: set[str]) -> None:
+    tracked = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("asmg", "service", "migrations")
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+    }
+    assert {name for name in tracked if name.startswith("migrations/versions/")}, "no migration in the source tree"
+    assert tracked <= wheel_names
+
+
+def test_the_wheel_holds_nothing_else_but_its_licence_and_metadata(wheel_names: set[str]) -> None:
+    assert {name.split("/")[0] for name in wheel_names} == {
+        "asmg",
+        "service",
+        "migrations",
+        "asmg_service-0.1.0.dist-info",
+    }
+    assert "asmg_service-0.1.0.dist-info/licenses/LICENSE" in wheel_names
+
+
+def test_every_runtime_dependency_has_a_lower_bound(project: dict[str, Any]) -> None:
+    for requirement in project["project"]["dependencies"]:
+        assert ">=" in requirement.split(";")[0], requirement
+
+
+def test_the_program_asmg_is_the_typer_app(project: dict[str, Any]) -> None:
+    assert project["project"]["scripts"] == {"asmg": "service.cli:app"}
+
+
+def test_the_changelog_knows_the_version(project: dict[str, Any]) -> None:
+    assert f"## [{project['project']['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_executable_and_parse(script: str) -> None:
+    path = ROOT / script
+    assert os.access(path, os.X_OK)
+    assert "set -euo pipefail" in path.read_text(encoding="utf-8")
+    subprocess.run(["bash", "-n", path], check=True)
+
+
+def run_in_env(tmp_path: Path, commands: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs commands after scripts/_env.sh, in a virtual environment whose python only writes down how it was called."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$*" >> "{tmp_path}/calls"\n', encoding="utf-8")
+    python.chmod(0o755)
+    return subprocess.run(
+        ["bash", "-c", f"set -euo pipefail; . {ROOT}/scripts/_env.sh; {commands}"],
+        env={"PATH": os.environ["PATH"], "VIRTUAL_ENV": str(tmp_path), **environment},
+        text=True,
+        capture_output=True,
+    )
+
+
+def test_the_second_run_of_a_script_starts_no_python(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    done = run_in_env(tmp_path, "use_env dev; wc -l < $VIRTUAL_ENV/calls; use_env dev; use_env ''")
+    assert done.returncode == 0, done.stderr
+    installs = [line for line in calls.read_text().splitlines() if " install " in line]
+    assert installs == [f"-m pip install --disable-pip-version-check --quiet --editable {ROOT}[dev]"]
+    assert len(calls.read_text().splitlines()) == int(done.stdout)
+
+
+def test_another_torch_is_installed_first_where_it_is_asked_for(tmp_path: Path) -> None:
+    done = run_in_env(tmp_path, "use_env ''", ASMG_TORCH_SPEC="torch==2.12.0+cpu")
+    assert done.returncode == 0, done.stderr
+    installs = [
+        line.split("--quiet ")[1] for line in (tmp_path / "calls").read_text().splitlines() if "--quiet" in line
+    ]
+    assert installs == ["torch==2.12.0+cpu", f"--editable {ROOT}"]
+
+
+def test_an_active_environment_that_is_none_is_named(tmp_path: Path) -> None:
+    done = run_in_env(tmp_path, "rm $VIRTUAL_ENV/bin/python; use_env dev")
+    assert done.returncode == 1
+    assert f"error: expected a virtual environment at {tmp_path}" in done.stderr
+
+
+def test_without_a_new_enough_python_the_script_says_so(tmp_path: Path) -> None:
+    done = run_in_env(tmp_path, "is_new_enough() { false; }; make_venv $VIRTUAL_ENV/new")
+    assert done.returncode == 1
+    assert "error: expected Python 3.11 or newer on the PATH; found Python 3" in done.stderr
+
+
+def test_compose_has_the_services_of_the_design(services: dict[str, Any], compose: dict[str, Any]) -> None:
+    assert set(services) == {"postgres", "redis", *OUR_SERVICES}
+    assert services["postgres"]["image"].startswith("postgres:16")
+    assert services["redis"]["image"].startswith("redis:7")
+    named = {mount.split(":")[0] for service in services.values() for mount in service.get("volumes", [])}
+    assert named == set(compose["volumes"])
+
+
+@pytest.mark.parametrize("name", OUR_SERVICES)
+def test_compose_commands_are_commands_of_asmg(services: dict[str, Any], name: str) -> None:
+    assert parse_command(services[name]["command"]) == [{"api": "serve"}.get(name, name)]
+
+
+def test_commands_in_the_comments_of_compose_are_commands_of_asmg() -> None:
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if "docker compose run" in line]
+    assert parse_command(line[line.index("asmg keys") :].split()) == ["keys", "create"]
+
+
+def test_the_image_starts_a_command_of_asmg() -> None:
+    (line,) = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("CMD ")]
+    assert parse_command(yaml.safe_load(line.removeprefix("CMD "))) == ["serve"]
+
+
+def test_an_unknown_option_or_command_would_be_noticed() -> None:
+    for arguments in (["asmg", "worker", "--no-such-option"], ["asmg", "no-such-command"]):
+        with pytest.raises(Exception, match=r"No such (option|command)"):
+            parse_command(arguments)
+
+
+def test_compose_starts_in_order(services: dict[str, Any]) -> None:
+    assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    for name in ("api", "worker"):
+        assert services[name]["depends_on"] == {
+            "migrate": {"condition": "service_completed_successfully"},
+            "postgres": {"condition": "service_healthy"},
+            "redis": {"condition": "service_healthy"},
+        }
+
+
+def test_whoever_keeps_running_has_a_health_check_and_is_started_again(services: dict[str, Any]) -> None:
+    for name in ("postgres", "redis", "api", "worker"):
+        assert services[name]["healthcheck"]["test"][0] == "CMD"
+        assert services[name]["restart"] == "unless-stopped"
+    assert services["migrate"]["healthcheck"] == {"disable": True}
+    assert services["migrate"]["restart"] == "no"
+
+
+def test_health_checks_written_in_python_compile(services: dict[str, Any]) -> None:
+    for name in ("api", "worker"):
+        _, program, flag, source = services[name]["healthcheck"]["test"]
+        assert (program, flag) == ("python", "-c")
+        compile(source, name, "exec")
+
+
+def test_the_worker_is_healthy_while_it_is_connected_to_postgres(services: dict[str, Any]) -> None:
+    _, _, flag, source = services["worker"]["healthcheck"]["test"]
+    with socket.create_server(("127.0.0.1", 0)) as postgres:
+        port = postgres.getsockname()[1]
+        check = [sys.executable, flag, source.replace("5432", str(port))]
+        assert subprocess.run(check, stderr=subprocess.PIPE).returncode == 1
+        with socket.create_connection(("127.0.0.1", port)):
+            subprocess.run(check, check=True)
+
+
+def test_nothing_runs_as_root(services: dict[str, Any]) -> None:
+    for name in ("postgres", "redis"):
+        assert services[name]["user"] == name
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    final_stage = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM ")) :]
+    assert [line for line in final_stage if line.startswith("USER ")] == ["USER asmg"]
+    for name in OUR_SERVICES:
+        assert "user" not in services[name]
+
+
+def test_only_the_api_has_a_port_and_that_on_loopback(services: dict[str, Any]) -> None:
+    assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
+        "api": ["${ASMG_BIND:-127.0.0.1}:${ASMG_PORT:-8000}:8000"]
+    }
+
+
+def test_the_password_has_no_default(services: dict[str, Any]) -> None:
+    required = "${POSTGRES_PASSWORD:?"
+    assert services["postgres"]["environment"]["POSTGRES_PASSWORD"].startswith(required)
+    for name in OUR_SERVICES:
+        environment = services[name]["environment"]
+        assert environment["ASMG_POSTGRES_DSN"].startswith(f"postgresql://asmg:{required}")
+        assert environment["ASMG_REDIS_URL"].startswith("redis://redis:6379")
