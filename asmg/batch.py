@@ -1,8 +1,8 @@
 """What the models read: one period's log as table rows, and mini-batches of it.
 
-Row numbers, not ids: the caller maps its ids to rows ≥ 1 of the embedding tables. Row 0 of every table is the *cold row*,
-the learned stand-in for everything unknown. Histories are ragged (values and offsets), so that a batch costs what its
-histories really hold and padding does not exist.
+Row numbers, not ids: the caller maps its ids to rows ≥ 1 of the embedding tables. Row 0 of every table is the *cold
+row*, the learned stand-in for everything unknown. Histories are ragged (values and offsets), so that a batch costs what
+its histories really hold and padding does not exist.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,7 +94,7 @@ class PeriodData:
             raise ValueError("offsets: expected values that never decrease; received a decrease")
         for name, size in (("user", self.users), ("item", self.items), ("history", self.items)):
             rows = getattr(self, name)
-            if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < size):
+            if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < size):
                 raise ValueError(f"{name}: expected rows in [0, {size}); received {int(rows.min())}..{int(rows.max())}")
         if bool(((self.label != 0) & (self.label != 1)).any()):
             raise ValueError("label: expected 0 or 1; received another value")
@@ -165,7 +165,7 @@ class LocalBatches(NamedTuple):
     """Batches whose rows are numbered within the few table rows that they touch together."""
 
     batches: list[InteractionBatch]
-    """Rows renumbered: users within rows["user"]; items within `features` where there are any, else within rows["item"]."""
+    """Users count within rows["user"]; items within `features` where there are any, else within rows["item"]."""
     rows: dict[str, Tensor]
     """Table name → int64 [R], the distinct rows of the whole table, ascending."""
     features: ItemFeatures | None
@@ -177,28 +177,28 @@ def localise(
     sizes: Mapping[str, int],
     item_categories: Tensor | None = None,
     *,
-    cold_rate: Mapping[str, Tensor] | None = None,
+    cold_rate: float = 0.0,
     rng: torch.Generator | None = None,
 ) -> LocalBatches:
     """Number the rows of `batches` within the distinct rows that they touch together.
 
-    Gradients reach a table only through the rows looked up, so computing with these rows alone is the same mathematics at
-    a cost that grows with the traffic and not with the tables.
+    Gradients reach a table only through the rows looked up, so computing with these rows alone is the same mathematics
+    at a cost that grows with the traffic and not with the tables.
 
     Args:
         batches: rows of the whole tables; rows at or past `sizes` are read as the cold row.
         sizes: rows of each table.
         item_categories: int [items, C] for a model with categories; may know more items than `sizes` says.
-        cold_rate: table name → float [rows], the probability that a row is read as the cold one throughout these batches
-            (id dropout, by which the cold rows learn to stand for unknown ids). An item keeps its categories.
+        cold_rate: probability that a user or item is read as the cold one throughout these batches: id dropout, by which
+            the cold rows learn to stand for unknown ids. An item keeps its categories.
         rng: source of the coin flips; needed with `cold_rate`.
     """
 
     def readable(name: str, ids: Tensor) -> Tensor:
         """The row that is read for each id: its own, or the cold one."""
         rows = torch.where(ids < sizes[name], ids, COLD_ROW)
-        if cold_rate is not None:
-            rows = torch.where(torch.rand(len(rows), generator=rng) < cold_rate[name][rows], COLD_ROW, rows)
+        if cold_rate > 0:
+            rows = torch.where(torch.rand(len(rows), generator=rng) < cold_rate, COLD_ROW, rows)
         return rows
 
     users, user_index = torch.unique(torch.cat([b.user for b in batches]), return_inverse=True)

@@ -36,8 +36,8 @@ class Checkpoint:
         return save_tensors(tensors, {"asmg": json.dumps(header, sort_keys=True)})
 
     @classmethod
-    def from_bytes(cls, data: bytes, kind: str) -> "Checkpoint":
-        """The inverse of `to_bytes`.
+    def from_bytes(cls, data: bytes, kind: str | None = None) -> "Checkpoint":
+        """The inverse of `to_bytes`; `kind` None takes any.
 
         Raises:
             CheckpointError: for anything but a checkpoint of this kind and format version.
@@ -47,22 +47,26 @@ class Checkpoint:
             size = int.from_bytes(data[:8], "little")
             metadata = json.loads(data[8 : 8 + size]).get("__metadata__")
         except (SafetensorError, ValueError) as error:
-            raise CheckpointError(f"checkpoint: expected one of kind {kind!r}; received unreadable bytes") from error
-        return cls(kind, cls.parse_header(metadata, kind), tensors)
+            raise CheckpointError(
+                f"checkpoint: expected one of kind {kind or 'any'!r}; received unreadable bytes"
+            ) from error
+        found, meta = cls.parse_header(metadata, kind)
+        return cls(found, meta, tensors)
 
     @staticmethod
-    def parse_header(metadata: Mapping[str, str] | None, kind: str) -> dict[str, Any]:
-        """The hyper-parameters in a safetensors header.
+    def parse_header(metadata: Mapping[str, str] | None, kind: str | None) -> tuple[str, dict[str, Any]]:
+        """The kind and the hyper-parameters in a safetensors header.
 
         Raises:
             CheckpointError: for anything but the header of a checkpoint of this kind and format version.
         """
         if not metadata or "asmg" not in metadata:
-            raise CheckpointError(f"checkpoint: expected one of kind {kind!r}; received another program's file")
+            raise CheckpointError(
+                f"checkpoint: expected one of kind {kind or 'any'!r}; received another program's file"
+            )
         header = json.loads(metadata["asmg"])
         if header["version"] != FORMAT_VERSION:
             raise CheckpointError(f"checkpoint: expected format version {FORMAT_VERSION}; received {header['version']}")
-        if header["kind"] != kind:
+        if kind is not None and header["kind"] != kind:
             raise CheckpointError(f"checkpoint: expected kind {kind!r}; received {header['kind']!r}")
-        meta: dict[str, Any] = header["meta"]
-        return meta
+        return header["kind"], header["meta"]

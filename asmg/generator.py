@@ -1,11 +1,11 @@
-"""The GRU meta generator (paper: "GRU Meta Generator – Network Design"; methods.md section 7).
+"""The GRU meta generator (paper: "GRU Meta Generator – Network Design").
 
-For every scalar parameter θ of the base model a small GRU reads that parameter's history and emits the parameter to serve:
+For every scalar parameter θ of the base model a small GRU reads that parameter's history and emits the one to serve:
 
     z = σ(θ·u_z + h W_z)   r = σ(θ·u_r + h W_r)   g = tanh(θ·u_g + (h∘r) W_g)   h' = (1-z)∘h + z∘g   θ* = w·h' + b (+ θ)
 
-Weights are shared by the rows of an embedding table, one set per embedding dimension; every scalar of the MLP has a set of
-its own. With `output="residual"` the input parameter is added and w, b start at zero: an untrained generator is the
+Weights are shared by the rows of an embedding table, one set per embedding dimension; every scalar of the MLP has a set
+of its own. With `output="residual"` the input parameter is added and w, b start at zero: an untrained generator is the
 identity, and what it learns is a correction of the incremental model. `output="direct"` is the paper's.
 
 All scalars of the MLP run as one group of P positions with a single row; a table is a group of P = dim positions with a
@@ -69,8 +69,8 @@ class GRUGenerator:
     def initial(self, rng: torch.Generator) -> Params:
         """Fresh weights ω.
 
-        Glorot-uniform as TensorFlow computes it for stacked tensors, L = √(6 / (P(a+b))) for [P, a, b]; the MLP's scalars
-        are initialised tensor by tensor, P being the size of the tensor they come from.
+        Glorot-uniform as TensorFlow computes it for stacked tensors, L = √(6 / (P(a+b))) for [P, a, b]; the MLP's
+        scalars are initialised tensor by tensor, P being the size of the tensor they come from.
         """
         d = self.config.hidden
         weights: Params = {}
@@ -204,4 +204,4 @@ class GRUGenerator:
     @property
     def groups(self) -> tuple[str, ...]:
         """Names of the groups, tables first."""
-        return tuple(t for t in TABLES if t in self.positions) + (DENSE,)
+        return (*(table for table in TABLES if table in self.positions), DENSE)

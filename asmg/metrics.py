@@ -35,7 +35,7 @@ def logloss(logit: Tensor, label: Tensor) -> float:
 
 
 def calibration(logit: Tensor, label: Tensor) -> float | None:
-    """Sum of predicted probabilities over sum of labels: 1 is perfect, 2 promises twice the clicks; None without clicks."""
+    """Sum of predicted probabilities over sum of labels: 2 promises twice the clicks; None without clicks."""
     clicks = float(label.double().sum())
     return float(torch.sigmoid(logit.double()).sum()) / clicks if clicks else None
 
@@ -46,6 +46,8 @@ class Scores:
 
     events: int
     """Interactions scored."""
+    clicks: int
+    """Those with label 1."""
     auc: float | None
     """Tie-aware AUC; None where the log has one class only."""
     logloss: float
@@ -61,5 +63,9 @@ class Scores:
 def scores(logit: Tensor, label: Tensor) -> Scores:
     """All metrics of one log: logits [N], labels [N]."""
     return Scores(
-        events=len(label), auc=auc(logit, label), logloss=logloss(logit, label), calibration=calibration(logit, label)
+        events=len(label),
+        clicks=int((label > 0.5).sum()),
+        auc=auc(logit, label),
+        logloss=logloss(logit, label),
+        calibration=calibration(logit, label),
     )

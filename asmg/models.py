@@ -1,4 +1,4 @@
-"""The base model: Embedding&MLP (methods.md section 0), one functional forward pass.
+"""The base model: Embedding&MLP (the paper's base model), one functional forward pass.
 
 A model is a configuration and a dictionary of tensors. The tables are called "user", "item" and (with categories)
 "category"; the rest is the MLP. Everything that predicts — training, evaluation, generated parameters, the serving
@@ -122,7 +122,7 @@ class EmbeddingMLP:
         return self.head(params, params["user"][batch.user], pooled, items[batch.item])
 
     def item_vectors(self, params: Mapping[str, Tensor], features: ItemFeatures | None) -> Tensor:
-        """What each item is to the MLP, [E, width]: its embedding, and the mean embedding of its categories beside it."""
+        """What each item is to the MLP, [E, width]: its embedding, and beside it the mean one of its categories."""
         if not self.config.categories:
             return params["item"]
         if features is None:

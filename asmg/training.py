@@ -6,14 +6,14 @@ again, applies in closed form the steps that its momentum alone would have made 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from asmg.batch import COLD_ROW, PeriodData, localise, shuffled_batches
+from asmg.batch import PeriodData, localise, shuffled_batches
 from asmg.metrics import Scores, scores
 from asmg.models import EmbeddingMLP, Params, table_sizes
 
@@ -66,10 +66,10 @@ class AdamState:
 class Adam:
     """Adam (Kingma & Ba 2015) that works in place, row by row, and equals dense Adam.
 
-    A row without gradient still moves under dense Adam, by lr·c(t)·m/(√v+ε) with m and v decaying. With ρ = β₁/√β₂ the J
-    missed steps after step s sum to lr·m/(√v+ε)·Σ_{j≤J} c(s+j)ρʲ, c(t) = √(1-β₂ᵗ)/(1-β₁ᵗ), which is H(s) - ρᴶ·H(s+J) for
-    the tail sums H. (ε is not decayed with v, an error under ε/√v.) `read` catches rows up before they are used.
-    ε is added to √v outside of the bias correction, as TensorFlow does (methods.md section 0).
+    A row without gradient still moves under dense Adam, by lr·c(t)·m/(√v+ε) with m and v decaying. With ρ = β₁/√β₂ the
+    J steps missed after step s sum to lr·m/(√v+ε)·Σ_{j≤J} c(s+j)ρʲ, c(t) = √(1-β₂ᵗ)/(1-β₁ᵗ), and that sum is
+    H(s) - ρᴶ·H(s+J) for the tail sums H. (ε is not decayed with v, an error under ε/√v.) `read` catches rows up before
+    they are used. ε is added to √v outside of the bias correction, as TensorFlow, and so the authors' release, does.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ def train_epoch(
     *,
     batch_size: int,
     rng: torch.Generator,
-    cold_rate: Mapping[str, Tensor] | None = None,
+    cold_rate: float = 0.0,
     progress: Progress | None = None,
 ) -> float:
     """One shuffled epoch of the base model over `data`: argmin L(Θ | D_t, Θ_{t-1}), one pass; returns the mean loss.

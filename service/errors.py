@@ -10,6 +10,7 @@
     ├── PeriodNotFound          404
     ├── EmptyPeriod             409  nothing to learn from
     ├── PeriodConflict          409  another period is open than the caller expected
+    ├── ModelPruned             409  the version is known, but what is needed of it was evicted
     ├── NotReady                503  a dependency does not answer, or no model is loaded yet
     ├── ArtifactError           500
     │   ├── ArtifactMissing          named but not stored
@@ -38,6 +39,7 @@ __all__ = [
     "IdempotencyMismatch",
     "InvalidInput",
     "ModelNotFound",
+    "ModelPruned",
     "NotReady",
     "PeriodConflict",
     "PeriodNotFound",
@@ -150,6 +152,18 @@ class ModelNotFound(ServiceError):
 
     def __init__(self, version: int) -> None:
         super().__init__(f"there is no model version {version}")
+        self.version = version
+
+
+class ModelPruned(ServiceError):
+    """A model version of which only the record is left: its artifacts were evicted to make room."""
+
+    status = 409
+    title = "Model version pruned"
+    slug = "model-pruned"
+
+    def __init__(self, version: int, what: str) -> None:
+        super().__init__(f"the {what} of model version {version} is no longer stored")
         self.version = version
 
 

@@ -41,7 +41,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
-        self.swaps = Counter("asmg_swaps", "Changes of the version served.", registry=registry)
+        self.swaps = Counter("asmg_swaps", "Times that a version began to be served.", registry=registry)
         self.history_fallbacks = Counter(
             "asmg_history_fallbacks", "Histories read from Postgres because Redis did not answer.", registry=registry
         )

@@ -59,7 +59,7 @@ class Observe:
             await render_problem(error, instance=scope["path"])(scope, receive, send_with_id)
         finally:
             # The route's template, never the path: the number of label values has to stay small.
-            route = getattr(scope.get("route"), "path", UNMATCHED_ROUTE)
+            route = getattr(scope.get("route"), "path_format", UNMATCHED_ROUTE)
             self._metrics.requests.labels(route, status or CLIENT_CLOSED_REQUEST).inc()
             self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
 

@@ -56,7 +56,9 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1)
     """Updates of one period that may fail before it is given up."""
     keep_versions: int = Field(50, ge=2)
-    """Model versions whose artifacts are kept."""
+    """Newest model versions whose serving snapshot is kept, so that one can roll back to them."""
+    keep_states: int = Field(5, ge=1)
+    """Newest model versions whose training state is kept, so that a rollback can excise what came after them."""
     seed: int = 0
     """Seed of every random choice of the updates."""
 

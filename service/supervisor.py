@@ -317,10 +317,13 @@ def _end_with_parent(parent: int) -> None:
 
 def _run_api(settings: Settings, listener: int) -> None:
     # Only this kind of process needs them, and the parent starts faster without.
+    import torch
     import uvicorn
 
     from service.app import create_app
 
+    # A prediction is small, and the processes share the cores: threads inside one would only get in each other's way.
+    torch.set_num_threads(1)
     app = create_app(settings, stopping=lambda: server.should_exit)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -338,10 +341,10 @@ def _run_api(settings: Settings, listener: int) -> None:
 
 def run_worker(settings: Settings) -> None:
     """Run the worker of an installation until SIGINT or SIGTERM."""
-    from service import worker  # with the training library, which takes seconds to import
+    from service.worker import run  # with the training library, which takes seconds to import
 
     async def until_signal() -> None:
-        task = asyncio.ensure_future(worker.run(settings))
+        task = asyncio.ensure_future(run(settings))
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         with suppress(asyncio.CancelledError):

@@ -1,8 +1,8 @@
 """A stream of clicks with known drift, whose true click probabilities are known.
 
-Every user has a lasting taste and a passing interest, every item a place in taste space near its category and a popularity;
-interest and popularity wander from period to period (AR(1)). Each period brings new users and items, and old ones leave.
-The click probability of user u and item i in period t is
+Every user has a lasting taste and a passing interest, every item a place in taste space near its category and a
+popularity; interest and popularity wander from period to period (AR(1)). Each period brings new users and items, and old
+ones leave. The click probability of user u and item i in period t is
 
     p = σ(bias + popularity_i(t) + activity_u + scale · ⟨taste_u + interest_u(t), place_i⟩)
 
@@ -98,7 +98,9 @@ def drift_stream(config: DriftConfig, *, seed: int = 0) -> Iterator[DriftPeriod]
         return place, np.stack([first, second], 1)
 
     def innovation(state: np.ndarray, persistence: float, std: float) -> np.ndarray:
-        return persistence * state + np.sqrt(1 - persistence**2) * std * rng.normal(size=state.shape)
+        noise = std * rng.normal(size=state.shape)
+        moved: np.ndarray = persistence * state + np.sqrt(1 - persistence**2) * noise
+        return moved
 
     place, category = new_items(c.items)
     popularity = popularity_std * rng.normal(size=c.items)

@@ -1,26 +1,35 @@
-"""ASMG-GRU (paper, "Proposed Method"; methods.md sections 7–7e): Θ*_t = M_ω(Θ_{t-k+1:t}, h_{t-k}).
+"""ASMG-GRU (the paper's proposed method and its variants): Θ*_t = M_ω(Θ_{t-k+1:t}, h_{t-k}).
 
 One update, when the data D_{t+1} of a period has arrived:
 
-1. train_generator: ω_{t+1} = argmin_ω Σ_i λ_i L(M_ω(Θ_{t-k+1:i}, h_{t-k}) | D_{i+1}), i = t-k+1 … t, from ω_t. The k periods are
-   learned concurrently ("Training Strategy 2") from a carried hidden state ("Training Strategy 1"), which then moves on.
+1. train_generator: ω_{t+1} = argmin_ω Σ_i λ_i L(M_ω(Θ_{t-k+1:i}, h_{t-k}) | D_{i+1}), i = t-k+1 … t, from ω_t. The k
+   periods are learned concurrently ("Training Strategy 2") from a carried hidden state ("Training Strategy 1"), which
+   then moves on.
 2. update_base: Θ_{t+1} by IU; the chain of incremental models never sees a generated one.
 3. generate: Θ*_{t+1} over whole tables.
+
+Two additions keep a generator that has seen little from doing harm; both can be switched off for the paper's method:
+
+* ω is the average of the iterates of a pass (Polyak), since the last iterate of Adam at this step size is noisy.
+* Θ*_t is trusted as far as it has earned: what is served is Θ_t + α·(Θ*_t - Θ_t), α being the best of a few fractions
+  on the periods so far, each scored before anything was trained on it. α = 0 is IU.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch.nn import functional
+from typing_extensions import override
 
 from asmg.batch import InteractionBatch, PeriodData, localise
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.generator import DENSE, GeneratorConfig, GRUGenerator, HiddenState, read_rows
+from asmg.metrics import logloss
 from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params
-from asmg.training import Adam, AdamState, Progress, finite
+from asmg.training import Adam, AdamState, Progress, finite, predict_logits
 from asmg.updaters.base import Updater
 from asmg.updaters.iu import BaseState, IncrementalUpdate, TrainingConfig, dump_adam, dump_data, load_adam, load_data
 
@@ -31,7 +40,7 @@ __all__ = ["AsmgConfig", "AsmgGru", "AsmgState"]
 class AsmgConfig:
     """How the generator is trained."""
 
-    generator: GeneratorConfig = GeneratorConfig()
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """The generator's shape."""
     window: int = 3
     """k, the number of most recent models that it reads."""
@@ -45,16 +54,26 @@ class AsmgConfig:
     """Interactions a batch of the newest period; the others are cut into as many batches."""
     epochs: int = 1
     """Passes over the window's data."""
+    average: bool = True
+    """Whether ω becomes the average of the iterates of the last pass instead of the last iterate."""
+    blends: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """The fractions α that compete, ascending; (1.0,) trusts the generator blindly."""
+    evidence_decay: float = 0.8
+    """What a period-old loss of a fraction still counts."""
 
     def __post_init__(self) -> None:
         if not (self.window > 0 and self.lr > 0 and self.batch_size > 0 and self.epochs > 0):
             raise ValueError(f"asmg: expected positive window, lr, batch_size, epochs; received {self}")
         if self.loss_weights not in ("linear", "uniform", "last"):
             raise ValueError(f"loss_weights: expected linear, uniform or last; received {self.loss_weights!r}")
+        if not self.blends or list(self.blends) != sorted(set(self.blends)) or min(self.blends) < 0:
+            raise ValueError(f"blends: expected distinct fractions ≥ 0, ascending; received {self.blends}")
+        if not 0 <= self.evidence_decay <= 1:
+            raise ValueError(f"evidence_decay: expected a number in [0, 1]; received {self.evidence_decay}")
 
     def to_json(self) -> dict[str, object]:
         """As plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"blends": list(self.blends)}
 
 
 @dataclass(frozen=True)
@@ -73,8 +92,10 @@ class AsmgState:
     """h, the state before the oldest of `models`."""
     data: tuple[PeriodData, ...]
     """The last k-1 periods' data, oldest first: with the next one the targets of a full window."""
+    evidence: tuple[float, ...]
+    """For each of the config's `blends` the decayed sum of its losses so far, each from before training."""
     generated: Params | None
-    """Θ*_t, None before the first period."""
+    """Θ*_t as the generator emits it (α = 1), None before the first period."""
 
 
 class AsmgGru(Updater[AsmgState]):
@@ -94,6 +115,7 @@ class AsmgGru(Updater[AsmgState]):
         self.config = config or AsmgConfig()
         self.generator = GRUGenerator(self.config.generator, self.model)
 
+    @override
     def initial(self, rng: torch.Generator) -> AsmgState:
         weights = self.generator.initial(rng)
         return AsmgState(
@@ -103,9 +125,11 @@ class AsmgGru(Updater[AsmgState]):
             adam=AdamState.zeros(weights),
             hidden=self.generator.initial_hidden(),
             data=(),
+            evidence=(0.0,) * len(self.config.blends),
             generated=None,
         )
 
+    @override
     def run_stage(
         self, stage: str, state: AsmgState, data: PeriodData, *, rng: torch.Generator, progress: Progress | None = None
     ) -> AsmgState:
@@ -121,10 +145,31 @@ class AsmgGru(Updater[AsmgState]):
             return replace(state, generated=generated)
         raise ValueError(f"stage: expected one of {self.stages}; received {stage!r}")
 
+    @override
     def serving_models(self, state: AsmgState) -> dict[str, Params]:
         if state.generated is None:
             return {}
-        return {"generated": state.generated} | self.base.serving_models(state.base)
+        return {"generated": self.blended(state, self.trust(state))} | self.base.serving_models(state.base)
+
+    def trust(self, state: AsmgState) -> float:
+        """α, the fraction that did best so far; the smallest of equals, hence 0 as long as there is no evidence."""
+        return min(zip(state.evidence, self.config.blends, strict=True))[1]
+
+    def blended(self, state: AsmgState, fraction: float) -> Params:
+        """Θ_t + fraction·(Θ*_t - Θ_t)."""
+        if state.generated is None:
+            raise ValueError("state: expected one that has learned a period; received the initial one")
+        return {name: torch.lerp(p, state.generated[name], fraction) for name, p in state.base.params.items()}
+
+    def _weigh(self, state: AsmgState, data: PeriodData) -> tuple[float, ...]:
+        """The evidence with this period's losses, taken before anything is trained on it."""
+        if len(self.config.blends) == 1:
+            return state.evidence
+        decay = self.config.evidence_decay
+        return tuple(
+            decay * old + logloss(predict_logits(self.model, self.blended(state, fraction), data), data.label)
+            for old, fraction in zip(state.evidence, self.config.blends, strict=True)
+        )
 
     def _train_generator(
         self, state: AsmgState, data: PeriodData, rng: torch.Generator, progress: Progress | None
@@ -133,6 +178,7 @@ class AsmgGru(Updater[AsmgState]):
         if not state.models:
             return replace(state, data=kept)
         targets = (*state.data, data)[-len(state.models) :]
+        evidence = self._weigh(state, data)
         weights = {name: w.clone() for name, w in state.weights.items()}
         optimizer = Adam(weights, state.adam.grown({}), lr=self.config.lr)
         for epoch in range(self.config.epochs):
@@ -141,7 +187,7 @@ class AsmgGru(Updater[AsmgState]):
         hidden = state.hidden
         if self.config.carry_hidden and len(state.models) == self.config.window:
             hidden = self.generator.advance(weights, state.models[0], state.hidden)
-        return replace(state, weights=weights, adam=optimizer.state, hidden=hidden, data=kept)
+        return replace(state, weights=weights, adam=optimizer.state, hidden=hidden, data=kept, evidence=evidence)
 
     def _epoch(
         self,
@@ -155,6 +201,7 @@ class AsmgGru(Updater[AsmgState]):
         """One pass: batch n holds the n-th part of every target period, each scored by the output for its period."""
         loss_weights = self.loss_weights(len(targets))
         steps = math.ceil(len(targets[-1]) / self.config.batch_size)
+        average = {name: w.clone() for name, w in optimizer.params.items()}
         for n, batches in enumerate(_concurrent_batches(targets, steps, rng)):
             used = [(j, b) for j, b in enumerate(batches) if loss_weights[j] > 0 and len(b.user)]
             local = localise([b for _, b in used], targets[-1].sizes, targets[-1].item_categories)
@@ -173,8 +220,13 @@ class AsmgGru(Updater[AsmgState]):
             loss = torch.stack(terms).sum()
             finite(loss)
             optimizer.step(dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)), {})
+            for name, mean in average.items():
+                mean.lerp_(optimizer.params[name], 1 / (n + 1))
             if progress:
                 progress((epoch + (n + 1) / steps) / self.config.epochs)
+        if self.config.average and epoch == self.config.epochs - 1:
+            for name, mean in average.items():
+                optimizer.params[name].copy_(mean)
 
     def loss_weights(self, length: int) -> list[float]:
         """λ for a window of `length` targets, oldest first; they sum to 1 (slides: λ_j = j / Σ j')."""
@@ -184,12 +236,14 @@ class AsmgGru(Updater[AsmgState]):
             return [1 / length] * length
         return [j / (length * (length + 1) / 2) for j in range(1, length + 1)]
 
+    @override
     def dump(self, state: AsmgState) -> dict[str, Checkpoint]:
         meta: dict[str, Any] = {
             "updater": self.name,
             "config": self.config.to_json(),
             "models": len(state.models),
             "data": len(state.data),
+            "evidence": list(state.evidence),
         }
         parts = self.base.dump(state.base)
         parts["generator"] = Checkpoint("generator", meta, state.weights)
@@ -204,6 +258,7 @@ class AsmgGru(Updater[AsmgState]):
             parts["generated"] = Checkpoint("model", {"model": self.model.config.to_json()}, state.generated)
         return parts
 
+    @override
     def load(self, parts: Mapping[str, Checkpoint]) -> AsmgState:
         generator = parts["generator"]
         meta = {"updater": self.name, "config": self.config.to_json()}
@@ -222,6 +277,7 @@ class AsmgGru(Updater[AsmgState]):
             adam=load_adam(parts["generator_optimizer"]),
             hidden=dict(parts["hidden"].tensors),
             data=tuple(load_data(parts[f"data.{age}"]) for age in range(generator.meta["data"] - 1, -1, -1)),
+            evidence=tuple(generator.meta["evidence"]),
             generated=dict(generated.tensors) if generated is not None else None,
         )
 

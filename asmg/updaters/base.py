@@ -1,7 +1,7 @@
 """The contract of every update method: previous state + a period's data → new state + serving model.
 
-An update is a sequence of named stages, each a pure function of (state, data, rng), so that a caller can store the state
-between stages and go on after a crash with the same result to the bit.
+An update is a sequence of named stages, each a pure function of (state, data, rng), so that a caller can store the
+state between stages and go on after a crash with the same result to the bit.
 """
 
 from abc import ABC, abstractmethod

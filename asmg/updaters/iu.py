@@ -1,4 +1,4 @@
-"""IU, the incremental update (slides "Conventional Incremental Update"; methods.md section 2).
+"""IU, the incremental update (the paper's "Conventional Incremental Update").
 
 Θ_t = argmin_Θ L(Θ | D_t, Θ_{t-1}): one shuffled pass over the new period, starting from the last model, Adam's moments
 carried on. The first period has no model to start from and gets several passes, as many as a held-out tail favours.
@@ -7,12 +7,13 @@ carried on. The first period has no model to start from and gets several passes,
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from asmg.batch import COLD_ROW, PeriodData
+from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.metrics import logloss
 from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params, grow, table_sizes
@@ -26,7 +27,7 @@ __all__ = ["BaseState", "IncrementalUpdate", "TrainingConfig", "dump_adam", "dum
 class TrainingConfig:
     """How the base model is trained."""
 
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Adam's step size."""
     batch_size: int = 256
     """Interactions a batch."""
@@ -37,14 +38,12 @@ class TrainingConfig:
     holdout: float = 0.1
     """Newest fraction of the first period that says how many passes are good; it is learned afterwards."""
     cold_rate: float = 0.1
-    """Probability that a row which existed before this period is read as the cold row (id dropout)."""
-    new_cold_rate: float = 0.5
-    """The same for the rows of ids first seen in this period. Such ids are what the cold row will be asked to stand for."""
+    """Probability that an id is read as the cold row throughout a batch (id dropout)."""
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.batch_size > 0 and self.epochs > 0 and self.first_epochs > 0):
             raise ValueError(f"training: expected positive lr, batch_size, epochs, first_epochs; received {self}")
-        for name in ("holdout", "cold_rate", "new_cold_rate"):
+        for name in ("holdout", "cold_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1); received {getattr(self, name)}")
 
@@ -71,10 +70,12 @@ class IncrementalUpdate(Updater[BaseState]):
         self.model = EmbeddingMLP(model)
         self.training = training or TrainingConfig()
 
+    @override
     def initial(self, rng: torch.Generator) -> BaseState:
         params = self.model.initial(rng)
         return BaseState(params, AdamState.zeros(params), periods=0)
 
+    @override
     def run_stage(
         self, stage: str, state: BaseState, data: PeriodData, *, rng: torch.Generator, progress: Progress | None = None
     ) -> BaseState:
@@ -83,27 +84,27 @@ class IncrementalUpdate(Updater[BaseState]):
         before = table_sizes(state.params)
         params = {name: grow(p, data.sizes[name]) if name in before else p.clone() for name, p in state.params.items()}
         optimizer = Adam(params, state.adam.grown(table_sizes(params)), lr=self.training.lr)
-        rates = {name: self._cold_rates(before[name], len(params[name])) for name in before}
         if state.periods == 0:
-            params, adam = self._first(optimizer, data, rates, rng, progress)
+            params, adam = self._first(optimizer, data, rng, progress)
         else:
             for epoch in range(self.training.epochs):
-                self._epoch(
-                    optimizer, data, rates, rng, progress, epoch / self.training.epochs, 1 / self.training.epochs
-                )
+                self._epoch(optimizer, data, rng, progress, epoch / self.training.epochs, 1 / self.training.epochs)
             adam = optimizer.state
         self.model.check(params)
         return BaseState(params, adam, state.periods + 1)
 
+    @override
     def serving_models(self, state: BaseState) -> dict[str, Params]:
         return {"incremental": state.params} if state.periods else {}
 
+    @override
     def dump(self, state: BaseState) -> dict[str, Checkpoint]:
         return {
             "base": Checkpoint("model", {"model": self.model.config.to_json()}, state.params),
             "optimizer": dump_adam(state.adam, periods=state.periods),
         }
 
+    @override
     def load(self, parts: Mapping[str, Checkpoint]) -> BaseState:
         base = parts["base"]
         config = self.model.config.to_json()
@@ -113,17 +114,10 @@ class IncrementalUpdate(Updater[BaseState]):
         self.model.check(params)
         return BaseState(params, load_adam(parts["optimizer"]), parts["optimizer"].meta["periods"])
 
-    def _cold_rates(self, before: int, after: int) -> Tensor:
-        rates = torch.full((after,), self.training.new_cold_rate)
-        rates[:before] = self.training.cold_rate
-        rates[COLD_ROW] = 0.0
-        return rates
-
     def _epoch(
         self,
         optimizer: Adam,
         data: PeriodData,
-        rates: Mapping[str, Tensor],
         rng: torch.Generator,
         progress: Progress | None,
         start: float,
@@ -139,7 +133,7 @@ class IncrementalUpdate(Updater[BaseState]):
             data,
             batch_size=self.training.batch_size,
             rng=rng,
-            cold_rate=rates,
+            cold_rate=self.training.cold_rate,
             progress=part,
         )
 
@@ -147,7 +141,6 @@ class IncrementalUpdate(Updater[BaseState]):
         self,
         optimizer: Adam,
         data: PeriodData,
-        rates: Mapping[str, Tensor],
         rng: torch.Generator,
         progress: Progress | None,
     ) -> tuple[Params, AdamState]:
@@ -156,12 +149,12 @@ class IncrementalUpdate(Updater[BaseState]):
         share = 1 / (self.training.first_epochs + 1)
         if tail == 0:
             for epoch in range(self.training.first_epochs):
-                self._epoch(optimizer, data, rates, rng, progress, epoch * share, share)
+                self._epoch(optimizer, data, rng, progress, epoch * share, share)
             return optimizer.params, optimizer.state
         head, held_out = data.slice(0, len(data) - tail), data.slice(len(data) - tail, len(data))
         best, kept = math.inf, (optimizer.params, optimizer.state)
         for epoch in range(self.training.first_epochs):
-            self._epoch(optimizer, head, rates, rng, progress, epoch * share, share)
+            self._epoch(optimizer, head, rng, progress, epoch * share, share)
             loss = logloss(predict_logits(self.model, optimizer.params, held_out), held_out.label)
             if loss >= best:
                 break
@@ -169,7 +162,7 @@ class IncrementalUpdate(Updater[BaseState]):
             kept = ({n: p.clone() for n, p in optimizer.params.items()}, optimizer.state.grown({}))
         params, adam = kept
         optimizer = Adam(params, adam, lr=self.training.lr)
-        self._epoch(optimizer, held_out, rates, rng, progress, 1 - share, share)
+        self._epoch(optimizer, held_out, rng, progress, 1 - share, share)
         return optimizer.params, optimizer.state
 
 
@@ -201,4 +194,5 @@ def dump_data(data: PeriodData) -> Checkpoint:
 
 def load_data(checkpoint: Checkpoint) -> PeriodData:
     """The inverse of `dump_data`."""
-    return PeriodData(**checkpoint.meta, **checkpoint.tensors)
+    fields_: dict[str, Any] = {**checkpoint.meta, **checkpoint.tensors}
+    return PeriodData(**fields_)

@@ -134,7 +134,7 @@ def upgrade() -> None:
         sa.Column("period", sa.Integer(), nullable=False, comment="the period it learned last; 0 for the prior"),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("parent_version", sa.Integer()),
-        sa.Column("serving_digest", sa.Text(), nullable=False),
+        sa.Column("serving_digest", sa.Text()),
         sa.Column("state", JSONB(), nullable=False, comment="training state: name to artifact digest or value"),
         sa.Column("scores", JSONB(), nullable=False),
         sa.Column("gate", JSONB(), nullable=False),

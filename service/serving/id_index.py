@@ -16,7 +16,7 @@ __all__ = ["IdIndex", "hash_ids"]
 
 def hash_ids(ids: Sequence[str]) -> np.ndarray:
     """XXH3 of each id's UTF-8 bytes as uint64 [N]; stable across processes and versions."""
-    return np.fromiter((xxhash.xxh3_64_intdigest(i) for i in ids), dtype=np.uint64, count=len(ids))
+    return np.fromiter((xxhash.xxh3_64_intdigest(i.encode()) for i in ids), dtype=np.uint64, count=len(ids))
 
 
 @dataclass(frozen=True)

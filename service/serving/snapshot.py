@@ -1,4 +1,4 @@
-"""The serving snapshot: one immutable file with a model and the index of the ids it knows, mapped into every process."""
+"""The serving snapshot: one immutable file with a model and the index of the ids it knows, mapped by every process."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ class Snapshot:
             ValueError: the file is no snapshot, or holds numbers that are not finite.
         """
         with safe_open(path, framework="pt") as file:
-            header = Checkpoint.parse_header(file.metadata(), KIND)
+            _, meta = Checkpoint.parse_header(file.metadata(), KIND)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping, has keys() only)
         params = {name.removeprefix("param."): t for name, t in tensors.items() if name.startswith("param.")}
         for name, tensor in params.items():
@@ -70,7 +70,7 @@ class Snapshot:
         }
         for index in indices.values():
             index.hashes.sum(), index.rows.sum()
-        return cls(version, period, EmbeddingMLP(EmbeddingMLPConfig.from_json(header["model"])), params, **indices)
+        return cls(version, period, EmbeddingMLP(EmbeddingMLPConfig.from_json(meta["model"])), params, **indices)
 
     @torch.inference_mode()
     def predict(self, user_id: str, items: Sequence[str], history: Sequence[str]) -> Prediction:

@@ -145,7 +145,7 @@ model_versions = Table(
     Column("period", Integer, nullable=False, unique=True, comment="the period it learned last; 0 for the prior"),
     Column("kind", Text, nullable=False),
     Column("parent_version", ForeignKey("model_versions.version")),
-    Column("serving_digest", ForeignKey("artifacts.digest"), nullable=False),
+    Column("serving_digest", ForeignKey("artifacts.digest")),
     Column("state", JSONB, nullable=False, comment="training state: name to artifact digest or value"),
     Column("scores", JSONB, nullable=False),
     Column("gate", JSONB, nullable=False),

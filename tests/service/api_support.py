@@ -1,7 +1,8 @@
 """The application as the API tests use it: the real one, on the real Postgres and Redis of the run."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,6 +73,14 @@ def served_app(settings: Settings) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+async def eventually(condition: Callable[[], bool], *, seconds: float = 10) -> None:
+    """Return as soon as the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        await asyncio.sleep(0.01)
 
 
 def event(number: int, **changes: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from service.limits import MAX_BODY_BYTES
 from service.storage.database import Database
-from tests.service.api_support import NOON, Api, event, ingest, running_app, settings_for
+from tests.service.api_support import NOON, Api, event, ingest, running_app, served_app, settings_for
 
 LONG = "x" * 257
 
@@ -296,3 +296,20 @@ async def test_an_unexpected_failure_tells_nothing(api: Api, monkeypatch: pytest
     monkeypatch.setattr(type(api.parts.serving), "current", fail)
     response = await api.client.post("/predict", json={"user_id": "u", "items": ["a"]})
     assert "secret" not in str(problem(response, 500))
+
+
+async def test_a_large_body_on_a_real_connection_gets_its_answer(
+    postgres_dsn: str, redis_url: str, tmp_path: Path
+) -> None:
+    """The answer comes while the client still sends; the connection has to live until the client has read it."""
+
+    async def stream() -> AsyncIterator[bytes]:
+        for _ in range(200):
+            yield b" " * 65536
+
+    with served_app(settings_for(postgres_dsn, redis_url, tmp_path)) as url:
+        async with httpx.AsyncClient(base_url=url, headers={"content-type": "application/json"}) as client:
+            for _ in range(3):
+                for body in (b" " * 200 * 65536, stream()):
+                    problem(await client.post("/interactions", content=body), 413)
+                assert (await client.get("/healthz")).status_code == 200

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from redis.asyncio import Redis
 from service.settings import Settings
 from service.storage.database import Database
 from service.storage.redis_state import Notices
-from service.storage.repositories import Evaluation, PeriodStatus
-from tests.service.api_support import Api, event, ingest, running_app, served_app, settings_for
+from service.storage.repositories import Evaluation, Interaction, PeriodStatus
+from service.use_cases.status import PeriodDocument, get_period
+from tests.service.api_support import Api, event, eventually, ingest, running_app, served_app, settings_for
 
 
 @pytest.fixture
@@ -226,9 +228,7 @@ class Stream:
         self.ended.set()
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(10):
-            while len(self.events) < count:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: len(self.events) >= count)
 
     async def join(self) -> None:
         await asyncio.to_thread(self._thread.join, 10)
@@ -290,24 +290,33 @@ async def test_watching_works_without_redis(postgres_dsn: str, tmp_path: Path, d
 async def test_an_idle_stream_sends_heartbeats(url: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.05)
     stream = Stream(f"{url}/periods/1/events")
-    async with asyncio.timeout(10):
-        while stream.comments < 3:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: stream.comments >= 3)
     stream.closing.set()
     await stream.join()
     assert [name for name, _ in stream.events] == ["status"]
 
 
-async def test_a_stream_ends_when_the_client_leaves(url: str, database: Database) -> None:
-    watchers = {task for task in threading.enumerate()}
-    async with httpx.AsyncClient(base_url=url) as client:
-        async with client.stream("GET", "/periods/1/events") as response:
-            async for line in response.aiter_lines():
-                if line.startswith("data"):
-                    break
-        # The database can only be dropped below (by the fixture) and the server only end when nothing watches any more.
-        assert (await client.get("/healthz")).status_code == 200
-    assert watchers
+async def test_nobody_is_watching_after_the_client_left(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+
+    async def get_and_count(database: Database, notices: Notices, number: int) -> PeriodDocument:
+        looked_at.append(number)
+        return await get_period(database, notices, number)
+
+    monkeypatch.setattr("service.use_cases.status.get_period", get_and_count)
+    stream = Stream(f"{url}/periods/1/events")
+    await eventually(lambda: len(looked_at) >= 2)
+    stream.closing.set()
+    async with database.unit_of_work() as work:  # a change, for a stream notices that it is closed when it is written
+        await work.interactions.insert(1, [Interaction("e", "u", "i", 1, datetime(2024, 5, 1, tzinfo=UTC))])
+        await work.commit()
+    await stream.join()
+    await asyncio.sleep(0.2)
+    until_then = len(looked_at)
+    await asyncio.sleep(1.5)  # the poll is every second
+    assert len(looked_at) == until_then
 
 
 async def test_streams_end_when_the_server_does(settings: Settings, database: Database) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping, func, insert, select
+from sqlalchemy import RowMapping, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -37,16 +37,17 @@ class ModelKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelVersion:
-    """One published model with its lineage; never changed afterwards."""
+    """One published model with its lineage; nothing of it changes afterwards, but old ones lose their artifacts."""
 
     version: int
     period: int
     """The period it learned last; 0 for the prior."""
     kind: ModelKind
     parent_version: int | None
-    serving_digest: str
+    serving_digest: str | None
+    """The serving snapshot; None once it is retired."""
     state: Mapping[str, Any]
-    """Training state: name to artifact digest, or to a JSON value."""
+    """`parts`, the training state (name → digest), and `serving`, the digest of the parameters served."""
     scores: Mapping[str, Any]
     gate: Mapping[str, Any]
     created_by: str
@@ -111,6 +112,36 @@ class Models:
     async def insert(self, model: ModelVersion) -> None:
         """Add a version; its artifacts must be stored already."""
         await self._connection.execute(insert(tables.model_versions).values(asdict(model)))
+
+    async def retire(self, *, keep_serving: int, keep_states: int) -> list[str]:
+        """Let go of the artifacts of all but the newest versions; what an alias points to keeps everything.
+
+        Args:
+            keep_serving: newest versions that can still be served.
+            keep_states: newest versions that an update can still continue from.
+
+        Returns:
+            the digests that these versions no longer name; others may.
+        """
+        latest = await self.latest_version() or 0
+        versions = tables.model_versions
+        old = (
+            versions.c.version > 0,
+            versions.c.version <= latest - min(keep_serving, keep_states),
+            versions.c.state != {},
+            versions.c.version.not_in(select(tables.aliases.c.version)),
+        )
+        released: list[str] = []
+        for model in (await self._connection.execute(select(versions).where(*old))).mappings().all():
+            state, serving = dict(model["state"]), model["serving_digest"]
+            if model["version"] <= latest - keep_states:
+                released += state.pop("parts", {}).values()
+            if model["version"] <= latest - keep_serving:
+                released += [digest for digest in (state.pop("serving", None), serving) if digest]
+                serving = None
+            change = update(versions).where(versions.c.version == model["version"])
+            await self._connection.execute(change.values(state=state, serving_digest=serving))
+        return released
 
     async def alias(self, name: AliasName) -> Alias | None:
         """Where a name points, or is about to point."""

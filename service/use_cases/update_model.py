@@ -1,0 +1,324 @@
+"""The period cycle: score → train the generator → update the base → generate → gate → publish.
+
+Each stage notes its result in Postgres when it is done; what it made lies there as content-addressed artifacts,
+written before the note. A worker that starts anew goes on behind the last stage that was noted, and every stage is
+deterministic (its randomness follows from the seed, the period and its name), so the outcome is the same version, once.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from asmg.batch import PeriodData
+from asmg.checkpoint import Checkpoint
+from asmg.metrics import Scores
+from asmg.models import Params, table_sizes
+from asmg.progressive import stage_rng
+from asmg.training import evaluate
+from asmg.updaters.base import Updater
+from asmg.updaters.iu import dump_data, load_data
+from service.serving.id_index import IdIndex
+from service.serving.snapshot import encode_snapshot
+from service.settings import Settings
+from service.storage.artifacts import ArtifactStore
+from service.storage.database import Database, Lock, UnitOfWork
+from service.storage.redis_state import Notices
+from service.storage.repositories import (
+    AliasName,
+    EntityKind,
+    Evaluation,
+    ModelKind,
+    ModelVersion,
+    PeriodStatus,
+    Stage,
+)
+from service.use_cases.gate import decide
+from service.use_cases.period_data import prepare_period
+
+__all__ = ["HeadMoved", "PeriodUpdate", "Workshop"]
+
+logger = logging.getLogger(__name__)
+
+RECENT_EVENTS = 50_000
+"""The newest interactions of the period, on which the gate looks at the new models."""
+
+PROGRESS_SECONDS = 0.25
+"""Between two notices of progress."""
+
+HOT_PARTS = ("hidden",)
+"""Parts of the training state that Redis keeps too, beside the serving snapshot."""
+
+ACTOR = "worker"
+
+
+class HeadMoved(Exception):
+    """An operator has changed the sequence (rollback with excise) while an update was under way; it starts again."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What an update works with."""
+
+    settings: Settings
+    database: Database
+    artifacts: ArtifactStore
+    notices: Notices
+    updater: Updater[Any]
+
+
+class PeriodUpdate:
+    """The update on one sealed period.
+
+    Args:
+        workshop: storage and the update method.
+        period: number of a sealed period.
+    """
+
+    def __init__(self, workshop: Workshop, period: int) -> None:
+        self._w, self.period = workshop, period
+        self._names = ("prepare", "score", *workshop.updater.stages, "gate", "publish")
+        self._done: dict[str, Stage] = {}
+        self._head: ModelVersion | None = None
+        self._state: Any = None
+        self._parts: dict[str, str] = {}
+        self._data: PeriodData | None = None
+
+    async def run(self) -> int:
+        """Run every stage that is not done yet and return the version.
+
+        Raises:
+            HeadMoved: the training state to continue from changed meanwhile; run it again.
+            DivergedError: training failed; nothing was published.
+        """
+        await self._begin()
+        prepared = await self._stage("prepare", self._prepare)
+        if self._data is None:
+            self._data = load_data(await self._read(prepared["data"], "period-data"))
+        scored = await self._stage("score", self._score)
+        for name in self._w.updater.stages:
+            await self._stage(name, lambda progress, name=name: self._train(name, progress))  # type: ignore[misc]
+        gate = await self._stage("gate", lambda _: self._gate(scored["scores"]))
+        published = await self._stage("publish", lambda _: self._publish(scored["scores"], gate))
+        await self._w.notices.publish_swap()
+        return int(published["version"])
+
+    async def _begin(self) -> None:
+        async with self._w.database.unit_of_work() as work:
+            self._head = await _head(work)
+            stages = {stage.stage: stage for stage in await work.stages.list(self.period) if stage.status == "done"}
+            first = stages.get("prepare")
+            # What was made from another training state is worth nothing now.
+            if first is not None and first.result["head"] == self._head.version:
+                self._done = stages
+            trained = [self._done[name].result["state"] for name in self._w.updater.stages if name in self._done]
+            self._parts = trained[-1] if trained else self._head.state.get("parts", {})
+            await work.periods.set_status(self.period, PeriodStatus.UPDATING)
+            await work.commit()
+
+    async def _stage(self, name: str, run: Callable[[Callable[[float], None]], Awaitable[dict[str, Any]]]) -> Any:
+        """Run one stage and note its result, unless that was done before."""
+        if name in self._done:
+            return self._done[name].result
+        async with self._w.database.unit_of_work() as work:
+            await work.stages.start(self.period, name)
+            await work.commit()
+        loop, told, started = asyncio.get_running_loop(), 0.0, time.perf_counter()
+        await self._tell(name, 0.0)
+
+        def progress(fraction: float) -> None:  # called from the training thread
+            nonlocal told
+            if time.perf_counter() - told >= PROGRESS_SECONDS:
+                told = time.perf_counter()
+                asyncio.run_coroutine_threadsafe(self._tell(name, fraction), loop)
+
+        result = await run(progress)
+        if name != "publish":  # which notes itself, in the transaction that publishes
+            async with self._w.database.unit_of_work() as work:
+                await work.stages.finish(self.period, name, time.perf_counter() - started, result)
+                await work.commit()
+        logger.info("period %d: %s took %.2f s", self.period, name, time.perf_counter() - started)
+        return result
+
+    async def _tell(self, stage: str, fraction: float) -> None:
+        done = (self._names.index(stage) + fraction) / len(self._names)
+        await self._w.notices.publish_progress(self.period, {"stage": stage, "progress": round(done, 4)})
+
+    async def _prepare(self, _: Callable[[float], None]) -> dict[str, Any]:
+        assert self._head is not None
+        self._data = await prepare_period(self._w.database, self.period, self._w.settings.history_length)
+        digest = await self._write(dump_data(self._data))
+        return {"head": self._head.version, "data": digest}
+
+    async def _score(self, _: Callable[[float], None]) -> dict[str, Any]:
+        """Progressive validation: every model that was there before, on a log that none of them has seen."""
+        assert self._head is not None and self._data is not None
+        data = self._data
+        models: dict[str, tuple[int, Params]] = {
+            name: (self._head.version, params)
+            for name, params in self._w.updater.serving_models(await self._load_state()).items()
+        }
+        async with self._w.database.read() as session:
+            champion = await session.models.alias(AliasName.CHAMPION)
+            baseline = await session.models.alias(AliasName.BASELINE)
+            others: dict[str, ModelVersion | None] = {}
+            previous = self._head.parent_version
+            if champion is not None and champion.version != self._head.version:
+                previous = champion.version
+            if previous is not None:
+                others["previous"] = await session.models.get(previous)
+            if baseline is not None:
+                others["baseline"] = await session.models.get(baseline.version)
+        for name, version in others.items():
+            if version is not None and "serving" in version.state:
+                model = await self._read(version.state["serving"], "model")
+                models[name] = (version.version, dict(model.tensors))
+        found: dict[str, Any] = {}
+        rows = []
+        for name, (number, params) in models.items():
+            scores = await asyncio.to_thread(evaluate, self._w.updater.model, params, data)
+            found[name] = {"version": number, **scores.to_json()}
+            rows.append(
+                Evaluation(
+                    period=self.period,
+                    model=name,
+                    version=number,
+                    events=scores.events,
+                    auc=scores.auc,
+                    logloss=scores.logloss,
+                    calibration=scores.calibration,
+                )
+            )
+        async with self._w.database.unit_of_work() as work:
+            await work.evaluations.put(rows)
+            await work.commit()
+        return {"scores": found}
+
+    async def _train(self, stage: str, progress: Callable[[float], None]) -> dict[str, Any]:
+        rng = stage_rng(self._w.settings.seed, self.period, stage)
+        state = await self._load_state()
+        self._state = await asyncio.to_thread(
+            self._w.updater.run_stage, stage, state, self._data, rng=rng, progress=progress
+        )
+        parts = await asyncio.to_thread(self._w.updater.dump, self._state)
+        self._parts = {name: await self._write(part, hot=name in HOT_PARTS) for name, part in parts.items()}
+        return {"state": self._parts}
+
+    async def _load_state(self) -> Any:
+        """The training state: the one at hand, or as the last finished stage left it, or as the head version has it."""
+        if self._state is None:
+            assert self._head is not None
+            if self._parts:
+                blobs = {name: await self._w.artifacts.get(digest) for name, digest in self._parts.items()}
+                parts = {name: Checkpoint.from_bytes(data) for name, data in blobs.items()}
+                self._state = await asyncio.to_thread(self._w.updater.load, parts)
+            else:
+                self._state = self._w.updater.initial(stage_rng(self._w.settings.seed, 0, "initial"))
+        return self._state
+
+    async def _gate(self, scored: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._data is not None
+        recent = self._data.slice(max(0, len(self._data) - RECENT_EVENTS), len(self._data))
+        models = self._w.updater.serving_models(await self._load_state())
+        scores = {
+            name: await asyncio.to_thread(evaluate, self._w.updater.model, p, recent) for name, p in models.items()
+        }
+        progressive = {
+            name: Scores(**{key: value for key, value in values.items() if key != "version"})
+            for name, values in scored.items()
+        }
+        return decide(progressive, scores).to_json()
+
+    async def _publish(self, scored: Mapping[str, Any], gate: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that readers will see, in one transaction; the artifacts were written before."""
+        assert self._head is not None
+        started = time.perf_counter()
+        kind = ModelKind(gate["decision"])
+        state = await self._load_state()
+        if kind is ModelKind.PREVIOUS:
+            serving_digest, serving = await self._served_now()
+        else:
+            params = self._w.updater.serving_models(state)[kind]
+            serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
+            serving_digest = await self._w.artifacts.put(await self._snapshot(params), "serving", hot=True)
+        async with self._w.database.unit_of_work() as work:
+            await work.lock_exclusive(Lock.MODELS)
+            if (await _head(work)).version != self._head.version:
+                raise HeadMoved(f"head is not version {self._head.version} any more")
+            version = (await work.models.latest_version() or 0) + 1
+            await work.models.insert(
+                ModelVersion(
+                    version=version,
+                    period=self.period,
+                    kind=kind,
+                    parent_version=self._head.version,
+                    serving_digest=serving_digest,
+                    state={"parts": self._parts} | ({"serving": serving} if serving else {}),
+                    scores=scored,
+                    gate=gate,
+                    created_by=ACTOR,
+                )
+            )
+            await self._move_aliases(work, version, gate["reason"])
+            await work.periods.set_status(self.period, PeriodStatus.UPDATED, version=version)
+            result = {"version": version}
+            await work.stages.finish(self.period, "publish", time.perf_counter() - started, result)
+            await work.audit.add(ACTOR, "publish", {"version": version, "period": self.period, "kind": str(kind)})
+            await work.commit()
+        return result
+
+    async def _move_aliases(self, work: UnitOfWork, version: int, reason: str) -> None:
+        lead = self._w.settings.swap_lead_seconds
+        await work.models.set_alias(AliasName.CHAMPION, version, lead_seconds=lead, actor=ACTOR, reason=reason)
+        await work.models.set_alias(
+            AliasName.HEAD, version, lead_seconds=0, actor=ACTOR, reason=f"period {self.period}"
+        )
+        if await work.models.alias(AliasName.BASELINE) is None:
+            await work.models.set_alias(
+                AliasName.BASELINE, version, lead_seconds=0, actor=ACTOR, reason="the first trained model"
+            )
+
+    async def _served_now(self) -> tuple[str | None, str | None]:
+        """The champion's snapshot, and its parameters where it has any (the prior has not)."""
+        async with self._w.database.read() as session:
+            champion = await session.models.alias(AliasName.CHAMPION)
+            assert champion is not None
+            version = await session.models.get(champion.version)
+            assert version is not None
+        return version.serving_digest, version.state.get("serving")
+
+    async def _snapshot(self, params: Params) -> bytes:
+        assert self._data is not None
+        categories = self._data.item_categories
+        async with self._w.database.read() as session:
+            known = {kind: await session.entities.rows(kind) for kind in (EntityKind.USER, EntityKind.ITEM)}
+        sizes = table_sizes(params)
+
+        def encode() -> bytes:
+            def index(kind: EntityKind) -> IdIndex:
+                ids, rows = known[kind]
+                inside = int((rows < sizes[kind]).sum())  # rows ascend; the others belong to later periods
+                return IdIndex.build(ids[:inside], rows[:inside])
+
+            users, items = index(EntityKind.USER), index(EntityKind.ITEM)
+            return encode_snapshot(self._w.updater.model, params, users, items, categories)
+
+        return await asyncio.to_thread(encode)
+
+    async def _write(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
+        data = await asyncio.to_thread(checkpoint.to_bytes)
+        return await self._w.artifacts.put(data, checkpoint.kind, hot=hot)
+
+    async def _read(self, digest: str, kind: str) -> Checkpoint:
+        data = await self._w.artifacts.get(digest)
+        return await asyncio.to_thread(Checkpoint.from_bytes, data, kind)
+
+
+async def _head(work: UnitOfWork) -> ModelVersion:
+    alias = await work.models.alias(AliasName.HEAD)
+    assert alias is not None, "version 0 is made before the first update"
+    version = await work.models.get(alias.version)
+    assert version is not None, "aliases refer to versions"
+    return version

@@ -1,0 +1,273 @@
+"""`asmg serve` and its company as programs: started, killed and stopped for real."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from service.supervisor import Supervisor
+from tests.conftest import Servers, database_dsn, execute
+from tests.service.api_support import event
+
+pytestmark = pytest.mark.slow
+
+ASMG = [sys.executable, "-m", "service.cli"]
+QUESTION = {"user_id": "u", "items": ["a", "b"]}
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.02)
+    return result
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Of the programs: no settings of whoever runs the tests."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ASMG_")}
+    return {**kept, "ASMG_SWAP_LEAD_SECONDS": "1.5", **changes}
+
+
+def asmg(*arguments: str, code: int = 0, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    result = subprocess.run(
+        [*ASMG, *arguments], capture_output=True, text=True, env=environment(**changes), timeout=120, check=False
+    )
+    assert result.returncode == code, result.stderr
+    return result
+
+
+class Program:
+    """A running `asmg serve`."""
+
+    def __init__(self, folder: Path, *arguments: str, **changes: str) -> None:
+        self._out, self._err = (Path(tempfile.mkstemp(dir=folder, suffix=name)[1]) for name in (".out", ".err"))
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [*ASMG, "serve", "--port", "0", *arguments], stdout=out, stderr=err, env=environment(**changes)
+            )
+        self.listening = re.compile(r"^asmg: listening on (http://(\S+):(\d+))$", re.MULTILINE)
+        wait_for(lambda: self.listening.search(self.out) or self.process.poll() is not None)
+        match = self.listening.search(self.out)
+        assert match is not None, self.err
+        self.host, self.port = match[2], int(match[3])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+        assert self.process.wait(40) == 0, self.err
+
+
+@contextmanager
+def program(folder: Path, *arguments: str, **changes: str) -> Iterator[Program]:
+    running = Program(folder, *arguments, **changes)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop()
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A folder of the test's own, with a path short enough for a Unix socket."""
+    with tempfile.TemporaryDirectory(prefix="asmg-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder) / "data"
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_life_with_servers_of_its_own(data_dir: Path, tmp_path: Path) -> None:
+    place = ("--data-dir", str(data_dir))
+    with program(tmp_path, "--host", "0.0.0.0", "--workers", "2", "--no-worker", *place) as first:
+        # Without a key it does not listen where it was told to, and says so in one line.
+        assert first.host == "127.0.0.1"
+        said = [line for line in first.err.splitlines() if line.startswith("asmg:")]
+        assert len(said) == 1
+        assert "asmg keys create" in said[0]
+        with httpx.Client(base_url=first.url) as client:
+            assert client.post("/predict", json=QUESTION).json()["scores"] == pytest.approx([0.5, 0.5])
+
+            made = asmg("keys", "create", "all", "--scope", "predict", "--scope", "ingest", "--scope", "admin", *place)
+            key = made.stdout.strip()
+            key_id = key.split("_")[1]
+            headers = {"Authorization": f"Bearer {key}"}
+            wait_for(lambda: client.post("/predict", json=QUESTION).status_code == 401, 5)
+            assert client.post("/predict", json=QUESTION, headers=headers).status_code == 200
+            assert key_id in asmg("keys", "list", *place).stdout
+            assert client.post("/interactions", json={"interactions": [event(1)]}, headers=headers).is_success
+
+        failures, served = kill_a_child_under_load(first, headers)
+        assert failures == []
+        assert served > 50
+        assert_metrics_are_of_all_processes(first, headers)
+
+        # A request in flight ends well: this one answers a second and a half after it was sent.
+        body = {"to_version": 0, "sequence": "keep", "reason": "a slow call"}
+        children = first.children()
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(httpx.post, f"{first.url}/admin/rollback", json=body, headers=headers, timeout=20)
+            time.sleep(0.5)
+            first.stop(signal.SIGINT)
+            assert slow.result().status_code == 200
+        assert all(is_gone(child) for child in children)
+        assert not (data_dir / "postgres" / "postmaster.pid").exists()
+
+    # The second start goes on where the first ended, and listens where it is told to, for there is a key.
+    with program(tmp_path, "--host", "0.0.0.0", "--no-worker", *place) as second:
+        assert second.host == "0.0.0.0"
+        assert httpx.get(f"{second.url}/periods/1", headers=headers).json()["events"] == 1
+        children = second.children()
+        second.process.kill()
+        second.process.wait()
+        wait_for(lambda: all(is_gone(child) for child in children), 15)
+
+    # What a killed program leaves behind is taken over.
+    with program(tmp_path, "--no-worker", *place) as third:
+        assert httpx.get(f"{third.url}/periods/1", headers=headers).json()["events"] == 1
+        assert asmg("keys", "revoke", key_id, *place).stdout == f"asmg: key {key_id} is revoked\n"
+        assert "no valid key" in asmg("keys", "revoke", key_id, *place, code=1).stderr
+        wait_for(lambda: httpx.post(f"{third.url}/predict", json=QUESTION, headers=headers).status_code == 401, 5)
+
+
+def kill_a_child_under_load(served_by: Program, headers: dict[str, str]) -> tuple[list[str], int]:
+    """Failed connections and answered requests while one of two api processes is killed and comes back."""
+    failures: list[str] = []
+    served = 0
+    stop = Event()
+
+    def ask() -> None:
+        nonlocal served
+        while not stop.is_set():
+            # A connection each: one that the killed process held open cannot but break.
+            try:
+                response = httpx.post(f"{served_by.url}/predict", json=QUESTION, headers=headers, timeout=10)
+                assert response.status_code == 200
+                served += 1
+            except httpx.ConnectError as error:
+                failures.append(repr(error))
+            except httpx.TransportError:
+                pass  # it was with the process that was killed
+
+    victim, survivor = served_by.children()
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        time.sleep(0.3)
+        victim.kill()
+        wait_for(lambda: len(served_by.children()) == 2 and victim not in served_by.children())
+        time.sleep(3)
+        stop.set()
+        asking.result()
+    assert survivor.is_running()
+    assert re.search(r"api \d ended with code -9; it is started again", served_by.err)
+    return failures, served
+
+
+def assert_metrics_are_of_all_processes(served_by: Program, headers: dict[str, str]) -> None:
+    def predictions() -> float:
+        text = httpx.get(f"{served_by.url}/metrics").text
+        match = re.search(r'^asmg_requests_total{route="/predict",status="200"} (\S+)$', text, re.MULTILINE)
+        assert match is not None
+        return float(match[1])
+
+    before = predictions()
+    for _ in range(10):
+        httpx.post(f"{served_by.url}/predict", json=QUESTION, headers=headers)
+    assert {predictions() for _ in range(10)} == {before + 10}
+
+
+def test_a_port_that_is_taken(servers: Servers, postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
+    given = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = asmg("serve", "--port", port, "--no-worker", code=1, **given)
+    assert f"asmg: cannot listen on 127.0.0.1:{port}: Address already in use" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_configured_servers(servers: Servers, database_numbers: Iterator[int], redis_url: str, tmp_path: Path) -> None:
+    name = f"asmg_test_serve_{os.getpid()}_{next(database_numbers)}"
+    execute(servers, f"CREATE DATABASE {name}")
+    dsn = database_dsn(servers, name)
+    given = {"ASMG_POSTGRES_DSN": dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
+    try:
+        refused = asmg("serve", "--port", "0", code=1, **given)
+        assert "run `asmg migrate` first" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert "asmg migrate" in asmg("keys", "list", code=1, **given).stderr
+        with program(tmp_path, "--migrate", **given) as running:
+            assert len(running.children()) == 1  # the api, and no worker unless asked for
+            assert httpx.get(f"{running.url}/readyz").json()["model_version"] == 0
+        assert asmg("migrate", **given).stdout == "asmg: the schema is up to date\n"
+        with program(tmp_path, **given):
+            pass
+    finally:
+        execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_settings_that_cannot_work(tmp_path: Path) -> None:
+    half = asmg("serve", code=2, ASMG_POSTGRES_DSN="postgresql://nowhere/x", ASMG_DATA_DIR=str(tmp_path))
+    assert "ASMG_REDIS_URL" in half.stderr
+    away = {"ASMG_POSTGRES_DSN": "postgresql://127.0.0.1:1/x", "ASMG_REDIS_URL": "redis://127.0.0.1:1"}
+    for command in (["serve", "--port", "0"], ["migrate"], ["keys", "list"], ["worker"]):
+        result = asmg(*command, code=1, ASMG_DATA_DIR=str(tmp_path), **away)
+        assert "Postgres does not answer" in result.stderr
+        assert "Traceback" not in result.stderr
+    assert "ASMG_PORT" in asmg("serve", code=2, ASMG_PORT="70000", ASMG_DATA_DIR=str(tmp_path)).stderr
+
+
+def test_a_child_that_keeps_dying_is_started_less_and_less_often(caplog: pytest.LogCaptureFixture) -> None:
+    flaky = Supervisor({"flaky": [sys.executable, "-S", "-c", "raise SystemExit(3)"]}, environment={})
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        flaky.tend()
+        time.sleep(0.02)
+    flaky.stop()
+    delays = re.findall(r"flaky ended with code 3; it is started again in (\S+) s", caplog.text)
+    # It ran at 0, 0.5 and, where the machine is quick enough, 1.5 s; the next would be at 3.5 s.
+    assert delays in (["0.5", "1.0"], ["0.5", "1.0", "2.0"])
+
+
+def test_a_child_that_does_not_end_is_killed_when_hurried(caplog: pytest.LogCaptureFixture) -> None:
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    stubborn = Supervisor({"stubborn": [sys.executable, "-c", ignore]}, environment={})
+    stubborn.tend()
+    time.sleep(1)
+    [child] = (process for process in psutil.Process().children() if ignore in process.cmdline())
+    hurry = Event()
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(stubborn.stop, hurry)
+        time.sleep(0.5)
+        assert not stopping.done()
+        hurry.set()
+        stopping.result(5)
+    assert is_gone(child)
+    assert "stubborn did not end; it is killed" in caplog.text
