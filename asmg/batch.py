@@ -165,7 +165,7 @@ class LocalBatches(NamedTuple):
     """Batches whose rows are numbered within the few table rows that they touch together."""
 
     batches: list[InteractionBatch]
-    """Users count within rows["user"]; items within `features` where there are any, else within rows["item"]."""
+    """Users count within rows["user"]; items within `features`, or where that is None within rows["item"]."""
     rows: dict[str, Tensor]
     """Table name → int64 [R], the distinct rows of the whole table, ascending."""
     features: ItemFeatures | None
@@ -189,8 +189,8 @@ def localise(
         batches: rows of the whole tables; rows at or past `sizes` are read as the cold row.
         sizes: rows of each table.
         item_categories: int [items, C] for a model with categories; may know more items than `sizes` says.
-        cold_rate: probability that a user or item is read as the cold one throughout these batches: id dropout, by which
-            the cold rows learn to stand for unknown ids. An item keeps its categories.
+        cold_rate: probability that a user or item is read as the cold one throughout these batches: id dropout, by
+            which the cold rows learn to stand for unknown ids. An item keeps its categories.
         rng: source of the coin flips; needed with `cold_rate`.
     """
 

@@ -1,4 +1,4 @@
-"""Real servers for all tests: embedded ones, or those of ASMG_TEST_POSTGRES_DSN and ASMG_TEST_REDIS_URL.
+"""Real servers for all tests: embedded ones, or those that ASMG_POSTGRES_DSN and ASMG_REDIS_URL name.
 
 With external servers the run creates databases of its own in that Postgres, takes an empty database index of that
 Redis, and leaves neither behind.
@@ -27,6 +27,11 @@ from service.storage.embedded import EmbeddedServers
 from service.storage.migrate import migrate
 from service.storage.redis_state import connect
 
+# Whoever runs the tests may have an installation of their own in the environment; no test is to read its settings.
+GIVEN = {name: os.environ.pop(name) for name in ("ASMG_POSTGRES_DSN", "ASMG_REDIS_URL") if name in os.environ}
+for name in [name for name in os.environ if name.startswith("ASMG_") and not name.startswith("ASMG_TEST_")]:
+    del os.environ[name]
+
 
 class Servers(NamedTuple):
     """Where the servers of the run are."""
@@ -40,14 +45,14 @@ class Servers(NamedTuple):
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """The servers of the run."""
-    dsn, url = os.environ.get("ASMG_TEST_POSTGRES_DSN"), os.environ.get("ASMG_TEST_REDIS_URL")
+    dsn, url = GIVEN.get("ASMG_POSTGRES_DSN"), GIVEN.get("ASMG_REDIS_URL")
     if dsn and url:
         url = empty_redis_index(url)
         yield Servers(sqlalchemy_dsn(dsn), url)
         flush(url)
         return
     if dsn or url:
-        pytest.exit("expected both ASMG_TEST_POSTGRES_DSN and ASMG_TEST_REDIS_URL, or neither; received one", 4)
+        pytest.exit("expected both ASMG_POSTGRES_DSN and ASMG_REDIS_URL, or neither; received one", 4)
     # Directly under the temporary folder: pytest's own folders are too deep for a Unix socket's path.
     with (
         tempfile.TemporaryDirectory(prefix="asmg-", ignore_cleanup_errors=True) as folder,
@@ -104,6 +109,13 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A folder of the test's own, with a path short enough for a Unix socket."""
+    with tempfile.TemporaryDirectory(prefix="asmg-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder) / "data"
+
+
 def execute(servers: Servers, statement: str) -> None:
     """Run one statement that no transaction may hold, such as CREATE DATABASE."""
 
@@ -139,4 +151,4 @@ def empty_redis_index(url: str) -> str:
         with redis_sync.Redis.from_url(candidate) as client:
             if client.dbsize() == 0:
                 return candidate
-    pytest.exit("expected an empty database index among 1 to 15 of ASMG_TEST_REDIS_URL; received none", 4)
+    pytest.exit("expected an empty database index among 1 to 15 of ASMG_REDIS_URL; received none", 4)

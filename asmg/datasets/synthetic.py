@@ -1,8 +1,8 @@
 """A stream of clicks with known drift, whose true click probabilities are known.
 
 Every user has a lasting taste and a passing interest, every item a place in taste space near its category and a
-popularity; interest and popularity wander from period to period (AR(1)). Each period brings new users and items, and old
-ones leave. The click probability of user u and item i in period t is
+popularity; interest and popularity wander from period to period (AR(1)). Each period brings new users and items, and
+old ones leave. The click probability of user u and item i in period t is
 
     p = σ(bias + popularity_i(t) + activity_u + scale · ⟨taste_u + interest_u(t), place_i⟩)
 

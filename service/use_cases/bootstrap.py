@@ -54,6 +54,6 @@ async def current_champion(database: Database) -> Champion:
     async with database.read() as session:
         alias = await session.models.alias(AliasName.CHAMPION)
         model = None if alias is None else await session.models.get(alias.version)
-    if alias is None or model is None:
+    if alias is None or model is None or model.serving_digest is None:  # what an alias names is never retired
         raise NotReady("there is no model version yet")
     return Champion(model.version, model.period, model.serving_digest, alias.active_from)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from service.errors import ModelNotFound, NotReady
+from service.errors import ModelNotFound, ModelPruned, NotReady
 from service.storage.database import Database, Lock
 from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName
@@ -49,6 +49,7 @@ async def rollback(
 
     Raises:
         ModelNotFound: there is no such version.
+        ModelPruned: it is too old: its snapshot, or for `excise` its training state, was let go of.
         NotReady: no version is served yet, so there is nothing to roll back from.
     """
     async with database.unit_of_work() as work:
@@ -56,6 +57,10 @@ async def rollback(
         model = await work.models.get(to_version) if 0 <= to_version <= MAX_NUMBER else None
         if model is None:
             raise ModelNotFound(to_version)
+        if model.serving_digest is None:
+            raise ModelPruned(to_version, "serving snapshot")
+        if sequence == "excise" and to_version > 0 and "parts" not in model.state:
+            raise ModelPruned(to_version, "training state")
         served = await work.models.alias(AliasName.CHAMPION)
         if served is None:
             raise NotReady("no model is served yet")

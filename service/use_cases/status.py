@@ -111,8 +111,8 @@ class ModelDocument:
     gate: Mapping[str, Any]
     created_at: datetime
     created_by: str
-    digest: str
-    """SHA-256 of the serving artifact."""
+    digest: str | None
+    """SHA-256 of the serving artifact; null once it is too old to be kept."""
 
 
 @dataclass(frozen=True, slots=True)

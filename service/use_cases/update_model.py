@@ -198,10 +198,9 @@ class PeriodUpdate:
 
     async def _train(self, stage: str, progress: Callable[[float], None]) -> dict[str, Any]:
         rng = stage_rng(self._w.settings.seed, self.period, stage)
-        state = await self._load_state()
-        self._state = await asyncio.to_thread(
-            self._w.updater.run_stage, stage, state, self._data, rng=rng, progress=progress
-        )
+        state, data = await self._load_state(), self._data
+        assert data is not None
+        self._state = await asyncio.to_thread(self._w.updater.run_stage, stage, state, data, rng=rng, progress=progress)
         parts = await asyncio.to_thread(self._w.updater.dump, self._state)
         self._parts = {name: await self._write(part, hot=name in HOT_PARTS) for name, part in parts.items()}
         return {"state": self._parts}

@@ -4,16 +4,12 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import httpx
 import psutil
@@ -22,83 +18,11 @@ import pytest
 from service.supervisor import Supervisor
 from tests.conftest import Servers, database_dsn, execute
 from tests.service.api_support import event
+from tests.service.programs import Program, asmg, program, wait_for
 
 pytestmark = pytest.mark.slow
 
-ASMG = [sys.executable, "-m", "service.cli"]
 QUESTION = {"user_id": "u", "items": ["a", "b"]}
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.02)
-    return result
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """Of the programs: no settings of whoever runs the tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ASMG_")}
-    return {**kept, "ASMG_SWAP_LEAD_SECONDS": "1.5", **changes}
-
-
-def asmg(*arguments: str, code: int = 0, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end."""
-    result = subprocess.run(
-        [*ASMG, *arguments], capture_output=True, text=True, env=environment(**changes), timeout=120, check=False
-    )
-    assert result.returncode == code, result.stderr
-    return result
-
-
-class Program:
-    """A running `asmg serve`."""
-
-    def __init__(self, folder: Path, *arguments: str, **changes: str) -> None:
-        self._out, self._err = (Path(tempfile.mkstemp(dir=folder, suffix=name)[1]) for name in (".out", ".err"))
-        with self._out.open("w") as out, self._err.open("w") as err:
-            self.process = subprocess.Popen(
-                [*ASMG, "serve", "--port", "0", *arguments], stdout=out, stderr=err, env=environment(**changes)
-            )
-        self.listening = re.compile(r"^asmg: listening on (http://(\S+):(\d+))$", re.MULTILINE)
-        wait_for(lambda: self.listening.search(self.out) or self.process.poll() is not None)
-        match = self.listening.search(self.out)
-        assert match is not None, self.err
-        self.host, self.port = match[2], int(match[3])
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    @property
-    def out(self) -> str:
-        return self._out.read_text()
-
-    @property
-    def err(self) -> str:
-        return self._err.read_text()
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children()
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-        assert self.process.wait(40) == 0, self.err
-
-
-@contextmanager
-def program(folder: Path, *arguments: str, **changes: str) -> Iterator[Program]:
-    running = Program(folder, *arguments, **changes)
-    try:
-        yield running
-    finally:
-        if running.process.poll() is None:
-            running.stop()
-
-
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    """A folder of the test's own, with a path short enough for a Unix socket."""
-    with tempfile.TemporaryDirectory(prefix="asmg-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder) / "data"
 
 
 def is_gone(process: psutil.Process) -> bool:

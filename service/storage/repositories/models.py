@@ -113,7 +113,7 @@ class Models:
         """Add a version; its artifacts must be stored already."""
         await self._connection.execute(insert(tables.model_versions).values(asdict(model)))
 
-    async def retire(self, *, keep_serving: int, keep_states: int) -> list[str]:
+    async def retire(self, *, keep_serving: int, keep_states: int) -> Sequence[str]:
         """Let go of the artifacts of all but the newest versions; what an alias points to keeps everything.
 
         Args:

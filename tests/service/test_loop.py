@@ -1,0 +1,180 @@
+"""The whole loop: predict, log, close, update, swap, roll back — with real processes, while predictions never stop."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from threading import Event
+
+import httpx
+import pytest
+
+from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
+from service.serving.snapshot import Snapshot
+from service.storage.artifacts import ArtifactStore
+from service.storage.database import Database
+from service.storage.redis_state import connect
+from tests.service.programs import Program, program, wait_for
+
+pytestmark = pytest.mark.slow
+
+STREAM = DriftConfig(users=200, items=60, events=3_000, categories=6)
+PROBE = {"user_id": "u3", "items": [f"i{n}" for n in range(12)], "history": ["i5", "i7", "i5"]}
+ADMIN = {"sequence": "keep", "reason": "a test"}
+
+
+@dataclass
+class Watch:
+    """What several clients have seen, each with connections of its own, in the order of their requests."""
+
+    answers: list[list[tuple[int, tuple[float, ...]]]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def versions(self) -> list[list[int]]:
+        return [[version for version, _ in seen] for seen in self.answers]
+
+
+@contextmanager
+def predictions(url: str, clients: int = 3) -> Iterator[Watch]:
+    """Keep asking the same question for as long as the block runs."""
+    watch, stop = Watch(answers=[[] for _ in range(clients)]), Event()
+
+    def ask(number: int) -> None:
+        while not stop.is_set():
+            # A new connection now and then, so that each client is served by both processes in turn.
+            with httpx.Client(base_url=url) as client:
+                for _ in range(5):
+                    response = client.post("/predict", json=PROBE)
+                    if response.status_code != 200:
+                        watch.failures.append(response.text)
+                        continue
+                    body = response.json()
+                    watch.answers[number].append((body["model_version"], tuple(body["scores"])))
+
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(ask, number) for number in range(clients)]
+        try:
+            yield watch
+        finally:
+            stop.set()
+            for future in running:
+                future.result()
+
+
+def log_period(client: httpx.Client, period: DriftPeriod) -> None:
+    items = [{"item_id": item, "categories": list(names)} for item, names in period.new_items.items()]
+    assert client.put("/items", json={"items": items}).status_code == 200
+    rows = zip(period.user_ids, period.item_ids, period.labels.tolist(), period.timestamps_ms.tolist(), strict=True)
+    events = [
+        {"event_id": f"{period.number}-{n}", "user_id": u, "item_id": i, "label": y, "timestamp": t}
+        for n, (u, i, y, t) in enumerate(rows)
+    ]
+    answer = client.post("/interactions", json={"interactions": events})
+    assert answer.json() == {"accepted": len(events), "duplicates": 0, "period": period.number}
+
+
+def close(client: httpx.Client, period: int) -> int:
+    """Close a period and wait for the version it becomes."""
+    answer = client.post("/periods/close", json={"expected_period": period})
+    assert answer.status_code == 202
+
+    def updated() -> int | None:
+        document = client.get(answer.json()["status_url"]).json()
+        assert document["status"] != "failed", document["error"]
+        return document["version"]
+
+    return wait_for(updated)
+
+
+def is_served(client: httpx.Client, version: int) -> bool:
+    return client.post("/predict", json=PROBE).json()["model_version"] == version
+
+
+async def scores_of_versions(dsn: str, redis_url: str, folder: Path) -> AsyncIterator[tuple[int, tuple[float, ...]]]:
+    """What each stored version says to the probe, computed here from its artifact."""
+    database, redis = Database(dsn), connect(redis_url)
+    async with database.read() as session:
+        models = await session.models.list(100)
+    for model in models:
+        assert model.serving_digest is not None
+        path = await ArtifactStore(database, redis).fetch_file(model.serving_digest, folder)
+        snapshot = Snapshot.load(path, model.version, model.period)
+        yield model.version, tuple(snapshot.predict(PROBE["user_id"], PROBE["items"], PROBE["history"]).scores)
+    await redis.aclose()
+    await database.close()
+
+
+@pytest.fixture
+def service(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Iterator[Program]:
+    """Two api processes and a worker."""
+    places = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path / "data")}
+    with program(tmp_path, "--workers", "2", "--worker", **places) as running:
+        yield running
+
+
+def test_the_loop(service: Program, postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
+    with httpx.Client(base_url=service.url, timeout=30) as client:
+        with predictions(service.url) as watch:
+            for period in islice(drift_stream(STREAM, seed=1), 3):
+                log_period(client, period)
+                assert close(client, period.number) == period.number
+                wait_for(lambda number=period.number: is_served(client, number))
+        assert watch.failures == []
+        for seen in watch.versions():
+            assert seen == sorted(seen), "a client saw an older version after a newer one"
+            assert {0, 3} <= set(seen)
+
+        with predictions(service.url) as back:
+            answer = client.post("/admin/rollback", json={"to_version": 2, **ADMIN})
+            assert answer.status_code == 200
+            # The answer means that every process serves it now.
+            assert all(is_served(client, 2) for _ in range(20))
+            time.sleep(0.2)
+        assert back.failures == []
+        for seen in back.versions():
+            assert seen == sorted(seen, reverse=True)
+            assert set(seen) <= {3, 2}
+            assert seen[-1] == 2
+
+        with predictions(service.url) as forward:
+            assert client.post("/admin/rollback", json={"to_version": 3, **ADMIN}).status_code == 200
+            assert all(is_served(client, 3) for _ in range(20))
+        assert forward.failures == []
+        assert all(seen == sorted(seen) for seen in forward.versions())
+
+        document = client.get("/periods/3").json()
+        assert set(document["scores"]) == {"generated", "incremental", "previous", "baseline"}
+        stages = ["prepare", "score", "train_generator", "update_base", "generate", "gate", "publish"]
+        assert [stage["stage"] for stage in document["stages"]] == stages
+        assert [model["champion"] for model in client.get("/admin/models").json()["models"]] == [True, False, False, False]
+
+    async def expected() -> dict[int, tuple[float, ...]]:
+        return dict([pair async for pair in scores_of_versions(postgres_dsn, redis_url, tmp_path / "artifacts")])
+
+    scores = asyncio.run(expected())
+    assert len(set(scores.values())) == 4
+    for watched in (watch, back, forward):
+        for version, answer_scores in (pair for seen in watched.answers for pair in seen):
+            assert answer_scores == scores[version], f"a response that is not wholly of version {version}"
+
+
+def test_excise_takes_the_periods_out_of_the_sequence(service: Program) -> None:
+    with httpx.Client(base_url=service.url, timeout=30) as client:
+        stream = drift_stream(STREAM, seed=2)
+        for period in islice(stream, 3):
+            log_period(client, period)
+            close(client, period.number)
+        answer = client.post("/admin/rollback", json={"to_version": 1, "sequence": "excise", "reason": "bad data"})
+        assert answer.status_code == 200
+        assert client.get("/admin/models/1").json()["head"]
+        log_period(client, next(stream))
+        assert close(client, 4) == 4
+        model = client.get("/admin/models/4").json()
+        assert (model["parent_version"], model["period"]) == (1, 4)
+        # One model in the sequence before this period, so one more with it.
+        assert "model.1" in model["state"]["parts"]
+        assert "model.2" not in model["state"]["parts"]
