@@ -101,7 +101,9 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             database=database,
             redis=redis,
             artifacts=artifacts,
-            histories=HistoryStore(redis, database, length=settings.history_length),
+            histories=HistoryStore(
+                redis, database, length=settings.history_length, on_fallback=metrics.history_fallbacks.inc
+            ),
             notices=notices,
             serving=serving,
             keys=KeyCache(database),

@@ -7,7 +7,7 @@ dropped (their receivers poll Postgres too), and a log line a minute says so.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any, cast
 from uuid import uuid4
@@ -104,12 +104,21 @@ class HistoryStore:
         redis: a client that returns bytes.
         database: where histories are rebuilt from.
         length: items of a history.
+        on_fallback: called for each history that is read from Postgres because Redis did not answer.
     """
 
-    def __init__(self, redis: Redis, database: Database, *, length: int = MAX_HISTORY) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        database: Database,
+        *,
+        length: int = MAX_HISTORY,
+        on_fallback: Callable[[], None] = lambda: None,
+    ) -> None:
         self._redis = redis
         self._database = database
         self._length = length
+        self._on_fallback = on_fallback
         self._fill = redis.register_script(FILL)
         self._append = redis.register_script(APPEND)
         self._outage = _Outage("user histories are read from Postgres")
@@ -118,6 +127,7 @@ class HistoryStore:
     async def get(self, user_id: str) -> list[str]:
         """Item ids of the user's last positives, newest first, at most `length`; empty for an unknown user."""
         if self._outage.pausing:
+            self._on_fallback()
             return [entry.item_id for entry in await self._read(user_id)]
         history, lease = _history_key(user_id), _lease_key(user_id)
         token = uuid4().hex
@@ -130,6 +140,7 @@ class HistoryStore:
             leased = bool(await self._redis.set(lease, token, nx=True, ex=LEASE_SECONDS))
         except RedisError as error:
             self._outage.note(error)
+            self._on_fallback()
         entries = await self._read(user_id)
         if leased:
             pairs = [part for entry in entries for part in (entry.timestamp_ms, _member(entry.item_id, entry.event_id))]

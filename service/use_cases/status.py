@@ -4,7 +4,8 @@ The documents are the API's as they stand; they live here because the command li
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -142,14 +143,14 @@ async def get_period(database: Database, notices: Notices, number: int) -> Perio
         period = await session.periods.get(number) if 0 < number <= MAX_NUMBER else None
         if period is None:
             raise PeriodNotFound(number)
-        return await _period_document(session, notices, period)
+        return (await _period_documents(session, notices, [period]))[0]
 
 
 async def list_periods(database: Database, notices: Notices, *, limit: int, before: int | None) -> PeriodPage:
     """At most `limit` periods, newest first, of those with a number below `before`."""
     async with database.read() as session:
         periods = await session.periods.list(limit + 1, _cursor(before))
-        page = [await _period_document(session, notices, period) for period in periods[:limit]]
+        page = await _period_documents(session, notices, periods[:limit])
     return PeriodPage(page, next=page[-1].period if len(periods) > limit else None)
 
 
@@ -221,26 +222,43 @@ def _cursor(before: int | None) -> int | None:
     return None if before is None or before > MAX_NUMBER else before
 
 
-async def _period_document(session: ReadSession, notices: Notices, period: Period) -> PeriodDocument:
-    number = period.number
-    stages = await session.stages.list(number)
-    evaluations = await session.evaluations.list(number)
-    updating = period.status is PeriodStatus.UPDATING
-    return PeriodDocument(
-        period=number,
-        status=period.status,
-        stage=next((stage.stage for stage in stages if updating and stage.status == "running"), None),
-        progress=await _progress(notices, number) if updating else None,
-        opened_at=period.opened_at,
-        sealed_at=period.sealed_at,
-        finished_at=period.finished_at,
-        events=await session.interactions.count(number) if period.events is None else period.events,
-        attempts=period.attempts,
-        error=period.error,
-        version=period.version,
-        stages=[StageDocument(s.stage, s.status, s.started_at, s.finished_at, s.seconds) for s in stages],
-        scores={e.model: ScoreDocument(e.version, e.events, e.auc, e.logloss, e.calibration) for e in evaluations},
-    )
+async def _period_documents(session: ReadSession, notices: Notices, periods: Sequence[Period]) -> list[PeriodDocument]:
+    """The documents of neighbouring periods, newest first, with a number of queries that does not depend on theirs."""
+    if not periods:
+        return []
+    first, last = periods[-1].number, periods[0].number
+    stages, evaluations = defaultdict(list), defaultdict(list)
+    for stage in await session.stages.list(first, last):
+        stages[stage.period].append(stage)
+    for evaluation in await session.evaluations.list(first, last):
+        evaluations[evaluation.period].append(evaluation)
+    documents = []
+    for period in periods:
+        number, updating = period.number, period.status is PeriodStatus.UPDATING
+        running = (stage.stage for stage in stages[number] if updating and stage.status == "running")
+        documents.append(
+            PeriodDocument(
+                period=number,
+                status=period.status,
+                stage=next(running, None),
+                progress=await _progress(notices, number) if updating else None,
+                opened_at=period.opened_at,
+                sealed_at=period.sealed_at,
+                finished_at=period.finished_at,
+                events=await session.interactions.count(number) if period.events is None else period.events,
+                attempts=period.attempts,
+                error=period.error,
+                version=period.version,
+                stages=[
+                    StageDocument(s.stage, s.status, s.started_at, s.finished_at, s.seconds) for s in stages[number]
+                ],
+                scores={
+                    e.model: ScoreDocument(e.version, e.events, e.auc, e.logloss, e.calibration)
+                    for e in evaluations[number]
+                },
+            )
+        )
+    return documents
 
 
 async def _progress(notices: Notices, number: int) -> float | None:

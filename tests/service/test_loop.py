@@ -150,7 +150,13 @@ def test_the_loop(service: Program, postgres_dsn: str, redis_url: str, tmp_path:
         assert set(document["scores"]) == {"generated", "incremental", "previous", "baseline"}
         stages = ["prepare", "score", "train_generator", "update_base", "generate", "gate", "publish"]
         assert [stage["stage"] for stage in document["stages"]] == stages
-        assert [model["champion"] for model in client.get("/admin/models").json()["models"]] == [True, False, False, False]
+        models = client.get("/admin/models").json()["models"]
+        assert [(model["version"], model["champion"]) for model in models] == [
+            (3, True),
+            (2, False),
+            (1, False),
+            (0, False),
+        ]
 
     async def expected() -> dict[int, tuple[float, ...]]:
         return dict([pair async for pair in scores_of_versions(postgres_dsn, redis_url, tmp_path / "artifacts")])

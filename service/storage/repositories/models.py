@@ -186,10 +186,12 @@ class Evaluations:
             )
         )
 
-    async def list(self, period: int) -> Sequence[Evaluation]:
-        """The evaluations on one period, ordered by model."""
+    async def list(self, first: int, last: int | None = None) -> Sequence[Evaluation]:
+        """The evaluations on a period, or on the periods first to last, ordered by period and model."""
         query = (
-            select(tables.evaluations).where(tables.evaluations.c.period == period).order_by(tables.evaluations.c.model)
+            select(tables.evaluations)
+            .where(tables.evaluations.c.period.between(first, first if last is None else last))
+            .order_by(tables.evaluations.c.period, tables.evaluations.c.model)
         )
         return [Evaluation(**row) for row in (await self._connection.execute(query)).mappings()]
 

@@ -163,11 +163,11 @@ class Stages:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def list(self, period: int) -> Sequence[Stage]:
-        """The stages of a period in the order in which they were started."""
+    async def list(self, first: int, last: int | None = None) -> Sequence[Stage]:
+        """The stages of a period, or of the periods first to last, in the order in which they were started."""
         query = (
             select(tables.period_stages)
-            .where(tables.period_stages.c.period == period)
+            .where(tables.period_stages.c.period.between(first, first if last is None else last))
             .order_by(tables.period_stages.c.started_at, tables.period_stages.c.stage)
         )
         return [Stage(**row) for row in (await self._connection.execute(query)).mappings()]
