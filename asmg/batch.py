@@ -105,9 +105,12 @@ class PeriodData:
                 raise ValueError(
                     f"item_categories: expected {self.items} rows; received {self.item_categories.shape[0]}"
                 )
-            top = int(self.item_categories.max()) if self.item_categories.numel() else NO_CATEGORY
-            if top >= self.categories:
-                raise ValueError(f"item_categories: expected rows under {self.categories}; received {top}")
+            values = self.item_categories
+            low, top = (int(values.min()), int(values.max())) if values.numel() else (NO_CATEGORY, NO_CATEGORY)
+            if low < NO_CATEGORY or top >= self.categories:
+                raise ValueError(
+                    f"item_categories: expected rows under {self.categories} or {NO_CATEGORY}; received {low}..{top}"
+                )
 
     def __len__(self) -> int:
         return len(self.user)
@@ -188,7 +191,8 @@ def localise(
     Args:
         batches: rows of the whole tables; rows at or past `sizes` are read as the cold row.
         sizes: rows of each table.
-        item_categories: int [items, C] for a model with categories; may know more items than `sizes` says.
+        item_categories: int [items, C] for a model with categories; may know more items than `sizes` says. Of no
+            account where `sizes` has no category table.
         cold_rate: probability that a user or item is read as the cold one throughout these batches: id dropout, by
             which the cold rows learn to stand for unknown ids. An item keeps its categories.
         rng: source of the coin flips; needed with `cold_rate`.
@@ -208,7 +212,7 @@ def localise(
     user_index = gather[user_index]
     rows["item"], gather = torch.unique(readable("item", items), return_inverse=True)
     features = None
-    if item_categories is None:
+    if item_categories is None or "category" not in sizes:
         item_index = gather[item_index]
     else:
         categories = item_categories[torch.where(items < len(item_categories), items, COLD_ROW)].long()

@@ -64,9 +64,17 @@ class Checkpoint:
             raise CheckpointError(
                 f"checkpoint: expected one of kind {kind or 'any'!r}; received another program's file"
             )
-        header = json.loads(metadata["asmg"])
-        if header["version"] != FORMAT_VERSION:
-            raise CheckpointError(f"checkpoint: expected format version {FORMAT_VERSION}; received {header['version']}")
-        if kind is not None and header["kind"] != kind:
-            raise CheckpointError(f"checkpoint: expected kind {kind!r}; received {header['kind']!r}")
-        return header["kind"], header["meta"]
+        try:
+            header = json.loads(metadata["asmg"])
+            version, found, meta = header["version"], header.get("kind"), header.get("meta")
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"checkpoint: expected one of kind {kind or 'any'!r}; received a damaged header"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise CheckpointError(f"checkpoint: expected format version {FORMAT_VERSION}; received {version}")
+        if not isinstance(found, str) or not isinstance(meta, dict):
+            raise CheckpointError(f"checkpoint: expected one of kind {kind or 'any'!r}; received a damaged header")
+        if kind is not None and found != kind:
+            raise CheckpointError(f"checkpoint: expected kind {kind!r}; received {found!r}")
+        return found, meta

@@ -201,10 +201,11 @@ class AsmgGru(Updater[AsmgState]):
         """One pass: batch n holds the n-th part of every target period, each scored by the output for its period."""
         loss_weights = self.loss_weights(len(targets))
         steps = math.ceil(len(targets[-1]) / self.config.batch_size)
+        sizes = {table: targets[-1].sizes[table] for table in self.model.tables}
         average = {name: w.clone() for name, w in optimizer.params.items()}
         for n, batches in enumerate(_concurrent_batches(targets, steps, rng)):
             used = [(j, b) for j, b in enumerate(batches) if loss_weights[j] > 0 and len(b.user)]
-            local = localise([b for _, b in used], targets[-1].sizes, targets[-1].item_categories)
+            local = localise([b for _, b in used], sizes, targets[-1].item_categories)
             leaves = {name: w.detach().requires_grad_() for name, w in optimizer.params.items()}
             outputs = {}
             for group in self.generator.groups:

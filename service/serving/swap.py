@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,9 +69,9 @@ def load_snapshot(path: Path, version: int, period: int) -> Snapshot:
 
 
 class ServingModel:
-    """The snapshot served now and at most one that takes over at a known moment.
+    """The snapshot served now and those that take over at a known moment: hardly ever more than one.
 
-    Only the event loop's thread touches the two references, so neither needs a lock; loading happens in another thread.
+    Only the event loop's thread touches these references, so they need no lock; loading happens in another thread.
 
     Args:
         fetch_champion: looks the champion up.
@@ -98,7 +99,7 @@ class ServingModel:
         self._poll_seconds = poll_seconds
         self._on_swap = on_swap
         self._current: Snapshot | None = None
-        self._next: tuple[float, Snapshot] | None = None  # epoch seconds of its beginning
+        self._scheduled: deque[tuple[float, Snapshot]] = deque()  # epoch seconds of the beginning, ascending
         self._known: Champion | None = None
         self._wake = asyncio.Event()
         self._loaded = asyncio.Event()
@@ -109,8 +110,8 @@ class ServingModel:
         Raises:
             NotReady: none was loaded so far.
         """
-        if self._next is not None and time.time() >= self._next[0]:
-            self._serve(self._next[1])
+        while self._scheduled and time.time() >= self._scheduled[0][0]:
+            self._serve(self._scheduled.popleft()[1])
         if self._current is None:
             raise NotReady("no model is loaded yet")
         return self._current
@@ -135,19 +136,23 @@ class ServingModel:
             return
         snapshot = self._held(champion.version) or await self._load(champion)
         active_from = champion.active_from.timestamp()
+        # A version scheduled before this newer one still gets its turn, for other processes may have given it theirs. A
+        # rollback overrules what has not taken over yet.
+        while self._scheduled and _overruled(*self._scheduled[-1], champion):
+            self._scheduled.pop()
         # The first champion serves at once, even before its time: there is nothing older to serve.
         if self._current is None or time.time() >= active_from:
+            self._scheduled.clear()
             self._serve(snapshot)
         else:
-            self._next = (active_from, snapshot)
+            self._scheduled.append((active_from, snapshot))
         self._known = champion
 
     def _held(self, version: int) -> Snapshot | None:
-        held = (self._current, self._next[1] if self._next else None)
+        held = (self._current, *(snapshot for _, snapshot in self._scheduled))
         return next((snapshot for snapshot in held if snapshot is not None and snapshot.version == version), None)
 
     def _serve(self, snapshot: Snapshot) -> None:
-        self._next = None
         if snapshot is self._current:
             return
         self._current = snapshot
@@ -186,13 +191,17 @@ class ServingModel:
 
     async def _pause(self, seconds: float) -> None:
         """Sleep until a notice, a flip or `seconds` have passed; flip where no request does."""
-        if self._next is not None:
-            seconds = min(seconds, max(self._next[0] - time.time(), 0))
+        if self._scheduled:
+            seconds = min(seconds, max(self._scheduled[0][0] - time.time(), 0))
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
         if self._current is not None:
             self.current()
+
+
+def _overruled(active_from: float, snapshot: Snapshot, champion: Champion) -> bool:
+    return active_from >= champion.active_from.timestamp() or snapshot.version >= champion.version
 
 
 def _keep_newest(folder: Path, path: Path) -> None:

@@ -125,16 +125,22 @@ class PeriodUpdate:
         async with self._w.database.unit_of_work() as work:
             await work.stages.start(self.period, name)
             await work.commit()
-        loop, told, started = asyncio.get_running_loop(), 0.0, time.perf_counter()
+        loop, told, started, cancelled = asyncio.get_running_loop(), 0.0, time.perf_counter(), False
         await self._tell(name, 0.0)
 
         def progress(fraction: float) -> None:  # called from the training thread
             nonlocal told
+            if cancelled:
+                raise asyncio.CancelledError  # ends the thread, which the process would wait for otherwise
             if time.perf_counter() - told >= PROGRESS_SECONDS:
                 told = time.perf_counter()
                 asyncio.run_coroutine_threadsafe(self._tell(name, fraction), loop)
 
-        result = await run(progress)
+        try:
+            result = await run(progress)
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
         if name != "publish":  # which notes itself, in the transaction that publishes
             async with self._w.database.unit_of_work() as work:
                 await work.stages.finish(self.period, name, time.perf_counter() - started, result)

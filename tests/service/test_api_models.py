@@ -259,6 +259,25 @@ async def test_the_champion_named_last_counts(tmp_path: Path, clock: Clock) -> N
     assert source.fetched == ["digest1", "digest2"]  # what is loaded is not loaded again
 
 
+async def test_two_versions_in_quick_succession_both_get_their_turn(tmp_path: Path, clock: Clock) -> None:
+    """One process hears of version 3 before, another after version 2 took over; a client of both never goes back."""
+    source = Source(tmp_path)
+    early, late = serving_of(source), serving_of(source)
+    source.publish(1, at=clock.now)
+    for model in (early, late):
+        await model.refresh()
+    source.publish(2, at=clock.now + 1)
+    for model in (early, late):
+        await model.refresh()
+    source.publish(3, at=clock.now + 1.5)
+    await early.refresh()
+    clock.now += 1.2
+    assert (late.current().version, early.current().version) == (2, 2)
+    await late.refresh()
+    clock.now += 0.3
+    assert (late.current().version, early.current().version) == (3, 3)
+
+
 async def test_a_load_error_keeps_the_old_and_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = Source(tmp_path)
     model = serving_of(source)

@@ -1,0 +1,197 @@
+"""What the demo found out, as JSON and as lines on the console."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.console import Numbers, PeriodLine
+from service.demo.traffic import Window
+
+__all__ = ["MODELS", "PeriodReport", "RollbackReport", "Report", "mean_scores"]
+
+MODELS = ("generated", "incremental", "frozen", "best")
+"""Keys of the scores. `frozen` is the API's `baseline`, the first trained model, never updated; `best` is what the true
+click probabilities reach."""
+
+API_NAMES = {"generated": "generated", "incremental": "incremental", "frozen": "baseline"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeriodReport:
+    """One period that was played."""
+
+    period: int
+    events: int
+    version: int | None
+    """The version that its update published; None where it failed."""
+    kind: str | None
+    """Which model the gate let through."""
+    gate: str | None
+    """Why."""
+    error: str | None
+    auc: Numbers
+    """By model; None where it is not known."""
+    logloss: Numbers
+    seconds: Mapping[str, float]
+    """Of each stage."""
+    requests: Window
+    """From before the close until after the swap."""
+
+    @classmethod
+    def of(
+        cls,
+        document: Mapping[str, Any],
+        model: Mapping[str, Any] | None,
+        requests: Window,
+        *,
+        best_auc: float | None,
+        best_logloss: float | None,
+    ) -> "PeriodReport":
+        """From the documents of the period and of the version that it made."""
+        scores = document["scores"]
+
+        def by_model(metric: str, best: float | None) -> dict[str, float | None]:
+            found = {name: scores.get(api, {}).get(metric) for name, api in API_NAMES.items()}
+            return {**found, "best": best}
+
+        return cls(
+            period=document["period"],
+            events=document["events"],
+            version=document["version"],
+            kind=None if model is None else model["kind"],
+            gate=None if model is None else model["gate"].get("reason"),
+            error=document["error"],
+            auc=by_model("auc", best_auc),
+            logloss=by_model("logloss", best_logloss),
+            seconds={stage["stage"]: stage["seconds"] for stage in document["stages"] if stage["seconds"] is not None},
+            requests=requests,
+        )
+
+    @property
+    def latency_ms(self) -> dict[str, float | None]:
+        """Of predictions during the swap, as the client saw it."""
+        return {"p50": self.requests.quantile_ms(0.5), "p99": self.requests.quantile_ms(0.99)}
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "period": self.period,
+            "events": self.events,
+            "version": self.version,
+            "kind": self.kind,
+            "gate": self.gate,
+            "error": self.error,
+            "auc": dict(self.auc),
+            "logloss": dict(self.logloss),
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+            "requests": {"served": self.requests.served, "failed": self.requests.failed},
+            "latency_ms": self.latency_ms,
+        }
+
+    def line(self) -> PeriodLine:
+        """For the console."""
+        p50, p99 = self.latency_ms.values()
+        latency = [] if p50 is None else [f"predict p50 {p50:.1f} ms, p99 {p99:.1f} ms"]
+        return PeriodLine(
+            period=self.period,
+            events=self.events,
+            auc=self.auc,
+            logloss=self.logloss,
+            serves="failed" if self.version is None else f"v{self.version} {self.kind}",
+            seconds=self.seconds,
+            requests=(self.requests.served, self.requests.failed),
+            notes=[*latency, *([self.error] if self.error else [])],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollbackReport:
+    """The way back to the version before, and forward again."""
+
+    from_version: int
+    to_version: int
+    restored: bool
+    """Whether the probes were answered as they had been by `to_version`, to the last bit."""
+    forward_restored: bool
+    """The same of `from_version` after rolling forward."""
+    largest_change: float
+    """Between the two versions, of any score of a probe."""
+    requests: Window
+    """Sent meanwhile."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "from": self.from_version,
+            "to": self.to_version,
+            "scores_restored": self.restored and self.forward_restored,
+            "largest_change": self.largest_change,
+            "requests": {"served": self.requests.served, "failed": self.requests.failed},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The whole demo."""
+
+    data: str
+    seed: int
+    periods: Sequence[PeriodReport]
+    rollback: RollbackReport | None
+    """None where no version was ever published."""
+    requests: Window
+    """All of them, from the first to the last."""
+    faults: Sequence[str]
+    """What was wrong with the first failed requests."""
+
+    @property
+    def recent(self) -> Sequence[PeriodReport]:
+        """The periods that the averages are of: of the synthetic stream from the fourth on, else the last seven."""
+        scored = [period for period in self.periods if period.auc["generated"] is not None]
+        later = [period for period in scored if period.period >= 4] if self.data == "synthetic" else scored[-7:]
+        return later or scored
+
+    @property
+    def problems(self) -> list[str]:
+        """What did not go as it should."""
+        found = []
+        if self.requests.failed:
+            found.append(f"{self.requests.failed} predictions failed: {'; '.join(self.faults)}")
+        found += [
+            f"the update on period {period.period} failed: {period.error}"
+            for period in self.periods
+            if period.version is None
+        ]
+        if self.rollback is None:
+            found.append("there was no version to roll back from")
+        elif not (self.rollback.restored and self.rollback.forward_restored):
+            found.append("after the rollback the scores were not those of that version")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        nothing = {"from": None, "to": None, "scores_restored": False}
+        recent = self.recent
+        return {
+            "data": self.data,
+            "seed": self.seed,
+            "periods": [period.to_json() for period in self.periods],
+            "means": {
+                "periods": [period.period for period in recent],
+                "auc": mean_scores([period.auc for period in recent]),
+                "logloss": mean_scores([period.logloss for period in recent]),
+            },
+            "rollback": nothing if self.rollback is None else self.rollback.to_json(),
+            "requests": {"served": self.requests.served, "failed": self.requests.failed},
+            "latency_ms": {"p50": self.requests.quantile_ms(0.5), "p99": self.requests.quantile_ms(0.99)},
+            "problems": self.problems,
+        }
+
+
+def mean_scores(scores: Sequence[Numbers]) -> dict[str, float | None]:
+    """The mean of each model over periods; None for one that is not known in all of them."""
+    means: dict[str, float | None] = {}
+    for name in MODELS:
+        values = [value for value in (of_period[name] for of_period in scores) if value is not None]
+        means[name] = sum(values) / len(values) if values and len(values) == len(scores) else None
+    return means

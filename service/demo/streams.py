@@ -1,0 +1,105 @@
+"""What the demo plays: a stream with known drift, or the log of a public collection, period by period."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from asmg.datasets import InteractionLog, cut, open_folder
+from asmg.datasets.synthetic import DriftConfig, drift_stream
+from asmg.metrics import auc, logloss
+
+__all__ = ["SYNTHETIC_PERIODS", "PlayedPeriod", "Stream", "folder_stream", "synthetic_stream"]
+
+SYNTHETIC_PERIODS = 8
+MOVIELENS_PERIODS = 31
+"""As the reference experiments cut it (equal counts)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayedPeriod:
+    """One period's log in time order, and what was known of it before."""
+
+    user_ids: Sequence[str]
+    """Length n."""
+    item_ids: Sequence[str]
+    """Length n."""
+    labels: NDArray[np.uint8]
+    """[n] 0 or 1."""
+    timestamps_ms: NDArray[np.int64]
+    """[n] ascending."""
+    new_items: Mapping[str, tuple[str, ...]]
+    """Items that had not appeared before and have categories."""
+    best_auc: float | None = None
+    """What the true click probabilities reach on this log; None where nobody knows them."""
+    best_logloss: float | None = None
+    """The same."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Periods to play, in order."""
+
+    name: str
+    """`synthetic` or the name of the collection."""
+    count: int
+    """How many periods there are."""
+    periods: Iterator[PlayedPeriod]
+
+
+def synthetic_stream(config: DriftConfig, count: int, seed: int) -> Stream:
+    """The first `count` periods of the stream with known drift."""
+    return Stream("synthetic", count, islice(_drifting(config, seed), count))
+
+
+def folder_stream(folder: Path, count: int | None, seed: int) -> Stream:
+    """The log of a folder: DIGINETICA in its own periods, `count` of them at most; MovieLens cut into `count`.
+
+    Args:
+        folder: of the collection's files.
+        count: of periods; None for all of DIGINETICA, 31 of MovieLens.
+        seed: of DIGINETICA's negatives.
+
+    Raises:
+        LogFormatError: the folder holds neither, or one of another form.
+        OSError: it is no folder.
+    """
+    name, log = open_folder(folder, np.random.default_rng(seed))
+    if log.period is None:
+        pieces = cut(log, "periods", count or MOVIELENS_PERIODS)
+    else:
+        pieces = cut(log, "column")[:count]
+    return Stream(name, len(pieces), _pieces(log, pieces))
+
+
+def _drifting(config: DriftConfig, seed: int) -> Iterator[PlayedPeriod]:
+    for period in drift_stream(config, seed=seed):
+        truth, labels = torch.from_numpy(period.probabilities), torch.from_numpy(period.labels)
+        yield PlayedPeriod(
+            user_ids=period.user_ids,
+            item_ids=period.item_ids,
+            labels=period.labels,
+            timestamps_ms=period.timestamps_ms,
+            new_items=period.new_items,
+            best_auc=auc(truth, labels),
+            best_logloss=logloss(torch.logit(truth), labels),
+        )
+
+
+def _pieces(log: InteractionLog, pieces: Sequence[NDArray[np.int64]]) -> Iterator[PlayedPeriod]:
+    seen: set[str] = set()
+    for rows in pieces:
+        items = log.item_ids[rows].tolist()
+        fresh = dict.fromkeys(item for item in items if item not in seen)
+        seen.update(fresh)
+        yield PlayedPeriod(
+            user_ids=log.user_ids[rows].tolist(),
+            item_ids=items,
+            labels=log.labels[rows],
+            timestamps_ms=log.timestamps_ms[rows],
+            new_items={item: log.categories[item] for item in fresh if log.categories.get(item)},
+        )

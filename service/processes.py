@@ -1,0 +1,146 @@
+"""What the commands that run for minutes need: a stop that cleans up, and programs of ours beside them."""
+
+import asyncio
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+from service.errors import ServiceError
+
+__all__ = ["Child", "ChildFailed", "Interrupted", "StopRequest"]
+
+T = TypeVar("T")
+
+TICK_SECONDS = 0.05
+TAIL_LINES = 15
+
+
+class Interrupted(Exception):
+    """The user wants the program to end."""
+
+
+class ChildFailed(ServiceError):
+    """A program that this one needs has ended by itself."""
+
+    title = "Child process failed"
+    slug = "child-failed"
+
+
+class StopRequest:
+    """Within the `with` block SIGINT, SIGTERM and SIGHUP are noted and do not end the process; main thread only."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._cancel: Callable[[], object] | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether one of the signals has come."""
+        return self._count > 0
+
+    @property
+    def hurried(self) -> bool:
+        """Whether a second one has come: nothing should be waited for any more."""
+        return self._count > 1
+
+    def check(self) -> None:
+        """Return where nothing was requested.
+
+        Raises:
+            Interrupted: a signal has come.
+        """
+        if self.requested:
+            raise Interrupted
+
+    def run(self, main: Callable[[], Awaitable[T]]) -> T:
+        """What `main` returns, run in an event loop; a signal cancels it.
+
+        Raises:
+            Interrupted: a signal has come.
+        """
+
+        async def cancellable() -> T:
+            task, loop = asyncio.current_task(), asyncio.get_running_loop()
+            assert task is not None
+            self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+            try:
+                self.check()
+                return await main()
+            except asyncio.CancelledError:
+                self.check()
+                raise
+            finally:
+                self._cancel = None
+
+        return asyncio.run(cancellable())
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        if self._cancel is not None and self._count == 1:  # once: what cleans up must not be cancelled too
+            self._cancel()
+
+
+class Child:
+    """A program beside this one, out of reach of Ctrl-C, its output in a file.
+
+    Args:
+        name: in messages.
+        command: program and arguments.
+        environment: all of its variables.
+        log: receives what it prints.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
+        self._name, self._log = name, log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._log.read_text(errors="replace")
+
+    def check(self) -> None:
+        """Return where it runs.
+
+        Raises:
+            ChildFailed: it has ended; the message holds the end of its output.
+        """
+        if (code := self._process.poll()) is not None:
+            tail = "\n".join(self.output.splitlines()[-TAIL_LINES:])
+            raise ChildFailed(f"{self._name} ended with code {code}:\n{tail}")
+
+    def stop(self, *, seconds: float, hurried: Callable[[], bool] = lambda: False) -> None:
+        """End it: it is asked, and killed after `seconds` or as soon as `hurried()`."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        deadline = time.monotonic() + seconds
+        while self._process.poll() is None and time.monotonic() < deadline and not hurried():
+            time.sleep(TICK_SECONDS)
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()

@@ -1,0 +1,247 @@
+"""The base model: its forward pass, its parameters, how its tables grow."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from asmg.batch import NO_CATEGORY, InteractionBatch, ItemFeatures
+from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, grow, masked_mean, table_sizes
+from asmg.training import predict_logits
+from tests.asmg.support import SMALL, SMALL_CATEGORIES, random_params, random_period, slow_logit, torch_rng
+
+CONFIGS = {"plain": SMALL, "categories": SMALL_CATEGORIES}
+both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+def batch_of(user: list[int], item: list[int], histories: list[list[int]]) -> InteractionBatch:
+    return InteractionBatch(
+        user=torch.tensor(user),
+        item=torch.tensor(item),
+        history=torch.tensor([row for h in histories for row in h], dtype=torch.int64),
+        offsets=torch.tensor([0, *np.cumsum([len(h) for h in histories])]),
+        label=torch.zeros(len(user)),
+    )
+
+
+def test_the_logit_by_hand() -> None:
+    model = EmbeddingMLP(EmbeddingMLPConfig(dim=1, hidden=(2,)))
+    params = {
+        "user": torch.tensor([[0.0], [2.0]]),
+        "item": torch.tensor([[0.0], [1.0], [3.0]]),
+        "mlp.0.weight": torch.tensor([[1.0, 10.0, 100.0], [-1.0, 0.0, 0.0]]),
+        "mlp.0.bias": torch.tensor([0.5, 1.0]),
+        "mlp.1.weight": torch.tensor([[2.0, 5.0]]),
+        "mlp.1.bias": torch.tensor([-7.0]),
+    }
+    got = model.logits(params, batch_of([1, 0], [2, 1], [[1, 2, 2, 1], []]))
+    # User 2, history (1+3+3+1)/4 = 2, item 3: 2 + 20 + 300 + .5 = 322.5; relu(-2 + 1) = 0; 2·322.5 - 7 = 638.
+    # User 0, no history, item 1: 100.5; relu(1) = 1; 201 + 5 - 7 = 199.
+    assert got.tolist() == [638.0, 199.0]
+
+
+@both
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 8))
+def test_logits_are_those_of_plain_numpy(config: EmbeddingMLPConfig, seed: int, n: int) -> None:
+    data = random_period(seed, n, categories=5 if config.categories else 0, structure=seed)
+    params = random_params(config, seed, user=6, item=9, category=5)
+    features = None
+    if data.item_categories is not None:
+        features = ItemFeatures(torch.arange(9), data.item_categories.long())
+    got = EmbeddingMLP(config).logits(params, data.batch(torch.arange(n)), features)
+    assert got.shape == (n,)
+    np.testing.assert_allclose(got, [slow_logit(config, params, data, k) for k in range(n)], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_with_categories_asks_for_them() -> None:
+    params = random_params(SMALL_CATEGORIES, 0, user=2, item=2, category=2)
+    with pytest.raises(ValueError, match="^features: expected ItemFeatures"):
+        EmbeddingMLP(SMALL_CATEGORIES).logits(params, batch_of([1], [1], [[]]))
+
+
+def test_a_long_padded_sum_and_our_ragged_one_agree() -> None:
+    """The authors pad histories and mask; a mean does not see padding."""
+    params = random_params(SMALL, 3, user=3, item=9)
+    histories = [[], [4], [1, 2, 3, 4, 5, 6, 7, 8]]
+    padded = torch.full((3, 30), NO_CATEGORY)
+    for n, history in enumerate(histories):
+        padded[n, : len(history)] = torch.tensor(history, dtype=torch.int64)
+    model = EmbeddingMLP(SMALL)
+    items = params["item"]
+    expected = model.head(params, params["user"][[0, 1, 2]], masked_mean(items, padded), items[[1, 2, 3]])
+    torch.testing.assert_close(model.logits(params, batch_of([0, 1, 2], [1, 2, 3], histories)), expected)
+
+
+# --- masked_mean
+
+
+def test_masked_mean_by_hand() -> None:
+    table = torch.tensor([[1.0, 10.0], [3.0, 30.0], [8.0, 80.0]])
+    rows = torch.tensor([[0, 1, NO_CATEGORY], [NO_CATEGORY] * 3, [NO_CATEGORY, 2, NO_CATEGORY], [2, 2, 0]])
+    expected = torch.tensor([[2.0, 20.0], [0.0, 0.0], [8.0, 80.0], [17 / 3, 170 / 3]])
+    torch.testing.assert_close(masked_mean(table, rows), expected)
+
+
+def test_masked_mean_of_no_columns_is_zero() -> None:
+    assert masked_mean(torch.ones(3, 2), torch.zeros(4, 0, dtype=torch.int64)).tolist() == [[0.0, 0.0]] * 4
+
+
+def test_the_filler_of_masked_mean_can_be_chosen() -> None:
+    assert masked_mean(torch.tensor([[5.0], [7.0]]), torch.tensor([[0, 1]]), fill=0).tolist() == [[7.0]]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 4))
+def test_padding_changes_no_mean(seed: int, padding: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = torch.tensor(rng.normal(size=(5, 3)))
+    rows = torch.tensor(rng.integers(0, 5, size=(4, 3)))
+    padded = functional.pad(rows, (0, padding), value=NO_CATEGORY)[:, torch.tensor(rng.permutation(3 + padding))]
+    torch.testing.assert_close(masked_mean(table, padded), masked_mean(table, rows))
+
+
+# --- parameters
+
+
+@both
+def test_initial_parameters_have_one_cold_row_a_table_and_pass_the_check(config: EmbeddingMLPConfig) -> None:
+    model = EmbeddingMLP(config)
+    params = model.initial(torch_rng(0))
+    model.check(params)
+    assert table_sizes(params) == dict.fromkeys(model.tables, 1)
+    for name in model.tables:
+        assert len(params[name].unique()) == config.dim
+    again, other = model.initial(torch_rng(0)), model.initial(torch_rng(1))
+    assert all(torch.equal(params[name], again[name]) for name in params)
+    assert not torch.equal(params["mlp.0.weight"], other["mlp.0.weight"])
+
+
+def test_initial_weights_fill_the_glorot_range_and_biases_are_zero() -> None:
+    params = EmbeddingMLP(EmbeddingMLPConfig(dim=100, hidden=(200, 50))).initial(torch_rng(0))
+    for i, (fan_in, fan_out) in enumerate([(300, 200), (200, 50)]):
+        limit = math.sqrt(6 / (fan_in + fan_out))
+        weight = params[f"mlp.{i}.weight"]
+        assert weight.shape == (fan_out, fan_in)
+        # Of 10,000 uniform draws the largest is over 0.99 of the limit but once in 10⁴³; the deviation is L/√3.
+        assert 0.99 * limit < float(weight.abs().max()) <= limit
+        assert float(weight.std()) == pytest.approx(limit / math.sqrt(3), rel=0.02)
+        assert not params[f"mlp.{i}.bias"].any()
+
+
+def test_the_dense_shapes_are_the_papers() -> None:
+    """24 → 12 → 6 → 1 (methods.md, section 0); with categories an item is twice as wide: 8 + 16 + 16."""
+    assert EmbeddingMLP(EmbeddingMLPConfig()).dense_shapes == {
+        "mlp.0.weight": (12, 24), "mlp.0.bias": (12,), "mlp.1.weight": (6, 12), "mlp.1.bias": (6,),
+        "mlp.2.weight": (1, 6), "mlp.2.bias": (1,),
+    }  # fmt: skip
+    assert EmbeddingMLP(EmbeddingMLPConfig(categories=True)).dense_shapes["mlp.0.weight"] == (12, 40)
+
+
+@pytest.mark.parametrize("values", [{"dim": 0}, {"hidden": ()}, {"hidden": (3, 0)}])
+def test_a_model_of_no_width_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="expected positive widths; received dim="):
+        EmbeddingMLPConfig(**values)  # type: ignore[arg-type]
+
+
+@both
+def test_a_configuration_survives_json(config: EmbeddingMLPConfig) -> None:
+    assert EmbeddingMLPConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("user", torch.ones(3, 4), r"^user: expected shape \(None, 3\); received \(3, 4\)"),
+        ("item", torch.ones(3), r"^item: expected shape \(None, 3\); received \(3,\)"),
+        ("category", torch.full((2, 3), math.inf), "^category: expected finite numbers; received NaN or infinity"),
+        ("mlp.0.weight", torch.ones(15, 5), r"^mlp\.0\.weight: expected shape \(5, 15\); received \(15, 5\)"),
+        ("mlp.1.bias", torch.full((4,), math.nan), r"^mlp\.1\.bias: expected finite numbers; received NaN or infinity"),
+        ("surprise", torch.ones(1), "^parameters: expected .*; received .*surprise"),
+        ("mlp.2.bias", None, r"^parameters: expected .*mlp\.2\.bias"),
+    ],
+)
+def test_the_check_names_the_bad_tensor(name: str, tensor: torch.Tensor | None, message: str) -> None:
+    model = EmbeddingMLP(SMALL_CATEGORIES)
+    params = random_params(SMALL_CATEGORIES, 0, user=3, item=4, category=2)
+    model.check(params)
+    bad = {**params, name: tensor} if tensor is not None else {n: t for n, t in params.items() if n != name}
+    with pytest.raises(ValueError, match=message):
+        model.check(bad)  # type: ignore[arg-type]
+
+
+# --- growing
+
+
+def test_a_new_row_starts_as_the_cold_row() -> None:
+    table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert grow(table, 4).tolist() == [[1, 2], [3, 4], [1, 2], [1, 2]]
+    assert table.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3])
+def test_a_grown_table_never_shrinks_and_shares_nothing(rows: int) -> None:
+    table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    grown = grow(table, rows)
+    assert len(grown) == max(2, rows)
+    grown += 1
+    assert table.tolist() == [[1, 2], [3, 4]]
+    if rows == 3:  # the new row is a copy of the cold one, not a view of it
+        grown[2] = 0
+        assert grown[0].tolist() == [2, 3]
+
+
+@both
+def test_growing_changes_no_prediction(config: EmbeddingMLPConfig) -> None:
+    data = random_period(3, 30, categories=6 if config.categories else 0)
+    model, params = EmbeddingMLP(config), random_params(config, 1, user=3, item=4, category=3)
+    grown = {n: grow(p, data.sizes[n]) if n in data.sizes else p for n, p in params.items()}
+    torch.testing.assert_close(predict_logits(model, grown, data), predict_logits(model, params, data))
+
+
+# --- gradients
+
+
+@both
+def test_gradients_reach_only_the_rows_that_were_looked_up(config: EmbeddingMLPConfig) -> None:
+    data = random_period(2, 3, users=30, items=40, categories=12 if config.categories else 0)
+    params = random_params(config, 5, user=30, item=40, category=12)
+    leaves = {name: p.requires_grad_() for name, p in params.items()}
+    features, items = None, {*data.item.tolist(), *data.history.tolist()}
+    touched = {"user": set(data.user.tolist()), "item": items}
+    if data.item_categories is not None:
+        features = ItemFeatures(torch.arange(40), data.item_categories.long())
+        touched["category"] = {c for i in items for c in data.item_categories[i].tolist() if c != NO_CATEGORY}
+        assert touched["category"]
+    # A bias large enough for every ReLU to be open, so that each row looked up has a gradient.
+    with torch.no_grad():
+        for i in range(len(config.hidden)):
+            leaves[f"mlp.{i}.bias"].fill_(1e3)
+    EmbeddingMLP(config).logits(leaves, data.batch(torch.arange(3)), features).sum().backward()
+    for name, rows in touched.items():
+        gradient = leaves[name].grad
+        assert gradient is not None
+        assert set(torch.nonzero(gradient.abs().sum(1)).squeeze(1).tolist()) == rows
+    assert all(leaf.grad is not None for leaf in leaves.values())
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    data = random_period(6, 5, categories=4)
+    assert data.item_categories is not None
+    features = ItemFeatures(torch.arange(9), data.item_categories.long())
+    data = replace(data, label=data.label.double())
+    params = {n: p.double() for n, p in random_params(SMALL_CATEGORIES, 9, user=6, item=9, category=4).items()}
+    names = sorted(params)
+    model = EmbeddingMLP(SMALL_CATEGORIES)
+
+    def loss(*values: torch.Tensor) -> torch.Tensor:
+        logits = model.logits(dict(zip(names, values, strict=True)), data.batch(torch.arange(5)), features)
+        return functional.binary_cross_entropy_with_logits(logits, data.label)
+
+    assert torch.autograd.gradcheck(loss, [params[name].requires_grad_() for name in names], fast_mode=True)
