@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from asmg.datasets import ColumnMap, CutBy, LogFormatError, TimestampFormat
 from service import __version__
 from service.errors import ServiceError
 from service.settings import Settings
@@ -57,6 +58,21 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+@contextmanager
+def unusable_files() -> Iterator[None]:
+    """End the program with one line for a file that is not there or not as it should be."""
+    try:
+        yield
+    except LogFormatError as error:
+        print(f"asmg: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        if error.filename is None:  # not a file that the user named
+            raise
+        print(f"asmg: {error.filename}: {error.strerror}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
 def _with_database(data_dir: Path | None, use: Callable[[Database], Awaitable[T]]) -> T:
     """What `use` returns, given the database of the installation."""
 
@@ -84,6 +100,30 @@ def asmg(
 ) -> None:
     """A click-through-rate service that learns period by period."""
     configure_logging()
+
+
+@app.command("demo")
+def demo_command(
+    periods: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many to play: 8 of the synthetic stream, all of DIGINETICA, 31 of MovieLens."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Replay the log in this folder (DIGINETICA or MovieLens 100k) instead.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write all numbers to this file, as JSON.")] = None,
+    leave: Annotated[bool, typer.Option("--exit", help="End after the story instead of staying up.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Api processes.")] = 2,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Another one is taken where it is in use.")] = 8000,
+) -> None:
+    """Watch a service learn from period to period without dropping a request; it lives in a temporary folder."""
+    from service.demo import DemoOptions, run_demo  # with the training library, which takes seconds to import
+
+    options = DemoOptions(periods=periods, data=data, report=report, exit=leave, seed=seed, workers=workers, port=port)
+    with plain_errors(), unusable_files():
+        code = run_demo(options)
+    raise typer.Exit(code)
 
 
 @app.command("serve")
@@ -116,6 +156,80 @@ def migrate_command(data_dir: DataDir = None) -> None:
     """Bring the schema of the database up to date."""
     with plain_errors(), installation(load_settings(data_dir=data_dir), migrate_first=True):
         print("asmg: the schema is up to date")
+
+
+@app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="CSV (also compressed by gzip) or Parquet.")],
+    by: Annotated[
+        CutBy | None,
+        typer.Option(help="How it is cut into periods; by day, or where --period-column is given by that."),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Interactions of a period (count), periods (periods), or hours, days, weeks of each."),
+    ] = None,
+    user_column: Annotated[str, typer.Option(help="Ids of the users.")] = "user_id",
+    item_column: Annotated[str, typer.Option(help="Ids of the items.")] = "item_id",
+    label_column: Annotated[
+        str | None, typer.Option(help="1 for a click, 0 for none. By default `label`, where there is such a column.")
+    ] = None,
+    timestamp_column: Annotated[str, typer.Option(help="When it happened.")] = "timestamp",
+    categories_column: Annotated[
+        str | None,
+        typer.Option(help="Separated by |. By default `categories`, where there is such a column."),
+    ] = None,
+    period_column: Annotated[str | None, typer.Option(help="Whole numbers that grow with time.")] = None,
+    positives_only: Annotated[
+        bool | None,
+        typer.Option("--positives-only/--with-labels", help="By default: whether there is no label column."),
+    ] = None,
+    negatives: Annotated[int, typer.Option(min=1, help="Sampled for each row of a log of positives only.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampled negatives.")] = 0,
+    timestamp_format: Annotated[
+        TimestampFormat | None,
+        typer.Option(
+            help="Seconds or milliseconds since 1970, RFC 3339, or that without a zone; by default recognised."
+        ),
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add to the open period even where it holds other interactions.")
+    ] = False,
+    no_worker: Annotated[
+        bool, typer.Option("--no-worker", help="Start no worker: one runs already, here or elsewhere.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Backfill from a log of interactions, period by period; stopped and started again, it goes on where it was."""
+    from service.backfill import ImportOptions, run_import  # with the training library, which takes seconds to import
+
+    by = by or ("column" if period_column else "day")
+    if by == "column" and (period_column is None or size is not None):
+        raise typer.BadParameter("expected --period-column, and no --size, with --by column")
+    if by in ("count", "periods") and size is None:
+        raise typer.BadParameter(f"expected --size with --by {by}; received none")
+    options = ImportOptions(
+        file=file,
+        by=by,
+        size=size or 1,
+        columns=ColumnMap(
+            user_id=user_column,
+            item_id=item_column,
+            timestamp=timestamp_column,
+            label=label_column,
+            categories=categories_column,
+            period=period_column if by == "column" else None,
+        ),
+        positives_only=positives_only,
+        negatives=negatives,
+        seed=seed,
+        timestamp_format=timestamp_format,
+        append=append,
+        worker=not no_worker,
+    )
+    with plain_errors(), unusable_files():
+        code = run_import(options, load_settings(data_dir=data_dir))
+    raise typer.Exit(code)
 
 
 @keys.command("create")

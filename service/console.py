@@ -12,10 +12,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-__all__ = ["PeriodLine", "ScoreLines", "StageBar", "make_console"]
+__all__ = ["Numbers", "PeriodLine", "ScoreLines", "StageBar", "make_console"]
 
 WIDTH = 120
 """Columns where the output is no terminal."""
+
+SCORE_WIDTH = 6
+"""Columns of a score, and of the name of its model."""
+
+SHORT_NAMES = {"generated": "gen.", "incremental": "incr."}
+MEANINGS = {
+    "generated": "gen.    the model that was generated from the sequence of past models",
+    "incremental": "incr.   the incremental model, trained on each period after the other",
+    "frozen": "frozen  the first model, never updated",
+    "best": "best    the true click probabilities, which no model can be expected to beat",
+}
+
+INDENT = 4
+"""Columns before the second line of a period."""
 
 Numbers = Mapping[str, float | None]
 
@@ -56,45 +70,49 @@ class ScoreLines:
 
     def __init__(self, console: Console, models: Sequence[str], *, requests: bool = False) -> None:
         self._console, self._models, self._requests = console, models, requests
-        self._widths = [max(6, len(model)) for model in models]
 
     def header(self) -> None:
         """Print what the columns are."""
-        scores = sum(self._widths) + len(self._widths) - 1
-        self._print(f"{'':6}  {'':>9}   {'AUC':<{scores}}   {'LogLoss':<{scores}}", "bold")
-        names = " ".join(f"{name:>{width}}" for name, width in zip(self._models, self._widths, strict=True))
+        self._print("Scores on the log of each period, before anything has learned from it:", "dim")
+        for name in self._models:
+            self._print(f"  {MEANINGS[name]}", "dim")
+        self._print("", "")
+        names = " ".join(f"{SHORT_NAMES.get(name, name):>{SCORE_WIDTH}}" for name in self._models)
+        auc, logloss = (f"{metric:<{len(names)}}" for metric in ("AUC", "LogLoss"))
+        predictions = "predictions" if self._requests else ""
+        self._print(f"{'':6}  {'':8}   {auc}   {logloss}   {'':15}  {predictions}", "bold")
         requests = f" {'served':>7} {'failed':>6}" if self._requests else ""
-        self._print(f"{'period':>6}  {'events':>9}   {names}   {names}   {'model':<15}{requests}", "bold")
+        self._print(f"{'period':>6}  {'events':>8}   {names}   {names}   {'model':<15}{requests}", "bold")
 
     def period(self, line: PeriodLine) -> None:
         """Print one period."""
-        text = Text(f"{line.period:>6}  {line.events:>9,}   ")
+        text = Text(f"{line.period:>6}  {line.events:>8,}   ")
         text.append(self._scores(line.auc)).append("   ").append(self._scores(line.logloss))
-        text.append(f"   {line.serves:<15}")
+        text.append(f"   {line.serves:<{15 if line.requests else 0}}")
         if line.requests is not None:
             served, failed = line.requests
             text.append(f" {served:>7,}").append(f" {failed:>6,}", "bold red" if failed else "green")
         self._console.print(text, soft_wrap=True)
-        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in line.seconds.items())
-        notes = [f"seconds: {stages}"] if stages else []
-        self._print("        " + "; ".join([*notes, *line.notes]), "dim")
+        stages = " ".join(f"{name} {seconds:.1f}" for name, seconds in line.seconds.items())
+        notes = [f"{stages} s"] if stages else []
+        self._print(" " * INDENT + "; ".join([*notes, *line.notes]), "dim")
 
     def means(self, title: str, auc: Numbers, logloss: Numbers) -> None:
         """Print averages below the periods."""
-        text = Text(f"{title:>17}   ", "bold")
+        text = Text(f"{title:>16}   ", "bold")
         self._console.print(text.append(self._scores(auc)).append("   ").append(self._scores(logloss)), soft_wrap=True)
 
     def _scores(self, scores: Numbers) -> Text:
         text = Text()
-        for name, width in zip(self._models, self._widths, strict=True):
+        for name in self._models:
             value = scores.get(name)
-            shown = f"{'-' if value is None else f'{value:.4f}':>{width}} "
+            shown = f"{'-' if value is None else f'{value:.4f}':>{SCORE_WIDTH}} "
             text.append(shown, "bold cyan" if name == "generated" else "")
         text.right_crop(1)
         return text
 
     def _print(self, line: str, style: str) -> None:
-        self._console.print(Text(line, style), soft_wrap=True)
+        self._console.print(Text(line.rstrip(), style), soft_wrap=True)
 
 
 class StageBar:

@@ -11,9 +11,12 @@ from typing import Any, TypeVar
 
 from service.errors import ServiceError
 
-__all__ = ["Child", "ChildFailed", "Interrupted", "StopRequest"]
+__all__ = ["INTERRUPTED", "Child", "ChildFailed", "Interrupted", "StopRequest"]
 
 T = TypeVar("T")
+
+INTERRUPTED = 130
+"""Exit code of a program that was interrupted, as shells have it."""
 
 TICK_SECONDS = 0.05
 TAIL_LINES = 15
@@ -134,8 +137,8 @@ class Child:
             tail = "\n".join(self.output.splitlines()[-TAIL_LINES:])
             raise ChildFailed(f"{self._name} ended with code {code}:\n{tail}")
 
-    def stop(self, *, seconds: float, hurried: Callable[[], bool] = lambda: False) -> None:
-        """End it: it is asked, and killed after `seconds` or as soon as `hurried()`."""
+    def stop(self, *, seconds: float, hurried: Callable[[], bool] = lambda: False) -> int:
+        """End it: it is asked, and killed after `seconds` or as soon as `hurried()`. Return its exit code."""
         if self._process.poll() is None:
             self._process.terminate()
         deadline = time.monotonic() + seconds
@@ -143,4 +146,4 @@ class Child:
             time.sleep(TICK_SECONDS)
         if self._process.poll() is None:
             self._process.kill()
-        self._process.wait()
+        return self._process.wait()

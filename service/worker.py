@@ -10,7 +10,7 @@ from asmg.updaters import build_updater
 from service.errors import ConfigurationError, ServiceError
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database, Leadership
+from service.storage.database import Database, Leadership, Lock
 from service.storage.redis_state import Notices, connect
 from service.storage.repositories import Period, PeriodStatus
 from service.use_cases.bootstrap import ensure_prior
@@ -83,6 +83,10 @@ async def _note_failure(workshop: Workshop, period: Period, error: Exception) ->
     status = PeriodStatus.FAILED if final else PeriodStatus.SEALED
     message = f"{type(error).__name__}: {error}"[:1000]
     async with workshop.database.unit_of_work() as work:
+        await work.lock_exclusive(Lock.MODELS)
+        now = await work.periods.get(period.number)
+        if now is not None and now.version is not None:
+            return  # this worker had lost its leadership unaware, and its successor has published the period
         await work.periods.set_status(period.number, status, error=message, attempts=attempts)
         if final:
             await work.audit.add("worker", "give_up", {"period": period.number, "error": message})

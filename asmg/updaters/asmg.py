@@ -261,13 +261,20 @@ class AsmgGru(Updater[AsmgState]):
 
     @override
     def load(self, parts: Mapping[str, Checkpoint]) -> AsmgState:
+        if "generator" not in parts:
+            raise CheckpointError(f"{self.name}: expected a part generator; received {sorted(parts)}")
         generator = parts["generator"]
         meta = {"updater": self.name, "config": self.config.to_json()}
         received = {name: generator.meta.get(name) for name in meta}
         if received != meta:
             raise CheckpointError(f"generator: expected {meta}; received {received}")
-        base = self.base.load(parts)
-        older = [dict(parts[f"model.{age}"].tensors) for age in range(generator.meta["models"] - 1, 0, -1)]
+        older_models, periods = range(generator.meta["models"] - 1, 0, -1), range(generator.meta["data"] - 1, -1, -1)
+        expected = {"base", "optimizer", "generator_optimizer", "hidden"}
+        expected |= {f"model.{age}" for age in older_models} | {f"data.{age}" for age in periods}
+        if missing := expected - set(parts):
+            raise CheckpointError(f"{self.name}: expected the parts {sorted(missing)} too; received {sorted(parts)}")
+        base = self.base.load({name: parts[name] for name in ("base", "optimizer")})
+        older = [dict(parts[f"model.{age}"].tensors) for age in older_models]
         weights = dict(generator.tensors)
         self.generator.check(weights)
         generated = parts.get("generated")
@@ -277,7 +284,7 @@ class AsmgGru(Updater[AsmgState]):
             weights=weights,
             adam=load_adam(parts["generator_optimizer"]),
             hidden=dict(parts["hidden"].tensors),
-            data=tuple(load_data(parts[f"data.{age}"]) for age in range(generator.meta["data"] - 1, -1, -1)),
+            data=tuple(load_data(parts[f"data.{age}"]) for age in periods),
             evidence=tuple(generator.meta["evidence"]),
             generated=dict(generated.tensors) if generated is not None else None,
         )

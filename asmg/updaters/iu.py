@@ -106,10 +106,12 @@ class IncrementalUpdate(Updater[BaseState]):
 
     @override
     def load(self, parts: Mapping[str, Checkpoint]) -> BaseState:
+        if set(parts) != {"base", "optimizer"}:
+            raise CheckpointError(f"{self.name}: expected the parts base and optimizer; received {sorted(parts)}")
         base = parts["base"]
         config = self.model.config.to_json()
-        if base.meta["model"] != config:
-            raise CheckpointError(f"model: expected {config}; received {base.meta['model']}")
+        if base.meta.get("model") != config:
+            raise CheckpointError(f"model: expected {config}; received {base.meta.get('model')}")
         params = dict(base.tensors)
         self.model.check(params)
         return BaseState(params, load_adam(parts["optimizer"]), parts["optimizer"].meta["periods"])

@@ -77,7 +77,11 @@ class Api:
             await self.call("PUT", "/items", {"items": documents[start : start + BATCH]})
 
     async def ingest(self, name: str, period: PlayedPeriod) -> None:
-        """Send the log of a period, some batches at once; events are called `name` and their row."""
+        """Send the log of a period, some batches at once; events are called `name` and their row.
+
+        Raises:
+            CallFailed: a batch was not taken.
+        """
         free = asyncio.Semaphore(IN_FLIGHT)
 
         async def send(body: bytes) -> None:
@@ -86,10 +90,13 @@ class Api:
             finally:
                 free.release()
 
-        async with asyncio.TaskGroup() as group:
-            for rows in _batches(period.timestamps_ms):
-                await free.acquire()
-                group.create_task(send(_interactions(name, period, rows)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for rows in _batches(period.timestamps_ms):
+                    await free.acquire()
+                    group.create_task(send(_interactions(name, period, rows)))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
 
     async def watch(self, period: int) -> AsyncIterator[dict[str, Any]]:
         """The document of a period after each change, the last one when its update has ended; by server-sent events.
@@ -99,17 +106,18 @@ class Api:
         """
         path = f"/periods/{period}"
         loop = asyncio.get_running_loop()
-        last, changed_at = None, loop.time()
+        last: dict[str, Any] | None = None
+        changed_at = loop.time()
         while True:
             try:
                 async with self.http.stream("GET", f"{path}/events") as response:
                     if response.status_code == 200:
                         async for document in _documents(response):
-                            if document != last:
+                            if document is not None and document != last:
                                 last, changed_at = document, loop.time()
                                 yield document
-                            if document["status"] in ("updated", "failed"):
-                                return
+                                if document["status"] in ("updated", "failed"):
+                                    return
                             _require_news(path, loop.time() - changed_at)
             except httpx.HTTPError:
                 pass  # the stream was cut; it begins with the present state again
@@ -122,8 +130,8 @@ def _require_news(path: str, silence: float) -> None:
         raise CallFailed(f"GET {path}: nothing has changed for {silence:.0f} seconds")
 
 
-async def _documents(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The data of the `status` events of a stream."""
+async def _documents(response: httpx.Response) -> AsyncIterator[dict[str, Any] | None]:
+    """The data of the `status` events of a stream; None for every other line, such as a heartbeat."""
     event = ""
     async for line in response.aiter_lines():
         name, _, value = line.partition(":")
@@ -131,6 +139,8 @@ async def _documents(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             event = value.strip()
         elif name == "data" and event == "status":
             yield json.loads(value)
+        else:
+            yield None
 
 
 def _batches(timestamps_ms: NDArray[np.int64]) -> Iterator[slice]:

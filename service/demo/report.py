@@ -7,7 +7,7 @@ from typing import Any
 from service.console import Numbers, PeriodLine
 from service.demo.traffic import Window
 
-__all__ = ["MODELS", "PeriodReport", "RollbackReport", "Report", "mean_scores"]
+__all__ = ["MODELS", "PeriodReport", "Report", "RollbackReport", "mean_scores"]
 
 MODELS = ("generated", "incremental", "frozen", "best")
 """Keys of the scores. `frozen` is the API's `baseline`, the first trained model, never updated; `best` is what the true
@@ -91,7 +91,7 @@ class PeriodReport:
     def line(self) -> PeriodLine:
         """For the console."""
         p50, p99 = self.latency_ms.values()
-        latency = [] if p50 is None else [f"predict p50 {p50:.1f} ms, p99 {p99:.1f} ms"]
+        latency = [] if p50 is None else [f"p50/p99 {p50:.0f}/{p99:.0f} ms"]
         return PeriodLine(
             period=self.period,
             events=self.events,

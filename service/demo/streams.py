@@ -69,10 +69,7 @@ def folder_stream(folder: Path, count: int | None, seed: int) -> Stream:
         OSError: it is no folder.
     """
     name, log = open_folder(folder, np.random.default_rng(seed))
-    if log.period is None:
-        pieces = cut(log, "periods", count or MOVIELENS_PERIODS)
-    else:
-        pieces = cut(log, "column")[:count]
+    pieces = cut(log, "periods", count or MOVIELENS_PERIODS) if log.period is None else cut(log, "column")[:count]
     return Stream(name, len(pieces), _pieces(log, pieces))
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ REQUEST_EVERY_SECONDS = 0.03
 ANSWER_SECONDS = 10.0
 ITEMS = (20, 50)
 """Fewest and most candidates of a request."""
+REQUESTS_OF_A_CONNECTION = 25
+"""On average; then a new one, so that every client is answered by each api process in turn."""
 KEPT_FAULTS = 5
 POLL_SECONDS = 0.02
 
@@ -104,11 +107,19 @@ class Traffic:
         """Count the requests sent from now on by themselves too."""
         self.window = Window()
 
-    async def run(self) -> None:
-        """Ask until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(CLIENTS):
-                group.create_task(self._client())
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Ask throughout the `async with` block."""
+        clients = [asyncio.create_task(self._client()) for _ in range(CLIENTS)]
+        try:
+            yield
+        finally:
+            for client in clients:
+                client.cancel()
+            ends = await asyncio.gather(*clients, return_exceptions=True)
+        for end in ends:  # a client does not end by itself, and what a request can raise is counted
+            if isinstance(end, Exception):
+                raise end
 
     async def until(self, version: int, seconds: float = 60.0) -> None:
         """Return when an answer of `version` has come.
@@ -135,9 +146,10 @@ class Traffic:
 
     async def _ask(self, question: dict[str, Any]) -> None:
         window, since, started = self.window, self.versions.position, time.perf_counter()
+        headers = JSON | ({"Connection": "close"} if self._random.random() < 1 / REQUESTS_OF_A_CONNECTION else {})
         try:
             response = await self._http.post(
-                "/predict", content=orjson.dumps(question), headers=JSON, timeout=ANSWER_SECONDS
+                "/predict", content=orjson.dumps(question), headers=headers, timeout=ANSWER_SECONDS
             )
             fault = self._fault(response, len(question["items"]), since)
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:

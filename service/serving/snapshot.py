@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from asmg.batch import COLD_ROW, HISTORY_LENGTH, ItemFeatures
-from asmg.checkpoint import Checkpoint
+from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import EmbeddingMLP, EmbeddingMLPConfig
 from service.serving.id_index import IdIndex
 
@@ -57,9 +57,17 @@ class Snapshot:
         Raises:
             ValueError: the file is no snapshot, or holds numbers that are not finite.
         """
-        with safe_open(path, framework="pt") as file:
-            _, meta = Checkpoint.parse_header(file.metadata(), KIND)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping, has keys() only)
+        try:
+            with safe_open(path, framework="pt") as file:
+                _, meta = Checkpoint.parse_header(file.metadata(), KIND)
+                tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (no mapping, has keys() only)
+        except SafetensorError as error:
+            raise CheckpointError(f"snapshot: expected a file of kind {KIND!r}; received an unreadable one") from error
+        model = EmbeddingMLP(EmbeddingMLPConfig.from_json(meta["model"]))
+        expected = {f"param.{name}" for name in ("user", "items", *model.dense_shapes)}
+        expected |= {f"{kind}.{part}" for kind in ("users", "items") for part in ("hashes", "rows")}
+        if set(tensors) != expected:
+            raise CheckpointError(f"snapshot: expected tensors {sorted(expected)}; received {sorted(tensors)}")
         params = {name.removeprefix("param."): t for name, t in tensors.items() if name.startswith("param.")}
         for name, tensor in params.items():
             if not bool(torch.isfinite(tensor).all()):
@@ -70,7 +78,7 @@ class Snapshot:
         }
         for index in indices.values():
             index.hashes.sum(), index.rows.sum()
-        return cls(version, period, EmbeddingMLP(EmbeddingMLPConfig.from_json(meta["model"])), params, **indices)
+        return cls(version, period, model, params, **indices)
 
     @torch.inference_mode()
     def predict(self, user_id: str, items: Sequence[str], history: Sequence[str]) -> Prediction:

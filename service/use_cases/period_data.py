@@ -59,7 +59,11 @@ async def prepare_period(database: Database, period: int, history_length: int) -
 def _encode(log: PeriodLog, earlier: Positives, catalogue: Catalogue, rows: _Rows, history_length: int) -> PeriodData:
     user, item = _lookup(rows.user, log.user_ids), _lookup(rows.item, log.item_ids)
     before = (_lookup(rows.user, earlier.user_ids), _lookup(rows.item, earlier.item_ids), earlier.timestamps_ms)
-    history, offsets = build_histories(user, item, log.labels, log.timestamps_ms, earlier=before, length=history_length)
+    # Newest first there; of equal times the last one counts as the most recent here.
+    oldest_first = (before[0][::-1], before[1][::-1], before[2][::-1])
+    history, offsets = build_histories(
+        user, item, log.labels, log.timestamps_ms, earlier=oldest_first, length=history_length
+    )
     width = max((len(names) for names in catalogue.categories), default=1) or 1
     categories = np.full((rows.sizes[EntityKind.ITEM], width), NO_CATEGORY, dtype=np.int32)
     for item_id, names in zip(catalogue.item_ids, catalogue.categories, strict=True):

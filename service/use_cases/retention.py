@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from service.settings import Settings
-from service.storage.database import Database
+from service.storage.database import Database, Lock
 
 __all__ = ["prune"]
 
@@ -24,6 +24,7 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
         the number of artifacts deleted.
     """
     async with database.unit_of_work() as work:
+        await work.lock_exclusive(Lock.MODELS)  # no rollback may choose a version while it loses its artifacts
         digests = {digest for stage in await work.stages.list(period) for digest in _digests(stage.result)}
         digests.update(await work.models.retire(keep_serving=settings.keep_versions, keep_states=settings.keep_states))
         deleted = await work.artifacts.delete(sorted(digests))

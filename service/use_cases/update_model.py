@@ -87,13 +87,14 @@ class PeriodUpdate:
         self._data: PeriodData | None = None
 
     async def run(self) -> int:
-        """Run every stage that is not done yet and return the version.
+        """Run every stage that is not done yet and return the version; of an updated period, the one it has.
 
         Raises:
             HeadMoved: the training state to continue from changed meanwhile; run it again.
             DivergedError: training failed; nothing was published.
         """
-        await self._begin()
+        if (version := await self._begin()) is not None:
+            return version
         prepared = await self._stage("prepare", self._prepare)
         if self._data is None:
             self._data = load_data(await self._read(prepared["data"], "period-data"))
@@ -105,18 +106,27 @@ class PeriodUpdate:
         await self._w.notices.publish_swap()
         return int(published["version"])
 
-    async def _begin(self) -> None:
+    async def _begin(self) -> int | None:
+        """Find out where to go on; the version, where the period has one already."""
         async with self._w.database.unit_of_work() as work:
+            # A worker that lost its leadership unaware may be publishing this very period: wait for its end.
+            await work.lock_exclusive(Lock.MODELS)
+            period = await work.periods.get(self.period)
+            if period is not None and period.version is not None:
+                return period.version
             self._head = await _head(work)
-            stages = {stage.stage: stage for stage in await work.stages.list(self.period) if stage.status == "done"}
-            first = stages.get("prepare")
-            # What was made from another training state is worth nothing now.
+            done = {stage.stage: stage for stage in await work.stages.list(self.period) if stage.status == "done"}
+            first = done.get("prepare")
             if first is not None and first.result["head"] == self._head.version:
-                self._done = stages
+                self._done = done
+            else:  # what was made from another training state is worth nothing now, and must not look done later
+                await work.stages.clear(self.period)
+                await work.evaluations.clear(self.period)
             trained = [self._done[name].result["state"] for name in self._w.updater.stages if name in self._done]
             self._parts = trained[-1] if trained else self._head.state.get("parts", {})
             await work.periods.set_status(self.period, PeriodStatus.UPDATING)
             await work.commit()
+        return None
 
     async def _stage(self, name: str, run: Callable[[Callable[[float], None]], Awaitable[dict[str, Any]]]) -> Any:
         """Run one stage and note its result, unless that was done before."""
@@ -242,9 +252,9 @@ class PeriodUpdate:
         started = time.perf_counter()
         kind = ModelKind(gate["decision"])
         state = await self._load_state()
-        if kind is ModelKind.PREVIOUS:
-            serving_digest, serving = await self._served_now()
-        else:
+        serving_digest: str | None = None
+        serving: str | None = None
+        if kind is not ModelKind.PREVIOUS:
             params = self._w.updater.serving_models(state)[kind]
             serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
             serving_digest = await self._w.artifacts.put(await self._snapshot(params), "serving", hot=True)
@@ -252,6 +262,8 @@ class PeriodUpdate:
             await work.lock_exclusive(Lock.MODELS)
             if (await _head(work)).version != self._head.version:
                 raise HeadMoved(f"head is not version {self._head.version} any more")
+            if kind is ModelKind.PREVIOUS:
+                serving_digest, serving = await _served_now(work)
             version = (await work.models.latest_version() or 0) + 1
             await work.models.insert(
                 ModelVersion(
@@ -266,7 +278,7 @@ class PeriodUpdate:
                     created_by=ACTOR,
                 )
             )
-            await self._move_aliases(work, version, gate["reason"])
+            await self._move_aliases(work, version, gate["reason"], trained=serving is not None)
             await work.periods.set_status(self.period, PeriodStatus.UPDATED, version=version)
             result = {"version": version}
             await work.stages.finish(self.period, "publish", time.perf_counter() - started, result)
@@ -274,25 +286,16 @@ class PeriodUpdate:
             await work.commit()
         return result
 
-    async def _move_aliases(self, work: UnitOfWork, version: int, reason: str) -> None:
+    async def _move_aliases(self, work: UnitOfWork, version: int, reason: str, *, trained: bool) -> None:
         lead = self._w.settings.swap_lead_seconds
         await work.models.set_alias(AliasName.CHAMPION, version, lead_seconds=lead, actor=ACTOR, reason=reason)
         await work.models.set_alias(
             AliasName.HEAD, version, lead_seconds=0, actor=ACTOR, reason=f"period {self.period}"
         )
-        if await work.models.alias(AliasName.BASELINE) is None:
+        if trained and await work.models.alias(AliasName.BASELINE) is None:
             await work.models.set_alias(
                 AliasName.BASELINE, version, lead_seconds=0, actor=ACTOR, reason="the first trained model"
             )
-
-    async def _served_now(self) -> tuple[str | None, str | None]:
-        """The champion's snapshot, and its parameters where it has any (the prior has not)."""
-        async with self._w.database.read() as session:
-            champion = await session.models.alias(AliasName.CHAMPION)
-            assert champion is not None
-            version = await session.models.get(champion.version)
-            assert version is not None
-        return version.serving_digest, version.state.get("serving")
 
     async def _snapshot(self, params: Params) -> bytes:
         assert self._data is not None
@@ -327,3 +330,12 @@ async def _head(work: UnitOfWork) -> ModelVersion:
     version = await work.models.get(alias.version)
     assert version is not None, "aliases refer to versions"
     return version
+
+
+async def _served_now(work: UnitOfWork) -> tuple[str | None, str | None]:
+    """The champion's snapshot, and its parameters where it has any (the prior has not)."""
+    alias = await work.models.alias(AliasName.CHAMPION)
+    assert alias is not None, "version 0 is made before the first update"
+    version = await work.models.get(alias.version)
+    assert version is not None, "aliases refer to versions"
+    return version.serving_digest, version.state.get("serving")

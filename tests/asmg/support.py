@@ -1,6 +1,8 @@
 """Small logs and models for the library's tests, made with numpy alone and from the row's point of view."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,12 +72,15 @@ def random_period(
 
 
 def random_categories(items: int, categories: int, structure: int = 0) -> list[list[int]]:
-    """Up to two categories of each item; row 0 has none. A longer list starts like a shorter one."""
+    """Up to two categories of each item; row 0 has none.
+
+    With categories ≥ 2 + items // 3 a larger catalogue starts like a smaller one.
+    """
     matrix = [[NO_CATEGORY, NO_CATEGORY]]
     for item in range(1, items):
         rng = np.random.default_rng((structure, item))
-        count = int(rng.integers(0, 3))
-        chosen = (1 + rng.choice(categories - 1, size=min(count, categories - 1), replace=False)).tolist()
+        known = min(categories - 1, 1 + item // 3)
+        chosen = (1 + rng.choice(known, size=min(int(rng.integers(0, 3)), known), replace=False)).tolist()
         matrix.append(chosen + [NO_CATEGORY] * (2 - len(chosen)))
     return matrix
 
@@ -89,9 +94,7 @@ def random_params(config: EmbeddingMLPConfig, seed: int = 0, **rows: int) -> Par
     return {name: torch.tensor(rng.normal(size=shape), dtype=torch.float32) for name, shape in shapes.items()}
 
 
-def slow_logit(
-    config: EmbeddingMLPConfig, params: Params, data: PeriodData, n: int, cold: Sequence[str] = ()
-) -> float:
+def slow_logit(config: EmbeddingMLPConfig, params: Params, data: PeriodData, n: int, cold: Sequence[str] = ()) -> float:
     """The logit of interaction `n` on whole tables in float64 numpy, one look-up at a time.
 
     A row past a table's end is read as row 0, and so is every row of the tables named in `cold`.
@@ -134,3 +137,30 @@ def tensors_in(value: Any) -> list[Tensor]:
     if hasattr(value, "__dataclass_fields__"):
         return [t for name in value.__dataclass_fields__ for t in tensors_in(getattr(value, name))]
     return []
+
+
+@dataclass
+class DenseAdam:
+    """TensorFlow 1's Adam on a whole array: every element moves in every step (methods.md, section 0)."""
+
+    value: np.ndarray
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    t: int = 0
+
+    def __post_init__(self) -> None:
+        self.m, self.v = np.zeros_like(self.value), np.zeros_like(self.value)
+
+    def step(self, gradient: np.ndarray) -> None:
+        self.t += 1
+        rate = self.lr * math.sqrt(1 - self.beta2**self.t) / (1 - self.beta1**self.t)
+        self.m = self.beta1 * self.m + (1 - self.beta1) * gradient
+        self.v = self.beta2 * self.v + (1 - self.beta2) * gradient**2
+        self.value = self.value - rate * self.m / (np.sqrt(self.v) + self.eps)
+
+    def grow(self, rows: int) -> None:
+        more = rows - len(self.value)
+        self.value = np.concatenate([self.value, np.repeat(self.value[:1], more, 0)])
+        self.m, self.v = (np.concatenate([a, np.zeros((more, a.shape[1]))]) for a in (self.m, self.v))

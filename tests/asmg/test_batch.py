@@ -1,6 +1,7 @@
 """Histories, periods, ragged batches, and the localised batches that training computes with."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def slow_histories(
     earlier: list[tuple[int, int, int]],
     length: int,
 ) -> list[list[int]]:
-    """The definition, row by row: positives of the user strictly before, the latest first, later input first in a tie."""
+    """The definition, row by row: the user's positives strictly before; the latest first, in a tie the later input."""
     positives = [*earlier, *((u, i, t) for u, i, y, t in zip(user, item, label, time, strict=True) if y == 1)]
     histories = []
     for u, t in zip(user, time, strict=True):
@@ -48,7 +49,7 @@ def slow_histories(
 
 
 def split(values: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
-    return [values[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [values[a:b].tolist() for a, b in pairwise(offsets)]
 
 
 interactions = st.lists(
@@ -253,9 +254,7 @@ def test_the_touched_rows_are_these_by_hand() -> None:
         [5, 2], [7, 3], [[8, 3], []], [1, 0], users=6, items=9, categories=5,
         item_categories=[[-1], [1], [1], [4], [1], [1], [1], [-1], [2]],
     )  # fmt: skip
-    local = localise(
-        [data.batch(torch.tensor([0, 1]))], {"user": 4, "item": 8, "category": 3}, data.item_categories
-    )
+    local = localise([data.batch(torch.tensor([0, 1]))], {"user": 4, "item": 8, "category": 3}, data.item_categories)
     # User 5 and item 8 are past the tables, category 4 is too: they read row 0. Item 7 has no category.
     assert local.rows["user"].tolist() == [0, 2]
     assert local.rows["item"].tolist() == [0, 3, 7]
@@ -278,9 +277,7 @@ def test_a_model_without_categories_ignores_those_of_the_log() -> None:
 
 def test_an_item_with_categories_that_no_table_knows_keeps_its_known_ones() -> None:
     config = SMALL_CATEGORIES
-    data = period(
-        [1], [4], [[]], [1], users=2, items=5, categories=3, item_categories=[[-1], [2], [-1], [-1], [1]]
-    )
+    data = period([1], [4], [[]], [1], users=2, items=5, categories=3, item_categories=[[-1], [2], [-1], [-1], [1]])
     params = random_params(config, 0, user=2, item=2, category=3)  # item 4 is unknown, its category 1 is not
     got = float(localised_logits(config, params, data))
     assert got == pytest.approx(slow_logit(config, params, data, 0), rel=1e-5)

@@ -79,14 +79,14 @@ def test_views_and_tensors_with_gradients_are_stored_by_value() -> None:
 
 
 def test_another_kind_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="^checkpoint: expected kind 'hidden'; received 'model'"):
+    with pytest.raises(CheckpointError, match=r"^checkpoint: expected kind 'hidden'; received 'model'"):
         Checkpoint.from_bytes(example().to_bytes(), "hidden")
 
 
 def test_another_format_version_is_refused() -> None:
     header = {"version": FORMAT_VERSION + 1}  # a later one may look otherwise
     data = save({"x": torch.ones(1)}, {"asmg": json.dumps(header)})
-    with pytest.raises(CheckpointError, match="^checkpoint: expected format version 1; received 2"):
+    with pytest.raises(CheckpointError, match=r"^checkpoint: expected format version 1; received 2"):
         Checkpoint.from_bytes(data)
 
 
@@ -107,14 +107,14 @@ def test_another_format_version_is_refused() -> None:
     ids=str,
 )
 def test_a_foreign_safetensors_file_is_refused(metadata: dict[str, str] | None) -> None:
-    with pytest.raises(CheckpointError, match="^checkpoint: expected "):
+    with pytest.raises(CheckpointError, match=r"^checkpoint: expected "):
         Checkpoint.from_bytes(save({"x": torch.ones(1)}, metadata))
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(CheckpointError, match="unreadable bytes|another program's file"):
+    with pytest.raises(CheckpointError, match=r"unreadable bytes|another program's file"):
         Checkpoint.from_bytes(data, "model")
 
 

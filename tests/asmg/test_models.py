@@ -62,7 +62,7 @@ def test_logits_are_those_of_plain_numpy(config: EmbeddingMLPConfig, seed: int, 
 
 def test_a_model_with_categories_asks_for_them() -> None:
     params = random_params(SMALL_CATEGORIES, 0, user=2, item=2, category=2)
-    with pytest.raises(ValueError, match="^features: expected ItemFeatures"):
+    with pytest.raises(ValueError, match=r"^features: expected ItemFeatures"):
         EmbeddingMLP(SMALL_CATEGORIES).logits(params, batch_of([1], [1], [[]]))
 
 

@@ -113,10 +113,13 @@ LOG_PAGE = text("""
     ) AS page
 """)
 
+# An event that came late needs the clicks before its own time: those at or after the user's first event of the period
+# (at the log's resolution) do not count towards the limit.
 EARLIER_POSITIVES_PAGE = text("""
     WITH page AS (
-        SELECT DISTINCT user_id FROM interactions
+        SELECT user_id, date_trunc('milliseconds', min(occurred_at)) AS first FROM interactions
         WHERE period = :period AND user_id > :after_user
+        GROUP BY user_id
         ORDER BY user_id
         LIMIT :size
     )
@@ -128,7 +131,11 @@ EARLIER_POSITIVES_PAGE = text("""
             SELECT item_id, occurred_at, seq FROM interactions
             WHERE interactions.user_id = page.user_id AND label = 1 AND period < :period
             ORDER BY occurred_at DESC, seq DESC
-            LIMIT :limit
+            LIMIT :limit + (
+                SELECT count(*) FROM interactions
+                WHERE interactions.user_id = page.user_id AND label = 1 AND period < :period
+                  AND occurred_at >= page.first
+            )
         ) AS positive
         ORDER BY page.user_id, positive.occurred_at DESC, positive.seq DESC
     ) AS ordered
@@ -175,9 +182,11 @@ class Interactions:
         )
         return set(accepted or ())
 
-    async def count(self, period: int) -> int:
-        """Interactions of a period."""
+    async def count(self, period: int, *, id_prefix: str = "") -> int:
+        """Interactions of a period; with `id_prefix` only those whose event id begins so."""
         query = select(func.count()).select_from(tables.interactions).where(tables.interactions.c.period == period)
+        if id_prefix:
+            query = query.where(func.starts_with(tables.interactions.c.event_id, id_prefix))
         return int((await self._connection.execute(query)).scalar_one())
 
     async def log(self, period: int) -> PeriodLog:
@@ -198,7 +207,11 @@ class Interactions:
             after = {"after_time": page.last_time, "after_seq": page.last_seq}
 
     async def earlier_positives(self, period: int, limit: int = MAX_HISTORY) -> Positives:
-        """For each user of a period, the last `limit` positives of the periods before it."""
+        """For each user of a period, the last `limit` positives of the periods before it.
+
+        Positives that happened after the user's first event of the period, which came late then, do not count towards
+        the limit: they come in addition.
+        """
         user_ids: list[str] = []
         item_ids: list[str] = []
         timestamps_ms: list[NDArray[np.int64]] = []

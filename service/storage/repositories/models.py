@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping, func, insert, select, update
+from sqlalchemy import RowMapping, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -185,6 +185,10 @@ class Evaluations:
                 index_elements=["period", "model"], set_={name: statement.excluded[name] for name in columns}
             )
         )
+
+    async def clear(self, period: int) -> None:
+        """Forget the evaluations on a period."""
+        await self._connection.execute(delete(tables.evaluations).where(tables.evaluations.c.period == period))
 
     async def list(self, first: int, last: int | None = None) -> Sequence[Evaluation]:
         """The evaluations on a period, or on the periods first to last, ordered by period and model."""

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping, func, insert, select, update
+from sqlalchemy import RowMapping, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -198,6 +198,10 @@ class Stages:
             .returning(tables.period_stages.c.stage)
         )
         (await self._connection.execute(statement)).one()
+
+    async def clear(self, period: int) -> None:
+        """Forget the stages of a period, as if its update had never begun."""
+        await self._connection.execute(delete(tables.period_stages).where(tables.period_stages.c.period == period))
 
 
 def _period(row: RowMapping) -> Period:

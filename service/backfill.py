@@ -1,0 +1,332 @@
+"""`asmg import`: a log file goes through the same cycle as live traffic, period by period.
+
+Nothing is remembered between two runs but what the database holds. An event is called after the file, the options and
+its row, and so is the close of each piece; so a second run of the same command finds what is there already, wherever
+the first one was stopped, and the outcome is that of a run that was not. Pieces wait for each other's update, for the
+catalogue that an update sees must not depend on how quick it was.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import orjson
+from rich.markup import escape
+
+from asmg.datasets import ColumnMap, CutBy, InteractionLog, LogFormatError, TimestampFormat, cut, read_log
+from asmg.datasets.log import IndexArray
+from asmg.datasets.sampling import sample_negatives
+from service.console import PeriodLine, ScoreLines, StageBar, make_console
+from service.errors import EmptyPeriod, PeriodConflict, ServiceError
+from service.limits import MAX_CATALOGUE_ITEMS, MAX_CATEGORIES, MAX_INTERACTIONS
+from service.processes import INTERRUPTED, Child, Interrupted, StopRequest
+from service.settings import Settings
+from service.storage.database import Database
+from service.storage.redis_state import HistoryStore, Notices, connect
+from service.storage.repositories import Interaction, PeriodStatus
+from service.supervisor import environment_of, installation
+from service.use_cases.catalogue import put_items
+from service.use_cases.close_period import close_period
+from service.use_cases.ingest import ingest
+from service.use_cases.status import PeriodDocument, get_model, watch_period
+
+__all__ = ["ImportOptions", "run_import"]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DIGEST_LENGTH = 16
+ACTOR = "import"
+GUARD_SECONDS = 0.5
+STOP_SECONDS = 15.0
+
+MODELS = {"generated": "generated", "incremental": "incremental", "frozen": "baseline"}
+"""Column → the model's name in a period's scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Which log, and how it becomes periods."""
+
+    file: Path
+    by: CutBy = "day"
+    """How it is cut, see `asmg.datasets.cut`."""
+    size: int = 1
+    """Of what `by` says."""
+    columns: ColumnMap = field(default_factory=ColumnMap)
+    """What its columns are called."""
+    positives_only: bool | None = None
+    """None: where there is no label column."""
+    negatives: int = 1
+    """Sampled for each positive of a log of positives only."""
+    seed: int = 0
+    """Of the negatives."""
+    timestamp_format: TimestampFormat | None = None
+    """None: recognised."""
+    append: bool = False
+    """Whether the open period may hold other events already."""
+    worker: bool = True
+    """Whether to run a worker; without, one has to run elsewhere."""
+
+    def digest(self) -> str:
+        """Names this import: the same for the same content of the file and the same options that shape the log."""
+        with self.file.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        shaping = {
+            "by": self.by,
+            "size": self.size,
+            "columns": asdict(self.columns),
+            "positives_only": self.positives_only,
+            "negatives": self.negatives,
+            "seed": self.seed,
+            "timestamp_format": self.timestamp_format,
+            "tab": self.file.name.endswith((".tsv", ".tsv.gz")),  # read_log goes by it
+        }
+        whole = orjson.dumps([content, shaping], option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(whole).hexdigest()[:DIGEST_LENGTH]
+
+
+def run_import(options: ImportOptions, settings: Settings) -> int:
+    """Import the log; progress and scores go to the standard output.
+
+    Returns:
+        the exit code: 0, 1 where the update on a period failed, 130 where it was interrupted.
+
+    Raises:
+        LogFormatError, OSError: the file cannot be used.
+        ServiceError: the database is away, or the open period holds events of others.
+    """
+    # What happens is on the standard output; the log of the worker is in a file, shown where it fails.
+    logging.getLogger().setLevel(logging.WARNING)
+    console = make_console()
+    with StopRequest() as stop, ExitStack() as stack:
+        try:
+            console.print(f"reading {escape(str(options.file))}", soft_wrap=True)
+            digest = options.digest()
+            log, without_negative = _read(options)
+            pieces = cut(log, options.by, options.size)
+            stop.check()
+            console.print(f"import {digest}: {len(log):,} interactions in {len(pieces):,} periods", soft_wrap=True)
+            if without_negative:
+                console.print(f"{without_negative:,} positives got no negative: their users know every item")
+            running = stack.enter_context(installation(settings))
+            stop.check()
+            worker = stack.enter_context(_worker(running, stop)) if options.worker else None
+            lines = ScoreLines(console, list(MODELS))
+            with StageBar(console) as bar:
+                failed = stop.run(lambda: _import(options, running, _Plan(digest, log, pieces), lines, bar, worker))
+            console.print(f"done; {failed} updates failed" if failed else "done", soft_wrap=True)
+            return 1 if failed else 0
+        except Interrupted:
+            console.print("interrupted; the same command goes on from here")
+            return INTERRUPTED
+
+
+def _read(options: ImportOptions) -> tuple[InteractionLog, int]:
+    """The log with negatives, and how many positives got none."""
+    log = read_log(
+        options.file,
+        columns=options.columns,
+        positives_only=options.positives_only,
+        timestamp_format=options.timestamp_format,
+    )
+    for item, categories in log.categories.items():
+        if len(categories) > MAX_CATEGORIES:
+            raise LogFormatError(
+                options.file,
+                f"at most {MAX_CATEGORIES} categories of an item",
+                f"{len(categories)} of item {item!r}",
+                column=options.columns.categories or "categories",
+            )
+    if not log.positives_only:
+        return log, 0
+    sampled = sample_negatives(log, rng=np.random.default_rng(options.seed), per_positive=options.negatives)
+    return sampled.log, sampled.without_negative
+
+
+@contextmanager
+def _worker(settings: Settings, stop: StopRequest) -> Iterator[Child]:
+    """A worker of our own. Where another one leads already it only waits for that one to end."""
+    with tempfile.TemporaryDirectory(prefix="asmg-import-") as folder:
+        command = [sys.executable, "-m", "service.supervisor", "worker", str(os.getpid())]
+        environment = {**os.environ, **environment_of(settings)}
+        worker = Child("the worker", command, environment=environment, log=Path(folder) / "worker.log")
+        try:
+            yield worker
+        finally:
+            # Its stages are restartable: whatever is cut off here is done again by the next worker.
+            worker.stop(seconds=STOP_SECONDS, hurried=lambda: stop.hurried)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be imported."""
+
+    digest: str
+    log: InteractionLog
+    pieces: list[IndexArray]
+
+    def key(self, piece: int) -> str:
+        """Idempotency key of the close of a piece."""
+        return f"import:{self.digest}:{piece}"
+
+    @property
+    def prefix(self) -> str:
+        """What the ids of all its events begin with."""
+        return f"{self.digest}-"
+
+    def events(self, rows: IndexArray) -> list[Interaction]:
+        """Some rows of the log."""
+        log = self.log
+        # Padded: events of one batch are stored in the order of their ids, which so is the order of the log.
+        return [
+            Interaction(f"{self.prefix}{row:010d}", user, item, label, EPOCH + timedelta(milliseconds=time))
+            for row, user, item, label, time in zip(
+                rows.tolist(),
+                log.user_ids[rows],
+                log.item_ids[rows],
+                log.labels[rows].tolist(),
+                log.timestamps_ms[rows].tolist(),
+                strict=True,
+            )
+        ]
+
+    def categories(self) -> Iterator[Mapping[str, tuple[str, ...]]]:
+        """For each piece the items that appear for the first time and have categories."""
+        seen: set[str] = set()
+        for rows in self.pieces:
+            fresh = [item for item in dict.fromkeys(self.log.item_ids[rows]) if item not in seen]
+            seen.update(fresh)
+            yield {item: self.log.categories[item] for item in fresh if self.log.categories.get(item)}
+
+
+async def _import(
+    options: ImportOptions, settings: Settings, plan: _Plan, lines: ScoreLines, bar: StageBar, worker: Child | None
+) -> int:
+    """Import all pieces; return how many updates failed."""
+    assert settings.postgres_dsn is not None and settings.redis_url is not None
+    database, redis = Database(settings.postgres_dsn, pool_size=4), connect(settings.redis_url)
+    try:
+        backfill = _Backfill(
+            plan,
+            database,
+            HistoryStore(redis, database, length=settings.history_length),
+            Notices(redis),
+            bar,
+            append=options.append,
+        )
+        return await _guarded(backfill.run(lines), worker)
+    finally:
+        await redis.aclose()
+        await database.close()
+
+
+async def _guarded(work: Awaitable[int], worker: Child | None) -> int:
+    """What `work` returns, unless the worker ends before."""
+
+    async def guard() -> None:
+        while worker is not None:
+            worker.check()
+            await asyncio.sleep(GUARD_SECONDS)
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(guard())
+    try:
+        await asyncio.wait([task, watch] if worker else [task], return_when=asyncio.FIRST_COMPLETED)
+        return await (task if task.done() else watch) or 0
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+class _Backfill:
+    def __init__(
+        self, plan: _Plan, database: Database, histories: HistoryStore, notices: Notices, bar: StageBar, *, append: bool
+    ) -> None:
+        self._plan, self._database, self._histories, self._notices = plan, database, histories, notices
+        self._bar, self._append = bar, append
+
+    async def run(self, lines: ScoreLines) -> int:
+        failed = 0
+        lines.header()
+        for piece, categories in enumerate(self._plan.categories(), start=1):
+            title = f"piece {piece} of {len(self._plan.pieces)}"
+            self._bar.begin(f"{title}: storing")
+            number = await self._closed(piece) or await self._store(piece, categories, title)
+            document = await self._updated(number, title)
+            failed += document.status is PeriodStatus.FAILED
+            lines.period(await self._line(document))
+        return failed
+
+    async def _closed(self, piece: int) -> int | None:
+        """The period that an earlier run made of this piece."""
+        async with self._database.read() as session:
+            period = await session.periods.by_idempotency_key(self._plan.key(piece))
+        return None if period is None else period.number
+
+    async def _store(self, piece: int, categories: Mapping[str, tuple[str, ...]], title: str) -> int:
+        """Store a piece, or what is missing of it, and close the period; return its number."""
+        number = await self._own_period()
+        items = list(categories.items())
+        for start in range(0, len(items), MAX_CATALOGUE_ITEMS):
+            await put_items(self._database, dict(items[start : start + MAX_CATALOGUE_ITEMS]))
+        rows = self._plan.pieces[piece - 1]
+        for start in range(0, len(rows), MAX_INTERACTIONS):
+            self._bar.show(f"{title}: storing {len(rows):,} interactions", start / len(rows))
+            events = self._plan.events(rows[start : start + MAX_INTERACTIONS])
+            await ingest(self._database, self._histories, events)
+        try:
+            period = await close_period(
+                self._database, expected_period=number, idempotency_key=self._plan.key(piece), actor=ACTOR
+            )
+        except (EmptyPeriod, PeriodConflict) as error:
+            raise ServiceError(f"{title}: somebody else has closed the period that it was stored in: {error}") from None
+        return period.number
+
+    async def _own_period(self) -> int:
+        """The number of the open period.
+
+        Raises:
+            ServiceError: it holds events that are not of this import.
+        """
+        async with self._database.read() as session:
+            period = await session.periods.open()
+            others = await session.interactions.count(period.number)
+            others -= await session.interactions.count(period.number, id_prefix=self._plan.prefix)
+        if others and not self._append:
+            raise ServiceError(
+                f"the open period {period.number} holds {others:,} interactions that are not of this import; "
+                "close it first, or give --append to add to it"
+            )
+        return period.number
+
+    async def _updated(self, number: int, title: str) -> PeriodDocument:
+        """The period once its update has ended."""
+        document: PeriodDocument | None = None
+        async for document in watch_period(self._database, self._notices, number):
+            stage = document.stage or "waiting for the worker"
+            self._bar.show(f"{title}: {stage}", document.progress or 0.0)
+        assert document is not None, "a period that exists has a document"
+        return document
+
+    async def _line(self, document: PeriodDocument) -> PeriodLine:
+        scores = {name: document.scores.get(model) for name, model in MODELS.items()}
+        serves = "failed"
+        if document.version is not None:
+            serves = f"v{document.version} {(await get_model(self._database, document.version)).kind}"
+        return PeriodLine(
+            period=document.period,
+            events=document.events,
+            auc={name: None if found is None else found.auc for name, found in scores.items()},
+            logloss={name: None if found is None else found.logloss for name, found in scores.items()},
+            serves=serves,
+            seconds={stage.stage: stage.seconds for stage in document.stages if stage.seconds is not None},
+            notes=[document.error] if document.error else [],
+        )

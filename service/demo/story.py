@@ -1,0 +1,168 @@
+"""The demo itself: play the periods, roll back, roll forward; through the public HTTP API only."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+from service.console import StageBar
+from service.demo.client import Api, CallFailed
+from service.demo.report import PeriodReport, Report, RollbackReport
+from service.demo.streams import PlayedPeriod, Stream
+from service.demo.traffic import Traffic, VersionOrder
+
+__all__ = ["Story"]
+
+PROBES = 8
+PROBE_ITEMS = 30
+PROBE_HISTORY = 5
+PROBE_ATTEMPTS = 20
+ROLLED_BACK_SECONDS = 1.0
+"""How long the older version answers before the way forward."""
+
+ProbeScores = Sequence[Sequence[float]]
+
+
+class Story:
+    """One run of the demo against a service in its first period.
+
+    Args:
+        url: of the service.
+        key: with all scopes.
+        bar: shows what goes on.
+        seed: of the questions.
+    """
+
+    def __init__(self, url: str, key: str, bar: StageBar, seed: int) -> None:
+        self._api = Api.connect(url, key)
+        self._bar = bar
+        # Connections of its own, so that no prediction waits behind a batch of the log.
+        self._traffic_api = Api.connect(url, key)
+        self._traffic = Traffic(self._traffic_api.http, VersionOrder(0), seed)
+        self._random = random.Random(seed)
+        self._probes: list[dict[str, Any]] = []
+        self._recorded: dict[int, ProbeScores] = {}
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """A short question about a user and items of the stream; there is none before the first period."""
+        return {"user_id": self._probes[0]["user_id"], "items": self._probes[0]["items"][:3]}
+
+    async def play(self, stream: Stream, seed: int, show: Callable[[PeriodReport], None]) -> Report:
+        """Play all periods, then the rollback.
+
+        Args:
+            stream: the periods.
+            seed: for the report.
+            show: called with the report of each period as soon as there is one.
+
+        Raises:
+            CallFailed: a call other than a prediction failed.
+        """
+        periods: list[PeriodReport] = []
+        async with self._api.http, self._traffic_api.http, AsyncExitStack() as stack:
+            for number, period in enumerate(stream.periods, start=1):
+                items = list(dict.fromkeys(period.item_ids))
+                self._traffic.offer(list(dict.fromkeys(period.user_ids)), items)
+                if number == 1:
+                    self._choose_probes(period.user_ids, items)
+                    await self._record(0)
+                    await stack.enter_async_context(self._traffic.running())
+                report = await self._play_one(period, f"period {number} of {stream.count}", f"{stream.name}-{number}")
+                periods.append(report)
+                show(report)
+            rollback = await self._roll_back_and_forward()
+        return Report(
+            data=stream.name,
+            seed=seed,
+            periods=periods,
+            rollback=rollback,
+            requests=self._traffic.total,
+            faults=self._traffic.faults,
+        )
+
+    async def _play_one(self, period: PlayedPeriod, title: str, name: str) -> PeriodReport:
+        self._bar.begin(f"{title}: sending {len(period.labels):,} events")
+        await self._api.put_items(period.new_items)
+        await self._api.ingest(name, period)
+
+        self._traffic.begin_window()
+        closed = await self._api.call("POST", "/periods/close", {}, **{"Idempotency-Key": f"demo-{name}"})
+        self._bar.begin(f"{title}: sealed")
+        document: dict[str, Any] = {}
+        async for document in self._api.watch(closed["period"]):
+            stage, progress = document["stage"], document["progress"]
+            if stage is not None:
+                self._bar.show(f"{title}: {stage}", progress or 0.0)
+        model = None
+        if (version := document["version"]) is not None:
+            self._bar.show(f"{title}: swapping to version {version}", 1.0)
+            await self._traffic.until(version)
+            window = self._traffic.window
+            model = await self._api.call("GET", f"/admin/models/{version}")
+            await self._record(version)
+        else:
+            window = self._traffic.window
+        return PeriodReport.of(document, model, window, best_auc=period.best_auc, best_logloss=period.best_logloss)
+
+    def _choose_probes(self, users: Sequence[str], items: Sequence[str]) -> None:
+        """Questions whose answers depend on nothing but the model: they bring their histories along."""
+        for _ in range(PROBES):
+            self._probes.append(
+                {
+                    "user_id": self._random.choice(users),
+                    "items": self._random.sample(items, min(PROBE_ITEMS, len(items))),
+                    "history": self._random.sample(items, min(PROBE_HISTORY, len(items))),
+                }
+            )
+
+    async def _record(self, version: int) -> None:
+        self._recorded[version] = await self._probe(version)
+
+    async def _probe(self, version: int) -> ProbeScores:
+        """The scores of all probes by a version that answers already.
+
+        Raises:
+            CallFailed: another version answers.
+        """
+        scores: list[Sequence[float]] = []
+        for probe in self._probes:
+            answer = await self._api.call("POST", "/predict", probe)
+            if answer["model_version"] != version:
+                raise CallFailed(f"expected version {version} to answer; received version {answer['model_version']}")
+            scores.append(answer["scores"])
+        return scores
+
+    async def _roll_back_and_forward(self) -> RollbackReport | None:
+        current = self._traffic.versions.current
+        if current == 0:
+            return None
+        previous = current - 1
+        self._bar.begin(f"rolling back to version {previous}")
+        self._traffic.begin_window()
+        window = self._traffic.window
+        restored = await self._serve(previous, "demo: the way back")
+        await asyncio.sleep(ROLLED_BACK_SECONDS)
+        self._bar.begin(f"rolling forward to version {current}")
+        forward = await self._serve(current, "demo: the way forward")
+        await asyncio.sleep(ROLLED_BACK_SECONDS / 2)
+        pairs = zip(self._recorded[current], self._recorded[previous], strict=True)
+        return RollbackReport(
+            from_version=current,
+            to_version=previous,
+            restored=restored,
+            forward_restored=forward,
+            largest_change=max(abs(a - b) for new, old in pairs for a, b in zip(new, old, strict=True)),
+            requests=window,
+        )
+
+    async def _serve(self, version: int, reason: str) -> bool:
+        """Make a version the champion; whether it answers the probes exactly as it did when it was new."""
+        self._traffic.versions.announce(version)
+        body = {"to_version": version, "sequence": "keep", "reason": reason}
+        await self._api.call("POST", "/admin/rollback", body)
+        await self._traffic.until(version)
+        with suppress(CallFailed):
+            return await self._probe(version) == self._recorded[version]
+        return False

@@ -1,0 +1,315 @@
+"""The GRU meta generator against a loop over single scalars, written from methods.md, section 7."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asmg.batch import localise
+from asmg.generator import DENSE, GeneratorConfig, GRUGenerator, HiddenState, read_rows
+from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params, grow
+from tests.asmg.support import SMALL, SMALL_CATEGORIES, random_params, random_period, torch_rng
+
+OUTPUTS = ["direct", "residual"]
+CONFIGS = {"plain": SMALL, "categories": SMALL_CATEGORIES}
+outputs = pytest.mark.parametrize("output", OUTPUTS)
+both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+def make(config: EmbeddingMLPConfig, output: str = "direct", hidden: int = 4) -> GRUGenerator:
+    return GRUGenerator(GeneratorConfig(hidden=hidden, output=output), EmbeddingMLP(config))  # type: ignore[arg-type]
+
+
+def random_weights(generator: GRUGenerator, seed: int = 0) -> Params:
+    """Weights of a trained generator's size, the outputs' too (which a fresh residual one has at zero)."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: torch.tensor(0.7 * rng.normal(size=tuple(w.shape)), dtype=torch.float32)
+        for name, w in generator.initial(torch_rng()).items()
+    }
+
+
+def random_hidden(generator: GRUGenerator, seed: int = 0, **rows: int) -> HiddenState:
+    rng = np.random.default_rng(seed)
+    d = generator.config.hidden
+    return {
+        group: torch.tensor(rng.uniform(-1, 1, size=(rows.get(group, 1), width, d)), dtype=torch.float32)
+        for group, width in generator.positions.items()
+    }
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def slow_gru(
+    weights: Params, group: str, position: int, values: Sequence[float], state: list[float], *, residual: bool
+) -> tuple[list[float], list[list[float]]]:
+    """One scalar's GRU: its outputs and hidden states, one number at a time in float64."""
+    d = len(state)
+
+    def w(part: str) -> list[list[float]]:
+        return weights[f"{group}.{part}"][position].tolist()
+
+    u_z, u_r, u_g = (w("input")[0][k * d : (k + 1) * d] for k in range(3))
+    w_z, w_r = ([row[k * d : (k + 1) * d] for row in w("gates")] for k in range(2))
+    w_g, w_y, b = w("candidate"), w("output"), w("bias")[0][0]
+    h, ys, states = list(state), [], []
+    for x in values:
+        z = [sigmoid(x * u_z[j] + sum(h[i] * w_z[i][j] for i in range(d))) for j in range(d)]
+        r = [sigmoid(x * u_r[j] + sum(h[i] * w_r[i][j] for i in range(d))) for j in range(d)]
+        g = [math.tanh(x * u_g[j] + sum(h[i] * r[i] * w_g[i][j] for i in range(d))) for j in range(d)]
+        h = [(1 - z[j]) * h[j] + z[j] * g[j] for j in range(d)]
+        ys.append(sum(h[j] * w_y[j][0] for j in range(d)) + b + (x if residual else 0.0))
+        states.append(h)
+    return ys, states
+
+
+def places(generator: GRUGenerator, rows: dict[str, int]) -> list[tuple[str, int, int, str, tuple[int, ...]]]:
+    """Every scalar of a model: its group, position, row, tensor and index there.
+
+    In a table the position is the dimension; the MLP's scalars are counted tensor by tensor, each row by row.
+    """
+    found: list[tuple[str, int, int, str, tuple[int, ...]]] = []
+    for table in generator.model.tables:
+        found += [(table, c, r, table, (r, c)) for r in range(rows[table]) for c in range(generator.model.config.dim)]
+    position = 0
+    for name, shape in generator.model.dense_shapes.items():
+        for index in np.ndindex(shape):
+            found.append((DENSE, position, 0, name, index))
+            position += 1
+    return found
+
+
+@outputs
+@both
+def test_generation_is_a_gru_on_every_single_scalar(config: EmbeddingMLPConfig, output: str) -> None:
+    generator = make(config, output)
+    rows = {"user": 4, "item": 5, "category": 3}
+    models = [random_params(config, seed, **rows) for seed in range(3)]
+    weights, hidden = random_weights(generator), random_hidden(generator, **rows)
+    got = generator.generate(weights, models, hidden)
+    advanced = generator.advance(weights, models[0], hidden)
+    generator.model.check(got)
+    for group, position, row, name, index in places(generator, rows):
+        values = [float(m[name][index]) for m in models]
+        start = hidden[group][row, position].tolist()
+        ys, states = slow_gru(weights, group, position, values, start, residual=output == "residual")
+        assert float(got[name][index]) == pytest.approx(ys[-1], rel=1e-4, abs=1e-5)
+        np.testing.assert_allclose(advanced[group][row, position], states[0], rtol=1e-4, atol=1e-5)
+
+
+def test_one_step_by_hand() -> None:
+    """d = 1, every weight 1, x = 2, h = 0: z = r = σ(2), g = tanh(2), h' = σ(2)·tanh(2), y = h' + 1."""
+    generator = make(EmbeddingMLPConfig(dim=1, hidden=(1,)), hidden=1)
+    weights = {name: torch.ones_like(w) for name, w in generator.initial(torch_rng()).items()}
+    (y,), (h,) = generator.run(weights, "user", [torch.tensor([[2.0]])], torch.zeros(1, 1, 1))
+    expected = math.tanh(2) / (1 + math.exp(-2))
+    assert float(h) == pytest.approx(expected, abs=1e-6)
+    assert float(y) == pytest.approx(expected + 1, abs=1e-6)
+
+
+@outputs
+def test_every_step_of_a_run_is_the_last_of_a_shorter_one(output: str) -> None:
+    generator = make(SMALL, output)
+    weights, hidden = random_weights(generator), random_hidden(generator, user=4)
+    inputs = [random_params(SMALL, s, user=4, item=5)["user"] for s in range(4)]
+    ys, states = generator.run(weights, "user", inputs, hidden["user"])
+    assert len(ys) == len(states) == 4
+    for length in range(1, 5):
+        shorter, shorter_states = generator.run(weights, "user", inputs[:length], hidden["user"])
+        torch.testing.assert_close(shorter[-1], ys[length - 1])
+        torch.testing.assert_close(shorter_states[-1], states[length - 1])
+    # ... and a run that is cut in two goes on from the state in between.
+    tail, _ = generator.run(weights, "user", inputs[2:], states[1])
+    torch.testing.assert_close(tail[-1], ys[-1])
+
+
+@outputs
+@both
+def test_rows_run_alone_are_those_of_the_whole_table(config: EmbeddingMLPConfig, output: str) -> None:
+    generator = make(config, output)
+    rows = {"user": 12, "item": 15, "category": 6}
+    models = [random_params(config, seed, **rows) for seed in range(3)]
+    weights, hidden = random_weights(generator), random_hidden(generator, **rows)
+    whole = generator.generate(weights, models, hidden)
+    data = random_period(0, 5, users=12, items=15, categories=6 if config.categories else 0)
+    touched = localise([data.batch(torch.arange(5))], data.sizes, data.item_categories).rows
+    assert set(touched) == set(generator.model.tables)
+    for table, index in touched.items():
+        ys, _ = generator.run(
+            weights, table, generator.inputs(models, table, index), read_rows(hidden[table], index)
+        )  # fmt: skip
+        torch.testing.assert_close(ys[-1], whole[table][index])
+    ys, _ = generator.run(weights, DENSE, generator.inputs(models, DENSE, None), hidden[DENSE])
+    for name, tensor in generator.dense(ys[-1]).items():
+        torch.testing.assert_close(tensor, whole[name])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 7])
+def test_chunks_make_no_difference(chunk: int) -> None:
+    generator = make(SMALL_CATEGORIES, "residual")
+    rows = {"user": 7, "item": 10, "category": 4}
+    models = [random_params(SMALL_CATEGORIES, seed, **rows) for seed in range(3)]
+    weights, hidden = random_weights(generator), random_hidden(generator, user=7, item=3)
+    for whole, parts in (
+        (generator.generate(weights, models, hidden), generator.generate(weights, models, hidden, chunk=chunk)),
+        (generator.advance(weights, models[0], hidden), generator.advance(weights, models[0], hidden, chunk=chunk)),
+    ):
+        assert set(whole) == set(parts)
+        for name in whole:
+            torch.testing.assert_close(parts[name], whole[name])
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
+def test_rows_past_a_models_size_behave_as_its_cold_row(first: int, second: int, state: int) -> None:
+    """Older models and the hidden state know fewer rows: grown ones, whose new rows are the cold row, give the same."""
+    generator = make(SMALL)
+    weights = random_weights(generator)
+    sizes = [(first, second), (second, 4), (5, 6)]
+    models = [random_params(SMALL, seed, user=u, item=i) for seed, (u, i) in enumerate(sizes)]
+    hidden = random_hidden(generator, user=state, item=state)
+    got = generator.generate(weights, models, hidden)
+    grown = [{n: grow(p, {"user": 5, "item": 6}.get(n, 0)) if p.dim() == 2 and n in ("user", "item") else p
+              for n, p in m.items()} for m in models]  # fmt: skip
+    wide = {g: torch.cat([h, h[:1].expand(6 - len(h), -1, -1)]) if g != DENSE else h for g, h in hidden.items()}
+    expected = generator.generate(weights, grown, wide)
+    assert {n: len(t) for n, t in got.items() if n in ("user", "item")} == {"user": 5, "item": 6}
+    for name in got:
+        torch.testing.assert_close(got[name], expected[name])
+
+
+def test_the_state_advances_for_every_row_of_the_model() -> None:
+    generator = make(SMALL)
+    weights = random_weights(generator)
+    advanced = generator.advance(weights, random_params(SMALL, 0, user=5, item=2), generator.initial_hidden())
+    assert {group: tuple(h.shape) for group, h in advanced.items()} == {
+        "user": (5, 3, 4), "item": (2, 3, 4), DENSE: (1, 79, 4),  # 5·9 + 5 + 4·5 + 4 + 4 + 1
+    }  # fmt: skip
+
+
+@both
+def test_an_untrained_residual_generator_is_the_identity(config: EmbeddingMLPConfig) -> None:
+    generator = make(config, "residual")
+    rows = {"user": 4, "item": 5, "category": 3}
+    models = [random_params(config, seed, **rows) for seed in range(3)]
+    got = generator.generate(generator.initial(torch_rng(5)), models, generator.initial_hidden())
+    assert set(got) == set(models[-1])
+    assert all(torch.equal(got[name], models[-1][name]) for name in got)
+
+
+def test_an_untrained_direct_generator_is_not() -> None:
+    generator = make(SMALL, "direct")
+    models = [random_params(SMALL, seed, user=4, item=5) for seed in range(3)]
+    got = generator.generate(generator.initial(torch_rng(5)), models, generator.initial_hidden())
+    assert not torch.allclose(got["user"], models[-1]["user"], atol=0.1)
+
+
+def test_the_hidden_state_starts_at_zero_with_the_cold_row_alone() -> None:
+    hidden = make(SMALL_CATEGORIES).initial_hidden()
+    assert {group: len(h) for group, h in hidden.items()} == dict.fromkeys(("user", "item", "category", DENSE), 1)
+    assert not any(h.any() for h in hidden.values())
+
+
+def test_the_groups_are_tables_first() -> None:
+    assert make(SMALL).groups == ("user", "item", DENSE)
+    assert make(SMALL_CATEGORIES).groups == ("user", "item", "category", DENSE)
+
+
+def test_fresh_weights_fill_tensorflows_glorot_range_for_stacked_tensors() -> None:
+    """methods.md, section 7: the numbers for tables (P = 8) and fcn1's kernel (P = 288) and fcn3's bias (P = 1)."""
+    generator = make(EmbeddingMLPConfig(), "direct")
+    weights = [generator.initial(torch_rng(seed)) for seed in range(40)]
+
+    def largest(name: str, positions: slice = slice(None)) -> float:
+        return max(float(w[name][positions].abs().max()) for w in weights)
+
+    everything, kernel, last = slice(None), slice(0, 288), slice(384, 385)
+    limits = [
+        ("user.input", everything, math.sqrt(6 / 40)),
+        ("user.gates", everything, math.sqrt(6 / 64)),
+        ("user.candidate", everything, math.sqrt(6 / 64)),
+        ("item.output", everything, math.sqrt(6 / 40)),
+        ("item.bias", everything, math.sqrt(6 / 16)),
+        (f"{DENSE}.input", kernel, 0.0645497),
+        (f"{DENSE}.gates", kernel, 0.0510310),
+        (f"{DENSE}.output", kernel, 0.0645497),
+        (f"{DENSE}.bias", kernel, 0.1020621),
+        (f"{DENSE}.input", last, math.sqrt(6 / 5)),
+        (f"{DENSE}.gates", last, math.sqrt(6 / 8)),
+        (f"{DENSE}.bias", last, math.sqrt(3)),
+    ]
+    for name, positions, limit in limits:
+        # The largest of n uniform draws is under 0.85 L with probability 0.85ⁿ, n ≥ 40: 0.0015 at worst, and seeded.
+        assert 0.85 * limit < largest(name, positions) <= limit * (1 + 1e-6), name
+
+
+def test_fresh_weights_follow_the_seed_and_pass_the_check() -> None:
+    for output in OUTPUTS:
+        generator = make(SMALL_CATEGORIES, output)
+        first, same, other = (generator.initial(torch_rng(seed)) for seed in (1, 1, 2))
+        generator.check(first)
+        assert all(torch.equal(first[n], same[n]) for n in first)
+        assert not torch.equal(first["user.gates"], other["user.gates"])
+        assert all(t.is_contiguous() for t in first.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("user.input", torch.ones(3, 1, 8), r"^user\.input: expected shape \(3, 1, 12\); received \(3, 1, 8\)"),
+        ("mlp.bias", torch.full((79, 1, 1), math.nan), r"^mlp\.bias: expected finite numbers; received NaN"),
+        ("item.output", torch.full((3, 4, 1), math.inf), r"^item\.output: expected finite numbers; received NaN"),
+        ("extra", torch.ones(1), "^generator: expected .*; received .*extra"),
+    ],
+)
+def test_the_check_names_the_bad_tensor(name: str, tensor: torch.Tensor, message: str) -> None:
+    generator = make(SMALL)
+    weights = generator.initial(torch_rng())
+    generator.check(weights)
+    with pytest.raises(ValueError, match=message):
+        generator.check({**weights, name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"hidden": 0}, "^hidden: expected at least 1; received 0"), ({"output": "sum"}, "^output: expected 'residual'")],
+)
+def test_a_generator_of_no_shape_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GeneratorConfig(**values)  # type: ignore[arg-type]
+
+
+def test_generation_and_advance_change_nothing_that_they_read() -> None:
+    generator = make(SMALL, "residual")
+    models = [random_params(SMALL, seed, user=4, item=5) for seed in range(3)]
+    weights, hidden = random_weights(generator), random_hidden(generator, user=2)
+    groups = [weights, hidden, *models]
+    before = [{n: t.clone() for n, t in group.items()} for group in groups]
+    for tensor in (
+        generator.generate(weights, models, hidden) | generator.advance(weights, models[0], hidden)
+    ).values():
+        tensor += 1  # what comes out shares nothing either
+    for old, new in zip(before, groups, strict=True):
+        assert all(torch.equal(old[n], new[n]) for n in old)
+
+
+def test_gradients_reach_every_weight_through_the_generated_model() -> None:
+    generator = make(SMALL, "direct")
+    leaves = {n: w.requires_grad_() for n, w in random_weights(generator).items()}
+    models = [random_params(SMALL, seed, user=4, item=5) for seed in range(3)]
+    total = torch.zeros(())
+    for group in generator.groups:
+        ys, _ = generator.run(
+            leaves, group, generator.inputs(models, group, None), random_hidden(generator, user=4, item=5)[group]
+        )
+        total = total + ys[-1].square().sum()
+    total.backward()
+    for leaf in leaves.values():
+        assert leaf.grad is not None
+        assert leaf.grad.abs().amax((1, 2)).min() > 0  # every position has its own

@@ -1,0 +1,335 @@
+"""`asmg demo`: what its clients count as a failure, and the program from its start to an empty machine."""
+
+import asyncio
+import gzip
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import psutil
+import pytest
+
+from asmg.datasets.synthetic import DriftConfig
+from service.demo import DemoOptions, client, run_demo
+from service.demo.client import Api, CallFailed, _batches
+from service.demo.report import PeriodReport, Report, RollbackReport
+from service.demo.streams import folder_stream, synthetic_stream
+from service.demo.traffic import CLIENTS, Traffic, VersionOrder, Window
+from tests.service.programs import asmg, environment, wait_for
+
+SMALL = DriftConfig(users=100, items=40, events=1_500, categories=4)
+
+
+def test_versions_go_forward_unless_they_were_announced() -> None:
+    order = VersionOrder(0)
+    assert order.accept(0, 0)
+    assert order.accept(2, 0)
+    assert not order.accept(1, 0)  # never seen, but older than one that was
+    assert order.accept(0, 0)  # sent before version 2 was seen
+    assert not order.accept(0, order.position)
+    order.announce(1)
+    before = order.position
+    assert order.accept(2, before)
+    assert order.accept(1, before)
+    assert order.current == 1
+    assert order.accept(2, before)
+    assert not order.accept(2, order.position)
+    order.announce(2)
+    assert order.accept(2, order.position)
+    assert order.accept(3, order.position)
+    assert order.current == 3
+
+
+def test_the_latency_that_most_stay_below() -> None:
+    window = Window(seconds=[n / 1000 for n in range(100, 0, -1)])
+    assert window.quantile_ms(0.5) == 51
+    assert window.quantile_ms(0.99) == 100
+    assert Window().quantile_ms(0.5) is None
+
+
+Answer = Callable[[list[str]], httpx.Response]
+
+
+def answer(scores: list[Any], version: int = 1) -> httpx.Response:
+    return httpx.Response(200, json={"model_version": version, "scores": scores})
+
+
+@pytest.mark.parametrize(
+    ("respond", "fault"),
+    [
+        (lambda items: answer([0.5] * len(items)), None),
+        (lambda items: answer([0.5] * len(items), version=0), "version 0 after version 1"),
+        (lambda items: answer([0.5] * (len(items) - 1)), "4 scores for 5 items"),
+        (lambda items: answer([0.5] * (len(items) - 1) + [1.0]), r"outside of \(0, 1\): \[1.0\]"),
+        (lambda items: answer([0.5] * (len(items) - 1) + [None]), "TypeError"),
+        (lambda items: httpx.Response(503, text="not ready"), "status 503: not ready"),
+        (lambda items: httpx.Response(200, text="<html>"), "JSONDecodeError"),
+        (lambda items: httpx.Response(200, json={"scores": []}), "0 scores for 5 items"),
+    ],
+)
+async def test_every_answer_is_checked(respond: Answer, fault: str | None) -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        items = orjson.loads(request.content)["items"]
+        assert len(set(items)) == len(items)
+        return respond(items)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handle), base_url="http://asmg") as http:
+        traffic = Traffic(http, VersionOrder(1), seed=0)
+        traffic.offer(["u"], [f"i{n}" for n in range(5)])
+        async with traffic.running():
+            await asyncio.sleep(0.1)
+    counted = (traffic.total.failed, traffic.total.served)[:: 1 if fault is None else -1]
+    assert counted[0] == 0
+    assert counted[1] >= CLIENTS
+    assert (fault is None) == (traffic.faults == [])
+    if fault is not None:
+        assert re.search(fault, traffic.faults[0])
+
+
+async def test_a_connection_that_breaks_is_a_failure() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadError("broken")
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handle), base_url="http://asmg") as http:
+        traffic = Traffic(http, VersionOrder(1), seed=0)
+        async with traffic.running():
+            await asyncio.sleep(0.05)
+        with pytest.raises(CallFailed, match="version 2 was published but version 1 still answers"):
+            await traffic.until(2, seconds=0.05)
+    assert traffic.total.served == 0
+    assert traffic.total.failed >= CLIENTS
+    assert traffic.faults[0] == "ReadError broken"
+
+
+def test_batches_keep_a_millisecond_together() -> None:
+    times = np.repeat(np.arange(4_000), 3)
+    rows = [(batch.start, batch.stop) for batch in _batches(times)]
+    assert rows == [(0, 4_998), (4_998, 9_996), (9_996, 12_000)]
+    crowd = np.zeros(12_000, np.int64)  # they cannot be kept together
+    assert [(batch.start, batch.stop) for batch in _batches(crowd)] == [(0, 5_000), (5_000, 10_000), (10_000, 12_000)]
+
+
+async def test_a_batch_that_is_refused_ends_the_demo() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(422, text="no such label")
+
+    stream = synthetic_stream(SMALL, 1, seed=0)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handle), base_url="http://asmg") as http:
+        with pytest.raises(CallFailed, match="POST /interactions answered 422: no such label"):
+            await Api(http).ingest("x", next(stream.periods))
+
+
+async def test_an_update_without_news_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "SILENCE_SECONDS", -1.0)
+    stream = 'event: status\ndata: {"status": "updating"}\n\n: heartbeat\n\n'
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=stream))
+    async with httpx.AsyncClient(transport=transport, base_url="http://asmg") as http:
+        with pytest.raises(CallFailed, match="GET /periods/3: nothing has changed"):
+            async for document in Api(http).watch(3):
+                assert document["status"] == "updating"
+
+
+def test_folders_as_streams(tmp_path: Path) -> None:
+    shop, films = tmp_path / "shop", tmp_path / "films"
+    for folder in (shop, films):
+        folder.mkdir()
+    for number in range(3):
+        with gzip.open(shop / f"period_{number:02}.txt.gz", "wt") as file:
+            file.writelines(f"{number}{line} {line % 7}\n" for line in range(20))
+    stream = folder_stream(shop, None, seed=1)
+    assert (stream.name, stream.count) == ("diginetica", 3)
+    periods = list(stream.periods)
+    assert [int(period.labels.sum()) for period in periods] == [20, 20, 20]
+    assert all(period.new_items == {} and period.best_auc is None for period in periods)
+    assert folder_stream(shop, 2, seed=1).count == 2
+
+    with gzip.open(films / "ml-100k.inter.gz", "wt") as file:
+        file.write("user_id:token\titem_id:token\trating:float\ttimestamp:float\n")
+        file.writelines(f"{n % 3}\t{n // 5}\t{1 + n % 5}\t{900_000_000 + n}\n" for n in range(20))
+    (films / "ml-100k.item").write_text(
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        + "".join(f"{n}\tA film\t1990\t{'Drama Crime' if n else ''}\n" for n in range(4))
+    )
+    stream = folder_stream(films, 2, seed=1)
+    assert (stream.name, stream.count) == ("ml-100k", 2)
+    first, second = stream.periods
+    assert first.new_items == {"1": ("Drama", "Crime")}  # film 0 has no genre
+    assert second.new_items == {"2": ("Drama", "Crime"), "3": ("Drama", "Crime")}
+
+
+def period_report(number: int, generated: float | None, failed: int = 0) -> PeriodReport:
+    scores = {"generated": generated, "incremental": 0.6, "frozen": 0.5, "best": None}
+    return PeriodReport(
+        period=number,
+        events=10,
+        version=number,
+        kind="generated",
+        gate="fine",
+        error=None,
+        auc=scores,
+        logloss=scores,
+        seconds={"score": 0.1234},
+        requests=Window(served=3, failed=failed),
+    )
+
+
+def rollback_report(restored: bool) -> RollbackReport:
+    return RollbackReport(
+        from_version=2, to_version=1, restored=restored, forward_restored=True, largest_change=0.1, requests=Window()
+    )
+
+
+def test_what_is_averaged_and_what_is_a_problem() -> None:
+    periods = [period_report(number, None if number == 1 else number / 10) for number in range(1, 7)]
+    values = {"seed": 0, "periods": periods, "requests": Window(served=9), "faults": []}
+    report = Report(data="synthetic", rollback=rollback_report(True), **values)
+    assert report.to_json()["means"]["periods"] == [4, 5, 6]
+    assert report.to_json()["means"]["auc"] == {
+        "generated": pytest.approx(0.5),
+        "incremental": pytest.approx(0.6),
+        "frozen": pytest.approx(0.5),
+        "best": None,
+    }
+    assert report.problems == []
+    real = Report(data="ml-100k", rollback=rollback_report(False), **values)
+    assert real.to_json()["means"]["periods"] == [2, 3, 4, 5, 6]
+    assert real.to_json()["rollback"]["scores_restored"] is False
+    assert len(real.problems) == 1
+    bad = Report(data="ml-100k", rollback=None, **{**values, "requests": Window(failed=2), "faults": ["status 500"]})
+    assert bad.problems == ["2 predictions failed: status 500", "there was no version to roll back from"]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for the demo's, with a path short enough for a Unix socket."""
+    with tempfile.TemporaryDirectory(prefix="asmg-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def left_behind(folder: Path) -> list[psutil.Process]:
+    """Processes of a demo: its servers run in its folder or name it."""
+    found = []
+    for process in psutil.process_iter(["cwd", "cmdline"]):
+        place = " ".join([process.info["cwd"] or "", *(process.info["cmdline"] or [])])
+        if f"{folder}/asmg-demo-" in place and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+class Demo:
+    """A running demo of the small stream."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        program = (
+            "import sys; from pathlib import Path; from service.demo import *; from asmg.datasets.synthetic import *\n"
+            f"sys.exit(run_demo(DemoOptions(drift={SMALL!r}, {', '.join(f'{k}={v!r}' for k, v in options.items())})))"
+        ).replace("PosixPath", "Path")
+        self.out, self.err = folder / "out", folder / "err"
+        with self.out.open("w") as out, self.err.open("w") as err:
+            changes = {"ASMG_SWAP_LEAD_SECONDS": "0.5", "TMPDIR": str(folder)}
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program], stdout=out, stderr=err, env=environment(**changes)
+            )
+        self._folder = folder
+
+    def wait_for(self, text: str) -> None:
+        wait_for(lambda: text in self.out.read_text() or self.process.poll() is not None)
+        assert text in self.out.read_text(), self.err.read_text()
+
+    def end(self, code: int, number: int | None = None) -> None:
+        if number is not None:
+            self.process.send_signal(number)
+        assert self.process.wait(60) == code, self.err.read_text()
+        assert left_behind(self._folder) == []
+        assert list(self._folder.glob("asmg-demo-*")) == []
+        assert "\x1b" not in self.out.read_text()
+
+
+@pytest.mark.slow
+def test_the_whole_story(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        demo = Demo(folder, periods=3, exit=True, report=folder / "r.json", port=port)
+        demo.end(0)
+    out = demo.out.read_text()
+    assert f"port {port} is taken" in out
+    assert max(map(len, out.splitlines())) <= 120
+    report = json.loads((folder / "r.json").read_text())
+    assert [period["period"] for period in report["periods"]] == [1, 2, 3]
+    assert [period["version"] for period in report["periods"]] == [1, 2, 3]
+    models = {"generated", "incremental", "frozen", "best"}
+    for period in report["periods"]:
+        assert period["events"] == SMALL.events
+        assert period["auc"].keys() == period["logloss"].keys() == models
+        assert period["requests"]["failed"] == 0
+        assert period["requests"]["served"] > 20
+        assert {"prepare", "score", "update_base", "gate", "publish"} <= period["seconds"].keys()
+        for metric in ("auc", "logloss"):
+            known = {name for name, value in period[metric].items() if value is not None}
+            assert known == ({"best"} if period["period"] == 1 else models)
+        assert period["auc"]["best"] > 0.7
+    assert report["rollback"]["from"] == 3
+    assert report["rollback"]["to"] == 2
+    assert report["rollback"]["scores_restored"] is True
+    assert report["rollback"]["largest_change"] > 0
+    assert report["problems"] == []
+
+
+@pytest.mark.slow
+def test_it_stays_up_and_wants_its_key(folder: Path) -> None:
+    demo = Demo(folder, periods=1, port=0)
+    demo.wait_for("stays up until Ctrl-C")
+    out = demo.out.read_text()
+    docs, key = re.search(r"^API docs: (\S+)$", out, re.M), re.search(r"^KEY=(\S+)$", out, re.M)
+    assert docs is not None
+    assert key is not None
+    assert httpx.get(docs[1]).status_code == 200
+    url, question = docs[1].removesuffix("/docs"), {"user_id": "u1", "items": ["i1"]}
+    assert httpx.post(f"{url}/predict", json=question).status_code == 401
+    headers = {"Authorization": f"Bearer {key[1]}"}
+    assert httpx.post(f"{url}/predict", json=question, headers=headers).json()["model_version"] == 1
+    demo.end(0, signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_interrupted_in_the_middle(folder: Path) -> None:
+    demo = Demo(folder, periods=50, exit=True, port=0)
+    demo.wait_for("v1 generated")
+    time.sleep(0.5)
+    demo.end(130, signal.SIGINT)
+    assert "interrupted; everything was stopped and removed" in demo.out.read_text()
+    assert demo.err.read_text() == ""
+
+
+@pytest.mark.slow
+def test_a_service_that_dies_is_said_and_cleaned_up(folder: Path) -> None:
+    demo = Demo(folder, periods=50, exit=True, port=0)
+    demo.wait_for("v1 generated")
+    [server] = psutil.Process(demo.process.pid).children()
+    server.kill()
+    demo.end(1)
+    assert "asmg serve ended with code -9" in demo.err.read_text()
+
+
+@pytest.mark.slow
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    result = asmg("demo", "--exit", "--data", str(tmp_path), code=2)
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"asmg: {tmp_path}: expected period_NN.txt.gz (DIGINETICA) or ml-100k.inter.gz")
+    # The rest without the seconds of another start: nothing is started for such a file.
+    with pytest.raises(FileNotFoundError):
+        run_demo(DemoOptions(data=tmp_path / "no", port=0))
+    with pytest.raises(FileNotFoundError):
+        run_demo(DemoOptions(report=tmp_path / "no" / "r.json", port=0))

@@ -1,0 +1,261 @@
+"""What is let go of after a period, and that nothing is that anybody still needs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asmg.checkpoint import Checkpoint
+from service.errors import ModelPruned
+from service.storage.database import Database, Lock
+from service.storage.repositories import AliasName, ModelKind, ModelVersion
+from service.use_cases.retention import prune
+from service.use_cases.rollback import rollback
+from tests.conftest import Servers, database_dsn, in_thread
+from tests.service.api_support import running_app
+from tests.service.update_support import Bench, bench, copies, named, periods, single_thread, stored
+
+# The served and the one before it; the training state of the head alone.
+FEW = {"keep_versions": 2, "keep_states": 1}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    with single_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def learned(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[str]:
+    """Name of a database with four versions that were pruned after each."""
+
+    async def make(dsn: str) -> None:
+        async with bench(dsn, servers.redis_url, Path("unused"), **FEW, swap_lead_seconds=0) as b:
+            await learn(b, 4)
+
+    with copies(servers, migrated_template, database_numbers) as copy:
+        name = copy()
+        in_thread(asyncio.run, make(database_dsn(servers, name)))
+        yield name
+
+
+@pytest.fixture
+async def four(
+    servers: Servers, learned: str, database_numbers: Iterator[int], redis_url: str, tmp_path: Path
+) -> AsyncIterator[Bench]:
+    """A bench on a copy of it."""
+    with copies(servers, learned, database_numbers) as copy:
+        dsn = database_dsn(servers, copy())
+        async with bench(dsn, redis_url, tmp_path, **FEW, swap_lead_seconds=0) as b:
+            yield b
+
+
+@pytest.fixture
+async def few(postgres_dsn: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A bench that keeps as little as it may."""
+    async with bench(postgres_dsn, redis_url, tmp_path, **FEW, swap_lead_seconds=0) as b:
+        yield b
+
+
+async def learn(b: Bench, count: int, *, first: int = 1) -> None:
+    """As the worker does: update, then prune."""
+    for period in periods(count)[first - 1 :]:
+        await b.log(period)
+        await b.update(period.number)
+        await prune(b.database, period.number, b.settings)
+
+
+async def roll(b: Bench, version: int, sequence: Any = "keep") -> None:
+    options = {"reason": "test", "actor": "test", "lead_seconds": 0}
+    await rollback(b.database, b.workshop.notices, to_version=version, sequence=sequence, **options)
+
+
+def kept(found: dict[str, Any], version: int) -> set[str]:
+    """What a version still has."""
+    model = found["versions"][version]
+    names = {"parts": "parts" in model["state"], "parameters": "serving" in model["state"]}
+    return {name for name, there in {**names, "snapshot": model["serving"] is not None}.items() if there}
+
+
+EVERYTHING = {"parts", "parameters", "snapshot"}
+
+
+async def test_old_versions_let_go_and_aliases_keep_theirs(four: Bench) -> None:
+    found = await four.outcome()
+    assert found["aliases"] == {"champion": 4, "head": 4, "baseline": 1}
+    assert [kept(found, version) for version in range(5)] == [
+        {"snapshot"},  # the prior has nothing else, and never lets go of it
+        EVERYTHING,  # the baseline
+        set(),
+        {"parameters", "snapshot"},
+        EVERYTHING,
+    ]
+    # Exactly what is named is stored: no artifact of a stage on the way is left.
+    assert await stored(four.database) == named(found)
+    # The story of a version that was let go of is still told.
+    assert found["versions"][2]["scores"]["generated"]["events"] == 300
+    assert found["versions"][2]["gate"]["decision"] == "generated"
+
+
+async def test_intermediate_artifacts_go_after_each_period(few: Bench) -> None:
+    (period,) = periods(1)
+    await few.log(period)
+    await few.update(1)
+    async with few.database.read() as session:
+        prepared = await session.stages.get(1, "prepare")
+        first = await session.stages.get(1, "train_generator")
+    assert prepared is not None and first is not None
+    before, found = await stored(few.database), await few.outcome()
+    # The data is part of the state; the generator's first and the base model's initial state are not needed any more.
+    assert prepared.result["data"] == found["versions"][1]["state"]["parts"]["data.0"]
+    assert first.result["state"]["base"] in before - named(found)
+    deleted = await prune(few.database, 1, few.settings)
+    assert await stored(few.database) == named(found)
+    assert deleted == len(before) - len(named(found)) > 0
+    assert await few.outcome() == found
+    assert await prune(few.database, 1, few.settings) == 0
+
+
+async def test_pruning_does_not_change_what_is_learned_next(four: Bench, few: Bench) -> None:
+    """Without any pruning the versions are the same."""
+    for period in periods(4):
+        await few.log(period)
+        await few.update(period.number)
+    assert (await few.outcome())["versions"][4] == (await four.outcome())["versions"][4]
+
+
+async def test_a_rollback_needs_what_was_kept(four: Bench) -> None:
+    before = await four.outcome()
+    for version, sequence, part in ((2, "keep", "serving snapshot"), (2, "excise", "serving snapshot"),
+                                    (3, "excise", "training state")):  # fmt: skip
+        with pytest.raises(ModelPruned, match=part):
+            await roll(four, version, sequence)
+        assert await four.outcome() == before
+    await roll(four, 3)
+    assert (await four.outcome())["aliases"] == {"champion": 3, "head": 4, "baseline": 1}
+    await roll(four, 1, "excise")
+    assert (await four.outcome())["aliases"] == {"champion": 1, "head": 1, "baseline": 1}
+    await roll(four, 0, "excise")
+    assert (await four.outcome())["aliases"] == {"champion": 0, "head": 0, "baseline": 1}
+
+
+async def test_over_http_it_is_a_conflict(four: Bench) -> None:
+    async with running_app(four.settings) as api:
+        for version, sequence, part in ((2, "keep", "serving snapshot"), (3, "excise", "training state")):
+            body = {"to_version": version, "sequence": sequence, "reason": "too old"}
+            answer = await api.client.post("/admin/rollback", json=body)
+            assert answer.status_code == 409
+            assert answer.headers["content-type"] == "application/problem+json"
+            problem = answer.json()
+            assert problem["type"] == "urn:asmg:problem:model-pruned"
+            assert part in problem["detail"]
+            assert str(version) in problem["detail"]
+        models = (await api.client.get("/admin/models")).json()["models"]
+        assert next((m["version"], m["champion"], m["head"]) for m in models) == (4, True, True)
+        answer = await api.client.post("/admin/rollback", json={"to_version": 3, "sequence": "keep", "reason": "ok"})
+        assert answer.status_code == 200
+
+
+async def test_what_an_alias_was_moved_to_is_kept_for_as_long(few: Bench) -> None:
+    await learn(few, 3)
+    await roll(few, 2)
+    await learn(few, 4, first=4)
+    found = await few.outcome()
+    assert found["versions"][4]["scores"]["previous"]["version"] == 2  # the one served while period 4 was logged
+    # The update has made its version the champion; now that nothing names version 2, it goes with the next one.
+    assert found["aliases"]["champion"] == 4
+    assert kept(found, 2) == set()
+    await roll(few, 1, "excise")
+    await learn(few, 6, first=5)
+    found = await few.outcome()
+    assert [found["versions"][n]["parent"] for n in (5, 6)] == [1, 5]
+    assert [kept(found, n) for n in range(1, 7)] == [
+        EVERYTHING,
+        set(),
+        set(),
+        set(),
+        EVERYTHING - {"parts"},
+        EVERYTHING,
+    ]
+    assert await stored(few.database) == named(found)
+
+
+async def test_a_rolled_back_champion_survives_pruning(few: Bench) -> None:
+    await learn(few, 3)
+    await roll(few, 2)
+    first = periods(4)[3]
+    await few.log(first)
+    async with few.database.unit_of_work() as work:
+        # Two versions more than version 2, which is still the champion.
+        for number in (4, 5):
+            await work.models.insert(version(number, serving=None, state={"parts": {}}))
+        await work.commit()
+    await prune(few.database, 3, few.settings)
+    found = await few.outcome()
+    assert "snapshot" in kept(found, 2)
+    assert kept(found, 3) >= {"parts"}  # the head
+    assert named(found) <= await stored(few.database)
+
+
+async def test_a_rollback_and_pruning_at_once(few: Bench) -> None:
+    """Whoever comes first: an alias never points to a version without a snapshot."""
+    for period in periods(4):
+        await few.log(period)
+        await few.update(period.number)
+    async with few.database.unit_of_work() as work:
+        # A rollback to version 2 that has looked at the version and not yet committed.
+        await work.lock_exclusive(Lock.MODELS)
+        pruning = asyncio.create_task(prune(few.database, 4, few.settings))
+        await asyncio.sleep(0.2)
+        await work.models.set_alias(AliasName.CHAMPION, 2, lead_seconds=0, actor="test", reason="test")
+        await work.commit()
+    await pruning
+    found = await few.outcome()
+    assert kept(found, 2) == EVERYTHING
+    assert kept(found, 3) == {"parameters", "snapshot"}
+    assert named(found) <= await stored(few.database)
+
+
+def version(number: int, *, serving: str | None, state: dict[str, Any]) -> ModelVersion:
+    return ModelVersion(
+        version=number,
+        period=number,
+        kind=ModelKind.PREVIOUS,
+        parent_version=number - 1,
+        serving_digest=serving,
+        state=state,
+        scores={},
+        gate={},
+        created_by="test",
+    )
+
+
+async def test_what_two_versions_share_stays_for_the_newer(few: Bench, database: Database) -> None:
+    artifacts = few.workshop.artifacts
+    shared, parameters, old, new = [await artifacts.put(f"artifact {n}".encode(), "test") for n in range(4)]
+    async with database.unit_of_work() as work:
+        for number in (2, 3, 4):
+            await work.periods.seal(number - 1, 1)
+            await work.periods.create(number)
+        for number, own in ((1, old), (2, new), (3, new)):
+            # Versions 2 and 3 go on serving what version 1 brought.
+            state = {"parts": {"base": own}, "serving": parameters}
+            await work.models.insert(version(number, serving=shared, state=state))
+        await work.models.set_alias(AliasName.HEAD, 3, lead_seconds=0, actor="test", reason="test")
+        await work.commit()
+    await prune(database, 1, few.settings)
+    found = await few.outcome()
+    assert [kept(found, n) for n in (1, 2, 3)] == [set(), {"parameters", "snapshot"}, EVERYTHING]
+    assert await stored(database) == {shared, parameters, new, found["versions"][0]["serving"]}
+
+
+async def test_every_artifact_that_is_kept_can_be_read(four: Bench) -> None:
+    found = await four.outcome()
+    for number in (1, 4):
+        for digest in found["versions"][number]["state"]["parts"].values():
+            Checkpoint.from_bytes(await four.workshop.artifacts.get(digest))
+    for number in (0, 1, 3, 4):
+        snapshot = await four.workshop.artifacts.get(found["versions"][number]["serving"])
+        assert Checkpoint.from_bytes(snapshot).kind == "serving"

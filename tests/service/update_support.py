@@ -1,0 +1,175 @@
+"""The period cycle as its tests drive it: in process, on the real servers, with small streams."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from redis.asyncio import Redis
+from sqlalchemy import select
+
+from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
+from asmg.models import EmbeddingMLPConfig
+from asmg.updaters import build_updater
+from service.settings import Settings
+from service.storage import tables
+from service.storage.artifacts import ArtifactStore
+from service.storage.database import Database
+from service.storage.redis_state import HistoryStore, Notices, connect
+from service.storage.repositories import AliasName, Interaction
+from service.use_cases.bootstrap import ensure_prior
+from service.use_cases.catalogue import put_items
+from service.use_cases.close_period import close_period
+from service.use_cases.ingest import ingest
+from service.use_cases.update_model import PeriodUpdate, Workshop
+from tests.conftest import Servers, execute
+
+STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
+MODEL = EmbeddingMLPConfig(categories=True)
+STAGES = ("prepare", "score", "train_generator", "update_base", "generate", "gate", "publish")
+
+
+def periods(count: int, *, seed: int = 1, config: DriftConfig = STREAM) -> list[DriftPeriod]:
+    """The first periods of a stream."""
+    return list(islice(drift_stream(config, seed=seed), count))
+
+
+def interactions(period: DriftPeriod, prefix: str = "") -> list[Interaction]:
+    """A period's log as events; their ids ascend, so that the order of a batch is the order of the log."""
+    rows = zip(period.user_ids, period.item_ids, period.labels.tolist(), period.timestamps_ms.tolist(), strict=True)
+    return [
+        Interaction(f"{prefix}{period.number}-{n:06}", user, item, label, moment(time))
+        for n, (user, item, label, time) in enumerate(rows)
+    ]
+
+
+def moment(milliseconds: int) -> datetime:
+    """Exactly that time: a float of seconds could be a microsecond off."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+
+
+@dataclass
+class Bench:
+    """A workshop with its servers, and the way logs get there."""
+
+    settings: Settings
+    database: Database
+    redis: Redis
+    workshop: Workshop = field(init=False)
+
+    def __post_init__(self) -> None:
+        updater = build_updater(self.settings.updater, MODEL)
+        artifacts, notices = ArtifactStore(self.database, self.redis), Notices(self.redis)
+        self.workshop = Workshop(self.settings, self.database, artifacts, notices, updater)
+
+    async def log(self, period: DriftPeriod, *, close: bool = True) -> None:
+        """Ingest one period's catalogue and log; seal it."""
+        await put_items(self.database, period.new_items)
+        await ingest(self.database, HistoryStore(self.redis, self.database), interactions(period))
+        if close:
+            await self.close(period.number)
+
+    async def close(self, number: int) -> None:
+        """Seal a period."""
+        await close_period(self.database, expected_period=number, idempotency_key=None, actor="test")
+
+    async def update(self, number: int, **parts: Any) -> int:
+        """Update on a sealed period; `parts` replace those of the workshop."""
+        return await PeriodUpdate(replace(self.workshop, **parts), number).run()
+
+    async def outcome(self) -> dict[str, Any]:
+        """All that an update leaves behind, but for the moments at which it happened."""
+        return await outcome(self.database)
+
+
+@asynccontextmanager
+async def bench(dsn: str, redis_url: str, folder: Path, **changes: Any) -> AsyncIterator[Bench]:
+    """A bench on a migrated database, with version 0."""
+    settings = Settings(postgres_dsn=dsn, redis_url=redis_url, data_dir=folder, **changes)
+    database, redis = Database(dsn, pool_size=4), connect(redis_url)
+    try:
+        made = Bench(settings, database, redis)
+        await ensure_prior(database, made.workshop.artifacts, settings.prior_ctr)
+        yield made
+    finally:
+        await redis.aclose()
+        await database.close()
+
+
+async def outcome(database: Database) -> dict[str, Any]:
+    """All that updates leave behind, but for the moments at which it happened."""
+    async with database.read() as session:
+        versions = await session.models.list(100)
+        aliases = {name: await session.models.alias(name) for name in AliasName}
+        logs = await session.periods.list(100)
+        evaluations = await session.evaluations.list(1, 100)
+    return {
+        "versions": {
+            v.version: {
+                "period": v.period,
+                "kind": str(v.kind),
+                "parent": v.parent_version,
+                "serving": v.serving_digest,
+                "state": v.state,
+                "scores": v.scores,
+                "gate": v.gate,
+            }
+            for v in versions
+        },
+        "aliases": {str(name): alias and alias.version for name, alias in aliases.items()},
+        "periods": {p.number: (str(p.status), p.version, p.attempts, p.error) for p in logs},
+        "evaluations": evaluations,
+    }
+
+
+async def stored(database: Database) -> set[str]:
+    """Digests of all artifacts."""
+    async with database.read() as session:
+        return set((await session.connection.execute(select(tables.artifacts.c.digest))).scalars())
+
+
+def named(outcome: dict[str, Any]) -> set[str]:
+    """Digests that the versions of an outcome name."""
+    return {d for v in outcome["versions"].values() for d in _strings([v["serving"], v["state"]])}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _strings(list(value.values()))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Torch as the worker has it; sums depend on how many threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def copies(servers: Servers, template: str, numbers: Iterator[int]) -> Iterator[Callable[..., str]]:
+    """A function that makes copies of a database and returns their names."""
+    made: list[str] = []
+
+    def copy(source: str = template) -> str:
+        made.append(f"{template}_{next(numbers)}")
+        execute(servers, f"CREATE DATABASE {made[-1]} TEMPLATE {source}")
+        return made[-1]
+
+    try:
+        yield copy
+    finally:
+        for name in made:
+            execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
