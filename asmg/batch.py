@@ -197,6 +197,8 @@ def localise(
             which the cold rows learn to stand for unknown ids. An item keeps its categories.
         rng: source of the coin flips; needed with `cold_rate`.
     """
+    if cold_rate > 0 and rng is None:
+        raise ValueError("rng: expected a torch.Generator with cold_rate > 0; received None")
 
     def readable(name: str, ids: Tensor) -> Tensor:
         """The row that is read for each id: its own, or the cold one."""

@@ -15,13 +15,20 @@ from torch.nn import functional
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, InteractionBatch, ItemFeatures
 
-__all__ = ["TABLES", "EmbeddingMLP", "EmbeddingMLPConfig", "Params", "grow", "masked_mean", "table_sizes"]
+__all__ = ["TABLES", "EmbeddingMLP", "EmbeddingMLPConfig", "Params", "grow", "masked_mean", "scatter", "table_sizes"]
 
 Params = dict[str, Tensor]
 """Parameter name → tensor."""
 
 TABLES = ("user", "item", "category")
 """Names of the embedding tables, [rows, dim] each; every other parameter is dense."""
+
+
+ROW_STD = 0.05
+"""Standard deviation of the numbers that embedding rows begin with."""
+
+HIDDEN_BIAS = 0.1
+"""What the biases of the hidden layers begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +88,14 @@ class EmbeddingMLP:
     def initial(self, rng: torch.Generator) -> Params:
         """Fresh parameters; each table holds its cold row alone and grows from it (`grow`).
 
-        MLP weights are Glorot-uniform, biases zero, the cold rows small and distinct in every dimension.
+        MLP weights are Glorot-uniform and the cold rows small. Hidden biases are slightly positive: rows that are all
+        alike give a ReLU one sign for every interaction, and one that begins closed for all would stay so.
         """
-        params = {name: 0.05 * torch.randn(1, self.config.dim, generator=rng) for name in self.tables}
+        params = {name: scatter(1, self.config.dim, rng) for name in self.tables}
+        last = list(self.dense_shapes)[-1]
         for name, shape in self.dense_shapes.items():
             if len(shape) == 1:
-                params[name] = torch.zeros(shape)
+                params[name] = torch.full(shape, 0.0 if name == last else HIDDEN_BIAS)
             else:
                 limit = math.sqrt(6 / (shape[0] + shape[1]))
                 params[name] = (2 * torch.rand(shape, generator=rng) - 1) * limit
@@ -138,6 +147,11 @@ class EmbeddingMLP:
             if i < last:
                 x = functional.relu(x)
         return x.squeeze(1)
+
+
+def scatter(rows: int, dim: int, rng: torch.Generator) -> Tensor:
+    """Small random numbers [rows, dim], by which the very first rows of a table differ before anything is learned."""
+    return ROW_STD * torch.randn(rows, dim, generator=rng)
 
 
 def table_sizes(params: Mapping[str, Tensor]) -> dict[str, int]:

@@ -8,6 +8,7 @@ again, applies in closed form the steps that its momentum alone would have made 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ class Adam:
         """Take over `params` and `state`: both are changed in place from now on."""
         self.params, self.lr, self.betas, self.eps = params, lr, betas, eps
         self._step, self._first, self._second, self._moved = state.step, state.first, state.second, state.moved
-        self._tail = _tail_sums(state.step, betas)
+        self._tail = _tail_sums(betas)
 
     @property
     def state(self) -> AdamState:
@@ -129,30 +130,29 @@ class Adam:
             return
         rows, missed = rows[behind], missed[behind].double()
         beta1, beta2 = self.betas
-        while len(self._tail) <= self._step:
-            self._tail = _tail_sums(2 * len(self._tail), self.betas)
         m, v = self._first[table][rows], self._second[table][rows]
-        reach = self._tail[self._step - missed.long()] - (beta1 / math.sqrt(beta2)) ** missed * self._tail[self._step]
+        ratio, last = beta1 / math.sqrt(beta2), len(self._tail) - 1
+        before = self._tail[(self._step - missed.long()).clamp(max=last)]
+        reach = before - ratio**missed * self._tail[min(self._step, last)]
         self.params[table].index_add_(0, rows, m / (v.sqrt() + self.eps) * reach.float().unsqueeze(1), alpha=-self.lr)
         self._first[table][rows] = m * (beta1**missed).float().unsqueeze(1)
         self._second[table][rows] = v * (beta2**missed).float().unsqueeze(1)
         self._moved[table][rows] = self._step
 
 
-def _tail_sums(steps: int, betas: tuple[float, float], spare: int = 4096) -> Tensor:
-    """H(s) = Σ_{j≥1} c(s+j)·ρʲ for s = 0 … steps + spare, by the recursion H(s) = ρ·(c(s+1) + H(s+1)). float64."""
+@lru_cache
+def _tail_sums(betas: tuple[float, float]) -> Tensor:
+    """H(s) = Σ_{j≥1} c(s+j)·ρʲ for s = 0, 1, … until it is constant, by H(s) = ρ·(c(s+1) + H(s+1)). float64.
+
+    c(t) is 1 to the last bit once β₂ᵗ is under 2⁻⁵³, so all later sums are the last one, ρ/(1-ρ).
+    """
     beta1, beta2 = betas
     ratio = beta1 / math.sqrt(beta2)
-    size = steps + spare + 1
-    tail = [0.0] * size
-    # c hardly changes within the ~10/(1-ρ) steps that matter, so the geometric limit starts the recursion well.
-    last = size + 10 / (1 - ratio)
-    value = ratio / (1 - ratio) * math.sqrt(1 - beta2**last) / (1 - beta1**last)
-    for s in range(int(last), -1, -1):
-        value = ratio * (math.sqrt(1 - beta2 ** (s + 1)) / (1 - beta1 ** (s + 1)) + value)
-        if s < size:
-            tail[s] = value
-    return torch.tensor(tail, dtype=torch.float64)
+    steps = math.ceil(-53 * math.log(2) / math.log(beta2))
+    tail = [ratio / (1 - ratio)]
+    for s in range(steps - 1, -1, -1):
+        tail.append(ratio * (math.sqrt(1 - beta2 ** (s + 1)) / (1 - beta1 ** (s + 1)) + tail[-1]))
+    return torch.tensor(tail[::-1], dtype=torch.float64)
 
 
 def train_epoch(

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from asmg.batch import PeriodData
+from asmg.batch import COLD_ROW, PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.metrics import logloss
-from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params, grow, table_sizes
+from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params, grow, scatter, table_sizes
 from asmg.training import Adam, AdamState, Progress, predict_logits, train_epoch
 from asmg.updaters.base import Updater
 
@@ -81,8 +81,13 @@ class IncrementalUpdate(Updater[BaseState]):
     ) -> BaseState:
         if stage not in self.stages:
             raise ValueError(f"stage: expected one of {self.stages}; received {stage!r}")
-        before = table_sizes(state.params)
-        params = {name: grow(p, data.sizes[name]) if name in before else p.clone() for name, p in state.params.items()}
+        if missing := set(self.model.tables) - set(data.sizes):
+            raise ValueError(f"data: expected rows for the tables {self.model.tables}; received none for {missing}")
+        tables = table_sizes(state.params)
+        params = {name: grow(p, data.sizes[name]) if name in tables else p.clone() for name, p in state.params.items()}
+        if state.periods == 0:
+            for name in tables:
+                params[name][COLD_ROW + 1 :] += scatter(len(params[name]) - 1, self.model.config.dim, rng)
         optimizer = Adam(params, state.adam.grown(table_sizes(params)), lr=self.training.lr)
         if state.periods == 0:
             params, adam = self._first(optimizer, data, rng, progress)

@@ -36,6 +36,7 @@ MAX_NUMBER = 2**31 - 1
 """The highest period or version number that Postgres can hold; there is none above it."""
 
 PROGRESS_TIMEOUT_SECONDS = 0.5
+CANCEL_AGAIN_SECONDS = 0.1
 FINISHED = (PeriodStatus.UPDATED, PeriodStatus.FAILED)
 
 
@@ -191,7 +192,11 @@ async def watch_period(
                 async with asyncio.timeout(poll_seconds):
                     await changed.wait()
     finally:
-        listener.cancel()
+        # Until it has ended: before Python 3.12 `asyncio.wait_for`, by which the Redis client sends, loses a cancellation
+        # that comes as the sending ends; so does nearly every one that comes right after the start.
+        while not listener.done():
+            listener.cancel()
+            await asyncio.wait([listener], timeout=CANCEL_AGAIN_SECONDS)
         with suppress(asyncio.CancelledError):
             await listener
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from asmg.batch import NO_CATEGORY, InteractionBatch, ItemFeatures
-from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, grow, masked_mean, table_sizes
+from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, grow, masked_mean, scatter, table_sizes
 from asmg.training import predict_logits
 from tests.asmg.support import SMALL, SMALL_CATEGORIES, random_params, random_period, slow_logit, torch_rng
 
@@ -123,7 +123,7 @@ def test_initial_parameters_have_one_cold_row_a_table_and_pass_the_check(config:
     assert not torch.equal(params["mlp.0.weight"], other["mlp.0.weight"])
 
 
-def test_initial_weights_fill_the_glorot_range_and_biases_are_zero() -> None:
+def test_initial_weights_fill_the_glorot_range_and_hidden_biases_are_slightly_positive() -> None:
     params = EmbeddingMLP(EmbeddingMLPConfig(dim=100, hidden=(200, 50))).initial(torch_rng(0))
     for i, (fan_in, fan_out) in enumerate([(300, 200), (200, 50)]):
         limit = math.sqrt(6 / (fan_in + fan_out))
@@ -132,11 +132,30 @@ def test_initial_weights_fill_the_glorot_range_and_biases_are_zero() -> None:
         # Of 10,000 uniform draws the largest is over 0.99 of the limit but once in 10⁴³; the deviation is L/√3.
         assert 0.99 * limit < float(weight.abs().max()) <= limit
         assert float(weight.std()) == pytest.approx(limit / math.sqrt(3), rel=0.02)
-        assert not params[f"mlp.{i}.bias"].any()
+        assert bool((params[f"mlp.{i}.bias"] == torch.tensor(0.1)).all())
+    assert float(params["mlp.2.bias"]) == 0
+
+
+def test_no_seed_begins_with_a_model_that_says_the_same_of_everything() -> None:
+    """A ReLU that is closed for every interaction gets no gradient and stays closed."""
+    batch = InteractionBatch(
+        user=torch.arange(20),
+        item=torch.arange(20),
+        history=torch.arange(20),
+        offsets=torch.arange(21),
+        label=torch.zeros(20),
+    )
+    for seed in range(300):
+        rng = torch_rng(seed)
+        model = EmbeddingMLP(EmbeddingMLPConfig())
+        params = model.initial(rng)
+        for name in model.tables:
+            params[name] = grow(params[name], 20) + scatter(20, 8, rng)
+        assert float(model.logits(params, batch).std()) > 0, f"seed {seed}"
 
 
 def test_the_dense_shapes_are_the_papers() -> None:
-    """24 → 12 → 6 → 1 (methods.md, section 0); with categories an item is twice as wide: 8 + 16 + 16."""
+    """24 → 12 → 6 → 1 (of the paper); with categories an item is twice as wide: 8 + 16 + 16."""
     assert EmbeddingMLP(EmbeddingMLPConfig()).dense_shapes == {
         "mlp.0.weight": (12, 24), "mlp.0.bias": (12,), "mlp.1.weight": (6, 12), "mlp.1.bias": (6,),
         "mlp.2.weight": (1, 6), "mlp.2.bias": (1,),
