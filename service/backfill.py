@@ -6,13 +6,12 @@ the first one was stopped, and the outcome is that of a run that was not. Pieces
 catalogue that an update sees must not depend on how quick it was.
 """
 
-import asyncio
 import hashlib
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -44,7 +43,6 @@ __all__ = ["ImportOptions", "run_import"]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DIGEST_LENGTH = 16
 ACTOR = "import"
-GUARD_SECONDS = 0.5
 STOP_SECONDS = 15.0
 
 MODELS = {"generated": "generated", "incremental": "incremental", "frozen": "baseline"}
@@ -222,28 +220,11 @@ async def _import(
             bar,
             append=options.append,
         )
-        return await _guarded(backfill.run(lines), worker)
+        running = backfill.run(lines)
+        return await (running if worker is None else worker.beside(running))
     finally:
         await redis.aclose()
         await database.close()
-
-
-async def _guarded(work: Awaitable[int], worker: Child | None) -> int:
-    """What `work` returns, unless the worker ends before."""
-
-    async def guard() -> None:
-        while worker is not None:
-            worker.check()
-            await asyncio.sleep(GUARD_SECONDS)
-
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(guard())
-    try:
-        await asyncio.wait([task, watch] if worker else [task], return_when=asyncio.FIRST_COMPLETED)
-        return await (task if task.done() else watch) or 0
-    finally:
-        for each in (task, watch):
-            each.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
 
 
 class _Backfill:

@@ -18,6 +18,8 @@ T = TypeVar("T")
 INTERRUPTED = 130
 """Exit code of a program that was interrupted, as shells have it."""
 
+GUARD_SECONDS = 0.5
+CANCEL_AGAIN_SECONDS = 2.0
 TICK_SECONDS = 0.05
 TAIL_LINES = 15
 
@@ -40,7 +42,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._count = 0
-        self._cancel: Callable[[], object] | None = None
+        self._wake: Callable[[], object] | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -70,17 +72,18 @@ class StopRequest:
         """
 
         async def cancellable() -> T:
-            task, loop = asyncio.current_task(), asyncio.get_running_loop()
-            assert task is not None
-            self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+            loop, stop = asyncio.get_running_loop(), asyncio.Event()
+            self._wake = lambda: loop.call_soon_threadsafe(stop.set)
             try:
                 self.check()
-                return await main()
-            except asyncio.CancelledError:
-                self.check()
-                raise
+                work, stopped = asyncio.ensure_future(main()), asyncio.ensure_future(stop.wait())
+                await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+                await _end(work, stopped)
+                if work.cancelled():
+                    self.check()
+                return work.result()
             finally:
-                self._cancel = None
+                self._wake = None
 
         return asyncio.run(cancellable())
 
@@ -96,8 +99,8 @@ class StopRequest:
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         self._count += 1
-        if self._cancel is not None and self._count == 1:  # once: what cleans up must not be cancelled too
-            self._cancel()
+        if self._wake is not None:
+            self._wake()
 
 
 class Child:
@@ -137,6 +140,27 @@ class Child:
             tail = "\n".join(self.output.splitlines()[-TAIL_LINES:])
             raise ChildFailed(f"{self._name} ended with code {code}:\n{tail}")
 
+    async def beside(self, work: Awaitable[T]) -> T:
+        """What `work` returns, with the program beside it all the time.
+
+        Raises:
+            ChildFailed: the program has ended first.
+        """
+
+        async def guard() -> None:
+            while True:
+                self.check()
+                await asyncio.sleep(GUARD_SECONDS)
+
+        task, watch = asyncio.ensure_future(work), asyncio.ensure_future(guard())
+        try:
+            await asyncio.wait([task, watch], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                watch.result()
+        finally:
+            await _end(task, watch)
+        return task.result()
+
     def stop(self, *, seconds: float, hurried: Callable[[], bool] = lambda: False) -> int:
         """End it: it is asked, and killed after `seconds` or as soon as `hurried()`. Return its exit code."""
         if self._process.poll() is None:
@@ -147,3 +171,17 @@ class Child:
         if self._process.poll() is None:
             self._process.kill()
         return self._process.wait()
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel what is not done, and wait until it is.
+
+    Again until it is: before Python 3.12 `asyncio.wait_for` can lose a cancellation, and other libraries use it.
+    """
+    while unfinished := [task for task in tasks if not task.done()]:
+        for task in unfinished:
+            task.cancel()
+        await asyncio.wait(unfinished, timeout=CANCEL_AGAIN_SECONDS)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody asks for the result

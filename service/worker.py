@@ -7,14 +7,14 @@ import torch
 
 from asmg.models import EmbeddingMLPConfig
 from asmg.updaters import build_updater
-from service.errors import ConfigurationError, ServiceError
+from service.errors import ConfigurationError, NotReady, ServiceError
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database, Leadership, Lock
 from service.storage.redis_state import Notices, connect
 from service.storage.repositories import Period, PeriodStatus
 from service.use_cases.bootstrap import ensure_prior
-from service.use_cases.retention import prune
+from service.use_cases.retention import prune, sweep
 from service.use_cases.update_model import HeadMoved, PeriodUpdate, Workshop
 
 __all__ = ["run"]
@@ -40,11 +40,16 @@ async def run(settings: Settings) -> None:
     leadership = Leadership(settings.postgres_dsn)
     workshop = Workshop(settings, database, ArtifactStore(database, redis), Notices(redis), updater)
     logger.info("worker started with %s", settings.updater)
+    swept = False
     try:
         while True:
             try:
-                if await leadership.try_acquire() and await _update_next(workshop):
-                    continue
+                if await leadership.try_acquire():
+                    if not swept:
+                        await sweep(database)
+                        swept = True
+                    if await _update_next(workshop):
+                        continue
             except ServiceError as error:  # Postgres is away: wait and go on where the stages say
                 logger.warning("worker waits: %s", error)
             await asyncio.sleep(settings.worker_poll_seconds)
@@ -65,7 +70,7 @@ async def _update_next(workshop: Workshop) -> bool:
         version = await PeriodUpdate(workshop, period.number).run()
     except HeadMoved as moved:
         logger.info("period %d starts again: %s", period.number, moved)
-    except ServiceError:
+    except NotReady:
         raise  # the storage's trouble, not the period's
     except Exception as error:
         logger.exception("the update on period %d failed", period.number)

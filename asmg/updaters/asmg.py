@@ -52,8 +52,12 @@ class AsmgConfig:
     """Adam's step size for ω."""
     batch_size: int = 256
     """Interactions a batch of the newest period; the others are cut into as many batches."""
-    epochs: int = 1
-    """Passes over the window's data."""
+    epochs: int = 2
+    """Passes over the window's data, at least."""
+    max_epochs: int = 4
+    """Passes at most, over a period so small that `min_steps` would ask for more."""
+    min_steps: int = 300
+    """Optimizer steps that a period should get: a small one is passed over more often."""
     average: bool = True
     """Whether ω becomes the average of the iterates of the last pass instead of the last iterate."""
     blends: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -64,6 +68,8 @@ class AsmgConfig:
     def __post_init__(self) -> None:
         if not (self.window > 0 and self.lr > 0 and self.batch_size > 0 and self.epochs > 0):
             raise ValueError(f"asmg: expected positive window, lr, batch_size, epochs; received {self}")
+        if self.max_epochs < self.epochs or self.min_steps < 0:
+            raise ValueError(f"asmg: expected max_epochs ≥ epochs and min_steps ≥ 0; received {self}")
         if self.loss_weights not in ("linear", "uniform", "last"):
             raise ValueError(f"loss_weights: expected linear, uniform or last; received {self.loss_weights!r}")
         if not self.blends or list(self.blends) != sorted(set(self.blends)) or min(self.blends) < 0:
@@ -181,8 +187,9 @@ class AsmgGru(Updater[AsmgState]):
         evidence = self._weigh(state, data)
         weights = {name: w.clone() for name, w in state.weights.items()}
         optimizer = Adam(weights, state.adam.grown({}), lr=self.config.lr)
-        for epoch in range(self.config.epochs):
-            self._epoch(optimizer, state, targets, rng, progress, epoch)
+        epochs = self.epochs(len(data))
+        for epoch in range(epochs):
+            self._epoch(optimizer, state, targets, rng, progress, epoch, epochs)
         self.generator.check(weights)
         hidden = state.hidden
         if self.config.carry_hidden and len(state.models) == self.config.window:
@@ -197,6 +204,7 @@ class AsmgGru(Updater[AsmgState]):
         rng: torch.Generator,
         progress: Progress | None,
         epoch: int,
+        epochs: int,
     ) -> None:
         """One pass: batch n holds the n-th part of every target period, each scored by the output for its period."""
         loss_weights = self.loss_weights(len(targets))
@@ -224,10 +232,15 @@ class AsmgGru(Updater[AsmgState]):
             for name, mean in average.items():
                 mean.lerp_(optimizer.params[name], 1 / (n + 1))
             if progress:
-                progress((epoch + (n + 1) / steps) / self.config.epochs)
-        if self.config.average and epoch == self.config.epochs - 1:
+                progress((epoch + (n + 1) / steps) / epochs)
+        if self.config.average and epoch == epochs - 1:
             for name, mean in average.items():
                 optimizer.params[name].copy_(mean)
+
+    def epochs(self, events: int) -> int:
+        """Passes over a window whose newest period has so many interactions."""
+        steps = math.ceil(events / self.config.batch_size)
+        return max(self.config.epochs, min(self.config.max_epochs, math.ceil(self.config.min_steps / steps)))
 
     def loss_weights(self, length: int) -> list[float]:
         """λ for a window of `length` targets, oldest first; they sum to 1 (slides: λ_j = j / Σ j')."""

@@ -109,7 +109,7 @@ class _Demo:
         try:
             url = self._wait_until_listening(server)
             self._say(f"[bold]{url}[/] answers after {time.monotonic() - started:.0f} s; playing {stream.name}")
-            report, example = self._play(stream, url, key)
+            report, example = self._play(stream, url, key, server)
             self._show_end(report, time.monotonic() - started)
             if self._options.report is not None:
                 self._options.report.write_text(json.dumps(report.to_json(), indent=2) + "\n")
@@ -178,7 +178,7 @@ class _Demo:
             time.sleep(TICK_SECONDS)
         return match[1]
 
-    def _play(self, stream: Stream, url: str, key: str) -> tuple[Report, dict[str, Any]]:
+    def _play(self, stream: Stream, url: str, key: str, server: Child) -> tuple[Report, dict[str, Any]]:
         """The report, and a question to ask the service with."""
         models = MODELS if stream.name == "synthetic" else MODELS[:3]
         lines = ScoreLines(self._console, models, requests=True)
@@ -187,7 +187,9 @@ class _Demo:
         with StageBar(self._console) as bar:
             story = Story(url, key, bar, self._options.seed)
             report = self._stop.run(
-                lambda: story.play(stream, self._options.seed, lambda period: lines.period(period.line()))
+                lambda: server.beside(
+                    story.play(stream, self._options.seed, lambda period: lines.period(period.line()))
+                )
             )
         means = report.to_json()["means"]
         if means["periods"]:

@@ -192,8 +192,8 @@ async def watch_period(
                 async with asyncio.timeout(poll_seconds):
                     await changed.wait()
     finally:
-        # Until it has ended: before Python 3.12 `asyncio.wait_for`, by which the Redis client sends, loses a cancellation
-        # that comes as the sending ends; so does nearly every one that comes right after the start.
+        # Again until it has ended: before Python 3.12 `asyncio.wait_for`, by which the Redis client sends, loses a
+        # cancellation that comes as the sending ends, and that is when one comes right after the start.
         while not listener.done():
             listener.cancel()
             await asyncio.wait([listener], timeout=CANCEL_AGAIN_SECONDS)

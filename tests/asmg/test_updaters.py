@@ -656,7 +656,7 @@ LAMBDAS = {"linear": [[1.0], [1 / 3, 2 / 3], [1 / 6, 2 / 6, 3 / 6], [1 / 6, 2 / 
 @pytest.mark.parametrize("case", [GRU, GRU_CATEGORIES], ids=["plain", "categories"])
 def test_the_generator_is_trained_on_all_targets_of_the_window(case: Case, t: int, kind: str, average: bool) -> None:
     """Against dense Adam in float64 over whole tables: output j is scored on the period after model j, weight λ_j."""
-    updater = asmg(case.config, loss_weights=kind, average=average, batch_size=100)
+    updater = asmg(case.config, loss_weights=kind, average=average, batch_size=100, epochs=1, min_steps=0)
     # From weights of a trained size, so that every gradient is a plain one.
     rng = torch_rng(t)
     state = case.state(t - 1)
@@ -790,3 +790,12 @@ def test_the_moments_of_an_optimizer_survive_storage() -> None:
     assert got.adam.step == state.adam.step > 0
     assert got.base.adam.step == state.base.adam.step > 0
     assert unchanged(snapshot([state.adam, state.base.adam]), [got.adam, got.base.adam])
+
+
+@pytest.mark.parametrize(
+    ("events", "passes"),
+    [(1, 4), (256, 4), (256 * 75, 4), (256 * 76, 4), (256 * 100, 3), (256 * 150, 2), (256 * 10_000, 2)],
+)
+def test_a_small_period_is_passed_over_more_often(events: int, passes: int) -> None:
+    """Until it has had 300 steps of 256 interactions, at least 2 and at most 4 times."""
+    assert AsmgGru(SMALL).epochs(events) == passes

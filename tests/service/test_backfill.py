@@ -1,5 +1,6 @@
 """`asmg import`: a log becomes periods, once, however often it is interrupted; and bad files are said to be bad."""
 
+import asyncio
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from redis.asyncio import Redis
 from sqlalchemy import text
 
 from asmg.datasets import ColumnMap, InteractionLog, LogFormatError, cut
@@ -23,7 +25,9 @@ from service.backfill import ImportOptions, _Plan, run_import
 from service.settings import Settings
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedServers
-from service.storage.repositories import Interaction
+from service.storage.redis_state import Notices
+from service.storage.repositories import Interaction, PeriodStatus
+from service.use_cases.status import watch_period
 from tests.conftest import Servers, database_dsn, execute, flush
 from tests.service.programs import ASMG, asmg, environment, wait_for
 
@@ -177,6 +181,16 @@ async def test_events_of_others_in_the_open_period(
     before = await everything(postgres_dsn)
     asmg("import", *arguments, **there)
     assert await everything(postgres_dsn) == before
+
+
+async def test_watching_a_finished_period_ends(database: Database, redis: Redis) -> None:
+    async with database.unit_of_work() as work:
+        await work.periods.set_status(1, PeriodStatus.UPDATED)
+        await work.commit()
+    for _ in range(30):  # it lost the cancellation of its listener, and hung, in about every second try
+        async with asyncio.timeout(5):
+            documents = [document async for document in watch_period(database, Notices(redis), 1)]
+        assert [document.status for document in documents] == [PeriodStatus.UPDATED]
 
 
 def options(folder: Path, content: str | bytes = "", name: str = "log.csv", **changes: Any) -> ImportOptions:

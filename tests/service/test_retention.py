@@ -6,16 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from asmg.checkpoint import Checkpoint
 from service.errors import ModelPruned
 from service.storage.database import Database, Lock
+from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName, ModelKind, ModelVersion
-from service.use_cases.retention import prune
+from service.use_cases.retention import prune, sweep
 from service.use_cases.rollback import rollback
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
 from tests.service.update_support import Bench, bench, copies, named, periods, single_thread, stored
+
+
+class Stopped(Exception):
+    """Somebody pulled the plug."""
+
+
+class StopsAtGenerate(Notices):
+    """The worker dies when this stage begins."""
+
+    async def publish_progress(self, period: int, progress: Any) -> None:
+        if progress["stage"] == "generate":
+            raise Stopped
+
 
 # The served and the one before it; the training state of the head alone.
 FEW = {"keep_versions": 2, "keep_states": 1}
@@ -116,6 +131,34 @@ async def test_intermediate_artifacts_go_after_each_period(few: Bench) -> None:
     assert deleted == len(before) - len(named(found)) > 0
     assert await few.outcome() == found
     assert await prune(few.database, 1, few.settings) == 0
+
+
+async def test_a_sweep_takes_what_a_dead_worker_left(few: Bench) -> None:
+    """One that died between publishing and pruning, and a period in the middle of its update that needs all it made."""
+    first, second = periods(2)
+    await few.log(first)
+    await few.update(1)
+    assert await stored(few.database) > named(await few.outcome())
+    assert await sweep(few.database) == 0  # too young: another process may be about to name it
+    await age(few.database)
+    await sweep(few.database)
+    assert await stored(few.database) == named(await few.outcome())
+
+    await few.log(second)
+    with pytest.raises(Stopped):
+        await few.update(2, notices=StopsAtGenerate(few.redis))
+    before = await stored(few.database)
+    assert before > named(await few.outcome())
+    await age(few.database)
+    assert await sweep(few.database) == 0
+    assert await few.update(2) == 2
+
+
+async def age(database: Database) -> None:
+    """Make all artifacts two hours old."""
+    async with database.unit_of_work() as work:
+        await work.connection.execute(text("UPDATE artifacts SET created_at = created_at - interval '2 hours'"))
+        await work.commit()
 
 
 async def test_pruning_does_not_change_what_is_learned_next(four: Bench, few: Bench) -> None:

@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from datetime import timedelta
 
-from sqlalchemy import insert, select, text
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -73,6 +74,11 @@ class Artifacts:
         if (actual := await digest_of(data)) != digest:
             raise ArtifactCorrupt(digest, actual)
         return data
+
+    async def older_than(self, age: timedelta) -> Sequence[str]:
+        """Digests of all artifacts that were stored at least so long ago."""
+        query = select(tables.artifacts.c.digest).where(tables.artifacts.c.created_at <= func.clock_timestamp() - age)
+        return (await self._connection.execute(query)).scalars().all()
 
     async def delete(self, digests: Sequence[str]) -> set[str]:
         """Delete those of the artifacts that no model version names, as serving model or in its state; return them."""
