@@ -235,12 +235,16 @@ def import_command(
 @keys.command("create")
 def create_key_command(
     name: Annotated[str, typer.Argument(help="What the key is for, or whose it is; the audit names it.")],
-    scope: Annotated[list[str], typer.Option(help=f"One or more of {', '.join(SCOPES)}; give the option again.")],
+    scope: Annotated[
+        list[str],
+        typer.Option("--scope", "--scopes", help=f"One or more of {', '.join(SCOPES)}; with commas, or given again."),
+    ],
     data_dir: DataDir = None,
 ) -> None:
     """Make a key and print it, this once."""
+    scopes = [part.strip() for value in scope for part in value.split(",")]
     with plain_errors():
-        key_id, key = _with_database(data_dir, lambda database: create_key(database, name, scope))
+        key_id, key = _with_database(data_dir, lambda database: create_key(database, name, scopes))
         print(f"asmg: key {key_id}; it is shown only now", file=sys.stderr)
         print(key)
 

@@ -242,7 +242,7 @@ def serve(settings: Settings, *, worker: bool | None = None, migrate_first: bool
             host = LOOPBACK
             print(
                 f"asmg: there is no API key yet, so only this host can call the service ({LOOPBACK}); "
-                "create one with `asmg keys create NAME --scope predict --scope ingest --scope admin` and start again",
+                "create one with `asmg keys create NAME --scope predict,ingest,admin` and start again",
                 file=sys.stderr,
                 flush=True,
             )

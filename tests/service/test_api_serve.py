@@ -40,7 +40,7 @@ def test_a_life_with_servers_of_its_own(data_dir: Path, tmp_path: Path) -> None:
         with httpx.Client(base_url=first.url) as client:
             assert client.post("/predict", json=QUESTION).json()["scores"] == pytest.approx([0.5, 0.5])
 
-            made = asmg("keys", "create", "all", "--scope", "predict", "--scope", "ingest", "--scope", "admin", *place)
+            made = asmg("keys", "create", "all", "--scope", "predict,ingest", "--scope", "admin", *place)
             key = made.stdout.strip()
             key_id = key.split("_")[1]
             headers = {"Authorization": f"Bearer {key}"}
