@@ -23,6 +23,7 @@ from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.redis_state import HistoryStore, Notices, connect
+from service.tasks import end_tasks
 from service.use_cases.auth import KeyCache
 from service.use_cases.bootstrap import current_champion, ensure_prior
 
@@ -118,9 +119,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
                     await serving.wait_loaded()
             yield {"parts": parts}
         finally:
-            follower.cancel()
-            with suppress(asyncio.CancelledError):
-                await follower
+            await end_tasks(follower)
             await redis.aclose()
             await database.close()
 

@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from service.errors import ServiceError
+from service.tasks import end_tasks
 
 __all__ = ["INTERRUPTED", "Child", "ChildFailed", "Interrupted", "StopRequest"]
 
@@ -19,7 +20,6 @@ INTERRUPTED = 130
 """Exit code of a program that was interrupted, as shells have it."""
 
 GUARD_SECONDS = 0.5
-CANCEL_AGAIN_SECONDS = 2.0
 TICK_SECONDS = 0.05
 TAIL_LINES = 15
 
@@ -78,7 +78,7 @@ class StopRequest:
                 self.check()
                 work, stopped = asyncio.ensure_future(main()), asyncio.ensure_future(stop.wait())
                 await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
-                await _end(work, stopped)
+                await end_tasks(work, stopped)
                 if work.cancelled():
                     self.check()
                 return work.result()
@@ -158,7 +158,7 @@ class Child:
             if not task.done():
                 watch.result()
         finally:
-            await _end(task, watch)
+            await end_tasks(task, watch)
         return task.result()
 
     def stop(self, *, seconds: float, hurried: Callable[[], bool] = lambda: False) -> int:
@@ -171,17 +171,3 @@ class Child:
         if self._process.poll() is None:
             self._process.kill()
         return self._process.wait()
-
-
-async def _end(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel what is not done, and wait until it is.
-
-    Again until it is: before Python 3.12 `asyncio.wait_for` can lose a cancellation, and other libraries use it.
-    """
-    while unfinished := [task for task in tasks if not task.done()]:
-        for task in unfinished:
-            task.cancel()
-        await asyncio.wait(unfinished, timeout=CANCEL_AGAIN_SECONDS)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # seen, also where nobody asks for the result

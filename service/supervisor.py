@@ -38,6 +38,7 @@ from service.settings import Settings
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedServers
 from service.storage.migrate import alembic_config, migrate
+from service.tasks import end_tasks
 
 __all__ = ["Supervisor", "configure_logging", "environment_of", "installation", "listen", "run_worker", "serve"]
 
@@ -344,11 +345,16 @@ def run_worker(settings: Settings) -> None:
     from service.worker import run  # with the training library, which takes seconds to import
 
     async def until_signal() -> None:
-        task = asyncio.ensure_future(run(settings))
+        stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        with suppress(asyncio.CancelledError):
-            await task
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        work, stopped = asyncio.ensure_future(run(settings)), asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                await work  # for what it raised
+        finally:
+            await end_tasks(work, stopped)
 
     asyncio.run(until_signal())
 

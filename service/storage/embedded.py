@@ -297,6 +297,9 @@ class _Redis:
             client.shutdown(nosave=True)
         if not _wait_gone(process, STOP_SECONDS):
             raise EmbeddedServerError(f"Redis did not stop within {STOP_SECONDS:.0f} s; see {self._folder}")
+        if self._socket.parent != self._folder:
+            with suppress(OSError):  # another file in it is not ours
+                self._socket.parent.rmdir()
 
     def _process(self) -> psutil.Process | None:
         """The running server behind the socket."""

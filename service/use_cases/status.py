@@ -15,6 +15,7 @@ from service.errors import ModelNotFound, NotReady, PeriodNotFound
 from service.storage.database import Database, ReadSession
 from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName, ModelKind, ModelVersion, Period, PeriodStatus
+from service.tasks import end_tasks
 
 __all__ = [
     "MAX_NUMBER",
@@ -36,7 +37,6 @@ MAX_NUMBER = 2**31 - 1
 """The highest period or version number that Postgres can hold; there is none above it."""
 
 PROGRESS_TIMEOUT_SECONDS = 0.5
-CANCEL_AGAIN_SECONDS = 0.1
 FINISHED = (PeriodStatus.UPDATED, PeriodStatus.FAILED)
 
 
@@ -192,13 +192,7 @@ async def watch_period(
                 async with asyncio.timeout(poll_seconds):
                     await changed.wait()
     finally:
-        # Again until it has ended: before Python 3.12 `asyncio.wait_for`, by which the Redis client sends, loses a
-        # cancellation that comes as the sending ends, and that is when one comes right after the start.
-        while not listener.done():
-            listener.cancel()
-            await asyncio.wait([listener], timeout=CANCEL_AGAIN_SECONDS)
-        with suppress(asyncio.CancelledError):
-            await listener
+        await end_tasks(listener)
 
 
 async def get_model(database: Database, version: int) -> ModelDetail:

@@ -200,7 +200,11 @@ def test_a_path_too_long_for_a_socket_works(data_dir: Path) -> None:
         with redis_sync.Redis.from_url(servers.redis_url) as client:
             assert client.ping()
         started = pids(folder)
+        socket = Path(servers.redis_url.removeprefix("unix://"))
+        assert not socket.is_relative_to(folder)
+        assert socket.exists()
     assert not any(map(runs, started))
+    assert not socket.parent.exists()
 
 
 def test_no_redis_at_all_is_a_clear_error_and_leaves_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
