@@ -3,9 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +11,7 @@ from service.errors import NotReady, Unauthorized
 from service.settings import Settings
 from service.storage.database import Database, ReadSession
 from service.use_cases.auth import SCOPES, KeyCache, create_key, list_keys, revoke_key
-from tests.service.api_support import Api, event, running_app, settings_for
+from tests.service.api_support import Api, event, running_app
 
 CALLS = {
     ("POST", "/predict"): {"predict"},
@@ -28,17 +26,6 @@ CALLS = {
     ("POST", "/admin/rollback"): {"admin"},
 }
 OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
-
-
-@pytest.fixture
-def settings(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Settings:
-    return settings_for(postgres_dsn, redis_url, tmp_path)
-
-
-@pytest.fixture
-async def api(settings: Settings) -> AsyncIterator[Api]:
-    async with running_app(settings) as api:
-        yield api
 
 
 async def test_every_scope_with_every_call(api: Api, database: Database) -> None:

@@ -11,15 +11,9 @@ from sqlalchemy import text
 
 from service.limits import MAX_BODY_BYTES
 from service.storage.database import Database
-from tests.service.api_support import NOON, Api, event, ingest, running_app, served_app, settings_for
+from tests.service.api_support import NOON, Api, event, ingest, served_app, settings_for
 
 LONG = "x" * 257
-
-
-@pytest.fixture
-async def api(postgres_dsn: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Api]:
-    async with running_app(settings_for(postgres_dsn, redis_url, tmp_path)) as api:
-        yield api
 
 
 async def stored(database: Database) -> dict[str, int]:

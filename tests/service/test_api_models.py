@@ -16,20 +16,9 @@ from service.serving.snapshot import prior_snapshot
 from service.serving.swap import Champion, ServingModel
 from service.settings import Settings
 from service.storage.database import Database
-from tests.service.api_support import Api, eventually, publish, running_app, settings_for
+from tests.service.api_support import Api, eventually, publish, running_app
 
 QUESTION = {"user_id": "u", "items": ["a"]}
-
-
-@pytest.fixture
-def settings(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Settings:
-    return settings_for(postgres_dsn, redis_url, tmp_path)
-
-
-@pytest.fixture
-async def api(settings: Settings) -> AsyncIterator[Api]:
-    async with running_app(settings) as api:
-        yield api
 
 
 async def served(api: Api) -> tuple[int, float]:

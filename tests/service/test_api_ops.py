@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,6 @@ import pytest
 from service.errors import ConfigurationError
 from service.settings import Settings
 from tests.service.api_support import Api, event, ingest, running_app, settings_for
-
-
-@pytest.fixture
-def settings(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Settings:
-    return settings_for(postgres_dsn, redis_url, tmp_path)
-
-
-@pytest.fixture
-async def api(settings: Settings) -> AsyncIterator[Api]:
-    async with running_app(settings) as api:
-        yield api
 
 
 async def test_a_new_service_is_alive_and_ready_with_the_prior(api: Api) -> None:

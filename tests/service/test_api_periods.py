@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,7 @@ from service.storage.database import Database
 from service.storage.redis_state import Notices
 from service.storage.repositories import Evaluation, Interaction, PeriodStatus
 from service.use_cases.status import PeriodDocument, get_period
-from tests.service.api_support import Api, event, eventually, ingest, running_app, served_app, settings_for
-
-
-@pytest.fixture
-def settings(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Settings:
-    return settings_for(postgres_dsn, redis_url, tmp_path)
-
-
-@pytest.fixture
-async def api(settings: Settings) -> AsyncIterator[Api]:
-    async with running_app(settings) as api:
-        yield api
+from tests.service.api_support import Api, event, eventually, ingest, served_app, settings_for
 
 
 async def test_events_are_stored_once(api: Api, database: Database) -> None:

@@ -197,7 +197,8 @@ async def test_readers_writers_and_flushes_at_once_end_in_agreement(
 
 async def test_redis_away_costs_nothing_but_speed(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     away = connect("unix:///nonexistent/redis.sock")
-    store, notices = HistoryStore(away, database), Notices(away)
+    fallbacks = []
+    store, notices = HistoryStore(away, database, on_fallback=lambda: fallbacks.append(1)), Notices(away)
     await commit(database, event(1))
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
@@ -207,6 +208,9 @@ async def test_redis_away_costs_nothing_but_speed(database: Database, caplog: py
     await notices.publish_swap()
     await notices.publish_progress(1, {"stage": "score"})
     assert await notices.progress(1) is None
+    read = len(fallbacks)
+    await store.get("u")
+    assert len(fallbacks) == read + 1 > 1
     await away.aclose()
 
 
