@@ -20,6 +20,7 @@ from typing import Protocol
 
 from service.errors import NotReady, ServiceError
 from service.serving.snapshot import Snapshot
+from service.tasks import end_tasks
 
 __all__ = ["Champion", "ServingModel", "load_snapshot"]
 
@@ -125,9 +126,11 @@ class ServingModel:
 
         Whatever fails is logged and tried again, less and less often; the snapshot served stays.
         """
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen())
-            group.create_task(self._follow())
+        tasks = asyncio.create_task(self._listen()), asyncio.create_task(self._follow())
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)  # which none ever does by itself
+        finally:
+            await end_tasks(*tasks)
 
     async def refresh(self) -> None:
         """Look the champion up once and load or schedule it where it is new; raises whatever fails."""
