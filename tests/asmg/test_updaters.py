@@ -69,7 +69,9 @@ def learned(case: Case, periods: int) -> Any:
     updater = case.build()
     if periods == 0:
         return updater.initial(torch_rng(17))
-    return updater.update(learned(case, periods - 1), case.period(periods), rng=torch_rng(periods))
+    # The first period is larger, so that the models are past their nearly constant beginnings.
+    data = case.period(periods, 900 if periods == 1 else 300)
+    return updater.update(learned(case, periods - 1), data, rng=torch_rng(periods))
 
 
 CASES = {
@@ -417,7 +419,7 @@ def the_models_of_this_suite_tell_interactions_apart(case: Case) -> None:
     updater = case.build()
     for t in (1, 3, 5):
         for params in updater.serving_models(case.state(t)).values():
-            assert float(predict_logits(updater.model, params, case.period(t)).std()) > 0.005
+            assert float(predict_logits(updater.model, params, case.period(t)).std()) > 0.02
 
 
 @pytest.mark.parametrize(
