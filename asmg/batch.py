@@ -5,7 +5,7 @@ row*, the learned stand-in for everything unknown. Histories are ragged (values 
 its histories really hold and padding does not exist.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,17 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asmg.kernels import Plan, plan_epoch, renumber
+
 __all__ = [
     "COLD_ROW",
     "HISTORY_LENGTH",
     "NO_CATEGORY",
+    "Epoch",
+    "Excerpt",
     "InteractionBatch",
     "ItemFeatures",
     "LocalBatches",
     "PeriodData",
     "build_histories",
-    "localise",
-    "shuffled_batches",
+    "concatenate",
+    "excerpt",
 ]
 
 COLD_ROW = 0
@@ -121,6 +125,17 @@ class PeriodData:
         sizes = {"user": self.users, "item": self.items}
         return sizes | {"category": self.categories} if self.categories else sizes
 
+    @property
+    def features(self) -> "ItemFeatures | None":
+        """The categories of all items, for a forward pass on whole tables."""
+        if self.item_categories is None:
+            return None
+        return ItemFeatures(torch.arange(self.items), self.item_categories.long())
+
+    def without_history(self) -> "PeriodData":
+        """The same interactions for a model that does not look at histories."""
+        return replace(self, history=self.history[:0], offsets=torch.zeros_like(self.offsets))
+
     def batch(self, index: Tensor) -> InteractionBatch:
         """The interactions at `index` (int64 [B]) as a batch."""
         starts = self.offsets[index]
@@ -149,12 +164,6 @@ class PeriodData:
         )
 
 
-def shuffled_batches(data: PeriodData, batch_size: int, rng: torch.Generator) -> Iterator[InteractionBatch]:
-    """One epoch in a random order: batches of `batch_size`, the last one as long as what is left."""
-    for index in torch.randperm(len(data), generator=rng).split(batch_size):
-        yield data.batch(index)
-
-
 class ItemFeatures(NamedTuple):
     """What an item is beside its own embedding row."""
 
@@ -170,65 +179,182 @@ class LocalBatches(NamedTuple):
     batches: list[InteractionBatch]
     """Users count within rows["user"]; items within `features`, or where that is None within rows["item"]."""
     rows: dict[str, Tensor]
-    """Table name → int64 [R], the distinct rows of the whole table, ascending."""
+    """Table name → int64 [R], distinct rows of the whole table, the cold row first."""
     features: ItemFeatures | None
-    """The categories of the items; None for a model without categories."""
+    """The categories of the items; None where they have none."""
 
 
-def localise(
-    batches: Sequence[InteractionBatch],
-    sizes: Mapping[str, int],
-    item_categories: Tensor | None = None,
+def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
+    """Several periods as one, oldest first; tables and categories are those of the last."""
+    lengths = [0, *(len(p.history) for p in periods[:-1])]
+    starts = np.cumsum(lengths).tolist()
+    return replace(
+        periods[-1],
+        user=torch.cat([p.user for p in periods]),
+        item=torch.cat([p.item for p in periods]),
+        history=torch.cat([p.history for p in periods]),
+        label=torch.cat([p.label for p in periods]),
+        offsets=torch.cat([periods[0].offsets[:1], *(p.offsets[1:] + s for p, s in zip(periods, starts, strict=True))]),
+    )
+
+
+class Excerpt(NamedTuple):
+    """Logs and the table rows that they touch, numbered anew: the problem at the size of the traffic."""
+
+    periods: list[PeriodData]
+    """The logs, their rows counted within `rows`."""
+    rows: dict[str, Tensor]
+    """Table name → int64 [n], distinct rows of the whole table, the cold row first."""
+
+
+def excerpt(
+    periods: Sequence[PeriodData],
+    tables: Sequence[str],
     *,
-    cold_rate: float = 0.0,
-    rng: torch.Generator | None = None,
-) -> LocalBatches:
-    """Number the rows of `batches` within the distinct rows that they touch together.
+    sizes: Mapping[str, int] | None = None,
+    more: Mapping[str, Tensor] | None = None,
+) -> Excerpt:
+    """Number the rows that `periods` touch, by first appearance.
 
     Gradients reach a table only through the rows looked up, so computing with these rows alone is the same mathematics
     at a cost that grows with the traffic and not with the tables.
 
     Args:
-        batches: rows of the whole tables; rows at or past `sizes` are read as the cold row.
-        sizes: rows of each table.
-        item_categories: int [items, C] for a model with categories; may know more items than `sizes` says. Of no
-            account where `sizes` has no category table.
-        cold_rate: probability that a user or item is read as the cold one throughout these batches: id dropout, by
-            which the cold rows learn to stand for unknown ids. An item keeps its categories.
-        rng: source of the coin flips; needed with `cold_rate`.
+        periods: the last one knows the categories of all items.
+        tables: those of the model; without "category" the items' categories are left out.
+        sizes: rows of the models' tables, where ids past them need no rows of their own: all of them read the cold
+            row. (Not so an item that has categories.)
+        more: further rows that shall be in the excerpt.
     """
-    if cold_rate > 0 and rng is None:
-        raise ValueError("rng: expected a torch.Generator with cold_rate > 0; received None")
-
-    def readable(name: str, ids: Tensor) -> Tensor:
-        """The row that is read for each id: its own, or the cold one."""
-        rows = torch.where(ids < sizes[name], ids, COLD_ROW)
-        if cold_rate > 0:
-            rows = torch.where(torch.rand(len(rows), generator=rng) < cold_rate, COLD_ROW, rows)
-        return rows
-
-    users, user_index = torch.unique(torch.cat([b.user for b in batches]), return_inverse=True)
-    items, item_index = torch.unique(torch.cat([t for b in batches for t in (b.item, b.history)]), return_inverse=True)
+    newest = periods[-1]
+    matrix = newest.item_categories if "category" in tables else None
+    limits = dict(newest.sizes) | ({} if sizes is None else dict(sizes))
+    if matrix is not None:
+        limits["item"] = max(newest.items, limits["item"])
     rows: dict[str, Tensor] = {}
-    rows["user"], gather = torch.unique(readable("user", users), return_inverse=True)
-    user_index = gather[user_index]
-    rows["item"], gather = torch.unique(readable("item", items), return_inverse=True)
-    features = None
-    if item_categories is None or "category" not in sizes:
-        item_index = gather[item_index]
-    else:
-        categories = item_categories[torch.where(items < len(item_categories), items, COLD_ROW)].long()
-        known = torch.where(categories < sizes["category"], categories, COLD_ROW)
-        rows["category"], index = torch.unique(known.clamp(min=0), return_inverse=True)
-        features = ItemFeatures(row=gather, categories=index.masked_fill(categories == NO_CATEGORY, NO_CATEGORY))
-    renumbered, u, i = [], 0, 0
-    for b in batches:
-        n, m = len(b.user), len(b.history)
-        renumbered.append(
-            b._replace(user=user_index[u : u + n], item=item_index[i : i + n], history=item_index[i + n : i + n + m])
+    numbers: dict[str, np.ndarray] = {}
+
+    def number(table: str, ids: Sequence[Tensor]) -> list[Tensor]:
+        limit = limits[table]
+        extra = [] if more is None or table not in more else [more[table].int()]
+        numbers[table] = np.zeros(max(1, limit), np.int32)
+        found = np.zeros(1 + sum(len(i) for i in (*ids, *extra)), np.int32)
+        count = renumber(np.zeros(1, np.int32), limit, numbers[table], found, 0)
+        for part in (*ids, *extra):
+            count = renumber(part.numpy(), limit, numbers[table], found, count)
+        rows[table] = torch.from_numpy(found[:count]).long()
+        return [
+            torch.from_numpy(numbers[table][np.where(i < limit, i, COLD_ROW)] - 1) for i in (t.numpy() for t in ids)
+        ]
+
+    users = number("user", [p.user for p in periods])
+    items = number("item", [t for p in periods for t in (p.item, p.history)])
+    small, categories = None, 0
+    if matrix is not None:
+        known = matrix[torch.where(rows["item"] < len(matrix), rows["item"], COLD_ROW)]
+        known = torch.where(known < limits["category"], known, COLD_ROW)
+        present = known != NO_CATEGORY
+        (numbered,) = number("category", [known[present]])
+        small = torch.full_like(known, NO_CATEGORY).masked_scatter_(present, numbered)
+        categories = len(rows["category"])
+    elif "category" in tables:
+        raise ValueError("item_categories: expected them for a model with categories; received none")
+    sizes_of = {"users": len(rows["user"]), "items": len(rows["item"]), "categories": categories}
+    parts = [
+        PeriodData(user=u, item=i, history=h, offsets=p.offsets, label=p.label, item_categories=small, **sizes_of)
+        for p, u, i, h in zip(periods, users, items[::2], items[1::2], strict=True)
+    ]
+    return Excerpt(parts, rows)
+
+
+class Epoch:
+    """One pass over several logs in lock-step, planned ahead: step s reads the s-th batch of each."""
+
+    def __init__(
+        self,
+        periods: Sequence[PeriodData],
+        batches: Sequence[Sequence[Tensor]],
+        *,
+        cold_rate: float = 0.0,
+        rng: torch.Generator | None = None,
+    ) -> None:
+        """Plan it.
+
+        Args:
+            periods: an excerpt's, newest first.
+            batches: for each period the indices (int64) of the interactions of every batch.
+            cold_rate: probability that a user or item is read as the cold one throughout a step: id dropout, by which
+                the cold rows learn to stand for unknown ids. An item keeps its categories.
+            rng: source of the coin flips; needed with `cold_rate`.
+        """
+        if cold_rate > 0 and rng is None:
+            raise ValueError("rng: expected a torch.Generator with cold_rate > 0; received None")
+        self.features = periods[0].item_categories is not None
+        starts = np.cumsum([0, *(len(p) for p in periods[:-1])]).tolist()
+        parts = [i + start for step in zip(*batches, strict=True) for i, start in zip(step, starts, strict=True)]
+        bounds = np.cumsum([0, *(len(part) for part in parts)])
+        self.order = torch.cat(parts)
+        """int64 [N], the interactions (of all periods one after the other) by the step and batch that reads them."""
+        plain = [replace(p, item_categories=None, categories=0) for p in periods]
+        data = concatenate(plain)
+        self.label = data.label[self.order]
+        """float32 [N], in that order."""
+        categories = periods[0].item_categories if self.features else torch.empty(data.items, 0, dtype=torch.int32)
+        assert categories is not None
+        coins = torch.rand(2 * len(data) + len(data.history), generator=rng) if cold_rate > 0 else torch.ones(1)
+        fields = plan_epoch(
+            self.order.numpy(),
+            bounds,
+            len(periods),
+            data.user.numpy(),
+            data.item.numpy(),
+            data.history.numpy(),
+            data.offsets.numpy(),
+            categories.contiguous().numpy(),
+            np.array([data.users, data.items, max(1, periods[0].categories)]),
+            cold_rate,
+            coins.numpy(),
         )
-        u, i = u + n, i + n + m
-    return LocalBatches(renumbered, rows, features)
+        self.plan = Plan(self.order.numpy(), bounds, *fields)
+        self.periods = len(periods)
+        self._tensors: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        """Steps."""
+        return (len(self.plan.bounds) - 1) // self.periods
+
+    def local(self, step: int, target: Tensor) -> LocalBatches:
+        """What a step reads, on the device of `target`: float32 [N], what to learn of each interaction, as `label`."""
+        plan, on = self.plan, self._on(target.device)
+
+        def ends(bounds: np.ndarray, at: int) -> slice:
+            return slice(int(bounds[at]), int(bounds[at + 1]))
+
+        entities = ends(plan.entity_bounds, step)
+        slots = on["slots"][entities]
+        batches = []
+        for q in range(step * self.periods, (step + 1) * self.periods):
+            own = ends(plan.bounds, q)
+            past = slice(int(plan.offsets[own.start]), int(plan.offsets[own.stop]))
+            item, history = on["item"][own], on["history"][past]
+            if not self.features:
+                item, history = slots[item], slots[history]
+            offsets = on["offsets"][own.start : own.stop + 1] - past.start
+            batches.append(InteractionBatch(on["user"][own], item, history, offsets, target[own]))
+        tables = ("user", "item", "category") if self.features else ("user", "item")
+        rows = {table: on[f"rows.{table}"][ends(plan.row_bounds[k], step)] for k, table in enumerate(tables)}
+        features = ItemFeatures(slots, on["categories"][entities]) if self.features else None
+        return LocalBatches(batches, rows, features)
+
+    def _on(self, device: torch.device) -> dict[str, Tensor]:
+        """The plan as int64 tensors on a device, made once."""
+        if not self._tensors or self._tensors["user"].device != device:
+            plan = self.plan
+            arrays = {"user": plan.user, "item": plan.item, "history": plan.history, "offsets": plan.offsets}
+            arrays |= {"slots": plan.entity_slot, "categories": plan.entity_categories}
+            arrays |= {f"rows.{t}": r for t, r in zip(("user", "item", "category"), plan.rows, strict=True)}
+            self._tensors = {name: torch.from_numpy(array).to(device).long() for name, array in arrays.items()}
+        return self._tensors
 
 
 def build_histories(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from safetensors import SafetensorError
@@ -10,7 +10,20 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-__all__ = ["FORMAT_VERSION", "Checkpoint", "CheckpointError"]
+from asmg.batch import PeriodData
+from asmg.models import Params
+from asmg.training import AdamState
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoint",
+    "CheckpointError",
+    "dump_adam",
+    "dump_data",
+    "load_adam",
+    "load_data",
+    "tensors_of",
+]
 
 FORMAT_VERSION = 1
 
@@ -78,3 +91,37 @@ class Checkpoint:
         if kind is not None and found != kind:
             raise CheckpointError(f"checkpoint: expected kind {kind!r}; received {found!r}")
         return found, meta
+
+
+def dump_adam(adam: AdamState, **meta: int) -> Checkpoint:
+    """An optimizer as a checkpoint, with any further meta data."""
+    tensors = {
+        f"{part}.{name}": tensor
+        for part in ("first", "second", "moved", "restless")
+        for name, tensor in getattr(adam, part).items()
+    }
+    return Checkpoint("adam", {"step": adam.step, **meta}, tensors)
+
+
+def load_adam(checkpoint: Checkpoint) -> AdamState:
+    """The inverse of `dump_adam`."""
+    parts = {name: tensors_of(checkpoint, f"{name}.") for name in ("first", "second", "moved", "restless")}
+    return AdamState(step=checkpoint.meta["step"], **parts)
+
+
+def tensors_of(checkpoint: Checkpoint, prefix: str) -> Params:
+    """The tensors whose names begin so, without that beginning."""
+    return {n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
+
+
+def dump_data(data: PeriodData) -> Checkpoint:
+    """A period's data as a checkpoint."""
+    values = {field.name: getattr(data, field.name) for field in fields(data)}
+    tensors = {name: v for name, v in values.items() if isinstance(v, Tensor)}
+    return Checkpoint("period-data", {n: v for n, v in values.items() if isinstance(v, int)}, tensors)
+
+
+def load_data(checkpoint: Checkpoint) -> PeriodData:
+    """The inverse of `dump_data`."""
+    values: dict[str, Any] = {**checkpoint.meta, **checkpoint.tensors}
+    return PeriodData(**values)

@@ -1,4 +1,4 @@
-"""The base model: Embedding&MLP (the paper's base model), one functional forward pass.
+"""The base models: Embedding&MLP (the paper's) and matrix factorization (SML-MF's), one functional forward pass each.
 
 A model is a configuration and a dictionary of tensors. The tables are called "user", "item" and (with categories)
 "category"; the rest is the MLP. Everything that predicts — training, evaluation, generated parameters, the serving
@@ -6,16 +6,34 @@ snapshot — goes through `EmbeddingMLP.logits`.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import override
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, InteractionBatch, ItemFeatures
 
-__all__ = ["TABLES", "EmbeddingMLP", "EmbeddingMLPConfig", "Params", "grow", "masked_mean", "scatter", "table_sizes"]
+__all__ = [
+    "TABLES",
+    "BaseModel",
+    "EmbeddingMLP",
+    "EmbeddingMLPConfig",
+    "MatrixFactorization",
+    "MatrixFactorizationConfig",
+    "Params",
+    "build_model",
+    "config_from_json",
+    "grow",
+    "masked_mean",
+    "read_rows",
+    "scatter",
+    "table_sizes",
+    "uniform",
+]
 
 Params = dict[str, Tensor]
 """Parameter name → tensor."""
@@ -56,6 +74,29 @@ class EmbeddingMLPConfig:
         return cls(**{**values, "hidden": tuple(values["hidden"])})  # type: ignore[arg-type] # checked by __post_init__
 
 
+@dataclass(frozen=True, kw_only=True)
+class MatrixFactorizationConfig:
+    """Shape of a biased matrix factorization."""
+
+    dim: int = 8
+    """Length of the vectors; the bias comes on top."""
+    categories: bool = False
+    """Whether the mean of its categories' rows is added to an item's row."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim: expected at least 1; received {self.dim}")
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object]) -> "MatrixFactorizationConfig":
+        """The inverse of `to_json`."""
+        return cls(**values)  # type: ignore[arg-type] # checked by __post_init__
+
+
 def masked_mean(table: Tensor, rows: Tensor, fill: int = NO_CATEGORY) -> Tensor:
     """Mean of `table[rows]` over the entries that are not `fill`: [R, C] → [R, dim]; no entry gives zeros."""
     present = (rows != fill).unsqueeze(-1)
@@ -63,58 +104,38 @@ def masked_mean(table: Tensor, rows: Tensor, fill: int = NO_CATEGORY) -> Tensor:
     return total / present.sum(1).clamp(min=1)
 
 
-class EmbeddingMLP:
-    """user | mean of history | item → MLP with ReLU → logit of the click probability."""
+class BaseModel(ABC):
+    """A base model: embedding tables, dense parameters, and one functional forward pass."""
 
-    def __init__(self, config: EmbeddingMLPConfig) -> None:
-        self.config = config
-        item_width = config.dim * (2 if config.categories else 1)
-        self.widths = (config.dim + 2 * item_width, *config.hidden, 1)
+    config: "EmbeddingMLPConfig | MatrixFactorizationConfig"
+    """Its shape."""
+    table_widths: dict[str, int]
+    """Table name → width of its rows."""
+    dense_shapes: dict[str, tuple[int, ...]]
+    """Name → shape of every parameter that is not a table, in a fixed order."""
+    reads_history: bool
+    """Whether histories have a say."""
 
     @property
     def tables(self) -> tuple[str, ...]:
         """Names of this model's embedding tables."""
-        return TABLES if self.config.categories else TABLES[:2]
+        return tuple(self.table_widths)
 
-    @property
-    def dense_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape of every parameter that is not a table, in a fixed order."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for i, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
-            shapes[f"mlp.{i}.weight"] = (fan_out, fan_in)
-            shapes[f"mlp.{i}.bias"] = (fan_out,)
-        return shapes
-
+    @abstractmethod
     def initial(self, rng: torch.Generator) -> Params:
-        """Fresh parameters; each table holds its cold row alone and grows from it (`grow`).
+        """Fresh parameters; each table holds its cold row alone and grows from it (`grow`)."""
 
-        MLP weights are Glorot-uniform and the cold rows small. Hidden biases are slightly positive: rows that are all
-        alike give a ReLU one sign for every interaction, and one that begins closed for all would stay so.
-        """
-        params = {name: scatter(1, self.config.dim, rng) for name in self.tables}
-        last = list(self.dense_shapes)[-1]
-        for name, shape in self.dense_shapes.items():
-            if len(shape) == 1:
-                params[name] = torch.full(shape, 0.0 if name == last else HIDDEN_BIAS)
-            else:
-                limit = math.sqrt(6 / (shape[0] + shape[1]))
-                params[name] = (2 * torch.rand(shape, generator=rng) - 1) * limit
-        return params
+    @abstractmethod
+    def glorot(self, sizes: Mapping[str, int], rng: torch.Generator) -> Params:
+        """Fresh parameters with whole tables, as the authors' release initialises them (methods.md, section 0)."""
 
-    def check(self, params: Mapping[str, Tensor]) -> None:
-        """Raise ValueError, naming the tensor, unless `params` has this model's names and shapes and is finite."""
-        expected: dict[str, tuple[int | None, ...]] = {name: (None, self.config.dim) for name in self.tables}
-        expected |= self.dense_shapes
-        if set(params) != set(expected):
-            raise ValueError(f"parameters: expected {sorted(expected)}; received {sorted(params)}")
-        for name, shape in expected.items():
-            tensor = params[name]
-            if len(tensor.shape) != len(shape) or any(
-                s is not None and s != t for s, t in zip(shape, tensor.shape, strict=True)
-            ):
-                raise ValueError(f"{name}: expected shape {shape}; received {tuple(tensor.shape)}")
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{name}: expected finite numbers; received NaN or infinity")
+    @abstractmethod
+    def head(self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor) -> Tensor:
+        """Logits [B] of user rows [B, width] | pooled history [B, item width] | candidates [B, item width]."""
+
+    @abstractmethod
+    def item_vectors(self, params: Mapping[str, Tensor], features: ItemFeatures | None) -> Tensor:
+        """What each item is to `head`, [E, item width]."""
 
     def logits(
         self, params: Mapping[str, Tensor], batch: InteractionBatch, features: ItemFeatures | None = None
@@ -127,19 +148,78 @@ class EmbeddingMLP:
             features: the items' categories; expected exactly for a model with categories.
         """
         items = self.item_vectors(params, features)
-        pooled = functional.embedding_bag(batch.history, items, batch.offsets, mode="mean", include_last_offset=True)
+        pooled = items[:0]
+        if self.reads_history:
+            pooled = functional.embedding_bag(
+                batch.history, items, batch.offsets, mode="mean", include_last_offset=True
+            )  # fmt: skip
         return self.head(params, params["user"][batch.user], pooled, items[batch.item])
 
+    def check(self, params: Mapping[str, Tensor]) -> None:
+        """Raise ValueError, naming the tensor, unless `params` has this model's names and shapes and is finite."""
+        expected: dict[str, tuple[int | None, ...]] = {name: (None, width) for name, width in self.table_widths.items()}
+        expected |= self.dense_shapes
+        if set(params) != set(expected):
+            raise ValueError(f"parameters: expected {sorted(expected)}; received {sorted(params)}")
+        for name, shape in expected.items():
+            tensor = params[name]
+            if len(tensor.shape) != len(shape) or any(
+                s is not None and s != t for s, t in zip(shape, tensor.shape, strict=True)
+            ):
+                raise ValueError(f"{name}: expected shape {shape}; received {tuple(tensor.shape)}")
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name}: expected finite numbers; received NaN or infinity")
+
+
+class EmbeddingMLP(BaseModel):
+    """user | mean of history | item → MLP with ReLU → logit of the click probability."""
+
+    config: EmbeddingMLPConfig
+    reads_history = True
+
+    def __init__(self, config: EmbeddingMLPConfig) -> None:
+        self.config = config
+        item_width = config.dim * (2 if config.categories else 1)
+        self.widths = (config.dim + 2 * item_width, *config.hidden, 1)
+        """Of the MLP's input and of its layers."""
+        self.table_widths = dict.fromkeys(TABLES if config.categories else TABLES[:2], config.dim)
+        self.dense_shapes = {}
+        for i, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
+            self.dense_shapes[f"mlp.{i}.weight"] = (fan_out, fan_in)
+            self.dense_shapes[f"mlp.{i}.bias"] = (fan_out,)
+
+    @override
+    def initial(self, rng: torch.Generator) -> Params:
+        """Fresh parameters; see BaseModel.
+
+        MLP weights are Glorot-uniform and the cold rows small. Hidden biases are slightly positive: rows that are all
+        alike give a ReLU one sign for every interaction, and one that begins closed for all would stay so.
+        """
+        params = {name: scatter(1, self.config.dim, rng) for name in self.tables}
+        last = list(self.dense_shapes)[-1]
+        for name, shape in self.dense_shapes.items():
+            if len(shape) == 1:
+                params[name] = torch.full(shape, 0.0 if name == last else HIDDEN_BIAS)
+            else:
+                params[name] = uniform(shape, sum(shape), rng)
+        return params
+
+    @override
+    def glorot(self, sizes: Mapping[str, int], rng: torch.Generator) -> Params:
+        params = {name: uniform((sizes[name], w), sizes[name] + w, rng) for name, w in self.table_widths.items()}
+        for name, shape in self.dense_shapes.items():
+            params[name] = uniform(shape, sum(shape) if len(shape) > 1 else 2 * shape[0], rng)
+        return params
+
+    @override
     def item_vectors(self, params: Mapping[str, Tensor], features: ItemFeatures | None) -> Tensor:
-        """What each item is to the MLP, [E, width]: its embedding, and beside it the mean one of its categories."""
+        """Each item's embedding, and beside it the mean one of its categories."""
         if not self.config.categories:
             return params["item"]
-        if features is None:
-            raise ValueError("features: expected ItemFeatures for a model with categories; received None")
-        return torch.cat([params["item"][features.row], masked_mean(params["category"], features.categories)], 1)
+        return torch.cat(_item_and_categories(params, features), 1)
 
+    @override
     def head(self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor) -> Tensor:
-        """The MLP on user [B, dim] | pooled history [B, width] | candidate [B, width] → logits [B]."""
         x = torch.cat([user, pooled, item], 1)
         last = len(self.widths) - 2
         for i in range(last + 1):
@@ -147,6 +227,76 @@ class EmbeddingMLP:
             if i < last:
                 x = functional.relu(x)
         return x.squeeze(1)
+
+
+class MatrixFactorization(BaseModel):
+    """Biased matrix factorization, the base model of SML-MF: ⟨u, v⟩ + b_u + b_v; a row is its vector and its bias.
+
+    With categories an item's row is the sum of its own and the mean of its categories' rows.
+    """
+
+    config: MatrixFactorizationConfig
+    reads_history = False
+
+    def __init__(self, config: MatrixFactorizationConfig) -> None:
+        self.config = config
+        self.table_widths = dict.fromkeys(TABLES if config.categories else TABLES[:2], config.dim + 1)
+        self.dense_shapes = {}
+
+    @override
+    def initial(self, rng: torch.Generator) -> Params:
+        return {name: self._without_bias(scatter(1, width, rng)) for name, width in self.table_widths.items()}
+
+    @override
+    def glorot(self, sizes: Mapping[str, int], rng: torch.Generator) -> Params:
+        return {
+            name: self._without_bias(uniform((sizes[name], width), sizes[name] + width - 1, rng))
+            for name, width in self.table_widths.items()
+        }
+
+    @override
+    def item_vectors(self, params: Mapping[str, Tensor], features: ItemFeatures | None) -> Tensor:
+        if not self.config.categories:
+            return params["item"]
+        own, categories = _item_and_categories(params, features)
+        return own + categories
+
+    @override
+    def head(self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor) -> Tensor:
+        dim = self.config.dim
+        return (user[:, :dim] * item[:, :dim]).sum(1) + user[:, dim] + item[:, dim]
+
+    def _without_bias(self, rows: Tensor) -> Tensor:
+        rows[:, self.config.dim] = 0
+        return rows
+
+
+def build_model(config: EmbeddingMLPConfig | MatrixFactorizationConfig) -> EmbeddingMLP | MatrixFactorization:
+    """The base model of a configuration."""
+    return EmbeddingMLP(config) if isinstance(config, EmbeddingMLPConfig) else MatrixFactorization(config)
+
+
+def config_from_json(values: Mapping[str, object]) -> EmbeddingMLPConfig | MatrixFactorizationConfig:
+    """The inverse of both configurations' `to_json`."""
+    kind = MatrixFactorizationConfig if "hidden" not in values else EmbeddingMLPConfig
+    return kind.from_json(values)
+
+
+def _item_and_categories(params: Mapping[str, Tensor], features: ItemFeatures | None) -> tuple[Tensor, Tensor]:
+    """Rows of the items and means of their categories' rows, [E, width] each."""
+    if features is None:
+        raise ValueError("features: expected ItemFeatures for a model with categories; received None")
+    return params["item"][features.row], masked_mean(params["category"], features.categories)
+
+
+def uniform(shape: tuple[int, ...], fans: float, rng: torch.Generator) -> Tensor:
+    """Glorot-uniform numbers: U(-L, L) with L = √(6 / (fan_in + fan_out))."""
+    return (2 * torch.rand(shape, generator=rng) - 1) * math.sqrt(6 / fans)
+
+
+def read_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """`table[rows]`, with the cold row where a row is past the table's end (an id younger than the table)."""
+    return table[torch.where(rows < len(table), rows, COLD_ROW)]
 
 
 def scatter(rows: int, dim: int, rng: torch.Generator) -> Tensor:

@@ -1,31 +1,85 @@
-"""Training: the one loop over mini-batches, its optimizer, and the scoring pass.
+"""Training of a base model: the one loop over mini-batches, its optimizer, and the scoring pass.
 
-Each step reads only the table rows that its batch touches (`asmg.batch.localise`) and moves only those, yet the result
-is what dense Adam over whole tables computes: `Adam` remembers when a row was last moved and, before the row is read
-again, applies in closed form the steps that its momentum alone would have made meanwhile.
+Training takes the rows that a log touches out of the tables, works on these alone, and puts them back in a step of its
+own (`RowTraining`, `commit`): its cost grows with the traffic and not with the tables. The result is nevertheless what
+dense Adam over whole tables computes: a row remembers when it was last moved and, before it is read again, is moved in
+closed form by what its momentum alone would have done meanwhile.
+
+On a CPU the steps run as machine code (`asmg.kernels`); on a GPU, and where asked for, as eager torch with equal
+results up to float32 rounding.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from asmg.batch import PeriodData, localise, shuffled_batches
+from asmg import kernels
+from asmg.batch import COLD_ROW, Epoch, PeriodData, excerpt
 from asmg.metrics import Scores, scores
-from asmg.models import EmbeddingMLP, Params, table_sizes
+from asmg.models import TABLES, BaseModel, EmbeddingMLP, Params, read_rows, table_sizes
 
-__all__ = ["Adam", "AdamState", "DivergedError", "Progress", "evaluate", "predict_logits", "train_epoch"]
+__all__ = [
+    "Adam",
+    "AdamState",
+    "DivergedError",
+    "Execution",
+    "Progress",
+    "RowTraining",
+    "RowUpdate",
+    "commit",
+    "evaluate",
+    "narrow",
+    "predict_logits",
+]
 
 Progress = Callable[[float], None]
 """Called now and then with the fraction of the work done, in [0, 1]."""
 
+CHUNK = 32
+"""Steps made in one call of compiled code, between two reports of progress."""
+
+AT_REST = 1e-9
+"""A row that momentum would move by less than this in all has come to rest: float32 numbers of 0.01 are 1e-9 apart."""
+
 
 class DivergedError(ArithmeticError):
-    """Training met a loss that is not finite; the state it started from is untouched."""
+    """Training met a loss or a weight that is not finite; the state it started from is untouched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where and how training computes; never what it computes."""
+
+    device: str = "auto"
+    """A torch device; "auto" is "cuda" where torch sees one, else "cpu"."""
+    compiled: bool = True
+    """On a CPU: machine code (numba) instead of eager torch."""
+
+    def __post_init__(self) -> None:
+        try:
+            kind = self.torch_device.type
+        except RuntimeError:
+            kind = None
+        if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+            raise ValueError(f"device: expected auto, cpu or a cuda device that torch sees; received {self.device!r}")
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device itself."""
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(name)
+
+    def uses_kernels(self, model: BaseModel) -> bool:
+        """Whether training of this model runs as machine code."""
+        return self.compiled and self.torch_device.type == "cpu" and isinstance(model, EmbeddingMLP)
 
 
 @dataclass(frozen=True)
@@ -37,6 +91,8 @@ class AdamState:
     second: Params
     moved: Params
     """Table name → int32 [rows]."""
+    restless: Params = field(default_factory=dict)
+    """Table name → int64 [n]: rows that their momentum still moves; the others are where dense Adam has them."""
 
     @classmethod
     def zeros(cls, params: Mapping[str, Tensor]) -> "AdamState":
@@ -46,22 +102,15 @@ class AdamState:
             first={name: torch.zeros_like(p) for name, p in params.items()},
             second={name: torch.zeros_like(p) for name, p in params.items()},
             moved={name: torch.zeros(rows, dtype=torch.int32) for name, rows in table_sizes(params).items()},
+            restless={name: torch.zeros(0, dtype=torch.int64) for name in table_sizes(params)},
         )
 
-    def grown(self, sizes: Mapping[str, int]) -> "AdamState":
-        """A copy with room for `sizes` table rows; new rows have no momentum."""
-
-        def copy(moments: Params) -> Params:
-            return {
-                name: functional.pad(m, (0, 0, 0, max(0, sizes[name] - len(m)))) if name in sizes else m.clone()
-                for name, m in moments.items()
-            }
-
-        moved = {
-            name: functional.pad(s, (0, max(0, sizes.get(name, 0) - len(s))), value=self.step)
-            for name, s in self.moved.items()
+    def clone(self) -> "AdamState":
+        """A copy."""
+        parts = {
+            n: {k: t.clone() for k, t in getattr(self, n).items()} for n in ("first", "second", "moved", "restless")
         }
-        return AdamState(step=self.step, first=copy(self.first), second=copy(self.second), moved=moved)
+        return AdamState(step=self.step, **parts)
 
 
 class Adam:
@@ -84,13 +133,13 @@ class Adam:
     ) -> None:
         """Take over `params` and `state`: both are changed in place from now on."""
         self.params, self.lr, self.betas, self.eps = params, lr, betas, eps
-        self._step, self._first, self._second, self._moved = state.step, state.first, state.second, state.moved
-        self._tail = _tail_sums(betas)
+        self.steps, self.first, self.second, self.moved = state.step, state.first, state.second, state.moved
+        self.tail = _tail_sums(betas)
 
     @property
     def state(self) -> AdamState:
         """The moments as they are now (shared, not copied)."""
-        return AdamState(step=self._step, first=self._first, second=self._second, moved=self._moved)
+        return AdamState(step=self.steps, first=self.first, second=self.second, moved=self.moved)
 
     def read(self, table: str, rows: Tensor) -> Tensor:
         """Rows of a table (distinct, int64 [R]) as of this step, caught up with what momentum owes them."""
@@ -99,18 +148,18 @@ class Adam:
 
     def step(self, grads: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
         """One update. `grads[name]` is [R, dim] for the distinct `rows[name]` of a table just read, else dense."""
-        self._step += 1
+        self.steps += 1
         beta1, beta2 = self.betas
-        rate = self.lr * math.sqrt(1 - beta2**self._step) / (1 - beta1**self._step)
+        rate = self.lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps)
         for name, grad in grads.items():
-            first, second, param = self._first[name], self._second[name], self.params[name]
+            first, second, param = self.first[name], self.second[name], self.params[name]
             if name in rows:
                 index = rows[name]
                 m = first[index].lerp_(grad, 1 - beta1)
                 v = second[index].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
                 first[index], second[index] = m, v
                 param.index_add_(0, index, m / (v.sqrt() + self.eps), alpha=-rate)
-                self._moved[name][index] = self._step
+                self.moved[name][index] = self.steps
             else:
                 first.lerp_(grad, 1 - beta1)
                 second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
@@ -118,26 +167,32 @@ class Adam:
 
     def settle(self) -> None:
         """Catch every table row up, so that `params` is what dense Adam would hold now."""
-        for table in self._moved:
-            behind = torch.nonzero(self._moved[table] < self._step).squeeze(1)
-            for rows in behind.split(65_536):
-                self._catch_up(table, rows)
+        for table, moved in self.moved.items():
+            self._catch_up(table, torch.arange(len(moved), device=moved.device))
+
+    def restless(self, table: str) -> Tensor:
+        """The rows, int64, that momentum alone would yet move by more than AT_REST in all."""
+        beta1, beta2 = self.betas
+        ratio = beta1 / math.sqrt(beta2)
+        reach = self.lr * self.first[table].abs() / (self.second[table].sqrt() + self.eps) * ratio / (1 - ratio)
+        return torch.nonzero((reach > AT_REST).any(1)).squeeze(1)
 
     def _catch_up(self, table: str, rows: Tensor) -> None:
-        missed = self._step - self._moved[table][rows]
+        missed = self.steps - self.moved[table][rows]
         behind = missed > 0
         if not bool(behind.any()):
             return
         rows, missed = rows[behind], missed[behind].double()
         beta1, beta2 = self.betas
-        m, v = self._first[table][rows], self._second[table][rows]
-        ratio, last = beta1 / math.sqrt(beta2), len(self._tail) - 1
-        before = self._tail[(self._step - missed.long()).clamp(max=last)]
-        reach = before - ratio**missed * self._tail[min(self._step, last)]
+        m, v = self.first[table][rows], self.second[table][rows]
+        tail = self.tail.to(rows.device)
+        ratio, last = beta1 / math.sqrt(beta2), len(tail) - 1
+        before = tail[(self.steps - missed.long()).clamp(max=last)]
+        reach = before - ratio**missed * tail[min(self.steps, last)]
         self.params[table].index_add_(0, rows, m / (v.sqrt() + self.eps) * reach.float().unsqueeze(1), alpha=-self.lr)
-        self._first[table][rows] = m * (beta1**missed).float().unsqueeze(1)
-        self._second[table][rows] = v * (beta2**missed).float().unsqueeze(1)
-        self._moved[table][rows] = self._step
+        self.first[table][rows] = m * (beta1**missed).float().unsqueeze(1)
+        self.second[table][rows] = v * (beta2**missed).float().unsqueeze(1)
+        self.moved[table][rows] = self.steps
 
 
 @lru_cache
@@ -155,70 +210,249 @@ def _tail_sums(betas: tuple[float, float]) -> Tensor:
     return torch.tensor(tail[::-1], dtype=torch.float64)
 
 
-def train_epoch(
-    model: EmbeddingMLP,
-    optimizer: Adam,
-    data: PeriodData,
-    *,
-    batch_size: int,
-    rng: torch.Generator,
-    cold_rate: float = 0.0,
-    progress: Progress | None = None,
-) -> float:
-    """One shuffled epoch of the base model over `data`: argmin L(Θ | D_t, Θ_{t-1}), one pass; returns the mean loss.
+@dataclass(frozen=True)
+class RowUpdate:
+    """What training made of some rows, and of all dense parameters; `commit` puts it into whole tables."""
 
-    Args:
-        optimizer: holds the parameters, whose tables must have `data.sizes` rows; they are changed in place.
-        cold_rate: id dropout, see `asmg.batch.localise`.
-        progress: told the fraction done.
+    rows: dict[str, Tensor]
+    """Table name → int64 [n], distinct."""
+    params: Params
+    """Tables [n, dim], the rest whole."""
+    adam: AdamState
+    """The optimizer of the same; its `restless` rows are those of the whole tables."""
+    sizes: dict[str, int]
+    """Rows that the whole tables shall have."""
 
-    Raises:
-        DivergedError: on a loss that is not finite.
-    """
-    params, sizes = optimizer.params, table_sizes(optimizer.params)
-    dense = [name for name in params if name not in sizes]
-    total, done = 0.0, 0
-    for batch in shuffled_batches(data, batch_size, rng):
-        local = localise([batch], sizes, data.item_categories, cold_rate=cold_rate, rng=rng)
-        leaves = {name: optimizer.read(name, rows) for name, rows in local.rows.items()}
-        leaves |= {name: params[name] for name in dense}
-        leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
-        loss = functional.binary_cross_entropy_with_logits(
-            model.logits(leaves, local.batches[0], local.features), batch.label
+
+def take(params: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Params:
+    """The given rows of each table and all the rest, as new tensors; a row past a table's end is its cold row."""
+    return {name: read_rows(p, rows[name]) if name in rows else p.clone() for name, p in params.items()}
+
+
+class RowTraining:
+    """Training of a base model on the rows that some logs touch, out of tables that it leaves as they are."""
+
+    def __init__(
+        self,
+        model: BaseModel,
+        params: Mapping[str, Tensor],
+        adam: AdamState,
+        periods: Sequence[PeriodData],
+        *,
+        lr: float,
+        execution: Execution,
+    ) -> None:
+        """Take the rows out.
+
+        Args:
+            params, adam: whole tables and their optimizer. Ids past a table's end start from its cold row.
+            periods: the logs to learn, oldest first.
+            lr: Adam's step size.
+        """
+        newest = periods[-1]
+        if missing := set(model.tables) - set(newest.sizes):
+            raise ValueError(f"data: expected rows for the tables {model.tables}; received none for {missing}")
+        self.model, self.execution = model, execution
+        self.sizes = {name: max(newest.sizes[name], len(params[name])) for name in model.tables}
+        self.periods, self.rows = excerpt(periods, model.tables, more=adam.restless)
+        device = execution.torch_device
+        first, second, moved = dict(adam.first), dict(adam.second), {}
+        for name, rows in self.rows.items():
+            inside = rows < len(adam.moved[name])
+            at = torch.where(inside, rows, COLD_ROW)
+            moved[name] = torch.where(inside, adam.moved[name][at], adam.step)
+            first[name], second[name] = (m[name][at] * inside.unsqueeze(1) for m in (adam.first, adam.second))
+        state = AdamState(
+            step=adam.step,
+            first={n: (t if n in moved else t.clone()).to(device) for n, t in first.items()},
+            second={n: (t if n in moved else t.clone()).to(device) for n, t in second.items()},
+            moved={n: t.to(device) for n, t in moved.items()},
         )
-        value = finite(loss)
-        grads = torch.autograd.grad(loss, list(leaves.values()))
-        optimizer.step(dict(zip(leaves, grads, strict=True)), local.rows)
-        done += len(batch.user)
-        total += value * len(batch.user)
-        if progress:
-            progress(done / len(data))
-    optimizer.settle()
-    return total / done
+        self.params = {n: t.to(device) for n, t in take(params, self.rows).items()}
+        self.optimizer = Adam(self.params, state, lr=lr)
+
+    def epoch(
+        self,
+        data: PeriodData,
+        *,
+        batch_size: int,
+        rng: torch.Generator,
+        cold_rate: float = 0.0,
+        target: Tensor | None = None,
+        shuffle: bool = True,
+        progress: Progress | None = None,
+    ) -> float:
+        """One pass over one of `periods` (or a slice of one): argmin L(Θ | D_t, Θ_{t-1}); returns the mean loss.
+
+        Args:
+            batch_size: the last batch is as long as what is left.
+            cold_rate: id dropout, see `asmg.batch.Epoch`.
+            target: float32 [N] in [0, 1], learned instead of the labels.
+            shuffle: in a random order instead of the log's.
+            progress: told the fraction done.
+
+        Raises:
+            DivergedError: on a loss that is not finite.
+        """
+        order = torch.randperm(len(data), generator=rng) if shuffle else torch.arange(len(data))
+        epoch = Epoch([data], [order.split(batch_size)], cold_rate=cold_rate, rng=rng)
+        wanted = epoch.label if target is None else target[epoch.order]
+        run = self._compiled if self.execution.uses_kernels(self.model) else self._eager
+        losses = run(epoch, wanted, progress)
+        self.optimizer.settle()
+        sizes = np.diff(epoch.plan.bounds)
+        return float((losses * sizes).sum() / sizes.sum())
+
+    def finish(self) -> RowUpdate:
+        """What came out, back on the CPU.
+
+        Raises:
+            DivergedError: a parameter is not finite.
+        """
+        for name, p in self.params.items():
+            if not bool(torch.isfinite(p).all()):
+                raise DivergedError(f"{name}: expected finite numbers after training; received NaN or infinity")
+        state = self.optimizer.state
+        restless = {name: rows[self.optimizer.restless(name).cpu()] for name, rows in self.rows.items()}
+        parts = {n: {k: t.cpu() for k, t in getattr(state, n).items()} for n in ("first", "second", "moved")}
+        adam = AdamState(step=state.step, **parts, restless=restless)
+        return RowUpdate(self.rows, {n: p.cpu() for n, p in self.params.items()}, adam, self.sizes)
+
+    def keep(self) -> tuple[Params, AdamState]:
+        """A copy of where training is, to go back to with `restore`."""
+        return {n: p.clone() for n, p in self.params.items()}, self.optimizer.state.clone()
+
+    def restore(self, kept: tuple[Params, AdamState]) -> None:
+        """Go back to where `keep` was called; to be called once with what it returned."""
+        self.params = kept[0]
+        self.optimizer = Adam(self.params, kept[1], lr=self.optimizer.lr)
+
+    def _eager(self, epoch: Epoch, target: Tensor, progress: Progress | None) -> np.ndarray:
+        losses = np.zeros(len(epoch))
+        dense = [name for name in self.params if name not in self.rows]
+        target = target.to(self.execution.torch_device)
+        for s in range(len(epoch)):
+            local = epoch.local(s, target)
+            leaves = {name: self.optimizer.read(name, rows) for name, rows in local.rows.items()}
+            leaves |= {name: self.params[name] for name in dense}
+            leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+            (batch,) = local.batches
+            loss = functional.binary_cross_entropy_with_logits(
+                self.model.logits(leaves, batch, local.features), batch.label
+            )
+            losses[s] = finite(loss.item())
+            self.optimizer.step(
+                dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)), local.rows
+            )
+            if progress:
+                progress((s + 1) / len(epoch))
+        return losses
+
+    def _compiled(self, epoch: Epoch, target: Tensor, progress: Progress | None) -> np.ndarray:
+        losses, optimizer = np.zeros(len(epoch)), self.optimizer
+        parts = (self.params, optimizer.first, optimizer.second)
+        tables, firsts, seconds = (_three(values, self.model) for values in parts)
+        moved = tuple(optimizer.moved[t].numpy() if t in self.rows else np.zeros(1, np.int32) for t in TABLES)
+        dense = list(self.model.dense_shapes)
+        mlp, first, second = (_flat(values, dense) for values in parts)
+        beta1, beta2 = optimizer.betas
+        for start in range(0, len(epoch), CHUNK):
+            stop = min(start + CHUNK, len(epoch))
+            kernels.base_steps(
+                epoch.plan, start, stop, target.numpy(), tables, firsts, seconds, moved, mlp, first, second,
+                _widths(self.model), optimizer.steps, optimizer.lr, beta1, beta2, optimizer.eps,
+                optimizer.tail.numpy(), losses,
+            )  # fmt: skip
+            for loss in losses[start:stop]:
+                finite(float(loss))
+            optimizer.steps += stop - start
+            if progress:
+                progress(stop / len(epoch))
+        for values, numbers in zip(parts, (mlp, first, second), strict=True):
+            pieces = torch.from_numpy(numbers).split([values[n].numel() for n in dense])
+            for name, piece in zip(dense, pieces, strict=True):
+                values[name].copy_(piece.view(values[name].shape))
+        return losses
 
 
-def finite(loss: Tensor) -> float:
-    """The loss as a number; raises DivergedError when it is not finite."""
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise DivergedError(f"loss: expected a finite number; received {value}")
-    return value
+def commit(params: Mapping[str, Tensor], adam: AdamState, update: RowUpdate) -> tuple[Params, AdamState]:
+    """Whole tables with the updated rows in their places; new rows that were not touched start as the cold row.
+
+    The only part of an update of a base model whose cost grows with the tables: each is copied once.
+    """
+    sizes, rows = update.sizes, update.rows
+
+    def placed(old: Tensor, new: Tensor, name: str, fill: Tensor) -> Tensor:
+        table = old.new_empty((sizes[name], *old.shape[1:]))
+        table[: len(old)] = old
+        table[len(old) :] = fill
+        return table.index_copy_(0, rows[name], new)
+
+    zero = torch.zeros(())
+    merged = {
+        name: placed(p, update.params[name], name, p[COLD_ROW]) if name in rows else update.params[name]
+        for name, p in params.items()
+    }
+    first, second = (
+        {name: placed(m, new[name], name, zero) if name in rows else new[name] for name, m in old.items()}
+        for old, new in ((adam.first, update.adam.first), (adam.second, update.adam.second))
+    )
+    now = torch.tensor(update.adam.step, dtype=torch.int32)
+    moved = {name: placed(adam.moved[name], update.adam.moved[name], name, now) for name in rows}
+    return merged, replace(update.adam, first=first, second=second, moved=moved)
+
+
+def finite(loss: float) -> float:
+    """The loss; raises DivergedError when it is not finite."""
+    if not math.isfinite(loss):
+        raise DivergedError(f"loss: expected a finite number; received {loss}")
+    return loss
+
+
+def _three(params: Mapping[str, Tensor], model: BaseModel) -> tuple[np.ndarray, ...]:
+    """The tables user, item, category as arrays; a row of zeros for one that the model has not."""
+    none = np.zeros((1, model.table_widths["user"]), np.float32)
+    return tuple(params[table].numpy() if table in model.tables else none for table in TABLES)
+
+
+def _flat(params: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:
+    """The named tensors one after the other, copied."""
+    return torch.cat([params[n].reshape(-1) for n in names]).numpy()
+
+
+def _widths(model: BaseModel) -> np.ndarray:
+    assert isinstance(model, EmbeddingMLP), "the only model with kernels"
+    return np.array(model.widths)
+
+
+def narrow(
+    model: BaseModel, models: Sequence[Mapping[str, Tensor]], data: PeriodData
+) -> tuple[list[Params], PeriodData]:
+    """Models of one size, cut down to the rows that a log reads of them, and the log in these rows."""
+    (small,), rows = excerpt([data], model.tables, sizes=table_sizes(models[0]))
+    return [take(params, rows) for params in models], small
 
 
 @torch.no_grad()
 def predict_logits(
-    model: EmbeddingMLP, params: Mapping[str, Tensor], data: PeriodData, *, batch_size: int = 8192
+    model: BaseModel, params: Mapping[str, Tensor], data: PeriodData, *, batch_size: int = 8192, compiled: bool = True
 ) -> Tensor:
     """Logits float32 [N] of a whole log in its own order; ids that `params` has no row for are read as the cold row."""
-    sizes = table_sizes(params)
-    parts: list[Tensor] = []
-    for index in torch.arange(len(data)).split(batch_size):
-        local = localise([data.batch(index)], sizes, data.item_categories)
-        leaves = {name: params[name][local.rows[name]] if name in local.rows else params[name] for name in params}
-        parts.append(model.logits(leaves, local.batches[0], local.features))
-    return torch.cat(parts)
+    (small,), data = narrow(model, [params], data)
+    features = data.features
+    if compiled and isinstance(model, EmbeddingMLP):
+        logits = torch.empty(len(data))
+        vectors = model.item_vectors(small, features).contiguous()
+        mlp = _flat(small, list(model.dense_shapes))
+        kernels.predict(
+            data.user.numpy(), data.item.numpy(), data.history.numpy(), data.offsets.numpy(),
+            small["user"].numpy(), vectors.numpy(), _widths(model), mlp, logits.numpy(),
+        )  # fmt: skip
+        return logits
+    batches = [data.batch(index) for index in torch.arange(len(data)).split(batch_size)]
+    return torch.cat([model.logits(small, batch, features) for batch in batches])
 
 
-def evaluate(model: EmbeddingMLP, params: Mapping[str, Tensor], data: PeriodData) -> Scores:
+def evaluate(model: BaseModel, params: Mapping[str, Tensor], data: PeriodData) -> Scores:
     """Metrics of one model on one log (progressive validation calls it before anything trains on that log)."""
     return scores(predict_logits(model, params, data), data.label)

@@ -1,18 +1,19 @@
 """The contract of every update method: previous state + a period's data → new state + serving model.
 
 An update is a sequence of named stages, each a pure function of (state, data, rng), so that a caller can store the
-state between stages and go on after a crash with the same result to the bit.
+state between stages and go on after a crash with the same result to the bit. All stages but the last cost what the
+period's traffic costs; the last one writes whole tables.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
 from asmg.batch import PeriodData
-from asmg.checkpoint import Checkpoint
-from asmg.models import EmbeddingMLP, Params
+from asmg.checkpoint import Checkpoint, CheckpointError
+from asmg.models import BaseModel, Params
 from asmg.training import Progress
 
 __all__ = ["StateT", "Updater"]
@@ -23,16 +24,26 @@ StateT = TypeVar("StateT")
 class Updater(ABC, Generic[StateT]):
     """An update method. Instances hold configuration only; all that changes is in the state."""
 
-    name: ClassVar[str]
+    name: str
     """How settings and reports call it."""
     stages: ClassVar[tuple[str, ...]]
     """The stages of one update, in order."""
-    model: EmbeddingMLP
+    model: BaseModel
     """The base model that is kept up to date."""
 
     @abstractmethod
     def initial(self, rng: torch.Generator) -> StateT:
         """The state before the first period."""
+
+    @abstractmethod
+    def pretrained(self, periods: Sequence[PeriodData], validation: PeriodData, *, rng: torch.Generator) -> StateT:
+        """The state after pretraining: several passes over all `periods` together.
+
+        Args:
+            periods: oldest first.
+            validation: the period after them, which says after how many passes the model was best. Nothing is trained
+                on it.
+        """
 
     @abstractmethod
     def run_stage(
@@ -76,3 +87,28 @@ class Updater(ABC, Generic[StateT]):
         Raises:
             CheckpointError: when the parts belong to another method or configuration.
         """
+
+    def signature(self) -> dict[str, Any]:
+        """What a state has to have been made with to be continued by this method; plain JSON values."""
+        return {"updater": self.name, "model": self.model.config.to_json()}
+
+    def header(self, **meta: Any) -> Checkpoint:
+        """The part "updater" of a dump: whose state it is, and any further meta data."""
+        return Checkpoint("updater", {**self.signature(), **meta}, {})
+
+    def check_header(self, parts: Mapping[str, Checkpoint]) -> Mapping[str, Any]:
+        """The meta data of the part "updater"; CheckpointError where the state is that of another."""
+        if "updater" not in parts:
+            raise CheckpointError(f"{self.name}: expected a part updater; received {sorted(parts)}")
+        meta, expected = parts["updater"].meta, self.signature()
+        received = {name: meta.get(name) for name in expected}
+        if received != expected:
+            raise CheckpointError(f"updater: expected a state of {expected}; received one of {received}")
+        return meta
+
+    def check_parts(self, parts: Mapping[str, Checkpoint], expected: set[str]) -> None:
+        """Raise CheckpointError unless these parts are there and no others."""
+        if missing := expected - set(parts):
+            raise CheckpointError(f"{self.name}: expected the parts {sorted(missing)} too; received {sorted(parts)}")
+        if unknown := set(parts) - expected:
+            raise CheckpointError(f"{self.name}: expected no parts {sorted(unknown)}; received {sorted(parts)}")

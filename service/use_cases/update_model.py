@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from asmg.batch import PeriodData
-from asmg.checkpoint import Checkpoint
+from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.metrics import Scores
 from asmg.models import Params, table_sizes
 from asmg.progressive import stage_rng
 from asmg.training import evaluate
 from asmg.updaters.base import Updater
-from asmg.updaters.iu import dump_data, load_data
 from service.serving.id_index import IdIndex
 from service.serving.snapshot import encode_snapshot
 from service.settings import Settings

@@ -1,0 +1,80 @@
+"""Adam on flat arrays and on the rows of tables (formulas: `asmg.training.Adam`)."""
+
+import numpy as np
+
+from asmg.kernels.common import Doubles, Floats, Rows, compiled
+
+__all__ = ["adam_dense", "adam_rows", "read_rows"]
+
+
+@compiled
+def adam_dense(
+    p: Floats, m: Floats, v: Floats, grad: Floats, rate: float, beta1: float, beta2: float, eps: float
+) -> None:
+    """One step of Adam on flat arrays, in place; `rate` holds the bias corrections."""
+    keep1, keep2 = np.float32(beta1), np.float32(beta2)
+    new1, new2 = np.float32(1 - beta1), np.float32(1 - beta2)
+    by, low = np.float32(rate), np.float32(eps)
+    for lane in range(len(p)):
+        m[lane] = keep1 * m[lane] + new1 * grad[lane]
+    for lane in range(len(p)):
+        v[lane] = keep2 * v[lane] + new2 * grad[lane] * grad[lane]
+    for lane in range(len(p)):
+        p[lane] -= by * m[lane] / (np.sqrt(v[lane]) + low)
+
+
+@compiled
+def read_rows(
+    rows: Rows,
+    p: Floats,
+    m: Floats,
+    v: Floats,
+    moved: Rows,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    tail: Doubles,
+    out: Floats,
+) -> None:
+    """out[k] = p[rows[k]] after the steps that momentum alone has made since the row was moved (training.Adam)."""
+    dim, last, low = p.shape[1], len(tail) - 1, np.float32(eps)
+    ratio = np.log(beta1 / np.sqrt(beta2))
+    log1, log2 = np.log(beta1), np.log(beta2)
+    for k in range(len(rows)):
+        row = rows[k]
+        missed = step - moved[row]
+        if missed > 0:
+            reach = tail[min(step - missed, last)] - np.exp(ratio * missed) * tail[min(step, last)]
+            far = np.float32(lr * reach)
+            keep1, keep2 = np.float32(np.exp(log1 * missed)), np.float32(np.exp(log2 * missed))
+            for i in range(dim):
+                p[row, i] -= far * m[row, i] / (np.sqrt(v[row, i]) + low)
+                m[row, i] *= keep1
+                v[row, i] *= keep2
+            moved[row] = step
+        for i in range(dim):
+            out[k, i] = p[row, i]
+
+
+@compiled
+def adam_rows(
+    rows: Rows,
+    p: Floats,
+    m: Floats,
+    v: Floats,
+    moved: Rows,
+    grad: Floats,
+    step: int,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """One step of Adam on distinct rows that were caught up just before."""
+    dim = p.shape[1]
+    for k in range(len(rows)):
+        row = rows[k]
+        adam_dense(p[row], m[row], v[row], grad[k, :dim], rate, beta1, beta2, eps)
+        moved[row] = step

@@ -1,0 +1,79 @@
+"""How the kernels are compiled, their array types, and the functions that all of them share."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+__all__ = [
+    "HALF",
+    "ONE",
+    "ZERO",
+    "Doubles",
+    "Floats",
+    "Indices",
+    "Rows",
+    "compiled",
+    "dot",
+    "inlined",
+    "sigmoid",
+    "tanh",
+]
+
+F = TypeVar("F", bound=Callable[..., object])
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.int64]
+
+# "nnan" and "ninf" stay out: that a loss is not finite has to be seen.
+_COMPILE: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+    "error_model": "numpy",
+}
+
+
+def compiled(function: F) -> F:
+    """The function as machine code; a type checker goes on seeing the function."""
+    return cast(F, njit(**_COMPILE)(function))
+
+
+def inlined(function: F) -> F:
+    """The same, inlined where it is called."""
+    return cast(F, njit(**_COMPILE, inline="always")(function))
+
+
+# tanh(x) = x·P(x²)/Q(x²) for |x| ≤ 8, fitted for the least relative error; 3e-7 off at most in float32.
+_LIMIT = np.float32(8.0)
+_P0, _P1, _P2, _P3, _P4 = (np.float32(c) for c in (1.0, 0.13444512, 0.0035716135, 2.1894921e-05, 1.5230784e-08))
+_Q0, _Q1, _Q2, _Q3, _Q4 = (np.float32(c) for c in (1.0, 0.46777838, 0.026164502, 0.00034113176, 8.522595e-07))
+ZERO, HALF, ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+
+
+@inlined
+def tanh(x: np.float32) -> np.float32:
+    """Hyperbolic tangent, of arithmetic alone so that a loop over it is vectorised."""
+    x = min(max(x, -_LIMIT), _LIMIT)
+    s = x * x
+    p = _P0 + s * (_P1 + s * (_P2 + s * (_P3 + s * _P4)))
+    q = _Q0 + s * (_Q1 + s * (_Q2 + s * (_Q3 + s * _Q4)))
+    return x * p / q
+
+
+@inlined
+def sigmoid(x: np.float32) -> np.float32:
+    """1 / (1 + exp(-x))."""
+    return HALF + HALF * tanh(HALF * x)
+
+
+@inlined
+def dot(a: Floats, b: Floats) -> np.float32:
+    """Σ a·b over the lanes."""
+    total = np.float32(ZERO)
+    for lane in range(len(a)):
+        total += a[lane] * b[lane]
+    return total

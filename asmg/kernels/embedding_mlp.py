@@ -1,0 +1,221 @@
+"""Embedding&MLP: prediction, and the loss with its gradients (formulas: `asmg.models`)."""
+
+import numpy as np
+
+from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, dot
+
+__all__ = ["BLOCK", "cross_entropy", "item_vectors", "item_vectors_backward", "predict"]
+
+
+@compiled
+def item_vectors(row: Rows, categories: Rows, item: Floats, category: Floats, out: Floats) -> None:
+    """Out [E, W]: item[row] and, for a model with categories, the mean of category[categories] (-1 is none)."""
+    dim = item.shape[1]
+    for e in range(len(row)):
+        for k in range(dim):
+            out[e, k] = item[row[e], k]
+        if out.shape[1] > dim:
+            present = 0
+            for k in range(dim):
+                out[e, dim + k] = ZERO
+            for c in categories[e]:
+                if c >= 0:
+                    present += 1
+                    for k in range(dim):
+                        out[e, dim + k] += category[c, k]
+            if present > 1:
+                for k in range(dim):
+                    out[e, dim + k] /= np.float32(present)
+
+
+@compiled
+def item_vectors_backward(row: Rows, categories: Rows, dout: Floats, ditem: Floats, dcategory: Floats) -> None:
+    """Add the gradients of what `item_vectors` read."""
+    dim = ditem.shape[1]
+    for e in range(len(row)):
+        for k in range(dim):
+            ditem[row[e], k] += dout[e, k]
+        if dout.shape[1] > dim:
+            present = 0
+            for c in categories[e]:
+                present += c >= 0
+            for c in categories[e]:
+                if c >= 0:
+                    for k in range(dim):
+                        dcategory[c, k] += dout[e, dim + k] / np.float32(present)
+
+
+BLOCK = 64
+"""Interactions that go through the MLP together, as lanes."""
+
+
+@compiled
+def _forward_block(
+    user: Rows,
+    item: Rows,
+    history: Rows,
+    offsets: Indices,
+    lo: int,
+    n: int,
+    base: int,
+    users: Floats,
+    vectors: Floats,
+    widths: Indices,
+    mlp: Floats,
+    act: Floats,
+) -> None:
+    """Activations act [Σ widths, BLOCK] of the interactions lo … lo+n-1, the logits in the last row.
+
+    `offsets` count from `base` within `history`.
+    """
+    dim, width = users.shape[1], vectors.shape[1]
+    for lane in range(n):
+        b = lo + lane
+        u, e = user[b], item[b]
+        for k in range(dim):
+            act[k, lane] = users[u, k]
+        first, last = offsets[b] - base, offsets[b + 1] - base
+        for k in range(width):
+            act[dim + k, lane] = ZERO
+        for m in range(first, last):
+            v = history[m]
+            for k in range(width):
+                act[dim + k, lane] += vectors[v, k]
+        if last > first + 1:
+            share = ONE / np.float32(last - first)
+            for k in range(width):
+                act[dim + k, lane] *= share
+        for k in range(width):
+            act[dim + width + k, lane] = vectors[e, k]
+    top, at = 0, 0
+    for layer in range(len(widths) - 1):
+        fan_in, fan_out = widths[layer], widths[layer + 1]
+        out = top + fan_in
+        for o in range(fan_out):
+            bias, ao = mlp[at + fan_in * fan_out + o], act[out + o, :n]
+            for lane in range(n):
+                ao[lane] = bias
+            for i in range(fan_in):
+                w, ai = mlp[at + o * fan_in + i], act[top + i, :n]
+                for lane in range(n):
+                    ao[lane] += w * ai[lane]
+            if layer < len(widths) - 2:
+                for lane in range(n):
+                    ao[lane] = max(ao[lane], ZERO)
+        at += (fan_in + 1) * fan_out
+        top = out
+
+
+@compiled
+def _backward_block(
+    user: Rows,
+    item: Rows,
+    history: Rows,
+    offsets: Indices,
+    lo: int,
+    n: int,
+    base: int,
+    widths: Indices,
+    mlp: Floats,
+    act: Floats,
+    dact: Floats,
+    dusers: Floats,
+    dvectors: Floats,
+    dmlp: Floats,
+) -> None:
+    """Add the gradients; the last row of dact holds those of the logits."""
+    dim, width = dusers.shape[1], dvectors.shape[1]
+    at, out = len(mlp), act.shape[0] - 1
+    for layer in range(len(widths) - 2, -1, -1):
+        fan_in, fan_out = widths[layer], widths[layer + 1]
+        at -= (fan_in + 1) * fan_out
+        top = out - fan_in
+        for i in range(fan_in):
+            di, ai = dact[top + i, :n], act[top + i, :n]
+            for lane in range(n):
+                di[lane] = ZERO
+            for o in range(fan_out):
+                w, do = mlp[at + o * fan_in + i], dact[out + o, :n]
+                for lane in range(n):
+                    di[lane] += w * do[lane]
+                dmlp[at + o * fan_in + i] += dot(do, ai)
+            if layer > 0:
+                for lane in range(n):
+                    di[lane] = di[lane] if ai[lane] > ZERO else ZERO
+        for o in range(fan_out):
+            do, total = dact[out + o, :n], ZERO
+            for lane in range(n):
+                total += do[lane]
+            dmlp[at + fan_in * fan_out + o] += total
+        out = top
+    for lane in range(n):
+        b = lo + lane
+        u, e = user[b], item[b]
+        for k in range(dim):
+            dusers[u, k] += dact[k, lane]
+        first, last = offsets[b] - base, offsets[b + 1] - base
+        if last > first:
+            share = ONE / np.float32(last - first)
+            for m in range(first, last):
+                v = history[m]
+                for k in range(width):
+                    dvectors[v, k] += dact[dim + k, lane] * share
+        for k in range(width):
+            dvectors[e, k] += dact[dim + width + k, lane]
+
+
+@compiled
+def cross_entropy(
+    user: Rows,
+    item: Rows,
+    history: Rows,
+    offsets: Indices,
+    lo: int,
+    hi: int,
+    base: int,
+    target: Floats,
+    weight: float,
+    users: Floats,
+    vectors: Floats,
+    widths: Indices,
+    mlp: Floats,
+    act: Floats,
+    dact: Floats,
+    dusers: Floats,
+    dvectors: Floats,
+    dmlp: Floats,
+) -> float:
+    """Weight · mean cross-entropy of the interactions lo … hi-1; adds its gradients."""
+    total, scale, last = 0.0, weight / (hi - lo), act.shape[0] - 1
+    for start in range(lo, hi, BLOCK):
+        n = min(BLOCK, hi - start)
+        _forward_block(user, item, history, offsets, start, n, base, users, vectors, widths, mlp, act)
+        for lane in range(n):
+            x, y = np.float64(act[last, lane]), np.float64(target[start + lane])
+            e = np.exp(-abs(x))
+            total += max(x, 0.0) - x * y + np.log1p(e)
+            probability = 1.0 / (1.0 + e) if x >= 0 else e / (1.0 + e)
+            dact[last, lane] = np.float32((probability - y) * scale)
+        _backward_block(user, item, history, offsets, start, n, base, widths, mlp, act, dact, dusers, dvectors, dmlp)
+    return total * scale
+
+
+@compiled
+def predict(
+    user: Rows,
+    item: Rows,
+    history: Rows,
+    offsets: Indices,
+    users: Floats,
+    vectors: Floats,
+    widths: Indices,
+    mlp: Floats,
+    logits: Floats,
+) -> None:
+    """Logits [N] of interactions on whole (small) tables: users [U, D], vectors [I, W]."""
+    act = np.empty((widths.sum(), BLOCK), np.float32)
+    for lo in range(0, len(user), BLOCK):
+        n = min(BLOCK, len(user) - lo)
+        _forward_block(user, item, history, offsets, lo, n, 0, users, vectors, widths, mlp, act)
+        for lane in range(n):
+            logits[lo + lane] = act[act.shape[0] - 1, lane]

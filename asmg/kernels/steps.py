@@ -1,0 +1,206 @@
+"""Whole training steps, many in one call."""
+
+import numpy as np
+
+from asmg.kernels.adam import adam_dense, adam_rows, read_rows
+from asmg.kernels.common import ZERO, Doubles, Floats, Indices, Rows, compiled
+from asmg.kernels.embedding_mlp import BLOCK, cross_entropy, item_vectors, item_vectors_backward
+from asmg.kernels.gru import gru_backward, gru_backward_dense, gru_forward, gru_forward_dense
+from asmg.kernels.plan import Plan
+
+__all__ = ["base_steps", "generator_steps"]
+
+
+@compiled
+def base_steps(
+    plan: "Plan",
+    first: int,
+    last: int,
+    target: Floats,
+    tables: tuple[Floats, ...],
+    firsts: tuple[Floats, ...],
+    seconds: tuple[Floats, ...],
+    moved: tuple[Rows, ...],
+    mlp: Floats,
+    mlp_first: Floats,
+    mlp_second: Floats,
+    widths: Indices,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    tail: Doubles,
+    losses: Doubles,
+) -> None:
+    """Steps first … last-1 of an epoch of the base model; everything is changed in place.
+
+    target [N] in the order of the plan; tables, firsts, seconds, moved: user, item and category (one row where there
+    are none), with Adam's moments; mlp flat; step: steps made before. losses [S] gets the loss of each step and ends at
+    the first that is not finite.
+    """
+    dim, width = tables[0].shape[1], (widths[0] - tables[0].shape[1]) // 2
+    most = np.zeros(4, np.int64)
+    for s in range(first, last):
+        for k in range(3):
+            most[k] = max(most[k], plan.row_bounds[k, s + 1] - plan.row_bounds[k, s])
+        most[3] = max(most[3], plan.entity_bounds[s + 1] - plan.entity_bounds[s])
+    values = (
+        np.empty((most[0], dim), np.float32),
+        np.empty((most[1], dim), np.float32),
+        np.empty((most[2], dim), np.float32),
+    )
+    grads = (
+        np.empty((most[0], dim), np.float32),
+        np.empty((most[1], dim), np.float32),
+        np.empty((most[2], dim), np.float32),
+    )
+    vectors, dvectors = np.empty((most[3], width), np.float32), np.empty((most[3], width), np.float32)
+    dmlp = np.empty_like(mlp)
+    act, dact = np.empty((widths.sum(), BLOCK), np.float32), np.empty((widths.sum(), BLOCK), np.float32)
+    for s in range(first, last):
+        for k in range(3):
+            rows = plan.rows[k][plan.row_bounds[k, s] : plan.row_bounds[k, s + 1]]
+            read_rows(rows, tables[k], firsts[k], seconds[k], moved[k], step, lr, beta1, beta2, eps, tail, values[k])
+            grads[k][:] = ZERO
+        lo, hi = plan.entity_bounds[s], plan.entity_bounds[s + 1]
+        slots, categories = plan.entity_slot[lo:hi], plan.entity_categories[lo:hi]
+        item_vectors(slots, categories, values[1], values[2], vectors)
+        dvectors[:] = ZERO
+        dmlp[:] = ZERO
+        lo, hi = plan.bounds[s], plan.bounds[s + 1]
+        losses[s] = cross_entropy(plan.user, plan.item, plan.history, plan.offsets, lo, hi, 0, target, 1.0,
+                          values[0], vectors, widths, mlp, act, dact, grads[0], dvectors, dmlp)  # fmt: skip
+        if not np.isfinite(losses[s]):
+            return
+        item_vectors_backward(slots, categories, dvectors, grads[1], grads[2])
+        step += 1
+        rate = lr * np.sqrt(1 - beta2**step) / (1 - beta1**step)
+        for k in range(3):
+            rows = plan.rows[k][plan.row_bounds[k, s] : plan.row_bounds[k, s + 1]]
+            adam_rows(rows, tables[k], firsts[k], seconds[k], moved[k], grads[k], step, rate, beta1, beta2, eps)
+        adam_dense(mlp, mlp_first, mlp_second, dmlp, rate, beta1, beta2, eps)
+
+
+@compiled
+def generator_steps(
+    plan: "Plan",
+    first: int,
+    last: int,
+    target: Floats,
+    lambdas: Doubles,
+    outputs: Indices,
+    inputs: tuple[Floats, ...],
+    states: tuple[Floats, ...],
+    dense_input: Floats,
+    dense_state: Floats,
+    residual: bool,
+    weights: tuple[Floats, ...],
+    flat: Floats,
+    moments: tuple[Floats, ...],
+    mean: Floats,
+    widths: Indices,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    losses: Doubles,
+) -> None:
+    """Steps first … last-1 of an epoch of the generator; everything is changed in place.
+
+    lambdas, outputs [k]: for each batch of a step, the newest first, its weight and which output it is scored by.
+    inputs: for user, item and category [n, T·P], the values of a row in each model; states [n, P·d]; dense_input
+    [T, P], dense_state [1, d, P]. weights: the four groups as views [C, P] of `flat`; moments: Adam's, each like
+    `flat`; mean: the running mean of the iterates, empty where not wanted.
+    """
+    steps_in = dense_input.shape[0]
+    batches, d = len(lambdas), dense_state.shape[1]
+    positions = inputs[0].shape[1] // steps_in
+    width = (widths[0] - positions) // 2
+    most, entities = 1, 0
+    for s in range(first, last):
+        for k in range(3):
+            most = max(most, plan.row_bounds[k, s + 1] - plan.row_bounds[k, s])
+        entities = max(entities, plan.entity_bounds[s + 1] - plan.entity_bounds[s])
+    # One set of buffers for each table, for the backward pass comes after all of them have been read.
+    per_step, per_gate = (3, steps_in, positions, most), (3, steps_in, positions, d, most)
+    x, y, dy = np.empty(per_step, np.float32), np.empty(per_step, np.float32), np.empty(per_step, np.float32)
+    h0 = np.empty((3, 1, positions, d, most), np.float32)
+    z, r = np.empty(per_gate, np.float32), np.empty(per_gate, np.float32)
+    g, h = np.empty(per_gate, np.float32), np.empty(per_gate, np.float32)
+    lanes = dense_input.shape[1]
+    dense_gate = (steps_in, d, lanes)
+    dz, dr = np.empty(dense_gate, np.float32), np.empty(dense_gate, np.float32)
+    dg, dh = np.empty(dense_gate, np.float32), np.empty(dense_gate, np.float32)
+    mlp, dmlp = np.empty((steps_in, lanes), np.float32), np.empty((steps_in, lanes), np.float32)
+    values, grads = np.empty((3, most, positions), np.float32), np.empty((3, most, positions), np.float32)
+    vectors, dvectors = np.empty((entities, width), np.float32), np.empty((entities, width), np.float32)
+    act, dact = np.empty((widths.sum(), BLOCK), np.float32), np.empty((widths.sum(), BLOCK), np.float32)
+    counts = np.empty((3, steps_in), np.int64)
+    gradient = np.empty_like(flat)
+    for s in range(first, last):
+        gradient[:] = ZERO
+        for k in range(3):
+            # Output j is needed for the slots of the batches that are scored by it or by a later one.
+            counts[k] = 0
+            if weights[k].size == 0:  # no such table
+                continue
+            for q in range(batches):
+                for j in range(outputs[q] + 1):
+                    counts[k, j] = max(counts[k, j], plan.counts[k, s, q])
+            rows = plan.rows[k][plan.row_bounds[k, s] : plan.row_bounds[k, s + 1]]
+            for slot in range(counts[k, 0]):
+                row = rows[slot]
+                for t in range(steps_in):
+                    for p in range(positions):
+                        x[k, t, p, slot] = inputs[k][row, t * positions + p]
+                for p in range(positions):
+                    for c in range(d):
+                        h0[k, 0, p, c, slot] = states[k][row, p * d + c]
+            gru_forward(weights[k], x[k], h0[k], counts[k], residual, z[k], r[k], g[k], h[k], y[k])
+        gru_forward_dense(weights[3], dense_input, dense_state, residual, dz, dr, dg, dh, mlp)
+        dmlp[:] = ZERO
+        dy[:] = ZERO
+        lo, hi = plan.entity_bounds[s], plan.entity_bounds[s + 1]
+        slots, categories = plan.entity_slot[lo:hi], plan.entity_categories[lo:hi]
+        total = 0.0
+        for q in range(batches):
+            lo, hi, j = plan.bounds[s * batches + q], plan.bounds[s * batches + q + 1], outputs[q]
+            if lo == hi:
+                continue
+            for k in range(3):
+                used = counts[k, j]
+                for p in range(positions):
+                    for slot in range(used):
+                        values[k, slot, p] = y[k, j, p, slot]
+                grads[k, :used] = ZERO
+            needed = plan.counts[3, s, q]
+            item_vectors(slots[:needed], categories[:needed], values[1], values[2], vectors)
+            dvectors[:needed] = ZERO
+            total += cross_entropy(plan.user, plan.item, plan.history, plan.offsets, lo, hi, 0, target, lambdas[q],
+                           values[0], vectors, widths, mlp[j], act, dact, grads[0], dvectors, dmlp[j])  # fmt: skip
+            item_vectors_backward(slots[:needed], categories[:needed], dvectors, grads[1], grads[2])
+            for k in range(3):
+                for p in range(positions):
+                    for slot in range(counts[k, j]):
+                        dy[k, j, p, slot] += grads[k, slot, p]
+        losses[s] = total
+        if not np.isfinite(total):
+            return
+        at = 0
+        for k in range(4):
+            size = weights[k].size
+            dw = gradient[at : at + size].reshape(weights[k].shape)
+            if k < 3:
+                gru_backward(weights[k], x[k], h0[k], counts[k], z[k], r[k], g[k], h[k], dy[k], dw)
+            else:
+                gru_backward_dense(weights[k], dense_input, dense_state, dz, dr, dg, dh, dmlp, dw)
+            at += size
+        step += 1
+        rate = lr * np.sqrt(1 - beta2**step) / (1 - beta1**step)
+        adam_dense(flat, moments[0], moments[1], gradient, rate, beta1, beta2, eps)
+        if len(mean):
+            share = np.float32(1.0 / (s + 1))
+            for lane in range(len(flat)):
+                mean[lane] += share * (flat[lane] - mean[lane])
