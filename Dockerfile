@@ -21,7 +21,8 @@ RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/asmg --shell /usr/s
 COPY --from=build /opt/asmg /opt/asmg
 ENV PATH=/opt/asmg/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    ASMG_DATA_DIR=/var/lib/asmg
+    ASMG_DATA_DIR=/var/lib/asmg \
+    NUMBA_CACHE_DIR=/var/lib/asmg/numba
 USER asmg
 WORKDIR /var/lib/asmg
 VOLUME /var/lib/asmg

@@ -42,6 +42,11 @@ class Checkpoint:
     """Hyper-parameters: plain JSON values."""
     tensors: Mapping[str, Tensor]
 
+    def same_as(self, other: "Checkpoint") -> bool:
+        """Whether the other holds the very same tensors (not only equal ones) and equal meta data."""
+        same = self.tensors.keys() == other.tensors.keys() and self.kind == other.kind and self.meta == other.meta
+        return same and all(tensor is other.tensors[name] for name, tensor in self.tensors.items())
+
     def to_bytes(self) -> bytes:
         """One safetensors file; kind, version and meta data are in its header."""
         header = {"version": FORMAT_VERSION, "kind": self.kind, "meta": dict(self.meta)}

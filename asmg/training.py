@@ -130,9 +130,13 @@ class Adam:
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
-        """Take over `params` and `state`: both are changed in place from now on."""
-        self.params, self.lr, self.betas, self.eps = params, lr, betas, eps
+        """Take over `params` and `state`: both are changed in place from now on.
+
+        `shares`: of the step size, for dense parameters that take smaller steps.
+        """
+        self.params, self.lr, self.betas, self.eps, self.shares = params, lr, betas, eps, shares or {}
         self.steps, self.first, self.second, self.moved = state.step, state.first, state.second, state.moved
         self.tail = _tail_sums(betas)
 
@@ -163,7 +167,7 @@ class Adam:
             else:
                 first.lerp_(grad, 1 - beta1)
                 second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-                param.addcdiv_(first, second.sqrt().add_(self.eps), value=-rate)
+                param.addcdiv_(first, second.sqrt().add_(self.eps), value=-rate * self.shares.get(name, 1.0))
 
     def settle(self) -> None:
         """Catch every table row up, so that `params` is what dense Adam would hold now."""

@@ -1,4 +1,4 @@
-"""The yardstick of `asmg bench update`: the paper's update translated to torch as it stands, whole tables in every batch.
+"""The yardstick of `asmg bench update`: the paper's update in torch as it stands, whole tables in every batch.
 
 Written from the description of the method and sharing nothing with `asmg/`: all ids have a row from the start,
 histories are padded, the generator produces every row of every table for every batch, and Adam moves every row.
@@ -55,8 +55,9 @@ class DenseAdam:
 
 def new_model(users: int, items: int, rng: torch.Generator) -> Tensors:
     """A base model with tables of these sizes."""
-    shapes = {"user": (users, DIM), "item": (items, DIM)}
-    shapes |= {f"kernel{i}": HIDDEN[i : i + 2] for i in range(3)} | {f"bias{i}": (HIDDEN[i + 1],) for i in range(3)}
+    shapes: dict[str, tuple[int, ...]] = {"user": (users, DIM), "item": (items, DIM)}
+    shapes |= {f"kernel{i}": HIDDEN[i : i + 2] for i in range(3)}
+    shapes |= {f"bias{i}": (HIDDEN[i + 1],) for i in range(3)}
     return {n: _glorot(shape, sum(shape) if len(shape) > 1 else 2 * shape[0], rng) for n, shape in shapes.items()}
 
 
@@ -123,4 +124,5 @@ def generator_step(
 
 
 def _glorot(shape: tuple[int, ...], fans: float, rng: torch.Generator) -> Tensor:
-    return (2 * torch.rand(shape, generator=rng) - 1) * (6 / fans) ** 0.5
+    numbers: Tensor = (2 * torch.rand(shape, generator=rng) - 1) * (6 / fans) ** 0.5
+    return numbers

@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     prior_ctr: float = Field(0.5, gt=0, lt=1)
     """The constant answer of version 0, before anything was learned."""
     updater: str = "asmg-gru-multi"
-    """Name of the update method."""
+    """Name of the update method, see `asmg.updaters.UPDATERS`."""
+    device: str = "auto"
+    """Where updates compute: `cpu`, `cuda`, or `auto` for a GPU where there is one."""
     history_length: int = Field(MAX_HISTORY, ge=1, le=MAX_HISTORY)
     """Most recent positives of a user that a model reads."""
     swap_lead_seconds: float = Field(1.0, ge=0)

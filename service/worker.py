@@ -6,6 +6,7 @@ import logging
 import torch
 
 from asmg.models import EmbeddingMLPConfig
+from asmg.training import Execution
 from asmg.updaters import build_updater
 from service.errors import ConfigurationError, NotReady, ServiceError
 from service.settings import Settings
@@ -26,13 +27,14 @@ async def run(settings: Settings) -> None:
     """Lead when nobody else does, and while leading update on every sealed period; until cancelled.
 
     Raises:
-        ConfigurationError: a DSN is missing or the update method is unknown.
+        ConfigurationError: a DSN is missing, or the update method or the device is unknown.
     """
     if settings.postgres_dsn is None or settings.redis_url is None:
         raise ConfigurationError("expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither")
     try:
         # Always with categories: items without any cost nothing, and a catalogue may come at any time.
-        updater = build_updater(settings.updater, EmbeddingMLPConfig(categories=True))
+        execution = Execution(device=settings.device)
+        updater = build_updater(settings.updater, EmbeddingMLPConfig(categories=True), execution=execution)
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core

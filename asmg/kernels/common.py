@@ -39,12 +39,19 @@ _COMPILE: dict[str, Any] = {
 
 def compiled(function: F) -> F:
     """The function as machine code; a type checker goes on seeing the function."""
-    return cast(F, njit(**_COMPILE)(function))
+    return _jit(function)
 
 
 def inlined(function: F) -> F:
     """The same, inlined where it is called."""
-    return cast(F, njit(**_COMPILE, inline="always")(function))
+    return _jit(function, inline="always")
+
+
+def _jit(function: F, **options: Any) -> F:
+    try:
+        return cast(F, njit(**_COMPILE, **options)(function))
+    except RuntimeError:  # there is no folder that the code could be kept in: it is compiled anew in each process
+        return cast(F, njit(**{**_COMPILE, "cache": False}, **options)(function))
 
 
 # tanh(x) = x·P(x²)/Q(x²) for |x| ≤ 8, fitted for the least relative error; 3e-7 off at most in float32.

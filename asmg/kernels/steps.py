@@ -102,6 +102,7 @@ def generator_steps(
     widths: Indices,
     step: int,
     lr: float,
+    dense_share: float,
     beta1: float,
     beta2: float,
     eps: float,
@@ -112,7 +113,8 @@ def generator_steps(
     lambdas, outputs [k]: for each batch of a step, the newest first, its weight and which output it is scored by.
     inputs: for user, item and category [n, T·P], the values of a row in each model; states [n, P·d]; dense_input
     [T, P], dense_state [1, d, P]. weights: the four groups as views [C, P] of `flat`; moments: Adam's, each like
-    `flat`; mean: the running mean of the iterates, empty where not wanted.
+    `flat`; mean: the running mean of the iterates, empty where not wanted; dense_share: of the step size, for the
+    weights of the MLP's GRUs.
     """
     steps_in = dense_input.shape[0]
     batches, d = len(lambdas), dense_state.shape[1]
@@ -199,7 +201,11 @@ def generator_steps(
             at += size
         step += 1
         rate = lr * np.sqrt(1 - beta2**step) / (1 - beta1**step)
-        adam_dense(flat, moments[0], moments[1], gradient, rate, beta1, beta2, eps)
+        # The MLP's weights come last.
+        top = len(flat) - weights[3].size
+        m, v = moments
+        adam_dense(flat[:top], m[:top], v[:top], gradient[:top], rate, beta1, beta2, eps)
+        adam_dense(flat[top:], m[top:], v[top:], gradient[top:], rate * dense_share, beta1, beta2, eps)
         if len(mean):
             share = np.float32(1.0 / (s + 1))
             for lane in range(len(flat)):

@@ -4,39 +4,77 @@ from collections.abc import Callable
 from typing import Any
 
 from asmg.generator import LinearConfig
-from asmg.models import EmbeddingMLPConfig
+from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig
 from asmg.training import Execution
 from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.base import Updater
+from asmg.updaters.bu import BatchConfig, BatchUpdate
+from asmg.updaters.incctr import IncCTR
 from asmg.updaters.iu import IncrementalUpdate, TrainingConfig
+from asmg.updaters.sml import Sml, SmlConfig
+from asmg.updaters.spmf import ReservoirUpdate, SpmfConfig
 
 __all__ = ["UPDATERS", "build_updater"]
 
 Builder = Callable[[str, EmbeddingMLPConfig, bool, Execution | None], Updater[Any]]
+"""From the name, the base model, whether with the authors' settings, and the execution."""
 
 
-def _iu(name, model, reference, execution):
-    return IncrementalUpdate(model, TrainingConfig.reference() if reference else None, execution)
+def _iu(_: str, model: EmbeddingMLPConfig, reference: bool, execution: Execution | None) -> Updater[Any]:
+    return IncrementalUpdate(model, _training(reference), execution)
 
 
-def _asmg(**changes: Any) -> Builder:
-    def build(name, model, reference, execution):
-        make = AsmgConfig.reference if reference else AsmgConfig
-        return Asmg(model, make(**changes), TrainingConfig.reference() if reference else None, execution, name=name)
+def _bu(window: int) -> Builder:
+    def build(_: str, model: EmbeddingMLPConfig, reference: bool, execution: Execution | None) -> Updater[Any]:
+        return BatchUpdate(model, BatchConfig(window=window), _training(reference), execution)
 
     return build
 
 
+def _spmf(_: str, model: EmbeddingMLPConfig, reference: bool, execution: Execution | None) -> Updater[Any]:
+    return ReservoirUpdate(model, SpmfConfig.reference() if reference else None, _training(reference), execution)
+
+
+def _incctr(_: str, model: EmbeddingMLPConfig, reference: bool, execution: Execution | None) -> Updater[Any]:
+    return IncCTR(model, None, _training(reference), execution)
+
+
+def _sml(name: str, model: EmbeddingMLPConfig, reference: bool, execution: Execution | None) -> Updater[Any]:
+    base: EmbeddingMLPConfig | MatrixFactorizationConfig = model
+    if name == "sml-mf":
+        base = MatrixFactorizationConfig(dim=model.dim, categories=model.categories)
+    return Sml.reference(base, execution) if reference else Sml(base, SmlConfig(), None, execution)
+
+
+def _asmg(**changes: Any) -> Builder:
+    def build(name: str, model: EmbeddingMLPConfig, reference: bool, execution: Execution | None) -> Updater[Any]:
+        config = AsmgConfig.reference(**changes) if reference else AsmgConfig(**changes)
+        return Asmg(model, config, _training(reference), execution, name=name)
+
+    return build
+
+
+def _training(reference: bool) -> TrainingConfig:
+    return TrainingConfig.reference() if reference else TrainingConfig()
+
+
 UPDATERS: dict[str, Builder] = {
     "iu": _iu,
-    "asmg-linear": _asmg(generator=LinearConfig(), loss_weights="last"),
-    "asmg-gru-multi": _asmg(),
+    "bu-3": _bu(3),
+    "bu-5": _bu(5),
+    "bu-7": _bu(7),
+    "spmf": _spmf,
+    "incctr": _incctr,
+    "sml": _sml,
+    "sml-mf": _sml,
+    "asmg-linear": _asmg(generator=LinearConfig(), carry_hidden=False, loss_weights="last"),
     "asmg-gru-single": _asmg(loss_weights="last"),
+    "asmg-gru-multi": _asmg(),
     "asmg-gru-full": _asmg(window=None, carry_hidden=False),
     "asmg-gru-zero": _asmg(carry_hidden=False),
     "asmg-gru-unif": _asmg(loss_weights="uniform"),
 }
-"""Name → the method with its default configuration on a base model."""
+"""Name → what builds the method."""
 
 
 def build_updater(
@@ -45,10 +83,13 @@ def build_updater(
     """The update method of this name.
 
     Args:
+        name: one of UPDATERS.
+        model: shape of the base model. SML-MF takes a matrix factorization of the same `dim` instead.
         reference: with the authors' settings instead of ours.
+        execution: where it computes.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such method.
     """
     if name not in UPDATERS:
         raise ValueError(f"updater: expected one of {', '.join(UPDATERS)}; received {name!r}")

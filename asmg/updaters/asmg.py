@@ -11,45 +11,37 @@ One update, when the data D_{t+1} of a period has arrived:
 Two additions keep a generator that has seen little from doing harm; both can be switched off for the paper's method:
 
 * ω is the average of the iterates of a pass (Polyak), since the last iterate of Adam at this step size is noisy.
-* Θ*_t is trusted as far as it has earned: what is served is Θ_t + α·(Θ*_t - Θ_t), α being the best of a few fractions
-  on the periods so far, each scored before anything was trained on it. α = 0 is IU.
+* Θ*_t is trusted as far as it has earned: what is served is Θ_t + α·(Θ*_t - Θ_t). A few fractions α compete on the
+  periods so far, each scored before anything was trained on it, and the one with the largest gain over α = 0, which is
+  IU, wins; a gain counts for what is left of it `caution` standard errors below.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from asmg import kernels
-from asmg.batch import Epoch, PeriodData, excerpt
+from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_adam, dump_data, load_adam, load_data
 from asmg.generator import (
-    DENSE,
     Generator,
     GeneratorConfig,
     GRUGenerator,
     HiddenState,
     LinearConfig,
     LinearGenerator,
-    from_lanes,
-    to_lanes,
 )
-from asmg.metrics import logloss
-from asmg.models import Params, read_rows, table_sizes
+from asmg.generator_training import GeneratorTraining
+from asmg.models import Params
 from asmg.training import (
-    CHUNK,
-    Adam,
     AdamState,
-    DivergedError,
     Execution,
     Progress,
-    finite,
     narrow,
     predict_logits,
 )
@@ -73,6 +65,8 @@ class AsmgConfig:
     """Whether the window starts from the hidden state after the models before it; else from zeros (zero)."""
     lr: float = 1e-2
     """Adam's step size for ω."""
+    dense_share: float = 1.0
+    """Share of `lr` by which the weights of the MLP's GRUs move."""
     batch_size: int = 256
     """Interactions a batch of the newest period; the others are cut into as many batches."""
     epochs: int = 2
@@ -85,8 +79,10 @@ class AsmgConfig:
     """Whether ω becomes the average of the iterates of the last pass instead of the last iterate."""
     blends: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """The fractions α that compete, ascending; (1.0,) trusts the generator blindly."""
-    evidence_decay: float = 0.8
-    """What a period-old loss of a fraction still counts."""
+    evidence_decay: float = 0.9
+    """What a period-old gain of a fraction still counts."""
+    caution: float = 2.0
+    """Standard errors by which a gain has to exceed zero before it counts."""
     full_window: bool = False
     """Whether training waits until there are k models."""
     skip_first: bool = False
@@ -101,11 +97,16 @@ class AsmgConfig:
             raise ValueError(f"loss_weights: expected linear, uniform or last; received {self.loss_weights!r}")
         if not self.blends or list(self.blends) != sorted(set(self.blends)) or min(self.blends) < 0:
             raise ValueError(f"blends: expected distinct fractions ≥ 0, ascending; received {self.blends}")
+        if self.caution < 0:
+            raise ValueError(f"caution: expected a number ≥ 0; received {self.caution}")
         if not 0 <= self.evidence_decay <= 1:
             raise ValueError(f"evidence_decay: expected a number in [0, 1]; received {self.evidence_decay}")
 
-        if isinstance(self.generator, LinearConfig) and self.generator.window != self.window:
-            raise ValueError(f"window: expected the generator's, {self.generator.window}; received {self.window}")
+        if isinstance(self.generator, LinearConfig):
+            if self.generator.window != self.window:
+                raise ValueError(f"window: expected the generator's, {self.generator.window}; received {self.window}")
+            if self.carry_hidden:
+                raise ValueError("carry_hidden: expected False with the linear generator; received True")
 
     @classmethod
     def reference(cls, **changes: Any) -> "AsmgConfig":
@@ -127,6 +128,26 @@ class AsmgConfig:
         return asdict(self) | {"blends": list(self.blends)}
 
 
+class Gain(NamedTuple):
+    """By how much a fraction did better than α = 0 so far, on logs that nothing had been trained on."""
+
+    total: float = 0.0
+    """Σ of the reductions of the interactions' losses, older periods decayed."""
+    squares: float = 0.0
+    """Σ of their squares, likewise: the variance of `total`."""
+
+    def after(self, reduction: Tensor, decay: float) -> "Gain":
+        """With one more period, of which `reduction` are the interactions' [N]."""
+        return Gain(
+            decay * self.total + float(reduction.sum()),
+            decay**2 * self.squares + float((reduction**2).sum()),
+        )
+
+    def certain(self, caution: float) -> float:
+        """The part of it that is certain."""
+        return self.total - caution * math.sqrt(self.squares)
+
+
 @dataclass(frozen=True)
 class AsmgState:
     """Everything that is kept between periods."""
@@ -143,8 +164,8 @@ class AsmgState:
     """h, the state before the oldest of `models`."""
     data: tuple[PeriodData, ...]
     """The last k-1 periods' data, oldest first: with the next one the targets of a full window."""
-    evidence: tuple[float, ...]
-    """For each of the config's `blends` the decayed sum of its losses so far, each from before training."""
+    evidence: tuple[Gain, ...]
+    """Of each of the config's `blends`."""
     generated: Params | None
     """Θ*_t as the generator emits it (α = 1), None before the first period."""
 
@@ -181,7 +202,7 @@ class Asmg(Updater[AsmgState]):
             adam=AdamState.zeros(weights),
             hidden=self.generator.initial_hidden(),
             data=(),
-            evidence=(0.0,) * len(self.config.blends),
+            evidence=(Gain(),) * len(self.config.blends),
             generated=None,
         )
 
@@ -211,8 +232,10 @@ class Asmg(Updater[AsmgState]):
         return {"generated": self.blended(state, self.trust(state)), "incremental": state.base.params}
 
     def trust(self, state: AsmgState) -> float:
-        """α, the fraction that did best so far; the smallest of equals, hence 0 as long as there is no evidence."""
-        return min(zip(state.evidence, self.config.blends, strict=True))[1]
+        """α, the fraction with the largest certain gain; the smallest as long as none has any."""
+        gains = [gain.certain(self.config.caution) for gain in state.evidence]
+        best = max(range(len(gains)), key=lambda i: gains[i])
+        return self.config.blends[best if gains[best] > 0 else 0]
 
     def blended(self, state: AsmgState, fraction: float) -> Params:
         """Θ_t + fraction·(Θ*_t - Θ_t)."""
@@ -236,16 +259,21 @@ class Asmg(Updater[AsmgState]):
     def _full(self, models: Sequence[Params]) -> bool:
         return len(models) == self.config.window
 
-    def _weigh(self, state: AsmgState, data: PeriodData) -> tuple[float, ...]:
-        """The evidence with this period's losses, taken before anything is trained on it."""
+    def _weigh(self, state: AsmgState, data: PeriodData) -> tuple[Gain, ...]:
+        """The evidence with this period's, taken before anything is trained on it."""
         if len(self.config.blends) == 1 or state.generated is None:
             return state.evidence
         (plain, generated), small = narrow(self.model, [state.base.params, state.generated], data)
-        losses = [
-            logloss(predict_logits(self.model, blend(plain, generated, fraction), small), small.label)
-            for fraction in self.config.blends
-        ]
-        return tuple(self.config.evidence_decay * old + loss for old, loss in zip(state.evidence, losses, strict=True))
+
+        def losses(params: Params) -> Tensor:
+            logits = predict_logits(self.model, params, small, compiled=self.execution.compiled).double()
+            return functional.binary_cross_entropy_with_logits(logits, small.label.double(), reduction="none")
+
+        base = losses(plain)
+        return tuple(
+            gain.after(base - losses(blend(plain, generated, fraction)), self.config.evidence_decay)
+            for gain, fraction in zip(state.evidence, self.config.blends, strict=True)
+        )
 
     def _train_generator(
         self, state: AsmgState, data: PeriodData, rng: torch.Generator, progress: Progress | None
@@ -259,10 +287,26 @@ class Asmg(Updater[AsmgState]):
         if self.config.full_window and self.config.window is not None and not self._full(state.models):
             return replace(state, data=self._kept(state, data))
         targets = (*state.data, data)[-len(state.models) :]
-        session = GeneratorTraining(self, state, targets)
+        session = GeneratorTraining(
+            self.generator,
+            state.weights,
+            state.adam,
+            state.models,
+            state.hidden,
+            targets,
+            loss_weights=self.loss_weights(len(targets)),
+            lr=self.config.lr,
+            dense_share=self.config.dense_share,
+            execution=self.execution,
+        )
         epochs = self.epochs(len(data))
         for epoch in range(epochs):
-            session.epoch(rng, part_of(progress, epoch, epochs), average=self.config.average and epoch == epochs - 1)
+            session.epoch(
+                batch_size=self.config.batch_size,
+                rng=rng,
+                average=self.config.average and epoch == epochs - 1,
+                progress=part_of(progress, epoch, epochs),
+            )
         weights, adam = session.finish()
         return replace(state, weights=weights, adam=adam, data=self._kept(state, data))
 
@@ -305,7 +349,7 @@ class Asmg(Updater[AsmgState]):
 
     @override
     def dump(self, state: AsmgState) -> dict[str, Checkpoint]:
-        header = {"models": len(state.models), "data": len(state.data), "evidence": list(state.evidence)}
+        header = {"models": len(state.models), "data": len(state.data), "evidence": [list(g) for g in state.evidence]}
         parts = {"updater": self.header(**header), **self.base.dump(state.base)}
         parts["generator"] = Checkpoint("generator", {}, state.weights)
         parts["generator_optimizer"] = dump_adam(state.adam)
@@ -337,7 +381,7 @@ class Asmg(Updater[AsmgState]):
             adam=load_adam(parts["generator_optimizer"]),
             hidden=dict(parts["hidden"].tensors),
             data=tuple(load_data(parts[f"data.{age}"]) for age in periods),
-            evidence=tuple(meta["evidence"]),
+            evidence=tuple(Gain(*gain) for gain in meta["evidence"]),
             generated=dict(parts["generated"].tensors) if "generated" in parts else None,
         )
 
@@ -345,129 +389,3 @@ class Asmg(Updater[AsmgState]):
 def blend(plain: Mapping[str, Tensor], generated: Mapping[str, Tensor], fraction: float) -> Params:
     """Plain + fraction·(generated - plain)."""
     return {name: torch.lerp(p, generated[name], fraction) for name, p in plain.items()}
-
-
-class GeneratorTraining:
-    """Training of ω on a window: the rows that its logs touch, taken out of the models once."""
-
-    def __init__(self, updater: Asmg, state: AsmgState, targets: Sequence[PeriodData]) -> None:
-        """Take them out; output j of the generator is scored on the j-th of `targets`."""
-        self.updater, self.generator, self.model = updater, updater.generator, updater.model
-        self.execution, self.lr, self.models = updater.execution, updater.config.lr, state.models
-        if not self.model.reads_history:
-            targets = [data.without_history() for data in targets]
-        self.small, self.rows = excerpt(targets, self.model.tables, sizes=table_sizes(state.models[-1]))
-        weights = updater.loss_weights(len(targets))
-        # Newest first, as an Epoch has it: the older outputs need fewer rows, the first ones of a step.
-        self.used = [j for j in reversed(range(len(targets))) if weights[j] > 0]
-        self.loss_weights = [weights[j] for j in self.used]
-        device = self.execution.torch_device
-        self.inputs, self.hidden = {}, {}
-        for group in self.generator.groups:
-            rows = self.rows.get(group)
-            self.inputs[group] = torch.stack(self.generator.inputs(state.models, group, rows), 1).to(device)
-            hidden = state.hidden[group] if rows is None else read_rows(state.hidden[group], rows)
-            self.hidden[group] = hidden.to(device)
-        self.weights = {name: w.to(device, copy=True) for name, w in state.weights.items()}
-        adam = state.adam.clone()
-        first, second = ({n: m.to(device) for n, m in moments.items()} for moments in (adam.first, adam.second))
-        self.adam = Adam(self.weights, replace(adam, first=first, second=second), lr=self.lr)
-
-    def epoch(self, rng: torch.Generator, progress: Progress | None, *, average: bool) -> None:
-        """One pass: batch n holds the n-th part of every target period, each scored by the output for its period.
-
-        With `average` ω becomes the mean of the iterates of this pass.
-        """
-        steps = math.ceil(len(self.small[-1]) / self.updater.config.batch_size)
-        orders = [torch.randperm(len(data), generator=rng).tensor_split(steps) for data in self.small]
-        epoch = Epoch([self.small[j] for j in self.used], [orders[j] for j in self.used])
-        compiled = self.execution.uses_kernels(self.model) and isinstance(self.generator, GRUGenerator)
-        (self._compiled if compiled else self._eager)(epoch, progress, average)
-
-    def finish(self) -> tuple[Params, AdamState]:
-        """ω and its optimizer, on the CPU; raises DivergedError where a weight is not finite."""
-        try:
-            self.generator.check(self.weights)
-        except ValueError as error:
-            raise DivergedError(str(error)) from error
-        state = self.adam.state
-        first, second = ({n: m.cpu() for n, m in moments.items()} for moments in (state.first, state.second))
-        return {n: w.cpu() for n, w in self.weights.items()}, replace(state, first=first, second=second)
-
-    def _eager(self, epoch: Epoch, progress: Progress | None, average: bool) -> None:
-        target = epoch.label.to(self.execution.torch_device)
-        mean = {name: w.clone() for name, w in self.weights.items()}
-        for n in range(len(epoch)):
-            local = epoch.local(n, target)
-            leaves = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
-            outputs = {}
-            for group in self.generator.groups:
-                rows = local.rows.get(group)
-                inputs, hidden = self.inputs[group], self.hidden[group]
-                if rows is not None:
-                    inputs, hidden = inputs[rows], hidden[rows]
-                outputs[group], _ = self.generator.run(leaves, group, list(inputs.unbind(1)), hidden)
-            terms = []
-            for j, weight, batch in zip(self.used, self.loss_weights, local.batches, strict=True):
-                if not len(batch.user):
-                    continue
-                params = {group: outputs[group][j] for group in outputs if group != DENSE}
-                params |= self.generator.dense(outputs[DENSE][j]) if DENSE in outputs else {}
-                logits = self.model.logits(params, batch, local.features)
-                terms.append(weight * functional.binary_cross_entropy_with_logits(logits, batch.label))
-            loss = torch.stack(terms).sum()
-            finite(loss.item())
-            self.adam.step(dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)), {})
-            for name, w in mean.items():
-                w.lerp_(self.weights[name], 1 / (n + 1))
-            if progress:
-                progress((n + 1) / len(epoch))
-        if average:
-            for name, w in mean.items():
-                self.weights[name].copy_(w)
-
-    def _compiled(self, epoch: Epoch, progress: Progress | None, average: bool) -> None:
-        groups, tables = self.generator.groups, list(self.rows)
-        d = self.hidden[DENSE].shape[2]
-
-        def flatten(values: Params) -> np.ndarray:
-            """All groups, each as `to_lanes` has it."""
-            return torch.cat([to_lanes(values, group).reshape(-1) for group in groups]).numpy()
-
-        flat, moments = flatten(self.weights), (flatten(self.adam.first), flatten(self.adam.second))
-        mean = flat.copy() if average else np.empty(0, np.float32)
-        sizes = {group: to_lanes(self.weights, group).shape for group in groups}
-        starts = dict(zip(groups, np.cumsum([0, *(math.prod(s) for s in sizes.values())]).tolist(), strict=False))
-        views = {g: flat[starts[g] : starts[g] + math.prod(s)].reshape(s) for g, s in sizes.items()}
-        if "category" not in views:  # the kernel reads three tables
-            views["category"] = np.empty((len(views["user"]), 0), np.float32)
-        inputs, states = [], []
-        for table in ("user", "item", "category"):
-            x = self.inputs[table] if table in tables else torch.zeros(1, *self.inputs["user"].shape[1:])
-            h = self.hidden[table] if table in tables else torch.zeros(1, *self.hidden["user"].shape[1:])
-            inputs.append(x.reshape(len(x), -1).contiguous().numpy())
-            states.append(h.reshape(len(h), -1).contiguous().numpy())
-        dense_input = self.inputs[DENSE][0].contiguous().numpy()
-        dense_state = self.hidden[DENSE].transpose(1, 2).contiguous().numpy()
-        losses = np.zeros(len(epoch))
-        for start in range(0, len(epoch), CHUNK):
-            stop = min(start + CHUNK, len(epoch))
-            kernels.generator_steps(
-                epoch.plan, start, stop, epoch.label.numpy(),
-                np.array(self.loss_weights), np.array(self.used),
-                tuple(inputs), tuple(states), dense_input, dense_state, self.generator.residual,  # type: ignore[attr-defined]
-                (views["user"], views["item"], views["category"], views[DENSE]), flat, moments, mean,
-                np.array(self.model.widths), self.adam.steps, self.lr, *self.adam.betas, self.adam.eps, losses,  # type: ignore[attr-defined]
-            )  # fmt: skip
-            for loss in losses[start:stop]:
-                finite(float(loss))
-            self.adam.steps += stop - start
-            if progress:
-                progress(stop / len(epoch))
-        for target, numbers in (
-            (self.weights, mean if average else flat), (self.adam.first, moments[0]), (self.adam.second, moments[1])
-        ):  # fmt: skip
-            for group, shape in sizes.items():
-                lanes = numbers[starts[group] : starts[group] + math.prod(shape)].reshape(shape)
-                for name, w in from_lanes(torch.from_numpy(lanes), group, d).items():
-                    target[name].copy_(w)

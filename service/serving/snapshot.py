@@ -13,7 +13,7 @@ from torch import Tensor
 
 from asmg.batch import COLD_ROW, HISTORY_LENGTH, ItemFeatures
 from asmg.checkpoint import Checkpoint, CheckpointError
-from asmg.models import EmbeddingMLP, EmbeddingMLPConfig
+from asmg.models import BaseModel, EmbeddingMLP, EmbeddingMLPConfig, build_model, config_from_json
 from service.serving.id_index import IdIndex
 
 __all__ = ["Prediction", "Snapshot", "encode_snapshot", "prior_snapshot"]
@@ -42,9 +42,9 @@ class Snapshot:
     """The model version."""
     period: int
     """The last period it learned from; 0 for the prior."""
-    model: EmbeddingMLP
+    model: BaseModel
     params: Mapping[str, Tensor]
-    """"user" [U, dim], "items" [I, width] (categories already mixed in) and the MLP."""
+    """"user" [U, dim], "items" [I, width] (categories already mixed in) and what else the base model has."""
     users: IdIndex
     items: IdIndex
 
@@ -63,7 +63,7 @@ class Snapshot:
                 tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (no mapping, has keys() only)
         except SafetensorError as error:
             raise CheckpointError(f"snapshot: expected a file of kind {KIND!r}; received an unreadable one") from error
-        model = EmbeddingMLP(EmbeddingMLPConfig.from_json(meta["model"]))
+        model = build_model(config_from_json(meta["model"]))
         expected = {f"param.{name}" for name in ("user", "items", *model.dense_shapes)}
         expected |= {f"{kind}.{part}" for kind in ("users", "items") for part in ("hashes", "rows")}
         if set(tensors) != expected:
@@ -102,7 +102,7 @@ class Snapshot:
 
 
 def encode_snapshot(
-    model: EmbeddingMLP,
+    model: BaseModel,
     params: Mapping[str, Tensor],
     users: IdIndex,
     items: IdIndex,

@@ -83,6 +83,7 @@ class PeriodUpdate:
         self._head: ModelVersion | None = None
         self._state: Any = None
         self._parts: dict[str, str] = {}
+        self._written: dict[str, tuple[Checkpoint, str]] = {}
         self._data: PeriodData | None = None
 
     async def run(self) -> int:
@@ -217,8 +218,17 @@ class PeriodUpdate:
         assert data is not None
         self._state = await asyncio.to_thread(self._w.updater.run_stage, stage, state, data, rng=rng, progress=progress)
         parts = await asyncio.to_thread(self._w.updater.dump, self._state)
-        self._parts = {name: await self._write(part, hot=name in HOT_PARTS) for name, part in parts.items()}
+        self._parts = {name: await self._store(name, part) for name, part in parts.items()}
         return {"state": self._parts}
+
+    async def _store(self, name: str, part: Checkpoint) -> str:
+        """The digest of a part of the state; what the stage before had too, tensor for tensor, is not written again."""
+        before = self._written.get(name)
+        if before is not None and before[0].same_as(part):
+            return before[1]
+        digest = await self._write(part, hot=name in HOT_PARTS)
+        self._written[name] = (part, digest)
+        return digest
 
     async def _load_state(self) -> Any:
         """The training state: the one at hand, or as the last finished stage left it, or as the head version has it."""

@@ -1,19 +1,31 @@
 """Small logs and models for the library's tests, made with numpy alone and from the row's point of view."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tracemalloc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from asmg.batch import NO_CATEGORY, PeriodData
-from asmg.models import TABLES, EmbeddingMLP, EmbeddingMLPConfig, Params
+from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig, Params, build_model
+
+ModelConfig = EmbeddingMLPConfig | MatrixFactorizationConfig
 
 SMALL = EmbeddingMLPConfig(dim=3, hidden=(5, 4))
 SMALL_CATEGORIES = EmbeddingMLPConfig(dim=3, hidden=(5, 4), categories=True)
+MF = MatrixFactorizationConfig(dim=3)
+MF_CATEGORIES = MatrixFactorizationConfig(dim=3, categories=True)
+
+CONFIGS: dict[str, ModelConfig] = {
+    "mlp": SMALL, "mlp+categories": SMALL_CATEGORIES, "mf": MF, "mf+categories": MF_CATEGORIES,
+}  # fmt: skip
 
 
 def torch_rng(seed: int = 0) -> torch.Generator:
@@ -71,6 +83,15 @@ def random_period(
     )
 
 
+def padded(data: PeriodData, rows: int) -> PeriodData:
+    """The same interactions in a world that holds so many users, items and categories more."""
+    more: dict[str, Any] = {"users": data.users + rows, "items": data.items + rows}
+    if data.item_categories is not None:
+        unknown = torch.full((rows, data.item_categories.shape[1]), NO_CATEGORY, dtype=torch.int32)
+        more |= {"categories": data.categories + rows, "item_categories": torch.cat([data.item_categories, unknown])}
+    return replace(data, **more)
+
+
 def random_categories(items: int, categories: int, structure: int = 0) -> list[list[int]]:
     """Up to two categories of each item; row 0 has none.
 
@@ -85,45 +106,89 @@ def random_categories(items: int, categories: int, structure: int = 0) -> list[l
     return matrix
 
 
-def random_params(config: EmbeddingMLPConfig, seed: int = 0, **rows: int) -> Params:
+def random_params(config: ModelConfig, seed: int = 0, **rows: int) -> Params:
     """Standard normal parameters, biases too; `rows` of each table."""
     rng = np.random.default_rng(seed)
-    model = EmbeddingMLP(config)
-    shapes: dict[str, tuple[int, ...]] = {name: (rows[name], config.dim) for name in model.tables}
+    model = build_model(config)
+    shapes: dict[str, tuple[int, ...]] = {name: (rows[name], width) for name, width in model.table_widths.items()}
     shapes |= model.dense_shapes
     return {name: torch.tensor(rng.normal(size=shape), dtype=torch.float32) for name, shape in shapes.items()}
 
 
-def slow_logit(config: EmbeddingMLPConfig, params: Params, data: PeriodData, n: int, cold: Sequence[str] = ()) -> float:
+def slow_logit(config: ModelConfig, params: Params, data: PeriodData, n: int, cold: Sequence[str] = ()) -> float:
     """The logit of interaction `n` on whole tables in float64 numpy, one look-up at a time.
 
     A row past a table's end is read as row 0, and so is every row of the tables named in `cold`.
     """
-    table = {name: params[name].double().numpy() for name in TABLES if name in params}
+    table = {name: params[name].double().numpy() for name in ("user", "item", "category") if name in params}
 
     def look_up(name: str, row: int) -> np.ndarray:
         return table[name][0 if name in cold or row >= len(table[name]) else row]
 
-    def item_vector(row: int) -> np.ndarray:
-        if not config.categories:
-            return look_up("item", row)
+    def of_categories(row: int) -> np.ndarray:
         assert data.item_categories is not None
         known = data.item_categories[row if row < len(data.item_categories) else 0].tolist()
         vectors = [look_up("category", c) for c in known if c != NO_CATEGORY]
-        mean = sum(vectors, np.zeros(config.dim)) / max(1, len(vectors))
-        return np.concatenate([look_up("item", row), mean])
+        return sum(vectors, np.zeros(table["category"].shape[1])) / max(1, len(vectors))
+
+    user, item = look_up("user", int(data.user[n])), int(data.item[n])
+    if isinstance(config, MatrixFactorizationConfig):
+        own = look_up("item", item) + (of_categories(item) if config.categories else 0)
+        return float(user[: config.dim] @ own[: config.dim] + user[config.dim] + own[config.dim])
+
+    def item_vector(row: int) -> np.ndarray:
+        return np.concatenate([look_up("item", row), *([of_categories(row)] if config.categories else [])])
 
     start, stop = int(data.offsets[n]), int(data.offsets[n + 1])
     pooled = np.zeros(config.dim * (2 if config.categories else 1))
     for row in data.history[start:stop].tolist():
         pooled = pooled + item_vector(row) / (stop - start)
-    x = np.concatenate([look_up("user", int(data.user[n])), pooled, item_vector(int(data.item[n]))])
+    x = np.concatenate([user, pooled, item_vector(item)])
     layers = len(config.hidden) + 1
     for i in range(layers):
         x = params[f"mlp.{i}.weight"].double().numpy() @ x + params[f"mlp.{i}.bias"].double().numpy()
         if i < layers - 1:
             x = np.maximum(x, 0)
     return float(x[0])
+
+
+def whole_table_logits(config: ModelConfig, leaves: Params, data: PeriodData, rows: Sequence[int]) -> Tensor:
+    """The forward pass over whole tables in plain torch operations of float64, one interaction at a time."""
+
+    def of_categories(row: int) -> Tensor:
+        assert data.item_categories is not None
+        known = [c for c in data.item_categories[row].tolist() if c >= 0]
+        zero = torch.zeros(leaves["category"].shape[1], dtype=torch.float64)
+        return torch.stack([leaves["category"][c] for c in known]).mean(0) if known else zero
+
+    def vector(row: int) -> Tensor:
+        own = leaves["item"][row]
+        if not config.categories:
+            return own
+        if isinstance(config, MatrixFactorizationConfig):
+            return own + of_categories(row)
+        return torch.cat([own, of_categories(row)])
+
+    logits = []
+    for n in rows:
+        user, item = leaves["user"][int(data.user[n])], vector(int(data.item[n]))
+        if isinstance(config, MatrixFactorizationConfig):
+            logits.append(user[: config.dim] @ item[: config.dim] + user[config.dim] + item[config.dim])
+            continue
+        history = data.history[int(data.offsets[n]) : int(data.offsets[n + 1])].tolist()
+        pooled = torch.stack([vector(row) for row in history]).mean(0) if history else torch.zeros_like(item)
+        x = torch.cat([user, pooled, item])
+        last = len(config.hidden)
+        for i in range(last + 1):
+            x = leaves[f"mlp.{i}.weight"] @ x + leaves[f"mlp.{i}.bias"]
+            x = x.relu() if i < last else x
+        logits.append(x[0])
+    return torch.stack(logits)
+
+
+def copied(tensors: Mapping[str, Tensor]) -> Params:
+    """A copy of each tensor."""
+    return {name: t.clone() for name, t in tensors.items()}
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -137,6 +202,17 @@ def tensors_in(value: Any) -> list[Tensor]:
     if hasattr(value, "__dataclass_fields__"):
         return [t for name in value.__dataclass_fields__ for t in tensors_in(getattr(value, name))]
     return []
+
+
+def snapshot(value: Any) -> list[Tensor]:
+    """Copies of all tensors within, to compare with later."""
+    return [t.clone() for t in tensors_in(value)]
+
+
+def unchanged(before: list[Tensor], value: Any) -> bool:
+    """Whether all tensors within are those of a snapshot, to the bit."""
+    after = tensors_in(value)
+    return len(before) == len(after) and all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @dataclass
@@ -164,3 +240,66 @@ class DenseAdam:
         more = rows - len(self.value)
         self.value = np.concatenate([self.value, np.repeat(self.value[:1], more, 0)])
         self.m, self.v = (np.concatenate([a, np.zeros((more, a.shape[1]))]) for a in (self.m, self.v))
+
+
+class SlowTraining:
+    """A base model over whole tables in float64 with dense Adam: what training of a few rows has to come to."""
+
+    def __init__(self, config: ModelConfig, params: Params, lr: float) -> None:
+        self.config = config
+        self.adam = {name: DenseAdam(p.double().numpy(), lr) for name, p in params.items()}
+
+    @property
+    def params(self) -> Params:
+        return {name: torch.tensor(a.value) for name, a in self.adam.items()}
+
+    def grow(self, sizes: Mapping[str, int]) -> None:
+        for name, a in self.adam.items():
+            if sizes.get(name, 0) > len(a.value):
+                a.grow(sizes[name])
+
+    def epoch(self, data: PeriodData, order: Sequence[int], batch_size: int, target: Tensor | None = None) -> float:
+        """One pass in this order; returns the mean loss."""
+        wanted, total = (data.label if target is None else target).double(), 0.0
+        for first in range(0, len(order), batch_size):
+            rows = list(order[first : first + batch_size])
+            leaves = {name: p.requires_grad_() for name, p in self.params.items()}
+            logits = whole_table_logits(self.config, leaves, data, rows)
+            mean = functional.binary_cross_entropy_with_logits(logits, wanted[rows])
+            total += float(mean.detach()) * len(rows)
+            mean.backward()
+            for name, a in self.adam.items():
+                gradient = leaves[name].grad
+                a.step(np.zeros_like(a.value) if gradient is None else gradient.numpy())
+        return total / len(order)
+
+
+class Footprint(TorchDispatchMode):
+    """The largest tensor that any torch operation within returned, and the most memory that numpy held at a time.
+
+    What numba allocates inside of compiled code is not seen; views of what is there already are not counted.
+    """
+
+    elements = 0
+    """Of a new tensor."""
+    numpy_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+    def __enter__(self) -> "Footprint":
+        super().__enter__()
+        torch.ones(1).clone()  # torch loads what it needs for this
+        self.elements = 0
+        tracemalloc.start()
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        self.numpy_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        super().__exit__(*args)

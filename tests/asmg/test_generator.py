@@ -1,4 +1,5 @@
-"""The GRU meta generator against a loop over single scalars, written from methods.md, section 7."""
+"""The meta generators: the GRU against a loop over single scalars, written from methods.md, section 7, and the linear
+one against its formula (section 6)."""
 
 import math
 from collections.abc import Sequence
@@ -9,22 +10,41 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asmg.batch import localise
-from asmg.generator import DENSE, GeneratorConfig, GRUGenerator, HiddenState, read_rows
-from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params, grow
-from tests.asmg.support import SMALL, SMALL_CATEGORIES, random_params, random_period, torch_rng
+from asmg.batch import Epoch, excerpt
+from asmg.generator import (
+    DENSE,
+    Generator,
+    GeneratorConfig,
+    GRUGenerator,
+    HiddenState,
+    LinearConfig,
+    LinearGenerator,
+)
+from asmg.models import EmbeddingMLPConfig, Params, build_model, grow, read_rows
+from tests.asmg.support import (
+    CONFIGS,
+    SMALL,
+    SMALL_CATEGORIES,
+    ModelConfig,
+    random_params,
+    random_period,
+    snapshot,
+    torch_rng,
+    unchanged,
+)
 
 OUTPUTS = ["direct", "residual"]
-CONFIGS = {"plain": SMALL, "categories": SMALL_CATEGORIES}
 outputs = pytest.mark.parametrize("output", OUTPUTS)
-both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+both = pytest.mark.parametrize("config", [SMALL, SMALL_CATEGORIES], ids=["plain", "categories"])
+all_models = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+both_ways = pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
 
 
-def make(config: EmbeddingMLPConfig, output: str = "direct", hidden: int = 4) -> GRUGenerator:
-    return GRUGenerator(GeneratorConfig(hidden=hidden, output=output), EmbeddingMLP(config))  # type: ignore[arg-type]
+def make(config: ModelConfig, output: str = "direct", hidden: int = 4) -> GRUGenerator:
+    return GRUGenerator(GeneratorConfig(hidden=hidden, output=output), build_model(config))  # type: ignore[arg-type]
 
 
-def random_weights(generator: GRUGenerator, seed: int = 0) -> Params:
+def random_weights(generator: Generator, seed: int = 0) -> Params:
     """Weights of a trained generator's size, the outputs' too (which a fresh residual one has at zero)."""
     rng = np.random.default_rng(seed)
     return {
@@ -69,14 +89,15 @@ def slow_gru(
     return ys, states
 
 
-def places(generator: GRUGenerator, rows: dict[str, int]) -> list[tuple[str, int, int, str, tuple[int, ...]]]:
+def places(generator: Generator, rows: dict[str, int]) -> list[tuple[str, int, int, str, tuple[int, ...]]]:
     """Every scalar of a model: its group, position, row, tensor and index there.
 
     In a table the position is the dimension; the MLP's scalars are counted tensor by tensor, each row by row.
     """
     found: list[tuple[str, int, int, str, tuple[int, ...]]] = []
     for table in generator.model.tables:
-        found += [(table, c, r, table, (r, c)) for r in range(rows[table]) for c in range(generator.model.config.dim)]
+        width = generator.model.table_widths[table]
+        found += [(table, c, r, table, (r, c)) for r in range(rows[table]) for c in range(width)]
     position = 0
     for name, shape in generator.model.dense_shapes.items():
         for index in np.ndindex(shape):
@@ -85,22 +106,26 @@ def places(generator: GRUGenerator, rows: dict[str, int]) -> list[tuple[str, int
     return found
 
 
+@both_ways
 @outputs
-@both
-def test_generation_is_a_gru_on_every_single_scalar(config: EmbeddingMLPConfig, output: str) -> None:
-    generator = make(config, output)
+@all_models
+@pytest.mark.parametrize("d", [1, 4, 5])
+def test_generation_is_a_gru_on_every_single_scalar(config: ModelConfig, output: str, compiled: bool, d: int) -> None:
+    generator = make(config, output, d)
     rows = {"user": 4, "item": 5, "category": 3}
     models = [random_params(config, seed, **rows) for seed in range(3)]
     weights, hidden = random_weights(generator), random_hidden(generator, **rows)
-    got = generator.generate(weights, models, hidden)
-    advanced = generator.advance(weights, models[0], hidden)
-    generator.model.check(got)
+    advanced = {}
+    for advance in (0, 1, 2, 3):
+        got, advanced[advance] = generator.generate(weights, models, hidden, advance=advance, compiled=compiled)
+        generator.model.check(got)
     for group, position, row, name, index in places(generator, rows):
         values = [float(m[name][index]) for m in models]
         start = hidden[group][row, position].tolist()
         ys, states = slow_gru(weights, group, position, values, start, residual=output == "residual")
         assert float(got[name][index]) == pytest.approx(ys[-1], rel=1e-4, abs=1e-5)
-        np.testing.assert_allclose(advanced[group][row, position], states[0], rtol=1e-4, atol=1e-5)
+        for advance, state in enumerate([start, *states]):
+            np.testing.assert_allclose(advanced[advance][group][row, position], state, rtol=1e-4, atol=1e-5)
 
 
 def test_one_step_by_hand() -> None:
@@ -109,8 +134,13 @@ def test_one_step_by_hand() -> None:
     weights = {name: torch.ones_like(w) for name, w in generator.initial(torch_rng()).items()}
     (y,), (h,) = generator.run(weights, "user", [torch.tensor([[2.0]])], torch.zeros(1, 1, 1))
     expected = math.tanh(2) / (1 + math.exp(-2))
-    assert float(h) == pytest.approx(expected, abs=1e-6)
-    assert float(y) == pytest.approx(expected + 1, abs=1e-6)
+    for compiled in (True, False):
+        last = generator.last(
+            weights, "user", [torch.tensor([[2.0]])], torch.zeros(1, 1, 1), state_after=1, compiled=compiled
+        )
+        for got_y, got_h in ((y, h), last):
+            assert float(got_h) == pytest.approx(expected, abs=1e-6)
+            assert float(got_y) == pytest.approx(expected + 1, abs=1e-6)
 
 
 @outputs
@@ -129,76 +159,92 @@ def test_every_step_of_a_run_is_the_last_of_a_shorter_one(output: str) -> None:
     torch.testing.assert_close(tail[-1], ys[-1])
 
 
+@both_ways
 @outputs
-@both
-def test_rows_run_alone_are_those_of_the_whole_table(config: EmbeddingMLPConfig, output: str) -> None:
+@all_models
+def test_rows_run_alone_are_those_of_the_whole_table(config: ModelConfig, output: str, compiled: bool) -> None:
     generator = make(config, output)
     rows = {"user": 12, "item": 15, "category": 6}
     models = [random_params(config, seed, **rows) for seed in range(3)]
     weights, hidden = random_weights(generator), random_hidden(generator, **rows)
-    whole = generator.generate(weights, models, hidden)
+    whole, _ = generator.generate(weights, models, hidden, compiled=compiled)
     data = random_period(0, 5, users=12, items=15, categories=6 if config.categories else 0)
-    touched = localise([data.batch(torch.arange(5))], data.sizes, data.item_categories).rows
+    (small,), touched = excerpt([data], generator.model.tables)
+    steps = Epoch([small], [[torch.arange(5)]])
     assert set(touched) == set(generator.model.tables)
     for table, index in touched.items():
-        ys, _ = generator.run(
-            weights, table, generator.inputs(models, table, index), read_rows(hidden[table], index)
-        )  # fmt: skip
-        torch.testing.assert_close(ys[-1], whole[table][index])
-    ys, _ = generator.run(weights, DENSE, generator.inputs(models, DENSE, None), hidden[DENSE])
-    for name, tensor in generator.dense(ys[-1]).items():
-        torch.testing.assert_close(tensor, whole[name])
+        own = index[steps.local(0, steps.label).rows[table]]
+        assert 1 < len(own) < rows[table]
+        ys, _ = generator.run(weights, table, generator.inputs(models, table, own), read_rows(hidden[table], own))
+        torch.testing.assert_close(ys[-1], whole[table][own])
+    if generator.model.dense_shapes:
+        ys, _ = generator.run(weights, DENSE, generator.inputs(models, DENSE, None), hidden[DENSE])
+        for name, tensor in generator.dense(ys[-1]).items():
+            torch.testing.assert_close(tensor, whole[name])
 
 
+@both_ways
 @pytest.mark.parametrize("chunk", [1, 2, 5, 7])
-def test_chunks_make_no_difference(chunk: int) -> None:
+def test_chunks_make_no_difference(chunk: int, compiled: bool) -> None:
     generator = make(SMALL_CATEGORIES, "residual")
     rows = {"user": 7, "item": 10, "category": 4}
     models = [random_params(SMALL_CATEGORIES, seed, **rows) for seed in range(3)]
     weights, hidden = random_weights(generator), random_hidden(generator, user=7, item=3)
-    for whole, parts in (
-        (generator.generate(weights, models, hidden), generator.generate(weights, models, hidden, chunk=chunk)),
-        (generator.advance(weights, models[0], hidden), generator.advance(weights, models[0], hidden, chunk=chunk)),
-    ):
-        assert set(whole) == set(parts)
-        for name in whole:
-            torch.testing.assert_close(parts[name], whole[name])
+    for advance in (0, 1, 2):
+        whole = generator.generate(weights, models, hidden, advance=advance, compiled=compiled)
+        parts = generator.generate(weights, models, hidden, advance=advance, compiled=compiled, chunk=chunk)
+        for of_whole, of_parts in zip(whole, parts, strict=True):
+            assert set(of_whole) == set(of_parts)
+            for name in of_whole:
+                torch.testing.assert_close(of_parts[name], of_whole[name])
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
-def test_rows_past_a_models_size_behave_as_its_cold_row(first: int, second: int, state: int) -> None:
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 3), st.booleans())
+def test_rows_past_a_models_size_behave_as_its_cold_row(
+    first: int, second: int, state: int, advance: int, compiled: bool
+) -> None:
     """Older models and the hidden state know fewer rows: grown ones, whose new rows are the cold row, give the same."""
     generator = make(SMALL)
     weights = random_weights(generator)
     sizes = [(first, second), (second, 4), (5, 6)]
     models = [random_params(SMALL, seed, user=u, item=i) for seed, (u, i) in enumerate(sizes)]
     hidden = random_hidden(generator, user=state, item=state)
-    got = generator.generate(weights, models, hidden)
+    got, advanced = generator.generate(weights, models, hidden, advance=advance, compiled=compiled)
     grown = [{n: grow(p, {"user": 5, "item": 6}.get(n, 0)) if p.dim() == 2 and n in ("user", "item") else p
               for n, p in m.items()} for m in models]  # fmt: skip
     wide = {g: torch.cat([h, h[:1].expand(6 - len(h), -1, -1)]) if g != DENSE else h for g, h in hidden.items()}
-    expected = generator.generate(weights, grown, wide)
+    expected, states = generator.generate(weights, grown, wide, advance=advance, compiled=compiled)
     assert {n: len(t) for n, t in got.items() if n in ("user", "item")} == {"user": 5, "item": 6}
     for name in got:
         torch.testing.assert_close(got[name], expected[name])
+    # The state is one of the rows that there were at that time, in the hidden state or in the model.
+    for k, name in enumerate(("user", "item")):
+        rows = max(state, sizes[advance - 1][k] if advance else 0)
+        assert len(advanced[name]) == rows
+        torch.testing.assert_close(advanced[name], states[name][:rows])
 
 
-def test_the_state_advances_for_every_row_of_the_model() -> None:
+@both_ways
+def test_the_state_advances_for_every_row_of_the_model(compiled: bool) -> None:
     generator = make(SMALL)
     weights = random_weights(generator)
-    advanced = generator.advance(weights, random_params(SMALL, 0, user=5, item=2), generator.initial_hidden())
+    models = [random_params(SMALL, 0, user=5, item=2), random_params(SMALL, 1, user=6, item=4)]
+    _, advanced = generator.generate(weights, models, generator.initial_hidden(), advance=1, compiled=compiled)
     assert {group: tuple(h.shape) for group, h in advanced.items()} == {
         "user": (5, 3, 4), "item": (2, 3, 4), DENSE: (1, 79, 4),  # 5·9 + 5 + 4·5 + 4 + 4 + 1
     }  # fmt: skip
 
 
-@both
-def test_an_untrained_residual_generator_is_the_identity(config: EmbeddingMLPConfig) -> None:
+@both_ways
+@all_models
+def test_an_untrained_residual_generator_is_the_identity(config: ModelConfig, compiled: bool) -> None:
     generator = make(config, "residual")
     rows = {"user": 4, "item": 5, "category": 3}
     models = [random_params(config, seed, **rows) for seed in range(3)]
-    got = generator.generate(generator.initial(torch_rng(5)), models, generator.initial_hidden())
+    got, _ = generator.generate(
+        generator.initial(torch_rng(5)), models, generator.initial_hidden(), compiled=compiled
+    )  # fmt: skip
     assert set(got) == set(models[-1])
     assert all(torch.equal(got[name], models[-1][name]) for name in got)
 
@@ -206,7 +252,7 @@ def test_an_untrained_residual_generator_is_the_identity(config: EmbeddingMLPCon
 def test_an_untrained_direct_generator_is_not() -> None:
     generator = make(SMALL, "direct")
     models = [random_params(SMALL, seed, user=4, item=5) for seed in range(3)]
-    got = generator.generate(generator.initial(torch_rng(5)), models, generator.initial_hidden())
+    got, _ = generator.generate(generator.initial(torch_rng(5)), models, generator.initial_hidden())
     assert not torch.allclose(got["user"], models[-1]["user"], atol=0.1)
 
 
@@ -285,18 +331,16 @@ def test_a_generator_of_no_shape_is_refused(values: dict[str, object], message: 
         GeneratorConfig(**values)  # type: ignore[arg-type]
 
 
-def test_generation_and_advance_change_nothing_that_they_read() -> None:
+@both_ways
+def test_generation_changes_nothing_that_it_reads_and_shares_nothing_with_it(compiled: bool) -> None:
     generator = make(SMALL, "residual")
     models = [random_params(SMALL, seed, user=4, item=5) for seed in range(3)]
     weights, hidden = random_weights(generator), random_hidden(generator, user=2)
-    groups = [weights, hidden, *models]
-    before = [{n: t.clone() for n, t in group.items()} for group in groups]
-    for tensor in (
-        generator.generate(weights, models, hidden) | generator.advance(weights, models[0], hidden)
-    ).values():
-        tensor += 1  # what comes out shares nothing either
-    for old, new in zip(before, groups, strict=True):
-        assert all(torch.equal(old[n], new[n]) for n in old)
+    before = snapshot([weights, hidden, models])
+    got, advanced = generator.generate(weights, models, hidden, advance=1, compiled=compiled)
+    for tensor in (got | advanced).values():
+        tensor += 1
+    assert unchanged(before, [weights, hidden, models])
 
 
 def test_gradients_reach_every_weight_through_the_generated_model() -> None:
@@ -313,3 +357,59 @@ def test_gradients_reach_every_weight_through_the_generated_model() -> None:
     for leaf in leaves.values():
         assert leaf.grad is not None
         assert leaf.grad.abs().amax((1, 2)).min() > 0  # every position has its own
+
+
+# --- the linear generator
+
+
+def linear(config: ModelConfig, window: int = 3) -> LinearGenerator:
+    return LinearGenerator(LinearConfig(window=window), build_model(config))
+
+
+@all_models
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_the_linear_generator_is_a_convex_combination_of_every_single_scalar(config: ModelConfig, length: int) -> None:
+    """methods.md, section 6: logits for each embedding dimension, shared by all ids, and for each scalar of the MLP."""
+    generator = linear(config)
+    rows = {"user": 4, "item": 5, "category": 3}
+    models = [random_params(config, seed, **rows) for seed in range(length)]
+    weights = random_weights(generator)
+    got, _ = generator.generate(weights, models, generator.initial_hidden())
+    generator.model.check(got)
+    for group, position, _, name, index in places(generator, rows):
+        logits = weights[f"{group}.mix"][position].tolist()[3 - length :]
+        shares = [math.exp(a) / sum(math.exp(b) for b in logits) for a in logits]
+        expected = sum(share * float(m[name][index]) for share, m in zip(shares, models, strict=True))
+        assert float(got[name][index]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_every_output_of_the_linear_generator_is_the_last_of_a_shorter_sequence() -> None:
+    generator = linear(SMALL)
+    weights = random_weights(generator)
+    inputs = [random_params(SMALL, s, user=4, item=5)["user"] for s in range(3)]
+    hidden = generator.initial_hidden()["user"]
+    ys, states = generator.run(weights, "user", inputs, hidden)
+    assert len(ys) == len(states) == 3
+    for length in (1, 2, 3):
+        torch.testing.assert_close(generator.run(weights, "user", inputs[:length], hidden)[0][-1], ys[length - 1])
+    torch.testing.assert_close(ys[0], inputs[0])
+
+
+@all_models
+def test_an_untrained_linear_generator_is_the_plain_average(config: ModelConfig) -> None:
+    generator = linear(config)
+    rows = {"user": 4, "item": 5, "category": 3}
+    models = [random_params(config, seed, **rows) for seed in range(3)]
+    weights = generator.initial(torch_rng())
+    generator.check(weights)
+    assert {n: tuple(w.shape) for n, w in weights.items()} == {
+        f"{group}.mix": (width, 3) for group, width in generator.positions.items()
+    }
+    got, _ = generator.generate(weights, models, generator.initial_hidden())
+    for name, tensor in got.items():
+        torch.testing.assert_close(tensor, torch.stack([m[name] for m in models]).mean(0))
+
+
+def test_a_linear_generator_of_no_window_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^window: expected at least 1; received 0"):
+        LinearConfig(window=0)

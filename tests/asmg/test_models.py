@@ -1,4 +1,4 @@
-"""The base model: its forward pass, its parameters, how its tables grow."""
+"""The base models: their forward passes, their parameters, how their tables grow."""
 
 import json
 import math
@@ -12,12 +12,34 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from asmg.batch import NO_CATEGORY, InteractionBatch, ItemFeatures
-from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, grow, masked_mean, scatter, table_sizes
+from asmg.models import (
+    EmbeddingMLP,
+    EmbeddingMLPConfig,
+    MatrixFactorization,
+    MatrixFactorizationConfig,
+    build_model,
+    config_from_json,
+    grow,
+    masked_mean,
+    read_rows,
+    scatter,
+    table_sizes,
+)
 from asmg.training import predict_logits
-from tests.asmg.support import SMALL, SMALL_CATEGORIES, random_params, random_period, slow_logit, torch_rng
+from tests.asmg.support import (
+    CONFIGS,
+    MF_CATEGORIES,
+    SMALL,
+    SMALL_CATEGORIES,
+    ModelConfig,
+    random_params,
+    random_period,
+    slow_logit,
+    torch_rng,
+)
 
-CONFIGS = {"plain": SMALL, "categories": SMALL_CATEGORIES}
-both = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+all_models = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+both = pytest.mark.parametrize("config", [SMALL, SMALL_CATEGORIES], ids=["plain", "categories"])
 
 
 def batch_of(user: list[int], item: list[int], histories: list[list[int]]) -> InteractionBatch:
@@ -46,24 +68,39 @@ def test_the_logit_by_hand() -> None:
     assert got.tolist() == [638.0, 199.0]
 
 
-@both
+def test_the_logit_of_a_matrix_factorization_by_hand() -> None:
+    """The last column is the bias; the item's row is its own plus the mean of its categories'."""
+    model = MatrixFactorization(MatrixFactorizationConfig(dim=2, categories=True))
+    params = {
+        "user": torch.tensor([[0.0, 0.0, 0.25], [2.0, 3.0, 0.5]]),
+        "item": torch.tensor([[7.0, 7.0, 7.0], [10.0, 20.0, 1.0]]),
+        "category": torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 4.0], [0.0, 6.0, 0.0]]),
+    }
+    features = ItemFeatures(torch.tensor([0, 1]), torch.tensor([[-1, -1], [1, 2]]))
+    got = model.logits(params, batch_of([1, 0], [1, 1], [[], [1]]), features)
+    # Item 1: (10, 20 | 1) + (1, 3 | 2) = (11, 23 | 3): 2·11 + 3·23 + .5 + 3 = 94.5; histories have no say: .25 + 3.
+    assert got.tolist() == [94.5, 3.25]
+
+
+@all_models
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 8))
-def test_logits_are_those_of_plain_numpy(config: EmbeddingMLPConfig, seed: int, n: int) -> None:
+def test_logits_are_those_of_plain_numpy(config: ModelConfig, seed: int, n: int) -> None:
     data = random_period(seed, n, categories=5 if config.categories else 0, structure=seed)
     params = random_params(config, seed, user=6, item=9, category=5)
     features = None
     if data.item_categories is not None:
         features = ItemFeatures(torch.arange(9), data.item_categories.long())
-    got = EmbeddingMLP(config).logits(params, data.batch(torch.arange(n)), features)
+    got = build_model(config).logits(params, data.batch(torch.arange(n)), features)
     assert got.shape == (n,)
     np.testing.assert_allclose(got, [slow_logit(config, params, data, k) for k in range(n)], rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_with_categories_asks_for_them() -> None:
-    params = random_params(SMALL_CATEGORIES, 0, user=2, item=2, category=2)
+@pytest.mark.parametrize("config", [SMALL_CATEGORIES, MF_CATEGORIES], ids=["mlp", "mf"])
+def test_a_model_with_categories_asks_for_them(config: ModelConfig) -> None:
+    params = random_params(config, 0, user=2, item=2, category=2)
     with pytest.raises(ValueError, match=r"^features: expected ItemFeatures"):
-        EmbeddingMLP(SMALL_CATEGORIES).logits(params, batch_of([1], [1], [[]]))
+        build_model(config).logits(params, batch_of([1], [1], [[]]))
 
 
 def test_a_long_padded_sum_and_our_ragged_one_agree() -> None:
@@ -110,17 +147,50 @@ def test_padding_changes_no_mean(seed: int, padding: int) -> None:
 # --- parameters
 
 
-@both
-def test_initial_parameters_have_one_cold_row_a_table_and_pass_the_check(config: EmbeddingMLPConfig) -> None:
-    model = EmbeddingMLP(config)
+@all_models
+def test_initial_parameters_have_one_cold_row_a_table_and_pass_the_check(config: ModelConfig) -> None:
+    model = build_model(config)
     params = model.initial(torch_rng(0))
     model.check(params)
     assert table_sizes(params) == dict.fromkeys(model.tables, 1)
     for name in model.tables:
-        assert len(params[name].unique()) == config.dim
+        assert len(params[name][:, : config.dim].unique()) == config.dim
+        assert not params[name][:, config.dim :].any()  # a bias begins with zero
     again, other = model.initial(torch_rng(0)), model.initial(torch_rng(1))
     assert all(torch.equal(params[name], again[name]) for name in params)
-    assert not torch.equal(params["mlp.0.weight"], other["mlp.0.weight"])
+    assert all(not torch.equal(params[name], other[name]) for name in model.tables)
+    assert not any(torch.equal(params[n], other[n]) for n in model.dense_shapes if n.endswith("weight"))
+
+
+@all_models
+def test_glorot_parameters_fill_the_range_of_the_authors_release(config: ModelConfig) -> None:
+    """methods.md, section 0: L = √(6 / (rows + dim)) for a table, √(3 / n) for a bias of size n, and no bias in MF's
+    (section 9)."""
+    wide = replace(config, dim=50, **({"hidden": (40, 30)} if isinstance(config, EmbeddingMLPConfig) else {}))
+    model, sizes = build_model(wide), {"user": 300, "item": 500, "category": 40}
+    draws = [model.glorot(sizes, torch_rng(seed)) for seed in range(20)]
+    limits = {name: math.sqrt(6 / (sizes[name] + 50)) for name in model.tables}
+    for name, shape in model.dense_shapes.items():
+        limits[name] = math.sqrt(6 / sum(shape)) if len(shape) == 2 else math.sqrt(3 / shape[0])
+    for params in draws:
+        model.check(params)
+        assert table_sizes(params) == {name: sizes[name] for name in model.tables}
+    for name, limit in limits.items():
+        values = torch.stack([params[name][:, :50] if name in sizes else params[name] for params in draws])
+        # The largest of n ≥ 20 uniform draws is under 0.75 of the limit with probability 0.75ⁿ ≤ 0.003, and seeded.
+        assert 0.75 * limit < float(values.abs().max()) <= limit * (1 + 1e-6), name
+        if values.numel() > 1000:
+            assert float(values.std()) == pytest.approx(limit / math.sqrt(3), rel=0.05)
+            assert float(values.min()) < 0 < float(values.max())
+    if not model.dense_shapes:
+        assert not any(params[name][:, 50].any() for params in draws for name in model.tables)
+
+
+def test_glorot_parameters_have_the_numbers_of_the_release() -> None:
+    """methods.md, section 0: a bias of 12 has L = 0.5, the final one of size 1 has L = 1.73."""
+    draws = [EmbeddingMLP(EmbeddingMLPConfig()).glorot({"user": 9, "item": 9}, torch_rng(s)) for s in range(200)]
+    for name, limit in (("mlp.0.bias", 0.5), ("mlp.1.bias", math.sqrt(0.5)), ("mlp.2.bias", math.sqrt(3))):
+        assert 0.95 * limit < max(float(p[name].abs().max()) for p in draws) <= limit
 
 
 def test_initial_weights_fill_the_glorot_range_and_hidden_biases_are_slightly_positive() -> None:
@@ -163,15 +233,31 @@ def test_the_dense_shapes_are_the_papers() -> None:
     assert EmbeddingMLP(EmbeddingMLPConfig(categories=True)).dense_shapes["mlp.0.weight"] == (12, 40)
 
 
+def test_a_matrix_factorization_is_tables_alone() -> None:
+    model = MatrixFactorization(MatrixFactorizationConfig(categories=True))
+    assert model.dense_shapes == {}
+    assert model.table_widths == {"user": 9, "item": 9, "category": 9}
+    assert not model.reads_history
+    assert EmbeddingMLP(SMALL).reads_history
+
+
 @pytest.mark.parametrize("values", [{"dim": 0}, {"hidden": ()}, {"hidden": (3, 0)}])
 def test_a_model_of_no_width_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="expected positive widths; received dim="):
         EmbeddingMLPConfig(**values)  # type: ignore[arg-type]
 
 
-@both
-def test_a_configuration_survives_json(config: EmbeddingMLPConfig) -> None:
-    assert EmbeddingMLPConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+def test_a_factorization_of_no_width_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^dim: expected at least 1; received 0"):
+        MatrixFactorizationConfig(dim=0)
+
+
+@all_models
+def test_a_configuration_survives_json(config: ModelConfig) -> None:
+    values = json.loads(json.dumps(config.to_json()))
+    assert type(config).from_json(values) == config
+    assert config_from_json(values) == config
+    assert build_model(config).config == config
 
 
 @pytest.mark.parametrize(
@@ -195,7 +281,30 @@ def test_the_check_names_the_bad_tensor(name: str, tensor: torch.Tensor | None, 
         model.check(bad)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("user", torch.ones(3, 3), r"^user: expected shape \(None, 4\); received \(3, 3\)"),
+        ("item", torch.full((4, 4), math.nan), "^item: expected finite numbers; received NaN or infinity"),
+        ("mlp.0.bias", torch.ones(1), r"^parameters: expected .*; received .*mlp\.0\.bias"),
+    ],
+)
+def test_the_check_of_a_factorization_names_the_bad_tensor(name: str, tensor: torch.Tensor, message: str) -> None:
+    model = build_model(MF_CATEGORIES)
+    params = random_params(MF_CATEGORIES, 0, user=3, item=4, category=2)
+    model.check(params)
+    with pytest.raises(ValueError, match=message):
+        model.check({**params, name: tensor})
+
+
 # --- growing
+
+
+def test_a_row_past_the_end_reads_the_cold_row() -> None:
+    table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert read_rows(table, torch.tensor([1, 2, 0, 99])).tolist() == [[3, 4], [1, 2], [1, 2], [1, 2]]
+    states = torch.arange(8.0).reshape(2, 2, 2)
+    assert read_rows(states, torch.tensor([7, 1])).tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
 
 
 def test_a_new_row_starts_as_the_cold_row() -> None:
@@ -216,10 +325,10 @@ def test_a_grown_table_never_shrinks_and_shares_nothing(rows: int) -> None:
         assert grown[0].tolist() == [2, 3]
 
 
-@both
-def test_growing_changes_no_prediction(config: EmbeddingMLPConfig) -> None:
+@all_models
+def test_growing_changes_no_prediction(config: ModelConfig) -> None:
     data = random_period(3, 30, categories=6 if config.categories else 0)
-    model, params = EmbeddingMLP(config), random_params(config, 1, user=3, item=4, category=3)
+    model, params = build_model(config), random_params(config, 1, user=3, item=4, category=3)
     grown = {n: grow(p, data.sizes[n]) if n in data.sizes else p for n, p in params.items()}
     torch.testing.assert_close(predict_logits(model, grown, data), predict_logits(model, params, data))
 
@@ -250,14 +359,15 @@ def test_gradients_reach_only_the_rows_that_were_looked_up(config: EmbeddingMLPC
     assert all(leaf.grad is not None for leaf in leaves.values())
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+@pytest.mark.parametrize("config", [SMALL_CATEGORIES, MF_CATEGORIES], ids=["mlp", "mf"])
+def test_gradients_are_those_of_finite_differences(config: ModelConfig) -> None:
     data = random_period(6, 5, categories=4)
     assert data.item_categories is not None
     features = ItemFeatures(torch.arange(9), data.item_categories.long())
     data = replace(data, label=data.label.double())
-    params = {n: p.double() for n, p in random_params(SMALL_CATEGORIES, 9, user=6, item=9, category=4).items()}
+    params = {n: p.double() for n, p in random_params(config, 9, user=6, item=9, category=4).items()}
     names = sorted(params)
-    model = EmbeddingMLP(SMALL_CATEGORIES)
+    model = build_model(config)
 
     def loss(*values: torch.Tensor) -> torch.Tensor:
         logits = model.logits(dict(zip(names, values, strict=True)), data.batch(torch.arange(5)), features)

@@ -1,0 +1,179 @@
+"""Training of a meta generator on a window of models and the logs that followed them.
+
+The rows that the logs touch are taken out of the models once; a step generates only those of its batches. On a CPU the
+steps of a GRU run as machine code (`asmg.kernels`), all else as eager torch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from asmg import kernels
+from asmg.batch import Epoch, PeriodData, excerpt
+from asmg.generator import DENSE, Generator, GRUGenerator, HiddenState, from_lanes, to_lanes
+from asmg.models import TABLES, EmbeddingMLP, Params, read_rows, table_sizes
+from asmg.training import CHUNK, Adam, AdamState, DivergedError, Execution, Progress, finite
+
+__all__ = ["GeneratorTraining"]
+
+
+class GeneratorTraining:
+    """Training of ω; the weights and the optimizer that it is given stay as they are."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        weights: Mapping[str, Tensor],
+        adam: AdamState,
+        models: Sequence[Params],
+        hidden: HiddenState,
+        targets: Sequence[PeriodData],
+        *,
+        loss_weights: Sequence[float],
+        lr: float,
+        execution: Execution,
+        dense_share: float = 1.0,
+    ) -> None:
+        """Take the rows out.
+
+        Args:
+            generator, weights, adam: M, ω and its optimizer.
+            models: the window, oldest first.
+            hidden: the state before it.
+            targets: output j of the generator is scored on the j-th of these logs, the one after model j.
+            loss_weights: λ_j; a target without weight is not looked at.
+            lr: Adam's step size.
+            execution: where and how.
+            dense_share: share of `lr` by which the weights of the MLP's GRUs move.
+        """
+        self.generator, self.model, self.execution, self.lr = generator, generator.model, execution, lr
+        self.dense_share = dense_share
+        if not self.model.reads_history:
+            targets = [data.without_history() for data in targets]
+        self.small, self.rows = excerpt(targets, self.model.tables, sizes=table_sizes(models[-1]))
+        # Newest first, as an Epoch has it: the older outputs need fewer rows, the first ones of a step.
+        self.used = [j for j in reversed(range(len(targets))) if loss_weights[j] > 0]
+        self.loss_weights = [loss_weights[j] for j in self.used]
+        device = self.execution.torch_device
+        self.inputs, self.hidden = {}, {}
+        for group in generator.groups:
+            rows = self.rows.get(group)
+            self.inputs[group] = torch.stack(generator.inputs(models, group, rows), 1).to(device)
+            self.hidden[group] = (hidden[group] if rows is None else read_rows(hidden[group], rows)).to(device)
+        self.weights = {name: w.to(device, copy=True) for name, w in weights.items()}
+        adam = adam.clone()
+        first, second = ({n: m.to(device) for n, m in moments.items()} for moments in (adam.first, adam.second))
+        shares = {name: dense_share for name in self.weights if name.startswith(f"{DENSE}.")}
+        self.adam = Adam(self.weights, replace(adam, first=first, second=second), lr=self.lr, shares=shares)
+
+    def epoch(
+        self, *, batch_size: int, rng: torch.Generator, average: bool = False, progress: Progress | None = None
+    ) -> None:
+        """One pass: batch n holds the n-th part of every target period, each scored by the output for its period.
+
+        Args:
+            batch_size: interactions of the newest period in a batch; the others are cut into as many batches.
+            rng: every period is shuffled on its own.
+            average: ω becomes the mean of the iterates of this pass.
+            progress: told the fraction done.
+
+        Raises:
+            DivergedError: on a loss that is not finite.
+        """
+        steps = math.ceil(len(self.small[-1]) / batch_size)
+        orders = [torch.randperm(len(data), generator=rng).tensor_split(steps) for data in self.small]
+        epoch = Epoch([self.small[j] for j in self.used], [orders[j] for j in self.used])
+        compiled = self.execution.uses_kernels(self.model) and isinstance(self.generator, GRUGenerator)
+        (self._compiled if compiled else self._eager)(epoch, progress, average)
+
+    def finish(self) -> tuple[Params, AdamState]:
+        """ω and its optimizer, on the CPU; raises DivergedError where a weight is not finite."""
+        try:
+            self.generator.check(self.weights)
+        except ValueError as error:
+            raise DivergedError(str(error)) from error
+        state = self.adam.state
+        first, second = ({n: m.cpu() for n, m in moments.items()} for moments in (state.first, state.second))
+        return {n: w.cpu() for n, w in self.weights.items()}, replace(state, first=first, second=second)
+
+    def _eager(self, epoch: Epoch, progress: Progress | None, average: bool) -> None:
+        target = epoch.label.to(self.execution.torch_device)
+        mean = {name: w.clone() for name, w in self.weights.items()}
+        for n in range(len(epoch)):
+            local = epoch.local(n, target)
+            leaves = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
+            outputs = {}
+            for group in self.generator.groups:
+                rows = local.rows.get(group)
+                inputs, hidden = self.inputs[group], self.hidden[group]
+                if rows is not None:
+                    inputs, hidden = inputs[rows], hidden[rows]
+                outputs[group], _ = self.generator.run(leaves, group, list(inputs.unbind(1)), hidden)
+            terms = []
+            for j, weight, batch in zip(self.used, self.loss_weights, local.batches, strict=True):
+                if not len(batch.user):
+                    continue
+                params = {group: outputs[group][j] for group in outputs if group != DENSE}
+                params |= self.generator.dense(outputs[DENSE][j]) if DENSE in outputs else {}
+                logits = self.model.logits(params, batch, local.features)
+                terms.append(weight * functional.binary_cross_entropy_with_logits(logits, batch.label))
+            loss = torch.stack(terms).sum()
+            finite(loss.item())
+            self.adam.step(dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)), {})
+            for name, w in mean.items():
+                w.lerp_(self.weights[name], 1 / (n + 1))
+            if progress:
+                progress((n + 1) / len(epoch))
+        if average:
+            for name, w in mean.items():
+                self.weights[name].copy_(w)
+
+    def _compiled(self, epoch: Epoch, progress: Progress | None, average: bool) -> None:
+        generator, model, adam = self.generator, self.model, self.adam
+        assert isinstance(generator, GRUGenerator) and isinstance(model, EmbeddingMLP), "what there are kernels for"
+        shapes = {group: tuple(to_lanes(self.weights, group).shape) for group in generator.groups}
+        ends = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())]).tolist()
+        spans = {group: slice(*ends[i : i + 2]) for i, group in enumerate(shapes)}
+
+        def flat(values: Params) -> np.ndarray:
+            """All groups one after the other, each as `to_lanes` has it."""
+            return torch.cat([to_lanes(values, group).reshape(-1) for group in shapes]).numpy()
+
+        def table(values: Mapping[str, Tensor], name: str) -> np.ndarray:
+            """What the kernel reads of a table's rows, [n, …]; one row of zeros for a table that the model has not."""
+            rows = values[name] if name in self.rows else torch.zeros(1, *values["user"].shape[1:])
+            return rows.reshape(len(rows), -1).contiguous().numpy()
+
+        weights, moments = flat(self.weights), (flat(adam.first), flat(adam.second))
+        mean = weights.copy() if average else np.empty(0, np.float32)
+        missing = np.empty((shapes["user"][0], 0), np.float32)
+        views = tuple(
+            weights[spans[group]].reshape(shapes[group]) if group in shapes else missing for group in (*TABLES, DENSE)
+        )
+        inputs, states = (tuple(table(values, name) for name in TABLES) for values in (self.inputs, self.hidden))
+        dense_input = self.inputs[DENSE][0].contiguous().numpy()
+        dense_state = self.hidden[DENSE].transpose(1, 2).contiguous().numpy()
+        losses, (beta1, beta2) = np.zeros(len(epoch)), adam.betas
+        for start in range(0, len(epoch), CHUNK):
+            stop = min(start + CHUNK, len(epoch))
+            kernels.generator_steps(
+                epoch.plan, start, stop, epoch.label.numpy(), np.array(self.loss_weights), np.array(self.used),
+                inputs, states, dense_input, dense_state, generator.residual, views, weights, moments, mean,
+                np.array(model.widths), adam.steps, self.lr, self.dense_share, beta1, beta2, adam.eps, losses,
+            )  # fmt: skip
+            for loss in losses[start:stop]:
+                finite(float(loss))
+            adam.steps += stop - start
+            if progress:
+                progress(stop / len(epoch))
+        results = ((self.weights, mean if average else weights), (adam.first, moments[0]), (adam.second, moments[1]))
+        for target, numbers in results:
+            for group, shape in shapes.items():
+                lanes = torch.from_numpy(numbers[spans[group]].reshape(shape))
+                for name, w in from_lanes(lanes, group, generator.config.hidden).items():
+                    target[name].copy_(w)

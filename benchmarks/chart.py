@@ -1,0 +1,87 @@
+"""The chart of `asmg bench scaling`. matplotlib comes with the extra `experiments`."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.scaling import ScalingOptions, ScalingPoint
+
+__all__ = ["draw", "require_matplotlib"]
+
+# Of the palette of Okabe and Ito, which the colour-blind can tell apart; the markers differ too.
+TRAINING, TABLES, GREY = "#0072B2", "#D55E00", "#595959"
+
+
+def require_matplotlib(file: Path) -> Any:
+    """The class `matplotlib.figure.Figure`, for a file that is about to be drawn.
+
+    Raises:
+        ValueError: it is not installed, or it does not know the format that the file's name asks for.
+    """
+    try:
+        canvas = importlib.import_module("matplotlib.backend_bases").FigureCanvasBase
+        figure = importlib.import_module("matplotlib.figure").Figure
+    except ImportError:
+        raise ValueError("a chart needs matplotlib: pip install 'asmg-service[experiments]'") from None
+    known = sorted(canvas.get_supported_filetypes())
+    if file.suffix[1:].lower() not in known:
+        raise ValueError(f"chart: expected a name that ends in one of {', '.join(known)}; received {file.name!r}")
+    return figure
+
+
+def draw(file: Path, points: "Sequence[ScalingPoint]", options: "ScalingOptions") -> None:
+    """Seconds of training and of writing whole tables over the rows of the tables, both axes logarithmic."""
+    figure = require_matplotlib(file)(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    rows = [point.table_rows for point in points]
+    lines = (
+        ("training: generator and base model", TRAINING, "o", [p.training.median for p in points]),
+        ("whole tables: commit and generation", TABLES, "s", [p.stages["generate"].median for p in points]),
+    )
+    for label, colour, marker, values in lines:
+        axes.plot(rows, values, color=colour, marker=marker, linewidth=2, markersize=7, label=label, clip_on=False)
+    changes = [values / lines[0][3][0] - 1 for values in lines[0][3]]
+    for n, (_, colour, _, values) in enumerate(lines):
+        other = lines[1 - n][3]
+        for at, (x, y) in enumerate(zip(rows, values, strict=True)):
+            note = f"{y:.2g} s" + (f" ({100 * changes[at]:+.1f} %)" if n == 0 and at else "")
+            above = y >= other[at]
+            axes.annotate(
+                note, (x, y), xytext=(0, 9 if above else -9), textcoords="offset points", color=colour, fontsize=9,
+                ha="center", va="bottom" if above else "top",
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.margins(x=0.12, y=0.2)
+    axes.set_xticks(rows, [f"{r:,}\n× {p.factor}" for r, p in zip(rows, points, strict=True)])
+    axes.xaxis.set_minor_locator(_no_ticks())
+    axes.set_xlabel("rows of the user and item tables, and how many times as many as the traffic knows")
+    axes.set_ylabel("seconds a period (logarithmic)")
+    sizes = options.sizes
+    axes.set_title(
+        "The cost of an update grows with traffic, not with tables\n", loc="left", fontsize=13, fontweight="bold"
+    )
+    axes.text(
+        0, 1.02,
+        f"asmg-gru-multi; {sizes.rows:,} interactions of {sizes.users:,} users with {sizes.items:,} items; "
+        f"medians of {options.repeats}",
+        transform=axes.transAxes, fontsize=9, color=GREY,
+    )  # fmt: skip
+    axes.grid(axis="y", which="major", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False, loc="upper left")
+    # Text stays text; and equal numbers give equal bytes.
+    with _settings({"svg.fonttype": "none", "svg.hashsalt": "asmg"}):
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
+
+
+def _no_ticks() -> Any:
+    return importlib.import_module("matplotlib.ticker").NullLocator()
+
+
+def _settings(values: dict[str, Any]) -> Any:
+    return importlib.import_module("matplotlib").rc_context(values)

@@ -1,0 +1,207 @@
+"""`asmg bench update`: what one period's update costs, against a plain whole-table implementation and by method."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from asmg.updaters import UPDATERS
+from benchmarks.one_method import measure_apart, warm_up
+from benchmarks.printing import Printer, seconds, times
+from benchmarks.timing import machine_facts
+from benchmarks.workload import StreamSizes, Workload, folder_workload, synthetic_workload
+from benchmarks.yardstick import METHOD, Settings, Versus, Yardstick, build, measure
+
+__all__ = ["UpdateOptions", "run_update"]
+
+PARTS = {"base": "base update", "generator": "generator training", "generate": "whole tables"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateOptions:
+    """What `asmg bench update` measures."""
+
+    data: Path | None = None
+    """Folder of a public log; None for a synthetic stream."""
+    periods: int = 31
+    """Into how many periods that log is cut."""
+    sizes: StreamSizes = field(default_factory=StreamSizes)
+    """Of the synthetic stream."""
+    methods: tuple[str, ...] | None = None
+    """None for all."""
+    repeats: int = 5
+    reference_batches: int = 5
+    threads: int | None = None
+    """torch's; None leaves them as they are."""
+    seed: int = 0
+    settings: Settings = "paper"
+    """What ours trains with where it is compared with the reference."""
+    report: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("periods", "repeats", "reference_batches", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name.replace('_', '-')}: expected at least 1; received {value}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected at least 0; received {self.seed}")
+        if self.settings not in get_args(Settings):
+            raise ValueError(f"settings: expected paper or default; received {self.settings!r}")
+        if self.methods is not None and (unknown := [name for name in self.methods if name not in UPDATERS]):
+            raise ValueError(f"methods: expected some of {', '.join(UPDATERS)}; received {', '.join(unknown)}")
+
+
+def run_update(options: UpdateOptions) -> int:
+    """Measure, print, write. Returns the exit code: 1 where a method failed."""
+    if options.report and not options.report.parent.is_dir():
+        raise ValueError(f"report: expected a folder {options.report.parent}; there is none")
+    printer = Printer(options.threads)
+    facts = machine_facts()
+    with printer.busy() as say:
+        say("reading the log" if options.data else "making the stream")
+        if options.data:
+            workload = folder_workload(options.data, options.periods, options.seed)
+        else:
+            workload = synthetic_workload(options.sizes, options.seed)
+        say("compiling, or loading machine code")
+        started = time.perf_counter()
+        for settings in get_args(Settings):
+            warm_up(build(settings))
+        warm = time.perf_counter() - started
+        yardstick = measure(
+            workload,
+            settings=options.settings,
+            repeats=options.repeats,
+            reference_batches=options.reference_batches,
+            seed=options.seed,
+            say=say,
+        )
+    _print_yardstick(printer, options, workload, yardstick, facts, warm)
+    with printer.busy() as say:
+        methods = _measure_methods(options, workload, facts["torch_threads"], say)
+    _print_methods(printer, options, methods)
+    memory = methods[METHOD].get("memory")
+    if memory:
+        _print_memory(printer, memory)
+    for name, found in methods.items():
+        if "error" in found:
+            printer.line(f"{name} failed: {found['error']}")
+    if options.report:
+        document = {
+            "data": workload.to_json() | ({} if options.data else {"idle": options.sizes.idle}),
+            "settings": options.settings,
+            "repeats": options.repeats,
+            "reference_batches": options.reference_batches,
+            "seed": options.seed,
+            "machine": facts,
+            "warm_up_seconds": warm,
+            **yardstick.to_json(),
+            "methods": methods,
+            "peak_mb": memory and memory["peak_mb"],
+            "memory": memory,
+        }
+        options.report.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return 1 if any("error" in found for found in methods.values()) else 0
+
+
+def _measure_methods(
+    options: UpdateOptions, workload: Workload, threads: int, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """By name; METHOD is always there, if only for its memory."""
+    names = tuple(UPDATERS) if options.methods is None else options.methods
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys((*names, METHOD)):
+        say(f"{name}, in a process of its own")
+        repeats = options.repeats if name in names else 0
+        try:
+            found[name] = measure_apart(name, workload, repeats=repeats, seed=options.seed, threads=threads)
+        except ValueError as error:
+            found[name] = {"error": str(error)}
+    return found
+
+
+def _print_yardstick(
+    printer: Printer,
+    options: UpdateOptions,
+    workload: Workload,
+    found: Yardstick,
+    facts: dict[str, Any],
+    warm: float,
+) -> None:
+    sizes = workload.to_json()
+    printer.line(
+        f"{sizes['name']}, {sizes['measured']}: {sizes['rows']:,} interactions of {sizes['active_users']:,} users, "
+        f"which name {sizes['active_items']:,} items, {sizes['mean_history']:.1f} earlier items each; tables of "
+        f"{sizes['users']:,} users and {sizes['items']:,} items."
+    )
+    printer.line(
+        f"{facts['processor']}, {facts['cpus_usable']} of {facts['cpus']} processors, {facts['torch_threads']} threads "
+        f"of torch {facts['versions']['torch']}"
+        + (f", load average {facts['load_average'][0]:.1f} at the start" if facts["load_average"] else "")
+        + f". Compiling or loading machine code took {warm:.1f} s and is not in the figures."
+    )
+    settings = "the paper's settings" if options.settings == "paper" else "our default settings"
+    rows = [
+        (PARTS[name], label, seconds(samples.median), seconds(samples.cpu_median), ratio)
+        for name in PARTS
+        for label, samples, ratio in _contestants(getattr(found, name))
+    ]
+    printer.table(
+        f"Against whole tables: {METHOD}, {settings}, medians of {options.repeats} repeats",
+        ("of one period", "by", "seconds", "CPU s", "faster than the reference"),
+        rows,
+        words=2,
+    )
+    timed = min(options.reference_batches, found.base.batches, found.generator.batches)
+    printer.line(
+        f"reference: benchmarks/whole_table.py, dense Adam and every table row in every batch; timed on {timed} "
+        f"batches each repeat and scaled to the period's {found.base.batches} (base) and {found.generator.batches} "
+        f"(generator)."
+    )
+    worst = found.agreement
+    printer.line(
+        f"checked: {worst.steps} steps from the same start on the same batches differ by {worst.base_loss:.0e} and "
+        f"{worst.generator_loss:.0e} of the loss, {worst.base_weights:.0e} and {worst.generator_weights:.0e} of "
+        f"Adam's step, {worst.generated:.0e} in the generated tables."
+    )
+
+
+def _contestants(versus: Versus) -> Sequence[tuple[str, Any, str]]:
+    return (
+        ("ours", versus.ours, times(versus.ratio)),
+        ("ours, eager torch", versus.eager, times(versus.reference.median / versus.eager.median)),
+        ("reference", versus.reference, ""),
+    )
+
+
+def _print_methods(printer: Printer, options: UpdateOptions, methods: dict[str, dict[str, Any]]) -> None:
+    rows = []
+    for name, found in methods.items():
+        stages = [*found.get("stages", {}).items()]
+        if stages:
+            stages.append(("all", found["update"]))
+        for n, (stage, timing) in enumerate(stages):
+            peak = f"{found['memory']['peak_mb']:,.0f}" if stage == "all" else ""
+            rows.append(
+                (name if n == 0 else "", stage, seconds(timing["seconds"]), seconds(timing["cpu_seconds"]),
+                 f"{timing['rows_per_second']:,.0f}", peak)
+            )  # fmt: skip
+    printer.table(
+        f"Every method, default settings, medians of {options.repeats} repeats",
+        ("method", "stage", "seconds", "CPU s", "rows/s", "peak MB above the tables"),
+        rows,
+        words=2,
+    )
+    printer.line(
+        "rows/s: interactions of the period; in the last stage of a method, which writes whole tables, their rows."
+    )
+
+
+def _print_memory(printer: Printer, memory: dict[str, Any]) -> None:
+    printer.line(
+        f"peak memory of the whole update by {METHOD}: {memory['peak_mb']:,.0f} MB above the tables. In a process of "
+        f"its own {memory['rss_before_mb']:,.0f} MB were resident before, with the state and the program, and "
+        f"{memory['peak_rss_mb']:,.0f} MB at the peak, of which {memory['new_tables_mb']:,.0f} MB are the new state's "
+        f"tables ({memory['how']})."
+    )

@@ -1,0 +1,224 @@
+"""What the benchmarks learn: the newest periods of a public log, or a synthetic stream of given sizes.
+
+Of both one period is measured, the last. The `BEFORE` ones before it bring about the state that an update meets in a
+running service: a full window of three models, a carried hidden state, a generator and an optimizer with a past.
+All ids have their table rows from the start, so that a whole-table implementation has the same work in every period.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from asmg.batch import HISTORY_LENGTH, PeriodData, build_histories
+from asmg.datasets import InteractionLog, cut, open_folder
+from asmg.progressive import stage_rng
+from asmg.updaters.base import Updater
+
+__all__ = [
+    "BEFORE",
+    "StreamSizes",
+    "Workload",
+    "folder_workload",
+    "load_periods",
+    "need_memory",
+    "prepared",
+    "save_periods",
+    "synthetic_workload",
+]
+
+BEFORE = 5
+"""Periods learned before the one measured. In the paper's settings the first model stays out of the sequence, the next
+three fill the window, and the last period is the first one that the generator is trained on."""
+
+ARRAYS = ("user", "item", "history", "offsets", "label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSizes:
+    """Sizes of a synthetic stream."""
+
+    users: int = 20_000
+    """Users that the traffic knows."""
+    items: int = 5_000
+    """Items that the traffic knows."""
+    rows: int = 50_000
+    """Interactions a period."""
+    history: int = 10
+    """Earlier positives that every interaction brings along."""
+    idle: int = 1
+    """The tables are so many times as large; no batch touches what is added."""
+
+    def __post_init__(self) -> None:
+        for name in ("users", "items", "rows", "idle"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1; received {getattr(self, name)}")
+        if not 0 <= self.history <= HISTORY_LENGTH:
+            raise ValueError(f"history: expected 0 to {HISTORY_LENGTH}; received {self.history}")
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of both tables together, without the cold rows."""
+        return (self.users + self.items) * self.idle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Periods to learn."""
+
+    name: str
+    """`diginetica`, `ml-100k` or `synthetic`."""
+    periods: Sequence[PeriodData]
+    """BEFORE + 1 of them, oldest first."""
+    which: str
+    """Which one is measured, in words."""
+
+    @property
+    def measured(self) -> PeriodData:
+        """The period that is measured."""
+        return self.periods[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Its sizes, as plain JSON values."""
+        data = self.measured
+        return {
+            "name": self.name,
+            "measured": self.which,
+            "rows": len(data),
+            "users": data.users - 1,
+            "items": data.items - 1,
+            "active_users": len(torch.unique(data.user)),
+            "active_items": len(torch.unique(torch.cat([data.item, data.history]))),
+            "mean_history": len(data.history) / len(data),
+            "periods_before": BEFORE,
+        }
+
+
+def folder_workload(folder: Path, periods: int, seed: int) -> Workload:
+    """The newest of `periods` periods of equal row counts of the log in a folder; what is left over is dropped.
+
+    Args:
+        folder: of a public log, see `asmg.datasets.open_folder`.
+        periods: at least BEFORE + 1.
+        seed: of DIGINETICA's negatives.
+
+    Raises:
+        LogFormatError: the folder holds no such log.
+        OSError: it is no folder.
+    """
+    if periods <= BEFORE:
+        raise ValueError(f"periods: expected at least {BEFORE + 1}; received {periods}")
+    name, log = open_folder(folder, np.random.default_rng(seed))
+    if len(log) < periods:
+        raise ValueError(f"periods: expected at most {len(log)}, the rows of the log; received {periods}")
+    pieces = cut(log, "count", len(log) // periods)[:periods]
+    return Workload(name=name, periods=_period_data(log, pieces)[-BEFORE - 1 :], which=f"period {periods} of {periods}")
+
+
+def _period_data(log: InteractionLog, pieces: Sequence[np.ndarray]) -> list[PeriodData]:
+    """Row = 1 + the number of an id by its first appearance in the file. Categories are left out."""
+    users, items = (_numbered(ids) for ids in (log.user_ids, log.item_ids))
+    past, offsets = build_histories(users, items, log.labels, log.timestamps_ms)
+    everything = PeriodData(
+        user=torch.from_numpy(users),
+        item=torch.from_numpy(items),
+        history=torch.from_numpy(past),
+        offsets=torch.from_numpy(offsets),
+        label=torch.from_numpy(log.labels.astype(np.float32)),
+        users=int(users.max()) + 1,
+        items=int(items.max()) + 1,
+    )
+    periods = []
+    for rows in pieces:
+        batch = everything.batch(torch.from_numpy(rows))
+        user, item, history = (ids.int() for ids in (batch.user, batch.item, batch.history))
+        periods.append(
+            replace(everything, user=user, item=item, history=history, offsets=batch.offsets, label=batch.label)
+        )
+    return periods
+
+
+def _numbered(ids: np.ndarray) -> np.ndarray:
+    numbers: dict[str, int] = {}
+    return np.fromiter((numbers.setdefault(key, len(numbers) + 1) for key in ids), np.int32, len(ids))
+
+
+def synthetic_workload(sizes: StreamSizes, seed: int) -> Workload:
+    """A stream in which some users and items are much busier than others.
+
+    The ids that the traffic knows lie at random places of the tables. Another `idle` moves them to other places and
+    changes nothing else.
+    """
+    rng = np.random.default_rng(seed)
+    places = np.random.default_rng([seed, sizes.idle])
+    user_rows, item_rows = (
+        (1 + places.choice(n * sizes.idle, n, replace=False)).astype(np.int32) for n in (sizes.users, sizes.items)
+    )
+    visits, exposure = (rng.lognormal(size=n) for n in (sizes.users, sizes.items))
+    taste, quality = rng.normal(size=(sizes.users, 2)), rng.normal(size=(sizes.items, 2))
+    # A user's history is a stretch of a list of the user's own; it moves on by one item each period.
+    past = rng.choice(sizes.items, (sizes.users, sizes.history + BEFORE), p=exposure / exposure.sum())
+    periods = []
+    for number in range(BEFORE + 1):
+        user = rng.choice(sizes.users, sizes.rows, p=visits / visits.sum())
+        item = rng.choice(sizes.items, sizes.rows, p=exposure / exposure.sum())
+        click = rng.random(sizes.rows) < 1 / (1 + np.exp(-(taste[user] * quality[item]).sum(1)))
+        periods.append(
+            PeriodData(
+                user=torch.from_numpy(user_rows[user]),
+                item=torch.from_numpy(item_rows[item]),
+                history=torch.from_numpy(item_rows[past[user, number : number + sizes.history]].reshape(-1)),
+                offsets=torch.arange(sizes.rows + 1) * sizes.history,
+                label=torch.from_numpy(click.astype(np.float32)),
+                users=1 + sizes.users * sizes.idle,
+                items=1 + sizes.items * sizes.idle,
+            )
+        )
+    return Workload(name="synthetic", periods=periods, which=f"period {BEFORE + 1} of {BEFORE + 1}")
+
+
+def save_periods(file: Path, periods: Sequence[PeriodData]) -> None:
+    """Write periods to a .npz file, for another process."""
+    arrays = {f"{name}{i}": getattr(p, name).numpy() for i, p in enumerate(periods) for name in ARRAYS}
+    np.savez(file, **arrays, sizes=np.array([periods[-1].users, periods[-1].items]))
+
+
+def load_periods(file: Path) -> list[PeriodData]:
+    """The inverse of `save_periods`."""
+    with np.load(file) as stored:
+        users, items = stored["sizes"].tolist()
+        count = sum(name.startswith("user") for name in stored)
+        return [
+            PeriodData(
+                user=torch.from_numpy(stored[f"user{i}"]),
+                item=torch.from_numpy(stored[f"item{i}"]),
+                history=torch.from_numpy(stored[f"history{i}"]),
+                offsets=torch.from_numpy(stored[f"offsets{i}"]),
+                label=torch.from_numpy(stored[f"label{i}"]),
+                users=users,
+                items=items,
+            )
+            for i in range(count)
+        ]
+
+
+def prepared(updater: Updater[Any], workload: Workload, seed: int) -> Any:
+    """The state of an update method that has learned all periods but the measured one."""
+    state = updater.initial(stage_rng(seed, 0, "initial"))
+    for number, data in enumerate(workload.periods[:-1], start=1):
+        for stage in updater.stages:
+            state = updater.run_stage(stage, state, data, rng=stage_rng(seed, number, stage))
+    return state
+
+
+def need_memory(what: str, needed: float) -> None:
+    """Raise ValueError where fewer bytes are free than something will need."""
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"{what} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; take smaller tables"
+        )

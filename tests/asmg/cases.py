@@ -1,0 +1,102 @@
+"""Every update method on small base models: what the contract suite, and the tests of single methods, run on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asmg.batch import PeriodData
+from asmg.checkpoint import Checkpoint
+from asmg.models import EmbeddingMLPConfig, table_sizes
+from asmg.training import predict_logits
+from asmg.updaters import UPDATERS, build_updater
+from asmg.updaters.base import Updater
+from tests.asmg.support import random_period, torch_rng
+
+Parts = dict[str, bytes]
+
+# Wide enough not to start with every ReLU closed: all rows start as the cold row, so a unit is open for all or none.
+SMALL = EmbeddingMLPConfig(dim=3, hidden=(8, 6))
+SMALL_CATEGORIES = replace(SMALL, categories=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An update method on a small base model, with or without categories."""
+
+    updater: str
+    config: EmbeddingMLPConfig
+    reference: bool = False
+    """With the authors' settings: their tables never grow."""
+
+    def build(self) -> Updater[Any]:
+        return build_updater(self.updater, self.config, reference=self.reference)
+
+    def period(self, t: int, n: int = 300, **changes: Any) -> PeriodData:
+        """The t-th period of a stream in which the tables grow. Its rows are the same with and without categories."""
+        size = 6 if self.reference else t
+        items = 9 + 2 * size
+        more = {"categories": 2 + items // 3} if self.config.categories else {}
+        data = random_period(1000 + t, n, **({"users": 6 + size, "items": items} | more | changes))
+        if "labels" in changes:
+            return data
+        # Odd items and odd users click more, so that there is something to learn.
+        odds = (data.item % 2 + data.user % 2).numpy()
+        label = np.random.default_rng(t).random(n) < np.array([0.1, 0.5, 0.9])[odds]
+        return replace(data, label=torch.tensor(label, dtype=torch.float32))
+
+    def state(self, periods: int) -> Any:
+        """The state after so many periods. It is shared by the checks: none may change it."""
+        return learned(self, periods)
+
+
+@cache
+def learned(case: Case, periods: int) -> Any:
+    updater = case.build()
+    if periods == 0:
+        return updater.initial(torch_rng(17))
+    # The first period is larger, so that the models are past their nearly constant beginnings.
+    data = case.period(periods, 900 if periods == 1 else 300)
+    return updater.update(learned(case, periods - 1), data, rng=torch_rng(periods))
+
+
+CASES = {
+    name + suffix: Case(name, config)
+    for name in UPDATERS
+    for suffix, config in (("", SMALL), ("+categories", SMALL_CATEGORIES))
+}
+REFERENCES = {f"{name}@reference": replace(case, reference=True) for name, case in CASES.items()}
+
+
+def to_bytes(updater: Updater[Any], state: Any) -> Parts:
+    return {name: part.to_bytes() for name, part in updater.dump(state).items()}
+
+
+def from_bytes(updater: Updater[Any], parts: Mapping[str, bytes]) -> Any:
+    return updater.load({name: Checkpoint.from_bytes(data) for name, data in parts.items()})
+
+
+def mapped(value: Any, change: Callable[[str, Tensor], Tensor]) -> Any:
+    """A copy of a state with every named tensor replaced."""
+    if isinstance(value, dict):
+        return {n: change(n, t) if isinstance(t, Tensor) else mapped(t, change) for n, t in value.items()}
+    if isinstance(value, tuple):
+        parts = [mapped(part, change) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if is_dataclass(value) and not isinstance(value, (type, PeriodData)):
+        return replace(value, **{f.name: mapped(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
+def check_served(updater: Updater[Any], state: Any, data: PeriodData) -> None:
+    """There are models to serve, finite, of the right shapes and as large as the period's tables."""
+    models = updater.serving_models(state)
+    assert models
+    for params in models.values():
+        updater.model.check(params)
+        assert table_sizes(params) == {name: data.sizes[name] for name in updater.model.tables}
+        assert bool(torch.isfinite(predict_logits(updater.model, params, data)).all())

@@ -1,0 +1,483 @@
+"""The contract of every update method (`updater:check`), whatever its stages, its state and its base model are."""
+
+import json
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from asmg.batch import PeriodData
+from asmg.checkpoint import FORMAT_VERSION, Checkpoint, CheckpointError
+from asmg.progressive import progressive_validation
+from asmg.training import DivergedError, predict_logits
+from asmg.updaters import UPDATERS, build_updater
+from tests.asmg.cases import (
+    CASES,
+    REFERENCES,
+    SMALL,
+    SMALL_CATEGORIES,
+    Case,
+    Parts,
+    check_served,
+    from_bytes,
+    mapped,
+    to_bytes,
+)
+from tests.asmg.support import Footprint, padded, random_period, slow_logit, snapshot, torch_rng, unchanged
+
+CHECKS: dict[str, Callable[[Case], None]] = {}
+WITH_REFERENCE: set[str] = set()
+
+
+def check(function: Callable[[Case], None]) -> Callable[[Case], None]:
+    """Adds a check to the contract."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+def check_reference_too(function: Callable[[Case], None]) -> Callable[[Case], None]:
+    """Adds a check that has to hold with the authors' settings as well."""
+    WITH_REFERENCE.add(function.__name__)
+    return check(function)
+
+
+# --- functions of (state, data, rng)
+
+
+@check_reference_too
+def inputs_are_left_as_they_are(case: Case) -> None:
+    updater = case.build()
+    for t in (1, 2, 3, 4):
+        state, data = case.state(t - 1), case.period(t)
+        for stage in updater.stages:
+            before = snapshot([state, data])
+            after = updater.run_stage(stage, state, data, rng=torch_rng(t))
+            assert unchanged(before, [state, data])
+            state = after
+        before = snapshot(state)
+        updater.serving_models(state)
+        updater.dump(state)
+        assert unchanged(before, state)
+
+
+@check_reference_too
+def the_same_seed_gives_the_same_bits(case: Case) -> None:
+    updater = case.build()
+
+    def run(seed: int, noise: int) -> Parts:
+        torch.manual_seed(noise)  # nobody else's randomness matters
+        state = updater.initial(torch_rng(seed))
+        for t in (1, 2):
+            state = updater.update(state, case.period(t), rng=torch_rng(seed + t))
+        return to_bytes(updater, state)
+
+    first = run(1, noise=1)
+    assert run(1, noise=2) == first
+    assert run(2, noise=1)["base"] != first["base"]
+
+
+@check
+def the_global_generator_is_not_drawn_from(case: Case) -> None:
+    before, of_numpy = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    case.build().update(case.state(2), case.period(3), rng=torch_rng(0))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert (of_numpy == np.random.get_state()[1]).all()  # type: ignore[index]
+
+
+@check
+def the_future_changes_nothing_before_it(case: Case) -> None:
+    updater = case.build()
+    periods = [case.period(t, 60) for t in (1, 2, 3)]
+    last = periods[-1]
+    futures = {
+        "as it is": last,
+        "in another order": last,
+        "with other labels": replace(last, label=1 - last.label),
+        "another one": case.period(3, 20, users=50),
+    }
+    order = torch.randperm(60, generator=torch_rng(1))
+    b = last.batch(order)
+    futures["in another order"] = replace(
+        last, user=b.user.int(), item=b.item.int(), history=b.history.int(), offsets=b.offsets, label=b.label
+    )
+    seen = []
+    for future in futures.values():
+        steps = list(progressive_validation(updater, [*periods[:2], future], seed=1))
+        seen.append([(report, to_bytes(updater, state)) for report, state in steps])
+    for other in seen[1:]:
+        assert other[:2] == seen[0][:2]
+    assert all(other[2] != seen[0][2] for other in seen[1:])
+
+
+@check
+def rows_that_nobody_touches_change_nothing_and_cost_nothing_but_in_the_last_stage(case: Case) -> None:
+    """With a catalogue larger by 300,000 rows of each table: the same weights to the bit, and before the last stage no
+    array as large as a table but an int32 look-up for each, and one to spare."""
+    updater, more, largest = case.build(), 300_000, 0
+    state = other = case.state(1)
+    # A row begins where the cold row is when the table grows: here in period 2 and not again.
+    sizes = {"users": 14, "items": 25} | ({"categories": 11} if case.config.categories else {})
+    for t in (2, 3, 4, 5):
+        data = case.period(t, **sizes)
+        large = padded(data, more)
+        rng, other_rng = torch_rng(t), torch_rng(t)
+        for stage in updater.stages:
+            state = updater.run_stage(stage, state, data, rng=rng)
+            with Footprint() as footprint:
+                other = updater.run_stage(stage, other, large, rng=other_rng)
+            if stage != updater.stages[-1]:
+                assert footprint.elements < more // 10, stage
+                assert footprint.numpy_bytes < (len(updater.model.tables) + 1) * 4 * more + 1_000_000, stage
+            largest = max(largest, footprint.elements)
+        served = updater.serving_models(other)
+        for name, params in updater.serving_models(state).items():
+            for part, tensor in params.items():
+                assert len(served[name][part]) == len(tensor) + (more if part in updater.model.tables else 0)
+                assert torch.equal(served[name][part][: len(tensor)], tensor), (t, name, part)
+    assert largest > more  # in the last stage
+
+
+# --- what a period may look like
+
+
+@check
+def ids_never_seen_read_the_cold_rows_and_get_rows_of_their_own(case: Case) -> None:
+    updater, state = case.build(), case.state(3)
+    # Nobody and nothing in this period was there before; the catalogue is larger, its categories are new too.
+    items = 60
+    more = {"categories": 2 + items // 3} if case.config.categories else {}
+    data = random_period(0, 80, users=40, items=items, **more)
+    data = replace(data, user=data.user % 20 + 20, item=data.item % 20 + 40, history=data.history % 20 + 40)
+    for params in updater.serving_models(state).values():
+        got = predict_logits(updater.model, params, data)
+        expected = [slow_logit(updater.model.config, params, data, n, cold=("user", "item")) for n in range(80)]
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+    after = updater.update(state, data, rng=torch_rng(0))
+    check_served(updater, after, data)
+    params = updater.serving_models(after)["incremental"]
+    assert not torch.allclose(params["user"][data.user.long()], params["user"][0])
+
+
+@check
+def periods_of_one_class_are_learned(case: Case) -> None:
+    updater = case.build()
+    for t in (1, 2, 4):
+        for label in (0.0, 1.0):
+            data = case.period(t, 40, labels=[label] * 40)
+            after = updater.update(case.state(t - 1), data, rng=torch_rng(0))
+            check_served(updater, after, data)
+            # The next period of both classes is learned as well.
+            check_served(updater, updater.update(after, case.period(t + 1, 40), rng=torch_rng(1)), case.period(t + 1))
+
+
+@check
+def empty_histories_are_learned(case: Case) -> None:
+    updater = case.build()
+    for t in (1, 2, 4):
+        data = case.period(t, 40, longest=0)
+        assert len(data.history) == 0
+        check_served(updater, updater.update(case.state(t - 1), data, rng=torch_rng(0)), data)
+
+
+@check
+def a_period_of_a_single_row_is_learned(case: Case) -> None:
+    updater = case.build()
+    for t in (1, 2, 4):
+        data = case.period(t, 1)
+        after = updater.update(case.state(t - 1), data, rng=torch_rng(0))
+        check_served(updater, after, data)
+        # It is a short one in the window of the next.
+        check_served(updater, updater.update(after, case.period(t + 1), rng=torch_rng(1)), case.period(t + 1))
+
+
+@check
+def a_small_period_after_a_large_one_keeps_the_tables(case: Case) -> None:
+    """Sizes never shrink in the service; a period that touches little of them is the usual case."""
+    updater = case.build()
+    data = replace(case.period(4), **{n: getattr(case.period(4).slice(0, 3), n) for n in
+                   ("user", "item", "history", "offsets", "label")})  # fmt: skip
+    check_served(updater, updater.update(case.state(3), data, rng=torch_rng(0)), data)
+
+
+@check
+def categories_of_the_log_are_of_no_account_without_a_table_for_them(case: Case) -> None:
+    if case.config.categories:
+        case = replace(case, config=SMALL)
+    updater = case.build()
+    state = other = updater.initial(torch_rng(3))
+    for t in (1, 2, 3):
+        data = case.period(t, 60)
+        with_categories = Case(case.updater, SMALL_CATEGORIES).period(t, 60)
+        assert with_categories.categories
+        assert unchanged(snapshot([data.history, data.label]), [with_categories.history, with_categories.label])
+        state = updater.update(state, data, rng=torch_rng(t))
+        other = updater.update(other, with_categories, rng=torch_rng(t))
+        for name, params in updater.serving_models(state).items():
+            assert unchanged(snapshot(params), updater.serving_models(other)[name])
+
+
+@check
+def training_that_diverges_raises_and_leaves_the_state(case: Case) -> None:
+    updater, data = case.build(), case.period(4)
+    dense = list(updater.model.dense_shapes)
+    first, middle, last = (dense[0], dense[2], dense[-1]) if dense else ("item", "user", "user")
+
+    def poison(value: float, *names: str) -> Any:
+        return mapped(
+            case.state(3), lambda n, t: torch.full_like(t, value) if n in names and t.is_floating_point() else t
+        )
+
+    for state in (poison(math.nan, first), poison(math.inf, last), poison(3e38, middle, "item")):
+        before = snapshot([state, data])
+        with pytest.raises(DivergedError):
+            updater.update(state, data, rng=torch_rng(0))
+        after = snapshot([state, data])
+        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after, strict=True))
+
+
+# --- stages, progress, serving
+
+
+@check
+def an_unknown_stage_is_refused(case: Case) -> None:
+    updater = case.build()
+    for stage in ("", "publish", updater.stages[0].upper()):
+        with pytest.raises(ValueError, match=f"^stage: expected one of .*; received {stage!r}"):
+            updater.run_stage(stage, case.state(2), case.period(3), rng=torch_rng(0))
+
+
+@check_reference_too
+def progress_rises_within_zero_and_one(case: Case) -> None:
+    updater = case.build()
+    for t in (1, 2, 4):
+        told: list[float] = []
+        updater.update(case.state(t - 1), case.period(t), rng=torch_rng(0), progress=told.append)
+        assert told
+        assert told == sorted(told)
+        assert 0 <= told[0] <= told[-1] <= 1
+
+
+@check_reference_too
+def nothing_is_served_before_the_first_period(case: Case) -> None:
+    updater = case.build()
+    assert updater.serving_models(case.state(0)) == {}
+    for t in (1, 2, 4):
+        names = list(updater.serving_models(case.state(t)))
+        assert names in (["incremental"], ["generated", "incremental"])
+        check_served(updater, case.state(t), case.period(t))
+
+
+@check
+def what_is_plain_to_see_is_learned(case: Case) -> None:
+    """Items of odd rows are clicked nine times as often as others: after three periods this is known."""
+    updater = case.build()
+    state = updater.initial(torch_rng(0))
+
+    def easy(t: int) -> PeriodData:
+        data = case.period(1, 1000)
+        rng = np.random.default_rng(t)
+        item = rng.integers(1, data.items, size=1000)
+        label = rng.random(1000) < np.where(item % 2, 0.9, 0.1)
+        return replace(data, item=torch.tensor(item, dtype=torch.int32), label=torch.tensor(label, dtype=torch.float32))
+
+    for t in (1, 2, 3):
+        state = updater.update(state, easy(t), rng=torch_rng(t))
+    last = easy(4)
+    for params in updater.serving_models(state).values():
+        score = predict_logits(updater.model, params, last)
+        right = score[last.label == 1][:, None] > score[last.label == 0][None, :]
+        assert float(right.float().mean()) > 0.8
+
+
+@check
+def the_models_of_this_suite_tell_interactions_apart(case: Case) -> None:
+    """Guards the other checks: a model that says the same of everything would pass many of them."""
+    updater = case.build()
+    for t in (1, 3, 5):
+        for params in updater.serving_models(case.state(t)).values():
+            assert float(predict_logits(updater.model, params, case.period(t)).std()) > 0.02
+
+
+# --- dump and load
+
+
+@check_reference_too
+def a_stored_state_goes_on_to_the_same_bits(case: Case) -> None:
+    """dump → bytes → load between all stages of four periods, from the very first state on."""
+    updater, another = case.build(), case.build()
+    state = restored = updater.initial(torch_rng(5))
+    for t in (1, 2, 3, 4):
+        for stage in updater.stages:
+            restored = from_bytes(another, to_bytes(another, restored))
+            state = updater.run_stage(stage, state, case.period(t, 60), rng=torch_rng(t))
+            restored = another.run_stage(stage, restored, case.period(t, 60), rng=torch_rng(t))
+            assert to_bytes(updater, state) == to_bytes(another, restored)
+    for name, params in updater.serving_models(state).items():
+        assert unchanged(snapshot(params), another.serving_models(restored)[name])
+
+
+@check
+def a_dump_is_deterministic_and_load_is_its_inverse(case: Case) -> None:
+    updater = case.build()
+    for periods in (0, 1, 2, 4):
+        parts = to_bytes(updater, case.state(periods))
+        assert to_bytes(updater, case.state(periods)) == parts
+        assert to_bytes(updater, from_bytes(updater, parts)) == parts
+
+
+@check_reference_too
+def a_dump_names_its_owner(case: Case) -> None:
+    updater = case.build()
+    assert updater.name == case.updater
+    for periods in (0, 3):
+        meta = Checkpoint.from_bytes(to_bytes(updater, case.state(periods))["updater"]).meta
+        assert meta["updater"] == case.updater
+        assert meta["model"] == updater.model.config.to_json()
+        assert meta.items() >= json.loads(json.dumps(updater.signature())).items()
+
+
+@check
+def a_part_that_a_period_did_not_change_keeps_its_bytes(case: Case) -> None:
+    """What is in a state twice, or moved on from the state before, is stored once by a store that goes by content."""
+    updater = case.build()
+    for t in (2, 3, 4, 5):
+        before, after = (updater.dump(case.state(n)) for n in (t - 1, t))
+        same = 0
+        for part in after.values():
+            for old in before.values():
+                equal = old.tensors.keys() == part.tensors.keys() and all(
+                    torch.equal(old.tensors[n], part.tensors[n]) for n in part.tensors
+                )
+                if equal and part.tensors and old.meta == part.meta:
+                    same += 1
+                    assert old.to_bytes() == part.to_bytes()
+        moved = {f"model.{age}" for age in range(1, 9)} | {f"data.{age}" for age in range(1, 9)}
+        assert same >= len(moved & after.keys())
+
+
+@check
+def the_state_of_another_method_or_configuration_is_refused(case: Case) -> None:
+    updater = case.build()
+    for periods in (0, 3):
+        parts = updater.dump(case.state(periods))
+        for name in UPDATERS.keys() - {case.updater}:
+            with pytest.raises(CheckpointError):
+                build_updater(name, case.config).load(parts)
+        refused = 0
+        for config in (
+            replace(case.config, dim=4),
+            replace(case.config, hidden=(5, 3)),
+            replace(case.config, categories=not case.config.categories),
+        ):
+            other = build_updater(case.updater, config)
+            if other.model.config != updater.model.config:  # a factorization has no hidden layers
+                refused += 1
+                with pytest.raises(CheckpointError):
+                    other.load(parts)
+        assert refused >= 2
+
+
+def stages_of(case: Case, t: int) -> list[Any]:
+    """The states during an update, the one after it last."""
+    updater, states = case.build(), [case.state(t - 1)]
+    for stage in updater.stages:
+        states.append(updater.run_stage(stage, states[-1], case.period(t), rng=torch_rng(t)))
+    return states[1:]
+
+
+@check
+def a_dump_that_lacks_a_part_is_refused(case: Case) -> None:
+    """At once; or by the next stage, where a part is rightly missing at other times."""
+    updater = case.build()
+    with pytest.raises(CheckpointError):
+        updater.load({})
+    parts = updater.dump(case.state(4))
+    for missing in parts.keys() - {"generated"}:  # which the initial state lacks rightly
+        with pytest.raises(CheckpointError, match=missing.replace(".", r"\.")):
+            updater.load({name: part for name, part in parts.items() if name != missing})
+    for state, stage in zip(stages_of(case, 4)[:-1], updater.stages[1:], strict=True):
+        parts = updater.dump(state)
+        for missing in parts.keys() - {"generated"}:
+            rest = {name: part for name, part in parts.items() if name != missing}
+            with pytest.raises((CheckpointError, ValueError)):
+                updater.run_stage(stage, updater.load(rest), case.period(4), rng=torch_rng(0))
+
+
+@check
+def a_dump_with_a_part_too_many_is_refused(case: Case) -> None:
+    updater = case.build()
+    for periods in (0, 4):
+        parts = updater.dump(case.state(periods))
+        with pytest.raises(CheckpointError, match="surprise"):
+            updater.load({**parts, "surprise": parts["base"]})
+
+
+def of_version(data: bytes, version: int) -> bytes:
+    """A checkpoint as another version of the format would begin it."""
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"]["asmg"] = json.dumps(json.loads(header["__metadata__"]["asmg"]) | {"version": version})
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
+
+
+@check
+def a_state_of_another_format_version_is_refused(case: Case) -> None:
+    updater = case.build()
+    for state in (case.state(0), *stages_of(case, 4)):
+        parts = to_bytes(updater, state)
+        for name, data in parts.items():
+            same = {**parts, name: of_version(data, FORMAT_VERSION)}
+            assert to_bytes(updater, from_bytes(updater, same)) == parts
+            with pytest.raises(CheckpointError, match=r"^checkpoint: expected format version"):
+                from_bytes(updater, {**parts, name: of_version(data, FORMAT_VERSION + 1)})
+
+
+def weights_in(parts: dict[str, Checkpoint]) -> list[tuple[str, str]]:
+    """Part and name of every tensor of weights: of all that is neither an optimizer's nor a period's data."""
+    return [
+        (part, name)
+        for part, stored in parts.items()
+        if stored.kind not in ("adam", "period-data")
+        for name, tensor in stored.tensors.items()
+        if tensor.is_floating_point() and tensor.numel() and not name.startswith(("first.", "second."))
+    ]
+
+
+@check
+def stored_weights_that_are_not_finite_are_refused(case: Case) -> None:
+    updater = case.build()
+    accepted = []
+    for state in (case.state(0), *stages_of(case, 4)):
+        parts = updater.dump(state)
+        assert ("base", "item") in weights_in(parts)
+        for part, name in weights_in(parts):
+            for bad in (math.nan, math.inf):
+                tensor = parts[part].tensors[name].clone()
+                tensor.view(-1)[-1] = bad
+                damaged: dict[str, Tensor] = {**parts[part].tensors, name: tensor}
+                try:
+                    updater.load({**parts, part: replace(parts[part], tensors=damaged)})
+                    accepted.append((part, name, bad))
+                except ValueError:  # CheckpointError is one
+                    pass
+    assert not accepted
+
+
+@pytest.mark.parametrize(
+    ("case", "function"),
+    [
+        pytest.param(case, function, id=f"{name}:{of}")
+        for name, case in (CASES | REFERENCES).items()
+        for of, function in CHECKS.items()
+        if not case.reference or of in WITH_REFERENCE
+    ],
+)
+def test_contract(case: Case, function: Callable[[Case], None]) -> None:
+    function(case)
