@@ -3,15 +3,21 @@
     python -m benchmarks.methods --log FILE.parquet --methods iu,asmg-gru-multi --settings reference,default --seeds 3
 
 FILE.parquet has the columns user, item (from 0), label, timestamp and period (1 … 31; 0 is left out), and may have
-`order` (of the rows) and `history` (earlier positives, most recent first, separated by spaces; otherwise it follows from
-the timestamps). As in the paper: pretraining on the periods 1 … 10, of whose passes the one with the best AUC on period 11
-stays; updates on 11 … 30; the models after 24 … 30 are scored on the following period, before anything learns it.
+`order` (of the rows) and `history` (earlier positives, most recent first, separated by spaces; otherwise it follows
+from the timestamps). As in the paper: pretraining on the periods 1 … 10, of whose passes the one with the best AUC on
+period 11 stays; updates on 11 … 30; the models after 24 … 30 are scored on the following period, before anything learns
+it.
+
+With --start FILE.npz the authors' settings start from a pretrained model of the authors' code, with its Adam, instead of
+one of ours: what is left between seeds is then the method's own randomness. (SML-MF has another base model and pretrains.)
 """
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +25,11 @@ import numpy as np
 import polars as pl
 import torch
 
+from asmg.base_training import BaseState, TrainingConfig
 from asmg.batch import PeriodData, build_histories
-from asmg.models import EmbeddingMLPConfig
+from asmg.models import EmbeddingMLPConfig, Params, table_sizes
 from asmg.progressive import stage_rng
-from asmg.training import evaluate
+from asmg.training import Adam, AdamState, evaluate
 from asmg.updaters import build_updater
 from asmg.updaters.base import Updater
 
@@ -62,10 +69,34 @@ def read_periods(path: Path) -> list[PeriodData]:
     return periods
 
 
-def run(updater: Updater[Any], periods: Sequence[PeriodData], seed: int) -> dict[str, Any]:
+def read_pretrained(path: Path) -> BaseState:
+    """The pretrained model of the authors' code with its optimizer: ids from 0, kernels [in, out], no cold row."""
+    with np.load(path) as file:
+        arrays = dict(file)
+
+    def params(suffix: str = "") -> Params:
+        tables = {table: torch.tensor(arrays[f"{table}_emb_w{suffix}"]) for table in ("user", "item")}
+        found = {table: torch.cat([torch.zeros(1, rows.shape[1]), rows]) for table, rows in tables.items()}
+        for i in range(3):
+            found[f"mlp.{i}.weight"] = torch.tensor(arrays[f"fcn{i + 1}.kernel{suffix}"].T).contiguous()
+            found[f"mlp.{i}.bias"] = torch.tensor(arrays[f"fcn{i + 1}.bias{suffix}"])
+        return found
+
+    model, step = params(), round(math.log(float(arrays["beta2_power"])) / math.log(0.999)) - 1
+    moved = {table: torch.full((rows,), step, dtype=torch.int32) for table, rows in table_sizes(model).items()}
+    adam = AdamState(step=step, first=params(".Adam"), second=params(".Adam_1"), moved=moved)
+    optimizer = Adam(model, adam, lr=TrainingConfig.reference().lr)
+    restless = {table: optimizer.restless(table) for table in moved}
+    return BaseState(model, replace(adam, restless=restless), periods=1)
+
+
+def run(updater: Updater[Any], periods: Sequence[PeriodData], seed: int, base: BaseState | None) -> dict[str, Any]:
     """Pretrain, update on every period, and score as the paper does."""
-    started = time.perf_counter()
-    state = updater.pretrained(periods[:PRETRAIN], periods[PRETRAIN], rng=stage_rng(seed, 0, "pretrain"))
+    started, rng = time.perf_counter(), stage_rng(seed, 0, "pretrain")
+    if base is None:
+        state = updater.pretrained(periods[:PRETRAIN], periods[PRETRAIN], rng=rng)
+    else:
+        state = updater.started(base, periods[:PRETRAIN], rng=rng)
     pretraining = time.perf_counter() - started
     steps: list[dict[str, Any]] = []
     for step in range(PRETRAIN + 1, len(periods)):
@@ -94,16 +125,19 @@ def main() -> None:
     parser.add_argument("--methods", default="iu,asmg-gru-multi")
     parser.add_argument("--settings", default="reference,default")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--start", type=Path)
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     periods = read_periods(options.log)
+    pretrained = read_pretrained(options.start) if options.start else None
     found: dict[str, Any] = {}
     for settings in options.settings.split(","):
         for method in options.methods.split(","):
             results = []
             for seed in range(options.seeds):
                 updater = build_updater(method, EmbeddingMLPConfig(), reference=settings == "reference")
-                results.append(run(updater, periods, seed))
+                base = pretrained if settings == "reference" and method != "sml-mf" else None
+                results.append(run(updater, periods, seed, base))
             found[f"{settings}/{method}"] = results
             auc, loss = ([r[name] for r in results] for name in ("auc", "logloss"))
             last = np.median([sum(s[0] for s in r["steps"][-1]["seconds"].values()) for r in results])

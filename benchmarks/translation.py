@@ -243,7 +243,7 @@ def _weights(updater: Asmg, weights: Mapping[str, Tensor]) -> Params:
 
 
 def _by_tensor(model: BaseModel, positions: Tensor) -> Params:
-    """[P, …] over all scalars of the MLP → for each of its tensors; the reference has their scalars in another order."""
+    """[P, …] over all scalars of the MLP → for each of its tensors, in the order that the reference has."""
     numbers = torch.arange(len(positions)).split([torch.Size(s).numel() for s in model.dense_shapes.values()])
     flat = {n: i.reshape(s) for (n, s), i in zip(model.dense_shapes.items(), numbers, strict=True)}
     found = {}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from asmg.base_training import TrainingConfig
 from asmg.generator import LinearConfig
 from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig
 from asmg.training import Execution
@@ -10,7 +11,7 @@ from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.base import Updater
 from asmg.updaters.bu import BatchConfig, BatchUpdate
 from asmg.updaters.incctr import IncCTR
-from asmg.updaters.iu import IncrementalUpdate, TrainingConfig
+from asmg.updaters.iu import IncrementalUpdate
 from asmg.updaters.sml import Sml, SmlConfig
 from asmg.updaters.spmf import ReservoirUpdate, SpmfConfig
 

@@ -8,9 +8,11 @@ One update, when the data D_{t+1} of a period has arrived:
 2. update_base: Θ_{t+1} by IU; the chain of incremental models never sees a generated one.
 3. generate: Θ*_{t+1} over whole tables.
 
-Two additions keep a generator that has seen little from doing harm; both can be switched off for the paper's method:
+Some additions keep a generator that has seen little from doing harm; `AsmgConfig.reference` is without them:
 
-* ω is the average of the iterates of a pass (Polyak), since the last iterate of Adam at this step size is noisy.
+* Θ* is Θ_t plus a correction that begins with zero (`asmg.generator`).
+* ω is the average of the iterates of a pass (Polyak), since the last iterate of Adam at this step size is noisy, and
+  the weights of the MLP's GRUs take smaller steps.
 * Θ*_t is trusted as far as it has earned: what is served is Θ_t + α·(Θ*_t - Θ_t). A few fractions α compete on the
   periods so far, each scored before anything was trained on it, and the one with the largest gain over α = 0, which is
   IU, wins; a gain counts for what is left of it `caution` standard errors below.
@@ -26,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
+from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig, part_of
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_adam, dump_data, load_adam, load_data
 from asmg.generator import (
@@ -46,7 +49,6 @@ from asmg.training import (
     predict_logits,
 )
 from asmg.updaters.base import Updater
-from asmg.updaters.iu import BaseState, BaseTraining, ModelConfig, TrainingConfig, part_of
 
 __all__ = ["Asmg", "AsmgConfig", "AsmgState"]
 
@@ -65,16 +67,13 @@ class AsmgConfig:
     """Whether the window starts from the hidden state after the models before it; else from zeros (zero)."""
     lr: float = 1e-2
     """Adam's step size for ω."""
-    dense_share: float = 1.0
-    """Share of `lr` by which the weights of the MLP's GRUs move."""
+    dense_share: float = 0.3
+    """Share of `lr` by which the weights of the MLP's GRUs move: each scalar has a set of its own, and a small period
+    says little about so many."""
     batch_size: int = 256
     """Interactions a batch of the newest period; the others are cut into as many batches."""
-    epochs: int = 2
-    """Passes over the window's data, at least."""
-    max_epochs: int = 4
-    """Passes at most, over a period so small that `min_steps` would ask for more."""
-    min_steps: int = 300
-    """Optimizer steps that a period should get: a small one is passed over more often."""
+    epochs: int = 1
+    """Passes over the window's data."""
     average: bool = True
     """Whether ω becomes the average of the iterates of the last pass instead of the last iterate."""
     blends: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -91,8 +90,8 @@ class AsmgConfig:
     def __post_init__(self) -> None:
         if not ((self.window is None or self.window > 0) and self.lr > 0 and self.batch_size > 0 and self.epochs > 0):
             raise ValueError(f"asmg: expected positive window, lr, batch_size, epochs; received {self}")
-        if self.max_epochs < self.epochs or self.min_steps < 0:
-            raise ValueError(f"asmg: expected max_epochs ≥ epochs and min_steps ≥ 0; received {self}")
+        if not 0 < self.dense_share <= 1:
+            raise ValueError(f"dense_share: expected a number in (0, 1]; received {self.dense_share}")
         if self.loss_weights not in ("linear", "uniform", "last"):
             raise ValueError(f"loss_weights: expected linear, uniform or last; received {self.loss_weights!r}")
         if not self.blends or list(self.blends) != sorted(set(self.blends)) or min(self.blends) < 0:
@@ -113,9 +112,7 @@ class AsmgConfig:
         """The authors' settings (methods.md, sections 6 and 7)."""
         settings: dict[str, Any] = {
             "generator": GeneratorConfig(output="direct"),
-            "epochs": 1,
-            "max_epochs": 1,
-            "min_steps": 0,
+            "dense_share": 1.0,
             "average": False,
             "blends": (1.0,),
             "full_window": True,
@@ -207,9 +204,8 @@ class Asmg(Updater[AsmgState]):
         )
 
     @override
-    def pretrained(self, periods: Sequence[PeriodData], validation: PeriodData, *, rng: torch.Generator) -> AsmgState:
-        """See Updater. Where `skip_first`, the pretrained model is not part of the sequence."""
-        base = self.base.pretrained(periods, validation, rng)
+    def started(self, base: BaseState, periods: Sequence[PeriodData], *, rng: torch.Generator) -> AsmgState:
+        """See Updater. Where `skip_first`, the given model is not part of the sequence."""
         state = replace(self.initial(rng), base=base, models=(base.params,), generated=base.params)
         return replace(state, models=()) if self.config.skip_first else state
 
@@ -250,11 +246,6 @@ class Asmg(Updater[AsmgState]):
         if self.config.loss_weights == "uniform":
             return [1 / length] * length
         return [j / (length * (length + 1) / 2) for j in range(1, length + 1)]
-
-    def epochs(self, events: int) -> int:
-        """Passes over a window whose newest period has so many interactions."""
-        steps = math.ceil(events / self.config.batch_size)
-        return max(self.config.epochs, min(self.config.max_epochs, math.ceil(self.config.min_steps / steps)))
 
     def _full(self, models: Sequence[Params]) -> bool:
         return len(models) == self.config.window
@@ -299,7 +290,7 @@ class Asmg(Updater[AsmgState]):
             dense_share=self.config.dense_share,
             execution=self.execution,
         )
-        epochs = self.epochs(len(data))
+        epochs = self.config.epochs
         for epoch in range(epochs):
             session.epoch(
                 batch_size=self.config.batch_size,

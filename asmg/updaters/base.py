@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
+from asmg.base_training import BaseState, BaseTraining
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import BaseModel, Params
@@ -30,12 +31,23 @@ class Updater(ABC, Generic[StateT]):
     """The stages of one update, in order."""
     model: BaseModel
     """The base model that is kept up to date."""
+    base: BaseTraining
+    """Its training."""
 
     @abstractmethod
     def initial(self, rng: torch.Generator) -> StateT:
         """The state before the first period."""
 
     @abstractmethod
+    def started(self, base: BaseState, periods: Sequence[PeriodData], *, rng: torch.Generator) -> StateT:
+        """The state that goes on from a base model which was trained elsewhere.
+
+        Args:
+            base: a state of `self.base`, nothing pending, at least one period learned.
+            periods: what it has learned last, oldest first, for methods that look back; may be empty.
+            rng: for what the method has beside the base model.
+        """
+
     def pretrained(self, periods: Sequence[PeriodData], validation: PeriodData, *, rng: torch.Generator) -> StateT:
         """The state after pretraining: several passes over all `periods` together.
 
@@ -43,7 +55,21 @@ class Updater(ABC, Generic[StateT]):
             periods: oldest first.
             validation: the period after them, which says after how many passes the model was best. Nothing is trained
                 on it.
+            rng: of the training, and of what the method has beside the base model.
         """
+        return self.started(self.base.pretrained(periods, validation, rng), periods, rng=rng)
+
+    def adopted(self, parts: Mapping[str, Checkpoint], *, rng: torch.Generator) -> StateT:
+        """The state that goes on from the base model in the dump of another method, made after a whole update.
+
+        Raises:
+            CheckpointError: the other's base model is of another kind or shape, or its update was not finished.
+        """
+        self.check_parts({name: part for name, part in parts.items() if name == "pending"}, set())
+        if missing := {"base", "optimizer"} - set(parts):
+            raise CheckpointError(f"{self.name}: expected the parts {sorted(missing)} too; received {sorted(parts)}")
+        base = self.base.load(parts)
+        return self.started(base, (), rng=rng) if base.periods else self.initial(rng)
 
     @abstractmethod
     def run_stage(

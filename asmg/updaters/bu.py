@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from typing_extensions import override
 
+from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig
 from asmg.batch import PeriodData, concatenate
 from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.models import Params
 from asmg.training import Execution, Progress
 from asmg.updaters.base import Updater
-from asmg.updaters.iu import BaseState, BaseTraining, ModelConfig, TrainingConfig
 
 __all__ = ["BatchConfig", "BatchState", "BatchUpdate"]
 
@@ -68,9 +68,9 @@ class BatchUpdate(Updater[BatchState]):
         return BatchState(self.base.initial(rng), ())
 
     @override
-    def pretrained(self, periods: Sequence[PeriodData], validation: PeriodData, *, rng: torch.Generator) -> BatchState:
+    def started(self, base: BaseState, periods: Sequence[PeriodData], *, rng: torch.Generator) -> BatchState:
         """See Updater. The window of the next period reaches back into `periods`."""
-        return BatchState(self.base.pretrained(periods, validation, rng), self._kept(periods))
+        return BatchState(base, self._kept(periods))
 
     @override
     def run_stage(

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint
 from asmg.models import Params
 from asmg.training import Execution, Progress, predict_logits
 from asmg.updaters.base import Updater
-from asmg.updaters.iu import BaseState, BaseTraining, ModelConfig, TrainingConfig
 
 __all__ = ["IncCTR", "IncCTRConfig"]
 
@@ -57,8 +57,8 @@ class IncCTR(Updater[BaseState]):
         return self.base.initial(rng)
 
     @override
-    def pretrained(self, periods: Sequence[PeriodData], validation: PeriodData, *, rng: torch.Generator) -> BaseState:
-        return self.base.pretrained(periods, validation, rng)
+    def started(self, base: BaseState, periods: Sequence[PeriodData], *, rng: torch.Generator) -> BaseState:
+        return base
 
     @override
     def run_stage(

@@ -1,261 +1,22 @@
 """IU, the incremental update (the paper's "Conventional Incremental Update"; methods.md, section 2).
 
-Θ_t = argmin_Θ L(Θ | D_t, Θ_{t-1}): one shuffled pass over the new period, starting from the last model, Adam's moments
-carried on. The first period has no model to start from and gets several passes, as many as a held-out tail favours.
-
-Every other method builds on this one: it owns the base model and its optimizer.
+Θ_t = argmin_Θ L(Θ | D_t, Θ_{t-1}); see `asmg.base_training`, which the other methods use too.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
-from asmg.batch import COLD_ROW, PeriodData, concatenate
-from asmg.checkpoint import Checkpoint, CheckpointError, dump_adam, load_adam, tensors_of
-from asmg.metrics import auc, logloss
-from asmg.models import (
-    BaseModel,
-    EmbeddingMLPConfig,
-    MatrixFactorizationConfig,
-    Params,
-    build_model,
-    grow,
-    scatter,
-    table_sizes,
-)
-from asmg.training import AdamState, Execution, Progress, RowTraining, RowUpdate, commit, predict_logits
+from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig
+from asmg.batch import PeriodData
+from asmg.checkpoint import Checkpoint
+from asmg.models import Params
+from asmg.training import Execution, Progress
 from asmg.updaters.base import Updater
 
-__all__ = ["BaseState", "BaseTraining", "IncrementalUpdate", "TrainingConfig"]
-
-ModelConfig = EmbeddingMLPConfig | MatrixFactorizationConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How the base model is trained."""
-
-    lr: float = 3e-3
-    """Adam's step size."""
-    batch_size: int = 64
-    """Interactions a batch. (The authors' 256 leaves a small period too few steps; a large one does not mind.)"""
-    epochs: int = 1
-    """Passes over a period."""
-    first_epochs: int = 8
-    """Most passes over the very first period, or over the periods of pretraining."""
-    first_lr: float | None = None
-    """Adam's step size in these; None for `lr`."""
-    holdout: float = 0.1
-    """Newest fraction of the first period that says how many passes are good; it is learned afterwards."""
-    cold_rate: float = 0.1
-    """Probability that an id is read as the cold row throughout a batch (id dropout)."""
-    initial: Literal["cold", "glorot"] = "cold"
-    """How tables begin: rows near the cold row, or, as in the authors' release, Glorot-uniform for all ids at once (of
-    which no period may bring more than the first)."""
-
-    def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.batch_size > 0 and self.epochs > 0 and self.first_epochs > 0):
-            raise ValueError(f"training: expected positive lr, batch_size, epochs, first_epochs; received {self}")
-        if self.first_lr is not None and not self.first_lr > 0:
-            raise ValueError(f"first_lr: expected a positive number or None; received {self.first_lr}")
-        for name in ("holdout", "cold_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a number in [0, 1); received {getattr(self, name)}")
-        if self.initial not in ("cold", "glorot"):
-            raise ValueError(f"initial: expected cold or glorot; received {self.initial!r}")
-
-    @classmethod
-    def reference(cls, **changes: Any) -> "TrainingConfig":
-        """The authors' settings (methods.md, sections 0 to 2)."""
-        settings: dict[str, Any] = {"lr": 1e-3, "batch_size": 256, "first_epochs": 10, "holdout": 0.0, "cold_rate": 0.0}
-        settings |= {"initial": "glorot"}
-        return cls(**{**settings, **changes})
-
-
-@dataclass(frozen=True)
-class BaseState:
-    """The base model after some period."""
-
-    params: Params
-    """Θ_t."""
-    adam: AdamState
-    """Its optimizer."""
-    periods: int
-    """Periods learned so far."""
-    pending: RowUpdate | None = None
-    """What was learned since and is not in the tables yet."""
-
-
-class BaseTraining:
-    """Training of a base model with one configuration: what all update methods have in common."""
-
-    def __init__(self, model: ModelConfig, training: TrainingConfig, execution: Execution) -> None:
-        self.model: BaseModel = build_model(model)
-        self.config, self.execution = training, execution
-
-    def initial(self, rng: torch.Generator) -> BaseState:
-        """The state before the first period."""
-        params = self.model.initial(rng)
-        return BaseState(params, AdamState.zeros(params), periods=0)
-
-    def begun(self, state: BaseState, sizes: Mapping[str, int], rng: torch.Generator) -> BaseState:
-        """An initial state with whole tables."""
-        if missing := set(self.model.tables) - set(sizes):
-            raise ValueError(f"data: expected rows for the tables {self.model.tables}; received none for {missing}")
-        if self.config.initial == "glorot":
-            params = self.model.glorot(sizes, rng)
-        else:
-            tables = table_sizes(state.params)
-            params = {name: grow(p, sizes[name]) if name in tables else p for name, p in state.params.items()}
-            for name in tables:
-                params[name][COLD_ROW + 1 :] += scatter(len(params[name]) - 1, params[name].shape[1], rng)
-        return BaseState(params, AdamState.zeros(params), periods=0)
-
-    def session(self, state: BaseState, periods: Sequence[PeriodData], lr: float | None = None) -> RowTraining:
-        """Training of the rows that `periods` touch."""
-        if not self.model.reads_history:
-            periods = [p.without_history() for p in periods]
-        return RowTraining(
-            self.model, state.params, state.adam, periods, lr=lr or self.config.lr, execution=self.execution
-        )
-
-    def train(
-        self,
-        state: BaseState,
-        data: PeriodData,
-        rng: torch.Generator,
-        progress: Progress | None = None,
-        *,
-        target: Tensor | None = None,
-        shuffle: bool = True,
-    ) -> BaseState:
-        """`epochs` passes over `data`, or for the very first data as many as are good; the result is pending."""
-        if state.periods == 0:
-            state = self.begun(state, data.sizes, rng)
-            return replace(state, pending=self._first(state, data, rng, progress))
-        session = self.session(state, [data])
-        for epoch in range(self.config.epochs):
-            self.epoch(session, session.periods[0], rng, part_of(progress, epoch, self.config.epochs), target, shuffle)
-        return replace(state, pending=session.finish())
-
-    def epoch(
-        self,
-        session: RowTraining,
-        data: PeriodData,
-        rng: torch.Generator,
-        progress: Progress | None = None,
-        target: Tensor | None = None,
-        shuffle: bool = True,
-    ) -> None:
-        """One pass with this configuration."""
-        session.epoch(
-            data,
-            batch_size=self.config.batch_size,
-            rng=rng,
-            cold_rate=self.config.cold_rate,
-            target=target,
-            shuffle=shuffle,
-            progress=progress,
-        )
-
-    def _first(self, state: BaseState, data: PeriodData, rng: torch.Generator, progress: Progress | None) -> RowUpdate:
-        """Several passes over the older part, as many as its newest part favours, then one over that newest part."""
-        tail, most = math.floor(len(data) * self.config.holdout), self.config.first_epochs
-        cut = len(data) - tail
-        parts = [data.slice(0, cut), data.slice(cut, len(data))] if tail else [data]
-        session = self.session(state, parts, self.config.first_lr)
-
-        def loss() -> float:
-            return logloss(predict_logits(self.model, session.params, session.periods[1]), session.periods[1].label)
-
-        self._passes(session, session.periods[0], rng, progress, loss if tail else None, most, most + 1)
-        if tail:
-            self.epoch(session, session.periods[1], rng, part_of(progress, most, most + 1))
-        return session.finish()
-
-    def _passes(
-        self,
-        session: RowTraining,
-        data: PeriodData,
-        rng: torch.Generator,
-        progress: Progress | None,
-        loss: Callable[[], float] | None,
-        most: int,
-        shares: int,
-        patience: int = 1,
-    ) -> None:
-        """Passes until the loss has not been the least for `patience` of them; the best are kept."""
-        best, kept, waited = math.inf, None, 0
-        for epoch in range(most):
-            self.epoch(session, data, rng, part_of(progress, epoch, shares))
-            if loss is None:
-                continue
-            found = loss()
-            if found < best:
-                best, kept, waited = found, session.keep(), 0
-            elif (waited := waited + 1) >= patience:
-                break
-        if kept is not None:
-            session.restore(kept)
-
-    def pretrained(self, periods: Sequence[PeriodData], validation: PeriodData, rng: torch.Generator) -> BaseState:
-        """All of `first_epochs` over all `periods` together; of the passes the one with the best AUC on `validation`.
-
-        (methods.md, section 1.)
-        """
-        data = concatenate(periods)
-        state = self.begun(self.initial(rng), data.sizes, rng)
-        session = self.session(state, [data], self.config.first_lr)
-
-        def loss() -> float:
-            params, _ = commit(state.params, state.adam, session.finish())
-            found = auc(predict_logits(self.model, params, validation), validation.label)
-            return 0.0 if found is None else -found
-
-        most = self.config.first_epochs
-        self._passes(session, session.periods[0], rng, None, loss, most, most, patience=most)
-        return self.committed(replace(state, pending=session.finish()))
-
-    def committed(self, state: BaseState) -> BaseState:
-        """The state with what is pending in its tables."""
-        if state.pending is None:
-            raise ValueError("state: expected one with a pending update; received one without")
-        params, adam = commit(state.params, state.adam, state.pending)
-        return BaseState(params, adam, state.periods + 1)
-
-    def dump(self, state: BaseState) -> dict[str, Checkpoint]:
-        """The parts "base" and "optimizer", and "pending" where there is any."""
-        parts = {
-            "base": Checkpoint("model", {"model": self.model.config.to_json()}, state.params),
-            "optimizer": dump_adam(state.adam, periods=state.periods),
-        }
-        if state.pending is not None:
-            update = state.pending
-            tensors = {f"rows.{n}": t for n, t in update.rows.items()}
-            tensors |= {f"param.{n}": t for n, t in update.params.items()}
-            tensors |= dump_adam(update.adam).tensors
-            parts["pending"] = Checkpoint("row-update", {"step": update.adam.step, "sizes": update.sizes}, tensors)
-        return parts
-
-    def load(self, parts: Mapping[str, Checkpoint]) -> BaseState:
-        """The inverse of `dump`, from among other parts."""
-        base, config = parts["base"], self.model.config.to_json()
-        if base.meta.get("model") != config:
-            raise CheckpointError(f"model: expected {config}; received {base.meta.get('model')}")
-        params, pending = dict(base.tensors), None
-        self.model.check(params)
-        if "pending" in parts:
-            stored = parts["pending"]
-            pending = RowUpdate(
-                tensors_of(stored, "rows."), tensors_of(stored, "param."), load_adam(stored), dict(stored.meta["sizes"])
-            )
-        optimizer = parts["optimizer"]
-        return BaseState(params, load_adam(optimizer), optimizer.meta["periods"], pending)
+__all__ = ["IncrementalUpdate"]
 
 
 class IncrementalUpdate(Updater[BaseState]):
@@ -275,8 +36,8 @@ class IncrementalUpdate(Updater[BaseState]):
         return self.base.initial(rng)
 
     @override
-    def pretrained(self, periods: Sequence[PeriodData], validation: PeriodData, *, rng: torch.Generator) -> BaseState:
-        return self.base.pretrained(periods, validation, rng)
+    def started(self, base: BaseState, periods: Sequence[PeriodData], *, rng: torch.Generator) -> BaseState:
+        return base
 
     @override
     def run_stage(
@@ -301,10 +62,3 @@ class IncrementalUpdate(Updater[BaseState]):
         self.check_header(parts)
         self.check_parts(parts, {"updater", "base", "optimizer"} | ({"pending"} & set(parts)))
         return self.base.load(parts)
-
-
-def part_of(progress: Progress | None, index: int, parts: int) -> Progress | None:
-    """The progress of one part of a whole."""
-    if progress is None:
-        return None
-    return lambda fraction: progress(min(1.0, (index + fraction) / parts))

@@ -26,6 +26,7 @@ import torch
 from torch.nn import functional
 from typing_extensions import override
 
+from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig, part_of
 from asmg.batch import Epoch, PeriodData, excerpt
 from asmg.checkpoint import Checkpoint, dump_adam, load_adam, tensors_of
 from asmg.metrics import auc
@@ -33,7 +34,6 @@ from asmg.models import MatrixFactorizationConfig, Params, grow, table_sizes
 from asmg.training import Adam, AdamState, DivergedError, Execution, Progress, RowUpdate, finite, predict_logits, take
 from asmg.transfer import Output, Transfer
 from asmg.updaters.base import Updater
-from asmg.updaters.iu import BaseState, BaseTraining, ModelConfig, TrainingConfig, part_of
 
 __all__ = ["BasePhase", "Sml", "SmlConfig", "SmlState", "TransferPhase"]
 
@@ -123,8 +123,7 @@ class Sml(Updater[SmlState]):
         return SmlState(base, weights, AdamState.zeros(weights))
 
     @override
-    def pretrained(self, periods: Sequence[PeriodData], validation: PeriodData, *, rng: torch.Generator) -> SmlState:
-        base = self.base.pretrained(periods, validation, rng)
+    def started(self, base: BaseState, periods: Sequence[PeriodData], *, rng: torch.Generator) -> SmlState:
         return replace(self.initial(rng), base=base, previous=base.params, generated=base.params)
 
     @override

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig
 from asmg.batch import PeriodData, concatenate
 from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.models import Params
 from asmg.training import Execution, Progress, predict_logits
 from asmg.updaters.base import Updater
-from asmg.updaters.iu import BaseState, BaseTraining, ModelConfig, TrainingConfig
 
 __all__ = ["Reservoir", "ReservoirUpdate", "SpmfConfig", "SpmfState", "weighted_sample"]
 
@@ -147,10 +147,10 @@ class ReservoirUpdate(Updater[SpmfState]):
         return SpmfState(self.base.initial(rng), (None, None), (0, 0))
 
     @override
-    def pretrained(self, periods: Sequence[PeriodData], validation: PeriodData, *, rng: torch.Generator) -> SpmfState:
+    def started(self, base: BaseState, periods: Sequence[PeriodData], *, rng: torch.Generator) -> SpmfState:
         """See Updater. The reservoirs are filled from `periods`."""
-        base = self.base.pretrained(periods, validation, rng)
-        return self.remembered(replace(self.initial(rng), base=base), concatenate(periods), rng)
+        state = replace(self.initial(rng), base=base)
+        return self.remembered(state, concatenate(periods), rng) if periods else state
 
     @override
     def run_stage(

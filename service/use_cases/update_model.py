@@ -117,7 +117,8 @@ class PeriodUpdate:
             self._head = await _head(work)
             done = {stage.stage: stage for stage in await work.stages.list(self.period) if stage.status == "done"}
             first = done.get("prepare")
-            if first is not None and first.result["head"] == self._head.version:
+            origin = {"head": self._head.version, "updater": self._w.updater.name}
+            if first is not None and {name: first.result.get(name) for name in origin} == origin:
                 self._done = done
             else:  # what was made from another training state is worth nothing now, and must not look done later
                 await work.stages.clear(self.period)
@@ -166,7 +167,7 @@ class PeriodUpdate:
         assert self._head is not None
         self._data = await prepare_period(self._w.database, self.period, self._w.settings.history_length)
         digest = await self._write(dump_data(self._data))
-        return {"head": self._head.version, "data": digest}
+        return {"head": self._head.version, "updater": self._w.updater.name, "data": digest}
 
     async def _score(self, _: Callable[[float], None]) -> dict[str, Any]:
         """Progressive validation: every model that was there before, on a log that none of them has seen."""
@@ -237,10 +238,19 @@ class PeriodUpdate:
             if self._parts:
                 blobs = {name: await self._w.artifacts.get(digest) for name, digest in self._parts.items()}
                 parts = {name: Checkpoint.from_bytes(data) for name, data in blobs.items()}
-                self._state = await asyncio.to_thread(self._w.updater.load, parts)
+                self._state = await asyncio.to_thread(self._restored, parts)
             else:
                 self._state = self._w.updater.initial(stage_rng(self._w.settings.seed, 0, "initial"))
         return self._state
+
+    def _restored(self, parts: Mapping[str, Checkpoint]) -> Any:
+        """The state in these parts; where another method left them, one that goes on from its base model."""
+        updater = self._w.updater
+        owner = parts["updater"].meta.get("updater") if "updater" in parts else None
+        if owner is None or owner == updater.name:
+            return updater.load(parts)
+        logger.warning("period %d: %s goes on from the base model that %s left", self.period, updater.name, owner)
+        return updater.adopted(parts, rng=stage_rng(self._w.settings.seed, self.period, "adopted"))
 
     async def _gate(self, scored: Mapping[str, Any]) -> dict[str, Any]:
         assert self._data is not None

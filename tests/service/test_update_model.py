@@ -26,8 +26,8 @@ from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint
 from asmg.datasets.synthetic import DriftPeriod
 from asmg.training import DivergedError
-from asmg.updaters import build_updater
-from asmg.updaters.asmg import AsmgConfig, AsmgGru
+from asmg.updaters import UPDATERS, build_updater
+from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.base import Updater
 from service import worker
 from service.errors import ConfigurationError
@@ -245,7 +245,7 @@ class TestVersions:
         self, postgres_dsn: str, redis_url: str, tmp_path: Path
     ) -> None:
         # A generator that is trusted from the first, so that its model is another than the incremental one.
-        updater = AsmgGru(MODEL, AsmgConfig(blends=(1.0,)))
+        updater = Asmg(MODEL, AsmgConfig(blends=(1.0,)))
         async with bench(postgres_dsn, redis_url, tmp_path) as b:
             for period in periods(3, seed=SEED):
                 await b.log(period)
@@ -712,7 +712,7 @@ async def working(
 ) -> AsyncIterator[Database]:
     """The worker, in this process, while the block runs; somebody may be called before each stage."""
     if before is not None:
-        monkeypatch.setattr(worker, "build_updater", lambda name, _: Meddled(build_updater(name, MODEL), before))
+        monkeypatch.setattr(worker, "build_updater", lambda name, model, execution: Meddled(build_updater(name, model, execution=execution), before))
     settings = Settings(
         postgres_dsn=dsn, redis_url=redis_url, data_dir=folder, **{"worker_poll_seconds": 0.02, **changes}
     )
@@ -835,7 +835,7 @@ class TestWorker:
         status, _, attempts, error = found["periods"][2]
         assert (status, attempts, len(error)) == ("failed", limit, 1_000)
 
-    @pytest.mark.parametrize("updater", ["iu", "asmg-gru-single"])
+    @pytest.mark.parametrize("updater", UPDATERS)
     async def test_the_whole_cycle(
         self, postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: Any, updater: str
     ) -> None:
@@ -846,19 +846,68 @@ class TestWorker:
                 await _updated(database, 3)
             found = await b.outcome()
             state = found["versions"][3]["state"]["parts"]
-            meta = {}
-            if "generator" in state:
-                meta = Checkpoint.from_bytes(await b.workshop.artifacts.get(state["generator"])).meta
+            meta = Checkpoint.from_bytes(await b.workshop.artifacts.get(state["updater"])).meta
+            served = found["versions"][3]["serving"]
+            path = tmp_path / "served"
+            path.write_bytes(await b.workshop.artifacts.get(served))
+            prediction = Snapshot.load(path, 3, 3).predict("u1", ["i1", "i2", "nobody"], ["i3"])
         assert found["aliases"] == {"champion": 3, "head": 3, "baseline": 1}
         assert [found["versions"][n]["parent"] for n in (1, 2, 3)] == [0, 1, 2]
         evaluated = {e.model for e in found["evaluations"] if e.period == 3}
-        if updater == "iu":
-            assert set(state) == {"base", "optimizer"}
+        assert meta["updater"] == updater
+        assert all(0 < score < 1 for score in prediction.scores)
+        if updater.startswith(("asmg", "sml")):
+            assert evaluated == set(NAMES)
+        else:
             assert {found["versions"][n]["kind"] for n in (1, 2, 3)} <= {"incremental", "previous"}
             assert evaluated == {"incremental", "previous", "baseline"}
-        else:
-            assert meta["config"]["loss_weights"] == "last"
-            assert evaluated == set(NAMES)
+
+    async def test_another_method_goes_on_from_the_base_model(
+        self, postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        """ASMG_UPDATER was changed between two periods, once in the midst of an update."""
+
+        def stopped(stage: str, _: PeriodData) -> None:
+            if stage == "generate":
+                raise SystemExit("killed")
+
+        log = list(periods(4, seed=SEED))
+        async with bench(postgres_dsn, redis_url, tmp_path, updater="asmg-gru-multi") as b:
+            for period in log[:2]:
+                await b.log(period)
+                await b.update(period.number)
+            await b.log(log[2])
+            with pytest.raises(SystemExit):
+                await b.update(3, updater=Meddled(b.workshop.updater, stopped))
+            before = await b.outcome()
+        base = before["versions"][2]["state"]["parts"]["base"]
+        async with bench(postgres_dsn, redis_url, tmp_path, updater="iu") as b:
+            await b.update(3)
+            found = await b.outcome()
+            artifacts = b.workshop.artifacts
+            data = load_data(Checkpoint.from_bytes(await artifacts.get(await self._data_digest(b, 3))))
+            iu = build_updater("iu", MODEL)
+            parts = found["versions"][2]["state"]["parts"]
+            state = iu.adopted(
+                {n: Checkpoint.from_bytes(await artifacts.get(parts[n])) for n in ("base", "optimizer")},
+                rng=stage_rng(SEED, 3, "adopted"),
+            )
+            for stage in iu.stages:
+                state = iu.run_stage(stage, state, data, rng=stage_rng(b.settings.seed, 3, stage))
+            now = Checkpoint.from_bytes(await artifacts.get(found["versions"][3]["state"]["parts"]["base"])).tensors
+            assert all(torch.equal(now[name], p) for name, p in state.params.items())
+        assert found["versions"][2]["state"]["parts"]["base"] == base
+        assert set(found["versions"][3]["state"]["parts"]) == {"updater", "base", "optimizer"}
+        async with bench(postgres_dsn, redis_url, tmp_path, updater="sml-mf") as b:
+            await b.log(log[3])
+            with pytest.raises(CheckpointError, match="^model: expected"):
+                await b.update(4)
+
+    async def _data_digest(self, b: Bench, number: int) -> str:
+        async with b.database.read() as session:
+            prepared = await session.stages.get(number, "prepare")
+        assert prepared is not None
+        return str(prepared.result["data"])
 
     async def test_settings_that_cannot_work(self) -> None:
         settings = Settings(postgres_dsn="postgresql:///none", redis_url="redis://localhost:1", updater="none such")
