@@ -250,8 +250,12 @@ class BaseTraining:
             pending = RowUpdate(
                 tensors_of(stored, "rows."), tensors_of(stored, "param."), load_adam(stored), dict(stored.meta["sizes"])
             )
+            self.model.check(pending.params)
+            pending.adam.check(pending.params)
         optimizer = parts["optimizer"]
-        return BaseState(params, load_adam(optimizer), optimizer.meta["periods"], pending)
+        adam = load_adam(optimizer)
+        adam.check(params)
+        return BaseState(params, adam, optimizer.meta["periods"], pending)
 
 
 def part_of(progress: Progress | None, index: int, parts: int) -> Progress | None:

@@ -221,6 +221,18 @@ class Generator(ABC):
             if not bool(torch.isfinite(weights[name]).all()):
                 raise ValueError(f"{name}: expected finite numbers; received NaN or infinity")
 
+    def check_hidden(self, hidden: HiddenState) -> None:
+        """Raise ValueError, naming the group, unless this is a finite state of this generator."""
+        expected = self.initial_hidden()
+        if set(hidden) != set(expected):
+            raise ValueError(f"hidden: expected {sorted(expected)}; received {sorted(hidden)}")
+        for group, state in hidden.items():
+            shape, received = ("rows", *expected[group].shape[1:]), tuple(state.shape)
+            if state.dim() != 3 or len(state) < 1 or received[1:] != shape[1:]:
+                raise ValueError(f"hidden.{group}: expected shape {shape}; received {received}")
+            if not bool(torch.isfinite(state).all()):
+                raise ValueError(f"hidden.{group}: expected finite numbers; received NaN or infinity")
+
 
 class LinearGenerator(Generator):
     """ASMG-Linear (methods.md, section 6): θ*_j = Σ_i softmax(a)_i · θ_i, a convex combination of the sequence.

@@ -105,6 +105,24 @@ class AdamState:
             restless={name: torch.zeros(0, dtype=torch.int64) for name in table_sizes(params)},
         )
 
+    def check(self, params: Mapping[str, Tensor]) -> None:
+        """Raise ValueError, naming the tensor, unless this is the finite optimizer of parameters of these shapes."""
+        tables = table_sizes(params)
+        for part, names in (("first", params), ("second", params), ("moved", tables), ("restless", tables)):
+            found: Params = getattr(self, part)
+            if set(found) != set(names):
+                raise ValueError(f"optimizer.{part}: expected {sorted(names)}; received {sorted(found)}")
+        for name, p in params.items():
+            for part, moments in (("first", self.first), ("second", self.second)):
+                if moments[name].shape != p.shape:
+                    expected, received = tuple(p.shape), tuple(moments[name].shape)
+                    raise ValueError(f"optimizer.{part}.{name}: expected shape {expected}; received {received}")
+                if not bool(torch.isfinite(moments[name]).all()):
+                    raise ValueError(f"optimizer.{part}.{name}: expected finite numbers; received NaN or infinity")
+        for name, rows in tables.items():
+            if len(self.moved[name]) != rows:
+                raise ValueError(f"optimizer.moved.{name}: expected {rows} rows; received {len(self.moved[name])}")
+
     def clone(self) -> "AdamState":
         """A copy."""
         parts = {

@@ -1,6 +1,7 @@
 """The chart of `asmg bench scaling`. matplotlib comes with the extra `experiments`."""
 
 import importlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ def require_matplotlib(file: Path) -> Any:
     Raises:
         ValueError: it is not installed, or it does not know the format that the file's name asks for.
     """
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its caches
     try:
         canvas = importlib.import_module("matplotlib.backend_bases").FigureCanvasBase
         figure = importlib.import_module("matplotlib.figure").Figure
@@ -56,17 +58,16 @@ def draw(file: Path, points: "Sequence[ScalingPoint]", options: "ScalingOptions"
     axes.set_yscale("log")
     axes.margins(x=0.12, y=0.2)
     axes.set_xticks(rows, [f"{r:,}\n× {p.factor}" for r, p in zip(rows, points, strict=True)])
-    axes.xaxis.set_minor_locator(_no_ticks())
+    axes.xaxis.set_minor_locator(_ticker().NullLocator())
+    axes.yaxis.set_major_formatter(_ticker().StrMethodFormatter("{x:g}"))
     axes.set_xlabel("rows of the user and item tables, and how many times as many as the traffic knows")
     axes.set_ylabel("seconds a period (logarithmic)")
     sizes = options.sizes
-    axes.set_title(
-        "The cost of an update grows with traffic, not with tables\n", loc="left", fontsize=13, fontweight="bold"
-    )
+    axes.set_title("Seconds of one update, by the size of the tables\n", loc="left", fontsize=13, fontweight="bold")
     axes.text(
         0, 1.02,
-        f"asmg-gru-multi; {sizes.rows:,} interactions of {sizes.users:,} users with {sizes.items:,} items; "
-        f"medians of {options.repeats}",
+        f"The same traffic: {sizes.rows:,} interactions of {sizes.users:,} users with {sizes.items:,} items. "
+        f"Medians of {options.repeats}.",
         transform=axes.transAxes, fontsize=9, color=GREY,
     )  # fmt: skip
     axes.grid(axis="y", which="major", color="#dddddd", linewidth=0.8)
@@ -79,8 +80,8 @@ def draw(file: Path, points: "Sequence[ScalingPoint]", options: "ScalingOptions"
         figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
 
 
-def _no_ticks() -> Any:
-    return importlib.import_module("matplotlib.ticker").NullLocator()
+def _ticker() -> Any:
+    return importlib.import_module("matplotlib.ticker")
 
 
 def _settings(values: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.methods --log FILE.parquet --methods iu,asmg-gru-multi --settings reference,default --seeds 3
 
-FILE.parquet has the columns user, item (from 0), label, timestamp and period (1 … 31; 0 is left out), and may have
+FILE.parquet has the columns user, item (from 0), label, timestamp and period (1 … 31; others are left out), and may have
 `order` (of the rows) and `history` (earlier positives, most recent first, separated by spaces; otherwise it follows
 from the timestamps). As in the paper: pretraining on the periods 1 … 10, of whose passes the one with the best AUC on
 period 11 stays; updates on 11 … 30; the models after 24 … 30 are scored on the following period, before anything learns
@@ -33,14 +33,14 @@ from asmg.training import Adam, AdamState, evaluate
 from asmg.updaters import build_updater
 from asmg.updaters.base import Updater
 
-PRETRAIN, FIRST_TEST = 10, 24
+PERIODS, PRETRAIN, FIRST_TEST = 31, 10, 24
 
 
 def read_periods(path: Path) -> list[PeriodData]:
     """The periods 1 … of a prepared log. Row = id + 1, and every period knows all ids: row 0 is the cold row."""
     log = pl.read_parquet(path)
     users, items = int(log["user"].max()) + 2, int(log["item"].max()) + 2  # type: ignore[arg-type]
-    log = log.filter(pl.col("period") > 0)
+    log = log.filter(pl.col("period").is_between(1, PERIODS))  # 0 and 32 are what was left over
     log = log.sort("order") if "order" in log.columns else log.sort("period", "timestamp", maintain_order=True)
     user, item = (log[name].to_numpy() + 1 for name in ("user", "item"))
     label = log["label"].to_numpy()
@@ -51,7 +51,7 @@ def read_periods(path: Path) -> list[PeriodData]:
     else:
         history, offsets = build_histories(user, item, label, log["timestamp"].cast(pl.Int64).to_numpy())
     periods = []
-    for number in range(1, int(log["period"].max()) + 1):  # type: ignore[arg-type]
+    for number in range(1, PERIODS + 1):
         rows = np.flatnonzero(log["period"].to_numpy() == number)
         start, stop = int(rows[0]), int(rows[-1]) + 1
         low, high = offsets[start], offsets[stop]

@@ -28,7 +28,7 @@ from asmg.progressive import stage_rng
 from asmg.training import Execution
 from asmg.updaters import build_updater
 from asmg.updaters.base import Updater
-from benchmarks.timing import Samples
+from benchmarks.timing import Samples, faster_threads, torch_threads
 from benchmarks.workload import StreamSizes, Workload, load_periods, prepared, save_periods, synthetic_workload
 
 __all__ = ["measure_apart", "measure_method", "peak_of", "warm_up"]
@@ -78,10 +78,15 @@ def measure_method(method: str, workload: Workload, *, repeats: int, seed: int) 
 
     memory = peak_of(update, state)
     stages = {stage: Samples() for stage in updater.stages}
+    after, threads = state, {}
+    for stage in updater.stages if repeats else ():
+        threads[stage] = faster_threads(lambda stage=stage, after=after: stage_of(stage, after))  # type: ignore[misc]
+        after = stage_of(stage, after)
     for _ in range(repeats):
         after = state
         for stage, samples in stages.items():
-            after = samples.time(lambda stage=stage, after=after: stage_of(stage, after))  # type: ignore[misc]
+            with torch_threads(threads[stage]):
+                after = samples.time(lambda stage=stage, after=after: stage_of(stage, after))  # type: ignore[misc]
     rows = dict.fromkeys(updater.stages, len(data)) | {updater.stages[-1]: data.users + data.items - 2}
     found: dict[str, Any] = {
         "method": method,
@@ -93,7 +98,7 @@ def measure_method(method: str, workload: Workload, *, repeats: int, seed: int) 
     }
     if repeats:
         found["stages"] = {stage: _with_rows(samples, rows[stage]) for stage, samples in stages.items()}
-        total = sum(stages.values(), Samples([0.0] * repeats, [0.0] * repeats))
+        total = sum(stages.values(), Samples([0.0] * repeats, [0.0] * repeats, [0] * repeats))
         found["update"] = _with_rows(total, len(data))
     return found
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from rich import box
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Printer", "seconds", "times"]
+__all__ = ["Printer", "check_writable", "seconds", "times"]
 
 WIDTH = 120
 """Columns where the output is no terminal."""
@@ -47,6 +48,12 @@ class Printer:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self.console.print(table)
+
+
+def check_writable(file: Path | None) -> None:
+    """Raise ValueError where a file could not be written in the end: its folder is not there, or it is a folder."""
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        raise ValueError(f"{file}: expected the name of a file in a folder that is there")
 
 
 def seconds(value: float) -> str:

@@ -1,12 +1,17 @@
-"""Seconds, CPU seconds and the machine that they were taken on."""
+"""Seconds, CPU seconds and the machine that they were taken on.
+
+Where other programs keep a core busy, torch's threads wait for each other: two of them were up to three times slower
+than one for the whole-table reference (DIGINETICA's generator step: 2.5 s and 0.9 s), and ten times for a small update
+of ours. Neither shall win by that, so each gets as many threads as are faster just then (`faster_threads`).
+"""
 
 import gc
 import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -14,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Samples", "machine_facts"]
+__all__ = ["Samples", "faster_threads", "machine_facts", "torch_threads"]
 
 T = TypeVar("T")
 
@@ -27,6 +32,8 @@ class Samples:
     """By the clock on the wall, one for each repeat."""
     cpu_seconds: list[float] = field(default_factory=list)
     """Of all threads of the process."""
+    threads: list[int] = field(default_factory=list)
+    """How many torch had."""
 
     def time(self, work: Callable[[], T], *, scale: float = 1.0) -> T:
         """Do the work and keep how long it took, times `scale`."""
@@ -36,6 +43,7 @@ class Samples:
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         self.seconds.append(wall * scale)
         self.cpu_seconds.append(cpu * scale)
+        self.threads.append(torch.get_num_threads())
         return result
 
     @property
@@ -53,6 +61,7 @@ class Samples:
         return Samples(
             [a + b for a, b in zip(self.seconds, other.seconds, strict=True)],
             [a + b for a, b in zip(self.cpu_seconds, other.cpu_seconds, strict=True)],
+            [max(a, b) for a, b in zip(self.threads, other.threads, strict=True)],
         )
 
     def to_json(self, prefix: str = "") -> dict[str, Any]:
@@ -60,8 +69,34 @@ class Samples:
         return {
             f"{prefix}seconds": self.median,
             f"{prefix}cpu_seconds": self.cpu_median,
-            f"{prefix}repeats": {"seconds": list(self.seconds), "cpu_seconds": list(self.cpu_seconds)},
+            f"{prefix}repeats": {
+                "seconds": list(self.seconds),
+                "cpu_seconds": list(self.cpu_seconds),
+                "threads": list(self.threads),
+            },
         }
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """With so many threads of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def faster_threads(work: Callable[[], object]) -> int:
+    """Whether one thread of torch does the work faster just now, or all that it has; the work is done with either."""
+    tried = {}
+    for threads in {1, torch.get_num_threads()}:
+        with torch_threads(threads):
+            once = Samples()
+            once.time(work)
+            tried[threads] = once.median
+    return min(tried, key=lambda threads: tried[threads])
 
 
 def machine_facts() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from asmg.updaters import UPDATERS
 from benchmarks.one_method import measure_apart, warm_up
-from benchmarks.printing import Printer, seconds, times
+from benchmarks.printing import Printer, check_writable, seconds, times
 from benchmarks.timing import machine_facts
 from benchmarks.workload import StreamSizes, Workload, folder_workload, synthetic_workload
 from benchmarks.yardstick import METHOD, Settings, Versus, Yardstick, build, measure
@@ -54,8 +54,7 @@ class UpdateOptions:
 
 def run_update(options: UpdateOptions) -> int:
     """Measure, print, write. Returns the exit code: 1 where a method failed."""
-    if options.report and not options.report.parent.is_dir():
-        raise ValueError(f"report: expected a folder {options.report.parent}; there is none")
+    check_writable(options.report)
     printer = Printer(options.threads)
     facts = machine_facts()
     with printer.busy() as say:
@@ -138,9 +137,11 @@ def _print_yardstick(
     printer.line(
         f"{facts['processor']}, {facts['cpus_usable']} of {facts['cpus']} processors, {facts['torch_threads']} threads "
         f"of torch {facts['versions']['torch']}"
-        + (f", load average {facts['load_average'][0]:.1f} at the start" if facts["load_average"] else "")
-        + f". Compiling or loading machine code took {warm:.1f} s and is not in the figures."
+        f". Compiling or loading machine code took {warm:.1f} s and is not in the figures."
     )
+    load = facts["load_average"]
+    if load and load[0] > facts["cpus_usable"] / 2:
+        printer.line(f"Other programs were running (load average {load[0]:.1f}): take the figures with care.")
     settings = "the paper's settings" if options.settings == "paper" else "our default settings"
     rows = [
         (PARTS[name], label, seconds(samples.median), seconds(samples.cpu_median), ratio)
@@ -157,7 +158,7 @@ def _print_yardstick(
     printer.line(
         f"reference: benchmarks/whole_table.py, dense Adam and every table row in every batch; timed on {timed} "
         f"batches each repeat and scaled to the period's {found.base.batches} (base) and {found.generator.batches} "
-        f"(generator)."
+        f"(generator). Everything ran with 1 or {facts['torch_threads']} threads, whichever was faster just before."
     )
     worst = found.agreement
     printer.line(

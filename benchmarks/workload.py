@@ -21,6 +21,7 @@ from asmg.updaters.base import Updater
 
 __all__ = [
     "BEFORE",
+    "Places",
     "StreamSizes",
     "Workload",
     "folder_workload",
@@ -28,6 +29,7 @@ __all__ = [
     "need_memory",
     "prepared",
     "save_periods",
+    "spread",
     "synthetic_workload",
 ]
 
@@ -148,16 +150,8 @@ def _numbered(ids: np.ndarray) -> np.ndarray:
 
 
 def synthetic_workload(sizes: StreamSizes, seed: int) -> Workload:
-    """A stream in which some users and items are much busier than others.
-
-    The ids that the traffic knows lie at random places of the tables. Another `idle` moves them to other places and
-    changes nothing else.
-    """
+    """A stream in which some users and items are much busier than others; see `spread` for its `idle` ids."""
     rng = np.random.default_rng(seed)
-    places = np.random.default_rng([seed, sizes.idle])
-    user_rows, item_rows = (
-        (1 + places.choice(n * sizes.idle, n, replace=False)).astype(np.int32) for n in (sizes.users, sizes.items)
-    )
     visits, exposure = (rng.lognormal(size=n) for n in (sizes.users, sizes.items))
     taste, quality = rng.normal(size=(sizes.users, 2)), rng.normal(size=(sizes.items, 2))
     # A user's history is a stretch of a list of the user's own; it moves on by one item each period.
@@ -169,16 +163,52 @@ def synthetic_workload(sizes: StreamSizes, seed: int) -> Workload:
         click = rng.random(sizes.rows) < 1 / (1 + np.exp(-(taste[user] * quality[item]).sum(1)))
         periods.append(
             PeriodData(
-                user=torch.from_numpy(user_rows[user]),
-                item=torch.from_numpy(item_rows[item]),
-                history=torch.from_numpy(item_rows[past[user, number : number + sizes.history]].reshape(-1)),
+                user=torch.from_numpy(user + 1).int(),
+                item=torch.from_numpy(item + 1).int(),
+                history=torch.from_numpy(past[user, number : number + sizes.history].reshape(-1) + 1).int(),
                 offsets=torch.arange(sizes.rows + 1) * sizes.history,
                 label=torch.from_numpy(click.astype(np.float32)),
-                users=1 + sizes.users * sizes.idle,
-                items=1 + sizes.items * sizes.idle,
+                users=1 + sizes.users,
+                items=1 + sizes.items,
             )
         )
-    return Workload(name="synthetic", periods=periods, which=f"period {BEFORE + 1} of {BEFORE + 1}")
+    workload = Workload(name="synthetic", periods=periods, which=f"period {BEFORE + 1} of {BEFORE + 1}")
+    if sizes.idle == 1:
+        return workload
+    return spread(workload, Places.draw(workload.measured.sizes, sizes.idle, seed))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of tables come to lie in larger ones; the cold row stays the first."""
+
+    rows: dict[str, torch.Tensor]
+    """Table name → int64 [rows], distinct, from 0 for the cold row."""
+    sizes: dict[str, int]
+    """Table name → rows of the larger table."""
+
+    @classmethod
+    def draw(cls, sizes: dict[str, int], factor: int, seed: int) -> "Places":
+        """At random, in tables `factor` times as large."""
+        rng = np.random.default_rng([seed, factor])
+        rows = {
+            name: torch.from_numpy(np.concatenate([[0], 1 + rng.choice((n - 1) * factor, n - 1, replace=False)]))
+            for name, n in sizes.items()
+        }
+        return cls(rows, {name: 1 + (n - 1) * factor for name, n in sizes.items()})
+
+
+def spread(workload: Workload, places: Places) -> Workload:
+    """The same traffic on larger tables: no batch touches the rows between the places."""
+    user, item = (places.rows[name].int() for name in ("user", "item"))
+    moved = [
+        replace(
+            p, user=user[p.user.long()], item=item[p.item.long()], history=item[p.history.long()],
+            users=places.sizes["user"], items=places.sizes["item"],
+        )
+        for p in workload.periods
+    ]  # fmt: skip
+    return replace(workload, periods=moved)
 
 
 def save_periods(file: Path, periods: Sequence[PeriodData]) -> None:

@@ -19,7 +19,7 @@ from asmg.training import Execution
 from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgState
 from benchmarks import whole_table
-from benchmarks.timing import Samples
+from benchmarks.timing import Samples, faster_threads, torch_threads
 from benchmarks.translation import Agreement, Reference, agreement, reference_batch
 from benchmarks.workload import Workload, need_memory, prepared
 
@@ -123,7 +123,7 @@ def measure(
     if settings == "default":
         ours, eager = build("default"), build("default", compiled=False)
         ours_state = prepared(ours, workload, seed)
-    passes = {"base": ours.base.config.epochs, "generator": ours.epochs(len(data))}
+    passes = {"base": ours.base.config.epochs, "generator": ours.config.epochs}
     found = Yardstick(
         *agreements,
         base=Versus(batches=contestants.base_batches * passes["base"]),
@@ -134,21 +134,18 @@ def measure(
     for repeat in range(1, repeats + 1):
         say(f"yardstick, repeat {repeat} of {repeats}")
         trained = ours_state
-        for name, stage, rival in (
-            ("generator", "train_generator", contestants.train_generator),
-            ("base", "update_base", contestants.update_base),
-            ("generate", "generate", contestants.generate),
-        ):
+        for name, stage in (("generator", "train_generator"), ("base", "update_base"), ("generate", "generate")):
             versus: Versus = getattr(found, name)
             before = trained
 
             def run(updater: Asmg, before: AsmgState = before, stage: str = stage) -> AsmgState:
                 return updater.run_stage(stage, before, data, rng=stage_rng(seed, 0, stage))
 
-            trained = versus.ours.time(lambda run=run: run(ours))  # type: ignore[misc]
-            done = 1 if name == "generate" else contestants.timed
-            versus.reference.time(rival, scale=versus.batches / done)
-            versus.eager.time(lambda run=run: run(eager))  # type: ignore[misc]
+            with torch_threads(faster_threads(lambda run=run: run(ours))):  # type: ignore[misc]
+                trained = versus.ours.time(lambda run=run: run(ours))  # type: ignore[misc]
+            with torch_threads(faster_threads(lambda stage=stage: contestants.run(stage, 1))):  # type: ignore[misc]
+                contestants.time(stage, versus)
+                versus.eager.time(lambda run=run: run(eager))  # type: ignore[misc]
             gc.collect()
     return found
 
@@ -172,18 +169,19 @@ class _Reference:
             parts.append([reference_batch(period, index) for index in cut[: self.timed]])
         self.generator = list(zip(*parts, strict=True))
 
-    def train_generator(self) -> None:
-        """The timed batches of it."""
+    def time(self, stage: str, versus: Versus) -> None:
+        """Time some batches of a stage."""
+        count = 1 if stage == "generate" else self.timed
+        versus.reference.time(lambda: self.run(stage, count), scale=versus.batches / count)
+
+    def run(self, stage: str, count: int) -> None:
+        """The first batches of a stage."""
         r = self.reference
-        for batches in self.generator:
-            whole_table.generator_step(r.weights, r.weights_adam, r.models, r.hidden, batches)
-
-    def update_base(self) -> None:
-        """The timed batches of it."""
-        for batch in self.base:
-            whole_table.base_step(self.reference.model, self.reference.model_adam, batch)
-
-    @torch.no_grad()
-    def generate(self) -> None:
-        """All of it."""
-        whole_table.generated(self.reference.weights, self.reference.models, self.reference.hidden)
+        for n in range(count):
+            if stage == "train_generator":
+                whole_table.generator_step(r.weights, r.weights_adam, r.models, r.hidden, self.generator[n])
+            elif stage == "update_base":
+                whole_table.base_step(r.model, r.model_adam, self.base[n])
+            else:
+                with torch.no_grad():
+                    whole_table.generated(r.weights, r.models, r.hidden)

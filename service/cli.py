@@ -239,7 +239,6 @@ Items = Annotated[int | None, typer.Option(help="Items that its traffic knows. [
 Rows = Annotated[int | None, typer.Option(help="Interactions a period. [50,000]")]
 History = Annotated[int | None, typer.Option(help="Earlier items of each interaction, 30 at most. [10]")]
 Repeats = Annotated[int, typer.Option(help="Of every measurement; medians are printed.")]
-Threads = Annotated[int | None, typer.Option(help="Of torch; by default as many as it takes.")]
 BenchSeed = Annotated[int, typer.Option(help="Of everything random.")]
 BenchReport = Annotated[Path | None, typer.Option(help="Write all numbers to this file, as JSON.")]
 
@@ -262,7 +261,7 @@ def bench_update_command(
     reference_batches: Annotated[
         int, typer.Option(help="That the whole-table reference is timed on; scaled to all of the period.")
     ] = 5,
-    threads: Threads = None,
+    threads: Annotated[int | None, typer.Option(help="Of torch, at most; by default as many as it takes.")] = None,
     seed: BenchSeed = 0,
     settings: Annotated[
         str, typer.Option(help="What we train with against the reference: as the `paper`, or our `default`.")
@@ -306,8 +305,8 @@ def bench_scaling_command(
     items: Items = None,
     rows: Rows = None,
     history: History = None,
-    repeats: Repeats = 5,
-    threads: Threads = None,
+    repeats: Repeats = 9,
+    threads: Annotated[int | None, typer.Option(help="Of torch. [1]")] = None,
     seed: BenchSeed = 0,
     report: BenchReport = None,
     chart: Annotated[Path | None, typer.Option(help="Draw it into this file, .svg or .png; needs matplotlib.")] = None,
@@ -323,10 +322,10 @@ def bench_scaling_command(
             sizes=StreamSizes(**_given(users=users, items=items, rows=rows, history=history)),
             factors=tuple(int(part) for part in idle.split(",")),
             repeats=repeats,
-            threads=threads,
             seed=seed,
             report=report,
             chart=chart,
+            **_given(threads=threads),
         )
         code = run_scaling(options)
     raise typer.Exit(code)

@@ -364,16 +364,23 @@ class Asmg(Updater[AsmgState]):
         base = self.base.load(parts)
         weights = dict(parts["generator"].tensors)
         self.generator.check(weights)
+        adam = load_adam(parts["generator_optimizer"])
+        adam.check(weights)
+        hidden = dict(parts["hidden"].tensors)
+        self.generator.check_hidden(hidden)
         models = tuple(dict(parts[f"model.{age}"].tensors) for age in older)
+        generated = dict(parts["generated"].tensors) if "generated" in parts else None
+        for params in (*models, *([] if generated is None else [generated])):
+            self.model.check(params)
         return AsmgState(
             base=base,
             models=(*models, base.params) if meta["models"] else (),
             weights=weights,
-            adam=load_adam(parts["generator_optimizer"]),
-            hidden=dict(parts["hidden"].tensors),
+            adam=adam,
+            hidden=hidden,
             data=tuple(load_data(parts[f"data.{age}"]) for age in periods),
             evidence=tuple(Gain(*gain) for gain in meta["evidence"]),
-            generated=dict(parts["generated"].tensors) if "generated" in parts else None,
+            generated=generated,
         )
 
 

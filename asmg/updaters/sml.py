@@ -223,13 +223,19 @@ class Sml(Updater[SmlState]):
         chain = [*(tensors_of(parts["chain"], f"{n}.") for n in range(passes - 1)), weights] if passes else []
         for transfer in (weights, *chain[:-1]):
             self.transfer.check(transfer)
+        adam = load_adam(parts["transfer_optimizer"])
+        adam.check(weights)
+        previous, generated = (dict(parts[n].tensors) if learned else None for n in ("previous", "generated"))
+        for params in (previous, generated):
+            if params is not None:
+                self.model.check(params)
         return SmlState(
             base=self.base.load(parts),
             weights=weights,
-            adam=load_adam(parts["transfer_optimizer"]),
+            adam=adam,
             chain=tuple(chain),
-            previous=dict(parts["previous"].tensors) if learned else None,
-            generated=dict(parts["generated"].tensors) if learned else None,
+            previous=previous,
+            generated=generated,
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import fields
 
 import pytest
 import torch
@@ -9,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from asmg.checkpoint import FORMAT_VERSION, Checkpoint, CheckpointError
+from asmg.batch import PeriodData
+from asmg.checkpoint import (
+    FORMAT_VERSION,
+    Checkpoint,
+    CheckpointError,
+    dump_adam,
+    dump_data,
+    load_adam,
+    load_data,
+    tensors_of,
+)
+from asmg.training import AdamState
+from tests.asmg.support import random_period, snapshot, torch_rng, unchanged
 
 TENSORS = {
     "weights": torch.tensor([[1.5, -2.0], [float("inf"), 1e-45]]),
@@ -138,3 +151,58 @@ def test_a_damaged_header_is_an_error_of_ours_or_still_a_checkpoint(draw: st.Dat
         return
     assert isinstance(got.kind, str)
     assert isinstance(got.meta, dict)
+
+
+# --- what is stored
+
+
+@pytest.mark.parametrize("categories", [0, 5])
+def test_the_data_of_a_period_survive_storage(categories: int) -> None:
+    data = random_period(3, 20, categories=categories)
+    got = load_data(Checkpoint.from_bytes(dump_data(data).to_bytes(), "period-data"))
+    for field in fields(PeriodData):
+        before, after = getattr(data, field.name), getattr(got, field.name)
+        if isinstance(before, torch.Tensor):
+            assert before.dtype == after.dtype
+            assert torch.equal(before, after)
+        else:
+            assert before == after
+
+
+def test_stored_data_of_no_period_are_refused() -> None:
+    stored = dump_data(random_period(3, 20))
+    with pytest.raises(ValueError, match=r"^user: expected rows in \[0, 6\); received 9\.\.9"):
+        load_data(Checkpoint(stored.kind, stored.meta, {**stored.tensors, "user": torch.full((20,), 9)}))
+
+
+@pytest.mark.parametrize("tables", [(), ("user", "item")])
+def test_an_optimizer_survives_storage(tables: tuple[str, ...]) -> None:
+    rng = torch_rng(1)
+    names = (*tables, "mlp.0.weight")
+    moments = [{name: torch.randn(4, 3, generator=rng) for name in names} for _ in range(2)]
+    moved = {name: torch.arange(4, dtype=torch.int32) for name in tables}
+    restless = {name: torch.tensor([1, 3]) for name in tables}
+    state = AdamState(step=7, first=moments[0], second=moments[1], moved=moved, restless=restless)
+    stored = Checkpoint.from_bytes(dump_adam(state, periods=3).to_bytes(), "adam")
+    assert stored.meta == {"step": 7, "periods": 3}
+    got = load_adam(stored)
+    assert got.step == 7
+    assert unchanged(snapshot(state), got)
+    for part in ("first", "second", "moved", "restless"):
+        before, after = getattr(state, part), getattr(got, part)
+        assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}
+
+
+def test_the_tensors_of_a_part_are_those_whose_names_begin_so() -> None:
+    stored = Checkpoint("any", {}, {"a.x": torch.ones(1), "a.b.x": torch.ones(2), "b.x": torch.ones(3)})
+    assert {name: len(t) for name, t in tensors_of(stored, "a.").items()} == {"x": 1, "b.x": 2}
+    assert tensors_of(stored, "c.") == {}
+
+
+def test_the_same_checkpoint_is_one_of_the_very_same_tensors() -> None:
+    one = example()
+    assert one.same_as(Checkpoint("model", dict(META), dict(TENSORS)))
+    assert not one.same_as(Checkpoint("hidden", META, TENSORS))
+    assert not one.same_as(Checkpoint("model", META | {"step": 13}, TENSORS))
+    assert not one.same_as(Checkpoint("model", META, {n: t for n, t in TENSORS.items() if n != "rows"}))
+    assert not one.same_as(Checkpoint("model", META, TENSORS | {"rows": TENSORS["rows"].clone()}))

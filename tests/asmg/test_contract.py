@@ -498,31 +498,23 @@ def numbers_in(parts: dict[str, Checkpoint]) -> list[tuple[str, str]]:
     ]
 
 
-def accepted_damages(case: Case, of: Callable[[str], bool]) -> set[tuple[str, str]]:
-    """Part and name of the stored tensors, in parts that `of` wants, of which `load` takes one bad number."""
-    updater, accepted, tried = case.build(), set(), 0
+@check
+def stored_numbers_that_are_not_finite_are_refused(case: Case) -> None:
+    """In whatever part: what is generated is served, what is pending is committed, moments move the weights."""
+    updater, accepted = case.build(), set()
     for state in (case.state(0), *stages_of(case, 4)):
         parts = updater.dump(state)
         for part, name in numbers_in(parts):
-            if not of(part):
-                continue
             for bad in (math.nan, math.inf):
                 tensor = parts[part].tensors[name].clone()
                 tensor.view(-1)[-1] = bad
                 damaged: dict[str, Tensor] = {**parts[part].tensors, name: tensor}
-                tried += 1
                 try:
                     updater.load({**parts, part: replace(parts[part], tensors=damaged)})
                     accepted.add((part, name))
                 except ValueError:  # CheckpointError is one
                     pass
-    assert tried > 10
-    return accepted
-
-
-@check
-def stored_weights_that_are_not_finite_are_refused(case: Case) -> None:
-    assert not accepted_damages(case, {"base", "generator", "transfer"}.__contains__)
+    assert not accepted
 
 
 @pytest.mark.parametrize(
@@ -536,12 +528,3 @@ def stored_weights_that_are_not_finite_are_refused(case: Case) -> None:
 )
 def test_contract(case: Case, function: Callable[[Case], None]) -> None:
     function(case)
-
-
-@pytest.mark.xfail(
-    strict=True, reason="load looks at base and generator alone: not at pending, generated, model.*, hidden, moments"
-)
-def test_no_stored_number_may_be_other_than_finite() -> None:
-    """In whatever part: what is generated is served, what is pending is committed, moments move the weights."""
-    accepted = {name: accepted_damages(case, lambda part: True) for name, case in CASES.items()}
-    assert not any(accepted.values()), accepted

@@ -104,12 +104,15 @@ def test_soft_targets_in_the_order_of_the_log_are_learned_likewise(config: Model
 
 
 def stream(config: ModelConfig) -> Iterator[PeriodData]:
-    """Periods whose tables grow, with tiny ones of a single user and item in between."""
+    """Periods whose tables grow, with tiny ones of two users and items in between. The cold rows are in use."""
     for t, n in enumerate((60, 1, 3, 1, 40, 2, 1, 1, 50)):
         users, items = 12 + 2 * t, 15 + t
         data = random_period(t, n, users=users, items=items, categories=categories_of(config, 9))
         if n < 10:
             data = replace(data, user=data.user % 2 + 1, item=data.item % 2 + 1, history=data.history % 2 + 1)
+        else:
+            rows = {name: getattr(data, name) for name in ("user", "item", "history")}
+            data = replace(data, **{name: torch.where(r == 3, COLD_ROW, r) for name, r in rows.items()})
         yield data
 
 

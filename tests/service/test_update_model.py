@@ -23,14 +23,16 @@ from sqlalchemy import text
 from typing_extensions import override
 
 from asmg.batch import PeriodData
-from asmg.checkpoint import Checkpoint
+from asmg.checkpoint import Checkpoint, CheckpointError, load_data
 from asmg.datasets.synthetic import DriftPeriod
+from asmg.progressive import stage_rng
 from asmg.training import DivergedError
 from asmg.updaters import UPDATERS, build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.base import Updater
 from service import worker
 from service.errors import ConfigurationError
+from service.serving.snapshot import Snapshot
 from service.settings import Settings
 from service.storage import embedded
 from service.storage.artifacts import ArtifactStore
@@ -110,6 +112,7 @@ class Meddled(Updater[Any]):
     def __init__(self, inner: Updater[Any], before: Callable[[str, PeriodData], None]) -> None:
         self._inner, self._before = inner, before
         self.name, self.stages, self.model = inner.name, inner.stages, inner.model  # type: ignore[misc]
+        self.base = inner.base
 
     @override
     def initial(self, rng: torch.Generator) -> Any:
@@ -131,6 +134,10 @@ class Meddled(Updater[Any]):
     @override
     def load(self, parts: Any) -> Any:
         return self._inner.load(parts)
+
+    @override
+    def started(self, base: Any, periods: Any, *, rng: torch.Generator) -> Any:
+        return self._inner.started(base, periods, rng=rng)
 
 
 @dataclass(frozen=True)
@@ -712,7 +719,11 @@ async def working(
 ) -> AsyncIterator[Database]:
     """The worker, in this process, while the block runs; somebody may be called before each stage."""
     if before is not None:
-        monkeypatch.setattr(worker, "build_updater", lambda name, model, execution: Meddled(build_updater(name, model, execution=execution), before))
+        monkeypatch.setattr(
+            worker,
+            "build_updater",
+            lambda name, model, execution: Meddled(build_updater(name, model, execution=execution), before),
+        )
     settings = Settings(
         postgres_dsn=dsn, redis_url=redis_url, data_dir=folder, **{"worker_poll_seconds": 0.02, **changes}
     )
