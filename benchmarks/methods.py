@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path)
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # steps are small: a second thread of eager torch costs more than it gives
     periods = read_periods(options.log)
     pretrained = read_pretrained(options.start) if options.start else None
     found: dict[str, Any] = {}

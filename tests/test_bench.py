@@ -44,7 +44,8 @@ def paper() -> Asmg:
 
 @pytest.fixture(scope="module")
 def state(paper: Asmg, workload: Workload) -> AsmgState:
-    return prepared(paper, workload, 0)
+    found: AsmgState = prepared(paper, workload, 0)
+    return found
 
 
 # --- the reference against asmg
@@ -198,7 +199,8 @@ def without_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Agreement(
         steps=2, base_loss=0, base_weights=0, generator_loss=0, generator_weights=0, generated=0
     )  # fmt: skip
-    one = yardstick.Versus(*(Samples([2.0], [1.0], [1]) for _ in range(3)), batches=3)
+    taken = Samples([2.0], [1.0], [1])
+    one = yardstick.Versus(ours=taken, eager=taken, reference=taken, batches=3)
     found = yardstick.Yardstick(nothing, nothing, one, one, one)
     monkeypatch.setattr(update, "measure", lambda *args, **kwargs: found)
 

@@ -64,7 +64,7 @@ def parse_command(arguments: list[str]) -> list[str]:
 def test_the_wheel_holds_every_module_and_migration(wheel_names: set[str]) -> None:
     tracked = {
         path.relative_to(ROOT).as_posix()
-        for package in ("asmg", "service", "migrations")
+        for package in ("asmg", "service", "migrations", "benchmarks")
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
     }
@@ -77,6 +77,7 @@ def test_the_wheel_holds_nothing_else_but_its_licence_and_metadata(wheel_names: 
         "asmg",
         "service",
         "migrations",
+        "benchmarks",
         "asmg_service-0.1.0.dist-info",
     }
     assert "asmg_service-0.1.0.dist-info/licenses/LICENSE" in wheel_names

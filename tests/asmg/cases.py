@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -100,3 +101,38 @@ def check_served(updater: Updater[Any], state: Any, data: PeriodData) -> None:
         updater.model.check(params)
         assert table_sizes(params) == {name: data.sizes[name] for name in updater.model.tables}
         assert bool(torch.isfinite(predict_logits(updater.model, params, data)).all())
+
+
+def stages_of(case: Case, t: int) -> list[Any]:
+    """The states during an update, the one after it last."""
+    updater, states = case.build(), [case.state(t - 1)]
+    for stage in updater.stages:
+        states.append(updater.run_stage(stage, states[-1], case.period(t), rng=torch_rng(t)))
+    return states[1:]
+
+
+class Contract:
+    """Checks that every update method has to pass."""
+
+    def __init__(self) -> None:
+        self.checks: dict[str, Callable[[Case], None]] = {}
+        self.with_reference: set[str] = set()
+
+    def check(self, function: Callable[[Case], None]) -> Callable[[Case], None]:
+        """Adds a check."""
+        self.checks[function.__name__] = function
+        return function
+
+    def check_reference_too(self, function: Callable[[Case], None]) -> Callable[[Case], None]:
+        """Adds a check that has to hold with the authors' settings as well."""
+        self.with_reference.add(function.__name__)
+        return self.check(function)
+
+    def params(self) -> list[Any]:
+        """Every method × every check, as arguments (case, function)."""
+        return [
+            pytest.param(case, function, id=f"{name}:{of}")
+            for name, case in (CASES | REFERENCES).items()
+            for of, function in self.checks.items()
+            if not case.reference or of in self.with_reference
+        ]

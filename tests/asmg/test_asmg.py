@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from asmg.batch import PeriodData
+from asmg.checkpoint import CheckpointError
 from asmg.generator import GeneratorConfig, LinearConfig
 from asmg.models import EmbeddingMLPConfig, Params
 from asmg.training import AdamState, DivergedError, Execution
@@ -329,6 +330,15 @@ def test_the_moments_of_an_optimizer_survive_storage() -> None:
     assert unchanged(snapshot([state.adam, state.base.adam]), [got.adam, got.base.adam])
     assert got.evidence == state.evidence
     assert got.evidence[-1].squares > 0
+
+
+@pytest.mark.xfail(strict=True, reason="load takes the part as missing by right, as it is before the first period")
+def test_a_learned_state_without_its_generated_model_is_refused() -> None:
+    """It would serve nothing, although it has learned four periods, and weigh no evidence."""
+    updater = GRU.build()
+    parts = updater.dump(GRU.state(4))
+    with pytest.raises(CheckpointError, match="generated"):
+        updater.load({name: part for name, part in parts.items() if name != "generated"})
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

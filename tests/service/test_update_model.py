@@ -209,15 +209,17 @@ class TestVersions:
         assert [versions[n]["parent"] for n in range(5)] == [None, 0, 1, 2, 3]
         assert [versions[n]["period"] for n in range(5)] == [0, 1, 2, 3, 4]
         assert len({versions[n]["serving"] for n in range(5)}) == 5
-        always = {"base", "optimizer", "generator", "generator_optimizer", "hidden", "generated", "data.0"}
-        # A window of three models: the newest is `base`, and two periods of data are kept.
-        more = [set(), {"model.1", "data.1"}, {"model.1", "model.2", "data.1"}, {"model.1", "model.2", "data.1"}]
+        always = {"updater", "base", "optimizer", "generator", "generator_optimizer", "hidden", "generated"}
+        # A window of three models: the newest is `base`, and the logs after all of them but it are kept.
+        full = {"model.1", "model.2", "data.0", "data.1"}
+        more = [set(), {"model.1", "data.0"}, full, full]
         for number, further in enumerate(more, start=1):
             assert set(versions[number]["state"]["parts"]) == always | further
         for number in (2, 3, 4):
             parts, before = (versions[n]["state"]["parts"] for n in (number, number - 1))
             assert parts["model.1"] == before["base"]
-            assert parts["data.1"] == before["data.0"]
+            if number > 2:
+                assert parts["data.1"] == before["data.0"]
         # Who was scored on what: nobody on the first log, and "previous" is the one served before the champion.
         assert [(e.period, e.model, e.version) for e in found["evaluations"]] == [
             (2, "baseline", 1),
