@@ -22,7 +22,6 @@ from asmg.models import (
     Params,
     build_model,
     grow,
-    scatter,
     table_sizes,
 )
 from asmg.training import AdamState, Execution, Progress, RowTraining, RowUpdate, commit, predict_logits
@@ -109,7 +108,7 @@ class BaseTraining:
             tables = table_sizes(state.params)
             params = {name: grow(p, sizes[name]) if name in tables else p for name, p in state.params.items()}
             for name in tables:
-                params[name][COLD_ROW + 1 :] += scatter(len(params[name]) - 1, params[name].shape[1], rng)
+                params[name][COLD_ROW + 1 :] += self.model.scatter(name, len(params[name]) - 1, rng)
         return BaseState(params, AdamState.zeros(params), periods=0)
 
     def session(self, state: BaseState, periods: Sequence[PeriodData], lr: float | None = None) -> RowTraining:

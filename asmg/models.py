@@ -30,7 +30,6 @@ __all__ = [
     "grow",
     "masked_mean",
     "read_rows",
-    "scatter",
     "table_sizes",
     "uniform",
 ]
@@ -126,6 +125,10 @@ class BaseModel(ABC):
         """Fresh parameters; each table holds its cold row alone and grows from it (`grow`)."""
 
     @abstractmethod
+    def scatter(self, table: str, rows: int, rng: torch.Generator) -> Tensor:
+        """Small random numbers [rows, width], by which the very first rows of a table differ from its cold row."""
+
+    @abstractmethod
     def glorot(self, sizes: Mapping[str, int], rng: torch.Generator) -> Params:
         """Fresh parameters with whole tables, as the authors' release initialises them (methods.md, section 0)."""
 
@@ -195,7 +198,7 @@ class EmbeddingMLP(BaseModel):
         MLP weights are Glorot-uniform and the cold rows small. Hidden biases are slightly positive: rows that are all
         alike give a ReLU one sign for every interaction, and one that begins closed for all would stay so.
         """
-        params = {name: scatter(1, self.config.dim, rng) for name in self.tables}
+        params = {name: self.scatter(name, 1, rng) for name in self.tables}
         last = list(self.dense_shapes)[-1]
         for name, shape in self.dense_shapes.items():
             if len(shape) == 1:
@@ -203,6 +206,10 @@ class EmbeddingMLP(BaseModel):
             else:
                 params[name] = uniform(shape, sum(shape), rng)
         return params
+
+    @override
+    def scatter(self, table: str, rows: int, rng: torch.Generator) -> Tensor:
+        return ROW_STD * torch.randn(rows, self.table_widths[table], generator=rng)
 
     @override
     def glorot(self, sizes: Mapping[str, int], rng: torch.Generator) -> Params:
@@ -245,7 +252,12 @@ class MatrixFactorization(BaseModel):
 
     @override
     def initial(self, rng: torch.Generator) -> Params:
-        return {name: self._without_bias(scatter(1, width, rng)) for name, width in self.table_widths.items()}
+        return {name: self.scatter(name, 1, rng) for name in self.tables}
+
+    @override
+    def scatter(self, table: str, rows: int, rng: torch.Generator) -> Tensor:
+        """See BaseModel; biases begin with zero."""
+        return self._without_bias(ROW_STD * torch.randn(rows, self.table_widths[table], generator=rng))
 
     @override
     def glorot(self, sizes: Mapping[str, int], rng: torch.Generator) -> Params:
@@ -297,11 +309,6 @@ def uniform(shape: tuple[int, ...], fans: float, rng: torch.Generator) -> Tensor
 def read_rows(table: Tensor, rows: Tensor) -> Tensor:
     """`table[rows]`, with the cold row where a row is past the table's end (an id younger than the table)."""
     return table[torch.where(rows < len(table), rows, COLD_ROW)]
-
-
-def scatter(rows: int, dim: int, rng: torch.Generator) -> Tensor:
-    """Small random numbers [rows, dim], by which the very first rows of a table differ before anything is learned."""
-    return ROW_STD * torch.randn(rows, dim, generator=rng)
 
 
 def table_sizes(params: Mapping[str, Tensor]) -> dict[str, int]:

@@ -276,7 +276,7 @@ class RowTraining:
             raise ValueError(f"data: expected rows for the tables {model.tables}; received none for {missing}")
         self.model, self.execution = model, execution
         self.sizes = {name: max(newest.sizes[name], len(params[name])) for name in model.tables}
-        self.periods, self.rows = excerpt(periods, model.tables, more=adam.restless)
+        self.periods, self.rows = excerpt(periods, model.tables, sizes=self.sizes, more=adam.restless)
         device = execution.torch_device
         first, second, moved = dict(adam.first), dict(adam.second), {}
         for name, rows in self.rows.items():

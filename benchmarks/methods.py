@@ -2,14 +2,15 @@
 
     python -m benchmarks.methods --log FILE.parquet --methods iu,asmg-gru-multi --settings reference,default --seeds 3
 
-FILE.parquet has the columns user, item (from 0), label, timestamp and period (1 … 31; others are left out), and may have
-`order` (of the rows) and `history` (earlier positives, most recent first, separated by spaces; otherwise it follows
-from the timestamps). As in the paper: pretraining on the periods 1 … 10, of whose passes the one with the best AUC on
-period 11 stays; updates on 11 … 30; the models after 24 … 30 are scored on the following period, before anything learns
-it.
+FILE.parquet has the columns user, item (from 0), label, timestamp and period (1 … 31; others are left out), and may
+have `order` (of the rows) and `history` (earlier positives, most recent first, separated by spaces; otherwise it
+follows from the timestamps). As in the paper: pretraining on the periods 1 … 10, of whose passes the one with the best
+AUC on period 11 stays; updates on 11 … 30; the models after 24 … 30 are scored on the following period, before anything
+learns it.
 
-With --start FILE.npz the authors' settings start from a pretrained model of the authors' code, with its Adam, instead of
-one of ours: what is left between seeds is then the method's own randomness. (SML-MF has another base model and pretrains.)
+With --start FILE.npz the authors' settings start from a pretrained model of the authors' code, with its Adam, instead
+of one of ours: what is left between seeds is then the method's own randomness. (SML-MF has another base model and
+pretrains.)
 """
 
 import argparse

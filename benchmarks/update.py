@@ -11,7 +11,7 @@ from asmg.updaters import UPDATERS
 from benchmarks.one_method import measure_apart, warm_up
 from benchmarks.printing import Printer, check_writable, seconds, times
 from benchmarks.timing import machine_facts
-from benchmarks.workload import StreamSizes, Workload, folder_workload, synthetic_workload
+from benchmarks.workload import BEFORE, StreamSizes, Workload, folder_workload, synthetic_workload
 from benchmarks.yardstick import METHOD, Settings, Versus, Yardstick, build, measure
 
 __all__ = ["UpdateOptions", "run_update"]
@@ -158,7 +158,7 @@ def _print_yardstick(
     printer.line(
         f"reference: benchmarks/whole_table.py, dense Adam and every table row in every batch; timed on {timed} "
         f"batches each repeat and scaled to the period's {found.base.batches} (base) and {found.generator.batches} "
-        f"(generator). Everything ran with 1 or {facts['torch_threads']} threads, whichever was faster just before."
+        f"(generator). Everything ran with {_threads(facts['torch_threads'])}."
     )
     worst = found.agreement
     printer.line(
@@ -166,6 +166,10 @@ def _print_yardstick(
         f"{worst.generator_loss:.0e} of the loss, {worst.base_weights:.0e} and {worst.generator_weights:.0e} of "
         f"Adam's step, {worst.generated:.0e} in the generated tables."
     )
+
+
+def _threads(most: int) -> str:
+    return "one thread" if most == 1 else f"1 or {most} threads, whichever was faster just before"
 
 
 def _contestants(versus: Versus) -> Sequence[tuple[str, Any, str]]:
@@ -195,7 +199,8 @@ def _print_methods(printer: Printer, options: UpdateOptions, methods: dict[str, 
         words=2,
     )
     printer.line(
-        "rows/s: interactions of the period; in the last stage of a method, which writes whole tables, their rows."
+        "rows/s: interactions of the period; in the last stage of a method, which writes whole tables, their rows. "
+        f"A method that looks back further than {BEFORE} periods finds no more here."
     )
 
 

@@ -30,7 +30,7 @@ from typing_extensions import override
 
 from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig, part_of
 from asmg.batch import PeriodData
-from asmg.checkpoint import Checkpoint, dump_adam, dump_data, load_adam, load_data
+from asmg.checkpoint import Checkpoint, CheckpointError, dump_adam, dump_data, load_adam, load_data
 from asmg.generator import (
     Generator,
     GeneratorConfig,
@@ -362,6 +362,10 @@ class Asmg(Updater[AsmgState]):
         expected |= {f"model.{age}" for age in older} | {f"data.{age}" for age in periods}
         self.check_parts(parts, expected | ({"pending", "generated"} & set(parts)))
         base = self.base.load(parts)
+        if base.periods and "generated" not in parts:
+            raise CheckpointError(
+                f"{self.name}: expected the part generated of a state that has learned; received none"
+            )
         weights = dict(parts["generator"].tensors)
         self.generator.check(weights)
         adam = load_adam(parts["generator_optimizer"])

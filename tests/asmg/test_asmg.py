@@ -332,7 +332,6 @@ def test_the_moments_of_an_optimizer_survive_storage() -> None:
     assert got.evidence[-1].squares > 0
 
 
-@pytest.mark.xfail(strict=True, reason="load takes the part as missing by right, as it is before the first period")
 def test_a_learned_state_without_its_generated_model_is_refused() -> None:
     """It would serve nothing, although it has learned four periods, and weigh no evidence."""
     updater = GRU.build()

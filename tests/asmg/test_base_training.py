@@ -156,9 +156,6 @@ def test_tables_begin_with_rows_near_the_cold_row(config: ModelConfig) -> None:
         assert torch.equal(state.params[name], initial.params[name])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="begun scatters all columns of a table, the biases of a factorization among them"
-)
 def test_the_biases_of_a_factorization_begin_with_zero() -> None:
     """methods.md, section 9: "biases zero-initialised"."""
     base = BaseTraining(CONFIGS["mf"], TrainingConfig(), Execution())

@@ -1,4 +1,4 @@
-"""BU, SPMF and IncCTR against slow, obvious versions of themselves. (Their contract is in test_updaters.)"""
+"""BU, SPMF and IncCTR against slow, obvious versions of themselves. (Their contract is in test_contract.)"""
 
 import itertools
 import math

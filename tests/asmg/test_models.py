@@ -22,7 +22,6 @@ from asmg.models import (
     grow,
     masked_mean,
     read_rows,
-    scatter,
     table_sizes,
 )
 from asmg.training import predict_logits
@@ -220,7 +219,7 @@ def test_no_seed_begins_with_a_model_that_says_the_same_of_everything() -> None:
         model = EmbeddingMLP(EmbeddingMLPConfig())
         params = model.initial(rng)
         for name in model.tables:
-            params[name] = grow(params[name], 20) + scatter(20, 8, rng)
+            params[name] = grow(params[name], 20) + model.scatter(name, 20, rng)
         assert float(model.logits(params, batch).std()) > 0, f"seed {seed}"
 
 

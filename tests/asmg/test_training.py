@@ -158,10 +158,6 @@ def test_the_cold_row_and_new_rows_are_as_in_tables_that_were_grown_before(execu
     assert not torch.equal(ours.params["user"][COLD_ROW], cold)  # its momentum goes on
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="RowTraining gives excerpt no `sizes`, so restless rows past the log's own sizes are taken for the cold row",
-)
 def test_a_period_of_smaller_tables_leaves_nobody_behind() -> None:
     """The log says that there are 4 users; the tables know 12, and momentum still moves the last ones."""
     start = random_params(SMALL, 1, user=12, item=15)

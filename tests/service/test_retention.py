@@ -123,7 +123,7 @@ async def test_intermediate_artifacts_go_after_each_period(few: Bench) -> None:
         first = await session.stages.get(1, "train_generator")
     assert prepared is not None and first is not None
     before, found = await stored(few.database), await few.outcome()
-    # The data, and the base model as it was before, are not needed any more: no window reaches back to the first period.
+    # The data, and the base model as it was before, are not needed any more: no window reaches back to period 1.
     assert prepared.result["data"] in before - named(found)
     assert first.result["state"]["base"] in before - named(found)
     deleted = await prune(few.database, 1, few.settings)

@@ -913,7 +913,7 @@ class TestWorker:
         assert set(found["versions"][3]["state"]["parts"]) == {"updater", "base", "optimizer"}
         async with bench(postgres_dsn, redis_url, tmp_path, updater="sml-mf") as b:
             await b.log(log[3])
-            with pytest.raises(CheckpointError, match="^model: expected"):
+            with pytest.raises(CheckpointError, match=r"^model: expected"):
                 await b.update(4)
 
     async def _data_digest(self, b: Bench, number: int) -> str:
