@@ -83,6 +83,17 @@ def base_steps(
 
 
 @compiled
+def _gather(rows: Rows, table: Floats, out: Floats) -> None:
+    """out[i, slot] = table[rows[slot], i], some rows at a time so that they stay in the cache."""
+    for lo in range(0, len(rows), 64):
+        hi = min(lo + 64, len(rows))
+        for i in range(table.shape[1]):
+            line = out[i]
+            for slot in range(lo, hi):
+                line[slot] = table[rows[slot], i]
+
+
+@compiled
 def generator_steps(
     plan: "Plan",
     first: int,
@@ -152,18 +163,15 @@ def generator_steps(
                 for j in range(outputs[q] + 1):
                     counts[k, j] = max(counts[k, j], plan.counts[k, s, q])
             rows = plan.rows[k][plan.row_bounds[k, s] : plan.row_bounds[k, s + 1]]
-            for slot in range(counts[k, 0]):
-                row = rows[slot]
-                for t in range(steps_in):
-                    for p in range(positions):
-                        x[k, t, p, slot] = inputs[k][row, t * positions + p]
-                for p in range(positions):
-                    for c in range(d):
-                        h0[k, 0, p, c, slot] = states[k][row, p * d + c]
+            _gather(rows[: counts[k, 0]], inputs[k], x[k].reshape(steps_in * positions, most))
+            _gather(rows[: counts[k, 0]], states[k], h0[k].reshape(positions * d, most))
             gru_forward(weights[k], x[k], h0[k], counts[k], residual, z[k], r[k], g[k], h[k], y[k])
         gru_forward_dense(weights[3], dense_input, dense_state, residual, dz, dr, dg, dh, mlp)
         dmlp[:] = ZERO
-        dy[:] = ZERO
+        for k in range(3):
+            for j in range(steps_in):
+                for p in range(positions):
+                    dy[k, j, p, : counts[k, j]] = ZERO
         lo, hi = plan.entity_bounds[s], plan.entity_bounds[s + 1]
         slots, categories = plan.entity_slot[lo:hi], plan.entity_categories[lo:hi]
         total = 0.0
@@ -172,10 +180,10 @@ def generator_steps(
             if lo == hi:
                 continue
             for k in range(3):
-                used = counts[k, j]
-                for p in range(positions):
-                    for slot in range(used):
-                        values[k, slot, p] = y[k, j, p, slot]
+                used, yj = counts[k, j], y[k, j]
+                for slot in range(used):
+                    for p in range(positions):
+                        values[k, slot, p] = yj[p, slot]
                 grads[k, :used] = ZERO
             needed = plan.counts[3, s, q]
             item_vectors(slots[:needed], categories[:needed], values[1], values[2], vectors)
@@ -184,9 +192,10 @@ def generator_steps(
                            values[0], vectors, widths, mlp[j], act, dact, grads[0], dvectors, dmlp[j])  # fmt: skip
             item_vectors_backward(slots[:needed], categories[:needed], dvectors, grads[1], grads[2])
             for k in range(3):
-                for p in range(positions):
-                    for slot in range(counts[k, j]):
-                        dy[k, j, p, slot] += grads[k, slot, p]
+                dyj = dy[k, j]
+                for slot in range(counts[k, j]):
+                    for p in range(positions):
+                        dyj[p, slot] += grads[k, slot, p]
         losses[s] = total
         if not np.isfinite(total):
             return
