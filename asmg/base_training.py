@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from asmg.adam import AdamState
 from asmg.batch import COLD_ROW, PeriodData, concatenate
 from asmg.checkpoint import Checkpoint, CheckpointError, dump_adam, load_adam, tensors_of
 from asmg.metrics import auc, logloss
@@ -24,7 +25,7 @@ from asmg.models import (
     grow,
     table_sizes,
 )
-from asmg.training import AdamState, Execution, Progress, RowTraining, RowUpdate, commit, predict_logits
+from asmg.training import Execution, Progress, RowTraining, RowUpdate, commit, predict_logits
 
 __all__ = ["BaseState", "BaseTraining", "ModelConfig", "TrainingConfig", "part_of"]
 

@@ -10,9 +10,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from asmg.adam import AdamState
 from asmg.batch import PeriodData
 from asmg.models import Params
-from asmg.training import AdamState
 
 __all__ = [
     "FORMAT_VERSION",

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from asmg import kernels
+from asmg.adam import Adam, AdamState
 from asmg.batch import Epoch, PeriodData, excerpt
 from asmg.generator import DENSE, Generator, GRUGenerator, HiddenState, from_lanes, to_lanes
 from asmg.models import TABLES, EmbeddingMLP, Params, read_rows, table_sizes
-from asmg.training import CHUNK, Adam, AdamState, DivergedError, Execution, Progress, finite
+from asmg.training import CHUNK, DivergedError, Execution, Progress, finite
 
 __all__ = ["GeneratorTraining"]
 

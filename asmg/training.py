@@ -1,9 +1,8 @@
-"""Training of a base model: the one loop over mini-batches, its optimizer, and the scoring pass.
+"""Training of a base model: the one loop over mini-batches, and the scoring pass.
 
 Training takes the rows that a log touches out of the tables, works on these alone, and puts them back in a step of its
 own (`RowTraining`, `commit`): its cost grows with the traffic and not with the tables. The result is nevertheless what
-dense Adam over whole tables computes: a row remembers when it was last moved and, before it is read again, is moved in
-closed form by what its momentum alone would have done meanwhile.
+dense Adam over whole tables computes (`asmg.adam`).
 
 On a CPU the steps run as machine code (`asmg.kernels`); on a GPU, and where asked for, as eager torch with equal
 results up to float32 rounding.
@@ -11,8 +10,7 @@ results up to float32 rounding.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,13 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from asmg import kernels
+from asmg.adam import Adam, AdamState
 from asmg.batch import COLD_ROW, Epoch, PeriodData, excerpt
 from asmg.metrics import Scores, scores
 from asmg.models import TABLES, BaseModel, EmbeddingMLP, Params, read_rows, table_sizes
 
 __all__ = [
-    "Adam",
-    "AdamState",
     "DivergedError",
     "Execution",
     "Progress",
@@ -43,9 +40,6 @@ Progress = Callable[[float], None]
 
 CHUNK = 32
 """Steps made in one call of compiled code, between two reports of progress."""
-
-AT_REST = 1e-9
-"""A row that momentum would move by less than this in all has come to rest: float32 numbers of 0.01 are 1e-9 apart."""
 
 
 class DivergedError(ArithmeticError):
@@ -80,156 +74,6 @@ class Execution:
     def uses_kernels(self, model: BaseModel) -> bool:
         """Whether training of this model runs as machine code."""
         return self.compiled and self.torch_device.type == "cpu" and isinstance(model, EmbeddingMLP)
-
-
-@dataclass(frozen=True)
-class AdamState:
-    """Moments of every parameter, the step count, and for each table row the step at which it was last moved."""
-
-    step: int
-    first: Params
-    second: Params
-    moved: Params
-    """Table name → int32 [rows]."""
-    restless: Params = field(default_factory=dict)
-    """Table name → int64 [n]: rows that their momentum still moves; the others are where dense Adam has them."""
-
-    @classmethod
-    def zeros(cls, params: Mapping[str, Tensor]) -> "AdamState":
-        """The state before the first step."""
-        return cls(
-            step=0,
-            first={name: torch.zeros_like(p) for name, p in params.items()},
-            second={name: torch.zeros_like(p) for name, p in params.items()},
-            moved={name: torch.zeros(rows, dtype=torch.int32) for name, rows in table_sizes(params).items()},
-            restless={name: torch.zeros(0, dtype=torch.int64) for name in table_sizes(params)},
-        )
-
-    def check(self, params: Mapping[str, Tensor]) -> None:
-        """Raise ValueError, naming the tensor, unless this is the finite optimizer of parameters of these shapes."""
-        tables = table_sizes(params)
-        for part, names in (("first", params), ("second", params), ("moved", tables), ("restless", tables)):
-            found: Params = getattr(self, part)
-            if set(found) != set(names):
-                raise ValueError(f"optimizer.{part}: expected {sorted(names)}; received {sorted(found)}")
-        for name, p in params.items():
-            for part, moments in (("first", self.first), ("second", self.second)):
-                if moments[name].shape != p.shape:
-                    expected, received = tuple(p.shape), tuple(moments[name].shape)
-                    raise ValueError(f"optimizer.{part}.{name}: expected shape {expected}; received {received}")
-                if not bool(torch.isfinite(moments[name]).all()):
-                    raise ValueError(f"optimizer.{part}.{name}: expected finite numbers; received NaN or infinity")
-        for name, rows in tables.items():
-            if len(self.moved[name]) != rows:
-                raise ValueError(f"optimizer.moved.{name}: expected {rows} rows; received {len(self.moved[name])}")
-
-    def clone(self) -> "AdamState":
-        """A copy."""
-        parts = {
-            n: {k: t.clone() for k, t in getattr(self, n).items()} for n in ("first", "second", "moved", "restless")
-        }
-        return AdamState(step=self.step, **parts)
-
-
-class Adam:
-    """Adam (Kingma & Ba 2015) that works in place, row by row, and equals dense Adam.
-
-    A row without gradient still moves under dense Adam, by lr·c(t)·m/(√v+ε) with m and v decaying. With ρ = β₁/√β₂ the
-    J steps missed after step s sum to lr·m/(√v+ε)·Σ_{j≤J} c(s+j)ρʲ, c(t) = √(1-β₂ᵗ)/(1-β₁ᵗ), and that sum is
-    H(s) - ρᴶ·H(s+J) for the tail sums H. (ε is not decayed with v, an error under ε/√v.) `read` catches rows up before
-    they are used. ε is added to √v outside of the bias correction, as TensorFlow, and so the authors' release, does.
-    """
-
-    def __init__(
-        self,
-        params: Params,
-        state: AdamState,
-        *,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        shares: Mapping[str, float] | None = None,
-    ) -> None:
-        """Take over `params` and `state`: both are changed in place from now on.
-
-        `shares`: of the step size, for dense parameters that take smaller steps.
-        """
-        self.params, self.lr, self.betas, self.eps, self.shares = params, lr, betas, eps, shares or {}
-        self.steps, self.first, self.second, self.moved = state.step, state.first, state.second, state.moved
-        self.tail = _tail_sums(betas)
-
-    @property
-    def state(self) -> AdamState:
-        """The moments as they are now (shared, not copied)."""
-        return AdamState(step=self.steps, first=self.first, second=self.second, moved=self.moved)
-
-    def read(self, table: str, rows: Tensor) -> Tensor:
-        """Rows of a table (distinct, int64 [R]) as of this step, caught up with what momentum owes them."""
-        self._catch_up(table, rows)
-        return self.params[table][rows]
-
-    def step(self, grads: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
-        """One update. `grads[name]` is [R, dim] for the distinct `rows[name]` of a table just read, else dense."""
-        self.steps += 1
-        beta1, beta2 = self.betas
-        rate = self.lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps)
-        for name, grad in grads.items():
-            first, second, param = self.first[name], self.second[name], self.params[name]
-            if name in rows:
-                index = rows[name]
-                m = first[index].lerp_(grad, 1 - beta1)
-                v = second[index].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-                first[index], second[index] = m, v
-                param.index_add_(0, index, m / (v.sqrt() + self.eps), alpha=-rate)
-                self.moved[name][index] = self.steps
-            else:
-                first.lerp_(grad, 1 - beta1)
-                second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-                param.addcdiv_(first, second.sqrt().add_(self.eps), value=-rate * self.shares.get(name, 1.0))
-
-    def settle(self) -> None:
-        """Catch every table row up, so that `params` is what dense Adam would hold now."""
-        for table, moved in self.moved.items():
-            self._catch_up(table, torch.arange(len(moved), device=moved.device))
-
-    def restless(self, table: str) -> Tensor:
-        """The rows, int64, that momentum alone would yet move by more than AT_REST in all."""
-        beta1, beta2 = self.betas
-        ratio = beta1 / math.sqrt(beta2)
-        reach = self.lr * self.first[table].abs() / (self.second[table].sqrt() + self.eps) * ratio / (1 - ratio)
-        return torch.nonzero((reach > AT_REST).any(1)).squeeze(1)
-
-    def _catch_up(self, table: str, rows: Tensor) -> None:
-        missed = self.steps - self.moved[table][rows]
-        behind = missed > 0
-        if not bool(behind.any()):
-            return
-        rows, missed = rows[behind], missed[behind].double()
-        beta1, beta2 = self.betas
-        m, v = self.first[table][rows], self.second[table][rows]
-        tail = self.tail.to(rows.device)
-        ratio, last = beta1 / math.sqrt(beta2), len(tail) - 1
-        before = tail[(self.steps - missed.long()).clamp(max=last)]
-        reach = before - ratio**missed * tail[min(self.steps, last)]
-        self.params[table].index_add_(0, rows, m / (v.sqrt() + self.eps) * reach.float().unsqueeze(1), alpha=-self.lr)
-        self.first[table][rows] = m * (beta1**missed).float().unsqueeze(1)
-        self.second[table][rows] = v * (beta2**missed).float().unsqueeze(1)
-        self.moved[table][rows] = self.steps
-
-
-@lru_cache
-def _tail_sums(betas: tuple[float, float]) -> Tensor:
-    """H(s) = Σ_{j≥1} c(s+j)·ρʲ for s = 0, 1, … until it is constant, by H(s) = ρ·(c(s+1) + H(s+1)). float64.
-
-    c(t) is 1 to the last bit once β₂ᵗ is under 2⁻⁵³, so all later sums are the last one, ρ/(1-ρ).
-    """
-    beta1, beta2 = betas
-    ratio = beta1 / math.sqrt(beta2)
-    steps = math.ceil(-53 * math.log(2) / math.log(beta2))
-    tail = [ratio / (1 - ratio)]
-    for s in range(steps - 1, -1, -1):
-        tail.append(ratio * (math.sqrt(1 - beta2 ** (s + 1)) / (1 - beta1 ** (s + 1)) + tail[-1]))
-    return torch.tensor(tail[::-1], dtype=torch.float64)
 
 
 @dataclass(frozen=True)

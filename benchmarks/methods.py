@@ -26,11 +26,12 @@ import numpy as np
 import polars as pl
 import torch
 
+from asmg.adam import Adam, AdamState
 from asmg.base_training import BaseState, TrainingConfig
 from asmg.batch import PeriodData, build_histories
 from asmg.models import EmbeddingMLPConfig, Params, table_sizes
 from asmg.progressive import stage_rng
-from asmg.training import Adam, AdamState, evaluate
+from asmg.training import evaluate
 from asmg.updaters import build_updater
 from asmg.updaters.base import Updater
 

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asmg.adam import Adam, AdamState
 from asmg.base_training import BaseState
 from asmg.batch import HISTORY_LENGTH, PeriodData
 from asmg.generator import DENSE
 from asmg.metrics import logloss
 from asmg.models import BaseModel, Params, read_rows
-from asmg.training import Adam, AdamState, predict_logits
+from asmg.training import predict_logits
 from asmg.updaters.asmg import Asmg, AsmgState
 from benchmarks import whole_table
 from benchmarks.whole_table import Batch, DenseAdam

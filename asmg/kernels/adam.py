@@ -1,4 +1,4 @@
-"""Adam on flat arrays and on the rows of tables (formulas: `asmg.training.Adam`)."""
+"""Adam on flat arrays and on the rows of tables (formulas: `asmg.adam.Adam`)."""
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def read_rows(
     tail: Doubles,
     out: Floats,
 ) -> None:
-    """out[k] = p[rows[k]] after the steps that momentum alone has made since the row was moved (training.Adam)."""
+    """out[k] = p[rows[k]] after the steps that momentum alone has made since the row was moved (asmg.adam.Adam)."""
     dim, last, low = p.shape[1], len(tail) - 1, np.float32(eps)
     ratio = np.log(beta1 / np.sqrt(beta2))
     log1, log2 = np.log(beta1), np.log(beta2)

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
+from asmg.adam import AdamState
 from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig, part_of
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError, dump_adam, dump_data, load_adam, load_data
@@ -41,13 +42,7 @@ from asmg.generator import (
 )
 from asmg.generator_training import GeneratorTraining
 from asmg.models import Params
-from asmg.training import (
-    AdamState,
-    Execution,
-    Progress,
-    narrow,
-    predict_logits,
-)
+from asmg.training import Execution, Progress, narrow, predict_logits
 from asmg.updaters.base import Updater
 
 __all__ = ["Asmg", "AsmgConfig", "AsmgState"]

@@ -26,12 +26,13 @@ import torch
 from torch.nn import functional
 from typing_extensions import override
 
+from asmg.adam import Adam, AdamState
 from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig, part_of
 from asmg.batch import Epoch, PeriodData, excerpt
 from asmg.checkpoint import Checkpoint, dump_adam, load_adam, tensors_of
 from asmg.metrics import auc
 from asmg.models import MatrixFactorizationConfig, Params, grow, table_sizes
-from asmg.training import Adam, AdamState, DivergedError, Execution, Progress, RowUpdate, finite, predict_logits, take
+from asmg.training import DivergedError, Execution, Progress, RowUpdate, finite, predict_logits, take
 from asmg.transfer import Output, Transfer
 from asmg.updaters.base import Updater
 

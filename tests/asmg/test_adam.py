@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from asmg.training import AT_REST, Adam, AdamState, RowUpdate, commit
+from asmg.adam import AT_REST, Adam, AdamState
+from asmg.training import RowUpdate, commit
 from tests.asmg.support import (
     SMALL_CATEGORIES,
     DenseAdam,

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from asmg.adam import AdamState
 from asmg.batch import PeriodData
 from asmg.checkpoint import CheckpointError
 from asmg.generator import GeneratorConfig, LinearConfig
 from asmg.models import EmbeddingMLPConfig, Params
-from asmg.training import AdamState, DivergedError, Execution
+from asmg.training import DivergedError, Execution
 from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig, Gain
 from asmg.updaters.iu import IncrementalUpdate

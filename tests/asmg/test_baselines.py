@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from asmg.adam import AdamState
 from asmg.batch import PeriodData, concatenate
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import EmbeddingMLPConfig, Params, table_sizes
-from asmg.training import AdamState, evaluate
+from asmg.training import evaluate
 from asmg.updaters.base import Updater
 from asmg.updaters.bu import BatchConfig, BatchState, BatchUpdate
 from asmg.updaters.incctr import IncCTR, IncCTRConfig

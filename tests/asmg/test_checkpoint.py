@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from asmg.adam import AdamState
 from asmg.batch import PeriodData
 from asmg.checkpoint import (
     FORMAT_VERSION,
@@ -21,7 +22,6 @@ from asmg.checkpoint import (
     load_data,
     tensors_of,
 )
-from asmg.training import AdamState
 from tests.asmg.support import random_period, snapshot, torch_rng, unchanged
 
 TENSORS = {

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from asmg import kernels
+from asmg.adam import Adam, AdamState
 from asmg.batch import Epoch, PeriodData
 from asmg.generator import DENSE, GeneratorConfig, GRUGenerator, from_lanes, to_lanes
 from asmg.kernels.embedding_mlp import BLOCK
 from asmg.kernels.gru import LANES
 from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params
-from asmg.training import Adam, AdamState
 from tests.asmg.support import (
     SMALL,
     SMALL_CATEGORIES,

@@ -15,10 +15,11 @@ import polars as pl
 import pytest
 import torch
 
+from asmg.adam import AdamState
 from asmg.batch import PeriodData
 from asmg.generator import DENSE, GeneratorConfig, GRUGenerator, HiddenState
 from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params, table_sizes
-from asmg.training import AdamState, Execution, RowTraining, commit, evaluate
+from asmg.training import Execution, RowTraining, commit, evaluate
 from tests.asmg.support import period as make_period
 
 REFERENCE = Path(

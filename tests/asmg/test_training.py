@@ -13,17 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from asmg.adam import AdamState
 from asmg.batch import COLD_ROW, PeriodData
 from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params, build_model, table_sizes
-from asmg.training import (
-    AdamState,
-    DivergedError,
-    Execution,
-    RowTraining,
-    RowUpdate,
-    commit,
-    evaluate,
-)
+from asmg.training import DivergedError, Execution, RowTraining, RowUpdate, commit, evaluate
 from tests.asmg.support import (
     CONFIGS,
     SMALL,
