@@ -38,8 +38,9 @@ class TrainingConfig:
 
     lr: float = 3e-3
     """Adam's step size."""
-    batch_size: int = 64
-    """Interactions a batch. (The authors' 256 leaves a small period too few steps; a large one does not mind.)"""
+    batch_size: int | None = None
+    """Interactions a batch; None for as many that a pass has 1,000 steps, but from 64 to 256: a small period in large
+    batches would hardly move the model."""
     epochs: int = 1
     """Passes over a period."""
     first_epochs: int = 8
@@ -55,10 +56,12 @@ class TrainingConfig:
     which no period may bring more than the first)."""
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.batch_size > 0 and self.epochs > 0 and self.first_epochs > 0):
-            raise ValueError(f"training: expected positive lr, batch_size, epochs, first_epochs; received {self}")
+        if not (self.lr > 0 and self.epochs > 0 and self.first_epochs > 0):
+            raise ValueError(f"training: expected positive lr, epochs, first_epochs; received {self}")
         if self.first_lr is not None and not self.first_lr > 0:
             raise ValueError(f"first_lr: expected a positive number or None; received {self.first_lr}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, or None; received {self.batch_size}")
         for name in ("holdout", "cold_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1); received {getattr(self, name)}")
@@ -71,6 +74,10 @@ class TrainingConfig:
         settings: dict[str, Any] = {"lr": 1e-3, "batch_size": 256, "first_epochs": 10, "holdout": 0.0, "cold_rate": 0.0}
         settings |= {"initial": "glorot"}
         return cls(**{**settings, **changes})
+
+    def batch(self, events: int) -> int:
+        """Interactions a batch of a pass over so many."""
+        return max(64, min(256, events // 1_000)) if self.batch_size is None else self.batch_size
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ class BaseTraining:
         """One pass with this configuration."""
         session.epoch(
             data,
-            batch_size=self.config.batch_size,
+            batch_size=self.config.batch(len(data)),
             rng=rng,
             cold_rate=self.config.cold_rate,
             target=target,

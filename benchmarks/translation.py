@@ -136,7 +136,7 @@ def agreement(updater: Asmg, state: AsmgState, data: PeriodData) -> Agreement:
 
 def _base(updater: Asmg, state: AsmgState, data: PeriodData) -> dict[str, float]:
     reference, base, largest = Reference.of(updater, state), state.base, 0.0
-    for part in _parts(data, updater.base.config.batch_size):
+    for part in _parts(data, updater.base.config.batch(len(data))):
         session = updater.base.session(base, [part])
         (small,) = session.periods
         ours = session.epoch(small, batch_size=len(small), rng=torch.Generator())

@@ -158,10 +158,10 @@ class _Reference:
     ) -> None:
         self.reference, rng = reference, torch.Generator().manual_seed(seed)
         data, size = workload.measured, paper.config.batch_size
-        self.base_batches = math.ceil(len(data) / paper.base.config.batch_size)
+        self.base_batches = math.ceil(len(data) / paper.base.config.batch(len(data)))
         self.generator_batches = math.ceil(len(data) / size)
         self.timed = min(timed, self.base_batches)
-        indices = torch.randperm(len(data), generator=rng).split(paper.base.config.batch_size)
+        indices = torch.randperm(len(data), generator=rng).split(paper.base.config.batch(len(data)))
         self.base = [reference_batch(data, index) for index in indices[: self.timed]]
         parts = []
         for period in (*state.data, data):

@@ -331,7 +331,7 @@ class BasePhase:
         """One shuffled pass: argmin_Θ L(T(Θ', Θ) | D)."""
         config, optimizer, (data,) = self.updater.base.config, self.session.optimizer, self.session.periods
         order = torch.randperm(len(data), generator=rng)
-        epoch = Epoch([data], [order.split(config.batch_size)], cold_rate=config.cold_rate, rng=rng)
+        epoch = Epoch([data], [order.split(config.batch(len(data)))], cold_rate=config.cold_rate, rng=rng)
         target = epoch.label.to(self.updater.execution.torch_device)
         dense = {name: t for name, t in self.previous.items() if name not in self.session.rows}
         for s in range(len(epoch)):

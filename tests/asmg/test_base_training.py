@@ -43,6 +43,15 @@ def test_a_method_can_be_told_where_to_compute() -> None:
             assert build_updater(name, SMALL, reference=reference, execution=execution).base.execution is execution
 
 
+@pytest.mark.parametrize(
+    ("events", "size"), [(1, 64), (3_225, 64), (64_999, 64), (65_000, 65), (141_478, 141), (256_000, 256), (10**9, 256)]
+)
+def test_a_pass_has_a_thousand_steps_as_far_as_its_batches_allow(events: int, size: int) -> None:
+    assert TrainingConfig().batch(events) == size
+    assert TrainingConfig(batch_size=20).batch(events) == 20
+    assert TrainingConfig.reference().batch(events) == 256
+
+
 # --- a later period
 
 
@@ -53,7 +62,7 @@ def test_a_later_period_is_one_epoch_from_the_last_model_with_its_moments() -> N
     got = updater.update(state, data, rng=torch_rng(9))
     session = RowTraining(updater.model, state.params, state.adam, [data], lr=config.lr, execution=Execution())
     session.epoch(
-        session.periods[0], batch_size=config.batch_size, rng=torch_rng(9), cold_rate=config.cold_rate
+        session.periods[0], batch_size=64, rng=torch_rng(9), cold_rate=config.cold_rate
     )  # fmt: skip
     assert unchanged(snapshot(commit(state.params, state.adam, session.finish())), [got.params, got.adam])
     assert got.periods == 3
@@ -96,7 +105,7 @@ def test_other_targets_and_the_order_of_the_log_can_be_had() -> None:
     config = base.config
     session = RowTraining(base.model, state.params, state.adam, [data], lr=config.lr, execution=Execution())
     session.epoch(
-        session.periods[0], batch_size=config.batch_size, rng=torch_rng(0), cold_rate=config.cold_rate, target=target,
+        session.periods[0], batch_size=64, rng=torch_rng(0), cold_rate=config.cold_rate, target=target,
         shuffle=False,
     )  # fmt: skip
     assert unchanged(snapshot(session.finish()), got)
@@ -234,9 +243,9 @@ def test_the_authors_settings() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lr": 0}, "^training: expected positive lr, batch_size, epochs, first_epochs"),
+        ({"lr": 0}, "^training: expected positive lr, epochs, first_epochs"),
         ({"epochs": 0}, "^training: expected positive"),
-        ({"batch_size": 0}, "^training: expected positive"),
+        ({"batch_size": 0}, "^batch_size: expected at least 1, or None; received 0"),
         ({"first_epochs": -1}, "^training: expected positive"),
         ({"first_lr": 0.0}, r"^first_lr: expected a positive number or None; received 0.0"),
         ({"holdout": 1.0}, r"^holdout: expected a number in \[0, 1\); received 1.0"),
