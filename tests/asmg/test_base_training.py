@@ -67,7 +67,7 @@ def test_a_later_period_is_one_epoch_from_the_last_model_with_its_moments() -> N
     assert unchanged(snapshot(commit(state.params, state.adam, session.finish())), [got.params, got.adam])
     assert got.periods == 3
     assert got.pending is None
-    assert got.adam.step == state.adam.step + math.ceil(300 / config.batch_size)
+    assert got.adam.step == state.adam.step + math.ceil(300 / 64)
 
 
 def test_what_is_learned_is_pending_until_it_is_committed() -> None:
