@@ -2,19 +2,29 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from asmg.datasets import ColumnMap, CutBy, LogFormatError, TimestampFormat
+from asmg.datasets import ColumnMap, CutBy
 from service import __version__
-from service.errors import ServiceError
+from service.cli.bench import bench
+from service.cli.errors import plain_errors, unusable_files
+from service.cli.experiment import experiment
+from service.cli.options import (
+    CategoriesColumn,
+    ItemColumn,
+    LabelColumn,
+    Negatives,
+    PositivesOnly,
+    TimeFormat,
+    TimestampColumn,
+    UserColumn,
+)
 from service.settings import Settings
 from service.storage.database import Database
 from service.supervisor import configure_logging, installation, run_worker, serve
@@ -32,8 +42,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys: who may call what.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
-bench = typer.Typer(help="What the update methods cost on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.add_typer(experiment, name="experiment")
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of the embedded servers and the snapshots. [ASMG_DATA_DIR]")
@@ -43,36 +53,6 @@ DataDir = Annotated[
 def load_settings(**overrides: Any) -> Settings:
     """The settings of the environment; those of `overrides` that are not None win."""
     return Settings(**{name: value for name, value in overrides.items() if value is not None})
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """End the program with one line for what a user can set right; anything else keeps its trace."""
-    try:
-        yield
-    except ValidationError as error:
-        for fault in error.errors(include_url=False, include_input=False):
-            name = "_".join(("ASMG", *(str(part).upper() for part in fault["loc"])))
-            print(f"asmg: {name if fault['loc'] else 'settings'}: {fault['msg']}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except (ServiceError, ValueError) as error:
-        print(f"asmg: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-
-
-@contextmanager
-def unusable_files() -> Iterator[None]:
-    """End the program with one line for a file that is not there or not as it should be."""
-    try:
-        yield
-    except LogFormatError as error:
-        print(f"asmg: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        if error.filename is None:  # not a file that the user named
-            raise
-        print(f"asmg: {error.filename}: {error.strerror}", file=sys.stderr)
-        raise typer.Exit(2) from None
 
 
 def _with_database(data_dir: Path | None, use: Callable[[Database], Awaitable[T]]) -> T:
@@ -171,29 +151,16 @@ def import_command(
         int | None,
         typer.Option(min=1, help="Interactions of a period (count), periods (periods), or hours, days, weeks of each."),
     ] = None,
-    user_column: Annotated[str, typer.Option(help="Ids of the users.")] = "user_id",
-    item_column: Annotated[str, typer.Option(help="Ids of the items.")] = "item_id",
-    label_column: Annotated[
-        str | None, typer.Option(help="1 for a click, 0 for none. By default `label`, where there is such a column.")
-    ] = None,
-    timestamp_column: Annotated[str, typer.Option(help="When it happened.")] = "timestamp",
-    categories_column: Annotated[
-        str | None,
-        typer.Option(help="Separated by |. By default `categories`, where there is such a column."),
-    ] = None,
+    user_column: UserColumn = "user_id",
+    item_column: ItemColumn = "item_id",
+    label_column: LabelColumn = None,
+    timestamp_column: TimestampColumn = "timestamp",
+    categories_column: CategoriesColumn = None,
     period_column: Annotated[str | None, typer.Option(help="Whole numbers that grow with time.")] = None,
-    positives_only: Annotated[
-        bool | None,
-        typer.Option("--positives-only/--with-labels", help="By default: whether there is no label column."),
-    ] = None,
-    negatives: Annotated[int, typer.Option(min=1, help="Sampled for each row of a log of positives only.")] = 1,
+    positives_only: PositivesOnly = None,
+    negatives: Negatives = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampled negatives.")] = 0,
-    timestamp_format: Annotated[
-        TimestampFormat | None,
-        typer.Option(
-            help="Seconds or milliseconds since 1970, RFC 3339, or that without a zone; by default recognised."
-        ),
-    ] = None,
+    timestamp_format: TimeFormat = None,
     append: Annotated[
         bool, typer.Option("--append", help="Add to the open period even where it holds other interactions.")
     ] = False,
@@ -234,108 +201,6 @@ def import_command(
     raise typer.Exit(code)
 
 
-Users = Annotated[int | None, typer.Option(help="Of a synthetic stream: users that its traffic knows. [20,000]")]
-Items = Annotated[int | None, typer.Option(help="Items that its traffic knows. [5,000]")]
-Rows = Annotated[int | None, typer.Option(help="Interactions a period. [50,000]")]
-History = Annotated[int | None, typer.Option(help="Earlier items of each interaction, 30 at most. [10]")]
-Repeats = Annotated[int, typer.Option(help="Of every measurement; medians are printed.")]
-BenchSeed = Annotated[int, typer.Option(help="Of everything random.")]
-BenchReport = Annotated[Path | None, typer.Option(help="Write all numbers to this file, as JSON.")]
-
-
-@bench.command("update")
-def bench_update_command(
-    data: Annotated[
-        Path | None, typer.Option(help="The log in this folder (DIGINETICA or MovieLens 100k), not a synthetic stream.")
-    ] = None,
-    periods: Annotated[
-        int | None, typer.Option(help="Of equal row counts, that this log is cut into; the last is measured. [31]")
-    ] = None,
-    users: Users = None,
-    items: Items = None,
-    rows: Rows = None,
-    history: History = None,
-    idle: Annotated[int | None, typer.Option(help="Tables so many times as large as that, 1, 10 or 100. [1]")] = None,
-    methods: Annotated[str | None, typer.Option(help="Separated by commas; all by default.")] = None,
-    repeats: Repeats = 5,
-    reference_batches: Annotated[
-        int, typer.Option(help="That the whole-table reference is timed on; scaled to all of the period.")
-    ] = 5,
-    threads: Annotated[int | None, typer.Option(help="Of torch, at most; by default as many as it takes.")] = None,
-    seed: BenchSeed = 0,
-    settings: Annotated[
-        str, typer.Option(help="What we train with against the reference: as the `paper`, or our `default`.")
-    ] = "paper",
-    report: BenchReport = None,
-) -> None:
-    """Time one period's update: against a plain whole-table implementation, and of every method."""
-    from benchmarks.update import UpdateOptions, run_update  # with the training library, which takes seconds to import
-    from benchmarks.workload import StreamSizes
-
-    sizes = _given(users=users, items=items, rows=rows, history=history, idle=idle)
-    with plain_errors(), unusable_files():
-        if data is not None and sizes:
-            raise ValueError(
-                f"expected --data or the sizes of a stream; received both, --data and --{next(iter(sizes))}"
-            )
-        if data is None and periods is not None:
-            raise ValueError("expected --periods with --data; a synthetic stream has as many as are needed")
-        options = UpdateOptions(
-            data=data,
-            sizes=StreamSizes(**sizes),
-            methods=None if methods is None else tuple(name.strip() for name in methods.split(",")),
-            repeats=repeats,
-            reference_batches=reference_batches,
-            threads=threads,
-            seed=seed,
-            settings=settings,  # type: ignore[arg-type] # checked by UpdateOptions
-            report=report,
-            **_given(periods=periods),
-        )
-        code = run_update(options)
-    raise typer.Exit(code)
-
-
-@bench.command("scaling")
-def bench_scaling_command(
-    idle: Annotated[
-        str, typer.Option(help="How many times as large as the traffic needs the tables are.")
-    ] = "1,10,100",
-    users: Users = None,
-    items: Items = None,
-    rows: Rows = None,
-    history: History = None,
-    repeats: Repeats = 9,
-    threads: Annotated[int | None, typer.Option(help="Of torch. [1]")] = None,
-    seed: BenchSeed = 0,
-    report: BenchReport = None,
-    chart: Annotated[Path | None, typer.Option(help="Draw it into this file, .svg or .png; needs matplotlib.")] = None,
-) -> None:
-    """Time one period's update on tables with more and more ids that no batch touches."""
-    from benchmarks.scaling import ScalingOptions, run_scaling
-    from benchmarks.workload import StreamSizes
-
-    with plain_errors(), unusable_files():
-        if not all(part.strip().isdecimal() for part in idle.split(",")):
-            raise ValueError(f"idle: expected whole numbers separated by commas; received {idle!r}")
-        options = ScalingOptions(
-            sizes=StreamSizes(**_given(users=users, items=items, rows=rows, history=history)),
-            factors=tuple(int(part) for part in idle.split(",")),
-            repeats=repeats,
-            seed=seed,
-            report=report,
-            chart=chart,
-            **_given(threads=threads),
-        )
-        code = run_scaling(options)
-    raise typer.Exit(code)
-
-
-def _given(**values: int | None) -> dict[str, int]:
-    """Those that are not None."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
 @keys.command("create")
 def create_key_command(
     name: Annotated[str, typer.Argument(help="What the key is for, or whose it is; the audit names it.")],
@@ -374,6 +239,3 @@ def revoke_key_command(
             raise ValueError(f"there is no valid key {key_id}")
         print(f"asmg: key {key_id} is revoked")
 
-
-if __name__ == "__main__":
-    app()

@@ -1,0 +1,249 @@
+"""A prepared log: what `asmg experiment prepare` makes of a public log and `asmg experiment run` reads.
+
+A folder with
+
+    log.parquet      user, item (numbers from 0 by first appearance), label, timestamp (ms since 1970 UTC); in time order
+    users.parquet    id; row n is user number n
+    items.parquet    id, and where the source has categories, categories (a list of text)
+    card.json        what was read, by which rule, and what was left out
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from asmg.datasets.table import LogFormatError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Card",
+    "PreparedLog",
+    "SourceFile",
+    "check_new_folder",
+    "read_card",
+    "read_prepared",
+    "write_prepared",
+]
+
+FORMAT_VERSION = 1
+
+_SCHEMA = {"user": pl.UInt32, "item": pl.UInt32, "label": pl.UInt8, "timestamp": pl.Int64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file that was read."""
+
+    file: str
+    """Name, relative to what was given."""
+    bytes: int
+    """Its size."""
+    sha256: str
+    """Its digest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a prepared log is."""
+
+    dataset: str
+    """Name of the source."""
+    rows: int
+    """Interactions."""
+    positives: int
+    """Those with label 1."""
+    users: int
+    """Distinct users."""
+    items: int
+    """Distinct items."""
+    categories: int
+    """Distinct categories; 0 where items have none."""
+    first: str
+    """Time of the first row, RFC 3339."""
+    last: str
+    """Time of the last row."""
+    rule: tuple[str, ...]
+    """What was kept, what is a positive, how negatives were drawn: short sentences."""
+    seed: int | None
+    """Of the negatives; None where none were sampled."""
+    negatives_per_positive: int
+    """Sampled; 0 where none were."""
+    sources: tuple[SourceFile, ...]
+    """What was read."""
+    rows_read: int
+    """Rows of the source's log."""
+    dropped: Mapping[str, int]
+    """Reason → rows that were left out for it."""
+    duplicates_kept: int
+    """Rows equal to an earlier one in user, item, time and label, in sources where that is an event of its own."""
+    out_of_order: int
+    """Rows read whose time is before that of the row before."""
+    log_sha256: str
+    """Digest of log.parquet."""
+    asmg_version: str
+    """What prepared it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"format_version": FORMAT_VERSION, **json.loads(json.dumps(asdict(self)))}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Card":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: these are not a card's values.
+        """
+        if values.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"format_version {FORMAT_VERSION}; received {values.get('format_version')!r}")
+        expected = {field.name for field in fields(cls)} | {"format_version"}
+        if set(values) != expected:
+            wrong = sorted(expected ^ set(values))
+            raise ValueError(f"the fields of a card; received more or fewer: {', '.join(wrong)}")
+        own = {name: value for name, value in values.items() if name != "format_version"}
+        own |= {"rule": tuple(own["rule"]), "sources": tuple(SourceFile(**source) for source in own["sources"])}
+        return cls(**own)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedLog:
+    """n interactions in time order."""
+
+    card: Card
+    user: npt.NDArray[np.uint32]
+    """[n] numbers, by first appearance."""
+    item: npt.NDArray[np.uint32]
+    """[n] numbers, by first appearance."""
+    label: npt.NDArray[np.uint8]
+    """[n] 0 or 1."""
+    timestamps_ms: npt.NDArray[np.int64]
+    """[n] never decreasing."""
+    categories: tuple[str, ...] = ()
+    """Names of the categories."""
+    item_categories: npt.NDArray[np.int32] | None = None
+    """[items, C] numbers within `categories`, filled up with -1; None where the source has no categories."""
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise ValueError where `folder` exists and is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"out: expected a new or an empty folder; {folder} holds something already")
+
+
+def write_prepared(
+    folder: Path, log: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, card: Mapping[str, Any]
+) -> Card:
+    """Write a prepared log; the folder appears when all of it is there.
+
+    Args:
+        folder: new or empty.
+        log, users, items: as the module says.
+        card: all of a Card but what follows from the rest (`log_sha256`).
+    """
+    check_new_folder(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        log.select(pl.col(name).cast(kind) for name, kind in _SCHEMA.items()).write_parquet(partial / "log.parquet")
+        users.write_parquet(partial / "users.parquet")
+        items.write_parquet(partial / "items.parquet")
+        whole = Card(**card, log_sha256=sha256(partial / "log.parquet"))
+        (partial / "card.json").write_text(json.dumps(whole.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return whole
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a prepared log.
+
+    Raises:
+        LogFormatError: there is none, or one that cannot be read.
+    """
+    file = folder / "card.json"
+    expected = "the card of a log that `asmg experiment prepare` has written"
+    if not file.is_file():
+        raise LogFormatError(file, expected, "no such file")
+    try:
+        return Card.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LogFormatError(file, expected, f"another content ({error})") from error
+
+
+def read_prepared(folder: Path) -> PreparedLog:
+    """A prepared log, checked against its card.
+
+    Raises:
+        LogFormatError: something is missing, damaged or does not agree.
+    """
+    card = read_card(folder)
+    log = _read(folder / "log.parquet", list(_SCHEMA.items()))
+    users = _read(folder / "users.parquet", [("id", pl.String)])
+    items = _read(folder / "items.parquet", [("id", pl.String)])
+    if (digest := sha256(folder / "log.parquet")) != card.log_sha256:
+        raise LogFormatError(folder / "log.parquet", f"the file with sha256 {card.log_sha256}", digest)
+    for name, frame, count in (("log", log, card.rows), ("users", users, card.users), ("items", items, card.items)):
+        if frame.height != count:
+            raise LogFormatError(folder / f"{name}.parquet", f"{count} rows as the card says", str(frame.height))
+    user, item, label, timestamps = (log[name].to_numpy() for name in _SCHEMA)
+    for name, numbers, count in (("user", user, card.users), ("item", item, card.items)):
+        if len(numbers) and int(numbers.max()) >= count:
+            raise LogFormatError(
+                folder / "log.parquet", f"numbers under {count}", str(int(numbers.max())), column=name
+            )  # fmt: skip
+    if len(label) and int(label.max()) > 1:
+        raise LogFormatError(folder / "log.parquet", "0 or 1", str(int(label.max())), column="label")
+    if bool((np.diff(timestamps) < 0).any()):
+        row = int(np.flatnonzero(np.diff(timestamps) < 0)[0]) + 2
+        raise LogFormatError(
+            folder / "log.parquet", "times that never decrease", "an earlier one", column="timestamp", line=row, unit="row"
+        )
+    if "categories" not in items.columns:
+        return PreparedLog(card, user, item, label, timestamps)
+    names, matrix = _category_matrix(items["categories"])
+    return PreparedLog(card, user, item, label, timestamps, names, matrix)
+
+
+def sha256(file: Path) -> str:
+    """The digest of a file."""
+    with file.open("rb") as binary:
+        return hashlib.file_digest(binary, "sha256").hexdigest()
+
+
+def _read(file: Path, columns: list[tuple[str, Any]]) -> pl.DataFrame:
+    if not file.is_file():
+        raise LogFormatError(file, "a file of a prepared log", "no such file")
+    try:
+        frame = pl.read_parquet(file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise LogFormatError(file, "a complete Parquet file", f"one that is damaged ({error})") from error
+    for name, kind in columns:
+        found = frame.schema.get(name)
+        if found != kind or frame[name].null_count():
+            raise LogFormatError(file, f"a column of {kind} without nulls", str(found or "none"), column=name)
+    return frame
+
+
+def _category_matrix(lists: pl.Series) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
+    """The names, in order of first appearance, and [items, C] numbers of them filled up with -1."""
+    lengths = lists.list.len().fill_null(0).cast(pl.Int64).to_numpy()
+    values = lists.explode().drop_nulls()
+    names = values.unique(maintain_order=True)
+    matrix = np.full((len(lists), max(1, int(lengths.max(initial=0)))), -1, np.int32)
+    numbers = values.replace_strict(names, pl.Series(range(len(names)), dtype=pl.Int32)).to_numpy()
+    row = np.repeat(np.arange(len(lists)), lengths)
+    place = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    matrix[row, place] = numbers
+    return tuple(names.to_list()), matrix

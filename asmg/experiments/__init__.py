@@ -1,0 +1,1 @@
+"""The paper's experiments on a prepared log: run, resume, report."""

@@ -1,0 +1,284 @@
+"""What an experiment computes: for each seed the chain of incremental models, and on it one method after the other.
+
+A job is a pure function of the periods, the options and the seed, so one that was interrupted is simply run again. The
+base model is pretrained once for each seed. From there IU's updates are learned once, and kept as what they are: the
+rows that each period moved (`RowUpdate`). IU and every ASMG method read the same chain, because ASMG's base model *is*
+IU's; the numbers are to the bit those of a method that trains its base model itself.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asmg.base_training import BaseState, BaseTraining
+from asmg.batch import PeriodData, excerpt
+from asmg.checkpoint import Checkpoint
+from asmg.experiments.log import Periods
+from asmg.metrics import Scores, scores
+from asmg.models import BaseModel, EmbeddingMLPConfig, Params
+from asmg.progressive import stage_rng
+from asmg.training import predict_logits, take
+from asmg.updaters import build_updater
+from asmg.updaters.asmg import Asmg, AsmgState
+from asmg.updaters.base import Updater
+from asmg.updaters.iu import IncrementalUpdate
+
+__all__ = ["BINS", "SLICES", "Chain", "MethodJob", "Protocol", "Settings", "run_chain", "run_method"]
+
+BINS = 20
+"""Bins of a reliability curve, of equal numbers of predictions."""
+
+SLICES = ("all", "cold user", "warm user", "cold item", "warm item")
+"""Of a period's interactions; cold: in none of the earlier periods."""
+
+Settings = Literal["default", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """The paper's protocol: pretrain on the first periods, update on each of the others, test on the last."""
+
+    periods: int = 31
+    """Equal periods that the log is cut into."""
+    pretrain: int = 10
+    """Periods of pretraining; the one after them says after how many passes the base model was best."""
+    test_from: int = 24
+    """The first update step that counts: the model after it is scored on the following period."""
+    settings: Settings = "default"
+    """With our settings, or with those of the paper's authors."""
+    categories: bool = False
+    """Whether items have their categories."""
+
+    def __post_init__(self) -> None:
+        if self.settings not in ("default", "paper"):
+            raise ValueError(f"settings: expected default or paper; received {self.settings!r}")
+        if self.pretrain < 1:
+            raise ValueError(f"pretrain: expected at least 1; received {self.pretrain}")
+        if not self.pretrain < self.test_from < self.periods:
+            raise ValueError(
+                "expected pretrain < test_from < periods; "
+                f"received pretrain {self.pretrain}, test_from {self.test_from}, periods {self.periods}"
+            )
+
+    @property
+    def steps(self) -> range:
+        """The update steps: the last period is only scored."""
+        return range(self.pretrain + 1, self.periods)
+
+    @property
+    def model(self) -> EmbeddingMLPConfig:
+        """The base model."""
+        return EmbeddingMLPConfig(categories=self.categories)
+
+
+@dataclass(frozen=True, order=True)
+class MethodJob:
+    """A method, or for the sensitivity figures one of asmg-gru-multi with another setting."""
+
+    method: str
+    """One of `asmg.updaters.UPDATERS`."""
+    variant: str = ""
+    """Nothing, "k=5" (sequence length) or "hidden=8" (hidden size of the GRUs)."""
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.variant}".rstrip()
+
+    def build(self, protocol: Protocol) -> Updater[Any]:
+        """The method.
+
+        Raises:
+            ValueError: there is no such method or variant.
+        """
+        updater = build_updater(self.method, protocol.model, reference=protocol.settings == "paper")
+        if not self.variant:
+            return updater
+        name, _, number = self.variant.partition("=")
+        if not isinstance(updater, Asmg) or name not in ("k", "hidden") or not number.isdecimal():
+            raise ValueError(f"variant: expected k=… or hidden=… of an ASMG method; received {self}")
+        config, value = updater.config, int(number)
+        if name == "k":
+            config = replace(config, window=value)
+        else:
+            config = replace(config, generator=replace(config.generator, hidden=value))  # type: ignore[call-arg]
+        return Asmg(updater.base.model.config, config, updater.base.config, updater.execution, name=updater.name)
+
+
+class Chain:
+    """The pretrained base model and the updates of IU after it, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is one."""
+        return (self.folder / "chain.json").is_file()
+
+    def start(self, training: BaseTraining) -> BaseState:
+        """The pretrained base model."""
+        return training.load({name: self._read(name) for name in ("base", "optimizer")})
+
+    def update(self, training: BaseTraining, state: BaseState, step: int) -> BaseState:
+        """The state with IU's update of this step pending; `state` is that after the step before."""
+        return training.load({**training.dump(state), "pending": self._read(f"update-{step}")})
+
+    def seconds(self, step: int) -> tuple[float, float]:
+        """What learning that update took, wall and CPU."""
+        wall, cpu = json.loads((self.folder / "chain.json").read_text())["seconds"][str(step)]
+        return float(wall), float(cpu)
+
+    def _read(self, name: str) -> Checkpoint:
+        return Checkpoint.from_bytes((self.folder / f"{name}.safetensors").read_bytes())
+
+
+def run_chain(
+    folder: Path, periods: Periods, protocol: Protocol, seed: int, *, start: BaseState | None = None
+) -> Chain:
+    """Pretrain the base model, unless it is given, and learn all of IU's updates.
+
+    The folder appears when all is there.
+    """
+    updater = MethodJob("iu").build(protocol)
+    training, data = updater.base, periods.data
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+
+    def write(name: str, part: Checkpoint) -> None:
+        (partial / f"{name}.safetensors").write_bytes(part.to_bytes())
+
+    clock = _Clock()
+    state = start or training.pretrained(
+        data[: protocol.pretrain], data[protocol.pretrain], stage_rng(seed, 0, "pretrain")
+    )
+    pretraining = clock.read()
+    for name, part in training.dump(state).items():
+        write(name, part)
+    seconds = {}
+    for step in protocol.steps:
+        clock = _Clock()
+        state = training.train(state, data[step - 1], stage_rng(seed, step, "update_base"))
+        seconds[step] = clock.read()
+        write(f"update-{step}", training.dump(state)["pending"])
+        state = training.committed(state)
+    (partial / "chain.json").write_text(json.dumps({"pretraining": pretraining, "seconds": seconds}))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return Chain(folder)
+
+
+def run_method(
+    job: MethodJob, periods: Periods, protocol: Protocol, seed: int, chain: Chain, *, matrix: bool = True
+) -> dict[str, Any]:
+    """Update on every period, score each model on the period after it, and look at all that there is to see.
+
+    Args:
+        job: the method.
+        periods: of the log.
+        protocol: what is pretrained, updated, tested.
+        seed: of everything random.
+        chain: the seed's; methods on another base model pretrain themselves.
+        matrix: whether every model is also scored on every period (forgetting).
+
+    Returns:
+        plain JSON values: "config" and the rows of four tables, "scores", "timings", "calibration", "forgetting"; see
+        `asmg.experiments.run`.
+    """
+    updater, data = job.build(protocol), periods.data
+    rng = stage_rng(seed, 0, "pretrain")
+    if updater.model.config == protocol.model:
+        base = chain.start(updater.base)
+        state = updater.started(base, data[: protocol.pretrain], rng=stage_rng(seed, 0, "start"))
+    else:
+        state = updater.pretrained(data[: protocol.pretrain], data[protocol.pretrain], rng=rng)
+    reads = [_Reader(updater.model, d) for d in data]
+    found: dict[str, Any] = {"config": _config(updater), "scores": [], "timings": [], "calibration": []}
+    found["forgetting"] = []
+
+    def look(step: int) -> None:
+        models = updater.serving_models(state)
+        served = models.get("generated", models["incremental"])
+        logits = reads[step].logits(served)
+        test = step >= protocol.test_from
+        where = {"step": step, "period": step + 1}
+        found["scores"] += [{**where, "test": test, **row} for row in _slices(logits, periods, step)]
+        if test:
+            found["calibration"] += [{"period": step + 1, **row} for row in _bins(logits, data[step].label)]
+        for period in range(1, protocol.periods + 1) if matrix else ():
+            own = logits if period == step + 1 else reads[period - 1].logits(served)
+            score = scores(own, data[period - 1].label)
+            found["forgetting"].append({"step": step, "period": period, "auc": score.auc, "logloss": score.logloss})
+
+    look(protocol.pretrain)
+    for step in protocol.steps:
+        for stage in updater.stages:
+            clock = _Clock()
+            if stage == "update_base" and isinstance(updater, Asmg | IncrementalUpdate):
+                base = chain.update(updater.base, state.base if isinstance(state, AsmgState) else state, step)
+                state = replace(state, base=base) if isinstance(state, AsmgState) else base
+                wall, cpu = chain.seconds(step)
+            else:
+                state = updater.run_stage(stage, state, data[step - 1], rng=stage_rng(seed, step, stage))
+                wall, cpu = clock.read()
+            found["timings"].append({"step": step, "stage": stage, "seconds": wall, "cpu_seconds": cpu})
+        look(step)
+    return found
+
+
+class _Clock:
+    """Wall and CPU seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        return time.perf_counter() - self.wall, time.process_time() - self.cpu
+
+
+class _Reader:
+    """One period's log in the rows that it touches, to be scored by many models."""
+
+    def __init__(self, model: BaseModel, data: PeriodData) -> None:
+        self.model = model
+        (self.data,), self.rows = excerpt([data], model.tables)
+
+    def logits(self, params: Params) -> Tensor:
+        """Of the whole period, in its order."""
+        return predict_logits(self.model, take(params, self.rows), self.data)
+
+
+def _slices(logits: Tensor, periods: Periods, step: int) -> Iterator[dict[str, Any]]:
+    """Scores of a period's predictions, of all and of each slice."""
+    label = periods.data[step].label
+    user, item = periods.cold(step)
+    for name, mask in zip(SLICES, (torch.ones_like(user), user, ~user, item, ~item), strict=True):
+        if mask.any():
+            score = scores(logits[mask], label[mask])
+            yield {"slice": name, **asdict(score)}
+        else:
+            yield {"slice": name, "events": 0, "clicks": 0, "auc": None, "logloss": None, "calibration": None}
+
+
+def _bins(logits: Tensor, label: Tensor) -> Iterator[dict[str, Any]]:
+    """The reliability curve: predictions in ascending order, in `BINS` bins of equal numbers (of one, ±1)."""
+    order = torch.sort(logits, stable=True).indices
+    predicted, clicked = torch.sigmoid(logits.double())[order], label.double()[order]
+    for n, (p, y) in enumerate(zip(predicted.tensor_split(BINS), clicked.tensor_split(BINS), strict=True)):
+        if len(p):
+            yield {"bin": n, "count": len(p), "predicted": float(p.mean()), "clicked": float(y.mean())}
+
+
+def _config(updater: Updater[Any]) -> dict[str, Any]:
+    """All settings of a method as plain JSON values."""
+    found = {"model": updater.model.config.to_json(), "training": asdict(updater.base.config)}
+    config = getattr(updater, "config", None)
+    return found if config is None else found | {"method": asdict(config)}

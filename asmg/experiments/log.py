@@ -1,0 +1,106 @@
+"""A prepared log as the paper's protocol has it: equal periods, histories, table rows."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories
+from asmg.datasets.prepared import PreparedLog
+
+__all__ = ["Known", "Periods", "cut_periods"]
+
+Known = Literal["all", "so_far"]
+
+
+class Periods(NamedTuple):
+    """The periods of a log, and which ids each of them was the first to bring."""
+
+    data: list[PeriodData]
+    """D_1 … D_n, oldest first."""
+    users: list[int]
+    """Rows of the user table, the cold row included, that are known after each period; rows are numbered by first
+    appearance, so a row at or past `users[t - 1]` is that of a user whom the periods up to t have not seen."""
+    items: list[int]
+    """The same of the item table, for which a negative counts as an appearance."""
+    left_out: int
+    """Rows after the last period."""
+
+    def cold(self, step: int) -> tuple[Tensor, Tensor]:
+        """Of period step + 1: bool [N], [N], whose user and whose item is new to a model that has learned `step`."""
+        data = self.data[step]
+        return data.user >= self.users[step - 1], data.item >= self.items[step - 1]
+
+
+def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool) -> Periods:
+    """Cut a log into `count` periods of ⌊rows / count⌋ rows each; what is left over at the end is left out.
+
+    (methods.md, section 0.) Histories are the user's earlier positives of the whole log, at most 30, with a strictly
+    smaller timestamp. Table row = number + 1.
+
+    Args:
+        log: in time order, its ids numbered by first appearance.
+        count: number of periods.
+        known: the sizes of the tables. `so_far`: rows of the ids that have appeared by the end of a period, as in a
+            live service; `all`: rows of all ids of the log in every period, as the authors' code has it.
+        categories: whether items have their categories.
+
+    Raises:
+        ValueError: there are fewer rows than periods, or no categories where they are wanted.
+    """
+    rows = len(log.user) // count if count > 0 else 0
+    if rows < 1:
+        raise ValueError(f"periods: expected from 1 to {len(log.user)}, the rows of the log; received {count}")
+    if categories and log.item_categories is None:
+        raise ValueError(f"categories: expected a log whose items have them; {log.card.dataset} has none")
+    used = rows * count
+    user, item = (ids[:used].astype(np.int32) + 1 for ids in (log.user, log.item))
+    label = log.label[:used]
+    history, offsets = build_histories(user, item, label, log.timestamps_ms[:used])
+    ends = [rows * (t + 1) for t in range(count)]
+    users, items = (_known_after(ids, ends) for ids in (user, item))
+    matrix = _category_rows(log.item_categories) if categories and log.item_categories is not None else None
+    sizes = (users, items) if known == "so_far" else ([users[-1]] * count, [items[-1]] * count)
+    data = []
+    for end, size_u, size_i in zip(ends, *sizes, strict=True):
+        start = end - rows
+        low, high = offsets[start], offsets[end]
+        features = None if matrix is None else torch.from_numpy(matrix[:size_i])
+        data.append(
+            PeriodData(
+                user=torch.from_numpy(user[start:end]),
+                item=torch.from_numpy(item[start:end]),
+                history=torch.from_numpy(history[low:high]),
+                offsets=torch.from_numpy(offsets[start : end + 1] - low),
+                label=torch.from_numpy(label[start:end].astype(np.float32)),
+                users=size_u,
+                items=size_i,
+                categories=0 if features is None else 1 + max(COLD_ROW, int(features.max())),
+                item_categories=features,
+            )
+        )
+    return Periods(data, users, items, len(log.user) - used)
+
+
+def _known_after(rows: npt.NDArray[np.int32], ends: Sequence[int]) -> list[int]:
+    """Rows of a table after each period, of ids numbered by first appearance."""
+    newest = np.maximum.accumulate(rows)
+    return [int(newest[end - 1]) + 1 for end in ends]
+
+
+def _category_rows(numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Item row × category rows [items + 1, C] of category numbers by item number, numbered anew by first item.
+
+    So the categories of the items so far are the first rows of the category table.
+    """
+    matrix = np.full((len(numbers) + 1, max(1, numbers.shape[1])), NO_CATEGORY, np.int32)
+    matrix[1:, : numbers.shape[1]] = numbers
+    present = matrix != NO_CATEGORY
+    _, first, inverse = np.unique(matrix[present], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int32)
+    rank[np.argsort(first)] = np.arange(1, len(first) + 1, dtype=np.int32)
+    matrix[present] = rank[inverse]
+    return matrix

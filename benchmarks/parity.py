@@ -1,0 +1,126 @@
+"""Our methods beside the authors' code: with their settings, on the very rows that it was run on.
+
+    python -m benchmarks.parity --log FILE.parquet --start FILE.npz --methods iu,asmg-gru-multi --seeds 10
+
+The log has the columns user, item (from 0), label, timestamp and period (1 … 31; others are left out), and may have
+`order` (of the rows) and `history` (earlier positives, most recent first, separated by spaces; otherwise it follows
+from the timestamps). `asmg experiment run --settings paper` is the same on a log that it prepares itself; here the rows
+and even the order of equal timestamps are theirs.
+
+With --start, the pretrained model of the authors' code with its Adam, what is left between seeds is the method's own
+randomness. (SML-MF has another base model and pretrains.)
+"""
+
+import argparse
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from asmg.adam import Adam, AdamState
+from asmg.base_training import BaseState, TrainingConfig
+from asmg.batch import PeriodData, build_histories
+from asmg.experiments.jobs import MethodJob, Protocol, run_chain, run_method
+from asmg.experiments.log import Periods
+from asmg.models import Params, table_sizes
+from asmg.updaters import UPDATERS
+
+
+def read_periods(path: Path, count: int) -> Periods:
+    """The periods 1 … of a prepared log. Row = id + 1, and every period knows all ids: row 0 is the cold row."""
+    log = pl.read_parquet(path)
+    users, items = int(log["user"].max()) + 2, int(log["item"].max()) + 2  # type: ignore[arg-type]
+    log = log.filter(pl.col("period").is_between(1, count))  # 0 and 32 are what was left over
+    log = log.sort("order") if "order" in log.columns else log.sort("period", "timestamp", maintain_order=True)
+    user, item = (log[name].to_numpy() + 1 for name in ("user", "item"))
+    label = log["label"].to_numpy()
+    if "history" in log.columns:
+        lists = log["history"].str.split(" ").list.eval(pl.element().filter(pl.element() != "").cast(pl.Int32))
+        history = lists.explode().drop_nulls().to_numpy() + 1
+        offsets = np.concatenate([[0], lists.list.len().to_numpy().cumsum()]).astype(np.int64)
+    else:
+        history, offsets = build_histories(user, item, label, log["timestamp"].cast(pl.Int64).to_numpy())
+    periods = []
+    for number in range(1, count + 1):
+        rows = np.flatnonzero(log["period"].to_numpy() == number)
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        low, high = offsets[start], offsets[stop]
+        periods.append(
+            PeriodData(
+                user=torch.from_numpy(user[start:stop].astype(np.int32)),
+                item=torch.from_numpy(item[start:stop].astype(np.int32)),
+                history=torch.from_numpy(history[low:high].astype(np.int32)),
+                offsets=torch.from_numpy((offsets[start : stop + 1] - low).astype(np.int64)),
+                label=torch.from_numpy(label[start:stop].astype(np.float32)),
+                users=users,
+                items=items,
+            )
+        )
+    return Periods(periods, [users] * count, [items] * count, 0)
+
+
+def read_pretrained(path: Path) -> BaseState:
+    """The pretrained model of the authors' code with its optimizer: ids from 0, kernels [in, out], no cold row."""
+    with np.load(path) as file:
+        arrays = dict(file)
+
+    def params(suffix: str = "") -> Params:
+        tables = {table: torch.tensor(arrays[f"{table}_emb_w{suffix}"]) for table in ("user", "item")}
+        found = {table: torch.cat([torch.zeros(1, rows.shape[1]), rows]) for table, rows in tables.items()}
+        for i in range(3):
+            found[f"mlp.{i}.weight"] = torch.tensor(arrays[f"fcn{i + 1}.kernel{suffix}"].T).contiguous()
+            found[f"mlp.{i}.bias"] = torch.tensor(arrays[f"fcn{i + 1}.bias{suffix}"])
+        return found
+
+    model, step = params(), round(math.log(float(arrays["beta2_power"])) / math.log(0.999)) - 1
+    moved = {table: torch.full((rows,), step, dtype=torch.int32) for table, rows in table_sizes(model).items()}
+    adam = AdamState(step=step, first=params(".Adam"), second=params(".Adam_1"), moved=moved)
+    optimizer = Adam(model, adam, lr=TrainingConfig.reference().lr)
+    restless = {table: optimizer.restless(table) for table in moved}
+    return BaseState(model, replace(adam, restless=restless), periods=1)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--methods", default=",".join(UPDATERS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--start", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # steps are small: a second thread of eager torch costs more than it gives
+    protocol = Protocol(settings="paper")
+    periods = read_periods(options.log, protocol.periods)
+    start = read_pretrained(options.start) if options.start else None
+    with tempfile.TemporaryDirectory(prefix="asmg-parity-") as folder:
+        chains = [
+            run_chain(Path(folder) / f"{seed}", periods, protocol, seed, start=start) for seed in range(options.seeds)
+        ]
+        for method in options.methods.split(","):
+            found = np.array(
+                [
+                    np.mean([[row["auc"], row["logloss"]] for row in result["scores"] if counts(row)], axis=0)
+                    for seed, chain in enumerate(chains)
+                    for result in [run_method(MethodJob(method), periods, protocol, seed, chain, matrix=False)]
+                ]
+            )
+            (auc, loss), (auc_std, loss_std) = found.mean(0), found.std(0)
+            print(
+                f"{method:16} AUC {auc:.4f} ± {auc_std:.4f}  LogLoss {loss:.4f} ± {loss_std:.4f}  "
+                + " ".join(f"{a:.4f}" for a in found[:, 0]),
+                flush=True,
+            )
+
+
+def counts(row: dict[str, Any]) -> bool:
+    """Whether a row of the scores is one of those that are averaged."""
+    return row["test"] and row["slice"] == "all"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m service.cli` is the program `asmg`."""
+
+from service.cli import app
+
+app()

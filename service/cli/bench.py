@@ -1,0 +1,113 @@
+"""`asmg bench …`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.errors import plain_errors, unusable_files
+
+__all__ = ["bench"]
+
+bench = typer.Typer(help="What the update methods cost on this machine.", no_args_is_help=True)
+
+Users = Annotated[int | None, typer.Option(help="Of a synthetic stream: users that its traffic knows. [20,000]")]
+Items = Annotated[int | None, typer.Option(help="Items that its traffic knows. [5,000]")]
+Rows = Annotated[int | None, typer.Option(help="Interactions a period. [50,000]")]
+History = Annotated[int | None, typer.Option(help="Earlier items of each interaction, 30 at most. [10]")]
+Repeats = Annotated[int, typer.Option(help="Of every measurement; medians are printed.")]
+BenchSeed = Annotated[int, typer.Option(help="Of everything random.")]
+BenchReport = Annotated[Path | None, typer.Option(help="Write all numbers to this file, as JSON.")]
+
+
+@bench.command("update")
+def bench_update_command(
+    data: Annotated[
+        Path | None, typer.Option(help="The log in this folder (DIGINETICA or MovieLens 100k), not a synthetic stream.")
+    ] = None,
+    periods: Annotated[
+        int | None, typer.Option(help="Of equal row counts, that this log is cut into; the last is measured. [31]")
+    ] = None,
+    users: Users = None,
+    items: Items = None,
+    rows: Rows = None,
+    history: History = None,
+    idle: Annotated[int | None, typer.Option(help="Tables so many times as large as that, 1, 10 or 100. [1]")] = None,
+    methods: Annotated[str | None, typer.Option(help="Separated by commas; all by default.")] = None,
+    repeats: Repeats = 5,
+    reference_batches: Annotated[
+        int, typer.Option(help="That the whole-table reference is timed on; scaled to all of the period.")
+    ] = 5,
+    threads: Annotated[int | None, typer.Option(help="Of torch, at most; by default as many as it takes.")] = None,
+    seed: BenchSeed = 0,
+    settings: Annotated[
+        str, typer.Option(help="What we train with against the reference: as the `paper`, or our `default`.")
+    ] = "paper",
+    report: BenchReport = None,
+) -> None:
+    """Time one period's update: against a plain whole-table implementation, and of every method."""
+    from benchmarks.update import UpdateOptions, run_update  # with the training library, which takes seconds to import
+    from benchmarks.workload import StreamSizes
+
+    sizes = _given(users=users, items=items, rows=rows, history=history, idle=idle)
+    with plain_errors(), unusable_files():
+        if data is not None and sizes:
+            raise ValueError(
+                f"expected --data or the sizes of a stream; received both, --data and --{next(iter(sizes))}"
+            )
+        if data is None and periods is not None:
+            raise ValueError("expected --periods with --data; a synthetic stream has as many as are needed")
+        options = UpdateOptions(
+            data=data,
+            sizes=StreamSizes(**sizes),
+            methods=None if methods is None else tuple(name.strip() for name in methods.split(",")),
+            repeats=repeats,
+            reference_batches=reference_batches,
+            threads=threads,
+            seed=seed,
+            settings=settings,  # type: ignore[arg-type] # checked by UpdateOptions
+            report=report,
+            **_given(periods=periods),
+        )
+        code = run_update(options)
+    raise typer.Exit(code)
+
+
+@bench.command("scaling")
+def bench_scaling_command(
+    idle: Annotated[
+        str, typer.Option(help="How many times as large as the traffic needs the tables are.")
+    ] = "1,10,100",
+    users: Users = None,
+    items: Items = None,
+    rows: Rows = None,
+    history: History = None,
+    repeats: Repeats = 9,
+    threads: Annotated[int | None, typer.Option(help="Of torch. [1]")] = None,
+    seed: BenchSeed = 0,
+    report: BenchReport = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw it into this file, .svg or .png; needs matplotlib.")] = None,
+) -> None:
+    """Time one period's update on tables with more and more ids that no batch touches."""
+    from benchmarks.scaling import ScalingOptions, run_scaling
+    from benchmarks.workload import StreamSizes
+
+    with plain_errors(), unusable_files():
+        if not all(part.strip().isdecimal() for part in idle.split(",")):
+            raise ValueError(f"idle: expected whole numbers separated by commas; received {idle!r}")
+        options = ScalingOptions(
+            sizes=StreamSizes(**_given(users=users, items=items, rows=rows, history=history)),
+            factors=tuple(int(part) for part in idle.split(",")),
+            repeats=repeats,
+            seed=seed,
+            report=report,
+            chart=chart,
+            **_given(threads=threads),
+        )
+        code = run_scaling(options)
+    raise typer.Exit(code)
+
+
+def _given(**values: int | None) -> dict[str, int]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}

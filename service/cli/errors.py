@@ -1,0 +1,43 @@
+"""What a command says when a user can set it right: one line, and an exit code."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from pydantic import ValidationError
+
+from asmg.datasets import LogFormatError
+from service.errors import ServiceError
+
+__all__ = ["plain_errors", "unusable_files"]
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the program with one line for what a user can set right; anything else keeps its trace."""
+    try:
+        yield
+    except ValidationError as error:
+        for fault in error.errors(include_url=False, include_input=False):
+            name = "_".join(("ASMG", *(str(part).upper() for part in fault["loc"])))
+            print(f"asmg: {name if fault['loc'] else 'settings'}: {fault['msg']}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except (ServiceError, ValueError) as error:
+        print(f"asmg: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def unusable_files() -> Iterator[None]:
+    """End the program with one line for a file that is not there or not as it should be."""
+    try:
+        yield
+    except LogFormatError as error:
+        print(f"asmg: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        if error.filename is None:  # not a file that the user named
+            raise
+        print(f"asmg: {error.filename}: {error.strerror}", file=sys.stderr)
+        raise typer.Exit(2) from None

@@ -1,0 +1,69 @@
+"""`asmg experiment …`: the paper's experiments."""
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asmg.datasets import ColumnMap
+from service.cli.errors import plain_errors, unusable_files
+from service.cli.options import (
+    CategoriesColumn,
+    ItemColumn,
+    LabelColumn,
+    Negatives,
+    PositivesOnly,
+    TimeFormat,
+    TimestampColumn,
+    UserColumn,
+)
+
+__all__ = ["experiment"]
+
+experiment = typer.Typer(help="The paper's experiments, on public logs or on your own.", no_args_is_help=True)
+
+
+@experiment.command("run")
+def run_command(
+    data: Annotated[Path, typer.Option(help="A folder of `asmg experiment prepare`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; one of an earlier run is gone on with.")],
+    methods: Annotated[str | None, typer.Option(help="Separated by commas; all by default.")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each method, seeds 0, 1, …")] = 5,
+    periods: Annotated[int, typer.Option(help="Equal periods that the log is cut into.")] = 31,
+    pretrain: Annotated[int, typer.Option(help="Of these, learned together beforehand.")] = 10,
+    test_from: Annotated[int, typer.Option(help="First update after which the model counts.")] = 24,
+    settings: Annotated[str, typer.Option(help="Ours, `default`, or those of the paper's authors, `paper`.")] = "default",
+    categories: Annotated[
+        bool | None, typer.Option(help="Whether items have their categories; by default where the log has them.")
+    ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option(help="Also run asmg-gru-multi with other sequence lengths and hidden sizes.")
+    ] = True,
+    processes: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each core.")] = None,
+) -> None:
+    """Run methods over the periods of a log, with several seeds; stopped and started again, it goes on where it was."""
+    # With the training library, which takes seconds to import.
+    from asmg.datasets.prepared import read_card
+    from asmg.experiments.jobs import Protocol
+    from asmg.experiments.run import ExperimentOptions, run_experiment
+    from asmg.updaters import UPDATERS
+
+    with plain_errors(), unusable_files():
+        names = tuple(UPDATERS) if methods is None else tuple(name.strip() for name in methods.split(","))
+        protocol = Protocol(
+            periods=periods,
+            pretrain=pretrain,
+            test_from=test_from,
+            settings=settings,  # type: ignore[arg-type] # checked by Protocol
+            categories=read_card(data).categories > 0 if categories is None else categories,
+        )
+        options = ExperimentOptions(
+            methods=names, seeds=seeds, protocol=protocol, sensitivity=sensitivity, processes=processes
+        )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        try:
+            run_experiment(data, out, options, say=lambda line: print(line, flush=True))
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", flush=True)
+            raise typer.Exit(130) from None

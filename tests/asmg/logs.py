@@ -1,0 +1,38 @@
+"""A small prepared log, from which something can be learned."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from asmg.datasets.prepared import write_prepared
+
+
+def prepare_small(folder: Path, *, rows: int = 1_603, seed: int = 0, users: int = 60, items: int = 40) -> Path:
+    """Users with tastes and items with places and one or two of five categories; ids appear little by little."""
+    rng = np.random.default_rng(seed)
+    taste, place = rng.normal(size=(users, 2)), rng.normal(size=(items, 2))
+    share = np.linspace(0.5, 1, rows)
+    user = (rng.random(rows) * share * users).astype(int)
+    item = (rng.random(rows) * share * items).astype(int)
+    label = rng.random(rows) < 1 / (1 + np.exp(-2 * (taste[user] * place[item]).sum(1)))
+    numbers = [list(dict.fromkeys(ids.tolist())) for ids in (user, item)]
+    user_ids, item_ids = ([f"{kind}{n}" for n in known] for kind, known in zip("ui", numbers, strict=True))
+    log = pl.DataFrame(
+        {
+            "user": [numbers[0].index(n) for n in user],
+            "item": [numbers[1].index(n) for n in item],
+            "label": label.astype(int),
+            "timestamp": 1_400_000_000_000 + np.sort(rng.integers(rows, size=rows)) * 1_000,
+        }
+    )
+    categories = [[f"c{n % 5}", f"c{n % 3}"] if n % 3 != n % 5 else [f"c{n % 5}"] for n in numbers[1]]
+    card = {
+        "dataset": "small", "rows": rows, "positives": int(label.sum()), "users": len(user_ids),
+        "items": len(item_ids), "categories": 5, "first": "2014-05-13T16:53:20Z", "last": "2014-05-13T17:20:03Z",
+        "rule": ("all of it",), "seed": None, "negatives_per_positive": 0, "sources": (), "rows_read": rows,
+        "dropped": {}, "duplicates_kept": 0, "out_of_order": 0, "asmg_version": "0",
+    }  # fmt: skip
+    frames = pl.DataFrame({"id": user_ids}), pl.DataFrame({"id": item_ids, "categories": categories})
+    write_prepared(folder, log, *frames, card)
+    return folder

@@ -1,0 +1,407 @@
+"""Experiments: the protocol's periods, the jobs, running and resuming."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from asmg.batch import NO_CATEGORY
+from asmg.datasets.prepared import PreparedLog, read_prepared
+from asmg.experiments.jobs import BINS, SLICES, Chain, MethodJob, Protocol, run_chain, run_method
+from asmg.experiments.log import Periods, cut_periods
+from asmg.experiments.run import ExperimentOptions, run_experiment
+from asmg.metrics import auc, logloss
+from asmg.progressive import stage_rng
+from asmg.training import evaluate, predict_logits
+from asmg.updaters import UPDATERS
+from tests.asmg.logs import prepare_small
+
+PROTOCOL = Protocol(periods=8, pretrain=3, test_from=5)
+ROWS = 1_603
+"""Of the small log: 8 periods of 200, and 3 left over."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared log with categories."""
+    return prepare_small(tmp_path_factory.mktemp("log") / "log", rows=ROWS)
+
+
+@pytest.fixture(scope="module")
+def log(folder: Path) -> PreparedLog:
+    return read_prepared(folder)
+
+
+class TestPeriods:
+    """cut_periods, against the rows one by one."""
+
+    @pytest.mark.parametrize("known", ["all", "so_far"])
+    @pytest.mark.parametrize("categories", [False, True])
+    def test_rows_histories_and_sizes(self, log: PreparedLog, known: Any, categories: bool) -> None:
+        periods = cut_periods(log, 8, known=known, categories=categories)
+        assert len(periods.data) == 8 and periods.left_out == 3
+        past: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        seen_users, seen_items = {0}, {0}
+        position = 0
+        for data, users, items in zip(periods.data, periods.users, periods.items, strict=True):
+            assert len(data) == 200
+            for n in range(200):
+                user, item = int(log.user[position]) + 1, int(log.item[position]) + 1
+                moment, label = int(log.timestamps_ms[position]), int(log.label[position])
+                earlier = [i for t, i in past[user] if t < moment][::-1][:30]
+                assert (int(data.user[n]), int(data.item[n]), int(data.label[n])) == (user, item, label)
+                assert data.history[data.offsets[n] : data.offsets[n + 1]].tolist() == earlier
+                if label:
+                    past[user].append((moment, item))
+                seen_users.add(user)
+                seen_items.add(item)
+                position += 1
+            assert (users, items) == (len(seen_users), len(seen_items))
+            whole = len(set(log.user[:1600].tolist())) + 1, len(set(log.item[:1600].tolist())) + 1
+            assert (data.users, data.items) == ((users, items) if known == "so_far" else whole)
+            assert (data.item_categories is not None) == categories
+
+    def test_categories_are_numbered_with_their_items(self, log: PreparedLog) -> None:
+        periods = cut_periods(log, 8, known="so_far", categories=True)
+        names: dict[int, str] = {}
+        for data in periods.data:
+            assert data.item_categories is not None
+            present = data.item_categories[data.item_categories != NO_CATEGORY]
+            assert sorted(set(present.tolist())) == list(range(1, data.categories))
+            for row in range(1, data.items):
+                mine = [c for c in data.item_categories[row].tolist() if c != NO_CATEGORY]
+                theirs = [log.categories[c] for c in log.item_categories[row - 1] if c >= 0]  # type: ignore[index]
+                assert [names.setdefault(c, name) for c, name in zip(mine, theirs, strict=True)] == theirs
+        assert len(set(names.values())) == len(names)
+
+    def test_cold_is_in_no_earlier_period(self, log: PreparedLog) -> None:
+        periods = cut_periods(log, 8, known="all", categories=False)
+        users, items = set(log.user[:1000].tolist()), set(log.item[:1000].tolist())
+        cold_user, cold_item = periods.cold(5)
+        assert cold_user.tolist() == [u not in users for u in log.user[1000:1200].tolist()]
+        assert cold_item.tolist() == [i not in items for i in log.item[1000:1200].tolist()]
+        assert cold_user.any() and cold_item.any() and not cold_user.all()
+
+    def test_bad_input(self, log: PreparedLog) -> None:
+        with pytest.raises(ValueError, match="periods: expected from 1 to 1603"):
+            cut_periods(log, 1604, known="all", categories=False)
+        with pytest.raises(ValueError, match="periods: expected from 1"):
+            cut_periods(log, 0, known="all", categories=False)
+        with pytest.raises(ValueError, match="categories: expected a log whose items have them"):
+            cut_periods(replace(log, item_categories=None), 8, known="all", categories=True)
+
+
+def periods_of(log: PreparedLog, protocol: Protocol) -> Periods:
+    known: Any = "all" if protocol.settings == "paper" else "so_far"
+    return cut_periods(log, protocol.periods, known=known, categories=protocol.categories)
+
+
+class TestJobs:
+    """One method of one seed."""
+
+    @pytest.mark.parametrize("settings", ["default", "paper"])
+    @pytest.mark.parametrize("categories", [False, True])
+    @pytest.mark.parametrize("method", ["iu", "bu-3", "asmg-gru-multi", "asmg-linear", "sml", "sml-mf"])
+    def test_scores_are_those_of_the_method_alone(
+        self, log: PreparedLog, tmp_path: Path, method: str, settings: Any, categories: bool
+    ) -> None:
+        """The shared chain changes nothing, and every number is that of a plain loop, to the bit."""
+        protocol = replace(PROTOCOL, settings=settings, categories=categories)
+        periods = periods_of(log, protocol)
+        job = MethodJob(method)
+        found = run_method(job, periods, protocol, 4, run_chain(tmp_path / "c", periods, protocol, 4))
+
+        updater, data = job.build(protocol), periods.data
+        rng = stage_rng(4, 0, "pretrain")
+        if method == "sml-mf":
+            state = updater.pretrained(data[:3], data[3], rng=rng)
+        else:
+            state = updater.started(updater.base.pretrained(data[:3], data[3], rng), data[:3], rng=stage_rng(4, 0, "start"))
+        steps = {}
+        for step in range(3, 8):
+            if step > 3:
+                for stage in updater.stages:
+                    state = updater.run_stage(stage, state, data[step - 1], rng=stage_rng(4, step, stage))
+            models = updater.serving_models(state)
+            steps[step] = models.get("generated", models["incremental"])
+            scored = evaluate(updater.model, steps[step], data[step])
+            (row,) = [r for r in found["scores"] if r["step"] == step and r["slice"] == "all"]
+            assert (row["auc"], row["logloss"], row["calibration"]) == (scored.auc, scored.logloss, scored.calibration)
+            assert (row["period"], row["test"], row["events"]) == (step + 1, step >= 5, 200)
+        cells = {(c["step"], c["period"]): (c["auc"], c["logloss"]) for c in found["forgetting"]}
+        assert set(cells) == {(step, period) for step in range(3, 8) for period in range(1, 9)}
+        for step, period in ((3, 1), (6, 8), (7, 8), (7, 2)):
+            scored = evaluate(updater.model, steps[step], data[period - 1])
+            assert cells[step, period] == (scored.auc, scored.logloss)
+        stages = {(t["step"], t["stage"]) for t in found["timings"]}
+        assert stages == {(step, stage) for step in range(4, 8) for stage in updater.stages}
+
+    def test_slices_and_bins(self, log: PreparedLog, tmp_path: Path) -> None:
+        periods = periods_of(log, PROTOCOL)
+        found = run_method(MethodJob("iu"), periods, PROTOCOL, 0, run_chain(tmp_path / "c", periods, PROTOCOL, 0))
+        updater = MethodJob("iu").build(PROTOCOL)
+        chain = Chain(tmp_path / "c")
+        state = chain.start(updater.base)
+        for step in range(4, 7):
+            state = updater.base.committed(chain.update(updater.base, state, step))
+        logits, label = predict_logits(updater.model, state.params, periods.data[6]), periods.data[6].label
+        cold_user, cold_item = periods.cold(6)
+        masks = [torch.ones(200, dtype=torch.bool), cold_user, ~cold_user, cold_item, ~cold_item]
+        for name, mask in zip(SLICES, masks, strict=True):
+            (row,) = [r for r in found["scores"] if r["step"] == 6 and r["slice"] == name]
+            assert (row["events"], row["clicks"]) == (int(mask.sum()), int(label[mask].sum()))
+            assert row["auc"] == auc(logits[mask], label[mask])
+            assert row["logloss"] == logloss(logits[mask], label[mask])
+        bins = [b for b in found["calibration"] if b["period"] == 7]
+        assert [b["bin"] for b in bins] == list(range(BINS)) and [b["count"] for b in bins] == [10] * BINS
+        ranked = sorted(zip(logits.tolist(), label.tolist(), strict=True), key=lambda pair: pair[0])
+        for n, row in enumerate(bins):
+            mine = ranked[10 * n : 10 * n + 10]
+            assert row["predicted"] == pytest.approx(np.mean([1 / (1 + math.exp(-z)) for z, _ in mine]), rel=1e-9)
+            assert row["clicked"] == pytest.approx(np.mean([y for _, y in mine]))
+        assert {row["period"] for row in found["calibration"]} == {6, 7, 8}
+
+    def test_a_slice_without_events(self, log: PreparedLog, tmp_path: Path) -> None:
+        periods = periods_of(log, PROTOCOL)
+        nobody_new = periods._replace(users=[10**6] * 8)
+        found = run_method(MethodJob("iu"), nobody_new, PROTOCOL, 0, run_chain(tmp_path / "c", periods, PROTOCOL, 0))
+        row = next(r for r in found["scores"] if r["slice"] == "cold user")
+        assert (row["events"], row["auc"], row["logloss"], row["calibration"]) == (0, None, None, None)
+
+    def test_variants(self) -> None:
+        k = MethodJob("asmg-gru-multi", "k=5").build(PROTOCOL)
+        hidden = MethodJob("asmg-gru-multi", "hidden=2").build(replace(PROTOCOL, settings="paper"))
+        assert k.config.window == 5 and k.config.generator.hidden == 4  # type: ignore[attr-defined]
+        assert hidden.config.window == 3 and hidden.config.generator.hidden == 2  # type: ignore[attr-defined]
+        assert hidden.config.generator.output == "direct" and k.config.generator.output == "residual"  # type: ignore[attr-defined]
+        for bad in (MethodJob("iu", "k=2"), MethodJob("asmg-gru-multi", "depth=2"), MethodJob("asmg-gru-multi", "k=x")):
+            with pytest.raises(ValueError, match="variant: expected k=… or hidden=…"):
+                bad.build(PROTOCOL)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"pretrain": 0}, "pretrain: expected at least 1"),
+            ({"test_from": 3}, "expected pretrain < test_from < periods"),
+            ({"test_from": 8}, "expected pretrain < test_from < periods"),
+            ({"settings": "mine"}, "settings: expected default or paper; received 'mine'"),
+        ],
+    )
+    def test_bad_protocols(self, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            replace(PROTOCOL, **changes)
+
+
+QUICK = ExperimentOptions(methods=("iu", "sml-mf", "asmg-gru-multi"), seeds=2, protocol=PROTOCOL, processes=2)
+TABLES = ("scores", "timings", "calibration", "forgetting")
+
+
+def numbers(out: Path) -> dict[str, Any]:
+    """All results of a run that are not times."""
+    found: dict[str, Any] = {}
+    for name in TABLES:
+        frame = pl.read_parquet(out / f"{name}.parquet")
+        found[name] = frame.drop([c for c in ("seconds", "cpu_seconds") if c in frame.columns]).rows()
+    summary = json.loads((out / "summary.json").read_text())
+    for part in ("methods", "sensitivity"):
+        for result in summary.get(part, {}).values():
+            del result["seconds"]
+    return found | {"summary": summary}
+
+
+def quiet(_: str) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from beginning to end."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    run_experiment(folder, out, QUICK, say=quiet)
+    return out
+
+
+class TestRun:
+    """run_experiment."""
+
+    def test_what_comes_out(self, finished: Path, log: PreparedLog) -> None:
+        scores = pl.read_parquet(finished / "scores.parquet")
+        jobs = scores.select("seed", "method", "variant").unique()
+        variants = [f"k={k}" for k in (1, 2, 4, 5, 7)] + [f"hidden={d}" for d in (1, 2, 8, 16)]
+        wanted = {(m, "") for m in QUICK.methods} | {("asmg-gru-multi", v) for v in variants}
+        assert set(jobs.rows()) == {(seed, *job) for seed in (0, 1) for job in wanted}
+        assert scores["dataset"].unique().to_list() == [log.card.dataset]
+        for name, columns in {
+            "scores": "dataset settings seed method variant step period test slice events clicks auc logloss calibration",
+            "timings": "seed method variant step stage seconds cpu_seconds",
+            "calibration": "seed method variant period bin count predicted clicked",
+            "forgetting": "seed method variant step period auc logloss",
+        }.items():
+            assert pl.read_parquet(finished / f"{name}.parquet").columns == columns.split()
+        assert set(pl.read_parquet(finished / "forgetting.parquet")["variant"]) == {""}
+        run = json.loads((finished / "run.json").read_text())
+        assert run["dataset"] == log.card.to_json()
+        assert run["options"]["methods"] == list(QUICK.methods) and run["options"]["pretrain"] == 3
+        assert run["versions"][0]["torch"] == torch.__version__.split("+")[0] or run["versions"][0]["torch"]
+        assert run["configs"]["asmg-gru-multi k=5"]["method"]["window"] == 5
+        assert not (finished / "chains").exists()
+        assert not list(finished.rglob(".*"))
+
+    def test_summary_by_hand(self, finished: Path) -> None:
+        summary = json.loads((finished / "summary.json").read_text())
+        scores = pl.read_parquet(finished / "scores.parquet")
+        timings = pl.read_parquet(finished / "timings.parquet")
+        assert list(summary["methods"]) == list(QUICK.methods)
+        for method, found in summary["methods"].items():
+            for metric in ("auc", "logloss"):
+                table = [
+                    [
+                        row[metric]
+                        for row in scores.to_dicts()
+                        if (row["seed"], row["method"], row["variant"], row["slice"]) == (seed, method, "", "all")
+                        and row["step"] == step
+                    ]
+                    for seed in (0, 1)
+                    for step in (5, 6, 7)
+                ]
+                assert all(len(cell) == 1 for cell in table)
+                values = np.array(table).reshape(2, 3)
+                assert found[metric]["mean"] == pytest.approx(values.mean(), abs=1e-12)
+                assert found[metric]["std"] == pytest.approx(values.mean(1).std(), abs=1e-12)
+                assert found[metric]["periods"] == pytest.approx(values.mean(0).tolist(), abs=1e-12)
+            mine = timings.filter((pl.col("method") == method) & (pl.col("variant") == ""))
+            assert found["seconds"] == pytest.approx(sum(mine["seconds"]) / 2)
+        assert summary["sensitivity"]["asmg-gru-multi k=1"]["auc"]["mean"] > 0
+
+    def test_goes_on_with_what_is_left(self, folder: Path, finished: Path, tmp_path: Path) -> None:
+        """Fewer runs first, then all of them: the same numbers; and nothing is computed twice."""
+        out = tmp_path / "out"
+        run_experiment(folder, out, replace(QUICK, methods=("iu",), seeds=1), say=quiet)
+        job = out / "jobs" / "seed-0" / "iu.json"
+        before = job.stat().st_mtime_ns
+        lines: list[str] = []
+        run_experiment(folder, out, QUICK, say=lines.append)
+        assert job.stat().st_mtime_ns == before and "24 runs, 1 of them done already" in lines[0]
+        assert numbers(out) == numbers(finished)
+        lines.clear()
+        run_experiment(folder, out, QUICK, say=lines.append)
+        assert "24 of them done already" in lines[0] and len(lines) == 2
+
+    def test_one_process_gives_the_same(self, folder: Path, finished: Path, tmp_path: Path) -> None:
+        run_experiment(folder, tmp_path / "out", replace(QUICK, processes=1), say=quiet)
+        assert numbers(tmp_path / "out") == numbers(finished)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"test_from": 6}, "out: expected a new folder, or one with the same protocol; .* has test_from 5, not 6"),
+            ({"settings": "paper"}, "has settings 'default', not 'paper'"),
+        ],
+    )
+    def test_refuses_another_experiment(
+        self, folder: Path, finished: Path, changes: dict[str, Any], message: str
+    ) -> None:
+        before = sorted((f, f.stat().st_mtime_ns) for f in finished.rglob("*"))
+        with pytest.raises(ValueError, match=message):
+            run_experiment(folder, finished, replace(QUICK, protocol=replace(PROTOCOL, **changes)), say=quiet)
+        assert sorted((f, f.stat().st_mtime_ns) for f in finished.rglob("*")) == before
+
+    def test_refuses_another_log_and_other_folders(self, finished: Path, folder: Path, tmp_path: Path) -> None:
+        other = prepare_small(tmp_path / "log", rows=ROWS, seed=1)
+        with pytest.raises(ValueError, match="one with the same dataset; .* has log_sha256"):
+            run_experiment(other, finished, QUICK, say=quiet)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.txt").write_text("x")
+        for out in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+            with pytest.raises(ValueError, match="out: expected a new folder, or one of an earlier run"):
+                run_experiment(folder, out, QUICK, say=quiet)
+        assert [f.name for f in tmp_path.joinpath("mine").iterdir()] == ["thesis.txt"]
+
+    def test_more_periods_than_rows(self, folder: Path, tmp_path: Path) -> None:
+        options = replace(QUICK, protocol=Protocol(periods=5_000))
+        with pytest.raises(ValueError, match="periods: expected at most 1603, the rows of the log; received 5000"):
+            run_experiment(folder, tmp_path / "out", options, say=quiet)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"methods": ()}, "methods: expected at least one"),
+            ({"methods": ("iu", "sgd")}, "methods: expected some of iu, .*; received 'sgd'"),
+            ({"methods": ("iu", "iu")}, "methods: expected each once"),
+            ({"seeds": 0}, "seeds: expected at least 1"),
+            ({"processes": 0}, "processes: expected at least 1"),
+        ],
+    )
+    def test_bad_options(self, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            replace(QUICK, **changes)
+
+    def test_all_methods_by_default(self) -> None:
+        assert ExperimentOptions().methods == tuple(UPDATERS)
+        assert not [job for job in ExperimentOptions(sensitivity=False).jobs if job.variant]
+
+
+COMMAND = [
+    sys.executable, "-m", "service.cli", "experiment", "run", "--methods", ",".join(QUICK.methods), "--seeds", "2",
+    "--periods", "8", "--pretrain", "3", "--test-from", "5", "--no-categories", "--processes", "2",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+class TestInterrupted:
+    """Real processes, really killed."""
+
+    def test_killed_at_random_points_it_ends_with_the_same_numbers(
+        self, folder: Path, finished: Path, tmp_path: Path
+    ) -> None:
+        out, draw = tmp_path / "out", random.Random(5)
+        command = [*COMMAND, "--data", str(folder), "--out", str(out)]
+        kills = 0
+        for signal_number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+            assert process.stdout is not None
+            for line in process.stdout:  # wait until it is at work, then a little longer
+                if "seed" in line and "runs" not in line:
+                    break
+            time.sleep(0.4 * draw.random())
+            workers = children(process.pid)
+            os.kill(process.pid, signal_number)
+            code = process.wait(timeout=60)
+            process.stdout.close()
+            kills += code != 0
+            deadline = time.monotonic() + 30
+            while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()], "processes were left behind"
+        assert kills >= 3
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
+        assert numbers(out) == numbers(finished)
+        assert not (out / "chains").exists()
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process started."""
+    if not Path("/proc").is_dir():
+        pytest.skip("expected /proc to find the processes of a run")
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+        except OSError:
+            continue
+    return found
