@@ -119,7 +119,7 @@ def main() -> None:
 
 def counts(row: dict[str, Any]) -> bool:
     """Whether a row of the scores is one of those that are averaged."""
-    return row["test"] and row["slice"] == "all"
+    return bool(row["test"]) and row["slice"] == "all"
 
 
 if __name__ == "__main__":

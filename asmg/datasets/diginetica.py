@@ -1,4 +1,7 @@
-"""DIGINETICA (CIKM Cup 2016): click sessions of a shop, cut into 17 periods by the authors of ADER (RecSys 2020)."""
+"""DIGINETICA (CIKM Cup 2016): click sessions of a shop.
+
+As the competition published it, or cut into 17 periods by the authors of ADER (RecSys 2020).
+"""
 
 import gzip
 import re
@@ -7,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from asmg.datasets.gathering import Events, Gathering, Source
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.reading import read_ids
 from asmg.datasets.sampling import sample_negatives
+from asmg.datasets.scan import DAY_MS, Layout, identifier, moment, whole_number
 from asmg.datasets.table import LogFormatError, Table
 
-_WEEK_MS = 7 * 86_400_000
+_WEEK_MS = 7 * DAY_MS
 _LINE_MS = 5_000
 _FILE = re.compile(r"period_(\d\d)\.txt\.gz")
 
@@ -73,3 +78,52 @@ def _read_period(path: Path) -> Table:
     except UnicodeDecodeError as error:
         raise LogFormatError(path, "text in UTF-8", f"byte {error.object[error.start]:#04x}") from error
     return Table(path, {"session": sessions, "item": items}, range(1, len(items) + 1))
+
+
+def read_period_files(gathering: Gathering) -> Events:
+    """The clicks of period files, each a positive; see `read_diginetica` for their times."""
+    for path in _period_files(gathering.raw).values():
+        gathering.read(path)
+    return gathering.gather_log(read_diginetica_clicks(gathering.raw))
+
+
+def read_diginetica_raw(gathering: Gathering) -> Events:
+    """The item views, each a positive, of period files or of the competition's own `train-item-views.csv`.
+
+    There a view happened `timeframe` milliseconds after its session began, which is taken for midnight (UTC) of its
+    `eventdate`.
+    """
+    if gathering.raw.is_dir() and is_diginetica(gathering.raw):
+        return read_period_files(gathering)
+    fields = {
+        "sessionId": identifier(),
+        "itemId": identifier(),
+        "timeframe": whole_number(0, 365 * DAY_MS),
+        "eventdate": moment(),
+    }
+    events = gathering.gather(
+        gathering.find("train-item-views.csv"),
+        Layout(delimiter=";"),
+        fields,
+        ("sessionId", "itemId", "eventdate"),
+        time=lambda block: block["eventdate"] + block["timeframe"],
+    )
+    return leave_out_rare(gathering, events)
+
+
+def leave_out_rare(gathering: Gathering, events: Events) -> Events:
+    """Without items of fewer than 5 clicks and then sessions of a single one: as the period files were made."""
+    clicks = np.bincount(events.item, minlength=len(events.item_ids))
+    events = gathering.leave_out(events, clicks[events.item] >= 5, "clicks on items with fewer than 5 of them")
+    clicks = np.bincount(events.user, minlength=len(events.user_ids))
+    return gathering.leave_out(events, clicks[events.user] >= 2, "clicks of sessions with a single one of those")
+
+
+DIGINETICA = Source(
+    read=read_diginetica_raw,
+    rule=(
+        "every view of an item is a positive, the session plays the user",
+        "of the raw file: items with at least 5 views, then sessions with at least 2 (of period files: all)",
+    ),
+    whole_sessions=True,
+)

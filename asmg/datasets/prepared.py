@@ -2,7 +2,7 @@
 
 A folder with
 
-    log.parquet      user, item (numbers from 0 by first appearance), label, timestamp (ms since 1970 UTC); in time order
+    log.parquet      user, item (numbers from 0 by first appearance), label, timestamp (ms since 1970); in time order
     users.parquet    id; row n is user number n
     items.parquet    id, and where the source has categories, categories (a list of text)
     card.json        what was read, by which rule, and what was left out
@@ -208,7 +208,12 @@ def read_prepared(folder: Path) -> PreparedLog:
     if bool((np.diff(timestamps) < 0).any()):
         row = int(np.flatnonzero(np.diff(timestamps) < 0)[0]) + 2
         raise LogFormatError(
-            folder / "log.parquet", "times that never decrease", "an earlier one", column="timestamp", line=row, unit="row"
+            folder / "log.parquet",
+            "times that never decrease",
+            "an earlier one",
+            column="timestamp",
+            line=row,
+            unit="row",
         )
     if "categories" not in items.columns:
         return PreparedLog(card, user, item, label, timestamps)

@@ -22,7 +22,7 @@ _SECONDS, _MILLISECONDS = (10**8, 10**11), (10**11, 10**14)
 
 _NUMBER = re.compile(r"\d{1,15}(\.\d+)?", re.ASCII)
 _DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:\d\d)?)?", re.ASCII)
-_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def read_ids(column: Column) -> IdArray:
 
 def read_labels(column: Column) -> npt.NDArray[np.uint8]:
     """[n] labels 0 or 1."""
-    return np.array(column.convert(_LABELS.__getitem__, "0 or 1"), np.uint8)
+    return np.array(column.convert(LABELS.__getitem__, "0 or 1"), np.uint8)
 
 
 def read_whole_numbers(column: Column) -> IndexArray:
@@ -155,7 +155,7 @@ def read_timestamps(column: Column, timestamp_format: TimestampFormat | None) ->
         first = ""
     if timestamp_format in ("rfc3339", "utc"):
         zone = " with a time zone (2026-01-31T23:59:59Z)" if timestamp_format == "rfc3339" else ""
-        convert = _parse_with_zone if timestamp_format == "rfc3339" else _parse_utc
+        convert = parse_with_zone if timestamp_format == "rfc3339" else parse_utc
         return np.array(column.convert(convert, f"a date and time{zone} from 1970 to 9999"), np.int64)
     unit, scale = ("seconds", 1000) if timestamp_format == "s" else ("milliseconds", 1)
     low, high = 0.0, _END_OF_TIME_MS / scale
@@ -173,19 +173,26 @@ def read_timestamps(column: Column, timestamp_format: TimestampFormat | None) ->
 
 
 def _recognise(column: Column) -> TimestampFormat:
-    first = column.values[0]
+    try:
+        return recognise_timestamp(column.values[0])
+    except ValueError as error:
+        raise column.error(0, str(error)) from None
+
+
+def recognise_timestamp(first: str) -> TimestampFormat:
+    """The format of a log's first timestamp; a ValueError says what was expected where it is none or unclear."""
     if _DATE_TIME.fullmatch(first):
         return "rfc3339"
     try:
         number = _parse_number(first)
     except ValueError:
-        raise column.error(0, "seconds or milliseconds since 1970, or a date and time as RFC 3339 has it") from None
+        raise ValueError("seconds or milliseconds since 1970, or a date and time as RFC 3339 has it") from None
     if _SECONDS[0] <= number < _SECONDS[1]:
         return "s"
     if _MILLISECONDS[0] <= number < _MILLISECONDS[1]:
         return "ms"
-    raise column.error(
-        0, "a number that can only be seconds (from 1e8) or only milliseconds (from 1e11), or a timestamp format given"
+    raise ValueError(
+        "a number that can only be seconds (from 1e8) or only milliseconds (from 1e11), or a timestamp format given"
     )
 
 
@@ -195,14 +202,16 @@ def _parse_number(text: str) -> float:
     return float(text)
 
 
-def _parse_with_zone(text: str) -> int:
+def parse_with_zone(text: str) -> int:
+    """Milliseconds since 1970 of a date and time with a zone; ValueError for anything else."""
     moment = _parse_date_time(text)
     if moment.tzinfo is None:
         raise ValueError
     return _milliseconds(moment)
 
 
-def _parse_utc(text: str) -> int:
+def parse_utc(text: str) -> int:
+    """The same, with UTC where the zone, or the time of day, is missing."""
     moment = _parse_date_time(text)
     return _milliseconds(moment if moment.tzinfo is not None else moment.replace(tzinfo=_EPOCH.tzinfo))
 

@@ -54,11 +54,9 @@ def sample_negatives(
     items, item_ids = _number(log.item_ids)
     time = np.empty(n, np.int64)
     time[log.time_order()] = np.arange(n)
-    known = _KnownPairs(users, items, time, len(item_ids), whole_log=mode == "whole_log")
-
-    has_negative = known.count(users, time) < len(item_ids)
-    positives = np.repeat(np.flatnonzero(has_negative), per_positive)
-    drawn = _draw(known, users[positives], time[positives], rng)
+    has_negative, drawn = draw_negatives(
+        users, items, time, len(item_ids), per_positive=per_positive, whole_log=mode == "whole_log", rng=rng
+    )
 
     copies = np.where(has_negative, 1 + per_positive, 1)
     source = np.repeat(np.arange(n), copies)
@@ -77,6 +75,37 @@ def sample_negatives(
         ),
         int(n - has_negative.sum()),
     )
+
+
+def draw_negatives(
+    users: IndexArray,
+    items: IndexArray,
+    time: IndexArray,
+    item_count: int,
+    *,
+    per_positive: int,
+    whole_log: bool,
+    rng: np.random.Generator,
+) -> tuple[npt.NDArray[np.bool_], IndexArray]:
+    """Negatives for n ≥ 1 positives, as numbers: what `sample_negatives` says, without any log.
+
+    Args:
+        users, items: int64 [n], from 0.
+        time: int64 [n] from 0 to n - 1: an item is known to its user from that time on; rows of one time know each
+            other's items.
+        item_count: negatives are drawn from the items 0 … item_count - 1.
+        per_positive: negatives of each positive that can have one.
+        whole_log: an item that the user has anywhere is known all the time.
+        rng: draws.
+
+    Returns:
+        bool [n], whether a positive can have a negative, and int64 [m], the items drawn: `per_positive` for each of
+        those, in their order.
+    """
+    known = _KnownPairs(users, items, time, item_count, whole_log=whole_log)
+    has_negative = known.count(users, time) < item_count
+    positives = np.repeat(np.flatnonzero(has_negative), per_positive)
+    return has_negative, _draw(known, users[positives], time[positives], rng)
 
 
 class _KnownPairs:

@@ -147,7 +147,7 @@ def _read_csv(
         if header is None:
             raise LogFormatError(path, "a header line", "blank lines")
         names = header[1]
-        indices = _find_columns(path, names, required, optional)
+        indices = find_columns(path, names, required, optional)
         values: list[list[str]] = [[] for _ in indices]
         wanted = list(zip(values, indices.values(), strict=True))
         lines = []
@@ -192,11 +192,11 @@ def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
 def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) -> Table:
     try:
         names = list(pl.read_parquet_schema(path))
-        indices = _find_columns(path, names, required, optional)
+        indices = find_columns(path, names, required, optional)
         frame = pl.read_parquet(path, columns=list(indices))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise LogFormatError(path, "a complete Parquet file", f"one that is cut short or damaged ({error})") from error
-    columns = {name: _as_text(path, frame[name]) for name in indices}
+    columns = {name: as_text(path, frame[name]).to_list() for name in indices}
     kinds = {name: str(frame[name].dtype) for name in indices}
     return Table(path, columns, range(1, frame.height + 1), "row", kinds)
 
@@ -204,7 +204,7 @@ def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) 
 _PLAIN_KINDS = (pl.String, pl.Boolean, pl.Date, pl.Categorical, pl.Enum)
 
 
-def _as_text(path: Path, series: pl.Series) -> list[str]:
+def as_text(path: Path, series: pl.Series) -> pl.Series:
     """A Parquet column as the text it would be in a CSV file."""
     kind = series.dtype
     if isinstance(kind, pl.List):
@@ -215,10 +215,10 @@ def _as_text(path: Path, series: pl.Series) -> list[str]:
         series = series.dt.strftime("%Y-%m-%dT%H:%M:%S%.3f" + ("" if kind.time_zone is None else "Z"))
     elif not (kind.is_integer() or kind.is_float() or kind in _PLAIN_KINDS):
         raise LogFormatError(path, "text, numbers, dates or lists of text", str(kind), column=series.name)
-    return series.cast(pl.String).fill_null("").to_list()
+    return series.cast(pl.String).fill_null("")
 
 
-def _find_columns(path: Path, names: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> dict[str, int]:
+def find_columns(path: Path, names: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> dict[str, int]:
     """Name → position of the required columns and of those optional ones that are there."""
     found = {}
     for name in dict.fromkeys([*required, *optional]):

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
-__all__ = ["Block", "Cell", "Heading", "Paragraph", "Picture", "Table", "to_html", "to_markdown"]
+__all__ = ["Block", "Cell", "Heading", "Paragraph", "Picture", "Row", "Table", "to_html", "to_markdown"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class Paragraph:
     """Plain text: no character of it is markup."""
 
 
-class Cell(NamedTuple):
+@dataclass(frozen=True)
+class Cell:
     """A cell of a table."""
 
     text: str
@@ -38,14 +38,18 @@ class Cell(NamedTuple):
     """Whether it is set in bold."""
 
 
+Row = Sequence[str | Cell]
+"""Of a table: as many cells as it has columns."""
+
+
 @dataclass(frozen=True)
 class Table:
     """A table. The first column names the rows."""
 
     columns: Sequence[str]
     """Headings, plain text."""
-    rows: Sequence[Sequence[str | Cell]]
-    """As many cells a row as there are columns."""
+    rows: Sequence[Row]
+    """From top to bottom."""
     numeric: bool = True
     """Whether all columns but the first are numbers, set to the right."""
 
@@ -94,7 +98,7 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_<>\[\]|~&])", r"\\\1", text)
 
 
-def _cells(row: Sequence[str | Cell]) -> list[Cell]:
+def _cells(row: Row) -> list[Cell]:
     return [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
 
 

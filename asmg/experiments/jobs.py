@@ -10,13 +10,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +22,8 @@ from asmg.base_training import BaseState, BaseTraining
 from asmg.batch import PeriodData, excerpt
 from asmg.checkpoint import Checkpoint
 from asmg.experiments.log import Periods
-from asmg.metrics import Scores, scores
+from asmg.generator import GeneratorConfig
+from asmg.metrics import scores
 from asmg.models import BaseModel, EmbeddingMLPConfig, Params
 from asmg.progressive import stage_rng
 from asmg.training import predict_logits, take
@@ -103,13 +102,14 @@ class MethodJob:
         if not self.variant:
             return updater
         name, _, number = self.variant.partition("=")
-        if not isinstance(updater, Asmg) or name not in ("k", "hidden") or not number.isdecimal():
-            raise ValueError(f"variant: expected k=… or hidden=… of an ASMG method; received {self}")
-        config, value = updater.config, int(number)
-        if name == "k":
-            config = replace(config, window=value)
-        else:
-            config = replace(config, generator=replace(config.generator, hidden=value))  # type: ignore[call-arg]
+        shape = updater.config.generator if isinstance(updater, Asmg) else None
+        if not isinstance(shape, GeneratorConfig) or name not in ("k", "hidden") or not number.isdecimal():
+            raise ValueError(f"variant: expected k=… or hidden=… of an ASMG-GRU method; received {self}")
+        assert isinstance(updater, Asmg)
+        changes: dict[str, Any] = {"window": int(number)}
+        if name == "hidden":
+            changes = {"generator": replace(shape, hidden=int(number))}
+        config = replace(updater.config, **changes)
         return Asmg(updater.base.model.config, config, updater.base.config, updater.execution, name=updater.name)
 
 

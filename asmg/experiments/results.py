@@ -1,4 +1,4 @@
-"""The numbers of a finished run, as a report needs them: read from its folder, and put together over periods and seeds."""
+"""The numbers of a finished run as a report needs them: read from its folder, put together over periods and seeds."""
 
 import json
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def label(method: str) -> str:
 class Curve(NamedTuple):
     """A reliability curve: predictions in ascending order, in bins."""
 
-    count: Array
+    events: Array
     """Predictions in each bin [bins]."""
     predicted: Array
     """Their mean: the click-through rate promised [bins]."""
@@ -93,8 +93,7 @@ class Results:
         frames = {name: _table(out / f"{name}.parquet", columns) for name, columns in _COLUMNS.items()}
         if not frames["scores"]["test"].any():
             raise ValueError("scores.parquet: expected rows of test periods; received none")
-        versions = run["versions"] if isinstance(run["versions"], list) else [run["versions"]]
-        return cls(run["dataset"], run["options"], versions, run["machine"], **frames)
+        return cls(run["dataset"], run["options"], run["versions"], run["machine"], **frames)
 
     @cached_property
     def methods(self) -> list[str]:
@@ -150,8 +149,10 @@ class Results:
         return float(events.get(part, 0) / events["all"])
 
     def seconds(self, method: str, stages: tuple[str, ...] = ()) -> tuple[float, float] | None:
-        """What the last update took, or stages of it: wall and CPU seconds, medians over seeds; None without such a
-        stage."""
+        """What the last update took, or stages of it: wall and CPU seconds, medians over seeds.
+
+        None where there is no such stage.
+        """
         found = self.timings.filter((pl.col("method") == method) & (pl.col("variant") == ""))
         found = found.filter(pl.col("step") == self.last_step)
         if stages:
@@ -170,7 +171,7 @@ class Results:
         return dict(by_seed.group_by("step").agg(pl.col("seconds").median()).sort("step").iter_rows())
 
     def reliability(self, method: str, seed: int | None = None) -> Curve | None:
-        """The reliability curve over all test periods: the first bins of all, the second bins of all, …
+        """The reliability curve over all test periods: the first bins of all put together, and so on.
 
         Args:
             method: which one.
@@ -183,14 +184,14 @@ class Results:
             return None
         of = (pl.col(name) * pl.col("count") for name in ("predicted", "clicked"))
         sums = found.group_by("bin").agg(pl.col("count").sum(), *(column.sum() for column in of)).sort("bin")
-        count, predicted, clicked = (sums[name].to_numpy().astype(float) for name in ("count", "predicted", "clicked"))
-        return Curve(count, predicted / count, clicked / count)
+        events, predicted, clicked = (sums[name].to_numpy().astype(float) for name in ("count", "predicted", "clicked"))
+        return Curve(events, predicted / events, clicked / events)
 
     def calibration_of(self, method: str) -> tuple[Spread | None, Spread | None]:
         """ECE, and clicks predicted over clicks: each over all test periods, and its spread over the seeds."""
         curves = [curve for seed in self.seeds if (curve := self.reliability(method, seed))]
         errors = [calibration_error(*curve) for curve in curves]
-        totals = [((c.count * c.predicted).sum(), (c.count * c.clicked).sum()) for c in curves]
+        totals = [((c.events * c.predicted).sum(), (c.events * c.clicked).sum()) for c in curves]
         return spread(errors), spread([predicted / clicked for predicted, clicked in totals if clicked])
 
     @cached_property
@@ -199,12 +200,12 @@ class Results:
         return sorted(self.forgetting["step"].unique().to_list()), sorted(self.forgetting["period"].unique().to_list())
 
     def retention(self, method: str) -> Array:
-        """AUC of the model after each step on each period [seeds, steps, periods], as in `looked_at`; NaN where there
-        is none."""
+        """AUC of the model after each step on each period [seeds, steps, periods], as in `looked_at`.
+
+        NaN where there is none.
+        """
         steps, periods = self.looked_at
         mine = self.forgetting.filter(pl.col("method") == method)
-        if "variant" in mine.columns:
-            mine = mine.filter(pl.col("variant") == "")
         one_seed = [
             _grid(mine.filter(pl.col("seed") == seed), "auc", ("step", steps), ("period", periods))
             for seed in self.seeds

@@ -22,7 +22,7 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -73,7 +73,7 @@ class ExperimentOptions:
     protocol: Protocol = field(default_factory=Protocol)
     """Periods and settings."""
     sensitivity: bool = True
-    """Whether asmg-gru-multi, where it is among the methods, is also run with other sequence lengths and hidden sizes."""
+    """Whether asmg-gru-multi, where it is a method, is also run with other sequence lengths and hidden sizes."""
     processes: int | None = None
     """Jobs at a time; None for as many as there are cores."""
 
@@ -200,16 +200,17 @@ def _run(
         while running:
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                seed, job = running.pop(future)
+                seed, finished_job = running.pop(future)
                 found = future.result()
-                if job is None:
+                if finished_job is None:
                     ready.add(seed)
                     say(f"          seed {seed}: pretrained, and the chain of incremental models, in {found:.1f} s")
                     continue
                 done += 1
                 past = time.monotonic() - started
                 say(
-                    f"{done:4} / {len(left)}  seed {seed} {job!s:24} {found['text']}  {found['seconds']:6.1f} s; "
+                    f"{done:4} / {len(left)}  seed {seed} {finished_job!s:24} {found['text']} "
+                    f"{found['seconds']:7.1f} s; "
                     f"{_duration(past)} so far, about {_duration(past / done * (len(left) - done))} left"
                 )
             submit()

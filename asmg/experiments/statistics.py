@@ -94,12 +94,12 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def calibration_error(count: Array, predicted: Array, clicked: Array) -> float:
+def calibration_error(events: Array, predicted: Array, clicked: Array) -> float:
     """ECE of a reliability curve: Σ_b n_b / N · |clicked_b − predicted_b|.
 
     Args:
-        count: n_b, interactions in each bin [bins].
+        events: n_b, interactions in each bin [bins].
         predicted: mean predicted click-through rate [bins].
         clicked: share of clicks [bins].
     """
-    return float((count * np.abs(clicked - predicted)).sum() / count.sum())
+    return float((events * np.abs(clicked - predicted)).sum() / events.sum())

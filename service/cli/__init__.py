@@ -238,4 +238,3 @@ def revoke_key_command(
         if not _with_database(data_dir, lambda database: revoke_key(database, key_id)):
             raise ValueError(f"there is no valid key {key_id}")
         print(f"asmg: key {key_id} is revoked")
-

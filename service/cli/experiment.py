@@ -18,10 +18,70 @@ from service.cli.options import (
     TimestampColumn,
     UserColumn,
 )
+from service.console import StageBar, make_console
 
 __all__ = ["experiment"]
 
 experiment = typer.Typer(help="The paper's experiments, on public logs or on your own.", no_args_is_help=True)
+
+
+@experiment.command("prepare")
+def prepare_command(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, amazon; or log: one of "
+            "your own, CSV (also compressed by gzip) or Parquet."
+        ),
+    ],
+    raw: Annotated[Path, typer.Option(help="The file as it was published, or the folder that holds it.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    seed: Annotated[int, typer.Option(help="Of the sampled negatives.")] = 0,
+    negatives: Negatives = 1,
+    malformed: Annotated[
+        str, typer.Option(help="What becomes of a row that cannot be read: `error`, or `drop` (counted in the card).")
+    ] = "error",
+    user_column: UserColumn = "user_id",
+    item_column: ItemColumn = "item_id",
+    label_column: LabelColumn = None,
+    timestamp_column: TimestampColumn = "timestamp",
+    categories_column: CategoriesColumn = None,
+    positives_only: PositivesOnly = None,
+    timestamp_format: TimeFormat = None,
+) -> None:
+    """Prepare a public log by the paper's rules, or one of your own, for `asmg experiment run`.
+
+    The options of columns and timestamps are for a log of your own.
+    """
+    from asmg.datasets.generic import LogOptions
+    from asmg.datasets.prepare import PrepareOptions, prepare
+
+    columns = ColumnMap(
+        user_id=user_column,
+        item_id=item_column,
+        label=label_column,
+        timestamp=timestamp_column,
+        categories=categories_column,
+    )
+    with plain_errors(), unusable_files(), StageBar(make_console()) as bar:
+        options = PrepareOptions(
+            name=name,
+            raw=raw,
+            out=out,
+            seed=seed,
+            negatives=negatives,
+            malformed=malformed,  # type: ignore[arg-type] # checked by PrepareOptions
+            log=LogOptions(columns=columns, positives_only=positives_only, timestamp_format=timestamp_format),
+        )
+        bar.begin("reading")
+        card = prepare(options, progress=bar.show)
+    print(
+        f"{card.dataset}: {card.rows:,} rows, {card.positives:,} of them positives; {card.users:,} users, "
+        f"{card.items:,} items, {card.categories:,} categories; {card.first} to {card.last}"
+    )
+    for reason, count in card.dropped.items():
+        print(f"  left out: {count:,} {reason}")
+    print(f"  {out / 'card.json'}")
 
 
 @experiment.command("run")
@@ -33,7 +93,9 @@ def run_command(
     periods: Annotated[int, typer.Option(help="Equal periods that the log is cut into.")] = 31,
     pretrain: Annotated[int, typer.Option(help="Of these, learned together beforehand.")] = 10,
     test_from: Annotated[int, typer.Option(help="First update after which the model counts.")] = 24,
-    settings: Annotated[str, typer.Option(help="Ours, `default`, or those of the paper's authors, `paper`.")] = "default",
+    settings: Annotated[
+        str, typer.Option(help="Ours, `default`, or those of the paper's authors, `paper`.")
+    ] = "default",
     categories: Annotated[
         bool | None, typer.Option(help="Whether items have their categories; by default where the log has them.")
     ] = None,

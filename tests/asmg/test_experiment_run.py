@@ -129,7 +129,9 @@ class TestJobs:
         if method == "sml-mf":
             state = updater.pretrained(data[:3], data[3], rng=rng)
         else:
-            state = updater.started(updater.base.pretrained(data[:3], data[3], rng), data[:3], rng=stage_rng(4, 0, "start"))
+            state = updater.started(
+                updater.base.pretrained(data[:3], data[3], rng), data[:3], rng=stage_rng(4, 0, "start")
+            )
         steps = {}
         for step in range(3, 8):
             if step > 3:
@@ -245,7 +247,8 @@ class TestRun:
         assert set(jobs.rows()) == {(seed, *job) for seed in (0, 1) for job in wanted}
         assert scores["dataset"].unique().to_list() == [log.card.dataset]
         for name, columns in {
-            "scores": "dataset settings seed method variant step period test slice events clicks auc logloss calibration",
+            "scores": "dataset settings seed method variant step period test slice events clicks auc logloss "
+            "calibration",
             "timings": "seed method variant step stage seconds cpu_seconds",
             "calibration": "seed method variant period bin count predicted clicked",
             "forgetting": "seed method variant step period auc logloss",
@@ -321,7 +324,7 @@ class TestRun:
 
     def test_refuses_another_log_and_other_folders(self, finished: Path, folder: Path, tmp_path: Path) -> None:
         other = prepare_small(tmp_path / "log", rows=ROWS, seed=1)
-        with pytest.raises(ValueError, match="one with the same dataset; .* has log_sha256"):
+        with pytest.raises(ValueError, match=r"one with the same dataset; .* has log_sha256"):
             run_experiment(other, finished, QUICK, say=quiet)
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -1,0 +1,73 @@
+"""A log of one's own, CSV or Parquet, of any size: the streaming counterpart of `asmg.datasets.read_log`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from asmg.datasets.gathering import Events, Gathering
+from asmg.datasets.reading import ColumnMap, TimestampFormat, recognise_timestamp
+from asmg.datasets.scan import Field, Layout, Scan, identifier, labels, moment, numbered_moment, text
+from asmg.datasets.table import LIST_SEPARATOR, LogFormatError
+
+__all__ = ["LogOptions", "read_generic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """What the columns of the file are called, and what they mean: see `asmg.datasets.read_log`."""
+
+    columns: ColumnMap = field(default_factory=ColumnMap)
+    positives_only: bool | None = None
+    timestamp_format: TimestampFormat | None = None
+    delimiter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.timestamp_format is not None and self.timestamp_format not in get_args(TimestampFormat):
+            raise ValueError(
+                f"timestamp_format: expected one of s, ms, rfc3339, utc; received {self.timestamp_format!r}"
+            )
+
+
+def read_generic(gathering: Gathering, options: LogOptions) -> Events:
+    """The log; an item's categories are those of its first row that names any."""
+    path, columns = gathering.raw, options.columns
+    if not path.is_file():
+        raise LogFormatError(path, "a CSV or Parquet file", "a folder" if path.is_dir() else "nothing there")
+    gathering.read(path)
+    delimiter = options.delimiter or ("\t" if path.name.endswith((".tsv", ".tsv.gz")) else ",")
+    layout = Layout(delimiter=delimiter, quoted=True)
+    first = Scan(path, layout, {}, block_bytes=1 << 16).peek()
+    label = columns.label or "label"
+    has_labels = not options.positives_only and (label in first or columns.label is not None)
+    if options.positives_only is False:
+        has_labels = True
+    categories = columns.categories or "categories"
+    has_categories = categories in first or columns.categories is not None
+    fields = {columns.user_id: identifier(), columns.item_id: identifier(), columns.timestamp: text()}
+    fields |= {label: labels()} if has_labels else {}
+    fields |= {categories: text()} if has_categories else {}
+    if len(fields) != 3 + has_labels + has_categories:
+        raise ValueError(f"columns: expected a column of its own for each; received {columns}")
+    if columns.timestamp in first:  # gather says so where it is not
+        fields[columns.timestamp] = _moment(path, columns.timestamp, first[columns.timestamp], options.timestamp_format)
+    return gathering.gather(
+        path,
+        layout,
+        fields,
+        (columns.user_id, columns.item_id, columns.timestamp),
+        label=label if has_labels else None,
+        category=categories if has_categories else None,
+        split=lambda value: tuple(dict.fromkeys(part for part in value.split(LIST_SEPARATOR) if part)),
+    )
+
+
+def _moment(path: Path, column: str, first: str, given: TimestampFormat | None) -> Field:
+    """How timestamps are read, as was said or as the first one looks."""
+    if given is None:
+        try:
+            given = recognise_timestamp(first)
+        except ValueError as error:
+            raise LogFormatError(path, str(error), repr(first[:60]), column=column) from None
+    if given in ("s", "ms"):
+        return numbered_moment(given)
+    return moment(zone=given == "rfc3339")

@@ -1,0 +1,453 @@
+"""Reads large delimited files block by block: parsed by Polars, explained by Python.
+
+A file is read in blocks that end with a line. Polars parses a block at once; only where something in it is not as
+expected, Python's own reader goes over the same block, which either finds it good after all or names the line and the
+column that is wrong. So a file of any size costs the memory of one block, and an error is as exact as in a small one.
+"""
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import polars as pl
+
+from asmg.datasets.reading import LABELS, MAX_ID_LENGTH, parse_utc, parse_with_zone
+from asmg.datasets.table import LogFormatError, as_text, find_columns
+
+__all__ = [
+    "BLOCK_BYTES",
+    "Field",
+    "Layout",
+    "Malformed",
+    "Scan",
+    "day_of_year_2014",
+    "identifier",
+    "labels",
+    "moment",
+    "numbered_moment",
+    "rating",
+    "text",
+    "whole_number",
+]
+
+BLOCK_BYTES = 1 << 26
+"""Bytes of a block."""
+
+PARQUET_ROWS = 1 << 20
+"""Rows of a block of a Parquet file."""
+
+Malformed = Literal["error", "drop"]
+"""What becomes of a row that is not as expected: the end of it all, or it is left out and counted."""
+
+DAY_MS = 86_400_000
+_EARLIEST_MS, _LATEST_MS = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100
+
+
+@dataclass(frozen=True)
+class Field:
+    """How the text of a column is read, twice: all of a block at once, and a single value.
+
+    What `parse` reads, `convert` reads as the same value; `parse` may leave more to `convert` than is wrong.
+    """
+
+    kind: Any
+    """The Polars type of the values."""
+    parse: Callable[[pl.Expr], pl.Expr]
+    """Text → values, null where it is for `convert` to say."""
+    convert: Callable[[str], Any]
+    """Text → value; ValueError where it is none."""
+    expected: str
+    """What a good value is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the lines of a file are made."""
+
+    delimiter: str = ","
+    """One character, or several that never occur within a value."""
+    quoted: bool = False
+    """Whether values may be quoted (RFC 4180)."""
+    names: tuple[str, ...] | None = None
+    """The columns of a file without a header line."""
+    header_optional: bool = False
+    """Whether a first line that holds just these names is a header."""
+
+
+@dataclass
+class Scan:
+    """One pass over a file."""
+
+    path: Path
+    layout: Layout
+    fields: Mapping[str, Field]
+    """Column → how it is read."""
+    malformed: Malformed = "error"
+    block_bytes: int = BLOCK_BYTES
+    progress: Callable[[float], None] | None = None
+    """Told the fraction of the file's bytes that has been read."""
+    rows: int = 0
+    """Rows read so far, those that were left out among them."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Reason → rows left out so far."""
+
+    def blocks(self) -> Iterator[pl.DataFrame]:
+        """The wanted columns, block by block, in the order of `fields`.
+
+        Raises:
+            LogFormatError: the file is not as it should be.
+        """
+        with self.path.open("rb") as file:
+            start = file.read(4)
+        if not start:
+            raise LogFormatError(self.path, "a file with rows", "an empty file")
+        found = self._parquet_blocks() if start == b"PAR1" else self._text_blocks(start[:2] == b"\x1f\x8b")
+        for frame in found:
+            if frame.height:
+                yield frame
+        if not self.rows:
+            raise LogFormatError(self.path, "at least one row", "none")
+
+    def peek(self) -> dict[str, str]:
+        """The columns of the file, with what the first row has there; `fields` does not matter.
+
+        Raises:
+            LogFormatError: there is neither a header nor a row.
+        """
+        with self.path.open("rb") as file:
+            start = file.read(4)
+        if start == b"PAR1":
+            try:
+                first = pl.scan_parquet(self.path).head(1).collect()
+            except (pl.exceptions.PolarsError, OSError) as error:
+                raise self._damaged_parquet(error) from error
+            return {
+                name: first[name].cast(pl.String, strict=False).fill_null("").to_list()[0] for name in first.columns
+            }
+        with self.path.open("rb") as raw:
+            binary = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if start[:2] == b"\x1f\x8b" else raw
+            block, _ = next(self._cut(binary), (b"", True))
+        if not block:
+            raise LogFormatError(self.path, "a file with rows", "an empty file")
+        reader = self._reader(self._decode(block.removeprefix(b"\xef\xbb\xbf"), 1))
+        try:
+            rows = [row for row, _ in zip((row for row in reader if row), range(2), strict=False)]
+        except csv.Error as error:
+            raise LogFormatError(self.path, "delimited values (RFC 4180)", str(error), line=reader.line_num) from error
+        if len(rows) < 2:
+            raise LogFormatError(self.path, "a header line and a row", "no row")
+        return dict(zip(rows[0], rows[1], strict=False))
+
+    def _text_blocks(self, compressed: bool) -> Iterator[pl.DataFrame]:
+        size = self.path.stat().st_size
+        names, line = self.layout.names, 1
+        with self.path.open("rb") as raw:
+            binary = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
+            for n, (block, last) in enumerate(self._cut(binary)):
+                if n == 0:
+                    block = block.removeprefix(b"\xef\xbb\xbf")
+                    first, _, rest = block.partition(b"\n")
+                    found = self._split(first, 1)
+                    if names is None or (self.layout.header_optional and tuple(found) == names):
+                        names, block, line = tuple(found), rest, 2
+                    columns = find_columns(self.path, names, list(self.fields), ())
+                assert names is not None
+                if block:
+                    yield self._parse(block, line, names, columns)
+                line += block.count(b"\n")
+                if self.progress:
+                    self.progress(1.0 if last else raw.tell() / size)
+
+    def _cut(self, binary: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+        """Blocks that end with a line, and whether each is the last."""
+        rest = b""
+        while True:
+            try:
+                chunk = binary.read(self.block_bytes)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise LogFormatError(
+                    self.path, "a complete gzip file", f"one that is cut short or damaged ({error})"
+                ) from error
+            data = rest + chunk
+            if not chunk:
+                if data:
+                    yield data, True
+                return
+            end = data.rfind(b"\n") + 1
+            if self.layout.quoted and data.count(b'"', 0, end) % 2:  # the line goes on within quotes
+                end = data.rfind(b"\n", 0, data.rfind(b'"', 0, end)) + 1
+                if not end and len(data) > 4 * self.block_bytes:
+                    end = len(data)  # nobody quotes that much: let the reader say what is wrong
+            rest = data[end:]
+            if end:
+                yield data[:end], False
+
+    def _split(self, line: bytes, number: int) -> list[str]:
+        text = self._decode(line, number).rstrip("\r\n")
+        try:
+            return next(self._reader(text), [""])
+        except csv.Error as error:
+            raise LogFormatError(self.path, "a header line", str(error), line=number) from error
+
+    def _decode(self, block: bytes, line: int) -> str:
+        try:
+            return block.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line += block.count(b"\n", 0, error.start)
+            raise LogFormatError(self.path, "text in UTF-8", f"byte {block[error.start]:#04x}", line=line) from error
+
+    def _reader(self, text: str) -> Any:
+        delimiter = self.layout.delimiter
+        if len(delimiter) > 1:
+            text, delimiter = text.replace(delimiter, "\x1f"), "\x1f"
+        return csv.reader(
+            io.StringIO(text, newline=""),
+            delimiter=delimiter,
+            strict=True,
+            quoting=csv.QUOTE_MINIMAL if self.layout.quoted else csv.QUOTE_NONE,
+        )
+
+    def _parse(self, block: bytes, line: int, names: Sequence[str], columns: Mapping[str, int]) -> pl.DataFrame:
+        frame = self._parse_at_once(block, names, columns)
+        if frame is None:
+            return self._frame(self._parse_rows(self._decode(block, line), line, len(names), columns))
+        self.rows += frame.height
+        return frame
+
+    def _parse_at_once(self, block: bytes, names: Sequence[str], columns: Mapping[str, int]) -> pl.DataFrame | None:
+        """All of a block, or None where anything about it is for Python to judge."""
+        delimiter = self.layout.delimiter
+        if len(delimiter) > 1:
+            block, delimiter = block.replace(delimiter.encode(), b"\x1f"), "\x1f"
+        by_number = {f"{n}": pl.String for n in range(len(names))}
+        try:
+            raw = pl.read_csv(
+                block, has_header=False, schema=by_number, separator=delimiter,
+                quote_char='"' if self.layout.quoted else None,
+            )  # fmt: skip
+        except pl.exceptions.PolarsError:
+            return None
+        if raw[:, -1].null_count() and (
+            b'"' in block or block.count(delimiter.encode()) != raw.height * (len(names) - 1)
+        ):
+            return None  # an empty last value, or a row that is too short
+        frame = raw.select(
+            self.fields[name].parse(pl.col(f"{at}")).cast(self.fields[name].kind).alias(name)
+            for name, at in columns.items()
+        )
+        return None if any(frame.null_count().row(0)) else frame
+
+    def _parse_rows(self, text: str, line: int, width: int, columns: Mapping[str, int]) -> Iterator[list[Any]]:
+        """The good rows of a block, one by one; the first bad one is an error, or all of them are counted."""
+        reader, first = self._reader(text), line
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise LogFormatError(self.path, "delimited values (RFC 4180)", str(error), line=line) from error
+            if row:
+                self.rows += 1
+                values = self._convert(row, line, width, columns)
+                if values is not None:
+                    yield values
+            line = first + reader.line_num
+
+    def _convert(
+        self, row: Sequence[str], line: int, width: int, columns: Mapping[str, int], unit: str = "line"
+    ) -> list[Any] | None:
+        if len(row) != width:
+            if self.malformed == "error":
+                raise LogFormatError(self.path, f"{width} values", str(len(row)), line=line, unit=unit)
+            self._drop("rows with another number of values")
+            return None
+        values = []
+        for name, at in columns.items():
+            try:
+                values.append(self.fields[name].convert(row[at]))
+            except ValueError:
+                if self.malformed == "error":
+                    value = row[at]
+                    received = repr(value if len(value) <= 60 else value[:60] + "…")
+                    raise LogFormatError(
+                        self.path, self.fields[name].expected, received, column=name, line=line, unit=unit
+                    ) from None
+                self._drop(f"rows whose {name} is not {self.fields[name].expected}")
+                return None
+        return values
+
+    def _drop(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def _frame(self, rows: Iterator[list[Any]]) -> pl.DataFrame:
+        schema = {name: f.kind for name, f in self.fields.items()}
+        return pl.DataFrame(list(rows), schema=schema, orient="row")
+
+    def _parquet_blocks(self) -> Iterator[pl.DataFrame]:
+        try:
+            lazy = pl.scan_parquet(self.path)
+            names = list(lazy.collect_schema())
+            total = int(lazy.select(pl.len()).collect().item())
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise self._damaged_parquet(error) from error
+        columns = {name: n for n, name in enumerate(find_columns(self.path, names, list(self.fields), ()))}
+        for start in range(0, total, PARQUET_ROWS):
+            try:
+                raw = lazy.select(list(columns)).slice(start, PARQUET_ROWS).collect()
+            except (pl.exceptions.PolarsError, OSError) as error:
+                raise self._damaged_parquet(error) from error
+            texts = pl.DataFrame({name: as_text(self.path, raw[name]) for name in columns})
+            frame = texts.select(self.fields[name].parse(pl.col(name)).cast(self.fields[name].kind) for name in columns)
+            if any(frame.null_count().row(0)):
+                found = (
+                    self._convert(row, start + n, len(columns), columns, "row")
+                    for n, row in enumerate(texts.iter_rows(), start=1)
+                )
+                frame = self._frame(values for values in found if values is not None)
+            self.rows += raw.height
+            yield frame
+            if self.progress:
+                self.progress(min(1.0, (start + raw.height) / total))
+
+    def _damaged_parquet(self, error: Exception) -> LogFormatError:
+        return LogFormatError(self.path, "a complete Parquet file", f"one that is cut short or damaged ({error})")
+
+
+# How single columns are read.
+
+
+def identifier() -> Field:
+    """An id of 1 to 256 characters."""
+
+    def parse(column: pl.Expr) -> pl.Expr:
+        good = column.str.len_chars().is_between(1, MAX_ID_LENGTH) & ~column.str.contains("\0", literal=True)
+        return pl.when(good).then(column)
+
+    def convert(value: str) -> str:
+        if not 0 < len(value) <= MAX_ID_LENGTH or "\0" in value:
+            raise ValueError
+        return value
+
+    return Field(pl.String, parse, convert, f"an id of 1 to {MAX_ID_LENGTH} characters without NUL")
+
+
+def text() -> Field:
+    """Any text, an empty one too."""
+    return Field(pl.String, lambda column: column.fill_null(""), str, "text")
+
+
+def whole_number(low: int, high: int) -> Field:
+    """A whole number from `low` to `high`."""
+
+    def parse(column: pl.Expr) -> pl.Expr:
+        number = column.cast(pl.Int64, strict=False)
+        return pl.when(number.is_between(low, high)).then(number)
+
+    def convert(value: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", value, re.ASCII) or not low <= int(value) <= high:
+            raise ValueError
+        return int(value)
+
+    return Field(pl.Int64, parse, convert, f"a whole number from {low} to {high}")
+
+
+def rating(liked: float, low: float, high: float) -> Field:
+    """The label of a rating: 1 from `liked` on."""
+
+    def parse(column: pl.Expr) -> pl.Expr:
+        plain = column.str.contains(r"^\d{1,3}(\.\d{1,9})?$")
+        number = pl.when(plain).then(column).cast(pl.Float64, strict=False)
+        return pl.when(number.is_between(low, high)).then(number >= liked)
+
+    def convert(value: str) -> int:
+        if not re.fullmatch(r"\d{1,3}(\.\d{1,9})?", value, re.ASCII) or not low <= float(value) <= high:
+            raise ValueError
+        return int(float(value) >= liked)
+
+    return Field(pl.UInt8, parse, convert, f"a rating from {low:g} to {high:g}")
+
+
+def labels() -> Field:
+    """0 or 1."""
+
+    def convert(value: str) -> int:
+        if value not in LABELS:
+            raise ValueError
+        return LABELS[value]
+
+    return Field(
+        pl.UInt8,
+        lambda column: column.replace_strict(LABELS, default=None, return_dtype=pl.UInt8),
+        convert,
+        "0 or 1",
+    )
+
+
+def numbered_moment(unit: Literal["s", "ms"]) -> Field:
+    """Seconds, perhaps with a fraction, or milliseconds since 1970, read as milliseconds."""
+    scale, pattern = (1000, r"\d{1,15}(\.\d{1,9})?") if unit == "s" else (1, r"\d{1,15}")
+
+    def parse(column: pl.Expr) -> pl.Expr:
+        plain = pl.when(column.str.contains(f"^{pattern}$")).then(column)
+        milliseconds = (plain.cast(pl.Float64, strict=False) * scale).round(mode="half_to_even").cast(pl.Int64)
+        return pl.when(milliseconds.is_between(_EARLIEST_MS, _LATEST_MS, closed="left")).then(milliseconds)
+
+    def convert(value: str) -> int:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise ValueError
+        milliseconds = round(float(value) * scale)
+        if not _EARLIEST_MS <= milliseconds < _LATEST_MS:
+            raise ValueError
+        return milliseconds
+
+    name = "seconds" if unit == "s" else "milliseconds"
+    return Field(pl.Int64, parse, convert, f"{name} since 1970, of the years 1990 to 2099")
+
+
+def moment(*, zone: bool = False) -> Field:
+    """A date and time (RFC 3339), read as milliseconds since 1970.
+
+    Args:
+        zone: whether it must have a time zone; without one it is UTC, and the time of day may be missing too.
+    """
+    given = "Z" if zone else "Z?"
+
+    def parse(column: pl.Expr) -> pl.Expr:
+        plain = pl.when(column.str.contains(rf"^\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{{1,6}})?{given}$")).then(column)
+        time = plain.str.strip_suffix("Z").str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="ms", strict=False)
+        if not zone:
+            day = pl.when(column.str.contains(r"^\d{4}-\d\d-\d\d$")).then(column)
+            time = pl.coalesce(time, day.str.to_datetime("%Y-%m-%d", time_unit="ms", strict=False))
+        milliseconds = time.dt.epoch("ms")
+        return pl.when(milliseconds.is_between(_EARLIEST_MS, _LATEST_MS, closed="left")).then(milliseconds)
+
+    def convert(value: str) -> int:
+        milliseconds = (parse_with_zone if zone else parse_utc)(value)
+        if not _EARLIEST_MS <= milliseconds < _LATEST_MS:
+            raise ValueError
+        return milliseconds
+
+    needed = " with a time zone" if zone else ""
+    return Field(pl.Int64, parse, convert, f"a date and time (RFC 3339){needed} of the years 1990 to 2099")
+
+
+def day_of_year_2014() -> Field:
+    """MMDD of 2014, with or without a leading zero, read as that day's midnight (UTC) in milliseconds since 1970."""
+
+    def parse(column: pl.Expr) -> pl.Expr:
+        plain = pl.when(column.str.contains(r"^\d{3,4}$")).then(column)
+        return ("2014" + plain.str.zfill(4)).str.to_date("%Y%m%d", strict=False).cast(pl.Datetime("ms")).dt.epoch("ms")
+
+    def convert(value: str) -> int:
+        if not re.fullmatch(r"\d{3,4}", value, re.ASCII):
+            raise ValueError
+        return parse_utc(f"2014-{value.zfill(4)[:2]}-{value.zfill(4)[2:]}")
+
+    return Field(pl.Int64, parse, convert, "a day of 2014 as MMDD")

@@ -1,0 +1,29 @@
+"""YOOCHOOSE (RecSys Challenge 2015): click sessions, `yoochoose-clicks.dat` or period files as DIGINETICA's."""
+
+from asmg.datasets.diginetica import is_diginetica, leave_out_rare, read_period_files
+from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.scan import Layout, identifier, moment
+
+__all__ = ["YOOCHOOSE", "read_yoochoose"]
+
+_NAMES = ("session", "timestamp", "item", "category")
+
+
+def read_yoochoose(gathering: Gathering) -> Events:
+    """The clicks, each a positive; the session plays the user."""
+    if gathering.raw.is_dir() and is_diginetica(gathering.raw):
+        return read_period_files(gathering)
+    fields = {"session": identifier(), "timestamp": moment(), "item": identifier()}
+    path = gathering.find("yoochoose-clicks.dat")
+    events = gathering.gather(path, Layout(names=_NAMES), fields, ("session", "item", "timestamp"))
+    return leave_out_rare(gathering, events)
+
+
+YOOCHOOSE = Source(
+    read=read_yoochoose,
+    rule=(
+        "every click is a positive, the session plays the user; what the file calls category is left aside",
+        "of the raw file: items with at least 5 clicks, then sessions with at least 2 (of period files: all)",
+    ),
+    whole_sessions=True,
+)
