@@ -20,7 +20,7 @@ from asmg.experiments.cells import (
     signed,
 )
 from asmg.experiments.results import Results, label
-from asmg.experiments.statistics import EXACT_UP_TO, FLIPS, Array, holm, improvement, mean, sign_flip_p
+from asmg.experiments.statistics import EXACT_UP_TO, FLIPS, Array, improvement, max_t_p, mean, sign_flip_p
 
 __all__ = ["BASE", "Draw", "ablation", "by_period", "comparison", "sensitivity", "training_time", "what_was_run"]
 
@@ -140,15 +140,16 @@ class _Test(NamedTuple):
 
 def _tests(results: Results, metric: str, methods: Sequence[str]) -> dict[str, _Test]:
     """Of each method that has differences from IU."""
-    pairs, periods = {}, {}
-    for method in methods:
-        better = _better(results, metric, method)
-        by_period = mean(better, 0)
-        if not np.isnan(better).all():
-            pairs[method] = sign_flip_p(better[~np.isnan(better)])
-            periods[method] = sign_flip_p(by_period[~np.isnan(by_period)])
-    both = zip(holm(list(pairs.values())), periods.values(), holm(list(periods.values())), strict=True)
-    return {method: _Test(*p) for method, p in zip(pairs, both, strict=True)}
+    better = np.stack([_better(results, metric, method) for method in methods], -1)
+    by_period = mean(better, 0)
+    over_pairs, over_periods = (
+        values[~np.isnan(values).any(-1)] for values in (better.reshape(-1, len(methods)), by_period)
+    )
+    if not len(over_pairs):
+        return {}
+    alone = [sign_flip_p(differences) for differences in over_periods.T]
+    found = zip(max_t_p(over_pairs), alone, max_t_p(over_periods), strict=True)
+    return {method: _Test(*p) for method, p in zip(methods, found, strict=True)}
 
 
 def _mark(test: _Test) -> str:
@@ -174,18 +175,18 @@ def _explained(results: Results, methods: Sequence[str], tests: dict[str, dict[s
     least = 2 / 2**count if count <= EXACT_UP_TO else 1 / FLIPS
     if not _many(results):
         blocks.append(Paragraph("One seed: pairs and periods are the same here, and so are the two tests."))
-    if (adjusted := min(1.0, least * len(methods))) >= LEVEL:
+    if least >= LEVEL:
         marks, sign = ("‡ is", "‡") if _many(results) else ("† and ‡ are", "mark")
         blocks.append(
             Paragraph(
-                f"{marks} out of reach in this run: over {counted(count, 'period')} no p-value is below {least:.2g}, "
-                f"which adjusted for {counted(len(methods), 'method')} is {adjusted:.2g}. So a missing {sign} says "
-                "nothing against a method; look at its p-value before the adjustment."
+                f"{marks} out of reach in this run: over {counted(count, 'period')} no p-value is below {least:.2g}. "
+                f"So a missing {sign} says nothing against a method."
             )
         )
     how = (
         f"Two-sided sign-flip permutation tests of the mean difference from IU: all sign patterns of up to "
-        f"{EXACT_UP_TO} differences, {FLIPS:,} random ones of more. Adjusted over the methods by Holm's procedure."
+        f"{EXACT_UP_TO} differences, {FLIPS:,} random ones of more. Adjusted over the methods by Westfall and "
+        "Young's step-down procedure, which flips the signs of all of them together."
     )
     columns = ["p-value"]
     for name in METRICS.values():

@@ -1,6 +1,5 @@
 """What a report says of numbers: means with their spread, improvements, significance, calibration error."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +11,8 @@ __all__ = [
     "Array",
     "Spread",
     "calibration_error",
-    "holm",
     "improvement",
+    "max_t_p",
     "mean",
     "sign_flip_p",
     "spread",
@@ -73,23 +72,38 @@ def sign_flip_p(differences: npt.ArrayLike) -> float:
     d = np.asarray(differences, np.float64)
     if d.ndim != 1 or not len(d) or not np.isfinite(d).all():
         raise ValueError(f"differences: expected at least one, all finite; received {differences!r}")
+    return max_t_p(d[:, None])[0]
+
+
+def max_t_p(differences: npt.ArrayLike) -> list[float]:
+    """The same for several methods at once [n, methods], adjusted for their number.
+
+    Westfall and Young's step-down procedure: all methods' signs are flipped together, and the statistic |Σ d| / √Σ d²
+    of a method is compared with the greatest one among it and the methods that are less extreme. Those below 0.05 are
+    wrong together (any of them) with a probability of at most 0.05, and what the methods have in common costs nothing.
+
+    Raises:
+        ValueError: there are no differences, or one is not finite.
+    """
+    d = np.asarray(differences, np.float64)
+    if d.ndim != 2 or not d.size or not np.isfinite(d).all():
+        raise ValueError(f"differences: expected at least one, all finite; received {differences!r}")
     n = len(d)
     if n <= EXACT_UP_TO:
         kept = np.arange(2**n)[:, None] >> np.arange(n) & 1
     else:
         kept = np.random.default_rng(0).integers(0, 2, (FLIPS, n), np.int8)
         kept[0] = 1
-    sums = np.abs(2 * (kept @ d) - d.sum())
-    # Sums of the same numbers in another order differ in their last digits.
-    return float(np.mean(sums >= abs(d.sum()) - 1e-12 * np.abs(d).sum()))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjustment: those below 0.05 are wrong together (any of them) with a probability of at most 0.05."""
-    adjusted = [0.0] * len(p)
-    least = 0.0
-    for rank, at in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        least = max(least, min(1.0, (len(p) - rank) * p[at]))
+    size = np.sqrt((d**2).sum(0))
+    size[size == 0] = 1.0
+    statistics = np.abs(2 * (kept @ d) - d.sum(0)) / size
+    observed = np.abs(d.sum(0)) / size
+    adjusted, least = [0.0] * d.shape[1], 0.0
+    order = np.argsort(-observed, kind="stable")
+    greatest = np.maximum.accumulate(statistics[:, order[::-1]], axis=1)[:, ::-1]
+    for rank, at in enumerate(order.tolist()):
+        # Sums of the same numbers in another order differ in their last digits.
+        least = max(least, float(np.mean(greatest[:, rank] >= observed[at] - 1e-12 * np.sqrt(n))))
         adjusted[at] = least
     return adjusted
 

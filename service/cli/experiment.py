@@ -129,3 +129,14 @@ def run_command(
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", flush=True)
             raise typer.Exit(130) from None
+
+
+@experiment.command("report")
+def report_command(out: Annotated[Path, typer.Argument(help="A folder of `asmg experiment run`.")]) -> None:
+    """Write the paper's tables and figures of a run: report.md, report.html and figures/ in its folder."""
+    from asmg.experiments.report import write_report
+
+    with plain_errors(), unusable_files():
+        for path in write_report(out):
+            if path.suffix in (".md", ".html"):
+                print(path)

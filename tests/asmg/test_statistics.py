@@ -14,8 +14,8 @@ from asmg.experiments.statistics import (
     FLIPS,
     Spread,
     calibration_error,
-    holm,
     improvement,
+    max_t_p,
     mean,
     sign_flip_p,
     spread,
@@ -95,30 +95,54 @@ class TestSignFlip:
             sign_flip_p(differences)
 
 
-class TestHolm:
-    """holm."""
+class TestMaxT:
+    """max_t_p."""
 
     @pytest.mark.parametrize(
-        ("p", "adjusted"),
+        ("differences", "adjusted"),
         [
-            ([], []),
-            ([0.03], [0.03]),
-            ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),  # 3 × .01; 2 × .03; 1 × .04, but no less than the one before
-            ([0.5, 0.6], [1.0, 1.0]),
+            ([[1.0], [1.0], [1.0]], [0.25]),  # one method: as sign_flip_p
+            # Of ±±, the first's |sum| / √2 is 2/√2, 0; the second's 0, 2/√2: each pattern has one as great as can be.
+            ([[1.0, 1.0], [1.0, -1.0]], [1.0, 1.0]),
+            ([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]], [0.25, 0.25]),  # two that move together cost nothing
+            ([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], [1.0, 0.25]),
+            ([[0.1, -0.3]] * 7, [2 / 128, 2 / 128]),
         ],
     )
-    def test_by_hand(self, p: list[float], adjusted: list[float]) -> None:
-        assert holm(p) == pytest.approx(adjusted)
+    def test_by_hand(self, differences: list[list[float]], adjusted: list[float]) -> None:
+        assert max_t_p(differences) == adjusted
 
-    @given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
-    def test_rejects_what_the_procedure_rejects(self, p: list[float]) -> None:
-        """Step down: the smallest against 0.05 / m, the next against 0.05 / (m − 1), …, up to the first that fails."""
-        rejected = 0
-        for rank, value in enumerate(sorted(p)):
-            if value * (len(p) - rank) > 0.05:
-                break
-            rejected += 1
-        assert sum(value <= 0.05 for value in holm(p)) == rejected
+    @settings(max_examples=40, deadline=None)
+    @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 10**6))
+    def test_the_procedure_step_by_step(self, n: int, methods: int, seed: int) -> None:
+        d = np.random.default_rng(seed).normal(0.4, 1, (n, methods))
+
+        def statistic(signs: tuple[int, ...], method: int) -> float:
+            column = d[:, method].tolist()
+            total = math.fsum(s * x for s, x in zip(signs, column, strict=True))
+            return abs(total) / math.sqrt(math.fsum(x * x for x in column))
+
+        patterns, identity = list(itertools.product((-1, 1), repeat=n)), (1,) * n
+        left = sorted(range(methods), key=lambda m: -statistic(identity, m))
+        expected, least = {}, 0.0
+        while left:
+            first = left[0]
+            far = [max(statistic(p, m) for m in left) >= statistic(identity, first) - 1e-9 for p in patterns]
+            least = max(least, sum(far) / len(far))
+            expected[left.pop(0)] = least
+        assert max_t_p(d) == [expected[m] for m in range(methods)]
+
+    def test_any_false_finding_is_rare(self) -> None:
+        """Of 8 methods that share the noise of their base, none is better: 1 in 20 times one seems so."""
+        rng, wrong = np.random.default_rng(1), 0
+        for _ in range(300):
+            wrong += min(max_t_p(rng.normal(size=(8, 8)) + rng.normal(size=(8, 1)))) <= 0.05
+        assert 2 <= wrong <= 30
+
+    @pytest.mark.parametrize("differences", [[], [1.0], [[]], [[1.0, math.inf]]])
+    def test_bad_input(self, differences: list[float]) -> None:
+        with pytest.raises(ValueError, match="differences: expected at least one, all finite; received"):
+            max_t_p(differences)
 
 
 @pytest.mark.parametrize(
