@@ -1,0 +1,79 @@
+"""`asmg experiment` from a raw log to the report, as a user types it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli import app
+
+RUN = ["--methods", "iu,asmg-gru-multi", "--seeds", "1", "--periods", "8", "--pretrain", "3", "--test-from", "5"]
+
+
+def asmg(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["experiment", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log of ratings in the form of MovieLens 1M."""
+    folder, rng = tmp_path_factory.mktemp("ml-1m"), np.random.default_rng(0)
+    rows = zip(rng.integers(1, 50, 900), rng.integers(1, 30, 900), rng.integers(1, 6, 900), strict=True)
+    ratings = [f"{user}::{film}::{stars}::{970_000_000 + 60 * n}\n" for n, (user, film, stars) in enumerate(rows)]
+    (folder / "ratings.dat").write_text("".join(ratings), encoding="latin-1")
+    films = [f"{n}::Film {n} (199{n % 10})::{'Drama|War' if n % 2 else 'Comedy'}\n" for n in range(1, 30)]
+    (folder / "movies.dat").write_text("".join(films), encoding="latin-1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared") / "log"
+    result = asmg("prepare", "ml-1m", "--raw", raw, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "ml-1m: 900 rows" in result.output and "3 categories" in result.output
+    return out
+
+
+def test_from_the_raw_log_to_the_report(prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = asmg("run", "--data", prepared, "--out", out, *RUN, "--no-sensitivity")
+    assert result.exit_code == 0, result.output
+    assert "2 methods, 1 seeds: 2 runs, 0 of them done already" in result.output and "2 / 2  seed 0" in result.output
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["dataset"] == "ml-1m" and list(summary["methods"]) == ["iu", "asmg-gru-multi"]
+    for found in summary["methods"].values():
+        assert 0 < found["auc"]["mean"] < 1 and found["auc"]["std"] == 0 and found["seconds"] > 0
+        assert len(found["auc"]["periods"]) == len(found["logloss"]["periods"]) == 3
+    assert json.loads((out / "run.json").read_text())["options"]["categories"] is True  # as the log has them
+    result = asmg("report", out)
+    assert result.exit_code == 0, result.output
+    assert result.output.split() == [str(out / "report.md"), str(out / "report.html")]
+    assert "ASMG-GRU multi" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--methods", "iu,sgd"], 1, "methods: expected some of iu, bu-3"),
+        (["--seeds", "0"], 1, "seeds: expected at least 1; received 0"),
+        (["--test-from", "8"], 1, "expected pretrain < test_from < periods"),
+        (["--settings", "mine"], 1, "settings: expected default or paper; received 'mine'"),
+        (["--periods", "901"], 1, "periods: expected at most 900, the rows of the log; received 901"),
+        (["--data", "nowhere"], 2, "expected the card of a log that `asmg experiment prepare` has written"),
+    ],
+)
+def test_bad_runs_end_with_one_line(
+    prepared: Path, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    out = tmp_path / "out"
+    result = asmg("run", "--data", prepared, "--out", out, *RUN, *arguments)
+    assert result.exit_code == code and message in result.output
+    assert len(result.output.strip().splitlines()) == 1 and not out.exists()
+
+
+def test_a_report_of_no_run(tmp_path: Path) -> None:
+    result = asmg("report", tmp_path)
+    assert result.exit_code == 1 and "run.json" in result.output and len(result.output.strip().splitlines()) == 1
