@@ -6,11 +6,14 @@ As the competition published it, or cut into 17 periods by the authors of ADER (
 import gzip
 import re
 import zlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.gathering import Events, Gathering, Ids, Source
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.reading import read_ids
 from asmg.datasets.sampling import sample_negatives
@@ -27,7 +30,8 @@ def read_diginetica(folder: str | Path, rng: np.random.Generator) -> Interaction
 
     The session plays the user. Each click is a positive and is followed by one negative, uniform over the items of all
     files that are not in the session so far. The source has no timestamps: line l (from 1) of file NN happened at
-    NN × 7 days + l × 5 s after 1970 began. `period` is NN + 1. Raises LogFormatError for content of another form.
+    NN × 7 days + l × 5 s after 1970 began (l × less, where a file of another log has too many lines for a week).
+    `period` is NN + 1. Raises LogFormatError for content of another form.
     """
     return sample_negatives(read_diginetica_clicks(folder), rng=rng, mode="so_far").log
 
@@ -46,7 +50,7 @@ def read_diginetica_clicks(folder: str | Path) -> InteractionLog:
         user_ids=np.concatenate([read_ids(table.column("session")) for table in tables]),
         item_ids=np.concatenate([read_ids(table.column("item")) for table in tables]),
         labels=np.ones(len(lines), np.uint8),
-        timestamps_ms=numbers * _WEEK_MS + lines * _LINE_MS,
+        timestamps_ms=numbers * _WEEK_MS + lines * _line_ms(max(counts)),
         period=numbers + 1,
         positives_only=True,
     )
@@ -80,11 +84,44 @@ def _read_period(path: Path) -> Table:
     return Table(path, {"session": sessions, "item": items}, range(1, len(items) + 1))
 
 
-def read_period_files(gathering: Gathering) -> Events:
+def find_period_files(gathering: Gathering) -> dict[int, Path]:
+    """Number → period file, where there are any: `raw` itself, in it, or in a folder in it."""
+    if gathering.raw.is_file():
+        match = _FILE.fullmatch(gathering.raw.name)
+        return {int(match[1]): gathering.raw} if match else {}
+    return next((found for place in gathering.folders() if (found := _period_files(place))), {})
+
+
+def read_period_files(gathering: Gathering, files: Mapping[int, Path]) -> Events:
     """The clicks of period files, each a positive; see `read_diginetica` for their times."""
-    for path in _period_files(gathering.raw).values():
-        gathering.read(path)
-    return gathering.gather_log(read_diginetica_clicks(gathering.raw))
+    layout, ids = Layout(delimiter=" ", names=("session", "item")), (Ids(), Ids())
+    parts = [
+        gathering.gather(
+            gathering.read(path),
+            layout,
+            {"session": identifier(), "item": identifier()},
+            ("session", "item", "time"),
+            time=lambda block: pl.repeat(0, block.height, dtype=pl.Int64, eager=True),
+            ids=ids,
+        )
+        for path in files.values()
+    ]
+    step = _line_ms(max(map(len, parts)))
+    times = [number * _WEEK_MS + np.arange(1, len(part) + 1) * step for number, part in zip(files, parts, strict=True)]
+    return replace(
+        parts[-1],
+        user=np.concatenate([part.user for part in parts]),
+        item=np.concatenate([part.item for part in parts]),
+        label=np.concatenate([part.label for part in parts]),
+        timestamps_ms=np.concatenate(times),
+        user_ids=ids[0].names(),
+        item_ids=ids[1].names(),
+    )
+
+
+def _line_ms(lines: int) -> int:
+    """Milliseconds between the lines of period files, the longest of which has so many: it has to end in its week."""
+    return min(_LINE_MS, (_WEEK_MS - 1) // lines)
 
 
 def read_diginetica_raw(gathering: Gathering) -> Events:
@@ -93,8 +130,8 @@ def read_diginetica_raw(gathering: Gathering) -> Events:
     There a view happened `timeframe` milliseconds after its session began, which is taken for midnight (UTC) of its
     `eventdate`.
     """
-    if gathering.raw.is_dir() and is_diginetica(gathering.raw):
-        return read_period_files(gathering)
+    if files := find_period_files(gathering):
+        return read_period_files(gathering, files)
     fields = {
         "sessionId": identifier(),
         "itemId": identifier(),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -103,16 +104,24 @@ class Gathering:
         """
         if self.raw.is_file():
             path = self.raw
-        elif self.raw.is_dir():
+        else:
             wanted = [wanted for name in names for wanted in (name, f"{name}.gz")]
-            places = [self.raw, *sorted(p for p in self.raw.iterdir() if p.is_dir())]
-            found = [place / name for name in wanted for place in places if (place / name).is_file()]
+            found = [place / name for name in wanted for place in self.folders() if (place / name).is_file()]
             if not found:
                 raise LogFormatError(self.raw, f"a file {' or '.join(names)} (or .gz) in it", "none")
             path = found[0]
-        else:
-            raise LogFormatError(self.raw, "a file or a folder", "nothing there")
         return self.read(path)
+
+    def folders(self) -> list[Path]:
+        """Where files may be: `raw`, and the folders in it.
+
+        Raises:
+            LogFormatError: it is no folder.
+        """
+        if not self.raw.is_dir():
+            received = "one file" if self.raw.is_file() else "nothing there"
+            raise LogFormatError(self.raw, "a folder that holds the files", received)
+        return [self.raw, *sorted(place for place in self.raw.iterdir() if place.is_dir())]
 
     def read(self, path: Path) -> Path:
         """Note that a file is read."""
@@ -143,9 +152,11 @@ class Gathering:
         *,
         label: str | None = None,
         category: str | None = None,
+        believed: Literal["first", "last"] = "first",
         keep: Callable[[pl.DataFrame], list[tuple[str, pl.Series]]] | None = None,
         time: Callable[[pl.DataFrame], pl.Series] | None = None,
         split: Callable[[str], tuple[str, ...]] | None = None,
+        ids: tuple[Ids, Ids] | None = None,
     ) -> Events:
         """The interactions of a file.
 
@@ -153,12 +164,14 @@ class Gathering:
             path, layout, fields: of the file.
             columns: which are the user's id, the item's id and the time in milliseconds.
             label: the column of labels; None where every row is a positive.
-            category: the column of an item's categories; its first row that has any is believed.
+            category: the column of an item's categories.
+            believed: which of its rows that have any says them.
             keep: of a block, the reasons for leaving rows out with, for each, which rows it leaves in.
             time: makes the time from more than its column.
             split: from a category's text to the categories; by default the text is one category.
+            ids: numbers of users and items that go on from another file's.
         """
-        users, items, categories = Ids(), Ids(), Ids()
+        (users, items), categories = ids or (Ids(), Ids()), Ids()
         parts: list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
         parts, of_item, last = [], np.zeros(0, np.uint32), None
         scan = self.scan(path, layout, fields)
@@ -180,9 +193,10 @@ class Gathering:
                 numbers = categories.encode(block[category])
                 grown = np.full(len(items), _UNKNOWN, np.uint32)
                 grown[: len(of_item)] = of_item
-                named = np.flatnonzero((block[category] != "").to_numpy())[::-1]
-                fresh = named[grown[item[named]] == _UNKNOWN]
-                grown[item[fresh]] = numbers[fresh]  # of rows of the same item the last written, the first, stays
+                named = np.flatnonzero((block[category] != "").to_numpy())
+                if believed == "first":
+                    named = named[grown[item[named]] == _UNKNOWN][::-1]
+                grown[item[named]] = numbers[named]  # of rows of the same item the last written stays
                 of_item = grown
         for reason, count in scan.dropped.items():
             self.drop(reason, count)

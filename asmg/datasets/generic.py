@@ -6,7 +6,7 @@ from typing import get_args
 
 from asmg.datasets.gathering import Events, Gathering
 from asmg.datasets.reading import ColumnMap, TimestampFormat, recognise_timestamp
-from asmg.datasets.scan import Field, Layout, Scan, identifier, labels, moment, numbered_moment, text
+from asmg.datasets.scan import Field, Layout, Scan, category_list, identifier, labels, moment, numbered_moment, text
 from asmg.datasets.table import LIST_SEPARATOR, LogFormatError
 
 __all__ = ["LogOptions", "read_generic"]
@@ -29,7 +29,7 @@ class LogOptions:
 
 
 def read_generic(gathering: Gathering, options: LogOptions) -> Events:
-    """The log; an item's categories are those of its first row that names any."""
+    """The log; where rows disagree on an item's categories, the last that names any is believed."""
     path, columns = gathering.raw, options.columns
     if not path.is_file():
         raise LogFormatError(path, "a CSV or Parquet file", "a folder" if path.is_dir() else "nothing there")
@@ -45,7 +45,7 @@ def read_generic(gathering: Gathering, options: LogOptions) -> Events:
     has_categories = categories in first or columns.categories is not None
     fields = {columns.user_id: identifier(), columns.item_id: identifier(), columns.timestamp: text()}
     fields |= {label: labels()} if has_labels else {}
-    fields |= {categories: text()} if has_categories else {}
+    fields |= {categories: category_list()} if has_categories else {}
     if len(fields) != 3 + has_labels + has_categories:
         raise ValueError(f"columns: expected a column of its own for each; received {columns}")
     if columns.timestamp in first:  # gather says so where it is not
@@ -57,7 +57,8 @@ def read_generic(gathering: Gathering, options: LogOptions) -> Events:
         (columns.user_id, columns.item_id, columns.timestamp),
         label=label if has_labels else None,
         category=categories if has_categories else None,
-        split=lambda value: tuple(dict.fromkeys(part for part in value.split(LIST_SEPARATOR) if part)),
+        believed="last",
+        split=lambda value: tuple(dict.fromkeys(value.split(LIST_SEPARATOR))),
     )
 
 

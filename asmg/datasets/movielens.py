@@ -89,8 +89,6 @@ def _read_csv(gathering: Gathering, all_years: bool) -> Events:
         label="rating",
         keep=None if all_years else keep,
     )
-    if gathering.raw.is_file():
-        raise LogFormatError(gathering.raw, "the folder with ratings.csv and movies.csv", "one file")
     films = read_table(gathering.find("movies.csv"), ["movieId", "genres"])
     genres = [tuple(text.split("|")) for text in films.column("genres").values]
     return _with_genres(events, dict(zip(read_ids(films.column("movieId")), genres, strict=True)))
@@ -105,8 +103,7 @@ def read_ml_1m(gathering: Gathering) -> Events:
         "Rating": rating(LIKED, 1, 5),
         "Timestamp": numbered_moment("s"),
     }
-    if gathering.raw.is_file():
-        raise LogFormatError(gathering.raw, "the folder with ratings.dat and movies.dat", "one file")
+    gathering.folders()  # one file is not enough
     events = gathering.gather(
         gathering.find("ratings.dat"),
         Layout(delimiter="::", names=names),
@@ -126,12 +123,11 @@ def read_ml_1m(gathering: Gathering) -> Events:
 
 def read_ml_100k_files(gathering: Gathering) -> Events:
     """RecBole's two files, or GroupLens' `u.data` and `u.item`."""
-    if gathering.raw.is_dir() and is_ml_100k(gathering.raw):
-        for name in (_INTERACTIONS, _FILMS):
-            gathering.read(gathering.raw / name)
-        return gathering.gather_log(read_ml_100k(gathering.raw))
-    if gathering.raw.is_file():
-        raise LogFormatError(gathering.raw, "the folder with u.data and u.item", "one file")
+    for place in gathering.folders():
+        if is_ml_100k(place):
+            for name in (_INTERACTIONS, _FILMS):
+                gathering.read(place / name)
+            return gathering.gather_log(read_ml_100k(place))
     names = ("user id", "item id", "rating", "timestamp")
     fields = {
         "user id": identifier(),
@@ -140,7 +136,7 @@ def read_ml_100k_files(gathering: Gathering) -> Events:
         "timestamp": numbered_moment("s"),
     }
     events = gathering.gather(
-        gathering.find("u.data", _INTERACTIONS),
+        gathering.find("u.data"),
         Layout(delimiter="\t", names=names),
         fields,
         ("user id", "item id", "timestamp"),

@@ -126,10 +126,9 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> Car
         say("drawing negatives", 0.0)
         events, without = _with_negatives(events, options, whole_sessions=source.whole_sessions)
         rule = (*source.rule, _negatives_rule(options.negatives, source.whole_sessions))
-        gathering.drop("negatives of positives whose user has had every item", without * options.negatives)
         events = _numbered(events)
     else:
-        rule = source.rule
+        rule, without = source.rule, 0
 
     say("writing", 0.0)
     items = pl.DataFrame({"id": events.item_ids}, schema={"id": pl.String})
@@ -158,6 +157,7 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> Car
             "rule": rule,
             "seed": options.seed if positives_only else None,
             "negatives_per_positive": options.negatives if positives_only else 0,
+            "without_negative": without,
             "sources": tuple(
                 SourceFile(file=path.relative_to(base).as_posix(), bytes=path.stat().st_size, sha256=sha256(path))
                 for path in gathering.files

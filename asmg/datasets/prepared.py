@@ -76,6 +76,8 @@ class Card:
     """Of the negatives; None where none were sampled."""
     negatives_per_positive: int
     """Sampled; 0 where none were."""
+    without_negative: int
+    """Positives that got none, because their user has had every item."""
     sources: tuple[SourceFile, ...]
     """What was read."""
     rows_read: int
@@ -149,6 +151,7 @@ def write_prepared(
         card: all of a Card but what follows from the rest (`log_sha256`).
     """
     check_new_folder(folder)
+    folder = folder.resolve()
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -205,6 +208,8 @@ def read_prepared(folder: Path) -> PreparedLog:
             )  # fmt: skip
     if len(label) and int(label.max()) > 1:
         raise LogFormatError(folder / "log.parquet", "0 or 1", str(int(label.max())), column="label")
+    if (positives := int(label.sum(dtype=np.int64))) != card.positives:
+        raise LogFormatError(folder / "log.parquet", f"{card.positives} positives as the card says", str(positives))
     if bool((np.diff(timestamps) < 0).any()):
         row = int(np.flatnonzero(np.diff(timestamps) < 0)[0]) + 2
         raise LogFormatError(
@@ -217,7 +222,15 @@ def read_prepared(folder: Path) -> PreparedLog:
         )
     if "categories" not in items.columns:
         return PreparedLog(card, user, item, label, timestamps)
+    if items.schema["categories"] != pl.List(pl.String):
+        raise LogFormatError(
+            folder / "items.parquet", "lists of text", str(items.schema["categories"]), column="categories"
+        )
     names, matrix = _category_matrix(items["categories"])
+    if len(names) != card.categories:
+        raise LogFormatError(
+            folder / "items.parquet", f"{card.categories} categories as the card says", str(len(names))
+        )
     return PreparedLog(card, user, item, label, timestamps, names, matrix)
 
 

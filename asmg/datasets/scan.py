@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal, cast
 import polars as pl
 
 from asmg.datasets.reading import LABELS, MAX_ID_LENGTH, parse_utc, parse_with_zone
-from asmg.datasets.table import LogFormatError, as_text, find_columns
+from asmg.datasets.table import LIST_SEPARATOR, LogFormatError, as_text, find_columns
 
 __all__ = [
     "BLOCK_BYTES",
@@ -26,6 +26,7 @@ __all__ = [
     "Layout",
     "Malformed",
     "Scan",
+    "category_list",
     "day_of_year_2014",
     "identifier",
     "labels",
@@ -46,6 +47,7 @@ Malformed = Literal["error", "drop"]
 """What becomes of a row that is not as expected: the end of it all, or it is left out and counted."""
 
 DAY_MS = 86_400_000
+_LONGEST_ROW = 1 << 24
 _EARLIEST_MS, _LATEST_MS = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100
 
 
@@ -64,6 +66,8 @@ class Field:
     """Text → value; ValueError where it is none."""
     expected: str
     """What a good value is."""
+    refused: tuple[str, ...] = ()
+    """How the names of Parquet types begin that such a column cannot have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,76 +128,98 @@ class Scan:
             start = file.read(4)
         if start == b"PAR1":
             try:
-                first = pl.scan_parquet(self.path).head(1).collect()
+                frame = pl.scan_parquet(self.path, glob=False).head(1).collect()
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise self._damaged_parquet(error) from error
-            return {
-                name: first[name].cast(pl.String, strict=False).fill_null("").to_list()[0] for name in first.columns
-            }
+            if not frame.height:
+                raise LogFormatError(self.path, "at least one row", "none")
+            return {column.name: self._peek_at(column) for column in frame}
         with self.path.open("rb") as raw:
             binary = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if start[:2] == b"\x1f\x8b" else raw
-            block, _ = next(self._cut(binary), (b"", True))
+            block = next(self._cut(binary), b"")
         if not block:
             raise LogFormatError(self.path, "a file with rows", "an empty file")
-        reader = self._reader(self._decode(block.removeprefix(b"\xef\xbb\xbf"), 1))
+        reader = self._reader(self._decode(block, 1))
         try:
-            rows = [row for row, _ in zip((row for row in reader if row), range(2), strict=False)]
+            rows = (row for row in reader if row)
+            names: list[str] = next(rows, [])
+            first = next(rows, None)
+            if first is not None and len(first) != len(names):  # it will be an error, or left out
+                first = next((row for row in rows if len(row) == len(names)), [""] * len(names))
         except csv.Error as error:
             raise LogFormatError(self.path, "delimited values (RFC 4180)", str(error), line=reader.line_num) from error
-        if len(rows) < 2:
+        if first is None:
             raise LogFormatError(self.path, "a header line and a row", "no row")
-        return dict(zip(rows[0], rows[1], strict=False))
+        return dict(zip(names, first, strict=True))
+
+    def _peek_at(self, column: pl.Series) -> str:
+        try:
+            return str(as_text(self.path, column)[0])
+        except LogFormatError:
+            return ""  # a type that no column of a log has
 
     def _text_blocks(self, compressed: bool) -> Iterator[pl.DataFrame]:
         size = self.path.stat().st_size
         names, line = self.layout.names, 1
+        columns: dict[str, int] | None = None
         with self.path.open("rb") as raw:
             binary = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
-            for n, (block, last) in enumerate(self._cut(binary)):
-                if n == 0:
-                    block = block.removeprefix(b"\xef\xbb\xbf")
-                    first, _, rest = block.partition(b"\n")
-                    found = self._split(first, 1)
-                    if names is None or (self.layout.header_optional and tuple(found) == names):
-                        names, block, line = tuple(found), rest, 2
-                    columns = find_columns(self.path, names, list(self.fields), ())
-                assert names is not None
-                if block:
+            for block in self._cut(binary):
+                if columns is None:
+                    first, rest, lines = self._first_row(block, line)
+                    if first:  # else there were blank lines only
+                        if names is None or (self.layout.header_optional and first == names):
+                            names, block, line = first, rest, line + lines
+                        columns = find_columns(self.path, names, list(self.fields), ())
+                if block and names is not None and columns is not None:
                     yield self._parse(block, line, names, columns)
                 line += block.count(b"\n")
                 if self.progress:
-                    self.progress(1.0 if last else raw.tell() / size)
+                    self.progress(raw.tell() / size)
+        if self.progress:
+            self.progress(1.0)
 
-    def _cut(self, binary: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-        """Blocks that end with a line, and whether each is the last."""
-        rest = b""
-        while True:
-            try:
-                chunk = binary.read(self.block_bytes)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise LogFormatError(
-                    self.path, "a complete gzip file", f"one that is cut short or damaged ({error})"
-                ) from error
+    def _cut(self, binary: BinaryIO) -> Iterator[bytes]:
+        """Blocks that end with a row, without a byte order mark."""
+        rest = self._next(binary, 3).removeprefix(b"\xef\xbb\xbf")
+        while chunk := self._next(binary, self.block_bytes):
             data = rest + chunk
-            if not chunk:
-                if data:
-                    yield data, True
-                return
-            end = data.rfind(b"\n") + 1
-            if self.layout.quoted and data.count(b'"', 0, end) % 2:  # the line goes on within quotes
-                end = data.rfind(b"\n", 0, data.rfind(b'"', 0, end)) + 1
-                if not end and len(data) > 4 * self.block_bytes:
-                    end = len(data)  # nobody quotes that much: let the reader say what is wrong
+            end = self._rows_end(data)
+            if not end and len(data) > max(4 * self.block_bytes, _LONGEST_ROW):
+                end = len(data)  # nobody quotes that much: let the reader say what is wrong
             rest = data[end:]
             if end:
-                yield data[:end], False
+                yield data[:end]
+        if rest:
+            yield rest
 
-    def _split(self, line: bytes, number: int) -> list[str]:
-        text = self._decode(line, number).rstrip("\r\n")
+    def _next(self, binary: BinaryIO, count: int) -> bytes:
         try:
-            return next(self._reader(text), [""])
+            return binary.read(count)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise LogFormatError(
+                self.path, "a complete gzip file", f"one that is cut short or damaged ({error})"
+            ) from error
+
+    def _rows_end(self, data: bytes) -> int:
+        """Where the last complete row of text that begins with a row ends."""
+        if not self.layout.quoted or b'"' not in data:
+            return data.rfind(b"\n") + 1
+        delimiter = re.escape(self.layout.delimiter.encode())
+        value = rb'(?:"(?:[^"]++|"")*+"[^%b\n]*+|[^"%b\n][^%b\n]*+|)' % (delimiter, delimiter, delimiter)
+        rows = re.match(rb"(?:%b(?:%b%b)*+\n)*+" % (value, delimiter, value), data)
+        return rows.end() if rows else 0
+
+    def _first_row(self, block: bytes, line: int) -> tuple[tuple[str, ...], bytes, int]:
+        """The first row that is not blank, what is behind it, and how many lines it and the blank ones take."""
+        reader, end = self._reader(self._decode(block, line)), 0
+        try:
+            first: list[str] = next((row for row in reader if row), [])
         except csv.Error as error:
-            raise LogFormatError(self.path, "a header line", str(error), line=number) from error
+            raise LogFormatError(self.path, "a header line", str(error), line=line) from error
+        for _ in range(reader.line_num):
+            end = block.find(b"\n", end) + 1 or len(block)
+        return tuple(first), block[end:], reader.line_num
 
     def _decode(self, block: bytes, line: int) -> str:
         try:
@@ -207,7 +233,7 @@ class Scan:
         if len(delimiter) > 1:
             text, delimiter = text.replace(delimiter, "\x1f"), "\x1f"
         return csv.reader(
-            io.StringIO(text, newline=""),
+            io.StringIO(text, newline="\n"),  # a line ends where `bytes.count` says so
             delimiter=delimiter,
             strict=True,
             quoting=csv.QUOTE_MINIMAL if self.layout.quoted else csv.QUOTE_NONE,
@@ -222,6 +248,8 @@ class Scan:
 
     def _parse_at_once(self, block: bytes, names: Sequence[str], columns: Mapping[str, int]) -> pl.DataFrame | None:
         """All of a block, or None where anything about it is for Python to judge."""
+        if block.count(b"\r") != block.count(b"\r\n"):
+            return None  # for Polars a lone one is part of a value
         delimiter = self.layout.delimiter
         if len(delimiter) > 1:
             block, delimiter = block.replace(delimiter.encode(), b"\x1f"), "\x1f"
@@ -292,7 +320,7 @@ class Scan:
 
     def _parquet_blocks(self) -> Iterator[pl.DataFrame]:
         try:
-            lazy = pl.scan_parquet(self.path)
+            lazy = pl.scan_parquet(self.path, glob=False)
             names = list(lazy.collect_schema())
             total = int(lazy.select(pl.len()).collect().item())
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -303,14 +331,17 @@ class Scan:
                 raw = lazy.select(list(columns)).slice(start, PARQUET_ROWS).collect()
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise self._damaged_parquet(error) from error
+            for name, found in raw.schema.items():
+                if str(found).startswith(self.fields[name].refused):
+                    raise LogFormatError(self.path, self.fields[name].expected, str(found), column=name)
             texts = pl.DataFrame({name: as_text(self.path, raw[name]) for name in columns})
             frame = texts.select(self.fields[name].parse(pl.col(name)).cast(self.fields[name].kind) for name in columns)
             if any(frame.null_count().row(0)):
-                found = (
+                rows = (
                     self._convert(row, start + n, len(columns), columns, "row")
                     for n, row in enumerate(texts.iter_rows(), start=1)
                 )
-                frame = self._frame(values for values in found if values is not None)
+                frame = self._frame(values for values in rows if values is not None)
             self.rows += raw.height
             yield frame
             if self.progress:
@@ -335,12 +366,34 @@ def identifier() -> Field:
             raise ValueError
         return value
 
-    return Field(pl.String, parse, convert, f"an id of 1 to {MAX_ID_LENGTH} characters without NUL")
+    # A column of 12.0 most likely holds the id 12, of which a writer made a float.
+    return Field(pl.String, parse, convert, f"an id of 1 to {MAX_ID_LENGTH} characters without NUL", ("Float", "Date"))
 
 
 def text() -> Field:
     """Any text, an empty one too."""
     return Field(pl.String, lambda column: column.fill_null(""), str, "text")
+
+
+def category_list() -> Field:
+    """Categories of 1 to 256 characters, separated by `|`, as text; the empty text names none."""
+
+    def parse(column: pl.Expr) -> pl.Expr:
+        column = column.fill_null("")
+        separator = LIST_SEPARATOR
+        bad = column.str.len_chars() > MAX_ID_LENGTH
+        for part in ("\0", 2 * separator):
+            bad |= column.str.contains(part, literal=True)
+        return pl.when(~(bad | column.str.starts_with(separator) | column.str.ends_with(separator))).then(column)
+
+    def convert(value: str) -> str:
+        for part in value.split(LIST_SEPARATOR) if value else ():
+            if not 0 < len(part) <= MAX_ID_LENGTH or "\0" in part:
+                raise ValueError
+        return value
+
+    expected = f"categories of 1 to {MAX_ID_LENGTH} characters, separated by {LIST_SEPARATOR!r}"
+    return Field(pl.String, parse, convert, expected)
 
 
 def whole_number(low: int, high: int) -> Field:
@@ -392,7 +445,7 @@ def labels() -> Field:
 
 def numbered_moment(unit: Literal["s", "ms"]) -> Field:
     """Seconds, perhaps with a fraction, or milliseconds since 1970, read as milliseconds."""
-    scale, pattern = (1000, r"\d{1,15}(\.\d{1,9})?") if unit == "s" else (1, r"\d{1,15}")
+    scale, pattern = (1000, r"\d{1,15}(\.\d{1,9})?") if unit == "s" else (1, r"\d{1,15}(\.0{1,9})?")
 
     def parse(column: pl.Expr) -> pl.Expr:
         plain = pl.when(column.str.contains(f"^{pattern}$")).then(column)
@@ -420,7 +473,9 @@ def moment(*, zone: bool = False) -> Field:
     given = "Z" if zone else "Z?"
 
     def parse(column: pl.Expr) -> pl.Expr:
-        plain = pl.when(column.str.contains(rf"^\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{{1,6}})?{given}$")).then(column)
+        plain = pl.when(column.str.contains(rf"^\d{{4}}-\d\d-\d\dT\d\d:\d\d:[0-5]\d(\.\d{{1,6}})?{given}$")).then(
+            column
+        )
         time = plain.str.strip_suffix("Z").str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="ms", strict=False)
         if not zone:
             day = pl.when(column.str.contains(r"^\d{4}-\d\d-\d\d$")).then(column)

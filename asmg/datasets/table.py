@@ -4,16 +4,12 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 import polars as pl
-
-if TYPE_CHECKING:
-    from _csv import _reader as CsvReader
 
 LIST_SEPARATOR = "|"
 
@@ -57,8 +53,9 @@ class Column:
 
     def error(self, row: int, expected: str) -> LogFormatError:
         """What is wrong with the value of a row (counted from 0)."""
+        value = self.values[row]
+        received = repr(value if len(value) <= 60 else value[:60] + "…")
         table = self.table
-        received = shown(self.values[row])
         return LogFormatError(
             table.path, expected, received, column=self.name, line=table.lines[row], unit=table.line_unit
         )
@@ -116,70 +113,36 @@ def read_table(
 
     Raises LogFormatError where it is neither, holds no row, or lacks a required column.
     """
-    kind = file_kind(path)
-    if kind == "empty":
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start:
         raise LogFormatError(path, "a header line or a Parquet file", "an empty file")
-    if kind == "parquet":
+    if start == b"PAR1":
         table = _read_parquet(path, required, optional)
     else:
-        with complete_text(path):
-            table = _read_csv(path, required, optional, delimiter, quoted)
+        compressed = start[:2] == b"\x1f\x8b"
+        try:
+            table = _read_csv(path, required, optional, compressed, delimiter, quoted)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise LogFormatError(path, "a complete gzip file", f"one that is cut short or damaged ({error})") from error
+        except UnicodeDecodeError as error:
+            received = f"byte {error.object[error.start]:#04x}"
+            raise LogFormatError(path, "text in UTF-8", received, line=_undecodable_line(path, compressed)) from error
     if not len(table.lines):
         raise LogFormatError(path, "at least one interaction", "none")
     return table
 
 
-def shown(value: str) -> str:
-    """A value as an error shows it."""
-    return repr(value if len(value) <= 60 else value[:60] + "…")
-
-
-def file_kind(path: Path) -> Literal["empty", "parquet", "gzip", "text"]:
-    """What a file is, by its first bytes."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start == b"PAR1":
-        return "parquet"
-    if start[:2] == b"\x1f\x8b":
-        return "gzip"
-    return "text" if start else "empty"
-
-
-@contextmanager
-def open_text(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The bytes of a text file, unpacked where gzip has packed it, and the file itself, whose `tell` says how far it
-    has been read.
-    """
-    compressed = file_kind(path) == "gzip"
-    with path.open("rb") as file:
-        if compressed:
-            with gzip.open(file) as unpacked:
-                yield cast(BinaryIO, unpacked), file
-        else:
-            yield file, file
-
-
-@contextmanager
-def complete_text(path: Path) -> Iterator[None]:
-    """Makes a LogFormatError of what is found to be wrong with a file's compression or encoding."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise LogFormatError(path, "a complete gzip file", f"one that is cut short or damaged ({error})") from error
-    except UnicodeDecodeError as error:
-        received = f"byte {error.object[error.start]:#04x}"
-        raise LogFormatError(path, "text in UTF-8", received, line=_undecodable_line(path)) from error
-
-
-def csv_reader(lines: Iterable[str], *, delimiter: str, quoted: bool) -> "CsvReader":
-    """Python's own reader, which knows the line of each row: a value may hold line breaks, and lines may be blank."""
-    return csv.reader(lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
-
-
-def _read_csv(path: Path, required: Sequence[str], optional: Sequence[str], delimiter: str, quoted: bool) -> Table:
-    with open_text(path) as (binary, _):
+def _read_csv(
+    path: Path, required: Sequence[str], optional: Sequence[str], compressed: bool, delimiter: str, quoted: bool
+) -> Table:
+    with _open(path, compressed) as binary:
         text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
-        rows = csv_rows(path, csv_reader(text, delimiter=delimiter, quoted=quoted))
+        # Python's own reader knows the line of each row: a value may hold line breaks, and lines may be blank.
+        reader = csv.reader(
+            text, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        )
+        rows = _csv_rows(path, reader)
         header = next(rows, None)
         if header is None:
             raise LogFormatError(path, "a header line", "blank lines")
@@ -197,8 +160,12 @@ def _read_csv(path: Path, required: Sequence[str], optional: Sequence[str], deli
     return Table(path, dict(zip(indices, values, strict=True)), lines)
 
 
-def _undecodable_line(path: Path) -> int | None:
-    with open_text(path) as (binary, _):
+def _open(path: Path, compressed: bool) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if compressed else path.open("rb")
+
+
+def _undecodable_line(path: Path, compressed: bool) -> int | None:
+    with _open(path, compressed) as binary:
         for number, line in enumerate(binary, start=1):
             try:
                 line.decode()
@@ -207,7 +174,7 @@ def _undecodable_line(path: Path) -> int | None:
     return None  # the text ends within a character
 
 
-def csv_rows(path: Path, reader: "CsvReader") -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
     """The rows that are not blank, each with the line it starts on."""
     line = 1
     while True:
@@ -238,7 +205,7 @@ _PLAIN_KINDS = (pl.String, pl.Boolean, pl.Date, pl.Categorical, pl.Enum)
 
 
 def as_text(path: Path, series: pl.Series) -> pl.Series:
-    """A Parquet column as the text it would be in a CSV file; no value is the empty text."""
+    """A Parquet column as the text it would be in a CSV file."""
     kind = series.dtype
     if isinstance(kind, pl.List):
         series = series.cast(pl.List(pl.String)).list.join(LIST_SEPARATOR)

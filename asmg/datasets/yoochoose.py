@@ -1,6 +1,6 @@
 """YOOCHOOSE (RecSys Challenge 2015): click sessions, `yoochoose-clicks.dat` or period files as DIGINETICA's."""
 
-from asmg.datasets.diginetica import is_diginetica, leave_out_rare, read_period_files
+from asmg.datasets.diginetica import find_period_files, leave_out_rare, read_period_files
 from asmg.datasets.gathering import Events, Gathering, Source
 from asmg.datasets.scan import Layout, identifier, moment
 
@@ -11,8 +11,8 @@ _NAMES = ("session", "timestamp", "item", "category")
 
 def read_yoochoose(gathering: Gathering) -> Events:
     """The clicks, each a positive; the session plays the user."""
-    if gathering.raw.is_dir() and is_diginetica(gathering.raw):
-        return read_period_files(gathering)
+    if files := find_period_files(gathering):
+        return read_period_files(gathering, files)
     fields = {"session": identifier(), "timestamp": moment(), "item": identifier()}
     path = gathering.find("yoochoose-clicks.dat")
     events = gathering.gather(path, Layout(names=_NAMES), fields, ("session", "item", "timestamp"))
