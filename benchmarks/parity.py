@@ -7,6 +7,8 @@ The log has the columns user, item (from 0), label, timestamp and period (1 … 
 from the timestamps). `asmg experiment run --settings paper` is the same on a log that it prepares itself; here the rows
 and even the order of equal timestamps are theirs.
 
+A seed is lost where its last model says the same of everything (AUC 0.5): it is left out of the mean, and counted.
+
 With --start, the pretrained model of the authors' code with its Adam, what is left between seeds is the method's own
 randomness. (SML-MF has another base model and pretrains.)
 """
@@ -102,17 +104,18 @@ def main() -> None:
             run_chain(Path(folder) / f"{seed}", periods, protocol, seed, start=start) for seed in range(options.seeds)
         ]
         for method in options.methods.split(","):
-            found = np.array(
-                [
-                    np.mean([[row["auc"], row["logloss"]] for row in result["scores"] if counts(row)], axis=0)
-                    for seed, chain in enumerate(chains)
-                    for result in [run_method(MethodJob(method), periods, protocol, seed, chain, matrix=False)]
-                ]
-            )
-            (auc, loss), (auc_std, loss_std) = found.mean(0), found.std(0)
+            rows = [
+                [row for row in run_method(job, periods, protocol, seed, chain, matrix=False)["scores"] if counts(row)]
+                for seed, chain in enumerate(chains)
+                for job in [MethodJob(method)]
+            ]
+            found = np.array([[[row["auc"], row["logloss"]] for row in seed] for seed in rows])  # [seeds, periods, 2]
+            lost = found[:, -1, 0] == 0.5  # a model that says the same of everything
+            kept = found[~lost].mean(1)
+            (auc, loss), (auc_std, loss_std) = kept.mean(0), kept.std(0)
             print(
-                f"{method:16} AUC {auc:.4f} ± {auc_std:.4f}  LogLoss {loss:.4f} ± {loss_std:.4f}  "
-                + " ".join(f"{a:.4f}" for a in found[:, 0]),
+                f"{method:16} AUC {auc:.4f} ± {auc_std:.4f}  LogLoss {loss:.4f} ± {loss_std:.4f}  {lost.sum()} lost  "
+                + " ".join(f"{a:.4f}" for a in found.mean(1)[:, 0]),
                 flush=True,
             )
 

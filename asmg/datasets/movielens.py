@@ -4,7 +4,9 @@
 which leaves 6,840,091 ratings of 43,181 users of 51,142 films of 20 genres (its authors' counts).
 """
 
-import csv
+import gzip
+import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +83,7 @@ def _read_csv(gathering: Gathering, all_years: bool) -> Events:
         "rating": rating(LIKED, 0.5, 5),
         "timestamp": numbered_moment("s"),
     }
+    gathering.folders()  # one file is not enough
     events = gathering.gather(
         gathering.find("ratings.csv"),
         Layout(quoted=True),
@@ -113,7 +116,7 @@ def read_ml_1m(gathering: Gathering) -> Events:
     )
     path = gathering.find("movies.dat")
     films = {}
-    for number, line in enumerate(path.read_text(encoding="latin-1").splitlines(), start=1):
+    for number, line in _lines(path):
         values = line.split("::")
         if len(values) != 3:
             raise LogFormatError(path, "a film's id, title and genres, separated by '::'", repr(line[:60]), line=number)
@@ -144,15 +147,27 @@ def read_ml_100k_files(gathering: Gathering) -> Events:
     )
     path = gathering.find("u.item")
     films = {}
-    lines = path.read_text(encoding="latin-1").splitlines()
-    for number, values in enumerate(csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE), start=1):
+    for number, line in _lines(path):
+        values = line.split("|")
         flags = values[-len(_GENRES_100K) :]
         if len(values) != 5 + len(_GENRES_100K) or not set(flags) <= {"0", "1"}:
-            raise LogFormatError(
-                path, "24 values, the last 19 of them 0 or 1", repr("|".join(values)[:60]), line=number
-            )
+            raise LogFormatError(path, "24 values, the last 19 of them 0 or 1", repr(line[:60]), line=number)
         films[values[0]] = tuple(genre for genre, flag in zip(_GENRES_100K, flags, strict=True) if flag == "1")
     return _with_genres(events, films)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file of films that are not blank, with their numbers; perhaps compressed by gzip."""
+    content = path.read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            received = f"one that is cut short or damaged ({error})"
+            raise LogFormatError(path, "a complete gzip file", received) from error
+    for number, line in enumerate(content.split(b"\n"), start=1):  # `splitlines` of the text would cut at 0x85, too
+        if line.strip():
+            yield number, line.decode("latin-1").rstrip("\r")
 
 
 def _with_genres(events: Events, films: dict[str, tuple[str, ...]]) -> Events:

@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -37,9 +38,10 @@ import torch
 from asmg.datasets.prepared import read_prepared
 from asmg.experiments.jobs import Chain, MethodJob, Protocol, run_chain, run_method
 from asmg.experiments.log import Periods, cut_periods
+from asmg.training import DivergedError
 from asmg.updaters import UPDATERS
 
-__all__ = ["HIDDEN_SIZES", "LENGTHS", "ExperimentOptions", "cores", "run_experiment"]
+__all__ = ["HIDDEN_SIZES", "LENGTHS", "ExperimentError", "ExperimentOptions", "cores", "run_experiment"]
 
 LENGTHS = (1, 2, 3, 4, 5, 7)
 """Sequence lengths k of the sensitivity figure."""
@@ -55,6 +57,10 @@ _OWN = {"k": 3, "hidden": 4}
 _COSTS = {"sml": 190, "asmg-gru-full": 160, "sml-mf": 60}
 
 Say = Callable[[str], None]
+
+
+class ExperimentError(RuntimeError):
+    """A run ended before its time; what was done until then is kept."""
 
 
 def cores() -> int:
@@ -115,7 +121,7 @@ def run_experiment(data: Path, out: Path, options: ExperimentOptions, *, say: Sa
     Raises:
         LogFormatError: `data` is not such a folder.
         ValueError: `out` holds something else, or another experiment; the periods do not fit the log.
-        DivergedError: a method did, with a loss that is not finite.
+        ExperimentError: a method diverged, or a process was killed.
     """
     started = time.monotonic()
     card = read_prepared(data).card
@@ -201,7 +207,10 @@ def _run(
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 seed, finished_job = running.pop(future)
-                found = future.result()
+                try:
+                    found = future.result()
+                except DivergedError as error:
+                    raise ExperimentError(f"seed {seed}, {finished_job or 'pretraining'}: {error}") from error
                 if finished_job is None:
                     ready.add(seed)
                     say(f"          seed {seed}: pretrained, and the chain of incremental models, in {found:.1f} s")
@@ -214,7 +223,7 @@ def _run(
                 )
             submit()
     except BrokenProcessPool:
-        raise ChildProcessError(
+        raise ExperimentError(
             "a process of the experiment was ended from outside (out of memory?); the same command goes on from here"
         ) from None
     finally:
@@ -261,6 +270,7 @@ def _start_worker(data: Path, out: Path, protocol: Protocol) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
     torch.set_num_threads(1)  # steps are small: a second thread costs more than it gives
     known: Any = "all" if protocol.settings == "paper" else "so_far"
     periods = cut_periods(read_prepared(data), protocol.periods, known=known, categories=protocol.categories)

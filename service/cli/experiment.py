@@ -1,6 +1,7 @@
 """`asmg experiment …`: the paper's experiments."""
 
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -108,7 +109,7 @@ def run_command(
     # With the training library, which takes seconds to import.
     from asmg.datasets.prepared import read_card
     from asmg.experiments.jobs import Protocol
-    from asmg.experiments.run import ExperimentOptions, run_experiment
+    from asmg.experiments.run import ExperimentError, ExperimentOptions, run_experiment
     from asmg.updaters import UPDATERS
 
     with plain_errors(), unusable_files():
@@ -126,6 +127,9 @@ def run_command(
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         try:
             run_experiment(data, out, options, say=lambda line: print(line, flush=True))
+        except ExperimentError as error:
+            print(f"asmg: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", flush=True)
             raise typer.Exit(130) from None

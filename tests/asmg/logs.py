@@ -30,8 +30,8 @@ def prepare_small(folder: Path, *, rows: int = 1_603, seed: int = 0, users: int 
     card = {
         "dataset": "small", "rows": rows, "positives": int(label.sum()), "users": len(user_ids),
         "items": len(item_ids), "categories": 5, "first": "2014-05-13T16:53:20Z", "last": "2014-05-13T17:20:03Z",
-        "rule": ("all of it",), "seed": None, "negatives_per_positive": 0, "without_negative": 0, "sources": (), "rows_read": rows,
-        "dropped": {}, "duplicates_kept": 0, "out_of_order": 0, "asmg_version": "0",
+        "rule": ("all of it",), "seed": None, "negatives_per_positive": 0, "without_negative": 0, "sources": (),
+        "rows_read": rows, "dropped": {}, "duplicates_kept": 0, "out_of_order": 0, "asmg_version": "0",
     }  # fmt: skip
     frames = pl.DataFrame({"id": user_ids}), pl.DataFrame({"id": item_ids, "categories": categories})
     write_prepared(folder, log, *frames, card)

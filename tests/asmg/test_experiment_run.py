@@ -22,7 +22,7 @@ from asmg.batch import NO_CATEGORY
 from asmg.datasets.prepared import PreparedLog, read_prepared
 from asmg.experiments.jobs import BINS, SLICES, Chain, MethodJob, Protocol, run_chain, run_method
 from asmg.experiments.log import Periods, cut_periods
-from asmg.experiments.run import ExperimentOptions, run_experiment
+from asmg.experiments.run import ExperimentError, ExperimentOptions, run_experiment
 from asmg.metrics import auc, logloss
 from asmg.progressive import stage_rng
 from asmg.training import evaluate, predict_logits
@@ -358,6 +358,20 @@ class TestRun:
         assert not [job for job in ExperimentOptions(sensitivity=False).jobs if job.variant]
 
 
+def test_a_method_that_diverges_is_named_and_the_others_stay(folder: Path, log: PreparedLog, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", replace(QUICK, methods=("iu",), seeds=1)
+    run_experiment(folder, out, options, say=quiet)
+    periods, training = periods_of(log, PROTOCOL), MethodJob("bu-3").build(PROTOCOL).base
+    base = training.pretrained(periods.data[:3], periods.data[3], stage_rng(0, 0, "pretrain"))
+    run_chain(out / "chains" / "seed-0", periods, PROTOCOL, 0, start=base)
+    huge = replace(base, params={name: 1e30 * p.sign() for name, p in base.params.items()})
+    part = training.dump(huge)["base"]
+    (out / "chains" / "seed-0" / "base.safetensors").write_bytes(part.to_bytes())
+    with pytest.raises(ExperimentError, match=r"seed 0, bu-3: .*expected .*finite"):
+        run_experiment(folder, out, replace(options, methods=("iu", "bu-3")), say=quiet)
+    assert (out / "jobs" / "seed-0" / "iu.json").is_file()
+
+
 COMMAND = [
     sys.executable, "-m", "service.cli", "experiment", "run", "--methods", ",".join(QUICK.methods), "--seeds", "2",
     "--periods", "8", "--pretrain", "3", "--test-from", "5", "--no-categories", "--processes", "2",
@@ -391,9 +405,30 @@ class TestInterrupted:
                 time.sleep(0.1)
             assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()], "processes were left behind"
         assert kills >= 3
+        self.kill_a_worker(command)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
         assert numbers(out) == numbers(finished)
         assert not (out / "chains").exists()
+
+    def kill_a_worker(self, command: list[str]) -> None:
+        """As the system does when memory runs out: the run ends with one line."""
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        deadline = time.monotonic() + 60
+        while not (workers := spawned(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(workers[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert errors == (
+            "asmg: a process of the experiment was ended from outside (out of memory?); the same command goes on from "
+            "here\n"
+        )
+
+
+def spawned(pid: int) -> list[int]:
+    """The worker processes among the children of a run; the other one looks after semaphores."""
+    return [child for child in children(pid) if b"spawn_main" in (Path("/proc") / str(child) / "cmdline").read_bytes()]
 
 
 def children(pid: int) -> list[int]:
