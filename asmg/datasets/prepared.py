@@ -244,7 +244,7 @@ def _read(file: Path, columns: list[tuple[str, Any]]) -> pl.DataFrame:
     if not file.is_file():
         raise LogFormatError(file, "a file of a prepared log", "no such file")
     try:
-        frame = pl.read_parquet(file)
+        frame = pl.read_parquet(file, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise LogFormatError(file, "a complete Parquet file", f"one that is damaged ({error})") from error
     for name, kind in columns:

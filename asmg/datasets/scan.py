@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -47,7 +48,7 @@ Malformed = Literal["error", "drop"]
 """What becomes of a row that is not as expected: the end of it all, or it is left out and counted."""
 
 DAY_MS = 86_400_000
-_LONGEST_ROW = 1 << 24
+_LONGEST_ROW = 1 << 24  # bytes; and at least four blocks
 _EARLIEST_MS, _LATEST_MS = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100
 
 
@@ -136,7 +137,7 @@ class Scan:
             return {column.name: self._peek_at(column) for column in frame}
         with self.path.open("rb") as raw:
             binary = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if start[:2] == b"\x1f\x8b" else raw
-            block = next(self._cut(binary), b"")
+            block = b"".join(islice(self._cut(binary), 2))  # the last line may be a block of its own
         if not block:
             raise LogFormatError(self.path, "a file with rows", "an empty file")
         reader = self._reader(self._decode(block, 1))

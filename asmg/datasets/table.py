@@ -193,7 +193,7 @@ def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) 
     try:
         names = list(pl.read_parquet_schema(path))
         indices = find_columns(path, names, required, optional)
-        frame = pl.read_parquet(path, columns=list(indices))
+        frame = pl.read_parquet(path, columns=list(indices), glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise LogFormatError(path, "a complete Parquet file", f"one that is cut short or damaged ({error})") from error
     columns = {name: as_text(path, frame[name]).to_list() for name in indices}

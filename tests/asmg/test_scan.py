@@ -476,6 +476,7 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "expected"), [
     ("a,b\n1,2\n3,4\n", {"a": "1", "b": "2"}),
+    ("a,b\n1,2", {"a": "1", "b": "2"}),
     ('\ufeff\r\na,"b\nc"\r\n\r\n"x,y",\r\n', {"a": "x,y", "b\nc": ""}),
     ("a,b\n1\n3,4\n", {"a": "3", "b": "4"}),
     ("a,b\n1\n", {"a": "", "b": ""}),
