@@ -1,12 +1,22 @@
 """A log of one's own, CSV or Parquet, of any size: the streaming counterpart of `asmg.datasets.read_log`."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import get_args
 
 from asmg.datasets.gathering import Events, Gathering
 from asmg.datasets.reading import ColumnMap, TimestampFormat, recognise_timestamp
-from asmg.datasets.scan import Field, Layout, Scan, category_list, identifier, labels, moment, numbered_moment, text
+from asmg.datasets.scan import (
+    Field,
+    Layout,
+    Scan,
+    category_list,
+    identifier,
+    labels,
+    moment,
+    numbered_moment,
+    text,
+    unreadable,
+)
 from asmg.datasets.table import LIST_SEPARATOR, LogFormatError
 
 __all__ = ["LogOptions", "read_generic"]
@@ -49,7 +59,7 @@ def read_generic(gathering: Gathering, options: LogOptions) -> Events:
     if len(fields) != 3 + has_labels + has_categories:
         raise ValueError(f"columns: expected a column of its own for each; received {columns}")
     if columns.timestamp in first:  # gather says so where it is not
-        fields[columns.timestamp] = _moment(path, columns.timestamp, first[columns.timestamp], options.timestamp_format)
+        fields[columns.timestamp] = _moment(first[columns.timestamp], options.timestamp_format)
     return gathering.gather(
         path,
         layout,
@@ -62,13 +72,13 @@ def read_generic(gathering: Gathering, options: LogOptions) -> Events:
     )
 
 
-def _moment(path: Path, column: str, first: str, given: TimestampFormat | None) -> Field:
+def _moment(first: str, given: TimestampFormat | None) -> Field:
     """How timestamps are read, as was said or as the first one looks."""
     if given is None:
         try:
             given = recognise_timestamp(first)
         except ValueError as error:
-            raise LogFormatError(path, str(error), repr(first[:60]), column=column) from None
+            return unreadable(str(error))  # so that the place is named, or the rows are counted
     if given in ("s", "ms"):
         return numbered_moment(given)
     return moment(zone=given == "rfc3339")

@@ -35,6 +35,7 @@ __all__ = [
     "numbered_moment",
     "rating",
     "text",
+    "unreadable",
     "whole_number",
 ]
 
@@ -374,6 +375,15 @@ def identifier() -> Field:
 def text() -> Field:
     """Any text, an empty one too."""
     return Field(pl.String, lambda column: column.fill_null(""), str, "text")
+
+
+def unreadable(expected: str) -> Field:
+    """A column in which nothing is as expected."""
+
+    def convert(value: str) -> int:
+        raise ValueError
+
+    return Field(pl.Int64, lambda column: pl.when(column != column).then(0), convert, expected)
 
 
 def category_list() -> Field:

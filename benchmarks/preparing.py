@@ -1,0 +1,82 @@
+"""What preparing a large log takes: a made-up file of so many rows, prepared in a process of its own.
+
+    python -m benchmarks.preparing --source tmall --rows 55000000
+    python -m benchmarks.preparing --source log --rows 55000000
+
+`tmall` is of the form and size of the public one (of which the rule keeps an eighth or so), `log` a CSV with labels, of
+which every row is kept. The files are made in a temporary folder and removed.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import polars as pl
+
+from asmg.datasets.prepare import PrepareOptions, prepare
+
+CHUNK = 1_000_000
+DAYS = np.array([100 * month + day for month in range(5, 12) for day in range(1, 31)])
+
+
+def write(source: str, rows: int, file: BinaryIO) -> None:
+    """The raw file."""
+    rng = np.random.default_rng(0)
+    for start in range(0, rows, CHUNK):
+        n = min(CHUNK, rows - start)
+        if source == "tmall":
+            item = (1_090_390 * rng.random(n) ** 4).astype(np.int64)  # few are popular
+            columns = {
+                "user_id": (424_170 * rng.random(n) ** 2).astype(np.int64),
+                "item_id": item,
+                "cat_id": item % 1_658,
+                "seller_id": item % 4_995,
+                "brand_id": item % 8_444,
+                "time_stamp": rng.choice(DAYS, size=n),
+                "action_type": rng.choice(4, size=n, p=(0.88, 0.01, 0.05, 0.06)),
+            }
+        else:
+            columns = {
+                "user_id": rng.integers(5_000_000, size=n),
+                "item_id": rng.integers(1_000_000, size=n),
+                "label": rng.integers(2, size=n),
+                "timestamp": 1_400_000_000 + rng.integers(30_000_000, size=n),
+            }
+        pl.DataFrame(columns).write_csv(file, include_header=start == 0)
+
+
+def measure(options: PrepareOptions) -> None:
+    """Prepare it, and say what that took."""
+    started = time.perf_counter()
+    card = prepare(options)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    print(
+        f"{options.name}: {card.rows_read:,} rows read, {card.rows:,} rows written, "
+        f"{time.perf_counter() - started:.0f} s, peak {peak:.2f} GiB"
+    )
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", choices=["tmall", "log"], default="tmall")
+    parser.add_argument("--rows", type=int, default=55_000_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="asmg-preparing-") as folder:
+        raw = Path(folder) / ("user_log_format1.csv" if options.source == "tmall" else "log.csv")
+        with raw.open("wb") as file:
+            write(options.source, options.rows, file)
+        job = PrepareOptions(name=options.source, raw=raw, out=Path(folder) / "prepared")
+        process = multiprocessing.get_context("spawn").Process(target=measure, args=(job,))
+        process.start()
+        process.join()
+    raise SystemExit(process.exitcode)
+
+
+if __name__ == "__main__":
+    main()
