@@ -11,6 +11,8 @@ In the folder of a run:
     jobs/                 the same numbers, job by job; what is there is not computed again
     chains/               base models that unfinished seeds still need
 
+Each table also holds what run.json says, as its meta data "asmg" (`polars.read_parquet_metadata`).
+
 "step" is the update after which a model was scored, "period" the one whose data it was scored on: the following one,
 but in forgetting.parquet every one. Every file appears whole or not at all.
 """
@@ -329,6 +331,18 @@ def _write_results(out: Path, dataset: str, options: ExperimentOptions) -> dict[
         for job in options.jobs
         for seed in range(options.seeds)
     }
+    known = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    known = {name: known[name] for name in ("dataset", "protocol")}
+    known["options"] = {
+        "methods": list(options.methods),
+        "seeds": options.seeds,
+        **asdict(options.protocol),
+        "sensitivity": options.sensitivity,
+    }
+    known["versions"] = sorted({json.dumps(found["versions"], sort_keys=True) for found in results.values()})
+    known["versions"] = [json.loads(text) for text in known["versions"]]
+    known["machine"] = {"system": platform.platform(), "processor": platform.machine(), "cores": cores()}
+    known["configs"] = {str(job): results[0, job]["config"] for job in options.jobs}
     frames = {}
     for name, schema in _SCHEMAS.items():
         parts = []
@@ -342,20 +356,8 @@ def _write_results(out: Path, dataset: str, options: ExperimentOptions) -> dict[
             frame = frame.select(**given, **{column: pl.col(column) for column in frame.columns})
         frames[name] = frame
         temporary = out / f".{name}.parquet"
-        frame.write_parquet(temporary)
+        frame.write_parquet(temporary, metadata={"asmg": json.dumps(known)})
         temporary.replace(out / f"{name}.parquet")
-    known = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    known = {name: known[name] for name in ("dataset", "protocol")}
-    known["options"] = {
-        "methods": list(options.methods),
-        "seeds": options.seeds,
-        **asdict(options.protocol),
-        "sensitivity": options.sensitivity,
-    }
-    known["versions"] = sorted({json.dumps(found["versions"], sort_keys=True) for found in results.values()})
-    known["versions"] = [json.loads(text) for text in known["versions"]]
-    known["machine"] = {"system": platform.platform(), "processor": platform.machine(), "cores": cores()}
-    known["configs"] = {str(job): results[0, job]["config"] for job in options.jobs}
     _write(out / "run.json", json.dumps(known, indent=1))
     summary = _summary(dataset, options, frames["scores"], frames["timings"])
     _write(out / "summary.json", json.dumps(summary, indent=1))

@@ -254,6 +254,8 @@ class TestRun:
             "forgetting": "seed method variant step period auc logloss",
         }.items():
             assert pl.read_parquet(finished / f"{name}.parquet").columns == columns.split()
+            about = json.loads(pl.read_parquet_metadata(finished / f"{name}.parquet")["asmg"])
+            assert about == json.loads((finished / "run.json").read_text())
         assert set(pl.read_parquet(finished / "forgetting.parquet")["variant"]) == {""}
         run = json.loads((finished / "run.json").read_text())
         assert run["dataset"] == log.card.to_json()
