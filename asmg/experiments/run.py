@@ -341,7 +341,7 @@ def _write_results(out: Path, dataset: str, options: ExperimentOptions) -> dict[
     }
     known["versions"] = sorted({json.dumps(found["versions"], sort_keys=True) for found in results.values()})
     known["versions"] = [json.loads(text) for text in known["versions"]]
-    known["machine"] = {"system": platform.platform(), "processor": platform.machine(), "cores": cores()}
+    known["machine"] = {"system": platform.system(), "processor": platform.machine(), "cores": cores()}
     known["configs"] = {str(job): results[0, job]["config"] for job in options.jobs}
     frames = {}
     for name, schema in _SCHEMAS.items():
