@@ -63,7 +63,7 @@ def read_periods(path: Path, count: int) -> Periods:
                 items=items,
             )
         )
-    return Periods(periods, [users] * count, [items] * count, 0)
+    return Periods(periods, [users] * count, [items] * count)
 
 
 def read_pretrained(path: Path) -> BaseState:

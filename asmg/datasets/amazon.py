@@ -31,4 +31,8 @@ def read_amazon(gathering: Gathering) -> Events:
     return gathering.gather(gathering.read(path), layout, fields, ("user", "item", "timestamp"), label="rating")
 
 
-AMAZON = Source(read=read_amazon, rule=("every review; a positive has 4 or 5 stars",), unique=True)
+AMAZON = Source(
+    read=read_amazon,
+    rule=("every review, its columns being user, item, rating, timestamp; a positive has 4 or 5 stars",),
+    unique=True,
+)

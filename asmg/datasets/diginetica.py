@@ -156,11 +156,13 @@ def leave_out_rare(gathering: Gathering, events: Events) -> Events:
     return gathering.leave_out(events, clicks[events.user] >= 2, "clicks of sessions with a single one of those")
 
 
+PERIOD_FILE_TIMES = "period files have no times: line l of file N is taken to be N weeks and l × 5 s after 1970 began"
 DIGINETICA = Source(
     read=read_diginetica_raw,
     rule=(
         "every view of an item is a positive, the session plays the user",
         "of the raw file: items with at least 5 views, then sessions with at least 2 (of period files: all)",
+        PERIOD_FILE_TIMES,
     ),
     whole_sessions=True,
 )

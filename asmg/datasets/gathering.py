@@ -1,4 +1,4 @@
-"""Interactions as numbers: what a prepared log is made of, gathered block by block in 17 bytes a row."""
+"""Interactions as numbers: what a prepared log is made of, gathered block by block."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

@@ -1,5 +1,6 @@
 """A log of one's own, CSV or Parquet, of any size: the streaming counterpart of `asmg.datasets.read_log`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -20,6 +21,10 @@ from asmg.datasets.scan import (
 from asmg.datasets.table import LIST_SEPARATOR, LogFormatError
 
 __all__ = ["LogOptions", "read_generic"]
+
+
+_TRIED = 1_000
+"""Rows of which, where bad ones are left out, the first may tell the format of the timestamps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ def read_generic(gathering: Gathering, options: LogOptions) -> Events:
     gathering.read(path)
     delimiter = options.delimiter or ("\t" if path.name.endswith((".tsv", ".tsv.gz")) else ",")
     layout = Layout(delimiter=delimiter, quoted=True)
-    first = Scan(path, layout, {}, block_bytes=1 << 16).peek()
+    first = Scan(path, layout, {}, block_bytes=1 << 16).peek(1 if gathering.malformed == "error" else _TRIED)
     label = columns.label or "label"
     has_labels = not options.positives_only and (label in first or columns.label is not None)
     if options.positives_only is False:
@@ -72,13 +77,17 @@ def read_generic(gathering: Gathering, options: LogOptions) -> Events:
     )
 
 
-def _moment(first: str, given: TimestampFormat | None) -> Field:
-    """How timestamps are read, as was said or as the first one looks."""
-    if given is None:
+def _moment(first: Sequence[str], given: TimestampFormat | None) -> Field:
+    """How timestamps are read, as was said or as the first one that looks like any does."""
+    expected = ""
+    for value in first if given is None else ():
         try:
-            given = recognise_timestamp(first)
+            given = recognise_timestamp(value)
+            break
         except ValueError as error:
-            return unreadable(str(error))  # so that the place is named, or the rows are counted
+            expected = expected or str(error)
+    if given is None:
+        return unreadable(expected)  # so that the place is named, or the rows are counted
     if given in ("s", "ms"):
         return numbered_moment(given)
     return moment(zone=given == "rfc3339")

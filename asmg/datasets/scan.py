@@ -42,6 +42,9 @@ __all__ = [
 BLOCK_BYTES = 1 << 26
 """Bytes of a block."""
 
+_PIECE = 1 << 20
+# Bytes read at once, so that of a damaged file the line is known.
+
 PARQUET_ROWS = 1 << 20
 """Rows of a block of a Parquet file."""
 
@@ -120,8 +123,8 @@ class Scan:
         if not self.rows:
             raise LogFormatError(self.path, "at least one row", "none")
 
-    def peek(self) -> dict[str, str]:
-        """The columns of the file, with what the first row has there; `fields` does not matter.
+    def peek(self, rows: int = 1) -> dict[str, list[str]]:
+        """The columns of the file, with what the first rows have there; `fields` does not matter.
 
         Raises:
             LogFormatError: there is neither a header nor a row.
@@ -130,7 +133,7 @@ class Scan:
             start = file.read(4)
         if start == b"PAR1":
             try:
-                frame = pl.scan_parquet(self.path, glob=False).head(1).collect()
+                frame = pl.scan_parquet(self.path, glob=False).head(rows).collect()
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise self._damaged_parquet(error) from error
             if not frame.height:
@@ -143,22 +146,23 @@ class Scan:
             raise LogFormatError(self.path, "a file with rows", "an empty file")
         reader = self._reader(self._decode(block, 1))
         try:
-            rows = (row for row in reader if row)
-            names: list[str] = next(rows, [])
-            first = next(rows, None)
-            if first is not None and len(first) != len(names):  # it will be an error, or left out
-                first = next((row for row in rows if len(row) == len(names)), [""] * len(names))
+            found = (row for row in reader if row)
+            names: list[str] = next(found, [])
+            first = list(islice(found, 1))
+            if first and len(first[0]) != len(names):  # it will be an error, or left out
+                first = list(islice((row for row in found if len(row) == len(names)), 1)) or [[""] * len(names)]
+            first += islice((row for row in found if len(row) == len(names)), rows - 1)
         except csv.Error as error:
             raise LogFormatError(self.path, "delimited values (RFC 4180)", str(error), line=reader.line_num) from error
-        if first is None:
+        if not first:
             raise LogFormatError(self.path, "a header line and a row", "no row")
-        return dict(zip(names, first, strict=True))
+        return {name: [row[n] for row in first] for n, name in enumerate(names)}
 
-    def _peek_at(self, column: pl.Series) -> str:
+    def _peek_at(self, column: pl.Series) -> list[str]:
         try:
-            return str(as_text(self.path, column)[0])
+            return [str(value) for value in as_text(self.path, column)]
         except LogFormatError:
-            return ""  # a type that no column of a log has
+            return [""]  # a type that no column of a log has
 
     def _text_blocks(self, compressed: bool) -> Iterator[pl.DataFrame]:
         size = self.path.stat().st_size
@@ -183,9 +187,10 @@ class Scan:
 
     def _cut(self, binary: BinaryIO) -> Iterator[bytes]:
         """Blocks that end with a row, without a byte order mark."""
-        rest = self._next(binary, 3).removeprefix(b"\xef\xbb\xbf")
-        while chunk := self._next(binary, self.block_bytes):
+        line, rest = 1, self._next(binary, 3, 1).removeprefix(b"\xef\xbb\xbf")
+        while chunk := self._next(binary, self.block_bytes, line):
             data = rest + chunk
+            line += chunk.count(b"\n")
             end = self._rows_end(data)
             if not end and len(data) > max(4 * self.block_bytes, _LONGEST_ROW):
                 end = len(data)  # nobody quotes that much: let the reader say what is wrong
@@ -195,13 +200,17 @@ class Scan:
         if rest:
             yield rest
 
-    def _next(self, binary: BinaryIO, count: int) -> bytes:
+    def _next(self, binary: BinaryIO, count: int, line: int) -> bytes:
+        """So many bytes, or what is left of them; they begin in this line."""
+        data = bytearray()
         try:
-            return binary.read(count)
+            while len(data) < count and (part := binary.read1(min(count - len(data), _PIECE))):  # type: ignore[attr-defined]
+                data += part
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise LogFormatError(
-                self.path, "a complete gzip file", f"one that is cut short or damaged ({error})"
-            ) from error
+            received = f"one that is cut short or damaged ({error})"
+            line += data.count(b"\n")
+            raise LogFormatError(self.path, "a complete gzip file", received, line=line) from error
+        return bytes(data)
 
     def _rows_end(self, data: bytes) -> int:
         """Where the last complete row of text that begins with a row ends."""
@@ -252,6 +261,8 @@ class Scan:
         """All of a block, or None where anything about it is for Python to judge."""
         if block.count(b"\r") != block.count(b"\r\n"):
             return None  # for Polars a lone one is part of a value
+        if self.layout.quoted and block.count(b'"') % 2:
+            return None  # Polars does not mind a quote that never closes
         delimiter = self.layout.delimiter
         if len(delimiter) > 1:
             block, delimiter = block.replace(delimiter.encode(), b"\x1f"), "\x1f"

@@ -1,6 +1,6 @@
 """YOOCHOOSE (RecSys Challenge 2015): click sessions, `yoochoose-clicks.dat` or period files as DIGINETICA's."""
 
-from asmg.datasets.diginetica import find_period_files, leave_out_rare, read_period_files
+from asmg.datasets.diginetica import PERIOD_FILE_TIMES, find_period_files, leave_out_rare, read_period_files
 from asmg.datasets.gathering import Events, Gathering, Source
 from asmg.datasets.scan import Layout, identifier, moment
 
@@ -24,6 +24,7 @@ YOOCHOOSE = Source(
     rule=(
         "every click is a positive, the session plays the user; what the file calls category is left aside",
         "of the raw file: items with at least 5 clicks, then sessions with at least 2 (of period files: all)",
+        PERIOD_FILE_TIMES,
     ),
     whole_sessions=True,
 )

@@ -5,13 +5,12 @@ import numpy as np
 from asmg.experiments import figures
 from asmg.experiments.blocks import Block, Heading, Paragraph, Row, Table
 from asmg.experiments.cells import best, best_scores, nothing, with_spread
+from asmg.experiments.jobs import SLICES
 from asmg.experiments.paper_sections import BASE, Draw
 from asmg.experiments.results import Results, label
 from asmg.experiments.statistics import mean, spread
 
 __all__ = ["calibration", "cold_and_warm", "forgetting"]
-
-SLICES = ("cold user", "warm user", "cold item", "warm item")
 
 RELIABLE = ("iu", "bu-3", "sml", "asmg-linear", "asmg-gru-multi")
 """Methods of the reliability figure."""
@@ -23,12 +22,15 @@ LAST = 5
 def cold_and_warm(results: Results, draw: Draw) -> list[Block]:
     """AUC of users and items that are new and that are known."""
     blocks: list[Block] = [Heading("Cold and warm users and items")]
-    methods = results.methods
-    scores = {part: {m: results.score("auc", m, part=part) for m in methods} for part in SLICES}
-    shares = {part: results.share(part) for part in SLICES}
+    methods, parts = results.methods, SLICES[1:]
+    scores = {part: {m: results.score("auc", m, part=part) for m in methods} for part in parts}
+    shares = {part: results.share(part) for part in parts}
     shown = {part: found for part, found in scores.items() if any(found.values())}
-    text = "AUC within the events of users, or of items, that are new (cold: in no earlier period) or known (warm)."
-    missing = [part for part in SLICES if part not in shown]
+    text = (
+        "AUC within the events of users, or of items, that are new (cold: in no earlier period, not even as a sampled "
+        "negative) or known (warm)."
+    )
+    missing = [part for part in parts if part not in shown]
     if missing:
         text += f" No AUC for {' or '.join(f'{part}s' for part in missing)}: no test period has both classes there."
     blocks.append(Paragraph(text))
@@ -38,8 +40,8 @@ def cold_and_warm(results: Results, draw: Draw) -> list[Block]:
     caption += "; ASMG in colour" + ("; dashed: IU" if BASE in methods else "") + ". Each slice has a scale of its own."
     alt = "AUC of cold and of warm users and items, a dot for each method."
     blocks.append(draw("slices", figures.slices(shown, shares), alt, caption))
-    columns = ["AUC", *(f"{part}s ({shares[part]:.1%} of events)" for part in SLICES)]
-    cells = [best_scores(list(scores[part].values()), highest=True) for part in SLICES]
+    columns = ["AUC", *(f"{part}s ({shares[part]:.1%} of events)" for part in parts)]
+    cells = [best_scores(list(scores[part].values()), highest=True) for part in parts]
     rows: list[Row] = [[label(m), *(column[n] for column in cells)] for n, m in enumerate(methods)]
     return [*blocks, Table(columns, rows)]
 

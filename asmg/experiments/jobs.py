@@ -6,8 +6,10 @@ rows that each period moved (`RowUpdate`). IU and every ASMG method read the sam
 IU's; the numbers are to the bit those of a method that trains its base model itself.
 """
 
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -28,17 +30,35 @@ from asmg.models import BaseModel, EmbeddingMLPConfig, Params
 from asmg.progressive import stage_rng
 from asmg.training import predict_logits, take
 from asmg.updaters import build_updater
-from asmg.updaters.asmg import Asmg, AsmgState
+from asmg.updaters.asmg import Asmg, AsmgConfig, AsmgState
 from asmg.updaters.base import Updater
 from asmg.updaters.iu import IncrementalUpdate
 
-__all__ = ["BINS", "SLICES", "Chain", "MethodJob", "Protocol", "Settings", "run_chain", "run_method"]
+__all__ = [
+    "BINS",
+    "OWN",
+    "SENSITIVE",
+    "SLICES",
+    "Chain",
+    "MethodJob",
+    "Protocol",
+    "Settings",
+    "run_chain",
+    "run_method",
+    "versions",
+]
 
 BINS = 20
 """Bins of a reliability curve, of equal numbers of predictions."""
 
 SLICES = ("all", "cold user", "warm user", "cold item", "warm item")
-"""Of a period's interactions; cold: in none of the earlier periods."""
+"""Of a period's interactions; cold: in no row of the earlier periods, be it a sampled negative."""
+
+SENSITIVE = "asmg-gru-multi"
+"""The method that the sensitivity figures are about."""
+
+OWN: dict[str, int] = {"k": AsmgConfig().window or 0, "hidden": GeneratorConfig().hidden}
+"""Its own sequence length and hidden size."""
 
 Settings = Literal["default", "paper"]
 
@@ -121,8 +141,9 @@ class Chain:
 
     @property
     def complete(self) -> bool:
-        """Whether there is one."""
-        return (self.folder / "chain.json").is_file()
+        """Whether there is one, made by these versions."""
+        file = self.folder / "chain.json"
+        return file.is_file() and json.loads(file.read_text())["versions"] == versions()
 
     def start(self, training: BaseTraining) -> BaseState:
         """The pretrained base model."""
@@ -170,7 +191,9 @@ def run_chain(
         seconds[step] = clock.read()
         write(f"update-{step}", training.dump(state)["pending"])
         state = training.committed(state)
-    (partial / "chain.json").write_text(json.dumps({"pretraining": pretraining, "seconds": seconds}))
+    (partial / "chain.json").write_text(
+        json.dumps({"versions": versions(), "pretraining": pretraining, "seconds": seconds})
+    )
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return Chain(folder)
@@ -200,21 +223,28 @@ def run_method(
         state = updater.started(base, data[: protocol.pretrain], rng=stage_rng(seed, 0, "start"))
     else:
         state = updater.pretrained(data[: protocol.pretrain], data[protocol.pretrain], rng=rng)
-    reads = [_Reader(updater.model, d) for d in data]
+    reads: dict[int, _Reader] = {}
     found: dict[str, Any] = {"config": _config(updater), "scores": [], "timings": [], "calibration": []}
     found["forgetting"] = []
 
     def look(step: int) -> None:
         models = updater.serving_models(state)
         served = models.get("generated", models["incremental"])
-        logits = reads[step].logits(served)
+
+        def read(period: int) -> Tensor:
+            reader = reads.get(period) or _Reader(updater.model, data[period - 1])
+            if matrix:  # it will be needed again
+                reads[period] = reader
+            return reader.logits(served)
+
+        logits = read(step + 1)
         test = step >= protocol.test_from
         where = {"step": step, "period": step + 1}
         found["scores"] += [{**where, "test": test, **row} for row in _slices(logits, periods, step)]
         if test:
             found["calibration"] += [{"period": step + 1, **row} for row in _bins(logits, data[step].label)]
         for period in range(1, protocol.periods + 1) if matrix else ():
-            own = logits if period == step + 1 else reads[period - 1].logits(served)
+            own = logits if period == step + 1 else read(period)
             score = scores(own, data[period - 1].label)
             found["forgetting"].append({"step": step, "period": period, "auc": score.auc, "logloss": score.logloss})
 
@@ -232,6 +262,12 @@ def run_method(
             found["timings"].append({"step": step, "stage": stage, "seconds": wall, "cpu_seconds": cpu})
         look(step)
     return found
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this and of what it computes with."""
+    names = ("asmg-service", "torch", "numpy", "numba", "polars")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 class _Clock:

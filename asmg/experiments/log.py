@@ -26,8 +26,6 @@ class Periods(NamedTuple):
     appearance, so a row at or past `users[t - 1]` is that of a user whom the periods up to t have not seen."""
     items: list[int]
     """The same of the item table, for which a negative counts as an appearance."""
-    left_out: int
-    """Rows after the last period."""
 
     def cold(self, step: int) -> tuple[Tensor, Tensor]:
         """Of period step + 1: bool [N], [N], whose user and whose item is new to a model that has learned `step`."""
@@ -45,7 +43,8 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
         log: in time order, its ids numbered by first appearance.
         count: number of periods.
         known: the sizes of the tables. `so_far`: rows of the ids that have appeared by the end of a period, as in a
-            live service; `all`: rows of all ids of the log in every period, as the authors' code has it.
+            live service; `all`: rows of all ids of these periods in each of them, as the authors'
+            code has it.
         categories: whether items have their categories.
 
     Raises:
@@ -82,7 +81,7 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
                 item_categories=features,
             )
         )
-    return Periods(data, users, items, len(log.user) - used)
+    return Periods(data, users, items)
 
 
 def _known_after(rows: npt.NDArray[np.int32], ends: Sequence[int]) -> list[int]:

@@ -19,6 +19,7 @@ from asmg.experiments.cells import (
     seconds,
     signed,
 )
+from asmg.experiments.jobs import OWN, SENSITIVE
 from asmg.experiments.results import Results, label
 from asmg.experiments.statistics import EXACT_UP_TO, FLIPS, Array, improvement, max_t_p, mean, sign_flip_p
 
@@ -32,9 +33,7 @@ METRICS = {"auc": "AUC", "logloss": "LogLoss"}
 ABLATION = ("asmg-gru-full", "asmg-gru-zero", "asmg-gru-unif", "asmg-gru-single", "asmg-gru-multi")
 """The variants of the paper's ablation study, in its order."""
 
-SENSITIVE = "asmg-gru-multi"
-
-KINDS = {"k": ("sequence length k", 3), "hidden": ("hidden size", 4)}
+KINDS = {"k": ("sequence length k", OWN["k"]), "hidden": ("hidden size", OWN["hidden"])}
 """Settings of the sensitivity figures: what they are called, and the method's own value."""
 
 GENERATOR = ("train_generator", "train_transfer")

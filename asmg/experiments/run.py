@@ -9,7 +9,7 @@ In the folder of a run:
     forgetting.parquet    seed, method, variant, step, period, auc, logloss
     summary.json          of each method AUC and LogLoss over the test periods: mean and standard deviation over seeds
     jobs/                 the same numbers, job by job; what is there is not computed again
-    chains/               base models that unfinished seeds still need
+    chains/               base models of the seeds that are not done
 
 Each table also holds what run.json says, as its meta data "asmg" (`polars.read_parquet_metadata`).
 
@@ -17,7 +17,7 @@ Each table also holds what run.json says, as its meta data "asmg" (`polars.read_
 but in forgetting.parquet every one. Every file appears whole or not at all.
 """
 
-import importlib.metadata
+import fcntl
 import json
 import os
 import platform
@@ -25,10 +25,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -37,9 +39,10 @@ import numpy as np
 import polars as pl
 import torch
 
-from asmg.datasets.prepared import read_prepared
-from asmg.experiments.jobs import Chain, MethodJob, Protocol, run_chain, run_method
-from asmg.experiments.log import Periods, cut_periods
+from asmg.datasets.prepared import Card, read_prepared
+from asmg.experiments.jobs import OWN, SENSITIVE, Chain, MethodJob, Protocol, run_chain, run_method, versions
+from asmg.experiments.log import Known, Periods, cut_periods
+from asmg.experiments.statistics import mean, spread
 from asmg.training import DivergedError
 from asmg.updaters import UPDATERS
 
@@ -51,10 +54,6 @@ LENGTHS = (1, 2, 3, 4, 5, 7)
 HIDDEN_SIZES = (1, 2, 4, 8, 16)
 """Hidden sizes of the sensitivity figure."""
 
-SENSITIVE = "asmg-gru-multi"
-"""The method that the sensitivity figures are about."""
-
-_OWN = {"k": 3, "hidden": 4}
 # Seconds on DIGINETICA (1 core; the others about 20): the longest first, so that no core waits for the last one.
 _COSTS = {"sml": 190, "asmg-gru-full": 160, "sml-mf": 60}
 
@@ -104,7 +103,7 @@ class ExperimentOptions:
         found = [MethodJob(name) for name in self.methods]
         if self.sensitivity and SENSITIVE in self.methods:
             numbers = [("k", k) for k in LENGTHS] + [("hidden", d) for d in HIDDEN_SIZES]
-            found += [MethodJob(SENSITIVE, f"{name}={n}") for name, n in numbers if n != _OWN[name]]
+            found += [MethodJob(SENSITIVE, f"{name}={n}") for name, n in numbers if n != OWN[name]]
         return found
 
 
@@ -125,14 +124,34 @@ def run_experiment(data: Path, out: Path, options: ExperimentOptions, *, say: Sa
         ValueError: `out` holds something else, or another experiment; the periods do not fit the log.
         ExperimentError: a method diverged, or a process was killed.
     """
-    started = time.monotonic()
-    card = read_prepared(data).card
+    started, card = time.monotonic(), read_prepared(data).card
     protocol = options.protocol
     if card.rows < protocol.periods:
         raise ValueError(f"periods: expected at most {card.rows}, the rows of the log; received {protocol.periods}")
     if protocol.categories and not card.categories:
         raise ValueError(f"categories: expected a log whose items have them; {card.dataset} has none")
     _claim(out, {"dataset": card.to_json(), "protocol": asdict(protocol)})
+    with _alone(out):
+        return _run_claimed(data, out, options, card, started, say)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder against another run at the same time; the system lets go of it when the process ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ValueError(f"out: expected a folder that no other run is at work in; one is in {folder}") from None
+    finally:
+        os.close(handle)
+
+
+def _run_claimed(
+    data: Path, out: Path, options: ExperimentOptions, card: Card, started: float, say: Say
+) -> dict[str, Any]:
+    protocol = options.protocol
     for partial in (out / "chains").glob("*.partial-*"):
         shutil.rmtree(partial)
 
@@ -223,6 +242,8 @@ def _run(
                     f"{found['seconds']:7.1f} s; "
                     f"{_duration(past)} so far, about {_duration(past / spent * (whole - spent))} left"
                 )
+                if seed not in waiting and seed not in {s for s, _ in running.values()}:
+                    shutil.rmtree(_chain(out, seed))
             submit()
     except BrokenProcessPool:
         raise ExperimentError(
@@ -254,9 +275,16 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 class _Worker:
     """What a process holds between its jobs."""
 
+    data: Path
     out: Path
     protocol: Protocol
-    periods: Periods
+
+    @cached_property
+    def periods(self) -> Periods:
+        """Of the log."""
+        protocol = self.protocol
+        known: Known = "all" if protocol.settings == "paper" else "so_far"
+        return cut_periods(read_prepared(self.data), protocol.periods, known=known, categories=protocol.categories)
 
 
 _worker: _Worker | None = None
@@ -274,9 +302,7 @@ def _start_worker(data: Path, out: Path, protocol: Protocol) -> None:
     threading.Thread(target=follow, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
     torch.set_num_threads(1)  # steps are small: a second thread costs more than it gives
-    known: Any = "all" if protocol.settings == "paper" else "so_far"
-    periods = cut_periods(read_prepared(data), protocol.periods, known=known, categories=protocol.categories)
-    _worker = _Worker(out, protocol, periods)
+    _worker = _Worker(data, out, protocol)
 
 
 def _chain_job(seed: int) -> float:
@@ -291,7 +317,7 @@ def _method_job(seed: int, job: MethodJob) -> dict[str, Any]:
     started, protocol = time.monotonic(), _worker.protocol
     chain = Chain(_chain(_worker.out, seed))
     found = run_method(job, _worker.periods, protocol, seed, chain, matrix=not job.variant)
-    _write(_file(_worker.out, seed, job), json.dumps({"versions": _versions(), **found}))
+    _write(_file(_worker.out, seed, job), json.dumps({"versions": versions(), **found}))
     rows = [row for row in found["scores"] if row["test"] and row["slice"] == "all"]
     text = "  ".join(
         f"{label} {np.mean([row[name] for row in rows]):.4f}"
@@ -367,6 +393,7 @@ def _write_results(out: Path, dataset: str, options: ExperimentOptions) -> dict[
 def _summary(dataset: str, options: ExperimentOptions, scores: pl.DataFrame, timings: pl.DataFrame) -> dict[str, Any]:
     """AUC and LogLoss over the test periods; "periods" are means over seeds, "std" is over the seeds' means.
 
+    A period of one class has no AUC and is left out of the mean.
     "seconds" is what all updates of one seed took, the mean over seeds.
     """
     tested = scores.filter(pl.col("test") & (pl.col("slice") == "all"))
@@ -377,12 +404,11 @@ def _summary(dataset: str, options: ExperimentOptions, scores: pl.DataFrame, tim
         for metric in ("auc", "logloss"):
             table = tested.filter(mine).pivot("period", index="seed", values=metric, sort_columns=False)
             values = table.drop("seed").to_numpy().astype(float)
-            missing = bool(np.isnan(values).any())  # a period of one class has no AUC
-            means = values.mean(1)
+            over_seeds = spread(mean(values, 1))
             found[metric] = {
-                "mean": None if missing else float(means.mean()),
-                "std": None if missing else float(means.std()),
-                "periods": [None if np.isnan(v) else float(v) for v in values.mean(0)],
+                "mean": over_seeds and over_seeds.mean,
+                "std": over_seeds and (over_seeds.std or 0.0),
+                "periods": [None if np.isnan(v) else float(v) for v in mean(values, 0)],
             }
         found["seconds"] = float(timings.filter(mine).group_by("seed").agg(pl.col("seconds").sum())["seconds"].mean())  # type: ignore[arg-type]
         return found
@@ -404,11 +430,6 @@ def _write(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)
-
-
-def _versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in ("asmg-service", "torch", "numpy", "numba", "polars")}
-    return {"python": platform.python_version(), **found}
 
 
 def _duration(seconds: float) -> str:

@@ -238,6 +238,7 @@ def test_rows_do_not_depend_on_the_blocks_and_are_those_of_csv(
 @example(content='a"b,b\n"x,\ny",b\n', block_bytes=3)  # a quote that is part of an unquoted value
 @example(content='"a"b,a\n', block_bytes=20)
 @example(content='"a\nb","\n', block_bytes=4)
+@example(content=',"""', block_bytes=1)  # never closed
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_read_as_csv_does_or_refused(tmp_path: Path, content: str, block_bytes: int) -> None:
     path = write(tmp_path / "log.csv", "u,v\n" + content)
