@@ -2,9 +2,11 @@
 
     python -m benchmarks.preparing --source tmall --rows 55000000
     python -m benchmarks.preparing --source log --rows 55000000
+    python -m benchmarks.preparing --source clicks --rows 33000000
 
-`tmall` is of the form and size of the public one (of which the rule keeps an eighth or so), `log` a CSV with labels, of
-which every row is kept. The files are made in a temporary folder and removed.
+`tmall` is of the form and size of the public one, of whose rows the rule keeps few; `log` a CSV with labels, of which
+every row is kept, and `clicks` one without, each row of which gets a negative (as many as YOOCHOOSE has). The files are
+made in a temporary folder and removed.
 """
 
 import argparse
@@ -44,7 +46,7 @@ def write(source: str, rows: int, file: BinaryIO) -> None:
             columns = {
                 "user_id": rng.integers(5_000_000, size=n),
                 "item_id": rng.integers(1_000_000, size=n),
-                "label": rng.integers(2, size=n),
+                **({"label": rng.integers(2, size=n)} if source == "log" else {}),
                 "timestamp": 1_400_000_000 + rng.integers(30_000_000, size=n),
             }
         pl.DataFrame(columns).write_csv(file, include_header=start == 0)
@@ -64,14 +66,15 @@ def measure(options: PrepareOptions) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", choices=["tmall", "log"], default="tmall")
+    parser.add_argument("--source", choices=["tmall", "log", "clicks"], default="tmall")
     parser.add_argument("--rows", type=int, default=55_000_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="asmg-preparing-") as folder:
         raw = Path(folder) / ("user_log_format1.csv" if options.source == "tmall" else "log.csv")
         with raw.open("wb") as file:
             write(options.source, options.rows, file)
-        job = PrepareOptions(name=options.source, raw=raw, out=Path(folder) / "prepared")
+        name = "log" if options.source == "clicks" else options.source
+        job = PrepareOptions(name=name, raw=raw, out=Path(folder) / "prepared")
         process = multiprocessing.get_context("spawn").Process(target=measure, args=(job,))
         process.start()
         process.join()

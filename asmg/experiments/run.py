@@ -140,10 +140,11 @@ def _alone(folder: Path) -> Iterator[None]:
     """Hold the folder against another run at the same time; the system lets go of it when the process ends."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"out: expected a folder that no other run is at work in; one is in {folder}") from None
         yield
-    except BlockingIOError:
-        raise ValueError(f"out: expected a folder that no other run is at work in; one is in {folder}") from None
     finally:
         os.close(handle)
 

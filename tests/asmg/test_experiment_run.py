@@ -1,5 +1,6 @@
 """Experiments: the protocol's periods, the jobs, running and resuming."""
 
+import fcntl
 import json
 import math
 import os
@@ -334,6 +335,33 @@ class TestRun:
             with pytest.raises(ValueError, match="out: expected a new folder, or one of an earlier run"):
                 run_experiment(folder, out, QUICK, say=quiet)
         assert [f.name for f in tmp_path.joinpath("mine").iterdir()] == ["thesis.txt"]
+
+    def test_one_run_at_a_time_in_a_folder(self, folder: Path, finished: Path) -> None:
+        before = sorted((f, f.stat().st_mtime_ns) for f in finished.rglob("*"))
+        other = os.open(finished, os.O_RDONLY)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="out: expected a folder that no other run is at work in"):
+            run_experiment(folder, finished, QUICK, say=quiet)
+        os.close(other)  # as when that process ends
+        assert sorted((f, f.stat().st_mtime_ns) for f in finished.rglob("*")) == before
+        run_experiment(folder, finished, QUICK, say=quiet)
+
+    def test_a_chain_of_other_versions_is_not_used(self, folder: Path, log: PreparedLog, tmp_path: Path) -> None:
+        """It is computed again, and the numbers are those of these versions."""
+        out, options = tmp_path / "out", replace(QUICK, methods=("iu",), seeds=1)
+        (out / "chains").mkdir(parents=True)
+        chain = run_chain(out / "chains" / "seed-0", periods_of(log, PROTOCOL), PROTOCOL, seed=1)  # of another seed
+        assert chain.complete
+        note = json.loads((chain.folder / "chain.json").read_text())
+        (chain.folder / "chain.json").write_text(json.dumps(note | {"versions": note["versions"] | {"torch": "1.0"}}))
+        assert not chain.complete
+        moved = out.rename(tmp_path / "chains-of-another-version")
+        run_experiment(folder, out, options, say=quiet)
+        expected = numbers(out)
+        (out / "jobs" / "seed-0" / "iu.json").unlink()
+        (moved / "chains").rename(out / "chains")
+        run_experiment(folder, out, options, say=quiet)
+        assert numbers(out) == expected
 
     def test_more_periods_than_rows(self, folder: Path, tmp_path: Path) -> None:
         options = replace(QUICK, protocol=Protocol(periods=5_000))
