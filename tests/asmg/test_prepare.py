@@ -594,6 +594,17 @@ def test_bad_rows_are_left_out_where_that_is_asked_for(tmp_path: Path, block_byt
     assert not (tmp_path / "other").exists()
 
 
+@BLOCKS
+def test_where_the_first_times_are_bad_a_later_one_tells_their_format(tmp_path: Path, block_bytes: int) -> None:
+    content = f"user_id,item_id,timestamp,label\nu,i,never,1\nu,i,,1\nu,i,{T0},1\nv,j,{T0 + 1},0\n"
+    raw = write(tmp_path / "log.csv", content)
+    card = run("log", raw, tmp_path / "out", malformed="drop", block_bytes=block_bytes)
+    assert decoded(tmp_path / "out") == [("u", "i", 1, T0 * 1000), ("v", "j", 0, T0 * 1000 + 1000)]
+    assert sum(card.dropped.values()) == 2
+    with pytest.raises(LogFormatError, match=r"line 2, column 'timestamp': expected seconds or milliseconds"):
+        run("log", raw, tmp_path / "other", block_bytes=block_bytes)
+
+
 # --- negatives
 
 

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -361,7 +362,9 @@ def test_text_that_is_not_utf8(tmp_path: Path, block_bytes: int) -> None:
 
 @pytest.mark.parametrize("block_bytes", [50, 1 << 20])
 def test_damaged_gzip_files(tmp_path: Path, block_bytes: int) -> None:
-    whole = gzip.compress(f"id,time\n{GOOD_ROWS * 20}".encode())
+    """The line is the one that could not be read to its end."""
+    content = f"id,time\n{GOOD_ROWS * 20}".encode()
+    whole = gzip.compress(content)
     expected = "expected a complete gzip file; received one that is cut short or damaged"
     for n, damaged in enumerate((
         whole[:-20],
@@ -372,7 +375,11 @@ def test_damaged_gzip_files(tmp_path: Path, block_bytes: int) -> None:
         whole + b"garbage",
     )):  # fmt: skip
         path = write(tmp_path / f"{n}.csv.gz", damaged)
-        assert error(path, ID_TIME, block_bytes=block_bytes).startswith(expected), n
+        place, _, said = error(path, ID_TIME, block_bytes=block_bytes).partition(": ")
+        assert said.startswith(expected), n
+        there = zlib.decompressobj(wbits=31).decompress(damaged) if n in (0, 1, 2) else content
+        line = int(place.removeprefix("line "))
+        assert line == 1 + there.count(b"\n") if n != 3 else 1 <= line <= 1 + content.count(b"\n"), n
 
 
 @pytest.mark.parametrize("block_bytes", [1, 30, 1 << 20])
@@ -467,7 +474,7 @@ def test_damaged_and_empty_parquet_files(tmp_path: Path) -> None:
 def test_a_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "log[1]*.parquet", id=["u"])
     assert read(path, {"id": identifier()})[0] == [("u",)]
-    assert Scan(path, CSV, {}).peek() == {"id": "u"}
+    assert Scan(path, CSV, {}).peek() == {"id": ["u"]}
     path = write(tmp_path / "log[1]*.csv", "id\nu\n")
     assert read(path, {"id": identifier()})[0] == [("u",)]
 
@@ -476,13 +483,13 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "expected"), [
-    ("a,b\n1,2\n3,4\n", {"a": "1", "b": "2"}),
-    ("a,b\n1,2", {"a": "1", "b": "2"}),
-    ('\ufeff\r\na,"b\nc"\r\n\r\n"x,y",\r\n', {"a": "x,y", "b\nc": ""}),
-    ("a,b\n1\n3,4\n", {"a": "3", "b": "4"}),
-    ("a,b\n1\n", {"a": "", "b": ""}),
+    ("a,b\n1,2\n3,4\n", {"a": ["1"], "b": ["2"]}),
+    ("a,b\n1,2", {"a": ["1"], "b": ["2"]}),
+    ('\ufeff\r\na,"b\nc"\r\n\r\n"x,y",\r\n', {"a": ["x,y"], "b\nc": [""]}),
+    ("a,b\n1\n3,4\n", {"a": ["3"], "b": ["4"]}),
+    ("a,b\n1\n", {"a": [""], "b": [""]}),
 ])  # fmt: skip
-def test_peek(tmp_path: Path, content: str, expected: dict[str, str]) -> None:
+def test_peek(tmp_path: Path, content: str, expected: dict[str, list[str]]) -> None:
     assert Scan(write(tmp_path / "log.csv", content), CSV, {}).peek() == expected
     assert Scan(write(tmp_path / "log.gz", gzip.compress(content.encode())), CSV, {}).peek() == expected
 
@@ -505,7 +512,17 @@ def test_peek_at_parquet_types(tmp_path: Path) -> None:
         tmp_path / "log.parquet", id=[None, 2], at=[datetime(2014, 5, 13, 16, tzinfo=UTC)] * 2, tags=[["x", "y"], []],
         other=[b"", b""],
     )  # fmt: skip
-    assert Scan(path, CSV, {}).peek() == {"id": "", "at": "2014-05-13T16:00:00.000Z", "tags": "x|y", "other": ""}
+    assert Scan(path, CSV, {}).peek() == {
+        "id": [""], "at": ["2014-05-13T16:00:00.000Z"], "tags": ["x|y"], "other": [""],
+    }  # fmt: skip
+    assert Scan(path, CSV, {}).peek(5)["id"] == ["", "2"]
+
+
+def test_peek_at_several_rows(tmp_path: Path) -> None:
+    """Those of another width are no rows of the log."""
+    path = write(tmp_path / "log.csv", "a,b\n1,2\n3\n\n4,5\n6,7\n")
+    assert Scan(path, CSV, {}).peek(2) == {"a": ["1", "4"], "b": ["2", "5"]}
+    assert Scan(path, CSV, {}).peek(9) == {"a": ["1", "4", "6"], "b": ["2", "5", "7"]}
 
 
 # --- progress
@@ -533,7 +550,7 @@ def test_progress_goes_up_to_one(
 def test_peek_tells_no_progress_and_a_file_can_be_read_twice(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "id,time\nu,1400000000\n")
     scan = Scan(path, CSV, ID_TIME, progress=lambda fraction: pytest.fail("told"))
-    assert scan.peek() == {"id": "u", "time": "1400000000"}
+    assert scan.peek() == {"id": ["u"], "time": ["1400000000"]}
     assert read(path, ID_TIME)[0] == read(path, ID_TIME)[0] == [("u", MAY_2014)]
 
 
