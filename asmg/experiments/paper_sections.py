@@ -60,7 +60,7 @@ def what_was_run(results: Results, _: Draw) -> list[Block]:
         "Users, items": f"{card['users']:,} users, {card['items']:,} items",
         "Categories": f"{card['categories']:,}" + (", not used" if unused else ""),
         "Dates": f"{card['first'][:10]} to {card['last'][:10]}",
-        "What the log is": " ".join(card["rule"]),
+        "What the log is": "; ".join(card["rule"]),
         "Methods": ", ".join(label(method) for method in results.methods),
         "Seeds": str(len(results.seeds)),
         "Settings": settings.get(options["settings"], str(options["settings"])),

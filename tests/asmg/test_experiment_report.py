@@ -108,7 +108,7 @@ def fake_run(
         frame.write_parquet(out / f"{name}.parquet")
     card = {
         "dataset": "fake_log", "rows": 124_000, "positives": 31_000, "users": 5_000, "items": 1_234, "categories": 0,
-        "first": "2001-02-03T04:05:06Z", "last": "2002-03-04T05:06:07Z", "rule": ["Clicks only.", "Nothing <else>."],
+        "first": "2001-02-03T04:05:06Z", "last": "2002-03-04T05:06:07Z", "rule": ["clicks only", "nothing <else>"],
     }  # fmt: skip
     options = {
         "methods": list(methods), "seeds": seeds, "periods": PERIODS, "pretrain": PRETRAIN, "test_from": test_from,
@@ -362,7 +362,7 @@ class TestNumbers:
         assert facts["Rows"] == "124,000, of these 31,000 positives"
         assert facts["Users, items"] == "5,000 users, 1,234 items"
         assert facts["Dates"] == "2001-02-03 to 2002-03-04"
-        assert facts["What the log is"] == "Clicks only. Nothing <else>."
+        assert facts["What the log is"] == "clicks only; nothing <else>"
         assert (facts["Seeds"], facts["Settings"]) == ("5", "default (ours)")
         assert "pretrained on periods 1 to 10 and updated on each of the periods 11 to 30" in text
         assert "The test periods are 25 to 31" in text
