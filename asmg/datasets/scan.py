@@ -42,8 +42,7 @@ __all__ = [
 BLOCK_BYTES = 1 << 26
 """Bytes of a block."""
 
-_PIECE = 1 << 20
-# Bytes read at once, so that of a damaged file the line is known.
+_PIECE = 1 << 20  # bytes read at once, so that of a damaged file the line is known
 
 PARQUET_ROWS = 1 << 20
 """Rows of a block of a Parquet file."""
