@@ -121,7 +121,7 @@ def read_period_files(gathering: Gathering, files: Mapping[int, Path]) -> Events
 
 def _line_ms(lines: int) -> int:
     """Milliseconds between the lines of period files, the longest of which has so many: it has to end in its week."""
-    return min(_LINE_MS, (_WEEK_MS - 1) // lines)
+    return min(_LINE_MS, (_WEEK_MS - 1) // max(1, lines))
 
 
 def read_diginetica_raw(gathering: Gathering) -> Events:

@@ -13,10 +13,13 @@ from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Field, Layout, Malformed, Scan
 from asmg.datasets.table import LogFormatError
 
-__all__ = ["Events", "Gathering", "Ids", "Progress", "Source"]
+__all__ = ["Events", "Gathering", "Ids", "Keep", "Progress", "Source"]
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the fraction of it that is done."""
+
+Keep = Callable[[pl.DataFrame], list[tuple[str, pl.Series]]] | None
+"""Of a block, the reasons for leaving rows out with, for each, which of the rows left it leaves in; None keeps all."""
 
 
 class Ids:
@@ -153,7 +156,7 @@ class Gathering:
         label: str | None = None,
         category: str | None = None,
         believed: Literal["first", "last"] = "first",
-        keep: Callable[[pl.DataFrame], list[tuple[str, pl.Series]]] | None = None,
+        keep: Keep = None,
         time: Callable[[pl.DataFrame], pl.Series] | None = None,
         split: Callable[[str], tuple[str, ...]] | None = None,
         ids: tuple[Ids, Ids] | None = None,
@@ -166,7 +169,7 @@ class Gathering:
             label: the column of labels; None where every row is a positive.
             category: the column of an item's categories.
             believed: which of its rows that have any says them.
-            keep: of a block, the reasons for leaving rows out with, for each, which rows it leaves in.
+            keep: leaves rows out.
             time: makes the time from more than its column.
             split: from a category's text to the categories; by default the text is one category.
             ids: numbers of users and items that go on from another file's.

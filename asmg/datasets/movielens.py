@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.gathering import Events, Gathering, Keep, Source
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.reading import read_ids, read_timestamps
 from asmg.datasets.scan import Layout, identifier, numbered_moment, rating
@@ -77,21 +77,8 @@ def _read_csv(gathering: Gathering, all_years: bool) -> Events:
     def keep(block: pl.DataFrame) -> list[tuple[str, pl.Series]]:
         return [("ratings before 2014 or after 2018", block["timestamp"].is_between(_FIRST_MS, _END_MS, closed="left"))]
 
-    fields = {
-        "userId": identifier(),
-        "movieId": identifier(),
-        "rating": rating(LIKED, 0.5, 5),
-        "timestamp": numbered_moment("s"),
-    }
-    gathering.folders()  # one file is not enough
-    events = gathering.gather(
-        gathering.find("ratings.csv"),
-        Layout(quoted=True),
-        fields,
-        ("userId", "movieId", "timestamp"),
-        label="rating",
-        keep=None if all_years else keep,
-    )
+    names = ("userId", "movieId", "rating", "timestamp")
+    events = _ratings(gathering, "ratings.csv", Layout(quoted=True), names, 0.5, None if all_years else keep)
     films = read_table(gathering.find("movies.csv"), ["movieId", "genres"])
     genres = [tuple(text.split("|")) for text in films.column("genres").values]
     return _with_genres(events, dict(zip(read_ids(films.column("movieId")), genres, strict=True)))
@@ -100,20 +87,7 @@ def _read_csv(gathering: Gathering, all_years: bool) -> Events:
 def read_ml_1m(gathering: Gathering) -> Events:
     """`ratings.dat` and `movies.dat`: values separated by "::", no header."""
     names = ("UserID", "MovieID", "Rating", "Timestamp")
-    fields = {
-        "UserID": identifier(),
-        "MovieID": identifier(),
-        "Rating": rating(LIKED, 1, 5),
-        "Timestamp": numbered_moment("s"),
-    }
-    gathering.folders()  # one file is not enough
-    events = gathering.gather(
-        gathering.find("ratings.dat"),
-        Layout(delimiter="::", names=names),
-        fields,
-        ("UserID", "MovieID", "Timestamp"),
-        label="Rating",
-    )
+    events = _ratings(gathering, "ratings.dat", Layout(delimiter="::", names=names), names, 1)
     path = gathering.find("movies.dat")
     films = {}
     for number, line in _lines(path):
@@ -132,19 +106,7 @@ def read_ml_100k_files(gathering: Gathering) -> Events:
                 gathering.read(place / name)
             return gathering.gather_log(read_ml_100k(place))
     names = ("user id", "item id", "rating", "timestamp")
-    fields = {
-        "user id": identifier(),
-        "item id": identifier(),
-        "rating": rating(LIKED, 1, 5),
-        "timestamp": numbered_moment("s"),
-    }
-    events = gathering.gather(
-        gathering.find("u.data"),
-        Layout(delimiter="\t", names=names),
-        fields,
-        ("user id", "item id", "timestamp"),
-        label="rating",
-    )
+    events = _ratings(gathering, "u.data", Layout(delimiter="\t", names=names), names, 1)
     path = gathering.find("u.item")
     films = {}
     for number, line in _lines(path):
@@ -168,6 +130,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(content.split(b"\n"), start=1):  # `splitlines` of the text would cut at 0x85, too
         if line.strip():
             yield number, line.decode("latin-1").rstrip("\r")
+
+
+def _ratings(
+    gathering: Gathering, name: str, layout: Layout, columns: tuple[str, str, str, str], least: float, keep: Keep = None
+) -> Events:
+    """The file of ratings, from `least` to 5 stars; its columns are those of user, film, rating and time."""
+    gathering.folders()  # the ratings alone are not enough
+    user, film, stars, time = columns
+    fields = {user: identifier(), film: identifier(), stars: rating(LIKED, least, 5), time: numbered_moment("s")}
+    return gathering.gather(gathering.find(name), layout, fields, (user, film, time), label=stars, keep=keep)
 
 
 def _with_genres(events: Events, films: dict[str, tuple[str, ...]]) -> Events:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
 import polars as pl
 
@@ -139,7 +139,7 @@ class Scan:
                 raise LogFormatError(self.path, "at least one row", "none")
             return {column.name: self._peek_at(column) for column in frame}
         with self.path.open("rb") as raw:
-            binary = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if start[:2] == b"\x1f\x8b" else raw
+            binary = gzip.GzipFile(fileobj=raw) if start[:2] == b"\x1f\x8b" else raw
             block = b"".join(islice(self._cut(binary), 2))  # the last line may be a block of its own
         if not block:
             raise LogFormatError(self.path, "a file with rows", "an empty file")
@@ -168,7 +168,7 @@ class Scan:
         names, line = self.layout.names, 1
         columns: dict[str, int] | None = None
         with self.path.open("rb") as raw:
-            binary = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if compressed else raw
+            binary = gzip.GzipFile(fileobj=raw) if compressed else raw
             for block in self._cut(binary):
                 if columns is None:
                     first, rest, lines = self._first_row(block, line)
@@ -184,7 +184,7 @@ class Scan:
         if self.progress:
             self.progress(1.0)
 
-    def _cut(self, binary: BinaryIO) -> Iterator[bytes]:
+    def _cut(self, binary: io.BufferedIOBase) -> Iterator[bytes]:
         """Blocks that end with a row, without a byte order mark."""
         line, rest = 1, self._next(binary, 3, 1).removeprefix(b"\xef\xbb\xbf")
         while chunk := self._next(binary, self.block_bytes, line):
@@ -199,11 +199,11 @@ class Scan:
         if rest:
             yield rest
 
-    def _next(self, binary: BinaryIO, count: int, line: int) -> bytes:
+    def _next(self, binary: io.BufferedIOBase, count: int, line: int) -> bytes:
         """So many bytes, or what is left of them; they begin in this line."""
         data = bytearray()
         try:
-            while len(data) < count and (part := binary.read1(min(count - len(data), _PIECE))):  # type: ignore[attr-defined]
+            while len(data) < count and (part := binary.read1(min(count - len(data), _PIECE))):
                 data += part
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             received = f"one that is cut short or damaged ({error})"

@@ -177,11 +177,9 @@ def run_chain(
     def write(name: str, part: Checkpoint) -> None:
         (partial / f"{name}.safetensors").write_bytes(part.to_bytes())
 
-    clock = _Clock()
     state = start or training.pretrained(
         data[: protocol.pretrain], data[protocol.pretrain], stage_rng(seed, 0, "pretrain")
     )
-    pretraining = clock.read()
     for name, part in training.dump(state).items():
         write(name, part)
     seconds = {}
@@ -191,9 +189,7 @@ def run_chain(
         seconds[step] = clock.read()
         write(f"update-{step}", training.dump(state)["pending"])
         state = training.committed(state)
-    (partial / "chain.json").write_text(
-        json.dumps({"versions": versions(), "pretraining": pretraining, "seconds": seconds})
-    )
+    (partial / "chain.json").write_text(json.dumps({"versions": versions(), "seconds": seconds}))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return Chain(folder)
@@ -217,11 +213,11 @@ def run_method(
         `asmg.experiments.run`.
     """
     updater, data = job.build(protocol), periods.data
-    rng = stage_rng(seed, 0, "pretrain")
     if updater.model.config == protocol.model:
         base = chain.start(updater.base)
         state = updater.started(base, data[: protocol.pretrain], rng=stage_rng(seed, 0, "start"))
     else:
+        rng = stage_rng(seed, 0, "pretrain")
         state = updater.pretrained(data[: protocol.pretrain], data[protocol.pretrain], rng=rng)
     reads: dict[int, _Reader] = {}
     found: dict[str, Any] = {"config": _config(updater), "scores": [], "timings": [], "calibration": []}

@@ -653,6 +653,11 @@ def test_a_bad_line_of_diginetica_is_named(tmp_path: Path) -> None:
         read_diginetica_clicks(tmp_path)
 
 
+def test_period_files_without_a_line_are_an_empty_log(tmp_path: Path) -> None:
+    (tmp_path / "period_00.txt.gz").write_bytes(gzip.compress(b""))
+    assert len(read_diginetica_clicks(tmp_path)) == 0
+
+
 def test_a_folder_of_neither_collection_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LogFormatError, match=r"expected period_NN\.txt\.gz .* received an empty folder"):
         recognise_folder(tmp_path)

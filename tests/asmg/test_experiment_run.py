@@ -436,9 +436,11 @@ class TestInterrupted:
                 time.sleep(0.1)
             assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()], "processes were left behind"
         self.kill_a_worker(command)
+        (out / "jobs" / "seed-0").mkdir(parents=True, exist_ok=True)
+        (out / "jobs" / "seed-0" / ".iu.json.4711").write_text('{"scores": [')  # as a kill in the middle would leave
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
         assert numbers(out) == numbers(finished)
-        assert not (out / "chains").exists()
+        assert not (out / "chains").exists() and not list(out.rglob(".*"))
 
     def kill_a_worker(self, command: list[str]) -> None:
         """As the system does when memory runs out: the run ends with one line."""
