@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from asmg.kernels import Plan, plan_epoch, renumber
+from asmg.layout import COLD_ROW, HISTORY_LENGTH, NO_CATEGORY
 
 __all__ = [
     "COLD_ROW",
@@ -29,15 +30,6 @@ __all__ = [
     "concatenate",
     "excerpt",
 ]
-
-COLD_ROW = 0
-"""Row of every embedding table that stands for an unknown user, item or category."""
-
-HISTORY_LENGTH = 30
-"""Most recent positives of a user that a model looks at."""
-
-NO_CATEGORY = -1
-"""Filler of the item × category matrix."""
 
 
 class InteractionBatch(NamedTuple):

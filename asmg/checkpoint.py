@@ -12,6 +12,7 @@ from torch import Tensor
 
 from asmg.adam import AdamState
 from asmg.batch import PeriodData
+from asmg.header import FORMAT_VERSION, CheckpointError, make_header, parse_header
 from asmg.models import Params
 
 __all__ = [
@@ -24,12 +25,6 @@ __all__ = [
     "load_data",
     "tensors_of",
 ]
-
-FORMAT_VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """Bytes that are no checkpoint of the expected kind and format version."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +44,8 @@ class Checkpoint:
 
     def to_bytes(self) -> bytes:
         """One safetensors file; kind, version and meta data are in its header."""
-        header = {"version": FORMAT_VERSION, "kind": self.kind, "meta": dict(self.meta)}
         tensors = {name: self.tensors[name].detach().contiguous() for name in sorted(self.tensors)}
-        return save_tensors(tensors, {"asmg": json.dumps(header, sort_keys=True)})
+        return save_tensors(tensors, make_header(self.kind, self.meta))
 
     @classmethod
     def from_bytes(cls, data: bytes, kind: str | None = None) -> "Checkpoint":
@@ -68,34 +62,8 @@ class Checkpoint:
             raise CheckpointError(
                 f"checkpoint: expected one of kind {kind or 'any'!r}; received unreadable bytes"
             ) from error
-        found, meta = cls.parse_header(metadata, kind)
+        found, meta = parse_header(metadata, kind)
         return cls(found, meta, tensors)
-
-    @staticmethod
-    def parse_header(metadata: Mapping[str, str] | None, kind: str | None) -> tuple[str, dict[str, Any]]:
-        """The kind and the hyper-parameters in a safetensors header.
-
-        Raises:
-            CheckpointError: for anything but the header of a checkpoint of this kind and format version.
-        """
-        if not metadata or "asmg" not in metadata:
-            raise CheckpointError(
-                f"checkpoint: expected one of kind {kind or 'any'!r}; received another program's file"
-            )
-        try:
-            header = json.loads(metadata["asmg"])
-            version, found, meta = header["version"], header.get("kind"), header.get("meta")
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"checkpoint: expected one of kind {kind or 'any'!r}; received a damaged header"
-            ) from error
-        if version != FORMAT_VERSION:
-            raise CheckpointError(f"checkpoint: expected format version {FORMAT_VERSION}; received {version}")
-        if not isinstance(found, str) or not isinstance(meta, dict):
-            raise CheckpointError(f"checkpoint: expected one of kind {kind or 'any'!r}; received a damaged header")
-        if kind is not None and found != kind:
-            raise CheckpointError(f"checkpoint: expected kind {kind!r}; received {found!r}")
-        return found, meta
 
 
 def dump_adam(adam: AdamState, **meta: int) -> Checkpoint:

@@ -26,13 +26,13 @@ from service.storage.redis_state import HistoryStore, Notices, connect
 from service.tasks import end_tasks
 from service.use_cases.auth import KeyCache
 from service.use_cases.bootstrap import current_champion, ensure_prior
+from service.use_cases.histories import Histories
 
 __all__ = ["create_app", "create_app_from_environment"]
 
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 30.0
-SERVING_FOLDER = "serving"
 
 NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
@@ -89,22 +89,23 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             await ensure_prior(database, artifacts, settings.prior_ctr)
             return await current_champion(database)
 
+        store = HistoryStore(redis, database, length=settings.history_length, on_fallback=metrics.history_fallbacks.inc)
+        histories = Histories(store, seconds=settings.history_cache_seconds)
         serving = ServingModel(
             fetch_champion=champion,
             fetch_file=artifacts.fetch_file,
             notices=notices.swap_notices,
-            folder=settings.data_dir / SERVING_FOLDER,
+            folder=settings.serving_dir,
             poll_seconds=settings.swap_poll_seconds,
             on_swap=lambda snapshot: _count_swap(metrics, snapshot),
+            on_trouble=metrics.swap_failures.inc,
         )
         parts = Parts(
             settings=settings,
             database=database,
             redis=redis,
             artifacts=artifacts,
-            histories=HistoryStore(
-                redis, database, length=settings.history_length, on_fallback=metrics.history_fallbacks.inc
-            ),
+            histories=histories,
             notices=notices,
             serving=serving,
             keys=KeyCache(database),
@@ -120,6 +121,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             yield {"parts": parts}
         finally:
             await end_tasks(follower)
+            await histories.close()
             await redis.aclose()
             await database.close()
 
@@ -133,6 +135,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         telemetry=NO_TELEMETRY,
         responses={"default": {"model": Problem, "description": "A problem document"}},
     )
+    app.add_middleware(predict.Shortcut)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
     install_problem_handlers(app)

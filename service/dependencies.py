@@ -1,6 +1,5 @@
 """What routes are given: the parts of the running service, the caller, and the parsed body."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -9,25 +8,24 @@ from typing import Annotated, Any, Generic, TypeVar
 from fastapi import Depends, Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from redis.asyncio import Redis
-from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
+from service.bodies import parse_json
 from service.errors import Forbidden, Unauthorized
 from service.metrics import Metrics
-from service.problems import invalid_input
 from service.serving.swap import ServingModel
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
-from service.storage.redis_state import HistoryStore, Notices
+from service.storage.redis_state import Notices
 from service.use_cases.auth import KeyCache
+from service.use_cases.histories import Histories
 
 __all__ = ["Caller", "JsonBody", "Parts", "Requires", "Service", "body_schema"]
 
 M = TypeVar("M", bound=BaseModel)
-
-JSON_MEDIA_TYPE = re.compile(r"application/([\w.+-]+\+)?json", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class Parts:
     database: Database
     redis: Redis
     artifacts: ArtifactStore
-    histories: HistoryStore
+    histories: Histories
     notices: Notices
     serving: ServingModel
     keys: KeyCache
@@ -76,14 +74,17 @@ class Requires(SecurityBase):
         self.scheme_name = "API key"
 
     async def __call__(self, request: Request) -> Caller:
-        """The caller.
+        """The caller; raises as `caller` does."""
+        return await self.caller(request.state.parts.keys, request.scope)
+
+    async def caller(self, keys: KeyCache, scope: Scope) -> Caller:
+        """Who makes the request of this ASGI scope.
 
         Raises:
             Forbidden: the key has none of the scopes.
             Unauthorized: there is no key, or it is not valid.
         """
-        keys: KeyCache = request.state.parts.keys
-        presented = _presented_key(request)
+        presented = _presented_key(scope)
         if presented is not None:
             key = await keys.authenticate(presented)
             if not any(scope in key.scopes for scope in self.scopes):
@@ -91,20 +92,28 @@ class Requires(SecurityBase):
             return Caller(f"{key.name} ({key.key_id})")
         if not await keys.open_access():
             raise Unauthorized("expected an API key in Authorization: Bearer or X-API-Key; received none")
-        if not _is_loopback(request):
+        if not _is_loopback(scope):
             raise Unauthorized("no API key exists yet, so only this host may call; `asmg keys create` makes one")
         return Caller("anonymous")
 
 
-def _presented_key(request: Request) -> str | None:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
+def _presented_key(scope: Scope) -> str | None:
+    key = None
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, bearer = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                return str(bearer.strip(), "latin-1")
+        elif name == b"x-api-key" and key is None:
+            key = str(value, "latin-1")
+    return key
 
 
-def _is_loopback(request: Request) -> bool:
+def _is_loopback(scope: Scope) -> bool:
+    client = scope.get("client")
     try:
         # No client at all is a Unix socket.
-        return request.client is None or ip_address(request.client.host).is_loopback
+        return client is None or ip_address(client[0]).is_loopback
     except ValueError:
         return False
 
@@ -125,25 +134,11 @@ class JsonBody(Generic[M]):
         self._optional = optional
 
     async def __call__(self, request: Request) -> M:
-        """The parsed body.
-
-        Raises:
-            HTTPException: 400, it is no JSON; 415, it is not said to be.
-            InvalidInput: it is not as `model` wants it.
-        """
+        """The parsed body; raises as `parse_json` does."""
         body = await request.body()
         if not body and self._optional:
             return self._model()
-        content_type = request.headers.get("content-type", "")
-        if not JSON_MEDIA_TYPE.fullmatch(content_type.partition(";")[0].strip()):
-            raise HTTPException(415, f"expected Content-Type application/json; received {content_type[:100] or 'none'}")
-        try:
-            return self._model.model_validate_json(body)
-        except ValidationError as error:
-            errors = error.errors(include_url=False)
-            if errors[0]["type"] == "json_invalid":
-                raise HTTPException(400, f"expected a JSON document; received {errors[0]['ctx']['error']}") from None
-            raise invalid_input(errors) from None
+        return parse_json(self._model, body, request.scope)
 
 
 def body_schema(model: type[BaseModel], *, optional: bool = False) -> dict[str, Any]:

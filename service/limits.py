@@ -6,6 +6,9 @@ MAX_ID_LENGTH = 256
 MAX_ITEMS = 1000
 """Candidate items of one prediction."""
 
+MAX_BATCH = 256
+"""Users of one batch of predictions."""
+
 MAX_INTERACTIONS = 10_000
 """Interactions of one ingestion call."""
 

@@ -23,6 +23,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
+        self._noted: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.requests = Counter("asmg_requests", "Requests answered.", ["route", "status"], registry=registry)
         self.request_seconds = Histogram(
             "asmg_request_seconds",
@@ -42,9 +43,23 @@ class Metrics:
             multiprocess_mode="livemin",
         )
         self.swaps = Counter("asmg_swaps", "Times that a version began to be served.", registry=registry)
+        self.swap_failures = Counter(
+            "asmg_swap_failures", "Attempts to load the champion that failed; what was served stays.", registry=registry
+        )
         self.history_fallbacks = Counter(
             "asmg_history_fallbacks", "Histories read from Postgres because Redis did not answer.", registry=registry
         )
+
+    def note_request(self, route: str, status: int, seconds: float) -> None:
+        """Count and time one request."""
+        noted = self._noted.get((route, status))
+        if noted is None:  # the label values are few: routes, times the statuses that they answer with
+            noted = self._noted[route, status] = (
+                self.requests.labels(route, status),
+                self.request_seconds.labels(route),
+            )
+        noted[0].inc()
+        noted[1].observe(seconds)
 
     def render(self) -> bytes:
         """The text exposition; of all workers where there are several."""

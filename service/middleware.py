@@ -6,7 +6,7 @@ Starlette's `BaseHTTPMiddleware` would start a task group for each request and d
 
 import re
 import time
-from uuid import uuid4
+from random import Random
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,11 +15,14 @@ from service.errors import BodyTooLarge
 from service.metrics import Metrics
 from service.problems import render_problem
 
-__all__ = ["BodyLimit", "Observe"]
+__all__ = ["BodyLimit", "Observe", "request_id_of"]
 
 REQUEST_ID_HEADER = b"x-request-id"
+SCOPE_KEY = "asmg.request_id"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,256}")
 UNMATCHED_ROUTE = "unmatched"
+_random = Random()  # an id is no secret, and the system's randomness costs a system call
+
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that went away; nobody receives it
 
 
@@ -39,13 +42,14 @@ class Observe:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
+        scope[SCOPE_KEY] = request_id
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (REQUEST_ID_HEADER, request_id)]
+                message["headers"] = [*message.get("headers", ()), (REQUEST_ID_HEADER, request_id.encode("ascii"))]
             await send(message)
 
         started = time.perf_counter()
@@ -60,15 +64,20 @@ class Observe:
         finally:
             # The route's template, never the path: the number of label values has to stay small.
             route = getattr(scope.get("route"), "path_format", UNMATCHED_ROUTE)
-            self._metrics.requests.labels(route, status or CLIENT_CLOSED_REQUEST).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
+            self._metrics.note_request(route, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - started)
 
 
-def _request_id(scope: Scope) -> bytes:
+def request_id_of(scope: Scope) -> str:
+    """The id of a request that went through `Observe`: the client's `X-Request-ID`, or one that was made up."""
+    request_id: str = scope[SCOPE_KEY]
+    return request_id
+
+
+def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == REQUEST_ID_HEADER and REQUEST_ID.fullmatch(value):
-            return bytes(value)
-    return uuid4().hex.encode()
+            return str(value, "ascii")
+    return f"{_random.getrandbits(128):032x}"
 
 
 class BodyLimit:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from pydantic_core import PydanticCustomError
 
 from service.limits import (
+    MAX_BATCH,
     MAX_CATALOGUE_ITEMS,
     MAX_CATEGORIES,
     MAX_ID_LENGTH,
@@ -22,6 +23,9 @@ from service.limits import (
 )
 
 __all__ = [
+    "BatchPrediction",
+    "BatchRequest",
+    "BatchResponse",
     "CloseRequest",
     "CloseResponse",
     "Health",
@@ -119,6 +123,29 @@ class PredictResponse(BaseModel):
     cold_user: bool = Field(description="Whether the model has not seen this user.")
     cold_items: list[int] = Field(description="Indexes of the items that the model has not seen.")
     request_id: str
+
+
+class BatchRequest(_Request):
+    """Asks for several users at once; each request is as `POST /predict` takes it."""
+
+    requests: Annotated[list[PredictRequest], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+class BatchPrediction(BaseModel):
+    """The scores of one request of a batch, as in the answer of `POST /predict`."""
+
+    scores: list[float] = Field(description="Click probabilities, each in (0, 1).")
+    cold_user: bool
+    cold_items: list[int]
+    request_id: str
+
+
+class BatchResponse(BaseModel):
+    """One prediction for each request, in their order; all of one model version."""
+
+    model_version: int
+    period: int
+    predictions: list[BatchPrediction]
 
 
 class InteractionEvent(_Request):

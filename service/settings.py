@@ -49,7 +49,9 @@ class Settings(BaseSettings):
     """Where updates compute: `cpu`, `cuda`, or `auto` for a GPU where there is one."""
     history_length: int = Field(MAX_HISTORY, ge=1, le=MAX_HISTORY)
     """Most recent positives of a user that a model reads."""
-    swap_lead_seconds: float = Field(1.0, ge=0)
+    history_cache_seconds: float = Field(1.0, ge=0)
+    """How long an api process remembers a user's history; a click that another process took in counts after that."""
+    swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.5, gt=0)
     """How often an api process looks for a new version where no notice reached it."""
@@ -98,6 +100,11 @@ class Settings(BaseSettings):
                 f"received ASMG_{given.upper()} without ASMG_{missing.upper()}"
             )
         return self
+
+    @property
+    def serving_dir(self) -> Path:
+        """Folder of the snapshot files, which all processes of a host share."""
+        return self.data_dir / "serving"
 
     @property
     def embedded(self) -> bool:

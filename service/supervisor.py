@@ -12,6 +12,7 @@ alone, which stops them in order: requests in flight end, then the worker, then 
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -54,6 +55,9 @@ API_GRACE_SECONDS = 20
 """How long requests in flight may take to end; the server cuts them off then."""
 STOP_SECONDS = 30.0
 """How long a child may take to end; it is killed then."""
+
+SWITCH_SECONDS = 0.0005
+"""After how long a thread with larger work lets the event loop go on; Python's own 5 ms would be felt by requests."""
 
 FIRST_DELAY_SECONDS = 0.5
 LAST_DELAY_SECONDS = 30.0
@@ -318,13 +322,13 @@ def _end_with_parent(parent: int) -> None:
 
 def _run_api(settings: Settings, listener: int) -> None:
     # Only this kind of process needs them, and the parent starts faster without.
-    import torch
     import uvicorn
 
     from service.app import create_app
 
-    # A prediction is small, and the processes share the cores: threads inside one would only get in each other's way.
-    torch.set_num_threads(1)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()  # what was imported stays, and need not be looked through again and again while requests wait
     app = create_app(settings, stopping=lambda: server.should_exit)
     server = uvicorn.Server(
         uvicorn.Config(

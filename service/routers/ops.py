@@ -23,7 +23,9 @@ async def get_health() -> Health:
 
 @router.get("/readyz", summary="Can the process predict and store?")
 async def get_readiness(service: Service) -> Readiness:
-    """Ready when a model is loaded and Postgres answers; without Redis the service is slower, not down."""
+    """Ready when a model is loaded and Postgres answers; without Redis the service is slower, not down. A process that
+    cannot load the newest model goes on with the one it has, and says so here.
+    """
     postgres, redis = await asyncio.gather(_probe(service.database.ping()), _probe(service.redis.ping()))
     snapshot = service.serving.current()
     if postgres != "ok":
@@ -31,7 +33,7 @@ async def get_readiness(service: Service) -> Readiness:
     return Readiness(
         model_version=snapshot.version,
         period=snapshot.period,
-        checks={"model": "ok", "postgres": postgres, "redis": redis},
+        checks={"model": _model(snapshot.version, service.serving.trouble), "postgres": postgres, "redis": redis},
     )
 
 
@@ -40,6 +42,10 @@ def get_metrics(service: Service) -> Response:
     """The text exposition format."""
     # Not async: of several workers it reads files, which is work for a thread.
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _model(version: int, trouble: str | None) -> str:
+    return "ok" if trouble is None else f"version {version} is served on; the champion was not loaded: {trouble}"
 
 
 async def _probe(ping: Awaitable[object]) -> str:

@@ -1,40 +1,71 @@
-"""The serving snapshot: one immutable file with a model and the index of the ids it knows, mapped by every process."""
+"""The serving snapshot: one immutable file with a model and the index of the ids it knows, mapped by every process.
+
+    items.hashes  u64  users.hashes  u64     IdIndex
+    items.vectors f32 [I, W]                 what an item is to the model, categories mixed in; row 0 is the cold row,
+                                             row n + 1 that of items.hashes[n]
+    items.share   f32 [I, first layer]       its part of the first layer as a candidate, where that is worth its bytes
+    users.vectors f32 [U, D]
+    mlp.…         f32                        the dense parameters
+    items.starts  u32  users.starts  u32     IdIndex
+
+The header has the model's configuration and a *canary*: some questions with the scores that the model gave before it
+was written. A process serves a file only if it comes to the same scores (`service.serving.encode` writes them).
+"""
 
 import math
+import mmap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import xxhash
+from numpy.typing import NDArray
 
-from asmg.batch import COLD_ROW, HISTORY_LENGTH, ItemFeatures
-from asmg.checkpoint import Checkpoint, CheckpointError
-from asmg.models import BaseModel, EmbeddingMLP, EmbeddingMLPConfig, build_model, config_from_json
+from asmg.header import CheckpointError, make_header, parse_header
+from asmg.layout import HISTORY_LENGTH
+from service.serving.forward import EPSILON, SEPARATOR, Forward, compiled_forward, hash_text
 from service.serving.id_index import IdIndex
+from service.serving.tensor_file import Blocks, TensorFile, Writable, write_tensors
 
-__all__ = ["Prediction", "Snapshot", "encode_snapshot", "prior_snapshot"]
+__all__ = ["KIND", "CanaryFailed", "Prediction", "Snapshot", "hashes_of", "prior_snapshot", "write_snapshot"]
 
-KIND = "serving"
-EPSILON = 1e-6
-"""Scores are kept this far from 0 and 1, so that no reader meets a logarithm of zero."""
+KIND = "snapshot"
+
+CANARY_TOLERANCE = 1e-5
+"""By how much a score of the canary may differ: float32 sums in another order."""
+
+PIECE_BYTES = 4 * 1024 * 1024
+"""What is read or let go of at a time: the GIL is not held for longer than that takes."""
+
+
+class CanaryFailed(ValueError):
+    """A snapshot gives other scores here than where it was written."""
 
 
 class Prediction(NamedTuple):
-    """What a snapshot says about one user and some items."""
+    """What a snapshot says about one user and N items."""
 
-    scores: list[float]
-    """Click probabilities in the order of the items, each in (0, 1)."""
+    scores: NDArray[np.float32]
+    """Click probabilities in the order of the items, [N], each in (0, 1)."""
     cold_user: bool
     """Whether the user is unknown to the model."""
-    cold_items: list[int]
-    """Positions of the items that are unknown to the model."""
+    cold_items: NDArray[np.int32]
+    """Positions of the items that are unknown to the model, ascending."""
 
 
-@dataclass(frozen=True)
+def hashes_of(ids: Sequence[str]) -> NDArray[np.uint64]:
+    """The hashes by which a snapshot knows these ids, none of which holds NUL, [N]."""
+    hashes = np.empty(len(ids), dtype=np.uint64)
+    if len(ids) and hash_text(SEPARATOR.join(ids).encode(), hashes) != len(ids):
+        raise ValueError("ids: expected none with a NUL character; received one")
+    return hashes
+
+
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """One model version, ready to predict. Nothing in it ever changes."""
 
@@ -42,45 +73,70 @@ class Snapshot:
     """The model version."""
     period: int
     """The last period it learned from; 0 for the prior."""
-    model: BaseModel
-    params: Mapping[str, Tensor]
-    """"user" [U, dim], "items" [I, width] (categories already mixed in) and what else the base model has."""
-    users: IdIndex
-    items: IdIndex
+    meta: Mapping[str, Any]
+    """Of the header: `model`, the configuration, and `canary`."""
+    tensors: Mapping[str, NDArray[Any]]
+    """Read-only views of the file; see the module's docstring."""
+    mapping: mmap.mmap = field(repr=False)
+    """The file's pages."""
+    forward: Forward = field(repr=False)
 
     @classmethod
-    def load(cls, path: Path, version: int, period: int) -> "Snapshot":
-        """Map a snapshot file.
-
-        Every page is read once, here, so that no request waits for the disk later.
+    def open(cls, path: Path, version: int, period: int) -> "Snapshot":
+        """Map a snapshot file; reads its header only.
 
         Raises:
-            ValueError: the file is no snapshot, or holds numbers that are not finite.
+            CheckpointError: the file is no snapshot.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                _, meta = Checkpoint.parse_header(file.metadata(), KIND)
-                tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (no mapping, has keys() only)
-        except SafetensorError as error:
-            raise CheckpointError(f"snapshot: expected a file of kind {KIND!r}; received an unreadable one") from error
-        model = build_model(config_from_json(meta["model"]))
-        expected = {f"param.{name}" for name in ("user", "items", *model.dense_shapes)}
-        expected |= {f"{kind}.{part}" for kind in ("users", "items") for part in ("hashes", "rows")}
+        file = TensorFile(path)
+        _, meta = parse_header(file.metadata, KIND)
+        config, tensors = meta["model"], file.tensors
+        dense = [f"mlp.{i}.{part}" for i in range(len(config.get("hidden", ())) + 1) for part in ("weight", "bias")]
+        expected = {f"{kind}.{part}" for kind in ("items", "users") for part in ("hashes", "starts", "vectors")}
+        expected |= {"items.share", *dense} if "hidden" in config else set()
         if set(tensors) != expected:
             raise CheckpointError(f"snapshot: expected tensors {sorted(expected)}; received {sorted(tensors)}")
-        params = {name.removeprefix("param."): t for name, t in tensors.items() if name.startswith("param.")}
-        for name, tensor in params.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{name}: expected finite numbers; received NaN or infinity")
-        indices = {
-            kind: IdIndex(tensors[f"{kind}.hashes"].numpy().view(np.uint64), tensors[f"{kind}.rows"].numpy())
-            for kind in ("users", "items")
-        }
-        for index in indices.values():
-            index.hashes.sum(), index.rows.sum()
-        return cls(version, period, model, params, **indices)
+        for kind in ("items", "users"):
+            known, rows = int(tensors[f"{kind}.starts"][-1]), len(tensors[f"{kind}.vectors"])
+            if rows != known + 1 or len(tensors[f"{kind}.hashes"]) <= known:
+                raise CheckpointError(f"{kind}: expected {known + 1} rows for {known} ids; received {rows}")
+        return cls(version, period, meta, tensors, file.mapping, compiled_forward(config, tensors))
 
-    @torch.inference_mode()
+    def index(self, kind: str) -> IdIndex:
+        """Of "items" or "users"."""
+        return IdIndex(self.tensors[f"{kind}.hashes"], self.tensors[f"{kind}.starts"])
+
+    def read_through(self) -> str:
+        """Read every page once, so that no request waits for the disk later; the XXH3-128 of the file, in hex."""
+        digest = xxhash.xxh3_128()
+        with memoryview(self.mapping) as view:
+            for start in range(0, len(view), PIECE_BYTES):
+                digest.update(view[start : start + PIECE_BYTES])
+        return digest.hexdigest()
+
+    def let_go(self) -> None:
+        """Unmap its pages in pieces. It can still be used, and is freed quickly by whoever uses it last: unmapping
+        gigabytes at once would hold up the event loop, if that one were the last.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for start in range(0, len(self.mapping), PIECE_BYTES):
+                self.mapping.madvise(mmap.MADV_DONTNEED, start, min(PIECE_BYTES, len(self.mapping) - start))
+
+    def check(self) -> None:
+        """Return where the canary's questions get the scores that were written with them.
+
+        Raises:
+            CanaryFailed: one gets another.
+        """
+        for question in self.meta["canary"]:
+            scores = self.predict(question["user_id"], question["items"], question["history"]).scores
+            worst = float(np.abs(scores - np.array(question["scores"], dtype=np.float32)).max())
+            if not worst <= CANARY_TOLERANCE:
+                raise CanaryFailed(
+                    f"model version {self.version}: expected the scores of the canary to {CANARY_TOLERANCE}; "
+                    f"received some that are {worst:.1g} off"
+                )
+
     def predict(self, user_id: str, items: Sequence[str], history: Sequence[str]) -> Prediction:
         """Score candidates for one user.
 
@@ -89,50 +145,61 @@ class Snapshot:
             items: candidate ids; may be unknown.
             history: ids of the user's clicked items, most recent first; the first 30 count.
         """
-        user = int(self.users.lookup([user_id])[0])
-        past = history[:HISTORY_LENGTH]
-        rows = torch.from_numpy(self.items.lookup([*items, *past]))
-        vectors = self.params["items"]
-        candidate = vectors[rows[: len(items)]]
-        pooled = vectors[rows[len(items) :]].mean(0, keepdim=True) if past else torch.zeros(1, vectors.shape[1])
+        return self.score(user_id, items, hashes_of(history[:HISTORY_LENGTH]))
+
+    def score(self, user_id: str, items: Sequence[str], history: NDArray[np.uint64]) -> Prediction:
+        """The same with the hashes of a history of at most 30 items (`hashes_of`)."""
         n = len(items)
-        logits = self.model.head(self.params, self.params["user"][user].expand(n, -1), pooled.expand(n, -1), candidate)
-        cold = torch.nonzero(rows[:n] == COLD_ROW).squeeze(1).tolist()
-        return Prediction(torch.sigmoid(logits).clamp(EPSILON, 1 - EPSILON).tolist(), user == COLD_ROW, cold)
+        scores, cold = np.empty(n, dtype=np.float32), np.empty(n, dtype=np.int32)
+        text = SEPARATOR.join([user_id, *items]).encode()
+        found, cold_user = self.forward(text, history, scores, cold)
+        if found < 0:
+            raise ValueError("ids: expected none with a NUL character; received one")
+        return Prediction(scores, cold_user, cold[:found])
 
 
-def encode_snapshot(
-    model: BaseModel,
-    params: Mapping[str, Tensor],
+def write_snapshot(
+    file: Writable,
+    *,
+    model: Mapping[str, Any],
+    canary: Sequence[Mapping[str, Any]],
     users: IdIndex,
     items: IdIndex,
-    item_categories: Tensor | None = None,
-) -> bytes:
-    """The snapshot file of a model.
+    tables: Mapping[str, NDArray[Any] | Blocks],
+) -> None:
+    """Write a snapshot; equal arguments give equal bytes.
 
     Args:
-        model, params: the model to serve.
-        users, items: rows of the ids it knows, within its tables.
-        item_categories: int [I, C] for a model with categories.
+        file: takes bytes.
+        model: the configuration.
+        canary: questions (`user_id`, `items`, `history`) with their `scores`.
+        users, items: what ids it knows.
+        tables: "items.vectors", "users.vectors" and the dense parameters, for Embedding&MLP also "items.share".
     """
-    features = None
-    if item_categories is not None:
-        features = ItemFeatures(row=torch.arange(len(params["item"])), categories=item_categories.long())
-    tensors: dict[str, Tensor] = {f"param.{name}": params[name] for name in model.dense_shapes}
-    tensors["param.user"] = params["user"]
-    tensors["param.items"] = model.item_vectors(params, features)
-    for kind, index in (("users", users), ("items", items)):
-        tensors[f"{kind}.hashes"] = torch.from_numpy(index.hashes.view(np.int64))
-        tensors[f"{kind}.rows"] = torch.from_numpy(index.rows)
-    return Checkpoint(KIND, {"model": model.config.to_json()}, tensors).to_bytes()
+    first = ("items.vectors", "items.share", "users.vectors")
+    tensors: dict[str, NDArray[Any] | Blocks] = {"items.hashes": items.hashes, "users.hashes": users.hashes}
+    # Hashes come in whole cache lines and tables next, so that rows of a power of two do not straddle lines either.
+    tensors |= {name: tables[name] for name in (*first, *sorted(set(tables) - {*first})) if name in tables}
+    tensors |= {"items.starts": items.starts, "users.starts": users.starts}
+    write_tensors(file, make_header(KIND, {"model": dict(model), "canary": list(canary)}), tensors)
 
 
 def prior_snapshot(ctr: float) -> bytes:
     """Version 0: the model that answers `ctr`, in (0, 1), to everything."""
-    model = EmbeddingMLP(EmbeddingMLPConfig())
-    params = {name: torch.zeros(1, model.config.dim) for name in model.tables}
-    params |= {name: torch.zeros(shape) for name, shape in model.dense_shapes.items()}
-    last = list(model.dense_shapes)[-1]
-    params[last] = torch.tensor([math.log(ctr / (1 - ctr))])
-    nobody = IdIndex(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int32))
-    return encode_snapshot(model, params, nobody, nobody)
+    widths = (24, 12, 6, 1)
+    tables: dict[str, NDArray[Any] | Blocks] = {
+        "items.vectors": np.zeros((1, 8), dtype=np.float32),
+        "items.share": np.zeros((0, widths[1]), dtype=np.float32),
+        "users.vectors": np.zeros((1, 8), dtype=np.float32),
+    }
+    for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):
+        tables[f"mlp.{layer}.weight"] = np.zeros((fan_out, fan_in), dtype=np.float32)
+        tables[f"mlp.{layer}.bias"] = np.zeros(fan_out, dtype=np.float32)
+    tables[f"mlp.{len(widths) - 2}.bias"] = np.array([math.log(ctr / (1 - ctr))], dtype=np.float32)
+    nobody, _ = IdIndex.build([], np.zeros(0))
+    score = min(max(ctr, EPSILON), 1 - EPSILON)
+    canary = {"user_id": "anyone", "items": ["anything"], "history": [], "scores": [score]}
+    model = {"dim": 8, "hidden": widths[1:-1], "categories": False}
+    with BytesIO() as file:
+        write_snapshot(file, model=model, canary=[canary], users=nobody, items=nobody, tables=tables)
+        return file.getvalue()

@@ -7,26 +7,24 @@ requests go from one to another never sees the version move back.
 
 import asyncio
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from math import isfinite
 from pathlib import Path
 from typing import Protocol
 
 from service.errors import NotReady, ServiceError
-from service.serving.snapshot import Snapshot
+from service.files import check_of, keep_newest
+from service.serving.snapshot import CanaryFailed, Snapshot
 from service.tasks import end_tasks
 
-__all__ = ["Champion", "ServingModel", "load_snapshot"]
+__all__ = ["Champion", "ServingModel", "SnapshotDamaged", "load_snapshot"]
 
 logger = logging.getLogger(__name__)
 
-KEPT_FILES = 3
 MAX_RETRY_SECONDS = 30.0
 
 
@@ -57,16 +55,30 @@ class FetchFile(Protocol):
 
 
 def load_snapshot(path: Path, version: int, period: int) -> Snapshot:
-    """The snapshot in `path`, which has scored one unknown user and item sensibly.
+    """The snapshot in `path`, ready to serve: mapped, read through and compared with its digest, compiled for, and
+    tried on its canary.
 
     Raises:
-        ValueError: the score is no probability.
+        ValueError: the file is no snapshot, or not as it was written.
+        CanaryFailed: it gives other scores than where it was written.
     """
-    snapshot = Snapshot.load(path, version=version, period=period)
-    for score in snapshot.predict("", [""], []).scores:
-        if not (isfinite(score) and 0 < score < 1):
-            raise ValueError(f"expected a score in (0, 1) of model version {version}; received {score}")
+    snapshot = Snapshot.open(path, version=version, period=period)
+    found, expected = snapshot.read_through(), check_of(path)
+    if expected is not None and found != expected:
+        raise SnapshotDamaged(f"{path.name}: expected a file with this XXH3-128; received one with {found}")
+    try:
+        snapshot.check()
+    except CanaryFailed as error:
+        from service.serving.eager import eager_forward  # with torch, which serving does without otherwise
+
+        snapshot = replace(snapshot, forward=eager_forward(snapshot.meta["model"], snapshot.tensors))
+        snapshot.check()
+        logger.error("%s by the compiled forward pass; the eager one serves, an order of magnitude slower", error)
     return snapshot
+
+
+class SnapshotDamaged(ValueError):
+    """A file whose bytes have changed since it was written."""
 
 
 class ServingModel:
@@ -81,6 +93,7 @@ class ServingModel:
         folder: of the artifact files, shared by all processes of a host; all but the last few are removed.
         poll_seconds: how often the champion is looked up where no notice came.
         on_swap: told each snapshot as it begins to serve.
+        on_trouble: called for each attempt to follow the champion that failed.
     """
 
     def __init__(
@@ -92,6 +105,7 @@ class ServingModel:
         folder: Path,
         poll_seconds: float,
         on_swap: Callable[[Snapshot], None] = lambda _: None,
+        on_trouble: Callable[[], None] = lambda: None,
     ) -> None:
         self._fetch_champion = fetch_champion
         self._fetch_file = fetch_file
@@ -99,9 +113,13 @@ class ServingModel:
         self._folder = folder
         self._poll_seconds = poll_seconds
         self._on_swap = on_swap
+        self._on_trouble = on_trouble
         self._current: Snapshot | None = None
         self._scheduled: deque[tuple[float, Snapshot]] = deque()  # epoch seconds of the beginning, ascending
         self._known: Champion | None = None
+        self._letting_go: set[asyncio.Future[None]] = set()
+        self.trouble: str | None = None
+        """Why the champion is not served although it should be; None where all is well."""
         self._wake = asyncio.Event()
         self._loaded = asyncio.Event()
 
@@ -158,15 +176,23 @@ class ServingModel:
     def _serve(self, snapshot: Snapshot) -> None:
         if snapshot is self._current:
             return
-        self._current = snapshot
+        old, self._current = self._current, snapshot
         self._loaded.set()
         logger.info("serving model version %d", snapshot.version)
         self._on_swap(snapshot)
+        if old is not None:
+            # Requests that have it finish with it; none of them is to pay for its unmapping.
+            self._letting_go.add(task := asyncio.ensure_future(asyncio.to_thread(old.let_go)))
+            task.add_done_callback(self._letting_go.discard)
 
     async def _load(self, champion: Champion) -> Snapshot:
         path = await self._fetch_file(champion.digest, self._folder)
-        snapshot = await asyncio.to_thread(load_snapshot, path, champion.version, champion.period)
-        await asyncio.to_thread(_keep_newest, self._folder, path)
+        try:
+            snapshot = await asyncio.to_thread(load_snapshot, path, champion.version, champion.period)
+        except SnapshotDamaged:
+            await asyncio.to_thread(path.unlink, missing_ok=True)  # the next attempt fetches it anew
+            raise
+        await asyncio.to_thread(keep_newest, path)
         return snapshot
 
     async def _listen(self) -> None:
@@ -184,9 +210,11 @@ class ServingModel:
             self._wake.clear()
             try:
                 await self.refresh()
-                failures = 0
+                failures, self.trouble = 0, None
             except Exception as error:
                 failures += 1
+                self.trouble = str(error) or type(error).__name__
+                self._on_trouble()
                 # The cause of an expected failure is in its message; of any other the log needs the trace.
                 trace = None if isinstance(error, ServiceError) else error
                 logger.warning("could not load the champion (attempt %d): %s", failures, error, exc_info=trace)
@@ -205,17 +233,3 @@ class ServingModel:
 
 def _overruled(active_from: float, snapshot: Snapshot, champion: Champion) -> bool:
     return active_from >= champion.active_from.timestamp() or snapshot.version >= champion.version
-
-
-def _keep_newest(folder: Path, path: Path) -> None:
-    """Mark `path` as used now and remove all artifact files but the `KEPT_FILES` used last.
-
-    Another process may still map a removed file: its pages live on until it lets go of them.
-    """
-    os.utime(path)
-    files = []
-    for file in folder.glob(f"*{path.suffix}"):
-        with suppress(FileNotFoundError):  # another process tidies up as well
-            files.append((file.stat().st_mtime, file))
-    for _, file in sorted(files, reverse=True)[KEPT_FILES:]:
-        file.unlink(missing_ok=True)

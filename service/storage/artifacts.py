@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import os
-import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -11,16 +10,25 @@ from typing import cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from service import files
+from service.errors import ArtifactCorrupt
 from service.storage.database import Database
-from service.storage.repositories import digest_of
+from service.storage.repositories import CHUNK_BYTES, digest_of
 
-__all__ = ["ArtifactStore"]
+__all__ = ["FILE_SUFFIX", "ArtifactStore"]
 
 logger = logging.getLogger(__name__)
 
 HOT_SECONDS = 24 * 3600
-# Redis takes values of up to 512 MB, but one value is also one reply that has to fit the socket timeout.
-HOT_CHUNK_BYTES = 64 * 1024 * 1024
+# One value is one reply: it has to fit the socket timeout, and while it is taken in nothing else runs in the process.
+HOT_CHUNK_BYTES = 1024 * 1024
+# Redis is small and has the histories to keep. Whoever shares a host with the worker has a file anyway.
+MOST_HOT_BYTES = 128 * 1024 * 1024
+
+PIECE_BYTES = 512 * 1024
+"""Of a file that is fetched; the event loop does nothing else while it takes one in, a third of a millisecond."""
+
+FILE_SUFFIX = ".safetensors"
 
 
 class ArtifactStore:
@@ -45,90 +53,99 @@ class ArtifactStore:
         async with self._database.unit_of_work() as uow:
             digest = await uow.artifacts.put(data, kind)
             await uow.commit()
-        if hot:
-            await self._warm(digest, data)
+        if hot and len(data) <= MOST_HOT_BYTES:
+            starts = range(0, len(data), HOT_CHUNK_BYTES)
+            await self._warm(digest, (data[start : start + HOT_CHUNK_BYTES] for start in starts))
         return digest
 
-    async def get(self, digest: str, *, hot: bool = False) -> bytes:
-        """The content with this digest, from Redis where it has it.
+    async def put_file(self, file: files.DigestedFile, kind: str) -> str:
+        """The same for a complete file, which many processes will want at once; a piece at a time."""
+        digest, path = file.digest, file.path
+        assert path is not None
 
-        Args:
-            digest: what `put` returned.
-            hot: whether to refill Redis with what had to be read from Postgres.
+        def chunks(size: int) -> Iterator[bytes]:
+            with path.open("rb") as opened:
+                while chunk := opened.read(size):
+                    yield chunk
+
+        async with self._database.unit_of_work() as uow:
+            await uow.artifacts.put_chunks(digest, chunks(CHUNK_BYTES), file.size, kind)
+            await uow.commit()
+        if file.size <= MOST_HOT_BYTES:
+            await self._warm(digest, chunks(HOT_CHUNK_BYTES))
+        return digest
+
+    async def get(self, digest: str) -> bytes:
+        """The content with this digest, from Redis where it has it.
 
         Raises:
             ArtifactMissing: there is none.
             ArtifactCorrupt: what Postgres holds is not what the digest was made of.
         """
-        data = await self._fetch_hot(digest)
-        if data is None:
-            async with self._database.read() as session:
-                data = await session.artifacts.get(digest)
-            if hot:
-                await self._warm(digest, data)
-        return data
+        data = b"".join([piece async for piece in self._hot_pieces(digest)])
+        if await digest_of(data) == digest:
+            return data
+        await self._forget_hot(digest)
+        async with self._database.read() as session:
+            return await session.artifacts.get(digest)
 
     async def fetch_file(self, digest: str, folder: Path) -> Path:
-        """The content as the file `<digest>.safetensors` of a folder that all processes of a host share.
+        """The content as a file of a folder that all processes of a host share (`service.files`).
 
-        A file of that name is whole and durable: it appears by one rename after its bytes have reached the disk.
-        Processes that fetch at the same time write the same bytes, and the last rename wins.
+        It is fetched by one of them at a time, while the others wait for it.
+
+        Raises:
+            ArtifactMissing: there is none.
+            ArtifactCorrupt: what Postgres holds is not what the digest was made of.
         """
-        path = folder / f"{digest}.safetensors"
-        if not await asyncio.to_thread(path.exists):
-            data = await self.get(digest, hot=True)
-            await asyncio.to_thread(_write_whole, path, data)
-        return path
+        if path := await asyncio.to_thread(files.find, folder, digest, FILE_SUFFIX):
+            return path
+        async with files.only_one(folder, "fetch"):
+            if path := await asyncio.to_thread(files.find, folder, digest, FILE_SUFFIX):
+                return path
+            try:
+                return await self._download(self._hot_pieces(digest), digest, folder)
+            except ArtifactCorrupt:
+                await self._forget_hot(digest)
+                async with self._database.read() as session:
+                    return await self._download(session.artifacts.pieces(digest, PIECE_BYTES), digest, folder)
 
-    async def _warm(self, digest: str, data: bytes) -> None:
-        starts = range(0, len(data), HOT_CHUNK_BYTES)
+    async def _download(self, pieces: AsyncIterator[bytes], digest: str, folder: Path) -> Path:
+        async with files.create_slowly(folder, FILE_SUFFIX) as file:
+            async for piece in pieces:
+                await asyncio.to_thread(file.write, piece)
+            if file.digest != digest:
+                raise ArtifactCorrupt(digest, file.digest)
+        assert file.path is not None
+        return file.path
+
+    async def _warm(self, digest: str, chunks: Iterator[bytes]) -> None:
+        count = 0
         try:
-            for index, start in enumerate(starts):
-                await self._redis.set(_key(digest, index), data[start : start + HOT_CHUNK_BYTES], ex=HOT_SECONDS)
+            for chunk in chunks:
+                await self._redis.set(_key(digest, count), chunk, ex=HOT_SECONDS)
+                count += 1
             # The count comes last: whoever reads it finds the chunks.
-            await self._redis.set(_key(digest, "chunks"), len(starts), ex=HOT_SECONDS)
+            await self._redis.set(_key(digest, "chunks"), count, ex=HOT_SECONDS)
         except RedisError as error:
             logger.warning("artifact %s was not copied to Redis: %s", digest, error)
 
-    async def _fetch_hot(self, digest: str) -> bytes | None:
-        try:
-            chunks = await self._redis.get(_key(digest, "chunks"))
-            if chunks is None:
-                return None
-            parts = [await self._redis.get(_key(digest, index)) for index in range(int(chunks))]
-        except RedisError as error:
-            logger.warning("artifact %s is read from Postgres, for Redis does not answer: %s", digest, error)
-            return None
-        if None in parts:  # evicted or expired
-            return None
-        data = b"".join(cast(list[bytes], parts))  # the client does not decode
-        if await digest_of(data) == digest:
-            return data
-        logger.error("artifact %s is corrupt in Redis; it is read from Postgres", digest)
+    async def _hot_pieces(self, digest: str) -> AsyncIterator[bytes]:
+        """What Redis has of the artifact, from its beginning, which nobody has compared with the digest."""
         with suppress(RedisError):
-            await self._redis.delete(_key(digest, "chunks"))
-        return None
+            chunks = await self._redis.get(_key(digest, "chunks"))
+            for index in range(int(chunks or 0)):
+                piece = await self._redis.get(_key(digest, index))
+                if piece is None:  # evicted or expired
+                    return
+                yield cast(bytes, piece)  # the client does not decode
+
+    async def _forget_hot(self, digest: str) -> None:
+        """Redis has not all of the artifact, or not what it should be: nobody shall try again."""
+        with suppress(RedisError):
+            if await self._redis.delete(_key(digest, "chunks")):
+                logger.warning("artifact %s is not whole in Redis; it is read from Postgres", digest)
 
 
 def _key(digest: str, part: int | str) -> str:
     return f"asmg:artifact:{digest}:{part}"
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole, and on the disk, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

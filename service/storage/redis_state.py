@@ -7,7 +7,7 @@ dropped (their receivers poll Postgres too), and a log line a minute says so.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
 from uuid import uuid4
@@ -124,6 +124,23 @@ class HistoryStore:
         self._outage = _Outage("user histories are read from Postgres")
         self._outdated: set[str] = set()
 
+    async def cached(self, user_ids: Sequence[str]) -> list[list[str] | None]:
+        """What Redis has of the users' histories, in one round trip; None for those to `get`.
+
+        As in `get`; it never raises.
+        """
+        if self._outage.pausing:
+            return [None] * len(user_ids)
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for user_id in user_ids:
+                    pipeline.zrange(_history_key(user_id), 0, self._length - 1, desc=True)
+                found = await pipeline.execute()
+        except RedisError as error:
+            self._outage.note(error)
+            return [None] * len(user_ids)
+        return [_items_of(members) if members else None for members in found]
+
     async def get(self, user_id: str) -> list[str]:
         """Item ids of the user's last positives, newest first, at most `length`; empty for an unknown user."""
         if self._outage.pausing:
@@ -135,8 +152,7 @@ class HistoryStore:
         try:
             members = await self._redis.zrange(history, 0, self._length - 1, desc=True)
             if members:
-                # The client does not decode, and no scores were asked for: these are bytes.
-                return [_item_of(cast(bytes, member)) for member in members if member != NOTHING]
+                return _items_of(cast(list[bytes], members))  # no scores were asked for
             leased = bool(await self._redis.set(lease, token, nx=True, ex=LEASE_SECONDS))
         except RedisError as error:
             self._outage.note(error)
@@ -294,6 +310,11 @@ def _member(item_id: str, event_id: str) -> bytes:
     return f"{len(item_id)}:{item_id}{event_id}".encode()
 
 
-def _item_of(member: bytes) -> str:
-    length, _, rest = member.decode().partition(":")
-    return rest[: int(length)]
+def _items_of(members: Iterable[bytes]) -> list[str]:
+    """The client does not decode, so that this can take the bytes apart."""
+    items = []
+    for member in members:
+        if member != NOTHING:
+            length, _, rest = member.decode().partition(":")
+            items.append(rest[: int(length)])
+    return items

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from service.storage.database import Database, Lock
-from service.storage.redis_state import HistoryStore
 from service.storage.repositories import Interaction
 
 __all__ = ["IngestResult", "ingest"]
@@ -21,7 +21,14 @@ class IngestResult:
     """The period that holds the accepted events."""
 
 
-async def ingest(database: Database, histories: HistoryStore, events: Sequence[Interaction]) -> IngestResult:
+class ToldOfClicks(Protocol):
+    """What keeps the histories of users."""
+
+    async def append(self, interactions: Sequence[Interaction], /) -> None:
+        """Add clicks that were committed."""
+
+
+async def ingest(database: Database, histories: ToldOfClicks, events: Sequence[Interaction]) -> IngestResult:
     """Store the events that are new, durably, then append the clicks among them to the histories of their users.
 
     The log's lock is shared by all batches, so they run side by side; a close waits for those that have begun, and the

@@ -19,10 +19,10 @@ from asmg.models import Params, table_sizes
 from asmg.progressive import stage_rng
 from asmg.training import evaluate
 from asmg.updaters.base import Updater
-from service.serving.id_index import IdIndex
-from service.serving.snapshot import encode_snapshot
+from service.files import DigestedFile, create, keep_newest
+from service.serving.encode import Known, encode_model
 from service.settings import Settings
-from service.storage.artifacts import ArtifactStore
+from service.storage.artifacts import FILE_SUFFIX, ArtifactStore
 from service.storage.database import Database, Lock, UnitOfWork
 from service.storage.redis_state import Notices
 from service.storage.repositories import (
@@ -276,7 +276,7 @@ class PeriodUpdate:
         if kind is not ModelKind.PREVIOUS:
             params = self._w.updater.serving_models(state)[kind]
             serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
-            serving_digest = await self._w.artifacts.put(await self._snapshot(params), "serving", hot=True)
+            serving_digest = await self._put_snapshot(params)
         async with self._w.database.unit_of_work() as work:
             await work.lock_exclusive(Lock.MODELS)
             if (await _head(work)).version != self._head.version:
@@ -316,23 +316,28 @@ class PeriodUpdate:
                 AliasName.BASELINE, version, lead_seconds=0, actor=ACTOR, reason="the first trained model"
             )
 
-    async def _snapshot(self, params: Params) -> bytes:
+    async def _put_snapshot(self, params: Params) -> str:
+        """The digest of the serving snapshot, which lies in Postgres and, for the processes of this host, as a file."""
         assert self._data is not None
         categories = self._data.item_categories
         async with self._w.database.read() as session:
             known = {kind: await session.entities.rows(kind) for kind in (EntityKind.USER, EntityKind.ITEM)}
         sizes = table_sizes(params)
 
-        def encode() -> bytes:
-            def index(kind: EntityKind) -> IdIndex:
-                ids, rows = known[kind]
-                inside = int((rows < sizes[kind]).sum())  # rows ascend; the others belong to later periods
-                return IdIndex.build(ids[:inside], rows[:inside])
+        def within(kind: EntityKind) -> Known:
+            ids, rows = known[kind]
+            inside = int((rows < sizes[kind]).sum())  # rows ascend; the others belong to later periods
+            return Known(ids[:inside], rows[:inside])
 
-            users, items = index(EntityKind.USER), index(EntityKind.ITEM)
-            return encode_snapshot(self._w.updater.model, params, users, items, categories)
+        def write() -> DigestedFile:
+            users, items = within(EntityKind.USER), within(EntityKind.ITEM)
+            with create(self._w.settings.serving_dir, FILE_SUFFIX) as file:
+                encode_model(file, self._w.updater.model, params, users, items, categories)
+            assert file.path is not None
+            keep_newest(file.path)
+            return file
 
-        return await asyncio.to_thread(encode)
+        return await self._w.artifacts.put_file(await asyncio.to_thread(write), "serving")
 
     async def _write(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
         data = await asyncio.to_thread(checkpoint.to_bytes)

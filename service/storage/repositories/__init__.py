@@ -4,7 +4,7 @@ Repositories neither begin nor commit; the session that holds them (`service.sto
 """
 
 from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
-from service.storage.repositories.artifacts import Artifacts, digest_of
+from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
 from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Items
 from service.storage.repositories.interactions import (
     HistoryEntry,
@@ -26,6 +26,7 @@ from service.storage.repositories.models import (
 from service.storage.repositories.periods import Period, Periods, PeriodStatus, Stage, Stages
 
 __all__ = [
+    "CHUNK_BYTES",
     "Alias",
     "AliasName",
     "ApiKey",

@@ -1,8 +1,8 @@
-"""Content-addressed blobs in Postgres, in chunks small enough for the protocol and for memory."""
+"""Content-addressed blobs in Postgres, written and read in pieces: none has to fit into memory, or into one message."""
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import timedelta
 
 from sqlalchemy import func, insert, select, text
@@ -43,14 +43,25 @@ class Artifacts:
     async def put(self, data: bytes, kind: str) -> str:
         """Store the content unless it is stored already; return its digest."""
         digest = await digest_of(data)
-        statement = upsert(tables.artifacts).values(digest=digest, kind=kind, size=len(data))
-        statement = statement.on_conflict_do_nothing()
-        if (await self._connection.execute(statement.returning(tables.artifacts.c.digest))).first() is None:
-            return digest
-        for index, start in enumerate(range(0, len(data), CHUNK_BYTES)):
-            chunk = {"digest": digest, "index": index, "data": data[start : start + CHUNK_BYTES]}
-            await self._connection.execute(insert(tables.artifact_chunks).values(chunk))
+        starts = range(0, len(data), CHUNK_BYTES)
+        await self.put_chunks(digest, (data[start : start + CHUNK_BYTES] for start in starts), len(data), kind)
         return digest
+
+    async def put_chunks(self, digest: str, chunks: Iterable[bytes], size: int, kind: str) -> None:
+        """Store content whose digest is known, unless it is stored already.
+
+        Args:
+            digest: of the whole content.
+            chunks: the content, `CHUNK_BYTES` at a time.
+            size: of the whole content, in bytes.
+            kind: what it is.
+        """
+        statement = upsert(tables.artifacts).values(digest=digest, kind=kind, size=size).on_conflict_do_nothing()
+        if (await self._connection.execute(statement.returning(tables.artifacts.c.digest))).first() is None:
+            return
+        for index, data in enumerate(chunks):
+            chunk = {"digest": digest, "index": index, "data": data}
+            await self._connection.execute(insert(tables.artifact_chunks).values(chunk))
 
     async def get(self, digest: str) -> bytes:
         """The content with this digest.
@@ -59,21 +70,30 @@ class Artifacts:
             ArtifactMissing: there is none.
             ArtifactCorrupt: what is stored is not what the digest was made of.
         """
+        data = b"".join([piece async for piece in self.pieces(digest, CHUNK_BYTES)])
+        if (actual := await digest_of(data)) != digest:
+            raise ArtifactCorrupt(digest, actual)
+        return data
+
+    async def pieces(self, digest: str, size: int) -> AsyncIterator[bytes]:
+        """What is stored under this digest, in pieces of at most `size` bytes, which nobody has compared with it.
+
+        Raises:
+            ArtifactMissing: there is none.
+        """
         known = await self._connection.scalar(
             select(tables.artifacts.c.digest).where(tables.artifacts.c.digest == digest)
         )
         if known is None:
             raise ArtifactMissing(digest)
         chunks = tables.artifact_chunks
-        query = select(chunks.c.index).where(chunks.c.digest == digest).order_by(chunks.c.index)
-        parts = []
-        for index in (await self._connection.execute(query)).scalars().all():
-            one = select(chunks.c.data).where(chunks.c.digest == digest, chunks.c.index == index)
-            parts.append((await self._connection.execute(one)).scalar_one())
-        data = b"".join(parts)
-        if (actual := await digest_of(data)) != digest:
-            raise ArtifactCorrupt(digest, actual)
-        return data
+        query = select(chunks.c.index, func.length(chunks.c.data)).where(chunks.c.digest == digest)
+        for index, length in (await self._connection.execute(query.order_by(chunks.c.index))).all():
+            for start in range(0, length, size):
+                # The column is stored uncompressed, so Postgres reads the part that is asked for and no more.
+                part = func.substring(chunks.c.data, start + 1, size)
+                one = select(part).where(chunks.c.digest == digest, chunks.c.index == index)
+                yield (await self._connection.execute(one)).scalar_one()
 
     async def older_than(self, age: timedelta) -> Sequence[str]:
         """Digests of all artifacts that were stored at least so long ago."""

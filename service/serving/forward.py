@@ -1,0 +1,332 @@
+"""The forward pass of a serving snapshot as machine code: from the ids of one request to its scores in one call.
+
+ids → hashes → rows → gather → mean of the history → MLP → sigmoid, for one user and N candidates, with nothing done in
+Python for each of them. `service.serving.eager` is the same in torch, which the tests and every published snapshot
+compare with. Compiled once and cached on disk (NUMBA_CACHE_DIR says where); the GIL is free meanwhile.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asmg.kernels.common import ONE, ZERO, Floats, Indices, compiled, inlined
+
+__all__ = ["EPSILON", "SEPARATOR", "Forward", "compiled_forward", "hash_text", "score_mf", "score_mlp"]
+
+Hashes = NDArray[np.uint64]
+Starts = NDArray[np.uint32]
+
+SEPARATOR = "\0"
+"""Between the ids of a text; no id holds it."""
+
+EPSILON = 1e-6
+"""Scores are kept this far from 0 and 1, so that no reader meets a logarithm of zero."""
+
+LOWEST, HIGHEST = np.float32(EPSILON), np.float32(1 - EPSILON)
+
+LANES = 64
+"""Candidates that go through the MLP together."""
+
+LOOK_UPS = 16
+"""Look-ups whose cache misses are waited for together."""
+
+U = np.uint64
+NOBODY = U(2**64 - 1)
+
+# XXH64 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), seed 0.
+P1, P2, P3 = U(0x9E3779B185EBCA87), U(0xC2B2AE3D27D4EB4F), U(0x165667B19E3779F9)
+P4, P5 = U(0x85EBCA77C2B2AE63), U(0x27D4EB2F165667C5)
+
+
+@inlined
+def _rotate(x: np.uint64, bits: int) -> np.uint64:
+    return (x << U(bits)) | (x >> U(64 - bits))
+
+
+@inlined
+def _word(text: bytes, at: int, size: int) -> np.uint64:
+    """`size` bytes as a little-endian number; the compiler makes one load of it."""
+    word = U(text[at])
+    for k in range(1, size):
+        word |= U(text[at + k]) << U(8 * k)
+    return word
+
+
+@inlined
+def _round(state: np.uint64, word: np.uint64) -> np.uint64:
+    return _rotate(state + word * P2, 31) * P1
+
+
+@compiled
+def _xxh64(text: bytes, start: int, end: int) -> np.uint64:
+    at = start
+    if end - start >= 32:
+        a, b, c, d = P1 + P2, P2, U(0), U(0) - P1
+        while at + 32 <= end:
+            a, b = _round(a, _word(text, at, 8)), _round(b, _word(text, at + 8, 8))
+            c, d = _round(c, _word(text, at + 16, 8)), _round(d, _word(text, at + 24, 8))
+            at += 32
+        h = _rotate(a, 1) + _rotate(b, 7) + _rotate(c, 12) + _rotate(d, 18)
+        for state in (a, b, c, d):
+            h = (h ^ _round(U(0), state)) * P1 + P4
+    else:
+        h = P5
+    h += U(end - start)
+    while at + 8 <= end:
+        h = _rotate(h ^ _round(U(0), _word(text, at, 8)), 27) * P1 + P4
+        at += 8
+    if at + 4 <= end:
+        h = _rotate(h ^ (_word(text, at, 4) * P1), 23) * P2 + P3
+        at += 4
+    while at < end:
+        h = _rotate(h ^ (U(text[at]) * P5), 11) * P1
+        at += 1
+    h = (h ^ (h >> U(33))) * P2
+    h = (h ^ (h >> U(29))) * P3
+    return h ^ (h >> U(32))
+
+
+@compiled
+def hash_text(text: bytes, hashes: Hashes) -> int:
+    """XXH64 of each id in the UTF-8 `text`, whose ids have a `SEPARATOR` between them.
+
+    Returns:
+        the number of ids; no more than there is room for are written.
+    """
+    n, start = 0, 0
+    for at in range(len(text) + 1):
+        if at == len(text) or text[at] == 0:
+            if n < len(hashes):
+                hashes[n] = _xxh64(text, start, at)
+            n += 1
+            start = at + 1
+    return n
+
+
+@compiled
+def _find_rows(wanted: Hashes, hashes: Hashes, starts: Starts, rows: Indices) -> None:
+    """The row of each hash; 0, the cold row, for an unknown one (`service.serving.id_index`)."""
+    bits = 0
+    while 1 << (bits + 1) < len(starts):
+        bits += 1
+    shift = U(64 - bits)
+    for i in range(len(wanted)):
+        rows[i] = starts[np.int64(wanted[i] >> shift)]
+    near = np.empty(LOOK_UPS, np.uint64)
+    for low in range(0, len(wanted), LOOK_UPS):
+        high = min(low + LOOK_UPS, len(wanted))
+        # All cache lines are asked for before the first is needed: the processor waits once, not once for each.
+        for i in range(low, high):
+            near[i - low] = hashes[rows[i]]
+        for i in range(low, high):
+            h, place, found = wanted[i], rows[i], near[i - low]
+            while found < h:
+                place += 1
+                found = hashes[place]
+            rows[i] = place + 1 if found == h and h != NOBODY else 0
+
+
+@compiled
+def _rows_of(
+    text: bytes,
+    history: Hashes,
+    user_hashes: Hashes,
+    user_starts: Starts,
+    item_hashes: Hashes,
+    item_starts: Starts,
+    rows: Indices,
+) -> bool:
+    """Rows of user, candidates and history, one after the other; False for a text with another number of ids."""
+    asked = len(rows) - len(history)
+    wanted = np.empty(len(rows), np.uint64)
+    if hash_text(text, wanted[:asked]) != asked:
+        return False
+    wanted[asked:] = history
+    _find_rows(wanted[:1], user_hashes, user_starts, rows[:1])
+    _find_rows(wanted[1:], item_hashes, item_starts, rows[1:])
+    return True
+
+
+@inlined
+def _note_cold(rows: Indices, cold: NDArray[np.int32]) -> int:
+    found = 0
+    for i in range(len(cold)):
+        if rows[1 + i] == 0:
+            cold[found] = i
+            found += 1
+    return found
+
+
+@inlined
+def _probability(logit: np.float32) -> np.float32:
+    return min(max(ONE / (ONE + np.float32(math.exp(-logit))), LOWEST), HIGHEST)
+
+
+@compiled
+def score_mlp(
+    text: bytes,
+    history: Hashes,
+    user_hashes: Hashes,
+    user_starts: Starts,
+    item_hashes: Hashes,
+    item_starts: Starts,
+    users: Floats,
+    items: Floats,
+    share: Floats,
+    widths: Indices,
+    mlp: Floats,
+    scores: Floats,
+    cold: NDArray[np.int32],
+) -> tuple[int, bool]:
+    """Embedding&MLP (`asmg.models.EmbeddingMLP`).
+
+    Args:
+        text: ids of the user and of the N candidates (`hash_text`).
+        history: hashes of the user's earlier items.
+        user_hashes, user_starts, item_hashes, item_starts: `IdIndex`.
+        users, items: tables [U, D] and [I, W].
+        share: what an item adds to the first layer as a candidate, [I, widths[1]]; [0, widths[1]] to compute it here.
+        widths: of the input (D + 2W) and of the layers.
+        mlp: of each layer its weights [out, in], then its biases.
+        scores: receives the click probabilities, [N].
+        cold: receives the positions of unknown candidates, [N].
+
+    Returns:
+        the number of unknown candidates, or -1 where the text has not N + 1 ids; whether the user is unknown.
+    """
+    n, dim, width, first = len(scores), users.shape[1], items.shape[1], widths[1]
+    rows = np.empty(1 + n + len(history), np.int64)
+    if not _rows_of(text, history, user_hashes, user_starts, item_hashes, item_starts, rows):
+        return -1, False
+    # The user's and the history's share of the first layer is the same for all candidates.
+    pooled = np.zeros(width, np.float32)
+    for j in range(1 + n, len(rows)):
+        for k in range(width):
+            pooled[k] += items[rows[j], k]
+    base = np.empty(first, np.float32)
+    for o in range(first):
+        total, at = ZERO, o * widths[0]
+        for k in range(width):
+            total += mlp[at + dim + k] * pooled[k]
+        if len(history) > 1:
+            total /= np.float32(len(history))
+        for k in range(dim):
+            total += mlp[at + k] * users[rows[0], k]
+        base[o] = total + mlp[first * widths[0] + o]
+    act = np.empty((width + widths[1:].sum(), LANES), np.float32)
+    for low in range(0, n, LANES):
+        m = min(LANES, n - low)
+        _first_layer(rows[1 + low : 1 + low + m], items, share, base, widths[0], mlp, act)
+        last = _next_layers(widths, mlp, act[width:], m)
+        for lane in range(m):
+            scores[low + lane] = _probability(act[width + last, lane])
+    return _note_cold(rows, cold), rows[0] == 0
+
+
+@compiled
+def _first_layer(
+    rows: Indices, items: Floats, share: Floats, base: Floats, fan_in: int, mlp: Floats, act: Floats
+) -> None:
+    """Activations of the first layer, behind the candidates' vectors, one candidate a lane."""
+    width, first, m = items.shape[1], len(base), len(rows)
+    if len(share):
+        for lane in range(m):
+            for o in range(first):
+                act[width + o, lane] = max(base[o] + share[rows[lane], o], ZERO)
+        return
+    for lane in range(m):
+        for k in range(width):
+            act[k, lane] = items[rows[lane], k]
+    for o in range(first):
+        out, at = act[width + o, :m], (o + 1) * fan_in - width
+        for lane in range(m):
+            out[lane] = base[o]
+        for k in range(width):
+            w, x = mlp[at + k], act[k, :m]
+            for lane in range(m):
+                out[lane] += w * x[lane]
+        for lane in range(m):
+            out[lane] = max(out[lane], ZERO)
+
+
+@compiled
+def _next_layers(widths: Indices, mlp: Floats, act: Floats, m: int) -> int:
+    """The layers behind the first, whose activations are there; the row of the logits."""
+    at, top = (widths[0] + 1) * widths[1], 0
+    for layer in range(1, len(widths) - 1):
+        fan_in, fan_out = widths[layer], widths[layer + 1]
+        for o in range(fan_out):
+            out = act[top + fan_in + o, :m]
+            bias = mlp[at + fan_in * fan_out + o]
+            for lane in range(m):
+                out[lane] = bias
+            for i in range(fan_in):
+                w, x = mlp[at + o * fan_in + i], act[top + i, :m]
+                for lane in range(m):
+                    out[lane] += w * x[lane]
+            if layer < len(widths) - 2:
+                for lane in range(m):
+                    out[lane] = max(out[lane], ZERO)
+        at += (fan_in + 1) * fan_out
+        top += fan_in
+    return top
+
+
+@compiled
+def score_mf(
+    text: bytes,
+    history: Hashes,
+    user_hashes: Hashes,
+    user_starts: Starts,
+    item_hashes: Hashes,
+    item_starts: Starts,
+    users: Floats,
+    items: Floats,
+    scores: Floats,
+    cold: NDArray[np.int32],
+) -> tuple[int, bool]:
+    """Biased matrix factorization (`asmg.models.MatrixFactorization`), where the last column holds the biases and the
+    history has no say. Arguments and result as of `score_mlp`.
+    """
+    rows = np.empty(1 + len(scores), np.int64)
+    if not _rows_of(text, history[:0], user_hashes, user_starts, item_hashes, item_starts, rows):
+        return -1, False
+    dim = users.shape[1] - 1
+    for i in range(len(scores)):
+        logit = users[rows[0], dim] + items[rows[1 + i], dim]
+        for k in range(dim):
+            logit += users[rows[0], k] * items[rows[1 + i], k]
+        scores[i] = _probability(logit)
+    return _note_cold(rows, cold), rows[0] == 0
+
+
+class Forward(Protocol):
+    """A way to compute a snapshot's scores: compiled or eager."""
+
+    def __call__(self, text: bytes, history: Hashes, scores: Floats, cold: NDArray[np.int32], /) -> tuple[int, bool]:
+        """Fill `scores` and `cold`; see `score_mlp` for arguments and result."""
+
+
+def compiled_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Forward:
+    """The kernel over the tensors of a snapshot whose model has this configuration."""
+    parts = ("users.hashes", "users.starts", "items.hashes", "items.starts", "users.vectors", "items.vectors")
+    uh, us, ih, starts, users, items = (tensors[name] for name in parts)
+    if "hidden" not in config:
+        return lambda text, history, scores, cold: score_mf(
+            text, history, uh, us, ih, starts, users, items, scores, cold
+        )
+    layers = range(len(config["hidden"]) + 1)
+    weights = [tensors[f"mlp.{layer}.weight"] for layer in layers]
+    widths = np.array([weights[0].shape[1], *(len(weight) for weight in weights)], dtype=np.int64)
+    dense = [part.ravel() for layer in layers for part in (weights[layer], tensors[f"mlp.{layer}.bias"])]
+    mlp, share = np.concatenate(dense), tensors["items.share"]
+
+    def forward(text: bytes, history: Hashes, scores: Floats, cold: NDArray[np.int32]) -> tuple[int, bool]:
+        return score_mlp(
+            text, history, uh, us, ih, starts, users, items, share, widths, mlp, scores, cold
+        )  # fmt: skip
+
+    return forward

@@ -1,0 +1,116 @@
+"""Safetensors files written in one pass and read by memory map, as NumPy arrays.
+
+The format is that of the safetensors library: eight bytes with the length of a JSON header, the header, the tensors one
+after the other. The library itself writes from memory only and copies what it hands to NumPy; a table of gigabytes
+is neither to be held twice by who writes it nor copied by every process that reads it.
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from asmg.header import CheckpointError
+
+__all__ = ["ALIGNMENT", "Blocks", "TensorFile", "Writable", "write_tensors"]
+
+ALIGNMENT = 64
+"""Bytes of a cache line; the tensors begin at a multiple of it, so that a row of 16 floats is one line."""
+
+MAX_HEADER_BYTES = 100_000_000
+"""As the safetensors library has it."""
+
+_NAMES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U64": np.dtype("<u8"), "U32": np.dtype("<u4")}
+_DTYPES = {dtype: name for name, dtype in _NAMES.items()}
+
+
+class Blocks(NamedTuple):
+    """A tensor that is made while it is written, so that it never is in memory as a whole."""
+
+    dtype: DTypeLike
+    shape: tuple[int, ...]
+    parts: Iterable[NDArray[Any]]
+    """Its rows, some at a time."""
+
+
+class Writable(Protocol):
+    """What a file can be written to."""
+
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Append the bytes."""
+
+
+def write_tensors(file: Writable, metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any] | Blocks]) -> None:
+    """Write a safetensors file; equal arguments give equal bytes.
+
+    Args:
+        file: takes bytes.
+        metadata: of the header.
+        tensors: in the order of the file, which the caller chooses so that each is aligned to its numbers.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name, tensor in tensors.items():
+        dtype = np.dtype(tensor.dtype)
+        size = dtype.itemsize * math.prod(tensor.shape)
+        assert at % dtype.itemsize == 0, name
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text = text.ljust(-(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        for part in tensor.parts if isinstance(tensor, Blocks) else (tensor,):
+            if part.size:  # an empty array has no bytes to cast to
+                file.write(np.ascontiguousarray(part, dtype=tensor.dtype).reshape(-1).data.cast("B"))
+
+
+class TensorFile:
+    """A memory-mapped safetensors file.
+
+    Opening reads the header alone, whatever the size of the file; its pages belong to the operating system, which
+    shares them between all processes that map the file.
+
+    Raises:
+        CheckpointError: the file is no safetensors file, or is not as long as its header says.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            try:
+                self.mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError as error:  # which an empty file cannot be mapped with
+                raise _unreadable() from error
+        try:
+            size = int.from_bytes(self.mapping[:8], "little")
+            if not 2 <= size <= min(MAX_HEADER_BYTES, len(self.mapping) - 8):
+                raise ValueError
+            header = json.loads(self.mapping[8 : 8 + size])
+            self.metadata: Mapping[str, str] | None = header.pop("__metadata__", None)
+            self.tensors = {name: self._array(8 + size, **entry) for name, entry in header.items()}
+            ends = [8 + size, *(8 + size + entry["data_offsets"][1] for entry in header.values())]
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise _unreadable() from error
+        if max(ends) != len(self.mapping):
+            raise CheckpointError(f"snapshot: expected a file of {max(ends)} bytes; received {len(self.mapping)}")
+
+    def _array(self, base: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> NDArray[Any]:
+        """A read-only view of the file."""
+        kind, (start, end), count = _NAMES[dtype], data_offsets, math.prod(shape)
+        if min(shape, default=0) < 0 or not 0 <= start <= end or end - start != count * kind.itemsize:
+            raise ValueError
+        if count:
+            return np.frombuffer(self.mapping, kind, count, base + start).reshape(shape)
+        nothing = np.empty(shape, dtype=kind)
+        nothing.flags.writeable = False  # of one type with the others, for compiled code
+        return nothing
+
+
+def _unreadable() -> CheckpointError:
+    return CheckpointError("snapshot: expected a safetensors file; received an unreadable one")

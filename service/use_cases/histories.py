@@ -1,0 +1,126 @@
+"""The histories that predictions read: in this process for a moment, else in Redis, else in Postgres."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asmg.layout import HISTORY_LENGTH
+from service.serving.snapshot import hashes_of
+from service.storage.redis_state import HistoryStore
+from service.storage.repositories import Interaction
+from service.tasks import end_tasks
+
+__all__ = ["Histories"]
+
+MOST_USERS = 20_000
+"""Of the memory of a process: about 10 MB."""
+
+USERS_OF_A_TRIP = 256
+"""Whom one round trip to Redis asks about."""
+
+
+History = NDArray[np.uint64]
+_Answer = asyncio.Future[History]
+
+
+class _Remembered(NamedTuple):
+    until: float
+    """Of the monotonic clock."""
+    history: History
+
+
+class Histories:
+    """The last positives of users as the hashes that a snapshot looks up, remembered for `seconds`.
+
+    A click that this process takes in counts at once; one that another process takes in counts after `seconds` at the
+    latest. What is not remembered comes from Redis in one round trip, together with what the other requests of the
+    moment want: the next trip takes along whoever came during the last.
+
+    Args:
+        store: Redis, with Postgres behind it.
+        seconds: how long a history is remembered; 0 for not at all.
+    """
+
+    def __init__(self, store: HistoryStore, *, seconds: float) -> None:
+        self._store = store
+        self._seconds = seconds
+        self._known: dict[str, _Remembered] = {}
+        self._asked: dict[str, _Answer] = {}
+        self._waiting: list[tuple[str, _Answer]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._travelling = False
+
+    def known(self, user_id: str) -> History | None:
+        """The history, where it is remembered."""
+        known = self._known.get(user_id)
+        return known.history if known is not None and known.until > time.monotonic() else None
+
+    async def get(self, user_id: str) -> History:
+        """Hashes of the user's last positives, newest first, at most `HISTORY_LENGTH`; none for an unknown user.
+
+        Raises:
+            NotReady: neither Redis nor Postgres answers.
+        """
+        if (known := self.known(user_id)) is not None:
+            return known
+        answer = self._asked.get(user_id)
+        if answer is None:
+            answer = self._asked[user_id] = asyncio.get_running_loop().create_future()
+            self._waiting.append((user_id, answer))
+            if not self._travelling:
+                self._travelling = True
+                self._spawn(self._travel())
+        return await asyncio.shield(answer)  # others may wait for the same
+
+    async def append(self, clicks: Sequence[Interaction]) -> None:
+        """Add clicks that were committed: whoever asks from now on gets a history with them."""
+        await self._store.append(clicks)
+        for click in clicks:
+            self._known.pop(click.user_id, None)
+            self._asked.pop(click.user_id, None)  # who waits for it asked before, and nobody shall remember it
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await end_tasks(*self._tasks)
+
+    async def _travel(self) -> None:
+        try:
+            while self._waiting:
+                trip, self._waiting = self._waiting[:USERS_OF_A_TRIP], self._waiting[USERS_OF_A_TRIP:]
+                found = await self._store.cached([user_id for user_id, _ in trip])
+                for (user_id, answer), items in zip(trip, found, strict=True):
+                    if items is None:
+                        self._spawn(self._read(user_id, answer))
+                    else:
+                        self._give(user_id, answer, items)
+        finally:
+            self._travelling = False
+
+    async def _read(self, user_id: str, answer: _Answer) -> None:
+        try:
+            self._give(user_id, answer, await self._store.get(user_id))
+        except Exception as error:
+            if self._asked.get(user_id) is answer:
+                del self._asked[user_id]
+            answer.set_exception(error)
+            answer.exception()  # seen, also where nobody waits for it any more
+
+    def _give(self, user_id: str, answer: _Answer, items: Sequence[str]) -> None:
+        history = hashes_of(items[:HISTORY_LENGTH])
+        answer.set_result(history)
+        if self._asked.get(user_id) is not answer:
+            return
+        del self._asked[user_id]
+        if self._seconds > 0:
+            self._known.pop(user_id, None)  # so that the one remembered first stands first
+            if len(self._known) >= MOST_USERS:
+                del self._known[next(iter(self._known))]
+            self._known[user_id] = _Remembered(time.monotonic() + self._seconds, history)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.add(task := asyncio.create_task(work))
+        task.add_done_callback(self._tasks.discard)
