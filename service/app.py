@@ -11,7 +11,7 @@ from fastapi.telemetry import TelemetryConfig
 from service import __version__
 from service.dependencies import Parts
 from service.errors import ConfigurationError
-from service.limits import MAX_BODY_BYTES
+from service.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_PREDICT_BYTES
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Observe
 from service.problems import install_problem_handlers
@@ -136,7 +136,8 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         responses={"default": {"model": Problem, "description": "A problem document"}},
     )
     app.add_middleware(predict.Shortcut)
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    limits = {"/predict": MAX_PREDICT_BYTES, "/predict/batch": MAX_BATCH_BYTES}
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, of_path=limits)
     app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
     install_problem_handlers(app)
     for module in (predict, interactions, items, periods, admin, ops):

@@ -25,7 +25,13 @@ MAX_REQUEST_HISTORY = 1000
 """Items a request may send as its history; the first `MAX_HISTORY` of them are used."""
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
-"""Bytes of one request body."""
+"""Bytes of one request body, where none of the following applies."""
+
+MAX_PREDICT_BYTES = 1024 * 1024
+"""Of the body of one prediction; a request of a batch is none longer."""
+
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+"""Of the body of one batch of predictions."""
 
 MAX_REASON_LENGTH = 1000
 """Characters of the reason an operator gives for a change."""

@@ -6,6 +6,7 @@ Starlette's `BaseHTTPMiddleware` would start a task group for each request and d
 
 import re
 import time
+from collections.abc import Mapping
 from random import Random
 
 from starlette.requests import ClientDisconnect
@@ -81,19 +82,27 @@ def _request_id(scope: Scope) -> str:
 
 
 class BodyLimit:
-    """Refuse a body of more than `max_bytes`: by its declared length before a byte is read, else as it streams in."""
+    """Refuse a body that is too long: by its declared length before a byte is read, else as it streams in.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    Args:
+        app: gets the others.
+        max_bytes: how long a body may be.
+        of_path: how long it may be for the calls with these paths.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, of_path: Mapping[str, int]) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._of_path = of_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if _declared_length(scope) > self._max_bytes:
-            response = render_problem(BodyTooLarge(self._max_bytes), instance=scope["path"])
+        max_bytes = self._of_path.get(scope["path"], self._max_bytes)
+        if _declared_length(scope) > max_bytes:
+            response = render_problem(BodyTooLarge(max_bytes), instance=scope["path"])
             await response(scope, receive, send)
             return
         received = 0
@@ -102,8 +111,8 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise BodyTooLarge(self._max_bytes)
+            if received > max_bytes:
+                raise BodyTooLarge(max_bytes)
             return message
 
         await self._app(scope, receive_within_limit, send)

@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.bodies import BATCH, PREDICT, read_body
+from service.bodies import parse_batch, parse_predict, read_body
 from service.dependencies import Parts, Requires, body_schema
 from service.errors import ServiceError
 from service.middleware import request_id_of
@@ -38,7 +38,8 @@ _requires = Requires("predict")
 
 async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     await _requires.caller(parts.keys, scope)
-    question = PREDICT.parse(await read_body(receive), scope)
+    body = await read_body(receive)
+    question = parse_predict(body, scope) if _is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
     result = await predict(parts.serving, parts.histories, question)
     parts.metrics.predicted_items.inc(len(question.items))
     prediction = result.predictions[0]
@@ -47,28 +48,35 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
         "period": result.period,
         **_members(prediction, question.request_id or request_id_of(scope)),
     }
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return _to_json(document)
 
 
 async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     await _requires.caller(parts.keys, scope)
     body = await read_body(receive)
-    small = len(body) <= ON_THE_LOOP_BYTES
-    parsed = BATCH.parse(body, scope) if small else await asyncio.to_thread(BATCH.parse, body, scope)
-    questions: Sequence[Question] = parsed.requests
+    small = _is_small(body)
+    questions: Sequence[Question] = (
+        parse_batch(body, scope) if small else await asyncio.to_thread(parse_batch, body, scope)
+    )
     result = await predict_many(parts.serving, parts.histories, questions)
     parts.metrics.predicted_items.inc(sum(len(question.items) for question in questions))
     ids = [question.request_id or f"{request_id_of(scope)}-{n}" for n, question in enumerate(questions)]
 
     def render() -> bytes:
-        document = {
-            "model_version": result.model_version,
-            "period": result.period,
-            "predictions": [_members(*pair) for pair in zip(result.predictions, ids, strict=True)],
-        }
-        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        # One by one, like the parsing.
+        predictions = (_to_json(_members(*pair)) for pair in zip(result.predictions, ids, strict=True))
+        head = b'{"model_version":%d,"period":%d,"predictions":[' % (result.model_version, result.period)
+        return head + b",".join(predictions) + b"]}"
 
     return render() if small else await asyncio.to_thread(render)
+
+
+def _is_small(body: bytes) -> bool:
+    return len(body) <= ON_THE_LOOP_BYTES
+
+
+def _to_json(document: dict[str, Any]) -> bytes:
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _members(prediction: Prediction, request_id: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import xxhash
@@ -57,10 +57,16 @@ class Prediction(NamedTuple):
     """Positions of the items that are unknown to the model, ascending."""
 
 
-def hashes_of(ids: Sequence[str]) -> NDArray[np.uint64]:
-    """The hashes by which a snapshot knows these ids, none of which holds NUL, [N]."""
+def hashes_of(ids: Sequence[str] | Sequence[bytes]) -> NDArray[np.uint64]:
+    """The hashes by which a snapshot knows these ids (as text or as UTF-8), none of which holds NUL; [N]."""
     hashes = np.empty(len(ids), dtype=np.uint64)
-    if len(ids) and hash_text(SEPARATOR.join(ids).encode(), hashes) != len(ids):
+    if not len(ids):
+        return hashes
+    if isinstance(ids[0], bytes):
+        text = SEPARATOR.encode().join(cast(Sequence[bytes], ids))
+    else:
+        text = SEPARATOR.join(cast(Sequence[str], ids)).encode()
+    if hash_text(text, hashes) != len(ids):
         raise ValueError("ids: expected none with a NUL character; received one")
     return hashes
 

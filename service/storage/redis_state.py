@@ -39,8 +39,16 @@ SWAP_CHANNEL = "asmg:swap"
 RECONNECT_SECONDS = (0.1, 5.0)
 LISTEN_SECONDS = 15.0
 
-# A user without positives is cached as this one member; real members begin with a number.
+# A user without positives is cached as this one member; real members begin with an item.
 NOTHING = b""
+
+# KEYS: histories. ARGV: index of the last member. One command, however many users: a command costs the client more than
+# the server's work on it.
+LOOK = """
+local found = {}
+for i, key in ipairs(KEYS) do found[i] = redis.call('ZREVRANGE', key, 0, ARGV[1]) end
+return found
+"""
 
 # KEYS: history, lease. ARGV: token, seconds, score, member, score, member, …
 # A lease that is gone means that positives were committed after the reader looked: its answer may lack them.
@@ -121,21 +129,19 @@ class HistoryStore:
         self._on_fallback = on_fallback
         self._fill = redis.register_script(FILL)
         self._append = redis.register_script(APPEND)
+        self._look = redis.register_script(LOOK)
         self._outage = _Outage("user histories are read from Postgres")
         self._outdated: set[str] = set()
 
-    async def cached(self, user_ids: Sequence[str]) -> list[list[str] | None]:
-        """What Redis has of the users' histories, in one round trip; None for those to `get`.
+    async def cached(self, user_ids: Sequence[str]) -> list[list[bytes] | None]:
+        """What Redis has of the users' histories, as UTF-8 and otherwise as `get` returns them, in one round trip.
 
-        As in `get`; it never raises.
+        None stands for what `get` has to find out; that Redis is away as well, for this never raises.
         """
         if self._outage.pausing:
             return [None] * len(user_ids)
         try:
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for user_id in user_ids:
-                    pipeline.zrange(_history_key(user_id), 0, self._length - 1, desc=True)
-                found = await pipeline.execute()
+            found = await self._look(keys=[_history_key(user_id) for user_id in user_ids], args=[self._length - 1])
         except RedisError as error:
             self._outage.note(error)
             return [None] * len(user_ids)
@@ -152,7 +158,7 @@ class HistoryStore:
         try:
             members = await self._redis.zrange(history, 0, self._length - 1, desc=True)
             if members:
-                return _items_of(cast(list[bytes], members))  # no scores were asked for
+                return [item.decode() for item in _items_of(cast(list[bytes], members))]  # no scores were asked for
             leased = bool(await self._redis.set(lease, token, nx=True, ex=LEASE_SECONDS))
         except RedisError as error:
             self._outage.note(error)
@@ -294,11 +300,11 @@ class _Outage:
 
 
 def _history_key(user_id: str) -> str:
-    return f"asmg:h:{user_id}"
+    return f"asmg:history:{user_id}"
 
 
 def _lease_key(user_id: str) -> str:
-    return f"asmg:hl:{user_id}"
+    return f"asmg:history-lease:{user_id}"
 
 
 def _progress_key(period: int) -> str:
@@ -306,15 +312,9 @@ def _progress_key(period: int) -> str:
 
 
 def _member(item_id: str, event_id: str) -> bytes:
-    # The event id makes a repeated item a member of its own; the length tells the two apart again.
-    return f"{len(item_id)}:{item_id}{event_id}".encode()
+    # The event id makes a repeated item a member of its own; NUL, which no id holds, tells the two apart again.
+    return f"{item_id}\0{event_id}".encode()
 
 
-def _items_of(members: Iterable[bytes]) -> list[str]:
-    """The client does not decode, so that this can take the bytes apart."""
-    items = []
-    for member in members:
-        if member != NOTHING:
-            length, _, rest = member.decode().partition(":")
-            items.append(rest[: int(length)])
-    return items
+def _items_of(members: Iterable[bytes]) -> list[bytes]:
+    return [member.partition(b"\0")[0] for member in members if member != NOTHING]

@@ -67,6 +67,16 @@ class Histories:
         """
         if (known := self.known(user_id)) is not None:
             return known
+        return await asyncio.shield(self._ask(user_id))  # others may wait for the same
+
+    async def get_many(self, user_ids: Sequence[str]) -> list[History]:
+        """The same for several users, with one round trip for all."""
+        found = [known if (known := self.known(user)) is not None else self._ask(user) for user in user_ids]
+        if waiting := [answer for answer in found if isinstance(answer, asyncio.Future)]:
+            await asyncio.wait(waiting)
+        return [answer.result() if isinstance(answer, asyncio.Future) else answer for answer in found]
+
+    def _ask(self, user_id: str) -> _Answer:
         answer = self._asked.get(user_id)
         if answer is None:
             answer = self._asked[user_id] = asyncio.get_running_loop().create_future()
@@ -74,7 +84,7 @@ class Histories:
             if not self._travelling:
                 self._travelling = True
                 self._spawn(self._travel())
-        return await asyncio.shield(answer)  # others may wait for the same
+        return answer
 
     async def append(self, clicks: Sequence[Interaction]) -> None:
         """Add clicks that were committed: whoever asks from now on gets a history with them."""
@@ -109,7 +119,7 @@ class Histories:
             answer.set_exception(error)
             answer.exception()  # seen, also where nobody waits for it any more
 
-    def _give(self, user_id: str, answer: _Answer, items: Sequence[str]) -> None:
+    def _give(self, user_id: str, answer: _Answer, items: Sequence[str] | Sequence[bytes]) -> None:
         history = hashes_of(items[:HISTORY_LENGTH])
         answer.set_result(history)
         if self._asked.get(user_id) is not answer:

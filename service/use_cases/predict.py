@@ -65,13 +65,10 @@ async def predict(serving: ServingModel, histories: Histories, question: Questio
 
 async def predict_many(serving: ServingModel, histories: Histories, questions: Sequence[Question]) -> PredictResult:
     """The same for several questions; all answers are of one version, and all histories come in one round trip."""
-
-    async def history_of(question: Question) -> History:
-        if question.history is not None:
-            return hashes_of(question.history[:MAX_HISTORY])
-        return await histories.get(question.user_id)
-
-    past = await asyncio.gather(*(history_of(question) for question in questions))
+    kept = iter(await histories.get_many([question.user_id for question in questions if question.history is None]))
+    past = [
+        next(kept) if question.history is None else hashes_of(question.history[:MAX_HISTORY]) for question in questions
+    ]
     snapshot = serving.current()
     if sum(len(question.items) for question in questions) <= ITEMS_ON_THE_LOOP:
         predictions = _score(snapshot, questions, past)
