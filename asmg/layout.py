@@ -1,4 +1,4 @@
-"""Numbers that data, models, kernels and serving snapshots agree on. Imports nothing, so that serving needs no torch."""
+"""Numbers that data, models and serving snapshots agree on. Imports nothing: serving does without torch."""
 
 __all__ = ["COLD_ROW", "HISTORY_LENGTH", "NO_CATEGORY"]
 

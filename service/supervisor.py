@@ -29,16 +29,12 @@ from http.client import HTTPConnection, HTTPException
 from ipaddress import ip_address
 from types import FrameType
 
-from alembic import command as alembic
-from alembic.util import CommandError
 from prometheus_client.multiprocess import mark_process_dead
 
 from service.errors import ConfigurationError
 from service.metrics import MULTIPROCESS_VARIABLE
 from service.settings import Settings
 from service.storage.database import Database
-from service.storage.embedded import EmbeddedServers
-from service.storage.migrate import alembic_config, migrate
 from service.tasks import end_tasks
 
 __all__ = ["Supervisor", "configure_logging", "environment_of", "installation", "listen", "run_worker", "serve"]
@@ -88,6 +84,9 @@ def installation(settings: Settings, *, migrate_first: bool = False) -> Iterator
         ConfigurationError: the schema is not at its head, or the embedded servers do not start.
         NotReady: Postgres does not answer.
     """
+    from service.storage.embedded import EmbeddedServers  # what the children, which import this module, do without
+    from service.storage.migrate import migrate
+
     with ExitStack() as stack:
         embedded = settings.embedded
         if embedded:
@@ -114,6 +113,11 @@ async def _ping(dsn: str) -> None:
 
 
 def _require_current_schema(dsn: str) -> None:
+    from alembic import command as alembic
+    from alembic.util import CommandError
+
+    from service.storage.migrate import alembic_config
+
     config = alembic_config(dsn)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         config.stdout = nowhere

@@ -2,11 +2,11 @@
 
 from asmg.datasets.diginetica import read_diginetica, read_diginetica_clicks
 from asmg.datasets.folders import FolderLog, open_folder, recognise_folder
-from asmg.datasets.log import CutBy, InteractionLog, cut
+from asmg.datasets.log import InteractionLog, cut
 from asmg.datasets.movielens import read_ml_100k
-from asmg.datasets.reading import ColumnMap, TimestampFormat, read_log
+from asmg.datasets.reading import read_log
 from asmg.datasets.sampling import SampledLog, SamplingMode, sample_negatives
-from asmg.datasets.table import LogFormatError
+from asmg.log_format import ColumnMap, CutBy, LogFormatError, TimestampFormat
 
 __all__ = [
     "ColumnMap",

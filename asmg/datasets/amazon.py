@@ -3,7 +3,7 @@
 from asmg.datasets.gathering import Events, Gathering, Source
 from asmg.datasets.movielens import LIKED
 from asmg.datasets.scan import Layout, identifier, numbered_moment, rating
-from asmg.datasets.table import LogFormatError
+from asmg.log_format import LogFormatError
 
 __all__ = ["AMAZON", "read_amazon"]
 

@@ -18,7 +18,8 @@ from asmg.datasets.log import InteractionLog
 from asmg.datasets.reading import read_ids
 from asmg.datasets.sampling import sample_negatives
 from asmg.datasets.scan import DAY_MS, Layout, identifier, moment, whole_number
-from asmg.datasets.table import LogFormatError, Table
+from asmg.datasets.table import Table
+from asmg.log_format import LogFormatError
 
 _WEEK_MS = 7 * DAY_MS
 _LINE_MS = 5_000

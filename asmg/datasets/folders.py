@@ -8,7 +8,7 @@ import numpy as np
 from asmg.datasets.diginetica import is_diginetica, read_diginetica
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.movielens import is_ml_100k, read_ml_100k
-from asmg.datasets.table import LogFormatError
+from asmg.log_format import LogFormatError
 
 FolderName = Literal["ml-100k", "diginetica"]
 

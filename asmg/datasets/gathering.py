@@ -11,7 +11,7 @@ import polars as pl
 
 from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Field, Layout, Malformed, Scan
-from asmg.datasets.table import LogFormatError
+from asmg.log_format import LogFormatError
 
 __all__ = ["Events", "Gathering", "Ids", "Keep", "Progress", "Source"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from asmg.datasets.gathering import Events, Gathering
-from asmg.datasets.reading import ColumnMap, TimestampFormat, recognise_timestamp
+from asmg.datasets.reading import recognise_timestamp
 from asmg.datasets.scan import (
     Field,
     Layout,
@@ -18,7 +18,8 @@ from asmg.datasets.scan import (
     text,
     unreadable,
 )
-from asmg.datasets.table import LIST_SEPARATOR, LogFormatError
+from asmg.datasets.table import LIST_SEPARATOR
+from asmg.log_format import ColumnMap, LogFormatError, TimestampFormat
 
 __all__ = ["LogOptions", "read_generic"]
 

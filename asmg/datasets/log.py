@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from asmg.log_format import CutBy
+
 IdArray = npt.NDArray[np.object_]
 IndexArray = npt.NDArray[np.int64]
-
-CutBy = Literal["count", "periods", "hour", "day", "week", "column"]
 
 _WINDOW_MS = {"hour": 3_600_000, "day": 86_400_000, "week": 7 * 86_400_000}
 # 1 January 1970 was a Thursday; weeks start on Monday.

@@ -17,7 +17,8 @@ from asmg.datasets.gathering import Events, Gathering, Keep, Source
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.reading import read_ids, read_timestamps
 from asmg.datasets.scan import Layout, identifier, numbered_moment, rating
-from asmg.datasets.table import LogFormatError, read_table
+from asmg.datasets.table import read_table
+from asmg.log_format import LogFormatError
 
 LIKED = 4
 """A rating from here on is a click."""

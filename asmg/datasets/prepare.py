@@ -29,9 +29,9 @@ from asmg.datasets.prepared import Card, SourceFile, check_new_folder, sha256, w
 from asmg.datasets.sampling import draw_negatives
 from asmg.datasets.scan import BLOCK_BYTES, Malformed
 from asmg.datasets.sobazaar import SOBAZAAR
-from asmg.datasets.table import LogFormatError
 from asmg.datasets.tmall import TMALL
 from asmg.datasets.yoochoose import YOOCHOOSE
+from asmg.log_format import LogFormatError
 
 __all__ = ["GENERIC", "SOURCES", "PrepareOptions", "prepare"]
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from asmg.datasets.table import LogFormatError
+from asmg.log_format import LogFormatError
 
 __all__ = [
     "FORMAT_VERSION",

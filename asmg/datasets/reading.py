@@ -1,18 +1,16 @@
 """Reads interaction logs from CSV and Parquet files, and says where a bad one is bad: file, line, column."""
 
 import re
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from asmg.datasets.log import IdArray, IndexArray, InteractionLog
 from asmg.datasets.table import LIST_SEPARATOR, Column, read_table
-
-TimestampFormat = Literal["s", "ms", "rfc3339", "utc"]
+from asmg.log_format import ColumnMap, TimestampFormat
 
 MAX_ID_LENGTH = 256
 
@@ -23,21 +21,6 @@ _SECONDS, _MILLISECONDS = (10**8, 10**11), (10**11, 10**14)
 _NUMBER = re.compile(r"\d{1,15}(\.\d+)?", re.ASCII)
 _DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d([Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:\d\d)?)?", re.ASCII)
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnMap:
-    """What the columns of a file are called."""
-
-    user_id: str = "user_id"
-    item_id: str = "item_id"
-    timestamp: str = "timestamp"
-    label: str | None = None
-    """None: `label` where there is such a column, else the log holds positives only."""
-    categories: str | None = None
-    """None: `categories` where there is such a column. Values are separated by `|`, in Parquet they may be lists."""
-    period: str | None = None
-    """A column of whole numbers that says the period of each row; None: none is read."""
 
 
 def read_log(

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import polars as pl
 
 from asmg.datasets.reading import LABELS, MAX_ID_LENGTH, parse_utc, parse_with_zone
-from asmg.datasets.table import LIST_SEPARATOR, LogFormatError, as_text, find_columns
+from asmg.datasets.table import LIST_SEPARATOR, as_text, find_columns
+from asmg.log_format import LogFormatError
 
 __all__ = [
     "BLOCK_BYTES",

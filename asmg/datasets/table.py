@@ -11,34 +11,9 @@ from typing import Any, BinaryIO, cast
 
 import polars as pl
 
+from asmg.log_format import LogFormatError
+
 LIST_SEPARATOR = "|"
-
-
-class LogFormatError(ValueError):
-    """A log file is not what it should be; the message names the place, what was expected and what was received."""
-
-    def __init__(
-        self,
-        path: Path,
-        expected: str,
-        received: str,
-        *,
-        column: str | None = None,
-        line: int | None = None,
-        unit: str = "line",
-    ) -> None:
-        """`line` counts from 1, a header included; in Parquet files, which have no lines, it is a row (`unit`)."""
-        self.path = path
-        self.expected = expected
-        self.received = received
-        self.column = column
-        self.line = line
-        place = [str(path)]
-        if line is not None:
-            place.append(f"{unit} {line}")
-        if column is not None:
-            place.append(f"column {column!r}")
-        super().__init__(f"{', '.join(place)}: expected {expected}; received {received}")
 
 
 @dataclass(frozen=True)

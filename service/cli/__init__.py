@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from asmg.datasets import ColumnMap, CutBy
+from asmg.log_format import ColumnMap, CutBy
 from service import __version__
 from service.cli.bench import bench
 from service.cli.errors import plain_errors, unusable_files

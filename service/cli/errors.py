@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import typer
 from pydantic import ValidationError
 
-from asmg.datasets import LogFormatError
+from asmg.log_format import LogFormatError
 from service.errors import ServiceError
 
 __all__ = ["plain_errors", "unusable_files"]

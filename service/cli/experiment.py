@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asmg.datasets import ColumnMap
+from asmg.log_format import ColumnMap
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.options import (
     CategoriesColumn,

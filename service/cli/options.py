@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from asmg.datasets import TimestampFormat
+from asmg.log_format import TimestampFormat
 
 __all__ = [
     "CategoriesColumn",

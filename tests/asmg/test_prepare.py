@@ -23,8 +23,8 @@ from asmg.datasets.gathering import Gathering
 from asmg.datasets.generic import LogOptions
 from asmg.datasets.prepare import SOURCES, PrepareOptions, prepare
 from asmg.datasets.prepared import Card, read_prepared
-from asmg.datasets.table import LogFormatError
 from asmg.datasets.tmall import TmallRule, read_tmall
+from asmg.log_format import LogFormatError
 from tests.asmg.test_datasets import DATA, needs
 
 Row = tuple[str, str, int, int]

@@ -21,7 +21,7 @@ from asmg.datasets.prepared import (
     sha256,
     write_prepared,
 )
-from asmg.datasets.table import LogFormatError
+from asmg.log_format import LogFormatError
 from service.cli import app
 
 LOG = pl.DataFrame({"user": [0, 1, 0], "item": [0, 1, 2], "label": [1, 0, 1], "timestamp": [5, 5, 7]})

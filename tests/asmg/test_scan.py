@@ -28,7 +28,7 @@ from asmg.datasets.scan import (
     text,
     whole_number,
 )
-from asmg.datasets.table import LogFormatError
+from asmg.log_format import LogFormatError
 
 MAY_2014 = 1_400_000_000_000  # 2014-05-13T16:53:20Z
 CSV = Layout(quoted=True)
