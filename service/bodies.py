@@ -1,28 +1,37 @@
 """JSON bodies: read, parsed in one pass, and checked field by field.
 
-Each kind of body is described by a pydantic model (`service.schemas`). For the two that come by the thousand there is a
-msgspec type too, several times as fast. It accepts nothing that the model would not; whatever it does not accept goes
-through the model, which decides and names the fields. So there is one set of errors, and no body is judged twice
-unless it is wrong.
+Each kind of body is described by a pydantic model (`service.schemas`). For those that come by the thousand, or hold
+thousands, there is a msgspec type too, several times as fast. It accepts nothing that the model would not; whatever it
+does not accept goes through the model, which decides and names the fields. So there is one set of errors, and no body
+is judged twice unless it is wrong.
 """
 
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from service.errors import BodyTooLarge
-from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_ITEMS, MAX_PREDICT_BYTES, MAX_REQUEST_HISTORY
+from service.limits import (
+    MAX_BATCH,
+    MAX_ID_LENGTH,
+    MAX_INTERACTIONS,
+    MAX_ITEMS,
+    MAX_PREDICT_BYTES,
+    MAX_REQUEST_HISTORY,
+)
 from service.problems import invalid_input
-from service.schemas import BatchRequest, PredictRequest
+from service.schemas import BatchRequest, InteractionEvent, InteractionsRequest, PredictRequest, parse_timestamp
+from service.storage.repositories import Interaction
 
-__all__ = ["parse_batch", "parse_json", "parse_predict", "read_body"]
+__all__ = ["is_small", "parse_batch", "parse_interactions", "parse_json", "parse_predict", "read_body"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -30,6 +39,8 @@ JSON = b"application/json"
 JSON_MEDIA_TYPE = re.compile(r"application/([\w.+-]+\+)?json", re.ASCII | re.IGNORECASE)
 NUL = b"\\u0000"
 """The only way in which JSON can say NUL."""
+
+SMALL_BYTES = 64 * 1024
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 
@@ -43,6 +54,24 @@ class _PredictBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=F
 
 class _BatchBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
     requests: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+class _EventBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    event_id: Id
+    user_id: Id
+    item_id: Id
+    label: Literal[0, 1]
+    timestamp: int | str
+    request_id: Id | None = None
+
+
+class _EventsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    interactions: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_INTERACTIONS)]
+
+
+def is_small(body: bytes) -> bool:
+    """Whether a body is parsed in a fraction of a millisecond, so that the event loop can do it."""
+    return len(body) <= SMALL_BYTES
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -90,14 +119,20 @@ def _content_type(scope: Scope) -> bytes:
     return b""
 
 
-_BAD = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_BAD = (msgspec.MsgspecError, PydanticCustomError, UnicodeDecodeError, RecursionError)
 _predict = msgspec.json.Decoder(_PredictBody)
 _batch = msgspec.json.Decoder(_BatchBody)
+_event = msgspec.json.Decoder(_EventBody)
+_events = msgspec.json.Decoder(_EventsBody)
+
+
+def _may_be_quick(body: bytes, scope: Scope) -> bool:
+    return _content_type(scope) == JSON and NUL not in body
 
 
 def parse_predict(body: bytes, scope: Scope) -> "_PredictBody | PredictRequest":
     """The body of `POST /predict`; raises as `parse_json` does."""
-    if _content_type(scope) == JSON and NUL not in body:
+    if _may_be_quick(body, scope):
         with suppress(*_BAD):
             return _predict.decode(body)
     return parse_json(PredictRequest, body, scope)
@@ -106,12 +141,25 @@ def parse_predict(body: bytes, scope: Scope) -> "_PredictBody | PredictRequest":
 def parse_batch(body: bytes, scope: Scope) -> "Sequence[_PredictBody] | Sequence[PredictRequest]":
     """The requests in the body of `POST /predict/batch`; raises as `parse_json` does, and BodyTooLarge for one of them.
 
-    They are parsed one by one, so that a thread which does this for megabytes lets others go on in between.
+    They are parsed one by one, so that a thread that does this for megabytes lets the event loop go on in between.
     """
-    if _content_type(scope) == JSON and NUL not in body:
+    if _may_be_quick(body, scope):
         with suppress(*_BAD):
             parts = _batch.decode(body).requests
             if any(len(memoryview(part)) > MAX_PREDICT_BYTES for part in parts):
                 raise BodyTooLarge(MAX_PREDICT_BYTES)
             return [_predict.decode(part) for part in parts]
     return parse_json(BatchRequest, body, scope).requests
+
+
+def parse_interactions(body: bytes, scope: Scope) -> list[Interaction]:
+    """The events in the body of `POST /interactions`, one by one as well; raises as `parse_json` does."""
+    if _may_be_quick(body, scope):
+        with suppress(*_BAD):
+            return [_interaction(_event.decode(part)) for part in _events.decode(body).interactions]
+    return [_interaction(event) for event in parse_json(InteractionsRequest, body, scope).interactions]
+
+
+def _interaction(event: _EventBody | InteractionEvent) -> Interaction:
+    moment = event.timestamp if isinstance(event, InteractionEvent) else parse_timestamp(event.timestamp)
+    return Interaction(event.event_id, event.user_id, event.item_id, event.label, moment, event.request_id)

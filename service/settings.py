@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     """How long an api process remembers a user's history; a click that another process took in counts after that."""
     swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""
-    swap_poll_seconds: float = Field(0.5, gt=0)
+    swap_poll_seconds: float = Field(0.25, gt=0)
     """How often an api process looks for a new version where no notice reached it."""
     worker_poll_seconds: float = Field(1.0, gt=0)
     """How often the worker looks for a sealed period."""

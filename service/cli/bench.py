@@ -9,7 +9,7 @@ from service.cli.errors import plain_errors, unusable_files
 
 __all__ = ["bench"]
 
-bench = typer.Typer(help="What the update methods cost on this machine.", no_args_is_help=True)
+bench = typer.Typer(help="What updates and predictions cost on this machine.", no_args_is_help=True)
 
 Users = Annotated[int | None, typer.Option(help="Of a synthetic stream: users that its traffic knows. [20,000]")]
 Items = Annotated[int | None, typer.Option(help="Items that its traffic knows. [5,000]")]
@@ -93,11 +93,9 @@ def bench_scaling_command(
     from benchmarks.workload import StreamSizes
 
     with plain_errors(), unusable_files():
-        if not all(part.strip().isdecimal() for part in idle.split(",")):
-            raise ValueError(f"idle: expected whole numbers separated by commas; received {idle!r}")
         options = ScalingOptions(
             sizes=StreamSizes(**_given(users=users, items=items, rows=rows, history=history)),
-            factors=tuple(int(part) for part in idle.split(",")),
+            factors=_numbers("idle", idle),
             repeats=repeats,
             seed=seed,
             report=report,
@@ -106,6 +104,78 @@ def bench_scaling_command(
         )
         code = run_scaling(options)
     raise typer.Exit(code)
+
+
+@bench.command("serve")
+def bench_serve_command(
+    items: Annotated[str, typer.Option(help="Candidates of a request, numbers separated by commas.")] = "1,50,500",
+    concurrency: Annotated[str, typer.Option(help="Connections, with one request in flight on each.")] = "1,16,64",
+    workers: Annotated[str, typer.Option(help="Processes that answer.")] = "1,2",
+    users: Annotated[int | None, typer.Option(help="Of the model. [2,000]")] = None,
+    catalogue: Annotated[int | None, typer.Option(help="Items of the model. [20,000]")] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Beside plain FastAPI, LitServe, BentoML, Ray Serve and a no-op, interleaved."),
+    ] = False,
+    variants: Annotated[str | None, typer.Option(help="These alone, separated by commas.")] = None,
+    all_cells: Annotated[
+        bool,
+        typer.Option(
+            "--all-cells", help="The other servers in all cells, not only with 50 items, 16 connections, 1 worker."
+        ),
+    ] = False,
+    requests: Annotated[int, typer.Option(help="Of each cell and round, at most.")] = 2_000,
+    seconds: Annotated[float, typer.Option(help="Of each cell and round, at most.")] = 10.0,
+    rounds: Annotated[int, typer.Option(help="All cells are measured so often; medians are printed.")] = 5,
+    warm_up: Annotated[int, typer.Option(help="Requests before those that are measured.")] = 300,
+    open_loop: Annotated[
+        float, typer.Option(help="Share of the measured capacity that an open loop asks for; 0 for none.")
+    ] = 0.7,
+    rate: Annotated[float | None, typer.Option(help="Requests a second of the open loop, in place of a share.")] = None,
+    during_swap: Annotated[
+        bool, typer.Option("--during-swap", help="Also publish versions while an open loop asks.")
+    ] = False,
+    versions: Annotated[int, typer.Option(help="So many of them.")] = 20,
+    rows: Annotated[int, typer.Option(help="Of the tables of each of them, half users and half items.")] = 10_000_000,
+    seed: BenchSeed = 0,
+    report: BenchReport = None,
+) -> None:
+    """Ask the real service over HTTP, on this host alone: requests a second, latencies, CPU and memory."""
+    from benchmarks.serving.options import ServeOptions  # with torch, which takes seconds to import
+    from benchmarks.serving.serve import run_serve
+    from benchmarks.serving.workload import ServingSizes
+
+    sizes = {"users": users, "items": catalogue}
+    with plain_errors(), unusable_files():
+        options = ServeOptions(
+            sizes=ServingSizes(**_given(**sizes)),
+            items=_numbers("items", items),
+            concurrency=_numbers("concurrency", concurrency),
+            workers=_numbers("workers", workers),
+            compare=compare,
+            variants=None if variants is None else tuple(name.strip() for name in variants.split(",")),
+            all_cells=all_cells,
+            requests=requests,
+            seconds=seconds,
+            rounds=rounds,
+            warm_up=warm_up,
+            open_loop=open_loop,
+            rate=rate,
+            during_swap=during_swap,
+            versions=versions,
+            rows=rows,
+            seed=seed,
+            report=report,
+        )
+        code = run_serve(options)
+    raise typer.Exit(code)
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas."""
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise ValueError(f"{name}: expected whole numbers separated by commas; received {text!r}")
+    return tuple(int(part) for part in text.split(","))
 
 
 def _given(**values: int | None) -> dict[str, int]:

@@ -1,15 +1,24 @@
 """`POST /interactions`."""
 
+import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
-from service.dependencies import JsonBody, Requires, Service, body_schema
+from service.bodies import is_small, parse_interactions
+from service.dependencies import Requires, Service, body_schema
 from service.schemas import InteractionsRequest, InteractionsResponse
 from service.storage.repositories import Interaction
 from service.use_cases.ingest import ingest
 
 router = APIRouter(tags=["log"])
+
+
+async def _events(request: Request) -> list[Interaction]:
+    body = await request.body()
+    if is_small(body):
+        return parse_interactions(body, request.scope)
+    return await asyncio.to_thread(parse_interactions, body, request.scope)
 
 
 @router.post(
@@ -19,12 +28,9 @@ router = APIRouter(tags=["log"])
     summary="Add to the log of the open period",
 )
 async def post_interactions(
-    service: Service, request: Annotated[InteractionsRequest, Depends(JsonBody(InteractionsRequest))]
+    service: Service, events: Annotated[list[Interaction], Depends(_events)]
 ) -> InteractionsResponse:
     """Store what happened; the answer comes after the commit, and sending a batch again changes nothing."""
-    events = [
-        Interaction(e.event_id, e.user_id, e.item_id, e.label, e.timestamp, e.request_id) for e in request.interactions
-    ]
     result = await ingest(service.database, service.histories, events)
     service.metrics.interactions.labels("accepted").inc(result.accepted)
     service.metrics.interactions.labels("duplicate").inc(result.duplicates)

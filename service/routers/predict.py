@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.bodies import parse_batch, parse_predict, read_body
+from service.bodies import is_small, parse_batch, parse_predict, read_body
 from service.dependencies import Parts, Requires, body_schema
 from service.errors import ServiceError
 from service.middleware import request_id_of
@@ -28,9 +28,6 @@ __all__ = ["Shortcut", "router"]
 
 router = APIRouter(tags=["predict"])
 
-ON_THE_LOOP_BYTES = 64 * 1024
-"""A body up to this size is parsed, and its answer written, in a fraction of a millisecond."""
-
 Answer = Callable[[Parts, Scope, Receive], Awaitable[bytes]]
 
 _requires = Requires("predict")
@@ -39,7 +36,7 @@ _requires = Requires("predict")
 async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     await _requires.caller(parts.keys, scope)
     body = await read_body(receive)
-    question = parse_predict(body, scope) if _is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
+    question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
     result = await predict(parts.serving, parts.histories, question)
     parts.metrics.predicted_items.inc(len(question.items))
     prediction = result.predictions[0]
@@ -54,7 +51,7 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
 async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     await _requires.caller(parts.keys, scope)
     body = await read_body(receive)
-    small = _is_small(body)
+    small = is_small(body)
     questions: Sequence[Question] = (
         parse_batch(body, scope) if small else await asyncio.to_thread(parse_batch, body, scope)
     )
@@ -69,10 +66,6 @@ async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
         return head + b",".join(predictions) + b"]}"
 
     return render() if small else await asyncio.to_thread(render)
-
-
-def _is_small(body: bytes) -> bool:
-    return len(body) <= ON_THE_LOOP_BYTES
 
 
 def _to_json(document: dict[str, Any]) -> bytes:

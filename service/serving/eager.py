@@ -43,7 +43,7 @@ def eager_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
         if len(history):
             pooled = rows_of("items.vectors", items.lookup(history)).mean(0, keepdim=True)
         logits = model.head(params, rows_of("users.vectors", user).expand(n, -1), pooled.expand(n, -1), vectors)
-        scores[:] = torch.sigmoid(logits).clamp(EPSILON, 1 - EPSILON).numpy()
+        scores[:] = torch.sigmoid(logits).nan_to_num(0).clamp(EPSILON, 1 - EPSILON).numpy()
         (unknown,) = np.nonzero(rows == COLD_ROW)
         cold[: len(unknown)] = unknown
         return len(unknown), bool(user[0] == COLD_ROW)

@@ -162,7 +162,11 @@ def _note_cold(rows: Indices, cold: NDArray[np.int32]) -> int:
 
 @inlined
 def _probability(logit: np.float32) -> np.float32:
-    return min(max(ONE / (ONE + np.float32(math.exp(-logit))), LOWEST), HIGHEST)
+    """Always inside (0, 1): parameters so large that their products overflow can make a NaN, and it ends up below."""
+    p = ONE / (ONE + np.float32(math.exp(-logit)))
+    if p > HIGHEST:
+        return HIGHEST
+    return p if p > LOWEST else LOWEST
 
 
 @compiled

@@ -204,7 +204,8 @@ def prior_snapshot(ctr: float) -> bytes:
     tables[f"mlp.{len(widths) - 2}.bias"] = np.array([math.log(ctr / (1 - ctr))], dtype=np.float32)
     nobody, _ = IdIndex.build([], np.zeros(0))
     score = min(max(ctr, EPSILON), 1 - EPSILON)
-    canary = {"user_id": "anyone", "items": ["anything"], "history": [], "scores": [score]}
+    # With a history, so that whoever checks the canary has compiled, or loaded, all that a request needs.
+    canary = {"user_id": "anyone", "items": ["anything"], "history": ["something"], "scores": [score]}
     model = {"dim": 8, "hidden": widths[1:-1], "categories": False}
     with BytesIO() as file:
         write_snapshot(file, model=model, canary=[canary], users=nobody, items=nobody, tables=tables)

@@ -4,6 +4,7 @@ Rows travel as columns: one array for each column, unnested or aggregated by Pos
 round trip and the service a Python object for each row.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,8 @@ MILLISECOND = timedelta(milliseconds=1)
 # Postgres builds an array of at most 1 GB: pages keep far from it at the longest ids, and memory flat on the server.
 ROWS_OF_A_PAGE = 200_000
 USERS_OF_A_PAGE = 20_000
+# The event loop does nothing else while the driver takes them in.
+ROWS_OF_AN_INSERT = 1000
 
 
 def to_ms(moment: datetime) -> int:
@@ -162,25 +165,24 @@ class Interactions:
         An event whose id is in the log of any period, or earlier in the same batch, is a duplicate and left out.
         One transaction should insert one batch: the order that prevents deadlocks is within a batch.
         """
-        first_of_each: dict[str, Interaction] = {}
-        for event in events:
-            first_of_each.setdefault(event.event_id, event)
-        batch = [first_of_each[event_id] for event_id in sorted(first_of_each)]
-        if not batch:
-            return set()
-        accepted = await self._connection.scalar(
-            INSERT,
-            {
-                "period": period,
-                "event_ids": [event.event_id for event in batch],
-                "user_ids": [event.user_id for event in batch],
-                "item_ids": [event.item_id for event in batch],
-                "labels": [event.label for event in batch],
-                "times": [event.occurred_at for event in batch],
-                "request_ids": [event.request_id for event in batch],
-            },
-        )
-        return set(accepted or ())
+        batch = await asyncio.to_thread(_in_order, events) if len(events) > ROWS_OF_AN_INSERT else _in_order(events)
+        accepted: set[str] = set()
+        for start in range(0, len(batch), ROWS_OF_AN_INSERT):
+            part = batch[start : start + ROWS_OF_AN_INSERT]
+            found = await self._connection.scalar(
+                INSERT,
+                {
+                    "period": period,
+                    "event_ids": [event.event_id for event in part],
+                    "user_ids": [event.user_id for event in part],
+                    "item_ids": [event.item_id for event in part],
+                    "labels": [event.label for event in part],
+                    "times": [event.occurred_at for event in part],
+                    "request_ids": [event.request_id for event in part],
+                },
+            )
+            accepted.update(found or ())
+        return accepted
 
     async def count(self, period: int, *, id_prefix: str = "") -> int:
         """Interactions of a period; with `id_prefix` only those whose event id begins so."""
@@ -231,6 +233,14 @@ class Interactions:
         """The last `limit` positives of a user over all periods, the open one included, newest first."""
         rows = await self._connection.execute(RECENT_POSITIVES, {"user_id": user_id, "limit": limit})
         return [HistoryEntry(row.item_id, row.event_id, row.timestamp_ms) for row in rows]
+
+
+def _in_order(events: Sequence[Interaction]) -> list[Interaction]:
+    """The first event of each id, ordered by id."""
+    first_of_each: dict[str, Interaction] = {}
+    for event in events:
+        first_of_each.setdefault(event.event_id, event)
+    return [first_of_each[event_id] for event_id in sorted(first_of_each)]
 
 
 def _join(parts: Sequence[NDArray[ScalarT]], dtype: type[ScalarT]) -> NDArray[ScalarT]:
