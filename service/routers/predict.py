@@ -22,9 +22,9 @@ from service.middleware import request_id_of
 from service.problems import render_problem
 from service.schemas import BatchRequest, BatchResponse, PredictRequest, PredictResponse
 from service.serving.snapshot import Prediction
-from service.use_cases.predict import Question, predict, predict_many
+from service.use_cases.predict import PredictResult, Question, predict, predict_many
 
-__all__ = ["Shortcut", "router"]
+__all__ = ["Shortcut", "answer_json", "router"]
 
 router = APIRouter(tags=["predict"])
 
@@ -39,11 +39,15 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
     result = await predict(parts.serving, parts.histories, question)
     parts.metrics.predicted_items.inc(len(question.items))
-    prediction = result.predictions[0]
+    return answer_json(result, question.request_id or request_id_of(scope))
+
+
+def answer_json(result: PredictResult, request_id: str) -> bytes:
+    """The answer to one question."""
     document = {
         "model_version": result.model_version,
         "period": result.period,
-        **_members(prediction, question.request_id or request_id_of(scope)),
+        **_members(result.predictions[0], request_id),
     }
     return _to_json(document)
 

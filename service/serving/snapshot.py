@@ -108,10 +108,6 @@ class Snapshot:
                 raise CheckpointError(f"{kind}: expected {known + 1} rows for {known} ids; received {rows}")
         return cls(version, period, meta, tensors, file.mapping, compiled_forward(config, tensors))
 
-    def index(self, kind: str) -> IdIndex:
-        """Of "items" or "users"."""
-        return IdIndex(self.tensors[f"{kind}.hashes"], self.tensors[f"{kind}.starts"])
-
     def read_through(self) -> str:
         """Read every page once, so that no request waits for the disk later; the XXH3-128 of the file, in hex."""
         digest = xxhash.xxh3_128()

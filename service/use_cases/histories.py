@@ -22,6 +22,9 @@ MOST_USERS = 20_000
 USERS_OF_A_TRIP = 256
 """Whom one round trip to Redis asks about."""
 
+READERS = 4
+"""Histories that are read from Postgres at a time; more at once would only hold up the event loop together."""
+
 
 History = NDArray[np.uint64]
 _Answer = asyncio.Future[History]
@@ -53,6 +56,7 @@ class Histories:
         self._waiting: list[tuple[str, _Answer]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._travelling = False
+        self._readers = asyncio.Semaphore(READERS)
 
     def known(self, user_id: str) -> History | None:
         """The history, where it is remembered."""
@@ -112,7 +116,8 @@ class Histories:
 
     async def _read(self, user_id: str, answer: _Answer) -> None:
         try:
-            self._give(user_id, answer, await self._store.get(user_id))
+            async with self._readers:
+                self._give(user_id, answer, await self._store.get(user_id))
         except Exception as error:
             if self._asked.get(user_id) is answer:
                 del self._asked[user_id]
