@@ -95,7 +95,7 @@ class TensorFile:
             self.metadata: Mapping[str, str] | None = header.pop("__metadata__", None)
             self.tensors = {name: self._array(8 + size, **entry) for name, entry in header.items()}
             ends = [8 + size, *(8 + size + entry["data_offsets"][1] for entry in header.values())]
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise _unreadable() from error
         if max(ends) != len(self.mapping):
             raise CheckpointError(f"snapshot: expected a file of {max(ends)} bytes; received {len(self.mapping)}")

@@ -102,27 +102,33 @@ class Histories:
         await end_tasks(*self._tasks)
 
     async def _travel(self) -> None:
-        try:
-            while self._waiting:
-                trip, self._waiting = self._waiting[:USERS_OF_A_TRIP], self._waiting[USERS_OF_A_TRIP:]
+        while self._waiting:
+            trip, self._waiting = self._waiting[:USERS_OF_A_TRIP], self._waiting[USERS_OF_A_TRIP:]
+            try:
                 found = await self._store.cached([user_id for user_id, _ in trip])
-                for (user_id, answer), items in zip(trip, found, strict=True):
-                    if items is None:
-                        self._spawn(self._read(user_id, answer))
-                    else:
-                        self._give(user_id, answer, items)
-        finally:
-            self._travelling = False
+            except Exception as error:  # a bug, for `cached` raises nothing; nobody shall wait for ever because of it
+                for user_id, answer in trip:
+                    self._fail(user_id, answer, error)
+                continue
+            for (user_id, answer), items in zip(trip, found, strict=True):
+                if items is None:
+                    self._spawn(self._read(user_id, answer))
+                else:
+                    self._give(user_id, answer, items)
+        self._travelling = False
 
     async def _read(self, user_id: str, answer: _Answer) -> None:
         try:
             async with self._readers:
                 self._give(user_id, answer, await self._store.get(user_id))
         except Exception as error:
-            if self._asked.get(user_id) is answer:
-                del self._asked[user_id]
-            answer.set_exception(error)
-            answer.exception()  # seen, also where nobody waits for it any more
+            self._fail(user_id, answer, error)
+
+    def _fail(self, user_id: str, answer: _Answer, error: Exception) -> None:
+        if self._asked.get(user_id) is answer:
+            del self._asked[user_id]
+        answer.set_exception(error)
+        answer.exception()  # seen, also where nobody waits for it any more
 
     def _give(self, user_id: str, answer: _Answer, items: Sequence[str] | Sequence[bytes]) -> None:
         history = hashes_of(items[:HISTORY_LENGTH])
