@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,13 +11,16 @@ from threading import Thread
 from typing import Any
 
 import httpx
+import numpy as np
+import pytest
 import uvicorn
 from fastapi import FastAPI
+from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
 from service.app import create_app
 from service.dependencies import Parts
-from service.serving.snapshot import prior_snapshot
+from service.serving.snapshot import Prediction, Snapshot, prior_snapshot
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
@@ -83,6 +86,19 @@ async def eventually(condition: Callable[[], bool], *, seconds: float = 10) -> N
         await asyncio.sleep(0.01)
 
 
+def recorded_histories(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The histories of the predictions from now on, as hashes; it fills while they are made."""
+    seen: list[list[int]] = []
+    score = Snapshot.score
+
+    def noted(snapshot: Snapshot, user_id: str, items: Sequence[str], history: NDArray[np.uint64]) -> Prediction:
+        seen.append(history.tolist())
+        return score(snapshot, user_id, items, history)
+
+    monkeypatch.setattr(Snapshot, "score", noted)
+    return seen
+
+
 def event(number: int, **changes: Any) -> dict[str, Any]:
     """An interaction as a client sends it."""
     base = {"event_id": f"e{number}", "user_id": f"u{number % 7}", "item_id": f"i{number % 5}"}
@@ -95,10 +111,18 @@ async def ingest(client: httpx.AsyncClient, *events: dict[str, Any]) -> httpx.Re
 
 
 async def publish(
-    database: Database, artifacts: ArtifactStore, version: int, ctr: float, *, lead_seconds: float
+    database: Database,
+    artifacts: ArtifactStore,
+    version: int,
+    ctr: float,
+    *,
+    lead_seconds: float,
+    content: bytes | None = None,
 ) -> datetime:
-    """Make a version that answers `ctr` to everything the champion; the moment from which on."""
-    digest = await artifacts.put(prior_snapshot(ctr), "serving")
+    """Make a version the champion that answers `ctr` to everything, or what its `content` says; the moment from which
+    on.
+    """
+    digest = await artifacts.put(prior_snapshot(ctr) if content is None else content, "serving")
     async with database.unit_of_work() as work:
         await work.models.insert(
             ModelVersion(

@@ -15,6 +15,7 @@ from tests.service.api_support import Api, event, running_app
 
 CALLS = {
     ("POST", "/predict"): {"predict"},
+    ("POST", "/predict/batch"): {"predict"},
     ("POST", "/interactions"): {"ingest"},
     ("PUT", "/items"): {"ingest"},
     ("POST", "/periods/close"): {"admin"},
@@ -25,6 +26,7 @@ CALLS = {
     ("GET", "/admin/models/0"): {"admin"},
     ("POST", "/admin/rollback"): {"admin"},
 }
+QUESTION = {"user_id": "u", "items": ["a"]}
 OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 
 
@@ -49,14 +51,38 @@ async def test_every_scope_with_every_call(api: Api, database: Database) -> None
         assert (await api.client.get(path)).status_code == 200
 
 
+async def test_where_a_key_may_stand(api: Api, database: Database) -> None:
+    _, key = await create_key(database, "reader", ["predict"])
+    bodies = {"/predict": QUESTION, "/predict/batch": {"requests": [QUESTION]}, "/admin/models": None}
+    none = "asmg_000000000000_" + "x" * 43
+    for path, body in bodies.items():
+        let_in = 200 if body else 403
+        for headers, status in (
+            ([("Authorization", f"Bearer {key}")], let_in),
+            ([("authorization", f"bearer  {key} ")], let_in),
+            ([("X-API-Key", key)], let_in),
+            ([("Authorization", "Basic YTpi"), ("X-API-Key", key)], let_in),
+            ([("X-API-Key", none), ("Authorization", f"Bearer {key}")], let_in),
+            ([("Authorization", f"Bearer {none}"), ("X-API-Key", key)], 401),
+            ([("X-API-Key", none), ("X-API-Key", key)], 401),
+            ([("Authorization", "Bearer"), ("X-API-Key", key)], 401),
+            ([("Authorization", key)], 401),
+            ([("X-API-Key", "")], 401),
+            ([("X-API-Key", b"\xff\xfe")], 401),
+            ([("Cookie", key)], 401),
+        ):
+            response = await api.client.request("POST" if body else "GET", path, json=body, headers=headers)
+            assert response.status_code == status, (path, headers)
+
+
 async def test_before_the_first_key_only_this_host_may_call(settings: Settings, database: Database) -> None:
-    body = {"user_id": "u", "items": ["a"]}
     async with running_app(settings, client_host="::1") as api:
-        assert (await api.client.post("/predict", json=body)).status_code == 200
+        assert (await api.client.post("/predict", json=QUESTION)).status_code == 200
     async with running_app(settings, client_host="192.0.2.7") as api:
-        response = await api.client.post("/predict", json=body)
-        assert response.status_code == 401
-        assert "asmg keys create" in response.json()["detail"]
+        for path, body in (("/predict", QUESTION), ("/predict/batch", {"requests": [QUESTION]})):
+            response = await api.client.post(path, json=body)
+            assert response.status_code == 401
+            assert "asmg keys create" in response.json()["detail"]
         assert (await api.client.get("/readyz")).status_code == 200
 
 
@@ -64,7 +90,7 @@ async def test_after_the_last_key_was_revoked_nobody_may_call(settings: Settings
     key_id, _ = await create_key(database, "only", ["predict"])
     assert await revoke_key(database, key_id)
     async with running_app(settings) as api:
-        assert (await api.client.post("/predict", json={"user_id": "u", "items": ["a"]})).status_code == 401
+        assert (await api.client.post("/predict", json=QUESTION)).status_code == 401
 
 
 async def test_a_revoked_key_is_refused_within_a_second(api: Api, database: Database) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from service.limits import MAX_BODY_BYTES
+from service.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_PREDICT_BYTES
 from service.storage.database import Database
 from tests.service.api_support import NOON, Api, event, ingest, served_app, settings_for
 
@@ -26,7 +26,7 @@ async def stored(database: Database) -> dict[str, int]:
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
+    assert response.status_code == status, response.text[:500]
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["x-request-id"]
     document = response.json()
@@ -62,6 +62,37 @@ async def test_predict_rejects(api: Api) -> None:
     for body, field, expected, received in BAD_PREDICTIONS:
         document = problem(await api.client.post("/predict", json=body), 422)
         assert fields(document) == {field: (expected, received)}
+
+
+GOOD = {"user_id": "u", "items": ["a"]}
+PREDICTIONS = {"/predict": GOOD, "/predict/batch": {"requests": [GOOD]}}
+BAD_BATCHES = [
+    ({}, "requests", "a value", "nothing"),
+    ({"requests": []}, "requests", "at least 1 item", "0 items"),
+    ({"requests": [GOOD] * 257}, "requests", "at most 256 items", "257 items"),
+    ({"requests": GOOD}, "requests", "an array", "an object"),
+    ({"requests": None}, "requests", "an array", "null"),
+    ({"requests": [GOOD], "user_id": "u"}, "user_id", "no field of this name", '"u"'),
+    ({"requests": [GOOD, 7]}, "requests[1]", "an object", "7"),
+    ({"requests": [GOOD, None]}, "requests[1]", "an object", "null"),
+    ({"requests": [GOOD, [GOOD]]}, "requests[1]", "an object", "1 items"),
+    (GOOD | {"requests": [GOOD]}, None, None, None),
+]
+
+
+async def test_batches_are_rejected_as_a_whole(api: Api) -> None:
+    """A request of a batch is judged as it is alone, under the name of its place."""
+    for body, field, expected, received in BAD_BATCHES:
+        found = fields(problem(await api.client.post("/predict/batch", json=body), 422))
+        if field is None:
+            assert set(found) == {"user_id", "items"}
+        else:
+            assert found == {field: (expected, received)}
+    for one, field, expected, received in BAD_PREDICTIONS:
+        body = {"requests": [GOOD, GOOD, GOOD, one, GOOD]}
+        found = fields(problem(await api.client.post("/predict/batch", json=body), 422))
+        assert found == {f"requests[3].{field}": (expected, received)}
+    assert (await api.client.post("/predict/batch", json={"requests": [GOOD] * 256})).status_code == 200
 
 
 BAD_INTERACTIONS = [
@@ -152,6 +183,10 @@ NO_JSON = [
     b"nothing",
     b'{"user_id": "\\ud800", "items": ["a"]}',
     b'{"user_id": "\xff", "items": ["a"]}',
+    b'{"requests": [{"user_id": "\xff", "items": ["a"]}]}',
+    b'{"user_id": "u", "items": ["a"]}}',
+    b'{"requests": [{"user_id": "u", "items": ["a"]}]} {',
+    b'{"requests": [{"user_id": "u", "items": ["a"}]}',
     b"[" * 9999,
 ]
 
@@ -159,7 +194,8 @@ NO_JSON = [
 async def test_what_is_no_json_is_400(api: Api) -> None:
     for body in NO_JSON:
         headers = {"content-type": "application/json"}
-        problem(await api.client.post("/predict", content=body, headers=headers), 400)
+        for path in PREDICTIONS:
+            problem(await api.client.post(path, content=body, headers=headers), 400)
 
 
 NO_OBJECT = [b"[]", b'"text"', b"null", b"3"]
@@ -168,8 +204,9 @@ NO_OBJECT = [b"[]", b'"text"', b"null", b"3"]
 async def test_json_that_is_no_object_is_422(api: Api) -> None:
     for body in NO_OBJECT:
         headers = {"content-type": "application/json"}
-        document = problem(await api.client.post("/predict", content=body, headers=headers), 422)
-        assert document["errors"][0]["expected"] == "an object"
+        for path in PREDICTIONS:
+            document = problem(await api.client.post(path, content=body, headers=headers), 422)
+            assert document["errors"][0]["expected"] == "an object"
 
 
 WRONG_MEDIA_TYPES = [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp"]
@@ -178,30 +215,26 @@ WRONG_MEDIA_TYPES = [None, "text/plain", "application/x-www-form-urlencoded", "a
 async def test_what_is_not_said_to_be_json_is_415(api: Api) -> None:
     for content_type in WRONG_MEDIA_TYPES:
         headers = {} if content_type is None else {"content-type": content_type}
-        body = json.dumps({"user_id": "u", "items": ["a"]}).encode()
-        problem(await api.client.post("/predict", content=body, headers=headers), 415)
+        for path, document in PREDICTIONS.items():
+            problem(await api.client.post(path, content=json.dumps(document).encode(), headers=headers), 415)
 
 
-JSON_MEDIA_TYPES = ["application/json; charset=utf-8", "Application/JSON", "application/vnd.a+json"]
+JSON_MEDIA_TYPES = ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/vnd.a+json"]
 
 
 async def test_json_media_types(api: Api) -> None:
     for content_type in JSON_MEDIA_TYPES:
-        body = json.dumps({"user_id": "u", "items": ["a"]}).encode()
-        response = await api.client.post("/predict", content=body, headers={"content-type": content_type})
-        assert response.status_code == 200
+        for path, document in PREDICTIONS.items():
+            body, headers = json.dumps(document).encode(), {"content-type": content_type}
+            assert (await api.client.post(path, content=body, headers=headers)).status_code == 200
 
 
 async def test_a_body_over_the_limit_is_413(api: Api, database: Database) -> None:
     before = await stored(database)
     too_large = b" " * (MAX_BODY_BYTES + 1)
 
-    async def stream() -> AsyncIterator[bytes]:
-        for start in range(0, len(too_large), 65536):
-            yield too_large[start : start + 65536]
-
     headers = {"content-type": "application/json"}
-    for body in (too_large, stream()):  # with a declared length, and without
+    for body in (too_large, in_pieces(too_large)):  # with a declared length, and without
         document = problem(await api.client.post("/interactions", content=body, headers=headers), 413)
         assert str(MAX_BODY_BYTES) in document["detail"]
     assert await stored(database) == before
@@ -211,6 +244,49 @@ async def test_a_body_at_the_limit_is_read(api: Api) -> None:
     body = json.dumps({"interactions": [event(1)]}).encode().ljust(MAX_BODY_BYTES)
     response = await api.client.post("/interactions", content=body, headers={"content-type": "application/json"})
     assert response.json() == {"accepted": 1, "duplicates": 0, "period": 1}
+
+
+LIMITS = [
+    ("/predict", GOOD, MAX_PREDICT_BYTES, 1024 * 1024),
+    ("/predict/batch", {"requests": [GOOD]}, MAX_BATCH_BYTES, 4 * 1024 * 1024),
+]
+
+
+async def test_predictions_have_limits_of_their_own(api: Api) -> None:
+    headers = {"content-type": "application/json"}
+    for path, document, limit, expected in LIMITS:
+        assert limit == expected
+        body = json.dumps(document).encode()
+        response = await api.client.post(path, content=body.ljust(limit), headers=headers)
+        assert response.status_code == 200
+        for content in (body.ljust(limit + 1), in_pieces(body.ljust(limit + 1))):
+            document = problem(await api.client.post(path, content=content, headers=headers), 413)
+            assert document["detail"] == f"expected a body of at most {limit} bytes; received more"
+
+
+async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    """Without a declared length."""
+    for start in range(0, len(body), 65536):
+        yield body[start : start + 65536]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8"])
+async def test_no_request_of_a_batch_is_longer_than_one_may_be_alone(api: Api, content_type: str) -> None:
+    headers = {"content-type": content_type}
+    long = "😀" * 250  # a thousand bytes
+    one = {"user_id": "u", "items": [long] * 1000, "history": [long] * 50}
+
+    def body(document: object) -> bytes:
+        return json.dumps(document, ensure_ascii=False).encode()
+
+    allowed = {**one, "history": []}
+    assert len(body(allowed)) < MAX_PREDICT_BYTES < len(body(one)) < MAX_BATCH_BYTES
+    for path, content in (("/predict", body(one)), ("/predict/batch", body({"requests": [GOOD, one]}))):
+        document = problem(await api.client.post(path, content=content, headers=headers), 413)
+        assert str(MAX_PREDICT_BYTES) in document["detail"]
+    response = await api.client.post("/predict/batch", content=body({"requests": [allowed] * 3}), headers=headers)
+    assert response.status_code == 200
+    assert len(response.json()["predictions"][2]["scores"]) == 1000
 
 
 NOT_THERE = [

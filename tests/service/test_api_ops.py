@@ -82,6 +82,11 @@ async def test_request_ids(api: Api) -> None:
 async def test_metrics(api: Api) -> None:
     await ingest(api.client, event(1), event(2), event(1))
     await api.client.post("/predict", json={"user_id": "u", "items": ["a", "b", "c"]})
+    questions = [{"user_id": "u", "items": ["a", "b"]}, {"user_id": "v", "items": ["c"]}]
+    await api.client.post("/predict/batch", json={"requests": questions})
+    await api.client.post("/predict/batch", json={"requests": []})
+    await api.client.post("/predict", content=b"{", headers={"content-type": "application/json"})
+    await api.client.get("/predict")
     await api.client.get("/periods/1")
     await api.client.get("/periods/99")
     await api.client.get("/somewhere/else")
@@ -93,12 +98,19 @@ async def test_metrics(api: Api) -> None:
         'asmg_requests_total{route="/periods/{number}",status="200"} 1.0',
         'asmg_requests_total{route="/periods/{number}",status="404"} 1.0',
         'asmg_requests_total{route="unmatched",status="404"} 1.0',
-        'asmg_request_seconds_count{route="/predict"} 1.0',
-        "asmg_predicted_items_total 3.0",
+        'asmg_requests_total{route="/predict",status="200"} 1.0',
+        'asmg_requests_total{route="/predict",status="400"} 1.0',
+        'asmg_requests_total{route="/predict",status="405"} 1.0',
+        'asmg_requests_total{route="/predict/batch",status="200"} 1.0',
+        'asmg_requests_total{route="/predict/batch",status="422"} 1.0',
+        'asmg_request_seconds_count{route="/predict"} 3.0',
+        "asmg_predicted_items_total 6.0",
         'asmg_interactions_total{result="accepted"} 2.0',
         'asmg_interactions_total{result="duplicate"} 1.0',
         "asmg_model_version 0.0",
         "asmg_swaps_total 1.0",
+        "asmg_swap_failures_total 0.0",
+        "asmg_history_fallbacks_total 0.0",
     ):
         assert line in lines, line
 
@@ -107,6 +119,7 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
     document = (await api.client.get("/openapi.json")).json()
     assert set(document["paths"]) == {
         "/predict",
+        "/predict/batch",
         "/interactions",
         "/items",
         "/periods/close",
@@ -125,7 +138,17 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
     assert event_schema["label"]["enum"] == [0, 1]
     assert {choice["type"] for choice in event_schema["timestamp"]["anyOf"]} == {"string", "integer"}
     assert "$ref" not in str(body)
-    assert document["paths"]["/predict"]["post"]["security"] == [{"API key": []}]
+    for path, answer in (("/predict", "PredictResponse"), ("/predict/batch", "BatchResponse")):
+        call = document["paths"][path]["post"]
+        assert call["security"] == [{"API key": []}]
+        schema = call["responses"]["200"]["content"]["application/json"]["schema"]
+        assert schema == {"$ref": f"#/components/schemas/{answer}"}
+        assert "$ref" not in str(call["requestBody"])
+    batch = document["paths"]["/predict/batch"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    one = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    requests = batch["properties"]["requests"]
+    assert (requests["minItems"], requests["maxItems"]) == (1, 256)
+    assert requests["items"] == one
     assert "security" not in document["paths"]["/healthz"]["get"]
     assert "Problem" in document["components"]["schemas"]
 

@@ -12,12 +12,13 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from service.serving.snapshot import hashes_of
 from service.settings import Settings
 from service.storage.database import Database
 from service.storage.redis_state import Notices
 from service.storage.repositories import Evaluation, Interaction, PeriodStatus
 from service.use_cases.status import PeriodDocument, get_period
-from tests.service.api_support import Api, event, eventually, ingest, served_app, settings_for
+from tests.service.api_support import Api, event, eventually, ingest, recorded_histories, served_app, settings_for
 
 
 async def test_events_are_stored_once(api: Api, database: Database) -> None:
@@ -38,17 +39,7 @@ async def test_a_duplicate_of_an_earlier_period_stays_there(api: Api) -> None:
 
 
 async def test_clicks_are_the_history_that_predictions_use(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[str]] = []
-    snapshot = api.parts.serving.current()
-
-    class Recorder:
-        version, period = snapshot.version, snapshot.period
-
-        def predict(self, user_id: str, items: list[str], history: list[str]) -> Any:
-            seen.append(list(history))
-            return snapshot.predict(user_id, items, history)
-
-    monkeypatch.setattr(api.parts.serving, "current", Recorder)
+    seen = recorded_histories(monkeypatch)
     question = {"user_id": "u", "items": ["a"]}
     await api.client.post("/predict", json=question)
     clicks = [event(n, user_id="u", item_id=f"i{n}", label=1, timestamp=1_700_000_000_000 + n) for n in range(40)]
@@ -57,7 +48,8 @@ async def test_clicks_are_the_history_that_predictions_use(api: Api, monkeypatch
     await api.client.post("/predict", json=question | {"history": ["mine"]})
     await api.client.post("/predict", json=question | {"history": []})
     await api.client.post("/predict", json=question | {"history": [f"h{n}" for n in range(1000)]})
-    assert seen == [[], [f"i{n}" for n in range(39, 9, -1)], ["mine"], [], [f"h{n}" for n in range(30)]]
+    expected: list[list[str]] = [[], [f"i{n}" for n in range(39, 9, -1)], ["mine"], [], [f"h{n}" for n in range(30)]]
+    assert seen == [hashes_of(history).tolist() for history in expected]
 
 
 async def test_the_catalogue_keeps_what_came_last(api: Api, database: Database) -> None:

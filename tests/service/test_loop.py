@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Event
 
 import httpx
+import orjson
 import pytest
 
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
@@ -102,8 +103,9 @@ async def scores_of_versions(dsn: str, redis_url: str, folder: Path) -> AsyncIte
     for model in models:
         assert model.serving_digest is not None
         path = await ArtifactStore(database, redis).fetch_file(model.serving_digest, folder)
-        snapshot = Snapshot.load(path, model.version, model.period)
-        yield model.version, tuple(snapshot.predict(PROBE["user_id"], PROBE["items"], PROBE["history"]).scores)
+        snapshot = Snapshot.open(path, model.version, model.period)
+        scores = snapshot.predict(PROBE["user_id"], PROBE["items"], PROBE["history"]).scores
+        yield model.version, tuple(orjson.loads(orjson.dumps(scores, option=orjson.OPT_SERIALIZE_NUMPY)))
     await redis.aclose()
     await database.close()
 

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from asmg.checkpoint import Checkpoint
 from service.errors import ModelPruned
+from service.serving.snapshot import Snapshot
 from service.storage.database import Database, Lock
 from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName, ModelKind, ModelVersion
@@ -43,11 +44,17 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def learned(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[str]:
+def learned(
+    servers: Servers,
+    migrated_template: str,
+    database_numbers: Iterator[int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
     """Name of a database with four versions that were pruned after each."""
+    folder = tmp_path_factory.mktemp("learned")
 
     async def make(dsn: str) -> None:
-        async with bench(dsn, servers.redis_url, Path("unused"), **FEW, swap_lead_seconds=0) as b:
+        async with bench(dsn, servers.redis_url, folder, **FEW, swap_lead_seconds=0) as b:
             await learn(b, 4)
 
     with copies(servers, migrated_template, database_numbers) as copy:
@@ -294,11 +301,11 @@ async def test_what_two_versions_share_stays_for_the_newer(few: Bench, database:
     assert await stored(database) == {shared, parameters, new, found["versions"][0]["serving"]}
 
 
-async def test_every_artifact_that_is_kept_can_be_read(four: Bench) -> None:
+async def test_every_artifact_that_is_kept_can_be_read(four: Bench, tmp_path: Path) -> None:
     found = await four.outcome()
     for number in (1, 4):
         for digest in found["versions"][number]["state"]["parts"].values():
             Checkpoint.from_bytes(await four.workshop.artifacts.get(digest))
     for number in (0, 1, 3, 4):
-        snapshot = await four.workshop.artifacts.get(found["versions"][number]["serving"])
-        assert Checkpoint.from_bytes(snapshot).kind == "serving"
+        path = await four.workshop.artifacts.fetch_file(found["versions"][number]["serving"], tmp_path / "fetched")
+        Snapshot.open(path, number, number).check()

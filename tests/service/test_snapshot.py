@@ -4,112 +4,63 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
-from asmg.batch import NO_CATEGORY, InteractionBatch, ItemFeatures
-from asmg.checkpoint import Checkpoint
-from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params, grow
+from asmg.checkpoint import Checkpoint, CheckpointError
+from service.files import create
+from service.serving.encode import encode_model, encode_snapshot
 from service.serving.id_index import IdIndex, hash_ids
-from service.serving.snapshot import Snapshot, encode_snapshot, prior_snapshot
-
-USERS = [f"u{n}" for n in range(1, 8)]
-ITEMS = [f"i{n}" for n in range(1, 50)]
+from service.serving.snapshot import CanaryFailed, Prediction, Snapshot, prior_snapshot
+from tests.service.serving_support import ITEMS, USERS, Made, known, random_model
 
 
-def random_model(seed: int, *, categories: bool) -> tuple[EmbeddingMLP, Params, Tensor | None]:
-    """A model with a row for each of USERS and ITEMS, row n for the n-th of them, and some categories."""
-    rng = torch.Generator().manual_seed(seed)
-    model = EmbeddingMLP(EmbeddingMLPConfig(dim=4, hidden=(6, 3), categories=categories))
-    sizes = {"user": len(USERS) + 1, "item": len(ITEMS) + 1, "category": 6}
-    params = {n: grow(p, sizes[n]) if n in sizes else p for n, p in model.initial(rng).items()}
-    params = {n: p + 0.5 * torch.randn(p.shape, generator=rng) for n, p in params.items()}
-    # With all hidden units at work no two items look alike.
-    params |= {n: p.abs() + 2 for n, p in params.items() if n in ("mlp.0.bias", "mlp.1.bias")}
-    if not categories:
-        return model, params, None
-    table = torch.randint(1, 6, (sizes["item"], 3), generator=rng)
-    table[torch.rand(table.shape, generator=rng) < 0.4] = NO_CATEGORY
-    table[0] = NO_CATEGORY
-    return model, params, table
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "categories"])
+def made(request: pytest.FixtureRequest) -> Made:
+    return random_model(3, categories=request.param)
 
 
-def index(ids: list[str]) -> IdIndex:
-    return IdIndex.build(ids, np.arange(1, len(ids) + 1))
+@pytest.fixture
+def snapshot(made: Made, tmp_path: Path) -> Snapshot:
+    return made.snapshot(tmp_path)
 
 
-def write(folder: Path, model: EmbeddingMLP, params: Params, categories: Tensor | None) -> Path:
-    path = folder / "snapshot.safetensors"
-    path.write_bytes(encode_snapshot(model, params, index(USERS), index(ITEMS), categories))
-    return path
-
-
-@pytest.fixture(params=[False, True], ids=["plain", "categories"])
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Snapshot, EmbeddingMLP, Params, Tensor | None]:
-    model, params, categories = random_model(3, categories=request.param)
-    return Snapshot.load(write(tmp_path, model, params, categories), 5, 9), model, params, categories
-
-
-def row(ids: list[str], name: str) -> int:
-    return ids.index(name) + 1 if name in ids else 0
-
-
-def expected_logits(
-    model: EmbeddingMLP, params: Params, categories: Tensor | None, user: str, items: list[str], history: list[str]
-) -> Tensor:
-    """The library's forward pass over whole tables, one interaction for each candidate."""
-    past = [row(ITEMS, i) for i in history]
-    batch = InteractionBatch(
-        user=torch.full((len(items),), row(USERS, user)),
-        item=torch.tensor([row(ITEMS, i) for i in items]),
-        history=torch.tensor(past * len(items), dtype=torch.int64),
-        offsets=torch.arange(len(items) + 1) * len(past),
-        label=torch.zeros(len(items)),
+def equal(one: Prediction, other: Prediction) -> bool:
+    return bool(
+        np.array_equal(one.scores, other.scores)
+        and one.cold_user == other.cold_user
+        and np.array_equal(one.cold_items, other.cold_items)
     )
-    features = None
-    if categories is not None:
-        features = ItemFeatures(row=torch.arange(len(categories)), categories=categories)
-    return model.logits(params, batch, features)
 
 
 class TestPredict:
     @pytest.mark.parametrize("length", [0, 1, 2, 30])
     @pytest.mark.parametrize("user", ["u1", "u7", "stranger"])
-    def test_equals_the_model(
-        self, made: tuple[Snapshot, EmbeddingMLP, Params, Tensor | None], user: str, length: int
-    ) -> None:
-        snapshot, model, params, categories = made
+    def test_equals_the_model(self, snapshot: Snapshot, made: Made, user: str, length: int) -> None:
         # Every third is unknown, one repeats.
         history = ["never seen" if n % 3 == 1 else ITEMS[(5 * n) % 40] for n in range(length)]
         items = ["i49", "i1", "new item", "i1", "i17", ""]
         prediction = snapshot.predict(user, items, history)
-        logits = expected_logits(model, params, categories, user, items, history)
-        assert prediction.scores == pytest.approx(torch.sigmoid(logits).tolist(), rel=1e-5)
-        assert len({round(score, 6) for score in prediction.scores}) == 4  # the model tells the four items apart
-        assert prediction.cold_items == [2, 5]
+        assert prediction.scores.dtype == np.float32
+        assert prediction.scores == pytest.approx(made.scores(user, items, history).numpy(), rel=1e-5)
+        assert len({round(float(score), 6) for score in prediction.scores}) == 4  # the model tells the four items apart
+        assert prediction.cold_items.tolist() == [2, 5]
         assert prediction.cold_user is (user == "stranger")
 
-    def test_only_the_first_thirty_of_a_history_count(
-        self, made: tuple[Snapshot, EmbeddingMLP, Params, Tensor | None]
-    ) -> None:
-        snapshot = made[0]
+    def test_only_the_first_thirty_of_a_history_count(self, snapshot: Snapshot) -> None:
         history = [f"i{n}" for n in range(1, 41)]
         forty = snapshot.predict("u1", ["i3"], history).scores
         assert forty == snapshot.predict("u1", ["i3"], history[:30]).scores
         assert forty != snapshot.predict("u1", ["i3"], history[:29]).scores
 
-    def test_unknown_ids_of_a_history_count_as_the_cold_item(
-        self, made: tuple[Snapshot, EmbeddingMLP, Params, Tensor | None]
-    ) -> None:
-        snapshot = made[0]
+    def test_unknown_ids_of_a_history_count_as_the_cold_item(self, snapshot: Snapshot) -> None:
         alone = snapshot.predict("u1", ["i3"], ["i5"]).scores
         assert snapshot.predict("u1", ["i3"], ["i5", "unknown"]).scores != alone
         assert (
@@ -117,31 +68,43 @@ class TestPredict:
             == pytest.approx(snapshot.predict("u1", ["i3"], ["i5", "y"]).scores, rel=1e-6)
         )  # fmt: skip
 
-    def test_lengths_of_one_and_a_thousand(self, made: tuple[Snapshot, EmbeddingMLP, Params, Tensor | None]) -> None:
-        snapshot = made[0]
+    def test_lengths_of_one_and_a_thousand(self, snapshot: Snapshot) -> None:
         many = [f"i{n}" for n in range(1000)]
         prediction = snapshot.predict("u2", many, ["i4"])
         assert len(prediction.scores) == 1000
-        assert prediction.cold_items == [0, *range(50, 1000)]
+        assert prediction.cold_items.tolist() == [0, *range(50, 1000)]
         for place in (0, 1, 49, 50, 999):
             assert snapshot.predict("u2", [many[place]], ["i4"]).scores == pytest.approx(
                 [prediction.scores[place]], rel=1e-5
             )
 
-    def test_nothing_in_it_changes(self, made: tuple[Snapshot, EmbeddingMLP, Params, Tensor | None]) -> None:
-        snapshot = made[0]
-        before = {name: tensor.clone() for name, tensor in snapshot.params.items()}
+    def test_nothing_in_it_changes(self, snapshot: Snapshot) -> None:
+        before = {name: tensor.copy() for name, tensor in snapshot.tensors.items()}
         first = snapshot.predict("u1", ["i1", "i2"], ["i3"])
         for user in ("u2", "stranger"):
             snapshot.predict(user, ["i9", "unknown"], [])
-        assert snapshot.predict("u1", ["i1", "i2"], ["i3"]) == first
-        assert all(torch.equal(snapshot.params[name], tensor) for name, tensor in before.items())
+        assert equal(snapshot.predict("u1", ["i1", "i2"], ["i3"]), first)
+        assert all(np.array_equal(snapshot.tensors[name], tensor) for name, tensor in before.items())
+        for tensor in snapshot.tensors.values():
+            with pytest.raises(ValueError, match="read-only"):
+                tensor[...] = 0
+
+    @pytest.mark.parametrize("user, item, past", [("u\0", "a", "b"), ("u", "a\0b", "b"), ("u", "a", "\0")])
+    def test_ids_with_nul_are_refused(self, snapshot: Snapshot, user: str, item: str, past: str) -> None:
+        with pytest.raises(ValueError, match="expected none with a NUL character"):
+            snapshot.predict(user, ["c", item], [past])
+
+    def test_after_its_pages_were_let_go_of(self, snapshot: Snapshot) -> None:
+        asked = ("u1", [*ITEMS, "unknown"], ITEMS[:30])
+        before = snapshot.predict(*asked)
+        for _ in range(2):
+            snapshot.let_go()
+            assert equal(snapshot.predict(*asked), before)
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    model, params, categories = random_model(4, categories=True)
-    return Snapshot.load(write(tmp_path_factory.mktemp("snapshot"), model, params, categories), 1, 1)
+    return random_model(4, categories=True).snapshot(tmp_path_factory.mktemp("snapshot"))
 
 
 CANDIDATES = st.lists(st.sampled_from([*ITEMS, "a", "b"]), min_size=1, max_size=20)
@@ -156,22 +119,22 @@ def test_the_order_of_the_candidates_is_the_order_of_the_scores(
     straight = shared.predict("u1", items, history)
     shuffled = shared.predict("u1", [items[n] for n in order], history)
     assert shuffled.scores == pytest.approx([straight.scores[n] for n in order], rel=1e-5)
-    assert shuffled.cold_items == [place for place, n in enumerate(order) if n in straight.cold_items]
-    assert straight.cold_items == [n for n, item in enumerate(items) if item in "ab"]
+    assert shuffled.cold_items.tolist() == [place for place, n in enumerate(order) if n in straight.cold_items]
+    assert straight.cold_items.tolist() == [n for n, item in enumerate(items) if item in "ab"]
 
 
-@pytest.mark.parametrize("size", [1e-30, 1.0, 50.0, 1e4, 1e9])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 50.0, 1e4, 1e9, 1e30])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_scores_stay_inside(tmp_path: Path, size: float, sign: int) -> None:
-    model, params, _ = random_model(5, categories=False)
+    made = random_model(5)
     # Every hidden unit is positive, so the logit has the sign of the last layer.
-    params = {n: size * p.abs() for n, p in params.items()}
-    last = list(model.dense_shapes)[-2:]
+    params = {n: size * p.abs() for n, p in made.params.items()}
+    last = list(made.model.dense_shapes)[-2:]
     params |= {n: sign * params[n] for n in last}
-    snapshot = Snapshot.load(write(tmp_path, model, params, None), 1, 1)
-    scores = snapshot.predict("u1", ["i1", "i2", "unknown"], ["i3"]).scores
+    snapshot = replace(made, params=params).snapshot(tmp_path)
+    scores = [float(score) for score in snapshot.predict("u1", ["i1", "i2", "unknown"], ["i3"]).scores]
     assert all(0 < score < 1 and math.isfinite(math.log(score) + math.log1p(-score)) for score in scores)
-    if size > 1:
+    if 1 < size < 1e30:
         assert all((score > 0.5) is (sign > 0) for score in scores)
 
 
@@ -179,111 +142,176 @@ def test_scores_stay_inside(tmp_path: Path, size: float, sign: int) -> None:
 def test_the_prior_answers_one_number(tmp_path: Path, ctr: float) -> None:
     path = tmp_path / "prior.safetensors"
     path.write_bytes(prior_snapshot(ctr))
-    snapshot = Snapshot.load(path, 0, 0)
+    snapshot = Snapshot.open(path, 0, 0)
+    snapshot.check()
     prediction = snapshot.predict("anyone", ["a", "b", "a"], ["c"])
     assert prediction.scores == pytest.approx([max(ctr, 1e-6)] * 3, rel=1e-5)
-    assert (prediction.cold_user, prediction.cold_items) == (True, [0, 1, 2])
+    assert (prediction.cold_user, prediction.cold_items.tolist()) == (True, [0, 1, 2])
     assert (snapshot.version, snapshot.period) == (0, 0)
 
 
-class TestIdIndex:
-    @settings(deadline=None)
-    @given(
-        known=st.dictionaries(st.text(max_size=8), st.integers(1, 2**31 - 1), max_size=50),
-        asked=st.lists(st.text(max_size=8), max_size=20),
-    )
-    def test_is_a_dictionary(self, known: dict[str, int], asked: list[str]) -> None:
-        made = IdIndex.build(list(known), np.array(list(known.values()), dtype=np.int64))
-        wanted = [*asked, *known]
-        rows = made.lookup(wanted)
-        assert rows.dtype == np.int64
-        assert rows.tolist() == [known.get(name, 0) for name in wanted]
+class TestEncode:
+    def test_the_same_model_has_the_same_bytes(self) -> None:
+        made = random_model(6, categories=True)
+        first = made.encoded()
+        # The order of the parameters is no part of a model.
+        assert replace(made, params=dict(reversed(made.params.items()))).encoded() == first
+        changed = made.params | {"user": made.params["user"] + 1e-3}
+        assert replace(made, params=changed).encoded() != first
 
-    def test_empty(self) -> None:
-        nobody = IdIndex.build([], np.array([], dtype=np.int64))
-        assert nobody.lookup(["a", "b"]).tolist() == [0, 0]
-        assert index(["a"]).lookup([]).tolist() == []
+    def test_the_order_of_the_ids_is_no_part_of_the_tables(self, tmp_path: Path) -> None:
+        made = random_model(6, categories=True)
+        pairs = [known(ids) for ids in (USERS, ITEMS)]
+        turned = [replace(one, ids=one.ids[::-1], rows=one.rows[::-1]) for one in pairs]
+        one, other = (
+            load_tensors(encode_snapshot(made.model, made.params, *ids, made.item_categories))
+            for ids in (pairs, turned)
+        )
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[name], other[name]) for name in one)
 
-    def test_is_sorted_and_stable(self) -> None:
-        made = index([f"id{n}" for n in range(1000)])
-        assert (made.hashes.dtype, made.rows.dtype) == (np.uint64, np.int32)
-        assert bool((made.hashes[1:] > made.hashes[:-1]).all())
-        # XXH3 of the empty input and of "abc" with seed 0, as xxhsum -H3 prints them.
-        assert [int(value) for value in hash_ids(["", "abc"])] == [0x2D06800538D394C2, 0x78AF5F94892F3950]
+    def test_rows_are_in_the_order_of_the_hashes(self, made: Made, snapshot: Snapshot) -> None:
+        for kind, ids, table in (("users", USERS, "user"), ("items", ITEMS, "item")):
+            index = IdIndex(snapshot.tensors[f"{kind}.hashes"], snapshot.tensors[f"{kind}.starts"])
+            vectors = snapshot.tensors[f"{kind}.vectors"]
+            assert bool((index.hashes[1 : len(ids)] > index.hashes[: len(ids) - 1]).all())
+            dim = made.model.table_widths[table]
+            own = made.params[table].numpy()
+            assert np.array_equal(vectors[0, :dim], own[0])
+            for number, name in enumerate(ids, start=1):
+                [row] = index.lookup(hash_ids([name]))
+                assert np.array_equal(vectors[row, :dim], own[number])
 
-    def test_of_one_hash_the_first_id_is_kept(self) -> None:
-        assert IdIndex.build(["a", "b", "a"], np.array([7, 8, 9])).lookup(["a", "b"]).tolist() == [7, 8]
+    def test_rows_without_an_id_are_left_out(self, tmp_path: Path) -> None:
+        """Of a table that has grown for the next period already, or lost an id."""
+        made = random_model(6)
+        data = encode_snapshot(made.model, made.params, known(USERS[:3]), known(ITEMS[:5]))
+        tensors = load_tensors(data)
+        assert (len(tensors["users.vectors"]), len(tensors["items.vectors"])) == (4, 6)
+        path = tmp_path / "few.safetensors"
+        path.write_bytes(data)
+        prediction = Snapshot.open(path, 1, 1).predict("u4", ["i5", "i6"], [])
+        assert (prediction.cold_user, prediction.cold_items.tolist()) == (True, [1])
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("name", ["user", "item", "mlp.1.weight"])
+    @pytest.mark.parametrize("categories", [False, True])
+    def test_numbers_that_are_not_finite_are_refused(
+        self, tmp_path: Path, name: str, bad: float, categories: bool
+    ) -> None:
+        made = random_model(7, categories=categories)
+        made.params[name][-1, -1] = bad
+        with pytest.raises(ValueError, match=f"{name}: expected finite numbers; received NaN or infinity"):
+            made.encoded()
+        with (
+            pytest.raises(ValueError, match="expected finite"),
+            create(tmp_path, ".safetensors") as file,
+        ):
+            encode_model(file, made.model, made.params, known(USERS), known(ITEMS), made.item_categories)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_categories_that_are_not_finite_are_refused(self) -> None:
+        made = random_model(7, categories=True)
+        made.params["category"][1:, 0] = math.nan
+        with pytest.raises(ValueError, match="item: expected finite numbers"):
+            made.encoded()
 
 
-def test_the_same_model_has_the_same_bytes() -> None:
-    model, params, categories = random_model(6, categories=True)
-    first = encode_snapshot(model, params, index(USERS), index(ITEMS), categories)
-    # Neither the order of the parameters nor that of the ids is part of a model.
-    shuffled = dict(reversed(params.items()))
-    ids = list(zip(ITEMS, range(1, len(ITEMS) + 1), strict=True))[::-1]
-    items = IdIndex.build([i for i, _ in ids], np.array([n for _, n in ids]))
-    assert encode_snapshot(model, shuffled, index(USERS), items, categories) == first
-    changed = params | {"user": params["user"] + 1e-3}
-    assert encode_snapshot(model, changed, index(USERS), index(ITEMS), categories) != first
+class TestCanary:
+    def test_has_questions_about_known_and_unknown(self, made: Made, snapshot: Snapshot) -> None:
+        canary = snapshot.meta["canary"]
+        assert {question["user_id"] for question in canary} > set(USERS)
+        assert len({len(question["history"]) for question in canary}) > 3
+        asked = {item for question in canary for item in question["items"]}
+        assert asked & set(ITEMS)
+        assert asked - set(ITEMS)
+        for question in canary:
+            expected = made.scores(question["user_id"], question["items"], question["history"])
+            assert question["scores"] == pytest.approx(expected.tolist(), rel=1e-6)
+        snapshot.check()
+
+    @pytest.mark.parametrize("off", [3e-5, math.nan])
+    def test_fails_where_the_scores_are_others(self, made: Made, snapshot: Snapshot, off: float) -> None:
+        def wrong(*arguments: object) -> tuple[int, bool]:
+            found = snapshot.forward(*arguments)  # type: ignore[arg-type]
+            scores = arguments[2]
+            assert isinstance(scores, np.ndarray)
+            scores[-1] += off
+            return found
+
+        with pytest.raises(CanaryFailed, match="model version 1: expected the scores of the canary"):
+            replace(snapshot, forward=wrong).check()
+
+    @pytest.mark.parametrize("name", ["users.vectors", "items.vectors", "mlp.0.weight", "mlp.2.bias"])
+    def test_fails_for_other_numbers_in_any_table(self, made: Made, tmp_path: Path, name: str) -> None:
+        good = made.encoded()
+        tensors = load_tensors(good)
+        tensors[name] = tensors[name] + np.float32(0.01)
+        path = tmp_path / "other.safetensors"
+        path.write_bytes(save_tensors(tensors, metadata_of(good)))
+        with pytest.raises(CanaryFailed):
+            Snapshot.open(path, 1, 1).check()
+
+
+def metadata_of(data: bytes) -> dict[str, str]:
+    size = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
+    return metadata
 
 
 class TestBadFiles:
     @pytest.fixture
     def good(self) -> bytes:
-        model, params, categories = random_model(7, categories=True)
-        return encode_snapshot(model, params, index(USERS), index(ITEMS), categories)
+        return random_model(7, categories=True).encoded()
 
-    def load(self, folder: Path, data: bytes) -> Snapshot:
+    def open(self, folder: Path, data: bytes) -> Snapshot:
         path = folder / "bad.safetensors"
         path.write_bytes(data)
-        return Snapshot.load(path, 1, 1)
+        return Snapshot.open(path, 1, 1)
 
     @pytest.mark.parametrize("size", [0, 4, 8, 100, -1, -500])
     def test_truncated(self, tmp_path: Path, good: bytes, size: int) -> None:
-        with pytest.raises(ValueError, match="expected"):
-            self.load(tmp_path, good[:size])
+        with pytest.raises(CheckpointError, match="expected"):
+            self.open(tmp_path, good[:size])
 
     @pytest.mark.parametrize("data", [b"\x80\x04K\x01." * 40, b"{}" * 100, bytes(1000), b"\xff" * 1000])
     def test_other_files(self, tmp_path: Path, data: bytes) -> None:
-        with pytest.raises(ValueError, match="expected"):
-            self.load(tmp_path, data)
+        with pytest.raises(CheckpointError, match="expected"):
+            self.open(tmp_path, data)
 
     def test_foreign_safetensors(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="another program's file"):
-            self.load(tmp_path, save_tensors({"user": torch.zeros(2, 2)}))
+        with pytest.raises(CheckpointError, match="another program's file"):
+            self.open(tmp_path, save_tensors({"user": np.zeros((2, 2), dtype=np.float32)}))
 
     def test_another_kind_of_checkpoint(self, tmp_path: Path) -> None:
-        model, params, _ = random_model(8, categories=False)
-        data = Checkpoint("model", {"model": model.config.to_json()}, params).to_bytes()
-        with pytest.raises(ValueError, match="expected kind 'serving'; received 'model'"):
-            self.load(tmp_path, data)
+        made = random_model(8)
+        data = Checkpoint("model", {"model": made.model.config.to_json()}, made.params).to_bytes()
+        with pytest.raises(CheckpointError, match="expected kind 'snapshot'; received 'model'"):
+            self.open(tmp_path, data)
 
     def test_another_format(self, tmp_path: Path, good: bytes) -> None:
-        size = int.from_bytes(good[:8], "little")
-        header = json.loads(json.loads(good[8 : 8 + size])["__metadata__"]["asmg"])
+        header = json.loads(metadata_of(good)["asmg"])
         data = save_tensors(load_tensors(good), {"asmg": json.dumps(header | {"version": 2})})
-        with pytest.raises(ValueError, match="expected format version 1; received 2"):
-            self.load(tmp_path, data)
+        with pytest.raises(CheckpointError, match="expected format version 1; received 2"):
+            self.open(tmp_path, data)
 
-    @pytest.mark.parametrize("missing", ["param.items", "param.mlp.0.bias", "users.hashes", "items.rows"])
+    @pytest.mark.parametrize("missing", ["items.vectors", "items.share", "mlp.0.bias", "users.hashes", "items.starts"])
     def test_a_tensor_is_missing(self, tmp_path: Path, good: bytes, missing: str) -> None:
-        whole = Checkpoint.from_bytes(good)
-        tensors = {name: t for name, t in whole.tensors.items() if name != missing}
-        with pytest.raises(ValueError, match="snapshot: expected tensors"):
-            self.load(tmp_path, Checkpoint(whole.kind, whole.meta, tensors).to_bytes())
+        tensors = {name: tensor for name, tensor in load_tensors(good).items() if name != missing}
+        with pytest.raises(CheckpointError, match="snapshot: expected tensors"):
+            self.open(tmp_path, save_tensors(tensors, metadata_of(good)))
 
-    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    @pytest.mark.parametrize("name", ["param.user", "param.items", "param.mlp.1.weight"])
-    def test_numbers_that_are_not_finite(self, tmp_path: Path, good: bytes, name: str, bad: float) -> None:
-        whole = Checkpoint.from_bytes(good)
-        tensors = {n: t.clone() for n, t in whole.tensors.items()}
-        tensors[name][-1, -1] = bad
-        with pytest.raises(ValueError, match=f"{name.removeprefix('param.')}: expected finite numbers"):
-            self.load(tmp_path, Checkpoint(whole.kind, whole.meta, tensors).to_bytes())
+    @pytest.mark.parametrize("kind, count", [("users", len(USERS)), ("items", len(ITEMS))])
+    def test_rows_and_ids_do_not_agree(self, tmp_path: Path, good: bytes, kind: str, count: int) -> None:
+        for part, rest in (("vectors", slice(None, -1)), ("hashes", slice(None, count))):
+            tensors = load_tensors(good)
+            tensors[f"{kind}.{part}"] = tensors[f"{kind}.{part}"][rest].copy()
+            with pytest.raises(CheckpointError, match=f"{kind}: expected {count + 1} rows for {count} ids"):
+                self.open(tmp_path, save_tensors(tensors, metadata_of(good)))
 
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
-            Snapshot.load(tmp_path / "none.safetensors", 1, 1)
+            Snapshot.open(tmp_path / "none.safetensors", 1, 1)
 
 
 LOOK = """
@@ -291,11 +319,11 @@ import sys
 from pathlib import Path
 from service.serving.snapshot import Snapshot
 
-snapshot = Snapshot.load(Path(sys.argv[1]), 1, 1)
+snapshot = Snapshot.open(Path(sys.argv[1]), 1, 1)
+digest = snapshot.read_through()
 scores = snapshot.predict("u1", ["i1", "i2", "unknown"], ["i3"]).scores
-addresses = [t.data_ptr() for t in snapshot.params.values()]
-addresses += [a.ctypes.data for i in (snapshot.users, snapshot.items) for a in (i.hashes, i.rows)]
-inside, copied, mapped = 0, 0, False
+addresses = [array.ctypes.data for array in snapshot.tensors.values() if array.size]
+inside, copied, mapped, resident = 0, 0, False, 0
 for line in open("/proc/self/smaps"):
     name, _, rest = line.partition(" ")
     if not name.endswith(":"):
@@ -304,21 +332,27 @@ for line in open("/proc/self/smaps"):
         inside += mapped * sum(low <= address < high for address in addresses)
     elif mapped and name == "Anonymous:":
         copied += int(rest.split()[0])
-print(len(addresses) - inside, copied, *scores)
+    elif mapped and name == "Rss:":
+        resident += int(rest.split()[0])
+print(len(addresses) - inside, copied, resident, "torch" in sys.modules, digest, *scores)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux says what a process maps")
 def test_processes_share_the_pages_of_one_file(tmp_path: Path) -> None:
-    model, params, _ = random_model(9, categories=False)
-    params["user"] = torch.cat([params["user"], torch.zeros(100_000, 4)])
-    path = write(tmp_path, model, params, None)
-    expected = Snapshot.load(path, 1, 1).predict("u1", ["i1", "i2", "unknown"], ["i3"]).scores
+    users = [f"u{n}" for n in range(1, 100_001)]
+    made = random_model(9, users=users)
+    snapshot = made.snapshot(tmp_path)
+    path = tmp_path / "snapshot.safetensors"
+    expected = snapshot.predict("u1", ["i1", "i2", "unknown"], ["i3"]).scores
     processes = [
         subprocess.Popen([sys.executable, "-c", LOOK, str(path)], stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
     answers = [process.communicate(timeout=60)[0].split() for process in processes]
-    for outside, copied, *scores in answers:
+    for outside, copied, resident, torch_is_there, digest, *scores in answers:
         assert [float(score) for score in scores] == pytest.approx(expected, rel=1e-6)
         # Every array lies in the mapping of the file, and no page of it became the process's own.
         assert (int(outside), int(copied)) == (0, 0)
+        assert int(resident) * 1024 >= path.stat().st_size  # all of it was read
+        assert torch_is_there == "False"
+        assert digest == snapshot.read_through()

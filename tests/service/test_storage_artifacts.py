@@ -3,19 +3,32 @@
 import asyncio
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import xxhash
 from redis.asyncio import Redis
 from sqlalchemy import text
 
 from service.errors import ArtifactCorrupt, ArtifactMissing
+from service.files import DigestedFile, create
 from service.storage import artifacts as module
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.redis_state import connect
 from service.storage.repositories import ModelKind, ModelVersion
 from service.storage.repositories.artifacts import CHUNK_BYTES
+
+LOCK = ".fetch.lock"
+
+
+def made(folder: Path, content: bytes) -> DigestedFile:
+    with create(folder, module.FILE_SUFFIX) as file:
+        file.write(content)
+    return file
 
 
 @pytest.fixture
@@ -58,20 +71,51 @@ async def test_a_hot_artifact_is_read_from_redis_in_chunks(
     assert await store.get(digest) == data
 
 
-@pytest.mark.parametrize("part", ["0", "chunks"])
-async def test_what_redis_lost_comes_from_postgres_and_goes_back(store: ArtifactStore, redis: Redis, part: str) -> None:
-    data = os.urandom(1000)
-    digest = await store.put(data, "serving", hot=True)
-    await redis.delete(f"asmg:artifact:{digest}:{part}")
-    assert await store.get(digest, hot=True) == data
-    assert await redis.get(f"asmg:artifact:{digest}:0") == data
+async def test_what_is_too_large_stays_out_of_redis(
+    store: ArtifactStore, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_HOT_BYTES", 1000)
+    await store.put(os.urandom(1001), "serving", hot=True)
+    await store.put_file(made(tmp_path, os.urandom(1001)), "serving")
+    assert await redis.dbsize() == 0
+    await store.put(os.urandom(1000), "serving", hot=True)
+    await store.put_file(made(tmp_path, os.urandom(1000)), "serving")
+    assert await redis.dbsize() == 4
 
 
-async def test_what_is_corrupt_in_redis_comes_from_postgres(store: ArtifactStore, redis: Redis) -> None:
+HARM = {
+    "a chunk is gone": lambda redis, key, data: redis.delete(f"{key}:1"),
+    "the first chunk is gone": lambda redis, key, data: redis.delete(f"{key}:0"),
+    "the number is gone": lambda redis, key, data: redis.delete(f"{key}:chunks"),
+    "the number is too small": lambda redis, key, data: redis.set(f"{key}:chunks", 2),
+    "the number is none": lambda redis, key, data: redis.set(f"{key}:chunks", "many"),
+    "a chunk is another": lambda redis, key, data: redis.set(f"{key}:1", data[:400]),
+    "a chunk is of another kind": lambda redis, key, data: replaced_by_a_list(redis, f"{key}:1"),
+}
+
+
+async def replaced_by_a_list(redis: Redis, key: str) -> None:
+    await redis.delete(key)
+    await redis.lpush(key, "x")
+
+
+@pytest.mark.parametrize("harm", HARM)
+async def test_what_is_not_whole_in_redis_comes_from_postgres(
+    store: ArtifactStore, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """And readers put nothing back: of many that want it at once each would send all of it."""
+    monkeypatch.setattr(module, "HOT_CHUNK_BYTES", 400)
     data = os.urandom(1000)
     digest = await store.put(data, "serving", hot=True)
-    await redis.set(f"asmg:artifact:{digest}:0", data[:-1] + b"?")
+    await HARM[harm](redis, f"asmg:artifact:{digest}", data)
     assert await store.get(digest) == data
+    assert await redis.exists(f"asmg:artifact:{digest}:chunks") == 0  # nobody tries again
+    size = await redis.dbsize()
+    assert await store.get(digest) == data
+    assert await redis.dbsize() == size
+    await HARM[harm](redis, f"asmg:artifact:{digest}", data)
+    path = await store.fetch_file(digest, tmp_path)
+    assert path.read_bytes() == data
 
 
 async def test_what_is_corrupt_in_postgres_is_refused(store: ArtifactStore, database: Database, tmp_path: Path) -> None:
@@ -80,7 +124,7 @@ async def test_what_is_corrupt_in_postgres_is_refused(store: ArtifactStore, data
     with pytest.raises(ArtifactCorrupt) as raised:
         await store.fetch_file(digest, tmp_path)
     assert raised.value.digest == digest
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == [LOCK]
     await run(database, "DELETE FROM artifact_chunks")
     with pytest.raises(ArtifactCorrupt):
         await store.get(digest)
@@ -94,9 +138,50 @@ async def test_redis_away_costs_nothing_but_speed(
     away = connect("unix:///nonexistent/redis.sock")
     store = ArtifactStore(database, away)
     digest = await store.put(b"weights", "serving", hot=True)
-    assert await store.get(digest, hot=True) == b"weights"
-    assert "was not copied to Redis" in caplog.text
+    assert await store.put_file(made(tmp_path, b"other weights"), "serving") != digest
+    assert await store.get(digest) == b"weights"
+    assert (await store.fetch_file(digest, tmp_path / "new")).read_bytes() == b"weights"
+    assert caplog.text.count("was not copied to Redis") == 2
     await away.aclose()
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 2500])
+@pytest.mark.parametrize("place", ["redis", "postgres"])
+async def test_files_are_stored_and_fetched_piece_by_piece(
+    database: Database,
+    redis: Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    place: str,
+) -> None:
+    for name, value in (("CHUNK_BYTES", 1000), ("PIECE_BYTES", 300), ("HOT_CHUNK_BYTES", 400)):
+        monkeypatch.setattr(module, name, value)
+    if place == "postgres":
+        monkeypatch.setattr(module, "MOST_HOT_BYTES", -1)
+    store = ArtifactStore(database, redis)
+    file = made(tmp_path / "worker", os.urandom(size))
+    assert file.path is not None
+    assert await store.put_file(file, "serving") == file.digest
+    assert await store.put_file(file, "serving") == file.digest  # again: the same
+    async with database.read() as session:
+        lengths = await session.connection.execute(text("SELECT length(data) FROM artifact_chunks ORDER BY index"))
+        assert lengths.scalars().all() == [min(1000, size - start) for start in range(0, size, 1000)]
+    assert await redis.dbsize() == (0 if place == "postgres" else -(-size // 400) + 1)
+
+    written: list[int] = []
+    write = DigestedFile.write
+
+    def noted(self: DigestedFile, piece: bytes) -> None:
+        written.append(len(piece))
+        write(self, piece)
+
+    monkeypatch.setattr(DigestedFile, "write", noted)
+    path = await store.fetch_file(file.digest, tmp_path / "api")
+    assert path.name == file.path.name
+    assert path.read_bytes() == file.path.read_bytes()
+    assert sum(written) == size
+    assert max(written, default=0) <= (300 if place == "postgres" else 400)
 
 
 async def test_many_fetches_of_one_file_leave_one_whole_file(store: ArtifactStore, tmp_path: Path) -> None:
@@ -104,10 +189,84 @@ async def test_many_fetches_of_one_file_leave_one_whole_file(store: ArtifactStor
     digest = await store.put(data, "serving", hot=True)
     folder = tmp_path / "new" / "snapshots"
     paths = await asyncio.gather(*(store.fetch_file(digest, folder) for _ in range(8)))
-    assert set(paths) == {folder / f"{digest}.safetensors"}
-    assert os.listdir(folder) == [f"{digest}.safetensors"]
+    name = f"{digest}.{xxhash.xxh3_128_hexdigest(data)}.safetensors"
+    assert set(paths) == {folder / name}
+    assert sorted(os.listdir(folder)) == [LOCK, name]
     assert paths[0].read_bytes() == data
     assert (await store.fetch_file(digest, folder)).stat().st_mtime == paths[0].stat().st_mtime
+
+
+FETCH = """
+import asyncio, sys
+from pathlib import Path
+from service.storage.artifacts import ArtifactStore
+from service.storage.database import Database
+from service.storage.redis_state import connect
+
+downloads = 0
+download = ArtifactStore._download
+
+async def counted(self, *arguments):
+    global downloads
+    downloads += 1
+    await asyncio.sleep(0.3)  # long enough for the others to come
+    return await download(self, *arguments)
+
+async def fetch(dsn, url, digest, folder):
+    database, redis = Database(dsn), connect(url)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    path = await ArtifactStore(database, redis).fetch_file(digest, Path(folder))
+    await redis.aclose()
+    await database.close()
+    return path
+
+ArtifactStore._download = counted
+path = asyncio.run(fetch(*sys.argv[1:]))
+print(downloads, path.stat().st_size)
+"""
+
+
+async def test_the_processes_of_a_host_fetch_a_file_once(
+    store: ArtifactStore, postgres_dsn: str, redis_url: str, tmp_path: Path
+) -> None:
+    digest = await store.put(os.urandom(3_000_000), "serving", hot=True)
+    command = [sys.executable, "-c", FETCH, postgres_dsn, redis_url, digest, str(tmp_path / "shared")]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+
+    def run() -> list[str]:
+        processes = [subprocess.Popen(command, **pipes) for _ in range(3)]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return [process.communicate(timeout=60)[0].strip() for process in processes]
+
+    assert sorted(await asyncio.to_thread(run)) == ["0 3000000", "0 3000000", "1 3000000"]
+
+
+async def test_who_waits_for_a_file_fetches_it_where_the_other_could_not(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = await store.put(b"weights", "serving")
+    download, tries = ArtifactStore._download, []
+
+    async def failing_at_first(self: ArtifactStore, *arguments: Any) -> Path:
+        tries.append(arguments)
+        await asyncio.sleep(0.05)
+        if len(tries) == 1:
+            raise OSError("no space left")
+        return await download(self, *arguments)
+
+    monkeypatch.setattr(ArtifactStore, "_download", failing_at_first)
+    fetches = (store.fetch_file(digest, tmp_path) for _ in range(2))
+    found = await asyncio.gather(*fetches, return_exceptions=True)
+    [path] = [one for one in found if isinstance(one, Path)]
+    assert path.read_bytes() == b"weights"
+    assert [type(one) for one in found if one is not path] == [OSError]
 
 
 async def test_only_what_no_version_names_is_deleted(store: ArtifactStore, database: Database) -> None:

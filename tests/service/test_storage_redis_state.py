@@ -4,8 +4,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import Random
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -71,7 +73,7 @@ async def test_newest_first_and_no_longer_than_asked(
     assert await store.get("u") == expected
     assert await cached.get("u") == expected
     assert len(expected) == 30
-    assert 0 < await redis.ttl("asmg:h:u") <= 3600
+    assert 0 < await redis.ttl("asmg:history:u") <= 3600
 
 
 async def test_an_empty_history_is_cached_and_ends_with_the_first_positive(
@@ -93,6 +95,52 @@ async def test_append_to_a_cached_history(store: HistoryStore, cached: HistorySt
     await store.append(new)  # twice is once
     # by hand: 102 and 100 are newest, 103 is between 29 and 28, 104 is older than all that fit, 101 is no positive
     assert await cached.get("u") == ["i102", "i100", "i29", "i103", *(f"i{n}" for n in range(28, 2, -1))]
+
+
+async def test_a_member_is_an_item_and_the_event_that_it_comes_from(store: HistoryStore, redis: Redis) -> None:
+    assert await store.get("u") == []
+    assert await redis.zrange("asmg:history:u", 0, -1) == [b""]
+    await store.append([event(1), event(2)])
+    assert await redis.zrange("asmg:history:u", 0, -1, withscores=True) == [
+        (b"i1\0u-e1", 1714564801000),
+        (b"i2\0u-e2", 1714564802000),
+    ]
+
+
+async def test_what_is_cached_of_many_users_comes_in_one_command(
+    store: HistoryStore, cached: HistoryStore, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await commit(database, *(event(n) for n in range(80)), event(1, "ü 2"))
+    for user in ("u", "nobody", "ü 2"):
+        await store.get(user)
+    await cached.cached(["u"])  # the script is known from here on
+    sent: list[str] = []
+    execute = Redis.execute_command
+
+    async def noted(client: Redis, *arguments: Any, **options: Any) -> Any:
+        sent.append(arguments[0])
+        return await execute(client, *arguments, **options)
+
+    monkeypatch.setattr(Redis, "execute_command", noted)
+    found = await cached.cached(["nobody", "u", "not asked for", "ü 2", "u"])
+    assert sent == ["EVALSHA"]
+    newest = [f"i{n}".encode() for n in range(79, 49, -1)]
+    assert found == [[], newest, None, [b"i1"], newest]
+    assert await cached.cached([]) == []
+    assert await redis.exists("asmg:history:not asked for", "asmg:history-lease:not asked for") == 0
+
+
+async def test_what_is_cached_is_what_get_returns(
+    store: HistoryStore, cached: HistoryStore, database: Database
+) -> None:
+    odd = ["a:b", "日本", "😀" * 256, "é", ":", "7"]
+    events = [replace(event(n, "ü:1"), item_id=item, event_id=f"x\u2028:{n}") for n, item in enumerate(odd)]
+    await commit(database, *events)
+    expected = await store.get("ü:1")
+    assert expected == odd[::-1]
+    [found] = await cached.cached(["ü:1"])
+    assert found is not None
+    assert [item.decode() for item in found] == expected
 
 
 async def test_append_does_not_cache_what_was_not_cached(store: HistoryStore, redis: Redis) -> None:
@@ -133,7 +181,7 @@ async def test_a_reader_that_answered_before_a_commit_does_not_fill(
     await store.append([event(2)])  # nothing is cached, so this takes the lease away
     paused.go.set()
     assert await slow == ["i1"]
-    assert await redis.exists("asmg:h:u") == 0
+    assert await redis.exists("asmg:history:u") == 0
     assert await store.get("u") == ["i2", "i1"]
 
 
@@ -155,7 +203,7 @@ async def test_one_of_many_readers_fills_and_all_answer(store: HistoryStore, red
     await commit(database, *(event(n) for n in range(5)))
     answers = await asyncio.gather(*(store.get("u") for _ in range(20)))
     assert answers == [["i4", "i3", "i2", "i1", "i0"]] * 20
-    assert await redis.exists("asmg:h:u", "asmg:hl:u") == 1
+    assert await redis.exists("asmg:history:u", "asmg:history-lease:u") == 1
 
 
 async def test_readers_writers_and_flushes_at_once_end_in_agreement(
@@ -203,6 +251,7 @@ async def test_redis_away_costs_nothing_but_speed(database: Database, caplog: py
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert await store.get("u") == ["i1"]
+            assert await store.cached(["u", "v"]) == [None, None]
             await store.append([event(1)])
     assert len(caplog.records) == 1
     await notices.publish_swap()
@@ -211,6 +260,28 @@ async def test_redis_away_costs_nothing_but_speed(database: Database, caplog: py
     read = len(fallbacks)
     await store.get("u")
     assert len(fallbacks) == read + 1 > 1
+    await away.aclose()
+
+
+async def test_only_now_and_then_is_a_redis_that_is_away_asked(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = connect("unix:///nonexistent/redis.sock")
+    store = HistoryStore(away, database)
+    asked = 0
+
+    async def refuse(*_: object, **__: object) -> None:
+        nonlocal asked
+        asked += 1
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(store, "_look", refuse)
+    for _ in range(5):
+        assert await store.cached(["u"]) == [None]
+    assert asked == 1
+    monkeypatch.setattr(redis_state, "PAUSE_SECONDS", 0)
+    assert await store.cached(["u"]) == [None]
+    assert asked == 2
     await away.aclose()
 
 

@@ -32,10 +32,11 @@ from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.base import Updater
 from service import worker
 from service.errors import ConfigurationError
+from service.files import find
 from service.serving.snapshot import Snapshot
 from service.settings import Settings
 from service.storage import embedded
-from service.storage.artifacts import ArtifactStore
+from service.storage.artifacts import FILE_SUFFIX, ArtifactStore
 from service.storage.database import Database, Leadership, Lock, UnitOfWork
 from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName, PeriodStatus
@@ -155,16 +156,23 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def prepared(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[Prepared]:
+def prepared(
+    servers: Servers,
+    migrated_template: str,
+    database_numbers: Iterator[int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Prepared]:
+    folder = tmp_path_factory.mktemp("prepared")
+
     async def make(dsn: str) -> None:
-        async with bench(dsn, servers.redis_url, Path("unused")) as made:
+        async with bench(dsn, servers.redis_url, folder) as made:
             first, second = periods(2, seed=SEED)
             await made.log(first)
             await made.update(1)
             await made.log(second)
 
     async def finish(dsn: str) -> dict[str, Any]:
-        async with bench(dsn, servers.redis_url, Path("unused")) as made:
+        async with bench(dsn, servers.redis_url, folder) as made:
             await made.update(2)
             return await made.outcome()
 
@@ -209,6 +217,9 @@ class TestVersions:
         assert [versions[n]["parent"] for n in range(5)] == [None, 0, 1, 2, 3]
         assert [versions[n]["period"] for n in range(5)] == [0, 1, 2, 3, 4]
         assert len({versions[n]["serving"] for n in range(5)}) == 5
+        # The api processes of this host find the last ones as files.
+        newest = [find(b.settings.serving_dir, versions[n]["serving"], FILE_SUFFIX) for n in (2, 3, 4)]
+        assert set(b.settings.serving_dir.iterdir()) == set(newest)
         always = {"updater", "base", "optimizer", "generator", "generator_optimizer", "hidden", "generated"}
         # A window of three models: the newest is `base`, and the logs after all of them but it are kept.
         full = {"model.1", "model.2", "data.0", "data.1"}
@@ -597,17 +608,22 @@ async def _wait(condition: Callable[[], Any], seconds: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def cut(
-    servers: Servers, migrated_template: str, database_numbers: Iterator[int], prepared: Prepared
+    servers: Servers,
+    migrated_template: str,
+    database_numbers: Iterator[int],
+    prepared: Prepared,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Prepared]:
     """Two versions and period 3 to be updated on; the outcome of an excise before the update began."""
+    folder = tmp_path_factory.mktemp("cut")
 
     async def make(dsn: str) -> None:
-        async with bench(dsn, servers.redis_url, Path("unused")) as b:
+        async with bench(dsn, servers.redis_url, folder) as b:
             await b.update(2)
             await b.log(periods(3, seed=SEED)[2])
 
     async def finish(dsn: str) -> dict[str, Any]:
-        async with bench(dsn, servers.redis_url, Path("unused")) as b:
+        async with bench(dsn, servers.redis_url, folder) as b:
             await excise(b)
             await b.update(3)
             return await b.outcome()
@@ -861,9 +877,10 @@ class TestWorker:
             state = found["versions"][3]["state"]["parts"]
             meta = Checkpoint.from_bytes(await b.workshop.artifacts.get(state["updater"])).meta
             served = found["versions"][3]["serving"]
-            path = tmp_path / "served"
-            path.write_bytes(await b.workshop.artifacts.get(served))
-            prediction = Snapshot.load(path, 3, 3).predict("u1", ["i1", "i2", "nobody"], ["i3"])
+            path = await b.workshop.artifacts.fetch_file(served, tmp_path / "fetched")
+            snapshot = Snapshot.open(path, 3, 3)
+            snapshot.check()
+            prediction = snapshot.predict("u1", ["i1", "i2", "nobody"], ["i3"])
         assert found["aliases"] == {"champion": 3, "head": 3, "baseline": 1}
         assert [found["versions"][n]["parent"] for n in (1, 2, 3)] == [0, 1, 2]
         evaluated = {e.model for e in found["evaluations"] if e.period == 3}

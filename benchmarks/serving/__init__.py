@@ -1,0 +1,1 @@
+"""What serving costs: the real service beside other servers of the same model, asked by one load generator."""

@@ -1,0 +1,135 @@
+"""What the rounds found, put together and printed: ratios first."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.printing import Printer, times
+from benchmarks.serving.contest import CLOSED, OPEN, Key
+from benchmarks.serving.options import NOOP, OURS, PLAIN, VARIANTS, Cell
+
+__all__ = ["print_cells", "summaries"]
+
+Summary = dict[str, Any]
+
+MEDIANS = (
+    "rps",
+    "p50_ms",
+    "p95_ms",
+    "p99_ms",
+    "max_ms",
+    "cpu_us",
+    "memory_mb",
+    "rate",
+    "waited_p99_ms",
+    "generator_late_p99_ms",
+    "generator_cpu_us",
+    "stores_cpu_us",
+)
+
+
+def summaries(raw: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[Summary]:
+    """Each cell with the medians of its rounds and the sum of its failures."""
+    found = []
+    for (variant, cell, loop), rounds in raw.items():
+        summary: Summary = {
+            "variant": variant,
+            "n": cell.n,
+            "concurrency": cell.concurrency,
+            "workers": cell.workers,
+            "loop": loop,
+        }
+        for name in MEDIANS:
+            values = [entry[name] for entry in rounds if entry.get(name) is not None]
+            summary[name] = median(values) if values else None
+        summary["failed"] = sum(entry["failed"] for entry in rounds)
+        summary["rounds"] = [dict(entry) for entry in rounds]
+        found.append(summary)
+    order = [*VARIANTS]
+    return sorted(found, key=lambda s: (s["workers"], s["n"], s["concurrency"], s["loop"], order.index(s["variant"])))
+
+
+def print_cells(printer: Printer, cells: Sequence[Summary], rounds: int) -> None:
+    """Ratios where there is something to compare with, then the figures themselves."""
+    closed = [cell for cell in cells if cell["loop"] == CLOSED]
+    _print_ratios(printer, closed)
+    _print_figures(printer, closed, f"Closed loop, medians of {rounds} rounds")
+    _print_figures(printer, [cell for cell in cells if cell["loop"] == OPEN], "Open loop", rate=True)
+    stores = [cell["stores_cpu_us"] for cell in closed if cell.get("stores_cpu_us") is not None]
+    if stores:
+        printer.line(
+            f"{OURS}: key check, validation, history look-up and metrics are on; Postgres and Redis took "
+            f"{min(stores):,.0f} to {max(stores):,.0f} µs of CPU a request beside it. CPU and memory are those of all "
+            "processes of a server; memory is proportional where the system tells (shared pages count once)."
+        )
+
+
+def _print_ratios(printer: Printer, cells: Sequence[Summary]) -> None:
+    by_cell: dict[Cell, dict[str, Summary]] = {}
+    for one in cells:
+        by_cell.setdefault(Cell(one["n"], one["concurrency"], one["workers"]), {})[one["variant"]] = one
+    rows = []
+    for cell, found in by_cell.items():
+        ours = found.get(OURS)
+        if ours is None or len(found) == 1:
+            continue
+        peers = [found[name] for name in found if VARIANTS[name].package is not None]
+        best = max(peers, key=lambda peer: float(peer["rps"]), default=None)
+        share = _ratio(ours, found.get(NOOP), "rps")
+        rows.append(
+            (
+                f"{cell.n}",
+                f"{cell.concurrency}",
+                f"{cell.workers}",
+                _times(_ratio(ours, found.get(PLAIN), "rps")),
+                _times(_ratio(found.get(PLAIN), ours, "cpu_us")),
+                _times(_ratio(ours, best, "rps")),
+                "" if best is None else best["variant"],
+                _times(min((r for peer in peers if (r := _ratio(peer, ours, "cpu_us"))), default=None)),
+                "" if share is None else f"{100 * share:.0f} %",
+            )
+        )
+    if rows:
+        printer.table(
+            f"{OURS} against the others: times the requests a second, times less CPU",
+            ("items", "conns", "workers", "plain", "its CPU", "best peer", "which", "least CPU", "of no-op"),
+            rows,
+            words=0,
+        )
+
+
+def _print_figures(printer: Printer, cells: Sequence[Summary], title: str, *, rate: bool = False) -> None:
+    if not cells:
+        return
+    rows = []
+    for cell in cells:
+        rows.append(
+            (
+                cell["variant"],
+                f"{cell['n']}",
+                f"{cell['concurrency']}",
+                f"{cell['workers']}",
+                *([f"{cell['rate']:,.0f}"] if rate else []),
+                f"{cell['rps']:,.0f}",
+                *(_ms(cell[name]) for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms")),
+                f"{cell['cpu_us']:,.0f}",
+                f"{cell['memory_mb']:,.0f}",
+                f"{cell['failed']:,}",
+            )
+        )
+    columns = ["", "items", "conns", "workers", *(["asked/s"] if rate else []), "req/s", "p50 ms", "p95", "p99", "max"]
+    printer.table(title, (*columns, "CPU µs", "MB", "failed"), rows)
+
+
+def _ratio(above: Summary | None, below: Summary | None, name: str) -> float | None:
+    if above is None or below is None or not above[name] or not below[name]:
+        return None
+    return float(above[name]) / float(below[name])
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else times(ratio)
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if value < 10 else f"{value:,.0f}"

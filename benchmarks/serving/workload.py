@@ -1,0 +1,166 @@
+"""What the servers are asked: a seeded random model, its users' histories, and ready-made requests.
+
+Row n of a table is the id `u<n>` or `i<n>`; row 0 is the cold row, which no id has.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from asmg.batch import HISTORY_LENGTH
+from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params
+
+__all__ = [
+    "RequestPool",
+    "ServingSizes",
+    "ServingWorkload",
+    "expected_scores",
+    "item_id",
+    "load_model",
+    "make_workload",
+    "random_params",
+    "save_model",
+    "user_id",
+]
+
+MODEL = EmbeddingMLP(EmbeddingMLPConfig())
+"""Embedding&MLP with dims 8 and an MLP 24-12-6-1, without categories."""
+
+BIAS_STEP = 0.3
+"""By how much the last bias of one model differs from that of the next, beside all other numbers."""
+
+
+def user_id(row: int) -> str:
+    """The id of a user's table row."""
+    return f"u{row}"
+
+
+def item_id(row: int) -> str:
+    """The id of an item's table row."""
+    return f"i{row}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingSizes:
+    """Sizes of the model's tables, without their cold rows."""
+
+    users: int = 2_000
+    items: int = 20_000
+
+    def __post_init__(self) -> None:
+        if self.users < 1:
+            raise ValueError(f"users: expected at least 1; received {self.users}")
+        if self.items < HISTORY_LENGTH:
+            raise ValueError(f"catalogue: expected at least the {HISTORY_LENGTH} of a history; received {self.items}")
+
+
+@dataclass(frozen=True)
+class RequestPool:
+    """Requests for the scores of `n` distinct items each."""
+
+    users: NDArray[np.int64]
+    """Rows of the users who ask, [R]."""
+    histories: NDArray[np.int64]
+    """Rows of the items that each has clicked, [R, 30]."""
+    items: NDArray[np.int64]
+    """Rows of the candidates, [R, n]."""
+
+    @property
+    def n(self) -> int:
+        """Candidates of a request."""
+        return int(self.items.shape[1])
+
+    def encode(self, key: str, *, before: bytes = b"", after: bytes = b"") -> list[bytes]:
+        """Each request as the bytes of an HTTP/1.1 request that keeps its connection.
+
+        Args:
+            key: the API key sent along.
+            before, after: what a server wants around the document.
+        """
+        requests = []
+        for user, items in zip(self.users.tolist(), self.items.tolist(), strict=True):
+            document = orjson.dumps({"user_id": user_id(user), "items": [item_id(item) for item in items]})
+            body = before + document + after
+            head = (
+                "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            requests.append(head.encode("ascii") + body)
+        return requests
+
+
+@dataclass(frozen=True)
+class ServingWorkload:
+    """A model's sizes, the users who ask, and their histories."""
+
+    sizes: ServingSizes
+    users: NDArray[np.int64]
+    """Rows of the users who ask, [A], ascending."""
+    histories: NDArray[np.int64]
+    """Rows of the 30 distinct items that each of them has clicked, [A, 30]."""
+    seed: int
+
+    def requests(self, n: int, count: int) -> RequestPool:
+        """`count` requests of random users for `n` distinct random items each; equal for equal arguments."""
+        rng = np.random.default_rng([self.seed, 2, n])
+        who = rng.integers(len(self.users), size=count)
+        items = np.stack([_distinct(rng, self.sizes.items, n) for _ in range(count)])
+        return RequestPool(self.users[who], self.histories[who], items)
+
+    def one_each(self) -> RequestPool:
+        """One request of each user for one item."""
+        return RequestPool(self.users, self.histories, self.histories[:, :1])
+
+
+def make_workload(sizes: ServingSizes, seed: int, *, active: int | None = None) -> ServingWorkload:
+    """Users with their histories; `active` of them ask, or all."""
+    rng = np.random.default_rng([seed, 1])
+    users = np.arange(1, sizes.users + 1)
+    if active is not None and active < sizes.users:
+        users = np.sort(_distinct(rng, sizes.users, active))
+    histories = np.stack([_distinct(rng, sizes.items, HISTORY_LENGTH) for _ in range(len(users))])
+    return ServingWorkload(sizes, users, histories, seed)
+
+
+def random_params(sizes: ServingSizes, seed: int) -> Params:
+    """A model whose scores tell its rows apart; another seed gives other numbers everywhere."""
+    rng = torch.Generator().manual_seed(seed)
+    params = MODEL.initial(rng)
+    params["user"] = torch.randn(sizes.users + 1, MODEL.config.dim, generator=rng)
+    params["item"] = torch.randn(sizes.items + 1, MODEL.config.dim, generator=rng)
+    last = list(MODEL.dense_shapes)[-1]
+    params[last] = params[last] + BIAS_STEP * (seed % 4 - 1.5)
+    return params
+
+
+@torch.inference_mode()
+def expected_scores(params: Mapping[str, Tensor], pool: RequestPool) -> NDArray[np.float64]:
+    """What the plain torch forward says of each candidate, [R, n]."""
+    count, n = pool.items.shape
+    pooled = params["item"][torch.from_numpy(pool.histories)].mean(1)
+    user = params["user"][torch.from_numpy(pool.users)]
+    item = params["item"][torch.from_numpy(pool.items.reshape(-1))]
+    logits = MODEL.head(params, user.repeat_interleave(n, 0), pooled.repeat_interleave(n, 0), item)
+    return torch.sigmoid(logits).double().view(count, n).numpy()
+
+
+def save_model(folder: Path, params: Params, workload: ServingWorkload) -> None:
+    """Leave the model and the histories where the other servers find them."""
+    tensors = {**params, "users": torch.from_numpy(workload.users), "histories": torch.from_numpy(workload.histories)}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def load_model(folder: Path) -> Params:
+    """What `save_model` left: the parameters, and "users" and "histories" beside them."""
+    return load_file(folder / "model.safetensors")
+
+
+def _distinct(rng: np.random.Generator, rows: int, count: int) -> NDArray[np.int64]:
+    return 1 + rng.choice(rows, count, replace=False)

@@ -1,0 +1,268 @@
+"""The quick parsers of bodies accept nothing that pydantic would not, and no client can tell them from it."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
+
+from service import bodies
+from service.bodies import parse_batch, parse_interactions, parse_json, parse_predict, read_body
+from service.errors import InvalidInput
+from service.limits import MAX_ID_LENGTH
+from service.schemas import BatchRequest, InteractionsRequest, PredictRequest
+from service.storage.repositories import Interaction
+from tests.service.api_support import NOON, event
+
+SCOPE = {"headers": [(b"content-type", b"application/json")]}
+
+
+def plain(value: Any) -> Any:
+    """Whatever a parser returns, as what JSON knows."""
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, Interaction):
+        return {name: getattr(value, name) for name in Interaction.__dataclass_fields__}
+    return {name: getattr(value, name) for name in value.__struct_fields__}
+
+
+def outcome(parse: Callable[[], Any]) -> Any:
+    """What it returns, or the problem that it raises."""
+    try:
+        return plain(parse())
+    except InvalidInput as error:
+        return error.problem()
+    except HTTPException as error:
+        return error.status_code, error.detail
+
+
+def slowly(kind: str, body: bytes) -> Any:
+    """The outcome by pydantic alone."""
+    if kind == "predict":
+        return outcome(lambda: parse_json(PredictRequest, body, SCOPE))
+    if kind == "batch":
+        return outcome(lambda: list(parse_json(BatchRequest, body, SCOPE).requests))
+    events = lambda: parse_json(InteractionsRequest, body, SCOPE).interactions  # noqa: E731
+    return outcome(lambda: [bodies._interaction(one) for one in events()])
+
+
+PARSERS: dict[str, Callable[[bytes, Any], Any]] = {
+    "predict": parse_predict,
+    "batch": parse_batch,
+    "interactions": parse_interactions,
+}
+
+
+def assert_same(kind: str, body: bytes) -> None:
+    assert outcome(lambda: PARSERS[kind](body, SCOPE)) == slowly(kind, body)
+
+
+# Ids as they come, and at the edges of what is allowed: lengths are counted in characters, of one to four bytes each.
+EDGES = st.one_of(
+    st.sampled_from(["\u2028", "\ufeff", "\x01", "", "\0", "a\0"]),
+    st.text(max_size=4),
+    st.builds(lambda letter, n: letter * n, st.sampled_from("aé日😀"), st.sampled_from([255, 256, 257])),
+)
+IDS = st.integers(0, 19).flatmap(
+    lambda n: EDGES if n == 0 else st.sampled_from(["a", "i17", "é", "日本", "😀", "\x7f"])
+)
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([0, 1, 2, -1, 10**18, 10**30, 2**63, -(2**63)]),
+    st.floats(),
+    st.sampled_from([0.0, 1.0, 1e300, -0.0]),
+    IDS,
+    st.lists(IDS, max_size=2),
+    st.dictionaries(IDS, st.none(), max_size=2),
+)
+TIMES = st.one_of(
+    st.sampled_from([NOON, "2024-05-01t14:00:00.5+02:00", "2024-05-01 12:00:00z"]),
+    st.sampled_from([NOON, "2024-05-01T12:00:00", "2024-02-30T12:00:00Z", "2024-05-01T12:00:00+25:00"]),
+    st.integers(0, 7_258_118_399_999),
+    st.integers(-1, 7_258_118_400_000),
+    st.datetimes().map(lambda moment: moment.isoformat() + "Z"),
+)
+
+
+def mostly(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.integers(0, 29).flatmap(lambda n: ODD if n == 0 else usual)
+
+
+def document(fields: dict[str, st.SearchStrategy[Any]], optional: dict[str, st.SearchStrategy[Any]]) -> Any:
+    """An object with these members, sometimes with others, sometimes something else."""
+    usual = st.fixed_dictionaries(
+        {name: mostly(values) for name, values in fields.items()},
+        optional={name: mostly(values) for name, values in optional.items()},
+    )
+    further = st.tuples(usual, st.dictionaries(st.sampled_from(["colour", "USER_ID", *fields]), ODD, max_size=1))
+    return mostly(st.integers(0, 9).flatmap(lambda n: further.map(lambda pair: pair[0] | pair[1]) if n == 0 else usual))
+
+
+QUESTIONS = document(
+    {"user_id": IDS, "items": st.lists(mostly(IDS), max_size=4)},
+    {"history": st.none() | st.lists(mostly(IDS), max_size=3), "request_id": st.none() | IDS},
+)
+EVENTS = document(
+    {"event_id": IDS, "user_id": IDS, "item_id": IDS, "label": st.sampled_from([0, 1]), "timestamp": TIMES},
+    {"request_id": st.none() | IDS},
+)
+DOCUMENTS: dict[str, st.SearchStrategy[Any]] = {
+    "predict": QUESTIONS,
+    "batch": document({"requests": st.lists(QUESTIONS, max_size=3)}, {}),
+    "interactions": document({"interactions": st.lists(EVENTS, max_size=3)}, {}),
+}
+KINDS = st.sampled_from(sorted(DOCUMENTS))
+
+
+def encoded(value: Any, draw: st.DrawFn) -> bytes:
+    """As clients write JSON: escaped or not, half characters too."""
+    text = json.dumps(value, ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, 1])))
+    return text.encode("utf-8", "surrogatepass")
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> tuple[str, bytes]:
+    kind = draw(KINDS)
+    return kind, encoded(draw(DOCUMENTS[kind]), draw)
+
+
+@settings(deadline=None, max_examples=1000)
+@given(documents())
+def test_the_outcome_is_that_of_pydantic(given_document: tuple[str, bytes]) -> None:
+    assert_same(*given_document)
+
+
+@settings(deadline=None, max_examples=300)
+@given(KINDS, st.recursive(ODD, lambda inner: st.lists(inner) | st.dictionaries(IDS, inner), max_leaves=10), st.data())
+def test_any_json_document(kind: str, value: Any, data: st.DataObject) -> None:
+    assert_same(kind, encoded(value, data.draw))
+
+
+GOOD: dict[str, bytes] = {
+    "predict": '{"user_id":"u","items":["a","é\\u00e9\\ud83d\\ude00"],"history":["b"],"request_id":null}'.encode(),
+    "batch": '{"requests":[{"user_id":"u","items":["a"]},{"user_id":"日","items":["b"],"history":null}]}'.encode(),
+    "interactions": json.dumps({"interactions": [event(1), event(2, timestamp=1714564800001)]}).encode(),
+}
+PIECES = rb"""
+" \ \u0000 \ud800 \udc00 \x \/ { } [ ] , : ' /**/ 1 1.0 1e0 -0 01 null true NaN Infinity "user_id":"v", "items":["x"],
+""".split()
+PIECES += [b" ", b"\n", b"\t", b"\x0b", b"\0", b"\x7f", b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\xef\xbb\xbf"]
+
+
+@settings(deadline=None, max_examples=1500)
+@given(KINDS, st.data())
+def test_bytes_that_were_tampered_with(kind: str, data: st.DataObject) -> None:
+    body = GOOD[kind]
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(body)))
+        end = start + data.draw(st.sampled_from([0, 0, 1, 2, 8]))
+        piece = data.draw(st.sampled_from(PIECES) | st.binary(max_size=2))
+        body = body[:start] + piece + body[end:]
+    assert_same(kind, body)
+
+
+@pytest.mark.parametrize("kind", PARSERS)
+def test_pieces_everywhere(kind: str) -> None:
+    """Each of them once at each place of a good body, inserted and instead of what is there."""
+    body = GOOD[kind]
+    for start in range(len(body) + 1):
+        for piece in PIECES:
+            for end in (start, start + 1, start + len(piece)):
+                assert_same(kind, body[:start] + piece + body[end:])
+
+
+@settings(deadline=None)
+@given(documents())
+@example(("predict", GOOD["predict"]))
+@example(("batch", GOOD["batch"]))
+@example(("interactions", GOOD["interactions"]))
+def test_what_the_quick_parser_accepts_pydantic_accepts_with_equal_fields(given_document: tuple[str, bytes]) -> None:
+    """Without the look at NUL and at the media type, which go before it."""
+    kind, body = given_document
+    decoder = {"predict": bodies._predict, "batch": bodies._batch, "interactions": bodies._events}[kind]
+    model = {"predict": PredictRequest, "batch": BatchRequest, "interactions": InteractionsRequest}[kind]
+    try:
+        quick = decoder.decode(body)
+        if kind == "batch":
+            quick = [bodies._predict.decode(part) for part in quick.requests]
+        elif kind == "interactions":
+            quick = [bodies._interaction(bodies._event.decode(part)) for part in quick.interactions]
+    except bodies._BAD:
+        return
+    if bodies.NUL in body:
+        return
+    slow: Any = model.model_validate_json(body)  # type: ignore[attr-defined]
+    if kind == "batch":
+        slow = slow.requests
+    elif kind == "interactions":
+        slow = [bodies._interaction(one) for one in slow.interactions]
+    assert plain(quick) == plain(slow)
+
+
+@pytest.mark.parametrize("kind", PARSERS)
+def test_a_good_body_takes_the_quick_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise none of the comparisons here would say anything."""
+    expected = slowly(kind, GOOD[kind])
+    assert isinstance(expected, list | dict) and "status" not in expected
+
+    def never(*_: object) -> None:
+        raise AssertionError("pydantic was asked")
+
+    monkeypatch.setattr(bodies, "parse_json", never)
+    assert plain(PARSERS[kind](GOOD[kind], SCOPE)) == expected
+    for letter in "aé日😀":
+        longest = GOOD[kind].replace(b'"u"', f'"{letter * MAX_ID_LENGTH}"'.encode())
+        PARSERS[kind](longest, SCOPE)
+
+
+@pytest.mark.parametrize("kind", PARSERS)
+def test_the_media_type_decides_before_anything_else(kind: str) -> None:
+    for scope in ({"headers": []}, {"headers": [(b"content-type", b"text/plain")]}):
+        for body in (GOOD[kind], b"{", b""):
+            with pytest.raises(HTTPException) as raised:
+                PARSERS[kind](body, scope)
+            assert raised.value.status_code == 415
+    with_charset = {"headers": [(b"content-type", b"application/json; charset=utf-8")]}
+    assert outcome(lambda: PARSERS[kind](GOOD[kind], with_charset)) == slowly(kind, GOOD[kind])
+
+
+def test_validation_is_that_of_the_models() -> None:
+    """The comparisons above lean on `parse_json`; this one does not."""
+    with pytest.raises(ValidationError):
+        PredictRequest.model_validate_json(b'{"user_id": "u\\u0000", "items": ["a"]}')
+    with pytest.raises(InvalidInput) as raised:
+        parse_predict(b'{"user_id": "u\\u0000", "items": ["a"]}', SCOPE)
+    assert [error.field for error in raised.value.errors] == ["user_id"]
+
+
+class TestReadBody:
+    async def read(self, *messages: Message) -> bytes:
+        waiting = list(messages)
+
+        async def receive() -> Message:
+            return waiting.pop(0)
+
+        return await read_body(receive)
+
+    async def test_of_one_message_and_of_several(self) -> None:
+        assert await self.read({"type": "http.request"}) == b""
+        assert await self.read({"type": "http.request", "body": b"ab"}) == b"ab"
+        more = [{"type": "http.request", "body": part, "more_body": True} for part in (b"a", b"", b"b")]
+        assert await self.read(*more, {"type": "http.request", "body": b"c", "more_body": False}) == b"abc"
+        assert await self.read(*more, {"type": "http.request"}) == b"ab"
+
+    async def test_of_a_client_that_goes_away(self) -> None:
+        part = {"type": "http.request", "body": b"a", "more_body": True}
+        for messages in ([{"type": "http.disconnect"}], [part, {"type": "http.disconnect"}]):
+            with pytest.raises(ClientDisconnect):
+                await self.read(*messages)

@@ -1,0 +1,184 @@
+"""The compiled forward pass against the eager one in torch, which itself is compared with the library's."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from service.serving import encode
+from service.serving.eager import eager_forward
+from service.serving.forward import SEPARATOR, Forward
+from service.serving.id_index import NOBODY, hash_ids
+from service.serving.snapshot import Prediction, Snapshot
+from tests.service.serving_support import ITEMS, TOLERANCE, USERS, Made, random_model
+
+# Of one character each up to 256 of four bytes, the longest that a client may send.
+ODD_IDS = ["é", "日本語", "😀" * 256, "a" * 255 + "😀", "ß", "i", "\x7f", "\r\n", "0", " "]
+LETTERS = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
+
+
+def eager(snapshot: Snapshot) -> Snapshot:
+    return replace(snapshot, forward=eager_forward(snapshot.meta["model"], snapshot.tensors))
+
+
+def assert_agree(one: Prediction, other: Prediction) -> None:
+    assert one.scores.dtype == other.scores.dtype == np.float32
+    assert np.abs(one.scores - other.scores).max() <= TOLERANCE
+    assert one.cold_user == other.cold_user
+    assert one.cold_items.tolist() == other.cold_items.tolist()
+
+
+SHAPES = [
+    pytest.param(dim, hidden, categories, id=f"{dim}-{'x'.join(map(str, hidden)) or 'mf'}-{categories}")
+    for dim, hidden in ((1, (1,)), (8, (12, 6)), (3, (7, 5, 3)), (16, (65,)), (5, (33, 1)), (8, ()), (1, ()), (7, ()))
+    for categories in (False, True)
+]
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("dim, hidden, categories", SHAPES)
+def test_compiled_and_eager_agree(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dim: int,
+    hidden: tuple[int, ...],
+    categories: bool,
+    share: bool,
+) -> None:
+    """On every shape of a model, for 1 to 1000 candidates of which some are unknown, and any length of a history."""
+    monkeypatch.setattr(encode, "SHARE_ROWS", 10**9 if share else 0)
+    items = [*ITEMS, *ODD_IDS]
+    made = random_model(2, dim=dim, hidden=hidden, categories=categories, users=[*USERS, *ODD_IDS], items=items)
+    snapshot = made.snapshot(tmp_path)
+    snapshot.check()
+    width = snapshot.tensors["items.vectors"].shape[1]
+    assert bool(len(snapshot.tensors.get("items.share", ()))) is (share and len(hidden) > 0 and hidden[0] < width)
+    oracle = eager(snapshot)
+    oracle.check()
+    rng = np.random.default_rng(dim)
+    pool = [*items, "never seen", "nobody"]
+    seen = []
+    for count in (1, 2, 63, 64, 65, 128, 129, 1000):
+        for length in (0, 1, 2, 30):
+            user = str(rng.choice([*USERS, *ODD_IDS, "stranger"]))
+            asked = [str(item) for item in rng.choice(pool, count)]
+            history = [str(item) for item in rng.choice(pool, length)]
+            prediction = snapshot.predict(user, asked, history)
+            assert_agree(prediction, oracle.predict(user, asked, history))
+            expected = made.scores(user, asked, history).numpy()
+            assert np.abs(prediction.scores - expected).max() <= TOLERANCE
+            seen += prediction.scores.tolist()
+    assert max(seen) - min(seen) > 0.05  # scores that could not be mistaken for one another
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["share", "no share"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Snapshot, Snapshot]:
+    """A snapshot, and the same with the eager forward pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "SHARE_ROWS", 10**9 if request.param else 0)
+        made = random_model(11, dim=8, hidden=(7, 5), users=[*USERS, *ODD_IDS], items=[*ITEMS, *ODD_IDS])
+        snapshot = made.snapshot(tmp_path_factory.mktemp("snapshot"))
+    return snapshot, eager(snapshot)
+
+
+IDS = st.one_of(st.sampled_from([*ITEMS, *USERS, *ODD_IDS]), st.text(LETTERS, max_size=300))
+
+
+@settings(deadline=None)
+@given(user=IDS, items=st.lists(IDS, min_size=1, max_size=200), history=st.lists(IDS, max_size=40))
+def test_they_agree_on_any_ids(
+    pair: tuple[Snapshot, Snapshot], user: str, items: list[str], history: list[str]
+) -> None:
+    compiled, oracle = pair
+    assert_agree(compiled.predict(user, items, history), oracle.predict(user, items, history))
+
+
+@settings(deadline=None)
+@given(items=st.lists(IDS, min_size=1, max_size=200), history=st.lists(IDS, max_size=5), data=st.data())
+def test_candidates_do_not_know_of_each_other(
+    pair: tuple[Snapshot, Snapshot], items: list[str], history: list[str], data: st.DataObject
+) -> None:
+    """A candidate has one score, bit for bit: alone, in a list, and in whatever order."""
+    snapshot, _ = pair
+    whole = snapshot.predict("u1", items, history)
+    order = data.draw(st.permutations(range(len(items))))
+    shuffled = snapshot.predict("u1", [items[n] for n in order], history)
+    assert shuffled.scores.tolist() == whole.scores[order].tolist()
+    assert shuffled.cold_items.tolist() == [place for place, n in enumerate(order) if n in whole.cold_items]
+    place = data.draw(st.integers(0, len(items) - 1))
+    alone = snapshot.predict("u1", [items[place]], history)
+    assert alone.scores.tolist() == [whole.scores[place]]
+    assert bool(len(alone.cold_items)) is (place in whole.cold_items)
+
+
+FORWARDS = ["compiled", "eager"]
+
+
+@pytest.mark.parametrize("which", FORWARDS)
+@pytest.mark.parametrize("hidden", [(7, 5), ()])
+def test_a_text_with_another_number_of_ids(tmp_path: Path, which: str, hidden: tuple[int, ...]) -> None:
+    snapshot = random_model(12, hidden=hidden).snapshot(tmp_path)
+    if which == "eager":
+        snapshot = eager(snapshot)
+    scores, cold, none = np.full(2, 7, np.float32), np.full(2, 7, np.int32), np.empty(0, np.uint64)
+    for ids in (["u1"], ["u1", "i1"], ["u1", "i1", "i2", "i3"], [""]):
+        assert snapshot.forward(SEPARATOR.join(ids).encode(), none, scores, cold)[0] == -1
+    assert scores.tolist() == [7, 7]
+    assert snapshot.forward(SEPARATOR.join(["u1", "i1", ""]).encode(), none, scores, cold) == (1, False)
+    assert (cold[0], bool((scores < 1).all())) == (1, True)
+    for user, items in (("u\0v", ["a"]), ("u", ["a\0b", "c"])):
+        with pytest.raises(ValueError, match="expected none with a NUL character"):
+            snapshot.score(user, items, none)
+
+
+@pytest.mark.parametrize("which", FORWARDS)
+def test_the_hash_of_nobody_is_the_cold_row(tmp_path: Path, which: str) -> None:
+    """No id is known whose hash is 2⁶⁴ − 1; a history could bring one."""
+    snapshot = random_model(13).snapshot(tmp_path)
+    if which == "eager":
+        snapshot = eager(snapshot)
+    nobody = snapshot.score("u1", ["i1"], np.array([NOBODY], np.uint64))
+    assert nobody.scores == snapshot.score("u1", ["i1"], hash_ids(["unknown"])).scores
+    assert nobody.scores != snapshot.score("u1", ["i1"], hash_ids(["i1"])).scores
+
+
+@pytest.mark.parametrize("which", FORWARDS)
+@pytest.mark.parametrize("hidden", [(7, 5), ()])
+def test_a_snapshot_without_any_id(tmp_path: Path, which: str, hidden: tuple[int, ...]) -> None:
+    made = random_model(14, hidden=hidden, users=[], items=[])
+    snapshot = made.snapshot(tmp_path)
+    if which == "eager":
+        snapshot = eager(snapshot)
+    prediction = snapshot.predict("u1", ["i1", "i2"], ["i1"])
+    assert np.abs(prediction.scores - made.scores("u1", ["i1", "i2"], ["i1"]).numpy()).max() <= TOLERANCE
+    assert (prediction.cold_user, prediction.cold_items.tolist()) == (True, [0, 1])
+
+
+def test_only_what_belongs_to_a_request_is_written(pair: tuple[Snapshot, Snapshot]) -> None:
+    """The arrays around those that the machine code is given stay as they are."""
+    for snapshot in pair:
+        scores, cold = np.full(300, 7, np.float32), np.full(300, 7, np.int32)
+        items = ["unknown"] * 100
+
+        def ask(forward: Forward, some: NDArray[np.float32], few: NDArray[np.int32], items: list[str] = items) -> None:
+            text = SEPARATOR.join(["u1", *items]).encode()
+            assert forward(text, hash_ids(["i1"]), some, few) == (100, False)
+
+        ask(snapshot.forward, scores[100:200], cold[100:200])
+        assert {*scores[:100].tolist(), *scores[200:].tolist(), *cold[:100].tolist(), *cold[200:].tolist()} == {7}
+        assert cold[100:200].tolist() == list(range(100))
+
+
+def test_large_tables_have_no_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From one item more than `SHARE_ROWS` on, cold row included."""
+    made = random_model(15, dim=8, hidden=(4,))
+    monkeypatch.setattr(encode, "SHARE_ROWS", len(ITEMS) + 1)
+    assert len(made.snapshot(tmp_path).tensors["items.share"]) == len(ITEMS) + 1
+    more: Made = random_model(15, dim=8, hidden=(4,), items=[*ITEMS, "one more"])
+    snapshot = more.snapshot(tmp_path)
+    assert snapshot.tensors["items.share"].shape == (0, 4)
+    snapshot.check()

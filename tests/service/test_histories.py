@@ -1,0 +1,365 @@
+"""The histories that a process remembers: one round trip for many, never older than it says, and own clicks at once."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+
+from service.errors import NotReady
+from service.serving.snapshot import hashes_of
+from service.storage.database import Database
+from service.storage.redis_state import HistoryStore, connect
+from service.use_cases import histories as module
+from service.use_cases.histories import Histories, History
+from service.use_cases.ingest import ingest
+from tests.service.api_support import eventually
+from tests.service.test_storage_redis_state import NoDatabase, PausedDatabase, commit, event
+
+
+class Clock:
+    """A monotonic clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+class Counting:
+    """A store that counts its calls, and stands still or fails where a test wants it to."""
+
+    def __init__(self, store: HistoryStore) -> None:
+        self.store = store
+        self.trips: list[list[str]] = []
+        self.reads: list[str] = []
+        self.error: Exception | None = None
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def cached(self, user_ids: Sequence[str]) -> list[list[bytes] | None]:
+        self.trips.append(list(user_ids))
+        found = await self.store.cached(user_ids)
+        await self.go.wait()
+        return found
+
+    async def get(self, user_id: str) -> list[str]:
+        self.reads.append(user_id)
+        if self.error is not None:
+            raise self.error
+        found = await self.store.get(user_id)
+        await self.go.wait()
+        return found
+
+    async def append(self, clicks: object) -> None:
+        await self.store.append(clicks)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store(redis: Redis, database: Database) -> Counting:
+    return Counting(HistoryStore(redis, database))
+
+
+@pytest.fixture
+def histories(store: Counting) -> Histories:
+    return remembering(store)
+
+
+def remembering(store: Counting | HistoryStore, seconds: float = 5.0) -> Histories:
+    return Histories(store, seconds=seconds)  # type: ignore[arg-type]
+
+
+def same(history: History, *items: str) -> bool:
+    return history.tolist() == hashes_of(items).tolist()
+
+
+class TestRemembered:
+    async def test_for_its_time_and_not_longer(
+        self, histories: Histories, store: Counting, database: Database, clock: Clock
+    ) -> None:
+        await commit(database, event(1), event(2))
+        assert histories.known("u") is None
+        assert same(await histories.get("u"), "i2", "i1")
+        clock.now += 4.999
+        known = histories.known("u")
+        assert known is not None and same(known, "i2", "i1")
+        assert same(await histories.get("u"), "i2", "i1")
+        assert len(store.trips) == 1
+        clock.now += 0.001
+        assert histories.known("u") is None
+        await histories.get("u")
+        assert len(store.trips) == 2
+        clock.now += 4.999  # from the second time on, not from the first
+        assert histories.known("u") is not None
+
+    async def test_another_process_counts_after_that_time(
+        self, histories: Histories, redis: Redis, database: Database, clock: Clock
+    ) -> None:
+        other = remembering(HistoryStore(redis, database))
+        assert same(await histories.get("u"))
+        await ingest(database, other, [event(1)])
+        assert same(await other.get("u"), "i1")
+        assert same(await histories.get("u"))
+        clock.now += 5
+        assert same(await histories.get("u"), "i1")
+
+    async def test_not_at_all(self, store: Counting, database: Database) -> None:
+        histories = remembering(store, 0)
+        await commit(database, event(1))
+        for number in (1, 2, 3):
+            assert same(await histories.get("u"), "i1")
+            assert histories.known("u") is None
+            assert len(store.trips) == number
+
+    async def test_an_empty_history_too(self, histories: Histories, store: Counting) -> None:
+        for _ in range(3):
+            assert same(await histories.get("u"))
+        assert (len(store.trips), len(store.reads)) == (1, 1)
+
+    async def test_of_so_many_users(
+        self, histories: Histories, store: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "MOST_USERS", 10)
+        await histories.get("first")
+        for n in range(9):
+            await histories.get(f"u{n}")
+        assert len(histories._known) == 10
+        assert histories.known("first") is not None
+        for n in range(9, 40):
+            await histories.get(f"u{n}")
+            assert len(histories._known) == 10
+        # Those remembered last are remembered still.
+        assert [n for n in range(40) if histories.known(f"u{n}") is not None] == list(range(30, 40))
+
+    async def test_no_more_than_a_model_reads(self, redis: Redis, database: Database) -> None:
+        await commit(database, *(event(n) for n in range(80)))
+        histories = remembering(HistoryStore(redis, database, length=60))
+        assert same(await histories.get("u"), *(f"i{n}" for n in range(79, 49, -1)))
+        histories = remembering(HistoryStore(redis, NoDatabase()))  # type: ignore[arg-type]
+        assert same(await histories.get("u"), *(f"i{n}" for n in range(79, 49, -1)))
+
+    async def test_odd_ids(self, histories: Histories, redis: Redis, database: Database) -> None:
+        events = [replace(event(n, "ü 1"), item_id=item) for n, item in enumerate(["日本", "😀" * 256, "a:b", "é"])]
+        await commit(database, *events)
+        expected = ("é", "a:b", "😀" * 256, "日本")
+        assert same(await histories.get("ü 1"), *expected)  # from Postgres, as text
+        again = remembering(HistoryStore(redis, NoDatabase()))  # type: ignore[arg-type]
+        assert same(await again.get("ü 1"), *expected)  # from Redis, as UTF-8
+
+
+class TestRoundTrips:
+    async def test_many_at_once_cost_two(self, histories: Histories, store: Counting, database: Database) -> None:
+        """The first request's, and that of all who came while it was under way."""
+        users = [f"u{n}" for n in range(100)]
+        await commit(database, *(event(1, user) for user in users))
+        await asyncio.gather(*(HistoryStore.get(store.store, user) for user in users))
+        store.go.clear()
+        first = asyncio.create_task(histories.get(users[0]))
+        await eventually(lambda: bool(store.trips))
+        others = [asyncio.create_task(histories.get(user)) for user in users for _ in range(3)]
+        await asyncio.sleep(0.01)
+        store.go.set()
+        for history in await asyncio.gather(first, *others):
+            assert same(history, "i1")
+        assert store.trips == [users[:1], users[1:]]
+        assert store.reads == []
+
+    async def test_in_trips_of_a_bounded_size(
+        self, histories: Histories, store: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "USERS_OF_A_TRIP", 7)
+        users = [f"u{n}" for n in range(16)]
+        await histories.get_many(users)
+        assert store.trips == [users[:7], users[7:14], users[14:]]
+
+    async def test_a_batch_costs_one(self, histories: Histories, store: Counting, database: Database) -> None:
+        users = [f"u{n}" for n in range(256)]
+        await commit(database, *(event(n, f"u{n}") for n in range(0, 256, 2)))
+        found = await histories.get_many([*users, "u0", "u2"])
+        assert [same(history, f"i{n}") for n, history in enumerate(found[:256])] == [n % 2 == 0 for n in range(256)]
+        assert same(found[256], "i0") and same(found[257], "i2")
+        assert store.trips == [users]
+        assert sorted(store.reads) == sorted(users)  # nothing was in Redis yet
+        assert [history is found[n] for n, history in enumerate(await histories.get_many(users))] == [True] * 256
+        assert len(store.trips) == 1
+        assert await histories.get_many([]) == []
+
+    async def test_one_slow_user_keeps_nobody_else(
+        self, histories: Histories, store: Counting, database: Database
+    ) -> None:
+        """Who is in Redis is answered while another is looked up in Postgres."""
+        await commit(database, event(1, "quick"))
+        await store.store.get("quick")
+        paused = PausedDatabase(database)
+        store.store._database = paused  # type: ignore[assignment]
+        slow = asyncio.create_task(histories.get("slow"))
+        await paused.answered.wait()
+        assert same(await histories.get("quick"), "i1")
+        assert not slow.done()
+        paused.go.set()
+        assert same(await slow)
+
+    async def test_postgres_is_asked_about_a_few_at_a_time(
+        self, histories: Histories, store: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asking, most = 0, 0
+
+        async def get(user_id: str) -> list[str]:
+            nonlocal asking, most
+            asking += 1
+            most = max(most, asking)
+            await asyncio.sleep(0.001)
+            asking -= 1
+            return [user_id]
+
+        monkeypatch.setattr(store, "get", get)
+        users = [f"u{n}" for n in range(50)]
+        found = await histories.get_many(users)
+        assert all(same(history, user) for history, user in zip(found, users, strict=True))
+        assert most == module.READERS
+
+
+class TestClicks:
+    async def test_of_this_process_count_at_once(self, histories: Histories, database: Database) -> None:
+        for number in range(1, 5):
+            await ingest(database, histories, [event(number), event(number + 100, label=0)])
+            assert same(await histories.get("u"), *(f"i{n}" for n in range(number, 0, -1)))
+
+    async def test_only_what_they_change_is_forgotten(
+        self, histories: Histories, store: Counting, database: Database
+    ) -> None:
+        await histories.get_many(["u", "v"])
+        await ingest(database, histories, [event(1, "u"), event(2, "v", label=0)])
+        assert histories.known("u") is None
+        assert histories.known("v") is not None
+
+    async def test_during_a_round_trip_to_redis(
+        self, histories: Histories, store: Counting, database: Database
+    ) -> None:
+        """The trip's answer was on its way; whoever asks after the click gets another."""
+        await commit(database, event(1))
+        await store.store.get("u")  # so that Redis has it
+        store.go.clear()
+        before = asyncio.create_task(histories.get("u"))
+        await eventually(lambda: bool(store.trips))
+        await ingest(database, histories, [event(2)])
+        after = asyncio.create_task(histories.get("u"))
+        await asyncio.sleep(0.01)
+        store.go.set()
+        assert same(await after, "i2", "i1")
+        assert same(await before, "i1")
+        assert same(await histories.get("u"), "i2", "i1")
+
+    async def test_during_a_read_of_postgres(self, histories: Histories, store: Counting, database: Database) -> None:
+        await commit(database, event(1))
+        paused = PausedDatabase(database)
+        store.store._database = paused  # type: ignore[assignment]
+        before = asyncio.create_task(histories.get("u"))
+        await paused.answered.wait()  # Postgres has answered without the click
+        store.store._database = database
+        await ingest(database, histories, [event(2)])
+        assert same(await histories.get("u"), "i2", "i1")
+        paused.go.set()
+        assert same(await before, "i1")
+        assert same(await histories.get("u"), "i2", "i1")  # the late answer is not remembered
+
+
+class TestFailures:
+    async def test_reach_all_who_wait_and_are_not_remembered(
+        self, histories: Histories, store: Counting, database: Database
+    ) -> None:
+        store.error = NotReady("away")
+        waiting = [histories.get("u"), histories.get("u"), histories.get_many(["v", "u"]), histories.get("v")]
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [str(error) for error in found] == ["away"] * 4
+        assert sorted(store.reads) == ["u", "v"]
+        store.error = None
+        await commit(database, event(1))
+        assert same(await histories.get("u"), "i1")
+        assert [same(history) for history in await histories.get_many(["v", "u"])] == [True, False]
+
+    async def test_of_one_user_are_not_those_of_another(self, histories: Histories, store: Counting) -> None:
+        await store.store.get("kept")
+        store.error = NotReady("away")
+        kept, lost = await asyncio.gather(histories.get("kept"), histories.get("lost"), return_exceptions=True)
+        assert isinstance(lost, NotReady)
+        assert isinstance(kept, np.ndarray)
+
+    async def test_that_nobody_expects_reach_who_waits_too(
+        self, store: Counting, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Rather an error 500 than a request that never ends."""
+        histories = remembering(store)
+
+        async def broken(_: object) -> list[list[bytes] | None]:
+            raise RuntimeError("a bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "cached", broken)
+            async with asyncio.timeout(1):
+                with pytest.raises(RuntimeError, match="a bug"):
+                    await histories.get("u")
+        assert same(await histories.get("u"))
+
+    async def test_without_redis_postgres_answers(self, database: Database) -> None:
+        away = connect("unix:///nonexistent/redis.sock")
+        fallbacks: list[int] = []
+        histories = remembering(HistoryStore(away, database, on_fallback=lambda: fallbacks.append(1)))
+        await commit(database, event(1))
+        assert [same(history, "i1") for history in await histories.get_many(["u", "v"])] == [True, False]
+        assert len(fallbacks) == 2
+        await ingest(database, histories, [event(2)])
+        assert same(await histories.get("u"), "i2", "i1")
+        await away.aclose()
+
+    async def test_who_gives_up_leaves_the_others_alone(
+        self, histories: Histories, store: Counting, database: Database
+    ) -> None:
+        await commit(database, event(1))
+        store.go.clear()
+        waiting = [asyncio.create_task(histories.get("u")) for _ in range(3)]
+        waiting.append(asyncio.create_task(histories.get_many(["u", "v"])))  # type: ignore[arg-type]
+        waiting.append(asyncio.create_task(histories.get_many(["v", "u"])))  # type: ignore[arg-type]
+        await eventually(lambda: bool(store.trips))
+        for number in (0, 3):
+            waiting[number].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting[number]
+        store.go.set()
+        assert same(await waiting[1], "i1") and same(await waiting[2], "i1")
+        assert [same(history, "i1") for history in await waiting[4]] == [False, True]
+        assert store.reads.count("u") == 1
+
+    async def test_nothing_is_said_of_an_error_that_nobody_waits_for(
+        self, histories: Histories, store: Counting, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store.go.clear()
+        waiting = asyncio.create_task(histories.get("u"))
+        await eventually(lambda: bool(store.trips))
+        store.error = NotReady("away")
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        store.go.set()
+        await eventually(lambda: not histories._tasks)
+        assert caplog.records == []
+        store.error = None
+        assert same(await histories.get("u"))
+
+    async def test_close_ends_what_is_under_way(self, histories: Histories, store: Counting) -> None:
+        store.go.clear()
+        waiting = asyncio.create_task(histories.get("u"))
+        await eventually(lambda: bool(store.trips))
+        await histories.close()
+        assert not histories._tasks
+        waiting.cancel()
+        await asyncio.wait([waiting])
