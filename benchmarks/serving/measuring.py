@@ -15,6 +15,9 @@ __all__ = ["figures", "measure", "quantile_ms"]
 
 MB = 1e6
 
+OPEN_SECONDS = 3.0
+"""How long an open loop lasts, where it may: a pause at its beginning should not be most of what it finds."""
+
 
 def measure(
     server: Server,
@@ -44,9 +47,11 @@ def measure(
         )  # fmt: skip
         server.ask(load)
     before, stores_before = cpu_seconds(server.processes()), cpu_seconds(stores)
-    load = Load(
-        requests=requests, connections=cell.concurrency, count=options.requests, seconds=options.seconds, rate=rate
-    )  # fmt: skip
+    seconds, count = options.seconds, options.requests
+    if rate is not None:
+        seconds = min(seconds, OPEN_SECONDS)
+        count = max(1, int(rate * seconds))
+    load = Load(requests=requests, connections=cell.concurrency, count=count, seconds=seconds, rate=rate)
     answers = server.ask(load)
     processes = server.processes()
     used, stores_used = cpu_seconds(processes) - before, cpu_seconds(stores) - stores_before

@@ -89,7 +89,7 @@ class ServeOptions:
     all_cells: bool = False
     """Measure the servers of others in all cells too."""
     requests: int = 2_000
-    """Of each cell and round, at most."""
+    """Of each closed loop, at most; an open one lasts three seconds."""
     seconds: float = 10.0
     """Of each cell and round, at most."""
     rounds: int = 5

@@ -124,8 +124,8 @@ def bench_serve_command(
             "--all-cells", help="The other servers in all cells, not only with 50 items, 16 connections, 1 worker."
         ),
     ] = False,
-    requests: Annotated[int, typer.Option(help="Of each cell and round, at most.")] = 2_000,
-    seconds: Annotated[float, typer.Option(help="Of each cell and round, at most.")] = 10.0,
+    requests: Annotated[int, typer.Option(help="Of each closed loop, at most; an open one lasts 3 s.")] = 2_000,
+    seconds: Annotated[float, typer.Option(help="Of each loop, at most.")] = 10.0,
     rounds: Annotated[int, typer.Option(help="All cells are measured so often; medians are printed.")] = 5,
     warm_up: Annotated[int, typer.Option(help="Requests before those that are measured.")] = 300,
     open_loop: Annotated[

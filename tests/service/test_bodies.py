@@ -1,6 +1,7 @@
 """The quick parsers of bodies accept nothing that pydantic would not, and no client can tell them from it."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -179,6 +180,18 @@ def test_pieces_everywhere(kind: str) -> None:
         for piece in PIECES:
             for end in (start, start + 1, start + len(piece)):
                 assert_same(kind, body[:start] + piece + body[end:])
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "日", "😀", "\\ud83d\\ude00", "\\n"])
+@pytest.mark.parametrize("kind", PARSERS)
+def test_lengths_are_counted_in_characters(kind: str, letter: str) -> None:
+    """Of every id of a body, however many bytes or escapes make a character."""
+    body = GOOD[kind].decode()
+    ids = re.findall(r'(?<=[:\[,] )"[^"]*"(?! ?:)|(?<=[:\[,])"[^"]*"(?! ?:)', body)
+    assert len(ids) > 3
+    for id_ in ids:
+        for length in (0, 1, MAX_ID_LENGTH, MAX_ID_LENGTH + 1):
+            assert_same(kind, body.replace(id_, f'"{letter * length}"', 1).encode())
 
 
 @settings(deadline=None)

@@ -141,6 +141,18 @@ class TestRemembered:
         # Those remembered last are remembered still.
         assert [n for n in range(40) if histories.known(f"u{n}") is not None] == list(range(30, 40))
 
+    async def test_who_comes_again_is_remembered_anew(
+        self, histories: Histories, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "MOST_USERS", 3)
+        for user in ("a", "b", "c"):
+            await histories.get(user)
+            clock.now += 2
+        await histories.get("a")  # it was remembered for 6 seconds, one too many
+        assert [histories.known(user) is not None for user in "abc"] == [True, True, True]
+        await histories.get("d")
+        assert [histories.known(user) is not None for user in "abcd"] == [True, False, True, True]
+
     async def test_no_more_than_a_model_reads(self, redis: Redis, database: Database) -> None:
         await commit(database, *(event(n) for n in range(80)))
         histories = remembering(HistoryStore(redis, database, length=60))
@@ -168,6 +180,7 @@ class TestRoundTrips:
         await eventually(lambda: bool(store.trips))
         others = [asyncio.create_task(histories.get(user)) for user in users for _ in range(3)]
         await asyncio.sleep(0.01)
+        assert store.trips == [users[:1]]
         store.go.set()
         for history in await asyncio.gather(first, *others):
             assert same(history, "i1")
