@@ -11,7 +11,7 @@ from fastapi.telemetry import TelemetryConfig
 from service import __version__
 from service.dependencies import Parts
 from service.errors import ConfigurationError
-from service.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_PREDICT_BYTES
+from service.limits import MAX_BODY_BYTES
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Observe
 from service.problems import install_problem_handlers
@@ -90,7 +90,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             return await current_champion(database)
 
         store = HistoryStore(redis, database, length=settings.history_length, on_fallback=metrics.history_fallbacks.inc)
-        histories = Histories(store, seconds=settings.history_cache_seconds)
+        histories = Histories(store, seconds=settings.history_cache_seconds, clicks=notices.clicks)
         serving = ServingModel(
             fetch_champion=champion,
             fetch_file=artifacts.fetch_file,
@@ -112,7 +112,10 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             metrics=metrics,
             stopping=stopping,
         )
-        follower = asyncio.create_task(serving.run(), name="follow the champion")
+        followers = [
+            asyncio.create_task(serving.run(), name="follow the champion"),
+            asyncio.create_task(histories.listen(), name="hear of clicks"),
+        ]
         try:
             # The server accepts connections after this, so none is answered with 503 only because a process is new.
             with suppress(TimeoutError):
@@ -120,7 +123,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
                     await serving.wait_loaded()
             yield {"parts": parts}
         finally:
-            await end_tasks(follower)
+            await end_tasks(*followers)
             await histories.close()
             await redis.aclose()
             await database.close()
@@ -135,10 +138,9 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         telemetry=NO_TELEMETRY,
         responses={"default": {"model": Problem, "description": "A problem document"}},
     )
-    app.add_middleware(predict.Shortcut)
-    limits = {"/predict": MAX_PREDICT_BYTES, "/predict/batch": MAX_BATCH_BYTES}
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, of_path=limits)
-    app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(Observe, metrics=metrics)
+    app.add_middleware(predict.Shortcut, metrics=metrics)  # the last one added is the outermost
     install_problem_handlers(app)
     for module in (predict, interactions, items, periods, admin, ops):
         app.include_router(module.router)

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from service.errors import BodyTooLarge
+from service.head import declared_length, headers_of
 from service.limits import (
     MAX_BATCH,
     MAX_ID_LENGTH,
@@ -74,23 +75,27 @@ def is_small(body: bytes) -> bool:
     return len(body) <= SMALL_BYTES
 
 
-async def read_body(receive: Receive) -> bytes:
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     """All of a request's body.
 
     Raises:
         ClientDisconnect: the client went away.
-        BodyTooLarge: `service.middleware.BodyLimit` has seen enough.
+        BodyTooLarge: it is longer than `max_bytes`, or says so.
     """
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        return bytes(message.get("body", b""))
-    parts = []
-    while message["type"] == "http.request":
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
+    if declared_length(scope) > max_bytes:
+        raise BodyTooLarge(max_bytes)
+    parts: list[bytes] = []
+    received, more = 0, True
+    while more:
         message = await receive()
-    raise ClientDisconnect
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        received += len(parts[-1])
+        if received > max_bytes:
+            raise BodyTooLarge(max_bytes)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
@@ -100,7 +105,7 @@ def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
         HTTPException: 400, it is no JSON; 415, it is not said to be.
         InvalidInput: it is not as `model` wants it.
     """
-    content_type = _content_type(scope).decode("latin-1")
+    content_type = headers_of(scope).get(b"content-type", b"").decode("latin-1")
     if not JSON_MEDIA_TYPE.fullmatch(content_type.partition(";")[0].strip()):
         raise HTTPException(415, f"expected Content-Type application/json; received {content_type[:100] or 'none'}")
     try:
@@ -112,13 +117,6 @@ def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
         raise invalid_input(errors) from None
 
 
-def _content_type(scope: Scope) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            return bytes(value)
-    return b""
-
-
 _BAD = (msgspec.MsgspecError, PydanticCustomError, UnicodeDecodeError, RecursionError)
 _predict = msgspec.json.Decoder(_PredictBody)
 _batch = msgspec.json.Decoder(_BatchBody)
@@ -127,7 +125,7 @@ _events = msgspec.json.Decoder(_EventsBody)
 
 
 def _may_be_quick(body: bytes, scope: Scope) -> bool:
-    return _content_type(scope) == JSON and NUL not in body
+    return headers_of(scope).get(b"content-type") == JSON and NUL not in body
 
 
 def parse_predict(body: bytes, scope: Scope) -> "_PredictBody | PredictRequest":

@@ -14,12 +14,14 @@ from starlette.types import Scope
 
 from service.bodies import parse_json
 from service.errors import Forbidden, Unauthorized
+from service.head import headers_of
 from service.metrics import Metrics
 from service.serving.swap import ServingModel
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.redis_state import Notices
+from service.storage.repositories import ApiKey
 from service.use_cases.auth import KeyCache
 from service.use_cases.histories import Histories
 
@@ -74,11 +76,12 @@ class Requires(SecurityBase):
         self.scheme_name = "API key"
 
     async def __call__(self, request: Request) -> Caller:
-        """The caller; raises as `caller` does."""
-        return await self.caller(request.state.parts.keys, request.scope)
+        """The caller; raises as `key` does."""
+        key = await self.key(request.state.parts.keys, request.scope)
+        return Caller("anonymous" if key is None else f"{key.name} ({key.key_id})")
 
-    async def caller(self, keys: KeyCache, scope: Scope) -> Caller:
-        """Who makes the request of this ASGI scope.
+    async def key(self, keys: KeyCache, scope: Scope) -> ApiKey | None:
+        """The key that the request of this ASGI scope came with; None where it may come without.
 
         Raises:
             Forbidden: the key has none of the scopes.
@@ -86,30 +89,34 @@ class Requires(SecurityBase):
         """
         presented = _presented_key(scope)
         if presented is not None:
-            key = await keys.authenticate(presented)
-            if not any(scope in key.scopes for scope in self.scopes):
-                raise Forbidden(self.scopes[0])
-            return Caller(f"{key.name} ({key.key_id})")
+            key = keys.known(presented) or await keys.authenticate(presented)
+            for needed in self.scopes:
+                if needed in key.scopes:
+                    return key
+            raise Forbidden(self.scopes[0])
         if not await keys.open_access():
             raise Unauthorized("expected an API key in Authorization: Bearer or X-API-Key; received none")
-        if not _is_loopback(scope):
+        if not _is_of_this_host(scope):
             raise Unauthorized("no API key exists yet, so only this host may call; `asmg keys create` makes one")
-        return Caller("anonymous")
+        return None
+
+
+FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+"""By which a proxy says that it asks for somebody else."""
 
 
 def _presented_key(scope: Scope) -> str | None:
-    key = None
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, bearer = value.partition(b" ")
-            if scheme.lower() == b"bearer":
-                return str(bearer.strip(), "latin-1")
-        elif name == b"x-api-key" and key is None:
-            key = str(value, "latin-1")
-    return key
+    headers = headers_of(scope)
+    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return str(key.strip(), "latin-1")
+    given = headers.get(b"x-api-key")
+    return None if given is None else str(given, "latin-1")
 
 
-def _is_loopback(scope: Scope) -> bool:
+def _is_of_this_host(scope: Scope) -> bool:
+    if any(name in headers_of(scope) for name in FORWARDED):
+        return False
     client = scope.get("client")
     try:
         # No client at all is a Unix socket.

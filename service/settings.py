@@ -49,8 +49,9 @@ class Settings(BaseSettings):
     """Where updates compute: `cpu`, `cuda`, or `auto` for a GPU where there is one."""
     history_length: int = Field(MAX_HISTORY, ge=1, le=MAX_HISTORY)
     """Most recent positives of a user that a model reads."""
-    history_cache_seconds: float = Field(1.0, ge=0)
-    """How long an api process remembers a user's history; a click that another process took in counts after that."""
+    history_cache_seconds: float = Field(10.0, ge=0)
+    """How long an api process remembers a user's history at most. A click that it took in itself counts at once, one of
+    another process as soon as Redis has told, a moment later."""
     swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.25, gt=0)

@@ -342,6 +342,7 @@ def _run_api(settings: Settings, listener: int) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,  # who calls says the key; where none exists yet, a proxy is not this host's own caller
             timeout_graceful_shutdown=API_GRACE_SECONDS,
         )
     )

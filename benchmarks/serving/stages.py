@@ -82,7 +82,7 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
             await app({**scopes[i], "state": state}, receives[i], send)
 
         async def key_check(i: int) -> None:
-            await requires.caller(parts.keys, scopes[i])
+            await requires.key(parts.keys, scopes[i])
 
         async def parsing(i: int) -> None:
             parse_predict(bodies[i], scopes[i])

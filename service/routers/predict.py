@@ -6,19 +6,22 @@ model built. What a body has to be is checked either way, by `service.bodies`.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.bodies import is_small, parse_batch, parse_predict, read_body
 from service.dependencies import Parts, Requires, body_schema
-from service.errors import ServiceError
-from service.middleware import request_id_of
+from service.head import REQUEST_ID_HEADER, request_id_of
+from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES
+from service.metrics import Metrics
+from service.middleware import CLIENT_CLOSED_REQUEST
 from service.problems import render_problem
 from service.schemas import BatchRequest, BatchResponse, PredictRequest, PredictResponse
 from service.serving.snapshot import Prediction
@@ -34,8 +37,8 @@ _requires = Requires("predict")
 
 
 async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    await _requires.caller(parts.keys, scope)
-    body = await read_body(receive)
+    await _requires.key(parts.keys, scope)
+    body = await read_body(scope, receive, MAX_PREDICT_BYTES)
     question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
     result = await predict(parts.serving, parts.histories, question)
     parts.metrics.predicted_items.inc(len(question.items))
@@ -53,8 +56,8 @@ def answer_json(result: PredictResult, request_id: str) -> bytes:
 
 
 async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    await _requires.caller(parts.keys, scope)
-    body = await read_body(receive)
+    await _requires.key(parts.keys, scope)
+    body = await read_body(scope, receive, MAX_BATCH_BYTES)
     small = is_small(body)
     questions: Sequence[Question] = (
         parse_batch(body, scope) if small else await asyncio.to_thread(parse_batch, body, scope)
@@ -112,27 +115,40 @@ async def post_predict_batch(request: Request) -> Response:
 
 
 _ANSWERS: dict[object, Answer] = {post_predict: _predict, post_predict_batch: _predict_batch}
-_CALLS = {route.path: (_ANSWERS[route.endpoint], route) for route in router.routes if isinstance(route, APIRoute)}
+_CALLS = {route.path: _ANSWERS[route.endpoint] for route in router.routes if isinstance(route, APIRoute)}
 
 
 class Shortcut:
-    """Middleware that answers the calls of this module itself and passes on all others."""
+    """Middleware that answers the calls of this module itself, as `Observe` and the router would, and passes on the
+    others.
+    """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        called = _CALLS.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if called is None:
+        answer = _CALLS.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if answer is None:
             await self._app(scope, receive, send)
             return
-        answer, scope["route"] = called  # the route as the router would leave it there, for the metrics
+        started, status = time.perf_counter(), CLIENT_CLOSED_REQUEST
+        request_id = (REQUEST_ID_HEADER, request_id_of(scope).encode("ascii"))
         try:
             content = await answer(scope["state"]["parts"], scope, receive)
-        except (ServiceError, HTTPException) as error:
-            await render_problem(error, instance=scope["path"])(scope, receive, send)
-            return
-        headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+            headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json"), request_id]
+            status = 200
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": content})
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            if status == 200:  # The head of the response is out: cutting the connection is all that tells the client.
+                raise
+            response = render_problem(error, instance=scope["path"])
+            response.raw_headers.append(request_id)
+            status = response.status_code
+            await response(scope, receive, send)
+        finally:
+            self._metrics.note_request(scope["path"], status, time.perf_counter() - started)

@@ -36,6 +36,7 @@ PAUSE_SECONDS = 1.0
 LOG_EVERY_SECONDS = 60.0
 
 SWAP_CHANNEL = "asmg:swap"
+CLICKS_CHANNEL = "asmg:clicks"
 RECONNECT_SECONDS = (0.1, 5.0)
 LISTEN_SECONDS = 15.0
 
@@ -60,10 +61,10 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1
 """
 
-# KEYS: history, lease of each user. ARGV: length, and for each user: n, then n times score, member.
+# KEYS: history, lease of each user. ARGV: length, channel, message, and for each user: n, then n times score, member.
 # The expiry stays that of the fill, which bounds how long a cache that missed an append can live.
 APPEND = """
-local at = 2
+local at = 4
 for user = 1, #KEYS, 2 do
   local cached = redis.call('EXISTS', KEYS[user]) == 1
   local n = tonumber(ARGV[at])
@@ -79,6 +80,7 @@ for user = 1, #KEYS, 2 do
     redis.call('DEL', KEYS[user + 1])
   end
 end
+redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 
 
@@ -197,7 +199,8 @@ class HistoryStore:
 
     async def _append_chunk(self, chunk: list[tuple[str, list[Interaction]]]) -> None:
         keys: list[str] = []
-        args: list[int | bytes] = [self._length]
+        users = "\0".join(user_id for user_id, _ in chunk)
+        args: list[int | bytes | str] = [self._length, CLICKS_CHANNEL, users]
         for user_id, events in chunk:
             keys += (_history_key(user_id), _lease_key(user_id))
             args.append(len(events))
@@ -233,6 +236,11 @@ class Notices:
         """One None for each move of an alias, and for each (re)connection, since a notice may have been missed."""
         async for _ in self._messages(SWAP_CHANNEL):
             yield None
+
+    async def clicks(self) -> AsyncIterator[list[str] | None]:
+        """Users who have clicked, whichever process took it in; None for each (re)connection: some may be missing."""
+        async for data in self._messages(CLICKS_CHANNEL):
+            yield None if data is None else data.decode().split("\0")
 
     async def publish_progress(self, period: int, progress: Mapping[str, Any]) -> None:
         """Tell who watches the update of a period how far it is; JSON, also kept for those who come later."""

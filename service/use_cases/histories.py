@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,11 @@ History = NDArray[np.uint64]
 _Answer = asyncio.Future[History]
 
 
+async def _silence() -> AsyncIterator[list[str] | None]:
+    await asyncio.Event().wait()
+    yield None
+
+
 class _Remembered(NamedTuple):
     until: float
     """Of the monotonic clock."""
@@ -39,17 +44,21 @@ class _Remembered(NamedTuple):
 class Histories:
     """The last positives of users as the hashes that a snapshot looks up, remembered for `seconds`.
 
-    A click that this process takes in counts at once; one that another process takes in counts after `seconds` at the
-    latest. What is not remembered comes from Redis in one round trip, together with what the other requests of the
-    moment want: the next trip takes along whoever came during the last.
+    A click that this process takes in counts at once; one that another process takes in counts as soon as its notice
+    arrives, and after `seconds` where that was lost. What is not remembered comes from Redis in one round trip, together
+    with what the other requests of the moment want: the next trip takes along whoever came during the last.
 
     Args:
         store: Redis, with Postgres behind it.
+        clicks: an endless stream of users who have clicked; None where some may be missing.
         seconds: how long a history is remembered; 0 for not at all.
     """
 
-    def __init__(self, store: HistoryStore, *, seconds: float) -> None:
+    def __init__(
+        self, store: HistoryStore, *, seconds: float, clicks: Callable[[], AsyncIterator[list[str] | None]] = _silence
+    ) -> None:
         self._store = store
+        self._clicks = clicks
         self._seconds = seconds
         self._known: dict[str, _Remembered] = {}
         self._asked: dict[str, _Answer] = {}
@@ -93,9 +102,21 @@ class Histories:
     async def append(self, clicks: Sequence[Interaction]) -> None:
         """Add clicks that were committed: whoever asks from now on gets a history with them."""
         await self._store.append(clicks)
-        for click in clicks:
-            self._known.pop(click.user_id, None)
-            self._asked.pop(click.user_id, None)  # who waits for it asked before, and nobody shall remember it
+        self._forget(click.user_id for click in clicks)
+
+    async def listen(self) -> None:
+        """Hear of the clicks that other processes take in, until cancelled."""
+        async for users in self._clicks():
+            if users is None:
+                self._known.clear()
+                self._asked.clear()
+            else:
+                self._forget(users)
+
+    def _forget(self, user_ids: Iterable[str]) -> None:
+        for user_id in user_ids:
+            self._known.pop(user_id, None)
+            self._asked.pop(user_id, None)  # who waits for it asked before, and nobody shall remember it
 
     async def close(self) -> None:
         """End what is under way."""

@@ -265,7 +265,7 @@ class TestReadBody:
         async def receive() -> Message:
             return waiting.pop(0)
 
-        return await read_body(receive)
+        return await read_body({"headers": []}, receive, 100)
 
     async def test_of_one_message_and_of_several(self) -> None:
         assert await self.read({"type": "http.request"}) == b""

@@ -1,0 +1,42 @@
+"""What the head of a request says; read once for each request and kept in its ASGI scope."""
+
+import re
+from collections.abc import Mapping
+from random import Random
+
+from starlette.types import Scope
+
+__all__ = ["REQUEST_ID_HEADER", "declared_length", "headers_of", "request_id_of"]
+
+REQUEST_ID_HEADER = b"x-request-id"
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,256}")
+
+_HEADERS, _REQUEST_ID = "asmg.headers", "asmg.request_id"
+_random = Random()  # an id is no secret, and the system's randomness costs a system call
+
+
+def headers_of(scope: Scope) -> Mapping[bytes, bytes]:
+    """Header values by lower-case name; of a name that came several times the first."""
+    found: Mapping[bytes, bytes] | None = scope.get(_HEADERS)
+    if found is None:
+        found = scope[_HEADERS] = dict(reversed(scope["headers"]))
+    return found
+
+
+def request_id_of(scope: Scope) -> str:
+    """The client's `X-Request-ID`, where it is visible ASCII of at most 256 characters, or one that is made up."""
+    found: str | None = scope.get(_REQUEST_ID)
+    if found is None:
+        given = headers_of(scope).get(REQUEST_ID_HEADER)
+        if given is not None and REQUEST_ID.fullmatch(given):
+            found = str(given, "ascii")
+        else:
+            found = f"{_random.getrandbits(128):032x}"
+        scope[_REQUEST_ID] = found
+    return found
+
+
+def declared_length(scope: Scope) -> int:
+    """Bytes of the body, where the head says how many; else 0."""
+    value = headers_of(scope).get(b"content-length", b"")
+    return int(value[:20]) if value.isdigit() else 0  # longer ones are too large all the same, and Python refuses them
