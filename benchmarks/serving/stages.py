@@ -62,7 +62,7 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
     async with app.router.lifespan_context(app) as yielded:
         state = dict(yielded or {})
         parts: Parts = state["parts"]
-        scopes = [_scope(state, key) for _ in bodies]
+        scopes, fresh = [_scope(state, key) for _ in bodies], _scope(state, key)  # what is read of a head is kept in it
         sent: list[Message] = []
 
         async def send(message: Message) -> None:
@@ -79,7 +79,7 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
 
         async def whole(i: int) -> None:
             sent.clear()
-            await app({**scopes[i], "state": state}, receives[i], send)
+            await app({**fresh, "state": state}, receives[i], send)
 
         async def key_check(i: int) -> None:
             await requires.key(parts.keys, scopes[i])

@@ -45,8 +45,8 @@ class Histories:
     """The last positives of users as the hashes that a snapshot looks up, remembered for `seconds`.
 
     A click that this process takes in counts at once; one that another process takes in counts as soon as its notice
-    arrives, and after `seconds` where that was lost. What is not remembered comes from Redis in one round trip, together
-    with what the other requests of the moment want: the next trip takes along whoever came during the last.
+    arrives, and after `seconds` where that was lost. What is not remembered comes from Redis in one round trip,
+    together with what the other requests of the moment want: the next trip takes along whoever came during the last.
 
     Args:
         store: Redis, with Postgres behind it.

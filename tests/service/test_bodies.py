@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from service import bodies
 from service.bodies import parse_batch, parse_interactions, parse_json, parse_predict, read_body
-from service.errors import InvalidInput
+from service.errors import BodyTooLarge, InvalidInput
 from service.limits import MAX_ID_LENGTH
 from service.schemas import BatchRequest, InteractionsRequest, PredictRequest
 from service.storage.repositories import Interaction
@@ -273,6 +273,20 @@ class TestReadBody:
         more = [{"type": "http.request", "body": part, "more_body": True} for part in (b"a", b"", b"b")]
         assert await self.read(*more, {"type": "http.request", "body": b"c", "more_body": False}) == b"abc"
         assert await self.read(*more, {"type": "http.request"}) == b"ab"
+
+    async def test_is_refused_as_soon_as_it_is_too_long(self) -> None:
+        whole = {"type": "http.request", "body": b"x" * 100}
+        assert await self.read(whole) == b"x" * 100
+        more = [{"type": "http.request", "body": b"x" * 60, "more_body": True} for _ in range(2)]
+        for messages in ([{"type": "http.request", "body": b"x" * 101}], more):  # the second never comes to an end
+            with pytest.raises(BodyTooLarge, match="at most 100 bytes"):
+                await self.read(*messages)
+
+        async def unread() -> Message:
+            raise AssertionError("a byte was read")
+
+        with pytest.raises(BodyTooLarge):
+            await read_body({"headers": [(b"content-length", b"101")]}, unread, 100)
 
     async def test_of_a_client_that_goes_away(self) -> None:
         part = {"type": "http.request", "body": b"a", "more_body": True}
