@@ -139,11 +139,12 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         responses={"default": {"model": Problem, "description": "A problem document"}},
     )
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(Observe, metrics=metrics)
-    app.add_middleware(predict.Shortcut, metrics=metrics)  # the last one added is the outermost
+    app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
     install_problem_handlers(app)
     for module in (predict, interactions, items, periods, admin, ops):
         app.include_router(module.router)
+    # Outermost of all, before the framework's own middleware. From here on nothing can be added to the application.
+    app.middleware_stack = predict.Shortcut(app.build_middleware_stack(), metrics)
     return app
 
 

@@ -7,21 +7,23 @@ is judged twice unless it is wrong.
 """
 
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
+import numpy as np
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
+from xxhash import xxh64_intdigest
 
 from service.errors import BodyTooLarge
 from service.head import declared_length, headers_of
 from service.limits import (
     MAX_BATCH,
+    MAX_HISTORY,
     MAX_ID_LENGTH,
     MAX_INTERACTIONS,
     MAX_ITEMS,
@@ -30,7 +32,10 @@ from service.limits import (
 )
 from service.problems import invalid_input
 from service.schemas import BatchRequest, InteractionEvent, InteractionsRequest, PredictRequest, parse_timestamp
+from service.serving.forward import hash_json
+from service.serving.snapshot import hashes_of
 from service.storage.repositories import Interaction
+from service.use_cases.predict import Question
 
 __all__ = ["is_small", "parse_batch", "parse_interactions", "parse_json", "parse_predict", "read_body"]
 
@@ -49,6 +54,15 @@ Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
     user_id: Id
     items: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+    history: Annotated[list[Id], msgspec.Meta(max_length=MAX_REQUEST_HISTORY)] | None = None
+    request_id: Id | None = None
+
+
+class _QuickBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    """The same with items that are not taken apart yet, and not looked at."""
+
+    user_id: Id
+    items: msgspec.Raw
     history: Annotated[list[Id], msgspec.Meta(max_length=MAX_REQUEST_HISTORY)] | None = None
     request_id: Id | None = None
 
@@ -119,6 +133,7 @@ def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
 
 _BAD = (msgspec.MsgspecError, PydanticCustomError, UnicodeDecodeError, RecursionError)
 _predict = msgspec.json.Decoder(_PredictBody)
+_quick = msgspec.json.Decoder(_QuickBody)
 _batch = msgspec.json.Decoder(_BatchBody)
 _event = msgspec.json.Decoder(_EventBody)
 _events = msgspec.json.Decoder(_EventsBody)
@@ -128,15 +143,15 @@ def _may_be_quick(body: bytes, scope: Scope) -> bool:
     return headers_of(scope).get(b"content-type") == JSON and NUL not in body
 
 
-def parse_predict(body: bytes, scope: Scope) -> "_PredictBody | PredictRequest":
+def parse_predict(body: bytes, scope: Scope) -> Question:
     """The body of `POST /predict`; raises as `parse_json` does."""
     if _may_be_quick(body, scope):
         with suppress(*_BAD):
-            return _predict.decode(body)
-    return parse_json(PredictRequest, body, scope)
+            return _question(body)
+    return _question_of(parse_json(PredictRequest, body, scope))
 
 
-def parse_batch(body: bytes, scope: Scope) -> "Sequence[_PredictBody] | Sequence[PredictRequest]":
+def parse_batch(body: bytes, scope: Scope) -> list[Question]:
     """The requests in the body of `POST /predict/batch`; raises as `parse_json` does, and BodyTooLarge for one of them.
 
     They are parsed one by one, so that a thread that does this for megabytes lets the event loop go on in between.
@@ -146,8 +161,25 @@ def parse_batch(body: bytes, scope: Scope) -> "Sequence[_PredictBody] | Sequence
             parts = _batch.decode(body).requests
             if any(len(memoryview(part)) > MAX_PREDICT_BYTES for part in parts):
                 raise BodyTooLarge(MAX_PREDICT_BYTES)
-            return [_predict.decode(part) for part in parts]
-    return parse_json(BatchRequest, body, scope).requests
+            return [_question(part) for part in parts]
+    return [_question_of(request) for request in parse_json(BatchRequest, body, scope).requests]
+
+
+def _question(body: bytes | msgspec.Raw) -> Question:
+    """Raises one of `_BAD` for a body that is not right."""
+    quick = _quick.decode(body)
+    raw = bytes(quick.items)
+    asked = np.empty(1 + min(MAX_ITEMS, len(raw) // 3), dtype=np.uint64)
+    n = hash_json(raw, MAX_ID_LENGTH, asked[1:])
+    if n < 1:
+        return _question_of(_predict.decode(body))
+    asked[0] = xxh64_intdigest(quick.user_id.encode())
+    history = None if quick.history is None else hashes_of(quick.history[:MAX_HISTORY])
+    return Question(quick.user_id, asked[: 1 + n], history, quick.request_id)
+
+
+def _question_of(request: _PredictBody | PredictRequest) -> Question:
+    return Question.of(request.user_id, request.items, request.history, request.request_id)
 
 
 def parse_interactions(body: bytes, scope: Scope) -> list[Interaction]:

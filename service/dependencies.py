@@ -89,7 +89,7 @@ class Requires(SecurityBase):
         """
         presented = _presented_key(scope)
         if presented is not None:
-            key = keys.known(presented) or await keys.authenticate(presented)
+            key = keys.known(presented) or await keys.authenticate(str(presented, "latin-1"))
             for needed in self.scopes:
                 if needed in key.scopes:
                     return key
@@ -105,13 +105,10 @@ FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 """By which a proxy says that it asks for somebody else."""
 
 
-def _presented_key(scope: Scope) -> str | None:
+def _presented_key(scope: Scope) -> bytes | None:
     headers = headers_of(scope)
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() == b"bearer":
-        return str(key.strip(), "latin-1")
-    given = headers.get(b"x-api-key")
-    return None if given is None else str(given, "latin-1")
+    return key.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key")
 
 
 def _is_of_this_host(scope: Scope) -> bool:

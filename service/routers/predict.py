@@ -7,7 +7,7 @@ model built. What a body has to be is checked either way, by `service.bodies`.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -25,7 +25,7 @@ from service.middleware import CLIENT_CLOSED_REQUEST
 from service.problems import render_problem
 from service.schemas import BatchRequest, BatchResponse, PredictRequest, PredictResponse
 from service.serving.snapshot import Prediction
-from service.use_cases.predict import PredictResult, Question, predict, predict_many
+from service.use_cases.predict import PredictResult, predict, predict_many
 
 __all__ = ["Shortcut", "answer_json", "router"]
 
@@ -41,29 +41,23 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     body = await read_body(scope, receive, MAX_PREDICT_BYTES)
     question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
     result = await predict(parts.serving, parts.histories, question)
-    parts.metrics.predicted_items.inc(len(question.items))
+    parts.metrics.predicted_items.inc(question.items)
     return answer_json(result, question.request_id or request_id_of(scope))
 
 
 def answer_json(result: PredictResult, request_id: str) -> bytes:
     """The answer to one question."""
-    document = {
-        "model_version": result.model_version,
-        "period": result.period,
-        **_members(result.predictions[0], request_id),
-    }
-    return _to_json(document)
+    document = {"model_version": result.model_version, "period": result.period}
+    return _to_json(document | _members(result.predictions[0], request_id))
 
 
 async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     await _requires.key(parts.keys, scope)
     body = await read_body(scope, receive, MAX_BATCH_BYTES)
     small = is_small(body)
-    questions: Sequence[Question] = (
-        parse_batch(body, scope) if small else await asyncio.to_thread(parse_batch, body, scope)
-    )
+    questions = parse_batch(body, scope) if small else await asyncio.to_thread(parse_batch, body, scope)
     result = await predict_many(parts.serving, parts.histories, questions)
-    parts.metrics.predicted_items.inc(sum(len(question.items) for question in questions))
+    parts.metrics.predicted_items.inc(sum(question.items for question in questions))
     ids = [question.request_id or f"{request_id_of(scope)}-{n}" for n, question in enumerate(questions)]
 
     def render() -> bytes:
@@ -84,7 +78,7 @@ def _members(prediction: Prediction, request_id: str) -> dict[str, Any]:
     return {
         "scores": prediction.scores,
         "cold_user": prediction.cold_user,
-        "cold_items": prediction.cold_items,
+        "cold_items": prediction.cold_items if len(prediction.cold_items) else (),
         "request_id": request_id,
     }
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from asmg.layout import COLD_ROW
 from asmg.models import build_model, config_from_json
-from service.serving.forward import EPSILON, SEPARATOR, Forward
-from service.serving.id_index import IdIndex, hash_ids
+from service.serving.forward import EPSILON, Forward
+from service.serving.id_index import IdIndex
 
 __all__ = ["eager_forward"]
 
@@ -31,13 +31,9 @@ def eager_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
 
     @torch.inference_mode()
     def forward(
-        text: bytes, history: NDArray[np.uint64], scores: NDArray[np.float32], cold: NDArray[np.int32], /
+        asked: NDArray[np.uint64], history: NDArray[np.uint64], scores: NDArray[np.float32], cold: NDArray[np.int32], /
     ) -> tuple[int, bool]:
-        user_id, *ids = text.decode().split(SEPARATOR)
-        n = len(scores)
-        if len(ids) != n:
-            return -1, False
-        user, rows = users.lookup(hash_ids([user_id])), items.lookup(hash_ids(ids))
+        n, user, rows = len(scores), users.lookup(asked[:1]), items.lookup(asked[1:])
         vectors = rows_of("items.vectors", rows)
         pooled = torch.zeros(1, vectors.shape[1])
         if len(history):

@@ -1,8 +1,9 @@
-"""The forward pass of a serving snapshot as machine code: from the ids of one request to its scores in one call.
+"""The forward pass of a serving snapshot as machine code: from the ids of one request to its scores.
 
-ids → hashes → rows → gather → mean of the history → MLP → sigmoid, for one user and N candidates, with nothing done in
-Python for each of them. `service.serving.eager` is the same in torch, which the tests and every published snapshot
-compare with. Compiled once and cached on disk (NUMBA_CACHE_DIR says where); the GIL is free meanwhile.
+JSON → hashes of the ids; hashes → rows → gather → mean of the history → MLP → sigmoid: two calls, for one user and N
+candidates, and nothing is done in Python for each of them. `service.serving.eager` is the second in torch, which the
+tests and every published snapshot compare with. Compiled once and cached on disk (NUMBA_CACHE_DIR says where); the GIL
+is free meanwhile.
 """
 
 import math
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from asmg.kernels.common import ONE, ZERO, Floats, Indices, compiled, inlined
 
-__all__ = ["EPSILON", "SEPARATOR", "Forward", "compiled_forward", "hash_text", "score_mf", "score_mlp"]
+__all__ = ["EPSILON", "SEPARATOR", "Forward", "compiled_forward", "hash_json", "hash_text", "score_mf", "score_mlp"]
 
 Hashes = NDArray[np.uint64]
 Starts = NDArray[np.uint32]
@@ -106,6 +107,54 @@ def hash_text(text: bytes, hashes: Hashes) -> int:
     return n
 
 
+QUOTE, BACKSLASH, COMMA, OPENING, CLOSING = (ord(c) for c in '"\\,[]')
+SPACE, TAB, LINE_FEED, RETURN = (ord(c) for c in " \t\n\r")
+
+
+@inlined
+def _behind_blanks(text: bytes, at: int) -> int:
+    while at < len(text) and (text[at] == SPACE or text[at] == TAB or text[at] == LINE_FEED or text[at] == RETURN):
+        at += 1
+    return at
+
+
+@compiled
+def hash_json(text: bytes, longest: int, hashes: Hashes) -> int:
+    """XXH64 of each string in a JSON array of plain strings, without making strings of them.
+
+    Args:
+        text: UTF-8.
+        longest: characters that a string may have.
+        hashes: receives them.
+
+    Returns:
+        the number of strings; -1 for whatever needs a second look: other values, strings that are empty or too long,
+        with an escape or with a character that is not ASCII, more than there is room for, and what is no JSON.
+    """
+    n, at = 0, _behind_blanks(text, 0)
+    if at == len(text) or text[at] != OPENING:
+        return -1
+    while True:
+        at = _behind_blanks(text, at + 1)
+        if at == len(text) or text[at] != QUOTE or n == len(hashes):
+            return -1
+        start = at + 1
+        at = start
+        while at < len(text) and text[at] != QUOTE:
+            if text[at] < SPACE or text[at] > 127 or text[at] == BACKSLASH:
+                return -1
+            at += 1
+        if at == len(text) or not 0 < at - start <= longest:
+            return -1
+        hashes[n] = _xxh64(text, start, at)
+        n += 1
+        at = _behind_blanks(text, at + 1)
+        if at < len(text) and text[at] == CLOSING:
+            return n if _behind_blanks(text, at + 1) == len(text) else -1
+        if at == len(text) or text[at] != COMMA:
+            return -1
+
+
 @compiled
 def _find_rows(wanted: Hashes, hashes: Hashes, starts: Starts, rows: Indices) -> None:
     """The row of each hash; 0, the cold row, for an unknown one (`service.serving.id_index`)."""
@@ -131,23 +180,19 @@ def _find_rows(wanted: Hashes, hashes: Hashes, starts: Starts, rows: Indices) ->
 
 @compiled
 def _rows_of(
-    text: bytes,
+    asked: Hashes,
     history: Hashes,
     user_hashes: Hashes,
     user_starts: Starts,
     item_hashes: Hashes,
     item_starts: Starts,
-    rows: Indices,
-) -> bool:
-    """Rows of user, candidates and history, one after the other; False for a text with another number of ids."""
-    asked = len(rows) - len(history)
-    wanted = np.empty(len(rows), np.uint64)
-    if hash_text(text, wanted[:asked]) != asked:
-        return False
-    wanted[asked:] = history
-    _find_rows(wanted[:1], user_hashes, user_starts, rows[:1])
-    _find_rows(wanted[1:], item_hashes, item_starts, rows[1:])
-    return True
+) -> Indices:
+    """Rows of the user, the candidates and the history, one after the other."""
+    rows = np.empty(len(asked) + len(history), np.int64)
+    _find_rows(asked[:1], user_hashes, user_starts, rows[:1])
+    _find_rows(asked[1:], item_hashes, item_starts, rows[1 : len(asked)])
+    _find_rows(history, item_hashes, item_starts, rows[len(asked) :])
+    return rows
 
 
 @inlined
@@ -171,7 +216,7 @@ def _probability(logit: np.float32) -> np.float32:
 
 @compiled
 def score_mlp(
-    text: bytes,
+    asked: Hashes,
     history: Hashes,
     user_hashes: Hashes,
     user_starts: Starts,
@@ -188,7 +233,7 @@ def score_mlp(
     """Embedding&MLP (`asmg.models.EmbeddingMLP`).
 
     Args:
-        text: ids of the user and of the N candidates (`hash_text`).
+        asked: hashes of the user and of the N candidates, [1 + N].
         history: hashes of the user's earlier items.
         user_hashes, user_starts, item_hashes, item_starts: `IdIndex`.
         users, items: tables [U, D] and [I, W].
@@ -199,12 +244,10 @@ def score_mlp(
         cold: receives the positions of unknown candidates, [N].
 
     Returns:
-        the number of unknown candidates, or -1 where the text has not N + 1 ids; whether the user is unknown.
+        the number of unknown candidates, and whether the user is unknown.
     """
     n, dim, width, first = len(scores), users.shape[1], items.shape[1], widths[1]
-    rows = np.empty(1 + n + len(history), np.int64)
-    if not _rows_of(text, history, user_hashes, user_starts, item_hashes, item_starts, rows):
-        return -1, False
+    rows = _rows_of(asked, history, user_hashes, user_starts, item_hashes, item_starts)
     # The user's and the history's share of the first layer is the same for all candidates.
     pooled = np.zeros(width, np.float32)
     for j in range(1 + n, len(rows)):
@@ -281,7 +324,7 @@ def _next_layers(widths: Indices, mlp: Floats, act: Floats, m: int) -> int:
 
 @compiled
 def score_mf(
-    text: bytes,
+    asked: Hashes,
     history: Hashes,
     user_hashes: Hashes,
     user_starts: Starts,
@@ -295,9 +338,7 @@ def score_mf(
     """Biased matrix factorization (`asmg.models.MatrixFactorization`), where the last column holds the biases and the
     history has no say. Arguments and result as of `score_mlp`.
     """
-    rows = np.empty(1 + len(scores), np.int64)
-    if not _rows_of(text, history[:0], user_hashes, user_starts, item_hashes, item_starts, rows):
-        return -1, False
+    rows = _rows_of(asked, history[:0], user_hashes, user_starts, item_hashes, item_starts)
     dim = users.shape[1] - 1
     for i in range(len(scores)):
         logit = users[rows[0], dim] + items[rows[1 + i], dim]
@@ -310,7 +351,7 @@ def score_mf(
 class Forward(Protocol):
     """A way to compute a snapshot's scores: compiled or eager."""
 
-    def __call__(self, text: bytes, history: Hashes, scores: Floats, cold: NDArray[np.int32], /) -> tuple[int, bool]:
+    def __call__(self, asked: Hashes, history: Hashes, scores: Floats, cold: NDArray[np.int32], /) -> tuple[int, bool]:
         """Fill `scores` and `cold`; see `score_mlp` for arguments and result."""
 
 
@@ -319,8 +360,8 @@ def compiled_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[An
     parts = ("users.hashes", "users.starts", "items.hashes", "items.starts", "users.vectors", "items.vectors")
     uh, us, ih, starts, users, items = (tensors[name] for name in parts)
     if "hidden" not in config:
-        return lambda text, history, scores, cold: score_mf(
-            text, history, uh, us, ih, starts, users, items, scores, cold
+        return lambda asked, history, scores, cold: score_mf(
+            asked, history, uh, us, ih, starts, users, items, scores, cold
         )
     layers = range(len(config["hidden"]) + 1)
     weights = [tensors[f"mlp.{layer}.weight"] for layer in layers]
@@ -328,9 +369,9 @@ def compiled_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[An
     dense = [part.ravel() for layer in layers for part in (weights[layer], tensors[f"mlp.{layer}.bias"])]
     mlp, share = np.concatenate(dense), tensors["items.share"]
 
-    def forward(text: bytes, history: Hashes, scores: Floats, cold: NDArray[np.int32]) -> tuple[int, bool]:
+    def forward(asked: Hashes, history: Hashes, scores: Floats, cold: NDArray[np.int32]) -> tuple[int, bool]:
         return score_mlp(
-            text, history, uh, us, ih, starts, users, items, share, widths, mlp, scores, cold
+            asked, history, uh, us, ih, starts, users, items, share, widths, mlp, scores, cold
         )  # fmt: skip
 
     return forward

@@ -147,16 +147,18 @@ class Snapshot:
             items: candidate ids; may be unknown.
             history: ids of the user's clicked items, most recent first; the first 30 count.
         """
-        return self.score(user_id, items, hashes_of(history[:HISTORY_LENGTH]))
+        return self.score(hashes_of([user_id, *items]), hashes_of(history[:HISTORY_LENGTH]))
 
-    def score(self, user_id: str, items: Sequence[str], history: NDArray[np.uint64]) -> Prediction:
-        """The same with the hashes of a history of at most 30 items (`hashes_of`)."""
-        n = len(items)
+    def score(self, asked: NDArray[np.uint64], history: NDArray[np.uint64]) -> Prediction:
+        """The same with hashes (`hashes_of`).
+
+        Args:
+            asked: of the user and of the N candidates, [1 + N].
+            history: of at most 30 items.
+        """
+        n = len(asked) - 1
         scores, cold = np.empty(n, dtype=np.float32), np.empty(n, dtype=np.int32)
-        text = SEPARATOR.join([user_id, *items]).encode()
-        found, cold_user = self.forward(text, history, scores, cold)
-        if found < 0:
-            raise ValueError("ids: expected none with a NUL character; received one")
+        found, cold_user = self.forward(asked, history, scores, cold)
         return Prediction(scores, cold_user, cold[:found])
 
 

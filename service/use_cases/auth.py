@@ -105,9 +105,9 @@ class KeyCache:
         self._any_ever = False
         self._any_checked_at = float("-inf")
 
-    def known(self, key: str) -> ApiKey | None:
+    def known(self, key: bytes) -> ApiKey | None:
         """The valid key that `key` is, where the database said so a moment ago."""
-        entry = self._entries.get(_hash(key))
+        entry = self._entries.get(sha256(key).hexdigest())
         return entry.key if entry is not None and time.monotonic() <= entry.believed_until else None
 
     async def authenticate(self, key: str) -> ApiKey:

@@ -14,7 +14,7 @@ from service.storage.redis_state import HistoryStore
 from service.storage.repositories import Interaction
 from service.tasks import end_tasks
 
-__all__ = ["Histories"]
+__all__ = ["Hashes", "Histories"]
 
 MOST_USERS = 20_000
 """Of the memory of a process: about 10 MB."""
@@ -26,8 +26,8 @@ READERS = 4
 """Histories that are read from Postgres at a time; more at once would only hold up the event loop together."""
 
 
-History = NDArray[np.uint64]
-_Answer = asyncio.Future[History]
+Hashes = NDArray[np.uint64]
+_Answer = asyncio.Future[Hashes]
 
 
 async def _silence() -> AsyncIterator[list[str] | None]:
@@ -38,7 +38,7 @@ async def _silence() -> AsyncIterator[list[str] | None]:
 class _Remembered(NamedTuple):
     until: float
     """Of the monotonic clock."""
-    history: History
+    history: Hashes
 
 
 class Histories:
@@ -67,12 +67,12 @@ class Histories:
         self._travelling = False
         self._readers = asyncio.Semaphore(READERS)
 
-    def known(self, user_id: str) -> History | None:
+    def known(self, user_id: str) -> Hashes | None:
         """The history, where it is remembered."""
         known = self._known.get(user_id)
         return known.history if known is not None and known.until > time.monotonic() else None
 
-    async def get(self, user_id: str) -> History:
+    async def get(self, user_id: str) -> Hashes:
         """Hashes of the user's last positives, newest first, at most `HISTORY_LENGTH`; none for an unknown user.
 
         Raises:
@@ -82,7 +82,7 @@ class Histories:
             return known
         return await asyncio.shield(self._ask(user_id))  # others may wait for the same
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[History]:
+    async def get_many(self, user_ids: Sequence[str]) -> list[Hashes]:
         """The same for several users, with one round trip for all."""
         found = [known if (known := self.known(user)) is not None else self._ask(user) for user in user_ids]
         if waiting := [answer for answer in found if isinstance(answer, asyncio.Future)]:

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 from service.limits import MAX_HISTORY
 from service.serving.snapshot import Prediction, Snapshot, hashes_of
 from service.serving.swap import ServingModel
-from service.use_cases.histories import Histories, History
+from service.use_cases.histories import Hashes, Histories
 
 __all__ = ["PredictResult", "Question", "predict", "predict_many"]
 
@@ -16,24 +16,30 @@ ITEMS_ON_THE_LOOP = 2000
 """Candidates that are scored at once; more take longer than the event loop should be kept, and go to a thread."""
 
 
-class Question(Protocol):
+class Question(NamedTuple):
     """Who is asked about, and what."""
 
-    @property
-    def user_id(self) -> str:
-        """Known or not."""
+    user_id: str
+    """Known or not."""
+    asked: Hashes
+    """Hashes of the user and of the N candidates, known or not, [1 + N]."""
+    history: Hashes | None
+    """Hashes of the items clicked before, newest first, in place of what the service remembers."""
+    request_id: str | None
+    """The client's name for it."""
 
     @property
-    def items(self) -> Sequence[str]:
-        """Candidates, known or not; at least one."""
+    def items(self) -> int:
+        """N."""
+        return len(self.asked) - 1
 
-    @property
-    def history(self) -> Sequence[str] | None:
-        """Items clicked before, newest first, in place of what the service remembers."""
-
-    @property
-    def request_id(self) -> str | None:
-        """The client's name for it."""
+    @classmethod
+    def of(
+        cls, user_id: str, items: Sequence[str], history: Sequence[str] | None = None, request_id: str | None = None
+    ) -> "Question":
+        """The question in plain ids, none of which holds NUL; of a history the first `MAX_HISTORY` items count."""
+        past = None if history is None else hashes_of(history[:MAX_HISTORY])
+        return cls(user_id, hashes_of([user_id, *items]), past, request_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +57,27 @@ async def predict(serving: ServingModel, histories: Histories, question: Questio
     Raises:
         NotReady: no model is loaded, or the history is needed and neither Redis nor Postgres answers.
     """
-    if question.history is not None:
-        history = hashes_of(question.history[:MAX_HISTORY])
-    elif (known := histories.known(question.user_id)) is not None:
-        history = known
-    else:
+    history = question.history
+    if history is None and (history := histories.known(question.user_id)) is None:
         history = await histories.get(question.user_id)
     # Taken once, after the last await: the request is of one version, and of the newest there is.
     snapshot = serving.current()
-    prediction = snapshot.score(question.user_id, question.items, history)
+    prediction = snapshot.score(question.asked, history)
     return PredictResult(snapshot.version, snapshot.period, [prediction])
 
 
 async def predict_many(serving: ServingModel, histories: Histories, questions: Sequence[Question]) -> PredictResult:
     """The same for several questions; all answers are of one version, and all histories come in one round trip."""
     kept = iter(await histories.get_many([question.user_id for question in questions if question.history is None]))
-    past = [
-        next(kept) if question.history is None else hashes_of(question.history[:MAX_HISTORY]) for question in questions
-    ]
+    past = [next(kept) if question.history is None else question.history for question in questions]
     snapshot = serving.current()
-    if sum(len(question.items) for question in questions) <= ITEMS_ON_THE_LOOP:
+    if sum(question.items for question in questions) <= ITEMS_ON_THE_LOOP:
         predictions = _score(snapshot, questions, past)
     else:
         predictions = await asyncio.to_thread(_score, snapshot, questions, past)
     return PredictResult(snapshot.version, snapshot.period, predictions)
 
 
-def _score(snapshot: Snapshot, questions: Sequence[Question], past: Sequence[History]) -> list[Prediction]:
+def _score(snapshot: Snapshot, questions: Sequence[Question], past: Sequence[Hashes]) -> list[Prediction]:
     pairs = zip(questions, past, strict=True)
-    return [snapshot.score(question.user_id, question.items, history) for question, history in pairs]
+    return [snapshot.score(question.asked, history) for question, history in pairs]
