@@ -72,6 +72,7 @@ class Requires(SecurityBase):
 
     def __init__(self, *scopes: str) -> None:
         self.scopes = scopes
+        self._needed = frozenset(scopes)
         self.model = HTTPBearer(description="An API key of `asmg keys create`; `X-API-Key: <key>` does as well.")
         self.scheme_name = "API key"
 
@@ -79,6 +80,12 @@ class Requires(SecurityBase):
         """The caller; raises as `key` does."""
         key = await self.key(request.state.parts.keys, request.scope)
         return Caller("anonymous" if key is None else f"{key.name} ({key.key_id})")
+
+    def known(self, keys: KeyCache, scope: Scope) -> ApiKey | None:
+        """The key, where it has a scope and the database said a moment ago that it is valid; else `key` finds out."""
+        presented = _presented_key(scope)
+        key = None if presented is None else keys.known(presented)
+        return key if key is not None and not self._needed.isdisjoint(key.scopes) else None
 
     async def key(self, keys: KeyCache, scope: Scope) -> ApiKey | None:
         """The key that the request of this ASGI scope came with; None where it may come without.
@@ -89,11 +96,10 @@ class Requires(SecurityBase):
         """
         presented = _presented_key(scope)
         if presented is not None:
-            key = keys.known(presented) or await keys.authenticate(str(presented, "latin-1"))
-            for needed in self.scopes:
-                if needed in key.scopes:
-                    return key
-            raise Forbidden(self.scopes[0])
+            key = await keys.authenticate(str(presented, "latin-1"))
+            if self._needed.isdisjoint(key.scopes):
+                raise Forbidden(self.scopes[0])
+            return key
         if not await keys.open_access():
             raise Unauthorized("expected an API key in Authorization: Bearer or X-API-Key; received none")
         if not _is_of_this_host(scope):

@@ -55,6 +55,9 @@ STOP_SECONDS = 30.0
 SWITCH_SECONDS = 0.0005
 """After how long a thread with larger work lets the event loop go on; Python's own 5 ms would be felt by requests."""
 
+GC_THRESHOLD = 10_000
+"""Objects between two looks for garbage in cycles, of which requests leave none."""
+
 FIRST_DELAY_SECONDS = 0.5
 LAST_DELAY_SECONDS = 30.0
 STEADY_SECONDS = 30.0
@@ -333,6 +336,7 @@ def _run_api(settings: Settings, listener: int) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # what was imported stays, and need not be looked through again and again while requests wait
+    gc.set_threshold(GC_THRESHOLD)
     app = create_app(settings, stopping=lambda: server.should_exit)
     server = uvicorn.Server(
         uvicorn.Config(

@@ -37,7 +37,8 @@ _requires = Requires("predict")
 
 
 async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    await _requires.key(parts.keys, scope)
+    if _requires.known(parts.keys, scope) is None:
+        await _requires.key(parts.keys, scope)
     body = await read_body(scope, receive, MAX_PREDICT_BYTES)
     question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
     result = await predict(parts.serving, parts.histories, question)
@@ -47,8 +48,12 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
 
 def answer_json(result: PredictResult, request_id: str) -> bytes:
     """The answer to one question."""
-    document = {"model_version": result.model_version, "period": result.period}
-    return _to_json(document | _members(result.predictions[0], request_id))
+    document = {
+        "model_version": result.model_version,
+        "period": result.period,
+        **_members(*result.predictions, request_id),
+    }
+    return _to_json(document)
 
 
 async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from service.limits import MAX_HISTORY
@@ -42,8 +41,7 @@ class Question(NamedTuple):
         return cls(user_id, hashes_of([user_id, *items]), past, request_id)
 
 
-@dataclass(frozen=True, slots=True)
-class PredictResult:
+class PredictResult(NamedTuple):
     """Predictions and the one version that all of them are of."""
 
     model_version: int
