@@ -48,12 +48,9 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
 
 def answer_json(result: PredictResult, request_id: str) -> bytes:
     """The answer to one question."""
-    document = {
-        "model_version": result.model_version,
-        "period": result.period,
-        **_members(*result.predictions, request_id),
-    }
-    return _to_json(document)
+    [prediction] = result.predictions
+    versions = {"model_version": result.model_version, "period": result.period}
+    return _to_json({**versions, **_members(prediction, request_id)})
 
 
 async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:

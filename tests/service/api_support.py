@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -91,9 +91,9 @@ def recorded_histories(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     seen: list[list[int]] = []
     score = Snapshot.score
 
-    def noted(snapshot: Snapshot, user_id: str, items: Sequence[str], history: NDArray[np.uint64]) -> Prediction:
+    def noted(snapshot: Snapshot, asked: NDArray[np.uint64], history: NDArray[np.uint64]) -> Prediction:
         seen.append(history.tolist())
-        return score(snapshot, user_id, items, history)
+        return score(snapshot, asked, history)
 
     monkeypatch.setattr(Snapshot, "score", noted)
     return seen

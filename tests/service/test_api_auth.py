@@ -86,6 +86,36 @@ async def test_before_the_first_key_only_this_host_may_call(settings: Settings, 
         assert (await api.client.get("/readyz")).status_code == 200
 
 
+async def test_before_the_first_key_a_proxy_is_nobody_of_this_host(api: Api) -> None:
+    for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP"):
+        headers = {name: "192.0.2.7"}
+        assert (await api.client.post("/predict", json=QUESTION, headers=headers)).status_code == 401
+        assert (await api.client.get("/admin/models", headers=headers)).status_code == 401
+    assert (await api.client.post("/predict", json=QUESTION)).status_code == 200
+
+
+async def test_a_key_that_is_remembered_still_needs_the_scope(api: Api, database: Database) -> None:
+    """And is remembered for a second, not longer."""
+    _, key = await create_key(database, "writer", ["ingest"])
+    _, reader = await create_key(database, "reader", ["predict"])
+    headers = {"X-API-Key": key}
+    assert (await api.client.post("/interactions", json={"interactions": [event(1)]}, headers=headers)).is_success
+    assert api.parts.keys.known(key.encode()) is not None
+    for path, body in (("/predict", QUESTION), ("/predict/batch", {"requests": [QUESTION]})):
+        assert (await api.client.post(path, json=body, headers=headers)).status_code == 403
+    headers = {"X-API-Key": reader}
+    assert (await api.client.post("/predict", json=QUESTION, headers=headers)).status_code == 200
+    assert api.parts.keys.known(reader.encode()) is not None
+    assert api.parts.keys.known(reader[:-1].encode()) is None
+    assert api.parts.keys.known(b"\xff") is None
+    assert await revoke_key(database, reader.split("_")[1])
+    await asyncio.sleep(1.05)
+    assert api.parts.keys.known(reader.encode()) is None
+    for _ in range(2):  # the refusal is remembered too, and not for a key
+        assert (await api.client.post("/predict", json=QUESTION, headers=headers)).status_code == 401
+        assert api.parts.keys.known(reader.encode()) is None
+
+
 async def test_after_the_last_key_was_revoked_nobody_may_call(settings: Settings, database: Database) -> None:
     key_id, _ = await create_key(database, "only", ["predict"])
     assert await revoke_key(database, key_id)

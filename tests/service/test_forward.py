@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.serving import encode
 from service.serving.eager import eager_forward
-from service.serving.forward import SEPARATOR, Forward
+from service.serving.forward import Forward
 from service.serving.id_index import NOBODY, hash_ids
 from service.serving.snapshot import Prediction, Snapshot
 from tests.service.serving_support import ITEMS, TOLERANCE, USERS, Made, random_model
@@ -119,31 +119,17 @@ FORWARDS = ["compiled", "eager"]
 
 
 @pytest.mark.parametrize("which", FORWARDS)
-@pytest.mark.parametrize("hidden", [(7, 5), ()])
-def test_a_text_with_another_number_of_ids(tmp_path: Path, which: str, hidden: tuple[int, ...]) -> None:
-    snapshot = random_model(12, hidden=hidden).snapshot(tmp_path)
-    if which == "eager":
-        snapshot = eager(snapshot)
-    scores, cold, none = np.full(2, 7, np.float32), np.full(2, 7, np.int32), np.empty(0, np.uint64)
-    for ids in (["u1"], ["u1", "i1"], ["u1", "i1", "i2", "i3"], [""]):
-        assert snapshot.forward(SEPARATOR.join(ids).encode(), none, scores, cold)[0] == -1
-    assert scores.tolist() == [7, 7]
-    assert snapshot.forward(SEPARATOR.join(["u1", "i1", ""]).encode(), none, scores, cold) == (1, False)
-    assert (cold[0], bool((scores < 1).all())) == (1, True)
-    for user, items in (("u\0v", ["a"]), ("u", ["a\0b", "c"])):
-        with pytest.raises(ValueError, match="expected none with a NUL character"):
-            snapshot.score(user, items, none)
-
-
-@pytest.mark.parametrize("which", FORWARDS)
 def test_the_hash_of_nobody_is_the_cold_row(tmp_path: Path, which: str) -> None:
-    """No id is known whose hash is 2⁶⁴ − 1; a history could bring one."""
+    """No id is known whose hash is 2⁶⁴ − 1; a request could bring one."""
     snapshot = random_model(13).snapshot(tmp_path)
     if which == "eager":
         snapshot = eager(snapshot)
-    nobody = snapshot.score("u1", ["i1"], np.array([NOBODY], np.uint64))
-    assert nobody.scores == snapshot.score("u1", ["i1"], hash_ids(["unknown"])).scores
-    assert nobody.scores != snapshot.score("u1", ["i1"], hash_ids(["i1"])).scores
+    asked, nobody = hash_ids(["u1", "i1"]), np.array([NOBODY], np.uint64)
+    past = snapshot.score(asked, nobody)
+    assert past.scores == snapshot.score(asked, hash_ids(["unknown"])).scores
+    assert past.scores != snapshot.score(asked, hash_ids(["i1"])).scores
+    prediction = snapshot.score(np.concatenate([nobody, asked[1:], nobody]), nobody)
+    assert (prediction.cold_user, prediction.cold_items.tolist()) == (True, [1])
 
 
 @pytest.mark.parametrize("which", FORWARDS)
@@ -165,8 +151,7 @@ def test_only_what_belongs_to_a_request_is_written(pair: tuple[Snapshot, Snapsho
         items = ["unknown"] * 100
 
         def ask(forward: Forward, some: NDArray[np.float32], few: NDArray[np.int32], items: list[str] = items) -> None:
-            text = SEPARATOR.join(["u1", *items]).encode()
-            assert forward(text, hash_ids(["i1"]), some, few) == (100, False)
+            assert forward(hash_ids(["u1", *items]), hash_ids(["i1"]), some, few) == (100, False)
 
         ask(snapshot.forward, scores[100:200], cold[100:200])
         assert {*scores[:100].tolist(), *scores[200:].tolist(), *cold[:100].tolist(), *cold[200:].tolist()} == {7}

@@ -1,7 +1,7 @@
 """The histories that a process remembers: one round trip for many, never older than it says, and own clicks at once."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +11,10 @@ from redis.asyncio import Redis
 from service.errors import NotReady
 from service.serving.snapshot import hashes_of
 from service.storage.database import Database
-from service.storage.redis_state import HistoryStore, connect
+from service.storage.redis_state import HistoryStore, Notices, connect
+from service.tasks import end_tasks
 from service.use_cases import histories as module
-from service.use_cases.histories import Histories, History
+from service.use_cases.histories import Hashes, Histories
 from service.use_cases.ingest import ingest
 from tests.service.api_support import eventually
 from tests.service.test_storage_redis_state import NoDatabase, PausedDatabase, commit, event
@@ -79,7 +80,7 @@ def remembering(store: Counting | HistoryStore, seconds: float = 5.0) -> Histori
     return Histories(store, seconds=seconds)  # type: ignore[arg-type]
 
 
-def same(history: History, *items: str) -> bool:
+def same(history: Hashes, *items: str) -> bool:
     return history.tolist() == hashes_of(items).tolist()
 
 
@@ -102,7 +103,7 @@ class TestRemembered:
         clock.now += 4.999  # from the second time on, not from the first
         assert histories.known("u") is not None
 
-    async def test_another_process_counts_after_that_time(
+    async def test_another_process_counts_after_that_time_without_a_notice(
         self, histories: Histories, redis: Redis, database: Database, clock: Clock
     ) -> None:
         other = remembering(HistoryStore(redis, database))
@@ -285,6 +286,65 @@ class TestClicks:
         paused.go.set()
         assert same(await before, "i1")
         assert same(await histories.get("u"), "i2", "i1")  # the late answer is not remembered
+
+
+@pytest.fixture
+async def listening(redis: Redis, database: Database) -> AsyncIterator[Histories]:
+    """Of another process than the test's, which hears of the clicks of all."""
+    histories = Histories(HistoryStore(redis, database), seconds=3600, clicks=Notices(redis).clicks)
+    await histories.get("first")
+    listener = asyncio.create_task(histories.listen())
+    await eventually(lambda: histories.known("first") is None)  # the subscription; before it some may have been missed
+    yield histories
+    await end_tasks(listener)
+    await histories.close()
+
+
+class TestNotices:
+    async def test_a_click_of_another_process_counts_a_moment_later(
+        self, listening: Histories, histories: Histories, database: Database
+    ) -> None:
+        for user in ("u", "ü\n1", "v"):
+            assert same(await listening.get(user))
+        await ingest(database, histories, [event(1, "u"), event(2, "ü\n1"), event(3, "v", label=0)])
+        await eventually(lambda: listening.known("u") is None and listening.known("ü\n1") is None)
+        assert listening.known("v") is not None
+        assert same(await listening.get("u"), "i1")
+        assert same(await listening.get("ü\n1"), "i2")
+
+    async def test_many_at_once(self, listening: Histories, histories: Histories, database: Database) -> None:
+        users = [f"u{n}" for n in range(1200)]  # more than one script takes
+        await listening.get_many(users[::100])
+        await ingest(database, histories, [event(1, user) for user in users])
+        await eventually(lambda: all(listening.known(user) is None for user in users))
+
+    async def test_what_was_asked_before_the_notice_is_not_remembered(
+        self, listening: Histories, histories: Histories, database: Database
+    ) -> None:
+        paused = PausedDatabase(database)
+        listening._store._database = paused  # type: ignore[assignment]
+        before = asyncio.create_task(listening.get("u"))
+        await paused.answered.wait()
+        await ingest(database, histories, [event(1)])
+        await eventually(lambda: "u" not in listening._asked)
+        paused.go.set()
+        assert same(await before)
+        assert same(await listening.get("u"), "i1")
+
+    async def test_after_a_lost_connection_nothing_is_believed(self, listening: Histories, redis: Redis) -> None:
+        await listening.get("u")
+        assert listening.known("u") is not None
+        await redis.client_kill_filter(_type="pubsub")
+        await eventually(lambda: listening.known("u") is None)
+
+    async def test_noise_on_the_channel_is_survived(
+        self, listening: Histories, histories: Histories, redis: Redis, database: Database
+    ) -> None:
+        for message in (b"\xff\xfe", b"", b"\0\0"):
+            await redis.publish("asmg:clicks", message)
+        await listening.get("u")
+        await ingest(database, histories, [event(1)])
+        await eventually(lambda: listening.known("u") is None, seconds=3)
 
 
 class TestFailures:

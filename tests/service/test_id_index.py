@@ -1,5 +1,6 @@
 """The id index is a dictionary: in NumPy, in machine code, and whatever the hashes are."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.serving import id_index as module
-from service.serving.forward import SEPARATOR, _find_rows, hash_text
+from service.serving.forward import SEPARATOR, _find_rows, hash_json, hash_text
 from service.serving.id_index import NOBODY, IdIndex, hash_ids
 from service.serving.snapshot import hashes_of
 
@@ -141,3 +142,58 @@ class TestHashes:
     def test_ids_with_nul_are_refused(self, ids: list[str]) -> None:
         with pytest.raises(ValueError, match="expected none with a NUL character"):
             hashes_of(ids)
+
+
+PLAIN = st.text(
+    st.characters(min_codepoint=0x20, max_codepoint=0x7F, exclude_characters='"\\'), min_size=1, max_size=12
+)
+BLANKS = st.text(" \t\n\r", max_size=2)
+
+
+def of_json(text: bytes, *, longest: int = 256, room: int = 100) -> list[int] | None:
+    """The hashes of a JSON array; None where it needs a second look. Writes nothing beside them."""
+    found = np.full(room + 1, 7, dtype=np.uint64)
+    count = hash_json(text, longest, found[:room])
+    assert count == -1 or 0 < count <= room
+    assert found[room] == 7
+    return None if count < 0 else found[:count].tolist()
+
+
+SECOND_LOOKS = rb"""
+[ [] [" ["a ["a" ["a", ["a",] ["a"]] ["a"]x "a" 7 null {"a":1} ["a""b"] ["a",,"b"] [,"a"] [["a"]] ['a'] [""] ["a",7]
+[null] ["\n"] ["\u0061"] ["\"] ["\\"]
+""".split()
+SECOND_LOOKS += [b"", b" ", b"[ ]", b'["a\n"]', b'["\0"]', b'["\xc3\xa9"]', b'["\xff"]']
+SECOND_LOOKS += [b'["a"]\0', b'["a"\x0c]', b'\x0b["a"]']
+
+
+class TestHashesOfJson:
+    @settings(deadline=None)
+    @given(ids=st.lists(PLAIN, min_size=1, max_size=100), data=st.data())
+    def test_of_plain_strings_are_those_of_the_ids(self, ids: list[str], data: st.DataObject) -> None:
+        blank = data.draw(BLANKS)
+        text = blank + "[" + f"{blank},{blank}".join(f'{blank}"{name}"' for name in ids) + blank + "]" + blank
+        assert json.loads(text) == ids
+        assert of_json(text.encode()) == hash_ids(ids).tolist()
+        assert of_json(text.encode(), longest=max(map(len, ids))) == hash_ids(ids).tolist()
+        assert of_json(text.encode(), room=len(ids)) == hash_ids(ids).tolist()
+        assert of_json(text.encode(), longest=max(map(len, ids)) - 1) is None
+        assert of_json(text.encode(), room=len(ids) - 1) is None
+
+    @settings(deadline=None, max_examples=1000)
+    @given(st.data())
+    def test_nothing_else_is_taken_for_it(self, data: st.DataObject) -> None:
+        """Whatever is made of a good text, JSON's own reader agrees where the machine code has an answer."""
+        text = b'["a", "bc" ,"d e"]'
+        for _ in range(data.draw(st.integers(1, 3))):
+            start = data.draw(st.integers(0, len(text)))
+            piece = data.draw(st.sampled_from([*b'[]",\\\t\0{}1'])) if data.draw(st.booleans()) else None
+            inserted = data.draw(st.binary(max_size=2)) if piece is None else bytes([piece])
+            text = text[:start] + inserted + text[start + data.draw(st.integers(0, 2)) :]
+        found = of_json(text)
+        if found is not None:
+            assert found == hash_ids(json.loads(text)).tolist()
+
+    @pytest.mark.parametrize("text", SECOND_LOOKS)
+    def test_what_needs_a_second_look(self, text: bytes) -> None:
+        assert of_json(text) is None

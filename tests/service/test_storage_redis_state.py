@@ -333,6 +333,20 @@ async def test_swap_notices_reconnect(redis: Redis) -> None:
     await listener.aclose()  # type: ignore[attr-defined]
 
 
+async def test_clicks_are_told_with_the_append(store: HistoryStore, redis: Redis) -> None:
+    listener = Notices(redis).clicks()
+    async with asyncio.timeout(5):
+        assert await anext(listener) is None  # the subscription itself
+        await store.append([event(1, "u"), event(2, "ü 2"), event(3, "u"), event(4, "v", label=0)])
+        assert await anext(listener) == ["u", "ü 2"]
+        await store.append([event(5, "w", label=0)])  # no click
+        await store.append([event(6, "x")])
+        assert await anext(listener) == ["x"]
+        await redis.client_kill_filter(_type="pubsub")
+        assert await anext(listener) is None
+    await listener.aclose()  # type: ignore[attr-defined]
+
+
 async def test_progress_is_kept_and_sent(redis: Redis) -> None:
     notices = Notices(redis)
     assert await notices.progress(3) is None
