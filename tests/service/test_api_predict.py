@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from service.routers import interactions as interactions_router
 from service.routers import predict as predict_router
@@ -157,6 +158,56 @@ class TestBatch:
         monkeypatch.setattr(type(learned.parts.histories), "get", away)
         monkeypatch.setattr(type(learned.parts.histories), "_travel", away)
         await post(learned.client, "/predict/batch", {"requests": [questions(1)[0] | {"history": ["i1"]}]})
+
+
+class TestConnections:
+    """What no HTTP client of a test does: they end too early."""
+
+    QUESTION = b'{"user_id":"u","items":["a"]}'
+
+    async def call(self, api: Api, messages: list[Message], *, fail_at: int = -1) -> list[Message]:
+        """What the application sends to one call of /predict, until sending fails."""
+        transport: Any = api.client._transport
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            return messages.pop(0)
+
+        async def send(message: Message) -> None:
+            if len(sent) == fail_at:
+                raise OSError("connection reset")
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/predict", "client": ("127.0.0.1", 1), "root_path": ""}
+        headers = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+        scope |= {"headers": headers, "query_string": b"", "http_version": "1.1", "scheme": "http"}
+        await transport.app(scope, receive, send)
+        return sent
+
+    async def counted(self, api: Api, status: int) -> bool:
+        line = f'asmg_requests_total{{route="/predict",status="{status}"}} 1.0'
+        return line in (await api.client.get("/metrics")).text.splitlines()
+
+    async def test_a_client_that_goes_away_gets_nothing(self, api: Api, caplog: pytest.LogCaptureFixture) -> None:
+        part = {"type": "http.request", "body": self.QUESTION[:9], "more_body": True}
+        assert await self.call(api, [part, {"type": "http.disconnect"}]) == []
+        assert caplog.records == []
+        assert await self.counted(api, 499)
+
+    async def test_an_answer_in_pieces_is_one(self, api: Api) -> None:
+        parts = [self.QUESTION[:9], b"", self.QUESTION[9:]]
+        start, body = await self.call(
+            api, [{"type": "http.request", "body": part, "more_body": part != parts[-1]} for part in parts]
+        )
+        assert start["status"] == 200
+        assert dict(start["headers"])[b"x-request-id"] == b"mine"
+        assert json.loads(body["body"])["scores"] == [0.25]
+
+    async def test_a_connection_that_breaks_under_the_answer_gets_no_second_one(self, api: Api) -> None:
+        with pytest.raises(OSError, match="connection reset"):
+            await self.call(api, [{"type": "http.request", "body": self.QUESTION}], fail_at=1)
+        assert await self.counted(api, 200)
+        assert not await self.counted(api, 500)
 
 
 def requests_of_all_kinds(key: str) -> list[tuple[str, bytes, dict[str, str]]]:

@@ -337,6 +337,17 @@ class TestNotices:
         await redis.client_kill_filter(_type="pubsub")
         await eventually(lambda: listening.known("u") is None)
 
+    async def test_nor_is_what_was_asked_before(self, listening: Histories, redis: Redis, database: Database) -> None:
+        paused = PausedDatabase(database)
+        listening._store._database = paused  # type: ignore[assignment]
+        before = asyncio.create_task(listening.get("u"))
+        await paused.answered.wait()
+        await redis.client_kill_filter(_type="pubsub")
+        await eventually(lambda: "u" not in listening._asked)
+        paused.go.set()
+        assert same(await before)
+        assert listening.known("u") is None
+
     async def test_noise_on_the_channel_is_survived(
         self, listening: Histories, histories: Histories, redis: Redis, database: Database
     ) -> None:
