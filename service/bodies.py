@@ -37,7 +37,15 @@ from service.serving.snapshot import hashes_of
 from service.storage.repositories import Interaction
 from service.use_cases.predict import Question
 
-__all__ = ["is_small", "parse_batch", "parse_interactions", "parse_json", "parse_predict", "read_body"]
+__all__ = [
+    "is_small",
+    "parse_batch",
+    "parse_interactions",
+    "parse_json",
+    "parse_predict",
+    "quick_question",
+    "read_body",
+]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -156,10 +164,15 @@ def _comes_once(member: bytes, body: bytes) -> bool:
 
 def parse_predict(body: bytes, scope: Scope) -> Question:
     """The body of `POST /predict`; raises as `parse_json` does."""
+    return quick_question(body, scope) or _question_of(parse_json(PredictRequest, body, scope))
+
+
+def quick_question(body: bytes, scope: Scope) -> Question | None:
+    """The body of `POST /predict`, where it is plainly right."""
     if _may_be_quick(body, scope):
         with suppress(*_BAD):
             return _question(body)
-    return _question_of(parse_json(PredictRequest, body, scope))
+    return None
 
 
 def parse_batch(body: bytes, scope: Scope) -> list[Question]:

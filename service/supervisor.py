@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from ipaddress import ip_address
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from prometheus_client.multiprocess import mark_process_dead
 
@@ -37,7 +38,20 @@ from service.settings import Settings
 from service.storage.database import Database
 from service.tasks import end_tasks
 
-__all__ = ["Supervisor", "configure_logging", "environment_of", "installation", "listen", "run_worker", "serve"]
+__all__ = [
+    "Supervisor",
+    "configure_logging",
+    "environment_of",
+    "installation",
+    "listen",
+    "run_worker",
+    "serve",
+    "server_config",
+]
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
@@ -327,6 +341,26 @@ def _end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, name="watch the parent", daemon=True).start()
 
 
+def server_config(app: "FastAPI") -> "uvicorn.Config":
+    """How the application is served."""
+    import uvicorn
+
+    from service.protocol import quick_protocol
+    from service.routers.predict import answer_now
+
+    return uvicorn.Config(
+        app,
+        http=quick_protocol({"/predict": lambda scope, body: answer_now(scope["state"]["parts"], scope, body)}),
+        lifespan="on",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,  # who calls says the key; where none exists yet, a proxy is not this host's own caller
+        timeout_graceful_shutdown=API_GRACE_SECONDS,
+    )
+
+
 def _run_api(settings: Settings, listener: int) -> None:
     # Only this kind of process needs them, and the parent starts faster without.
     import uvicorn
@@ -338,18 +372,7 @@ def _run_api(settings: Settings, listener: int) -> None:
     gc.freeze()  # what was imported stays, and need not be looked through again and again while requests wait
     gc.set_threshold(GC_THRESHOLD)
     app = create_app(settings, stopping=lambda: server.should_exit)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            lifespan="on",
-            ws="none",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,  # who calls says the key; where none exists yet, a proxy is not this host's own caller
-            timeout_graceful_shutdown=API_GRACE_SECONDS,
-        )
-    )
+    server = uvicorn.Server(server_config(app))
     server.run(sockets=[socket.socket(fileno=listener)])
 
 

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.bodies import is_small, parse_batch, parse_predict, read_body
+from service.bodies import is_small, parse_batch, parse_predict, quick_question, read_body
 from service.dependencies import Parts, Requires, body_schema
 from service.head import REQUEST_ID_HEADER, request_id_of
 from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES
@@ -25,9 +25,9 @@ from service.middleware import CLIENT_CLOSED_REQUEST
 from service.problems import render_problem
 from service.schemas import BatchRequest, BatchResponse, PredictRequest, PredictResponse
 from service.serving.snapshot import Prediction
-from service.use_cases.predict import PredictResult, predict, predict_many
+from service.use_cases.predict import PredictResult, predict, predict_many, predict_now
 
-__all__ = ["Shortcut", "answer_json", "router"]
+__all__ = ["Shortcut", "answer_json", "answer_now", "router"]
 
 router = APIRouter(tags=["predict"])
 
@@ -44,6 +44,27 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     result = await predict(parts.serving, parts.histories, question)
     parts.metrics.predicted_items.inc(question.items)
     return answer_json(result, question.request_id or request_id_of(scope))
+
+
+def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | None:
+    """What `_predict` answers, where nothing has to be waited for and nothing is wrong; else None.
+
+    Raises:
+        NotReady: no model is loaded.
+    """
+    started = time.perf_counter()
+    if _requires.known(parts.keys, scope) is None:
+        return None
+    question = quick_question(body, scope)
+    if question is None:
+        return None
+    result = predict_now(parts.serving, parts.histories, question)
+    if result is None:
+        return None
+    content = answer_json(result, question.request_id or request_id_of(scope))
+    parts.metrics.predicted_items.inc(question.items)
+    parts.metrics.note_request("/predict", 200, time.perf_counter() - started)
+    return content
 
 
 def answer_json(result: PredictResult, request_id: str) -> bytes:

@@ -9,7 +9,7 @@ from service.serving.snapshot import Prediction, Snapshot, hashes_of
 from service.serving.swap import ServingModel
 from service.use_cases.histories import Hashes, Histories
 
-__all__ = ["PredictResult", "Question", "predict", "predict_many"]
+__all__ = ["PredictResult", "Question", "predict", "predict_many", "predict_now"]
 
 ITEMS_ON_THE_LOOP = 2000
 """Candidates that are scored at once; more take longer than the event loop should be kept, and go to a thread."""
@@ -49,19 +49,32 @@ class PredictResult(NamedTuple):
     predictions: list[Prediction]
 
 
+def predict_now(serving: ServingModel, histories: Histories, question: Question) -> PredictResult | None:
+    """What `predict` returns, where nothing has to be waited for; None where the history is not in memory.
+
+    Raises:
+        NotReady: no model is loaded.
+    """
+    history = question.history
+    if history is None and (history := histories.known(question.user_id)) is None:
+        return None
+    # Taken once, after the last wait: the request is of one version, and of the newest there is.
+    snapshot = serving.current()
+    return PredictResult(snapshot.version, snapshot.period, [snapshot.score(question.asked, history)])
+
+
 async def predict(serving: ServingModel, histories: Histories, question: Question) -> PredictResult:
     """The click probability of each item of the question, by the version that is served now.
 
     Raises:
         NotReady: no model is loaded, or the history is needed and neither Redis nor Postgres answers.
     """
-    history = question.history
-    if history is None and (history := histories.known(question.user_id)) is None:
-        history = await histories.get(question.user_id)
-    # Taken once, after the last await: the request is of one version, and of the newest there is.
-    snapshot = serving.current()
-    prediction = snapshot.score(question.asked, history)
-    return PredictResult(snapshot.version, snapshot.period, [prediction])
+    if (result := predict_now(serving, histories, question)) is not None:
+        return result
+    history = await histories.get(question.user_id)
+    result = predict_now(serving, histories, question._replace(history=history))
+    assert result is not None  # it has its history
+    return result
 
 
 async def predict_many(serving: ServingModel, histories: Histories, questions: Sequence[Question]) -> PredictResult:

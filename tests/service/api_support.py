@@ -25,7 +25,7 @@ from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.repositories import AliasName, ModelKind, ModelVersion
-from service.supervisor import listen
+from service.supervisor import listen, server_config
 
 NOON = "2024-05-01T12:00:00Z"
 
@@ -65,7 +65,7 @@ def served_app(settings: Settings) -> Iterator[str]:
     """The application behind a real server in a thread; its address. Ends like a process that is told to."""
     server: uvicorn.Server
     app = create_app(settings, stopping=lambda: server.should_exit)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(server_config(app))
     with listen("127.0.0.1", 0) as sock:
         thread = Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
