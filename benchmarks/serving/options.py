@@ -101,6 +101,8 @@ class ServeOptions:
     """Requests a second that it asks for in place of a share."""
     during_swap: bool = False
     versions: int = 20
+    fetch: bool = False
+    """Whether the api processes have to fetch each version, as where the worker is on another host."""
     """Published while the service is asked."""
     rows: int = 10_000_000
     """Of both tables of these versions together."""
@@ -168,6 +170,7 @@ class ServeOptions:
             "rate": self.rate,
             "during_swap": self.during_swap,
             "versions": self.versions,
+            "fetch": self.fetch,
             "rows": self.rows,
             "seed": self.seed,
         }

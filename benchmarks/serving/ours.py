@@ -26,7 +26,7 @@ import psutil
 from asmg.models import Params
 from benchmarks.serving.servers import environment_without_settings
 from benchmarks.serving.workload import MODEL, ServingSizes, ServingWorkload, item_id, user_id
-from service.files import DigestedFile, create
+from service.files import DigestedFile, create, find
 from service.serving.encode import Known, encode_model
 from service.settings import Settings
 from service.storage.artifacts import FILE_SUFFIX, ArtifactStore
@@ -43,6 +43,8 @@ __all__ = ["Installation", "Publisher", "Snapshots", "served_version"]
 T = TypeVar("T")
 
 DATA = "data"
+KEPT = "kept"
+"""In that: the files of a worker of this host."""
 ACTOR = "asmg bench"
 PRIOR_CTR = 0.5
 LOG_BATCH = 5_000
@@ -122,16 +124,24 @@ class Installation:
     ) -> None:
         self._servers.__exit__(kind, error, trace)
 
-    def store(self, snapshot: DigestedFile) -> str:
-        """Keep a snapshot as the worker of another host would, so that the api processes have to fetch it; its digest.
+    def store(self, snapshot: DigestedFile, *, here: bool = False) -> str:
+        """Keep a snapshot as a worker would; its digest.
 
-        The file is removed.
+        Args:
+            snapshot: its file is gone afterwards.
+            here: as a worker of this host, which leaves the file to the api processes when it publishes; else they have
+                to fetch it.
         """
-        assert snapshot.path is not None
-        try:
-            return self._run(lambda _, artifacts: artifacts.put_file(snapshot, "serving"))
-        finally:
-            snapshot.path.unlink()
+        path = snapshot.path
+        assert path is not None
+        digest = self._run(lambda _, artifacts: artifacts.put_file(snapshot, "serving"))
+        if here:
+            kept = self._folder / DATA / KEPT
+            kept.mkdir(exist_ok=True)
+            path.rename(kept / path.name)
+        else:
+            path.unlink()
+        return digest
 
     def publish(self, version: int, digest: str) -> None:
         """Make a stored snapshot the champion."""
@@ -276,6 +286,9 @@ async def _publish_lines() -> None:
     print(flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         version, digest = line.split()
+        if kept := find(settings.data_dir / KEPT, digest, FILE_SUFFIX):
+            with suppress(FileExistsError):  # the api processes keep the last few themselves
+                os.link(kept, settings.serving_dir / kept.name)
         await _publish(database, int(version), digest, settings.swap_lead_seconds)
         await notices.publish_swap()
         print(flush=True)

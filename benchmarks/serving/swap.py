@@ -93,7 +93,7 @@ def measure_swap(
     say("swap: installing the service")
     with Installation(folder) as installation:
         installation.remember(workload)
-        made = _make_snapshots(installation, folder, sizes, pool, options.seed, stop, say)
+        made = _make_snapshots(installation, folder, sizes, pool, options, stop, say)
         installation.publish(1, made.digests[1 % SNAPSHOTS])
         say("swap: starting the service")
         with service_server(installation, folder, workers, stop) as server, Publisher(installation) as publisher:
@@ -111,6 +111,7 @@ def measure_swap(
     return {
         **_document(answers, verdict),
         "rows": options.rows,
+        "fetched": options.fetch,
         "snapshot_mb": made.bytes / 1e6,
         "n": N,
         "concurrency": CONNECTIONS,
@@ -137,7 +138,7 @@ def _make_snapshots(
     folder: Path,
     sizes: ServingSizes,
     pool: RequestPool,
-    seed: int,
+    options: ServeOptions,
     stop: StopRequest,
     say: Callable[[str], None],
 ) -> _Made:
@@ -146,11 +147,11 @@ def _make_snapshots(
     for number in range(SNAPSHOTS):
         stop.check()
         say(f"swap: making snapshot {number + 1} of {SNAPSHOTS}")
-        params = random_params(sizes, SNAPSHOTS * seed + number)
+        params = random_params(sizes, SNAPSHOTS * options.seed + number)
         made.expected.append(expected_scores(params, pool))
         snapshot = snapshots.make(params)
         made.bytes = max(made.bytes, snapshot.size)
-        made.digests.append(installation.store(snapshot))
+        made.digests.append(installation.store(snapshot, here=not options.fetch))
     return made
 
 
@@ -254,7 +255,8 @@ def print_swap(printer: Printer, found: dict[str, Any]) -> None:
         return "-" if found[name] is None else f"{found[name]:.2f}"
 
     printer.table(
-        f"{found['versions']} versions of {found['rows']:,} rows ({found['snapshot_mb']:,.0f} MB) published under load",
+        f"{found['versions']} versions of {found['rows']:,} rows ({found['snapshot_mb']:,.0f} MB) under load, "
+        f"{'fetched from Postgres' if found['fetched'] else 'left by a worker of this host'}",
         ("requests due", "count", "p50 ms", "p99", "max"),
         [
             (f"{when} swaps", f"{found[f'requests_{when}']:,}", *(ms(f"{q}_{when}_ms") for q in ("p50", "p99", "max")))

@@ -136,6 +136,9 @@ def bench_serve_command(
         bool, typer.Option("--during-swap", help="Also publish versions while an open loop asks.")
     ] = False,
     versions: Annotated[int, typer.Option(help="So many of them.")] = 20,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="They have to be fetched, as where the worker is on another host.")
+    ] = False,
     rows: Annotated[int, typer.Option(help="Of the tables of each of them, half users and half items.")] = 10_000_000,
     seed: BenchSeed = 0,
     report: BenchReport = None,
@@ -163,6 +166,7 @@ def bench_serve_command(
             rate=rate,
             during_swap=during_swap,
             versions=versions,
+            fetch=fetch,
             rows=rows,
             seed=seed,
             report=report,
