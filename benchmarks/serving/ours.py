@@ -287,6 +287,7 @@ async def _publish_lines() -> None:
     while line := await asyncio.to_thread(sys.stdin.readline):
         version, digest = line.split()
         if kept := find(settings.data_dir / KEPT, digest, FILE_SUFFIX):
+            settings.serving_dir.mkdir(exist_ok=True)
             with suppress(FileExistsError):  # the api processes keep the last few themselves
                 os.link(kept, settings.serving_dir / kept.name)
         await _publish(database, int(version), digest, settings.swap_lead_seconds)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from random import Random
 from typing import Any
@@ -113,9 +112,9 @@ class TestBatch:
 
         asking = [asyncio.create_task(ask(body)) for body in (large, small, large)]
         for version in range(1, 6):
-            active_from = await publish(database, api.parts.artifacts, version, ctrs[version], lead_seconds=0.2)
+            await publish(database, api.parts.artifacts, version, ctrs[version], lead_seconds=0.2)
             await api.parts.notices.publish_swap()
-            await asyncio.sleep(max(0, active_from.timestamp() - time.time()))
+            await eventually(lambda version=version: version in seen)  # type: ignore[misc]
         await asyncio.gather(*asking)
         assert set(seen) == set(ctrs)
 

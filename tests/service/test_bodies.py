@@ -216,6 +216,7 @@ VALUES = rb"""
 NaN -Infinity +1 .5 tru [1,] {"a"} {1:2} {"a":1,} []] 'b'
 """.split()
 VALUES += [b'"\xff"', b'["\xff"]', b'"\xed\xa0\x80"', b'{"\xff":1}', b'"\x01"', b'"\n"', '["é"]'.encode()]
+VALUES += [b"[" * 500 + b"]" * 500]
 
 
 @pytest.mark.parametrize("kind", PARSERS)
