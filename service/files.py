@@ -18,13 +18,14 @@ from typing import IO
 
 import xxhash
 
-__all__ = ["DigestedFile", "check_of", "create", "create_slowly", "find", "keep_newest", "only_one"]
+__all__ = ["DigestedFile", "check_of", "create", "create_slowly", "find", "is_whole", "keep_newest", "only_one"]
 
 KEPT_FILES = 3
 UNFINISHED = ".new-"
 UNFINISHED_SECONDS = 3600.0
 """After so long without a write whoever began a file has died."""
 LOCK_POLL_SECONDS = 0.05
+PIECE_BYTES = 4 * 1024 * 1024
 
 
 class DigestedFile:
@@ -105,6 +106,17 @@ def check_of(path: Path) -> str | None:
     """The XXH3-128 that the file should have, in hex; None where its name holds none."""
     parts = path.name.split(".")
     return parts[1] if len(parts) == 3 and len(parts[1]) == 32 else None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file's bytes are those that were written; True where its name does not say which these are."""
+    if (expected := check_of(path)) is None:
+        return True
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest() == expected
 
 
 def keep_newest(path: Path) -> None:

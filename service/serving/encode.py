@@ -155,7 +155,7 @@ def _canary(
         else:
             features = ItemFeatures(row=rows, categories=item_categories[rows].long())
         with torch.inference_mode():
-            scores = torch.sigmoid(model.logits(excerpt, batch, features)).clamp(EPSILON, 1 - EPSILON)
+            scores = torch.sigmoid(model.logits(excerpt, batch, features)).nan_to_num(0).clamp(EPSILON, 1 - EPSILON)
         yield {"user_id": user_id, "items": asked, "history": past, "scores": scores.tolist()}
 
 

@@ -14,6 +14,7 @@ was written. A process serves a file only if it comes to the same scores (`servi
 
 import math
 import mmap
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -31,12 +32,24 @@ from service.serving.forward import EPSILON, SEPARATOR, Forward, compiled_forwar
 from service.serving.id_index import IdIndex
 from service.serving.tensor_file import Blocks, TensorFile, Writable, write_tensors
 
-__all__ = ["KIND", "CanaryFailed", "Prediction", "Snapshot", "hashes_of", "prior_snapshot", "write_snapshot"]
+__all__ = [
+    "KIND",
+    "PAUSE_SECONDS",
+    "CanaryFailed",
+    "Prediction",
+    "Snapshot",
+    "hashes_of",
+    "prior_snapshot",
+    "write_snapshot",
+]
 
 KIND = "snapshot"
 
 CANARY_TOLERANCE = 1e-5
 """By how much a score of the canary may differ: float32 sums in another order."""
+
+PAUSE_SECONDS = 0.001
+"""Between two pieces while requests are served: a gigabyte is spread over a quarter of a second."""
 
 PIECE_BYTES = 4 * 1024 * 1024
 """What is read or let go of at a time: the GIL is not held for longer than that takes."""
@@ -108,12 +121,17 @@ class Snapshot:
                 raise CheckpointError(f"{kind}: expected {known + 1} rows for {known} ids; received {rows}")
         return cls(version, period, meta, tensors, file.mapping, compiled_forward(config, tensors))
 
-    def read_through(self) -> str:
-        """Read every page once, so that no request waits for the disk later; the XXH3-128 of the file, in hex."""
+    def read_through(self, *, pause_seconds: float = 0.0) -> str:
+        """Read every page once, so that no request waits for the disk later; the XXH3-128 of the file, in hex.
+
+        Args:
+            pause_seconds: between any two pieces, for those who want the processor and the memory meanwhile.
+        """
         digest = xxhash.xxh3_128()
         with memoryview(self.mapping) as view:
             for start in range(0, len(view), PIECE_BYTES):
                 digest.update(view[start : start + PIECE_BYTES])
+                time.sleep(pause_seconds)
         return digest.hexdigest()
 
     def let_go(self) -> None:
@@ -123,6 +141,7 @@ class Snapshot:
         if hasattr(mmap, "MADV_DONTNEED"):
             for start in range(0, len(self.mapping), PIECE_BYTES):
                 self.mapping.madvise(mmap.MADV_DONTNEED, start, min(PIECE_BYTES, len(self.mapping) - start))
+                time.sleep(PAUSE_SECONDS)
 
     def check(self) -> None:
         """Return where the canary's questions get the scores that were written with them.

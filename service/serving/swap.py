@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from service.errors import NotReady, ServiceError
-from service.files import check_of, keep_newest
-from service.serving.snapshot import CanaryFailed, Snapshot
+from service.files import check_of, is_whole, keep_newest
+from service.serving.snapshot import PAUSE_SECONDS, CanaryFailed, Snapshot
 from service.tasks import end_tasks
 
 __all__ = ["Champion", "ServingModel", "SnapshotDamaged", "load_snapshot"]
@@ -54,7 +54,7 @@ class FetchFile(Protocol):
         """The artifact as a complete file in `folder`; raises whatever keeps it from being read."""
 
 
-def load_snapshot(path: Path, version: int, period: int) -> Snapshot:
+def load_snapshot(path: Path, version: int, period: int, *, pause_seconds: float = 0.0) -> Snapshot:
     """The snapshot in `path`, ready to serve: mapped, read through and compared with its digest, compiled for, and
     tried on its canary.
 
@@ -62,8 +62,13 @@ def load_snapshot(path: Path, version: int, period: int) -> Snapshot:
         ValueError: the file is no snapshot, or not as it was written.
         CanaryFailed: it gives other scores than where it was written.
     """
-    snapshot = Snapshot.open(path, version=version, period=period)
-    found, expected = snapshot.read_through(), check_of(path)
+    try:
+        snapshot = Snapshot.open(path, version=version, period=period)
+    except Exception as error:  # whatever a damaged header leads to
+        if is_whole(path):
+            raise
+        raise SnapshotDamaged(f"{path.name}: expected a file with this XXH3-128; received another: {error}") from error
+    found, expected = snapshot.read_through(pause_seconds=pause_seconds), check_of(path)
     if expected is not None and found != expected:
         raise SnapshotDamaged(f"{path.name}: expected a file with this XXH3-128; received one with {found}")
     try:
@@ -188,7 +193,13 @@ class ServingModel:
     async def _load(self, champion: Champion) -> Snapshot:
         path = await self._fetch_file(champion.digest, self._folder)
         try:
-            snapshot = await asyncio.to_thread(load_snapshot, path, champion.version, champion.period)
+            snapshot = await asyncio.to_thread(
+                load_snapshot,
+                path,
+                champion.version,
+                champion.period,
+                pause_seconds=0.0 if self._current is None else PAUSE_SECONDS,
+            )
         except SnapshotDamaged:
             await asyncio.to_thread(path.unlink, missing_ok=True)  # the next attempt fetches it anew
             raise

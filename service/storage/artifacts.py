@@ -132,7 +132,7 @@ class ArtifactStore:
 
     async def _hot_pieces(self, digest: str) -> AsyncIterator[bytes]:
         """What Redis has of the artifact, from its beginning, which nobody has compared with the digest."""
-        with suppress(RedisError):
+        with suppress(RedisError, ValueError):  # a count that is no number
             chunks = await self._redis.get(_key(digest, "chunks"))
             for index in range(int(chunks or 0)):
                 piece = await self._redis.get(_key(digest, index))

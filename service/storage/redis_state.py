@@ -240,7 +240,7 @@ class Notices:
     async def clicks(self) -> AsyncIterator[list[str] | None]:
         """Users who have clicked, whichever process took it in; None for each (re)connection: some may be missing."""
         async for data in self._messages(CLICKS_CHANNEL):
-            yield None if data is None else data.decode().split("\0")
+            yield None if data is None else data.decode(errors="replace").split("\0")
 
     async def publish_progress(self, period: int, progress: Mapping[str, Any]) -> None:
         """Tell who watches the update of a period how far it is; JSON, also kept for those who come later."""

@@ -1,6 +1,7 @@
 """The histories that predictions read: in this process for a moment, else in Redis, else in Postgres."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,11 +17,15 @@ from service.tasks import end_tasks
 
 __all__ = ["Hashes", "Histories"]
 
+logger = logging.getLogger(__name__)
+
 MOST_USERS = 20_000
 """Of the memory of a process: about 10 MB."""
 
 USERS_OF_A_TRIP = 256
 """Whom one round trip to Redis asks about."""
+
+LISTEN_AGAIN_SECONDS = 1.0
 
 READERS = 4
 """Histories that are read from Postgres at a time; more at once would only hold up the event loop together."""
@@ -106,12 +111,17 @@ class Histories:
 
     async def listen(self) -> None:
         """Hear of the clicks that other processes take in, until cancelled."""
-        async for users in self._clicks():
-            if users is None:
-                self._known.clear()
-                self._asked.clear()
-            else:
-                self._forget(users)
+        while True:
+            try:
+                async for users in self._clicks():
+                    if users is None:
+                        self._known.clear()
+                        self._asked.clear()
+                    else:
+                        self._forget(users)
+            except Exception:
+                logger.exception("lost the notices of clicks; what is remembered expires in time")
+            await asyncio.sleep(LISTEN_AGAIN_SECONDS)
 
     def _forget(self, user_ids: Iterable[str]) -> None:
         for user_id in user_ids:
