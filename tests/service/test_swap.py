@@ -386,8 +386,8 @@ class TestTheOldOne:
         calls: list[tuple[str, int, int]] = []
 
         def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-            def noted(*arguments: Any) -> Any:
-                result = function(*arguments)
+            def noted(*arguments: Any, **options: Any) -> Any:
+                result = function(*arguments, **options)
                 version = getattr(arguments[0], "version", arguments[-1])
                 calls.append((name, version, threading.get_ident()))
                 return result
