@@ -29,7 +29,7 @@ API = "service.supervisor"
 def start(
     installation: Installation, folder: Path, workers: int, version: int, stop: StopRequest
 ) -> tuple[float, float]:
-    """Seconds until `asmg serve` is ready with a version, and bytes of proportional memory of its api processes then."""
+    """Seconds until `asmg serve` is ready with a version; bytes of proportional memory of its api processes then."""
     began = time.perf_counter()
     with service_server(installation, folder, workers, stop) as server:
         wait_for_version(server, version)
