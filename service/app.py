@@ -22,6 +22,7 @@ from service.serving.swap import Champion, ServingModel
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
+from service.storage.fetch import fetch_apart
 from service.storage.redis_state import HistoryStore, Notices, connect
 from service.tasks import end_tasks
 from service.use_cases.auth import KeyCache
@@ -82,7 +83,10 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Parts]]:
         database = Database(postgres_dsn)
         redis = connect(redis_url)
-        artifacts = ArtifactStore(database, redis)
+        places = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url}
+        artifacts = ArtifactStore(
+            database, redis, fetch_apart=lambda digest, folder: fetch_apart(digest, folder, places)
+        )
         notices = Notices(redis)
 
         async def champion() -> Champion:

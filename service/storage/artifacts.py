@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -28,7 +28,12 @@ MOST_HOT_BYTES = 128 * 1024 * 1024
 PIECE_BYTES = 512 * 1024
 """Of a file that is fetched; the event loop does nothing else while it takes one in, a third of a millisecond."""
 
+LARGE_BYTES = 16 * 1024 * 1024
+"""More than this is fetched by a process of its own, where there is a way to."""
+
 FILE_SUFFIX = ".safetensors"
+
+FetchApart = Callable[[str, Path], Awaitable[None]]
 
 
 class ArtifactStore:
@@ -38,9 +43,11 @@ class ArtifactStore:
     and never raised.
     """
 
-    def __init__(self, database: Database, redis: Redis) -> None:
+    def __init__(self, database: Database, redis: Redis, *, fetch_apart: FetchApart | None = None) -> None:
+        """`fetch_apart` brings a large artifact into a folder, in another process; None: this one does it."""
         self._database = database
         self._redis = redis
+        self._fetch_apart = fetch_apart
 
     async def put(self, data: bytes, kind: str, *, hot: bool = False) -> str:
         """Store the content durably and return its digest; the transaction that names it comes afterwards.
@@ -103,12 +110,23 @@ class ArtifactStore:
         async with files.only_one(folder, "fetch"):
             if path := await asyncio.to_thread(files.find, folder, digest, FILE_SUFFIX):
                 return path
-            try:
-                return await self._download(self._hot_pieces(digest), digest, folder)
-            except ArtifactCorrupt:
-                await self._forget_hot(digest)
+            if self._fetch_apart is not None:
                 async with self._database.read() as session:
-                    return await self._download(session.artifacts.pieces(digest, PIECE_BYTES), digest, folder)
+                    size = await session.artifacts.size(digest)
+                if size > LARGE_BYTES:
+                    await self._fetch_apart(digest, folder)
+                    if path := await asyncio.to_thread(files.find, folder, digest, FILE_SUFFIX):
+                        return path
+            return await self.download(digest, folder)
+
+    async def download(self, digest: str, folder: Path) -> Path:
+        """The content as a file of the folder, fetched by this process; raises as `fetch_file` does."""
+        try:
+            return await self._download(self._hot_pieces(digest), digest, folder)
+        except ArtifactCorrupt:
+            await self._forget_hot(digest)
+            async with self._database.read() as session:
+                return await self._download(session.artifacts.pieces(digest, PIECE_BYTES), digest, folder)
 
     async def _download(self, pieces: AsyncIterator[bytes], digest: str, folder: Path) -> Path:
         async with files.create_slowly(folder, FILE_SUFFIX) as file:

@@ -13,11 +13,12 @@ import xxhash
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from service.errors import ArtifactCorrupt, ArtifactMissing
+from service.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from service.files import DigestedFile, create
 from service.storage import artifacts as module
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
+from service.storage.fetch import fetch_apart
 from service.storage.redis_state import connect
 from service.storage.repositories import ModelKind, ModelVersion
 from service.storage.repositories.artifacts import CHUNK_BYTES
@@ -201,6 +202,7 @@ import asyncio, sys
 from pathlib import Path
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
+from service.storage.fetch import fetch_apart
 from service.storage.redis_state import connect
 
 downloads = 0
@@ -292,3 +294,26 @@ async def test_only_what_no_version_names_is_deleted(store: ArtifactStore, datab
         await store.get(unused)
     async with database.read() as session:
         assert await session.connection.scalar(text("SELECT count(*) FROM artifact_chunks")) == 4
+
+
+async def test_what_is_large_is_fetched_by_a_process_of_its_own(
+    database: Database, redis: Redis, postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def apart(digest: str, folder: Path) -> None:
+        asked.append(digest)
+        await fetch_apart(digest, folder, {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url})
+
+    monkeypatch.setattr(module, "LARGE_BYTES", 1000)
+    store = ArtifactStore(database, redis, fetch_apart=apart)
+    small, large = os.urandom(1000), os.urandom(3 * CHUNK_BYTES + 5)
+    for data in (small, large):
+        path = await store.fetch_file(await store.put(data, "serving"), tmp_path)
+        assert path.read_bytes() == data
+    assert asked == [hashlib.sha256(large).hexdigest()]
+
+    digest = await store.put(os.urandom(1001), "serving")
+    await run(database, "UPDATE artifact_chunks SET data = 'weightz' WHERE digest = :digest", digest=digest)
+    with pytest.raises(ArtifactError, match="was not fetched: expected bytes with digest"):
+        await store.fetch_file(digest, tmp_path)

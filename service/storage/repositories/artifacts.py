@@ -75,17 +75,25 @@ class Artifacts:
             raise ArtifactCorrupt(digest, actual)
         return data
 
+    async def size(self, digest: str) -> int:
+        """Bytes of the content.
+
+        Raises:
+            ArtifactMissing: there is none.
+        """
+        query = select(tables.artifacts.c.size).where(tables.artifacts.c.digest == digest)
+        found = await self._connection.scalar(query)
+        if found is None:
+            raise ArtifactMissing(digest)
+        return int(found)
+
     async def pieces(self, digest: str, size: int) -> AsyncIterator[bytes]:
         """What is stored under this digest, in pieces of at most `size` bytes, which nobody has compared with it.
 
         Raises:
             ArtifactMissing: there is none.
         """
-        known = await self._connection.scalar(
-            select(tables.artifacts.c.digest).where(tables.artifacts.c.digest == digest)
-        )
-        if known is None:
-            raise ArtifactMissing(digest)
+        await self.size(digest)
         chunks = tables.artifact_chunks
         query = select(chunks.c.index, func.length(chunks.c.data)).where(chunks.c.digest == digest)
         for index, length in (await self._connection.execute(query.order_by(chunks.c.index))).all():
