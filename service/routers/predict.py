@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.bodies import is_small, parse_batch, parse_predict, quick_question, read_body
 from service.dependencies import Parts, Requires, body_schema
+from service.errors import NotReady
 from service.head import REQUEST_ID_HEADER, request_id_of
 from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES
 from service.metrics import Metrics
@@ -37,8 +38,7 @@ _requires = Requires("predict")
 
 
 async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    if _requires.known(parts.keys, scope) is None:
-        await _requires.key(parts.keys, scope)
+    await _requires.key(parts.keys, scope)
     body = await read_body(scope, receive, MAX_PREDICT_BYTES)
     question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
     result = await predict(parts.serving, parts.histories, question)
@@ -47,18 +47,17 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
 
 
 def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | None:
-    """What `_predict` answers, where nothing has to be waited for and nothing is wrong; else None.
-
-    Raises:
-        NotReady: no model is loaded.
-    """
+    """What `_predict` answers, where nothing has to be waited for and nothing is wrong; else None."""
     started = time.perf_counter()
     if _requires.known(parts.keys, scope) is None:
         return None
     question = quick_question(body, scope)
     if question is None:
         return None
-    result = predict_now(parts.serving, parts.histories, question)
+    try:
+        result = predict_now(parts.serving, parts.histories, question)
+    except NotReady:
+        return None
     if result is None:
         return None
     content = answer_json(result, question.request_id or request_id_of(scope))

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 HISTORY_SECONDS = 3600
 LEASE_SECONDS = 10
 PROGRESS_SECONDS = 24 * 3600
-USERS_OF_A_SCRIPT = 500
+# Packing the arguments of one script takes the event loop a millisecond.
+USERS_OF_A_SCRIPT = 100
 
 # While Redis is away, one call a second finds that out; the others do not wait for its timeout.
 PAUSE_SECONDS = 1.0

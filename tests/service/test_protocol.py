@@ -179,8 +179,8 @@ def test_what_is_wrong_goes_the_ordinary_way(url: str, with_key: str, quick: lis
         assert True not in quick
 
 
-def test_what_fails_in_it_is_answered_by_the_ordinary_way(
-    url: str, with_key: str, monkeypatch: pytest.MonkeyPatch
+def test_what_fails_in_it_is_logged_and_answered_by_the_ordinary_way(
+    url: str, with_key: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
@@ -189,6 +189,8 @@ def test_what_fails_in_it_is_answered_by_the_ordinary_way(
     with Connection(url) as connection:
         connection.send(request(BODY, with_key))
         assert connection.answer()[0] == 200
+    assert "/predict could not be answered at once" in caplog.text
+    assert "a bug" in caplog.text
 
 
 def test_calls_are_counted_and_clients_that_go_away_are_not_missed(url: str, with_key: str, quick: list[bool]) -> None:
