@@ -108,6 +108,21 @@ def demo_command(
     raise typer.Exit(code)
 
 
+@app.command("chaos")
+def chaos_command(
+    minutes: Annotated[float, typer.Option(help="Over which the closes are spread.")] = 10.0,
+    closes: Annotated[int, typer.Option(min=1, help="Periods that are sent and closed.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write all numbers to this file, as JSON.")] = None,
+) -> None:
+    """Kill and pause the parts of a service in a temporary folder under load; fails unless every promise held."""
+    from benchmarks.chaos.run import ChaosOptions, run_chaos  # with what only this command needs
+
+    with plain_errors(), unusable_files():
+        code = run_chaos(ChaosOptions(minutes=minutes, closes=closes, seed=seed, report=report))
+    raise typer.Exit(code)
+
+
 @app.command("serve")
 def serve_command(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [ASMG_HOST]")] = None,

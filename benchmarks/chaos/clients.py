@@ -1,0 +1,122 @@
+"""The clients of a chaos run: they send again until they are answered, as clients of a real installation should."""
+
+import asyncio
+import random
+import time
+from typing import Any
+
+import httpx
+
+from benchmarks.chaos.saboteur import Saboteur
+from benchmarks.chaos.stream import BATCH, Log
+from benchmarks.chaos.verdict import SHOWN, Record
+
+__all__ = ["Clients"]
+
+CALL_SECONDS = 10.0
+RETRY_SECONDS = 0.3
+IN_FLIGHT = 3
+PREDICTERS = 3
+PREDICT_EVERY_SECONDS = 0.06
+RESENT = 0.1
+"""Share of the acknowledged batches that are sent once more."""
+NOT_LOADED = "no model is loaded yet"
+"""What a process says that has no snapshot yet."""
+
+
+class Clients:
+    """Ingest and predict clients.
+
+    Args:
+        http: with the address of the service and a key of all scopes.
+        record: receives what they see.
+        seed: of what they ask and send again.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, log: Log, record: Record, *, seed: int) -> None:
+        self._http, self._log, self._record = http, log, record
+        self._random = random.Random(seed)
+        self._users = sorted({event["user_id"] for period in log.periods for event in period})
+        self._items = [item["item_id"] for item in log.items]
+
+    async def send(self, seconds: float) -> None:
+        """Send the catalogue, then period after period, each closed; the closes are spread over `seconds`."""
+        await self._until("PUT", "/items", {"items": self._log.items}, 200)
+        started = time.monotonic()
+        closes = len(self._log.periods)
+        for number, events in enumerate(self._log.periods, 1):
+            free = asyncio.Semaphore(IN_FLIGHT)
+            async with asyncio.TaskGroup() as group:
+                for start in range(0, len(events), BATCH):
+                    group.create_task(self._ingest(number, events[start : start + BATCH], free))
+            await asyncio.sleep(max(0.0, started + seconds * number / closes - time.monotonic()))
+            headers = {"Idempotency-Key": f"chaos-{number}"}
+            await self._until("POST", "/periods/close", {"expected_period": number}, 202, headers)
+            self._record.closes += 1
+
+    async def _ingest(self, number: int, events: list[dict[str, Any]], free: asyncio.Semaphore) -> None:
+        again = self._random.random() < RESENT
+        async with free:
+            for event in events:
+                self._record.sent[event["event_id"]] = (
+                    number,
+                    event["user_id"],
+                    event["item_id"],
+                    event["label"],
+                    event["timestamp"],
+                )
+            self._record.retried_batches += await self._until("POST", "/interactions", {"interactions": events}, 200)
+            self._record.acknowledged.update(event["event_id"] for event in events)
+            if again:
+                await self._until("POST", "/interactions", {"interactions": events}, 200)
+                self._record.resent_batches += 1
+
+    async def _until(
+        self, method: str, path: str, body: Any, status: int, headers: dict[str, str] | None = None
+    ) -> int:  # fmt: skip
+        """Call until it is answered with this status; return how many calls were in vain."""
+        vain = 0
+        while True:
+            try:
+                response = await self._http.request(method, path, json=body, headers=headers, timeout=CALL_SECONDS)
+            except httpx.HTTPError:
+                pass
+            else:
+                if response.status_code in (status, 201, 202):
+                    return vain
+                if response.status_code < 500 and response.status_code != 429:
+                    raise ValueError(f"{method} {path} answered {response.status_code}: {response.text[:300]}")
+            vain += 1
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def predict(self, saboteur: Saboteur | None) -> None:
+        """Ask at a bounded rate until cancelled."""
+        await asyncio.gather(*(self._predicter(saboteur) for _ in range(PREDICTERS)))
+
+    async def _predicter(self, saboteur: Saboteur | None) -> None:
+        while True:
+            sent = time.monotonic()
+            body = {"user_id": self._random.choice(self._users), "items": self._random.sample(self._items, 10)}
+            try:
+                response = await self._http.post("/predict", json=body, timeout=CALL_SECONDS)
+            except httpx.TimeoutException:
+                self._record.predictions["timeout"] += 1
+            except httpx.HTTPError:
+                self._record.predictions["refused"] += 1
+            else:
+                self._note(response, sent, saboteur)
+            await asyncio.sleep(max(0.0, PREDICT_EVERY_SECONDS * PREDICTERS - (time.monotonic() - sent)))
+
+    def _note(self, response: httpx.Response, sent: float, saboteur: Saboteur | None) -> None:
+        record = self._record
+        record.predictions[str(response.status_code)] += 1
+        if response.status_code == 200 and saboteur and saboteur.last_hit and sent > saboteur.last_hit:
+            record.recovery_seconds.append(round(time.monotonic() - saboteur.last_hit, 3))
+            saboteur.last_hit = None
+        if response.status_code >= 500:
+            if response.status_code == 503 and NOT_LOADED in response.text:
+                record.not_loaded += 1
+                return
+            record.failed_predictions += 1
+            if len(record.server_errors) < SHOWN:
+                record.server_errors.append(f"{response.status_code} {response.text[:200]}")

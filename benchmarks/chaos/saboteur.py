@@ -1,0 +1,137 @@
+"""Kills and pauses processes of one run at random: none but those that the run has started."""
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from redis import Redis
+from redis.exceptions import RedisError
+
+from benchmarks.chaos.verdict import Record
+from service.storage.embedded import EmbeddedServers
+
+__all__ = ["Saboteur", "restart"]
+
+LONGEST_DOWN_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 3.0
+INTERVAL_SECONDS = (1.5, 6.0)
+TWICE = 0.2
+"""How often two victims are hit at once."""
+VICTIMS = ("api", "worker", "postgres", "redis")
+RESUME_SECONDS = 1.0
+
+
+def restart(data_dir: Path) -> None:
+    """Start those servers of a folder that do not run; whoever uses it already keeps them running afterwards."""
+    with EmbeddedServers(data_dir):
+        pass
+
+
+class Saboteur:
+    """Hits a victim now and then.
+
+    Args:
+        data_dir: of the servers.
+        service: the processes of `asmg serve`.
+        record: receives what was done.
+        seed: of whom and when.
+    """
+
+    def __init__(
+        self, data_dir: Path, service: Callable[[], list[psutil.Process]], record: Record, *, seed: int
+    ) -> None:
+        self._data_dir, self._service, self._record = data_dir.resolve(), service, record
+        self._random = random.Random(seed)
+        self._stopped: list[psutil.Process] = []
+        self._restarting = asyncio.Lock()
+        self.last_hit: float | None = None
+        """When the last was hit, until a client has seen a good answer since."""
+
+    async def run(self) -> None:
+        """Go on until cancelled; what was paused runs again then."""
+        try:
+            while True:
+                await asyncio.sleep(self._random.uniform(*INTERVAL_SECONDS))
+                count = 2 if self._random.random() < TWICE else 1
+                await asyncio.gather(*(self._hit(victim) for victim in self._random.sample(VICTIMS, count)))
+        finally:
+            self._resume(self._stopped)
+
+    async def _hit(self, victim: str) -> None:
+        ways: dict[str, tuple[Callable[[str], Awaitable[None]], ...]] = {
+            "redis": (self._kill, self._pause, self._flush),
+        }
+        way = self._random.choice(ways.get(victim, (self._kill, self._pause)))
+        self.last_hit = started = time.monotonic()
+        await way(victim)
+        self._record.sabotage.append(
+            {"victim": victim, "way": way.__name__.strip("_"), "seconds": round(time.monotonic() - started, 3)}
+        )
+
+    async def _kill(self, victim: str) -> None:
+        down = self._random.choice((0.0, self._random.uniform(0, LONGEST_DOWN_SECONDS)))
+        for process in self._processes(victim)[:1]:  # the postmaster; its backends notice
+            with suppress(psutil.Error):
+                process.kill()
+        if victim in ("postgres", "redis"):
+            await asyncio.sleep(down)
+            async with self._restarting:
+                await asyncio.to_thread(restart, self._data_dir)
+
+    async def _pause(self, victim: str) -> None:
+        processes = self._processes(victim)
+        seconds = self._random.uniform(0.2, LONGEST_PAUSE_SECONDS)
+        async with self._restarting:  # a restart of the other server asks this one, and would wait for it
+            self._stopped += processes
+            try:
+                for process in processes:
+                    with suppress(psutil.Error):
+                        process.send_signal(signal.SIGSTOP)
+                await asyncio.sleep(seconds)
+            finally:
+                self._resume(processes)
+
+    async def _flush(self, _victim: str) -> None:
+        def flush() -> None:
+            with (
+                suppress(RedisError),
+                Redis(unix_socket_path=EmbeddedServers(self._data_dir).redis_url[7:], socket_timeout=2) as redis,
+            ):
+                redis.flushall()
+
+        await asyncio.to_thread(flush)
+
+    def _resume(self, processes: list[psutil.Process]) -> None:
+        for process in list(processes):
+            with suppress(psutil.Error):
+                process.send_signal(signal.SIGCONT)
+
+    def _processes(self, victim: str) -> list[psutil.Process]:
+        """Of servers all, the first one first; of the service's processes one."""
+        if victim in ("postgres", "redis"):
+            return _server_processes(self._data_dir / victim)
+        found = [process for process in self._service() if _role(process) == victim]
+        return [self._random.choice(found)] if found else []
+
+
+def _role(process: psutil.Process) -> str | None:
+    with suppress(psutil.Error):
+        command = process.cmdline()
+        if "service.supervisor" in command:
+            return str(command[command.index("service.supervisor") + 1])
+    return None
+
+
+def _server_processes(folder: Path) -> list[psutil.Process]:
+    """Processes in the folder of a server, the oldest first: the postmaster before its backends."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return sorted(found, key=lambda process: (process.create_time(), process.pid))

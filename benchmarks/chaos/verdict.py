@@ -1,0 +1,140 @@
+"""What a chaos run has seen, and which promises held."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Promise", "Record", "State", "judge"]
+
+SHOWN = 5
+
+
+@dataclass
+class State:
+    """What Postgres holds at the end."""
+
+    events: list[tuple[str, int, str, str, int, int]] = field(default_factory=list)
+    """Event id, period, user, item, label and milliseconds of each stored event."""
+    periods: dict[int, tuple[str, int | None, int, str | None]] = field(default_factory=dict)
+    """Status, version, attempts and error of each period that was sealed."""
+    versions: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Period, kind, parent, serving digest and training state of each version."""
+
+
+@dataclass
+class Record:
+    """What the clients and the saboteur have seen."""
+
+    sent: dict[str, tuple[int, str, str, int, int]] = field(default_factory=dict)
+    """Period, user, item, label and milliseconds of each event that was ever sent, by its id."""
+    acknowledged: set[str] = field(default_factory=set)
+    closes: int = 0
+    """Acknowledged closes."""
+    retried_batches: int = 0
+    resent_batches: int = 0
+    """Sent again on purpose after they were acknowledged."""
+    predictions: Counter[str] = field(default_factory=Counter)
+    """By status, or `refused` where a connection failed."""
+    server_errors: list[str] = field(default_factory=list)
+    """The first predictions answered with 5xx while a snapshot was loaded."""
+    failed_predictions: int = 0
+    """How many of them there were."""
+    not_loaded: int = 0
+    """Answers of processes that had no snapshot loaded yet."""
+    sabotage: list[dict[str, Any]] = field(default_factory=list)
+    recovery_seconds: list[float] = field(default_factory=list)
+    """From each sabotage to the next good prediction that was sent after it."""
+    finished: bool = True
+    """Whether all was sent and updated in time."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One promise, and what was wrong; it held where nothing was."""
+
+    name: str
+    faults: tuple[str, ...]
+
+    @property
+    def held(self) -> bool:
+        """Whether it held."""
+        return not self.faults
+
+
+def judge(record: Record, state: State, undisturbed: State | None, closes: int) -> list[Promise]:
+    """All promises, in the order in which they are printed."""
+    ids = [event[0] for event in state.events]
+    stored = set(ids)
+    lost, foreign = record.acknowledged - stored, stored - record.acknowledged
+    repeated = sorted(name for name, count in Counter(ids).items() if count > 1)
+    wrong = sorted(event[0] for event in state.events if record.sent.get(event[0]) != event[1:])
+    return [
+        Promise(
+            "the run came to its end",
+            tuple(
+                fault
+                for fault, broken in (
+                    ("not all was sent and updated in time", not record.finished),
+                    (f"{record.closes} closes were acknowledged, not {closes}", record.closes != closes),
+                )
+                if broken
+            ),
+        ),
+        Promise("acknowledged = stored events", _named("lost", lost) + _named("never acknowledged", foreign)),
+        Promise("no duplicates", _named("stored more than once", repeated)),
+        Promise("each log is what was sent", _named("not as sent", wrong)),
+        Promise("each period applied exactly once", _applied(state, closes)),
+        Promise("versions of an undisturbed run", _differences(state.versions, undisturbed)),
+        Promise("no prediction 5xx while a snapshot is loaded", _server_errors(record)),
+        Promise("predictions were answered", () if record.predictions["200"] else ("none was",)),
+    ]
+
+
+def _named(what: str, ids: Any) -> tuple[str, ...]:
+    names = sorted(ids)
+    return (f"{len(names)} events {what}: {', '.join(names[:SHOWN])}",) if names else ()
+
+
+def _applied(state: State, closes: int) -> tuple[str, ...]:
+    faults = []
+    for number in range(1, closes + 1):
+        made = [version for version, facts in state.versions.items() if facts["period"] == number]
+        status, version, attempts, error = state.periods.get(number, ("missing", None, 0, None))
+        if status != "updated":
+            faults.append(f"period {number} is {status} after {attempts} attempts: {error}")
+        if len(made) != 1 or made != [version]:
+            faults.append(f"period {number} names version {version} and has versions {made}")
+    extra = sorted(set(state.periods) - set(range(1, closes + 1)))
+    return (*faults, *(f"period {number} was sealed, which nobody asked for" for number in extra))
+
+
+def _differences(versions: Mapping[int, dict[str, Any]], undisturbed: State | None) -> tuple[str, ...]:
+    if undisturbed is None:
+        return ("there is no undisturbed run to compare with",)
+    faults = []
+    for version in sorted(versions.keys() | undisturbed.versions.keys()):
+        ours, theirs = versions.get(version), undisturbed.versions.get(version)
+        if ours is None or theirs is None:
+            faults.append(f"version {version} is in one run only")
+        elif names := [name for name in ours if ours[name] != theirs.get(name)]:
+            faults.append(f"version {version} differs in {', '.join(names)}")
+    return tuple(faults)
+
+
+def _server_errors(record: Record) -> tuple[str, ...]:
+    if not record.failed_predictions:
+        return ()
+    return (f"{record.failed_predictions} predictions: {'; '.join(record.server_errors[:SHOWN])}",)
+
+
+def to_json(record: Record, promises: list[Promise], seed: int) -> dict[str, Any]:
+    """All numbers of the report."""
+    figures = {name: value for name, value in asdict(record).items() if name not in ("sent", "acknowledged")}
+    return {
+        "seed": seed,
+        "held": all(promise.held for promise in promises),
+        "promises": [{"name": p.name, "held": p.held, "faults": list(p.faults)} for p in promises],
+        "figures": {**figures, "sent": len(record.sent), "acknowledged": len(record.acknowledged)},
+    }
