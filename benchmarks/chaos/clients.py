@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 
-from benchmarks.chaos.saboteur import Saboteur
 from benchmarks.chaos.stream import BATCH, Log
 from benchmarks.chaos.verdict import SHOWN, Record
 
@@ -75,25 +74,27 @@ class Clients:
         self, method: str, path: str, body: Any, status: int, headers: dict[str, str] | None = None
     ) -> int:  # fmt: skip
         """Call until it is answered with this status; return how many calls were in vain."""
-        vain = 0
+        vain, started = 0, time.monotonic()
         while True:
             try:
                 response = await self._http.request(method, path, json=body, headers=headers, timeout=CALL_SECONDS)
             except httpx.HTTPError:
                 pass
             else:
-                if response.status_code in (status, 201, 202):
+                if response.status_code == status:
+                    if vain:
+                        self._record.recovery_seconds.append(round(time.monotonic() - started, 3))
                     return vain
                 if response.status_code < 500 and response.status_code != 429:
                     raise ValueError(f"{method} {path} answered {response.status_code}: {response.text[:300]}")
             vain += 1
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def predict(self, saboteur: Saboteur | None) -> None:
+    async def predict(self) -> None:
         """Ask at a bounded rate until cancelled."""
-        await asyncio.gather(*(self._predicter(saboteur) for _ in range(PREDICTERS)))
+        await asyncio.gather(*(self._predicter() for _ in range(PREDICTERS)))
 
-    async def _predicter(self, saboteur: Saboteur | None) -> None:
+    async def _predicter(self) -> None:
         while True:
             sent = time.monotonic()
             body = {"user_id": self._random.choice(self._users), "items": self._random.sample(self._items, 10)}
@@ -104,15 +105,12 @@ class Clients:
             except httpx.HTTPError:
                 self._record.predictions["refused"] += 1
             else:
-                self._note(response, sent, saboteur)
+                self._note(response)
             await asyncio.sleep(max(0.0, PREDICT_EVERY_SECONDS * PREDICTERS - (time.monotonic() - sent)))
 
-    def _note(self, response: httpx.Response, sent: float, saboteur: Saboteur | None) -> None:
+    def _note(self, response: httpx.Response) -> None:
         record = self._record
         record.predictions[str(response.status_code)] += 1
-        if response.status_code == 200 and saboteur and saboteur.last_hit and sent > saboteur.last_hit:
-            record.recovery_seconds.append(round(time.monotonic() - saboteur.last_hit, 3))
-            saboteur.last_hit = None
         if response.status_code >= 500:
             if response.status_code == 503 and NOT_LOADED in response.text:
                 record.not_loaded += 1

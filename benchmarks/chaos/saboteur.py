@@ -23,7 +23,6 @@ INTERVAL_SECONDS = (1.5, 6.0)
 TWICE = 0.2
 """How often two victims are hit at once."""
 VICTIMS = ("api", "worker", "postgres", "redis")
-RESUME_SECONDS = 1.0
 
 
 def restart(data_dir: Path) -> None:
@@ -49,8 +48,6 @@ class Saboteur:
         self._random = random.Random(seed)
         self._stopped: list[psutil.Process] = []
         self._restarting = asyncio.Lock()
-        self.last_hit: float | None = None
-        """When the last was hit, until a client has seen a good answer since."""
 
     async def run(self) -> None:
         """Go on until cancelled; what was paused runs again then."""
@@ -67,7 +64,7 @@ class Saboteur:
             "redis": (self._kill, self._pause, self._flush),
         }
         way = self._random.choice(ways.get(victim, (self._kill, self._pause)))
-        self.last_hit = started = time.monotonic()
+        started = time.monotonic()
         await way(victim)
         self._record.sabotage.append(
             {"victim": victim, "way": way.__name__.strip("_"), "seconds": round(time.monotonic() - started, 3)}

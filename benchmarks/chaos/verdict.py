@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Promise", "Record", "State", "judge"]
+__all__ = ["SHOWN", "Promise", "Record", "State", "judge", "to_json"]
 
 SHOWN = 5
 
@@ -44,7 +44,7 @@ class Record:
     """Answers of processes that had no snapshot loaded yet."""
     sabotage: list[dict[str, Any]] = field(default_factory=list)
     recovery_seconds: list[float] = field(default_factory=list)
-    """From each sabotage to the next good prediction that was sent after it."""
+    """Of each write that was not taken at once, from its first attempt to its acknowledgement."""
     finished: bool = True
     """Whether all was sent and updated in time."""
     seconds: float = 0.0

@@ -1,0 +1,130 @@
+"""`asmg chaos`: each broken promise is found, and a short run holds them all."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.chaos.run import ChaosOptions, exit_code
+from benchmarks.chaos.stream import make_log
+from benchmarks.chaos.verdict import Record, State, judge
+from tests.service.programs import asmg
+
+CLOSES = 2
+
+
+def version(number: int, digest: str = "a") -> dict[str, Any]:
+    return {
+        "period": number,
+        "kind": "generated",
+        "parent": number - 1 if number else None,
+        "serving": f"{digest}{number}",
+        "state": {"model": f"m{number}"},
+    }
+
+
+def good() -> tuple[Record, State, State]:
+    sent = {f"{period}-{n}": (period, "u", "i", n % 2, 1000 * n) for period in (1, 2) for n in range(3)}
+    record = Record(sent=sent, acknowledged=set(sent), closes=CLOSES, predictions=Counter({"200": 5, "refused": 2}))
+    state, calm = (
+        State(
+            events=[(name, *event) for name, event in sent.items()],
+            periods={number: ("updated", number, 0, None) for number in (1, 2)},
+            versions={number: version(number) for number in (0, 1, 2)},
+        )
+        for _ in range(2)
+    )
+    return record, state, calm
+
+
+def broken(change: Callable[[Record, State, State], object]) -> list[str]:
+    record, state, calm = good()
+    change(record, state, calm)
+    promises = judge(record, state, calm, CLOSES)
+    assert exit_code(promises) == (0 if all(promise.held for promise in promises) else 1)
+    return [promise.name for promise in promises if not promise.held]
+
+
+def lose(_record: Record, state: State, _calm: State) -> None:
+    state.events.pop()
+
+
+def repeat(_record: Record, state: State, _calm: State) -> None:
+    state.events.append(state.events[0])
+
+
+def alter(_record: Record, state: State, _calm: State) -> None:
+    name, period, _, item, label, at = state.events[0]
+    state.events[0] = (name, period, "another", item, label, at)
+
+
+def twice(_record: Record, state: State, calm: State) -> None:
+    state.versions[3] = calm.versions[3] = version(2)
+
+
+def fail(_record: Record, state: State, _calm: State) -> None:
+    state.periods[2] = ("failed", 2, 3, "the connection to Postgres was lost")
+
+
+def server_error(record: Record, _state: State, _calm: State) -> None:
+    record.failed_predictions = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lose, "acknowledged = stored events"),
+        (lambda record, _s, _c: record.acknowledged.discard("1-0"), "acknowledged = stored events"),
+        (repeat, "no duplicates"),
+        (alter, "each log is what was sent"),
+        (twice, "each period applied exactly once"),
+        (fail, "each period applied exactly once"),
+        (lambda _r, state, _c: state.periods.pop(2), "each period applied exactly once"),
+        (lambda _r, state, _c: state.versions.update({2: version(2, "b")}), "versions of an undisturbed run"),
+        (lambda _r, _s, calm: calm.versions.update({3: version(3)}), "versions of an undisturbed run"),
+        (server_error, "no prediction 5xx while a snapshot is loaded"),
+        (lambda record, _s, _c: setattr(record, "finished", False), "the run came to its end"),
+        (lambda record, _s, _c: setattr(record, "closes", 1), "the run came to its end"),
+        (lambda record, _s, _c: record.predictions.clear(), "predictions were answered"),
+    ],
+)
+def test_a_broken_promise_is_named(change: Callable[[Record, State, State], object], name: str) -> None:
+    assert broken(change) == [name]
+
+
+def test_all_promises_held() -> None:
+    assert broken(lambda *_: None) == []
+    assert broken(lambda record, _s, _c: setattr(record, "not_loaded", 3)) == []
+
+
+def test_without_an_undisturbed_run_nothing_is_equal_to_it() -> None:
+    record, state, _ = good()
+    assert exit_code(judge(record, state, None, CLOSES)) == 1
+
+
+def test_the_log_is_seeded_and_has_one_order() -> None:
+    log = make_log(2, 1)
+    assert log == make_log(2, 1) != make_log(2, 2)
+    for period in log.periods:
+        times, ids = ([event[name] for event in period] for name in ("timestamp", "event_id"))
+        assert times == sorted(set(times))
+        assert ids == sorted(set(ids))
+
+
+@pytest.mark.parametrize("wrong", [{"minutes": 0.0}, {"closes": 0}])
+def test_options_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
+        ChaosOptions(**wrong)
+
+
+@pytest.mark.slow
+def test_a_short_run_holds_every_promise(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    asmg("chaos", "--minutes", "0.5", "--closes", "3", "--seed", "1", "--report", str(report))
+    document = json.loads(report.read_text())
+    assert document["held"]
+    assert document["figures"]["sabotage"]
+    assert document["figures"]["acknowledged"] == document["figures"]["sent"] > 0
