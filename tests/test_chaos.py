@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.chaos.run import ChaosOptions, exit_code
 from benchmarks.chaos.stream import make_log
-from benchmarks.chaos.verdict import Record, State, judge
+from benchmarks.chaos.verdict import Record, State, judge, to_json
 from tests.service.programs import asmg
 
 CLOSES = 2
@@ -98,6 +98,14 @@ def test_a_broken_promise_is_named(change: Callable[[Record, State, State], obje
 def test_all_promises_held() -> None:
     assert broken(lambda *_: None) == []
     assert broken(lambda record, _s, _c: setattr(record, "not_loaded", 3)) == []
+
+
+def test_the_report_holds_all_figures() -> None:
+    record, state, calm = good()
+    document = json.loads(json.dumps(to_json(record, judge(record, state, calm, CLOSES), 7)))
+    assert document["held"]
+    assert document["figures"]["predictions"] == {"200": 5, "refused": 2}
+    assert document["figures"]["acknowledged"] == document["figures"]["sent"] == 6
 
 
 def test_without_an_undisturbed_run_nothing_is_equal_to_it() -> None:

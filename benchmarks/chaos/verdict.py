@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["SHOWN", "Promise", "Record", "State", "judge", "to_json"]
@@ -131,7 +131,7 @@ def _server_errors(record: Record) -> tuple[str, ...]:
 
 def to_json(record: Record, promises: list[Promise], seed: int) -> dict[str, Any]:
     """All numbers of the report."""
-    figures = {name: value for name, value in asdict(record).items() if name not in ("sent", "acknowledged")}
+    figures = {name: value for name, value in vars(record).items() if name not in ("sent", "acknowledged")}
     return {
         "seed": seed,
         "held": all(promise.held for promise in promises),
