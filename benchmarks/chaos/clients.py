@@ -39,22 +39,25 @@ class Clients:
         self._items = [item["item_id"] for item in log.items]
 
     async def send(self, seconds: float) -> None:
-        """Send the catalogue, then period after period, each closed; the closes are spread over `seconds`."""
+        """Send the catalogue, then period after period, each closed; all of it spread over `seconds`."""
         await self._until("PUT", "/items", {"items": self._log.items}, 200)
         started = time.monotonic()
-        closes = len(self._log.periods)
+        window = seconds / len(self._log.periods)
         for number, events in enumerate(self._log.periods, 1):
             free = asyncio.Semaphore(IN_FLIGHT)
             async with asyncio.TaskGroup() as group:
                 for start in range(0, len(events), BATCH):
-                    group.create_task(self._ingest(number, events[start : start + BATCH], free))
-            await asyncio.sleep(max(0.0, started + seconds * number / closes - time.monotonic()))
+                    due = started + window * (number - 1 + start / len(events))
+                    group.create_task(self._ingest(number, events[start : start + BATCH], free, due))
+            await asyncio.sleep(max(0.0, started + window * number - time.monotonic()))
             headers = {"Idempotency-Key": f"chaos-{number}"}
             await self._until("POST", "/periods/close", {"expected_period": number}, 202, headers)
             self._record.closes += 1
 
-    async def _ingest(self, number: int, events: list[dict[str, Any]], free: asyncio.Semaphore) -> None:
+    async def _ingest(self, number: int, events: list[dict[str, Any]], free: asyncio.Semaphore, due: float) -> None:
+        """Send a batch when it is due, a moment of `time.monotonic`."""
         again = self._random.random() < RESENT
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
         async with free:
             for event in events:
                 self._record.sent[event["event_id"]] = (
