@@ -29,6 +29,7 @@ def version(number: int, digest: str = "a") -> dict[str, Any]:
 def good() -> tuple[Record, State, State]:
     sent = {f"{period}-{n}": (period, "u", "i", n % 2, 1000 * n) for period in (1, 2) for n in range(3)}
     record = Record(sent=sent, acknowledged=set(sent), closes=CLOSES, predictions=Counter({"200": 5, "refused": 2}))
+    record.sabotage.append({"victim": "api", "way": "kill", "seconds": 0.0})
     state, calm = (
         State(
             events=[(name, *event) for name, event in sent.items()],
@@ -88,6 +89,8 @@ def server_error(record: Record, _state: State, _calm: State) -> None:
         (server_error, "no prediction 5xx while a snapshot is loaded"),
         (lambda record, _s, _c: setattr(record, "finished", False), "the run came to its end"),
         (lambda record, _s, _c: setattr(record, "closes", 1), "the run came to its end"),
+        (lambda record, _s, _c: record.sabotage.clear(), "the run came to its end"),
+        (lambda record, _s, _c: record.faults.append("the saboteur ended"), "the run came to its end"),
         (lambda record, _s, _c: record.predictions.clear(), "predictions were answered"),
     ],
 )

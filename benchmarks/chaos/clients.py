@@ -9,6 +9,7 @@ import httpx
 
 from benchmarks.chaos.stream import BATCH, Log
 from benchmarks.chaos.verdict import SHOWN, Record
+from service.demo.client import CallFailed
 
 __all__ = ["Clients"]
 
@@ -89,7 +90,7 @@ class Clients:
                         self._record.recovery_seconds.append(round(time.monotonic() - started, 3))
                     return vain
                 if response.status_code < 500 and response.status_code != 429:
-                    raise ValueError(f"{method} {path} answered {response.status_code}: {response.text[:300]}")
+                    raise CallFailed(f"{method} {path} answered {response.status_code}: {response.text[:300]}")
             vain += 1
             await asyncio.sleep(RETRY_SECONDS)
 

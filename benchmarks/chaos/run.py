@@ -20,7 +20,8 @@ from benchmarks.chaos.clients import Clients
 from benchmarks.chaos.saboteur import Saboteur, restart
 from benchmarks.chaos.stream import Log, make_log
 from benchmarks.chaos.verdict import Promise, Record, State, judge, to_json
-from benchmarks.serving.servers import Server, environment_without_settings, free_port
+from benchmarks.serving.servers import Server, ServerFailed, environment_without_settings, free_port
+from service.demo.client import CallFailed
 from service.errors import ServiceError
 from service.processes import INTERRUPTED, Interrupted, StopRequest
 from service.settings import Settings
@@ -182,16 +183,28 @@ class _Run:
                 await asyncio.wait_for(clients.send(seconds), seconds + SETTLE_SECONDS)
             except TimeoutError:
                 self.record.finished = False
+            except CallFailed as error:
+                self.record.faults.append(str(error))
+            except ExceptionGroup as failures:
+                self.record.faults += [str(error) for error in failures.exceptions]
             finally:
+                self._note_failures(hitting)
                 await end_tasks(*hitting)
             try:
                 if self.disturbed:
                     await asyncio.to_thread(restart, self.data_dir)
                 await self._settled()
             finally:
+                self._note_failures(beside)
                 await end_tasks(*beside)
             self.record.seconds = time.monotonic() - started
         return await read_state(self.dsn)
+
+    def _note_failures(self, tasks: list[asyncio.Task[None]]) -> None:
+        """What should have gone on until it is cancelled and has ended instead."""
+        for task in tasks:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                self.record.faults.append(f"{type(error).__name__}: {error}")
 
     async def _ready(self, http: httpx.AsyncClient) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -202,7 +215,7 @@ class _Run:
             except httpx.HTTPError:
                 pass
             await asyncio.sleep(POLL_SECONDS)
-        raise TimeoutError(f"the service was not ready within {START_SECONDS:.0f} s:\n{self.server.tail()}")
+        raise ServerFailed(f"the service was not ready within {START_SECONDS:.0f} s:\n{self.server.tail()}")
 
     async def _settled(self) -> None:
         deadline = time.monotonic() + SETTLE_SECONDS + PERIOD_SECONDS * self.options.closes

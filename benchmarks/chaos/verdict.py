@@ -45,6 +45,8 @@ class Record:
     sabotage: list[dict[str, Any]] = field(default_factory=list)
     recovery_seconds: list[float] = field(default_factory=list)
     """Of each write that was not taken at once, from its first attempt to its acknowledgement."""
+    faults: list[str] = field(default_factory=list)
+    """What ended a part of the run itself."""
     finished: bool = True
     """Whether all was sent and updated in time."""
     seconds: float = 0.0
@@ -73,9 +75,11 @@ def judge(record: Record, state: State, undisturbed: State | None, closes: int) 
     return [
         Promise(
             "the run came to its end",
-            tuple(
+            tuple(record.faults)
+            + tuple(
                 fault
                 for fault, broken in (
+                    ("nothing was killed or paused", not record.sabotage),
                     ("not all was sent and updated in time", not record.finished),
                     (f"{record.closes} closes were acknowledged, not {closes}", record.closes != closes),
                 )
