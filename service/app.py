@@ -94,7 +94,12 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             return await current_champion(database)
 
         store = HistoryStore(redis, database, length=settings.history_length, on_fallback=metrics.history_fallbacks.inc)
-        histories = Histories(store, seconds=settings.history_cache_seconds, clicks=notices.clicks)
+        histories = Histories(
+            store,
+            seconds=settings.history_cache_seconds,
+            clicks=notices.clicks,
+            deadline_seconds=settings.history_deadline_seconds,
+        )
         serving = ServingModel(
             fetch_champion=champion,
             fetch_file=artifacts.fetch_file,

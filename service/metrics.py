@@ -49,6 +49,11 @@ class Metrics:
         self.history_fallbacks = Counter(
             "asmg_history_fallbacks", "Histories read from Postgres because Redis did not answer.", registry=registry
         )
+        self.without_history = Counter(
+            "asmg_predictions_without_history",
+            "Predictions made without the user's history, since neither Redis nor Postgres gave it in time.",
+            registry=registry,
+        )
 
     def note_request(self, route: str, status: int, seconds: float) -> None:
         """Count and time one request."""

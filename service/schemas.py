@@ -114,6 +114,12 @@ class PredictRequest(_Request):
     request_id: Id | None = None
 
 
+HistoryUse = Annotated[
+    Literal["used", "unavailable"],
+    Field(description="`unavailable`: no server gave the user's history in time, so the scores are without it."),
+]
+
+
 class PredictResponse(BaseModel):
     """One score for each item, in the order of the request; all of one model version."""
 
@@ -122,6 +128,7 @@ class PredictResponse(BaseModel):
     scores: list[float] = Field(description="Click probabilities, each in (0, 1).")
     cold_user: bool = Field(description="Whether the model has not seen this user.")
     cold_items: list[int] = Field(description="Indexes of the items that the model has not seen.")
+    history: HistoryUse
     request_id: str
 
 
@@ -137,6 +144,7 @@ class BatchPrediction(BaseModel):
     scores: list[float] = Field(description="Click probabilities, each in (0, 1).")
     cold_user: bool
     cold_items: list[int]
+    history: HistoryUse
     request_id: str
 
 

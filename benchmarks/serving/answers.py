@@ -55,6 +55,7 @@ def like_ours(scores: NDArray[np.float64]) -> bytes:
         "scores": scores.astype(np.float32),
         "cold_user": False,
         "cold_items": [],
+        "history": "used",
         "request_id": "0" * 32,
     }
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -43,6 +43,7 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
     result = await predict(parts.serving, parts.histories, question)
     parts.metrics.predicted_items.inc(question.items)
+    parts.metrics.without_history.inc(sum(result.without_history))
     return answer_json(result, question.request_id or request_id_of(scope))
 
 
@@ -68,9 +69,9 @@ def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | None:
 
 def answer_json(result: PredictResult, request_id: str) -> bytes:
     """The answer to one question."""
-    [prediction] = result.predictions
+    [prediction], [without_history] = result.predictions, result.without_history
     versions = {"model_version": result.model_version, "period": result.period}
-    return _to_json({**versions, **_members(prediction, request_id)})
+    return _to_json({**versions, **_members(prediction, without_history, request_id)})
 
 
 async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
@@ -80,11 +81,14 @@ async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     questions = parse_batch(body, scope) if small else await asyncio.to_thread(parse_batch, body, scope)
     result = await predict_many(parts.serving, parts.histories, questions)
     parts.metrics.predicted_items.inc(sum(question.items for question in questions))
+    parts.metrics.without_history.inc(sum(result.without_history))
     ids = [question.request_id or f"{request_id_of(scope)}-{n}" for n, question in enumerate(questions)]
 
     def render() -> bytes:
         # One by one, like the parsing.
-        predictions = (_to_json(_members(*pair)) for pair in zip(result.predictions, ids, strict=True))
+        predictions = (
+            _to_json(_members(*each)) for each in zip(result.predictions, result.without_history, ids, strict=True)
+        )
         head = b'{"model_version":%d,"period":%d,"predictions":[' % (result.model_version, result.period)
         return head + b",".join(predictions) + b"]}"
 
@@ -95,12 +99,13 @@ def _to_json(document: dict[str, Any]) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _members(prediction: Prediction, request_id: str) -> dict[str, Any]:
+def _members(prediction: Prediction, without_history: bool, request_id: str) -> dict[str, Any]:
     """Of the answer to one question. The scores are written as what they are, float32: half the digits."""
     return {
         "scores": prediction.scores,
         "cold_user": prediction.cold_user,
         "cold_items": prediction.cold_items if len(prediction.cold_items) else (),
+        "history": "unavailable" if without_history else "used",
         "request_id": request_id,
     }
 

@@ -34,6 +34,8 @@ USERS_OF_A_SCRIPT = 100
 
 # While Redis is away, one call a second finds that out; the others do not wait for its timeout.
 PAUSE_SECONDS = 1.0
+# Predictions wait for it: a Redis that takes longer than this is as good as away.
+ANSWER_SECONDS = 0.2
 LOG_EVERY_SECONDS = 60.0
 
 SWAP_CHANNEL = "asmg:swap"
@@ -144,8 +146,9 @@ class HistoryStore:
         if self._outage.pausing:
             return [None] * len(user_ids)
         try:
-            found = await self._look(keys=[_history_key(user_id) for user_id in user_ids], args=[self._length - 1])
-        except RedisError as error:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                found = await self._look(keys=[_history_key(user_id) for user_id in user_ids], args=[self._length - 1])
+        except (RedisError, TimeoutError) as error:
             self._outage.note(error)
             return [None] * len(user_ids)
         return [_items_of(members) if members else None for members in found]
@@ -159,11 +162,12 @@ class HistoryStore:
         token = uuid4().hex
         leased = False
         try:
-            members = await self._redis.zrange(history, 0, self._length - 1, desc=True)
-            if members:
-                return [item.decode() for item in _items_of(cast(list[bytes], members))]  # no scores were asked for
-            leased = bool(await self._redis.set(lease, token, nx=True, ex=LEASE_SECONDS))
-        except RedisError as error:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                members = await self._redis.zrange(history, 0, self._length - 1, desc=True)
+                if members:
+                    return [item.decode() for item in _items_of(cast(list[bytes], members))]  # no scores were asked for
+                leased = bool(await self._redis.set(lease, token, nx=True, ex=LEASE_SECONDS))
+        except (RedisError, TimeoutError) as error:
             self._outage.note(error)
             self._on_fallback()
         entries = await self._read(user_id)
@@ -301,11 +305,11 @@ class _Outage:
     def pausing(self) -> bool:
         return time.monotonic() < self._failed_at + PAUSE_SECONDS
 
-    def note(self, error: RedisError) -> None:
+    def note(self, error: RedisError | TimeoutError) -> None:
         self._failed_at = time.monotonic()
         if self._failed_at >= self._logged_at + LOG_EVERY_SECONDS:
             self._logged_at = self._failed_at
-            logger.warning("Redis does not answer, %s: %s", self._consequence, error)
+            logger.warning("Redis does not answer, %s: %s", self._consequence, str(error) or type(error).__name__)
 
 
 def _history_key(user_id: str) -> str:

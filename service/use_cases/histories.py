@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asmg.layout import HISTORY_LENGTH
+from service.errors import NotReady
 from service.serving.snapshot import hashes_of
 from service.storage.redis_state import HistoryStore
 from service.storage.repositories import Interaction
@@ -30,6 +31,11 @@ LISTEN_AGAIN_SECONDS = 1.0
 READERS = 4
 """Histories that are read from Postgres at a time; more at once would only hold up the event loop together."""
 
+MOST_READS = 1024
+"""Histories that wait to be read from Postgres; who comes then goes without."""
+
+PAUSE_SECONDS = 1.0
+"""For how long Postgres is not asked after it failed: the predictions of an outage do not wait one after another."""
 
 Hashes = NDArray[np.uint64]
 _Answer = asyncio.Future[Hashes]
@@ -57,12 +63,19 @@ class Histories:
         store: Redis, with Postgres behind it.
         clicks: an endless stream of users who have clicked; None where some may be missing.
         seconds: how long a history is remembered; 0 for not at all.
+        deadline_seconds: how long one call waits at most.
     """
 
     def __init__(
-        self, store: HistoryStore, *, seconds: float, clicks: Callable[[], AsyncIterator[list[str] | None]] = _silence
+        self,
+        store: HistoryStore,
+        *,
+        seconds: float,
+        clicks: Callable[[], AsyncIterator[list[str] | None]] = _silence,
+        deadline_seconds: float = 0.5,
     ) -> None:
         self._store = store
+        self._deadline = deadline_seconds
         self._clicks = clicks
         self._seconds = seconds
         self._known: dict[str, _Remembered] = {}
@@ -71,28 +84,30 @@ class Histories:
         self._tasks: set[asyncio.Task[None]] = set()
         self._travelling = False
         self._readers = asyncio.Semaphore(READERS)
+        self._reading: set[_Answer] = set()
+        self._read_at = self._failed_at = -float("inf")
 
     def known(self, user_id: str) -> Hashes | None:
         """The history, where it is remembered."""
         known = self._known.get(user_id)
         return known.history if known is not None and known.until > time.monotonic() else None
 
-    async def get(self, user_id: str) -> Hashes:
+    async def get(self, user_id: str) -> Hashes | None:
         """Hashes of the user's last positives, newest first, at most `HISTORY_LENGTH`; none for an unknown user.
 
-        Raises:
-            NotReady: neither Redis nor Postgres answers.
+        None stands for a history that neither Redis nor Postgres gave in time.
         """
-        if (known := self.known(user_id)) is not None:
-            return known
-        return await asyncio.shield(self._ask(user_id))  # others may wait for the same
+        return (await self.get_many([user_id]))[0]
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[Hashes]:
+    async def get_many(self, user_ids: Sequence[str]) -> list[Hashes | None]:
         """The same for several users, with one round trip for all."""
         found = [known if (known := self.known(user)) is not None else self._ask(user) for user in user_ids]
-        if waiting := [answer for answer in found if isinstance(answer, asyncio.Future)]:
-            await asyncio.wait(waiting)
-        return [answer.result() if isinstance(answer, asyncio.Future) else answer for answer in found]
+        if waiting := {answer for answer in found if isinstance(answer, asyncio.Future)}:
+            _, late = await asyncio.wait(waiting, timeout=self._deadline)
+            # Many may have to wait for their turn; only where nobody had one Postgres does not answer.
+            if not late.isdisjoint(self._reading) and time.monotonic() > self._read_at + self._deadline:
+                self._failed_at = time.monotonic()
+        return [_found(answer) if isinstance(answer, asyncio.Future) else answer for answer in found]
 
     def _ask(self, user_id: str) -> _Answer:
         answer = self._asked.get(user_id)
@@ -142,18 +157,31 @@ class Histories:
                     self._fail(user_id, answer, error)
                 continue
             for (user_id, answer), items in zip(trip, found, strict=True):
-                if items is None:
+                if items is None and self._refuses_reads:
+                    self._fail(user_id, answer, NotReady("Postgres does not answer"))
+                elif items is None:
+                    self._reading.add(answer)
                     self._spawn(self._read(user_id, answer))
                 else:
                     self._give(user_id, answer, items)
         self._travelling = False
 
+    @property
+    def _refuses_reads(self) -> bool:
+        return time.monotonic() < self._failed_at + PAUSE_SECONDS or len(self._reading) >= MOST_READS
+
     async def _read(self, user_id: str, answer: _Answer) -> None:
         try:
             async with self._readers:
-                self._give(user_id, answer, await self._store.get(user_id))
+                items = await self._store.get(user_id)
+            self._read_at = time.monotonic()
+            self._give(user_id, answer, items)
         except Exception as error:
+            if isinstance(error, NotReady):
+                self._failed_at = time.monotonic()
             self._fail(user_id, answer, error)
+        finally:
+            self._reading.discard(answer)
 
     def _fail(self, user_id: str, answer: _Answer, error: Exception) -> None:
         if self._asked.get(user_id) is answer:
@@ -176,3 +204,10 @@ class Histories:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.add(task := asyncio.create_task(work))
         task.add_done_callback(self._tasks.discard)
+
+
+def _found(answer: _Answer) -> Hashes | None:
+    """None where it is not there, for want of time or of a server; a bug is raised."""
+    if not answer.done() or isinstance(answer.exception(), NotReady):
+        return None
+    return answer.result()

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from service.limits import MAX_HISTORY
 from service.serving.snapshot import Prediction, Snapshot, hashes_of
 from service.serving.swap import ServingModel
@@ -13,6 +15,10 @@ __all__ = ["PredictResult", "Question", "predict", "predict_many", "predict_now"
 
 ITEMS_ON_THE_LOOP = 2000
 """Candidates that are scored at once; more take longer than the event loop should be kept, and go to a thread."""
+
+
+NO_HISTORY = np.empty(0, dtype=np.uint64)
+WITH_HISTORY = (False,)
 
 
 class Question(NamedTuple):
@@ -47,6 +53,8 @@ class PredictResult(NamedTuple):
     model_version: int
     period: int
     predictions: list[Prediction]
+    without_history: Sequence[bool]
+    """For each, whether it was made without the user's history, since no server gave it in time."""
 
 
 def predict_now(serving: ServingModel, histories: Histories, question: Question) -> PredictResult | None:
@@ -60,33 +68,32 @@ def predict_now(serving: ServingModel, histories: Histories, question: Question)
         return None
     # Taken once, after the last wait: the request is of one version, and of the newest there is.
     snapshot = serving.current()
-    return PredictResult(snapshot.version, snapshot.period, [snapshot.score(question.asked, history)])
+    return PredictResult(snapshot.version, snapshot.period, [snapshot.score(question.asked, history)], WITH_HISTORY)
 
 
 async def predict(serving: ServingModel, histories: Histories, question: Question) -> PredictResult:
     """The click probability of each item of the question, by the version that is served now.
 
     Raises:
-        NotReady: no model is loaded, or the history is needed and neither Redis nor Postgres answers.
+        NotReady: no model is loaded.
     """
     if (result := predict_now(serving, histories, question)) is not None:
         return result
-    history = await histories.get(question.user_id)
-    result = predict_now(serving, histories, question._replace(history=history))
-    assert result is not None  # it has its history
-    return result
+    return await predict_many(serving, histories, [question])
 
 
 async def predict_many(serving: ServingModel, histories: Histories, questions: Sequence[Question]) -> PredictResult:
     """The same for several questions; all answers are of one version, and all histories come in one round trip."""
+    serving.current()  # who cannot be answered does not wait
     kept = iter(await histories.get_many([question.user_id for question in questions if question.history is None]))
-    past = [next(kept) if question.history is None else question.history for question in questions]
+    found = [next(kept) if question.history is None else question.history for question in questions]
+    past = [NO_HISTORY if history is None else history for history in found]
     snapshot = serving.current()
     if sum(question.items for question in questions) <= ITEMS_ON_THE_LOOP:
         predictions = _score(snapshot, questions, past)
     else:
         predictions = await asyncio.to_thread(_score, snapshot, questions, past)
-    return PredictResult(snapshot.version, snapshot.period, predictions)
+    return PredictResult(snapshot.version, snapshot.period, predictions, [history is None for history in found])
 
 
 def _score(snapshot: Snapshot, questions: Sequence[Question], past: Sequence[Hashes]) -> list[Prediction]:

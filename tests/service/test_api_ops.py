@@ -24,6 +24,7 @@ async def test_a_new_service_is_alive_and_ready_with_the_prior(api: Api) -> None
         "scores": pytest.approx([0.25, 0.25]),
         "cold_user": True,
         "cold_items": [0, 1],
+        "history": "used",
         "request_id": "r7",
     }
     answer = await api.client.post("/predict", json={"user_id": "u", "items": ["a"]})

@@ -1,6 +1,7 @@
 """The histories that a process remembers: one round trip for many, never older than it says, and own clicks at once."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -80,8 +81,8 @@ def remembering(store: Counting | HistoryStore, seconds: float = 5.0) -> Histori
     return Histories(store, seconds=seconds)  # type: ignore[arg-type]
 
 
-def same(history: Hashes, *items: str) -> bool:
-    return history.tolist() == hashes_of(items).tolist()
+def same(history: Hashes | None, *items: str) -> bool:
+    return history is not None and history.tolist() == hashes_of(items).tolist()
 
 
 class TestRemembered:
@@ -360,12 +361,12 @@ class TestNotices:
 
 class TestFailures:
     async def test_reach_all_who_wait_and_are_not_remembered(
-        self, histories: Histories, store: Counting, database: Database
+        self, histories: Histories, store: Counting, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("service.use_cases.histories.PAUSE_SECONDS", 0.0)
         store.error = NotReady("away")
         waiting = [histories.get("u"), histories.get("u"), histories.get_many(["v", "u"]), histories.get("v")]
-        found = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [str(error) for error in found] == ["away"] * 4
+        assert await asyncio.gather(*waiting) == [None, None, [None, None], None]
         assert sorted(store.reads) == ["u", "v"]
         store.error = None
         await commit(database, event(1))
@@ -375,9 +376,46 @@ class TestFailures:
     async def test_of_one_user_are_not_those_of_another(self, histories: Histories, store: Counting) -> None:
         await store.store.get("kept")
         store.error = NotReady("away")
-        kept, lost = await asyncio.gather(histories.get("kept"), histories.get("lost"), return_exceptions=True)
-        assert isinstance(lost, NotReady)
+        kept, lost = await asyncio.gather(histories.get("kept"), histories.get("lost"))
+        assert lost is None
         assert isinstance(kept, np.ndarray)
+
+    async def test_are_followed_by_a_pause(self, histories: Histories, store: Counting, database: Database) -> None:
+        """Predictions of an outage do not ask one after another; what Redis has is had."""
+        await commit(database, event(1))
+        await store.store.get("u")
+        store.error = NotReady("away")
+        assert await histories.get("v") is None
+        assert (await histories.get_many(["v", "w"])) == [None, None]
+        assert same(await histories.get("u"), "i1")
+        assert store.reads == ["v"]
+        store.error = None
+        histories._failed_at -= 1
+        assert same(await histories.get("v"))
+
+    async def test_who_waits_too_long_goes_without(self, histories: Histories, store: Counting) -> None:
+        histories._deadline = 0.05
+        store.go.clear()
+        started = time.monotonic()
+        assert await histories.get_many(["u", "v"]) == [None, None]
+        assert time.monotonic() - started < 1
+        assert histories.known("u") is None
+        store.go.set()
+        await eventually(lambda: histories.known("u") is not None)  # nobody waited for it, but it came
+
+    async def test_a_database_that_hangs_is_given_up(
+        self, histories: Histories, store: Counting, database: Database
+    ) -> None:
+        histories._deadline = 0.05
+        paused = PausedDatabase(database)
+        store.store._database = paused  # type: ignore[assignment]
+        assert await histories.get("u") is None
+        started = time.monotonic()
+        assert await histories.get_many([f"v{n}" for n in range(100)]) == [None] * 100
+        assert time.monotonic() - started < 0.05
+        assert len(histories._reading) == 1
+        paused.go.set()
+        await eventually(lambda: not histories._reading)
 
     async def test_that_nobody_expects_reach_who_waits_too(
         self, store: Counting, monkeypatch: pytest.MonkeyPatch
@@ -437,6 +475,7 @@ class TestFailures:
         await eventually(lambda: not histories._tasks)
         assert caplog.records == []
         store.error = None
+        histories._failed_at -= module.PAUSE_SECONDS
         assert same(await histories.get("u"))
 
     async def test_close_ends_what_is_under_way(self, histories: Histories, store: Counting) -> None:

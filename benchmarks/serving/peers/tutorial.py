@@ -48,6 +48,7 @@ class PredictResponse(BaseModel):
     scores: list[float]
     cold_user: bool
     cold_items: list[int]
+    history: str
     request_id: str
 
 
@@ -132,5 +133,6 @@ class Predictor:
             "scores": scores,
             "cold_user": user_id not in self.user_rows,
             "cold_items": [i for i, item in enumerate(items) if item not in self.item_rows],
+            "history": "used",
             "request_id": uuid4().hex,
         }

@@ -1,0 +1,127 @@
+"""Predictions while Postgres or Redis, or both, are killed or hang: real servers of the test's own."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from service.storage.database import Database
+from service.storage.embedded import EmbeddedServers
+from service.storage.migrate import migrate
+from service.use_cases.auth import SCOPES, create_key
+from tests.conftest import in_thread
+from tests.service.api_support import event, served_app, settings_for
+from tests.service.programs import wait_for
+
+pytestmark = pytest.mark.slow
+
+BOUND_SECONDS = 3.0
+"""Far above the deadlines, far below what a driver waits by itself."""
+
+
+@dataclass
+class Installation:
+    """A running service with servers that may be harmed."""
+
+    servers: EmbeddedServers
+    folder: Path
+    client: httpx.Client
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Of one server, all of them."""
+        folder = str(self.folder.resolve() / name)
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.cwd() == folder and process.pid != os.getpid():
+                    found.append(process)
+        assert found, f"{name} does not run"
+        return found
+
+    def predict(self, user: str) -> httpx.Response:
+        """Ask, and see that it takes no longer than it may."""
+        started = time.monotonic()
+        response = self.client.post("/predict", json={"user_id": user, "items": ["i1", "i2"]})
+        assert time.monotonic() - started < BOUND_SECONDS
+        return response
+
+    def restart(self) -> None:
+        """Start what was killed."""
+        self.servers.__enter__()
+
+
+@pytest.fixture
+def installation(data_dir: Path, tmp_path: Path) -> Iterator[Installation]:
+    with EmbeddedServers(data_dir) as servers:
+        in_thread(migrate, servers.postgres_dsn)
+        key = in_thread(asyncio.run, make_key(servers.postgres_dsn))
+        settings = settings_for(servers.postgres_dsn, servers.redis_url, tmp_path, history_deadline_seconds=0.3)
+        headers = {"authorization": f"Bearer {key}"}
+        with served_app(settings) as url, httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+            events = [event(n, label=1, user_id="known") for n in range(3)]
+            assert client.post("/interactions", json={"interactions": events}).is_success
+            assert client.post("/predict", json={"user_id": "known", "items": ["i1"]}).json()["history"] == "used"
+            yield Installation(servers, data_dir, client)
+
+
+async def make_key(dsn: str) -> str:
+    database = Database(dsn)
+    _, key = await create_key(database, "test", SCOPES)
+    await database.close()
+    return key
+
+
+@pytest.mark.parametrize("how", ["killed", "hanging"])
+@pytest.mark.parametrize("away", [("postgres",), ("redis",), ("postgres", "redis")], ids="+".join)
+def test_predictions_go_on(installation: Installation, away: tuple[str, ...], how: str) -> None:
+    victims = [process for name in away for process in installation.processes(name)]
+    for process in victims:
+        process.send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    try:
+        for round_ in range(3):
+            known, unknown = installation.predict("known"), installation.predict(f"unknown {round_}")
+            assert (known.status_code, unknown.status_code) == (200, 200), (known.text, unknown.text)
+            assert known.json()["history"] == "used"  # remembered, or from the server that is left
+            if away == ("postgres", "redis"):
+                assert unknown.json()["history"] == "unavailable"
+            if away == ("redis",):
+                assert unknown.json()["history"] == "used"
+        # Of many at once nobody waits longer than one.
+        started = time.monotonic()
+        requests = [{"user_id": f"crowd {n}", "items": ["i1"]} for n in range(256)]
+        batch = installation.client.post("/predict/batch", json={"requests": requests})
+        assert batch.status_code == 200
+        assert time.monotonic() - started < BOUND_SECONDS
+    finally:
+        if how == "killed":
+            installation.restart()
+        else:
+            for process in victims:
+                with contextlib.suppress(psutil.Error):
+                    process.send_signal(signal.SIGCONT)
+    wait_for(lambda: installation.client.get("/readyz").is_success, 30)
+    users = (f"later {n}" for n in range(1000))
+    wait_for(lambda: installation.predict(next(users)).json()["history"] == "used", 30)
+    events = [event(n, label=1, user_id="known") for n in range(5)]
+    stored = installation.client.post("/interactions", json={"interactions": events}).json()
+    assert (stored["accepted"], stored["duplicates"]) == (2, 3)
+
+
+def test_histories_come_back_when_redis_has_lost_them(installation: Installation) -> None:
+    from redis import Redis
+
+    with Redis.from_url(installation.servers.redis_url) as redis:
+        redis.flushall()
+        assert installation.predict("known").json()["history"] == "used"
+        events = [event(n, label=1, user_id="known") for n in range(4)]
+        assert installation.client.post("/interactions", json={"interactions": events}).json()["accepted"] == 1
+        assert installation.predict("known").json()["history"] == "used"
+        assert redis.zcard("asmg:history:known") == 4
