@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     history_cache_seconds: float = Field(10.0, ge=0)
     """How long an api process remembers a user's history at most. A click that it took in itself counts at once, one of
     another process as soon as Redis has told, a moment later."""
-    history_deadline_seconds: float = Field(0.5, gt=0)
+    history_deadline_seconds: float = Field(0.75, gt=0)
     """How long a prediction waits for the user's history at most; then it is made without."""
     swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""

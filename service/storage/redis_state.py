@@ -35,7 +35,7 @@ USERS_OF_A_SCRIPT = 100
 # While Redis is away, one call a second finds that out; the others do not wait for its timeout.
 PAUSE_SECONDS = 1.0
 # Predictions wait for it: a Redis that takes longer than this is as good as away.
-ANSWER_SECONDS = 0.2
+ANSWER_SECONDS = 0.5
 LOG_EVERY_SECONDS = 60.0
 
 SWAP_CHANNEL = "asmg:swap"

@@ -72,7 +72,7 @@ class Histories:
         *,
         seconds: float,
         clicks: Callable[[], AsyncIterator[list[str] | None]] = _silence,
-        deadline_seconds: float = 0.5,
+        deadline_seconds: float = 0.75,
     ) -> None:
         self._store = store
         self._deadline = deadline_seconds

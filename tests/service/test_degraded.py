@@ -63,7 +63,7 @@ def installation(data_dir: Path, tmp_path: Path) -> Iterator[Installation]:
     with EmbeddedServers(data_dir) as servers:
         in_thread(migrate, servers.postgres_dsn)
         key = in_thread(asyncio.run, make_key(servers.postgres_dsn))
-        settings = settings_for(servers.postgres_dsn, servers.redis_url, tmp_path, history_deadline_seconds=0.3)
+        settings = settings_for(servers.postgres_dsn, servers.redis_url, tmp_path)
         headers = {"authorization": f"Bearer {key}"}
         with served_app(settings) as url, httpx.Client(base_url=url, headers=headers, timeout=30) as client:
             events = [event(n, label=1, user_id="known") for n in range(3)]
