@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     """Newest model versions whose serving snapshot is kept, so that one can roll back to them."""
     keep_states: int = Field(5, ge=1)
     """Newest model versions whose training state is kept, so that a rollback can excise what came after them."""
+    keep_logs: int = Field(30, ge=0)
+    """Newest learned periods whose log is kept, beside the seven that the method which looks back furthest learns from.
+    An event id is recognised for as long."""
     seed: int = 0
     """Seed of every random choice of the updates."""
 

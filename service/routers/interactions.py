@@ -25,6 +25,7 @@ async def _events(request: Request) -> list[Interaction]:
     "/interactions",
     dependencies=[Depends(Requires("ingest"))],
     openapi_extra=body_schema(InteractionsRequest),
+    response_model_exclude_none=True,
     summary="Add to the log of the open period",
 )
 async def post_interactions(
@@ -34,4 +35,10 @@ async def post_interactions(
     result = await ingest(service.database, service.histories, events)
     service.metrics.interactions.labels("accepted").inc(result.accepted)
     service.metrics.interactions.labels("duplicate").inc(result.duplicates)
-    return InteractionsResponse(accepted=result.accepted, duplicates=result.duplicates, period=result.period)
+    service.metrics.interactions.labels("conflict").inc(len(result.conflicts))
+    return InteractionsResponse(
+        accepted=result.accepted,
+        duplicates=result.duplicates,
+        conflicts=result.conflicts or None,
+        period=result.period,
+    )
