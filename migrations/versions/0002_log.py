@@ -1,6 +1,6 @@
 """The log in one partition a period; ids of events, and folded histories, beside it.
 
-Revision ID: 0004
+Revision ID: 0002
 Revises: 0001
 """
 
@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY
 
-revision: str = "0004"
+revision: str = "0002"
 down_revision: str | None = "0001"
 branch_labels: None = None
 depends_on: None = None
