@@ -32,7 +32,7 @@ async def post_interactions(
     service: Service, events: Annotated[list[Interaction], Depends(_events)]
 ) -> InteractionsResponse:
     """Store what happened; the answer comes after the commit, and sending a batch again changes nothing."""
-    result = await ingest(service.database, service.histories, events)
+    result = await service.writes.run(ingest(service.database, service.histories, events))
     service.metrics.interactions.labels("accepted").inc(result.accepted)
     service.metrics.interactions.labels("duplicate").inc(result.duplicates)
     service.metrics.interactions.labels("conflict").inc(len(result.conflicts))

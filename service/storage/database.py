@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from service.errors import ConfigurationError, NotReady
 from service.settings import sqlalchemy_dsn
+from service.storage.outages import is_outage
 from service.storage.repositories import (
     Artifacts,
     Audit,
@@ -142,8 +143,10 @@ class Database:
             try:
                 yield kind(connection)
             except DBAPIError as error:
-                if error.connection_invalidated:
-                    raise NotReady("the connection to Postgres was lost") from error
+                if is_outage(error):
+                    lost = error.connection_invalidated
+                    what = "the connection to Postgres was lost" if lost else "Postgres cannot do it now"
+                    raise NotReady(what) from error
                 raise
 
 

@@ -20,6 +20,7 @@ from xxhash import xxh64_intdigest
 from service.errors import NotReady
 from service.limits import MAX_HISTORY
 from service.storage import tables
+from service.storage.outages import is_outage
 
 __all__ = ["HistoryEntry", "Inserted", "Interaction", "Interactions", "PeriodLog", "Positives", "to_ms"]
 
@@ -256,6 +257,8 @@ class Interactions:
         except (PostgresError, InterfaceError, OSError) as error:  # not SQLAlchemy's, which would know what was lost
             if connection.is_closed() or not isinstance(error, PostgresError):
                 raise NotReady("the connection to Postgres was lost") from error
+            if is_outage(error):
+                raise NotReady("Postgres cannot do it now") from error
             raise
 
     async def count(self, period: int, *, id_prefix: str = "") -> int:
