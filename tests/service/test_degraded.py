@@ -35,6 +35,7 @@ class Installation:
     servers: EmbeddedServers
     folder: Path
     client: httpx.Client
+    stack: contextlib.ExitStack
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Of one server, all of them."""
@@ -55,13 +56,14 @@ class Installation:
         return response
 
     def restart(self) -> None:
-        """Start what was killed."""
-        self.servers.__enter__()
+        """Start what was killed, until the end of the test."""
+        self.stack.enter_context(EmbeddedServers(self.folder))
 
 
 @pytest.fixture
 def installation(data_dir: Path, tmp_path: Path) -> Iterator[Installation]:
-    with EmbeddedServers(data_dir) as servers:
+    with contextlib.ExitStack() as stack:
+        servers = stack.enter_context(EmbeddedServers(data_dir))
         in_thread(migrate, servers.postgres_dsn)
         key = in_thread(asyncio.run, make_key(servers.postgres_dsn))
         settings = settings_for(servers.postgres_dsn, servers.redis_url, tmp_path, store_deadline_seconds=0.5)
@@ -70,7 +72,7 @@ def installation(data_dir: Path, tmp_path: Path) -> Iterator[Installation]:
             events = [event(n, label=1, user_id="known") for n in range(3)]
             assert client.post("/interactions", json={"interactions": events}).is_success
             assert client.post("/predict", json={"user_id": "known", "items": ["i1"]}).json()["history"] == "used"
-            yield Installation(servers, data_dir, client)
+            yield Installation(servers, data_dir, client, stack)
 
 
 async def make_key(dsn: str) -> str:
