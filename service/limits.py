@@ -1,4 +1,4 @@
-"""Limits of what a client may send and of what the service keeps for one entity."""
+"""Limits of what a client may send and of what the service keeps."""
 
 MAX_ID_LENGTH = 256
 """Characters of a user, item, event, request or category id; an id has at least one."""
@@ -38,3 +38,6 @@ MAX_WRITES = 64
 
 MAX_REASON_LENGTH = 1000
 """Characters of the reason an operator gives for a change."""
+
+KEPT_FOR_TRAINING = 7
+"""Periods that the method which looks back furthest, bu-7, learns from."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.limits import MAX_HISTORY
+from service.limits import KEPT_FOR_TRAINING, MAX_HISTORY
 
 __all__ = ["Settings", "sqlalchemy_dsn"]
 
@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     keep_logs: int = Field(30, ge=0)
     """Newest learned periods whose log is kept, beside the seven that the method which looks back furthest learns from.
     An event id is recognised for as long."""
+    evict_after_periods: int | None = None
+    """Periods in a row after which a user or an item that was not seen loses its row; None for never."""
     seed: int = 0
     """Seed of every random choice of the updates."""
 
@@ -79,7 +81,7 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("postgres_dsn", "redis_url", mode="before")
+    @field_validator("postgres_dsn", "redis_url", "evict_after_periods", mode="before")
     @classmethod
     def _unset_when_empty(cls, value: object) -> object:
         # Compose files pass `ASMG_REDIS_URL=${ASMG_REDIS_URL}` through; there an empty value means unset.
@@ -95,6 +97,16 @@ class Settings(BaseSettings):
     def _check_redis_url(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(REDIS_SCHEMES):
             raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
+        return value
+
+    @field_validator("evict_after_periods")
+    @classmethod
+    def _evict_nobody_who_is_learned_from(cls, value: int | None) -> int | None:
+        if value is not None and value < KEPT_FOR_TRAINING:
+            raise ValueError(
+                f"expected at least {KEPT_FOR_TRAINING}, the periods that the method which looks back furthest learns "
+                f"from, or none; received {value}"
+            )
         return value
 
     @model_validator(mode="after")

@@ -125,6 +125,10 @@ class Meddled(Updater[Any]):
         return self._inner.run_stage(stage, state, data, **options)
 
     @override
+    def forgotten(self, state: Any, rows: Any) -> Any:
+        return self._inner.forgotten(state, rows)
+
+    @override
     def serving_models(self, state: Any) -> Any:
         return self._inner.serving_models(state)
 
@@ -270,7 +274,7 @@ class TestVersions:
             for period in periods(3, seed=SEED):
                 await b.log(period)
                 if period.number == 3:
-                    data = await prepare_period(b.database, 3, 30)
+                    data, _ = await prepare_period(b.database, 3, 30)
                     before = await b.outcome()
                 await b.update(period.number, updater=updater)
             found = {e.model: e for e in (await b.outcome())["evaluations"] if e.period == 3}

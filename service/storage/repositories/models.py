@@ -47,7 +47,8 @@ class ModelVersion:
     serving_digest: str | None
     """The serving snapshot; None once it is retired."""
     state: Mapping[str, Any]
-    """`parts`, the training state (name → digest), and `serving`, the digest of the parameters served."""
+    """`parts`, the training state (name → digest), and `serving`, the digest of the parameters served. Beside each,
+    `allocations` and `serving_allocations`: kind → number of the latest allocation of rows whose ids they know."""
     scores: Mapping[str, Any]
     gate: Mapping[str, Any]
     created_by: str
@@ -136,8 +137,10 @@ class Models:
             state, serving = dict(model["state"]), model["serving_digest"]
             if model["version"] <= latest - keep_states:
                 released += state.pop("parts", {}).values()
+                state.pop("allocations", None)
             if model["version"] <= latest - keep_serving:
                 released += [digest for digest in (state.pop("serving", None), serving) if digest]
+                state.pop("serving_allocations", None)
                 serving = None
             change = update(versions).where(versions.c.version == model["version"])
             await self._connection.execute(change.values(state=state, serving_digest=serving))
