@@ -965,7 +965,7 @@ def shortened(period: DriftPeriod, size: int) -> DriftPeriod:
 class WorkerProcess:
     """`asmg worker`, to be killed."""
 
-    def __init__(self, dsn: str, redis_url: str, folder: Path) -> None:
+    def __init__(self, dsn: str, redis_url: str, folder: Path, **changes: str) -> None:
         self._log = folder / f"worker-{random.randrange(10**9)}.log"
         variables = {"POSTGRES_DSN": dsn, "REDIS_URL": redis_url, "DATA_DIR": str(folder / "data")}
         with self._log.open("w") as log:
@@ -973,7 +973,9 @@ class WorkerProcess:
                 [*ASMG, "worker"],
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                env=environment(ASMG_WORKER_POLL_SECONDS="0.05", **{f"ASMG_{n}": v for n, v in variables.items()}),
+                env=environment(
+                    ASMG_WORKER_POLL_SECONDS="0.05", **{f"ASMG_{n}": v for n, v in variables.items()}, **changes
+                ),
             )
 
     @property
@@ -990,8 +992,8 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker_process(dsn: str, redis_url: str, folder: Path) -> Iterator[WorkerProcess]:
-    running = WorkerProcess(dsn, redis_url, folder)
+def worker_process(dsn: str, redis_url: str, folder: Path, **changes: str) -> Iterator[WorkerProcess]:
+    running = WorkerProcess(dsn, redis_url, folder, **changes)
     try:
         yield running
     finally:
