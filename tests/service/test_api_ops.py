@@ -130,6 +130,7 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
         "/admin/models",
         "/admin/models/{version}",
         "/admin/rollback",
+        "/admin/audit",
         "/healthz",
         "/readyz",
         "/metrics",
