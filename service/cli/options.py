@@ -23,7 +23,7 @@ __all__ = [
     "expiry_of",
 ]
 
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 DURATION = re.compile(r"([1-9]\d{0,8})([smhdw])", re.ASCII)
 
 UserColumn = Annotated[str, typer.Option(help="Ids of the users.")]
@@ -67,10 +67,10 @@ def expiry_of(after: str | None, moment: str | None) -> datetime | None:
         match = DURATION.fullmatch(after)
         if match is None:
             raise ValueError(f"expected a time such as 90d, 12h or 30m with --expires-in; received {after!r}")
-        length = timedelta(**{UNITS[match[2]]: int(match[1])})
-        if length > timedelta(days=MAX_KEY_DAYS):
+        seconds = int(match[1]) * UNIT_SECONDS[match[2]]
+        if seconds > MAX_KEY_DAYS * UNIT_SECONDS["d"]:
             raise ValueError(f"expected at most {MAX_KEY_DAYS}d with --expires-in; received {after!r}")
-        return datetime.now(UTC) + length
+        return datetime.now(UTC) + timedelta(seconds=seconds)
     if moment is None:
         return None
     try:
