@@ -250,7 +250,7 @@ class TestVersions:
         async with b.database.read() as session:
             stages = await session.stages.list(number)
             champion = await session.models.alias(AliasName.CHAMPION)
-            audit = [e.detail for e in await session.audit.list(10) if e.action == "publish"]
+            audit = [e for e in await session.audit.list(10) if e.action == "publish"]
             period = await session.periods.get(number)
             events = await session.interactions.count(number)
         assert tuple(stage.stage for stage in stages) == STAGES
@@ -258,7 +258,8 @@ class TestVersions:
         assert all(stage.seconds is not None and stage.seconds > 0 for stage in stages)
         assert champion is not None and period is not None and period.finished_at is not None
         assert champion.active_from - champion.updated_at == pytest.approx(timedelta(seconds=30), abs=timedelta(0, 1))
-        assert audit[0]["version"] == audit[0]["period"] == number
+        assert audit[0].detail["version"] == audit[0].detail["period"] == number
+        assert (audit[0].actor, audit[0].reason) == ("worker", champion.reason)
         assert period.events == events == 300
 
     async def test_scores_are_those_of_the_models_before(
