@@ -1,8 +1,8 @@
 """What storing the log costs: `POST /interactions` beside a bare COPY of the same rows, in one run.
 
-The ceiling is a binary COPY of the rows of a batch, a transaction each, from as many connections, into a table of the same
-columns without any index or constraint, in the same Postgres: no HTTP, no JSON, nothing recognised, nothing promised but
-durability. Rates are events a second, duplicates included on both sides.
+The ceiling is a binary COPY of the rows of a batch, a transaction each, from as many connections, into a table of the
+same columns without any index or constraint, in the same Postgres: no HTTP, no JSON, nothing recognised, nothing
+promised but durability. Rates are events a second, duplicates included on both sides.
 """
 
 import asyncio
@@ -305,6 +305,6 @@ def _print(printer: Printer, found: dict[Cell, Found], options: IngestOptions) -
     title = f"POST /interactions, {options.workers} api process(es), medians of {options.rounds} rounds"
     printer.table(title, columns, rows, words=0)
     printer.line(
-        "Bare COPY: the same rows, a transaction for each batch, from as many connections, into a table without index or "
-        "constraint. Generator, api and Postgres share this machine's processors."
+        "Bare COPY: the same rows, a transaction for each batch, from as many connections, into a table without index "
+        "or constraint. Generator, api and Postgres share this machine's processors."
     )

@@ -165,14 +165,13 @@ def test_a_full_disk_is_an_outage_and_not_a_fault(installation: Installation) ->
     )
     dsn = installation.servers.postgres_dsn
     in_thread(asyncio.run, execute_in(dsn, statements[0]))
-    for number, table in enumerate(("event_ids", "interactions_p1")):
-        in_thread(asyncio.run, execute_in(dsn, statements[1].format(table)))
-        events = {"interactions": [event(10 + number)]}
-        response = installation.client.post("/interactions", json=events)
-        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-        assert "No space" not in response.text
-        in_thread(asyncio.run, execute_in(dsn, statements[2].format(table)))
-        assert installation.client.post("/interactions", json=events).json()["accepted"] == 1
+    in_thread(asyncio.run, execute_in(dsn, statements[1].format("interactions_p1")))
+    events = {"interactions": [event(10)]}
+    response = installation.client.post("/interactions", json=events)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert "No space" not in response.text
+    in_thread(asyncio.run, execute_in(dsn, statements[2].format("interactions_p1")))
+    assert installation.client.post("/interactions", json=events).json()["accepted"] == 1
 
 
 async def execute_in(dsn: str, statement: str) -> None:
