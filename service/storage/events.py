@@ -13,16 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh64_digest
 
-from asmg.kernels.common import Indices, compiled, inlined
+from asmg.kernels.common import Indices, compiled
 from service.limits import MAX_ID_LENGTH, MAX_INTERACTIONS
 from service.text_kernels import BACKSLASH, CLOSING, COMMA, OPENING, QUOTE, SPACE, behind_blanks, xxh64
 
-__all__ = ["COLUMNS", "EventBatch", "Interaction"]
+__all__ = ["COLUMNS", "EventBatch", "Interaction", "warm_up"]
 
 Bytes = NDArray[np.uint8]
 
 COLUMNS = ("event_id", "user_id", "item_id", "label", "occurred_at", "request_id", "content", "period")
 """Of a row, in this order. Number of fields, then of each field its length (-1: null) and its bytes, big-endian."""
+
+SEPARATOR = "\0"
+"""No id holds it."""
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
@@ -124,11 +127,9 @@ class EventBatch:
 
     def ids(self) -> list[str]:
         """The ids of the events."""
-        rows, ids = bytes(self._rows), []
-        for start in self._starts[:-1].tolist():
-            end = start + 6 + int.from_bytes(rows[start + 2 : start + 6], "big")
-            ids.append(rows[start + 6 : end].decode())
-        return ids
+        text = np.empty(len(self._rows), np.uint8)
+        size = _ids(np.frombuffer(self._rows, np.uint8), self._starts, text)
+        return text[:size].tobytes().decode().split(SEPARATOR)[:-1]
 
     def contents(self) -> list[int]:
         """For each event a number (XXH64, as Postgres has it, signed) that says what it is, but for its id."""
@@ -147,6 +148,16 @@ class EventBatch:
         _gather(np.frombuffer(self._rows, np.uint8), self._starts, chosen, period, file[len(HEADER) :])
         file[-len(TRAILER) :] = np.frombuffer(TRAILER, np.uint8)
         return file.tobytes()
+
+
+def warm_up() -> None:
+    """Compile what a batch needs, or load it from the disk: seconds, which no client should wait for."""
+    moment = UNIX_EPOCH.isoformat()
+    event = f'{{"event_id":"e","user_id":"u","item_id":"i","label":0,"timestamp":"{moment}","request_id":"r"}}'
+    batch = EventBatch.parse(f'{{"interactions":[{event}]}}'.encode())
+    assert batch is not None, "it is plainly right"
+    batch.ids()
+    batch.copy([0], 1)
 
 
 def _text(text: str | None) -> bytes:
@@ -296,7 +307,7 @@ def _parse_event(
     return -1
 
 
-@inlined
+@compiled
 def _behind(text: bytes, at: int, letter: int) -> int:
     """Behind the letter that has to come next, or -1."""
     at = behind_blanks(text, at)
@@ -316,7 +327,7 @@ def _behind_string(text: bytes, at: int) -> int:
     return at + 1 if at < len(text) else -1
 
 
-@inlined
+@compiled
 def _is(text: bytes, end: int, word: Bytes) -> bool:
     """Whether `word` stands before `end`."""
     start = end - len(word)
@@ -328,7 +339,7 @@ def _is(text: bytes, end: int, word: Bytes) -> bool:
     return same
 
 
-@inlined
+@compiled
 def _characters(text: bytes, start: int, end: int) -> int:
     """Characters of UTF-8: bytes that do not go on with one."""
     n = 0
@@ -337,14 +348,14 @@ def _characters(text: bytes, start: int, end: int) -> int:
     return n
 
 
-@inlined
+@compiled
 def _behind_digits(text: bytes, at: int) -> int:
     while at < len(text) and text[at] >= ZERO and text[at] <= NINE:
         at += 1
     return at
 
 
-@inlined
+@compiled
 def _number(text: bytes, start: int, end: int) -> int:
     value = 0
     for at in range(start, end):
@@ -409,7 +420,7 @@ def _moment(text: bytes, start: int, end: int) -> int:
     return moment - offset if text[at] == PLUS else moment + offset
 
 
-@inlined
+@compiled
 def _put_number(rows: Bytes, at: int, value: int, size: int) -> int:
     """Write it, big-endian; the place behind it."""
     for k in range(size):
@@ -417,12 +428,28 @@ def _put_number(rows: Bytes, at: int, value: int, size: int) -> int:
     return at + size
 
 
-@inlined
+@compiled
 def _put_text(rows: Bytes, at: int, text: bytes, start: int, end: int) -> int:
     at = _put_number(rows, at, end - start, 4)
     for k in range(end - start):
         rows[at + k] = text[start + k]
     return at + end - start
+
+
+@compiled
+def _ids(rows: Bytes, starts: Indices, text: Bytes) -> int:
+    """Write the ids of all rows, a `SEPARATOR` behind each; how many bytes that makes."""
+    to = 0
+    for start in starts[:-1]:
+        length = 0
+        for at in range(start + 2, start + 6):
+            length = (length << 8) | rows[at]
+        for at in range(start + 6, start + 6 + length):
+            text[to] = rows[at]
+            to += 1
+        text[to] = 0
+        to += 1
+    return to
 
 
 @compiled

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeVar
+from uuid import uuid4
 
 import numpy as np
 from asyncpg import Connection, InterfaceError, PostgresError, UniqueViolationError
@@ -90,12 +91,14 @@ class Raced(Exception):
     """Another transaction has just stored an event with one of the same ids: the same call, begun anew, will see it."""
 
 
+# The driver needs a third of a millisecond to make an array of a thousand texts; Postgres splits one text in no time.
 KNOWN = """
-    SELECT event_id, content FROM event_ids WHERE kind = 0 AND event_id = ANY($1::text[])
+    SELECT event_id, content FROM event_ids WHERE kind = 0 AND event_id = ANY(string_to_array($1, $2))
 """
 KNOWN_IN_PARTITION = """
-    UNION ALL SELECT event_id, content FROM interactions_p{} WHERE event_id = ANY($1::text[])
+    UNION ALL SELECT event_id, content FROM interactions_p{} WHERE event_id = ANY(string_to_array($1, $2))
 """
+SEPARATOR = "\x1f"
 
 MERGE = text("""
     INSERT INTO event_ids (kind, event_id, period, content)
@@ -236,8 +239,11 @@ class Interactions:
     async def _known(self, ids: list[str], periods: Iterable[int]) -> dict[str, int | None]:
         """Of these ids those that are taken, with the content of their events as far as it is known."""
         query = KNOWN + "".join(KNOWN_IN_PARTITION.format(int(period)) for period in sorted(periods))
+        separator = SEPARATOR
+        if any(SEPARATOR in id_ for id_ in ids):
+            separator = uuid4().hex
         async with self._driver() as connection:
-            return dict(await connection.fetch(query, ids))
+            return dict(await connection.fetch(query, separator.join(ids), separator))
 
     async def _copy(self, period: int, rows: bytes) -> None:
         async def source() -> AsyncIterator[bytes]:
