@@ -66,7 +66,9 @@ def installation(data_dir: Path, tmp_path: Path) -> Iterator[Installation]:
         servers = stack.enter_context(EmbeddedServers(data_dir))
         in_thread(migrate, servers.postgres_dsn)
         key = in_thread(asyncio.run, make_key(servers.postgres_dsn))
-        settings = settings_for(servers.postgres_dsn, servers.redis_url, tmp_path, store_deadline_seconds=0.5)
+        settings = settings_for(
+            servers.postgres_dsn, servers.redis_url, tmp_path, store_deadline_seconds=0.5, history_cache_seconds=60
+        )
         headers = {"authorization": f"Bearer {key}"}
         with served_app(settings) as url, httpx.Client(base_url=url, headers=headers, timeout=30) as client:
             events = [event(n, label=1, user_id="known") for n in range(3)]
