@@ -7,6 +7,7 @@ promised but durability. Rates are events a second, duplicates included on both 
 
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -127,6 +128,7 @@ class WrongAnswer(RuntimeError):
 
 def run_ingest(options: IngestOptions) -> int:
     """Measure and print; the exit code."""
+    logging.getLogger().setLevel(logging.WARNING)  # the embedded servers tell how they start
     check_writable(options.report)
     printer = Printer(None)
     cells = [Cell(*c) for c in product(options.batches, options.concurrency, options.duplicates)]
