@@ -149,6 +149,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         telemetry=NO_TELEMETRY,
         responses={"default": {"model": Problem, "description": "A problem document"}},
     )

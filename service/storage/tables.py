@@ -226,15 +226,19 @@ api_keys = Table(
     Column("secret_hash", Text, nullable=False, comment="SHA-256 of the whole key, in hex"),
     Column("scopes", ARRAY(Text), nullable=False),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("expires_at", TIMESTAMP),
     Column("revoked_at", TIMESTAMP),
 )
 
 audit = Table(
     "audit",
     metadata,
+    # A trigger of the migration refuses UPDATE, DELETE and TRUNCATE, whoever asks.
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("detail", JSONB, nullable=False),
+    Column("reason", Text),
+    Column("request_id", Text),
 )
