@@ -6,8 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from service.dependencies import Caller, JsonBody, Requires, Service, body_schema
-from service.schemas import RollbackRequest, RollbackResponse
+from service.dependencies import Caller, JsonBody, Parts, Requires, Service, body_schema
+from service.schemas import PinRequest, PinResponse, RollbackRequest, RollbackResponse
+from service.use_cases.pins import set_pinned
 from service.use_cases.rollback import rollback
 from service.use_cases.status import ModelDetail, ModelPage, get_model, list_models
 
@@ -31,6 +32,28 @@ async def get_models(
 async def get_one_model(service: Service, _: Admin, version: int) -> ModelDetail:
     """The version with the digests of its training state."""
     return await get_model(service.database, version)
+
+
+@router.post("/models/{version:int}/pin", openapi_extra=body_schema(PinRequest), summary="Keep a version whole")
+async def post_pin(
+    service: Service, caller: Admin, version: int, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
+) -> PinResponse:
+    """The version keeps its artifacts however old it gets, so that one can always go back to it."""
+    return await _pin(service, caller, request, version, pinned=True)
+
+
+@router.post("/models/{version:int}/unpin", openapi_extra=body_schema(PinRequest), summary="Let a version go")
+async def post_unpin(
+    service: Service, caller: Admin, version: int, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
+) -> PinResponse:
+    """The version loses its artifacts after the next update, where it is too old by then."""
+    return await _pin(service, caller, request, version, pinned=False)
+
+
+async def _pin(service: Parts, caller: Caller, request: PinRequest, version: int, *, pinned: bool) -> PinResponse:
+    pinning = set_pinned(service.database, version, pinned=pinned, reason=request.reason, actor=caller.name)
+    changed = await service.writes.run(pinning)
+    return PinResponse(version=version, pinned=pinned, changed=changed, reason=request.reason)
 
 
 @router.post("/rollback", openapi_extra=body_schema(RollbackRequest), summary="Serve another version")

@@ -24,6 +24,8 @@ CALLS = {
     ("GET", "/periods/9/events"): {"admin", "ingest"},
     ("GET", "/admin/models"): {"admin"},
     ("GET", "/admin/models/0"): {"admin"},
+    ("POST", "/admin/models/0/pin"): {"admin"},
+    ("POST", "/admin/models/0/unpin"): {"admin"},
     ("POST", "/admin/rollback"): {"admin"},
 }
 QUESTION = {"user_id": "u", "items": ["a"]}
