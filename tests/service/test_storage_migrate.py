@@ -88,8 +88,8 @@ async def test_the_champion_before_is_taken_over(postgres_dsn: str, database: Da
     in_thread(command.downgrade, alembic_config(postgres_dsn), "0007-1")
     async with database.unit_of_work() as work:
         for statement in (
-            "INSERT INTO model_versions (version, period, kind, parent_version, state, scores, gate, created_by) VALUES "
-            "(0, 0, 'prior', null, '{}', '{}', '{}', 't'), (1, 1, 'generated', 0, '{}', '{}', '{}', 't')",
+            "INSERT INTO model_versions (version, period, kind, parent_version, state, scores, gate, created_by) "
+            "VALUES (0, 0, 'prior', null, '{}', '{}', '{}', 't'), (1, 1, 'generated', 0, '{}', '{}', '{}', 't')",
             "INSERT INTO aliases (name, version, active_from, updated_by, reason) VALUES "
             "('champion', 1, now(), 't', 't'), ('head', 1, now(), 't', 't')",
         ):
