@@ -2,6 +2,7 @@
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     desc,
+    false,
     func,
     text,
 )
@@ -189,6 +191,7 @@ model_versions = Table(
     Column("gate", JSONB, nullable=False),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("created_by", Text, nullable=False),
+    Column("pinned", Boolean, nullable=False, server_default=false(), comment="an operator wants it kept whole"),
     CheckConstraint("version >= 0", name="version"),
     CheckConstraint("kind IN ('prior', 'generated', 'incremental', 'previous')", name="kind"),
 )
@@ -198,6 +201,7 @@ aliases = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("version", ForeignKey("model_versions.version"), nullable=False),
+    Column("previous_version", ForeignKey("model_versions.version"), comment="what it named before"),
     Column("active_from", TIMESTAMP, nullable=False),
     Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("updated_by", Text, nullable=False),

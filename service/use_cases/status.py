@@ -115,6 +115,11 @@ class ModelDocument:
     created_by: str
     digest: str | None
     """SHA-256 of the serving artifact; null once it is too old to be kept."""
+    pinned: bool
+    """Whether an operator wants it to keep its artifacts."""
+    kept: Sequence[str]
+    """Why it keeps its artifacts however old it is: `prior`, `pinned`, `champion`, `previous champion`, `head`,
+    `baseline`, `sequence`; empty where age alone decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,15 +210,15 @@ async def get_model(database: Database, version: int) -> ModelDetail:
         model = await session.models.get(version) if 0 <= version <= MAX_NUMBER else None
         if model is None:
             raise ModelNotFound(version)
-        return ModelDetail(**_model_fields(model, await _aliases(session)), state=model.state)
+        return ModelDetail(**_model_fields(model, await session.models.kept()), state=model.state)
 
 
 async def list_models(database: Database, *, limit: int, before: int | None) -> ModelPage:
     """At most `limit` versions, newest first, of those below `before`."""
     async with database.read() as session:
         models = await session.models.list(limit + 1, _cursor(before))
-        aliases = await _aliases(session)
-    page = [ModelDocument(**_model_fields(model, aliases)) for model in models[:limit]]
+        kept = await session.models.kept()
+    page = [ModelDocument(**_model_fields(model, kept)) for model in models[:limit]]
     return ModelPage(page, next=page[-1].version if len(models) > limit else None)
 
 
@@ -269,22 +274,20 @@ async def _progress(notices: Notices, number: int) -> float | None:
     return None
 
 
-async def _aliases(session: ReadSession) -> dict[str, int]:
-    aliases = [await session.models.alias(name) for name in (AliasName.CHAMPION, AliasName.HEAD)]
-    return {alias.name: alias.version for alias in aliases if alias is not None}
-
-
-def _model_fields(model: ModelVersion, aliases: Mapping[str, int]) -> dict[str, Any]:
+def _model_fields(model: ModelVersion, kept: Mapping[int, Sequence[str]]) -> dict[str, Any]:
+    reasons = kept.get(model.version, ())
     return {
         "version": model.version,
         "period": model.period,
         "kind": model.kind,
         "parent_version": model.parent_version,
-        "champion": aliases.get(AliasName.CHAMPION) == model.version,
-        "head": aliases.get(AliasName.HEAD) == model.version,
+        "champion": AliasName.CHAMPION in reasons,
+        "head": AliasName.HEAD in reasons,
         "scores": model.scores,
         "gate": model.gate,
         "created_at": model.created_at,
         "created_by": model.created_by,
         "digest": model.serving_digest,
+        "pinned": model.pinned,
+        "kept": reasons,
     }

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from service.errors import ConfigurationError
 from service.storage.database import Database
 from service.storage.migrate import alembic_config, migrate
-from service.storage.repositories import EventBatch, Interaction
+from service.storage.repositories import AliasName, EventBatch, Interaction
 from tests.conftest import in_thread
 
 
@@ -85,6 +85,24 @@ async def test_the_log_moves_into_partitions_and_back(postgres_dsn: str, databas
         assert list(stored) == ["a", "b", "c", "d"]
     in_thread(migrate, postgres_dsn)
     in_thread(command.check, alembic_config(postgres_dsn))
+
+
+async def test_the_champion_before_is_taken_over(postgres_dsn: str, database: Database) -> None:
+    in_thread(command.downgrade, alembic_config(postgres_dsn), "0007-1")
+    async with database.unit_of_work() as work:
+        for statement in (
+            "INSERT INTO model_versions (version, period, kind, parent_version, state, scores, gate, created_by) "
+            "VALUES (0, 0, 'prior', null, '{}', '{}', '{}', 't'), (1, 1, 'generated', 0, '{}', '{}', '{}', 't')",
+            "INSERT INTO aliases (name, version, active_from, updated_by, reason) VALUES "
+            "('champion', 1, now(), 't', 't'), ('head', 1, now(), 't', 't')",
+        ):
+            await work.connection.execute(text(statement))
+        await work.commit()
+    in_thread(migrate, postgres_dsn)
+    async with database.read() as session:
+        aliases = [await session.models.alias(name) for name in (AliasName.CHAMPION, AliasName.HEAD)]
+        assert [alias and alias.previous_version for alias in aliases] == [0, None]
+        assert [model.pinned for model in await session.models.list(10)] == [False, False]
 
 
 def test_a_dsn_of_another_database_is_refused() -> None:

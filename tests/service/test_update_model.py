@@ -562,8 +562,7 @@ class TestRedis:
     ) -> None:
         """The hidden state is read from Redis first; another value there than its digest says is no danger."""
         hidden = prepared.outcome["versions"][1]["state"]["parts"]["hidden"]
-        await redis.set(f"asmg:artifact:{hidden}:0", b"nonsense")
-        await redis.set(f"asmg:artifact:{hidden}:chunks", 1)
+        await redis.hset(f"asmg:artifact:{hidden}", mapping={"0": b"nonsense", "chunks": 1})
         async with bench(*places(second, redis_url, tmp_path)) as b:
             assert await b.update(2) == 2
             assert await b.outcome() == prepared.outcome
