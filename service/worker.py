@@ -22,6 +22,10 @@ __all__ = ["run"]
 
 logger = logging.getLogger(__name__)
 
+MOST_PAUSE_SECONDS = 30.0
+"""Between two attempts while Postgres or the disk is in trouble. The first pause is that of the poll; each next one is
+twice as long."""
+
 
 async def run(settings: Settings) -> None:
     """Lead when nobody else does, and while leading update on every sealed period; until cancelled.
@@ -42,19 +46,25 @@ async def run(settings: Settings) -> None:
     leadership = Leadership(settings.postgres_dsn)
     workshop = Workshop(settings, database, ArtifactStore(database, redis), Notices(redis), updater)
     logger.info("worker started with %s", settings.updater)
-    swept = False
+    swept, pause = False, settings.worker_poll_seconds
     try:
         while True:
             try:
+                busy = False
                 if await leadership.try_acquire():
                     if not swept:
                         await sweep(database)
                         swept = True
-                    if await _update_next(workshop):
-                        continue
-            except ServiceError as error:  # Postgres is away: wait and go on where the stages say
-                logger.warning("worker waits: %s", error)
-            await asyncio.sleep(settings.worker_poll_seconds)
+                    busy = await _update_next(workshop)
+                pause = settings.worker_poll_seconds
+                if not busy:
+                    await asyncio.sleep(pause)
+            except (ServiceError, OSError) as error:  # trouble of Postgres or of the disk: go on where the stages say
+                logger.warning("worker waits %.1f s: %s", pause, error)
+                if isinstance(error, OSError):
+                    await leadership.release()  # this host's trouble; a worker of another one may have none
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, MOST_PAUSE_SECONDS)
     finally:
         await leadership.release()
         await redis.aclose()
@@ -72,8 +82,8 @@ async def _update_next(workshop: Workshop) -> bool:
         version = await PeriodUpdate(workshop, period.number).run()
     except HeadMoved as moved:
         logger.info("period %d starts again: %s", period.number, moved)
-    except NotReady:
-        raise  # the storage's trouble, not the period's
+    except (NotReady, OSError):
+        raise  # trouble of Postgres or of this machine's disk, which no other period would fare better with
     except Exception as error:
         logger.exception("the update on period %d failed", period.number)
         await _note_failure(workshop, period, error)

@@ -33,6 +33,11 @@ __all__ = ["Database", "Leadership", "Lock", "ReadSession", "UnitOfWork"]
 logger = logging.getLogger(__name__)
 
 
+PASSING_STATES = ("08", "53", "57P0", "58", "40001", "40P01")
+"""SQLSTATEs, or how they begin, that say nothing of the statement, which may succeed later: no connection; out of disk,
+memory or connections; starting up or shutting down; an error of the disk; another transaction that stood in the way."""
+
+
 class Lock(IntEnum):
     """Keys of the advisory locks: `"asmg"` in the upper half, so that other programs on the server do not collide."""
 
@@ -106,7 +111,7 @@ class Database:
         """One read-only transaction over one snapshot.
 
         Raises:
-            NotReady: Postgres does not answer.
+            NotReady: Postgres does not answer, or has no room; from the block too.
         """
         return self._session(self._snapshots, ReadSession)
 
@@ -114,7 +119,7 @@ class Database:
         """One read-committed transaction, rolled back unless committed.
 
         Raises:
-            NotReady: Postgres does not answer.
+            NotReady: Postgres does not answer, or has no room; from the block too.
         """
         return self._session(self._engine, UnitOfWork)
 
@@ -141,10 +146,10 @@ class Database:
                 raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
             try:
                 yield kind(connection)
-            except DBAPIError as error:
-                if error.connection_invalidated:
-                    raise NotReady("the connection to Postgres was lost") from error
-                raise
+            except (DBAPIError, ConnectionError, TimeoutError) as error:
+                if (trouble := _trouble(error)) is None:
+                    raise
+                raise NotReady(trouble) from error
 
 
 class Leadership:
@@ -210,6 +215,16 @@ async def _discard(connection: AsyncConnection) -> None:
         await connection.invalidate()
     with suppress(OSError, SQLAlchemyError):
         await connection.close()
+
+
+def _trouble(error: DBAPIError | ConnectionError | TimeoutError) -> str | None:
+    """What is wrong with Postgres, where it is Postgres that something is wrong with, and not the statement."""
+    if not isinstance(error, DBAPIError):  # the driver's own, which SQLAlchemy lets through
+        return f"Postgres does not answer: {type(error).__name__}"
+    if error.connection_invalidated:
+        return "the connection to Postgres was lost"
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    return f"Postgres cannot do it now: SQLSTATE {state}" if state.startswith(PASSING_STATES) else None
 
 
 def _engine(dsn: str, **options: Any) -> AsyncEngine:
