@@ -94,10 +94,10 @@ async def _update_next(workshop: Workshop) -> bool:
 
 
 async def _note_failure(workshop: Workshop, period: Period, error: Exception) -> None:
-    """Count the attempt; after the last one the period is given up and the next one has its turn."""
+    """Count the attempt; after the last one the period is quarantined and the next one has its turn."""
     attempts = period.attempts + 1
     final = attempts >= workshop.settings.max_attempts
-    status = PeriodStatus.FAILED if final else PeriodStatus.SEALED
+    status = PeriodStatus.QUARANTINED if final else PeriodStatus.SEALED
     message = f"{type(error).__name__}: {error}"[:1000]
     async with workshop.database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
@@ -106,5 +106,5 @@ async def _note_failure(workshop: Workshop, period: Period, error: Exception) ->
             return  # this worker had lost its leadership unaware, and its successor has published the period
         await work.periods.set_status(period.number, status, error=message, attempts=attempts)
         if final:
-            await work.audit.add("worker", "give_up", {"period": period.number, "error": message})
+            await work.audit.add("worker", "quarantine", {"period": period.number, "error": message})
         await work.commit()

@@ -64,7 +64,14 @@ periods = Table(
     Column("error", Text),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("version", Integer, comment="the model version that the period produced"),
-    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'failed')", name="status"),
+    Column(
+        "crashes",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="workers that died in a row at the update without a stage done",
+    ),
+    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'quarantined', 'skipped')", name="status"),
     # The log has one end: at most one period is open, whatever two closing transactions attempt.
     Index("uq_periods_open", "status", unique=True, postgresql_where=text("status = 'open'")),
 )

@@ -37,7 +37,7 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
 
 
 async def sweep(database: Database) -> int:
-    """Delete what no version and no update under way names: left by workers that died, or by periods given up.
+    """Delete what no version and no update under way names: left by workers that died, or by periods in quarantine.
 
     To be called by the leading worker before it begins to work.
 

@@ -14,7 +14,7 @@ from typing import Any
 from service.errors import ModelNotFound, NotReady, PeriodNotFound
 from service.storage.database import Database, ReadSession
 from service.storage.redis_state import Notices
-from service.storage.repositories import AliasName, ModelKind, ModelVersion, Period, PeriodStatus
+from service.storage.repositories import ENDED, AliasName, ModelKind, ModelVersion, Period, PeriodStatus
 from service.tasks import end_tasks
 
 __all__ = [
@@ -37,7 +37,6 @@ MAX_NUMBER = 2**31 - 1
 """The highest period or version number that Postgres can hold; there is none above it."""
 
 PROGRESS_TIMEOUT_SECONDS = 0.5
-FINISHED = (PeriodStatus.UPDATED, PeriodStatus.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +80,7 @@ class PeriodDocument:
     """Interactions; of the open period those so far."""
     attempts: int
     error: str | None
+    """Why it is quarantined or skipped, or what its last attempt ended with."""
     version: int | None
     """The model version that the update published."""
     stages: list[StageDocument]
@@ -186,7 +186,7 @@ async def watch_period(
                 if document != last:
                     yield document
                     last = document
-                if document.status in FINISHED:
+                if document.status in ENDED:
                     return
             with suppress(TimeoutError):
                 async with asyncio.timeout(poll_seconds):

@@ -13,17 +13,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import NotReady, PeriodNotFound
 from service.storage import tables
 
-__all__ = ["Period", "PeriodStatus", "Periods", "Stage", "Stages"]
+__all__ = ["ENDED", "WAITING", "Period", "PeriodStatus", "Periods", "Stage", "Stages"]
 
 
 class PeriodStatus(StrEnum):
-    """The life of a period: open → sealed → updating → updated, or failed."""
+    """The life of a period: open → sealed → updating → updated, or quarantined; from there sealed again, or skipped."""
 
     OPEN = "open"
     SEALED = "sealed"
     UPDATING = "updating"
     UPDATED = "updated"
-    FAILED = "failed"
+    QUARANTINED = "quarantined"
+    """Its update cannot be done, `error` says why; later periods go on without it."""
+    SKIPPED = "skipped"
+    """An operator has decided that no model is to learn it."""
+
+
+ENDED = (PeriodStatus.UPDATED, PeriodStatus.QUARANTINED, PeriodStatus.SKIPPED)
+"""What the worker has nothing to do with any more."""
+WAITING = (PeriodStatus.SEALED, PeriodStatus.UPDATING)
+"""What it has yet to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +52,8 @@ class Period:
     attempts: int
     version: int | None
     """The model version that the period produced."""
+    crashes: int
+    """Workers that died in a row at the update without a stage done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +101,7 @@ class Periods:
 
     async def next_sealed(self) -> Period | None:
         """The earliest period that waits for its update, or whose update was begun and not ended."""
-        waiting = tables.periods.c.status.in_([PeriodStatus.SEALED, PeriodStatus.UPDATING])
+        waiting = tables.periods.c.status.in_(WAITING)
         return await self._first(select(tables.periods).where(waiting).order_by(tables.periods.c.number).limit(1))
 
     async def by_idempotency_key(self, key: str) -> Period | None:
@@ -137,8 +148,7 @@ class Periods:
             PeriodNotFound: there is no such period.
         """
         values: dict[str, Any] = {"status": status, "error": error}
-        ended = status in (PeriodStatus.UPDATED, PeriodStatus.FAILED)
-        values["finished_at"] = func.clock_timestamp() if ended else None
+        values["finished_at"] = func.clock_timestamp() if status in ENDED else None
         if attempts is not None:
             values["attempts"] = attempts
         if version is not None:
