@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 
 from alembic import context
 from sqlalchemy import Connection, pool, text
@@ -11,6 +12,13 @@ from service.settings import sqlalchemy_dsn
 from service.storage.database import Lock
 from service.storage.tables import metadata
 
+PARTITION = re.compile(r".+_p\d+")
+
+
+def is_described(name: str | None, kind: str, _parents: object) -> bool:
+    """Whether the tables of the service should tell of it: partitions come and go with the periods."""
+    return kind != "table" or name is None or PARTITION.fullmatch(name) is None
+
 
 def run(connection: Connection) -> None:
     """Migrate over a connection; a second process waits for the first, and then finds nothing to do."""
@@ -19,6 +27,7 @@ def run(connection: Connection) -> None:
         target_metadata=metadata,
         compare_type=True,
         compare_server_default=True,
+        include_name=is_described,
     )
     with context.begin_transaction():
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": int(Lock.MIGRATE)})

@@ -11,7 +11,7 @@ from fastapi.telemetry import TelemetryConfig
 from service import __version__
 from service.dependencies import Parts
 from service.errors import ConfigurationError
-from service.limits import MAX_BODY_BYTES
+from service.limits import MAX_BODY_BYTES, MAX_WRITES
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Observe
 from service.problems import install_problem_handlers
@@ -24,7 +24,7 @@ from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.fetch import fetch_apart
 from service.storage.redis_state import HistoryStore, Notices, connect
-from service.tasks import end_tasks
+from service.tasks import BoundedCalls, end_tasks
 from service.use_cases.auth import KeyCache
 from service.use_cases.bootstrap import current_champion, ensure_prior
 from service.use_cases.histories import Histories
@@ -109,6 +109,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             on_swap=lambda snapshot: _count_swap(metrics, snapshot),
             on_trouble=metrics.swap_failures.inc,
         )
+        writes = BoundedCalls(MAX_WRITES, settings.store_deadline_seconds, "Postgres")
         parts = Parts(
             settings=settings,
             database=database,
@@ -118,6 +119,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             notices=notices,
             serving=serving,
             keys=KeyCache(database),
+            writes=writes,
             metrics=metrics,
             stopping=stopping,
         )
@@ -133,6 +135,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             yield {"parts": parts}
         finally:
             await end_tasks(*followers)
+            await writes.close()
             await histories.close()
             await redis.aclose()
             await database.close()

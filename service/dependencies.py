@@ -22,6 +22,7 @@ from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.redis_state import Notices
 from service.storage.repositories import ApiKey
+from service.tasks import BoundedCalls
 from service.use_cases.auth import KeyCache
 from service.use_cases.histories import Histories
 
@@ -42,6 +43,8 @@ class Parts:
     notices: Notices
     serving: ServingModel
     keys: KeyCache
+    writes: BoundedCalls
+    """Through which everything is stored that a client waits for."""
     metrics: Metrics
     stopping: Callable[[], bool]
     """Whether the process has been told to end: streams end then, for the server waits for them."""

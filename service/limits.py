@@ -33,5 +33,8 @@ MAX_PREDICT_BYTES = 1024 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """Of the body of one batch of predictions."""
 
+MAX_WRITES = 64
+"""Calls of an api process that store something and are under way at a time; more are refused with 503."""
+
 MAX_REASON_LENGTH = 1000
 """Characters of the reason an operator gives for a change."""

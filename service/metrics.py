@@ -34,7 +34,10 @@ class Metrics:
         )
         self.predicted_items = Counter("asmg_predicted_items", "Items scored.", registry=registry)
         self.interactions = Counter(
-            "asmg_interactions", "Interactions received: accepted or duplicate.", ["result"], registry=registry
+            "asmg_interactions",
+            "Interactions received: accepted, duplicate or conflict.",
+            ["result"],
+            registry=registry,
         )
         self.model_version = Gauge(
             "asmg_model_version",

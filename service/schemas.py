@@ -168,7 +168,7 @@ class InteractionEvent(_Request):
 
 
 class InteractionsRequest(_Request):
-    """A batch of the log, stored as a whole or not at all; an `event_id` that is known counts as a duplicate."""
+    """A batch of the log, stored as a whole or not at all; an event that is known counts as a duplicate."""
 
     interactions: Annotated[list[InteractionEvent], Field(min_length=1, max_length=MAX_INTERACTIONS)]
 
@@ -177,7 +177,10 @@ class InteractionsResponse(BaseModel):
     """Sent after the commit."""
 
     accepted: int
-    duplicates: int
+    duplicates: int = Field(description="Events that were stored before, or came earlier in the same call.")
+    conflicts: list[str] | None = Field(
+        None, description="Ids of events that differ from what is stored under the id, which stays; absent for none."
+    )
     period: int
 
 

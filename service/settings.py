@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     another process as soon as Redis has told, a moment later."""
     history_deadline_seconds: float = Field(0.75, gt=0)
     """How long a prediction waits for the user's history at most; then it is made without."""
+    store_deadline_seconds: float = Field(5.0, gt=0)
+    """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
     swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.25, gt=0)
@@ -66,6 +68,9 @@ class Settings(BaseSettings):
     """Newest model versions whose serving snapshot is kept, so that one can roll back to them."""
     keep_states: int = Field(5, ge=1)
     """Newest model versions whose training state is kept, so that a rollback can excise what came after them."""
+    keep_logs: int = Field(30, ge=0)
+    """Newest learned periods whose log is kept, beside the seven that the method which looks back furthest learns from.
+    An event id is recognised for as long."""
     seed: int = 0
     """Seed of every random choice of the updates."""
 

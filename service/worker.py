@@ -15,7 +15,7 @@ from service.storage.database import Database, Leadership, Lock
 from service.storage.redis_state import Notices, connect
 from service.storage.repositories import Period, PeriodStatus
 from service.use_cases.bootstrap import ensure_prior
-from service.use_cases.retention import prune, sweep
+from service.use_cases.retention import drop_old_logs, prune, sweep
 from service.use_cases.update_model import HeadMoved, PeriodUpdate, Workshop
 
 __all__ = ["run"]
@@ -90,6 +90,7 @@ async def _update_next(workshop: Workshop) -> bool:
     else:
         logger.info("period %d: version %d is published", period.number, version)
         await prune(workshop.database, period.number, workshop.settings)
+        await drop_old_logs(workshop.database, workshop.settings)
     return True
 
 

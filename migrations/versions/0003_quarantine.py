@@ -1,14 +1,14 @@
 """Periods that cannot be learned: `failed` becomes `quarantined`, an operator may skip one, and crashes are counted.
 
 Revision ID: 0003
-Revises: 0001
+Revises: 0002
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision: str = "0003"
-down_revision: str | None = "0001"
+down_revision: str | None = "0002"
 branch_labels: None = None
 depends_on: None = None
 

@@ -25,13 +25,20 @@ async def _events(request: Request) -> list[Interaction]:
     "/interactions",
     dependencies=[Depends(Requires("ingest"))],
     openapi_extra=body_schema(InteractionsRequest),
+    response_model_exclude_none=True,
     summary="Add to the log of the open period",
 )
 async def post_interactions(
     service: Service, events: Annotated[list[Interaction], Depends(_events)]
 ) -> InteractionsResponse:
     """Store what happened; the answer comes after the commit, and sending a batch again changes nothing."""
-    result = await ingest(service.database, service.histories, events)
+    result = await service.writes.run(ingest(service.database, service.histories, events))
     service.metrics.interactions.labels("accepted").inc(result.accepted)
     service.metrics.interactions.labels("duplicate").inc(result.duplicates)
-    return InteractionsResponse(accepted=result.accepted, duplicates=result.duplicates, period=result.period)
+    service.metrics.interactions.labels("conflict").inc(len(result.conflicts))
+    return InteractionsResponse(
+        accepted=result.accepted,
+        duplicates=result.duplicates,
+        conflicts=result.conflicts or None,
+        period=result.period,
+    )

@@ -22,4 +22,5 @@ async def put_catalogue_items(
 ) -> ItemsResponse:
     """Set the categories of each item, in place of those that it had; models learn them with the next period."""
     items = {item.item_id: item.categories for item in request.items}
-    return ItemsResponse(items=len(items), changed=await put_items(service.database, items))
+    changed = await service.writes.run(put_items(service.database, items))
+    return ItemsResponse(items=len(items), changed=changed)

@@ -35,12 +35,13 @@ async def post_close(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_ID_LENGTH)] = None,
 ) -> CloseResponse:
     """Seal the log of the open period and open the next; the worker updates the model on it from then on."""
-    period = await close_period(
+    closing = close_period(
         service.database,
         expected_period=request.expected_period,
         idempotency_key=idempotency_key,
         actor=caller.name,
     )
+    period = await service.writes.run(closing)
     status_url = f"/periods/{period.number}"
     response.headers["Location"] = status_url
     return CloseResponse(period=period.number, status="sealed", status_url=status_url)

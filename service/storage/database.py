@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from service.errors import ConfigurationError, NotReady
 from service.settings import sqlalchemy_dsn
+from service.storage.outages import outage
 from service.storage.repositories import (
     Artifacts,
     Audit,
@@ -31,11 +32,6 @@ from service.storage.repositories import (
 __all__ = ["Database", "Leadership", "Lock", "ReadSession", "UnitOfWork"]
 
 logger = logging.getLogger(__name__)
-
-
-PASSING_STATES = ("08", "53", "57P0", "58", "40001", "40P01")
-"""SQLSTATEs, or how they begin, that say nothing of the statement, which may succeed later: no connection; out of disk,
-memory or connections; starting up or shutting down; an error of the disk; another transaction that stood in the way."""
 
 
 class Lock(IntEnum):
@@ -147,9 +143,9 @@ class Database:
             try:
                 yield kind(connection)
             except (DBAPIError, ConnectionError, TimeoutError) as error:
-                if (trouble := _trouble(error)) is None:
-                    raise
-                raise NotReady(trouble) from error
+                if (trouble := outage(error)) is not None:
+                    raise NotReady(trouble) from error
+                raise
 
 
 class Leadership:
@@ -215,16 +211,6 @@ async def _discard(connection: AsyncConnection) -> None:
         await connection.invalidate()
     with suppress(OSError, SQLAlchemyError):
         await connection.close()
-
-
-def _trouble(error: DBAPIError | ConnectionError | TimeoutError) -> str | None:
-    """What is wrong with Postgres, where it is Postgres that something is wrong with, and not the statement."""
-    if not isinstance(error, DBAPIError):  # the driver's own, which SQLAlchemy lets through
-        return f"Postgres does not answer: {type(error).__name__}"
-    if error.connection_invalidated:
-        return "the connection to Postgres was lost"
-    state = str(getattr(error.orig, "sqlstate", None) or "")
-    return f"Postgres cannot do it now: SQLSTATE {state}" if state.startswith(PASSING_STATES) else None
 
 
 def _engine(dsn: str, **options: Any) -> AsyncEngine:

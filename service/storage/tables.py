@@ -30,12 +30,14 @@ __all__ = [
     "audit",
     "entity_rows",
     "evaluations",
+    "event_ids",
     "interactions",
     "items",
     "metadata",
     "model_versions",
     "period_stages",
     "periods",
+    "user_histories",
 ]
 
 metadata = MetaData(
@@ -64,6 +66,7 @@ periods = Table(
     Column("error", Text),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("version", Integer, comment="the model version that the period produced"),
+    Column("log_dropped_at", TIMESTAMP),
     Column(
         "crashes",
         Integer,
@@ -89,22 +92,52 @@ period_stages = Table(
     CheckConstraint("status IN ('running', 'done')", name="status"),
 )
 
+# Bytewise, and so by code point, as Python sorts: the order of a log is the same on every server.
+BYTEWISE = Text(collation="C")
+
 interactions = Table(
     "interactions",
     metadata,
-    # Unpartitioned on purpose: an event id is unique over all periods, which a table partitioned by period cannot hold.
-    Column("event_id", Text, primary_key=True),
-    Column("period", ForeignKey("periods.number"), nullable=False),
-    Column("seq", BigInteger, Identity(always=True), nullable=False),
-    Column("user_id", Text, nullable=False),
-    Column("item_id", Text, nullable=False),
+    # One partition a period, made when the period opens and dropped as a whole. That an event is stored once is the
+    # business of `event_ids`: a partitioned table cannot hold a key over all of its partitions. A period without a
+    # partition takes no rows, which does the work of a foreign key.
+    Column("event_id", BYTEWISE, nullable=False),
+    Column("period", Integer, nullable=False),
+    Column("user_id", BYTEWISE, nullable=False),
+    Column("item_id", BYTEWISE, nullable=False),
     Column("label", SmallInteger, nullable=False),
     Column("occurred_at", TIMESTAMP, nullable=False),
     Column("request_id", Text),
     Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
     CheckConstraint("label IN (0, 1)", name="label"),
-    Index("ix_interactions_log", "period", "occurred_at", "seq"),
-    Index("ix_interactions_positives", "user_id", desc("occurred_at"), desc("seq"), postgresql_where=text("label = 1")),
+    Index(
+        "ix_interactions_positives",
+        "user_id",
+        desc("occurred_at"),
+        desc("event_id"),
+        postgresql_where=text("label = 1"),
+    ),
+    postgresql_partition_by="LIST (period)",
+)
+
+event_ids = Table(
+    "event_ids",
+    metadata,
+    Column("kind", SmallInteger, primary_key=True, autoincrement=False, comment="0: interaction"),
+    Column("event_id", BYTEWISE, primary_key=True),
+    Column("period", Integer, nullable=False),
+    Column("content", BigInteger, comment="XXH64 of the rest of the event; null where it is not known"),
+    Index("ix_event_ids_period", "period"),
+)
+
+user_histories = Table(
+    "user_histories",
+    metadata,
+    # The last positives of each user in the periods whose log is dropped, newest first.
+    Column("user_id", BYTEWISE, primary_key=True),
+    Column("item_ids", ARRAY(Text), nullable=False),
+    Column("event_ids", ARRAY(Text), nullable=False),
+    Column("times", ARRAY(TIMESTAMP), nullable=False),
 )
 
 items = Table(

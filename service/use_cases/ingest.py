@@ -17,7 +17,9 @@ class IngestResult:
 
     accepted: int
     duplicates: int
-    """Events whose id was known already, or came earlier in the same batch."""
+    """Events that were known already, or came earlier in the same batch."""
+    conflicts: list[str]
+    """For each event that is not what is stored under its id, the id; nothing was changed."""
     period: int
     """The period that holds the accepted events."""
 
@@ -34,16 +36,20 @@ async def ingest(database: Database, histories: ToldOfClicks, events: Sequence[I
 
     The log's lock is shared by all batches, so they run side by side; a close waits for those that have begun, and the
     later ones wait for the close. That is why no event can land in a period that is sealed.
+
+    A late event, of a time that belongs to a closed period, lands in the open one too: the next update learns it, and
+    in histories it has the place of its time.
     """
     async with database.unit_of_work() as work:
         await work.lock_shared(Lock.LOG)
         period = await work.periods.open()
-        accepted = await work.interactions.insert(period.number, events)
+        accepted, conflicts = await work.interactions.insert(period.number, events)
         await work.commit()
     # Thousands of events are a millisecond's work, which the event loop has no time for.
     clicks = await asyncio.to_thread(_clicks, events, accepted) if len(events) > 1000 else _clicks(events, accepted)
     await histories.append(clicks)
-    return IngestResult(accepted=len(accepted), duplicates=len(events) - len(accepted), period=period.number)
+    duplicates = len(events) - len(accepted) - len(conflicts)
+    return IngestResult(accepted=len(accepted), duplicates=duplicates, conflicts=conflicts, period=period.number)
 
 
 def _clicks(events: Sequence[Interaction], accepted: set[str]) -> list[Interaction]:

@@ -1,14 +1,24 @@
-"""What is let go of after a period: intermediate stages, old training states, old snapshots."""
+"""What is let go of after a period: intermediate stages, old training states, old snapshots, old logs."""
 
+import logging
 import re
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+from service.errors import NotReady
 from service.settings import Settings
 from service.storage.database import Database, Lock
 
-__all__ = ["prune", "sweep"]
+__all__ = ["drop_old_logs", "prune", "sweep"]
+
+logger = logging.getLogger(__name__)
+
+KEPT_FOR_TRAINING = 7
+"""Periods that the method which looks back furthest, bu-7, learns from."""
+
+LOCK_SECONDS = 0.2
+"""How long ingestion may be held up to let go of an old log; after that the next period tries again."""
 
 ORPHAN_AGE = timedelta(hours=1)
 """Artifacts are stored a moment before the row that names them; after this long no such row will come."""
@@ -34,6 +44,29 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
         deleted = await work.artifacts.delete(sorted(digests))
         await work.commit()
     return len(deleted)
+
+
+async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
+    """Drop the logs that nothing needs any more, a transaction each; return the numbers of their periods.
+
+    The clicks that histories are made of stay. A period that is not learned keeps its log.
+    """
+    dropped = []
+    async with database.read() as session:
+        newest = (await session.periods.open()).number - 1 - KEPT_FOR_TRAINING - settings.keep_logs
+        old = await session.periods.with_old_log(newest)
+    for number in old:
+        try:
+            async with database.unit_of_work() as work:
+                await work.interactions.drop(number, lock_seconds=LOCK_SECONDS)
+                await work.commit()
+        except NotReady:
+            raise
+        except Exception as error:  # somebody reads, a backup say
+            logger.warning("the log of period %d is not dropped yet: %s", number, type(error).__name__)
+            break
+        dropped.append(number)
+    return dropped
 
 
 async def sweep(database: Database) -> int:

@@ -22,7 +22,7 @@ from tests.service.api_support import Api, event, eventually, ingest, recorded_h
 
 
 async def test_events_are_stored_once(api: Api, database: Database) -> None:
-    first = await ingest(api.client, event(1), event(2), event(1, label=0))
+    first = await ingest(api.client, event(1), event(2), event(1))
     assert first.json() == {"accepted": 2, "duplicates": 1, "period": 1}
     again = await ingest(api.client, event(1), event(2), event(3))
     assert again.json() == {"accepted": 1, "duplicates": 2, "period": 1}
@@ -36,6 +36,40 @@ async def test_a_duplicate_of_an_earlier_period_stays_there(api: Api) -> None:
     await api.client.post("/periods/close")
     answer = await ingest(api.client, event(1), event(2))
     assert answer.json() == {"accepted": 1, "duplicates": 1, "period": 2}
+
+
+async def test_an_id_with_other_content_is_a_conflict(api: Api, database: Database) -> None:
+    first = await ingest(api.client, event(1), event(2), event(1, label=0), event(1))
+    assert first.json() == {"accepted": 2, "duplicates": 1, "conflicts": ["e1"], "period": 1}
+    await api.client.post("/periods/close")
+    others = [
+        event(1, user_id="other"),
+        event(1, item_id="other"),
+        event(1, label=0),
+        event(1, timestamp="2024-05-01T12:00:00.000001Z"),
+        event(1, request_id="r"),
+        event(1, timestamp="2024-05-01T14:00:00+02:00"),  # the same moment
+    ]
+    again = await ingest(api.client, event(3), *others, event(2, user_id="other"))
+    conflicts = ["e1"] * 5 + ["e2"]
+    assert again.json() == {"accepted": 1, "duplicates": 1, "conflicts": conflicts, "period": 2}
+    async with database.read() as session:
+        logs = [await session.interactions.log(number) for number in (1, 2)]
+    assert [log.user_ids for log in logs] == [["u1", "u2"], ["u3"]]
+    counted = (await api.client.get("/metrics")).text
+    assert 'asmg_interactions_total{result="conflict"} 7.0' in counted
+
+
+async def test_a_late_event_lands_in_the_open_period(
+    api: Api, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ingest(api.client, event(1, user_id="u", label=1, timestamp="2024-05-01T12:00:02Z"))
+    await api.client.post("/periods/close")
+    late = event(2, user_id="u", label=1, timestamp="2024-05-01T12:00:01Z")
+    assert (await ingest(api.client, late)).json() == {"accepted": 1, "duplicates": 0, "period": 2}
+    seen = recorded_histories(monkeypatch)
+    await api.client.post("/predict", json={"user_id": "u", "items": ["i"]})
+    assert seen == [hashes_of(["i1", "i2"]).tolist()]
 
 
 async def test_clicks_are_the_history_that_predictions_use(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

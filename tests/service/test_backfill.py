@@ -55,7 +55,7 @@ COLUMNS = ["--user-column", "user", "--timestamp-column", "at"]
 
 TABLES = {
     "periods": "number, status, events, idempotency_key, version ORDER BY number",
-    "interactions": "event_id, period, user_id, item_id, label, occurred_at ORDER BY period, occurred_at, seq",
+    "interactions": "event_id, period, user_id, item_id, label, occurred_at ORDER BY period, occurred_at, event_id",
     "items": "item_id, categories ORDER BY item_id",
     "entity_rows": "kind, id, row, first_period ORDER BY kind, row",
     "model_versions": "version, period, kind, parent_version, serving_digest, scores, gate ORDER BY version",

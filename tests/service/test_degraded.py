@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from sqlalchemy import text
 
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedServers
@@ -34,6 +35,7 @@ class Installation:
     servers: EmbeddedServers
     folder: Path
     client: httpx.Client
+    stack: contextlib.ExitStack
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Of one server, all of them."""
@@ -54,22 +56,23 @@ class Installation:
         return response
 
     def restart(self) -> None:
-        """Start what was killed."""
-        self.servers.__enter__()
+        """Start what was killed, until the end of the test."""
+        self.stack.enter_context(EmbeddedServers(self.folder))
 
 
 @pytest.fixture
 def installation(data_dir: Path, tmp_path: Path) -> Iterator[Installation]:
-    with EmbeddedServers(data_dir) as servers:
+    with contextlib.ExitStack() as stack:
+        servers = stack.enter_context(EmbeddedServers(data_dir))
         in_thread(migrate, servers.postgres_dsn)
         key = in_thread(asyncio.run, make_key(servers.postgres_dsn))
-        settings = settings_for(servers.postgres_dsn, servers.redis_url, tmp_path)
+        settings = settings_for(servers.postgres_dsn, servers.redis_url, tmp_path, store_deadline_seconds=0.5)
         headers = {"authorization": f"Bearer {key}"}
         with served_app(settings) as url, httpx.Client(base_url=url, headers=headers, timeout=30) as client:
             events = [event(n, label=1, user_id="known") for n in range(3)]
             assert client.post("/interactions", json={"interactions": events}).is_success
             assert client.post("/predict", json={"user_id": "known", "items": ["i1"]}).json()["history"] == "used"
-            yield Installation(servers, data_dir, client)
+            yield Installation(servers, data_dir, client, stack)
 
 
 async def make_key(dsn: str) -> str:
@@ -113,6 +116,71 @@ def test_predictions_go_on(installation: Installation, away: tuple[str, ...], ho
     events = [event(n, label=1, user_id="known") for n in range(5)]
     stored = installation.client.post("/interactions", json={"interactions": events}).json()
     assert (stored["accepted"], stored["duplicates"]) == (2, 3)
+
+
+@pytest.mark.parametrize("how", ["killed", "hanging"])
+def test_nothing_is_stored_that_was_not_acknowledged_or_is_not_sent_again(installation: Installation, how: str) -> None:
+    victims = installation.processes("postgres")
+    for process in victims:
+        process.send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    calls = [
+        ("POST", "/interactions", {"interactions": [event(n) for n in range(3, 6)]}),
+        ("PUT", "/items", {"items": [{"item_id": "i", "categories": ["c"]}]}),
+        ("POST", "/periods/close", {"expected_period": 1}),
+    ]
+    try:
+        for method, path, body in calls:
+            started = time.monotonic()
+            response = installation.client.request(method, path, json=body, headers={"idempotency-key": "k"})
+            assert response.status_code == 503, response.text
+            assert response.headers["retry-after"] == "1"
+            assert time.monotonic() - started < BOUND_SECONDS
+    finally:
+        if how == "killed":
+            installation.restart()
+        else:
+            for process in victims:
+                with contextlib.suppress(psutil.Error):
+                    process.send_signal(signal.SIGCONT)
+    wait_for(lambda: installation.client.get("/readyz").is_success, 30)
+    answers = [
+        installation.client.request(method, path, json=body, headers={"idempotency-key": "k"}).json()
+        for method, path, body in calls
+    ]
+    # What hung may have been carried out, close and all, before it was sent again.
+    assert answers[0]["accepted"] + answers[0]["duplicates"] == 3
+    assert answers[2]["period"] == 1
+    pages = installation.client.get("/periods").json()["periods"]
+    assert sum(page["events"] for page in pages) == 6
+    assert [page["period"] for page in pages] == [2, 1]
+
+
+def test_a_full_disk_is_an_outage_and_not_a_fault(installation: Installation) -> None:
+    """Postgres says so (53100); here by a trigger, for a disk of the test's own needs privileges."""
+    statements = (
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$",
+        "CREATE TRIGGER full_disk BEFORE INSERT ON {} FOR EACH ROW EXECUTE FUNCTION full_disk()",
+        "DROP TRIGGER full_disk ON {}",
+    )
+    dsn = installation.servers.postgres_dsn
+    in_thread(asyncio.run, execute_in(dsn, statements[0]))
+    for number, table in enumerate(("event_ids", "interactions_p1")):
+        in_thread(asyncio.run, execute_in(dsn, statements[1].format(table)))
+        events = {"interactions": [event(10 + number)]}
+        response = installation.client.post("/interactions", json=events)
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert "No space" not in response.text
+        in_thread(asyncio.run, execute_in(dsn, statements[2].format(table)))
+        assert installation.client.post("/interactions", json=events).json()["accepted"] == 1
+
+
+async def execute_in(dsn: str, statement: str) -> None:
+    database = Database(dsn)
+    async with database.unit_of_work() as work:
+        await work.connection.execute(text(statement))
+        await work.commit()
+    await database.close()
 
 
 def test_histories_come_back_when_redis_has_lost_them(installation: Installation) -> None:

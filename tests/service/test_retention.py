@@ -14,7 +14,8 @@ from service.serving.snapshot import Snapshot
 from service.storage.database import Database, Lock
 from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName, ModelKind, ModelVersion
-from service.use_cases.retention import prune, sweep
+from service.use_cases import retention
+from service.use_cases.retention import drop_old_logs, prune, sweep
 from service.use_cases.rollback import rollback
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
@@ -309,3 +310,20 @@ async def test_every_artifact_that_is_kept_can_be_read(four: Bench, tmp_path: Pa
     for number in (0, 1, 3, 4):
         path = await four.workshop.artifacts.fetch_file(found["versions"][number]["serving"], tmp_path / "fetched")
         Snapshot.open(path, number, number).check()
+
+
+async def test_old_logs_are_dropped(few: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but those that are kept, and those of periods that were not learned; the next update is none the wiser."""
+    monkeypatch.setattr(retention, "KEPT_FOR_TRAINING", 1)
+    settings = few.settings.model_copy(update={"keep_logs": 1})
+    for period in periods(5):
+        await few.log(period)
+        if period.number != 2:
+            await few.update(period.number)
+    assert await drop_old_logs(few.database, settings) == [1, 3]
+    assert await drop_old_logs(few.database, settings) == []
+    async with few.database.read() as session:
+        counts = [await session.interactions.count(number) for number in range(1, 7)]
+    assert counts == [0, 300, 0, 300, 300, 0]
+    await few.update(2)
+    assert await drop_old_logs(few.database, settings) == [2]

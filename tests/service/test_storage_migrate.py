@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from service.errors import ConfigurationError
 from service.storage.database import Database
 from service.storage.migrate import alembic_config, migrate
+from service.storage.repositories import Interaction
 from tests.conftest import in_thread
 
 
@@ -64,7 +66,7 @@ async def test_failed_periods_become_quarantined_ones_and_back(postgres_dsn: str
         return found
 
     config = alembic_config(postgres_dsn)
-    in_thread(command.downgrade, config, "0003-1")
+    in_thread(command.downgrade, config, "0002")
     await execute("INSERT INTO periods (number, status, error, attempts) VALUES (2, 'failed', 'too much', 3)")
     in_thread(command.upgrade, config, "0003")
     columns = "SELECT number, status, error, attempts, crashes FROM periods ORDER BY number"
@@ -72,8 +74,37 @@ async def test_failed_periods_become_quarantined_ones_and_back(postgres_dsn: str
     await execute("INSERT INTO periods (number, status) VALUES (3, 'skipped')")
     with pytest.raises(IntegrityError, match="ck_periods_status"):
         await execute("UPDATE periods SET status = 'failed' WHERE number = 2")
-    in_thread(command.downgrade, config, "0003-1")
+    in_thread(command.downgrade, config, "0002")
     assert await execute("SELECT status FROM periods ORDER BY number") == [("open",), ("failed",), ("failed",)]
+
+
+async def test_the_log_moves_into_partitions_and_back(postgres_dsn: str, database: Database) -> None:
+    """What the first release stored is there after the migration, recognised and in its place."""
+    in_thread(command.downgrade, alembic_config(postgres_dsn), "0001")
+    async with database.unit_of_work() as work:
+        for statement in (
+            "UPDATE periods SET status = 'sealed' WHERE number = 1",
+            "INSERT INTO periods (number, status) VALUES (2, 'open')",
+            "INSERT INTO interactions (event_id, period, user_id, item_id, label, occurred_at) VALUES "
+            "('b', 1, 'u', 'i', 1, '2024-05-01 12:00Z'), ('a', 1, 'u', 'j', 0, '2024-05-01 12:00Z'), "
+            "('c', 2, 'v', 'i', 1, '2024-05-01 11:00Z')",
+        ):
+            await work.connection.execute(text(statement))
+        await work.commit()
+    in_thread(migrate, postgres_dsn)
+    moment = datetime(2024, 5, 1, 12, tzinfo=UTC)
+    async with database.unit_of_work() as work:
+        logs = [await work.interactions.log(number) for number in (1, 2)]
+        assert [log.item_ids for log in logs] == [["j", "i"], ["i"]]
+        again = [Interaction("b", "other", "i", 1, moment), Interaction("d", "u", "i", 1, moment)]
+        assert await work.interactions.insert(2, again) == ({"d"}, [])  # what b was is not known well enough
+        await work.commit()
+    in_thread(command.downgrade, alembic_config(postgres_dsn), "0001")
+    async with database.read() as session:
+        stored = (await session.connection.execute(text("SELECT event_id FROM interactions ORDER BY seq"))).scalars()
+        assert list(stored) == ["a", "b", "c", "d"]
+    in_thread(migrate, postgres_dsn)
+    in_thread(command.check, alembic_config(postgres_dsn))
 
 
 def test_a_dsn_of_another_database_is_refused() -> None:

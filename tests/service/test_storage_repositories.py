@@ -7,9 +7,12 @@ from random import Random
 
 import numpy as np
 import pytest
-from sqlalchemy.exc import IntegrityError
+from asyncpg import CheckViolationError
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.errors import NotReady, PeriodNotFound
+from service.storage import tables
 from service.storage.database import Database
 from service.storage.repositories import (
     AliasName,
@@ -17,10 +20,12 @@ from service.storage.repositories import (
     EntityKind,
     Evaluation,
     HistoryEntry,
+    Inserted,
     Interaction,
     ModelKind,
     ModelVersion,
     PeriodStatus,
+    Positives,
     interactions,
     to_ms,
 )
@@ -34,9 +39,16 @@ def event(event_id: str, user_id: str = "u", item_id: str = "i", label: int = 1,
 
 async def insert(database: Database, events: list[Interaction], period: int = 1) -> set[str]:
     async with database.unit_of_work() as uow:
-        accepted = await uow.interactions.insert(period, events)
+        inserted = await uow.interactions.insert(period, events)
         await uow.commit()
-    return accepted
+    return inserted.accepted
+
+
+async def insert_all(database: Database, events: list[Interaction]) -> Inserted:
+    async with database.unit_of_work() as uow:
+        inserted = await uow.interactions.insert(1, events)
+        await uow.commit()
+    return inserted
 
 
 async def open_next(database: Database, number: int) -> None:
@@ -158,7 +170,7 @@ class TestInteractions:
         assert log.timestamps_ms.tolist() == [to_ms(odd.occurred_at)] == [-1]
 
     async def test_a_rejected_batch_leaves_nothing(self, database: Database) -> None:
-        with pytest.raises(IntegrityError, match="ck_interactions_label"):
+        with pytest.raises(CheckViolationError, match="ck_interactions_label"):
             await insert(database, [event("a"), event("b", label=2)])
         async with database.read() as session:
             assert await session.interactions.count(1) == 0
@@ -170,9 +182,8 @@ class TestInteractions:
         monkeypatch.setattr(interactions, "ROWS_OF_A_PAGE", page)
         random = Random(0)
         events = [event(f"e{n:03}", f"u{n}", f"i{n}", n % 2, random.randrange(10)) for n in range(50)]
-        await insert(database, events[:25])
         await insert(database, events[25:])
-        # seq grows with the batches and, in a batch, with the event id
+        await insert(database, events[:25])
         expected = sorted(events, key=lambda e: (e.occurred_at, e.event_id))
         async with database.read() as session:
             log = await session.interactions.log(1)
@@ -203,6 +214,63 @@ class TestInteractions:
             ("ann", "i5", to_ms(START) + 2500),
             ("bob", "x", to_ms(START)),
         ]
+
+    async def test_a_conflict_with_a_batch_under_way_is_found(self, database: Database) -> None:
+        """The other batch has claimed the id, and is not committed yet."""
+        async with database.unit_of_work() as first:
+            await first.interactions.insert(1, [event("a", item_id="first")])
+            second = asyncio.create_task(insert_all(database, [event("a", item_id="second"), event("b")]))
+            await asyncio.sleep(0.1)
+            assert not second.done()
+            await first.commit()
+        assert await second == ({"b"}, ["a"])
+
+    async def test_a_dropped_log_leaves_histories(self, database: Database) -> None:
+        number = 0
+        clicks = [event(f"e{n:02}", "u", f"i{n}", 1, n) for n in range(70)]
+        for period in (1, 2, 3):
+            end = number + 25 if period < 3 else 70
+            await insert(database, [*clicks[number:end], event(f"none{period}", "v", "i", 0, period)], period=period)
+            number = end
+            await open_next(database, period + 1)
+        await insert(database, [event("now", "u", "now", 1, 100), event("v", "v", "now", 1, 100)], period=4)
+
+        async def seen() -> tuple[list[HistoryEntry], Positives]:
+            async with database.read() as session:
+                return (
+                    await session.interactions.recent_positives("u", 30),
+                    await session.interactions.earlier_positives(4, 30),
+                )
+
+        before = await seen()
+        assert len(before[0]) == len(before[1]) == 30
+        for period in (1, 2):
+            async with database.unit_of_work() as uow:
+                await uow.interactions.drop(period, lock_seconds=5)
+                await uow.commit()
+            after = await seen()
+            assert after[0] == before[0]
+            assert after[1].item_ids == before[1].item_ids
+            assert after[1].timestamps_ms.tolist() == before[1].timestamps_ms.tolist()
+        async with database.read() as session:
+            assert [await session.interactions.count(n) for n in (1, 2, 3, 4)] == [0, 0, 21, 2]
+            dropped = [await session.periods.get(n) for n in (1, 2, 3)]
+            left = (await session.connection.execute(select(tables.event_ids.c.period).distinct())).scalars().all()
+        assert [period is not None and period.log_dropped_at is not None for period in dropped] == [True, True, False]
+        assert sorted(left) == [3, 4]
+        # Its ids are forgotten, as is documented; those of the others are not.
+        assert await insert(database, [clicks[0], clicks[69]], period=4) == {"e00"}
+
+    async def test_a_drop_does_not_hold_up_ingestion(self, database: Database) -> None:
+        await open_next(database, 2)
+        async with database.read() as reader:
+            await reader.interactions.log(1)
+            async with database.unit_of_work() as uow:
+                with pytest.raises(DBAPIError, match="lock timeout"):
+                    await uow.interactions.drop(1, lock_seconds=0.05)
+            assert await insert(database, [event("a")], period=2) == {"a"}
+        async with database.read() as session:
+            assert await session.interactions.count(1) == 0  # its partition is there
 
     async def test_recent_positives(self, database: Database) -> None:
         await insert(database, [event(f"e{n}", "u", f"i{n}", n % 2, n) for n in range(10)])

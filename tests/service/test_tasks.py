@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from service import tasks
-from service.tasks import end_tasks
+from service.errors import NotReady
+from service.tasks import BoundedCalls, end_tasks
 
 
 def stubborn(losses: int) -> tuple[Callable[[], Coroutine[Any, Any, None]], list[int]]:
@@ -63,3 +64,35 @@ async def test_who_is_cancelled_meanwhile_ends_them_first() -> None:
         await outer
     assert inner.cancelled()
     assert len(seen) == 6
+
+
+class TestBoundedCalls:
+    async def test_give_what_the_call_gives(self) -> None:
+        calls = BoundedCalls(2, 5, "Postgres")
+
+        async def broken() -> None:
+            raise RuntimeError("a bug")
+
+        assert await calls.run(asyncio.sleep(0, 7)) == 7
+        with pytest.raises(RuntimeError, match="a bug"):
+            await calls.run(broken())
+
+    async def test_nobody_waits_too_long_and_a_late_one_counts_until_it_ends(self) -> None:
+        calls = BoundedCalls(2, 0.02, "Postgres")
+        go = asyncio.Event()
+        for _ in range(2):
+            with pytest.raises(NotReady, match=r"Postgres did not answer within 0.02 s"):
+                await calls.run(go.wait())
+        with pytest.raises(NotReady, match="2 calls wait for Postgres already"):
+            await calls.run(go.wait())
+        go.set()
+        await asyncio.sleep(0.01)
+        assert await calls.run(go.wait())
+
+    async def test_what_is_under_way_ends_with_them(self) -> None:
+        calls = BoundedCalls(1, 0.01, "Postgres")
+        with pytest.raises(NotReady):
+            await calls.run(asyncio.sleep(3600))
+        async with asyncio.timeout(5):
+            await calls.close()
+        assert await calls.run(asyncio.sleep(0, 1)) == 1

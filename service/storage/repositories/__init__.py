@@ -8,6 +8,7 @@ from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, diges
 from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Items
 from service.storage.repositories.interactions import (
     HistoryEntry,
+    Inserted,
     Interaction,
     Interactions,
     PeriodLog,
@@ -41,6 +42,7 @@ __all__ = [
     "Evaluation",
     "Evaluations",
     "HistoryEntry",
+    "Inserted",
     "Interaction",
     "Interactions",
     "Items",

@@ -1,30 +1,37 @@
 """The log of what happened: ingestion, reading a period in order, and the positives behind user histories.
 
-Rows travel as columns: one array for each column, unnested or aggregated by Postgres. It saves the drivers a
-round trip and the service a Python object for each row.
+Rows travel as columns, one array for each, unnested or aggregated by Postgres, or by binary COPY. It saves round trips,
+and when reading a Python object for each row.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from asyncpg import Connection, InterfaceError, PostgresError
 from numpy.typing import NDArray
-from sqlalchemy import func, select, text
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
+from xxhash import xxh64_intdigest
 
+from service.errors import NotReady
 from service.limits import MAX_HISTORY
 from service.storage import tables
+from service.storage.outages import outage
 
-__all__ = ["HistoryEntry", "Interaction", "Interactions", "PeriodLog", "Positives", "to_ms"]
+__all__ = ["HistoryEntry", "Inserted", "Interaction", "Interactions", "PeriodLog", "Positives", "to_ms"]
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-BEFORE_ALL_TIME = datetime(1, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
+MICROSECOND = timedelta(microseconds=1)
+
+INTERACTION = 0
+"""Kind of an event id."""
 
 # Postgres builds an array of at most 1 GB: pages keep far from it at the longest ids, and memory flat on the server.
 ROWS_OF_A_PAGE = 200_000
@@ -88,68 +95,119 @@ class Positives:
         return len(self.user_ids)
 
 
-# Sorted by event id, concurrent batches that overlap take their row locks in one order and cannot deadlock.
-INSERT = text("""
-    WITH accepted AS (
-        INSERT INTO interactions (event_id, period, user_id, item_id, label, occurred_at, request_id)
-        SELECT event_id, :period, user_id, item_id, label, occurred_at, request_id
-        FROM unnest(
-            CAST(:event_ids AS text[]), CAST(:user_ids AS text[]), CAST(:item_ids AS text[]),
-            CAST(:labels AS smallint[]), CAST(:times AS timestamptz[]), CAST(:request_ids AS text[])
-        ) AS event (event_id, user_id, item_id, label, occurred_at, request_id)
-        ON CONFLICT (event_id) DO NOTHING
+class Inserted(NamedTuple):
+    """What became of a batch."""
+
+    accepted: set[str]
+    """Ids of the events that were stored: of each id its first."""
+    conflicts: list[str]
+    """For each event that differs from the one stored under its id, the id."""
+
+
+# Sorted by event id, concurrent batches that overlap wait for each other in one order and cannot deadlock.
+CLAIM = text("""
+    WITH claimed AS (
+        INSERT INTO event_ids (kind, event_id, period, content)
+        SELECT :kind, event_id, :period, content
+        FROM unnest(CAST(:event_ids AS text[]), CAST(:contents AS bigint[])) AS event (event_id, content)
+        ON CONFLICT (kind, event_id) DO NOTHING
         RETURNING event_id
     )
-    SELECT array_agg(event_id) FROM accepted
+    SELECT array_agg(event_id) FROM claimed
 """)
 
-LOG_PAGE = text("""
-    SELECT array_agg(user_id) AS user_ids, array_agg(item_id) AS item_ids, array_agg(label) AS labels,
-           array_agg(ms) AS timestamps_ms, max(occurred_at) AS last_time, (array_agg(seq))[count(*)] AS last_seq
+# A statement of its own: what another transaction has stored while CLAIM waited for it is not seen by that one.
+STORED_CONTENTS = text("""
+    SELECT event_id, content FROM event_ids WHERE kind = :kind AND event_id = ANY(CAST(:event_ids AS text[]))
+""")
+
+COLUMNS = ("event_id", "period", "user_id", "item_id", "label", "occurred_at", "request_id")
+
+LOG = text("""
+    SELECT array_agg(user_id ORDER BY n) AS user_ids, array_agg(item_id ORDER BY n) AS item_ids,
+           array_agg(label ORDER BY n) AS labels, array_agg(ms ORDER BY n) AS timestamps_ms
     FROM (
-        SELECT user_id, item_id, label, occurred_at, seq,
-               floor(extract(epoch FROM occurred_at) * 1000)::bigint AS ms
+        SELECT user_id, item_id, label, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS ms,
+               row_number() OVER (ORDER BY occurred_at, event_id) AS n
         FROM interactions
-        WHERE period = :period AND (occurred_at, seq) > (:after_time, :after_seq)
-        ORDER BY occurred_at, seq
-        LIMIT :size
-    ) AS page
+        WHERE period = :period
+    ) AS log
+    GROUP BY (n - 1) / :size
+    ORDER BY (n - 1) / :size
 """)
 
 # An event that came late needs the clicks before its own time: those at or after the user's first event of the period
 # (at the log's resolution) do not count towards the limit.
-EARLIER_POSITIVES_PAGE = text("""
-    WITH page AS (
-        SELECT user_id, date_trunc('milliseconds', min(occurred_at)) AS first FROM interactions
-        WHERE period = :period AND user_id > :after_user
+EARLIER_POSITIVES = text("""
+    WITH active AS MATERIALIZED (
+        SELECT user_id, date_trunc('milliseconds', min(occurred_at)) AS first,
+               (row_number() OVER (ORDER BY user_id) - 1) / :size AS page
+        FROM interactions
+        WHERE period = :period
         GROUP BY user_id
-        ORDER BY user_id
-        LIMIT :size
     )
-    SELECT (SELECT max(user_id) FROM page) AS last_user, array_agg(user_id) AS user_ids,
-           array_agg(item_id) AS item_ids, array_agg(ms) AS timestamps_ms
-    FROM (
-        SELECT page.user_id, positive.item_id, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS ms
-        FROM page CROSS JOIN LATERAL (
-            SELECT item_id, occurred_at, seq FROM interactions
-            WHERE interactions.user_id = page.user_id AND label = 1 AND period < :period
-            ORDER BY occurred_at DESC, seq DESC
-            LIMIT :limit + (
-                SELECT count(*) FROM interactions
-                WHERE interactions.user_id = page.user_id AND label = 1 AND period < :period
-                  AND occurred_at >= page.first
-            )
+    SELECT array_agg(user_id ORDER BY user_id, occurred_at DESC, event_id DESC) AS user_ids,
+           array_agg(item_id ORDER BY user_id, occurred_at DESC, event_id DESC) AS item_ids,
+           array_agg(floor(extract(epoch FROM occurred_at) * 1000)::bigint
+                     ORDER BY user_id, occurred_at DESC, event_id DESC) AS timestamps_ms
+    FROM active CROSS JOIN LATERAL (
+        SELECT item_id, event_id, occurred_at FROM (
+            SELECT item_id, event_id, occurred_at FROM interactions
+            WHERE interactions.user_id = active.user_id AND label = 1 AND period < :period
+            UNION ALL
+            SELECT folded.item_id, folded.event_id, folded.occurred_at
+            FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
+                 AS folded (item_id, event_id, occurred_at)
+            WHERE user_histories.user_id = active.user_id
         ) AS positive
-        ORDER BY page.user_id, positive.occurred_at DESC, positive.seq DESC
-    ) AS ordered
+        ORDER BY occurred_at DESC, event_id DESC
+        LIMIT :limit + (
+            SELECT count(*) FROM interactions
+            WHERE interactions.user_id = active.user_id AND label = 1 AND period < :period
+              AND occurred_at >= active.first
+        )
+    ) AS past
+    GROUP BY page
+    ORDER BY page
 """)
 
 RECENT_POSITIVES = text("""
     SELECT item_id, event_id, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS timestamp_ms
-    FROM interactions
-    WHERE user_id = :user_id AND label = 1
-    ORDER BY occurred_at DESC, seq DESC
+    FROM (
+        (
+            SELECT item_id, event_id, occurred_at FROM interactions
+            WHERE user_id = :user_id AND label = 1
+            ORDER BY occurred_at DESC, event_id DESC
+            LIMIT :limit
+        )
+        UNION ALL
+        SELECT folded.item_id, folded.event_id, folded.occurred_at
+        FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
+             AS folded (item_id, event_id, occurred_at)
+        WHERE user_histories.user_id = :user_id
+    ) AS positive
+    ORDER BY occurred_at DESC, event_id DESC
     LIMIT :limit
+""")
+
+FOLD = text("""
+    INSERT INTO user_histories (user_id, item_ids, event_ids, times)
+    SELECT user_id, array_agg(item_id ORDER BY n), array_agg(event_id ORDER BY n), array_agg(occurred_at ORDER BY n)
+    FROM (
+        SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY occurred_at DESC, event_id DESC) AS n
+        FROM (
+            SELECT user_id, item_id, event_id, occurred_at FROM interactions WHERE period = :period AND label = 1
+            UNION ALL
+            SELECT user_id, folded.item_id, folded.event_id, folded.occurred_at
+            FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
+                 AS folded (item_id, event_id, occurred_at)
+            WHERE user_id IN (SELECT user_id FROM interactions WHERE period = :period AND label = 1)
+        ) AS positive
+    ) AS ranked
+    WHERE n <= :length
+    GROUP BY user_id
+    ON CONFLICT (user_id) DO UPDATE
+    SET item_ids = excluded.item_ids, event_ids = excluded.event_ids, times = excluded.times
 """)
 
 
@@ -159,30 +217,49 @@ class Interactions:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def insert(self, period: int, events: Sequence[Interaction]) -> set[str]:
-        """Store the events that are new and return their ids.
+    async def insert(self, period: int, events: Sequence[Interaction]) -> Inserted:
+        """Store the events that are new.
 
-        An event whose id is in the log of any period, or earlier in the same batch, is a duplicate and left out.
-        One transaction should insert one batch: the order that prevents deadlocks is within a batch.
+        An event whose id is in the log of any period that is kept, or earlier in the same batch, is left out: it is a
+        duplicate, or a conflict where its content is another. One transaction should insert one batch: the order that
+        prevents deadlocks is within a batch.
         """
-        batch = await asyncio.to_thread(_in_order, events) if len(events) > ROWS_OF_AN_INSERT else _in_order(events)
+        large = len(events) > ROWS_OF_AN_INSERT
+        contents = await asyncio.to_thread(_contents, events) if large else _contents(events)
+        batch = await asyncio.to_thread(_in_order, events, contents) if large else _in_order(events, contents)
         accepted: set[str] = set()
+        stored: dict[str, int | None] = {}
         for start in range(0, len(batch), ROWS_OF_AN_INSERT):
             part = batch[start : start + ROWS_OF_AN_INSERT]
-            found = await self._connection.scalar(
-                INSERT,
-                {
-                    "period": period,
-                    "event_ids": [event.event_id for event in part],
-                    "user_ids": [event.user_id for event in part],
-                    "item_ids": [event.item_id for event in part],
-                    "labels": [event.label for event in part],
-                    "times": [event.occurred_at for event in part],
-                    "request_ids": [event.request_id for event in part],
-                },
-            )
-            accepted.update(found or ())
-        return accepted
+            ids = [event.event_id for event, _ in part]
+            values = {"kind": INTERACTION, "event_ids": ids}
+            claim = {**values, "period": period, "contents": [content for _, content in part]}
+            claimed = set(await self._connection.scalar(CLAIM, claim) or ())
+            accepted |= claimed
+            await self._copy(period, [event for event, _ in part if event.event_id in claimed])
+            if len(claimed) < len(part):
+                known = {**values, "event_ids": [event_id for event_id in ids if event_id not in claimed]}
+                rows = await self._connection.execute(STORED_CONTENTS, known)
+                stored.update((row.event_id, row.content) for row in rows)
+            stored.update((event.event_id, content) for event, content in part if event.event_id in claimed)
+        if len(accepted) == len(events):
+            return Inserted(accepted, [])
+        pairs = zip(events, contents, strict=True)
+        return Inserted(accepted, [e.event_id for e, content in pairs if stored[e.event_id] not in (None, content)])
+
+    async def _copy(self, period: int, events: Sequence[Interaction]) -> None:
+        if not events:
+            return
+        rows = [(e.event_id, period, e.user_id, e.item_id, e.label, e.occurred_at, e.request_id) for e in events]
+        connection: Connection = (await self._connection.get_raw_connection()).driver_connection
+        try:
+            await connection.copy_records_to_table(tables.interactions.name, records=rows, columns=COLUMNS)
+        except (PostgresError, InterfaceError, OSError) as error:  # not SQLAlchemy's, which would know what was lost
+            if connection.is_closed() or not isinstance(error, PostgresError):
+                raise NotReady("the connection to Postgres was lost") from error
+            if (trouble := outage(error)) is not None:
+                raise NotReady(trouble) from error
+            raise
 
     async def count(self, period: int, *, id_prefix: str = "") -> int:
         """Interactions of a period; with `id_prefix` only those whose event id begins so."""
@@ -192,42 +269,52 @@ class Interactions:
         return int((await self._connection.execute(query)).scalar_one())
 
     async def log(self, period: int) -> PeriodLog:
-        """All interactions of a period, ordered by (occurred_at, seq)."""
+        """All interactions of a period, ordered by (occurred_at, event_id): by what they are, not by how they came."""
         user_ids: list[str] = []
         item_ids: list[str] = []
         labels: list[NDArray[np.int8]] = []
         timestamps_ms: list[NDArray[np.int64]] = []
-        after = {"after_time": BEFORE_ALL_TIME, "after_seq": 0}
-        while True:
-            page = (await self._connection.execute(LOG_PAGE, {"period": period, "size": ROWS_OF_A_PAGE, **after})).one()
-            if page.last_seq is None:
-                return PeriodLog(user_ids, item_ids, _join(labels, np.int8), _join(timestamps_ms, np.int64))
-            user_ids += page.user_ids
-            item_ids += page.item_ids
-            labels.append(np.array(page.labels, dtype=np.int8))
-            timestamps_ms.append(np.array(page.timestamps_ms, dtype=np.int64))
-            after = {"after_time": page.last_time, "after_seq": page.last_seq}
+        async with self._connection.stream(LOG, {"period": period, "size": ROWS_OF_A_PAGE}) as pages:
+            async for page in pages:
+                user_ids += page.user_ids
+                item_ids += page.item_ids
+                labels.append(np.array(page.labels, dtype=np.int8))
+                timestamps_ms.append(np.array(page.timestamps_ms, dtype=np.int64))
+        return PeriodLog(user_ids, item_ids, _join(labels, np.int8), _join(timestamps_ms, np.int64))
 
     async def earlier_positives(self, period: int, limit: int = MAX_HISTORY) -> Positives:
         """For each user of a period, the last `limit` positives of the periods before it.
 
         Positives that happened after the user's first event of the period, which came late then, do not count towards
-        the limit: they come in addition.
+        the limit: they come in addition. Of periods whose log is dropped, the last `MAX_HISTORY` are left.
         """
         user_ids: list[str] = []
         item_ids: list[str] = []
         timestamps_ms: list[NDArray[np.int64]] = []
-        after_user = ""
-        while True:
-            values = {"period": period, "limit": limit, "size": USERS_OF_A_PAGE, "after_user": after_user}
-            page = (await self._connection.execute(EARLIER_POSITIVES_PAGE, values)).one()
-            if page.last_user is None:
-                return Positives(user_ids, item_ids, _join(timestamps_ms, np.int64))
-            if page.user_ids is not None:
+        values = {"period": period, "limit": limit, "size": USERS_OF_A_PAGE}
+        async with self._connection.stream(EARLIER_POSITIVES, values) as pages:
+            async for page in pages:
                 user_ids += page.user_ids
                 item_ids += page.item_ids
                 timestamps_ms.append(np.array(page.timestamps_ms, dtype=np.int64))
-            after_user = page.last_user
+        return Positives(user_ids, item_ids, _join(timestamps_ms, np.int64))
+
+    async def drop(self, period: int, *, lock_seconds: float) -> None:
+        """Let go of a period's log; what the histories of users need of it is kept, what its ids were is forgotten.
+
+        Raises:
+            DBAPIError: others used the log for longer than `lock_seconds`; the transaction has to be given up.
+        """
+        await self._connection.execute(FOLD, {"period": period, "length": MAX_HISTORY})
+        await self._connection.execute(delete(tables.event_ids).where(tables.event_ids.c.period == period))
+        await self._connection.execute(
+            update(tables.periods)
+            .where(tables.periods.c.number == period)
+            .values(log_dropped_at=func.clock_timestamp())
+        )
+        # Whoever comes while this waits for a long reader has to wait too.
+        await self._connection.execute(text(f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"))
+        await self._connection.execute(text(f"DROP TABLE interactions_p{int(period)}"))
 
     async def recent_positives(self, user_id: str, limit: int = MAX_HISTORY) -> list[HistoryEntry]:
         """The last `limit` positives of a user over all periods, the open one included, newest first."""
@@ -235,11 +322,22 @@ class Interactions:
         return [HistoryEntry(row.item_id, row.event_id, row.timestamp_ms) for row in rows]
 
 
-def _in_order(events: Sequence[Interaction]) -> list[Interaction]:
-    """The first event of each id, ordered by id."""
-    first_of_each: dict[str, Interaction] = {}
-    for event in events:
-        first_of_each.setdefault(event.event_id, event)
+def _contents(events: Sequence[Interaction]) -> list[int]:
+    """For each event a number that says what it is, but for its id."""
+    return [_content(event) for event in events]
+
+
+def _content(event: Interaction) -> int:
+    moment = (event.occurred_at - EPOCH) // MICROSECOND
+    whole = f"{event.user_id}\0{event.item_id}\0{event.label}\0{moment}\0{event.request_id or ''}"
+    return xxh64_intdigest(whole.encode()) - 2**63  # as Postgres has it, signed
+
+
+def _in_order(events: Sequence[Interaction], contents: Sequence[int]) -> list[tuple[Interaction, int]]:
+    """The first event of each id with its content, ordered by id."""
+    first_of_each: dict[str, tuple[Interaction, int]] = {}
+    for event, content in zip(events, contents, strict=True):
+        first_of_each.setdefault(event.event_id, (event, content))
     return [first_of_each[event_id] for event_id in sorted(first_of_each)]
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping, delete, func, insert, select, update
+from sqlalchemy import RowMapping, delete, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -33,6 +33,8 @@ ENDED = (PeriodStatus.UPDATED, PeriodStatus.QUARANTINED, PeriodStatus.SKIPPED)
 """What the worker has nothing to do with any more."""
 WAITING = (PeriodStatus.SEALED, PeriodStatus.UPDATING)
 """What it has yet to do."""
+DONE = (PeriodStatus.UPDATED, PeriodStatus.SKIPPED)
+"""Nobody needs the log of such a period for an update any more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +54,7 @@ class Period:
     attempts: int
     version: int | None
     """The model version that the period produced."""
+    log_dropped_at: datetime | None
     crashes: int
     """Workers that died in a row at the update without a stage done."""
 
@@ -69,6 +72,13 @@ class Stage:
     seconds: float | None
     result: Any
     """What a restarted update needs of a stage that is done; JSON."""
+
+
+# Attached, for making it `PARTITION OF` would wait for whoever uses the log, and have others wait.
+PARTITION = (
+    "CREATE TABLE interactions_p{number} (LIKE interactions INCLUDING ALL)",
+    "ALTER TABLE interactions ATTACH PARTITION interactions_p{number} FOR VALUES IN ({number})",
+)
 
 
 class Periods:
@@ -104,6 +114,15 @@ class Periods:
         waiting = tables.periods.c.status.in_(WAITING)
         return await self._first(select(tables.periods).where(waiting).order_by(tables.periods.c.number).limit(1))
 
+    async def with_old_log(self, newest: int) -> Sequence[int]:
+        """Numbers up to `newest`, ascending, of the periods that are done with and have a log yet."""
+        query = select(tables.periods.c.number).where(
+            tables.periods.c.number <= newest,
+            tables.periods.c.log_dropped_at.is_(None),
+            tables.periods.c.status.in_(DONE),
+        )
+        return list((await self._connection.execute(query.order_by(tables.periods.c.number))).scalars())
+
     async def by_idempotency_key(self, key: str) -> Period | None:
         """The period that was sealed by the request with this key."""
         return await self._first(select(tables.periods).where(tables.periods.c.idempotency_key == key))
@@ -129,7 +148,9 @@ class Periods:
         return await self._changed(number, statement)
 
     async def create(self, number: int) -> Period:
-        """Open a period; the one before must be sealed."""
+        """Open a period, and the partition of its log; the one before must be sealed."""
+        for part in PARTITION:
+            await self._connection.execute(text(part.format(number=int(number))))
         statement = insert(tables.periods).values(number=number, status=PeriodStatus.OPEN).returning(*tables.periods.c)
         return await self._changed(number, statement)
 

@@ -1,0 +1,26 @@
+"""Which errors say that Postgres cannot work now, rather than that a statement was wrong."""
+
+from asyncpg import PostgresError
+from sqlalchemy.exc import DBAPIError
+
+__all__ = ["outage"]
+
+STATES = (
+    "08",  # the connection failed
+    "40001",  # another transaction stood in the way
+    "40P01",  # so that both waited for each other
+    "53",  # no disk space, memory or connection is left
+    "57P",  # it shuts down, has crashed, or starts
+    "58",  # its own files cannot be read or written
+)
+"""Beginnings of SQLSTATE (PostgreSQL manual, appendix A)."""
+
+
+def outage(error: DBAPIError | PostgresError | ConnectionError | TimeoutError) -> str | None:
+    """What is wrong with Postgres, where the same may succeed later with nothing changed but its state; else None."""
+    if isinstance(error, (ConnectionError, TimeoutError)):  # the driver's own, which SQLAlchemy lets through
+        return f"Postgres does not answer: {type(error).__name__}"
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return "the connection to Postgres was lost"
+    state = str(getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None) or "")
+    return f"Postgres cannot do it now (SQLSTATE {state})" if state.startswith(STATES) else None
