@@ -67,6 +67,7 @@ periods = Table(
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("version", Integer, comment="the model version that the period produced"),
     Column("log_dropped_at", TIMESTAMP),
+    Column("worker", Text, comment="the process that is at the update; one that never let go of it has died"),
     Column(
         "crashes",
         Integer,

@@ -31,7 +31,7 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
 
     Args:
         database: holds all of it.
-        period: whose update is finished.
+        period: whose update has ended; one that is retried is begun anew.
         settings: say how many versions keep their snapshot and their training state.
 
     Returns:
@@ -79,9 +79,7 @@ async def sweep(database: Database) -> int:
     """
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
-        waiting = await work.periods.next_sealed()
-        stages = [] if waiting is None else await work.stages.list(waiting.number)
-        needed = {digest for stage in stages for digest in _digests(stage.result)}
+        needed = {digest for stage in await work.stages.of_waiting() for digest in _digests(stage.result)}
         deleted = await work.artifacts.delete(sorted(set(await work.artifacts.older_than(ORPHAN_AGE)) - needed))
         await work.commit()
     return len(deleted)

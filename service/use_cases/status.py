@@ -79,8 +79,11 @@ class PeriodDocument:
     events: int
     """Interactions; of the open period those so far."""
     attempts: int
+    """Updates of it that have failed."""
+    crashes: int
+    """Workers that died at it in a row without a stage done."""
     error: str | None
-    """Why it is quarantined or skipped, or what its last attempt ended with."""
+    """Why it is quarantined or skipped, what its last attempt ended with, or what the worker waits for."""
     version: int | None
     """The model version that the update published."""
     stages: list[StageDocument]
@@ -246,6 +249,7 @@ async def _period_documents(session: ReadSession, notices: Notices, periods: Seq
                 finished_at=period.finished_at,
                 events=await session.interactions.count(number) if period.events is None else period.events,
                 attempts=period.attempts,
+                crashes=period.crashes,
                 error=period.error,
                 version=period.version,
                 stages=[

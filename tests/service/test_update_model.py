@@ -42,7 +42,7 @@ from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName, PeriodStatus
 from service.use_cases.period_data import prepare_period
 from service.use_cases.rollback import rollback
-from service.use_cases.update_model import HeadMoved
+from service.use_cases.update_model import Superseded
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.programs import ASMG, environment
 from tests.service.update_support import (
@@ -331,7 +331,7 @@ class TestVersions:
     ) -> None:
         async with bench(*places(second, redis_url, tmp_path)) as b:
             results = await asyncio.gather(*(b.update(2) for _ in range(2)), return_exceptions=True)
-            assert all(result == 2 or isinstance(result, HeadMoved) for result in results), results
+            assert all(result == 2 or isinstance(result, Superseded) for result in results), results
             assert await b.update(2) == 2
             assert await b.outcome() == prepared.outcome
 
@@ -706,7 +706,7 @@ class TestExcise:
                 if progress["stage"] == "publish":
                     await excise(b)
 
-        with pytest.raises(HeadMoved):
+        with pytest.raises(Superseded):
             await b.update(3, notices=ExcisingNotices(b.redis))
         found = await b.outcome()
         assert (list(found["versions"]), found["periods"][3]) == ([2, 1, 0], ("updating", None, 0, None))
