@@ -1,10 +1,8 @@
 """The program `asmg`."""
 
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,6 +13,7 @@ from service import __version__
 from service.cli.bench import bench
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.experiment import experiment
+from service.cli.installation import DataDir, load_settings, with_database
 from service.cli.options import (
     CategoriesColumn,
     ItemColumn,
@@ -25,14 +24,11 @@ from service.cli.options import (
     TimestampColumn,
     UserColumn,
 )
-from service.settings import Settings
-from service.storage.database import Database
+from service.cli.periods import periods
 from service.supervisor import configure_logging, installation, run_worker, serve
 from service.use_cases.auth import SCOPES, create_key, list_keys, revoke_key
 
 __all__ = ["app"]
-
-T = TypeVar("T")
 
 app = typer.Typer(
     name="asmg",
@@ -42,32 +38,9 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys: who may call what.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+app.add_typer(periods, name="periods")
 app.add_typer(bench, name="bench")
 app.add_typer(experiment, name="experiment")
-
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of the embedded servers and the snapshots. [ASMG_DATA_DIR]")
-]
-
-
-def load_settings(**overrides: Any) -> Settings:
-    """The settings of the environment; those of `overrides` that are not None win."""
-    return Settings(**{name: value for name, value in overrides.items() if value is not None})
-
-
-def _with_database(data_dir: Path | None, use: Callable[[Database], Awaitable[T]]) -> T:
-    """What `use` returns, given the database of the installation."""
-
-    async def run(dsn: str) -> T:
-        database = Database(dsn, pool_size=1)
-        try:
-            return await use(database)
-        finally:
-            await database.close()
-
-    with installation(load_settings(data_dir=data_dir)) as settings:
-        assert settings.postgres_dsn is not None
-        return asyncio.run(run(settings.postgres_dsn))
 
 
 def _print_version(wanted: bool) -> None:
@@ -228,7 +201,7 @@ def create_key_command(
     """Make a key and print it, this once."""
     scopes = [part.strip() for value in scope for part in value.split(",")]
     with plain_errors():
-        key_id, key = _with_database(data_dir, lambda database: create_key(database, name, scopes))
+        key_id, key = with_database(data_dir, lambda database: create_key(database, name, scopes))
         print(f"asmg: key {key_id}; it is shown only now", file=sys.stderr)
         print(key)
 
@@ -238,7 +211,7 @@ def list_keys_command(data_dir: DataDir = None) -> None:
     """List all keys ever made."""
     with plain_errors():
         table = Table("id", "name", "scopes", "created", "revoked")
-        for key in _with_database(data_dir, list_keys):
+        for key in with_database(data_dir, list_keys):
             created, revoked = (f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (key.created_at, key.revoked_at))
             table.add_row(key.key_id, key.name, " ".join(key.scopes), created, revoked)
         Console().print(table)
@@ -250,6 +223,6 @@ def revoke_key_command(
 ) -> None:
     """Revoke a key for ever; the api processes refuse it a second later."""
     with plain_errors():
-        if not _with_database(data_dir, lambda database: revoke_key(database, key_id)):
+        if not with_database(data_dir, lambda database: revoke_key(database, key_id)):
             raise ValueError(f"there is no valid key {key_id}")
         print(f"asmg: key {key_id} is revoked")
