@@ -70,7 +70,15 @@ periods = Table(
     Column("version", Integer, comment="the model version that the period produced"),
     Column("log_dropped_at", TIMESTAMP),
     Column("ids_merged_at", TIMESTAMP, comment="when the ids of its events were noted in event_ids"),
-    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'failed')", name="status"),
+    Column("worker", Text, comment="the process that is at the update; one that never let go of it has died"),
+    Column(
+        "crashes",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="workers that died in a row at the update without a stage done",
+    ),
+    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'quarantined', 'skipped')", name="status"),
     # The log has one end: at most one period is open, whatever two closing transactions attempt.
     Index("uq_periods_open", "status", unique=True, postgresql_where=text("status = 'open'")),
 )

@@ -144,6 +144,11 @@ class Models:
         version: int | None = await self._connection.scalar(select(func.max(tables.model_versions.c.version)))
         return version
 
+    async def newest_period(self) -> int | None:
+        """The latest period that any version has learned; None before there is any."""
+        period: int | None = await self._connection.scalar(select(func.max(tables.model_versions.c.period)))
+        return period
+
     async def insert(self, model: ModelVersion) -> None:
         """Add a version; its artifacts must be stored already."""
         await self._connection.execute(insert(tables.model_versions).values(asdict(model)))
