@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     worker_poll_seconds: float = Field(1.0, gt=0)
     """How often the worker looks for a sealed period."""
     max_attempts: int = Field(3, ge=1)
-    """Updates of one period that may fail before it is given up."""
+    """Updates of one period that may fail before it is quarantined."""
     keep_versions: int = Field(50, ge=2)
     """Newest model versions whose serving snapshot is kept, so that one can roll back to them."""
     keep_states: int = Field(5, ge=1)
