@@ -15,7 +15,7 @@ from service.limits import MAX_BODY_BYTES, MAX_WRITES
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Observe
 from service.problems import install_problem_handlers
-from service.routers import admin, interactions, items, ops, periods, predict
+from service.routers import admin, docs, interactions, items, ops, periods, predict
 from service.schemas import Problem
 from service.serving.snapshot import Snapshot
 from service.serving.swap import Champion, ServingModel
@@ -146,6 +146,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # `service.routers.docs` has it, with a policy
         redoc_url=None,
         telemetry=NO_TELEMETRY,
         responses={"default": {"model": Problem, "description": "A problem document"}},
@@ -153,7 +154,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
     install_problem_handlers(app)
-    for module in (predict, interactions, items, periods, admin, ops):
+    for module in (predict, interactions, items, periods, admin, ops, docs):
         app.include_router(module.router)
     # Outermost of all, before the framework's own middleware. From here on nothing can be added to the application.
     app.middleware_stack = predict.Shortcut(app.build_middleware_stack(), metrics)

@@ -345,6 +345,7 @@ def server_config(app: "FastAPI") -> "uvicorn.Config":
     """How the application is served."""
     import uvicorn
 
+    from service.head import SECURITY_HEADERS
     from service.protocol import quick_protocol
     from service.routers.predict import answer_now
 
@@ -356,6 +357,7 @@ def server_config(app: "FastAPI") -> "uvicorn.Config":
         access_log=False,
         log_config=None,
         server_header=False,
+        headers=list(SECURITY_HEADERS),  # of all that is written on a connection, also what no application sees
         proxy_headers=False,  # who calls says the key; where none exists yet, a proxy is not this host's own caller
         timeout_graceful_shutdown=API_GRACE_SECONDS,
     )
