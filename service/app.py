@@ -23,11 +23,12 @@ from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.fetch import fetch_apart
-from service.storage.redis_state import HistoryStore, Notices, connect
+from service.storage.redis_state import HistoryStore, Notices, RateBuckets, connect
 from service.tasks import BoundedCalls, end_tasks
 from service.use_cases.auth import KeyCache
 from service.use_cases.bootstrap import current_champion, ensure_prior
 from service.use_cases.histories import Histories
+from service.use_cases.rate_limit import RateLimiter
 
 __all__ = ["create_app", "create_app_from_environment"]
 
@@ -109,6 +110,12 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             on_swap=lambda snapshot: _count_swap(metrics, snapshot),
             on_trouble=metrics.swap_failures.inc,
         )
+        limiter = RateLimiter(
+            RateBuckets(redis),
+            rate=settings.rate_limit,
+            burst_seconds=settings.rate_burst_seconds,
+            on_refusal=metrics.rate_limited.inc,
+        )
         writes = BoundedCalls(MAX_WRITES, settings.store_deadline_seconds, "Postgres")
         parts = Parts(
             settings=settings,
@@ -118,7 +125,8 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             histories=histories,
             notices=notices,
             serving=serving,
-            keys=KeyCache(database),
+            keys=KeyCache(database, on_refusal=metrics.rate_limited.inc),
+            limiter=limiter,
             writes=writes,
             metrics=metrics,
             stopping=stopping,
@@ -136,6 +144,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         finally:
             await end_tasks(*followers)
             await writes.close()
+            await limiter.close()
             await histories.close()
             await redis.aclose()
             await database.close()

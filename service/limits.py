@@ -38,3 +38,9 @@ MAX_WRITES = 64
 
 MAX_REASON_LENGTH = 1000
 """Characters of the reason an operator gives for a change."""
+
+MIN_RATE, MAX_RATE = 0.001, 1_000_000
+"""Requests a second that a key can be limited to."""
+
+UNKNOWN_KEYS_RATE, UNKNOWN_KEYS_BURST = 100, 500
+"""Keys a second, and at once, that an api process looks up in Postgres and does not find there."""

@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from service.errors import FieldError, InvalidInput, ServiceError
+from service.errors import FieldError, InvalidInput, RateLimited, ServiceError
 
 __all__ = ["install_problem_handlers", "invalid_input", "render_problem"]
 
@@ -112,6 +112,8 @@ def render_problem(error: Exception, *, instance: str) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if document["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(error.retry_after)
     document["instance"] = instance
     return Response(
         json.dumps(document, ensure_ascii=False),

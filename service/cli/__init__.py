@@ -223,12 +223,16 @@ def create_key_command(
         list[str],
         typer.Option("--scope", "--scopes", help=f"One or more of {', '.join(SCOPES)}; with commas, or given again."),
     ],
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests a second that it may make; 0 for any number. By default ASMG_RATE_LIMIT."),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Make a key and print it, this once."""
     scopes = [part.strip() for value in scope for part in value.split(",")]
     with plain_errors():
-        key_id, key = _with_database(data_dir, lambda database: create_key(database, name, scopes))
+        key_id, key = _with_database(data_dir, lambda database: create_key(database, name, scopes, rate_limit=rate))
         print(f"asmg: key {key_id}; it is shown only now", file=sys.stderr)
         print(key)
 
@@ -237,10 +241,11 @@ def create_key_command(
 def list_keys_command(data_dir: DataDir = None) -> None:
     """List all keys ever made."""
     with plain_errors():
-        table = Table("id", "name", "scopes", "created", "revoked")
+        table = Table("id", "name", "scopes", "rate", "created", "revoked")
         for key in _with_database(data_dir, list_keys):
             created, revoked = (f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (key.created_at, key.revoked_at))
-            table.add_row(key.key_id, key.name, " ".join(key.scopes), created, revoked)
+            rate = "" if key.rate_limit is None else f"{key.rate_limit:g}/s" if key.rate_limit else "any"
+            table.add_row(key.key_id, key.name, " ".join(key.scopes), rate, created, revoked)
         Console().print(table)
 
 

@@ -10,13 +10,15 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from service.errors import NotReady, Unauthorized
+from service.errors import NotReady, RateLimited, Unauthorized
+from service.limits import MAX_RATE, MIN_RATE, UNKNOWN_KEYS_BURST, UNKNOWN_KEYS_RATE
 from service.storage.database import Database
 from service.storage.repositories import ApiKey
+from service.use_cases.rate_limit import Bucket
 
 __all__ = ["SCOPES", "KeyCache", "create_key", "list_keys", "revoke_key"]
 
@@ -28,11 +30,20 @@ _KEY = re.compile(r"asmg_([0-9a-f]{12})_[A-Za-z0-9_-]{43}", re.ASCII)
 _CLI = "command line"
 
 
-async def create_key(database: Database, name: str, scopes: Collection[str]) -> tuple[str, str]:
+async def create_key(
+    database: Database, name: str, scopes: Collection[str], *, rate_limit: float | None = None
+) -> tuple[str, str]:
     """Make a key; return its id and the key itself, which nobody can read again later.
 
+    Args:
+        database: where it is stored.
+        name: what it is for, or whose it is.
+        scopes: some of `SCOPES`.
+        rate_limit: requests a second; 0 for any number, None for `Settings.rate_limit`.
+
     Raises:
-        ValueError: `name` is empty, or `scopes` is empty or holds one that is not in `SCOPES`.
+        ValueError: `name` is empty, `scopes` is empty or holds one that is not in `SCOPES`, or `rate_limit` is
+            neither 0 nor from `MIN_RATE` to `MAX_RATE`.
     """
     unknown = sorted(set(scopes) - set(SCOPES))
     if unknown or not scopes:
@@ -41,12 +52,17 @@ async def create_key(database: Database, name: str, scopes: Collection[str]) -> 
         )
     if not name.strip():
         raise ValueError("expected a name for the key; received an empty one")
+    if rate_limit and not MIN_RATE <= rate_limit <= MAX_RATE:
+        raise ValueError(f"expected a rate of {MIN_RATE} to {MAX_RATE} requests a second, or 0; received {rate_limit}")
     key_id = secrets.token_hex(6)
     key = f"asmg_{key_id}_{secrets.token_urlsafe(32)}"
     ordered = tuple(scope for scope in SCOPES if scope in scopes)
     async with database.unit_of_work() as work:
-        await work.keys.insert(ApiKey(key_id=key_id, name=name, secret_hash=_hash(key), scopes=ordered))
-        await work.audit.add(_CLI, "create_key", {"key_id": key_id, "name": name, "scopes": list(ordered)})
+        await work.keys.insert(
+            ApiKey(key_id=key_id, name=name, secret_hash=_hash(key), scopes=ordered, rate_limit=rate_limit)
+        )
+        detail = {"key_id": key_id, "name": name, "scopes": list(ordered), "rate_limit": rate_limit}
+        await work.audit.add(_CLI, "create_key", detail)
         await work.commit()
     return key_id, key
 
@@ -90,18 +106,28 @@ class KeyCache:
         database: holds the keys.
         ttl_seconds: how long an answer of the database is believed.
         grace_seconds: how long it is while the database does not answer.
+        on_refusal: called for each key that is not looked up, since too many unknown ones came.
     """
 
     MAX_ENTRIES = 10_000
     PATIENCE_SECONDS = 0.25
     """How long a request with a key seen lately waits for a database that hangs, once each `ttl_seconds`."""
 
-    def __init__(self, database: Database, *, ttl_seconds: float = 1.0, grace_seconds: float = 300.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        ttl_seconds: float = 1.0,
+        grace_seconds: float = 300.0,
+        on_refusal: Callable[[], None] = lambda: None,
+    ) -> None:
         self._database = database
         self._ttl = ttl_seconds
         self._grace = grace_seconds
         self._entries: dict[str, _Entry] = {}  # by the hash of the key, which is never kept itself
         self._lookups: dict[str, asyncio.Task[_Entry]] = {}
+        self._on_refusal = on_refusal
+        self._strangers = Bucket(UNKNOWN_KEYS_RATE, UNKNOWN_KEYS_BURST)
         self._any_ever = False
         self._any_checked_at = float("-inf")
 
@@ -115,6 +141,7 @@ class KeyCache:
 
         Raises:
             NotReady: the database does not answer, and the key was not seen lately.
+            RateLimited: the key was not seen lately, and too many came that nobody has: it is not looked up now.
             Unauthorized: it is none of ours, or was revoked.
         """
         match = _KEY.fullmatch(key)
@@ -145,7 +172,11 @@ class KeyCache:
         # the request that happened to start it.
         lookup = self._lookups.get(digest)
         if lookup is None:
-            lookup = self._lookups[digest] = asyncio.create_task(self._look_up(key_id, digest))
+            stranger = known is None or known.key is None
+            if stranger and (wait := self._strangers.take(time.monotonic())):
+                self._on_refusal()
+                raise RateLimited("expected a key that was seen lately, for too many came that are unknown", wait)
+            lookup = self._lookups[digest] = asyncio.create_task(self._look_up(key_id, digest, stranger))
             lookup.add_done_callback(lambda task: self._forget(digest, task))
         if known is None or known.key is None or time.monotonic() - known.checked_at > self._grace:
             return await asyncio.shield(lookup)
@@ -162,12 +193,15 @@ class KeyCache:
         if not lookup.cancelled():
             lookup.exception()  # seen, also where nobody waits for it any more
 
-    async def _look_up(self, key_id: str, digest: str) -> _Entry:
+    async def _look_up(self, key_id: str, digest: str, stranger: bool) -> _Entry:
         async with self._database.read() as session:
             key = await session.keys.get(key_id)
         valid = key is not None and key.revoked_at is None and hmac.compare_digest(key.secret_hash, digest)
-        if len(self._entries) >= self.MAX_ENTRIES:
-            self._entries.clear()  # a flood of made-up keys; the real ones come back with one look-up each
+        if valid and stranger:
+            self._strangers.put_back()
+        if len(self._entries) >= self.MAX_ENTRIES:  # most of them made up
+            real = {known: entry for known, entry in self._entries.items() if entry.key is not None}
+            self._entries = real if len(real) < self.MAX_ENTRIES else {}
         now = time.monotonic()
         entry = self._entries[digest] = _Entry(key if valid else None, checked_at=now, believed_until=now + self._ttl)
         return entry

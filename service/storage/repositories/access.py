@@ -22,6 +22,8 @@ class ApiKey:
     secret_hash: str = field(repr=False)
     """SHA-256 of the whole key, in hex."""
     scopes: tuple[str, ...]
+    rate_limit: float | None = None
+    """Requests a second; 0 for any number, None for `Settings.rate_limit`."""
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     revoked_at: datetime | None = None
 
