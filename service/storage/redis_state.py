@@ -87,15 +87,14 @@ redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 
 # KEYS: bucket, which holds the moment at which it is full again. ARGV: seconds to take, of how many when it is full,
-# over how many they were used, how many it can be in debt. By the clock of Redis, for those of the hosts differ.
+# over how many they were used, how many it can be in debt. By the clock of Redis, for those of the hosts differ. A bucket
+# that is full again is still kept: what another process used at the same time comes on top of that.
 CHARGE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local full_at = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now - ARGV[3]) + ARGV[1]
 full_at = math.min(full_at, now + ARGV[2] + ARGV[4])
-if full_at > now then
-  redis.call('SET', KEYS[1], string.format('%.6f', full_at), 'PX', math.ceil((full_at - now) * 1000))
-end
+redis.call('SET', KEYS[1], string.format('%.6f', full_at), 'PX', math.ceil((full_at - now + ARGV[2]) * 1000))
 return tostring(now + ARGV[2] - full_at)
 """
 DEBT_SECONDS = 60
@@ -309,8 +308,9 @@ class Notices:
 
 
 class RateBuckets:
-    """What the api processes together have left of the allowance of each API key: a number each, as long as it is not
-    full.
+    """What the api processes together have left of the allowance of each API key.
+
+    A number each, which expires: the longest that one stays behind is `DEBT_SECONDS` and twice the key's burst.
 
     Args:
         redis: a client that returns bytes.
@@ -332,7 +332,7 @@ class RateBuckets:
             key_id: whose.
             seconds: to take.
             burst_seconds: of how many there are at most.
-            since: seconds over which they were used up; meanwhile it grew.
+            since: seconds over which they were used up, at most `burst_seconds`; meanwhile it grew.
 
         Returns:
             the seconds that are left, negative where too many were taken (by at most `DEBT_SECONDS`); None where Redis

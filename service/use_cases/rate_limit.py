@@ -93,8 +93,8 @@ class _Account:
 class RateLimiter:
     """Admits or refuses the requests of each key.
 
-    With n processes at most `rate` * T + burst requests of a key are admitted in T seconds, and for each process a
-    quarter of a burst more, or what comes before Redis has answered if that is more (at most a burst). While Redis is
+    In T seconds n processes together admit `rate` * T + burst requests of a key, and at most (n + 1) / 4 bursts more,
+    which are paid back; or else for each process what comes before Redis has answered, at most a burst. While Redis is
     away the processes do not know of each other, and each admits `rate` * T + burst.
 
     Args:
@@ -170,7 +170,7 @@ class RateLimiter:
     async def _settle(self, key_id: str, account: _Account) -> None:
         cost, burst_seconds = 1 / account.rate, account.burst / account.rate
         owed, account.owed = account.owed, 0
-        since = time.monotonic() - account.owed_since
+        since = min(time.monotonic() - account.owed_since, burst_seconds * SETTLED_PART)
         try:
             left = await self._buckets.charge(key_id, seconds=owed * cost, burst_seconds=burst_seconds, since=since)
         finally:
