@@ -87,8 +87,8 @@ redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 
 # KEYS: bucket, which holds the moment at which it is full again. ARGV: seconds to take, of how many when it is full,
-# over how many they were used, how many it can be in debt. By the clock of Redis, for those of the hosts differ. A bucket
-# that is full again is still kept: what another process used at the same time comes on top of that.
+# over how many they were used, how many it can be in debt. By the clock of Redis, for those of the hosts differ.
+# A bucket that is full again is still kept: what another process used at the same time comes on top of that.
 CHARGE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000

@@ -1,6 +1,7 @@
 """What a key may make, counted by one process; `test_rate_limits_shared` has several."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from service.use_cases.auth import KeyCache, create_key, list_keys
 from service.use_cases.rate_limit import Bucket, RateLimiter
 from tests.conftest import in_thread
 from tests.service.api_support import Api, event, running_app, served_app, settings_for
+from tests.service.programs import asmg
 
 QUESTION = {"user_id": "u", "items": ["a"], "history": ["b"]}
 
@@ -291,3 +293,11 @@ async def test_a_rate_that_cannot_be_is_refused(rate: float, database: Database)
     assert await list_keys(database) == []
     with pytest.raises(ValueError, match="requests a second"):
         Settings(rate_limit=rate)
+
+
+def test_a_key_is_made_with_a_limit_at_the_command_line(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
+    given = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
+    asmg("keys", "create", "some", "--scope", "predict", "--rate", "2.5", **given)
+    assert re.search(r"some\b.*\b2\.5/s", asmg("keys", "list", COLUMNS="200", **given).stdout)
+    refused = asmg("keys", "create", "x", "--scope", "predict", "--rate", "-1", code=1, **given)
+    assert "expected a rate of 0.001 to 1000000 requests a second, or 0; received -1" in refused.stderr
