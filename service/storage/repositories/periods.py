@@ -48,6 +48,8 @@ class Period:
     version: int | None
     """The model version that the period produced."""
     log_dropped_at: datetime | None = None
+    ids_merged_at: datetime | None = None
+    """When the ids of its events were noted in `event_ids`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +73,8 @@ PARTITION = (
     "ALTER TABLE interactions ATTACH PARTITION interactions_p{number} FOR VALUES IN ({number})",
 )
 
+NOT_MIGRATED = "no period is open: the database has not been migrated"
+
 
 class Periods:
     """Table `periods`."""
@@ -86,8 +90,24 @@ class Periods:
         """
         period = await self._first(select(tables.periods).where(tables.periods.c.status == PeriodStatus.OPEN))
         if period is None:
-            raise NotReady("no period is open: the database has not been migrated")
+            raise NotReady(NOT_MIGRATED)
         return period
+
+    async def unmerged(self) -> tuple[int, list[int]]:
+        """The open period, and the closed ones whose log has to be asked which ids are taken.
+
+        Raises:
+            NotReady: there is no open period, so the schema was never migrated.
+        """
+        query = select(tables.periods.c.number, tables.periods.c.status == PeriodStatus.OPEN).where(
+            tables.periods.c.ids_merged_at.is_(None), tables.periods.c.log_dropped_at.is_(None)
+        )
+        rows = await self._connection.execute(query)
+        periods = {number: is_open for number, is_open in rows}
+        open_ = next((number for number, is_open in periods.items() if is_open), None)
+        if open_ is None:
+            raise NotReady(NOT_MIGRATED)
+        return open_, sorted(periods.keys() - {open_})
 
     async def get(self, number: int) -> Period | None:
         """The period with this number."""
