@@ -33,7 +33,7 @@ OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 FULL = (
     "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
     "RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END $$",
-    "CREATE TRIGGER full_disk BEFORE INSERT ON event_ids FOR EACH ROW EXECUTE FUNCTION full_disk()",
+    "CREATE TRIGGER full_disk BEFORE INSERT ON items FOR EACH ROW EXECUTE FUNCTION full_disk()",
 )
 
 
@@ -171,7 +171,7 @@ def test_on_every_endpoint_and_every_error(process: Served) -> None:
     call("GET", "/periods/77", 404)
     call("POST", "/periods/close", 409, json={"expected_period": 77})
     served.break_database(*FULL, "ALTER TABLE model_versions RENAME COLUMN gate TO broken")
-    call("POST", "/interactions", 503, json={"interactions": [event(2)]})
+    call("PUT", "/items", 503, json={"items": [{"item_id": "b", "categories": []}]})
     call("GET", "/admin/models", 500)
     assert seen >= {200, 202, 400, 401, 404, 405, 409, 413, 415, 422, 429, 500, 503}
     # And what no application sees.
