@@ -159,6 +159,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         redirect_slashes=False,
         docs_url=None,  # `service.routers.docs` has it, with a policy
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         telemetry=NO_TELEMETRY,
         responses={"default": {"model": Problem, "description": "A problem document"}},
     )

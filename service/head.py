@@ -7,7 +7,15 @@ from secrets import token_hex
 
 from starlette.types import Scope
 
-__all__ = ["REQUEST_ID_HEADER", "SECURITY_HEADERS", "declared_length", "headers_of", "page_headers", "request_id_of"]
+__all__ = [
+    "REQUEST_ID_HEADER",
+    "SECURITY_HEADERS",
+    "STRICT_TRANSPORT",
+    "declared_length",
+    "headers_of",
+    "page_headers",
+    "request_id_of",
+]
 
 REQUEST_ID_HEADER = b"x-request-id"
 
@@ -16,10 +24,10 @@ SECURITY_HEADERS = (
     ("referrer-policy", "no-referrer"),
     ("x-content-type-options", "nosniff"),
 )
-"""Of every response, whoever writes it: `service.supervisor.server_config` gives them to the server.
+"""Of every response, whoever writes it: `service.supervisor.server_config` gives them to the server."""
 
-`Strict-Transport-Security` is not among them: it belongs to who ends TLS.
-"""
+STRICT_TRANSPORT = ("strict-transport-security", "max-age=31536000")
+"""Of every response by HTTPS. Behind a proxy it is for the proxy to say, and by plain HTTP it would mean nothing."""
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,256}")
 
 _HEADERS, _REQUEST_ID = "asmg.headers", "asmg.request_id"

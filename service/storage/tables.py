@@ -2,6 +2,7 @@
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     desc,
+    false,
     func,
     text,
 )
@@ -68,7 +70,15 @@ periods = Table(
     Column("version", Integer, comment="the model version that the period produced"),
     Column("log_dropped_at", TIMESTAMP),
     Column("ids_merged_at", TIMESTAMP, comment="when the ids of its events were noted in event_ids"),
-    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'failed')", name="status"),
+    Column("worker", Text, comment="the process that is at the update; one that never let go of it has died"),
+    Column(
+        "crashes",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="workers that died in a row at the update without a stage done",
+    ),
+    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'quarantined', 'skipped')", name="status"),
     # The log has one end: at most one period is open, whatever two closing transactions attempt.
     Index("uq_periods_open", "status", unique=True, postgresql_where=text("status = 'open'")),
 )
@@ -189,6 +199,7 @@ model_versions = Table(
     Column("gate", JSONB, nullable=False),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("created_by", Text, nullable=False),
+    Column("pinned", Boolean, nullable=False, server_default=false(), comment="an operator wants it kept whole"),
     CheckConstraint("version >= 0", name="version"),
     CheckConstraint("kind IN ('prior', 'generated', 'incremental', 'previous')", name="kind"),
 )
@@ -198,6 +209,7 @@ aliases = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("version", ForeignKey("model_versions.version"), nullable=False),
+    Column("previous_version", ForeignKey("model_versions.version"), comment="what it named before"),
     Column("active_from", TIMESTAMP, nullable=False),
     Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("updated_by", Text, nullable=False),
@@ -227,6 +239,7 @@ api_keys = Table(
     Column("scopes", ARRAY(Text), nullable=False),
     Column("rate_limit", Double, comment="requests a second; 0: any number, null: as ASMG_RATE_LIMIT says"),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("expires_at", TIMESTAMP),
     Column("revoked_at", TIMESTAMP),
     CheckConstraint("rate_limit >= 0", name="rate_limit"),
 )
@@ -234,9 +247,12 @@ api_keys = Table(
 audit = Table(
     "audit",
     metadata,
+    # A trigger of the migration refuses UPDATE, DELETE and TRUNCATE, whoever asks.
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("detail", JSONB, nullable=False),
+    Column("reason", Text),
+    Column("request_id", Text),
 )

@@ -19,7 +19,7 @@ from service.storage.database import Database
 from service.storage.redis_state import DEBT_SECONDS, RateBuckets
 from service.storage.repositories import ApiKey
 from service.use_cases import rate_limit
-from service.use_cases.auth import KeyCache, create_key, list_keys
+from service.use_cases.auth import KeyCache, create_key, limit_key, list_keys, revoke_key
 from service.use_cases.rate_limit import Bucket, RateLimiter
 from tests.conftest import in_thread
 from tests.service.api_support import Api, event, running_app, served_app, settings_for
@@ -295,9 +295,35 @@ async def test_a_rate_that_cannot_be_is_refused(rate: float, database: Database)
         Settings(rate_limit=rate)
 
 
-def test_a_key_is_made_with_a_limit_at_the_command_line(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
+async def test_the_limit_of_a_key_can_be_changed(api: Api, database: Database) -> None:
+    key_id, key = await create_key(database, "test", ["predict"])
+
+    async def statuses() -> list[int]:
+        await asyncio.sleep(1.05)  # for so long a process believes what it knows of a key
+        headers = {"X-API-Key": key}
+        return [(await api.client.post("/predict", json=QUESTION, headers=headers)).status_code for _ in range(3)]
+
+    assert await statuses() == [200, 200, 200]
+    assert await limit_key(database, key_id, 0.01, reason="too greedy")
+    assert await statuses() == [200, 429, 429]
+    assert await limit_key(database, key_id, None)
+    assert await statuses() == [200, 200, 200]
+    with pytest.raises(ValueError, match="requests a second"):
+        await limit_key(database, key_id, -1)
+    assert await revoke_key(database, key_id)
+    assert not await limit_key(database, key_id, 5)
+    async with database.read() as session:
+        noted = [entry for entry in await session.audit.list(10) if entry.action == "limit_key"]
+    assert [entry.detail["rate_limit"] for entry in noted] == [None, 0.01]
+    assert noted[-1].reason == "too greedy"
+
+
+def test_a_limit_is_set_at_the_command_line(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
     given = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
-    asmg("keys", "create", "some", "--scope", "predict", "--rate", "2.5", **given)
+    made = asmg("keys", "create", "some", "--scope", "predict", "--rate", "2.5", **given)
     assert re.search(r"some\b.*\b2\.5/s", asmg("keys", "list", COLUMNS="200", **given).stdout)
+    key_id = made.stdout.split("_")[1]
+    assert asmg("keys", "limit", key_id, "--rate", "0", **given).stdout == f"asmg: key {key_id} has its new limit\n"
+    assert re.search(r"some\b.*\bany\b", asmg("keys", "list", COLUMNS="200", **given).stdout)
     refused = asmg("keys", "create", "x", "--scope", "predict", "--rate", "-1", code=1, **given)
     assert "expected a rate of 0.001 to 1000000 requests a second, or 0; received -1" in refused.stderr

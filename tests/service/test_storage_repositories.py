@@ -437,6 +437,9 @@ class TestModels:
             assert moved.active_from - moved.updated_at == pytest.approx(
                 timedelta(seconds=2.5), abs=timedelta(seconds=0.1)
             )
+            assert moved.previous_version == 0
+            again = await uow.models.set_alias(AliasName.CHAMPION, 1, lead_seconds=0, actor="a", reason="again")
+            assert again.previous_version == 0  # it has not moved
             with pytest.raises(IntegrityError):
                 await uow.models.set_alias(AliasName.HEAD, 9, lead_seconds=0, actor="a", reason="no such version")
 

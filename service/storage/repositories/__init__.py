@@ -25,10 +25,12 @@ from service.storage.repositories.models import (
     Models,
     ModelVersion,
 )
-from service.storage.repositories.periods import Period, Periods, PeriodStatus, Stage, Stages
+from service.storage.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus, Stage, Stages
 
 __all__ = [
     "CHUNK_BYTES",
+    "ENDED",
+    "WAITING",
     "Alias",
     "AliasName",
     "ApiKey",

@@ -22,7 +22,7 @@ from service.errors import NotReady
 from service.limits import MAX_HISTORY
 from service.storage import tables
 from service.storage.events import COLUMNS, EventBatch
-from service.storage.outages import is_outage
+from service.storage.outages import outage
 
 __all__ = ["HistoryEntry", "Inserted", "Interactions", "PeriodLog", "Positives", "Raced", "to_ms"]
 
@@ -269,8 +269,8 @@ class Interactions:
         except (PostgresError, InterfaceError, OSError) as error:
             if connection.is_closed() or not isinstance(error, PostgresError):
                 raise NotReady("the connection to Postgres was lost") from error
-            if is_outage(error):
-                raise NotReady("Postgres cannot do it now") from error
+            if (trouble := outage(error)) is not None:
+                raise NotReady(trouble) from error
             raise
 
     async def merge_ids(self, period: int) -> None:
