@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.limits import MAX_HISTORY
+from service.limits import MAX_HISTORY, MAX_RATE, MIN_RATE
 
 __all__ = ["Settings", "sqlalchemy_dsn"]
 
@@ -60,6 +60,11 @@ class Settings(BaseSettings):
     """How long a prediction waits for the user's history at most; then it is made without."""
     store_deadline_seconds: float = Field(5.0, gt=0)
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
+    rate_limit: float = 0.0
+    """Requests a second that a key may make, of all api processes together, where it has no limit of its own; 0 for any
+    number."""
+    rate_burst_seconds: float = Field(1.0, gt=0, le=3600)
+    """At once a key may make as many requests as come in so many seconds at its limit, and at least one."""
     swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.25, gt=0)
@@ -99,6 +104,13 @@ class Settings(BaseSettings):
     def _check_redis_url(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(REDIS_SCHEMES):
             raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
+        return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _check_rate(cls, value: float) -> float:
+        if value and not MIN_RATE <= value <= MAX_RATE:
+            raise ValueError(f"expected {MIN_RATE} to {MAX_RATE} requests a second, or 0 for any number")
         return value
 
     @model_validator(mode="after")

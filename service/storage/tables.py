@@ -237,9 +237,11 @@ api_keys = Table(
     Column("name", Text, nullable=False),
     Column("secret_hash", Text, nullable=False, comment="SHA-256 of the whole key, in hex"),
     Column("scopes", ARRAY(Text), nullable=False),
+    Column("rate_limit", Double, comment="requests a second; 0: any number, null: as ASMG_RATE_LIMIT says"),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("expires_at", TIMESTAMP),
     Column("revoked_at", TIMESTAMP),
+    CheckConstraint("rate_limit >= 0", name="rate_limit"),
 )
 
 audit = Table(
