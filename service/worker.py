@@ -81,6 +81,7 @@ async def _update_next(workshop: Workshop) -> bool:
         logger.info("period %d: version %d is published", period.number, version)
         await prune(workshop.database, period.number, workshop.settings)
         await drop_old_logs(workshop.database, workshop.settings)
+        await sweep(workshop.database)
     return True
 
 

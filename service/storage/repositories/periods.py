@@ -26,6 +26,9 @@ class PeriodStatus(StrEnum):
     FAILED = "failed"
 
 
+UNLEARNED = (PeriodStatus.SEALED, PeriodStatus.UPDATING, PeriodStatus.FAILED)
+"""Of such a period an update may go on where the last one ended."""
+
 DONE = (PeriodStatus.UPDATED,)
 """Nobody needs the log of such a period for an update any more."""
 
@@ -195,6 +198,11 @@ class Stages:
         )
         return [Stage(**row) for row in (await self._connection.execute(query)).mappings()]
 
+    async def of_unlearned(self) -> Sequence[Stage]:
+        """The stages of all periods that an update may yet go on with."""
+        query = select(tables.period_stages).join(tables.periods).where(tables.periods.c.status.in_(UNLEARNED))
+        return [Stage(**row) for row in (await self._connection.execute(query)).mappings()]
+
     async def get(self, period: int, stage: str) -> Stage | None:
         """One stage, if it was ever started."""
         query = select(tables.period_stages).where(
@@ -221,6 +229,11 @@ class Stages:
             .returning(tables.period_stages.c.stage)
         )
         (await self._connection.execute(statement)).one()
+
+    async def forget_results(self, period: int) -> None:
+        """Forget what the stages of a period made; that they ran, and how long, stays."""
+        stages = tables.period_stages
+        await self._connection.execute(update(stages).where(stages.c.period == period).values(result=None))
 
     async def clear(self, period: int) -> None:
         """Forget the stages of a period, as if its update had never begun."""
