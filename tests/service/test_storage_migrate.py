@@ -49,6 +49,17 @@ async def test_chunks_are_not_compressed(database: Database) -> None:
     assert storage == b"e"
 
 
+async def test_the_room_of_chunks_is_used_again_early(database: Database) -> None:
+    async with database.read() as session:
+        options = await session.connection.scalar(
+            text(
+                "SELECT toast.reloptions FROM pg_class AS toast JOIN pg_class AS chunks "
+                "ON toast.oid = chunks.reltoastrelid WHERE chunks.relname = 'artifact_chunks'"
+            )
+        )
+    assert options == ["autovacuum_vacuum_scale_factor=0.05"]
+
+
 def test_down_and_up_again_by_three_processes_at_once(postgres_dsn: str) -> None:
     in_thread(command.downgrade, alembic_config(postgres_dsn), "base")
     program = "import sys; from service.storage.migrate import migrate; migrate(sys.argv[1])"
