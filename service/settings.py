@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.limits import MAX_HISTORY, MAX_RATE, MIN_RATE
+from service.limits import KEPT_FOR_TRAINING, MAX_HISTORY, MAX_RATE, MIN_RATE
 
 __all__ = ["Settings", "sqlalchemy_dsn"]
 
@@ -80,6 +80,8 @@ class Settings(BaseSettings):
     keep_logs: int = Field(30, ge=0)
     """Newest learned periods whose log is kept, beside the seven that the method which looks back furthest learns from.
     An event id is recognised for as long."""
+    evict_after_periods: int | None = None
+    """Periods in a row after which a user or an item that was not seen loses its row; None for never."""
     seed: int = 0
     """Seed of every random choice of the updates."""
 
@@ -88,7 +90,7 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("postgres_dsn", "redis_url", "tls_cert", "tls_key", mode="before")
+    @field_validator("postgres_dsn", "redis_url", "tls_cert", "tls_key", "evict_after_periods", mode="before")
     @classmethod
     def _unset_when_empty(cls, value: object) -> object:
         # Compose files pass `ASMG_REDIS_URL=${ASMG_REDIS_URL}` through; there an empty value means unset.
@@ -118,6 +120,16 @@ class Settings(BaseSettings):
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("expected both ASMG_TLS_CERT and ASMG_TLS_KEY, or neither; received one")
         return self
+
+    @field_validator("evict_after_periods")
+    @classmethod
+    def _evict_nobody_who_is_learned_from(cls, value: int | None) -> int | None:
+        if value is not None and value < KEPT_FOR_TRAINING:
+            raise ValueError(
+                f"expected at least {KEPT_FOR_TRAINING}, the periods that the method which looks back furthest learns "
+                f"from, or none; received {value}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> "Settings":

@@ -7,15 +7,13 @@ from datetime import timedelta
 from typing import Any
 
 from service.errors import NotReady
+from service.limits import KEPT_FOR_TRAINING
 from service.settings import Settings
 from service.storage.database import Database, Lock
 
 __all__ = ["drop_old_logs", "merge_event_ids", "prune", "sweep"]
 
 logger = logging.getLogger(__name__)
-
-KEPT_FOR_TRAINING = 7
-"""Periods that the method which looks back furthest, bu-7, learns from."""
 
 LOCK_SECONDS = 0.2
 """How long ingestion may be held up to let go of an old log; after that the next period tries again."""

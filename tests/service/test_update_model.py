@@ -126,6 +126,10 @@ class Meddled(Updater[Any]):
         return self._inner.run_stage(stage, state, data, **options)
 
     @override
+    def forgotten(self, state: Any, rows: Any) -> Any:
+        return self._inner.forgotten(state, rows)
+
+    @override
     def serving_models(self, state: Any) -> Any:
         return self._inner.serving_models(state)
 
@@ -272,7 +276,7 @@ class TestVersions:
             for period in periods(3, seed=SEED):
                 await b.log(period)
                 if period.number == 3:
-                    data = await prepare_period(b.database, 3, 30)
+                    data, _ = await prepare_period(b.database, 3, 30)
                     before = await b.outcome()
                 await b.update(period.number, updater=updater)
             found = {e.model: e for e in (await b.outcome())["evaluations"] if e.period == 3}
@@ -970,7 +974,7 @@ def shortened(period: DriftPeriod, size: int) -> DriftPeriod:
 class WorkerProcess:
     """`asmg worker`, to be killed."""
 
-    def __init__(self, dsn: str, redis_url: str, folder: Path) -> None:
+    def __init__(self, dsn: str, redis_url: str, folder: Path, **changes: str) -> None:
         self._log = folder / f"worker-{random.randrange(10**9)}.log"
         variables = {"POSTGRES_DSN": dsn, "REDIS_URL": redis_url, "DATA_DIR": str(folder / "data")}
         with self._log.open("w") as log:
@@ -978,7 +982,9 @@ class WorkerProcess:
                 [*ASMG, "worker"],
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                env=environment(ASMG_WORKER_POLL_SECONDS="0.05", **{f"ASMG_{n}": v for n, v in variables.items()}),
+                env=environment(
+                    ASMG_WORKER_POLL_SECONDS="0.05", **{f"ASMG_{n}": v for n, v in variables.items()}, **changes
+                ),
             )
 
     @property
@@ -995,8 +1001,8 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker_process(dsn: str, redis_url: str, folder: Path) -> Iterator[WorkerProcess]:
-    running = WorkerProcess(dsn, redis_url, folder)
+def worker_process(dsn: str, redis_url: str, folder: Path, **changes: str) -> Iterator[WorkerProcess]:
+    running = WorkerProcess(dsn, redis_url, folder, **changes)
     try:
         yield running
     finally:
