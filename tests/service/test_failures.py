@@ -234,38 +234,35 @@ class TestClose:
     """A close is carried out once or not at all, and who sends it again learns which period it was."""
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("moment", [BEFORE, COMMITTING], ids=["before the commit", "while it commits"])
     async def test_an_api_process_killed_during_a_close(
-        self, dsn: str, database: Database, redis_url: str, tmp_path: Path, moment: str
+        self, dsn: str, database: Database, redis_url: str, tmp_path: Path
     ) -> None:
-        events = {"interactions": [event(number) for number in range(5)]}
-        close = {"json": {"expected_period": 3}, "headers": {"Idempotency-Key": "close 3"}, "timeout": 30}
+        """Before the commit, and while it commits."""
         servers = {"ASMG_POSTGRES_DSN": dsn, "ASMG_REDIS_URL": redis_url}
-        async with gate_at(dsn, moment, "periods", "NEW.number = 4") as held:
-            with program(tmp_path, "--no-worker", **servers) as service:
-                async with httpx.AsyncClient(base_url=service.url) as client:
-                    assert (await client.post("/interactions", json=events)).json()["accepted"] == 5
-                    closing = asyncio.create_task(client.post("/periods/close", **close))
-                    await held.reached()
-                    (api,) = service.children()
-                    api.kill()
-                    with pytest.raises(httpx.TransportError):
-                        await closing
-                    await held.open()
-                    answers = [
-                        await client.post("/periods/close", **close) for _ in range(2)
-                    ]  # waits for the next process
-                    assert [(a.status_code, a.json()["period"]) for a in answers] == [(202, 3), (202, 3)]
-                    without_key = await client.post("/periods/close", json={"expected_period": 3})
+        with program(tmp_path, "--no-worker", **servers) as service:
+            async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+                for number, moment in ((3, BEFORE), (4, COMMITTING)):
+                    batch = {"interactions": [event(n) for n in range(10 * number, 10 * number + 5)]}
+                    assert (await client.post("/interactions", json=batch)).json()["accepted"] == 5
+                    close = {"json": {"expected_period": number}, "headers": {"Idempotency-Key": f"close {number}"}}
+                    async with gate_at(dsn, moment, "periods", f"NEW.number = {number + 1}") as held:
+                        closing = asyncio.create_task(client.post("/periods/close", **close))
+                        await held.reached()
+                        (api,) = service.children()
+                        api.kill()
+                        with pytest.raises(httpx.TransportError):
+                            await closing
+                        await held.open()
+                    # Its successor answers these.
+                    answers = [await client.post("/periods/close", **close) for _ in range(2)]
+                    assert [(a.status_code, a.json()["period"]) for a in answers] == [(202, number)] * 2
+                    without_key = await client.post("/periods/close", json={"expected_period": number})
                     assert without_key.status_code == 409
         async with database.read() as session:
-            logs = await session.periods.list(10)
+            logs = [(period.number, period.status, period.events) for period in await session.periods.list(10)]
             audit = [entry.detail for entry in await session.audit.list(20) if entry.action == "close_period"]
-        assert [(period.number, period.status, period.events) for period in logs[:2]] == [
-            (4, "open", None),
-            (3, "sealed", 5),
-        ]
-        assert [detail["period"] for detail in audit] == [3, 2, 1]
+        assert logs[:3] == [(5, "open", None), (4, "sealed", 5), (3, "sealed", 5)]
+        assert [detail["period"] for detail in audit] == [4, 3, 2, 1]
 
 
 class TestCrashLoop:
