@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -12,11 +12,13 @@ from rich.table import Table
 
 from asmg.log_format import ColumnMap, CutBy
 from service import __version__
+from service.cli.backup import backup_command, restore_command, verify_command
 from service.cli.bench import bench
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.experiment import experiment
 from service.cli.options import (
     CategoriesColumn,
+    DataDir,
     ItemColumn,
     LabelColumn,
     Negatives,
@@ -24,8 +26,8 @@ from service.cli.options import (
     TimeFormat,
     TimestampColumn,
     UserColumn,
+    load_settings,
 )
-from service.settings import Settings
 from service.storage.database import Database
 from service.supervisor import configure_logging, installation, run_worker, serve
 from service.use_cases.auth import SCOPES, create_key, list_keys, revoke_key
@@ -44,15 +46,9 @@ keys = typer.Typer(help="API keys: who may call what.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 app.add_typer(bench, name="bench")
 app.add_typer(experiment, name="experiment")
-
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of the embedded servers and the snapshots. [ASMG_DATA_DIR]")
-]
-
-
-def load_settings(**overrides: Any) -> Settings:
-    """The settings of the environment; those of `overrides` that are not None win."""
-    return Settings(**{name: value for name, value in overrides.items() if value is not None})
+app.command("backup")(backup_command)
+app.command("restore")(restore_command)
+app.command("verify")(verify_command)
 
 
 def _with_database(data_dir: Path | None, use: Callable[[Database], Awaitable[T]]) -> T:

@@ -1,13 +1,16 @@
-"""Options that several commands have: how the columns of a log are called and what they mean."""
+"""Options that several commands have: where the installation is, how the columns of a log are called."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from asmg.log_format import TimestampFormat
+from service.settings import Settings
 
 __all__ = [
     "CategoriesColumn",
+    "DataDir",
     "ItemColumn",
     "LabelColumn",
     "Negatives",
@@ -15,6 +18,11 @@ __all__ = [
     "TimeFormat",
     "TimestampColumn",
     "UserColumn",
+    "load_settings",
+]
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of the embedded servers and the snapshots. [ASMG_DATA_DIR]")
 ]
 
 UserColumn = Annotated[str, typer.Option(help="Ids of the users.")]
@@ -35,3 +43,8 @@ TimeFormat = Annotated[
     TimestampFormat | None,
     typer.Option(help="Seconds or milliseconds since 1970, RFC 3339, or that without a zone; by default recognised."),
 ]
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of the environment; those of `overrides` that are not None win."""
+    return Settings(**{name: value for name, value in overrides.items() if value is not None})

@@ -18,13 +18,18 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from service.errors import NotReady
 from service.limits import MAX_HISTORY
 from service.storage.database import Database
 from service.storage.repositories import HistoryEntry, Interaction, to_ms
 
-__all__ = ["HistoryStore", "Notices", "connect"]
+__all__ = ["HistoryStore", "Notices", "connect", "purge"]
 
 logger = logging.getLogger(__name__)
+
+NAMESPACE = "asmg:"
+"""What all keys of the service begin with."""
+KEYS_OF_A_SCAN = 1000
 
 HISTORY_SECONDS = 3600
 LEASE_SECONDS = 10
@@ -103,6 +108,22 @@ def connect(url: str) -> Redis:
         retry=Retry(NoBackoff(), 1),
     )
     return Redis.from_pool(pool)
+
+
+async def purge(redis: Redis) -> int:
+    """Remove every key of the service; return how many there were.
+
+    Raises:
+        NotReady: Redis does not answer.
+    """
+    removed, cursor = 0, None
+    try:
+        while cursor != 0:
+            cursor, keys = await redis.scan(cursor or 0, match=f"{NAMESPACE}*", count=KEYS_OF_A_SCAN)
+            removed += await redis.unlink(*keys) if keys else 0
+    except RedisError as error:
+        raise NotReady(f"Redis does not answer: {type(error).__name__}") from error
+    return removed
 
 
 class HistoryStore:

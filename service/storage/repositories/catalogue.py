@@ -92,8 +92,9 @@ class Items:
         return {row.item_id: tuple(row.categories) for row in await self._connection.execute(query)}
 
     async def catalogue(self) -> Catalogue:
-        """All items."""
-        query = select(tables.items.c.item_id, tables.items.c.categories).order_by(tables.items.c.item_id)
+        """All items, in the same order on every server: new rows are given in it."""
+        query = select(tables.items.c.item_id, tables.items.c.categories)
+        query = query.order_by(tables.items.c.item_id.collate("C"))
         rows = (await self._connection.execute(query)).all()
         return Catalogue([row.item_id for row in rows], [tuple(row.categories) for row in rows])
 
