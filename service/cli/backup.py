@@ -1,10 +1,10 @@
-"""`asmg backup`, `asmg restore`, `asmg verify`."""
+"""`asmg backup`, `asmg restore`, `asmg verify`; each imports what it needs, which other commands do without."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import orjson
 import typer
@@ -13,15 +13,12 @@ from service.cli.errors import plain_errors, unusable_files
 from service.cli.options import DataDir, load_settings
 from service.processes import INTERRUPTED, Interrupted, StopRequest
 from service.settings import Settings
-from service.storage.backup import Manifest, read_backup
 from service.storage.database import Database
-from service.storage.migrate import migrate
-from service.storage.redis_state import connect
 from service.supervisor import installation
-from service.use_cases.backup import back_up, require_empty_database
-from service.use_cases.backup import restore as restore_backup
-from service.use_cases.verify import Verification
-from service.use_cases.verify import verify as verify_database
+
+if TYPE_CHECKING:
+    from service.storage.backup import Manifest
+    from service.use_cases.verify import Verification
 
 __all__ = ["backup_command", "restore_command", "verify_command"]
 
@@ -35,6 +32,8 @@ def backup_command(
     data_dir: DataDir = None,
 ) -> None:
     """Write all that Postgres holds at one moment to a folder, while the service works on."""
+    from service.use_cases.backup import back_up
+
     with plain_errors(), unusable_files(), StopRequest() as stop:
         try:
             with installation(load_settings(data_dir=data_dir)) as settings:
@@ -51,6 +50,10 @@ def restore_command(
     data_dir: DataDir = None,
 ) -> None:
     """Load a backup into an empty database, all of it or nothing, and verify it."""
+    from service.storage.backup import read_backup
+    from service.storage.migrate import migrate
+    from service.use_cases.backup import require_empty_database
+
     with plain_errors(), unusable_files():
         print(f"asmg: comparing the files of {folder} with their digests", flush=True)
         manifest = read_backup(folder)
@@ -73,17 +76,22 @@ def verify_command(
         _say(asyncio.run(_verify(settings)), as_json=as_json)
 
 
-async def _restore(database: Database, settings: Settings, folder: Path, manifest: Manifest) -> None:
+async def _restore(database: Database, settings: Settings, folder: Path, manifest: "Manifest") -> None:
+    from service.storage.redis_state import connect
+    from service.use_cases.backup import restore
+
     assert settings.redis_url is not None
     redis = connect(settings.redis_url)
     try:
-        await restore_backup(database, redis, folder, manifest)
+        await restore(database, redis, folder, manifest)
     finally:
         await redis.aclose()
 
 
-async def _verify(settings: Settings) -> Verification:
-    return await _using(settings, lambda database: verify_database(database, settings.data_dir))
+async def _verify(settings: Settings) -> "Verification":
+    from service.use_cases.verify import verify
+
+    return await _using(settings, lambda database: verify(database, settings.data_dir))
 
 
 async def _using(settings: Settings, use: Callable[[Database], Awaitable[T]]) -> T:
@@ -96,18 +104,18 @@ async def _using(settings: Settings, use: Callable[[Database], Awaitable[T]]) ->
         await database.close()
 
 
-def _described(manifest: Manifest) -> str:
+def _described(manifest: "Manifest") -> str:
     served = "no version yet" if manifest.serving is None else f"version {manifest.serving.version}"
     return f"{manifest.rows:,} rows of {manifest.made_at:%Y-%m-%d %H:%M:%S} UTC, serving {served}"
 
 
-def _pace(manifest: Manifest, begun: float) -> str:
+def _pace(manifest: "Manifest", begun: float) -> str:
     seconds = time.perf_counter() - begun
     megabytes = manifest.size / MEGABYTE
     return f"{megabytes:,.1f} MB in {seconds:.1f} s, {megabytes / seconds:,.0f} MB/s"
 
 
-def _say(outcome: Verification, *, as_json: bool) -> None:
+def _say(outcome: "Verification", *, as_json: bool) -> None:
     """Print what came out, and end the program with 1 where anything is wrong."""
     well = not outcome.findings
     if as_json:

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 from asyncpg import Connection, InterfaceError, PostgresError
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import __version__, files
@@ -313,32 +314,43 @@ async def load(connection: AsyncConnection, folder: Path, manifest: Manifest) ->
         BackupError: the database is not empty, or does not take the rows.
         NotReady: others use the database, or it cannot work.
     """
-    await lock_all(connection, "ACCESS EXCLUSIVE")
-    await require_empty(connection)
-    for table in await stored_tables(connection):
-        if table.partition is not None:
-            await connection.exec_driver_sql(f"DROP TABLE {table.name}")
-    for name in SEEDS:
-        await connection.exec_driver_sql(f"DELETE FROM {name}")
-    for file in manifest.tables:
-        if file.table.partition is not None:
-            await _make_partition(connection, file.table.name, file.table.partition.of)
-        await _fill(connection, folder, file)
-        if file.table.partition is not None:
-            await _attach_partition(connection, file.table.name, file.table.partition)
-    for counter in manifest.counters:
-        await restart(connection, counter)
-    expected, found = ({table.name for table in t} for t in (manifest.stored, await stored_tables(connection)))
-    if found != expected:
-        raise BackupError(f"expected the tables {', '.join(sorted(expected))}; received {', '.join(sorted(found))}")
-    await connection.exec_driver_sql(f"ANALYZE {', '.join(table_names())}")
+    try:
+        await lock_all(connection, "ACCESS EXCLUSIVE")
+        await require_empty(connection)
+        for table in await stored_tables(connection):
+            if table.partition is not None:
+                await connection.exec_driver_sql(f"DROP TABLE {table.name}")
+        for name in SEEDS:
+            await connection.exec_driver_sql(f"DELETE FROM {name}")
+        for file in manifest.tables:
+            await _load_table(connection, folder, file)
+        for counter in manifest.counters:
+            await restart(connection, counter)
+        expected, found = ({table.name for table in t} for t in (manifest.stored, await stored_tables(connection)))
+        if found != expected:
+            raise BackupError(f"expected the tables {', '.join(sorted(expected))}; received {', '.join(sorted(found))}")
+        await connection.exec_driver_sql(f"ANALYZE {', '.join(table_names())}")
+    except DBAPIError as error:
+        if is_outage(error):
+            raise
+        raise BackupError(f"Postgres does not take the backup: {error.orig}") from error
 
 
-async def _make_partition(connection: AsyncConnection, name: str, whole: str) -> None:
-    await connection.exec_driver_sql(f"CREATE TABLE {name} (LIKE {whole} INCLUDING ALL EXCLUDING INDEXES)")
+async def _load_table(connection: AsyncConnection, folder: Path, file: TableFile) -> None:
+    table, part = file.table, file.table.partition
+    if part is not None:
+        await connection.exec_driver_sql(f"CREATE TABLE {table.name} (LIKE {part.of} INCLUDING ALL EXCLUDING INDEXES)")
+    with _driver_errors(file.name):
+        copied = await (await _driver(connection)).copy_to_table(
+            table.name, source=folder / file.name, columns=table.columns, format="binary"
+        )
+    if _rows(copied) != file.rows:
+        raise BackupError(f"{file.name}: expected {file.rows} rows; received {_rows(copied)}")
+    if part is not None:
+        await _attach(connection, table.name, part)
 
 
-async def _attach_partition(connection: AsyncConnection, name: str, partition: Partition) -> None:
+async def _attach(connection: AsyncConnection, name: str, partition: Partition) -> None:
     await connection.exec_driver_sql(
         f"ALTER TABLE {partition.of} ATTACH PARTITION {name} FOR VALUES IN ({partition.period})"
     )
@@ -349,15 +361,6 @@ async def _attach_partition(connection: AsyncConnection, name: str, partition: P
         if INDEX.match(index) is None:
             raise BackupError(f"{name}: expected the definition of an index; received {index}")
         await connection.exec_driver_sql(index)
-
-
-async def _fill(connection: AsyncConnection, folder: Path, file: TableFile) -> None:
-    with _driver_errors(file.name):
-        copied = await (await _driver(connection)).copy_to_table(
-            file.table.name, source=folder / file.name, columns=file.table.columns, format="binary"
-        )
-    if _rows(copied) != file.rows:
-        raise BackupError(f"{file.name}: expected {file.rows} rows; received {_rows(copied)}")
 
 
 async def _driver(connection: AsyncConnection) -> Connection:

@@ -34,7 +34,7 @@ __all__ = [
     "table_names",
 ]
 
-LOCK_SECONDS = 10
+LOCK_SECONDS = 10.0
 """How long the locks on all tables are waited for. A migration may hold one for longer, nothing else does."""
 
 ATTEMPTS = 10
@@ -185,7 +185,7 @@ async def lock_all(connection: AsyncConnection, mode: str) -> None:
         NotReady: a table was locked by others for `LOCK_SECONDS`.
     """
     for setting in (
-        f"lock_timeout = '{LOCK_SECONDS}s'",
+        f"lock_timeout = {int(LOCK_SECONDS * 1000)}",
         "statement_timeout = 0",
         "idle_in_transaction_session_timeout = 0",
     ):
@@ -195,7 +195,7 @@ async def lock_all(connection: AsyncConnection, mode: str) -> None:
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
             raise
-        raise NotReady(f"a table was locked by others for {LOCK_SECONDS} s") from error
+        raise NotReady(f"a table was locked by others for {LOCK_SECONDS:g} s") from error
 
 
 async def stored_tables(connection: AsyncConnection) -> list[StoredTable]:

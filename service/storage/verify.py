@@ -65,7 +65,7 @@ CHECKS = {
     """,
     "versions of periods": """
         SELECT format('period %s', number), format('version %s to be its own', periods.version),
-               coalesce(format('version %s of period %s', found.version, found.period), 'no such version')
+               CASE WHEN found.version IS NULL THEN 'no such version' ELSE format('that of period %s', found.period) END
         FROM periods LEFT JOIN model_versions AS found ON found.version = periods.version
         WHERE periods.version IS NOT NULL AND found.period IS DISTINCT FROM number
     """,

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from service import files
 from service.errors import ServiceError
 from service.serving.swap import load_snapshot
 from service.storage.artifacts import FILE_SUFFIX
-from service.storage.database import Database, ReadSession
+from service.storage.database import Database, ReadSession, UnitOfWork
 from service.storage.repositories import CHUNK_BYTES, AliasName
-from service.storage.structure import frozen
+from service.storage.structure import StoredTable, frozen
 from service.storage.verify import Finding, find_faults
 
-__all__ = ["Finding", "Verification", "verify"]
+__all__ = ["Finding", "Verification", "examine", "verify"]
+
+Session = ReadSession | UnitOfWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +45,23 @@ async def verify(database: Database, folder: Path) -> Verification:
         NotReady: Postgres does not answer, or others keep a table locked.
     """
     async with frozen(database) as (session, stored):
-        findings = await find_faults(session.connection, stored)
-        sizes = await session.artifacts.sizes()
-        for digest in sizes:
-            if (found := await _digest(session, digest)) != digest:
-                findings.append(Finding(f"artifact {digest}", "content with this SHA-256", found))
-        for finding in (await _served(session, folder), await _learned(session)):
-            if finding is not None:
-                findings.append(finding)
+        return await examine(session, stored, folder)
+
+
+async def examine(session: Session, stored: Sequence[StoredTable], folder: Path) -> Verification:
+    """The same of what one transaction sees, whose tables are `stored`."""
+    findings = await find_faults(session.connection, stored)
+    sizes = await session.artifacts.sizes()
+    for digest in sizes:
+        if (found := await _digest(session, digest)) != digest:
+            findings.append(Finding(f"artifact {digest}", "content with this SHA-256", found))
+    for finding in (await _served(session, folder), await _learned(session)):
+        if finding is not None:
+            findings.append(finding)
     return Verification(artifacts=len(sizes), bytes=sum(sizes.values()), findings=findings)
 
 
-async def _digest(session: ReadSession, digest: str) -> str:
+async def _digest(session: Session, digest: str) -> str:
     """The SHA-256 of what is stored under a digest, in hex."""
     found = hashlib.sha256()
     async for piece in session.artifacts.pieces(digest, CHUNK_BYTES):
@@ -62,7 +69,7 @@ async def _digest(session: ReadSession, digest: str) -> str:
     return found.hexdigest()
 
 
-async def _served(session: ReadSession, folder: Path) -> Finding | None:
+async def _served(session: Session, folder: Path) -> Finding | None:
     """What keeps the champion from being served: its file, or other scores than where it was written."""
     alias = await session.models.alias(AliasName.CHAMPION)
     model = None if alias is None else await session.models.get(alias.version)
@@ -83,7 +90,7 @@ async def _served(session: ReadSession, folder: Path) -> Finding | None:
     return None
 
 
-async def _learned(session: ReadSession) -> Finding | None:
+async def _learned(session: Session) -> Finding | None:
     """What keeps the next update from going on from the head: the sequence of its models, or another part."""
     alias = await session.models.alias(AliasName.HEAD)
     model = None if alias is None else await session.models.get(alias.version)
