@@ -8,12 +8,11 @@ is judged twice unless it is wrong.
 
 import re
 from contextlib import suppress
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
@@ -25,16 +24,15 @@ from service.limits import (
     MAX_BATCH,
     MAX_HISTORY,
     MAX_ID_LENGTH,
-    MAX_INTERACTIONS,
     MAX_ITEMS,
     MAX_PREDICT_BYTES,
     MAX_REQUEST_HISTORY,
 )
 from service.problems import invalid_input
-from service.schemas import BatchRequest, InteractionEvent, InteractionsRequest, PredictRequest, parse_timestamp
+from service.schemas import BatchRequest, InteractionEvent, InteractionsRequest, PredictRequest
 from service.serving.forward import hash_json
 from service.serving.snapshot import hashes_of
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch, Interaction
 from service.use_cases.predict import Question
 
 __all__ = [
@@ -53,6 +51,8 @@ JSON = b"application/json"
 JSON_MEDIA_TYPE = re.compile(r"application/([\w.+-]+\+)?json", re.ASCII | re.IGNORECASE)
 NUL = b"\\u0000"
 """The only way in which JSON can say NUL."""
+
+BACKSLASH = b"\\"
 
 ESCAPED = b"\\u00"
 """The only way in which JSON can say the letters of a name otherwise."""
@@ -83,16 +83,18 @@ class _BatchBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=Fal
 
 
 class _EventBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
-    event_id: Id
-    user_id: Id
-    item_id: Id
-    label: Literal[0, 1]
+    event_id: str
+    user_id: str
+    item_id: str
+    label: int
     timestamp: int | str
-    request_id: Id | None = None
+    request_id: str | None = None
 
 
 class _EventsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
-    interactions: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_INTERACTIONS)]
+    """For events with escapes: written again, they have none but those that no id may have."""
+
+    interactions: list[_EventBody]
 
 
 def is_small(body: bytes) -> bool:
@@ -142,11 +144,10 @@ def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
         raise invalid_input(errors) from None
 
 
-_BAD = (msgspec.MsgspecError, PydanticCustomError, UnicodeDecodeError, RecursionError)
+_BAD = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _predict = msgspec.json.Decoder(_PredictBody)
 _quick = msgspec.json.Decoder(_QuickBody)
 _batch = msgspec.json.Decoder(_BatchBody)
-_event = msgspec.json.Decoder(_EventBody)
 _events = msgspec.json.Decoder(_EventsBody)
 
 
@@ -208,14 +209,15 @@ def _question_of(request: _PredictBody | PredictRequest) -> Question:
     return Question.of(request.user_id, request.items, request.history, request.request_id)
 
 
-def parse_interactions(body: bytes, scope: Scope) -> list[Interaction]:
-    """The events in the body of `POST /interactions`, one by one as well; raises as `parse_json` does."""
-    if _may_be_quick(body, scope) and _comes_once(b'"interactions"', body):
+def parse_interactions(body: bytes, scope: Scope) -> EventBatch:
+    """The events in the body of `POST /interactions`; raises as `parse_json` does."""
+    if headers_of(scope).get(b"content-type") == JSON:
         with suppress(*_BAD):
-            return [_interaction(_event.decode(part)) for part in _events.decode(body).interactions]
-    return [_interaction(event) for event in parse_json(InteractionsRequest, body, scope).interactions]
+            plain = body if BACKSLASH not in body else msgspec.json.encode(_events.decode(body))
+            if (events := EventBatch.parse(plain)) is not None:
+                return events
+    return EventBatch.of([_interaction(event) for event in parse_json(InteractionsRequest, body, scope).interactions])
 
 
-def _interaction(event: _EventBody | InteractionEvent) -> Interaction:
-    moment = event.timestamp if isinstance(event, InteractionEvent) else parse_timestamp(event.timestamp)
-    return Interaction(event.event_id, event.user_id, event.item_id, event.label, moment, event.request_id)
+def _interaction(event: InteractionEvent) -> Interaction:
+    return Interaction(event.event_id, event.user_id, event.item_id, event.label, event.timestamp, event.request_id)

@@ -10,7 +10,7 @@ import orjson
 import typer
 
 from service.cli.errors import plain_errors, unusable_files
-from service.cli.options import DataDir, load_settings
+from service.cli.installation import DataDir, load_settings
 from service.processes import INTERRUPTED, Interrupted, StopRequest
 from service.settings import Settings
 from service.storage.database import Database
@@ -78,12 +78,13 @@ def verify_command(
 
 async def _restore(database: Database, settings: Settings, folder: Path, manifest: "Manifest") -> None:
     from service.storage.redis_state import connect
+    from service.use_cases.audit import command_line
     from service.use_cases.backup import restore
 
     assert settings.redis_url is not None
     redis = connect(settings.redis_url)
     try:
-        await restore(database, redis, folder, manifest)
+        await restore(database, redis, folder, manifest, actor=command_line())
     finally:
         await redis.aclose()
 

@@ -28,7 +28,7 @@ from service import __version__, files
 from service.errors import BackupError, NotReady
 from service.storage.database import ReadSession
 from service.storage.migrate import head_revision
-from service.storage.outages import is_outage
+from service.storage.outages import outage
 from service.storage.repositories import AliasName
 from service.storage.structure import (
     Counter,
@@ -331,7 +331,7 @@ async def load(connection: AsyncConnection, folder: Path, manifest: Manifest) ->
             raise BackupError(f"expected the tables {', '.join(sorted(expected))}; received {', '.join(sorted(found))}")
         await connection.exec_driver_sql(f"ANALYZE {', '.join(table_names())}")
     except DBAPIError as error:
-        if is_outage(error):
+        if outage(error) is not None:
             raise
         raise BackupError(f"Postgres does not take the backup: {error.orig}") from error
 
@@ -372,11 +372,11 @@ async def _driver(connection: AsyncConnection) -> Connection:
 def _driver_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except (InterfaceError, ConnectionError) as error:
+    except InterfaceError as error:
         raise NotReady("the connection to Postgres was lost") from error
-    except PostgresError as error:
-        if is_outage(error):
-            raise NotReady("Postgres cannot do it now") from error
+    except (PostgresError, ConnectionError) as error:
+        if (trouble := outage(error)) is not None:
+            raise NotReady(trouble) from error
         raise BackupError(f"{name}: {error}") from error
 
 

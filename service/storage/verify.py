@@ -86,11 +86,11 @@ CHECKS = {
         FROM model_versions WHERE version > 0 AND NOT coalesce(parent_version < version, false)
     """,
     "artifacts of versions": _unknown("format('model version %s', version)", "model_versions", "state", "true"),
-    "artifacts of the update under way": _unknown(
+    "artifacts of updates under way": _unknown(
         "format('stage %s of period %s', stage, period)",
         "period_stages",
         "result",
-        "status = 'done' AND period = (SELECT min(number) FROM periods WHERE status IN ('sealed', 'updating'))",
+        "status = 'done' AND period IN (SELECT number FROM periods WHERE status IN ('sealed', 'updating'))",
     ),
     "aliases": """
         SELECT format('alias %s', wanted.name), 'a model version', 'none'
@@ -143,15 +143,19 @@ CHECKS = {
         WHERE status <> 'open' AND log_dropped_at IS NULL AND coalesce(stored, 0) <> events
     """,
     "event ids": """
-        SELECT format('event %s of period %s', event_id, period), 'once in the log, once among the event ids',
-               format('%s times and %s times', logged, known)
+        SELECT format('event %s', event_id),
+               CASE WHEN merged THEN 'once in the log, once among the event ids'
+                    ELSE 'once in the log, not yet among the event ids' END,
+               format('%s times and %s times, in period %s', logged, known, periods)
         FROM (
-            SELECT period, event_id, count(*) FILTER (WHERE log) AS logged, count(*) FILTER (WHERE NOT log) AS known
-            FROM (SELECT period, event_id, true AS log FROM interactions
-                  UNION ALL SELECT period, event_id, false FROM event_ids WHERE kind = 0) AS entry
-            GROUP BY period, event_id
+            SELECT event_id, count(*) FILTER (WHERE log) AS logged, count(*) FILTER (WHERE NOT log) AS known,
+                   string_agg(DISTINCT period::text, ', ') AS periods, bool_or(ids_merged_at IS NOT NULL) AS merged
+            FROM (SELECT event_id, period, true AS log FROM interactions
+                  UNION ALL SELECT event_id, period, false FROM event_ids WHERE kind = 0) AS entry
+            LEFT JOIN periods ON number = period
+            GROUP BY event_id
         ) AS event
-        WHERE (logged, known) <> (1, 1)
+        WHERE logged <> 1 OR known <> merged::int OR periods LIKE '%,%'
     """,
     "rows of ids": """
         SELECT format('rows of the kind %s', kind), 'numbers from 1 on, each once',

@@ -11,8 +11,6 @@ from service.storage.structure import frozen
 
 __all__ = ["back_up", "require_empty_database", "restore"]
 
-ACTOR = "command line"
-
 
 async def back_up(database: Database, folder: Path) -> Manifest:
     """Write all that one moment of the database holds to a folder, while the service works on.
@@ -42,7 +40,7 @@ async def require_empty_database(database: Database) -> None:
         await require_empty(session.connection)
 
 
-async def restore(database: Database, redis: Redis, folder: Path, manifest: Manifest) -> None:
+async def restore(database: Database, redis: Redis, folder: Path, manifest: Manifest, *, actor: str) -> None:
     """Load a backup, all of it or nothing.
 
     What Redis holds belongs to another past, so it is removed first; what the service needs of it comes again from
@@ -52,6 +50,7 @@ async def restore(database: Database, redis: Redis, folder: Path, manifest: Mani
         database: with the schema of the backup, and no rows.
         redis: of the same installation.
         folder, manifest: as `read_backup` has found them whole.
+        actor: for the audit, which says when what came after the backup was lost.
 
     Raises:
         BackupError: the database is not empty, or does not take the rows.
@@ -60,9 +59,6 @@ async def restore(database: Database, redis: Redis, folder: Path, manifest: Mani
     await purge(redis)
     async with database.unit_of_work() as work:
         await load(work.connection, folder, manifest)
-        await work.audit.add(
-            ACTOR,
-            "restore",
-            {"made_at": manifest.made_at.isoformat(), "sha256": manifest.sha256, "rows": manifest.rows},
-        )
+        detail = {"made_at": manifest.made_at.isoformat(), "sha256": manifest.sha256, "rows": manifest.rows}
+        await work.audit.add(actor, "restore", detail)
         await work.commit()

@@ -10,10 +10,10 @@ from sqlalchemy import text
 
 from asmg.datasets.synthetic import DriftPeriod
 from service.storage.database import Database, ReadSession
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch
 from service.storage.structure import stored_tables
 from service.use_cases.auth import create_key
-from service.use_cases.retention import drop_old_logs, prune
+from service.use_cases.retention import drop_old_logs, merge_event_ids, prune
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.update_support import Bench, bench, copies, interactions, periods, single_thread
 
@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {"keep_logs": 0, "swap_lead_seconds": 0.0}
 async def learn(b: Bench, period: DriftPeriod) -> None:
     """What the worker does with one period, from its log to the end."""
     await b.log(period)
+    await merge_event_ids(b.database)
     with single_thread():
         await b.update(period.number)
     await prune(b.database, period.number, b.settings)
@@ -99,6 +100,6 @@ async def opened(dsn: str) -> AsyncIterator[Database]:
         await database.close()
 
 
-def events(prefix: str, count: int) -> list[Interaction]:
+def events(prefix: str, count: int) -> EventBatch:
     """Interactions whose ids begin so."""
-    return interactions(periods(1)[0], prefix)[:count]
+    return EventBatch.of(interactions(periods(1)[0], prefix)[:count])
