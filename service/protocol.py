@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it, with a way past the task that ASGI needs for each request.
+"""HTTP/1.1 with a way past the task that ASGI needs for each request.
 
 A call that can be answered without waiting for anything (its key, its user's history and the model are in memory) is
 answered where its last byte is parsed: no task, no messages, one write. That saves a third of what a prediction costs.
@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.bodies import SMALL_BYTES
+from service.connection import BoundedProtocol
 from service.head import REQUEST_ID_HEADER, declared_length, request_id_of
 
 __all__ = ["AnswerNow", "quick_protocol"]
@@ -23,7 +24,7 @@ AnswerNow = Callable[[Scope, bytes], bytes | None]
 """The JSON that answers a request, with status 200; None where that is not to be had at once."""
 
 
-def quick_protocol(answers: dict[str, AnswerNow]) -> type[HttpToolsProtocol]:
+def quick_protocol(answers: dict[str, AnswerNow]) -> type[BoundedProtocol]:
     """The protocol for `uvicorn.Config(http=…)`.
 
     Args:
@@ -31,7 +32,7 @@ def quick_protocol(answers: dict[str, AnswerNow]) -> type[HttpToolsProtocol]:
             None.
     """
 
-    class QuickProtocol(HttpToolsProtocol):
+    class QuickProtocol(BoundedProtocol):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._held: tuple[RequestResponseCycle, Any] | None = None
