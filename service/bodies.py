@@ -20,7 +20,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 from xxhash import xxh64_intdigest
 
-from service.errors import BodyTooLarge, NotReady
+from asmg.kernels.common import compiled
+from service.errors import BodyTooLarge, InvalidInput, NotReady
 from service.head import content_coding, declared_length, headers_of
 from service.limits import (
     MAX_BATCH,
@@ -28,6 +29,8 @@ from service.limits import (
     MAX_ID_LENGTH,
     MAX_INTERACTIONS,
     MAX_ITEMS,
+    MAX_JSON_MEMBERS,
+    MAX_JSON_VALUES,
     MAX_PREDICT_BYTES,
     MAX_REQUEST_HISTORY,
 )
@@ -174,16 +177,49 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+QUOTE, BACKSLASH, COLON, COMMA, LIST, OBJECT = (ord(c) for c in '"\\:,[{')
+
+
+@compiled
+def count_json(text: bytes) -> tuple[int, int]:
+    """How many members the objects of a JSON text have, and how many values it has in all; of no JSON any numbers."""
+    members, values, at = 0, 0, 0
+    in_string = False
+    while at < len(text):
+        byte = text[at]
+        if in_string:
+            if byte == BACKSLASH:
+                at += 1
+            elif byte == QUOTE:
+                in_string = False
+        elif byte == QUOTE:
+            in_string = True
+        elif byte == COLON:
+            members += 1
+        elif byte in (COMMA, LIST, OBJECT):
+            values += 1
+        at += 1
+    return members, values
+
+
 def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
     """The body as a model.
 
     Raises:
         HTTPException: 400, it is no JSON; 415, it is not said to be.
-        InvalidInput: it is not as `model` wants it.
+        InvalidInput: it is not as `model` wants it, or has more in it than any model could want: to find out all that
+            is wrong with millions of values takes seconds, and a hundred times their bytes.
     """
     content_type = headers_of(scope).get(b"content-type", b"").decode("latin-1")
     if not JSON_MEDIA_TYPE.fullmatch(content_type.partition(";")[0].strip()):
         raise HTTPException(415, f"expected Content-Type application/json; received {content_type[:100] or 'none'}")
+    if not is_small(body):
+        members, values = count_json(body)
+        if members > MAX_JSON_MEMBERS or values > MAX_JSON_VALUES:
+            raise InvalidInput(
+                f"expected at most {MAX_JSON_MEMBERS} members of objects and {MAX_JSON_VALUES} values; "
+                f"received {members} and {values}"
+            )
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

@@ -71,7 +71,7 @@ SWITCH_SECONDS = 0.0005
 """After how long a thread with larger work lets the event loop go on; Python's own 5 ms would be felt by requests."""
 
 SPARE_FILES = 500
-"""Open files of an api process beside the connections of its clients: those to Postgres and Redis, snapshots, refusals."""
+"""Open files of an api process beside the connections of its clients: to Postgres and Redis, snapshots, refusals."""
 
 GC_THRESHOLD = 10_000
 """Objects between two looks for garbage in cycles, of which requests leave none."""
