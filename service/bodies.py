@@ -9,12 +9,11 @@ is judged twice unless it is wrong.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
@@ -27,7 +26,6 @@ from service.limits import (
     MAX_BATCH,
     MAX_HISTORY,
     MAX_ID_LENGTH,
-    MAX_INTERACTIONS,
     MAX_ITEMS,
     MAX_JSON_MEMBERS,
     MAX_JSON_VALUES,
@@ -35,10 +33,10 @@ from service.limits import (
     MAX_REQUEST_HISTORY,
 )
 from service.problems import invalid_input
-from service.schemas import BatchRequest, InteractionEvent, InteractionsRequest, PredictRequest, parse_timestamp
+from service.schemas import BatchRequest, InteractionEvent, InteractionsRequest, PredictRequest
 from service.serving.forward import hash_json
 from service.serving.snapshot import hashes_of
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch, Interaction
 from service.use_cases.predict import Question
 
 __all__ = [
@@ -59,6 +57,8 @@ JSON = b"application/json"
 JSON_MEDIA_TYPE = re.compile(r"application/([\w.+-]+\+)?json", re.ASCII | re.IGNORECASE)
 NUL = b"\\u0000"
 """The only way in which JSON can say NUL."""
+
+BACKSLASH = b"\\"
 
 ESCAPED = b"\\u00"
 """The only way in which JSON can say the letters of a name otherwise."""
@@ -89,16 +89,18 @@ class _BatchBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=Fal
 
 
 class _EventBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
-    event_id: Id
-    user_id: Id
-    item_id: Id
-    label: Literal[0, 1]
+    event_id: str
+    user_id: str
+    item_id: str
+    label: int
     timestamp: int | str
-    request_id: Id | None = None
+    request_id: str | None = None
 
 
 class _EventsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
-    interactions: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_INTERACTIONS)]
+    """For events with escapes: written again, they have none but those that no id may have."""
+
+    interactions: list[_EventBody]
 
 
 def is_small(body: bytes) -> bool:
@@ -177,7 +179,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-QUOTE, BACKSLASH, COLON, COMMA, LIST, OBJECT = (ord(c) for c in '"\\:,[{')
+_QUOTE, _BACKSLASH, _COLON, _COMMA, _LIST, _OBJECT = (ord(c) for c in '"\\:,[{')
 
 
 @compiled
@@ -188,15 +190,15 @@ def count_json(text: bytes) -> tuple[int, int]:
     while at < len(text):
         byte = text[at]
         if in_string:
-            if byte == BACKSLASH:
+            if byte == _BACKSLASH:
                 at += 1
-            elif byte == QUOTE:
+            elif byte == _QUOTE:
                 in_string = False
-        elif byte == QUOTE:
+        elif byte == _QUOTE:
             in_string = True
-        elif byte == COLON:
+        elif byte == _COLON:
             members += 1
-        elif byte in (COMMA, LIST, OBJECT):
+        elif byte in (_COMMA, _LIST, _OBJECT):
             values += 1
         at += 1
     return members, values
@@ -229,11 +231,10 @@ def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
         raise invalid_input(errors) from None
 
 
-_BAD = (msgspec.MsgspecError, PydanticCustomError, UnicodeDecodeError, RecursionError)
+_BAD = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _predict = msgspec.json.Decoder(_PredictBody)
 _quick = msgspec.json.Decoder(_QuickBody)
 _batch = msgspec.json.Decoder(_BatchBody)
-_event = msgspec.json.Decoder(_EventBody)
 _events = msgspec.json.Decoder(_EventsBody)
 
 
@@ -296,14 +297,15 @@ def _question_of(request: _PredictBody | PredictRequest) -> Question:
     return Question.of(request.user_id, request.items, request.history, request.request_id)
 
 
-def parse_interactions(body: bytes, scope: Scope) -> list[Interaction]:
-    """The events in the body of `POST /interactions`, one by one as well; raises as `parse_json` does."""
-    if _may_be_quick(body, scope) and _comes_once(b'"interactions"', body):
+def parse_interactions(body: bytes, scope: Scope) -> EventBatch:
+    """The events in the body of `POST /interactions`; raises as `parse_json` does."""
+    if headers_of(scope).get(b"content-type") == JSON:
         with suppress(*_BAD):
-            return [_interaction(_event.decode(part)) for part in _events.decode(body).interactions]
-    return [_interaction(event) for event in parse_json(InteractionsRequest, body, scope).interactions]
+            plain = body if BACKSLASH not in body else msgspec.json.encode(_events.decode(body))
+            if (events := EventBatch.parse(plain)) is not None:
+                return events
+    return EventBatch.of([_interaction(event) for event in parse_json(InteractionsRequest, body, scope).interactions])
 
 
-def _interaction(event: _EventBody | InteractionEvent) -> Interaction:
-    moment = event.timestamp if isinstance(event, InteractionEvent) else parse_timestamp(event.timestamp)
-    return Interaction(event.event_id, event.user_id, event.item_id, event.label, moment, event.request_id)
+def _interaction(event: InteractionEvent) -> Interaction:
+    return Interaction(event.event_id, event.user_id, event.item_id, event.label, event.timestamp, event.request_id)

@@ -110,6 +110,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._piece = len(piece)
         self._gathered += self._piece
         super().data_received(piece)
+        if self.timeout_keep_alive_task is not None and self.scope is not self.cycle.scope:
+            self._unset_keepalive_if_required()  # a head has begun behind a request that was answered at once
         # What the parser holds back is a head or a trailer that has not ended. A piece of other things may count too.
         if self._gathered > MAX_HEAD_BYTES + PIECE_BYTES:
             self._refuse(_head_too_large())

@@ -10,6 +10,7 @@
     ├── PeriodNotFound          404
     ├── EmptyPeriod             409  nothing to learn from
     ├── PeriodConflict          409  another period is open than the caller expected
+    ├── PeriodStateConflict     409  the period is not in a state in which that can be done
     ├── ModelPruned             409  the version is known, but what is needed of it was evicted
     ├── NotReady                503  a dependency does not answer, or no model is loaded yet
     ├── ArtifactError           500
@@ -43,6 +44,7 @@ __all__ = [
     "NotReady",
     "PeriodConflict",
     "PeriodNotFound",
+    "PeriodStateConflict",
     "ServiceError",
     "Unauthorized",
 ]
@@ -189,6 +191,14 @@ class EmptyPeriod(ServiceError):
     def __init__(self, number: int) -> None:
         super().__init__(f"expected at least one interaction in period {number}; received none")
         self.number = number
+
+
+class PeriodStateConflict(ServiceError):
+    """Something that cannot be done with a period in the state it is in."""
+
+    status = 409
+    title = "Period in another state"
+    slug = "period-state"
 
 
 class PeriodConflict(ServiceError):

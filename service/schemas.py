@@ -29,12 +29,15 @@ __all__ = [
     "CloseRequest",
     "CloseResponse",
     "Health",
+    "Id",
     "InteractionEvent",
     "InteractionsRequest",
     "InteractionsResponse",
     "ItemDocument",
     "ItemsRequest",
     "ItemsResponse",
+    "PinRequest",
+    "PinResponse",
     "PredictRequest",
     "PredictResponse",
     "Problem",
@@ -95,7 +98,7 @@ def _timestamp_schema(schema: dict[str, Any]) -> None:
 _TEXT_PATTERN = r"^[^\x00]*$"
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=_TEXT_PATTERN)]
-# Of each list of ids the first wrong one is told (`fail_fast`): a body has room for half a million.
+Reason = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REASON_LENGTH, pattern=_TEXT_PATTERN)]
 Label = Annotated[Literal[0, 1], BeforeValidator(parse_label)]
 Timestamp = Annotated[datetime, BeforeValidator(parse_timestamp), Field(json_schema_extra=_timestamp_schema)]
 
@@ -108,6 +111,7 @@ class PredictRequest(_Request):
     """Asks how likely a user is to click each of some items."""
 
     user_id: Id
+    # Of each list of ids the first wrong one is told (`fail_fast`): a body has room for half a million.
     items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
     history: Annotated[list[Id], Field(max_length=MAX_REQUEST_HISTORY, fail_fast=True)] | None = Field(
         None, description="Items clicked before, newest first; in place of the history that the service keeps."
@@ -206,9 +210,10 @@ class ItemsResponse(BaseModel):
 
 
 class CloseRequest(_Request):
-    """Guards a close against closing the next period by mistake."""
+    """Guards a close against closing the next period by mistake, and says why it was closed."""
 
     expected_period: int | None = None
+    reason: Reason | None = Field(None, description="For the audit.")
 
 
 class CloseResponse(BaseModel):
@@ -226,7 +231,22 @@ class RollbackRequest(_Request):
     sequence: Literal["keep", "excise"] = Field(
         description="`excise` also takes the versions rolled back out of the sequence that the next update learns from."
     )
-    reason: Annotated[str, StringConstraints(min_length=1, max_length=MAX_REASON_LENGTH, pattern=_TEXT_PATTERN)]
+    reason: Reason
+
+
+class PinRequest(_Request):
+    """Why a version is pinned, or is not any more."""
+
+    reason: Reason
+
+
+class PinResponse(BaseModel):
+    """Sent after the commit."""
+
+    version: int
+    pinned: bool
+    changed: bool = Field(description="Whether it was otherwise before.")
+    reason: str
 
 
 class RollbackResponse(BaseModel):
@@ -270,4 +290,5 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str
+    request_id: str = Field(description="As in the header `X-Request-ID`; the service's log names it too.")
     errors: list[ProblemField] | None = None

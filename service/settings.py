@@ -47,6 +47,10 @@ class Settings(BaseSettings):
     """How long a client may take for the head of a request, from the connection or its first byte on."""
     body_deadline_seconds: float = Field(30.0, gt=0)
     """How long a client may take for the body of a request, and to take in an answer."""
+    tls_cert: Path | None = None
+    """Certificate chain in PEM, for HTTPS without a proxy; together with `tls_key`."""
+    tls_key: Path | None = None
+    """Its private key in PEM, not encrypted."""
     prior_ctr: float = Field(0.5, gt=0, lt=1)
     """The constant answer of version 0, before anything was learned."""
     updater: str = "asmg-gru-multi"
@@ -69,7 +73,7 @@ class Settings(BaseSettings):
     worker_poll_seconds: float = Field(1.0, gt=0)
     """How often the worker looks for a sealed period."""
     max_attempts: int = Field(3, ge=1)
-    """Updates of one period that may fail before it is given up."""
+    """Updates of one period that may fail before it is quarantined."""
     keep_versions: int = Field(50, ge=2)
     """Newest model versions whose serving snapshot is kept, so that one can roll back to them."""
     keep_states: int = Field(5, ge=1)
@@ -85,7 +89,7 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("postgres_dsn", "redis_url", mode="before")
+    @field_validator("postgres_dsn", "redis_url", "tls_cert", "tls_key", mode="before")
     @classmethod
     def _unset_when_empty(cls, value: object) -> object:
         # Compose files pass `ASMG_REDIS_URL=${ASMG_REDIS_URL}` through; there an empty value means unset.
@@ -102,6 +106,12 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(REDIS_SCHEMES):
             raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
         return value
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> "Settings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("expected both ASMG_TLS_CERT and ASMG_TLS_KEY, or neither; received one")
+        return self
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> "Settings":

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
@@ -36,8 +37,9 @@ from service.storage.repositories import (
 )
 from service.use_cases.gate import decide
 from service.use_cases.period_data import prepare_period
+from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
 
-__all__ = ["HeadMoved", "PeriodUpdate", "Workshop"]
+__all__ = ["PeriodUpdate", "Superseded", "Workshop"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +55,10 @@ HOT_PARTS = ("hidden",)
 ACTOR = "worker"
 
 
-class HeadMoved(Exception):
-    """An operator has changed the sequence (rollback with excise) while an update was under way; it starts again."""
+class Superseded(Exception):
+    """What an update began from holds no more: an operator has changed the sequence or the period, or another worker is
+    at it. Nothing of it was published.
+    """
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Workshop:
     artifacts: ArtifactStore
     notices: Notices
     updater: Updater[Any]
+    worker: str = field(default_factory=lambda: uuid4().hex)
+    """Name of the process, that no other one ever had."""
 
 
 class PeriodUpdate:
@@ -81,6 +87,7 @@ class PeriodUpdate:
         self._names = ("prepare", "score", *workshop.updater.stages, "gate", "publish")
         self._done: dict[str, Stage] = {}
         self._head: ModelVersion | None = None
+        self._late = False
         self._state: Any = None
         self._parts: dict[str, str] = {}
         self._written: dict[str, tuple[Checkpoint, str]] = {}
@@ -90,11 +97,14 @@ class PeriodUpdate:
         """Run every stage that is not done yet and return the version; of an updated period, the one it has.
 
         Raises:
-            HeadMoved: the training state to continue from changed meanwhile; run it again.
+            Superseded: the period waits for no update any more, another worker is at it, or the training state to go on
+                from has changed; see which period is the next.
+            CrashLoop: too many workers have died at it.
             DivergedError: training failed; nothing was published.
         """
-        if (version := await self._begin()) is not None:
+        if (version := await self._take()) is not None:
             return version
+        await self._begin()
         prepared = await self._stage("prepare", self._prepare)
         if self._data is None:
             self._data = load_data(await self._read(prepared["data"], "period-data"))
@@ -106,15 +116,31 @@ class PeriodUpdate:
         await self._w.notices.publish_swap()
         return int(published["version"])
 
-    async def _begin(self) -> int | None:
-        """Find out where to go on; the version, where the period has one already."""
+    async def _take(self) -> int | None:
+        """Note who is at the period; the version, where the period has one already."""
         async with self._w.database.unit_of_work() as work:
             # A worker that lost its leadership unaware may be publishing this very period: wait for its end.
             await work.lock_exclusive(Lock.MODELS)
             period = await work.periods.get(self.period)
             if period is not None and period.version is not None:
                 return period.version
+            period = await work.periods.take(self.period, self._w.worker)
+            if period is None:
+                raise Superseded(f"period {self.period} does not wait for its update")
+            stages = await work.stages.list(self.period)
+            await work.commit()
+        if period.crashes >= MOST_CRASHES:
+            raise CrashLoop(period.crashes, next((stage.stage for stage in stages if stage.status == "running"), None))
+        return None
+
+    async def _begin(self) -> None:
+        """Find out where to go on."""
+        async with self._w.database.unit_of_work() as work:
+            await work.lock_exclusive(Lock.MODELS)
+            await self._hold(work)
             self._head = await _head(work)
+            newest = await work.models.newest_period()
+            self._late = newest is not None and newest > self.period
             done = {stage.stage: stage for stage in await work.stages.list(self.period) if stage.status == "done"}
             first = done.get("prepare")
             origin = {"head": self._head.version, "updater": self._w.updater.name}
@@ -122,18 +148,23 @@ class PeriodUpdate:
                 self._done = done
             else:  # what was made from another training state is worth nothing now, and must not look done later
                 await work.stages.clear(self.period)
-                await work.evaluations.clear(self.period)
+                if not self._late:  # then they are from the period's own time
+                    await work.evaluations.clear(self.period)
             trained = [self._done[name].result["state"] for name in self._w.updater.stages if name in self._done]
             self._parts = trained[-1] if trained else self._head.state.get("parts", {})
-            await work.periods.set_status(self.period, PeriodStatus.UPDATING)
             await work.commit()
-        return None
+
+    async def _hold(self, work: UnitOfWork, **values: Any) -> None:
+        """See that this worker is at the period, until the transaction ends."""
+        if await work.periods.hold(self.period, self._w.worker, **values) is None:
+            raise Superseded(f"period {self.period} is another's, or nobody's")
 
     async def _stage(self, name: str, run: Callable[[Callable[[float], None]], Awaitable[dict[str, Any]]]) -> Any:
         """Run one stage and note its result, unless that was done before."""
         if name in self._done:
             return self._done[name].result
         async with self._w.database.unit_of_work() as work:
+            await self._hold(work)
             await work.stages.start(self.period, name)
             await work.commit()
         loop, told, started, cancelled = asyncio.get_running_loop(), 0.0, time.perf_counter(), False
@@ -154,6 +185,7 @@ class PeriodUpdate:
             raise
         if name != "publish":  # which notes itself, in the transaction that publishes
             async with self._w.database.unit_of_work() as work:
+                await self._hold(work, crashes=0)
                 await work.stages.finish(self.period, name, time.perf_counter() - started, result)
                 await work.commit()
         logger.info("period %d: %s took %.2f s", self.period, name, time.perf_counter() - started)
@@ -170,8 +202,14 @@ class PeriodUpdate:
         return {"head": self._head.version, "updater": self._w.updater.name, "data": digest}
 
     async def _score(self, _: Callable[[float], None]) -> dict[str, Any]:
-        """Progressive validation: every model that was there before, on a log that none of them has seen."""
+        """Progressive validation: every model that was there before, on a log that none of them has seen.
+
+        Where a later period was learned before this one, there is no such model: what users clicked here was in their
+        histories there.
+        """
         assert self._head is not None and self._data is not None
+        if self._late:
+            return {"scores": {}}
         data = self._data
         models: dict[str, tuple[int, Params]] = {
             name: (self._head.version, params)
@@ -209,6 +247,7 @@ class PeriodUpdate:
                 )
             )
         async with self._w.database.unit_of_work() as work:
+            await self._hold(work)
             await work.evaluations.put(rows)
             await work.commit()
         return {"scores": found}
@@ -279,8 +318,9 @@ class PeriodUpdate:
             serving_digest = await self._put_snapshot(params)
         async with self._w.database.unit_of_work() as work:
             await work.lock_exclusive(Lock.MODELS)
+            await self._hold(work)
             if (await _head(work)).version != self._head.version:
-                raise HeadMoved(f"head is not version {self._head.version} any more")
+                raise Superseded(f"head is not version {self._head.version} any more")
             if kind is ModelKind.PREVIOUS:
                 serving_digest, serving = await _served_now(work)
             version = (await work.models.latest_version() or 0) + 1
@@ -301,7 +341,8 @@ class PeriodUpdate:
             await work.periods.set_status(self.period, PeriodStatus.UPDATED, version=version)
             result = {"version": version}
             await work.stages.finish(self.period, "publish", time.perf_counter() - started, result)
-            await work.audit.add(ACTOR, "publish", {"version": version, "period": self.period, "kind": str(kind)})
+            detail = {"version": version, "period": self.period, "kind": str(kind)}
+            await work.audit.add(ACTOR, "publish", detail, reason=gate["reason"])
             await work.commit()
         return result
 

@@ -19,7 +19,7 @@ from service.errors import BodyTooLarge, InvalidInput
 from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_MEMBERS, MAX_JSON_VALUES
 from service.schemas import BatchRequest, InteractionsRequest, PredictRequest
 from service.serving.id_index import hash_ids
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch, Interaction
 from service.use_cases.predict import Question
 from tests.service.api_support import NOON, event
 
@@ -37,6 +37,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Question):
         past = None if value.history is None else value.history.tolist()
         return value._asdict() | {"asked": value.asked.tolist(), "history": past}
+    if isinstance(value, EventBatch):
+        assert value.contents() == EventBatch.of([value[n] for n in range(len(value))]).contents()
+        return [plain(value[n]) for n in range(len(value))]
     assert isinstance(value, Interaction)
     return {name: getattr(value, name) for name in Interaction.__dataclass_fields__}
 

@@ -28,6 +28,7 @@ from tests.service.update_support import copies
 pytestmark = pytest.mark.slow
 
 OPERATIONS = [
+    ("GET", "/admin/audit"),
     ("GET", "/admin/models"),
     ("GET", "/admin/models/{version}"),
     ("GET", "/healthz"),
@@ -36,6 +37,8 @@ OPERATIONS = [
     ("GET", "/periods/{number}"),
     ("GET", "/periods/{number}/events"),
     ("GET", "/readyz"),
+    ("POST", "/admin/models/{version}/pin"),
+    ("POST", "/admin/models/{version}/unpin"),
     ("POST", "/admin/rollback"),
     ("POST", "/interactions"),
     ("POST", "/periods/close"),

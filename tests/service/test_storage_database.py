@@ -1,15 +1,17 @@
 """Sessions, locks and the election of a leader, each with real concurrency."""
 
 import asyncio
+import errno
 from datetime import UTC, datetime
 
 import pytest
+from asyncpg import PostgresError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConfigurationError, NotReady
 from service.storage.database import Database, Leadership, Lock
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch, Interaction
 
 EVENT = Interaction("e1", "u1", "i1", 1, datetime(2024, 5, 1, tzinfo=UTC))
 
@@ -21,11 +23,11 @@ async def count(database: Database) -> int:
 
 async def test_nothing_is_kept_without_a_commit(database: Database) -> None:
     async with database.unit_of_work() as uow:
-        await uow.interactions.insert(1, [EVENT])
+        await uow.interactions.insert(1, EventBatch.of([EVENT]))
     assert await count(database) == 0
 
     async with database.unit_of_work() as uow:
-        await uow.interactions.insert(1, [EVENT])
+        await uow.interactions.insert(1, EventBatch.of([EVENT]))
         await uow.commit()
     assert await count(database) == 1
 
@@ -33,7 +35,7 @@ async def test_nothing_is_kept_without_a_commit(database: Database) -> None:
 async def test_an_error_rolls_back(database: Database) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         async with database.unit_of_work() as uow:
-            await uow.interactions.insert(1, [EVENT])
+            await uow.interactions.insert(1, EventBatch.of([EVENT]))
             raise RuntimeError("stop")
     assert await count(database) == 0
 
@@ -48,16 +50,16 @@ async def test_statements_after_a_commit_need_their_own(database: Database) -> N
 
 
 async def test_a_read_session_cannot_write(database: Database) -> None:
-    with pytest.raises(DBAPIError, match="read-only transaction"):
+    with pytest.raises(PostgresError, match="read-only transaction"):
         async with database.read() as session:
-            await session.interactions.insert(1, [EVENT])
+            await session.interactions.insert(1, EventBatch.of([EVENT]))
 
 
 async def test_a_read_session_sees_one_snapshot(database: Database) -> None:
     async with database.read() as session:
         assert await session.interactions.count(1) == 0
         async with database.unit_of_work() as uow:
-            await uow.interactions.insert(1, [EVENT])
+            await uow.interactions.insert(1, EventBatch.of([EVENT]))
             await uow.commit()
         assert await session.interactions.count(1) == 0
     assert await count(database) == 1
@@ -67,7 +69,7 @@ async def test_a_connection_that_read_can_write_next(postgres_dsn: str) -> None:
     database = Database(postgres_dsn, pool_size=1)
     assert await count(database) == 0
     async with database.unit_of_work() as uow:
-        await uow.interactions.insert(1, [EVENT])
+        await uow.interactions.insert(1, EventBatch.of([EVENT]))
         await uow.commit()
     assert await count(database) == 1
     await database.close()
@@ -114,6 +116,36 @@ async def test_a_lost_connection_is_not_ready_and_the_next_session_works(databas
             await asyncio.sleep(0.1)
             await uow.interactions.count(1)
     assert await count(database) == 0
+
+
+RAISED = ["53100", "53200", "53300", "57P01", "57P03", "08006", "58030", "40P01"]
+
+
+@pytest.mark.parametrize("state", RAISED)
+async def test_trouble_of_the_server_is_not_ready(database: Database, state: str) -> None:
+    with pytest.raises(NotReady, match=state):
+        async with database.unit_of_work() as uow:
+            await uow.connection.execute(text(f"DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END$$"))
+
+
+@pytest.mark.parametrize("state", ["23505", "22P02", "42703", "57014"])
+async def test_trouble_with_the_statement_is_not(database: Database, state: str) -> None:
+    with pytest.raises(DBAPIError):
+        async with database.unit_of_work() as uow:
+            await uow.connection.execute(text(f"DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END$$"))
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), ConnectionResetError("reset"), BrokenPipeError("broken")])
+async def test_what_the_driver_lets_through_is_not_ready(database: Database, error: Exception) -> None:
+    with pytest.raises(NotReady, match="Postgres does not answer"):
+        async with database.unit_of_work():
+            raise error
+
+
+async def test_a_file_that_cannot_be_written_is_not_the_database(database: Database) -> None:
+    with pytest.raises(OSError, match="No space"):
+        async with database.read():
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 async def test_one_of_many_leads_and_another_follows(postgres_dsn: str) -> None:

@@ -39,10 +39,10 @@ from service.storage import embedded
 from service.storage.artifacts import FILE_SUFFIX, ArtifactStore
 from service.storage.database import Database, Leadership, Lock, UnitOfWork
 from service.storage.redis_state import Notices
-from service.storage.repositories import AliasName, PeriodStatus
+from service.storage.repositories import AliasName, EventBatch, PeriodStatus
 from service.use_cases.period_data import prepare_period
 from service.use_cases.rollback import rollback
-from service.use_cases.update_model import HeadMoved
+from service.use_cases.update_model import Superseded
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.programs import ASMG, environment
 from tests.service.update_support import (
@@ -304,7 +304,7 @@ class TestVersions:
                 if following is not None:
                     late = replace(following, new_items={}, timestamps_ms=first.timestamps_ms)
                     async with b.database.unit_of_work() as work:
-                        await work.interactions.insert(2, interactions(late))
+                        await work.interactions.insert(2, EventBatch.of(interactions(late)))
                         await work.commit()
                 await b.update(1)
                 outcomes.append([await b.outcome()])
@@ -331,7 +331,7 @@ class TestVersions:
     ) -> None:
         async with bench(*places(second, redis_url, tmp_path)) as b:
             results = await asyncio.gather(*(b.update(2) for _ in range(2)), return_exceptions=True)
-            assert all(result == 2 or isinstance(result, HeadMoved) for result in results), results
+            assert all(result == 2 or isinstance(result, Superseded) for result in results), results
             assert await b.update(2) == 2
             assert await b.outcome() == prepared.outcome
 
@@ -562,8 +562,7 @@ class TestRedis:
     ) -> None:
         """The hidden state is read from Redis first; another value there than its digest says is no danger."""
         hidden = prepared.outcome["versions"][1]["state"]["parts"]["hidden"]
-        await redis.set(f"asmg:artifact:{hidden}:0", b"nonsense")
-        await redis.set(f"asmg:artifact:{hidden}:chunks", 1)
+        await redis.hset(f"asmg:artifact:{hidden}", mapping={"0": b"nonsense", "chunks": 1})
         async with bench(*places(second, redis_url, tmp_path)) as b:
             assert await b.update(2) == 2
             assert await b.outcome() == prepared.outcome
@@ -706,7 +705,7 @@ class TestExcise:
                 if progress["stage"] == "publish":
                     await excise(b)
 
-        with pytest.raises(HeadMoved):
+        with pytest.raises(Superseded):
             await b.update(3, notices=ExcisingNotices(b.redis))
         found = await b.outcome()
         assert (list(found["versions"]), found["periods"][3]) == ([2, 1, 0], ("updating", None, 0, None))
@@ -764,12 +763,12 @@ async def _updated(database: Database, number: int, status: PeriodStatus = Perio
                 period = await session.periods.get(number)
             if period is not None and period.status == status:
                 return
-            assert period is None or period.status != PeriodStatus.FAILED, period.error
+            assert period is None or period.status != PeriodStatus.QUARANTINED, period.error
             await asyncio.sleep(0.02)
 
 
 class TestWorker:
-    async def test_a_period_that_cannot_be_learned_is_given_up(
+    async def test_a_period_that_cannot_be_learned_is_quarantined(
         self, copy: Callable[..., str], prepared: Prepared, redis_url: str, tmp_path: Path, monkeypatch: Any
     ) -> None:
         bad = copy(prepared.name)
@@ -782,20 +781,20 @@ class TestWorker:
 
         async with bench(*places(bad, redis_url, tmp_path)) as b:
             async with working(bad, redis_url, tmp_path, monkeypatch, before=before) as database:
-                await _updated(database, 2, PeriodStatus.FAILED)
+                await _updated(database, 2, PeriodStatus.QUARANTINED)
                 failed = await b.outcome()
                 third = shortened(periods(3, seed=SEED)[2], 200)
                 await b.log(third)
                 await _updated(database, 3)
             found = await b.outcome()
             async with b.database.read() as session:
-                given_up = [e.detail for e in await session.audit.list(20) if e.action == "give_up"]
+                quarantined = [e.detail for e in await session.audit.list(20) if e.action == "quarantine"]
                 period = await session.periods.get(2)
         message = "DivergedError: loss: expected a finite number; received nan"
         assert len(tried) == 3
-        assert failed["periods"][2] == ("failed", None, 3, message)
+        assert failed["periods"][2] == ("quarantined", None, 3, message)
         assert period is not None and period.finished_at is not None
-        assert given_up == [{"period": 2, "error": message}]
+        assert quarantined == [{"period": 2, "error": message}]
         assert failed["aliases"] == {"champion": 1, "head": 1, "baseline": 1}
         assert list(failed["versions"]) == [1, 0]
         # The next one goes on from the last version there is.
@@ -858,11 +857,11 @@ class TestWorker:
             raise ValueError("x" * 5_000)
 
         async with working(second, redis_url, tmp_path, monkeypatch, before=before, max_attempts=limit) as database:
-            await _updated(database, 2, PeriodStatus.FAILED)
+            await _updated(database, 2, PeriodStatus.QUARANTINED)
             found = await outcome(database)
         assert len(tried) == limit
         status, _, attempts, error = found["periods"][2]
-        assert (status, attempts, len(error)) == ("failed", limit, 1_000)
+        assert (status, attempts, len(error)) == ("quarantined", limit, 1_000)
 
     @pytest.mark.parametrize("updater", UPDATERS)
     async def test_the_whole_cycle(
