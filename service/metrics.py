@@ -58,6 +58,12 @@ class Metrics:
             registry=registry,
         )
 
+        self.rate_limited = Counter(
+            "asmg_rate_limited",
+            "Requests refused because a key, or somebody with unknown ones, made too many.",
+            registry=registry,
+        )
+
     def note_request(self, route: str, status: int, seconds: float) -> None:
         """Count and time one request."""
         noted = self._noted.get((route, status))

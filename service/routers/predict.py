@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.bodies import is_small, parse_batch, parse_predict, quick_question, read_body
 from service.context import current_request_id
 from service.dependencies import Parts, Requires, body_schema
-from service.errors import NotReady
+from service.errors import NotReady, RateLimited
 from service.head import REQUEST_ID_HEADER, request_id_of
 from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES
 from service.metrics import Metrics
@@ -39,7 +39,7 @@ _requires = Requires("predict")
 
 
 async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    await _requires.key(parts.keys, scope)
+    await _requires.key(parts, scope)
     body = await read_body(scope, receive, MAX_PREDICT_BYTES)
     question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
     result = await predict(parts.serving, parts.histories, question)
@@ -48,11 +48,19 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     return answer_json(result, question.request_id or request_id_of(scope))
 
 
-def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | None:
-    """What `_predict` answers, where nothing has to be waited for and nothing is wrong; else None."""
+def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | Response | None:
+    """What `_predict` answers, where nothing has to be waited for and nothing is wrong; else None.
+
+    Whoever makes too many requests is told so here: a refusal shall not cost more than an answer.
+    """
     started = time.perf_counter()
-    if _requires.known(parts.keys, scope) is None:
-        return None
+    try:
+        if _requires.known(parts, scope) is None:
+            return None
+    except RateLimited as refusal:
+        response = render_problem(refusal, instance=scope["path"])
+        parts.metrics.note_request("/predict", response.status_code, time.perf_counter() - started)
+        return response
     question = quick_question(body, scope)
     if question is None:
         return None
@@ -76,7 +84,7 @@ def answer_json(result: PredictResult, request_id: str) -> bytes:
 
 
 async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    await _requires.key(parts.keys, scope)
+    await _requires.key(parts, scope)
     body = await read_body(scope, receive, MAX_BATCH_BYTES)
     small = is_small(body)
     questions = parse_batch(body, scope) if small else await asyncio.to_thread(parse_batch, body, scope)
