@@ -327,13 +327,13 @@ class TestSeen:
 
     async def test_a_changed_entry_protects_whoever_has_a_row(self, logs: Logs) -> None:
         await logs.prepare(("ann", "shelf", 0))
-        before = await rows_of(logs.database, EntityKind.ITEM)
         for _ in range(2):
-            await logs.prepare(("ann", "a", 0))
+            before = await logs.prepare(("ann", "a", 0))
         await put_items(logs.database, {"shelf": ("c1",)})
         for _ in range(3):
-            await logs.prepare(("ann", "a", 0))
-            assert (await rows_of(logs.database, EntityKind.ITEM))["shelf"] == before["shelf"]
+            prepared = await logs.prepare(("ann", "a", 0))
+            assert await rows_of(logs.database, EntityKind.ITEM) == {"shelf": 1, "a": 2}
+            assert prepared.allocations["item"] == before.allocations["item"]  # it is not new, nor taken for new
         await logs.prepare(("ann", "a", 0))
         assert await logs.have_rows(EntityKind.ITEM) == {"a"}
 
