@@ -33,7 +33,7 @@ SETTLE_SECONDS = 120.0
 """How long updates that are waiting may take after the last close, and for each period `PERIOD_SECONDS` more."""
 PERIOD_SECONDS = 10.0
 POLL_SECONDS = 0.5
-FINISHED = ("updated", "failed")
+FINISHED = ("updated", "quarantined", "skipped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +181,6 @@ class _Run:
             except ServiceError:  # Postgres may still recover
                 await asyncio.sleep(POLL_SECONDS)
                 continue
-            if any(status == "failed" for status, *_ in state.periods.values()):
-                return  # what comes after it waits for ever
             if len(state.periods) >= self.record.closes and all(s in FINISHED for s, *_ in state.periods.values()):
                 return
             await asyncio.sleep(POLL_SECONDS)

@@ -26,9 +26,9 @@ from benchmarks.soak.verdict import FIGURES, Left, course, judge
 from benchmarks.timing import machine_facts
 from service.demo.client import Api, CallFailed
 from service.demo.streams import PlayedPeriod, synthetic_stream
+from service.limits import KEPT_FOR_TRAINING
 from service.processes import INTERRUPTED, Interrupted, StopRequest
 from service.storage.database import Database
-from service.use_cases.retention import KEPT_FOR_TRAINING
 
 __all__ = ["SoakOptions", "run_soak"]
 

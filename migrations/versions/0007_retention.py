@@ -1,14 +1,14 @@
 """Pinned versions, what an alias named before, and the room that old versions leave.
 
 Revision ID: 0007
-Revises: 0002
+Revises: 0006
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision: str = "0007"
-down_revision: str | None = "0002"
+down_revision: str | None = "0006"
 branch_labels: None = None
 depends_on: None = None
 

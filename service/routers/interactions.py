@@ -8,13 +8,13 @@ from fastapi import APIRouter, Depends, Request
 from service.bodies import is_small, parse_interactions
 from service.dependencies import Requires, Service, body_schema
 from service.schemas import InteractionsRequest, InteractionsResponse
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch
 from service.use_cases.ingest import ingest
 
 router = APIRouter(tags=["log"])
 
 
-async def _events(request: Request) -> list[Interaction]:
+async def _events(request: Request) -> EventBatch:
     body = await request.body()
     if is_small(body):
         return parse_interactions(body, request.scope)
@@ -28,9 +28,7 @@ async def _events(request: Request) -> list[Interaction]:
     response_model_exclude_none=True,
     summary="Add to the log of the open period",
 )
-async def post_interactions(
-    service: Service, events: Annotated[list[Interaction], Depends(_events)]
-) -> InteractionsResponse:
+async def post_interactions(service: Service, events: Annotated[EventBatch, Depends(_events)]) -> InteractionsResponse:
     """Store what happened; the answer comes after the commit, and sending a batch again changes nothing."""
     result = await service.writes.run(ingest(service.database, service.histories, events))
     service.metrics.interactions.labels("accepted").inc(result.accepted)

@@ -69,7 +69,16 @@ periods = Table(
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("version", Integer, comment="the model version that the period produced"),
     Column("log_dropped_at", TIMESTAMP),
-    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'failed')", name="status"),
+    Column("ids_merged_at", TIMESTAMP, comment="when the ids of its events were noted in event_ids"),
+    Column("worker", Text, comment="the process that is at the update; one that never let go of it has died"),
+    Column(
+        "crashes",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="workers that died in a row at the update without a stage done",
+    ),
+    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'quarantined', 'skipped')", name="status"),
     # The log has one end: at most one period is open, whatever two closing transactions attempt.
     Index("uq_periods_open", "status", unique=True, postgresql_where=text("status = 'open'")),
 )
@@ -90,19 +99,23 @@ period_stages = Table(
 # Bytewise, and so by code point, as Python sorts: the order of a log is the same on every server.
 BYTEWISE = Text(collation="C")
 
+CONTENT = "XXH64 of the rest of the event; null where it is not known"
+
 interactions = Table(
     "interactions",
     metadata,
-    # One partition a period, made when the period opens and dropped as a whole. That an event is stored once is the
-    # business of `event_ids`: a partitioned table cannot hold a key over all of its partitions. A period without a
-    # partition takes no rows, which does the work of a foreign key.
-    Column("event_id", BYTEWISE, nullable=False),
-    Column("period", Integer, nullable=False),
+    # One partition a period, made when the period opens and dropped as a whole. A partitioned table cannot hold a key
+    # over all of its partitions: that an id comes once is held by this key for one period, and for those before it by
+    # `event_ids`, where ids go when their period is closed. A period without a partition takes no rows, which does the
+    # work of a foreign key.
+    Column("event_id", BYTEWISE, primary_key=True),
+    Column("period", Integer, primary_key=True, autoincrement=False),
     Column("user_id", BYTEWISE, nullable=False),
     Column("item_id", BYTEWISE, nullable=False),
     Column("label", SmallInteger, nullable=False),
     Column("occurred_at", TIMESTAMP, nullable=False),
     Column("request_id", Text),
+    Column("content", BigInteger, comment=CONTENT),
     Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
     CheckConstraint("label IN (0, 1)", name="label"),
     Index(
@@ -121,7 +134,7 @@ event_ids = Table(
     Column("kind", SmallInteger, primary_key=True, autoincrement=False, comment="0: interaction"),
     Column("event_id", BYTEWISE, primary_key=True),
     Column("period", Integer, nullable=False),
-    Column("content", BigInteger, comment="XXH64 of the rest of the event; null where it is not known"),
+    Column("content", BigInteger, comment=CONTENT),
     Index("ix_event_ids_period", "period"),
 )
 
@@ -140,17 +153,27 @@ items = Table(
     metadata,
     Column("item_id", Text, primary_key=True),
     Column("categories", ARRAY(Text), nullable=False),
+    Column("period", Integer, nullable=False, comment="the one that was open when the categories were stored"),
     Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
 )
 
 entity_rows = Table(
     "entity_rows",
     metadata,
+    # All rows of a table but the cold row, without gaps.
     Column("kind", Text, primary_key=True),
-    Column("id", Text, primary_key=True),
-    Column("row", Integer, nullable=False, comment="row of the embedding table; row 0 is the cold row"),
+    Column(
+        "row",
+        Integer,
+        primary_key=True,
+        autoincrement=False,
+        comment="row of the embedding table; row 0 is the cold row",
+    ),
+    Column("id", Text, comment="null where the row is free: its id was evicted"),
     Column("first_period", Integer, nullable=False),
-    UniqueConstraint("kind", "row"),
+    Column("last_period", Integer, nullable=False, comment="the newest in which the id was seen"),
+    Column("allocation", Integer, nullable=False, comment="number of the one that gave the id its row"),
+    UniqueConstraint("kind", "id"),
     CheckConstraint("kind IN ('user', 'item', 'category')", name="kind"),
     CheckConstraint("row >= 1", name="row"),
 )
@@ -224,16 +247,22 @@ api_keys = Table(
     Column("name", Text, nullable=False),
     Column("secret_hash", Text, nullable=False, comment="SHA-256 of the whole key, in hex"),
     Column("scopes", ARRAY(Text), nullable=False),
+    Column("rate_limit", Double, comment="requests a second; 0: any number, null: as ASMG_RATE_LIMIT says"),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("expires_at", TIMESTAMP),
     Column("revoked_at", TIMESTAMP),
+    CheckConstraint("rate_limit >= 0", name="rate_limit"),
 )
 
 audit = Table(
     "audit",
     metadata,
+    # A trigger of the migration refuses UPDATE, DELETE and TRUNCATE, whoever asks.
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("detail", JSONB, nullable=False),
+    Column("reason", Text),
+    Column("request_id", Text),
 )

@@ -1,14 +1,17 @@
 """Add interactions to the log of the open period."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from service.errors import NotReady
 from service.storage.database import Database, Lock
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch, Interaction, Raced
 
 __all__ = ["IngestResult", "ingest"]
+
+MOST_RACES = 8
+"""Calls that store events with the same ids at the same moment, and that one call gives way to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class ToldOfClicks(Protocol):
         """Add clicks that were committed."""
 
 
-async def ingest(database: Database, histories: ToldOfClicks, events: Sequence[Interaction]) -> IngestResult:
+async def ingest(database: Database, histories: ToldOfClicks, events: EventBatch) -> IngestResult:
     """Store the events that are new, durably, then append the clicks among them to the histories of their users.
 
     The log's lock is shared by all batches, so they run side by side; a close waits for those that have begun, and the
@@ -39,20 +42,21 @@ async def ingest(database: Database, histories: ToldOfClicks, events: Sequence[I
 
     A late event, of a time that belongs to a closed period, lands in the open one too: the next update learns it, and
     in histories it has the place of its time.
+
+    Raises:
+        NotReady: Postgres cannot store them now; nothing is stored.
     """
-    async with database.unit_of_work() as work:
-        await work.lock_shared(Lock.LOG)
-        period = await work.periods.open()
-        accepted, conflicts = await work.interactions.insert(period.number, events)
-        await work.commit()
-    # Thousands of events are a millisecond's work, which the event loop has no time for.
-    clicks = await asyncio.to_thread(_clicks, events, accepted) if len(events) > 1000 else _clicks(events, accepted)
-    await histories.append(clicks)
-    duplicates = len(events) - len(accepted) - len(conflicts)
-    return IngestResult(accepted=len(accepted), duplicates=duplicates, conflicts=conflicts, period=period.number)
-
-
-def _clicks(events: Sequence[Interaction], accepted: set[str]) -> list[Interaction]:
-    """The accepted clicks; of events with one id the first, for that is the one that was stored."""
-    first_of_each = {event.event_id: event for event in reversed(events)}
-    return [event for event in first_of_each.values() if event.label == 1 and event.event_id in accepted]
+    for _ in range(MOST_RACES):
+        try:
+            async with database.unit_of_work() as work:
+                await work.lock_shared(Lock.LOG)
+                period, unmerged = await work.periods.unmerged()
+                accepted, conflicts = await work.interactions.insert(period, events, unmerged)
+                await work.commit()
+        except Raced:
+            continue
+        clicked = set(accepted).intersection(events.clicks())
+        await histories.append([events[n] for n in sorted(clicked)])
+        duplicates = len(events) - len(accepted) - len(conflicts)
+        return IngestResult(accepted=len(accepted), duplicates=duplicates, conflicts=conflicts, period=period)
+    raise NotReady("other calls keep storing events with the same ids")

@@ -35,6 +35,6 @@ async def set_pinned(database: Database, version: int, *, pinned: bool, reason: 
         if model.pinned == pinned:
             return False
         await work.models.set_pinned(version, pinned)
-        await work.audit.add(actor, "pin" if pinned else "unpin", {"version": version, "reason": reason})
+        await work.audit.add(actor, "pin" if pinned else "unpin", {"version": version}, reason=reason)
         await work.commit()
     return True

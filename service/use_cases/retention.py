@@ -7,15 +7,13 @@ from datetime import timedelta
 from typing import Any
 
 from service.errors import NotReady
+from service.limits import KEPT_FOR_TRAINING
 from service.settings import Settings
 from service.storage.database import Database, Lock
 
-__all__ = ["drop_old_logs", "prune", "sweep"]
+__all__ = ["drop_old_logs", "merge_event_ids", "prune", "sweep"]
 
 logger = logging.getLogger(__name__)
-
-KEPT_FOR_TRAINING = 7
-"""Periods that the method which looks back furthest, bu-7, learns from."""
 
 LOCK_SECONDS = 0.2
 """How long ingestion may be held up to let go of an old log; after that the next period tries again."""
@@ -31,7 +29,7 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
 
     Args:
         database: holds all of it.
-        period: whose update is finished.
+        period: whose update has ended; one that is retried is begun anew.
         settings: say how many versions keep their snapshot and their training state.
 
     Returns:
@@ -45,6 +43,20 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
         deleted = await work.artifacts.delete(sorted(digests))
         await work.commit()
     return len(deleted)
+
+
+async def merge_event_ids(database: Database) -> list[int]:
+    """Note the ids of closed periods where ingestion looks them up, a transaction each; return the periods' numbers.
+
+    Until then it looks into the logs of those periods as well, so nothing but speed depends on when this happens.
+    """
+    async with database.read() as session:
+        _, closed = await session.periods.unmerged()
+    for number in closed:
+        async with database.unit_of_work() as work:
+            await work.interactions.merge_ids(number)
+            await work.commit()
+    return closed
 
 
 async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
@@ -81,7 +93,7 @@ async def sweep(database: Database) -> int:
     """
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
-        needed = {digest for stage in await work.stages.of_unlearned() for digest in _digests(stage.result)}
+        needed = {digest for stage in await work.stages.of_waiting() for digest in _digests(stage.result)}
         deleted = await work.artifacts.delete(sorted(set(await work.artifacts.older_than(ORPHAN_AGE)) - needed))
         await work.commit()
     return len(deleted)

@@ -14,7 +14,7 @@ from typing import Any
 from service.errors import ModelNotFound, NotReady, PeriodNotFound
 from service.storage.database import Database, ReadSession
 from service.storage.redis_state import Notices
-from service.storage.repositories import AliasName, ModelKind, ModelVersion, Period, PeriodStatus
+from service.storage.repositories import ENDED, AliasName, ModelKind, ModelVersion, Period, PeriodStatus
 from service.tasks import end_tasks
 
 __all__ = [
@@ -37,7 +37,6 @@ MAX_NUMBER = 2**31 - 1
 """The highest period or version number that Postgres can hold; there is none above it."""
 
 PROGRESS_TIMEOUT_SECONDS = 0.5
-FINISHED = (PeriodStatus.UPDATED, PeriodStatus.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,11 @@ class PeriodDocument:
     events: int
     """Interactions; of the open period those so far."""
     attempts: int
+    """Updates of it that have failed."""
+    crashes: int
+    """Workers that died at it in a row without a stage done."""
     error: str | None
+    """Why it is quarantined or skipped, what its last attempt ended with, or what the worker waits for."""
     version: int | None
     """The model version that the update published."""
     stages: list[StageDocument]
@@ -191,7 +194,7 @@ async def watch_period(
                 if document != last:
                     yield document
                     last = document
-                if document.status in FINISHED:
+                if document.status in ENDED:
                     return
             with suppress(TimeoutError):
                 async with asyncio.timeout(poll_seconds):
@@ -251,6 +254,7 @@ async def _period_documents(session: ReadSession, notices: Notices, periods: Seq
                 finished_at=period.finished_at,
                 events=await session.interactions.count(number) if period.events is None else period.events,
                 attempts=period.attempts,
+                crashes=period.crashes,
                 error=period.error,
                 version=period.version,
                 stages=[

@@ -12,6 +12,7 @@ from service.cli import app
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.redis_state import connect
+from service.use_cases.audit import command_line
 from service.use_cases.auth import create_key
 from service.use_cases.bootstrap import ensure_prior
 from tests.service.api_support import Api, publish
@@ -24,7 +25,9 @@ async def pin(api: Api, version: int, call: str = "pin", **headers: str) -> http
 async def audited(database: Database) -> list[tuple[str, str, Any]]:
     async with database.read() as session:
         entries = await session.audit.list(10)
-    return [(e.actor, e.action, e.detail) for e in reversed(entries) if e.action in ("pin", "unpin")]
+    return [
+        (e.actor, e.action, e.detail | {"reason": e.reason}) for e in reversed(entries) if e.action in ("pin", "unpin")
+    ]
 
 
 async def pinned(api: Api) -> dict[int, tuple[bool, list[str]]]:
@@ -115,8 +118,8 @@ def test_from_the_command_line(postgres_dsn: str, redis_url: str) -> None:
     assert models("unpin", "1", "--reason", "quarter is over").stdout == "asmg: version 1 is not pinned\n"
     assert models("unpin", "1", "--reason", "again").stdout == "asmg: version 1 was not pinned\n"
     assert asyncio.run(entries()) == [
-        ("command line", "pin", {"version": 1, "reason": "quarterly baseline"}),
-        ("command line", "unpin", {"version": 1, "reason": "quarter is over"}),
+        (command_line(), "pin", {"version": 1, "reason": "quarterly baseline"}),
+        (command_line(), "unpin", {"version": 1, "reason": "quarter is over"}),
     ]
     assert models("pin", "7", "--reason", "why", code=1).stderr == "asmg: there is no model version 7\n"
     assert models("pin", "1", "--reason", "", code=1).stderr.startswith("asmg: reason: expected 1 to 1000 characters")

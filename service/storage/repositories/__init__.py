@@ -3,16 +3,17 @@
 Repositories neither begin nor commit; the session that holds them (`service.storage.database`) does.
 """
 
+from service.storage.events import EventBatch, Interaction
 from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
-from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Items
+from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
 from service.storage.repositories.interactions import (
     HistoryEntry,
     Inserted,
-    Interaction,
     Interactions,
     PeriodLog,
     Positives,
+    Raced,
     to_ms,
 )
 from service.storage.repositories.models import (
@@ -24,10 +25,12 @@ from service.storage.repositories.models import (
     Models,
     ModelVersion,
 )
-from service.storage.repositories.periods import Period, Periods, PeriodStatus, Stage, Stages
+from service.storage.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus, Stage, Stages
 
 __all__ = [
     "CHUNK_BYTES",
+    "ENDED",
+    "WAITING",
     "Alias",
     "AliasName",
     "ApiKey",
@@ -39,6 +42,8 @@ __all__ = [
     "EntityKind",
     "Evaluation",
     "Evaluations",
+    "EventBatch",
+    "Extent",
     "HistoryEntry",
     "Inserted",
     "Interaction",
@@ -53,6 +58,7 @@ __all__ = [
     "PeriodStatus",
     "Periods",
     "Positives",
+    "Raced",
     "Stage",
     "Stages",
     "digest_of",

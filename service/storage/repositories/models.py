@@ -78,7 +78,8 @@ class ModelVersion:
     serving_digest: str | None
     """The serving snapshot; None once it is retired."""
     state: Mapping[str, Any]
-    """`parts`, the training state (name → digest), and `serving`, the digest of the parameters served."""
+    """`parts`, the training state (name → digest), and `serving`, the digest of the parameters served. Beside each,
+    `allocations` and `serving_allocations`: kind → number of the latest allocation of rows whose ids they know."""
     scores: Mapping[str, Any]
     gate: Mapping[str, Any]
     created_by: str
@@ -144,6 +145,11 @@ class Models:
         version: int | None = await self._connection.scalar(select(func.max(tables.model_versions.c.version)))
         return version
 
+    async def newest_period(self) -> int | None:
+        """The latest period that any version has learned; None before there is any."""
+        period: int | None = await self._connection.scalar(select(func.max(tables.model_versions.c.period)))
+        return period
+
     async def insert(self, model: ModelVersion) -> None:
         """Add a version; its artifacts must be stored already."""
         await self._connection.execute(insert(tables.model_versions).values(asdict(model)))
@@ -164,8 +170,10 @@ class Models:
             state, serving = dict(row.state), row.serving_digest
             if row.state_ends:
                 released += state.pop("parts", {}).values()
+                state.pop("allocations", None)
             if row.serving_ends:
                 released += [digest for digest in (state.pop("serving", None), serving) if digest]
+                state.pop("serving_allocations", None)
                 serving = None
             if (state, serving) != (row.state, row.serving_digest):
                 change = update(tables.model_versions).where(tables.model_versions.c.version == row.version)
