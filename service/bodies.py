@@ -7,8 +7,11 @@ is judged twice unless it is wrong.
 """
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, Literal, TypeVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,24 +26,42 @@ from service.errors import BodyTooLarge
 from service.head import declared_length, headers_of
 from service.limits import (
     MAX_BATCH,
+    MAX_CLICKS,
     MAX_HISTORY,
     MAX_ID_LENGTH,
+    MAX_IMPRESSIONS,
     MAX_INTERACTIONS,
     MAX_ITEMS,
+    MAX_POSITION,
     MAX_PREDICT_BYTES,
     MAX_REQUEST_HISTORY,
 )
 from service.problems import invalid_input
-from service.schemas import BatchRequest, InteractionEvent, InteractionsRequest, PredictRequest, parse_timestamp
+from service.schemas import (
+    BatchRequest,
+    ClickEvent,
+    ClicksRequest,
+    ImpressionEvent,
+    ImpressionsRequest,
+    InteractionEvent,
+    InteractionsRequest,
+    PredictRequest,
+    parse_positions,
+    parse_timestamp,
+    refuse_repetition,
+)
 from service.serving.forward import hash_json
 from service.serving.snapshot import hashes_of
-from service.storage.repositories import Interaction
+from service.storage.repositories import Click, Impression, Interaction, interaction_id
 from service.use_cases.predict import Question
 
 __all__ = [
+    "CLICKS",
+    "IMPRESSIONS",
+    "INTERACTIONS",
+    "EventsBody",
     "is_small",
     "parse_batch",
-    "parse_interactions",
     "parse_json",
     "parse_predict",
     "quick_question",
@@ -48,6 +69,7 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=BaseModel)
+EventT = TypeVar("EventT")
 
 JSON = b"application/json"
 JSON_MEDIA_TYPE = re.compile(r"application/([\w.+-]+\+)?json", re.ASCII | re.IGNORECASE)
@@ -60,6 +82,7 @@ ESCAPED = b"\\u00"
 SMALL_BYTES = 64 * 1024
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+Position = Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITION)]
 
 
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
@@ -91,8 +114,19 @@ class _EventBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=Fal
     request_id: Id | None = None
 
 
-class _EventsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
-    interactions: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_INTERACTIONS)]
+class _ImpressionBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    request_id: Id
+    user_id: Id
+    items: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+    timestamp: int | str
+    positions: Annotated[list[Position], msgspec.Meta(max_length=MAX_ITEMS)] | None = None
+
+
+class _ClickBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    request_id: Id
+    item_id: Id
+    timestamp: int | str
+    event_id: Id | None = None
 
 
 def is_small(body: bytes) -> bool:
@@ -146,8 +180,6 @@ _BAD = (msgspec.MsgspecError, PydanticCustomError, UnicodeDecodeError, Recursion
 _predict = msgspec.json.Decoder(_PredictBody)
 _quick = msgspec.json.Decoder(_QuickBody)
 _batch = msgspec.json.Decoder(_BatchBody)
-_event = msgspec.json.Decoder(_EventBody)
-_events = msgspec.json.Decoder(_EventsBody)
 
 
 def _may_be_quick(body: bytes, scope: Scope) -> bool:
@@ -208,14 +240,60 @@ def _question_of(request: _PredictBody | PredictRequest) -> Question:
     return Question.of(request.user_id, request.items, request.history, request.request_id)
 
 
-def parse_interactions(body: bytes, scope: Scope) -> list[Interaction]:
-    """The events in the body of `POST /interactions`, one by one as well; raises as `parse_json` does."""
-    if _may_be_quick(body, scope) and _comes_once(b'"interactions"', body):
-        with suppress(*_BAD):
-            return [_interaction(_event.decode(part)) for part in _events.decode(body).interactions]
-    return [_interaction(event) for event in parse_json(InteractionsRequest, body, scope).interactions]
+@dataclass(frozen=True)
+class EventsBody(Generic[EventT]):
+    """A body that holds up to thousands of events of one kind, in its only member."""
+
+    name: str
+    """Of the member."""
+    model: type[BaseModel]
+    """The whole document."""
+    whole: Callable[[bytes], Any]
+    """Takes the events apart."""
+    decode: Callable[[bytes], Any]
+    """One event, where it is plainly right."""
+    event: Callable[[Any], EventT]
+    """What is stored of what either way has found."""
+
+    @classmethod
+    def of(cls, name: str, most: int, model: type[BaseModel], quick: Any, event: Callable[[Any], EventT]) -> Self:
+        """A body with a member `name` of 1 to `most` events.
+
+        Args:
+            name, model, event: see the class.
+            most: events of a body.
+            quick: the msgspec type of one.
+        """
+        events = Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=most)]
+        struct = msgspec.defstruct("_EventsBody", [(name, events)], forbid_unknown_fields=True, frozen=True, gc=False)
+        return cls(name, model, msgspec.json.Decoder(struct).decode, msgspec.json.Decoder(quick).decode, event)
+
+    def parse(self, body: bytes, scope: Scope) -> list[EventT]:
+        """The events of a body, which are judged one by one as well; raises as `parse_json` does."""
+        if _may_be_quick(body, scope) and _comes_once(b'"%s"' % self.name.encode(), body):
+            with suppress(*_BAD):
+                return [self.event(self.decode(part)) for part in getattr(self.whole(body), self.name)]
+        return [self.event(event) for event in getattr(parse_json(self.model, body, scope), self.name)]
+
+
+def _moment(event: Any) -> datetime:
+    return event.timestamp if isinstance(event.timestamp, datetime) else parse_timestamp(event.timestamp)
 
 
 def _interaction(event: _EventBody | InteractionEvent) -> Interaction:
-    moment = event.timestamp if isinstance(event, InteractionEvent) else parse_timestamp(event.timestamp)
-    return Interaction(event.event_id, event.user_id, event.item_id, event.label, moment, event.request_id)
+    return Interaction(event.event_id, event.user_id, event.item_id, event.label, _moment(event), event.request_id)
+
+
+def _impression(event: _ImpressionBody | ImpressionEvent) -> Impression:
+    positions = None if event.positions is None else parse_positions(event.positions, len(event.items))
+    return Impression(event.request_id, event.user_id, refuse_repetition(event.items), positions, _moment(event))
+
+
+def _click(event: _ClickBody | ClickEvent) -> Click:
+    event_id = event.event_id or interaction_id(event.request_id, event.item_id)
+    return Click(event_id, event.request_id, event.item_id, _moment(event))
+
+
+INTERACTIONS = EventsBody.of("interactions", MAX_INTERACTIONS, InteractionsRequest, _EventBody, _interaction)
+IMPRESSIONS = EventsBody.of("impressions", MAX_IMPRESSIONS, ImpressionsRequest, _ImpressionBody, _impression)
+CLICKS = EventsBody.of("clicks", MAX_CLICKS, ClicksRequest, _ClickBody, _click)

@@ -33,12 +33,15 @@ class Metrics:
             registry=registry,
         )
         self.predicted_items = Counter("asmg_predicted_items", "Items scored.", registry=registry)
-        self.interactions = Counter(
-            "asmg_interactions",
-            "Interactions received: accepted, duplicate or conflict.",
-            ["result"],
-            registry=registry,
-        )
+        self._events = {
+            kind: Counter(
+                f"asmg_{kind}",
+                f"{kind.capitalize()} received: accepted, duplicate or conflict.",
+                ["result"],
+                registry=registry,
+            )
+            for kind in ("interactions", "impressions", "clicks")
+        }
         self.model_version = Gauge(
             "asmg_model_version",
             "Model version served; of several processes the lowest.",
@@ -68,6 +71,11 @@ class Metrics:
             )
         noted[0].inc()
         noted[1].observe(seconds)
+
+    def note_events(self, kind: str, accepted: int, duplicates: int, conflicts: int) -> None:
+        """Count what became of a batch of `interactions`, `impressions` or `clicks`."""
+        for result, events in (("accepted", accepted), ("duplicate", duplicates), ("conflict", conflicts)):
+            self._events[kind].labels(result).inc(events)
 
     def render(self) -> bytes:
         """The text exposition; of all workers where there are several."""

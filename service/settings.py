@@ -1,5 +1,6 @@
 """The settings of one installation, read from the environment (`ASMG_…`) and passed in, never imported as a global."""
 
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
@@ -56,6 +57,8 @@ class Settings(BaseSettings):
     """How long a prediction waits for the user's history at most; then it is made without."""
     store_deadline_seconds: float = Field(5.0, gt=0)
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
+    attribution_window_seconds: float = Field(1800.0, ge=0, le=30 * 86_400)
+    """How long after an impression a click on it counts; only then the impression becomes interactions."""
     swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.25, gt=0)
@@ -113,6 +116,11 @@ class Settings(BaseSettings):
     def serving_dir(self) -> Path:
         """Folder of the snapshot files, which all processes of a host share."""
         return self.data_dir / "serving"
+
+    @property
+    def attribution_window(self) -> timedelta:
+        """`attribution_window_seconds`."""
+        return timedelta(seconds=self.attribution_window_seconds)
 
     @property
     def embedded(self) -> bool:

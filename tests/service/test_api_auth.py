@@ -17,6 +17,8 @@ CALLS = {
     ("POST", "/predict"): {"predict"},
     ("POST", "/predict/batch"): {"predict"},
     ("POST", "/interactions"): {"ingest"},
+    ("POST", "/impressions"): {"ingest"},
+    ("POST", "/clicks"): {"ingest"},
     ("PUT", "/items"): {"ingest"},
     ("POST", "/periods/close"): {"admin"},
     ("GET", "/periods"): {"admin", "ingest"},

@@ -1,5 +1,6 @@
 """The quick parsers of bodies accept nothing that pydantic would not, and no client can tell them from it."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -14,12 +15,21 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from service import bodies
-from service.bodies import parse_batch, parse_interactions, parse_json, parse_predict, read_body
+from service.bodies import (
+    CLICKS,
+    IMPRESSIONS,
+    INTERACTIONS,
+    EventsBody,
+    parse_batch,
+    parse_json,
+    parse_predict,
+    read_body,
+)
 from service.errors import BodyTooLarge, InvalidInput
 from service.limits import MAX_ID_LENGTH
-from service.schemas import BatchRequest, InteractionsRequest, PredictRequest
+from service.schemas import BatchRequest, PredictRequest
 from service.serving.id_index import hash_ids
-from service.storage.repositories import Interaction
+from service.storage.repositories import Click, Impression, Interaction
 from service.use_cases.predict import Question
 from tests.service.api_support import NOON, event
 
@@ -37,8 +47,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Question):
         past = None if value.history is None else value.history.tolist()
         return value._asdict() | {"asked": value.asked.tolist(), "history": past}
-    assert isinstance(value, Interaction)
-    return {name: getattr(value, name) for name in Interaction.__dataclass_fields__}
+    assert isinstance(value, Interaction | Impression | Click)
+    return dataclasses.asdict(value)
 
 
 def outcome(parse: Callable[[], Any]) -> Any:
@@ -57,14 +67,15 @@ def slowly(kind: str, body: bytes) -> Any:
         return outcome(lambda: parse_json(PredictRequest, body, SCOPE))
     if kind == "batch":
         return outcome(lambda: list(parse_json(BatchRequest, body, SCOPE).requests))
-    events = lambda: parse_json(InteractionsRequest, body, SCOPE).interactions  # noqa: E731
-    return outcome(lambda: [bodies._interaction(one) for one in events()])
+    events = EVENTS[kind]
+    return outcome(lambda: [events.event(one) for one in getattr(parse_json(events.model, body, SCOPE), kind)])
 
 
+EVENTS: dict[str, EventsBody[Any]] = {events.name: events for events in (INTERACTIONS, IMPRESSIONS, CLICKS)}
 PARSERS: dict[str, Callable[[bytes, Any], Any]] = {
     "predict": parse_predict,
     "batch": parse_batch,
-    "interactions": parse_interactions,
+    **{name: events.parse for name, events in EVENTS.items()},
 }
 
 
@@ -119,14 +130,21 @@ QUESTIONS = document(
     {"user_id": IDS, "items": st.lists(mostly(IDS), max_size=4)},
     {"history": st.none() | st.lists(mostly(IDS), max_size=3), "request_id": st.none() | IDS},
 )
-EVENTS = document(
+LOGGED = document(
     {"event_id": IDS, "user_id": IDS, "item_id": IDS, "label": st.sampled_from([0, 1]), "timestamp": TIMES},
     {"request_id": st.none() | IDS},
 )
+SHOWN = document(
+    {"request_id": IDS, "user_id": IDS, "items": st.lists(mostly(IDS), max_size=4), "timestamp": TIMES},
+    {"positions": st.none() | st.lists(mostly(st.sampled_from([0, 1, 7, 2**31 - 1, 2**31])), max_size=4)},
+)
+CLICKED = document({"request_id": IDS, "item_id": IDS, "timestamp": TIMES}, {"event_id": st.none() | IDS})
 DOCUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "predict": QUESTIONS,
     "batch": document({"requests": st.lists(QUESTIONS, max_size=3)}, {}),
-    "interactions": document({"interactions": st.lists(EVENTS, max_size=3)}, {}),
+    "interactions": document({"interactions": st.lists(LOGGED, max_size=3)}, {}),
+    "impressions": document({"impressions": st.lists(SHOWN, max_size=3)}, {}),
+    "clicks": document({"clicks": st.lists(CLICKED, max_size=3)}, {}),
 }
 KINDS = st.sampled_from(sorted(DOCUMENTS))
 
@@ -165,6 +183,15 @@ GOOD: dict[str, list[bytes]] = {
         '{"requests":[{"user_id":"u","items":["a"]},{"user_id":"日","items":["b"],"history":null}]}'.encode(),
     ],
     "interactions": [json.dumps({"interactions": [event(1), event(2, timestamp=1714564800001)]}).encode()],
+    "impressions": [
+        b'{"impressions":[{"request_id":"r","user_id":"u","items":["a","b"],"timestamp":1714564800001}]}',
+        b'{"impressions":[{"items":["b","a"],"positions":[3,1],"user_id":"u","request_id":"r","timestamp":0}]}',
+        b'{"impressions":[{"items":["b","a"],"positions":[0,1],"user_id":"u","request_id":"r","timestamp":0}]}',
+    ],
+    "clicks": [
+        b'{"clicks":[{"request_id":"r","item_id":"u","timestamp":"2024-05-01T12:00:00Z"}]}',
+        b'{"clicks":[{"event_id":"c","request_id":"r","item_id":"u","timestamp":1714564800001}]}',
+    ],
 }
 PIECES = rb"""
 " \ \u0000 \ud800 \udc00 \x \/ { } [ ] , : ' /**/ 1 1.0 1e0 -0 01 null true NaN Infinity "user_id":"v", "items":["x"],
@@ -209,7 +236,7 @@ def test_lengths_are_counted_in_characters(kind: str, letter: str) -> None:
 MEMBERS = {
     "predict": (b"items", b'{%s"user_id":"u","items":["a"]}'),
     "batch": (b"requests", b'{%s"requests":[{"user_id":"u","items":["a"]}]}'),
-    "interactions": (b"interactions", b"{%s" + GOOD["interactions"][0][1:]),
+    **{name: (name.encode(), b"{%s" + GOOD[name][0][1:]) for name in EVENTS},
 }
 VALUES = rb"""
 [] ["b"] null 7 "b" {} [7] [[]] {"a":{"b":1}} "\n" ["\ud83d\ude00"] "\ud800" ["\ud800"] "\u12" "\x" 1. 01 1e -0 1e999

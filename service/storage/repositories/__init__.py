@@ -15,6 +15,7 @@ from service.storage.repositories.interactions import (
     Positives,
     to_ms,
 )
+from service.storage.repositories.labels import Click, Impression, Labels, interaction_id
 from service.storage.repositories.models import (
     Alias,
     AliasName,
@@ -35,16 +36,19 @@ __all__ = [
     "Audit",
     "AuditEntry",
     "Catalogue",
+    "Click",
     "Entities",
     "EntityKind",
     "Evaluation",
     "Evaluations",
     "HistoryEntry",
+    "Impression",
     "Inserted",
     "Interaction",
     "Interactions",
     "Items",
     "Keys",
+    "Labels",
     "ModelKind",
     "ModelVersion",
     "Models",
@@ -56,5 +60,6 @@ __all__ = [
     "Stage",
     "Stages",
     "digest_of",
+    "interaction_id",
     "to_ms",
 ]

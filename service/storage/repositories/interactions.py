@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from asyncpg import Connection, InterfaceError, PostgresError
@@ -22,7 +22,17 @@ from service.limits import MAX_HISTORY
 from service.storage import tables
 from service.storage.outages import is_outage
 
-__all__ = ["HistoryEntry", "Inserted", "Interaction", "Interactions", "PeriodLog", "Positives", "to_ms"]
+__all__ = [
+    "HistoryEntry",
+    "Inserted",
+    "Interaction",
+    "Interactions",
+    "PeriodLog",
+    "Positives",
+    "copy_rows",
+    "to_ms",
+    "to_us",
+]
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
@@ -43,6 +53,11 @@ ROWS_OF_AN_INSERT = 1000
 def to_ms(moment: datetime) -> int:
     """Milliseconds since 1970 of a timezone-aware time, rounded down."""
     return (moment - EPOCH) // MILLISECOND
+
+
+def to_us(moment: datetime) -> int:
+    """Microseconds since 1970 of a timezone-aware time: all of it that Postgres keeps."""
+    return (moment - EPOCH) // MICROSECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +186,22 @@ EARLIER_POSITIVES = text("""
     ORDER BY page
 """)
 
-RECENT_POSITIVES = text("""
+# Clicks of impressions are not in the log before their period is resolved.
+UNRESOLVED = text("""
+    SELECT number FROM periods
+    WHERE labels IS NULL AND status IN ('open', 'sealed', 'updating') AND log_dropped_at IS NULL
+""")
+
+UNRESOLVED_POSITIVES = """
+        UNION (
+            SELECT DISTINCT item_id, interaction_id, shown_at FROM clicks_p{period}
+            WHERE user_id = :user_id
+            ORDER BY shown_at DESC, interaction_id DESC
+            LIMIT :limit
+        )
+"""
+
+RECENT_POSITIVES = """
     SELECT item_id, event_id, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS timestamp_ms
     FROM (
         (
@@ -185,10 +215,11 @@ RECENT_POSITIVES = text("""
         FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
              AS folded (item_id, event_id, occurred_at)
         WHERE user_histories.user_id = :user_id
+        {unresolved}
     ) AS positive
     ORDER BY occurred_at DESC, event_id DESC
     LIMIT :limit
-""")
+"""
 
 FOLD = text("""
     INSERT INTO user_histories (user_id, item_ids, event_ids, times)
@@ -248,18 +279,9 @@ class Interactions:
         return Inserted(accepted, [e.event_id for e, content in pairs if stored[e.event_id] not in (None, content)])
 
     async def _copy(self, period: int, events: Sequence[Interaction]) -> None:
-        if not events:
-            return
         rows = [(e.event_id, period, e.user_id, e.item_id, e.label, e.occurred_at, e.request_id) for e in events]
-        connection: Connection = (await self._connection.get_raw_connection()).driver_connection
-        try:
-            await connection.copy_records_to_table(tables.interactions.name, records=rows, columns=COLUMNS)
-        except (PostgresError, InterfaceError, OSError) as error:  # not SQLAlchemy's, which would know what was lost
-            if connection.is_closed() or not isinstance(error, PostgresError):
-                raise NotReady("the connection to Postgres was lost") from error
-            if is_outage(error):
-                raise NotReady("Postgres cannot do it now") from error
-            raise
+        if rows:
+            await copy_rows(self._connection, tables.interactions.name, rows, COLUMNS)
 
     async def count(self, period: int, *, id_prefix: str = "") -> int:
         """Interactions of a period; with `id_prefix` only those whose event id begins so."""
@@ -314,12 +336,38 @@ class Interactions:
         )
         # Whoever comes while this waits for a long reader has to wait too.
         await self._connection.execute(text(f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"))
-        await self._connection.execute(text(f"DROP TABLE interactions_p{int(period)}"))
+        partitions = ", ".join(f"{table.name}_p{int(period)}" for table in tables.LOG)
+        await self._connection.execute(text(f"DROP TABLE {partitions}"))
 
     async def recent_positives(self, user_id: str, limit: int = MAX_HISTORY) -> list[HistoryEntry]:
-        """The last `limit` positives of a user over all periods, the open one included, newest first."""
-        rows = await self._connection.execute(RECENT_POSITIVES, {"user_id": user_id, "limit": limit})
+        """The last `limit` positives of a user over all periods, the open one included, newest first.
+
+        Clicks of impressions whose period is not resolved yet are there as the interactions that they will be.
+        """
+        periods = (await self._connection.execute(UNRESOLVED)).scalars()
+        unresolved = "".join(UNRESOLVED_POSITIVES.format(period=int(period)) for period in periods)
+        statement = text(RECENT_POSITIVES.format(unresolved=unresolved))
+        rows = await self._connection.execute(statement, {"user_id": user_id, "limit": limit})
         return [HistoryEntry(row.item_id, row.event_id, row.timestamp_ms) for row in rows]
+
+
+async def copy_rows(
+    connection: AsyncConnection, table: str, rows: Sequence[tuple[Any, ...]], columns: Sequence[str]
+) -> None:
+    """Append rows by binary COPY.
+
+    Raises:
+        NotReady: Postgres is away, or cannot take them now.
+    """
+    driver: Connection = (await connection.get_raw_connection()).driver_connection
+    try:
+        await driver.copy_records_to_table(table, records=rows, columns=columns)
+    except (PostgresError, InterfaceError, OSError) as error:  # not SQLAlchemy's, which would know what was lost
+        if driver.is_closed() or not isinstance(error, PostgresError):
+            raise NotReady("the connection to Postgres was lost") from error
+        if is_outage(error):
+            raise NotReady("Postgres cannot do it now") from error
+        raise
 
 
 def _contents(events: Sequence[Interaction]) -> list[int]:
@@ -328,7 +376,7 @@ def _contents(events: Sequence[Interaction]) -> list[int]:
 
 
 def _content(event: Interaction) -> int:
-    moment = (event.occurred_at - EPOCH) // MICROSECOND
+    moment = to_us(event.occurred_at)
     whole = f"{event.user_id}\0{event.item_id}\0{event.label}\0{moment}\0{event.request_id or ''}"
     return xxh64_intdigest(whole.encode()) - 2**63  # as Postgres has it, signed
 

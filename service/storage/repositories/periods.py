@@ -48,6 +48,8 @@ class Period:
     version: int | None
     """The model version that the period produced."""
     log_dropped_at: datetime | None = None
+    labels: Mapping[str, Any] | None = None
+    """What became of its impressions and clicks; None until they are resolved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +69,8 @@ class Stage:
 
 # Attached, for making it `PARTITION OF` would wait for whoever uses the log, and have others wait.
 PARTITION = (
-    "CREATE TABLE interactions_p{number} (LIKE interactions INCLUDING ALL)",
-    "ALTER TABLE interactions ATTACH PARTITION interactions_p{number} FOR VALUES IN ({number})",
+    "CREATE TABLE {table}_p{number} (LIKE {table} INCLUDING ALL)",
+    "ALTER TABLE {table} ATTACH PARTITION {table}_p{number} FOR VALUES IN ({number})",
 )
 
 
@@ -139,9 +141,10 @@ class Periods:
         return await self._changed(number, statement)
 
     async def create(self, number: int) -> Period:
-        """Open a period, and the partition of its log; the one before must be sealed."""
-        for part in PARTITION:
-            await self._connection.execute(text(part.format(number=int(number))))
+        """Open a period, and the partitions of its log; the one before must be sealed."""
+        for table in tables.LOG:
+            for part in PARTITION:
+                await self._connection.execute(text(part.format(table=table.name, number=int(number))))
         statement = insert(tables.periods).values(number=number, status=PeriodStatus.OPEN).returning(*tables.periods.c)
         return await self._changed(number, statement)
 

@@ -1,0 +1,240 @@
+"""Delayed labels: what was shown and what was clicked, until both are joined into interactions.
+
+A period's statements name its partitions, so that they lock and plan these alone.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Protocol, TypeVar
+
+from sqlalchemy import exists, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+from xxhash import xxh64_intdigest
+
+from service.limits import MAX_ID_LENGTH
+from service.storage import tables
+from service.storage.repositories.interactions import (
+    CLAIM,
+    ROWS_OF_AN_INSERT,
+    STORED_CONTENTS,
+    Inserted,
+    Interaction,
+    copy_rows,
+    to_us,
+)
+
+__all__ = ["Click", "Impression", "Labels", "interaction_id"]
+
+IMPRESSION = 1
+CLICK = 2
+"""Kinds of an event id."""
+
+ITEMS_OF_A_COPY = 5000
+"""The event loop does nothing else while the driver takes them in."""
+
+
+def interaction_id(request_id: str, item_id: str) -> str:
+    """Event id of the interaction that an item of an impression becomes: `request_id/item_id`.
+
+    So that no two items have one, `%` and `/` of the request id are written as `%25` and `%2F`; and of an id that is
+    longer than event ids may be, its SHA-256 stands for it.
+    """
+    whole = f"{request_id.replace('%', '%25').replace('/', '%2F')}/{item_id}"
+    return whole if len(whole) <= MAX_ID_LENGTH else sha256(whole.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Impression:
+    """Items that a user was shown at once."""
+
+    request_id: str
+    """The client's name for it; a second impression with the same name is a duplicate."""
+    user_id: str
+    item_ids: Sequence[str]
+    """Each once."""
+    positions: Sequence[int] | None
+    """Where each item was; None for 0, 1, 2, …"""
+    shown_at: datetime
+    """Timezone-aware."""
+
+    @property
+    def event_id(self) -> str:
+        """What it is recognised by."""
+        return self.request_id
+
+    @property
+    def content(self) -> str:
+        """All the rest."""
+        positions = "" if self.positions is None else ",".join(map(str, self.positions))
+        return "\0".join((self.user_id, str(to_us(self.shown_at)), positions, *self.item_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """A click on an item of an impression."""
+
+    event_id: str
+    """The client's name for it, else that of the interaction; a second click with the same name is a duplicate."""
+    request_id: str
+    """Of the impression."""
+    item_id: str
+    clicked_at: datetime
+    """Timezone-aware."""
+
+    @property
+    def interaction_id(self) -> str:
+        """Event id of the interaction that it makes a click."""
+        return interaction_id(self.request_id, self.item_id)
+
+    @property
+    def content(self) -> str:
+        """All that it is but for its id."""
+        return "\0".join((self.request_id, self.item_id, str(to_us(self.clicked_at))))
+
+
+class _Event(Protocol):
+    @property
+    def event_id(self) -> str: ...
+
+    @property
+    def content(self) -> str: ...
+
+
+EventT = TypeVar("EventT", bound=_Event)
+
+IMPRESSION_COLUMNS = ("request_id", "period", "user_id", "item_ids", "positions", "shown_at")
+
+# An impression counts for the histories while it can still become an interaction of the open period or a later one.
+INSERT_CLICKS = """
+    INSERT INTO clicks_p{period}
+        (event_id, period, request_id, item_id, clicked_at, interaction_id, user_id, shown_at)
+    SELECT click.event_id, {period}, click.request_id, click.item_id, click.clicked_at, click.interaction_id,
+           shown.user_id, shown.shown_at
+    FROM unnest(
+        CAST(:event_ids AS text[]), CAST(:request_ids AS text[]), CAST(:item_ids AS text[]),
+        CAST(:times AS timestamptz[]), CAST(:interaction_ids AS text[])
+    ) AS click (event_id, request_id, item_id, clicked_at, interaction_id)
+    LEFT JOIN (
+        event_ids AS seen JOIN impressions AS shown ON shown.period = seen.period AND shown.request_id = seen.event_id
+    ) ON seen.kind = 1 AND seen.event_id = click.request_id COLLATE "C"
+        AND click.item_id COLLATE "C" = ANY (shown.item_ids)
+        AND click.clicked_at BETWEEN shown.shown_at AND shown.shown_at + CAST(:window AS interval)
+        AND (
+            seen.period = {period}
+            OR least(shown.shown_at, shown.received_at) + CAST(:window AS interval)
+                > (SELECT max(sealed_at) FROM periods)
+        )
+    RETURNING interaction_id, user_id, item_id, shown_at
+"""
+
+# Clicks that came before their impression.
+ATTRIBUTE = """
+    UPDATE clicks_p{period} AS click SET user_id = shown.user_id, shown_at = shown.shown_at
+    FROM impressions_p{period} AS shown
+    WHERE click.user_id IS NULL AND click.request_id = ANY (CAST(:request_ids AS text[]))
+      AND shown.request_id = click.request_id AND click.item_id = ANY (shown.item_ids)
+      AND click.clicked_at BETWEEN shown.shown_at AND shown.shown_at + CAST(:window AS interval)
+    RETURNING click.interaction_id, click.user_id, click.item_id, click.shown_at
+"""
+
+
+class Labels:
+    """Tables `impressions` and `clicks`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def insert_impressions(self, period: int, impressions: Sequence[Impression]) -> Inserted:
+        """Store the impressions that are new, by the rules of `Interactions.insert`."""
+        accepted, inserted = await self._claim(IMPRESSION, period, impressions)
+        for part in _parts(accepted):
+            rows = [(i.request_id, period, i.user_id, i.item_ids, i.positions, i.shown_at) for i in part]
+            await copy_rows(self._connection, tables.impressions.name, rows, IMPRESSION_COLUMNS)
+        return inserted
+
+    async def attribute(self, period: int, request_ids: Iterable[str], window: timedelta) -> list[Interaction]:
+        """What histories get of clicks that were there before their impressions, which were stored just now."""
+        values = {"request_ids": sorted(request_ids), "window": window}
+        return await self._positives(ATTRIBUTE.format(period=int(period)), values)
+
+    async def insert_clicks(
+        self, period: int, clicks: Sequence[Click], window: timedelta
+    ) -> tuple[Inserted, list[Interaction]]:
+        """Store the clicks that are new, by the same rules; also what histories get of them.
+
+        That is: clicks within `window` of an impression that is known and not resolved yet, as the interactions that
+        they will be.
+        """
+        accepted, inserted = await self._claim(CLICK, period, clicks)
+        positives: list[Interaction] = []
+        for start in range(0, len(accepted), ROWS_OF_AN_INSERT):
+            part = accepted[start : start + ROWS_OF_AN_INSERT]
+            values = {
+                "event_ids": [click.event_id for click in part],
+                "request_ids": [click.request_id for click in part],
+                "item_ids": [click.item_id for click in part],
+                "times": [click.clicked_at for click in part],
+                "interaction_ids": [click.interaction_id for click in part],
+                "window": window,
+            }
+            positives += await self._positives(INSERT_CLICKS.format(period=int(period)), values)
+        return inserted, positives
+
+    async def has_impressions(self, period: int) -> bool:
+        """Whether an impression waits in this period."""
+        query = select(exists().where(tables.impressions.c.period == period))
+        return bool(await self._connection.scalar(query))
+
+    async def _positives(self, statement: str, values: dict[str, object]) -> list[Interaction]:
+        """The clicks that a statement returns with their users, as interactions."""
+        rows = await self._connection.execute(text(statement), values)
+        return [
+            Interaction(row.interaction_id, row.user_id, row.item_id, 1, row.shown_at)
+            for row in rows
+            if row.user_id is not None
+        ]
+
+    async def _claim(self, kind: int, period: int, events: Sequence[EventT]) -> tuple[list[EventT], Inserted]:
+        """The events that are new, in the order of their ids: their ids are taken now."""
+        large = len(events) > ROWS_OF_AN_INSERT
+        contents = await asyncio.to_thread(_contents, events) if large else _contents(events)
+        first_of_each: dict[str, tuple[EventT, int]] = {}
+        for event, content in zip(events, contents, strict=True):
+            first_of_each.setdefault(event.event_id, (event, content))
+        ids = sorted(first_of_each)
+        stored: dict[str, int | None] = {event_id: content for event_id, (_, content) in first_of_each.items()}
+        accepted: set[str] = set()
+        for start in range(0, len(ids), ROWS_OF_AN_INSERT):
+            part = ids[start : start + ROWS_OF_AN_INSERT]
+            claim = {"kind": kind, "period": period, "event_ids": part, "contents": [stored[i] for i in part]}
+            claimed = set(await self._connection.scalar(CLAIM, claim) or ())
+            accepted |= claimed
+            if len(claimed) < len(part):
+                known = {"kind": kind, "event_ids": [event_id for event_id in part if event_id not in claimed]}
+                rows = await self._connection.execute(STORED_CONTENTS, known)
+                stored.update((row.event_id, row.content) for row in rows)
+        pairs = zip(events, contents, strict=True)
+        conflicts = [e.event_id for e, content in pairs if stored[e.event_id] not in (None, content)]
+        return [first_of_each[i][0] for i in ids if i in accepted], Inserted(accepted, conflicts)
+
+
+def _contents(events: Sequence[_Event]) -> list[int]:
+    """For each event a number that says what it is, but for its id; signed, as Postgres has it."""
+    return [xxh64_intdigest(event.content.encode()) - 2**63 for event in events]
+
+
+def _parts(impressions: Sequence[Impression]) -> Iterator[list[Impression]]:
+    """All of them, in pieces of about `ITEMS_OF_A_COPY` items."""
+    part: list[Impression] = []
+    items = 0
+    for impression in impressions:
+        part.append(impression)
+        items += len(impression.item_ids)
+        if items >= ITEMS_OF_A_COPY:
+            yield part
+            part, items = [], 0
+    if part:
+        yield part
