@@ -5,6 +5,7 @@ the numbers in files of that folder, and whichever worker is asked sums up all o
 """
 
 import os
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -42,6 +43,13 @@ class Metrics:
             )
             for kind in ("interactions", "impressions", "clicks")
         }
+        self._labels = Gauge(
+            "asmg_labels",
+            "What became of impressions and clicks in all closed periods, as Postgres has it.",
+            ["result"],
+            registry=registry,
+            multiprocess_mode="max",
+        )
         self.model_version = Gauge(
             "asmg_model_version",
             "Model version served; of several processes the lowest.",
@@ -76,6 +84,11 @@ class Metrics:
         """Count what became of a batch of `interactions`, `impressions` or `clicks`."""
         for result, events in (("accepted", accepted), ("duplicate", duplicates), ("conflict", conflicts)):
             self._events[kind].labels(result).inc(events)
+
+    def note_labels(self, totals: Mapping[str, int]) -> None:
+        """Show what became of impressions and clicks so far, by result."""
+        for result, total in totals.items():
+            self._labels.labels(result).set(total)
 
     def render(self) -> bytes:
         """The text exposition; of all workers where there are several."""

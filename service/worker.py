@@ -12,7 +12,7 @@ from service.errors import ConfigurationError, NotReady, ServiceError
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database, Leadership, Lock
-from service.storage.redis_state import Notices, connect
+from service.storage.redis_state import HistoryStore, Notices, connect
 from service.storage.repositories import Period, PeriodStatus
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.retention import drop_old_logs, prune, sweep
@@ -40,7 +40,8 @@ async def run(settings: Settings) -> None:
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core
     database, redis = Database(settings.postgres_dsn, pool_size=4), connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
-    workshop = Workshop(settings, database, ArtifactStore(database, redis), Notices(redis), updater)
+    histories = HistoryStore(redis, database, length=settings.history_length)
+    workshop = Workshop(settings, database, ArtifactStore(database, redis), Notices(redis), updater, histories)
     logger.info("worker started with %s", settings.updater)
     swept = False
     try:

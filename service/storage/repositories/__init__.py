@@ -15,7 +15,7 @@ from service.storage.repositories.interactions import (
     Positives,
     to_ms,
 )
-from service.storage.repositories.labels import Click, Impression, Labels, interaction_id
+from service.storage.repositories.labels import Click, Impression, Labels, Resolved, interaction_id
 from service.storage.repositories.models import (
     Alias,
     AliasName,
@@ -57,6 +57,7 @@ __all__ = [
     "PeriodStatus",
     "Periods",
     "Positives",
+    "Resolved",
     "Stage",
     "Stages",
     "digest_of",

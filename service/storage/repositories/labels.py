@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Protocol, TypeVar
 
-from sqlalchemy import exists, select, text
+from sqlalchemy import exists, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from xxhash import xxh64_intdigest
 
@@ -26,7 +26,7 @@ from service.storage.repositories.interactions import (
     to_us,
 )
 
-__all__ = ["Click", "Impression", "Labels", "interaction_id"]
+__all__ = ["Click", "Impression", "Labels", "Resolved", "interaction_id"]
 
 IMPRESSION = 1
 CLICK = 2
@@ -107,11 +107,14 @@ EventT = TypeVar("EventT", bound=_Event)
 
 IMPRESSION_COLUMNS = ("request_id", "period", "user_id", "item_ids", "positions", "shown_at")
 
+IN_TIME = "click.clicked_at BETWEEN shown.shown_at AND shown.shown_at + CAST(:window AS interval)"
+DUE = "least(shown.shown_at, shown.received_at) + CAST(:window AS interval) <= CAST(:sealed_at AS timestamptz)"
+
 # An impression counts for the histories while it can still become an interaction of the open period or a later one.
-INSERT_CLICKS = """
-    INSERT INTO clicks_p{period}
+INSERT_CLICKS = f"""
+    INSERT INTO clicks_p{{period}}
         (event_id, period, request_id, item_id, clicked_at, interaction_id, user_id, shown_at)
-    SELECT click.event_id, {period}, click.request_id, click.item_id, click.clicked_at, click.interaction_id,
+    SELECT click.event_id, {{period}}, click.request_id, click.item_id, click.clicked_at, click.interaction_id,
            shown.user_id, shown.shown_at
     FROM unnest(
         CAST(:event_ids AS text[]), CAST(:request_ids AS text[]), CAST(:item_ids AS text[]),
@@ -121,9 +124,9 @@ INSERT_CLICKS = """
         event_ids AS seen JOIN impressions AS shown ON shown.period = seen.period AND shown.request_id = seen.event_id
     ) ON seen.kind = 1 AND seen.event_id = click.request_id COLLATE "C"
         AND click.item_id COLLATE "C" = ANY (shown.item_ids)
-        AND click.clicked_at BETWEEN shown.shown_at AND shown.shown_at + CAST(:window AS interval)
+        AND {IN_TIME}
         AND (
-            seen.period = {period}
+            seen.period = {{period}}
             OR least(shown.shown_at, shown.received_at) + CAST(:window AS interval)
                 > (SELECT max(sealed_at) FROM periods)
         )
@@ -131,14 +134,120 @@ INSERT_CLICKS = """
 """
 
 # Clicks that came before their impression.
-ATTRIBUTE = """
-    UPDATE clicks_p{period} AS click SET user_id = shown.user_id, shown_at = shown.shown_at
-    FROM impressions_p{period} AS shown
+ATTRIBUTE = f"""
+    UPDATE clicks_p{{period}} AS click SET user_id = shown.user_id, shown_at = shown.shown_at
+    FROM impressions_p{{period}} AS shown
     WHERE click.user_id IS NULL AND click.request_id = ANY (CAST(:request_ids AS text[]))
       AND shown.request_id = click.request_id AND click.item_id = ANY (shown.item_ids)
-      AND click.clicked_at BETWEEN shown.shown_at AND shown.shown_at + CAST(:window AS interval)
+      AND {IN_TIME}
     RETURNING click.interaction_id, click.user_id, click.item_id, click.shown_at
 """
+
+# A partition is as old as its period: there are no statistics of it yet, and without them a join can take for ever.
+ANALYZE = "ANALYZE impressions_p{period}, clicks_p{period}"
+
+# Only what was there when the period was sealed decides, however late the worker comes: ids of later periods do not.
+JUDGE_CLICKS = f"""
+    WITH judged AS MATERIALIZED (
+        SELECT click.ctid AS place, CASE
+            WHEN shown.request_id IS NOT NULL THEN CASE
+                WHEN click.item_id <> ALL (shown.item_ids) THEN 'orphan'
+                WHEN NOT {DUE} THEN 'waits'
+                WHEN {IN_TIME} THEN 'counts'
+                ELSE 'late'
+            END
+            WHEN logged.event_id IS NOT NULL THEN 'late'
+            WHEN seen.event_id IS NOT NULL THEN 'orphan'
+            WHEN least(click.clicked_at, click.received_at) + CAST(:window AS interval)
+                > CAST(:sealed_at AS timestamptz) THEN 'waits'
+            ELSE 'orphan'
+        END AS verdict
+        FROM clicks_p{{period}} AS click
+        LEFT JOIN impressions_p{{period}} AS shown USING (request_id)
+        LEFT JOIN event_ids AS logged ON shown.request_id IS NULL
+            AND logged.kind = 0 AND logged.event_id = click.interaction_id AND logged.period <= {{period}}
+        LEFT JOIN event_ids AS seen ON shown.request_id IS NULL
+            AND seen.kind = 1 AND seen.event_id = click.request_id AND seen.period <= {{period}}
+    ), moved AS (
+        UPDATE clicks AS click SET period = {{next}} FROM judged
+        WHERE click.period = {{period}} AND click.ctid = judged.place AND judged.verdict = 'waits'
+        RETURNING click.event_id
+    ), named AS (
+        UPDATE event_ids SET period = {{next}} FROM moved WHERE kind = 2 AND event_ids.event_id = moved.event_id
+    )
+    SELECT count(*) FILTER (WHERE verdict = 'waits') AS moved_clicks,
+           count(*) FILTER (WHERE verdict = 'late') AS late_clicks,
+           count(*) FILTER (WHERE verdict = 'orphan') AS orphan_clicks
+    FROM judged
+"""
+
+MOVE_IMPRESSIONS = f"""
+    WITH moved AS (
+        UPDATE impressions AS shown SET period = {{next}} WHERE period = {{period}} AND NOT {DUE} RETURNING request_id
+    ), named AS (
+        UPDATE event_ids SET period = {{next}} FROM moved WHERE kind = 1 AND event_ids.event_id = moved.request_id
+    )
+    SELECT count(*) AS moved_impressions FROM moved
+"""
+
+# `interaction_id`, in SQL.
+WHOLE_ID = "replace(replace(request_id, '%', '%25'), '/', '%2F') || '/' || item_id"
+INTERACTION_ID = f"""
+    CASE WHEN length({WHOLE_ID}) <= {MAX_ID_LENGTH} THEN {WHOLE_ID}
+         ELSE encode(sha256(convert_to({WHOLE_ID}, 'UTF8')), 'hex') END
+"""
+
+# In the order of the ids, as ingestion takes them, so that neither can wait for the other in a circle.
+DERIVE = f"""
+    WITH clicked AS (
+        SELECT DISTINCT interaction_id
+        FROM clicks_p{{period}} AS click JOIN impressions_p{{period}} AS shown USING (request_id)
+        WHERE {IN_TIME}
+    ), made AS MATERIALIZED (
+        SELECT {INTERACTION_ID} COLLATE "C" AS event_id, user_id, item_id, shown_at, request_id
+        FROM impressions_p{{period}} CROSS JOIN LATERAL unnest(item_ids) AS item (item_id)
+    ), claimed AS (
+        INSERT INTO event_ids (kind, event_id, period)
+        SELECT 0, event_id, {{period}} FROM made ORDER BY event_id
+        ON CONFLICT (kind, event_id) DO NOTHING
+        RETURNING event_id
+    ), stored AS (
+        INSERT INTO interactions_p{{period}} (event_id, period, user_id, item_id, label, occurred_at, request_id)
+        SELECT event_id, {{period}}, user_id, item_id, (interaction_id IS NOT NULL)::int, shown_at, request_id
+        FROM made JOIN claimed USING (event_id) LEFT JOIN clicked ON interaction_id = event_id
+        RETURNING label
+    )
+    SELECT (SELECT count(*) FROM impressions_p{{period}}) AS impressions,
+           (SELECT count(*) FROM stored WHERE label = 1) AS positives,
+           (SELECT count(*) FROM stored WHERE label = 0) AS negatives,
+           (SELECT count(*) FROM made) - (SELECT count(*) FROM stored) AS already_logged
+"""
+
+NEWS = """
+    SELECT DISTINCT interaction_id, user_id, item_id, occurred_at AS shown_at
+    FROM (SELECT interaction_id FROM clicks_p{period} WHERE user_id IS NULL) AS click
+    JOIN interactions_p{period} ON event_id = interaction_id AND label = 1
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolved:
+    """What became of the impressions and clicks of a period."""
+
+    impressions: int = 0
+    """Whose window has passed: their items are interactions now."""
+    positives: int = 0
+    negatives: int = 0
+    already_logged: int = 0
+    """Items whose interaction was in the log before; it stays."""
+    moved_impressions: int = 0
+    """Whose window was open: they wait in the next period."""
+    moved_clicks: int = 0
+    """On these, or on none that is known yet."""
+    late_clicks: int = 0
+    """Outside the window of their impression, or after that was resolved."""
+    orphan_clicks: int = 0
+    """On an item that was not in their impression, or on an impression that did not come within a window."""
 
 
 class Labels:
@@ -183,10 +292,31 @@ class Labels:
             positives += await self._positives(INSERT_CLICKS.format(period=int(period)), values)
         return inserted, positives
 
-    async def has_impressions(self, period: int) -> bool:
-        """Whether an impression waits in this period."""
-        query = select(exists().where(tables.impressions.c.period == period))
-        return bool(await self._connection.scalar(query))
+    async def any(self, period: int) -> bool:
+        """Whether a period has impressions or clicks."""
+        found = (exists().where(table.c.period == period) for table in (tables.impressions, tables.clicks))
+        return bool(await self._connection.scalar(select(or_(*found))))
+
+    async def resolve(self, period: int, following: int, sealed_at: datetime, window: timedelta) -> Resolved:
+        """Make interactions of the impressions of a sealed period whose `window` had passed when it was sealed.
+
+        Each item is an interaction at the time of the impression: a positive where a click on it came no later than the
+        window allows, else a negative. Impressions whose window was open move to the period `following` with their
+        clicks, and so does a click that is younger than the window and whose impression is not known. The outcome
+        depends on nothing that came after the seal. Once for each period.
+        """
+        values = {"window": window, "sealed_at": sealed_at}
+        numbers = {"period": int(period), "next": int(following)}
+        await self._connection.execute(text(ANALYZE.format(**numbers)))
+        found: dict[str, int] = {}
+        for statement in (JUDGE_CLICKS, MOVE_IMPRESSIONS, DERIVE):
+            wanted = values if ":sealed_at" in statement else {"window": window}
+            found |= (await self._connection.execute(text(statement.format(**numbers)), wanted)).mappings().one()
+        return Resolved(**found)
+
+    async def news(self, period: int) -> list[Interaction]:
+        """Positives of a resolved period that histories were not told of: nobody knew their impression at the time."""
+        return await self._positives(NEWS.format(period=int(period)), {})
 
     async def _positives(self, statement: str, values: dict[str, object]) -> list[Interaction]:
         """The clicks that a statement returns with their users, as interactions."""

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping, delete, func, insert, select, text, update
+from sqlalchemy import RowMapping, Select, delete, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -40,7 +40,7 @@ class Period:
     sealed_at: datetime | None
     finished_at: datetime | None
     events: int | None
-    """Interactions, counted when the period was sealed."""
+    """Interactions, counted when the period was sealed, and again when its impressions were resolved."""
     idempotency_key: str | None
     idempotency_fingerprint: str | None
     error: str | None
@@ -93,7 +93,24 @@ class Periods:
 
     async def get(self, number: int) -> Period | None:
         """The period with this number."""
-        return await self._first(select(tables.periods).where(tables.periods.c.number == number))
+        return await self._first(_by_number(number))
+
+    async def get_locked(self, number: int) -> Period:
+        """The period with this number, which nobody else changes before the transaction ends.
+
+        Raises:
+            PeriodNotFound: there is no such period.
+        """
+        return await self._changed(number, _by_number(number).with_for_update())
+
+    async def next_unresolved(self, number: int) -> int:
+        """The first period after this one whose impressions and clicks are not resolved; the open one at the latest."""
+        query = select(func.min(tables.periods.c.number)).where(
+            tables.periods.c.number > number,
+            tables.periods.c.labels.is_(None),
+            tables.periods.c.status.in_([PeriodStatus.OPEN, PeriodStatus.SEALED, PeriodStatus.UPDATING]),
+        )
+        return int((await self._connection.execute(query)).scalar_one())
 
     async def list(self, limit: int, before: int | None = None) -> Sequence[Period]:
         """At most `limit` periods, newest first, of those with a number below `before`."""
@@ -147,6 +164,23 @@ class Periods:
                 await self._connection.execute(text(part.format(table=table.name, number=int(number))))
         statement = insert(tables.periods).values(number=number, status=PeriodStatus.OPEN).returning(*tables.periods.c)
         return await self._changed(number, statement)
+
+    async def set_labels(self, number: int, labels: Mapping[str, Any], events: int) -> Period:
+        """Note what became of a period's impressions and clicks, and how many interactions it has now.
+
+        Raises:
+            PeriodNotFound: there is no such period.
+        """
+        statement = update(tables.periods).where(tables.periods.c.number == number)
+        return await self._changed(number, statement.values(labels=labels, events=events).returning(*tables.periods.c))
+
+    async def label_totals(self, names: Sequence[str]) -> dict[str, int]:
+        """The sums over all periods of these numbers in `labels`."""
+        totals = [func.coalesce(func.sum(tables.periods.c.labels[name].as_integer()), 0).label(name) for name in names]
+        return {
+            name: int(total)
+            for name, total in (await self._connection.execute(select(*totals))).mappings().one().items()
+        }
 
     async def set_status(
         self,
@@ -225,9 +259,14 @@ class Stages:
         )
         (await self._connection.execute(statement)).one()
 
-    async def clear(self, period: int) -> None:
-        """Forget the stages of a period, as if its update had never begun."""
-        await self._connection.execute(delete(tables.period_stages).where(tables.period_stages.c.period == period))
+    async def clear(self, period: int, *, keep: Sequence[str] = ()) -> None:
+        """Forget the stages of a period but for those to keep, as if its update had come no further."""
+        stages = tables.period_stages
+        await self._connection.execute(delete(stages).where(stages.c.period == period, stages.c.stage.not_in(keep)))
+
+
+def _by_number(number: int) -> Select[Any]:
+    return select(tables.periods).where(tables.periods.c.number == number)
 
 
 def _period(row: RowMapping) -> Period:

@@ -1,4 +1,4 @@
-"""Impressions and clicks: stored once, joined once, whoever comes first and whatever is killed."""
+"""Impressions and clicks: stored once, whoever comes first, and in histories at once."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

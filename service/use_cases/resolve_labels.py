@@ -1,0 +1,40 @@
+"""Delayed labels become interactions: the first stage of a period's update."""
+
+from dataclasses import asdict
+from datetime import timedelta
+
+from service.storage.database import Database
+from service.storage.repositories import Period
+from service.use_cases.ingest import ToldOfClicks
+
+__all__ = ["resolve_labels"]
+
+
+async def resolve_labels(database: Database, histories: ToldOfClicks, number: int, window: timedelta) -> Period:
+    """Join the impressions and clicks of a sealed period, all or nothing and once; return the period.
+
+    It is that one transaction, whoever is killed and however often it is called: what a period has in `labels` is done.
+
+    Args:
+        database: the log.
+        histories: are told of clicks that they have missed.
+        number: of a sealed period.
+        window: from an impression to the last click on it that counts.
+
+    Raises:
+        PeriodNotFound: there is no such period.
+    """
+    async with database.unit_of_work() as work:
+        period = await work.periods.get_locked(number)
+        assert period.sealed_at is not None, "an open period is not resolved"
+        if period.labels is None:
+            following = await work.periods.next_unresolved(number)
+            resolved = await work.labels.resolve(number, following, period.sealed_at, window)
+            labels = {**asdict(resolved), "window_seconds": window.total_seconds()}
+            events = await work.interactions.count(number)
+            period = await work.periods.set_labels(number, labels, events)
+            await work.commit()
+    async with database.read() as session:
+        news = await session.labels.news(number)
+    await histories.append(news)
+    return period
