@@ -22,6 +22,7 @@ from service.serving.swap import Champion, ServingModel
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
+from service.storage.events import warm_up
 from service.storage.fetch import fetch_apart
 from service.storage.redis_state import HistoryStore, Notices, connect
 from service.tasks import BoundedCalls, end_tasks
@@ -131,6 +132,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             # The server accepts connections after this, so none is answered with 503 only because a process is new.
             with suppress(TimeoutError):
                 async with asyncio.timeout(START_SECONDS):
+                    await asyncio.to_thread(warm_up)
                     await serving.wait_loaded()
             yield {"parts": parts}
         finally:
@@ -147,6 +149,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         telemetry=NO_TELEMETRY,
         responses={"default": {"model": Problem, "description": "A problem document"}},
     )

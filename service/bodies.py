@@ -7,11 +7,9 @@ is judged twice unless it is wrong.
 """
 
 import re
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -30,7 +28,6 @@ from service.limits import (
     MAX_HISTORY,
     MAX_ID_LENGTH,
     MAX_IMPRESSIONS,
-    MAX_INTERACTIONS,
     MAX_ITEMS,
     MAX_POSITION,
     MAX_PREDICT_BYTES,
@@ -52,16 +49,15 @@ from service.schemas import (
 )
 from service.serving.forward import hash_json
 from service.serving.snapshot import hashes_of
-from service.storage.repositories import Click, Impression, Interaction, interaction_id
+from service.storage.repositories import Click, EventBatch, Impression, Interaction, interaction_id
 from service.use_cases.predict import Question
 
 __all__ = [
-    "CLICKS",
-    "IMPRESSIONS",
-    "INTERACTIONS",
-    "EventsBody",
     "is_small",
     "parse_batch",
+    "parse_clicks",
+    "parse_impressions",
+    "parse_interactions",
     "parse_json",
     "parse_predict",
     "quick_question",
@@ -69,12 +65,13 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=BaseModel)
-EventT = TypeVar("EventT")
 
 JSON = b"application/json"
 JSON_MEDIA_TYPE = re.compile(r"application/([\w.+-]+\+)?json", re.ASCII | re.IGNORECASE)
 NUL = b"\\u0000"
 """The only way in which JSON can say NUL."""
+
+BACKSLASH = b"\\"
 
 ESCAPED = b"\\u00"
 """The only way in which JSON can say the letters of a name otherwise."""
@@ -106,12 +103,18 @@ class _BatchBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=Fal
 
 
 class _EventBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
-    event_id: Id
-    user_id: Id
-    item_id: Id
-    label: Literal[0, 1]
+    event_id: str
+    user_id: str
+    item_id: str
+    label: int
     timestamp: int | str
-    request_id: Id | None = None
+    request_id: str | None = None
+
+
+class _EventsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    """For events with escapes: written again, they have none but those that no id may have."""
+
+    interactions: list[_EventBody]
 
 
 class _ImpressionBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
@@ -122,11 +125,19 @@ class _ImpressionBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, g
     positions: Annotated[list[Position], msgspec.Meta(max_length=MAX_ITEMS)] | None = None
 
 
+class _ImpressionsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    impressions: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_IMPRESSIONS)]
+
+
 class _ClickBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
     request_id: Id
     item_id: Id
     timestamp: int | str
     event_id: Id | None = None
+
+
+class _ClicksBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    clicks: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_CLICKS)]
 
 
 def is_small(body: bytes) -> bool:
@@ -180,6 +191,9 @@ _BAD = (msgspec.MsgspecError, PydanticCustomError, UnicodeDecodeError, Recursion
 _predict = msgspec.json.Decoder(_PredictBody)
 _quick = msgspec.json.Decoder(_QuickBody)
 _batch = msgspec.json.Decoder(_BatchBody)
+_events = msgspec.json.Decoder(_EventsBody)
+_impressions, _one_impression = msgspec.json.Decoder(_ImpressionsBody), msgspec.json.Decoder(_ImpressionBody)
+_clicks, _one_click = msgspec.json.Decoder(_ClicksBody), msgspec.json.Decoder(_ClickBody)
 
 
 def _may_be_quick(body: bytes, scope: Scope) -> bool:
@@ -240,48 +254,34 @@ def _question_of(request: _PredictBody | PredictRequest) -> Question:
     return Question.of(request.user_id, request.items, request.history, request.request_id)
 
 
-@dataclass(frozen=True)
-class EventsBody(Generic[EventT]):
-    """A body that holds up to thousands of events of one kind, in its only member."""
-
-    name: str
-    """Of the member."""
-    model: type[BaseModel]
-    """The whole document."""
-    whole: Callable[[bytes], Any]
-    """Takes the events apart."""
-    decode: Callable[[bytes], Any]
-    """One event, where it is plainly right."""
-    event: Callable[[Any], EventT]
-    """What is stored of what either way has found."""
-
-    @classmethod
-    def of(cls, name: str, most: int, model: type[BaseModel], quick: Any, event: Callable[[Any], EventT]) -> Self:
-        """A body with a member `name` of 1 to `most` events.
-
-        Args:
-            name, model, event: see the class.
-            most: events of a body.
-            quick: the msgspec type of one.
-        """
-        events = Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=most)]
-        struct = msgspec.defstruct("_EventsBody", [(name, events)], forbid_unknown_fields=True, frozen=True, gc=False)
-        return cls(name, model, msgspec.json.Decoder(struct).decode, msgspec.json.Decoder(quick).decode, event)
-
-    def parse(self, body: bytes, scope: Scope) -> list[EventT]:
-        """The events of a body, which are judged one by one as well; raises as `parse_json` does."""
-        if _may_be_quick(body, scope) and _comes_once(b'"%s"' % self.name.encode(), body):
-            with suppress(*_BAD):
-                return [self.event(self.decode(part)) for part in getattr(self.whole(body), self.name)]
-        return [self.event(event) for event in getattr(parse_json(self.model, body, scope), self.name)]
+def parse_interactions(body: bytes, scope: Scope) -> EventBatch:
+    """The events in the body of `POST /interactions`; raises as `parse_json` does."""
+    if headers_of(scope).get(b"content-type") == JSON:
+        with suppress(*_BAD):
+            plain = body if BACKSLASH not in body else msgspec.json.encode(_events.decode(body))
+            if (events := EventBatch.parse(plain)) is not None:
+                return events
+    return EventBatch.of([_interaction(event) for event in parse_json(InteractionsRequest, body, scope).interactions])
 
 
-def _moment(event: Any) -> datetime:
-    return event.timestamp if isinstance(event.timestamp, datetime) else parse_timestamp(event.timestamp)
+def _interaction(event: InteractionEvent) -> Interaction:
+    return Interaction(event.event_id, event.user_id, event.item_id, event.label, event.timestamp, event.request_id)
 
 
-def _interaction(event: _EventBody | InteractionEvent) -> Interaction:
-    return Interaction(event.event_id, event.user_id, event.item_id, event.label, _moment(event), event.request_id)
+def parse_impressions(body: bytes, scope: Scope) -> list[Impression]:
+    """The impressions in the body of `POST /impressions`, one by one as well; raises as `parse_json` does."""
+    if _may_be_quick(body, scope) and _comes_once(b'"impressions"', body):
+        with suppress(*_BAD):
+            return [_impression(_one_impression.decode(part)) for part in _impressions.decode(body).impressions]
+    return [_impression(event) for event in parse_json(ImpressionsRequest, body, scope).impressions]
+
+
+def parse_clicks(body: bytes, scope: Scope) -> list[Click]:
+    """The clicks in the body of `POST /clicks`, the same way."""
+    if _may_be_quick(body, scope) and _comes_once(b'"clicks"', body):
+        with suppress(*_BAD):
+            return [_click(_one_click.decode(part)) for part in _clicks.decode(body).clicks]
+    return [_click(event) for event in parse_json(ClicksRequest, body, scope).clicks]
 
 
 def _impression(event: _ImpressionBody | ImpressionEvent) -> Impression:
@@ -294,6 +294,5 @@ def _click(event: _ClickBody | ClickEvent) -> Click:
     return Click(event_id, event.request_id, event.item_id, _moment(event))
 
 
-INTERACTIONS = EventsBody.of("interactions", MAX_INTERACTIONS, InteractionsRequest, _EventBody, _interaction)
-IMPRESSIONS = EventsBody.of("impressions", MAX_IMPRESSIONS, ImpressionsRequest, _ImpressionBody, _impression)
-CLICKS = EventsBody.of("clicks", MAX_CLICKS, ClicksRequest, _ClickBody, _click)
+def _moment(event: _ImpressionBody | ImpressionEvent | _ClickBody | ClickEvent) -> datetime:
+    return event.timestamp if isinstance(event.timestamp, datetime) else parse_timestamp(event.timestamp)

@@ -121,12 +121,28 @@ def _presented_key(scope: Scope) -> bytes | None:
 
 
 def _is_of_this_host(scope: Scope) -> bool:
-    if any(name in headers_of(scope) for name in FORWARDED):
+    headers = headers_of(scope)
+    if any(name in headers for name in FORWARDED):
+        return False
+    # Any page may make a browser of this host ask: it then says where the page is from, and by what name it asked.
+    host = headers.get(b"host")
+    origin = headers.get(b"origin")
+    if (host is not None and not _is_loopback(_without_port(host))) or (
+        origin is not None and origin.partition(b"://")[2] != host
+    ):
         return False
     client = scope.get("client")
+    return client is None or _is_loopback(client[0])  # no client at all is a Unix socket
+
+
+def _without_port(host: bytes) -> str:
+    name = str(host, "latin-1")
+    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        # No client at all is a Unix socket.
-        return client is None or ip_address(client[0]).is_loopback
+        return host.lower() == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -47,3 +47,9 @@ MAX_WRITES = 64
 
 MAX_REASON_LENGTH = 1000
 """Characters of the reason an operator gives for a change."""
+
+MAX_KEY_NAME_LENGTH = 100
+"""Characters of the name of an API key."""
+
+MAX_KEY_DAYS = 3650
+"""Within so many days a key has to expire, if it expires at all."""

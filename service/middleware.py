@@ -9,6 +9,7 @@ import time
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.context import current_request_id
 from service.errors import BodyTooLarge
 from service.head import REQUEST_ID_HEADER, declared_length, request_id_of
 from service.metrics import Metrics
@@ -35,6 +36,8 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Never reset: each request is a task of its own, and what the server still logs of it shall name it too.
+        current_request_id.set(request_id_of(scope))
         request_id = request_id_of(scope).encode("ascii")
         status = 0
 

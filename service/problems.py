@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from service.context import current_request_id
 from service.errors import FieldError, InvalidInput, ServiceError
 
 __all__ = ["install_problem_handlers", "invalid_input", "render_problem"]
@@ -93,7 +94,9 @@ def _received(error: Mapping[str, Any]) -> str:
 
 
 def render_problem(error: Exception, *, instance: str) -> Response:
-    """The response to `error`; `instance` is the path of the request. A server's own fault is logged here."""
+    """The response to `error` in the request that is being answered; `instance` is its path. A server's own fault is
+    logged here.
+    """
     headers: dict[str, str] = {}
     if isinstance(error, RequestValidationError):
         error = invalid_input(error.errors())
@@ -115,6 +118,7 @@ def render_problem(error: Exception, *, instance: str) -> Response:
     if document["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     document["instance"] = instance
+    document["request_id"] = current_request_id.get()
     return Response(
         json.dumps(document, ensure_ascii=False),
         status_code=document["status"],

@@ -13,6 +13,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.bodies import SMALL_BYTES
+from service.context import current_request_id
 from service.head import REQUEST_ID_HEADER, declared_length, request_id_of
 
 __all__ = ["AnswerNow", "quick_protocol"]
@@ -57,10 +58,13 @@ def quick_protocol(answers: dict[str, AnswerNow]) -> type[HttpToolsProtocol]:
             scope: Any = cycle.scope
             content = None
             if not self.flow.write_paused:
+                token = current_request_id.set(request_id_of(scope))
                 try:
                     content = answers[scope["path"]](scope, bytes(cycle.body))
                 except Exception:  # a bug; the ordinary way answers the client
                     logger.exception("%s could not be answered at once", scope["path"])
+                finally:
+                    current_request_id.reset(token)
             if content is None:
                 super()._start_asgi_task(cycle, app)
                 return

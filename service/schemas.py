@@ -43,6 +43,7 @@ __all__ = [
     "CloseRequest",
     "CloseResponse",
     "Health",
+    "Id",
     "ImpressionEvent",
     "ImpressionsRequest",
     "IngestResponse",
@@ -136,6 +137,7 @@ def _timestamp_schema(schema: dict[str, Any]) -> None:
 _TEXT_PATTERN = r"^[^\x00]*$"
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=_TEXT_PATTERN)]
+Reason = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REASON_LENGTH, pattern=_TEXT_PATTERN)]
 Label = Annotated[Literal[0, 1], BeforeValidator(parse_label)]
 Timestamp = Annotated[datetime, BeforeValidator(parse_timestamp), Field(json_schema_extra=_timestamp_schema)]
 Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]
@@ -291,9 +293,10 @@ class ItemsResponse(BaseModel):
 
 
 class CloseRequest(_Request):
-    """Guards a close against closing the next period by mistake."""
+    """Guards a close against closing the next period by mistake, and says why it was closed."""
 
     expected_period: int | None = None
+    reason: Reason | None = Field(None, description="For the audit.")
 
 
 class CloseResponse(BaseModel):
@@ -311,7 +314,7 @@ class RollbackRequest(_Request):
     sequence: Literal["keep", "excise"] = Field(
         description="`excise` also takes the versions rolled back out of the sequence that the next update learns from."
     )
-    reason: Annotated[str, StringConstraints(min_length=1, max_length=MAX_REASON_LENGTH, pattern=_TEXT_PATTERN)]
+    reason: Reason
 
 
 class RollbackResponse(BaseModel):
@@ -355,4 +358,5 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str
+    request_id: str = Field(description="As in the header `X-Request-ID`; the service's log names it too.")
     errors: list[ProblemField] | None = None

@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     api_workers: int = Field(1, ge=1)
     """Api processes."""
+    tls_cert: Path | None = None
+    """Certificate chain in PEM, for HTTPS without a proxy; together with `tls_key`."""
+    tls_key: Path | None = None
+    """Its private key in PEM, not encrypted."""
     prior_ctr: float = Field(0.5, gt=0, lt=1)
     """The constant answer of version 0, before anything was learned."""
     updater: str = "asmg-gru-multi"
@@ -82,7 +86,7 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("postgres_dsn", "redis_url", mode="before")
+    @field_validator("postgres_dsn", "redis_url", "tls_cert", "tls_key", mode="before")
     @classmethod
     def _unset_when_empty(cls, value: object) -> object:
         # Compose files pass `ASMG_REDIS_URL=${ASMG_REDIS_URL}` through; there an empty value means unset.
@@ -99,6 +103,12 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(REDIS_SCHEMES):
             raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
         return value
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> "Settings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("expected both ASMG_TLS_CERT and ASMG_TLS_KEY, or neither; received one")
+        return self
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> "Settings":

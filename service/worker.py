@@ -15,7 +15,7 @@ from service.storage.database import Database, Leadership, Lock
 from service.storage.redis_state import HistoryStore, Notices, connect
 from service.storage.repositories import Period, PeriodStatus
 from service.use_cases.bootstrap import ensure_prior
-from service.use_cases.retention import drop_old_logs, prune, sweep
+from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
 from service.use_cases.update_model import HeadMoved, PeriodUpdate, Workshop
 
 __all__ = ["run"]
@@ -69,6 +69,7 @@ async def _update_next(workshop: Workshop) -> bool:
         period = await session.periods.next_sealed()
     if period is None:
         return False
+    await merge_event_ids(workshop.database)
     try:
         version = await PeriodUpdate(workshop, period.number).run()
     except HeadMoved as moved:

@@ -1,7 +1,7 @@
 """Delayed labels: impressions and clicks beside the log, joined when a period is resolved.
 
 Revision ID: 0008
-Revises: 0002
+Revises: 0004
 """
 
 import sqlalchemy as sa
@@ -9,7 +9,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 revision: str = "0008"
-down_revision: str | None = "0002"
+down_revision: str | None = "0004"
 branch_labels: None = None
 depends_on: None = None
 

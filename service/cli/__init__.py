@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from asmg.log_format import ColumnMap, CutBy
 from service import __version__
@@ -21,13 +21,18 @@ from service.cli.options import (
     LabelColumn,
     Negatives,
     PositivesOnly,
+    Reason,
     TimeFormat,
     TimestampColumn,
     UserColumn,
+    expiry_of,
 )
+from service.console import make_console
+from service.limits import MAX_KEY_DAYS
 from service.settings import Settings
 from service.storage.database import Database
 from service.supervisor import configure_logging, installation, run_worker, serve
+from service.use_cases.audit import AuditPage, list_audit
 from service.use_cases.auth import SCOPES, create_key, list_keys, revoke_key
 
 __all__ = ["app"]
@@ -132,12 +137,18 @@ def serve_command(
         bool | None,
         typer.Option("--worker/--no-worker", help="Also run the worker. By default with embedded servers only."),
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Serve HTTPS with this certificate chain (PEM). [ASMG_TLS_CERT]")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM), not encrypted. [ASMG_TLS_KEY]")] = None,
     migrate: Annotated[bool, typer.Option("--migrate", help="Bring the schema of the database up to date.")] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Serve the API; without ASMG_POSTGRES_DSN and ASMG_REDIS_URL with servers of its own."""
     with plain_errors():
-        settings = load_settings(host=host, port=port, api_workers=workers, data_dir=data_dir)
+        settings = load_settings(
+            host=host, port=port, api_workers=workers, tls_cert=tls_cert, tls_key=tls_key, data_dir=data_dir
+        )
         serve(settings, worker=worker, migrate_first=migrate)
 
 
@@ -223,12 +234,22 @@ def create_key_command(
         list[str],
         typer.Option("--scope", "--scopes", help=f"One or more of {', '.join(SCOPES)}; with commas, or given again."),
     ],
+    expires_in: Annotated[
+        str | None, typer.Option(help=f"Refuse it after this time, such as 90d, 12h or 30m; {MAX_KEY_DAYS}d at most.")
+    ] = None,
+    expires_at: Annotated[
+        str | None, typer.Option(help="Refuse it from this moment on: RFC 3339 with an offset.")
+    ] = None,
+    reason: Reason = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a key and print it, this once."""
+    """Make a key and print it, this once. Without an expiry it is good until it is revoked."""
     scopes = [part.strip() for value in scope for part in value.split(",")]
     with plain_errors():
-        key_id, key = _with_database(data_dir, lambda database: create_key(database, name, scopes))
+        expiry = expiry_of(expires_in, expires_at)
+        key_id, key = _with_database(
+            data_dir, lambda database: create_key(database, name, scopes, expires_at=expiry, reason=reason)
+        )
         print(f"asmg: key {key_id}; it is shown only now", file=sys.stderr)
         print(key)
 
@@ -237,19 +258,43 @@ def create_key_command(
 def list_keys_command(data_dir: DataDir = None) -> None:
     """List all keys ever made."""
     with plain_errors():
-        table = Table("id", "name", "scopes", "created", "revoked")
+        table = Table("id", "name", "scopes", "created (UTC)", "expires", "revoked", "valid")
         for key in _with_database(data_dir, list_keys):
-            created, revoked = (f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (key.created_at, key.revoked_at))
-            table.add_row(key.key_id, key.name, " ".join(key.scopes), created, revoked)
-        Console().print(table)
+            times = [f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (key.created_at, key.expires_at, key.revoked_at)]
+            table.add_row(key.key_id, key.name, " ".join(key.scopes), *times, "yes" if key.valid else "no")
+        make_console().print(table)
 
 
 @keys.command("revoke")
 def revoke_key_command(
-    key_id: Annotated[str, typer.Argument(help="The id of `asmg keys list`.")], data_dir: DataDir = None
+    key_id: Annotated[str, typer.Argument(help="The id of `asmg keys list`.")],
+    reason: Reason = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Revoke a key for ever; the api processes refuse it a second later."""
     with plain_errors():
-        if not _with_database(data_dir, lambda database: revoke_key(database, key_id)):
+        if not _with_database(data_dir, lambda database: revoke_key(database, key_id, reason=reason)):
             raise ValueError(f"there is no valid key {key_id}")
         print(f"asmg: key {key_id} is revoked")
+
+
+@app.command("audit")
+def audit_command(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Entries at most.")] = 50,
+    actor: Annotated[str | None, typer.Option(help="Only what this one did, by the whole name.")] = None,
+    action: Annotated[str | None, typer.Option(help="Only this action, such as rollback.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List who did what, when and why, newest first."""
+
+    async def entries(database: Database) -> AuditPage:
+        return await list_audit(database, limit=limit, actor=actor, action=action)
+
+    with plain_errors():
+        table = Table("at (UTC)", "actor", "action", "detail", "reason", "request")
+        for entry in _with_database(data_dir, entries).entries:
+            detail = " ".join(f"{name}={value}" for name, value in entry.detail.items())
+            words = (f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.actor, entry.action, detail)
+            # As text: what callers wrote is not to be taken for markup.
+            table.add_row(*(Text(word) for word in (*words, entry.reason or "", entry.request_id or "")))
+        make_console().print(table)

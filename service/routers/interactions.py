@@ -1,34 +1,38 @@
 """The log of what happened: `POST /interactions`, or its halves `POST /impressions` and `POST /clicks`."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Annotated, Any, Generic, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
+from starlette.types import Scope
 
-from service.bodies import CLICKS, IMPRESSIONS, INTERACTIONS, EventsBody, is_small
+from service.bodies import is_small, parse_clicks, parse_impressions, parse_interactions
 from service.dependencies import Parts, Requires, Service, body_schema
 from service.schemas import ClicksRequest, ImpressionsRequest, IngestResponse, InteractionsRequest
-from service.storage.repositories import Click, Impression, Interaction
+from service.storage.repositories import Click, EventBatch, Impression
 from service.use_cases.ingest import IngestResult, ingest, ingest_clicks, ingest_impressions
 
 router = APIRouter(tags=["log"])
 
-EventT = TypeVar("EventT")
+T = TypeVar("T")
 
 
-class Events(Generic[EventT]):
-    """A dependency that parses a body of events; it runs after `Requires`, as `JsonBody` does."""
+async def _interactions(request: Request) -> EventBatch:
+    return await _parsed(parse_interactions, request)
 
-    def __init__(self, body: EventsBody[EventT]) -> None:
-        self._body = body
 
-    async def __call__(self, request: Request) -> list[EventT]:
-        """The events; raises as `parse_json` does."""
-        body = await request.body()
-        if is_small(body):
-            return self._body.parse(body, request.scope)
-        return await asyncio.to_thread(self._body.parse, body, request.scope)
+async def _impressions(request: Request) -> list[Impression]:
+    return await _parsed(parse_impressions, request)
+
+
+async def _clicks(request: Request) -> list[Click]:
+    return await _parsed(parse_clicks, request)
+
+
+async def _parsed(parse: Callable[[bytes, Scope], T], request: Request) -> T:
+    body = await request.body()
+    return parse(body, request.scope) if is_small(body) else await asyncio.to_thread(parse, body, request.scope)
 
 
 @router.post(
@@ -38,9 +42,7 @@ class Events(Generic[EventT]):
     response_model_exclude_none=True,
     summary="Add to the log of the open period",
 )
-async def post_interactions(
-    service: Service, events: Annotated[list[Interaction], Depends(Events(INTERACTIONS))]
-) -> IngestResponse:
+async def post_interactions(service: Service, events: Annotated[EventBatch, Depends(_interactions)]) -> IngestResponse:
     """Store what happened; the answer comes after the commit, and sending a batch again changes nothing."""
     return await _stored(service, "interactions", ingest(service.database, service.histories, events))
 
@@ -53,7 +55,7 @@ async def post_interactions(
     summary="Report what users were shown",
 )
 async def post_impressions(
-    service: Service, events: Annotated[list[Impression], Depends(Events(IMPRESSIONS))]
+    service: Service, events: Annotated[list[Impression], Depends(_impressions)]
 ) -> IngestResponse:
     """Store impressions, as interactions are stored. When a period is closed, those whose attribution window has passed
     become its interactions: each item a positive, where a click on it came within the window, else a negative.
@@ -71,7 +73,7 @@ async def post_impressions(
     response_model_exclude_none=True,
     summary="Report what users clicked",
 )
-async def post_clicks(service: Service, events: Annotated[list[Click], Depends(Events(CLICKS))]) -> IngestResponse:
+async def post_clicks(service: Service, events: Annotated[list[Click], Depends(_clicks)]) -> IngestResponse:
     """Store clicks on items of impressions, as interactions are stored; a click may come before its impression."""
     window = service.settings.attribution_window
     return await _stored(service, "clicks", ingest_clicks(service.database, service.histories, events, window))

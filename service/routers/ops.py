@@ -16,12 +16,15 @@ router = APIRouter(tags=["operations"])
 PROBE_SECONDS = 1.5
 
 
+# Uptime probes and load balancers like to ask for heads.
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Is the process alive?")
 async def get_health() -> Health:
     """Answers as long as the event loop turns; says nothing of Postgres, Redis or a model."""
     return Health()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Can the process predict and store?")
 async def get_readiness(service: Service) -> Readiness:
     """Ready when a model is loaded and Postgres answers; without Redis the service is slower, not down. A process that

@@ -39,6 +39,7 @@ async def post_close(
         expected_period=request.expected_period,
         idempotency_key=idempotency_key,
         actor=caller.name,
+        reason=request.reason,
     )
     period = await service.writes.run(closing)
     status_url = f"/periods/{period.number}"

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.bodies import is_small, parse_batch, parse_predict, quick_question, read_body
+from service.context import current_request_id
 from service.dependencies import Parts, Requires, body_schema
 from service.errors import NotReady
 from service.head import REQUEST_ID_HEADER, request_id_of
@@ -155,6 +156,7 @@ class Shortcut:
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), CLIENT_CLOSED_REQUEST
+        current_request_id.set(request_id_of(scope))
         request_id = (REQUEST_ID_HEADER, request_id_of(scope).encode("ascii"))
         try:
             content = await answer(scope["state"]["parts"], scope, receive)

@@ -224,6 +224,7 @@ def _engine(dsn: str, **options: Any) -> AsyncEngine:
         raise ConfigurationError(str(error)) from None
     return create_async_engine(
         url,
+        hide_parameters=True,  # errors are logged, and what clients sent or a key's hash is nothing for a log
         json_serializer=_dump_json,
         json_deserializer=orjson.loads,
         # JIT takes longer to compile than any query here takes to run.

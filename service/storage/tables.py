@@ -70,6 +70,7 @@ periods = Table(
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("version", Integer, comment="the model version that the period produced"),
     Column("log_dropped_at", TIMESTAMP),
+    Column("ids_merged_at", TIMESTAMP, comment="when the ids of its events were noted in event_ids"),
     Column("labels", JSONB, comment="what became of its impressions and clicks; null until they are resolved"),
     CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'failed')", name="status"),
     # The log has one end: at most one period is open, whatever two closing transactions attempt.
@@ -92,19 +93,23 @@ period_stages = Table(
 # Bytewise, and so by code point, as Python sorts: the order of a log is the same on every server.
 BYTEWISE = Text(collation="C")
 
+CONTENT = "XXH64 of the rest of the event; null where it is not known"
+
 interactions = Table(
     "interactions",
     metadata,
-    # One partition a period, made when the period opens and dropped as a whole. That an event is stored once is the
-    # business of `event_ids`: a partitioned table cannot hold a key over all of its partitions. A period without a
-    # partition takes no rows, which does the work of a foreign key.
-    Column("event_id", BYTEWISE, nullable=False),
-    Column("period", Integer, nullable=False),
+    # One partition a period, made when the period opens and dropped as a whole. A partitioned table cannot hold a key
+    # over all of its partitions: that an id comes once is held by this key for one period, and for those before it by
+    # `event_ids`, where ids go when their period is closed. A period without a partition takes no rows, which does the
+    # work of a foreign key.
+    Column("event_id", BYTEWISE, primary_key=True),
+    Column("period", Integer, primary_key=True, autoincrement=False),
     Column("user_id", BYTEWISE, nullable=False),
     Column("item_id", BYTEWISE, nullable=False),
     Column("label", SmallInteger, nullable=False),
     Column("occurred_at", TIMESTAMP, nullable=False),
     Column("request_id", Text),
+    Column("content", BigInteger, comment=CONTENT),
     Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
     CheckConstraint("label IN (0, 1)", name="label"),
     Index(
@@ -125,7 +130,7 @@ event_ids = Table(
     ),
     Column("event_id", BYTEWISE, primary_key=True),
     Column("period", Integer, nullable=False),
-    Column("content", BigInteger, comment="XXH64 of the rest of the event; null where it is not known"),
+    Column("content", BigInteger, comment=CONTENT),
     Index("ix_event_ids_period", "period"),
 )
 
@@ -268,15 +273,19 @@ api_keys = Table(
     Column("secret_hash", Text, nullable=False, comment="SHA-256 of the whole key, in hex"),
     Column("scopes", ARRAY(Text), nullable=False),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("expires_at", TIMESTAMP),
     Column("revoked_at", TIMESTAMP),
 )
 
 audit = Table(
     "audit",
     metadata,
+    # A trigger of the migration refuses UPDATE, DELETE and TRUNCATE, whoever asks.
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("detail", JSONB, nullable=False),
+    Column("reason", Text),
+    Column("request_id", Text),
 )

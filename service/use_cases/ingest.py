@@ -1,16 +1,19 @@
 """Add to the log of the open period: interactions, or impressions and clicks, which are joined when it is closed."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
+from service.errors import NotReady
 from service.storage.database import Database, Lock, UnitOfWork
-from service.storage.repositories import Click, Impression, Inserted, Interaction
+from service.storage.repositories import Click, EventBatch, Impression, Inserted, Interaction, Raced
 
 __all__ = ["IngestResult", "ToldOfClicks", "ingest", "ingest_clicks", "ingest_impressions"]
+
+MOST_RACES = 8
+"""Calls that store events with the same ids at the same moment, and that one call gives way to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +36,27 @@ class ToldOfClicks(Protocol):
         """Add clicks that were committed."""
 
 
-async def ingest(database: Database, histories: ToldOfClicks, events: Sequence[Interaction]) -> IngestResult:
+async def ingest(database: Database, histories: ToldOfClicks, events: EventBatch) -> IngestResult:
     """Store the events that are new, durably, then append the clicks among them to the histories of their users.
 
     A late event, of a time that belongs to a closed period, lands in the open one too: the next update learns it, and
     in histories it has the place of its time.
+
+    Raises:
+        NotReady: Postgres cannot store them now; nothing is stored.
     """
-    async with _open_log(database) as (work, period):
-        inserted = await work.interactions.insert(period, events)
-        await work.commit()
-    # Thousands of events are a millisecond's work, which the event loop has no time for.
-    accepted = inserted.accepted
-    clicks = await asyncio.to_thread(_clicks, events, accepted) if len(events) > 1000 else _clicks(events, accepted)
-    await histories.append(clicks)
-    return _result(len(events), inserted, period)
+    for _ in range(MOST_RACES):
+        try:
+            async with _log(database) as work:
+                period, unmerged = await work.periods.unmerged()
+                inserted = await work.interactions.insert(period, events, unmerged)
+                await work.commit()
+        except Raced:
+            continue
+        clicked = set(inserted.accepted).intersection(events.clicks())
+        await histories.append([events[n] for n in sorted(clicked)])
+        return _result(len(events), inserted, period)
+    raise NotReady("other calls keep storing events with the same ids")
 
 
 async def ingest_impressions(
@@ -56,9 +66,11 @@ async def ingest_impressions(
 
     Clicks that came before them, but within `window` of what they tell, count in histories from then on.
     """
-    async with _open_log(database) as (work, period):
+    async with _log(database) as work:
+        period = (await work.periods.open()).number
         inserted = await work.labels.insert_impressions(period, impressions)
-        clicks = await work.labels.attribute(period, inserted.accepted, window)
+        new = [impressions[n].request_id for n in inserted.accepted]
+        clicks = await work.labels.attribute(period, new, window)
         await work.commit()
     await histories.append(clicks)
     return _result(len(impressions), inserted, period)
@@ -71,7 +83,8 @@ async def ingest_clicks(
 
     Those whose impression is not known yet count from then on, those outside the `window` of theirs not at all.
     """
-    async with _open_log(database) as (work, period):
+    async with _log(database) as work:
+        period = (await work.periods.open()).number
         inserted, positives = await work.labels.insert_clicks(period, clicks, window)
         await work.commit()
     await histories.append(positives)
@@ -79,23 +92,17 @@ async def ingest_clicks(
 
 
 @asynccontextmanager
-async def _open_log(database: Database) -> AsyncIterator[tuple[UnitOfWork, int]]:
-    """A transaction, and the number of the period that is open until it ends.
+async def _log(database: Database) -> AsyncIterator[UnitOfWork]:
+    """A transaction in which the open period stays open.
 
     The log's lock is shared by all batches, so they run side by side; a close waits for those that have begun, and the
     later ones wait for the close. That is why no event can land in a period that is sealed.
     """
     async with database.unit_of_work() as work:
         await work.lock_shared(Lock.LOG)
-        yield work, (await work.periods.open()).number
+        yield work
 
 
 def _result(events: int, inserted: Inserted, period: int) -> IngestResult:
-    duplicates = events - len(inserted.accepted) - len(inserted.conflicts)
-    return IngestResult(len(inserted.accepted), duplicates, inserted.conflicts, period)
-
-
-def _clicks(events: Sequence[Interaction], accepted: set[str]) -> list[Interaction]:
-    """The accepted clicks; of events with one id the first, for that is the one that was stored."""
-    first_of_each = {event.event_id: event for event in reversed(events)}
-    return [event for event in first_of_each.values() if event.label == 1 and event.event_id in accepted]
+    accepted, conflicts = len(inserted.accepted), inserted.conflicts
+    return IngestResult(accepted, events - accepted - len(conflicts), conflicts, period)

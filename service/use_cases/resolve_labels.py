@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from datetime import timedelta
 
-from service.storage.database import Database
+from service.storage.database import Database, Lock
 from service.storage.repositories import Period
 from service.use_cases.ingest import ToldOfClicks
 
@@ -13,7 +13,8 @@ __all__ = ["resolve_labels"]
 async def resolve_labels(database: Database, histories: ToldOfClicks, number: int, window: timedelta) -> Period:
     """Join the impressions and clicks of a sealed period, all or nothing and once; return the period.
 
-    It is that one transaction, whoever is killed and however often it is called: what a period has in `labels` is done.
+    It is done where the period has `labels`, in the transaction that notes them, whoever is killed and however often
+    this is called.
 
     Args:
         database: the log.
@@ -27,12 +28,19 @@ async def resolve_labels(database: Database, histories: ToldOfClicks, number: in
     async with database.unit_of_work() as work:
         period = await work.periods.get_locked(number)
         assert period.sealed_at is not None, "an open period is not resolved"
+        if period.labels is None and await work.labels.reserve(number, period.sealed_at, window):
+            await work.commit()
+            # Ingestion that did not see the reserved ids has ended when this lock is to be had.
+            await work.lock_exclusive(Lock.LOG)
+    async with database.unit_of_work() as work:
+        period = await work.periods.get_locked(number)
+        assert period.sealed_at is not None
         if period.labels is None:
             following = await work.periods.next_unresolved(number)
-            resolved = await work.labels.resolve(number, following, period.sealed_at, window)
+            elsewhere = await work.periods.with_other_ids(number)
+            resolved = await work.labels.resolve(number, following, elsewhere, period.sealed_at, window)
             labels = {**asdict(resolved), "window_seconds": window.total_seconds()}
-            events = await work.interactions.count(number)
-            period = await work.periods.set_labels(number, labels, events)
+            period = await work.periods.set_labels(number, labels, await work.interactions.count(number))
             await work.commit()
     async with database.read() as session:
         news = await session.labels.news(number)

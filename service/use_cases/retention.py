@@ -10,7 +10,7 @@ from service.errors import NotReady
 from service.settings import Settings
 from service.storage.database import Database, Lock
 
-__all__ = ["drop_old_logs", "prune", "sweep"]
+__all__ = ["drop_old_logs", "merge_event_ids", "prune", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,20 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
         deleted = await work.artifacts.delete(sorted(digests))
         await work.commit()
     return len(deleted)
+
+
+async def merge_event_ids(database: Database) -> list[int]:
+    """Note the ids of closed periods where ingestion looks them up, a transaction each; return the periods' numbers.
+
+    Until then it looks into the logs of those periods as well, so nothing but speed depends on when this happens.
+    """
+    async with database.read() as session:
+        _, closed = await session.periods.unmerged()
+    for number in closed:
+        async with database.unit_of_work() as work:
+            await work.interactions.merge_ids(number)
+            await work.commit()
+    return closed
 
 
 async def drop_old_logs(database: Database, settings: Settings) -> list[int]:

@@ -321,7 +321,8 @@ class PeriodUpdate:
             await work.periods.set_status(self.period, PeriodStatus.UPDATED, version=version)
             result = {"version": version}
             await work.stages.finish(self.period, "publish", time.perf_counter() - started, result)
-            await work.audit.add(ACTOR, "publish", {"version": version, "period": self.period, "kind": str(kind)})
+            detail = {"version": version, "period": self.period, "kind": str(kind)}
+            await work.audit.add(ACTOR, "publish", detail, reason=gate["reason"])
             await work.commit()
         return result
 

@@ -56,7 +56,7 @@ async def running_app(settings: Settings, *, client_host: str = "127.0.0.1") -> 
             await app({**scope, "state": dict(state)}, receive, send)
 
         transport = httpx.ASGITransport(with_state, client=(client_host, 50000))
-        async with httpx.AsyncClient(transport=transport, base_url="http://asmg") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield Api(app, client, state["parts"])
 
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from service.bodies import EventsBody
+from service.routers import interactions as interactions_router
 from service.routers import predict as predict_router
 from service.serving.snapshot import hashes_of
 from service.storage.database import Database
@@ -288,7 +288,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     for name in ("parse_predict", "parse_batch", "_to_json"):
         threads.watch(predict_router, name)
     threads.watch(predict_use_case, "_score")
-    threads.watch(EventsBody, "parse")
+    threads.watch(interactions_router, "parse_interactions")
     return threads
 
 
@@ -297,7 +297,7 @@ class TestTheEventLoop:
         await post(learned.client, "/predict", questions(1)[0])
         await post(learned.client, "/predict/batch", {"requests": questions(20)})
         await ingest(learned.client, event(1))
-        names = ("parse_predict", "parse_batch", "_score", "_to_json", "parse")
+        names = ("parse_predict", "parse_batch", "_score", "_to_json", "parse_interactions")
         assert threads.seen == {name: {"loop"} for name in names}
 
     async def test_leaves_a_big_batch_to_threads(self, learned: Api, threads: Threads) -> None:
@@ -323,7 +323,7 @@ class TestTheEventLoop:
     async def test_leaves_big_ingestion_to_a_thread(self, learned: Api, threads: Threads) -> None:
         answer = (await ingest(learned.client, *(event(n, item_id="x" * 200) for n in range(400)))).json()
         assert answer["accepted"] == 400
-        assert threads.seen["parse"] == {"thread"}
+        assert threads.seen["parse_interactions"] == {"thread"}
 
     async def test_goes_on_while_a_thread_is_at_work(self, learned: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         score, go = predict_use_case._score, threading.Event()

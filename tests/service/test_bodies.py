@@ -16,20 +16,19 @@ from starlette.types import Message
 
 from service import bodies
 from service.bodies import (
-    CLICKS,
-    IMPRESSIONS,
-    INTERACTIONS,
-    EventsBody,
     parse_batch,
+    parse_clicks,
+    parse_impressions,
+    parse_interactions,
     parse_json,
     parse_predict,
     read_body,
 )
 from service.errors import BodyTooLarge, InvalidInput
 from service.limits import MAX_ID_LENGTH
-from service.schemas import BatchRequest, PredictRequest
+from service.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
 from service.serving.id_index import hash_ids
-from service.storage.repositories import Click, Impression, Interaction
+from service.storage.repositories import Click, EventBatch, Impression, Interaction
 from service.use_cases.predict import Question
 from tests.service.api_support import NOON, event
 
@@ -47,6 +46,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Question):
         past = None if value.history is None else value.history.tolist()
         return value._asdict() | {"asked": value.asked.tolist(), "history": past}
+    if isinstance(value, EventBatch):
+        assert value.contents() == EventBatch.of([value[n] for n in range(len(value))]).contents()
+        return [plain(value[n]) for n in range(len(value))]
     assert isinstance(value, Interaction | Impression | Click)
     return dataclasses.asdict(value)
 
@@ -67,15 +69,19 @@ def slowly(kind: str, body: bytes) -> Any:
         return outcome(lambda: parse_json(PredictRequest, body, SCOPE))
     if kind == "batch":
         return outcome(lambda: list(parse_json(BatchRequest, body, SCOPE).requests))
-    events = EVENTS[kind]
-    return outcome(lambda: [events.event(one) for one in getattr(parse_json(events.model, body, SCOPE), kind)])
+    model, event, _ = EVENTS[kind]
+    return outcome(lambda: [event(one) for one in getattr(parse_json(model, body, SCOPE), kind)])
 
 
-EVENTS: dict[str, EventsBody[Any]] = {events.name: events for events in (INTERACTIONS, IMPRESSIONS, CLICKS)}
+EVENTS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[bytes, Any], Any]]] = {
+    "interactions": (InteractionsRequest, bodies._interaction, parse_interactions),
+    "impressions": (ImpressionsRequest, bodies._impression, parse_impressions),
+    "clicks": (ClicksRequest, bodies._click, parse_clicks),
+}
 PARSERS: dict[str, Callable[[bytes, Any], Any]] = {
     "predict": parse_predict,
     "batch": parse_batch,
-    **{name: events.parse for name, events in EVENTS.items()},
+    **{name: parse for name, (_, _, parse) in EVENTS.items()},
 }
 
 

@@ -28,6 +28,7 @@ from tests.service.update_support import copies
 pytestmark = pytest.mark.slow
 
 OPERATIONS = [
+    ("GET", "/admin/audit"),
     ("GET", "/admin/models"),
     ("GET", "/admin/models/{version}"),
     ("GET", "/healthz"),

@@ -14,12 +14,13 @@ from sqlalchemy import text
 
 from asmg.datasets.synthetic import DriftPeriod
 from service.limits import MAX_ID_LENGTH
-from service.storage.database import Database
+from service.storage.database import Database, Lock
 from service.storage.redis_state import HistoryStore
-from service.storage.repositories import Click, Impression, Interaction, PeriodStatus, interaction_id
+from service.storage.repositories import Click, EventBatch, Impression, Interaction, PeriodStatus, interaction_id
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest, ingest_clicks, ingest_impressions
 from service.use_cases.resolve_labels import resolve_labels
+from service.use_cases.retention import merge_event_ids
 from service.use_cases.status import label_totals
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import running_app
@@ -58,7 +59,7 @@ class Log:
             elif isinstance(event, Click):
                 await ingest_clicks(self.database, self.histories, [event], WINDOW)
             else:
-                await ingest(self.database, self.histories, [event])
+                await ingest(self.database, self.histories, EventBatch.of([event]))
 
     async def seal(self, number: int, when: datetime) -> None:
         await close_period(self.database, expected_period=number, idempotency_key=None, actor="test")
@@ -189,11 +190,12 @@ async def test_ingestion_goes_on_meanwhile(log: Log) -> None:
     many = [shown(name, "ann", "ab", at("12:00") if n % 2 else at("12:30")) for n, name in enumerate(requests)]
     await ingest_impressions(log.database, log.histories, many, WINDOW)
     await log.seal(1, at("12:40"))
-    made = [Interaction(f"{name}/b", "ann", "b", 1, at("12:00"), name) for name in requests]
+    events = [Interaction(f"{name}/b", "ann", "b", 1, at("12:00"), name) for name in requests]
+    made, made_backwards = EventBatch.of(events), EventBatch.of(events[::-1])
     results = await asyncio.gather(
         log.resolve(1),
         ingest_impressions(log.database, log.histories, many[::-1], WINDOW),
-        ingest(log.database, log.histories, made[::-1]),
+        ingest(log.database, log.histories, made_backwards),
         ingest_impressions(log.database, log.histories, many, WINDOW),
         ingest(log.database, log.histories, made),
     )
@@ -207,6 +209,47 @@ async def test_ingestion_goes_on_meanwhile(log: Log) -> None:
     assert len(ids) == len(set(ids)) == 600 + 1200
 
 
+async def test_ingestion_that_did_not_see_the_reserved_ids_is_waited_for(log: Log) -> None:
+    """It has looked up an id before that was reserved, and stores it afterwards: the id comes once all the same."""
+    await log.add(shown("r", "ann", "ab", at("12:00")))
+    await log.seal(1, at("12:40"))
+    async with log.database.unit_of_work() as work:
+        await work.lock_shared(Lock.LOG)
+        inserted = await work.interactions.insert(
+            2, EventBatch.of([Interaction("r/a", "ann", "a", 1, at("12:00"), "r")])
+        )
+        assert inserted.accepted == [0]
+        resolving = asyncio.create_task(log.resolve(1))
+        done, _ = await asyncio.wait({resolving}, timeout=0.5)
+        assert not done
+        await work.commit()
+    assert await resolving == {"impressions": 1, "negatives": 1, "already_logged": 1}
+    assert [event_id for event_id, *_ in await log.interactions(1)] == ["r/b"]
+    assert [event_id for event_id, *_ in await log.interactions(2)] == ["r/a"]
+
+
+@pytest.mark.parametrize("merged", [False, True])
+async def test_an_id_is_in_one_log_whenever_ids_are_merged(log: Log, merged: bool) -> None:
+    """Interactions of periods before and after, with ids of items that were shown in between."""
+    await log.add(Interaction("r/a", "ann", "a", 1, at("11:00")))
+    await log.seal(1, at("11:30"))
+    await log.add(shown("r", "ann", "abcd", at("12:00")), Interaction("r/b", "ann", "b", 1, at("12:00")))
+    await log.seal(2, at("12:40"))
+    await log.add(Interaction("r/c", "ann", "c", 1, at("12:50")))
+    await log.seal(3, at("13:00"))
+    if merged:
+        assert await merge_event_ids(log.database) == [1, 2, 3]
+    assert await log.resolve(1) == {}
+    assert await log.resolve(2) == {"impressions": 1, "negatives": 1, "already_logged": 3}
+    assert await log.resolve(3) == {}
+    await merge_event_ids(log.database)
+    ids = [[event_id for event_id, *_ in await log.interactions(number)] for number in (1, 2, 3)]
+    assert ids == [["r/a"], ["r/b", "r/d"], ["r/c"]]
+    async with log.database.read() as session:
+        noted = await session.connection.execute(text("SELECT event_id, period FROM event_ids WHERE kind = 0"))
+        assert {tuple(row) for row in noted} == {("r/a", 1), ("r/b", 2), ("r/d", 2), ("r/c", 3)}
+
+
 async def test_an_interaction_that_is_there_already_stays(log: Log) -> None:
     """Sent as such, before or after the impression; a click on it is late."""
     await log.add(Interaction("r/a", "ann", "a", 0, at("11:00")), shown("r", "ann", "ab", at("12:00")))
@@ -218,7 +261,7 @@ async def test_an_interaction_that_is_there_already_stays(log: Log) -> None:
     ]
     # What was made of an impression is recognised.
     again = Interaction("r/b", "ann", "b", 0, at("12:00"), "r")
-    assert (await ingest(log.database, log.histories, [again])).duplicates == 1
+    assert (await ingest(log.database, log.histories, EventBatch.of([again]))).duplicates == 1
 
 
 async def test_a_clock_that_is_ahead_keeps_nothing_waiting(log: Log, database: Database) -> None:

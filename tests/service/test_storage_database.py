@@ -4,12 +4,12 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
+from asyncpg import PostgresError
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConfigurationError, NotReady
 from service.storage.database import Database, Leadership, Lock
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch, Interaction
 
 EVENT = Interaction("e1", "u1", "i1", 1, datetime(2024, 5, 1, tzinfo=UTC))
 
@@ -21,11 +21,11 @@ async def count(database: Database) -> int:
 
 async def test_nothing_is_kept_without_a_commit(database: Database) -> None:
     async with database.unit_of_work() as uow:
-        await uow.interactions.insert(1, [EVENT])
+        await uow.interactions.insert(1, EventBatch.of([EVENT]))
     assert await count(database) == 0
 
     async with database.unit_of_work() as uow:
-        await uow.interactions.insert(1, [EVENT])
+        await uow.interactions.insert(1, EventBatch.of([EVENT]))
         await uow.commit()
     assert await count(database) == 1
 
@@ -33,7 +33,7 @@ async def test_nothing_is_kept_without_a_commit(database: Database) -> None:
 async def test_an_error_rolls_back(database: Database) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         async with database.unit_of_work() as uow:
-            await uow.interactions.insert(1, [EVENT])
+            await uow.interactions.insert(1, EventBatch.of([EVENT]))
             raise RuntimeError("stop")
     assert await count(database) == 0
 
@@ -48,16 +48,16 @@ async def test_statements_after_a_commit_need_their_own(database: Database) -> N
 
 
 async def test_a_read_session_cannot_write(database: Database) -> None:
-    with pytest.raises(DBAPIError, match="read-only transaction"):
+    with pytest.raises(PostgresError, match="read-only transaction"):
         async with database.read() as session:
-            await session.interactions.insert(1, [EVENT])
+            await session.interactions.insert(1, EventBatch.of([EVENT]))
 
 
 async def test_a_read_session_sees_one_snapshot(database: Database) -> None:
     async with database.read() as session:
         assert await session.interactions.count(1) == 0
         async with database.unit_of_work() as uow:
-            await uow.interactions.insert(1, [EVENT])
+            await uow.interactions.insert(1, EventBatch.of([EVENT]))
             await uow.commit()
         assert await session.interactions.count(1) == 0
     assert await count(database) == 1
@@ -67,7 +67,7 @@ async def test_a_connection_that_read_can_write_next(postgres_dsn: str) -> None:
     database = Database(postgres_dsn, pool_size=1)
     assert await count(database) == 0
     async with database.unit_of_work() as uow:
-        await uow.interactions.insert(1, [EVENT])
+        await uow.interactions.insert(1, EventBatch.of([EVENT]))
         await uow.commit()
     assert await count(database) == 1
     await database.close()

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from service.errors import ConfigurationError
 from service.storage.database import Database
 from service.storage.migrate import alembic_config, migrate
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch, Interaction
 from tests.conftest import in_thread
 
 
@@ -74,7 +74,10 @@ async def test_the_log_moves_into_partitions_and_back(postgres_dsn: str, databas
         logs = [await work.interactions.log(number) for number in (1, 2)]
         assert [log.item_ids for log in logs] == [["j", "i"], ["i"]]
         again = [Interaction("b", "other", "i", 1, moment), Interaction("d", "u", "i", 1, moment)]
-        assert await work.interactions.insert(2, again) == ({"d"}, [])  # what b was is not known well enough
+        assert await work.interactions.insert(2, EventBatch.of(again)) == (
+            [1],
+            [],
+        )  # what b was is not known well enough
         await work.commit()
     in_thread(command.downgrade, alembic_config(postgres_dsn), "0001")
     async with database.read() as session:

@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.storage import redis_state
 from service.storage.database import Database, ReadSession
 from service.storage.redis_state import HistoryStore, Notices, connect
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch, Interaction
 
 START = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -28,7 +28,7 @@ def event(number: int, user_id: str = "u", label: int = 1, seconds: float | None
 
 async def commit(database: Database, *events: Interaction) -> None:
     async with database.unit_of_work() as uow:
-        await uow.interactions.insert(1, events)
+        await uow.interactions.insert(1, EventBatch.of(events))
         await uow.commit()
 
 

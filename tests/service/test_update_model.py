@@ -39,7 +39,7 @@ from service.storage import embedded
 from service.storage.artifacts import FILE_SUFFIX, ArtifactStore
 from service.storage.database import Database, Leadership, Lock, UnitOfWork
 from service.storage.redis_state import Notices
-from service.storage.repositories import AliasName, PeriodStatus
+from service.storage.repositories import AliasName, EventBatch, PeriodStatus
 from service.use_cases.period_data import prepare_period
 from service.use_cases.rollback import rollback
 from service.use_cases.update_model import HeadMoved
@@ -304,7 +304,7 @@ class TestVersions:
                 if following is not None:
                     late = replace(following, new_items={}, timestamps_ms=first.timestamps_ms)
                     async with b.database.unit_of_work() as work:
-                        await work.interactions.insert(2, interactions(late))
+                        await work.interactions.insert(2, EventBatch.of(interactions(late)))
                         await work.commit()
                 await b.update(1)
                 outcomes.append([await b.outcome()])

@@ -20,7 +20,7 @@ from service.storage import tables
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.redis_state import HistoryStore, Notices, connect
-from service.storage.repositories import AliasName, Interaction
+from service.storage.repositories import AliasName, EventBatch, Interaction
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.catalogue import put_items
 from service.use_cases.close_period import close_period
@@ -70,7 +70,7 @@ class Bench:
     async def log(self, period: DriftPeriod, *, close: bool = True) -> None:
         """Ingest one period's catalogue and log; seal it."""
         await put_items(self.database, period.new_items)
-        await ingest(self.database, HistoryStore(self.redis, self.database), interactions(period))
+        await ingest(self.database, HistoryStore(self.redis, self.database), EventBatch.of(interactions(period)))
         if close:
             await self.close(period.number)
 

@@ -3,16 +3,17 @@
 Repositories neither begin nor commit; the session that holds them (`service.storage.database`) does.
 """
 
+from service.storage.events import EventBatch, Interaction
 from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
 from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Items
 from service.storage.repositories.interactions import (
     HistoryEntry,
     Inserted,
-    Interaction,
     Interactions,
     PeriodLog,
     Positives,
+    Raced,
     to_ms,
 )
 from service.storage.repositories.labels import Click, Impression, Labels, Resolved, interaction_id
@@ -41,6 +42,7 @@ __all__ = [
     "EntityKind",
     "Evaluation",
     "Evaluations",
+    "EventBatch",
     "HistoryEntry",
     "Impression",
     "Inserted",
@@ -57,6 +59,7 @@ __all__ = [
     "PeriodStatus",
     "Periods",
     "Positives",
+    "Raced",
     "Resolved",
     "Stage",
     "Stages",

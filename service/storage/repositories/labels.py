@@ -6,9 +6,9 @@ A period's statements name its partitions, so that they lock and plan these alon
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from sqlalchemy import exists, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,15 +16,8 @@ from xxhash import xxh64_intdigest
 
 from service.limits import MAX_ID_LENGTH
 from service.storage import tables
-from service.storage.repositories.interactions import (
-    CLAIM,
-    ROWS_OF_AN_INSERT,
-    STORED_CONTENTS,
-    Inserted,
-    Interaction,
-    copy_rows,
-    to_us,
-)
+from service.storage.events import Interaction
+from service.storage.repositories.interactions import ROWS_OF_AN_INSERT, Inserted, driver_of, firsts
 
 __all__ = ["Click", "Impression", "Labels", "Resolved", "interaction_id"]
 
@@ -69,7 +62,7 @@ class Impression:
     def content(self) -> str:
         """All the rest."""
         positions = "" if self.positions is None else ",".join(map(str, self.positions))
-        return "\0".join((self.user_id, str(to_us(self.shown_at)), positions, *self.item_ids))
+        return "\0".join((self.user_id, _moment(self.shown_at), positions, *self.item_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +85,7 @@ class Click:
     @property
     def content(self) -> str:
         """All that it is but for its id."""
-        return "\0".join((self.request_id, self.item_id, str(to_us(self.clicked_at))))
+        return "\0".join((self.request_id, self.item_id, _moment(self.clicked_at)))
 
 
 class _Event(Protocol):
@@ -103,7 +96,22 @@ class _Event(Protocol):
     def content(self) -> str: ...
 
 
-EventT = TypeVar("EventT", bound=_Event)
+# Sorted by event id, concurrent batches that overlap wait for each other in one order and cannot deadlock.
+CLAIM = text("""
+    WITH claimed AS (
+        INSERT INTO event_ids (kind, event_id, period, content)
+        SELECT :kind, event_id, :period, content
+        FROM unnest(CAST(:event_ids AS text[]), CAST(:contents AS bigint[])) AS event (event_id, content)
+        ON CONFLICT (kind, event_id) DO NOTHING
+        RETURNING event_id
+    )
+    SELECT array_agg(event_id) FROM claimed
+""")
+
+# A statement of its own: what another transaction has stored while CLAIM waited for it is not seen by that one.
+STORED_CONTENTS = text("""
+    SELECT event_id, content FROM event_ids WHERE kind = :kind AND event_id = ANY(CAST(:event_ids AS text[]))
+""")
 
 IMPRESSION_COLUMNS = ("request_id", "period", "user_id", "item_ids", "positions", "shown_at")
 
@@ -164,10 +172,10 @@ JUDGE_CLICKS = f"""
         END AS verdict
         FROM clicks_p{{period}} AS click
         LEFT JOIN impressions_p{{period}} AS shown USING (request_id)
-        LEFT JOIN event_ids AS logged ON shown.request_id IS NULL
-            AND logged.kind = 0 AND logged.event_id = click.interaction_id AND logged.period <= {{period}}
         LEFT JOIN event_ids AS seen ON shown.request_id IS NULL
             AND seen.kind = 1 AND seen.event_id = click.request_id AND seen.period <= {{period}}
+        LEFT JOIN event_ids AS logged ON seen.event_id IS NOT NULL
+            AND logged.kind = 0 AND logged.event_id = click.interaction_id AND logged.period <= {{period}}
     ), moved AS (
         UPDATE clicks AS click SET period = {{next}} FROM judged
         WHERE click.period = {{period}} AND click.ctid = judged.place AND judged.verdict = 'waits'
@@ -197,24 +205,35 @@ INTERACTION_ID = f"""
          ELSE encode(sha256(convert_to({WHOLE_ID}, 'UTF8')), 'hex') END
 """
 
-# In the order of the ids, as ingestion takes them, so that neither can wait for the other in a circle.
+MADE = f"""
+    SELECT {INTERACTION_ID} COLLATE "C" AS event_id, user_id, item_id, shown_at, request_id
+    FROM impressions_p{{period}} AS shown CROSS JOIN LATERAL unnest(item_ids) AS item (item_id)
+    WHERE {DUE}
+"""
+
+RESERVE = f"""
+    WITH made AS MATERIALIZED ({MADE}), reserved AS (
+        INSERT INTO event_ids (kind, event_id, period) SELECT 0, event_id, {{period}} FROM made ORDER BY event_id
+        ON CONFLICT (kind, event_id) DO NOTHING
+    )
+    SELECT count(*) FROM made
+"""
+
+# What is reserved for the period and in no log is new.
 DERIVE = f"""
     WITH clicked AS (
         SELECT DISTINCT interaction_id
         FROM clicks_p{{period}} AS click JOIN impressions_p{{period}} AS shown USING (request_id)
         WHERE {IN_TIME}
-    ), made AS MATERIALIZED (
-        SELECT {INTERACTION_ID} COLLATE "C" AS event_id, user_id, item_id, shown_at, request_id
-        FROM impressions_p{{period}} CROSS JOIN LATERAL unnest(item_ids) AS item (item_id)
-    ), claimed AS (
-        INSERT INTO event_ids (kind, event_id, period)
-        SELECT 0, event_id, {{period}} FROM made ORDER BY event_id
-        ON CONFLICT (kind, event_id) DO NOTHING
-        RETURNING event_id
-    ), stored AS (
+    ), made AS MATERIALIZED ({MADE}), stored AS (
         INSERT INTO interactions_p{{period}} (event_id, period, user_id, item_id, label, occurred_at, request_id)
         SELECT event_id, {{period}}, user_id, item_id, (interaction_id IS NOT NULL)::int, shown_at, request_id
-        FROM made JOIN claimed USING (event_id) LEFT JOIN clicked ON interaction_id = event_id
+        FROM made LEFT JOIN clicked ON interaction_id = event_id
+        WHERE EXISTS (
+            SELECT FROM event_ids AS reserved
+            WHERE reserved.kind = 0 AND reserved.event_id = made.event_id AND reserved.period = {{period}}
+        ) {{not_elsewhere}}
+        ON CONFLICT (event_id, period) DO NOTHING
         RETURNING label
     )
     SELECT (SELECT count(*) FROM impressions_p{{period}}) AS impressions,
@@ -222,6 +241,14 @@ DERIVE = f"""
            (SELECT count(*) FROM stored WHERE label = 0) AS negatives,
            (SELECT count(*) FROM made) - (SELECT count(*) FROM stored) AS already_logged
 """
+
+# The reservation of one that is in another log becomes the note of that one.
+CORRECT = """
+    UPDATE event_ids SET period = other.period, content = other.content FROM interactions_p{other} AS other
+    WHERE event_ids.kind = 0 AND event_ids.period = {period} AND event_ids.event_id = other.event_id
+"""
+
+NOT_IN_LOG = "AND NOT EXISTS (SELECT FROM interactions_p{period} AS other WHERE other.event_id = made.event_id)"
 
 NEWS = """
     SELECT DISTINCT interaction_id, user_id, item_id, occurred_at AS shown_at
@@ -258,10 +285,12 @@ class Labels:
 
     async def insert_impressions(self, period: int, impressions: Sequence[Impression]) -> Inserted:
         """Store the impressions that are new, by the rules of `Interactions.insert`."""
-        accepted, inserted = await self._claim(IMPRESSION, period, impressions)
-        for part in _parts(accepted):
+        inserted = await self._claim(IMPRESSION, period, impressions)
+        for part in _parts([impressions[n] for n in inserted.accepted]):
             rows = [(i.request_id, period, i.user_id, i.item_ids, i.positions, i.shown_at) for i in part]
-            await copy_rows(self._connection, tables.impressions.name, rows, IMPRESSION_COLUMNS)
+            async with driver_of(self._connection) as driver:
+                table = f"impressions_p{int(period)}"
+                await driver.copy_records_to_table(table, records=rows, columns=IMPRESSION_COLUMNS)
         return inserted
 
     async def attribute(self, period: int, request_ids: Iterable[str], window: timedelta) -> list[Interaction]:
@@ -277,10 +306,10 @@ class Labels:
         That is: clicks within `window` of an impression that is known and not resolved yet, as the interactions that
         they will be.
         """
-        accepted, inserted = await self._claim(CLICK, period, clicks)
+        inserted = await self._claim(CLICK, period, clicks)
         positives: list[Interaction] = []
-        for start in range(0, len(accepted), ROWS_OF_AN_INSERT):
-            part = accepted[start : start + ROWS_OF_AN_INSERT]
+        for start in range(0, len(inserted.accepted), ROWS_OF_AN_INSERT):
+            part = [clicks[n] for n in inserted.accepted[start : start + ROWS_OF_AN_INSERT]]
             values = {
                 "event_ids": [click.event_id for click in part],
                 "request_ids": [click.request_id for click in part],
@@ -297,22 +326,44 @@ class Labels:
         found = (exists().where(table.c.period == period) for table in (tables.impressions, tables.clicks))
         return bool(await self._connection.scalar(select(or_(*found))))
 
-    async def resolve(self, period: int, following: int, sealed_at: datetime, window: timedelta) -> Resolved:
+    async def reserve(self, period: int, sealed_at: datetime, window: timedelta) -> int:
+        """Reserve the ids of the interactions that `resolve` will make; how many those are.
+
+        A call that looked up such an id before this was committed may still store an interaction with it. As soon as
+        all calls of that time have ended, nobody can any more.
+        """
+        await self._connection.execute(text(ANALYZE.format(period=int(period))))
+        values = {"window": window, "sealed_at": sealed_at}
+        return int(await self._connection.scalar(text(RESERVE.format(period=int(period))), values))
+
+    async def resolve(
+        self, period: int, following: int, elsewhere: Iterable[int], sealed_at: datetime, window: timedelta
+    ) -> Resolved:
         """Make interactions of the impressions of a sealed period whose `window` had passed when it was sealed.
 
         Each item is an interaction at the time of the impression: a positive where a click on it came no later than the
-        window allows, else a negative. Impressions whose window was open move to the period `following` with their
-        clicks, and so does a click that is younger than the window and whose impression is not known. The outcome
-        depends on nothing that came after the seal. Once for each period.
+        window allows, else a negative. Impressions whose window was open move on with their clicks, and so does a click
+        that is younger than the window and whose impression is not known. The outcome depends on nothing that came
+        after the seal.
+
+        Args:
+            period: whose ids are reserved; each is resolved once.
+            following: where what waits moves to.
+            elsewhere: other periods whose log may have an interaction with a reserved id.
+            sealed_at: when the period was sealed.
+            window: from an impression to the last click on it that counts.
         """
+        others = [int(other) for other in elsewhere]
+        not_elsewhere = " ".join(NOT_IN_LOG.format(period=other) for other in others)
+        parts = {"period": int(period), "next": int(following), "not_elsewhere": not_elsewhere}
         values = {"window": window, "sealed_at": sealed_at}
-        numbers = {"period": int(period), "next": int(following)}
-        await self._connection.execute(text(ANALYZE.format(**numbers)))
         found: dict[str, int] = {}
         for statement in (JUDGE_CLICKS, MOVE_IMPRESSIONS, DERIVE):
-            wanted = values if ":sealed_at" in statement else {"window": window}
-            found |= (await self._connection.execute(text(statement.format(**numbers)), wanted)).mappings().one()
-        return Resolved(**found)
+            found |= (await self._connection.execute(text(statement.format(**parts)), values)).mappings().one()
+        resolved = Resolved(**found)
+        for other in others if resolved.already_logged else ():
+            await self._connection.execute(text(CORRECT.format(period=int(period), other=other)))
+        return resolved
 
     async def news(self, period: int) -> list[Interaction]:
         """Positives of a resolved period that histories were not told of: nobody knew their impression at the time."""
@@ -327,28 +378,32 @@ class Labels:
             if row.user_id is not None
         ]
 
-    async def _claim(self, kind: int, period: int, events: Sequence[EventT]) -> tuple[list[EventT], Inserted]:
-        """The events that are new, in the order of their ids: their ids are taken now."""
+    async def _claim(self, kind: int, period: int, events: Sequence[_Event]) -> Inserted:
+        """Take the ids of the events that are new; these come in the order of their ids."""
         large = len(events) > ROWS_OF_AN_INSERT
         contents = await asyncio.to_thread(_contents, events) if large else _contents(events)
-        first_of_each: dict[str, tuple[EventT, int]] = {}
-        for event, content in zip(events, contents, strict=True):
-            first_of_each.setdefault(event.event_id, (event, content))
-        ids = sorted(first_of_each)
-        stored: dict[str, int | None] = {event_id: content for event_id, (_, content) in first_of_each.items()}
-        accepted: set[str] = set()
-        for start in range(0, len(ids), ROWS_OF_AN_INSERT):
-            part = ids[start : start + ROWS_OF_AN_INSERT]
-            claim = {"kind": kind, "period": period, "event_ids": part, "contents": [stored[i] for i in part]}
+        ids = [event.event_id for event in events]
+        order = firsts(ids)
+        accepted: list[int] = []
+        stored: dict[str, int | None] = {}
+        for start in range(0, len(order), ROWS_OF_AN_INSERT):
+            part = order[start : start + ROWS_OF_AN_INSERT]
+            values = {"kind": kind, "event_ids": [ids[n] for n in part]}
+            claim = {**values, "period": period, "contents": [contents[n] for n in part]}
             claimed = set(await self._connection.scalar(CLAIM, claim) or ())
-            accepted |= claimed
+            accepted += [n for n in part if ids[n] in claimed]
+            stored.update((ids[n], contents[n]) for n in part)
             if len(claimed) < len(part):
-                known = {"kind": kind, "event_ids": [event_id for event_id in part if event_id not in claimed]}
-                rows = await self._connection.execute(STORED_CONTENTS, known)
-                stored.update((row.event_id, row.content) for row in rows)
-        pairs = zip(events, contents, strict=True)
-        conflicts = [e.event_id for e, content in pairs if stored[e.event_id] not in (None, content)]
-        return [first_of_each[i][0] for i in ids if i in accepted], Inserted(accepted, conflicts)
+                known = {**values, "event_ids": [ids[n] for n in part if ids[n] not in claimed]}
+                stored.update(
+                    (row.event_id, row.content) for row in await self._connection.execute(STORED_CONTENTS, known)
+                )
+        pairs = zip(ids, contents, strict=True)
+        return Inserted(accepted, [id_ for id_, content in pairs if stored[id_] not in (None, content)])
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat()
 
 
 def _contents(events: Sequence[_Event]) -> list[int]:

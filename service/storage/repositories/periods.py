@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping, Select, delete, func, insert, select, text, update
+from sqlalchemy import RowMapping, Select, delete, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -50,6 +50,8 @@ class Period:
     log_dropped_at: datetime | None = None
     labels: Mapping[str, Any] | None = None
     """What became of its impressions and clicks; None until they are resolved."""
+    ids_merged_at: datetime | None = None
+    """When the ids of its events were noted in `event_ids`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +75,8 @@ PARTITION = (
     "ALTER TABLE {table} ATTACH PARTITION {table}_p{number} FOR VALUES IN ({number})",
 )
 
+NOT_MIGRATED = "no period is open: the database has not been migrated"
+
 
 class Periods:
     """Table `periods`."""
@@ -88,8 +92,24 @@ class Periods:
         """
         period = await self._first(select(tables.periods).where(tables.periods.c.status == PeriodStatus.OPEN))
         if period is None:
-            raise NotReady("no period is open: the database has not been migrated")
+            raise NotReady(NOT_MIGRATED)
         return period
+
+    async def unmerged(self) -> tuple[int, list[int]]:
+        """The open period, and the closed ones whose log has to be asked which ids are taken.
+
+        Raises:
+            NotReady: there is no open period, so the schema was never migrated.
+        """
+        query = select(tables.periods.c.number, tables.periods.c.status == PeriodStatus.OPEN).where(
+            tables.periods.c.ids_merged_at.is_(None), tables.periods.c.log_dropped_at.is_(None)
+        )
+        rows = await self._connection.execute(query)
+        periods = {number: is_open for number, is_open in rows}
+        open_ = next((number for number, is_open in periods.items() if is_open), None)
+        if open_ is None:
+            raise NotReady(NOT_MIGRATED)
+        return open_, sorted(periods.keys() - {open_})
 
     async def get(self, number: int) -> Period | None:
         """The period with this number."""
@@ -102,6 +122,16 @@ class Periods:
             PeriodNotFound: there is no such period.
         """
         return await self._changed(number, _by_number(number).with_for_update())
+
+    async def with_other_ids(self, number: int) -> Sequence[int]:
+        """The other periods whose log may have ids that `event_ids` has not, or has for this period."""
+        columns = tables.periods.c
+        query = select(columns.number).where(
+            columns.number != number,
+            columns.log_dropped_at.is_(None),
+            or_(columns.number > number, columns.ids_merged_at.is_(None)),
+        )
+        return list((await self._connection.execute(query.order_by(columns.number))).scalars())
 
     async def next_unresolved(self, number: int) -> int:
         """The first period after this one whose impressions and clicks are not resolved; the open one at the latest."""
