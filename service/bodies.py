@@ -251,7 +251,9 @@ def _question(body: bytes) -> Question:
 
 
 def _question_of(request: _PredictBody | PredictRequest) -> Question:
-    return Question.of(request.user_id, request.items, request.history, request.request_id)
+    log = request.log_impressions if isinstance(request, PredictRequest) else None
+    most = MAX_ITEMS if log is True else log or None
+    return Question.of(request.user_id, request.items, request.history, request.request_id, log=most)
 
 
 def parse_interactions(body: bytes, scope: Scope) -> EventBatch:

@@ -69,6 +69,12 @@ class Metrics:
             registry=registry,
         )
 
+        self.not_logged = Counter(
+            "asmg_impressions_not_logged",
+            "Impressions of predictions that were not stored in time, or not at all: the answers say so.",
+            registry=registry,
+        )
+
     def note_request(self, route: str, status: int, seconds: float) -> None:
         """Count and time one request."""
         noted = self._noted.get((route, status))

@@ -60,6 +60,7 @@ __all__ = [
     "RollbackRequest",
     "RollbackResponse",
     "parse_label",
+    "parse_log",
     "parse_positions",
     "parse_timestamp",
     "refuse_repetition",
@@ -128,6 +129,22 @@ def parse_positions(positions: list[int], items: int) -> list[int] | None:
     return None if positions == list(range(items)) else positions
 
 
+def parse_log(value: Any) -> bool | int:
+    """`value`, where it says how many impressions to log.
+
+    Raises:
+        PydanticCustomError: it is neither a boolean nor an integer from 1 to `MAX_ITEMS`.
+    """
+    if type(value) is bool or (type(value) is int and 1 <= value <= MAX_ITEMS):
+        return value
+    raise PydanticCustomError("no_log", "true, false or an integer from 1 to {most}", {"most": MAX_ITEMS})
+
+
+def _log_schema(schema: dict[str, Any]) -> None:
+    schema.clear()
+    schema["anyOf"] = [{"type": "boolean"}, {"type": "integer", "minimum": 1, "maximum": MAX_ITEMS}]
+
+
 def _timestamp_schema(schema: dict[str, Any]) -> None:
     schema.clear()
     schema["anyOf"] = [{"type": "string", "format": "date-time"}, {"type": "integer", "title": "epoch milliseconds"}]
@@ -140,6 +157,7 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pa
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REASON_LENGTH, pattern=_TEXT_PATTERN)]
 Label = Annotated[Literal[0, 1], BeforeValidator(parse_label)]
 Timestamp = Annotated[datetime, BeforeValidator(parse_timestamp), Field(json_schema_extra=_timestamp_schema)]
+LogImpressions = Annotated[bool | int, BeforeValidator(parse_log), Field(json_schema_extra=_log_schema)]
 Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]
 ShownItems = Annotated[
     list[Id],
@@ -161,11 +179,25 @@ class PredictRequest(_Request):
         None, description="Items clicked before, newest first; in place of the history that the service keeps."
     )
     request_id: Id | None = None
+    log_impressions: LogImpressions | None = Field(
+        None,
+        description="Log the items as shown in the order of their scores, all of them (`true`) or the best ones (their "
+        "number), under the `request_id` of the answer; the key needs the scope `ingest` too.",
+    )
 
 
 HistoryUse = Annotated[
     Literal["used", "unavailable"],
     Field(description="`unavailable`: no server gave the user's history in time, so the scores are without it."),
+]
+
+
+Logged = Annotated[
+    bool | None,
+    Field(
+        description="Whether the impression is stored, durably; false where Postgres did not take it in time, or has "
+        "another one under the `request_id`. Absent where `log_impressions` did not ask for it."
+    ),
 ]
 
 
@@ -179,6 +211,7 @@ class PredictResponse(BaseModel):
     cold_items: list[int] = Field(description="Indexes of the items that the model has not seen.")
     history: HistoryUse
     request_id: str
+    logged: Logged = None
 
 
 class BatchRequest(_Request):
@@ -195,6 +228,7 @@ class BatchPrediction(BaseModel):
     cold_items: list[int]
     history: HistoryUse
     request_id: str
+    logged: Logged = None
 
 
 class BatchResponse(BaseModel):

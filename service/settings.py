@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
     attribution_window_seconds: float = Field(1800.0, ge=0, le=30 * 86_400)
     """How long after an impression a click on it counts; only then the impression becomes interactions."""
+    impression_deadline_seconds: float = Field(0.1, gt=0)
+    """How long a prediction waits at most for its impression to be stored; then it says that it was not logged."""
     swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.25, gt=0)

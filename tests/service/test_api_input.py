@@ -52,6 +52,7 @@ def fields(document: dict[str, Any]) -> dict[str, tuple[str, str]]:
 A_TIME = "a time from 1970 to 2199: RFC 3339 with an offset, or integer epoch milliseconds"
 
 
+LOG = "true, false or an integer from 1 to 1000"
 BAD_PREDICTIONS = [
     ({"items": ["a"]}, "user_id", "a value", "nothing"),
     ({"user_id": 3, "items": ["a"]}, "user_id", "a string", "3"),
@@ -64,6 +65,10 @@ BAD_PREDICTIONS = [
     ({"user_id": "u", "items": ["a\0"]}, "items[0]", "no NUL character", '"a\\u0000"'),
     ({"user_id": "u", "items": ["a"], "history": ["b"] * 1001}, "history", "at most 1000 items", "1001 items"),
     ({"user_id": "u", "items": ["a"], "request_id": ""}, "request_id", "at least 1 character", '""'),
+    *(
+        ({"user_id": "u", "items": ["a"], "log_impressions": value}, "log_impressions", LOG, received)
+        for value, received in ((0, "0"), (-1, "-1"), (1001, "1001"), (1.0, "1.0"), ("yes", '"yes"'), ([], "0 items"))
+    ),
 ]
 
 

@@ -42,7 +42,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, PredictRequest):
         past = None if value.history is None else hash_ids(value.history[:30]).tolist()
         asked = hash_ids([value.user_id, *value.items]).tolist()
-        return {"user_id": value.user_id, "asked": asked, "history": past, "request_id": value.request_id}
+        log = 1000 if value.log_impressions is True else value.log_impressions or None
+        to_log = None if log is None else (value.items, log)
+        return {
+            "user_id": value.user_id,
+            "asked": asked,
+            "history": past,
+            "request_id": value.request_id,
+            "to_log": to_log,
+        }
     if isinstance(value, Question):
         past = None if value.history is None else value.history.tolist()
         return value._asdict() | {"asked": value.asked.tolist(), "history": past}
@@ -134,7 +142,11 @@ def document(fields: dict[str, st.SearchStrategy[Any]], optional: dict[str, st.S
 
 QUESTIONS = document(
     {"user_id": IDS, "items": st.lists(mostly(IDS), max_size=4)},
-    {"history": st.none() | st.lists(mostly(IDS), max_size=3), "request_id": st.none() | IDS},
+    {
+        "history": st.none() | st.lists(mostly(IDS), max_size=3),
+        "request_id": st.none() | IDS,
+        "log_impressions": st.sampled_from([None, False, True, 1, 2, 1000, 0, 1001]),
+    },
 )
 LOGGED = document(
     {"event_id": IDS, "user_id": IDS, "item_id": IDS, "label": st.sampled_from([0, 1]), "timestamp": TIMES},
