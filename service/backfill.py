@@ -243,7 +243,7 @@ class _Backfill:
             self._bar.begin(f"{title}: storing")
             number = await self._closed(piece) or await self._store(piece, categories, title)
             document = await self._updated(number, title)
-            failed += document.status is PeriodStatus.FAILED
+            failed += document.status is not PeriodStatus.UPDATED
             lines.period(await self._line(document))
         return failed
 
@@ -304,7 +304,7 @@ class _Backfill:
 
     async def _line(self, document: PeriodDocument) -> PeriodLine:
         scores = {name: document.scores.get(model) for name, model in MODELS.items()}
-        serves = "failed"
+        serves = str(document.status)
         if document.version is not None:
             serves = f"v{document.version} {(await get_model(self._database, document.version)).kind}"
         return PeriodLine(

@@ -6,10 +6,12 @@
     ├── BodyTooLarge            413
     ├── Unauthorized            401  no key, or not one of ours
     ├── Forbidden               403  a key without the scope
+    ├── RateLimited             429  a key that has used up what it may
     ├── ModelNotFound           404
     ├── PeriodNotFound          404
     ├── EmptyPeriod             409  nothing to learn from
     ├── PeriodConflict          409  another period is open than the caller expected
+    ├── PeriodStateConflict     409  the period is not in a state in which that can be done
     ├── ModelPruned             409  the version is known, but what is needed of it was evicted
     ├── NotReady                503  a dependency does not answer, or no model is loaded yet
     ├── ArtifactError           500
@@ -22,6 +24,7 @@ The module knows statuses as plain numbers and imports no web framework, so stor
 raise the same errors that the API renders as problem documents (RFC 9457).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -43,6 +46,8 @@ __all__ = [
     "NotReady",
     "PeriodConflict",
     "PeriodNotFound",
+    "PeriodStateConflict",
+    "RateLimited",
     "ServiceError",
     "Unauthorized",
 ]
@@ -143,6 +148,19 @@ class Forbidden(ServiceError):
         self.scope = scope
 
 
+class RateLimited(ServiceError):
+    """More requests than are allowed; `wait` seconds from now one is again."""
+
+    status = 429
+    title = "Too many requests"
+    slug = "rate-limited"
+
+    def __init__(self, detail: str, wait: float) -> None:
+        super().__init__(detail)
+        self.retry_after = max(1, math.ceil(wait))
+        """The same in whole seconds, at least one."""
+
+
 class ModelNotFound(ServiceError):
     """A model version that does not exist."""
 
@@ -189,6 +207,14 @@ class EmptyPeriod(ServiceError):
     def __init__(self, number: int) -> None:
         super().__init__(f"expected at least one interaction, impression or click in period {number}; received none")
         self.number = number
+
+
+class PeriodStateConflict(ServiceError):
+    """Something that cannot be done with a period in the state it is in."""
+
+    status = 409
+    title = "Period in another state"
+    slug = "period-state"
 
 
 class PeriodConflict(ServiceError):

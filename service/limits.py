@@ -1,4 +1,4 @@
-"""Limits of what a client may send and of what the service keeps for one entity."""
+"""Limits of what a client may send and of what the service keeps."""
 
 MAX_ID_LENGTH = 256
 """Characters of a user, item, event, request or category id; an id has at least one."""
@@ -53,3 +53,12 @@ MAX_KEY_NAME_LENGTH = 100
 
 MAX_KEY_DAYS = 3650
 """Within so many days a key has to expire, if it expires at all."""
+
+MIN_RATE, MAX_RATE = 0.001, 1_000_000
+"""Requests a second that a key can be limited to."""
+
+UNKNOWN_KEYS_RATE, UNKNOWN_KEYS_BURST = 100, 500
+"""Keys a second, and at once, that an api process looks up in Postgres and does not find there."""
+
+KEPT_FOR_TRAINING = 7
+"""Periods that the method which looks back furthest, bu-7, learns from."""

@@ -74,6 +74,11 @@ class Metrics:
             "Impressions of predictions that were not stored in time, or not at all: the answers say so.",
             registry=registry,
         )
+        self.rate_limited = Counter(
+            "asmg_rate_limited",
+            "Requests refused because a key, or somebody with unknown ones, made too many.",
+            registry=registry,
+        )
 
     def note_request(self, route: str, status: int, seconds: float) -> None:
         """Count and time one request."""

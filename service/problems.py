@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from service.context import current_request_id
-from service.errors import FieldError, InvalidInput, ServiceError
+from service.errors import FieldError, InvalidInput, RateLimited, ServiceError
 
 __all__ = ["install_problem_handlers", "invalid_input", "render_problem"]
 
@@ -117,6 +117,8 @@ def render_problem(error: Exception, *, instance: str) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if document["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(error.retry_after)
     document["instance"] = instance
     document["request_id"] = current_request_id.get()
     return Response(

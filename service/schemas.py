@@ -52,6 +52,8 @@ __all__ = [
     "ItemDocument",
     "ItemsRequest",
     "ItemsResponse",
+    "PinRequest",
+    "PinResponse",
     "PredictRequest",
     "PredictResponse",
     "Problem",
@@ -349,6 +351,21 @@ class RollbackRequest(_Request):
         description="`excise` also takes the versions rolled back out of the sequence that the next update learns from."
     )
     reason: Reason
+
+
+class PinRequest(_Request):
+    """Why a version is pinned, or is not any more."""
+
+    reason: Reason
+
+
+class PinResponse(BaseModel):
+    """Sent after the commit."""
+
+    version: int
+    pinned: bool
+    changed: bool = Field(description="Whether it was otherwise before.")
+    reason: str
 
 
 class RollbackResponse(BaseModel):

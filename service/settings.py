@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.limits import MAX_HISTORY
+from service.limits import KEPT_FOR_TRAINING, MAX_HISTORY, MAX_RATE, MIN_RATE
 
 __all__ = ["Settings", "sqlalchemy_dsn"]
 
@@ -65,6 +65,11 @@ class Settings(BaseSettings):
     """How long after an impression a click on it counts; only then the impression becomes interactions."""
     impression_deadline_seconds: float = Field(0.1, gt=0)
     """How long a prediction waits at most for its impression to be stored; then it says that it was not logged."""
+    rate_limit: float = 0.0
+    """Requests a second that a key may make, of all api processes together, where it has no limit of its own; 0 for any
+    number."""
+    rate_burst_seconds: float = Field(1.0, gt=0, le=3600)
+    """At once a key may make as many requests as come in so many seconds at its limit, and at least one."""
     swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.25, gt=0)
@@ -72,7 +77,7 @@ class Settings(BaseSettings):
     worker_poll_seconds: float = Field(1.0, gt=0)
     """How often the worker looks for a sealed period."""
     max_attempts: int = Field(3, ge=1)
-    """Updates of one period that may fail before it is given up."""
+    """Updates of one period that may fail before it is quarantined."""
     keep_versions: int = Field(50, ge=2)
     """Newest model versions whose serving snapshot is kept, so that one can roll back to them."""
     keep_states: int = Field(5, ge=1)
@@ -80,6 +85,8 @@ class Settings(BaseSettings):
     keep_logs: int = Field(30, ge=0)
     """Newest learned periods whose log is kept, beside the seven that the method which looks back furthest learns from.
     An event id is recognised for as long."""
+    evict_after_periods: int | None = None
+    """Periods in a row after which a user or an item that was not seen loses its row; None for never."""
     seed: int = 0
     """Seed of every random choice of the updates."""
 
@@ -88,7 +95,7 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("postgres_dsn", "redis_url", "tls_cert", "tls_key", mode="before")
+    @field_validator("postgres_dsn", "redis_url", "tls_cert", "tls_key", "evict_after_periods", mode="before")
     @classmethod
     def _unset_when_empty(cls, value: object) -> object:
         # Compose files pass `ASMG_REDIS_URL=${ASMG_REDIS_URL}` through; there an empty value means unset.
@@ -106,11 +113,28 @@ class Settings(BaseSettings):
             raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
         return value
 
+    @field_validator("rate_limit")
+    @classmethod
+    def _check_rate(cls, value: float) -> float:
+        if value and not MIN_RATE <= value <= MAX_RATE:
+            raise ValueError(f"expected {MIN_RATE} to {MAX_RATE} requests a second, or 0 for any number")
+        return value
+
     @model_validator(mode="after")
     def _certificate_and_key(self) -> "Settings":
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("expected both ASMG_TLS_CERT and ASMG_TLS_KEY, or neither; received one")
         return self
+
+    @field_validator("evict_after_periods")
+    @classmethod
+    def _evict_nobody_who_is_learned_from(cls, value: int | None) -> int | None:
+        if value is not None and value < KEPT_FOR_TRAINING:
+            raise ValueError(
+                f"expected at least {KEPT_FOR_TRAINING}, the periods that the method which looks back furthest learns "
+                f"from, or none; received {value}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> "Settings":

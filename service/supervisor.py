@@ -377,6 +377,7 @@ def server_config(app: "FastAPI", *, tls_cert: Path | None = None, tls_key: Path
     """How the application is served; with a certificate and its key by HTTPS."""
     import uvicorn
 
+    from service.head import SECURITY_HEADERS, STRICT_TRANSPORT
     from service.protocol import quick_protocol
     from service.routers.predict import answer_now
 
@@ -388,6 +389,8 @@ def server_config(app: "FastAPI", *, tls_cert: Path | None = None, tls_key: Path
         access_log=False,
         log_config=None,
         server_header=False,
+        # Of all that is written on a connection, also what no application sees.
+        headers=[*SECURITY_HEADERS, STRICT_TRANSPORT] if tls_cert else list(SECURITY_HEADERS),
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
         proxy_headers=False,  # who calls says the key; where none exists yet, a proxy is not this host's own caller

@@ -1,7 +1,7 @@
 """Delayed labels: impressions and clicks beside the log, joined when a period is resolved.
 
 Revision ID: 0008
-Revises: 0004
+Revises: 0007
 """
 
 import sqlalchemy as sa
@@ -9,7 +9,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 revision: str = "0008"
-down_revision: str | None = "0004"
+down_revision: str | None = "0007"
 branch_labels: None = None
 depends_on: None = None
 
@@ -23,6 +23,7 @@ def upgrade() -> None:
         "periods",
         sa.Column("labels", JSONB(), comment="what became of its impressions and clicks; null until they are resolved"),
     )
+    op.execute("UPDATE periods SET labels = '{}' WHERE status NOT IN ('open', 'sealed', 'updating')")
     op.alter_column("event_ids", "kind", comment="0: interaction, 1: impression, 2: click")
     op.create_table(
         "impressions",

@@ -204,6 +204,21 @@ def bench_ingest_command(
     raise typer.Exit(code)
 
 
+@bench.command("soak")
+def bench_soak_command(
+    periods: Annotated[int, typer.Option(help="That are logged, closed and learned.")] = 200,
+    events: Annotated[int, typer.Option(help="In each of them.")] = 200,
+    seed: BenchSeed = 0,
+    report: BenchReport = None,
+) -> None:
+    """Live through many small periods in a temporary folder; fails unless disk, memory and close time stay flat."""
+    from benchmarks.soak.run import SoakOptions, run_soak
+
+    with plain_errors(), unusable_files():
+        code = run_soak(SoakOptions(periods=periods, events=events, seed=seed, report=report))
+    raise typer.Exit(code)
+
+
 def _numbers(name: str, text: str) -> tuple[int, ...]:
     """Whole numbers separated by commas."""
     if not all(part.strip().isdecimal() for part in text.split(",")):

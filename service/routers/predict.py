@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.bodies import is_small, parse_batch, parse_predict, quick_question, read_body
 from service.context import current_request_id
 from service.dependencies import Parts, Requires, body_schema
-from service.errors import Forbidden, NotReady
+from service.errors import Forbidden, NotReady, RateLimited
 from service.head import REQUEST_ID_HEADER, request_id_of
 from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES
 from service.metrics import Metrics
@@ -42,7 +42,7 @@ INGEST = "ingest"
 
 
 async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    key = await _requires.key(parts.keys, scope)
+    key = await _requires.key(parts, scope)
     body = await read_body(scope, receive, MAX_PREDICT_BYTES)
     question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
     _may_log(key, [question])
@@ -54,11 +54,19 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     return answer_json(result, request_id, logged)
 
 
-def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | None:
-    """What `_predict` answers, where nothing has to be waited for and nothing is wrong; else None."""
+def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | Response | None:
+    """What `_predict` answers, where nothing has to be waited for and nothing is wrong; else None.
+
+    Whoever makes too many requests is told so here: a refusal shall not cost more than an answer.
+    """
     started = time.perf_counter()
-    if _requires.known(parts.keys, scope) is None:
-        return None
+    try:
+        if _requires.known(parts, scope) is None:
+            return None
+    except RateLimited as refusal:
+        response = render_problem(refusal, instance=scope["path"])
+        parts.metrics.note_request("/predict", response.status_code, time.perf_counter() - started)
+        return response
     question = quick_question(body, scope)
     if question is None:
         return None
@@ -106,7 +114,7 @@ def answer_json(result: PredictResult, request_id: str, logged: bool | None = No
 
 
 async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    key = await _requires.key(parts.keys, scope)
+    key = await _requires.key(parts, scope)
     body = await read_body(scope, receive, MAX_BATCH_BYTES)
     small = is_small(body)
     questions = parse_batch(body, scope) if small else await asyncio.to_thread(parse_batch, body, scope)

@@ -2,6 +2,7 @@
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     desc,
+    false,
     func,
     text,
 )
@@ -72,7 +74,15 @@ periods = Table(
     Column("log_dropped_at", TIMESTAMP),
     Column("ids_merged_at", TIMESTAMP, comment="when the ids of its events were noted in event_ids"),
     Column("labels", JSONB, comment="what became of its impressions and clicks; null until they are resolved"),
-    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'failed')", name="status"),
+    Column("worker", Text, comment="the process that is at the update; one that never let go of it has died"),
+    Column(
+        "crashes",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="workers that died in a row at the update without a stage done",
+    ),
+    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'quarantined', 'skipped')", name="status"),
     # The log has one end: at most one period is open, whatever two closing transactions attempt.
     Index("uq_periods_open", "status", unique=True, postgresql_where=text("status = 'open'")),
 )
@@ -190,17 +200,27 @@ items = Table(
     metadata,
     Column("item_id", Text, primary_key=True),
     Column("categories", ARRAY(Text), nullable=False),
+    Column("period", Integer, nullable=False, comment="the one that was open when the categories were stored"),
     Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
 )
 
 entity_rows = Table(
     "entity_rows",
     metadata,
+    # All rows of a table but the cold row, without gaps.
     Column("kind", Text, primary_key=True),
-    Column("id", Text, primary_key=True),
-    Column("row", Integer, nullable=False, comment="row of the embedding table; row 0 is the cold row"),
+    Column(
+        "row",
+        Integer,
+        primary_key=True,
+        autoincrement=False,
+        comment="row of the embedding table; row 0 is the cold row",
+    ),
+    Column("id", Text, comment="null where the row is free: its id was evicted"),
     Column("first_period", Integer, nullable=False),
-    UniqueConstraint("kind", "row"),
+    Column("last_period", Integer, nullable=False, comment="the newest in which the id was seen"),
+    Column("allocation", Integer, nullable=False, comment="number of the one that gave the id its row"),
+    UniqueConstraint("kind", "id"),
     CheckConstraint("kind IN ('user', 'item', 'category')", name="kind"),
     CheckConstraint("row >= 1", name="row"),
 )
@@ -236,6 +256,7 @@ model_versions = Table(
     Column("gate", JSONB, nullable=False),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("created_by", Text, nullable=False),
+    Column("pinned", Boolean, nullable=False, server_default=false(), comment="an operator wants it kept whole"),
     CheckConstraint("version >= 0", name="version"),
     CheckConstraint("kind IN ('prior', 'generated', 'incremental', 'previous')", name="kind"),
 )
@@ -245,6 +266,7 @@ aliases = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("version", ForeignKey("model_versions.version"), nullable=False),
+    Column("previous_version", ForeignKey("model_versions.version"), comment="what it named before"),
     Column("active_from", TIMESTAMP, nullable=False),
     Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("updated_by", Text, nullable=False),
@@ -272,9 +294,11 @@ api_keys = Table(
     Column("name", Text, nullable=False),
     Column("secret_hash", Text, nullable=False, comment="SHA-256 of the whole key, in hex"),
     Column("scopes", ARRAY(Text), nullable=False),
+    Column("rate_limit", Double, comment="requests a second; 0: any number, null: as ASMG_RATE_LIMIT says"),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("expires_at", TIMESTAMP),
     Column("revoked_at", TIMESTAMP),
+    CheckConstraint("rate_limit >= 0", name="rate_limit"),
 )
 
 audit = Table(

@@ -7,7 +7,7 @@ from service.storage.database import Database, Lock
 from service.storage.repositories import Period
 from service.use_cases.ingest import ToldOfClicks
 
-__all__ = ["resolve_labels"]
+__all__ = ["resolve_labels", "resolve_skipped"]
 
 
 async def resolve_labels(database: Database, histories: ToldOfClicks, number: int, window: timedelta) -> Period:
@@ -46,3 +46,13 @@ async def resolve_labels(database: Database, histories: ToldOfClicks, number: in
         news = await session.labels.news(number)
     await histories.append(news)
     return period
+
+
+async def resolve_skipped(database: Database, histories: ToldOfClicks, window: timedelta) -> None:
+    """The same for each period that is skipped and came to no update: what waits in it moves on, and its clicks stay in
+    the histories of users.
+    """
+    async with database.read() as session:
+        skipped = await session.periods.skipped_unresolved()
+    for number in skipped:
+        await resolve_labels(database, histories, number, window)

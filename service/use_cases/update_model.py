@@ -9,13 +9,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
+
+import torch
+from torch import Tensor
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.metrics import Scores
-from asmg.models import Params, table_sizes
+from asmg.models import Params, forget, table_sizes
 from asmg.progressive import stage_rng
 from asmg.training import evaluate
 from asmg.updaters.base import Updater
@@ -37,9 +41,10 @@ from service.storage.repositories import (
 from service.use_cases.gate import Decision, decide
 from service.use_cases.ingest import ToldOfClicks
 from service.use_cases.period_data import prepare_period
+from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
 from service.use_cases.resolve_labels import resolve_labels
 
-__all__ = ["HeadMoved", "PeriodUpdate", "Workshop"]
+__all__ = ["PeriodUpdate", "Superseded", "Workshop"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +62,16 @@ HOT_PARTS = ("hidden",)
 
 NOTHING_TO_LEARN = "the log is empty, what was shown waits for its clicks; the model served before stays"
 
+SERVED = ("serving", "serving_allocations")
+"""Of a version's state: the parameters that it serves, and which ids these know."""
+
 ACTOR = "worker"
 
 
-class HeadMoved(Exception):
-    """An operator has changed the sequence (rollback with excise) while an update was under way; it starts again."""
+class Superseded(Exception):
+    """What an update began from holds no more: an operator has changed the sequence or the period, or another worker is
+    at it. Nothing of it was published.
+    """
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,8 @@ class Workshop:
     notices: Notices
     updater: Updater[Any]
     histories: ToldOfClicks
+    worker: str = field(default_factory=lambda: uuid4().hex)
+    """Name of the process, that no other one ever had."""
 
 
 class PeriodUpdate:
@@ -89,8 +101,10 @@ class PeriodUpdate:
         self._names = ("resolve", "prepare", "score", *workshop.updater.stages, "gate", "publish")
         self._done: dict[str, Stage] = {}
         self._head: ModelVersion | None = None
+        self._late = False
         self._state: Any = None
         self._parts: dict[str, str] = {}
+        self._allocations: Mapping[str, int] = {}
         self._written: dict[str, tuple[Checkpoint, str]] = {}
         self._data: PeriodData | None = None
 
@@ -98,15 +112,19 @@ class PeriodUpdate:
         """Run every stage that is not done yet and return the version; of an updated period, the one it has.
 
         Raises:
-            HeadMoved: the training state to continue from changed meanwhile; run it again.
+            Superseded: the period waits for no update any more, another worker is at it, or the training state to go on
+                from has changed; see which period is the next.
+            CrashLoop: too many workers have died at it.
             DivergedError: training failed; nothing was published.
         """
-        if (version := await self._begin()) is not None:
+        if (version := await self._take()) is not None:
             return version
+        await self._begin()
         resolved = await self._stage("resolve", self._resolve)
         if not resolved["events"]:
             return await self._finish({}, Decision(ModelKind.PREVIOUS, NOTHING_TO_LEARN, {}).to_json())
         prepared = await self._stage("prepare", self._prepare)
+        self._allocations = prepared.get("allocations", {})
         if self._data is None:
             self._data = load_data(await self._read(prepared["data"], "period-data"))
         scored = await self._stage("score", self._score)
@@ -121,15 +139,31 @@ class PeriodUpdate:
         await self._w.notices.publish_swap()
         return int(published["version"])
 
-    async def _begin(self) -> int | None:
-        """Find out where to go on; the version, where the period has one already."""
+    async def _take(self) -> int | None:
+        """Note who is at the period; the version, where the period has one already."""
         async with self._w.database.unit_of_work() as work:
             # A worker that lost its leadership unaware may be publishing this very period: wait for its end.
             await work.lock_exclusive(Lock.MODELS)
             period = await work.periods.get(self.period)
             if period is not None and period.version is not None:
                 return period.version
+            period = await work.periods.take(self.period, self._w.worker)
+            if period is None:
+                raise Superseded(f"period {self.period} does not wait for its update")
+            stages = await work.stages.list(self.period)
+            await work.commit()
+        if period.crashes >= MOST_CRASHES:
+            raise CrashLoop(period.crashes, next((stage.stage for stage in stages if stage.status == "running"), None))
+        return None
+
+    async def _begin(self) -> None:
+        """Find out where to go on."""
+        async with self._w.database.unit_of_work() as work:
+            await work.lock_exclusive(Lock.MODELS)
+            await self._hold(work)
             self._head = await _head(work)
+            newest = await work.models.newest_period()
+            self._late = newest is not None and newest > self.period
             done = {stage.stage: stage for stage in await work.stages.list(self.period) if stage.status == "done"}
             first = done.get("prepare")
             origin = {"head": self._head.version, "updater": self._w.updater.name}
@@ -138,18 +172,24 @@ class PeriodUpdate:
             else:  # what was made from another training state is worth nothing now, and must not look done later
                 self._done = {name: done[name] for name in OF_THE_LOG if name in done}
                 await work.stages.clear(self.period, keep=OF_THE_LOG)
-                await work.evaluations.clear(self.period)
+                if not self._late:  # then they are from the period's own time
+                    await work.evaluations.clear(self.period)
             trained = [self._done[name].result["state"] for name in self._w.updater.stages if name in self._done]
             self._parts = trained[-1] if trained else self._head.state.get("parts", {})
-            await work.periods.set_status(self.period, PeriodStatus.UPDATING)
+            self._allocations = self._head.state.get("allocations", {})
             await work.commit()
-        return None
+
+    async def _hold(self, work: UnitOfWork, **values: Any) -> None:
+        """See that this worker is at the period, until the transaction ends."""
+        if await work.periods.hold(self.period, self._w.worker, **values) is None:
+            raise Superseded(f"period {self.period} is another's, or nobody's")
 
     async def _stage(self, name: str, run: Callable[[Callable[[float], None]], Awaitable[dict[str, Any]]]) -> Any:
         """Run one stage and note its result, unless that was done before."""
         if name in self._done:
             return self._done[name].result
         async with self._w.database.unit_of_work() as work:
+            await self._hold(work)
             await work.stages.start(self.period, name)
             await work.commit()
         loop, told, started, cancelled = asyncio.get_running_loop(), 0.0, time.perf_counter(), False
@@ -170,6 +210,7 @@ class PeriodUpdate:
             raise
         if name != "publish":  # which notes itself, in the transaction that publishes
             async with self._w.database.unit_of_work() as work:
+                await self._hold(work, crashes=0)
                 await work.stages.finish(self.period, name, time.perf_counter() - started, result)
                 await work.commit()
         logger.info("period %d: %s took %.2f s", self.period, name, time.perf_counter() - started)
@@ -186,13 +227,23 @@ class PeriodUpdate:
 
     async def _prepare(self, _: Callable[[float], None]) -> dict[str, Any]:
         assert self._head is not None
-        self._data = await prepare_period(self._w.database, self.period, self._w.settings.history_length)
+        settings = self._w.settings
+        self._data, allocations = await prepare_period(
+            self._w.database, self.period, settings.history_length, evict_after=settings.evict_after_periods
+        )
         digest = await self._write(dump_data(self._data))
-        return {"head": self._head.version, "updater": self._w.updater.name, "data": digest}
+        origin = {"head": self._head.version, "updater": self._w.updater.name}
+        return {**origin, "data": digest, "allocations": allocations}
 
     async def _score(self, _: Callable[[float], None]) -> dict[str, Any]:
-        """Progressive validation: every model that was there before, on a log that none of them has seen."""
+        """Progressive validation: every model that was there before, on a log that none of them has seen.
+
+        Where a later period was learned before this one, there is no such model: what users clicked here was in their
+        histories there.
+        """
         assert self._head is not None and self._data is not None
+        if self._late:
+            return {"scores": {}}
         data = self._data
         models: dict[str, tuple[int, Params]] = {
             name: (self._head.version, params)
@@ -212,7 +263,8 @@ class PeriodUpdate:
         for name, version in others.items():
             if version is not None and "serving" in version.state:
                 model = await self._read(version.state["serving"], "model")
-                models[name] = (version.version, dict(model.tensors))
+                strange = await self._rows_of_nobody(version.state.get("serving_allocations", {}))
+                models[name] = (version.version, forget(model.tensors, strange))
         found: dict[str, Any] = {}
         rows = []
         for name, (number, params) in models.items():
@@ -230,6 +282,7 @@ class PeriodUpdate:
                 )
             )
         async with self._w.database.unit_of_work() as work:
+            await self._hold(work)
             await work.evaluations.put(rows)
             await work.commit()
         return {"scores": found}
@@ -253,16 +306,30 @@ class PeriodUpdate:
         return digest
 
     async def _load_state(self) -> Any:
-        """The training state: the one at hand, or as the last finished stage left it, or as the head version has it."""
+        """The training state: the one at hand, or as the last finished stage left it, or as the head version has it.
+
+        In that of the head, rows that changed hands since it was made are nobody's yet.
+        """
         if self._state is None:
             assert self._head is not None
             if self._parts:
                 blobs = {name: await self._w.artifacts.get(digest) for name, digest in self._parts.items()}
                 parts = {name: Checkpoint.from_bytes(data) for name, data in blobs.items()}
                 self._state = await asyncio.to_thread(self._restored, parts)
+                if not any(stage in self._done for stage in self._w.updater.stages):
+                    rows = await self._rows_of_nobody(self._head.state.get("allocations", {}))
+                    self._state = await asyncio.to_thread(self._w.updater.forgotten, self._state, rows)
             else:
                 self._state = self._w.updater.initial(stage_rng(self._w.settings.seed, 0, "initial"))
         return self._state
+
+    async def _rows_of_nobody(self, allocations: Mapping[str, int]) -> dict[str, Tensor]:
+        """Table name → rows that belong to nobody whom a model with these latest allocations knows."""
+        async with self._w.database.read() as session:
+            return {
+                str(kind): torch.from_numpy(await session.entities.rows_of_nobody(kind, allocations.get(kind, 0)))
+                for kind in EntityKind
+            }
 
     def _restored(self, parts: Mapping[str, Checkpoint]) -> Any:
         """The state in these parts; where another method left them, one that goes on from its base model."""
@@ -292,17 +359,19 @@ class PeriodUpdate:
         started = time.perf_counter()
         kind = ModelKind(gate["decision"])
         serving_digest: str | None = None
-        serving: str | None = None
+        served: Mapping[str, Any] = {}
         if kind is not ModelKind.PREVIOUS:
             params = self._w.updater.serving_models(await self._load_state())[kind]
             serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
+            served = {"serving": serving, "serving_allocations": self._allocations}
             serving_digest = await self._put_snapshot(params)
         async with self._w.database.unit_of_work() as work:
             await work.lock_exclusive(Lock.MODELS)
+            await self._hold(work)
             if (await _head(work)).version != self._head.version:
-                raise HeadMoved(f"head is not version {self._head.version} any more")
+                raise Superseded(f"head is not version {self._head.version} any more")
             if kind is ModelKind.PREVIOUS:
-                serving_digest, serving = await _served_now(work)
+                serving_digest, served = await _served_now(work)
             version = (await work.models.latest_version() or 0) + 1
             await work.models.insert(
                 ModelVersion(
@@ -311,13 +380,13 @@ class PeriodUpdate:
                     kind=kind,
                     parent_version=self._head.version,
                     serving_digest=serving_digest,
-                    state={"parts": self._parts} | ({"serving": serving} if serving else {}),
+                    state={"parts": self._parts, "allocations": self._allocations, **served},
                     scores=scored,
                     gate=gate,
                     created_by=ACTOR,
                 )
             )
-            await self._move_aliases(work, version, gate["reason"], trained=serving is not None)
+            await self._move_aliases(work, version, gate["reason"], trained="serving" in served)
             await work.periods.set_status(self.period, PeriodStatus.UPDATED, version=version)
             result = {"version": version}
             await work.stages.finish(self.period, "publish", time.perf_counter() - started, result)
@@ -342,7 +411,10 @@ class PeriodUpdate:
         assert self._data is not None
         categories = self._data.item_categories
         async with self._w.database.read() as session:
-            known = {kind: await session.entities.rows(kind) for kind in (EntityKind.USER, EntityKind.ITEM)}
+            known = {
+                kind: await session.entities.rows(kind, self._allocations.get(kind, 0))
+                for kind in (EntityKind.USER, EntityKind.ITEM)
+            }
         sizes = table_sizes(params)
 
         def within(kind: EntityKind) -> Known:
@@ -377,10 +449,10 @@ async def _head(work: UnitOfWork) -> ModelVersion:
     return version
 
 
-async def _served_now(work: UnitOfWork) -> tuple[str | None, str | None]:
-    """The champion's snapshot, and its parameters where it has any (the prior has not)."""
+async def _served_now(work: UnitOfWork) -> tuple[str | None, Mapping[str, Any]]:
+    """The champion's snapshot, and what its state says of its parameters (of the prior's, which has none, nothing)."""
     alias = await work.models.alias(AliasName.CHAMPION)
     assert alias is not None, "version 0 is made before the first update"
     version = await work.models.get(alias.version)
     assert version is not None, "aliases refer to versions"
-    return version.serving_digest, version.state.get("serving")
+    return version.serving_digest, {name: version.state[name] for name in SERVED if name in version.state}

@@ -293,11 +293,11 @@ async def test_watching_works_without_redis(postgres_dsn: str, tmp_path: Path, d
             await client.post("/periods/close")
             stream = Stream(f"{url}/periods/1/events")
             await stream.until(1)
-            await move(database, 1, PeriodStatus.FAILED)
+            await move(database, 1, PeriodStatus.QUARANTINED)
             await stream.join()
     assert [(name, document.get("status")) for name, document in stream.events] == [
         ("status", "sealed"),
-        ("status", "failed"),
+        ("status", "quarantined"),
         ("end", None),
     ]
 

@@ -61,6 +61,8 @@ TABLE = [
     Call("GET", "/periods/{number}/events", scopes("admin", "ingest"), 404),
     Call("GET", "/admin/models", scopes("admin"), 200),
     Call("GET", "/admin/models/{version}", scopes("admin"), 200),
+    Call("POST", "/admin/models/{version}/pin", scopes("admin"), 422, {}),
+    Call("POST", "/admin/models/{version}/unpin", scopes("admin"), 422, {}),
     Call("POST", "/admin/rollback", scopes("admin"), 422, {}),
     Call("GET", "/admin/audit", scopes("admin"), 200),
     Call("GET", "/healthz", ANYBODY, 200),

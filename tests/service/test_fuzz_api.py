@@ -37,6 +37,8 @@ OPERATIONS = [
     ("GET", "/periods/{number}"),
     ("GET", "/periods/{number}/events"),
     ("GET", "/readyz"),
+    ("POST", "/admin/models/{version}/pin"),
+    ("POST", "/admin/models/{version}/unpin"),
     ("POST", "/admin/rollback"),
     ("POST", "/clicks"),
     ("POST", "/impressions"),

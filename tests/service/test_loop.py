@@ -85,7 +85,7 @@ def close(client: httpx.Client, period: int) -> int:
 
     def updated() -> int | None:
         document = client.get(answer.json()["status_url"]).json()
-        assert document["status"] != "failed", document["error"]
+        assert document["status"] != "quarantined", document["error"]
         return document["version"]
 
     return wait_for(updated)

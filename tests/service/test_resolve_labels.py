@@ -19,7 +19,8 @@ from service.storage.redis_state import HistoryStore
 from service.storage.repositories import Click, EventBatch, Impression, Interaction, PeriodStatus, interaction_id
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest, ingest_clicks, ingest_impressions
-from service.use_cases.resolve_labels import resolve_labels
+from service.use_cases.quarantine import skip_period
+from service.use_cases.resolve_labels import resolve_labels, resolve_skipped
 from service.use_cases.retention import merge_event_ids
 from service.use_cases.status import label_totals
 from tests.conftest import Servers, database_dsn
@@ -248,6 +249,28 @@ async def test_an_id_is_in_one_log_whenever_ids_are_merged(log: Log, merged: boo
     async with log.database.read() as session:
         noted = await session.connection.execute(text("SELECT event_id, period FROM event_ids WHERE kind = 0"))
         assert {tuple(row) for row in noted} == {("r/a", 1), ("r/b", 2), ("r/d", 2), ("r/c", 3)}
+
+
+async def test_a_period_that_is_skipped_loses_nothing(log: Log) -> None:
+    """What is open in it moves on to the next that is not skipped, and clicks stay in histories."""
+    await log.add(*FIRST)
+    await log.seal(1, at("12:40"))
+    await log.add(*SECOND)
+    await log.seal(2, at("12:50"))
+    for number in (1, 2):
+        await skip_period(log.database, number, reason="test", actor="test")
+    assert await log.histories.get("bob") == ["b"]
+    await log.add(*THIRD)
+    await log.seal(3, at("13:05"))
+    await resolve_skipped(log.database, log.histories, WINDOW)
+    assert await log.resolve(1) == EXPECTED[1][0]
+    assert await log.resolve(2) == {"moved_impressions": 1, "late_clicks": 1, "orphan_clicks": 1}
+    assert await log.resolve(3) == {"impressions": 3, "positives": 3, "negatives": 1, "orphan_clicks": 1}
+    logs = {number: await log.interactions(number) for number in (1, 2, 3)}
+    assert logs[1] == EXPECTED[1][1]
+    assert logs[2] == []
+    assert logs[3] == [*EXPECTED[2][1], *EXPECTED[3][1]]
+    assert await log.histories.get("bob") == ["b"]
 
 
 async def test_an_interaction_that_is_there_already_stays(log: Log) -> None:

@@ -332,8 +332,8 @@ class TestCatalogue:
             assert (await uow.entities.allocate(EntityKind.USER, [], 2)).shape == (0,)
             ids, rows = await uow.entities.rows(EntityKind.USER)
             assert (ids, rows.tolist()) == (["z", "a", "m", "new"], [1, 2, 3, 4])
-            assert await uow.entities.count(EntityKind.USER) == 4
-            assert await uow.entities.count(EntityKind.CATEGORY) == 0
+            assert await uow.entities.extent(EntityKind.USER) == (4, 2)
+            assert await uow.entities.extent(EntityKind.CATEGORY) == (0, 0)
 
     async def test_transactions_that_allocate_the_same_ids_agree(self, database: Database) -> None:
         async def allocate(seed: int) -> dict[str, int]:
@@ -437,6 +437,9 @@ class TestModels:
             assert moved.active_from - moved.updated_at == pytest.approx(
                 timedelta(seconds=2.5), abs=timedelta(seconds=0.1)
             )
+            assert moved.previous_version == 0
+            again = await uow.models.set_alias(AliasName.CHAMPION, 1, lead_seconds=0, actor="a", reason="again")
+            assert again.previous_version == 0  # it has not moved
             with pytest.raises(IntegrityError):
                 await uow.models.set_alias(AliasName.HEAD, 9, lead_seconds=0, actor="a", reason="no such version")
 

@@ -22,7 +22,7 @@ from service.errors import NotReady
 from service.limits import MAX_HISTORY
 from service.storage import tables
 from service.storage.events import COLUMNS, EventBatch
-from service.storage.outages import is_outage
+from service.storage.outages import outage
 
 __all__ = [
     "HistoryEntry",
@@ -166,8 +166,7 @@ EARLIER_POSITIVES = text("""
 
 # Clicks of impressions are not in the log before their period is resolved.
 UNRESOLVED = text("""
-    SELECT number FROM periods
-    WHERE labels IS NULL AND status IN ('open', 'sealed', 'updating') AND log_dropped_at IS NULL
+    SELECT number FROM periods WHERE labels IS NULL AND log_dropped_at IS NULL
 """)
 
 UNRESOLVED_POSITIVES = """
@@ -370,8 +369,8 @@ async def driver_of(connection: AsyncConnection) -> AsyncIterator[Connection]:
     except (PostgresError, InterfaceError, OSError) as error:
         if driver.is_closed() or not isinstance(error, PostgresError):
             raise NotReady("the connection to Postgres was lost") from error
-        if is_outage(error):
-            raise NotReady("Postgres cannot do it now") from error
+        if (trouble := outage(error)) is not None:
+            raise NotReady(trouble) from error
         raise
 
 
