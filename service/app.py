@@ -9,9 +9,10 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from service import __version__
+from service.bodies import Bodies
 from service.dependencies import Parts
 from service.errors import ConfigurationError
-from service.limits import MAX_BODY_BYTES, MAX_WRITES
+from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_WRITES
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Observe
 from service.problems import install_problem_handlers
@@ -176,13 +177,14 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         telemetry=NO_TELEMETRY,
         responses={"default": {"model": Problem, "description": "A problem document"}},
     )
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    bodies = Bodies(MAX_BODIES_BYTES)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, bodies=bodies)
     app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
     install_problem_handlers(app)
     for module in (predict, interactions, items, periods, admin, ops, docs):
         app.include_router(module.router)
     # Outermost of all, before the framework's own middleware. From here on nothing can be added to the application.
-    app.middleware_stack = predict.Shortcut(app.build_middleware_stack(), metrics)
+    app.middleware_stack = predict.Shortcut(app.build_middleware_stack(), metrics, bodies)
     return app
 
 

@@ -17,6 +17,7 @@
     ├── ArtifactError           500
     │   ├── ArtifactMissing          named but not stored
     │   └── ArtifactCorrupt          stored bytes do not have their digest
+    ├── BackupError             500  a backup that cannot be written, or not be restored
     └── ConfigurationError      500  the service was started with settings that cannot work
         └── EmbeddedServerError      an embedded Postgres or Redis did not start or stop
 
@@ -33,6 +34,7 @@ __all__ = [
     "ArtifactCorrupt",
     "ArtifactError",
     "ArtifactMissing",
+    "BackupError",
     "BodyTooLarge",
     "ConfigurationError",
     "EmbeddedServerError",
@@ -266,6 +268,13 @@ class ArtifactCorrupt(ArtifactError):
     def __init__(self, digest: str, actual: str) -> None:
         super().__init__(digest, f"expected bytes with digest {digest}; received {actual}")
         self.actual = actual
+
+
+class BackupError(ServiceError):
+    """A backup that cannot be written, or not be restored; raised by commands, never by a request."""
+
+    title = "Backup unusable"
+    slug = "backup-unusable"
 
 
 class ConfigurationError(ServiceError):

@@ -11,6 +11,7 @@ __all__ = [
     "REQUEST_ID_HEADER",
     "SECURITY_HEADERS",
     "STRICT_TRANSPORT",
+    "content_coding",
     "declared_length",
     "headers_of",
     "page_headers",
@@ -59,6 +60,14 @@ def request_id_of(scope: Scope) -> str:
             found = f"{_PREFIX}{next(_numbers):012x}"
         scope[_REQUEST_ID] = found
     return found
+
+
+def content_coding(scope: Scope) -> str | None:
+    """What the body is compressed with, as the head says it; None where it is sent as it is."""
+    if b"content-encoding" not in headers_of(scope):
+        return None
+    codings = [value for name, value in scope["headers"] if name == b"content-encoding"]
+    return None if set(codings) == {b"identity"} else b", ".join(codings).decode("latin-1")
 
 
 def declared_length(scope: Scope) -> int:

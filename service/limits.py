@@ -33,6 +33,12 @@ MAX_HISTORY = 30
 MAX_REQUEST_HISTORY = 1000
 """Items a request may send as its history; the first `MAX_HISTORY` of them are used."""
 
+MAX_HEAD_BYTES = 64 * 1024
+"""Bytes of the head of one request: its line and its headers; also of what comes with the chunks of its body."""
+
+MAX_PIPELINED = 128
+"""Requests of one connection that wait for the answer to an earlier one."""
+
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """Bytes of one request body, where none of the following applies."""
 
@@ -41,6 +47,15 @@ MAX_PREDICT_BYTES = 1024 * 1024
 
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """Of the body of one batch of predictions."""
+
+MAX_JSON_MEMBERS = 100_000
+"""Members that all objects of one body have together; those of 10,000 interactions are 60,001."""
+
+MAX_JSON_VALUES = 1_000_000
+"""Values in one body; those of the largest batch of predictions are half as many."""
+
+MAX_BODIES_BYTES = 128 * 1024 * 1024
+"""Of the bodies of all calls that are under way in an api process; those that are over it are refused with 503."""
 
 MAX_WRITES = 64
 """Calls of an api process that store something and are under way at a time; more are refused with 503."""

@@ -26,6 +26,12 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._noted: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.requests = Counter("asmg_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self.refusals = Counter(
+            "asmg_refusals",
+            "Connections ended with an error before a call was understood.",
+            ["status"],
+            registry=registry,
+        )
         self.request_seconds = Histogram(
             "asmg_request_seconds",
             "Seconds from the head of a request to the end of its response.",

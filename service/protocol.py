@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it, with a way past the task that ASGI needs for each request.
+"""HTTP/1.1 with a way past the task that ASGI needs for each request.
 
 A call that can be answered without waiting for anything (its key, its user's history and the model are in memory) is
 answered where its last byte is parsed: no task, no messages, one write. That saves a third of what a prediction costs.
@@ -11,9 +11,10 @@ from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service.bodies import SMALL_BYTES
+from service.connection import BoundedProtocol
 from service.context import current_request_id
 from service.head import REQUEST_ID_HEADER, declared_length, request_id_of
 
@@ -29,7 +30,7 @@ Headers = list[tuple[bytes, bytes]]
 JSON_LINES = b"content-length: %d\r\ncontent-type: application/json\r\n"
 
 
-def quick_protocol(answers: dict[str, AnswerNow]) -> type[HttpToolsProtocol]:
+def quick_protocol(answers: dict[str, AnswerNow]) -> type[BoundedProtocol]:
     """The protocol for `uvicorn.Config(http=…)`.
 
     Args:
@@ -38,7 +39,7 @@ def quick_protocol(answers: dict[str, AnswerNow]) -> type[HttpToolsProtocol]:
     """
     default_lines = _Lines()
 
-    class QuickProtocol(HttpToolsProtocol):
+    class QuickProtocol(BoundedProtocol):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._held: tuple[RequestResponseCycle, Any] | None = None

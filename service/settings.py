@@ -42,6 +42,12 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     api_workers: int = Field(1, ge=1)
     """Api processes."""
+    max_connections: int = Field(1000, ge=1)
+    """Open connections of one api process; more are answered with 503 and closed."""
+    head_deadline_seconds: float = Field(10.0, gt=0)
+    """How long a client may take for the head of a request, from the connection or its first byte on."""
+    body_deadline_seconds: float = Field(30.0, gt=0)
+    """How long a client may take for the body of a request, and to take in an answer."""
     tls_cert: Path | None = None
     """Certificate chain in PEM, for HTTPS without a proxy; together with `tls_key`."""
     tls_key: Path | None = None

@@ -15,6 +15,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -72,6 +73,9 @@ STOP_SECONDS = 30.0
 SWITCH_SECONDS = 0.0005
 """After how long a thread with larger work lets the event loop go on; Python's own 5 ms would be felt by requests."""
 
+SPARE_FILES = 500
+"""Open files of an api process beside the connections of its clients: to Postgres and Redis, snapshots, refusals."""
+
 GC_THRESHOLD = 10_000
 """Objects between two looks for garbage in cycles, of which requests leave none."""
 
@@ -97,11 +101,12 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def installation(settings: Settings, *, migrate_first: bool = False) -> Iterator[Settings]:
-    """The servers of an installation, as settings with both DSNs; the schema is at its head.
+def installation(settings: Settings, *, migrate_first: bool = False, any_schema: bool = False) -> Iterator[Settings]:
+    """The servers of an installation, as settings with both DSNs; the schema is at its head, unless it may be `any`.
 
     Embedded servers run at least as long as the `with` block, and their schema is always brought up to date. A
-    configured database is not touched unless `migrate_first`: it may be shared with processes of another release.
+    configured database is not touched unless `migrate_first`: it may be shared with processes of another release. With
+    `any_schema` no database is touched, or looked at.
 
     Raises:
         ConfigurationError: the schema is not at its head, or the embedded servers do not start.
@@ -120,7 +125,9 @@ def installation(settings: Settings, *, migrate_first: bool = False) -> Iterator
         dsn = settings.postgres_dsn
         assert dsn is not None  # both or neither, says Settings
         asyncio.run(_ping(dsn))
-        if embedded or migrate_first:
+        if any_schema:
+            pass
+        elif embedded or migrate_first:
             migrate(dsn)
         else:
             _require_current_schema(dsn)
@@ -398,12 +405,21 @@ def server_config(app: "FastAPI", *, tls_cert: Path | None = None, tls_key: Path
     )
 
 
+def _allow_files(number: int) -> None:
+    """Let this process open so many files, as far as the host lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        allowed = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+
+
 def _run_api(settings: Settings, listener: int) -> None:
     # Only this kind of process needs them, and the parent starts faster without.
     import uvicorn
 
     from service.app import create_app
 
+    _allow_files(settings.max_connections + SPARE_FILES)
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # what was imported stays, and need not be looked through again and again while requests wait

@@ -6,14 +6,16 @@ Revises: 0002
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.schema import conv
 
 revision: str = "0003"
 down_revision: str | None = "0002"
 branch_labels: None = None
 depends_on: None = None
 
-CONSTRAINT = op.f("ck_periods_status")
-FIRST_NAME = op.f("ck_periods_ck_periods_status")
+# Not `op.f`, which is there while migrations run and not where their order alone is asked for.
+CONSTRAINT = conv("ck_periods_status")
+FIRST_NAME = conv("ck_periods_ck_periods_status")
 """Of the same constraint in 0001, whose names got their beginning twice."""
 
 

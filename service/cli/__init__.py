@@ -11,6 +11,7 @@ from rich.text import Text
 
 from asmg.log_format import ColumnMap, CutBy
 from service import __version__
+from service.cli.backup import backup_command, restore_command, verify_command
 from service.cli.bench import bench
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.experiment import experiment
@@ -53,6 +54,9 @@ app.add_typer(models, name="models")
 app.add_typer(periods, name="periods")
 app.add_typer(bench, name="bench")
 app.add_typer(experiment, name="experiment")
+app.command("backup")(backup_command)
+app.command("restore")(restore_command)
+app.command("verify")(verify_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -30,7 +30,7 @@ POLICY = "; ".join(
 )
 
 
-@router.get("/docs", include_in_schema=False)
+@router.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
 async def get_docs(request: Request) -> HTMLResponse:
     """Swagger UI from a CDN, allowed to run that and this page's own script, and to talk to this service alone."""
     app = request.app

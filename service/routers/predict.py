@@ -16,12 +16,12 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.bodies import is_small, parse_batch, parse_predict, quick_question, read_body
+from service.bodies import Bodies, is_small, parse_batch, parse_predict, quick_question, read_body
 from service.context import current_request_id
 from service.dependencies import Parts, Requires, body_schema
 from service.errors import Forbidden, NotReady, RateLimited
 from service.head import REQUEST_ID_HEADER, request_id_of
-from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES
+from service.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_PREDICT_BYTES
 from service.metrics import Metrics
 from service.middleware import CLIENT_CLOSED_REQUEST
 from service.problems import render_problem
@@ -187,9 +187,10 @@ class Shortcut:
     others.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, bodies: Bodies) -> None:
         self._app = app
         self._metrics = metrics
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -201,7 +202,8 @@ class Shortcut:
         current_request_id.set(request_id_of(scope))
         request_id = (REQUEST_ID_HEADER, request_id_of(scope).encode("ascii"))
         try:
-            content = await answer(scope["state"]["parts"], scope, receive)
+            with self._bodies.counted(receive, MAX_BODY_BYTES) as receive_and_count:
+                content = await answer(scope["state"]["parts"], scope, receive_and_count)
             headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json"), request_id]
             status = 200
             await send({"type": "http.response.start", "status": status, "headers": headers})

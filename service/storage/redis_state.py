@@ -18,13 +18,17 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from service.errors import NotReady
 from service.limits import MAX_HISTORY
 from service.storage.database import Database
 from service.storage.repositories import HistoryEntry, Interaction, to_ms
 
-__all__ = ["HistoryStore", "Notices", "RateBuckets", "connect"]
+__all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge"]
 
 logger = logging.getLogger(__name__)
+
+NAMESPACE = "asmg:"
+"""What all keys of the service begin with."""
 
 HISTORY_SECONDS = 3600
 LEASE_SECONDS = 10
@@ -122,6 +126,21 @@ def connect(url: str) -> Redis:
         retry=Retry(NoBackoff(), 1),
     )
     return Redis.from_pool(pool)
+
+
+async def purge(redis: Redis) -> int:
+    """Remove every key of the service; return how many there were.
+
+    Raises:
+        NotReady: Redis does not answer.
+    """
+    removed = 0
+    try:
+        async for keys in _pages(redis, f"{NAMESPACE}*"):
+            removed += await redis.unlink(*keys)
+    except RedisError as error:
+        raise NotReady(f"Redis does not answer: {type(error).__name__}") from error
+    return removed
 
 
 class HistoryStore:

@@ -27,7 +27,7 @@ from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.redis_state import Notices
-from service.storage.repositories import EntityKind, Interaction
+from service.storage.repositories import EntityKind, EventBatch, Interaction
 from service.use_cases import gate, retention
 from service.use_cases.catalogue import put_items
 from service.use_cases.period_data import PreparedPeriod, prepare_period
@@ -239,7 +239,7 @@ class Logs:
             for n, (user, item, label) in enumerate(rows)
         ]
         async with self.database.unit_of_work() as work:
-            await work.interactions.insert(self.closed, events)
+            await work.interactions.insert(self.closed, EventBatch.of(events))
             await work.periods.seal(self.closed, len(events))
             await work.periods.create(self.closed + 1)
             await work.commit()
@@ -327,13 +327,13 @@ class TestSeen:
 
     async def test_a_changed_entry_protects_whoever_has_a_row(self, logs: Logs) -> None:
         await logs.prepare(("ann", "shelf", 0))
-        before = await rows_of(logs.database, EntityKind.ITEM)
         for _ in range(2):
-            await logs.prepare(("ann", "a", 0))
+            before = await logs.prepare(("ann", "a", 0))
         await put_items(logs.database, {"shelf": ("c1",)})
         for _ in range(3):
-            await logs.prepare(("ann", "a", 0))
-            assert (await rows_of(logs.database, EntityKind.ITEM))["shelf"] == before["shelf"]
+            prepared = await logs.prepare(("ann", "a", 0))
+            assert await rows_of(logs.database, EntityKind.ITEM) == {"shelf": 1, "a": 2}
+            assert prepared.allocations["item"] == before.allocations["item"]  # it is not new, nor taken for new
         await logs.prepare(("ann", "a", 0))
         assert await logs.have_rows(EntityKind.ITEM) == {"a"}
 

@@ -242,9 +242,14 @@ DERIVE = f"""
            (SELECT count(*) FROM made) - (SELECT count(*) FROM stored) AS already_logged
 """
 
-# The reservation of one that is in another log becomes the note of that one.
-CORRECT = """
-    UPDATE event_ids SET period = other.period, content = other.content FROM interactions_p{other} AS other
+# What is in another log is not this period's: where the ids of that one are noted, the reservation becomes the note.
+HAND_OVER = """
+    UPDATE event_ids SET period = other.period, content = other.content
+    FROM interactions_p{other} AS other JOIN periods ON number = other.period AND ids_merged_at IS NOT NULL
+    WHERE event_ids.kind = 0 AND event_ids.period = {period} AND event_ids.event_id = other.event_id
+"""
+FREE = """
+    DELETE FROM event_ids USING interactions_p{other} AS other
     WHERE event_ids.kind = 0 AND event_ids.period = {period} AND event_ids.event_id = other.event_id
 """
 
@@ -362,7 +367,8 @@ class Labels:
             found |= (await self._connection.execute(text(statement.format(**parts)), values)).mappings().one()
         resolved = Resolved(**found)
         for other in others if resolved.already_logged else ():
-            await self._connection.execute(text(CORRECT.format(period=int(period), other=other)))
+            for statement in (HAND_OVER, FREE):
+                await self._connection.execute(text(statement.format(period=int(period), other=other)))
         return resolved
 
     async def news(self, period: int) -> list[Interaction]:
