@@ -253,26 +253,47 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a log that is dropped, they say": (
         ["UPDATE periods SET log_dropped_at = now() WHERE number = 3"],
-        ["log of period 3: expected no partition, for it was dropped; found one"],
+        ["interactions of period 3: expected no partition, for it was dropped; found one"],
     ),
     "a log that is kept, they say": (
         ["UPDATE periods SET log_dropped_at = NULL WHERE number = 1"],
         [
-            "log of period 1: expected a partition; found none",
+            "interactions of period 1: expected a partition; found none",
             "log of period 1: expected 300 interactions, as counted when it was sealed; found 0",
         ],
     ),
     "a partition": (
         ["DROP TABLE interactions_p4"],
-        ["log of period 4: expected a partition; found none"],
+        ["interactions of period 4: expected a partition; found none"],
     ),
     "a partition that is detached": (
         ["ALTER TABLE interactions DETACH PARTITION interactions_p4"],
-        ["log of period 4: expected a partition; found none"],
+        ["interactions of period 4: expected a partition; found none"],
     ),
     "a partition of no period": (
         ["CREATE TABLE interactions_p99 PARTITION OF interactions FOR VALUES IN (99)"],
         ["partition of interactions for period 99: expected a period that is there; found none"],
+    ),
+    "a partition of impressions": (
+        ["DROP TABLE impressions_p4"],
+        ["impressions of period 4: expected a partition; found none"],
+    ),
+    # impressions and clicks
+    "an impression": (
+        ["DELETE FROM impressions WHERE request_id = 'r1'"],
+        [f"impression r1: expected once stored and .* found stored in none, among the event ids in {OPEN}"],
+    ),
+    "the id of a click": (
+        ["DELETE FROM event_ids WHERE event_id = 'r1/a'"],
+        [f"click r1/a: expected once stored and .* found stored in {OPEN}, among the event ids in none"],
+    ),
+    "an impression in another period": (
+        [f"UPDATE impressions SET period = {NEXT} WHERE request_id = 'r1'"],
+        [f"impression r1: expected once stored and .* found stored in {NEXT}, among the event ids in {OPEN}"],
+    ),
+    "labels": (
+        ["UPDATE periods SET labels = NULL WHERE number = 4"],
+        ["period 4: expected its impressions and clicks resolved, for it is updated; found not"],
     ),
     # ids and histories
     "a row of an id": (
