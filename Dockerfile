@@ -16,14 +16,15 @@ COPY . .
 RUN pip install .
 
 FROM python:3.12-slim
-RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/asmg --shell /usr/sbin/nologin asmg \
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/asmg --shell /usr/sbin/nologin asmg \
     && install --directory --owner asmg --group asmg --mode 0750 /var/lib/asmg
 COPY --from=build /opt/asmg /opt/asmg
 ENV PATH=/opt/asmg/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     ASMG_DATA_DIR=/var/lib/asmg \
     NUMBA_CACHE_DIR=/var/lib/asmg/numba
-USER asmg
+# By number, which an orchestrator can see to be no root.
+USER 10001:10001
 WORKDIR /var/lib/asmg
 VOLUME /var/lib/asmg
 EXPOSE 8000

@@ -1,4 +1,4 @@
-# Sourced by scripts/demo, scripts/test and scripts/check. After `use_env EXTRA` the programs of a Python environment that
+# Sourced by the scripts beside it. After `use_env EXTRA` the programs of a Python environment that
 # has asmg-service and its EXTRA ("" or "dev") installed come first on the PATH.
 #
 # The environment is the active virtual environment, or else .venv beside this folder, made at the first run. A stamp in

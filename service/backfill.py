@@ -31,8 +31,9 @@ from service.processes import INTERRUPTED, Child, Interrupted, StopRequest
 from service.settings import Settings
 from service.storage.database import Database
 from service.storage.redis_state import HistoryStore, Notices, connect
-from service.storage.repositories import Interaction, PeriodStatus
+from service.storage.repositories import EventBatch, Interaction, PeriodStatus
 from service.supervisor import environment_of, installation
+from service.use_cases.audit import command_line
 from service.use_cases.catalogue import put_items
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest
@@ -42,7 +43,6 @@ __all__ = ["ImportOptions", "run_import"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DIGEST_LENGTH = 16
-ACTOR = "import"
 STOP_SECONDS = 15.0
 
 MODELS = {"generated": "generated", "incremental": "incremental", "frozen": "baseline"}
@@ -180,11 +180,11 @@ class _Plan:
         """What the ids of all its events begin with."""
         return f"{self.digest}-"
 
-    def events(self, rows: IndexArray) -> list[Interaction]:
+    def events(self, rows: IndexArray) -> EventBatch:
         """Some rows of the log."""
         log = self.log
         # Padded: events of one batch are stored in the order of their ids, which so is the order of the log.
-        return [
+        events = [
             Interaction(f"{self.prefix}{row:010d}", user, item, label, EPOCH + timedelta(milliseconds=time))
             for row, user, item, label, time in zip(
                 rows.tolist(),
@@ -195,6 +195,7 @@ class _Plan:
                 strict=True,
             )
         ]
+        return EventBatch.of(events)
 
     def categories(self) -> Iterator[Mapping[str, tuple[str, ...]]]:
         """For each piece the items that appear for the first time and have categories."""
@@ -242,7 +243,7 @@ class _Backfill:
             self._bar.begin(f"{title}: storing")
             number = await self._closed(piece) or await self._store(piece, categories, title)
             document = await self._updated(number, title)
-            failed += document.status is PeriodStatus.FAILED
+            failed += document.status is not PeriodStatus.UPDATED
             lines.period(await self._line(document))
         return failed
 
@@ -265,7 +266,11 @@ class _Backfill:
             await ingest(self._database, self._histories, events)
         try:
             period = await close_period(
-                self._database, expected_period=number, idempotency_key=self._plan.key(piece), actor=ACTOR
+                self._database,
+                expected_period=number,
+                idempotency_key=self._plan.key(piece),
+                actor=command_line(),
+                reason="asmg import",
             )
         except (EmptyPeriod, PeriodConflict) as error:
             raise ServiceError(f"{title}: somebody else has closed the period that it was stored in: {error}") from None
@@ -299,7 +304,7 @@ class _Backfill:
 
     async def _line(self, document: PeriodDocument) -> PeriodLine:
         scores = {name: document.scores.get(model) for name, model in MODELS.items()}
-        serves = "failed"
+        serves = str(document.status)
         if document.version is not None:
             serves = f"v{document.version} {(await get_model(self._database, document.version)).kind}"
         return PeriodLine(

@@ -7,8 +7,10 @@ is judged twice unless it is wrong.
 """
 
 import re
-from contextlib import suppress
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,30 +18,51 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 from xxhash import xxh64_intdigest
 
-from service.errors import BodyTooLarge
-from service.head import declared_length, headers_of
+from asmg.kernels.common import compiled
+from service.errors import BodyTooLarge, InvalidInput, NotReady
+from service.head import content_coding, declared_length, headers_of
 from service.limits import (
     MAX_BATCH,
+    MAX_CLICKS,
     MAX_HISTORY,
     MAX_ID_LENGTH,
-    MAX_INTERACTIONS,
+    MAX_IMPRESSIONS,
     MAX_ITEMS,
+    MAX_JSON_MEMBERS,
+    MAX_JSON_VALUES,
+    MAX_POSITION,
     MAX_PREDICT_BYTES,
     MAX_REQUEST_HISTORY,
 )
 from service.problems import invalid_input
-from service.schemas import BatchRequest, InteractionEvent, InteractionsRequest, PredictRequest, parse_timestamp
+from service.schemas import (
+    BatchRequest,
+    ClickEvent,
+    ClicksRequest,
+    ImpressionEvent,
+    ImpressionsRequest,
+    InteractionEvent,
+    InteractionsRequest,
+    PredictRequest,
+    parse_positions,
+    parse_timestamp,
+    refuse_repetition,
+)
 from service.serving.forward import hash_json
 from service.serving.snapshot import hashes_of
-from service.storage.repositories import Interaction
+from service.storage.repositories import Click, EventBatch, Impression, Interaction, interaction_id
 from service.use_cases.predict import Question
 
 __all__ = [
+    "Bodies",
+    "check_head",
     "is_small",
     "parse_batch",
+    "parse_clicks",
+    "parse_impressions",
     "parse_interactions",
     "parse_json",
     "parse_predict",
@@ -54,12 +77,15 @@ JSON_MEDIA_TYPE = re.compile(r"application/([\w.+-]+\+)?json", re.ASCII | re.IGN
 NUL = b"\\u0000"
 """The only way in which JSON can say NUL."""
 
+BACKSLASH = b"\\"
+
 ESCAPED = b"\\u00"
 """The only way in which JSON can say the letters of a name otherwise."""
 
 SMALL_BYTES = 64 * 1024
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+Position = Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITION)]
 
 
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
@@ -83,16 +109,41 @@ class _BatchBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=Fal
 
 
 class _EventBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
-    event_id: Id
-    user_id: Id
-    item_id: Id
-    label: Literal[0, 1]
+    event_id: str
+    user_id: str
+    item_id: str
+    label: int
     timestamp: int | str
-    request_id: Id | None = None
+    request_id: str | None = None
 
 
 class _EventsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
-    interactions: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_INTERACTIONS)]
+    """For events with escapes: written again, they have none but those that no id may have."""
+
+    interactions: list[_EventBody]
+
+
+class _ImpressionBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    request_id: Id
+    user_id: Id
+    items: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+    timestamp: int | str
+    positions: Annotated[list[Position], msgspec.Meta(max_length=MAX_ITEMS)] | None = None
+
+
+class _ImpressionsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    impressions: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_IMPRESSIONS)]
+
+
+class _ClickBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    request_id: Id
+    item_id: Id
+    timestamp: int | str
+    event_id: Id | None = None
+
+
+class _ClicksBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    clicks: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_CLICKS)]
 
 
 def is_small(body: bytes) -> bool:
@@ -100,15 +151,63 @@ def is_small(body: bytes) -> bool:
     return len(body) <= SMALL_BYTES
 
 
+def check_head(scope: Scope, max_bytes: int) -> None:
+    """That the head of a request announces a body that can be taken in; of the body nothing is read.
+
+    Raises:
+        BodyTooLarge: it says that it is longer than `max_bytes`.
+        HTTPException: 415, it is compressed; it is never inflated, for it could become of any size.
+    """
+    if (coding := content_coding(scope)) is not None:
+        raise HTTPException(415, f"expected no Content-Encoding; received {coding[:100]}")
+    if declared_length(scope) > max_bytes:
+        raise BodyTooLarge(max_bytes)
+
+
+class Bodies:
+    """The bodies of all calls that are under way: how many bytes they have together, and that these are not too many.
+
+    Args:
+        max_bytes: of all together.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+
+    @contextmanager
+    def counted(self, receive: Receive, max_bytes: int) -> Iterator[Receive]:
+        """`receive` for one call that goes on as long as the `with` block.
+
+        It raises BodyTooLarge as soon as the body has more than `max_bytes`, and NotReady as soon as all have too many.
+        """
+        received = 0
+
+        async def receive_and_count() -> Message:
+            nonlocal received
+            message = await receive()
+            length = len(message.get("body", b""))
+            received += length
+            self._bytes += length
+            if received > max_bytes:
+                raise BodyTooLarge(max_bytes)
+            if self._bytes > self._max_bytes:
+                raise NotReady(f"the bodies of all calls have more than {self._max_bytes} bytes")
+            return message
+
+        try:
+            yield receive_and_count
+        finally:
+            self._bytes -= received
+
+
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     """All of a request's body.
 
     Raises:
         ClientDisconnect: the client went away.
-        BodyTooLarge: it is longer than `max_bytes`, or says so.
+        BodyTooLarge, HTTPException: as `check_head`; the former also where it is longer than `max_bytes`.
     """
-    if declared_length(scope) > max_bytes:
-        raise BodyTooLarge(max_bytes)
+    check_head(scope, max_bytes)
     parts: list[bytes] = []
     received, more = 0, True
     while more:
@@ -123,16 +222,49 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+_QUOTE, _BACKSLASH, _COLON, _COMMA, _LIST, _OBJECT = (ord(c) for c in '"\\:,[{')
+
+
+@compiled
+def count_json(text: bytes) -> tuple[int, int]:
+    """How many members the objects of a JSON text have, and how many values it has in all; of no JSON any numbers."""
+    members, values, at = 0, 0, 0
+    in_string = False
+    while at < len(text):
+        byte = text[at]
+        if in_string:
+            if byte == _BACKSLASH:
+                at += 1
+            elif byte == _QUOTE:
+                in_string = False
+        elif byte == _QUOTE:
+            in_string = True
+        elif byte == _COLON:
+            members += 1
+        elif byte in (_COMMA, _LIST, _OBJECT):
+            values += 1
+        at += 1
+    return members, values
+
+
 def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
     """The body as a model.
 
     Raises:
         HTTPException: 400, it is no JSON; 415, it is not said to be.
-        InvalidInput: it is not as `model` wants it.
+        InvalidInput: it is not as `model` wants it, or has more in it than any model could want: to find out all that
+            is wrong with millions of values takes seconds, and a hundred times their bytes.
     """
     content_type = headers_of(scope).get(b"content-type", b"").decode("latin-1")
     if not JSON_MEDIA_TYPE.fullmatch(content_type.partition(";")[0].strip()):
         raise HTTPException(415, f"expected Content-Type application/json; received {content_type[:100] or 'none'}")
+    if not is_small(body):
+        members, values = count_json(body)
+        if members > MAX_JSON_MEMBERS or values > MAX_JSON_VALUES:
+            raise InvalidInput(
+                f"expected at most {MAX_JSON_MEMBERS} members of objects and {MAX_JSON_VALUES} values; "
+                f"received {members} and {values}"
+            )
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -146,12 +278,14 @@ _BAD = (msgspec.MsgspecError, PydanticCustomError, UnicodeDecodeError, Recursion
 _predict = msgspec.json.Decoder(_PredictBody)
 _quick = msgspec.json.Decoder(_QuickBody)
 _batch = msgspec.json.Decoder(_BatchBody)
-_event = msgspec.json.Decoder(_EventBody)
 _events = msgspec.json.Decoder(_EventsBody)
+_impressions, _one_impression = msgspec.json.Decoder(_ImpressionsBody), msgspec.json.Decoder(_ImpressionBody)
+_clicks, _one_click = msgspec.json.Decoder(_ClicksBody), msgspec.json.Decoder(_ClickBody)
 
 
 def _may_be_quick(body: bytes, scope: Scope) -> bool:
-    return headers_of(scope).get(b"content-type") == JSON and NUL not in body
+    headers = headers_of(scope)
+    return headers.get(b"content-type") == JSON and b"content-encoding" not in headers and NUL not in body
 
 
 def _comes_once(member: bytes, body: bytes) -> bool:
@@ -205,17 +339,50 @@ def _question(body: bytes) -> Question:
 
 
 def _question_of(request: _PredictBody | PredictRequest) -> Question:
-    return Question.of(request.user_id, request.items, request.history, request.request_id)
+    log = request.log_impressions if isinstance(request, PredictRequest) else None
+    most = MAX_ITEMS if log is True else log or None
+    return Question.of(request.user_id, request.items, request.history, request.request_id, log=most)
 
 
-def parse_interactions(body: bytes, scope: Scope) -> list[Interaction]:
-    """The events in the body of `POST /interactions`, one by one as well; raises as `parse_json` does."""
-    if _may_be_quick(body, scope) and _comes_once(b'"interactions"', body):
+def parse_interactions(body: bytes, scope: Scope) -> EventBatch:
+    """The events in the body of `POST /interactions`; raises as `parse_json` does."""
+    if headers_of(scope).get(b"content-type") == JSON:
         with suppress(*_BAD):
-            return [_interaction(_event.decode(part)) for part in _events.decode(body).interactions]
-    return [_interaction(event) for event in parse_json(InteractionsRequest, body, scope).interactions]
+            plain = body if BACKSLASH not in body else msgspec.json.encode(_events.decode(body))
+            if (events := EventBatch.parse(plain)) is not None:
+                return events
+    return EventBatch.of([_interaction(event) for event in parse_json(InteractionsRequest, body, scope).interactions])
 
 
-def _interaction(event: _EventBody | InteractionEvent) -> Interaction:
-    moment = event.timestamp if isinstance(event, InteractionEvent) else parse_timestamp(event.timestamp)
-    return Interaction(event.event_id, event.user_id, event.item_id, event.label, moment, event.request_id)
+def _interaction(event: InteractionEvent) -> Interaction:
+    return Interaction(event.event_id, event.user_id, event.item_id, event.label, event.timestamp, event.request_id)
+
+
+def parse_impressions(body: bytes, scope: Scope) -> list[Impression]:
+    """The impressions in the body of `POST /impressions`, one by one as well; raises as `parse_json` does."""
+    if _may_be_quick(body, scope) and _comes_once(b'"impressions"', body):
+        with suppress(*_BAD):
+            return [_impression(_one_impression.decode(part)) for part in _impressions.decode(body).impressions]
+    return [_impression(event) for event in parse_json(ImpressionsRequest, body, scope).impressions]
+
+
+def parse_clicks(body: bytes, scope: Scope) -> list[Click]:
+    """The clicks in the body of `POST /clicks`, the same way."""
+    if _may_be_quick(body, scope) and _comes_once(b'"clicks"', body):
+        with suppress(*_BAD):
+            return [_click(_one_click.decode(part)) for part in _clicks.decode(body).clicks]
+    return [_click(event) for event in parse_json(ClicksRequest, body, scope).clicks]
+
+
+def _impression(event: _ImpressionBody | ImpressionEvent) -> Impression:
+    positions = None if event.positions is None else parse_positions(event.positions, len(event.items))
+    return Impression(event.request_id, event.user_id, refuse_repetition(event.items), positions, _moment(event))
+
+
+def _click(event: _ClickBody | ClickEvent) -> Click:
+    event_id = event.event_id or interaction_id(event.request_id, event.item_id)
+    return Click(event_id, event.request_id, event.item_id, _moment(event))
+
+
+def _moment(event: _ImpressionBody | ImpressionEvent | _ClickBody | ClickEvent) -> datetime:
+    return event.timestamp if isinstance(event.timestamp, datetime) else parse_timestamp(event.timestamp)

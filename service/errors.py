@@ -6,15 +6,18 @@
     ├── BodyTooLarge            413
     ├── Unauthorized            401  no key, or not one of ours
     ├── Forbidden               403  a key without the scope
+    ├── RateLimited             429  a key that has used up what it may
     ├── ModelNotFound           404
     ├── PeriodNotFound          404
     ├── EmptyPeriod             409  nothing to learn from
     ├── PeriodConflict          409  another period is open than the caller expected
+    ├── PeriodStateConflict     409  the period is not in a state in which that can be done
     ├── ModelPruned             409  the version is known, but what is needed of it was evicted
     ├── NotReady                503  a dependency does not answer, or no model is loaded yet
     ├── ArtifactError           500
     │   ├── ArtifactMissing          named but not stored
     │   └── ArtifactCorrupt          stored bytes do not have their digest
+    ├── BackupError             500  a backup that cannot be written, or not be restored
     └── ConfigurationError      500  the service was started with settings that cannot work
         └── EmbeddedServerError      an embedded Postgres or Redis did not start or stop
 
@@ -22,6 +25,7 @@ The module knows statuses as plain numbers and imports no web framework, so stor
 raise the same errors that the API renders as problem documents (RFC 9457).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,6 +34,7 @@ __all__ = [
     "ArtifactCorrupt",
     "ArtifactError",
     "ArtifactMissing",
+    "BackupError",
     "BodyTooLarge",
     "ConfigurationError",
     "EmbeddedServerError",
@@ -43,6 +48,8 @@ __all__ = [
     "NotReady",
     "PeriodConflict",
     "PeriodNotFound",
+    "PeriodStateConflict",
+    "RateLimited",
     "ServiceError",
     "Unauthorized",
 ]
@@ -143,6 +150,19 @@ class Forbidden(ServiceError):
         self.scope = scope
 
 
+class RateLimited(ServiceError):
+    """More requests than are allowed; `wait` seconds from now one is again."""
+
+    status = 429
+    title = "Too many requests"
+    slug = "rate-limited"
+
+    def __init__(self, detail: str, wait: float) -> None:
+        super().__init__(detail)
+        self.retry_after = max(1, math.ceil(wait))
+        """The same in whole seconds, at least one."""
+
+
 class ModelNotFound(ServiceError):
     """A model version that does not exist."""
 
@@ -187,8 +207,16 @@ class EmptyPeriod(ServiceError):
     slug = "empty-period"
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"expected at least one interaction in period {number}; received none")
+        super().__init__(f"expected at least one interaction, impression or click in period {number}; received none")
         self.number = number
+
+
+class PeriodStateConflict(ServiceError):
+    """Something that cannot be done with a period in the state it is in."""
+
+    status = 409
+    title = "Period in another state"
+    slug = "period-state"
 
 
 class PeriodConflict(ServiceError):
@@ -240,6 +268,13 @@ class ArtifactCorrupt(ArtifactError):
     def __init__(self, digest: str, actual: str) -> None:
         super().__init__(digest, f"expected bytes with digest {digest}; received {actual}")
         self.actual = actual
+
+
+class BackupError(ServiceError):
+    """A backup that cannot be written, or not be restored; raised by commands, never by a request."""
+
+    title = "Backup unusable"
+    slug = "backup-unusable"
 
 
 class ConfigurationError(ServiceError):

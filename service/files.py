@@ -58,10 +58,11 @@ class DigestedFile:
 
 
 @contextmanager
-def create(folder: Path, suffix: str) -> Iterator[DigestedFile]:
+def create(folder: Path, suffix: str, *, stem: str | None = None) -> Iterator[DigestedFile]:
     """Write a file into `folder`; it appears under its name, durable, when the block has ended without an error.
 
-    Processes that create the same content at the same time write the same bytes, and the last rename wins.
+    It is named by what it holds, unless a `stem` is given. Processes that create the same content at the same time
+    write the same bytes, and the last rename wins.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=UNFINISHED)
@@ -71,7 +72,7 @@ def create(folder: Path, suffix: str) -> Iterator[DigestedFile]:
             yield written
             file.flush()
             os.fsync(file.fileno())
-        path = folder / written.name(suffix)
+        path = folder / (written.name(suffix) if stem is None else stem + suffix)
         Path(temporary).replace(path)
         written.path = path
     except BaseException:
@@ -85,9 +86,9 @@ def create(folder: Path, suffix: str) -> Iterator[DigestedFile]:
 
 
 @asynccontextmanager
-async def create_slowly(folder: Path, suffix: str) -> AsyncIterator[DigestedFile]:
+async def create_slowly(folder: Path, suffix: str, *, stem: str | None = None) -> AsyncIterator[DigestedFile]:
     """`create` for an event loop, which does not wait for the disk; `write` is to be called in a thread as well."""
-    creating = create(folder, suffix)
+    creating = create(folder, suffix, stem=stem)
     file = await asyncio.to_thread(creating.__enter__)
     try:
         yield file

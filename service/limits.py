@@ -12,6 +12,15 @@ MAX_BATCH = 256
 MAX_INTERACTIONS = 10_000
 """Interactions of one ingestion call."""
 
+MAX_IMPRESSIONS = 10_000
+"""Impressions of one call; each of at most `MAX_ITEMS` items."""
+
+MAX_CLICKS = 10_000
+"""Clicks of one call."""
+
+MAX_POSITION = 2**31 - 1
+"""Of an item in what a user was shown; positions begin with 0."""
+
 MAX_CATALOGUE_ITEMS = 10_000
 """Items of one catalogue call."""
 
@@ -24,6 +33,12 @@ MAX_HISTORY = 30
 MAX_REQUEST_HISTORY = 1000
 """Items a request may send as its history; the first `MAX_HISTORY` of them are used."""
 
+MAX_HEAD_BYTES = 64 * 1024
+"""Bytes of the head of one request: its line and its headers; also of what comes with the chunks of its body."""
+
+MAX_PIPELINED = 128
+"""Requests of one connection that wait for the answer to an earlier one."""
+
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """Bytes of one request body, where none of the following applies."""
 
@@ -33,11 +48,32 @@ MAX_PREDICT_BYTES = 1024 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """Of the body of one batch of predictions."""
 
+MAX_JSON_MEMBERS = 100_000
+"""Members that all objects of one body have together; those of 10,000 interactions are 60,001."""
+
+MAX_JSON_VALUES = 1_000_000
+"""Values in one body; those of the largest batch of predictions are half as many."""
+
+MAX_BODIES_BYTES = 128 * 1024 * 1024
+"""Of the bodies of all calls that are under way in an api process; those that are over it are refused with 503."""
+
 MAX_WRITES = 64
 """Calls of an api process that store something and are under way at a time; more are refused with 503."""
 
 MAX_REASON_LENGTH = 1000
 """Characters of the reason an operator gives for a change."""
+
+MAX_KEY_NAME_LENGTH = 100
+"""Characters of the name of an API key."""
+
+MAX_KEY_DAYS = 3650
+"""Within so many days a key has to expire, if it expires at all."""
+
+MIN_RATE, MAX_RATE = 0.001, 1_000_000
+"""Requests a second that a key can be limited to."""
+
+UNKNOWN_KEYS_RATE, UNKNOWN_KEYS_BURST = 100, 500
+"""Keys a second, and at once, that an api process looks up in Postgres and does not find there."""
 
 KEPT_FOR_TRAINING = 7
 """Periods that the method which looks back furthest, bu-7, learns from."""

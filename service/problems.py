@@ -17,7 +17,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from service.errors import FieldError, InvalidInput, ServiceError
+from service.context import current_request_id
+from service.errors import FieldError, InvalidInput, RateLimited, ServiceError
 
 __all__ = ["install_problem_handlers", "invalid_input", "render_problem"]
 
@@ -67,7 +68,8 @@ def _path(location: Sequence[str | int]) -> str:
     """`interactions[3].label` of `("body", "interactions", 3, "label")`."""
     if location and location[0] in _PARTS_OF_A_REQUEST:
         location = location[1:]
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{_shortened(part)}" for part in location)
+    return path.removeprefix(".")
 
 
 def _expected(error: Mapping[str, Any]) -> str:
@@ -80,18 +82,25 @@ def _received(error: Mapping[str, Any]) -> str:
     value = error["input"]
     if error["type"] == "missing":
         return "nothing"
+    if error["type"] == "repeated":
+        return f"{json.dumps(error['ctx']['received'], ensure_ascii=False)[:MAX_RECEIVED_LENGTH]} twice"
     if isinstance(value, list):
         return f"{len(value)} items"
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, str):
         value = value[:MAX_RECEIVED_LENGTH]
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    return _shortened(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= MAX_RECEIVED_LENGTH else text[: MAX_RECEIVED_LENGTH - 1] + "…"
 
 
 def render_problem(error: Exception, *, instance: str) -> Response:
-    """The response to `error`; `instance` is the path of the request. A server's own fault is logged here."""
+    """The response to `error` in the request that is being answered; `instance` is its path. A server's own fault is
+    logged here.
+    """
     headers: dict[str, str] = {}
     if isinstance(error, RequestValidationError):
         error = invalid_input(error.errors())
@@ -112,7 +121,10 @@ def render_problem(error: Exception, *, instance: str) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if document["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(error.retry_after)
     document["instance"] = instance
+    document["request_id"] = current_request_id.get()
     return Response(
         json.dumps(document, ensure_ascii=False),
         status_code=document["status"],

@@ -1,11 +1,12 @@
 """The settings of one installation, read from the environment (`ASMG_…`) and passed in, never imported as a global."""
 
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.limits import KEPT_FOR_TRAINING, MAX_HISTORY
+from service.limits import KEPT_FOR_TRAINING, MAX_HISTORY, MAX_RATE, MIN_RATE
 
 __all__ = ["Settings", "sqlalchemy_dsn"]
 
@@ -41,6 +42,16 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     api_workers: int = Field(1, ge=1)
     """Api processes."""
+    max_connections: int = Field(1000, ge=1)
+    """Open connections of one api process; more are answered with 503 and closed."""
+    head_deadline_seconds: float = Field(10.0, gt=0)
+    """How long a client may take for the head of a request, from the connection or its first byte on."""
+    body_deadline_seconds: float = Field(30.0, gt=0)
+    """How long a client may take for the body of a request, and to take in an answer."""
+    tls_cert: Path | None = None
+    """Certificate chain in PEM, for HTTPS without a proxy; together with `tls_key`."""
+    tls_key: Path | None = None
+    """Its private key in PEM, not encrypted."""
     prior_ctr: float = Field(0.5, gt=0, lt=1)
     """The constant answer of version 0, before anything was learned."""
     updater: str = "asmg-gru-multi"
@@ -56,6 +67,15 @@ class Settings(BaseSettings):
     """How long a prediction waits for the user's history at most; then it is made without."""
     store_deadline_seconds: float = Field(5.0, gt=0)
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
+    attribution_window_seconds: float = Field(1800.0, ge=0, le=30 * 86_400)
+    """How long after an impression a click on it counts; only then the impression becomes interactions."""
+    impression_deadline_seconds: float = Field(0.1, gt=0)
+    """How long a prediction waits at most for its impression to be stored; then it says that it was not logged."""
+    rate_limit: float = 0.0
+    """Requests a second that a key may make, of all api processes together, where it has no limit of its own; 0 for any
+    number."""
+    rate_burst_seconds: float = Field(1.0, gt=0, le=3600)
+    """At once a key may make as many requests as come in so many seconds at its limit, and at least one."""
     swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.25, gt=0)
@@ -63,7 +83,7 @@ class Settings(BaseSettings):
     worker_poll_seconds: float = Field(1.0, gt=0)
     """How often the worker looks for a sealed period."""
     max_attempts: int = Field(3, ge=1)
-    """Updates of one period that may fail before it is given up."""
+    """Updates of one period that may fail before it is quarantined."""
     keep_versions: int = Field(50, ge=2)
     """Newest model versions whose serving snapshot is kept, so that one can roll back to them."""
     keep_states: int = Field(5, ge=1)
@@ -81,7 +101,7 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("postgres_dsn", "redis_url", "evict_after_periods", mode="before")
+    @field_validator("postgres_dsn", "redis_url", "tls_cert", "tls_key", "evict_after_periods", mode="before")
     @classmethod
     def _unset_when_empty(cls, value: object) -> object:
         # Compose files pass `ASMG_REDIS_URL=${ASMG_REDIS_URL}` through; there an empty value means unset.
@@ -98,6 +118,19 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(REDIS_SCHEMES):
             raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
         return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _check_rate(cls, value: float) -> float:
+        if value and not MIN_RATE <= value <= MAX_RATE:
+            raise ValueError(f"expected {MIN_RATE} to {MAX_RATE} requests a second, or 0 for any number")
+        return value
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> "Settings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("expected both ASMG_TLS_CERT and ASMG_TLS_KEY, or neither; received one")
+        return self
 
     @field_validator("evict_after_periods")
     @classmethod
@@ -125,6 +158,11 @@ class Settings(BaseSettings):
     def serving_dir(self) -> Path:
         """Folder of the snapshot files, which all processes of a host share."""
         return self.data_dir / "serving"
+
+    @property
+    def attribution_window(self) -> timedelta:
+        """`attribution_window_seconds`."""
+        return timedelta(seconds=self.attribution_window_seconds)
 
     @property
     def embedded(self) -> bool:

@@ -15,8 +15,10 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -25,13 +27,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from ipaddress import ip_address
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from service.context import NameRequest
 from service.errors import ConfigurationError
 from service.metrics import MULTIPROCESS_VARIABLE
 from service.settings import Settings
@@ -69,6 +73,9 @@ STOP_SECONDS = 30.0
 SWITCH_SECONDS = 0.0005
 """After how long a thread with larger work lets the event loop go on; Python's own 5 ms would be felt by requests."""
 
+SPARE_FILES = 500
+"""Open files of an api process beside the connections of its clients: to Postgres and Redis, snapshots, refusals."""
+
 GC_THRESHOLD = 10_000
 """Objects between two looks for garbage in cycles, of which requests leave none."""
 
@@ -79,8 +86,11 @@ STEADY_SECONDS = 30.0
 
 
 def configure_logging() -> None:
-    """Log lines to the standard error, one format for all processes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s")
+    """Log lines to the standard error, one format for all processes, with the id of the request that they belong to."""
+    output = logging.StreamHandler()
+    output.addFilter(NameRequest())
+    line = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(request_id)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line, handlers=[output])
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
@@ -91,11 +101,12 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def installation(settings: Settings, *, migrate_first: bool = False) -> Iterator[Settings]:
-    """The servers of an installation, as settings with both DSNs; the schema is at its head.
+def installation(settings: Settings, *, migrate_first: bool = False, any_schema: bool = False) -> Iterator[Settings]:
+    """The servers of an installation, as settings with both DSNs; the schema is at its head, unless it may be `any`.
 
     Embedded servers run at least as long as the `with` block, and their schema is always brought up to date. A
-    configured database is not touched unless `migrate_first`: it may be shared with processes of another release.
+    configured database is not touched unless `migrate_first`: it may be shared with processes of another release. With
+    `any_schema` no database is touched, or looked at.
 
     Raises:
         ConfigurationError: the schema is not at its head, or the embedded servers do not start.
@@ -114,7 +125,9 @@ def installation(settings: Settings, *, migrate_first: bool = False) -> Iterator
         dsn = settings.postgres_dsn
         assert dsn is not None  # both or neither, says Settings
         asyncio.run(_ping(dsn))
-        if embedded or migrate_first:
+        if any_schema:
+            pass
+        elif embedded or migrate_first:
             migrate(dsn)
         else:
             _require_current_schema(dsn)
@@ -272,6 +285,7 @@ def serve(settings: Settings, *, worker: bool | None = None, migrate_first: bool
                 file=sys.stderr,
                 flush=True,
             )
+        _check_certificate(settings)
         listener = stack.enter_context(listen(host, settings.port))
         port = int(listener.getsockname()[1])
         environment = environment_of(settings)
@@ -287,8 +301,9 @@ def serve(settings: Settings, *, worker: bool | None = None, migrate_first: bool
         try:
             while not stop.is_set():
                 supervisor.tend()
-                if not ready and (ready := _is_ready(host, port)):
-                    print(f"asmg: listening on http://{_in_url(host)}:{port}", flush=True)
+                if not ready and (ready := _is_ready(host, port, tls=settings.tls_cert is not None)):
+                    scheme = "http" if settings.tls_cert is None else "https"
+                    print(f"asmg: listening on {scheme}://{_in_url(host)}:{port}", flush=True)
                 stop.wait(TICK_SECONDS)
         finally:
             listener.close()  # first, so that new connections are refused rather than left waiting for nobody
@@ -313,11 +328,35 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _is_ready(host: str, port: int) -> bool:
+def _check_certificate(settings: Settings) -> None:
+    """Return where the certificate and its key can be used, or there is none.
+
+    Raises:
+        ConfigurationError: they cannot: here it is one message, in a child one for each time that it is started again.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    try:
+        # An empty password, so that a key that needs one is refused and not asked for at a terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, lambda: "")
+    except OSError as error:  # as an ssl.SSLError is
+        raise ConfigurationError(
+            f"cannot serve HTTPS with {settings.tls_cert} and {settings.tls_key}: {error.strerror or error}"
+        ) from None
+
+
+def _is_ready(host: str, port: int, *, tls: bool) -> bool:
     with suppress(ValueError):
         if ip_address(host).is_unspecified:
             host = "::1" if ":" in host else LOOPBACK
-    connection = HTTPConnection(host, port, timeout=PROBE_SECONDS)
+    connection: HTTPConnection
+    if tls:
+        # Asks its own child, whose certificate is made out to another name.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = HTTPSConnection(host, port, timeout=PROBE_SECONDS, context=context)
+    else:
+        connection = HTTPConnection(host, port, timeout=PROBE_SECONDS)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200
@@ -341,10 +380,11 @@ def _end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, name="watch the parent", daemon=True).start()
 
 
-def server_config(app: "FastAPI") -> "uvicorn.Config":
-    """How the application is served."""
+def server_config(app: "FastAPI", *, tls_cert: Path | None = None, tls_key: Path | None = None) -> "uvicorn.Config":
+    """How the application is served; with a certificate and its key by HTTPS."""
     import uvicorn
 
+    from service.head import SECURITY_HEADERS, STRICT_TRANSPORT
     from service.protocol import quick_protocol
     from service.routers.predict import answer_now
 
@@ -356,9 +396,21 @@ def server_config(app: "FastAPI") -> "uvicorn.Config":
         access_log=False,
         log_config=None,
         server_header=False,
+        # Of all that is written on a connection, also what no application sees.
+        headers=[*SECURITY_HEADERS, STRICT_TRANSPORT] if tls_cert else list(SECURITY_HEADERS),
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
         proxy_headers=False,  # who calls says the key; where none exists yet, a proxy is not this host's own caller
         timeout_graceful_shutdown=API_GRACE_SECONDS,
     )
+
+
+def _allow_files(number: int) -> None:
+    """Let this process open so many files, as far as the host lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        allowed = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
 
 
 def _run_api(settings: Settings, listener: int) -> None:
@@ -367,12 +419,13 @@ def _run_api(settings: Settings, listener: int) -> None:
 
     from service.app import create_app
 
+    _allow_files(settings.max_connections + SPARE_FILES)
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # what was imported stays, and need not be looked through again and again while requests wait
     gc.set_threshold(GC_THRESHOLD)
     app = create_app(settings, stopping=lambda: server.should_exit)
-    server = uvicorn.Server(server_config(app))
+    server = uvicorn.Server(server_config(app, tls_cert=settings.tls_cert, tls_key=settings.tls_key))
     server.run(sockets=[socket.socket(fileno=listener)])
 
 

@@ -11,16 +11,24 @@ from asmg.updaters import build_updater
 from service.errors import ConfigurationError, NotReady, ServiceError
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database, Leadership, Lock
-from service.storage.redis_state import Notices, connect
-from service.storage.repositories import Period, PeriodStatus
+from service.storage.database import Database, Leadership
+from service.storage.redis_state import HistoryStore, Notices, connect
 from service.use_cases.bootstrap import ensure_prior
-from service.use_cases.retention import drop_old_logs, prune, sweep
-from service.use_cases.update_model import HeadMoved, PeriodUpdate, Workshop
+from service.use_cases.quarantine import note_failure, note_trouble
+from service.use_cases.resolve_labels import resolve_skipped
+from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
+from service.use_cases.update_model import PeriodUpdate, Superseded, Workshop
 
 __all__ = ["run"]
 
 logger = logging.getLogger(__name__)
+
+MOST_PAUSE_SECONDS = 30.0
+"""Between two attempts while Postgres or the machine is in trouble. The first pause is that of the poll; each next one
+is twice as long."""
+
+GOODBYE_SECONDS = 5.0
+"""A worker that ends waits so long for Postgres to note that it did not die."""
 
 
 async def run(settings: Settings) -> None:
@@ -40,62 +48,92 @@ async def run(settings: Settings) -> None:
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core
     database, redis = Database(settings.postgres_dsn, pool_size=4), connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
-    workshop = Workshop(settings, database, ArtifactStore(database, redis), Notices(redis), updater)
+    histories = HistoryStore(redis, database, length=settings.history_length)
+    workshop = Workshop(settings, database, ArtifactStore(database, redis), Notices(redis), updater, histories)
     logger.info("worker started with %s", settings.updater)
-    swept = False
+    pause = _Pause(settings.worker_poll_seconds)
     try:
         while True:
             try:
                 if await leadership.try_acquire():
-                    if not swept:
-                        await sweep(database)
-                        swept = True
-                    if await _update_next(workshop):
-                        continue
-            except ServiceError as error:  # Postgres is away: wait and go on where the stages say
-                logger.warning("worker waits: %s", error)
-            await asyncio.sleep(settings.worker_poll_seconds)
+                    await leadership.hold(_lead(workshop, pause))
+                pause.reset()
+                await asyncio.sleep(settings.worker_poll_seconds)
+            except Superseded as superseded:
+                logger.info("an update stops: %s", superseded)
+            except Exception as error:
+                # Nothing that goes wrong here is a period's fault, and the stages say where to go on. Most often it is
+                # Postgres or this host's disk; a worker of another host may have better luck.
+                await leadership.release()
+                seconds = pause.next()
+                known = isinstance(error, (ServiceError, OSError))
+                logger.warning("worker waits %.1f s: %s", seconds, error, exc_info=None if known else error)
+                await asyncio.sleep(seconds)
     finally:
+        await _say_goodbye(workshop)
         await leadership.release()
         await redis.aclose()
         await database.close()
 
 
+class _Pause:
+    """How long to wait for the end of a trouble: longer each time, until something went well."""
+
+    def __init__(self, first: float) -> None:
+        self._first = self._seconds = first
+
+    def reset(self) -> None:
+        self._seconds = self._first
+
+    def next(self) -> float:
+        seconds, self._seconds = self._seconds, max(self._first, min(2 * self._seconds, MOST_PAUSE_SECONDS))
+        return seconds
+
+
+async def _lead(workshop: Workshop, pause: _Pause) -> None:
+    """Update on one sealed period after the other, without end."""
+    await ensure_prior(workshop.database, workshop.artifacts, workshop.settings.prior_ctr)
+    await sweep(workshop.database)
+    while True:
+        busy = await _update_next(workshop)
+        pause.reset()
+        if not busy:
+            await asyncio.sleep(workshop.settings.worker_poll_seconds)
+
+
 async def _update_next(workshop: Workshop) -> bool:
     """Update on the earliest sealed period; False when there is none."""
-    await ensure_prior(workshop.database, workshop.artifacts, workshop.settings.prior_ctr)
     async with workshop.database.read() as session:
         period = await session.periods.next_sealed()
     if period is None:
         return False
+    await merge_event_ids(workshop.database)
+    await resolve_skipped(workshop.database, workshop.histories, workshop.settings.attribution_window)
+    number, ended = period.number, True
     try:
-        version = await PeriodUpdate(workshop, period.number).run()
-    except HeadMoved as moved:
-        logger.info("period %d starts again: %s", period.number, moved)
-    except NotReady:
-        raise  # the storage's trouble, not the period's
+        version = await PeriodUpdate(workshop, number).run()
+        logger.info("period %d: version %d is published", number, version)
+    except (NotReady, Superseded):
+        raise
+    except OSError as error:  # of this machine, which no other period would fare better with
+        await note_trouble(workshop.database, number, workshop.worker, error)
+        raise
     except Exception as error:
-        logger.exception("the update on period %d failed", period.number)
-        await _note_failure(workshop, period, error)
-    else:
-        logger.info("period %d: version %d is published", period.number, version)
-        await prune(workshop.database, period.number, workshop.settings)
+        logger.exception("the update on period %d failed", number)
+        attempts = workshop.settings.max_attempts
+        ended = await note_failure(workshop.database, number, workshop.worker, error, max_attempts=attempts)
+    if ended:
+        await prune(workshop.database, number, workshop.settings)
         await drop_old_logs(workshop.database, workshop.settings)
+        await sweep(workshop.database)
     return True
 
 
-async def _note_failure(workshop: Workshop, period: Period, error: Exception) -> None:
-    """Count the attempt; after the last one the period is given up and the next one has its turn."""
-    attempts = period.attempts + 1
-    final = attempts >= workshop.settings.max_attempts
-    status = PeriodStatus.FAILED if final else PeriodStatus.SEALED
-    message = f"{type(error).__name__}: {error}"[:1000]
-    async with workshop.database.unit_of_work() as work:
-        await work.lock_exclusive(Lock.MODELS)
-        now = await work.periods.get(period.number)
-        if now is not None and now.version is not None:
-            return  # this worker had lost its leadership unaware, and its successor has published the period
-        await work.periods.set_status(period.number, status, error=message, attempts=attempts)
-        if final:
-            await work.audit.add("worker", "give_up", {"period": period.number, "error": message})
-        await work.commit()
+async def _say_goodbye(workshop: Workshop) -> None:
+    """Note that this worker is at no period any more: it was stopped, and has not died."""
+    try:
+        async with asyncio.timeout(GOODBYE_SECONDS), workshop.database.unit_of_work() as work:
+            await work.periods.let_go(workshop.worker)
+            await work.commit()
+    except (ServiceError, TimeoutError) as error:
+        logger.warning("the period that the worker is at will be counted as one it died at: %s", error)

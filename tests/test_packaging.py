@@ -1,6 +1,7 @@
 """What is shipped: the wheel, the scripts, the image and the compose file. No Docker engine is needed."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import yaml
 from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ["scripts/demo", "scripts/test", "scripts/check", ".ci/run"]
+SCRIPTS = ["scripts/demo", "scripts/test", "scripts/check", "scripts/audit", ".ci/run"]
 OUR_SERVICES = ["migrate", "api", "worker"]
 
 
@@ -214,13 +215,37 @@ def test_the_worker_is_healthy_while_it_is_connected_to_postgres(services: dict[
 
 
 def test_nothing_runs_as_root(services: dict[str, Any]) -> None:
-    for name in ("postgres", "redis"):
-        assert services[name]["user"] == name
     lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     final_stage = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM ")) :]
-    assert [line for line in final_stage if line.startswith("USER ")] == ["USER asmg"]
-    for name in OUR_SERVICES:
-        assert "user" not in services[name]
+    # The last one holds for what the container runs; nothing after it asks for another.
+    [user] = [number for number, line in enumerate(final_stage) if line.startswith("USER ")]
+    assert final_stage[user] == "USER 10001:10001"
+    assert any("useradd --uid 10001 --user-group" in line for line in final_stage[:user])
+    assert not any(line.startswith("RUN ") for line in final_stage[user:])
+    users = {name: "10001:10001" for name in OUR_SERVICES} | {"postgres": "postgres", "redis": "redis"}
+    assert {name: service["user"] for name, service in services.items()} == users
+
+
+def test_nothing_can_gain_a_privilege_or_change_its_own_image(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        for forbidden in ("cap_add", "privileged", "devices", "pid", "ipc", "network_mode", "userns_mode"):
+            assert forbidden not in service, (name, forbidden)
+
+
+def test_what_is_written_is_written_to_a_volume_or_to_a_bounded_tmpfs(services: dict[str, Any]) -> None:
+    """And no folder of the host, nor Docker's socket, is seen inside."""
+    for name, service in services.items():
+        places = [mount.partition(":") for mount in service["tmpfs"]]
+        assert "/tmp" in {place for place, _, _ in places}, name
+        assert all(re.fullmatch(r"size=\d+m,mode=1777", options) for _, _, options in places), name
+        assert all(re.match(r"\w+:", mount) for mount in service.get("volumes", ())), name
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    folders = dict(re.findall(r"(\w+_DIR)=(\S+)", text.rpartition("\nFROM ")[2]))
+    assert folders == {"ASMG_DATA_DIR": "/var/lib/asmg", "NUMBA_CACHE_DIR": "/var/lib/asmg/numba"}
+    assert "\nVOLUME /var/lib/asmg\n" in text
 
 
 def test_only_the_api_has_a_port_and_that_on_loopback(services: dict[str, Any]) -> None:

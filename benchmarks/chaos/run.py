@@ -4,10 +4,8 @@ import asyncio
 import json
 import logging
 import sys
-import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +18,13 @@ from benchmarks.chaos.clients import Clients
 from benchmarks.chaos.saboteur import Saboteur, restart
 from benchmarks.chaos.stream import Log, make_log
 from benchmarks.chaos.verdict import Promise, Record, State, judge, to_json
-from benchmarks.serving.servers import Server, ServerFailed, environment_without_settings, free_port
+from benchmarks.own_service import OwnService, own_service
 from service.demo.client import CallFailed
 from service.errors import ServiceError
 from service.processes import INTERRUPTED, Interrupted, StopRequest
-from service.settings import Settings
 from service.storage import tables
 from service.storage.database import Database
-from service.supervisor import environment_of, installation
 from service.tasks import end_tasks
-from service.use_cases.auth import SCOPES, create_key
 
 __all__ = ["ChaosOptions", "run_chaos"]
 
@@ -38,7 +33,7 @@ SETTLE_SECONDS = 120.0
 """How long updates that are waiting may take after the last close, and for each period `PERIOD_SECONDS` more."""
 PERIOD_SECONDS = 10.0
 POLL_SECONDS = 0.5
-FINISHED = ("updated", "failed")
+FINISHED = ("updated", "quarantined", "skipped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,38 +115,14 @@ def show(console: Console, record: Record, promises: list[Promise]) -> None:
 
 def _one_run(options: ChaosOptions, log: Log, record: Record, stop: StopRequest, *, disturbed: bool) -> State:
     """Start everything in a folder of its own, send the log, and read what is stored."""
-    with ExitStack() as stack:
-        folder = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="asmg-chaos-", ignore_cleanup_errors=True))
-        )
-        settings = Settings(
-            data_dir=folder / "data",
-            postgres_dsn=None,
-            redis_url=None,
-            host="127.0.0.1",
-            port=free_port(),
-            api_workers=2,
-            seed=options.seed,
-            keep_versions=max(50, options.closes + 2),
-            keep_states=options.closes + 2,
-        )
-        running = stack.enter_context(installation(settings))
-        dsn = running.postgres_dsn
-        assert dsn is not None
-        key = asyncio.run(_create_key(dsn))
-        server = stack.enter_context(
-            Server(
-                "asmg serve",
-                [sys.executable, "-m", "service.cli", "serve", "--worker"],
-                settings.port,
-                environment=environment_without_settings() | environment_of(running),
-                log=folder / "serve.log",
-                check=stop.check,
-                hurried=lambda: stop.hurried,
-            )
-        )
-        run = _Run(options, log, record, server, key, dsn, settings.data_dir, disturbed)
-        return stop.run(run.play)
+    settings = {
+        "api_workers": 2,
+        "seed": options.seed,
+        "keep_versions": max(50, options.closes + 2),
+        "keep_states": options.closes + 2,
+    }
+    with own_service("chaos", stop, **settings) as service:
+        return stop.run(_Run(options, log, record, service, disturbed).play)
 
 
 @dataclass
@@ -159,17 +130,13 @@ class _Run:
     options: ChaosOptions
     log: Log
     record: Record
-    server: Server
-    key: str
-    dsn: str
-    data_dir: Path
+    service: OwnService
     disturbed: bool
 
     async def play(self) -> State:
-        url = f"http://{self.server.target.host}:{self.server.target.port}"
-        headers = {"Authorization": f"Bearer {self.key}"}
-        async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as http:
-            await self._ready(http)
+        service, data_dir = self.service, self.service.settings.data_dir
+        async with httpx.AsyncClient(base_url=service.url, headers=service.headers, trust_env=False) as http:
+            await service.ready(http)
             started = time.monotonic()
             clients = Clients(http, self.log, self.record, seed=self.options.seed)
             seconds = self.options.minutes * 60 if self.disturbed else 0.0
@@ -177,7 +144,7 @@ class _Run:
             hitting: list[asyncio.Task[None]] = []
             try:
                 if self.disturbed:
-                    saboteur = Saboteur(self.data_dir, self.server.processes, self.record, seed=self.options.seed)
+                    saboteur = Saboteur(data_dir, service.server.processes, self.record, seed=self.options.seed)
                     beside.append(asyncio.create_task(clients.predict()))
                     hitting.append(asyncio.create_task(saboteur.run()))
                 await asyncio.wait_for(clients.send(seconds), seconds + SETTLE_SECONDS)
@@ -192,13 +159,13 @@ class _Run:
                 await end_tasks(*hitting)
             try:
                 if self.disturbed:
-                    await asyncio.to_thread(restart, self.data_dir)
+                    await asyncio.to_thread(restart, data_dir)
                 await self._settled()
             finally:
                 self._note_failures(beside)
                 await end_tasks(*beside)
             self.record.seconds = time.monotonic() - started
-        return await read_state(self.dsn)
+        return await read_state(service.dsn)
 
     def _note_failures(self, tasks: list[asyncio.Task[None]]) -> None:
         """What should have gone on until it is cancelled and has ended instead."""
@@ -206,40 +173,18 @@ class _Run:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 self.record.faults.append(f"{type(error).__name__}: {error}")
 
-    async def _ready(self, http: httpx.AsyncClient) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                if (await http.get("/readyz")).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
-            await asyncio.sleep(POLL_SECONDS)
-        raise ServerFailed(f"the service was not ready within {START_SECONDS:.0f} s:\n{self.server.tail()}")
-
     async def _settled(self) -> None:
         deadline = time.monotonic() + SETTLE_SECONDS + PERIOD_SECONDS * self.options.closes
         while time.monotonic() < deadline:
             try:
-                state = await read_state(self.dsn)
+                state = await read_state(self.service.dsn)
             except ServiceError:  # Postgres may still recover
                 await asyncio.sleep(POLL_SECONDS)
                 continue
-            if any(status == "failed" for status, *_ in state.periods.values()):
-                return  # what comes after it waits for ever
             if len(state.periods) >= self.record.closes and all(s in FINISHED for s, *_ in state.periods.values()):
                 return
             await asyncio.sleep(POLL_SECONDS)
         self.record.finished = False
-
-
-async def _create_key(dsn: str) -> str:
-    database = Database(dsn, pool_size=1)
-    try:
-        _, key = await create_key(database, "chaos", SCOPES)
-        return key
-    finally:
-        await database.close()
 
 
 async def read_state(dsn: str) -> State:

@@ -13,6 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from benchmarks.chaos.verdict import Record
+from benchmarks.own_service import role_of, server_processes
 from service.storage.embedded import EmbeddedServers
 
 __all__ = ["Saboteur", "restart"]
@@ -111,24 +112,6 @@ class Saboteur:
     def _processes(self, victim: str) -> list[psutil.Process]:
         """Of servers all, the first one first; of the service's processes one."""
         if victim in ("postgres", "redis"):
-            return _server_processes(self._data_dir / victim)
-        found = [process for process in self._service() if _role(process) == victim]
+            return server_processes(self._data_dir / victim)
+        found = [process for process in self._service() if role_of(process) == victim]
         return [self._random.choice(found)] if found else []
-
-
-def _role(process: psutil.Process) -> str | None:
-    with suppress(psutil.Error):
-        command = process.cmdline()
-        if "service.supervisor" in command:
-            return str(command[command.index("service.supervisor") + 1])
-    return None
-
-
-def _server_processes(folder: Path) -> list[psutil.Process]:
-    """Processes in the folder of a server, the oldest first: the postmaster before its backends."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return sorted(found, key=lambda process: (process.create_time(), process.pid))

@@ -34,7 +34,7 @@ from service.storage.database import Database, Lock
 from service.storage.embedded import EmbeddedServers
 from service.storage.migrate import migrate
 from service.storage.redis_state import Notices, connect
-from service.storage.repositories import AliasName, Interaction, ModelKind, ModelVersion
+from service.storage.repositories import AliasName, EventBatch, Interaction, ModelKind, ModelVersion
 from service.use_cases.auth import create_key
 from service.use_cases.bootstrap import ensure_prior
 
@@ -161,7 +161,7 @@ class Installation:
                 period = (await session.periods.open()).number
             for batch in _batches(workload):
                 async with database.unit_of_work() as work:
-                    await work.interactions.insert(period, batch)
+                    await work.interactions.insert(period, EventBatch.of(batch))
                     await work.commit()
 
         self._run(insert)

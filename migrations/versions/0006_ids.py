@@ -1,7 +1,7 @@
 """Rows of the tables can be free: which rows a period has seen, and which allocation gave an id its row.
 
 Revision ID: 0006
-Revises: 0002
+Revises: 0005
 """
 
 import sqlalchemy as sa
@@ -9,7 +9,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY
 
 revision: str = "0006"
-down_revision: str | None = "0002"
+down_revision: str | None = "0005"
 branch_labels: None = None
 depends_on: None = None
 

@@ -1,38 +1,45 @@
 """The program `asmg`."""
 
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from asmg.log_format import ColumnMap, CutBy
 from service import __version__
+from service.cli.backup import backup_command, restore_command, verify_command
 from service.cli.bench import bench
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.experiment import experiment
+from service.cli.installation import DataDir, load_settings, with_database
 from service.cli.options import (
     CategoriesColumn,
     ItemColumn,
     LabelColumn,
     Negatives,
     PositivesOnly,
+    Rate,
+    Reason,
     TimeFormat,
     TimestampColumn,
     UserColumn,
+    expiry_of,
 )
-from service.settings import Settings
+from service.cli.periods import periods
+from service.console import make_console
+from service.limits import MAX_KEY_DAYS, MAX_REASON_LENGTH
 from service.storage.database import Database
 from service.supervisor import configure_logging, installation, run_worker, serve
-from service.use_cases.auth import SCOPES, create_key, list_keys, revoke_key
+from service.use_cases.audit import AuditPage, command_line, list_audit
+from service.use_cases.auth import SCOPES, create_key, limit_key, list_keys, revoke_key
+from service.use_cases.pins import set_pinned
+from service.use_cases.status import list_models
 
 __all__ = ["app"]
-
-T = TypeVar("T")
 
 app = typer.Typer(
     name="asmg",
@@ -41,33 +48,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 keys = typer.Typer(help="API keys: who may call what.", no_args_is_help=True)
+models = typer.Typer(help="Model versions: what is kept of which, and why.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+app.add_typer(models, name="models")
+app.add_typer(periods, name="periods")
 app.add_typer(bench, name="bench")
 app.add_typer(experiment, name="experiment")
-
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of the embedded servers and the snapshots. [ASMG_DATA_DIR]")
-]
-
-
-def load_settings(**overrides: Any) -> Settings:
-    """The settings of the environment; those of `overrides` that are not None win."""
-    return Settings(**{name: value for name, value in overrides.items() if value is not None})
-
-
-def _with_database(data_dir: Path | None, use: Callable[[Database], Awaitable[T]]) -> T:
-    """What `use` returns, given the database of the installation."""
-
-    async def run(dsn: str) -> T:
-        database = Database(dsn, pool_size=1)
-        try:
-            return await use(database)
-        finally:
-            await database.close()
-
-    with installation(load_settings(data_dir=data_dir)) as settings:
-        assert settings.postgres_dsn is not None
-        return asyncio.run(run(settings.postgres_dsn))
+app.command("backup")(backup_command)
+app.command("restore")(restore_command)
+app.command("verify")(verify_command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -132,12 +121,18 @@ def serve_command(
         bool | None,
         typer.Option("--worker/--no-worker", help="Also run the worker. By default with embedded servers only."),
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Serve HTTPS with this certificate chain (PEM). [ASMG_TLS_CERT]")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM), not encrypted. [ASMG_TLS_KEY]")] = None,
     migrate: Annotated[bool, typer.Option("--migrate", help="Bring the schema of the database up to date.")] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Serve the API; without ASMG_POSTGRES_DSN and ASMG_REDIS_URL with servers of its own."""
     with plain_errors():
-        settings = load_settings(host=host, port=port, api_workers=workers, data_dir=data_dir)
+        settings = load_settings(
+            host=host, port=port, api_workers=workers, tls_cert=tls_cert, tls_key=tls_key, data_dir=data_dir
+        )
         serve(settings, worker=worker, migrate_first=migrate)
 
 
@@ -223,12 +218,24 @@ def create_key_command(
         list[str],
         typer.Option("--scope", "--scopes", help=f"One or more of {', '.join(SCOPES)}; with commas, or given again."),
     ],
+    expires_in: Annotated[
+        str | None, typer.Option(help=f"Refuse it after this time, such as 90d, 12h or 30m; {MAX_KEY_DAYS}d at most.")
+    ] = None,
+    expires_at: Annotated[
+        str | None, typer.Option(help="Refuse it from this moment on: RFC 3339 with an offset.")
+    ] = None,
+    rate: Rate = None,
+    reason: Reason = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a key and print it, this once."""
+    """Make a key and print it, this once. Without an expiry it is good until it is revoked."""
     scopes = [part.strip() for value in scope for part in value.split(",")]
     with plain_errors():
-        key_id, key = _with_database(data_dir, lambda database: create_key(database, name, scopes))
+        expiry = expiry_of(expires_in, expires_at)
+        key_id, key = with_database(
+            data_dir,
+            lambda database: create_key(database, name, scopes, rate_limit=rate, expires_at=expiry, reason=reason),
+        )
         print(f"asmg: key {key_id}; it is shown only now", file=sys.stderr)
         print(key)
 
@@ -237,19 +244,108 @@ def create_key_command(
 def list_keys_command(data_dir: DataDir = None) -> None:
     """List all keys ever made."""
     with plain_errors():
-        table = Table("id", "name", "scopes", "created", "revoked")
-        for key in _with_database(data_dir, list_keys):
-            created, revoked = (f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (key.created_at, key.revoked_at))
-            table.add_row(key.key_id, key.name, " ".join(key.scopes), created, revoked)
-        Console().print(table)
+        table = Table("id", "name", "scopes", "rate", "created (UTC)", "expires", "revoked", "valid")
+        for key in with_database(data_dir, list_keys):
+            times = [f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (key.created_at, key.expires_at, key.revoked_at)]
+            rate = "" if key.rate_limit is None else f"{key.rate_limit:g}/s" if key.rate_limit else "any"
+            table.add_row(key.key_id, key.name, " ".join(key.scopes), rate, *times, "yes" if key.valid else "no")
+        make_console().print(table)
+
+
+@keys.command("limit")
+def limit_key_command(
+    key_id: Annotated[str, typer.Argument(help="The id of `asmg keys list`.")],
+    rate: Rate = None,
+    reason: Reason = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Change how many requests a second a key may make; the api processes know a second later."""
+    with plain_errors():
+        if not with_database(data_dir, lambda database: limit_key(database, key_id, rate, reason=reason)):
+            raise ValueError(f"there is no valid key {key_id}")
+        print(f"asmg: key {key_id} has its new limit")
 
 
 @keys.command("revoke")
 def revoke_key_command(
-    key_id: Annotated[str, typer.Argument(help="The id of `asmg keys list`.")], data_dir: DataDir = None
+    key_id: Annotated[str, typer.Argument(help="The id of `asmg keys list`.")],
+    reason: Reason = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Revoke a key for ever; the api processes refuse it a second later."""
     with plain_errors():
-        if not _with_database(data_dir, lambda database: revoke_key(database, key_id)):
+        if not with_database(data_dir, lambda database: revoke_key(database, key_id, reason=reason)):
             raise ValueError(f"there is no valid key {key_id}")
         print(f"asmg: key {key_id} is revoked")
+
+
+@app.command("audit")
+def audit_command(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Entries at most.")] = 50,
+    actor: Annotated[str | None, typer.Option(help="Only what this one did, by the whole name.")] = None,
+    action: Annotated[str | None, typer.Option(help="Only this action, such as rollback.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List who did what, when and why, newest first."""
+
+    async def entries(database: Database) -> AuditPage:
+        return await list_audit(database, limit=limit, actor=actor, action=action)
+
+    with plain_errors():
+        table = Table("at (UTC)", "actor", "action", "detail", "reason", "request")
+        for entry in with_database(data_dir, entries).entries:
+            detail = " ".join(f"{name}={value}" for name, value in entry.detail.items())
+            words = (f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.actor, entry.action, detail)
+            # As text: what callers wrote is not to be taken for markup.
+            table.add_row(*(Text(word) for word in (*words, entry.reason or "", entry.request_id or "")))
+        make_console().print(table)
+
+
+ModelNumber = Annotated[int, typer.Argument(metavar="VERSION", help="Its number, as `asmg models list` has it.")]
+PinReason = Annotated[str, typer.Option("--reason", help="Why; the audit names it.")]
+
+
+@models.command("list")
+def list_models_command(
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
+    before: Annotated[int | None, typer.Option(min=0, help="Only versions below this one.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List model versions, whether they can still be served, and why they are kept however old they get."""
+    with plain_errors():
+        page = with_database(data_dir, lambda database: list_models(database, limit=limit, before=before))
+        table = Table("version", "period", "kind", "parent", "created", "snapshot", "kept as")
+        for model in page.models:
+            numbers = (
+                model.version,
+                model.period,
+                model.kind,
+                "" if model.parent_version is None else model.parent_version,
+            )
+            there = "stored" if model.digest else "gone"
+            table.add_row(*map(str, numbers), f"{model.created_at:%Y-%m-%d %H:%M}", there, ", ".join(model.kept))
+        make_console().print(table)
+
+
+@models.command("pin")
+def pin_command(version: ModelNumber, reason: PinReason, data_dir: DataDir = None) -> None:
+    """Keep the artifacts of a version however old it gets."""
+    _pin(version, True, reason, data_dir)
+
+
+@models.command("unpin")
+def unpin_command(version: ModelNumber, reason: PinReason, data_dir: DataDir = None) -> None:
+    """Let a version lose its artifacts again, after the next update where it is too old by then."""
+    _pin(version, False, reason, data_dir)
+
+
+def _pin(version: int, pinned: bool, reason: str, data_dir: Path | None) -> None:
+    with plain_errors():
+        if not 1 <= len(reason) <= MAX_REASON_LENGTH:
+            raise ValueError(f"reason: expected 1 to {MAX_REASON_LENGTH} characters; received {len(reason)}")
+
+        def pin(database: Database) -> Awaitable[bool]:
+            return set_pinned(database, version, pinned=pinned, reason=reason, actor=command_line())
+
+        changed = with_database(data_dir, pin)
+        print(f"asmg: version {version} {'is' if changed else 'was'} {'pinned' if pinned else 'not pinned'}")

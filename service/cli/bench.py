@@ -175,6 +175,50 @@ def bench_serve_command(
     raise typer.Exit(code)
 
 
+@bench.command("ingest")
+def bench_ingest_command(
+    batches: Annotated[str, typer.Option(help="Events of a call, numbers separated by commas.")] = "1,100,1000",
+    concurrency: Annotated[str, typer.Option(help="Connections, with one call in flight on each.")] = "1,16",
+    duplicates: Annotated[str, typer.Option(help="Percent of the events that were sent before.")] = "0,50",
+    events: Annotated[int, typer.Option(help="Of each measurement; 1,000 calls at most.")] = 40_000,
+    rounds: Annotated[int, typer.Option(help="All cells are measured so often; medians are printed.")] = 5,
+    workers: Annotated[int, typer.Option(help="Api processes.")] = 1,
+    seed: BenchSeed = 0,
+    report: BenchReport = None,
+) -> None:
+    """Store events over HTTP, beside a bare COPY of the same rows into the same Postgres; on this host alone."""
+    from benchmarks.ingest import IngestOptions, run_ingest
+
+    with plain_errors(), unusable_files():
+        options = IngestOptions(
+            batches=_numbers("batches", batches),
+            concurrency=_numbers("concurrency", concurrency),
+            duplicates=_numbers("duplicates", duplicates),
+            events=events,
+            rounds=rounds,
+            workers=workers,
+            seed=seed,
+            report=report,
+        )
+        code = run_ingest(options)
+    raise typer.Exit(code)
+
+
+@bench.command("soak")
+def bench_soak_command(
+    periods: Annotated[int, typer.Option(help="That are logged, closed and learned.")] = 200,
+    events: Annotated[int, typer.Option(help="In each of them.")] = 200,
+    seed: BenchSeed = 0,
+    report: BenchReport = None,
+) -> None:
+    """Live through many small periods in a temporary folder; fails unless disk, memory and close time stay flat."""
+    from benchmarks.soak.run import SoakOptions, run_soak
+
+    with plain_errors(), unusable_files():
+        code = run_soak(SoakOptions(periods=periods, events=events, seed=seed, report=report))
+    raise typer.Exit(code)
+
+
 def _numbers(name: str, text: str) -> tuple[int, ...]:
     """Whole numbers separated by commas."""
     if not all(part.strip().isdecimal() for part in text.split(",")):

@@ -1,10 +1,14 @@
-"""Options that several commands have: how the columns of a log are called and what they mean."""
+"""Options that several commands have, and what they mean: the columns of a log, reasons, and when something ends."""
 
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 
 from asmg.log_format import TimestampFormat
+from service.limits import MAX_KEY_DAYS, MAX_REASON_LENGTH
+from service.schemas import parse_timestamp
 
 __all__ = [
     "CategoriesColumn",
@@ -12,10 +16,16 @@ __all__ = [
     "LabelColumn",
     "Negatives",
     "PositivesOnly",
+    "Rate",
+    "Reason",
     "TimeFormat",
     "TimestampColumn",
     "UserColumn",
+    "expiry_of",
 ]
+
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+DURATION = re.compile(r"([1-9]\d{0,8})([smhdw])", re.ASCII)
 
 UserColumn = Annotated[str, typer.Option(help="Ids of the users.")]
 ItemColumn = Annotated[str, typer.Option(help="Ids of the items.")]
@@ -35,3 +45,42 @@ TimeFormat = Annotated[
     TimestampFormat | None,
     typer.Option(help="Seconds or milliseconds since 1970, RFC 3339, or that without a zone; by default recognised."),
 ]
+
+
+def _check_reason(value: str | None) -> str | None:
+    if value is not None and not (0 < len(value) <= MAX_REASON_LENGTH and "\0" not in value):
+        raise typer.BadParameter(f"expected 1 to {MAX_REASON_LENGTH} characters; received {len(value)}")
+    return value
+
+
+Rate = Annotated[
+    float | None,
+    typer.Option(help="Requests a second that the key may make; 0 for any number. Not given: as ASMG_RATE_LIMIT says."),
+]
+Reason = Annotated[str | None, typer.Option(help="Why; the audit keeps it.", callback=_check_reason)]
+
+
+def expiry_of(after: str | None, moment: str | None) -> datetime | None:
+    """The moment that `--expires-in` and `--expires-at` mean; None where neither is given.
+
+    Raises:
+        ValueError: both are given, or one is not understood.
+    """
+    if after is not None and moment is not None:
+        raise ValueError("expected --expires-in or --expires-at; received both")
+    if after is not None:
+        match = DURATION.fullmatch(after)
+        if match is None:
+            raise ValueError(f"expected a time such as 90d, 12h or 30m with --expires-in; received {after!r}")
+        seconds = int(match[1]) * UNIT_SECONDS[match[2]]
+        if seconds > MAX_KEY_DAYS * UNIT_SECONDS["d"]:
+            raise ValueError(f"expected at most {MAX_KEY_DAYS}d with --expires-in; received {after!r}")
+        return datetime.now(UTC) + timedelta(seconds=seconds)
+    if moment is None:
+        return None
+    try:
+        return parse_timestamp(moment)
+    except ValueError:
+        raise ValueError(
+            f"expected RFC 3339 with an offset, such as 2030-01-31T12:00:00Z, with --expires-at; received {moment!r}"
+        ) from None

@@ -116,7 +116,7 @@ class Api:
                             if document is not None and document != last:
                                 last, changed_at = document, loop.time()
                                 yield document
-                                if document["status"] in ("updated", "failed"):
+                                if document["status"] in ("updated", "quarantined", "skipped"):
                                     return
                             _require_news(path, loop.time() - changed_at)
             except httpx.HTTPError:

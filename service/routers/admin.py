@@ -1,4 +1,4 @@
-"""`/admin`: model versions and the way back to one of them."""
+"""`/admin`: model versions, the way back to one of them, and who did what."""
 
 import asyncio
 import time
@@ -6,8 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from service.dependencies import Caller, JsonBody, Requires, Service, body_schema
-from service.schemas import RollbackRequest, RollbackResponse
+from service.dependencies import Caller, JsonBody, Parts, Requires, Service, body_schema
+from service.schemas import Id, PinRequest, PinResponse, RollbackRequest, RollbackResponse
+from service.use_cases.audit import AuditPage, list_audit
+from service.use_cases.pins import set_pinned
 from service.use_cases.rollback import rollback
 from service.use_cases.status import ModelDetail, ModelPage, get_model, list_models
 
@@ -31,6 +33,41 @@ async def get_models(
 async def get_one_model(service: Service, _: Admin, version: int) -> ModelDetail:
     """The version with the digests of its training state."""
     return await get_model(service.database, version)
+
+
+@router.get("/audit", summary="Who did what, newest first")
+async def get_audit(
+    service: Service,
+    _: Admin,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[int | None, Query(ge=0)] = None,
+    actor: Annotated[Id | None, Query(description="Only what this one did, by the whole name.")] = None,
+    action: Annotated[Id | None, Query(description="Only this action, such as `rollback`.")] = None,
+) -> AuditPage:
+    """A page of the audit, to which rows are only added; `next` is `before` of the page that follows."""
+    return await list_audit(service.database, limit=limit, before=before, actor=actor, action=action)
+
+
+@router.post("/models/{version:int}/pin", openapi_extra=body_schema(PinRequest), summary="Keep a version whole")
+async def post_pin(
+    service: Service, caller: Admin, version: int, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
+) -> PinResponse:
+    """The version keeps its artifacts however old it gets, so that one can always go back to it."""
+    return await _pin(service, caller, request, version, pinned=True)
+
+
+@router.post("/models/{version:int}/unpin", openapi_extra=body_schema(PinRequest), summary="Let a version go")
+async def post_unpin(
+    service: Service, caller: Admin, version: int, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
+) -> PinResponse:
+    """The version loses its artifacts after the next update, where it is too old by then."""
+    return await _pin(service, caller, request, version, pinned=False)
+
+
+async def _pin(service: Parts, caller: Caller, request: PinRequest, version: int, *, pinned: bool) -> PinResponse:
+    pinning = set_pinned(service.database, version, pinned=pinned, reason=request.reason, actor=caller.name)
+    changed = await service.writes.run(pinning)
+    return PinResponse(version=version, pinned=pinned, changed=changed, reason=request.reason)
 
 
 @router.post("/rollback", openapi_extra=body_schema(RollbackRequest), summary="Serve another version")

@@ -5,22 +5,26 @@ from collections.abc import Awaitable
 
 from fastapi import APIRouter, Response
 
-from service.dependencies import Service
+from service.dependencies import Parts, Service
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST
 from service.schemas import Health, Readiness
+from service.use_cases.status import label_totals
 
 router = APIRouter(tags=["operations"])
 
 PROBE_SECONDS = 1.5
 
 
+# Uptime probes and load balancers like to ask for heads.
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Is the process alive?")
 async def get_health() -> Health:
     """Answers as long as the event loop turns; says nothing of Postgres, Redis or a model."""
     return Health()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Can the process predict and store?")
 async def get_readiness(service: Service) -> Readiness:
     """Ready when a model is loaded and Postgres answers; without Redis the service is slower, not down. A process that
@@ -38,10 +42,15 @@ async def get_readiness(service: Service) -> Readiness:
 
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
-def get_metrics(service: Service) -> Response:
-    """The text exposition format."""
-    # Not async: of several workers it reads files, which is work for a thread.
-    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+async def get_metrics(service: Service) -> Response:
+    """The text exposition format; what Postgres does not tell in time is as it was."""
+    await _probe(_note_labels(service))
+    # Of several workers it reads files, which is work for a thread.
+    return Response(await asyncio.to_thread(service.metrics.render), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _note_labels(service: Parts) -> None:
+    service.metrics.note_labels(await label_totals(service.database))
 
 
 def _model(version: int, trouble: str | None) -> str:

@@ -11,8 +11,9 @@ from pydantic import TypeAdapter
 from service.dependencies import Caller, JsonBody, Requires, Service, body_schema
 from service.limits import MAX_ID_LENGTH
 from service.schemas import CloseRequest, CloseResponse
+from service.storage.repositories import ENDED
 from service.use_cases.close_period import close_period
-from service.use_cases.status import FINISHED, PeriodDocument, PeriodPage, get_period, list_periods, watch_period
+from service.use_cases.status import PeriodDocument, PeriodPage, get_period, list_periods, watch_period
 
 router = APIRouter(prefix="/periods", tags=["periods"])
 
@@ -39,6 +40,7 @@ async def post_close(
         expected_period=request.expected_period,
         idempotency_key=idempotency_key,
         actor=caller.name,
+        reason=request.reason,
     )
     period = await service.writes.run(closing)
     status_url = f"/periods/{period.number}"
@@ -75,5 +77,5 @@ async def get_period_events(service: Service, number: int) -> AsyncIterator[Serv
     async with aclosing(watched) as documents:
         async for document in documents:
             yield ServerSentEvent(event="status", raw_data=PERIOD_JSON.dump_json(document).decode())
-            if document.status in FINISHED:
+            if document.status in ENDED:
                 yield ServerSentEvent(event="end", raw_data="{}")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asmg.kernels.common import ONE, ZERO, Floats, Indices, compiled, inlined
+from service.text_kernels import BACKSLASH, CLOSING, COMMA, OPENING, QUOTE, SPACE, behind_blanks, xxh64
 
 __all__ = ["EPSILON", "SEPARATOR", "Forward", "compiled_forward", "hash_json", "hash_text", "score_mf", "score_mlp"]
 
@@ -34,60 +35,7 @@ LANES = 64
 LOOK_UPS = 16
 """Look-ups whose cache misses are waited for together."""
 
-U = np.uint64
-NOBODY = U(2**64 - 1)
-
-# XXH64 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), seed 0.
-P1, P2, P3 = U(0x9E3779B185EBCA87), U(0xC2B2AE3D27D4EB4F), U(0x165667B19E3779F9)
-P4, P5 = U(0x85EBCA77C2B2AE63), U(0x27D4EB2F165667C5)
-
-
-@inlined
-def _rotate(x: np.uint64, bits: int) -> np.uint64:
-    return (x << U(bits)) | (x >> U(64 - bits))
-
-
-@inlined
-def _word(text: bytes, at: int, size: int) -> np.uint64:
-    """`size` bytes as a little-endian number; the compiler makes one load of it."""
-    word = U(text[at])
-    for k in range(1, size):
-        word |= U(text[at + k]) << U(8 * k)
-    return word
-
-
-@inlined
-def _round(state: np.uint64, word: np.uint64) -> np.uint64:
-    return _rotate(state + word * P2, 31) * P1
-
-
-@compiled
-def _xxh64(text: bytes, start: int, end: int) -> np.uint64:
-    at = start
-    if end - start >= 32:
-        a, b, c, d = P1 + P2, P2, U(0), U(0) - P1
-        while at + 32 <= end:
-            a, b = _round(a, _word(text, at, 8)), _round(b, _word(text, at + 8, 8))
-            c, d = _round(c, _word(text, at + 16, 8)), _round(d, _word(text, at + 24, 8))
-            at += 32
-        h = _rotate(a, 1) + _rotate(b, 7) + _rotate(c, 12) + _rotate(d, 18)
-        for state in (a, b, c, d):
-            h = (h ^ _round(U(0), state)) * P1 + P4
-    else:
-        h = P5
-    h += U(end - start)
-    while at + 8 <= end:
-        h = _rotate(h ^ _round(U(0), _word(text, at, 8)), 27) * P1 + P4
-        at += 8
-    if at + 4 <= end:
-        h = _rotate(h ^ (_word(text, at, 4) * P1), 23) * P2 + P3
-        at += 4
-    while at < end:
-        h = _rotate(h ^ (U(text[at]) * P5), 11) * P1
-        at += 1
-    h = (h ^ (h >> U(33))) * P2
-    h = (h ^ (h >> U(29))) * P3
-    return h ^ (h >> U(32))
+NOBODY = np.uint64(2**64 - 1)
 
 
 @compiled
@@ -101,21 +49,10 @@ def hash_text(text: bytes, hashes: Hashes) -> int:
     for at in range(len(text) + 1):
         if at == len(text) or text[at] == 0:
             if n < len(hashes):
-                hashes[n] = _xxh64(text, start, at)
+                hashes[n] = xxh64(text, start, at)
             n += 1
             start = at + 1
     return n
-
-
-QUOTE, BACKSLASH, COMMA, OPENING, CLOSING = (ord(c) for c in '"\\,[]')
-SPACE, TAB, LINE_FEED, RETURN = (ord(c) for c in " \t\n\r")
-
-
-@inlined
-def _behind_blanks(text: bytes, at: int) -> int:
-    while at < len(text) and (text[at] == SPACE or text[at] == TAB or text[at] == LINE_FEED or text[at] == RETURN):
-        at += 1
-    return at
 
 
 @compiled
@@ -131,11 +68,11 @@ def hash_json(text: bytes, longest: int, hashes: Hashes) -> int:
         the number of strings; -1 for whatever needs a second look: other values, strings that are empty or too long,
         with an escape or with a character that is not ASCII, more than there is room for, and what is no JSON.
     """
-    n, at = 0, _behind_blanks(text, 0)
+    n, at = 0, behind_blanks(text, 0)
     if at == len(text) or text[at] != OPENING:
         return -1
     while True:
-        at = _behind_blanks(text, at + 1)
+        at = behind_blanks(text, at + 1)
         if at == len(text) or text[at] != QUOTE or n == len(hashes):
             return -1
         start = at + 1
@@ -146,11 +83,11 @@ def hash_json(text: bytes, longest: int, hashes: Hashes) -> int:
             at += 1
         if at == len(text) or not 0 < at - start <= longest:
             return -1
-        hashes[n] = _xxh64(text, start, at)
+        hashes[n] = xxh64(text, start, at)
         n += 1
-        at = _behind_blanks(text, at + 1)
+        at = behind_blanks(text, at + 1)
         if at < len(text) and text[at] == CLOSING:
-            return n if _behind_blanks(text, at + 1) == len(text) else -1
+            return n if behind_blanks(text, at + 1) == len(text) else -1
         if at == len(text) or text[at] != COMMA:
             return -1
 
@@ -161,7 +98,7 @@ def _find_rows(wanted: Hashes, hashes: Hashes, starts: Starts, rows: Indices) ->
     bits = 0
     while 1 << (bits + 1) < len(starts):
         bits += 1
-    shift = U(64 - bits)
+    shift = np.uint64(64 - bits)
     for i in range(len(wanted)):
         rows[i] = starts[np.int64(wanted[i] >> shift)]
     near = np.empty(LOOK_UPS, np.uint64)

@@ -20,6 +20,8 @@ __all__ = ["FILE_SUFFIX", "ArtifactStore"]
 logger = logging.getLogger(__name__)
 
 HOT_SECONDS = 24 * 3600
+HOT_OF_A_KIND = 2
+"""Newest artifacts of each kind that Redis keeps: what is served, and what is about to be."""
 # One value is one reply: it has to fit the socket timeout, and while it is taken in nothing else runs in the process.
 HOT_CHUNK_BYTES = 1024 * 1024
 # Redis is small and has the histories to keep. Whoever shares a host with the worker has a file anyway.
@@ -32,6 +34,9 @@ LARGE_BYTES = 16 * 1024 * 1024
 """More than this is fetched by a process of its own, where there is a way to."""
 
 FILE_SUFFIX = ".safetensors"
+
+NUMBER = "chunks"
+"""Field of a hot artifact that says how many others it has: "0", "1", …"""
 
 FetchApart = Callable[[str, Path], Awaitable[None]]
 
@@ -62,7 +67,7 @@ class ArtifactStore:
             await uow.commit()
         if hot and len(data) <= MOST_HOT_BYTES:
             starts = range(0, len(data), HOT_CHUNK_BYTES)
-            await self._warm(digest, (data[start : start + HOT_CHUNK_BYTES] for start in starts))
+            await self._warm(digest, kind, (data[start : start + HOT_CHUNK_BYTES] for start in starts))
         return digest
 
     async def put_file(self, file: files.DigestedFile, kind: str) -> str:
@@ -79,7 +84,7 @@ class ArtifactStore:
             await uow.artifacts.put_chunks(digest, chunks(CHUNK_BYTES), file.size, kind)
             await uow.commit()
         if file.size <= MOST_HOT_BYTES:
-            await self._warm(digest, chunks(HOT_CHUNK_BYTES))
+            await self._warm(digest, kind, chunks(HOT_CHUNK_BYTES))
         return digest
 
     async def get(self, digest: str) -> bytes:
@@ -137,33 +142,49 @@ class ArtifactStore:
         assert file.path is not None
         return file.path
 
-    async def _warm(self, digest: str, chunks: Iterator[bytes]) -> None:
-        count = 0
+    async def _warm(self, digest: str, kind: str, chunks: Iterator[bytes]) -> None:
+        """Copy the artifact, a hash of its chunks and their number, and let go of the oldest of its kind."""
+        newest = f"asmg:hot:{kind}"
         try:
-            for chunk in chunks:
-                await self._redis.set(_key(digest, count), chunk, ex=HOT_SECONDS)
-                count += 1
-            # The count comes last: whoever reads it finds the chunks.
-            await self._redis.set(_key(digest, "chunks"), count, ex=HOT_SECONDS)
+            async with self._redis.pipeline() as pipeline:
+                pipeline.lrem(newest, 0, digest)
+                pipeline.lpush(newest, digest)
+                pipeline.lrange(newest, HOT_OF_A_KIND, -1)
+                pipeline.ltrim(newest, 0, HOT_OF_A_KIND - 1)
+                pipeline.expire(newest, HOT_SECONDS)
+                _, _, old, *_ = await pipeline.execute()
+            if old:
+                await self._redis.unlink(*(_key(gone.decode()) for gone in old))
+            count = 0
+            for count, chunk in enumerate(chunks, 1):
+                await self._put_hot(digest, str(count - 1), chunk)
+            # The number comes last: whoever reads it finds the chunks.
+            await self._put_hot(digest, NUMBER, count)
         except RedisError as error:
             logger.warning("artifact %s was not copied to Redis: %s", digest, error)
+
+    async def _put_hot(self, digest: str, field: str, value: bytes | int) -> None:
+        async with self._redis.pipeline() as pipeline:  # both or neither, so that nothing stays for ever
+            pipeline.hset(_key(digest), field, value)
+            pipeline.expire(_key(digest), HOT_SECONDS)
+            await pipeline.execute()
 
     async def _hot_pieces(self, digest: str) -> AsyncIterator[bytes]:
         """What Redis has of the artifact, from its beginning, which nobody has compared with the digest."""
         with suppress(RedisError, ValueError):  # a count that is no number
-            chunks = await self._redis.get(_key(digest, "chunks"))
+            chunks = await self._redis.hget(_key(digest), NUMBER)
             for index in range(int(chunks or 0)):
-                piece = await self._redis.get(_key(digest, index))
-                if piece is None:  # evicted or expired
+                piece = await self._redis.hget(_key(digest), str(index))
+                if piece is None:  # evicted or expired meanwhile
                     return
                 yield cast(bytes, piece)  # the client does not decode
 
     async def _forget_hot(self, digest: str) -> None:
         """Redis has not all of the artifact, or not what it should be: nobody shall try again."""
         with suppress(RedisError):
-            if await self._redis.delete(_key(digest, "chunks")):
+            if await self._redis.unlink(_key(digest)):
                 logger.warning("artifact %s is not whole in Redis; it is read from Postgres", digest)
 
 
-def _key(digest: str, part: int | str) -> str:
-    return f"asmg:artifact:{digest}:{part}"
+def _key(digest: str) -> str:
+    return f"asmg:artifact:{digest}"

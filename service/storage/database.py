@@ -2,20 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from service.errors import ConfigurationError, NotReady
 from service.settings import sqlalchemy_dsn
-from service.storage.outages import is_outage
+from service.storage.outages import outage
 from service.storage.repositories import (
     Artifacts,
     Audit,
@@ -24,14 +26,50 @@ from service.storage.repositories import (
     Interactions,
     Items,
     Keys,
+    Labels,
     Models,
     Periods,
     Stages,
 )
+from service.tasks import end_tasks
 
 __all__ = ["Database", "Leadership", "Lock", "ReadSession", "UnitOfWork"]
 
 logger = logging.getLogger(__name__)
+
+
+IDLE_SECONDS = 10
+PROBE_SECONDS, PROBES = 5, 3
+GONE_SECONDS = IDLE_SECONDS + PROBE_SECONDS * PROBES
+"""After so long without an answer from the other host a connection has ended, on either side."""
+
+IN_TRANSACTION_SECONDS = 30
+"""A client that says nothing for so long in the midst of a transaction is frozen: Postgres ends it, and its locks."""
+
+SESSION = {
+    "application_name": "asmg",
+    "jit": "off",  # it takes longer to compile than any query here takes to run
+    "timezone": "UTC",
+    "idle_in_transaction_session_timeout": str(IN_TRANSACTION_SECONDS * 1000),
+    # Of TCP alone; on a Unix socket Postgres ignores them.
+    "tcp_keepalives_idle": str(IDLE_SECONDS),
+    "tcp_keepalives_interval": str(PROBE_SECONDS),
+    "tcp_keepalives_count": str(PROBES),
+    "tcp_user_timeout": str(GONE_SECONDS * 1000),
+}
+"""Settings of every session."""
+
+KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
+    (socket.IPPROTO_TCP, getattr(socket, name), value)
+    for name, value in (
+        ("TCP_KEEPIDLE", IDLE_SECONDS),
+        ("TCP_KEEPINTVL", PROBE_SECONDS),
+        ("TCP_KEEPCNT", PROBES),
+        ("TCP_USER_TIMEOUT", GONE_SECONDS * 1000),
+    )
+    if hasattr(socket, name)  # not on every system
+]
+"""The same of the client's side."""
 
 
 class Lock(IntEnum):
@@ -55,6 +93,7 @@ class _Session:
         self.periods = Periods(connection)
         self.stages = Stages(connection)
         self.interactions = Interactions(connection)
+        self.labels = Labels(connection)
         self.items = Items(connection)
         self.entities = Entities(connection)
         self.models = Models(connection)
@@ -87,6 +126,7 @@ class UnitOfWork(_Session):
         await self.connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": int(name)})
 
 
+T = TypeVar("T")
 SessionT = TypeVar("SessionT", bound=_Session)
 
 
@@ -107,7 +147,7 @@ class Database:
         """One read-only transaction over one snapshot.
 
         Raises:
-            NotReady: Postgres does not answer.
+            NotReady: Postgres does not answer, or has no room; from the block too.
         """
         return self._session(self._snapshots, ReadSession)
 
@@ -115,7 +155,7 @@ class Database:
         """One read-committed transaction, rolled back unless committed.
 
         Raises:
-            NotReady: Postgres does not answer.
+            NotReady: Postgres does not answer, or has no room; from the block too.
         """
         return self._session(self._engine, UnitOfWork)
 
@@ -142,25 +182,34 @@ class Database:
                 raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
             try:
                 yield kind(connection)
-            except DBAPIError as error:
-                if is_outage(error):
-                    lost = error.connection_invalidated
-                    what = "the connection to Postgres was lost" if lost else "Postgres cannot do it now"
-                    raise NotReady(what) from error
+            except (DBAPIError, ConnectionError, TimeoutError) as error:
+                if (trouble := outage(error)) is not None:
+                    raise NotReady(trouble) from error
                 raise
 
 
 class Leadership:
     """The election of one leader among all processes that use a database.
 
-    The leader holds an advisory lock of its session, so Postgres itself ends the term when the process or its
-    connection dies: there is no lease to renew and no clock to trust.
+    The leader holds an advisory lock of its session, so Postgres itself ends the term: at once when the process or its
+    connection dies, and after `lease_seconds` without a word when it is frozen, or its host is gone. There is no clock
+    to trust but that of Postgres. A leader that was frozen goes on for a moment before it learns that its term has
+    ended, so what it writes has to be refused (`Periods.hold`).
+
+    Args:
+        dsn: of the database.
+        lock: what is held.
+        lease_seconds: idle timeout of the session, which `hold` keeps from running out.
+        answer_seconds: a Postgres that takes longer is as good as away.
     """
 
-    def __init__(self, dsn: str, *, lock: Lock = Lock.WORKER, answer_seconds: float = 5.0) -> None:
-        self._engine = _engine(dsn, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    def __init__(
+        self, dsn: str, *, lock: Lock = Lock.WORKER, lease_seconds: float = 15.0, answer_seconds: float = 5.0
+    ) -> None:
+        session = {"idle_session_timeout": str(int(lease_seconds * 1000))}
+        self._engine = _engine(dsn, session, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         self._lock = lock
-        self._answer_seconds = answer_seconds
+        self._lease_seconds, self._answer_seconds = lease_seconds, answer_seconds
         self._connection: AsyncConnection | None = None
 
     async def try_acquire(self) -> bool:
@@ -199,6 +248,28 @@ class Leadership:
             return False
         return True
 
+    async def hold(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` returns; it is ended as soon as this object does not lead any more.
+
+        Raises:
+            NotReady: the term has ended.
+        """
+
+        async def watch() -> None:
+            while True:
+                if not await self.is_held():
+                    return
+                await asyncio.sleep(self._lease_seconds / 5)
+
+        working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch())
+        try:
+            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise NotReady("the leadership was lost")
+        finally:
+            await end_tasks(working, watching)
+        return working.result()
+
     async def release(self) -> None:
         """Stop leading, so that another process can at once; nothing happens where this object does not lead."""
         connection, self._connection = self._connection, None
@@ -215,19 +286,30 @@ async def _discard(connection: AsyncConnection) -> None:
         await connection.close()
 
 
-def _engine(dsn: str, **options: Any) -> AsyncEngine:
+def _engine(dsn: str, session: Mapping[str, str] = MappingProxyType({}), **options: Any) -> AsyncEngine:
+    """An engine whose sessions have these settings beside those of all."""
     try:
         url = sqlalchemy_dsn(dsn)
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
-    return create_async_engine(
+    engine = create_async_engine(
         url,
+        hide_parameters=True,  # errors are logged, and what clients sent or a key's hash is nothing for a log
         json_serializer=_dump_json,
         json_deserializer=orjson.loads,
-        # JIT takes longer to compile than any query here takes to run.
-        connect_args={"server_settings": {"application_name": "asmg", "jit": "off", "timezone": "UTC"}},
+        connect_args={"server_settings": {**SESSION, **session}},
         **options,
     )
+    event.listen(engine.sync_engine, "connect", _keep_alive)
+    return engine
+
+
+def _keep_alive(connection: Any, _record: object) -> None:
+    """Have the kernel find out when the host of Postgres is gone; asyncpg has no setting for it."""
+    opened: socket.socket = connection.driver_connection._transport.get_extra_info("socket")
+    if opened.family is not socket.AF_UNIX:
+        for level, option, value in KEEPALIVE:
+            opened.setsockopt(level, option, value)
 
 
 def _dump_json(value: object) -> str:

@@ -3,10 +3,12 @@
 from asyncpg import PostgresError
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["is_outage"]
+__all__ = ["outage"]
 
-CLASSES = (
+STATES = (
     "08",  # the connection failed
+    "40001",  # another transaction stood in the way
+    "40P01",  # so that both waited for each other
     "53",  # no disk space, memory or connection is left
     "57P",  # it shuts down, has crashed, or starts
     "58",  # its own files cannot be read or written
@@ -14,9 +16,11 @@ CLASSES = (
 """Beginnings of SQLSTATE (PostgreSQL manual, appendix A)."""
 
 
-def is_outage(error: DBAPIError | PostgresError) -> bool:
-    """Whether the same may succeed later, with nothing changed but the state of the server."""
+def outage(error: DBAPIError | PostgresError | ConnectionError | TimeoutError) -> str | None:
+    """What is wrong with Postgres, where the same may succeed later with nothing changed but its state; else None."""
+    if isinstance(error, (ConnectionError, TimeoutError)):  # the driver's own, which SQLAlchemy lets through
+        return f"Postgres does not answer: {type(error).__name__}"
     if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    code = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
-    return code is not None and code.startswith(CLASSES)
+        return "the connection to Postgres was lost"
+    state = str(getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None) or "")
+    return f"Postgres cannot do it now (SQLSTATE {state})" if state.startswith(STATES) else None

@@ -1,7 +1,7 @@
-"""What Redis does: recent user histories at the speed of a cache, and notices between processes.
+"""What Redis does: recent user histories at the speed of a cache, notices between processes, shared rate limits.
 
 Nothing here is the only copy. Every call works on when Redis is away: histories come from Postgres, notices are
-dropped (their receivers poll Postgres too), and a log line a minute says so.
+dropped (their receivers poll Postgres too), limits are each process's own, and a log line a minute says so.
 """
 
 import asyncio
@@ -18,25 +18,35 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from service.errors import NotReady
 from service.limits import MAX_HISTORY
 from service.storage.database import Database
 from service.storage.repositories import HistoryEntry, Interaction, to_ms
 
-__all__ = ["HistoryStore", "Notices", "connect"]
+__all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge"]
 
 logger = logging.getLogger(__name__)
+
+NAMESPACE = "asmg:"
+"""What all keys of the service begin with."""
 
 HISTORY_SECONDS = 3600
 LEASE_SECONDS = 10
 PROGRESS_SECONDS = 24 * 3600
 # Packing the arguments of one script takes the event loop a millisecond.
 USERS_OF_A_SCRIPT = 100
+KEYS_OF_A_PAGE = 1000
+
+# Of an outage. After more clicks than that nobody remembers whose histories are old: all are dropped.
+MOST_OUTDATED_USERS = 100_000
 
 # While Redis is away, one call a second finds that out; the others do not wait for its timeout.
 PAUSE_SECONDS = 1.0
 # Predictions wait for it: a Redis that takes longer than this is as good as away.
 ANSWER_SECONDS = 0.5
 LOG_EVERY_SECONDS = 60.0
+
+PROGRESS_KEY = "asmg:progress"
 
 SWAP_CHANNEL = "asmg:swap"
 CLICKS_CHANNEL = "asmg:clicks"
@@ -86,6 +96,19 @@ end
 redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 
+# KEYS: bucket, which holds the moment at which it is full again. ARGV: seconds to take, of how many when it is full,
+# over how many they were used, how many it can be in debt. By the clock of Redis, for those of the hosts differ.
+# A bucket that is full again is still kept: what another process used at the same time comes on top of that.
+CHARGE = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local full_at = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now - ARGV[3]) + ARGV[1]
+full_at = math.min(full_at, now + ARGV[2] + ARGV[4])
+redis.call('SET', KEYS[1], string.format('%.6f', full_at), 'PX', math.ceil((full_at - now + ARGV[2]) * 1000))
+return tostring(now + ARGV[2] - full_at)
+"""
+DEBT_SECONDS = 60
+
 
 def connect(url: str) -> Redis:
     """A client for `redis://`, `rediss://` or `unix://`; it connects when first used and raises within seconds.
@@ -103,6 +126,21 @@ def connect(url: str) -> Redis:
         retry=Retry(NoBackoff(), 1),
     )
     return Redis.from_pool(pool)
+
+
+async def purge(redis: Redis) -> int:
+    """Remove every key of the service; return how many there were.
+
+    Raises:
+        NotReady: Redis does not answer.
+    """
+    removed = 0
+    try:
+        async for keys in _pages(redis, f"{NAMESPACE}*"):
+            removed += await redis.unlink(*keys)
+    except RedisError as error:
+        raise NotReady(f"Redis does not answer: {type(error).__name__}") from error
+    return removed
 
 
 class HistoryStore:
@@ -137,6 +175,7 @@ class HistoryStore:
         self._look = redis.register_script(LOOK)
         self._outage = _Outage("user histories are read from Postgres")
         self._outdated: set[str] = set()
+        self._all_outdated = False
 
     async def cached(self, user_ids: Sequence[str]) -> list[list[bytes] | None]:
         """What Redis has of the users' histories, as UTF-8 and otherwise as `get` returns them, in one round trip.
@@ -191,7 +230,7 @@ class HistoryStore:
         if not positives:
             return
         if self._outage.pausing:
-            self._outdated.update(positives)
+            self._note_outdated(positives)
             return
         waiting = iter(positives.items())
         try:
@@ -199,8 +238,14 @@ class HistoryStore:
             while chunk := list(islice(waiting, USERS_OF_A_SCRIPT)):
                 await self._append_chunk(chunk)
         except RedisError as error:
-            self._outdated.update(positives)
+            self._note_outdated(positives)
             self._outage.note(error)
+
+    def _note_outdated(self, user_ids: Iterable[str]) -> None:
+        self._outdated.update(user_ids)
+        if len(self._outdated) > MOST_OUTDATED_USERS:
+            self._outdated.clear()
+            self._all_outdated = True
 
     async def _append_chunk(self, chunk: list[tuple[str, list[Interaction]]]) -> None:
         keys: list[str] = []
@@ -214,6 +259,14 @@ class HistoryStore:
         await self._append(keys=keys, args=args)
 
     async def _drop_outdated(self) -> None:
+        if self._all_outdated:
+            self._all_outdated = False  # first: what is noted meanwhile has to count
+            try:
+                async for keys in _pages(self._redis, _history_key("*"), _lease_key("*")):
+                    await self._redis.unlink(*keys)
+            except BaseException:
+                self._all_outdated = True
+                raise
         while chunk := list(islice(self._outdated, USERS_OF_A_SCRIPT)):
             await self._redis.delete(*(make(user_id) for user_id in chunk for make in (_history_key, _lease_key)))
             self._outdated.difference_update(chunk)
@@ -248,12 +301,16 @@ class Notices:
             yield None if data is None else data.decode(errors="replace").split("\0")
 
     async def publish_progress(self, period: int, progress: Mapping[str, Any]) -> None:
-        """Tell who watches the update of a period how far it is; JSON, also kept for those who come later."""
+        """Tell who watches the update of a period how far it is; JSON, also kept for those who come later.
+
+        Only that of one period is kept: one leader updates one period after another.
+        """
         data = orjson.dumps(progress, option=orjson.OPT_SERIALIZE_NUMPY)
+        kept = orjson.dumps({"period": period, "progress": orjson.Fragment(data)})
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.set(_progress_key(period), data, ex=PROGRESS_SECONDS)
-                pipeline.publish(_progress_key(period), data)
+                pipeline.set(PROGRESS_KEY, kept, ex=PROGRESS_SECONDS)
+                pipeline.publish(_progress_channel(period), data)
                 await pipeline.execute()
         except RedisError as error:
             self._outage.note(error)
@@ -261,15 +318,16 @@ class Notices:
     async def progress(self, period: int) -> dict[str, Any] | None:
         """The last progress of a period's update, if it is known."""
         try:
-            data = await self._redis.get(_progress_key(period))
+            data = await self._redis.get(PROGRESS_KEY)
         except RedisError as error:
             self._outage.note(error)
             return None
-        return None if data is None else orjson.loads(data)
+        kept = orjson.loads(data) if data else {}
+        return kept["progress"] if kept.get("period") == period else None
 
     async def progress_notices(self, period: int) -> AsyncIterator[dict[str, Any]]:
         """The last progress of a period's update, if there is any, then each next one as it comes; without end."""
-        async for data in self._messages(_progress_key(period)):
+        async for data in self._messages(_progress_channel(period)):
             if data is not None:
                 yield orjson.loads(data)
             elif (last := await self.progress(period)) is not None:
@@ -294,6 +352,50 @@ class Notices:
             wait = min(2 * wait, longest)
 
 
+class RateBuckets:
+    """What the api processes together have left of the allowance of each API key.
+
+    A number each, which expires: the longest that one stays behind is `DEBT_SECONDS` and twice the key's burst.
+
+    Args:
+        redis: a client that returns bytes.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._charge = redis.register_script(CHARGE)
+        self._outage = _Outage("rate limits are held by each api process alone")
+
+    @property
+    def away(self) -> bool:
+        """Whether Redis has failed a moment ago; nothing is charged then."""
+        return self._outage.pausing
+
+    async def charge(self, key_id: str, *, seconds: float, burst_seconds: float, since: float) -> float | None:
+        """Take from an allowance that grows by a second a second; never raises.
+
+        Args:
+            key_id: whose.
+            seconds: to take.
+            burst_seconds: of how many there are at most.
+            since: seconds over which they were used up, at most `burst_seconds`; meanwhile it grew.
+
+        Returns:
+            the seconds that are left, negative where too many were taken (by at most `DEBT_SECONDS`); None where Redis
+            does not answer.
+        """
+        if self._outage.pausing:
+            return None
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                left = await self._charge(
+                    keys=[f"asmg:rate:{key_id}"], args=[seconds, burst_seconds, since, DEBT_SECONDS]
+                )
+        except (RedisError, TimeoutError) as error:
+            self._outage.note(error)
+            return None
+        return float(left)
+
+
 class _Outage:
     """Notes failures of Redis: one line a minute, and a pause after each in which Redis is not asked."""
 
@@ -312,6 +414,18 @@ class _Outage:
             logger.warning("Redis does not answer, %s: %s", self._consequence, str(error) or type(error).__name__)
 
 
+async def _pages(redis: Redis, *patterns: str) -> AsyncIterator[list[bytes | str]]:
+    """All keys that match one of the patterns, some at a time."""
+    for pattern in patterns:
+        cursor = 0
+        while True:
+            cursor, keys = await redis.scan(cursor, match=pattern, count=KEYS_OF_A_PAGE)
+            if keys:
+                yield keys
+            if cursor == 0:
+                break
+
+
 def _history_key(user_id: str) -> str:
     return f"asmg:history:{user_id}"
 
@@ -320,7 +434,7 @@ def _lease_key(user_id: str) -> str:
     return f"asmg:history-lease:{user_id}"
 
 
-def _progress_key(period: int) -> str:
+def _progress_channel(period: int) -> str:
     return f"asmg:progress:{period}"
 
 

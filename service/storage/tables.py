@@ -2,6 +2,7 @@
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -17,20 +18,24 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     desc,
+    false,
     func,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 __all__ = [
+    "LOG",
     "aliases",
     "api_keys",
     "artifact_chunks",
     "artifacts",
     "audit",
+    "clicks",
     "entity_rows",
     "evaluations",
     "event_ids",
+    "impressions",
     "interactions",
     "items",
     "metadata",
@@ -68,7 +73,17 @@ periods = Table(
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("version", Integer, comment="the model version that the period produced"),
     Column("log_dropped_at", TIMESTAMP),
-    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'failed')", name="status"),
+    Column("ids_merged_at", TIMESTAMP, comment="when the ids of its events were noted in event_ids"),
+    Column("labels", JSONB, comment="what became of its impressions and clicks; null until they are resolved"),
+    Column("worker", Text, comment="the process that is at the update; one that never let go of it has died"),
+    Column(
+        "crashes",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="workers that died in a row at the update without a stage done",
+    ),
+    CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'quarantined', 'skipped')", name="status"),
     # The log has one end: at most one period is open, whatever two closing transactions attempt.
     Index("uq_periods_open", "status", unique=True, postgresql_where=text("status = 'open'")),
 )
@@ -89,19 +104,23 @@ period_stages = Table(
 # Bytewise, and so by code point, as Python sorts: the order of a log is the same on every server.
 BYTEWISE = Text(collation="C")
 
+CONTENT = "XXH64 of the rest of the event; null where it is not known"
+
 interactions = Table(
     "interactions",
     metadata,
-    # One partition a period, made when the period opens and dropped as a whole. That an event is stored once is the
-    # business of `event_ids`: a partitioned table cannot hold a key over all of its partitions. A period without a
-    # partition takes no rows, which does the work of a foreign key.
-    Column("event_id", BYTEWISE, nullable=False),
-    Column("period", Integer, nullable=False),
+    # One partition a period, made when the period opens and dropped as a whole. A partitioned table cannot hold a key
+    # over all of its partitions: that an id comes once is held by this key for one period, and for those before it by
+    # `event_ids`, where ids go when their period is closed. A period without a partition takes no rows, which does the
+    # work of a foreign key.
+    Column("event_id", BYTEWISE, primary_key=True),
+    Column("period", Integer, primary_key=True, autoincrement=False),
     Column("user_id", BYTEWISE, nullable=False),
     Column("item_id", BYTEWISE, nullable=False),
     Column("label", SmallInteger, nullable=False),
     Column("occurred_at", TIMESTAMP, nullable=False),
     Column("request_id", Text),
+    Column("content", BigInteger, comment=CONTENT),
     Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
     CheckConstraint("label IN (0, 1)", name="label"),
     Index(
@@ -117,12 +136,55 @@ interactions = Table(
 event_ids = Table(
     "event_ids",
     metadata,
-    Column("kind", SmallInteger, primary_key=True, autoincrement=False, comment="0: interaction"),
+    Column(
+        "kind", SmallInteger, primary_key=True, autoincrement=False, comment="0: interaction, 1: impression, 2: click"
+    ),
     Column("event_id", BYTEWISE, primary_key=True),
     Column("period", Integer, nullable=False),
-    Column("content", BigInteger, comment="XXH64 of the rest of the event; null where it is not known"),
+    Column("content", BigInteger, comment=CONTENT),
     Index("ix_event_ids_period", "period"),
 )
+
+# Both have a partition a period too. What waits when its period is resolved moves to the partition of the next one.
+impressions = Table(
+    "impressions",
+    metadata,
+    Column("request_id", BYTEWISE, primary_key=True),
+    Column("period", Integer, primary_key=True, autoincrement=False),
+    Column("user_id", BYTEWISE, nullable=False),
+    Column("item_ids", ARRAY(BYTEWISE), nullable=False),
+    Column("positions", ARRAY(Integer), comment="null for 0, 1, 2, …"),
+    Column("shown_at", TIMESTAMP, nullable=False),
+    Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    postgresql_partition_by="LIST (period)",
+)
+
+clicks = Table(
+    "clicks",
+    metadata,
+    Column("event_id", BYTEWISE, nullable=False),
+    Column("period", Integer, nullable=False),
+    Column("request_id", BYTEWISE, nullable=False),
+    Column("item_id", BYTEWISE, nullable=False),
+    Column("clicked_at", TIMESTAMP, nullable=False),
+    Column("interaction_id", BYTEWISE, nullable=False, comment="event id of the interaction that it makes a click"),
+    # Of the impression, where the click came in its time: histories have such a click before its period is resolved.
+    Column("user_id", BYTEWISE),
+    Column("shown_at", TIMESTAMP),
+    Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Index("ix_clicks_waiting", "request_id", postgresql_where=text("user_id IS NULL")),
+    Index(
+        "ix_clicks_positives",
+        "user_id",
+        desc("shown_at"),
+        desc("interaction_id"),
+        postgresql_where=text("user_id IS NOT NULL"),
+    ),
+    postgresql_partition_by="LIST (period)",
+)
+
+LOG = (interactions, impressions, clicks)
+"""What has a partition a period."""
 
 user_histories = Table(
     "user_histories",
@@ -203,6 +265,7 @@ model_versions = Table(
     Column("gate", JSONB, nullable=False),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("created_by", Text, nullable=False),
+    Column("pinned", Boolean, nullable=False, server_default=false(), comment="an operator wants it kept whole"),
     CheckConstraint("version >= 0", name="version"),
     CheckConstraint("kind IN ('prior', 'generated', 'incremental', 'previous')", name="kind"),
 )
@@ -212,6 +275,7 @@ aliases = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("version", ForeignKey("model_versions.version"), nullable=False),
+    Column("previous_version", ForeignKey("model_versions.version"), comment="what it named before"),
     Column("active_from", TIMESTAMP, nullable=False),
     Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("updated_by", Text, nullable=False),
@@ -239,16 +303,22 @@ api_keys = Table(
     Column("name", Text, nullable=False),
     Column("secret_hash", Text, nullable=False, comment="SHA-256 of the whole key, in hex"),
     Column("scopes", ARRAY(Text), nullable=False),
+    Column("rate_limit", Double, comment="requests a second; 0: any number, null: as ASMG_RATE_LIMIT says"),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("expires_at", TIMESTAMP),
     Column("revoked_at", TIMESTAMP),
+    CheckConstraint("rate_limit >= 0", name="rate_limit"),
 )
 
 audit = Table(
     "audit",
     metadata,
+    # A trigger of the migration refuses UPDATE, DELETE and TRUNCATE, whoever asks.
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("detail", JSONB, nullable=False),
+    Column("reason", Text),
+    Column("request_id", Text),
 )

@@ -8,7 +8,12 @@ __all__ = ["close_period"]
 
 
 async def close_period(
-    database: Database, *, expected_period: int | None, idempotency_key: str | None, actor: str
+    database: Database,
+    *,
+    expected_period: int | None,
+    idempotency_key: str | None,
+    actor: str,
+    reason: str | None = None,
 ) -> Period:
     """Seal the open period and open the next, both or neither; return the sealed one.
 
@@ -32,10 +37,10 @@ async def close_period(
         if expected_period is not None and expected_period != period.number:
             raise PeriodConflict(expected_period, period.number)
         events = await work.interactions.count(period.number)
-        if events == 0:
+        if events == 0 and not await work.labels.any(period.number):
             raise EmptyPeriod(period.number)
         sealed = await work.periods.seal(period.number, events, idempotency_key, fingerprint)
         await work.periods.create(period.number + 1)
-        await work.audit.add(actor, "close_period", {"period": period.number, "events": events})
+        await work.audit.add(actor, "close_period", {"period": period.number, "events": events}, reason=reason)
         await work.commit()
     return sealed

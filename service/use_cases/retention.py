@@ -11,7 +11,7 @@ from service.limits import KEPT_FOR_TRAINING
 from service.settings import Settings
 from service.storage.database import Database, Lock
 
-__all__ = ["drop_old_logs", "prune", "sweep"]
+__all__ = ["drop_old_logs", "merge_event_ids", "prune", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
 
     Args:
         database: holds all of it.
-        period: whose update is finished.
+        period: whose update has ended; one that is retried is begun anew.
         settings: say how many versions keep their snapshot and their training state.
 
     Returns:
@@ -38,10 +38,25 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)  # no rollback may choose a version while it loses its artifacts
         digests = {digest for stage in await work.stages.list(period) for digest in _digests(stage.result)}
+        await work.stages.forget_results(period)  # of use to an update that goes on; a row of digests a period for ever
         digests.update(await work.models.retire(keep_serving=settings.keep_versions, keep_states=settings.keep_states))
         deleted = await work.artifacts.delete(sorted(digests))
         await work.commit()
     return len(deleted)
+
+
+async def merge_event_ids(database: Database) -> list[int]:
+    """Note the ids of closed periods where ingestion looks them up, a transaction each; return the periods' numbers.
+
+    Until then it looks into the logs of those periods as well, so nothing but speed depends on when this happens.
+    """
+    async with database.read() as session:
+        _, closed = await session.periods.unmerged()
+    for number in closed:
+        async with database.unit_of_work() as work:
+            await work.interactions.merge_ids(number)
+            await work.commit()
+    return closed
 
 
 async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
@@ -68,18 +83,17 @@ async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
 
 
 async def sweep(database: Database) -> int:
-    """Delete what no version and no update under way names: left by workers that died, or by periods given up.
+    """Delete what no version names and no update may go on with: left by workers that died, or by updates that began
+    again.
 
-    To be called by the leading worker before it begins to work.
+    To be called by the leading worker, between updates.
 
     Returns:
         the number of artifacts deleted.
     """
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
-        waiting = await work.periods.next_sealed()
-        stages = [] if waiting is None else await work.stages.list(waiting.number)
-        needed = {digest for stage in stages for digest in _digests(stage.result)}
+        needed = {digest for stage in await work.stages.of_waiting() for digest in _digests(stage.result)}
         deleted = await work.artifacts.delete(sorted(set(await work.artifacts.older_than(ORPHAN_AGE)) - needed))
         await work.commit()
     return len(deleted)

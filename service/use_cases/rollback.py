@@ -69,8 +69,8 @@ async def rollback(
         )
         if sequence == "excise":
             await work.models.set_alias(AliasName.HEAD, to_version, lead_seconds=0, actor=actor, reason=reason)
-        detail = {"from_version": served.version, "to_version": to_version, "sequence": sequence, "reason": reason}
-        await work.audit.add(actor, "rollback", detail)
+        detail = {"from_version": served.version, "to_version": to_version, "sequence": sequence}
+        await work.audit.add(actor, "rollback", detail, reason=reason)
         await work.commit()
     await notices.publish_swap()
     return RollbackResult(from_version=served.version, to_version=to_version, active_from=champion.active_from)

@@ -7,14 +7,14 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
 from service.errors import ModelNotFound, NotReady, PeriodNotFound
 from service.storage.database import Database, ReadSession
 from service.storage.redis_state import Notices
-from service.storage.repositories import AliasName, ModelKind, ModelVersion, Period, PeriodStatus
+from service.storage.repositories import ENDED, AliasName, ModelKind, ModelVersion, Period, PeriodStatus, Resolved
 from service.tasks import end_tasks
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "StageDocument",
     "get_model",
     "get_period",
+    "label_totals",
     "list_models",
     "list_periods",
     "watch_period",
@@ -37,7 +38,6 @@ MAX_NUMBER = 2**31 - 1
 """The highest period or version number that Postgres can hold; there is none above it."""
 
 PROGRESS_TIMEOUT_SECONDS = 0.5
-FINISHED = (PeriodStatus.UPDATED, PeriodStatus.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +78,20 @@ class PeriodDocument:
     sealed_at: datetime | None
     finished_at: datetime | None
     events: int
-    """Interactions; of the open period those so far."""
+    """Interactions; of the open period those so far, without its impressions."""
     attempts: int
+    """Updates of it that have failed."""
+    crashes: int
+    """Workers that died at it in a row without a stage done."""
     error: str | None
+    """Why it is quarantined or skipped, what its last attempt ended with, or what the worker waits for."""
     version: int | None
     """The model version that the update published."""
     stages: list[StageDocument]
     scores: dict[str, ScoreDocument]
     """By model: `generated`, `incremental`, `previous`, `baseline`."""
+    labels: Mapping[str, Any] | None
+    """What became of its impressions and clicks; null until the update has begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,11 @@ class ModelDocument:
     created_by: str
     digest: str | None
     """SHA-256 of the serving artifact; null once it is too old to be kept."""
+    pinned: bool
+    """Whether an operator wants it to keep its artifacts."""
+    kept: Sequence[str]
+    """Why it keeps its artifacts however old it is: `prior`, `pinned`, `champion`, `previous champion`, `head`,
+    `baseline`, `sequence`; empty where age alone decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +166,12 @@ async def list_periods(database: Database, notices: Notices, *, limit: int, befo
     return PeriodPage(page, next=page[-1].period if len(periods) > limit else None)
 
 
+async def label_totals(database: Database) -> Mapping[str, int]:
+    """What became of all impressions and clicks so far, by name of `Resolved`."""
+    async with database.read() as session:
+        return await session.periods.label_totals([field.name for field in fields(Resolved)])
+
+
 async def watch_period(
     database: Database,
     notices: Notices,
@@ -186,7 +203,7 @@ async def watch_period(
                 if document != last:
                     yield document
                     last = document
-                if document.status in FINISHED:
+                if document.status in ENDED:
                     return
             with suppress(TimeoutError):
                 async with asyncio.timeout(poll_seconds):
@@ -205,15 +222,15 @@ async def get_model(database: Database, version: int) -> ModelDetail:
         model = await session.models.get(version) if 0 <= version <= MAX_NUMBER else None
         if model is None:
             raise ModelNotFound(version)
-        return ModelDetail(**_model_fields(model, await _aliases(session)), state=model.state)
+        return ModelDetail(**_model_fields(model, await session.models.kept()), state=model.state)
 
 
 async def list_models(database: Database, *, limit: int, before: int | None) -> ModelPage:
     """At most `limit` versions, newest first, of those below `before`."""
     async with database.read() as session:
         models = await session.models.list(limit + 1, _cursor(before))
-        aliases = await _aliases(session)
-    page = [ModelDocument(**_model_fields(model, aliases)) for model in models[:limit]]
+        kept = await session.models.kept()
+    page = [ModelDocument(**_model_fields(model, kept)) for model in models[:limit]]
     return ModelPage(page, next=page[-1].version if len(models) > limit else None)
 
 
@@ -246,6 +263,7 @@ async def _period_documents(session: ReadSession, notices: Notices, periods: Seq
                 finished_at=period.finished_at,
                 events=await session.interactions.count(number) if period.events is None else period.events,
                 attempts=period.attempts,
+                crashes=period.crashes,
                 error=period.error,
                 version=period.version,
                 stages=[
@@ -255,6 +273,7 @@ async def _period_documents(session: ReadSession, notices: Notices, periods: Seq
                     e.model: ScoreDocument(e.version, e.events, e.auc, e.logloss, e.calibration)
                     for e in evaluations[number]
                 },
+                labels=period.labels,
             )
         )
     return documents
@@ -269,22 +288,20 @@ async def _progress(notices: Notices, number: int) -> float | None:
     return None
 
 
-async def _aliases(session: ReadSession) -> dict[str, int]:
-    aliases = [await session.models.alias(name) for name in (AliasName.CHAMPION, AliasName.HEAD)]
-    return {alias.name: alias.version for alias in aliases if alias is not None}
-
-
-def _model_fields(model: ModelVersion, aliases: Mapping[str, int]) -> dict[str, Any]:
+def _model_fields(model: ModelVersion, kept: Mapping[int, Sequence[str]]) -> dict[str, Any]:
+    reasons = kept.get(model.version, ())
     return {
         "version": model.version,
         "period": model.period,
         "kind": model.kind,
         "parent_version": model.parent_version,
-        "champion": aliases.get(AliasName.CHAMPION) == model.version,
-        "head": aliases.get(AliasName.HEAD) == model.version,
+        "champion": AliasName.CHAMPION in reasons,
+        "head": AliasName.HEAD in reasons,
         "scores": model.scores,
         "gate": model.gate,
         "created_at": model.created_at,
         "created_by": model.created_by,
         "digest": model.serving_digest,
+        "pinned": model.pinned,
+        "kept": reasons,
     }

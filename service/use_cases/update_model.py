@@ -1,4 +1,4 @@
-"""The period cycle: score → train the generator → update the base → generate → gate → publish.
+"""The period cycle: resolve → score → train the generator → update the base → generate → gate → publish.
 
 Each stage notes its result in Postgres when it is done; what it made lies there as content-addressed artifacts,
 written before the note. A worker that starts anew goes on behind the last stage that was noted, and every stage is
@@ -9,8 +9,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -37,10 +38,13 @@ from service.storage.repositories import (
     PeriodStatus,
     Stage,
 )
-from service.use_cases.gate import decide
+from service.use_cases.gate import Decision, decide
+from service.use_cases.ingest import ToldOfClicks
 from service.use_cases.period_data import prepare_period
+from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
+from service.use_cases.resolve_labels import resolve_labels
 
-__all__ = ["HeadMoved", "PeriodUpdate", "Workshop"]
+__all__ = ["PeriodUpdate", "Superseded", "Workshop"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +54,13 @@ RECENT_EVENTS = 50_000
 PROGRESS_SECONDS = 0.25
 """Between two notices of progress."""
 
+OF_THE_LOG = ("resolve",)
+"""Stages that have nothing to do with the training state."""
+
 HOT_PARTS = ("hidden",)
 """Parts of the training state that Redis keeps too, beside the serving snapshot."""
+
+NOTHING_TO_LEARN = "the log is empty, what was shown waits for its clicks; the model served before stays"
 
 SERVED = ("serving", "serving_allocations")
 """Of a version's state: the parameters that it serves, and which ids these know."""
@@ -59,8 +68,10 @@ SERVED = ("serving", "serving_allocations")
 ACTOR = "worker"
 
 
-class HeadMoved(Exception):
-    """An operator has changed the sequence (rollback with excise) while an update was under way; it starts again."""
+class Superseded(Exception):
+    """What an update began from holds no more: an operator has changed the sequence or the period, or another worker is
+    at it. Nothing of it was published.
+    """
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,9 @@ class Workshop:
     artifacts: ArtifactStore
     notices: Notices
     updater: Updater[Any]
+    histories: ToldOfClicks
+    worker: str = field(default_factory=lambda: uuid4().hex)
+    """Name of the process, that no other one ever had."""
 
 
 class PeriodUpdate:
@@ -84,9 +98,10 @@ class PeriodUpdate:
 
     def __init__(self, workshop: Workshop, period: int) -> None:
         self._w, self.period = workshop, period
-        self._names = ("prepare", "score", *workshop.updater.stages, "gate", "publish")
+        self._names = ("resolve", "prepare", "score", *workshop.updater.stages, "gate", "publish")
         self._done: dict[str, Stage] = {}
         self._head: ModelVersion | None = None
+        self._late = False
         self._state: Any = None
         self._parts: dict[str, str] = {}
         self._allocations: Mapping[str, int] = {}
@@ -97,11 +112,17 @@ class PeriodUpdate:
         """Run every stage that is not done yet and return the version; of an updated period, the one it has.
 
         Raises:
-            HeadMoved: the training state to continue from changed meanwhile; run it again.
+            Superseded: the period waits for no update any more, another worker is at it, or the training state to go on
+                from has changed; see which period is the next.
+            CrashLoop: too many workers have died at it.
             DivergedError: training failed; nothing was published.
         """
-        if (version := await self._begin()) is not None:
+        if (version := await self._take()) is not None:
             return version
+        await self._begin()
+        resolved = await self._stage("resolve", self._resolve)
+        if not resolved["events"]:
+            return await self._finish({}, Decision(ModelKind.PREVIOUS, NOTHING_TO_LEARN, {}).to_json())
         prepared = await self._stage("prepare", self._prepare)
         self._allocations = prepared.get("allocations", {})
         if self._data is None:
@@ -110,38 +131,65 @@ class PeriodUpdate:
         for name in self._w.updater.stages:
             await self._stage(name, lambda progress, name=name: self._train(name, progress))  # type: ignore[misc]
         gate = await self._stage("gate", lambda _: self._gate(scored["scores"]))
-        published = await self._stage("publish", lambda _: self._publish(scored["scores"], gate))
+        return await self._finish(scored["scores"], gate)
+
+    async def _finish(self, scored: Mapping[str, Any], gate: Mapping[str, Any]) -> int:
+        """The version that the period produces, published."""
+        published = await self._stage("publish", lambda _: self._publish(scored, gate))
         await self._w.notices.publish_swap()
         return int(published["version"])
 
-    async def _begin(self) -> int | None:
-        """Find out where to go on; the version, where the period has one already."""
+    async def _take(self) -> int | None:
+        """Note who is at the period; the version, where the period has one already."""
         async with self._w.database.unit_of_work() as work:
             # A worker that lost its leadership unaware may be publishing this very period: wait for its end.
             await work.lock_exclusive(Lock.MODELS)
             period = await work.periods.get(self.period)
             if period is not None and period.version is not None:
                 return period.version
+            period = await work.periods.take(self.period, self._w.worker)
+            if period is None:
+                raise Superseded(f"period {self.period} does not wait for its update")
+            stages = await work.stages.list(self.period)
+            await work.commit()
+        if period.crashes >= MOST_CRASHES:
+            raise CrashLoop(period.crashes, next((stage.stage for stage in stages if stage.status == "running"), None))
+        return None
+
+    async def _begin(self) -> None:
+        """Find out where to go on."""
+        async with self._w.database.unit_of_work() as work:
+            await work.lock_exclusive(Lock.MODELS)
+            await self._hold(work)
             self._head = await _head(work)
+            newest = await work.models.newest_period()
+            self._late = newest is not None and newest > self.period
             done = {stage.stage: stage for stage in await work.stages.list(self.period) if stage.status == "done"}
             first = done.get("prepare")
             origin = {"head": self._head.version, "updater": self._w.updater.name}
             if first is not None and {name: first.result.get(name) for name in origin} == origin:
                 self._done = done
             else:  # what was made from another training state is worth nothing now, and must not look done later
-                await work.stages.clear(self.period)
-                await work.evaluations.clear(self.period)
+                self._done = {name: done[name] for name in OF_THE_LOG if name in done}
+                await work.stages.clear(self.period, keep=OF_THE_LOG)
+                if not self._late:  # then they are from the period's own time
+                    await work.evaluations.clear(self.period)
             trained = [self._done[name].result["state"] for name in self._w.updater.stages if name in self._done]
             self._parts = trained[-1] if trained else self._head.state.get("parts", {})
-            await work.periods.set_status(self.period, PeriodStatus.UPDATING)
+            self._allocations = self._head.state.get("allocations", {})
             await work.commit()
-        return None
+
+    async def _hold(self, work: UnitOfWork, **values: Any) -> None:
+        """See that this worker is at the period, until the transaction ends."""
+        if await work.periods.hold(self.period, self._w.worker, **values) is None:
+            raise Superseded(f"period {self.period} is another's, or nobody's")
 
     async def _stage(self, name: str, run: Callable[[Callable[[float], None]], Awaitable[dict[str, Any]]]) -> Any:
         """Run one stage and note its result, unless that was done before."""
         if name in self._done:
             return self._done[name].result
         async with self._w.database.unit_of_work() as work:
+            await self._hold(work)
             await work.stages.start(self.period, name)
             await work.commit()
         loop, told, started, cancelled = asyncio.get_running_loop(), 0.0, time.perf_counter(), False
@@ -162,6 +210,7 @@ class PeriodUpdate:
             raise
         if name != "publish":  # which notes itself, in the transaction that publishes
             async with self._w.database.unit_of_work() as work:
+                await self._hold(work, crashes=0)
                 await work.stages.finish(self.period, name, time.perf_counter() - started, result)
                 await work.commit()
         logger.info("period %d: %s took %.2f s", self.period, name, time.perf_counter() - started)
@@ -170,6 +219,11 @@ class PeriodUpdate:
     async def _tell(self, stage: str, fraction: float) -> None:
         done = (self._names.index(stage) + fraction) / len(self._names)
         await self._w.notices.publish_progress(self.period, {"stage": stage, "progress": round(done, 4)})
+
+    async def _resolve(self, _: Callable[[float], None]) -> dict[str, Any]:
+        window = self._w.settings.attribution_window
+        period = await resolve_labels(self._w.database, self._w.histories, self.period, window)
+        return {"events": period.events}
 
     async def _prepare(self, _: Callable[[float], None]) -> dict[str, Any]:
         assert self._head is not None
@@ -182,8 +236,14 @@ class PeriodUpdate:
         return {**origin, "data": digest, "allocations": allocations}
 
     async def _score(self, _: Callable[[float], None]) -> dict[str, Any]:
-        """Progressive validation: every model that was there before, on a log that none of them has seen."""
+        """Progressive validation: every model that was there before, on a log that none of them has seen.
+
+        Where a later period was learned before this one, there is no such model: what users clicked here was in their
+        histories there.
+        """
         assert self._head is not None and self._data is not None
+        if self._late:
+            return {"scores": {}}
         data = self._data
         models: dict[str, tuple[int, Params]] = {
             name: (self._head.version, params)
@@ -222,6 +282,7 @@ class PeriodUpdate:
                 )
             )
         async with self._w.database.unit_of_work() as work:
+            await self._hold(work)
             await work.evaluations.put(rows)
             await work.commit()
         return {"scores": found}
@@ -297,18 +358,18 @@ class PeriodUpdate:
         assert self._head is not None
         started = time.perf_counter()
         kind = ModelKind(gate["decision"])
-        state = await self._load_state()
         serving_digest: str | None = None
         served: Mapping[str, Any] = {}
         if kind is not ModelKind.PREVIOUS:
-            params = self._w.updater.serving_models(state)[kind]
+            params = self._w.updater.serving_models(await self._load_state())[kind]
             serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
             served = {"serving": serving, "serving_allocations": self._allocations}
             serving_digest = await self._put_snapshot(params)
         async with self._w.database.unit_of_work() as work:
             await work.lock_exclusive(Lock.MODELS)
+            await self._hold(work)
             if (await _head(work)).version != self._head.version:
-                raise HeadMoved(f"head is not version {self._head.version} any more")
+                raise Superseded(f"head is not version {self._head.version} any more")
             if kind is ModelKind.PREVIOUS:
                 serving_digest, served = await _served_now(work)
             version = (await work.models.latest_version() or 0) + 1
@@ -329,7 +390,8 @@ class PeriodUpdate:
             await work.periods.set_status(self.period, PeriodStatus.UPDATED, version=version)
             result = {"version": version}
             await work.stages.finish(self.period, "publish", time.perf_counter() - started, result)
-            await work.audit.add(ACTOR, "publish", {"version": version, "period": self.period, "kind": str(kind)})
+            detail = {"version": version, "period": self.period, "kind": str(kind)}
+            await work.audit.add(ACTOR, "publish", detail, reason=gate["reason"])
             await work.commit()
         return result
 

@@ -56,7 +56,7 @@ async def running_app(settings: Settings, *, client_host: str = "127.0.0.1") -> 
             await app({**scope, "state": dict(state)}, receive, send)
 
         transport = httpx.ASGITransport(with_state, client=(client_host, 50000))
-        async with httpx.AsyncClient(transport=transport, base_url="http://asmg") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield Api(app, client, state["parts"])
 
 
@@ -103,6 +103,21 @@ def event(number: int, **changes: Any) -> dict[str, Any]:
     """An interaction as a client sends it."""
     base = {"event_id": f"e{number}", "user_id": f"u{number % 7}", "item_id": f"i{number % 5}"}
     return {**base, "label": number % 2, "timestamp": NOON, **changes}
+
+
+def impression(request: str, user: str, items: str, at: datetime | str = NOON, **more: Any) -> dict[str, Any]:
+    """An impression as a client sends it; each letter is an item."""
+    return {"request_id": request, "user_id": user, "items": list(items), "timestamp": sent(at), **more}
+
+
+def click(request: str, item: str, at: datetime | str = NOON, **more: Any) -> dict[str, Any]:
+    """A click as a client sends it."""
+    return {"request_id": request, "item_id": item, "timestamp": sent(at), **more}
+
+
+def sent(at: datetime | str) -> str:
+    """A time as a client sends it."""
+    return at if isinstance(at, str) else at.isoformat()
 
 
 async def ingest(client: httpx.AsyncClient, *events: dict[str, Any]) -> httpx.Response:

@@ -43,18 +43,18 @@ def asmg(*arguments: str, code: int = 0, **changes: str) -> subprocess.Completed
 class Program:
     """A running `asmg serve`."""
 
-    def __init__(self, folder: Path, *arguments: str, **changes: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, scheme: str = "http", **changes: str) -> None:
         self._out, self._err = (Path(tempfile.mkstemp(dir=folder, suffix=name)[1]) for name in (".out", ".err"))
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 [*ASMG, "serve", "--port", "0", *arguments], stdout=out, stderr=err, env=environment(**changes)
             )
-        self.listening = re.compile(r"^asmg: listening on (http://(\S+):(\d+))$", re.MULTILINE)
+        self.listening = re.compile(rf"^asmg: listening on ({scheme}://(\S+):(\d+))$", re.MULTILINE)
         wait_for(lambda: self.listening.search(self.out) or self.process.poll() is not None)
         match = self.listening.search(self.out)
         assert match is not None, self.err
         self.host, self.port = match[2], int(match[3])
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
 
     @property
     def out(self) -> str:
@@ -73,8 +73,8 @@ class Program:
 
 
 @contextmanager
-def program(folder: Path, *arguments: str, **changes: str) -> Iterator[Program]:
-    running = Program(folder, *arguments, **changes)
+def program(folder: Path, *arguments: str, scheme: str = "http", **changes: str) -> Iterator[Program]:
+    running = Program(folder, *arguments, scheme=scheme, **changes)
     try:
         yield running
     finally:

@@ -76,8 +76,32 @@ async def test_request_ids(api: Api) -> None:
         assert echoed.headers.get_list("x-request-id") == ["mine-1"]
         made = [(await api.client.get(path)).headers["x-request-id"] for _ in range(2)]
         assert made[0] != made[1]
-        refused = await api.client.get(path, headers={"X-Request-ID": "with space " * 50})
-        assert re.fullmatch("[0-9a-f]{32}", refused.headers["x-request-id"])
+        longest = "".join(chr(32 + n % 94 + 1) for n in range(256))
+        assert (await api.client.get(path, headers={"X-Request-ID": longest})).headers["x-request-id"] == longest
+        for wrong in (b"", longest.encode() + b"x", b"with space", b"\xc3\xa9", b"tab\there"):
+            refused = await api.client.get(path, headers={"X-Request-ID": wrong})
+            assert re.fullmatch("[0-9a-f]{32}", refused.headers["x-request-id"])
+
+
+async def test_every_problem_names_its_request(api: Api) -> None:
+    for method, path, content, status in (
+        ("GET", "/nothing", b"", 404),
+        ("GET", "/periods/77", b"", 404),
+        ("PATCH", "/healthz", b"", 405),
+        ("POST", "/predict", b"{", 400),
+        ("POST", "/predict/batch", b"{}", 422),
+        ("POST", "/periods/close", b"{}", 409),
+        ("POST", "/predict", b" " * 2_000_000, 413),
+        ("PUT", "/items", b" " * 9_000_000, 413),
+        ("GET", "/admin/audit?limit=0", b"", 422),
+    ):
+        headers = {"Content-Type": "application/json", "X-Request-ID": f"{method}-{status}"}
+        response = await api.client.request(method, path, content=content, headers=headers)
+        assert response.status_code == status, (path, response.text)
+        assert response.json()["request_id"] == response.headers["x-request-id"] == f"{method}-{status}"
+        made = await api.client.request(method, path, content=content, headers={"Content-Type": "application/json"})
+        assert re.fullmatch("[0-9a-f]{32}", made.json()["request_id"])
+        assert made.json()["request_id"] == made.headers["x-request-id"]
 
 
 async def test_metrics(api: Api) -> None:
@@ -122,6 +146,8 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
         "/predict",
         "/predict/batch",
         "/interactions",
+        "/impressions",
+        "/clicks",
         "/items",
         "/periods/close",
         "/periods",
@@ -129,7 +155,10 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
         "/periods/{number}/events",
         "/admin/models",
         "/admin/models/{version}",
+        "/admin/models/{version}/pin",
+        "/admin/models/{version}/unpin",
         "/admin/rollback",
+        "/admin/audit",
         "/healthz",
         "/readyz",
         "/metrics",

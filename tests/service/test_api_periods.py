@@ -16,7 +16,7 @@ from service.serving.snapshot import hashes_of
 from service.settings import Settings
 from service.storage.database import Database
 from service.storage.redis_state import Notices
-from service.storage.repositories import Evaluation, Interaction, PeriodStatus
+from service.storage.repositories import Evaluation, EventBatch, Interaction, PeriodStatus
 from service.use_cases.status import PeriodDocument, get_period
 from tests.service.api_support import Api, event, eventually, ingest, recorded_histories, served_app, settings_for
 
@@ -293,11 +293,11 @@ async def test_watching_works_without_redis(postgres_dsn: str, tmp_path: Path, d
             await client.post("/periods/close")
             stream = Stream(f"{url}/periods/1/events")
             await stream.until(1)
-            await move(database, 1, PeriodStatus.FAILED)
+            await move(database, 1, PeriodStatus.QUARANTINED)
             await stream.join()
     assert [(name, document.get("status")) for name, document in stream.events] == [
         ("status", "sealed"),
-        ("status", "failed"),
+        ("status", "quarantined"),
         ("end", None),
     ]
 
@@ -325,7 +325,9 @@ async def test_nobody_is_watching_after_the_client_left(
     await eventually(lambda: len(looked_at) >= 2)
     stream.closing.set()
     async with database.unit_of_work() as work:  # a change, for a stream notices that it is closed when it is written
-        await work.interactions.insert(1, [Interaction("e", "u", "i", 1, datetime(2024, 5, 1, tzinfo=UTC))])
+        await work.interactions.insert(
+            1, EventBatch.of([Interaction("e", "u", "i", 1, datetime(2024, 5, 1, tzinfo=UTC))])
+        )
         await work.commit()
     await stream.join()
     await asyncio.sleep(0.2)

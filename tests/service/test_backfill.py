@@ -26,7 +26,7 @@ from service.settings import Settings
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedServers
 from service.storage.redis_state import Notices
-from service.storage.repositories import Interaction, PeriodStatus
+from service.storage.repositories import EventBatch, Interaction, PeriodStatus
 from service.use_cases.status import watch_period
 from tests.conftest import Servers, database_dsn, execute, flush
 from tests.service.programs import ASMG, asmg, environment, wait_for
@@ -163,7 +163,9 @@ async def test_events_of_others_in_the_open_period(
     database: Database, postgres_dsn: str, redis_url: str, frame: pl.DataFrame, tmp_path: Path
 ) -> None:
     async with database.unit_of_work() as work:
-        await work.interactions.insert(1, [Interaction("e1", "u", "i", 1, datetime(2024, 5, 1, tzinfo=UTC))])
+        await work.interactions.insert(
+            1, EventBatch.of([Interaction("e1", "u", "i", 1, datetime(2024, 5, 1, tzinfo=UTC))])
+        )
         await work.commit()
     frame.head(600).write_csv(tmp_path / "log.csv")
     there = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}

@@ -5,8 +5,9 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -17,9 +18,9 @@ from sqlalchemy import text
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedServers
 from service.storage.migrate import migrate
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.auth import SCOPES, create_key, revoke_key
 from tests.conftest import in_thread
-from tests.service.api_support import event, served_app, settings_for
+from tests.service.api_support import click, event, impression, served_app, settings_for
 from tests.service.programs import wait_for
 
 pytestmark = pytest.mark.slow
@@ -66,7 +67,9 @@ def installation(data_dir: Path, tmp_path: Path) -> Iterator[Installation]:
         servers = stack.enter_context(EmbeddedServers(data_dir))
         in_thread(migrate, servers.postgres_dsn)
         key = in_thread(asyncio.run, make_key(servers.postgres_dsn))
-        settings = settings_for(servers.postgres_dsn, servers.redis_url, tmp_path, store_deadline_seconds=0.5)
+        settings = settings_for(
+            servers.postgres_dsn, servers.redis_url, tmp_path, store_deadline_seconds=0.5, history_cache_seconds=60
+        )
         headers = {"authorization": f"Bearer {key}"}
         with served_app(settings) as url, httpx.Client(base_url=url, headers=headers, timeout=30) as client:
             events = [event(n, label=1, user_id="known") for n in range(3)]
@@ -75,9 +78,9 @@ def installation(data_dir: Path, tmp_path: Path) -> Iterator[Installation]:
             yield Installation(servers, data_dir, client, stack)
 
 
-async def make_key(dsn: str) -> str:
+async def make_key(dsn: str, *, expires_at: datetime | None = None) -> str:
     database = Database(dsn)
-    _, key = await create_key(database, "test", SCOPES)
+    _, key = await create_key(database, "test", SCOPES, expires_at=expires_at)
     await database.close()
     return key
 
@@ -119,6 +122,62 @@ def test_predictions_go_on(installation: Installation, away: tuple[str, ...], ho
 
 
 @pytest.mark.parametrize("how", ["killed", "hanging"])
+def test_keys_end_in_time_also_without_postgres(installation: Installation, how: str) -> None:
+    """A revoked one a second later, while Postgres answers; one that expires at the moment, whether it does or not."""
+    dsn = installation.servers.postgres_dsn
+    revoked = in_thread(asyncio.run, make_key(dsn))
+    ended, let_in = ask_until_refused(installation, revoked, end=lambda: in_thread(asyncio.run, revoke(dsn, revoked)))
+    assert let_in <= ended + 1.0
+
+    expires_at = time.time() + 3
+    expiring = in_thread(asyncio.run, make_key(dsn, expires_at=datetime.fromtimestamp(expires_at, UTC)))
+
+    def stop_postgres() -> float:
+        for process in installation.processes("postgres"):
+            process.send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        assert time.time() < expires_at
+        return expires_at
+
+    try:
+        ended, let_in = ask_until_refused(installation, expiring, end=stop_postgres)
+        assert let_in <= ended
+        assert installation.predict("known").status_code == 200  # with the key that does not expire
+    finally:
+        if how == "hanging":
+            for process in installation.processes("postgres"):
+                process.send_signal(signal.SIGCONT)
+
+
+def ask_until_refused(installation: Installation, key: str, *, end: Callable[[], float]) -> tuple[float, float]:
+    """Ask all the time, so that it can be answered at once; the moment at which `end` says that the key ends, and that
+    at which the last request was sent that was let in.
+    """
+    body, headers = {"user_id": "u", "items": ["i1"], "history": ["i2"]}, {"Authorization": f"Bearer {key}"}
+
+    def ask() -> int:
+        return installation.client.post("/predict", json=body, headers=headers).status_code
+
+    for _ in range(20):
+        assert ask() == 200
+    ended, let_in, status = end(), 0.0, 200
+    while status == 200:
+        sent = time.time()
+        if (status := ask()) == 200:
+            let_in = sent
+    assert {status, *(ask() for _ in range(20))} == {401}
+    print(f"the last request let in was sent {1000 * (let_in - ended):+.0f} ms after the key ended")
+    return ended, let_in
+
+
+async def revoke(dsn: str, key: str) -> float:
+    database = Database(dsn)
+    assert await revoke_key(database, key.split("_")[1])
+    ended = time.time()
+    await database.close()
+    return ended
+
+
+@pytest.mark.parametrize("how", ["killed", "hanging"])
 def test_nothing_is_stored_that_was_not_acknowledged_or_is_not_sent_again(installation: Installation, how: str) -> None:
     victims = installation.processes("postgres")
     for process in victims:
@@ -127,6 +186,8 @@ def test_nothing_is_stored_that_was_not_acknowledged_or_is_not_sent_again(instal
         ("POST", "/interactions", {"interactions": [event(n) for n in range(3, 6)]}),
         ("PUT", "/items", {"items": [{"item_id": "i", "categories": ["c"]}]}),
         ("POST", "/periods/close", {"expected_period": 1}),
+        ("POST", "/impressions", {"impressions": [impression("r", "u", "ab")]}),
+        ("POST", "/clicks", {"clicks": [click("r", "a")]}),
     ]
     try:
         for method, path, body in calls:
@@ -150,6 +211,7 @@ def test_nothing_is_stored_that_was_not_acknowledged_or_is_not_sent_again(instal
     # What hung may have been carried out, close and all, before it was sent again.
     assert answers[0]["accepted"] + answers[0]["duplicates"] == 3
     assert answers[2]["period"] == 1
+    assert [answer["accepted"] + answer["duplicates"] for answer in answers[3:]] == [1, 1]
     pages = installation.client.get("/periods").json()["periods"]
     assert sum(page["events"] for page in pages) == 6
     assert [page["period"] for page in pages] == [2, 1]
@@ -165,14 +227,13 @@ def test_a_full_disk_is_an_outage_and_not_a_fault(installation: Installation) ->
     )
     dsn = installation.servers.postgres_dsn
     in_thread(asyncio.run, execute_in(dsn, statements[0]))
-    for number, table in enumerate(("event_ids", "interactions_p1")):
-        in_thread(asyncio.run, execute_in(dsn, statements[1].format(table)))
-        events = {"interactions": [event(10 + number)]}
-        response = installation.client.post("/interactions", json=events)
-        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-        assert "No space" not in response.text
-        in_thread(asyncio.run, execute_in(dsn, statements[2].format(table)))
-        assert installation.client.post("/interactions", json=events).json()["accepted"] == 1
+    in_thread(asyncio.run, execute_in(dsn, statements[1].format("interactions_p1")))
+    events = {"interactions": [event(10)]}
+    response = installation.client.post("/interactions", json=events)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert "No space" not in response.text
+    in_thread(asyncio.run, execute_in(dsn, statements[2].format("interactions_p1")))
+    assert installation.client.post("/interactions", json=events).json()["accepted"] == 1
 
 
 async def execute_in(dsn: str, statement: str) -> None:

@@ -27,7 +27,7 @@ from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.redis_state import Notices
-from service.storage.repositories import EntityKind, Interaction
+from service.storage.repositories import EntityKind, EventBatch, Interaction
 from service.use_cases import gate, retention
 from service.use_cases.catalogue import put_items
 from service.use_cases.period_data import PreparedPeriod, prepare_period
@@ -251,7 +251,7 @@ class Logs:
             for n, (user, item, label) in enumerate(rows)
         ]
         async with self.database.unit_of_work() as work:
-            await work.interactions.insert(self.closed, events)
+            await work.interactions.insert(self.closed, EventBatch.of(events))
             await work.periods.seal(self.closed, len(events))
             await work.periods.create(self.closed + 1)
             await work.commit()

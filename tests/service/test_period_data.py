@@ -12,7 +12,7 @@ import torch
 
 from asmg.batch import PeriodData
 from service.storage.database import Database
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch, Interaction
 from service.use_cases.catalogue import put_items
 from service.use_cases.period_data import prepare_period
 from tests.service.update_support import moment
@@ -43,7 +43,7 @@ class Logs:
         async with self.database.unit_of_work() as work:
             for batch in batches:
                 assert [e.event_id for e in batch] == sorted(e.event_id for e in batch)
-                assert len((await work.interactions.insert(number, batch)).accepted) == len(batch)
+                assert len((await work.interactions.insert(number, EventBatch.of(batch))).accepted) == len(batch)
             await work.periods.seal(number, sum(map(len, batches)))
             await work.periods.create(number + 1)
             await work.commit()
@@ -194,7 +194,8 @@ async def test_the_open_period_does_not_show(logs: Logs) -> None:
     await logs.add([event("a1", "u", "i", 1, 100), event("a2", "u", "j", 0, 200)])
     async with logs.database.unit_of_work() as work:
         # Ingested into period 2 before period 1 is prepared, and said to have happened in the midst of it.
-        await work.interactions.insert(2, [event("b1", "u", "other", 1, 150), event("b2", "v", "j", 1, 50)])
+        events = [event("b1", "u", "other", 1, 150), event("b2", "v", "j", 1, 50)]
+        await work.interactions.insert(2, EventBatch.of(events))
         await work.commit()
     data = await prepared_data(logs.database, 1, 30)
     assert histories(data) == [[], [1]]

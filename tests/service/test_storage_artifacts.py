@@ -66,10 +66,28 @@ async def test_a_hot_artifact_is_read_from_redis_in_chunks(
     monkeypatch.setattr(module, "HOT_CHUNK_BYTES", 400)
     data = os.urandom(1000)
     digest = await store.put(data, "serving", hot=True)
-    assert await redis.dbsize() == 4  # three chunks and their number
-    assert 0 < await redis.ttl(f"asmg:artifact:{digest}:chunks") <= 24 * 3600
+    assert sorted(await redis.hkeys(f"asmg:artifact:{digest}")) == [b"0", b"1", b"2", b"chunks"]
+    assert 0 < await redis.ttl(f"asmg:artifact:{digest}") <= 24 * 3600
     await run(database, "DELETE FROM artifacts")
     assert await store.get(digest) == data
+
+
+async def test_redis_keeps_the_newest_two_of_a_kind(
+    store: ArtifactStore, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HOT_CHUNK_BYTES", 400)
+    state = await store.put(os.urandom(1000), "hidden", hot=True)
+    files = [made(tmp_path, os.urandom(1000)) for _ in range(4)]
+    for file in files:
+        await store.put_file(file, "serving")
+    await store.put_file(files[2], "serving")  # again: it is the newest now
+    await store.put_file(files[0], "serving")
+    names = {f"asmg:artifact:{digest}".encode() for digest in (state, files[0].digest, files[2].digest)}
+    assert set(await redis.keys()) == names | {b"asmg:hot:serving", b"asmg:hot:hidden"}
+    assert await redis.lrange("asmg:hot:serving", 0, -1) == [files[n].digest.encode() for n in (0, 2)]
+    assert 0 < await redis.ttl("asmg:hot:serving") <= 24 * 3600
+    for file in files:
+        assert hashlib.sha256(await store.get(file.digest)).hexdigest() == file.digest
 
 
 async def test_what_is_too_large_stays_out_of_redis(
@@ -81,17 +99,17 @@ async def test_what_is_too_large_stays_out_of_redis(
     assert await redis.dbsize() == 0
     await store.put(os.urandom(1000), "serving", hot=True)
     await store.put_file(made(tmp_path, os.urandom(1000)), "serving")
-    assert await redis.dbsize() == 4
+    assert len(await redis.keys("asmg:artifact:*")) == 2
 
 
 HARM = {
-    "a chunk is gone": lambda redis, key, data: redis.delete(f"{key}:1"),
-    "the first chunk is gone": lambda redis, key, data: redis.delete(f"{key}:0"),
-    "the number is gone": lambda redis, key, data: redis.delete(f"{key}:chunks"),
-    "the number is too small": lambda redis, key, data: redis.set(f"{key}:chunks", 2),
-    "the number is none": lambda redis, key, data: redis.set(f"{key}:chunks", "many"),
-    "a chunk is another": lambda redis, key, data: redis.set(f"{key}:1", data[:400]),
-    "a chunk is of another kind": lambda redis, key, data: replaced_by_a_list(redis, f"{key}:1"),
+    "a chunk is gone": lambda redis, key, data: redis.hdel(key, "1"),
+    "the first chunk is gone": lambda redis, key, data: redis.hdel(key, "0"),
+    "the number is gone": lambda redis, key, data: redis.hdel(key, "chunks"),
+    "the number is too small": lambda redis, key, data: redis.hset(key, "chunks", 2),
+    "the number is none": lambda redis, key, data: redis.hset(key, "chunks", "many"),
+    "a chunk is another": lambda redis, key, data: redis.hset(key, "1", data[:400]),
+    "it is something else": lambda redis, key, data: replaced_by_a_list(redis, key),
 }
 
 
@@ -110,7 +128,7 @@ async def test_what_is_not_whole_in_redis_comes_from_postgres(
     digest = await store.put(data, "serving", hot=True)
     await HARM[harm](redis, f"asmg:artifact:{digest}", data)
     assert await store.get(digest) == data
-    assert await redis.exists(f"asmg:artifact:{digest}:chunks") == 0  # nobody tries again
+    assert await redis.exists(f"asmg:artifact:{digest}") == 0  # nobody tries again
     size = await redis.dbsize()
     assert await store.get(digest) == data
     assert await redis.dbsize() == size
@@ -168,7 +186,8 @@ async def test_files_are_stored_and_fetched_piece_by_piece(
     async with database.read() as session:
         lengths = await session.connection.execute(text("SELECT length(data) FROM artifact_chunks ORDER BY index"))
         assert lengths.scalars().all() == [min(1000, size - start) for start in range(0, size, 1000)]
-    assert await redis.dbsize() == (0 if place == "postgres" else -(-size // 400) + 1)
+    hot = await redis.hlen(f"asmg:artifact:{file.digest}")
+    assert hot == (0 if place == "postgres" else -(-size // 400) + 1)
 
     written: list[int] = []
     write = DigestedFile.write

@@ -1,15 +1,18 @@
 """Sessions, locks and the election of a leader, each with real concurrency."""
 
 import asyncio
+import errno
+import socket
 from datetime import UTC, datetime
 
 import pytest
+from asyncpg import PostgresError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConfigurationError, NotReady
-from service.storage.database import Database, Leadership, Lock
-from service.storage.repositories import Interaction
+from service.storage.database import KEEPALIVE, SESSION, Database, Leadership, Lock
+from service.storage.repositories import EventBatch, Interaction
 
 EVENT = Interaction("e1", "u1", "i1", 1, datetime(2024, 5, 1, tzinfo=UTC))
 
@@ -21,11 +24,11 @@ async def count(database: Database) -> int:
 
 async def test_nothing_is_kept_without_a_commit(database: Database) -> None:
     async with database.unit_of_work() as uow:
-        await uow.interactions.insert(1, [EVENT])
+        await uow.interactions.insert(1, EventBatch.of([EVENT]))
     assert await count(database) == 0
 
     async with database.unit_of_work() as uow:
-        await uow.interactions.insert(1, [EVENT])
+        await uow.interactions.insert(1, EventBatch.of([EVENT]))
         await uow.commit()
     assert await count(database) == 1
 
@@ -33,7 +36,7 @@ async def test_nothing_is_kept_without_a_commit(database: Database) -> None:
 async def test_an_error_rolls_back(database: Database) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         async with database.unit_of_work() as uow:
-            await uow.interactions.insert(1, [EVENT])
+            await uow.interactions.insert(1, EventBatch.of([EVENT]))
             raise RuntimeError("stop")
     assert await count(database) == 0
 
@@ -48,16 +51,16 @@ async def test_statements_after_a_commit_need_their_own(database: Database) -> N
 
 
 async def test_a_read_session_cannot_write(database: Database) -> None:
-    with pytest.raises(DBAPIError, match="read-only transaction"):
+    with pytest.raises(PostgresError, match="read-only transaction"):
         async with database.read() as session:
-            await session.interactions.insert(1, [EVENT])
+            await session.interactions.insert(1, EventBatch.of([EVENT]))
 
 
 async def test_a_read_session_sees_one_snapshot(database: Database) -> None:
     async with database.read() as session:
         assert await session.interactions.count(1) == 0
         async with database.unit_of_work() as uow:
-            await uow.interactions.insert(1, [EVENT])
+            await uow.interactions.insert(1, EventBatch.of([EVENT]))
             await uow.commit()
         assert await session.interactions.count(1) == 0
     assert await count(database) == 1
@@ -67,7 +70,7 @@ async def test_a_connection_that_read_can_write_next(postgres_dsn: str) -> None:
     database = Database(postgres_dsn, pool_size=1)
     assert await count(database) == 0
     async with database.unit_of_work() as uow:
-        await uow.interactions.insert(1, [EVENT])
+        await uow.interactions.insert(1, EventBatch.of([EVENT]))
         await uow.commit()
     assert await count(database) == 1
     await database.close()
@@ -116,6 +119,50 @@ async def test_a_lost_connection_is_not_ready_and_the_next_session_works(databas
     assert await count(database) == 0
 
 
+async def test_a_host_that_is_gone_is_found_out_by_both_sides(database: Database) -> None:
+    """By keepalives, where there is a network in between."""
+    names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
+    async with database.read() as session:
+        shown = [await session.connection.scalar(text(f"SHOW {name}")) for name in names]
+        raw = (await session.connection.get_raw_connection()).driver_connection
+    opened = raw._transport.get_extra_info("socket")
+    if opened.family is socket.AF_UNIX:
+        assert set(shown) == {"0"}
+    else:
+        assert shown == ["10", "5", "3", "25000"]
+        assert all(opened.getsockopt(level, option) == value for level, option, value in KEEPALIVE)
+
+
+RAISED = ["53100", "53200", "53300", "57P01", "57P03", "08006", "58030", "40P01"]
+
+
+@pytest.mark.parametrize("state", RAISED)
+async def test_trouble_of_the_server_is_not_ready(database: Database, state: str) -> None:
+    with pytest.raises(NotReady, match=state):
+        async with database.unit_of_work() as uow:
+            await uow.connection.execute(text(f"DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END$$"))
+
+
+@pytest.mark.parametrize("state", ["23505", "22P02", "42703", "57014"])
+async def test_trouble_with_the_statement_is_not(database: Database, state: str) -> None:
+    with pytest.raises(DBAPIError):
+        async with database.unit_of_work() as uow:
+            await uow.connection.execute(text(f"DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END$$"))
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), ConnectionResetError("reset"), BrokenPipeError("broken")])
+async def test_what_the_driver_lets_through_is_not_ready(database: Database, error: Exception) -> None:
+    with pytest.raises(NotReady, match="Postgres does not answer"):
+        async with database.unit_of_work():
+            raise error
+
+
+async def test_a_file_that_cannot_be_written_is_not_the_database(database: Database) -> None:
+    with pytest.raises(OSError, match="No space"):
+        async with database.read():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
 async def test_one_of_many_leads_and_another_follows(postgres_dsn: str) -> None:
     candidates = [Leadership(postgres_dsn) for _ in range(4)]
     elected = await asyncio.gather(*(candidate.try_acquire() for candidate in candidates))
@@ -138,17 +185,73 @@ async def test_one_of_many_leads_and_another_follows(postgres_dsn: str) -> None:
         await candidate.release()
 
 
+END_LEADERS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database ON oid = database "
+    "WHERE locktype = 'advisory' AND datname = current_database()"
+)
+
+
 async def test_a_leader_whose_connection_dies_learns_it(postgres_dsn: str, database: Database) -> None:
     leader = Leadership(postgres_dsn)
     assert await leader.try_acquire()
     async with database.unit_of_work() as uow:
-        await uow.connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database ON oid = database "
-                "WHERE locktype = 'advisory' AND datname = current_database()"
-            )
-        )
+        await uow.connection.execute(text(END_LEADERS))
     await asyncio.sleep(0.1)
     assert not await leader.is_held()
     assert await leader.try_acquire()
     await leader.release()
+
+
+async def test_a_leader_that_says_nothing_for_too_long_leads_no_more(postgres_dsn: str) -> None:
+    leader, follower = (Leadership(postgres_dsn, lease_seconds=0.5) for _ in range(2))
+    assert await leader.try_acquire()
+    # It leads on for as long as it is heard.
+    assert await leader.hold(asyncio.sleep(1.5, "worked")) == "worked"
+    assert not await follower.try_acquire()
+    assert await leader.try_acquire()
+    await asyncio.sleep(0.8)
+    assert await follower.try_acquire()
+    assert not await leader.is_held()
+    await follower.release()
+    await leader.release()
+
+
+async def test_what_a_leader_does_ends_with_its_term(postgres_dsn: str, database: Database) -> None:
+    leader, ended = Leadership(postgres_dsn, lease_seconds=0.5), []
+
+    async def work() -> None:
+        try:
+            async with database.unit_of_work() as uow:
+                await uow.connection.execute(text(END_LEADERS))
+            await asyncio.sleep(60)
+        finally:
+            ended.append("work")
+
+    assert await leader.try_acquire()
+    with pytest.raises(NotReady, match="leadership was lost"):
+        await leader.hold(work())
+    assert ended == ["work"]
+
+    async def fail() -> None:
+        raise ValueError("of its own")
+
+    assert await leader.try_acquire()
+    with pytest.raises(ValueError, match="of its own"):
+        await leader.hold(fail())
+    await leader.release()
+
+
+async def test_who_is_silent_in_a_transaction_loses_it_and_its_locks(
+    postgres_dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SESSION, "idle_in_transaction_session_timeout", "300")
+    frozen = Database(postgres_dsn)
+    with pytest.raises(NotReady):
+        async with frozen.unit_of_work() as uow:
+            await uow.lock_exclusive(Lock.LOG)
+            async with database.unit_of_work() as other, asyncio.timeout(5):
+                await other.lock_exclusive(Lock.LOG)
+            await uow.interactions.insert(1, [EVENT])
+            await uow.commit()
+    assert await count(database) == 0
+    await frozen.close()

@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.storage import redis_state
 from service.storage.database import Database, ReadSession
 from service.storage.redis_state import HistoryStore, Notices, connect
-from service.storage.repositories import Interaction
+from service.storage.repositories import EventBatch, Interaction
 
 START = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -28,7 +28,7 @@ def event(number: int, user_id: str = "u", label: int = 1, seconds: float | None
 
 async def commit(database: Database, *events: Interaction) -> None:
     async with database.unit_of_work() as uow:
-        await uow.interactions.insert(1, events)
+        await uow.interactions.insert(1, EventBatch.of(events))
         await uow.commit()
 
 
@@ -305,6 +305,44 @@ async def test_histories_that_missed_an_append_are_dropped_when_redis_is_back(
     assert await store.get("u") == ["i1"]
 
 
+async def test_an_outage_of_more_clicks_than_can_be_noted_drops_all_histories(
+    store: HistoryStore, cached: HistoryStore, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is noted is bounded, and still nobody gets a history that lacks a click."""
+    monkeypatch.setattr(redis_state, "MOST_OUTDATED_USERS", 3)
+    monkeypatch.setattr(redis_state, "KEYS_OF_A_PAGE", 2)
+    users = [f"u{number}" for number in range(9)]
+    for user in users:
+        assert await store.get(user) == []
+    await redis.set("asmg:history-lease:slow", "token")
+    await redis.set("asmg:artifact:other", "stays")
+    clicks = [event(1, user) for user in users]
+    await commit(database, *clicks)
+
+    async def fail(*_: object, **__: object) -> None:
+        raise RedisConnectionError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_append", fail)
+        for click in clicks:
+            await store.append([click])
+            assert len(store._outdated) <= 3
+    assert await cached.get("u0") == []  # what the append missed
+
+    monkeypatch.setattr(redis_state, "PAUSE_SECONDS", 0)
+    await commit(database, event(2, "v"))
+    with monkeypatch.context() as patch:  # it goes away again in the middle
+        patch.setattr(redis, "unlink", fail)
+        await store.append([event(2, "v")])
+    assert len(await redis.keys("asmg:history*")) == 10
+    await store.append([event(2, "v")])
+    assert await redis.keys() == [b"asmg:artifact:other"]
+    for user in users:
+        assert await store.get(user) == ["i1"]
+    await store.append([event(3, "v")])
+    assert len(await redis.keys("asmg:history:*")) == 9  # once
+
+
 async def test_swap_notices_come_on_subscription_and_on_each_swap(redis: Redis) -> None:
     notices = Notices(redis)
     listener = notices.swap_notices()
@@ -352,11 +390,16 @@ async def test_progress_is_kept_and_sent(redis: Redis) -> None:
     assert await notices.progress(3) is None
     await notices.publish_progress(3, {"stage": "score", "done": 0.5})
     assert await notices.progress(3) == {"stage": "score", "done": 0.5}
-    assert 0 < await redis.ttl("asmg:progress:3") <= 24 * 3600
+    assert await notices.progress(4) is None
+    assert 0 < await redis.ttl("asmg:progress") <= 24 * 3600
     listener = notices.progress_notices(3)
     async with asyncio.timeout(5):
         assert await anext(listener) == {"stage": "score", "done": 0.5}
         await notices.publish_progress(4, {"stage": "other"})
         await notices.publish_progress(3, {"stage": "train"})
         assert await anext(listener) == {"stage": "train"}
+    # There is one key, however many periods.
+    assert await redis.keys() == [b"asmg:progress"]
+    assert await notices.progress(4) is None
+    assert await notices.progress(3) == {"stage": "train"}
     await listener.aclose()  # type: ignore[attr-defined]

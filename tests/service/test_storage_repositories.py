@@ -19,6 +19,7 @@ from service.storage.repositories import (
     ApiKey,
     EntityKind,
     Evaluation,
+    EventBatch,
     HistoryEntry,
     Inserted,
     Interaction,
@@ -26,6 +27,7 @@ from service.storage.repositories import (
     ModelVersion,
     PeriodStatus,
     Positives,
+    Raced,
     interactions,
     to_ms,
 )
@@ -38,17 +40,27 @@ def event(event_id: str, user_id: str = "u", item_id: str = "i", label: int = 1,
 
 
 async def insert(database: Database, events: list[Interaction], period: int = 1) -> set[str]:
-    async with database.unit_of_work() as uow:
-        inserted = await uow.interactions.insert(period, events)
-        await uow.commit()
-    return inserted.accepted
+    return {events[n].event_id for n in (await insert_all(database, events, period)).accepted}
 
 
-async def insert_all(database: Database, events: list[Interaction]) -> Inserted:
-    async with database.unit_of_work() as uow:
-        inserted = await uow.interactions.insert(1, events)
-        await uow.commit()
-    return inserted
+async def insert_all(database: Database, events: list[Interaction], period: int = 1) -> Inserted:
+    """As ingestion does it: begun anew where another batch has just stored one of the ids."""
+    while True:
+        try:
+            async with database.unit_of_work() as uow:
+                _, unmerged = await uow.periods.unmerged()
+                inserted = await uow.interactions.insert(period, EventBatch.of(events), unmerged)
+                await uow.commit()
+                return inserted
+        except Raced:
+            continue
+
+
+async def merge(database: Database, *periods: int) -> None:
+    for period in periods:
+        async with database.unit_of_work() as uow:
+            await uow.interactions.merge_ids(period)
+            await uow.commit()
 
 
 async def open_next(database: Database, number: int) -> None:
@@ -86,12 +98,45 @@ class TestPeriods:
             assert await uow.periods.next_sealed() is None
             assert (await uow.periods.open()).number == 2
 
+    async def test_who_is_at_a_period(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            assert await uow.periods.take(1, "a") is None  # it is open
+            await uow.periods.seal(1, 1)
+            await uow.periods.create(2)
+            taken = await uow.periods.take(1, "a")
+            assert taken is not None
+            assert (taken.status, taken.worker, taken.crashes) == (PeriodStatus.UPDATING, "a", 0)
+            assert await uow.periods.take(1, "a") == taken  # it was cut off for a while, and lives
+            crashes = []
+            for worker in ("b", "c"):
+                taken = await uow.periods.take(1, worker)
+                assert taken is not None
+                crashes.append(taken.crashes)
+            assert crashes == [1, 2]
+            # What is noted is noted by the last one alone.
+            assert await uow.periods.hold(1, "b", crashes=0, error="stale") is None
+            assert await uow.periods.hold(1, "c") == taken
+            held = await uow.periods.hold(1, "c", crashes=0, error="waits")
+            assert held is not None
+            assert (held.crashes, held.error) == (0, "waits")
+            # Who lets go has not died.
+            await uow.periods.let_go("c")
+            assert await uow.periods.hold(1, "c") is None
+            taken = await uow.periods.take(1, "d")
+            assert taken is not None
+            assert (taken.crashes, taken.error) == (0, None)
+            ended = await uow.periods.set_status(1, PeriodStatus.QUARANTINED, error="why")
+            assert (ended.worker, ended.error) == (None, "why")
+            assert await uow.periods.take(1, "d") is None
+
     async def test_list_pages_from_the_newest(self, database: Database) -> None:
         for number in (2, 3, 4):
             await open_next(database, number)
         async with database.read() as session:
             assert [period.number for period in await session.periods.list(2)] == [4, 3]
             assert [period.number for period in await session.periods.list(2, before=3)] == [2, 1]
+            sealed = await session.periods.list(9, statuses=[PeriodStatus.SEALED])
+            assert [period.number for period in sealed] == [3, 2, 1]
             assert await session.periods.get(5) is None
 
     async def test_only_the_open_period_can_be_sealed(self, database: Database) -> None:
@@ -218,12 +263,12 @@ class TestInteractions:
     async def test_a_conflict_with_a_batch_under_way_is_found(self, database: Database) -> None:
         """The other batch has claimed the id, and is not committed yet."""
         async with database.unit_of_work() as first:
-            await first.interactions.insert(1, [event("a", item_id="first")])
+            await first.interactions.insert(1, EventBatch.of([event("a", item_id="first")]))
             second = asyncio.create_task(insert_all(database, [event("a", item_id="second"), event("b")]))
             await asyncio.sleep(0.1)
             assert not second.done()
             await first.commit()
-        assert await second == ({"b"}, ["a"])
+        assert await second == ([1], ["a"])
 
     async def test_a_dropped_log_leaves_histories(self, database: Database) -> None:
         number = 0
@@ -242,6 +287,7 @@ class TestInteractions:
                     await session.interactions.earlier_positives(4, 30),
                 )
 
+        await merge(database, 1, 2, 3)
         before = await seen()
         assert len(before[0]) == len(before[1]) == 30
         for period in (1, 2):
@@ -257,9 +303,23 @@ class TestInteractions:
             dropped = [await session.periods.get(n) for n in (1, 2, 3)]
             left = (await session.connection.execute(select(tables.event_ids.c.period).distinct())).scalars().all()
         assert [period is not None and period.log_dropped_at is not None for period in dropped] == [True, True, False]
-        assert sorted(left) == [3, 4]
+        assert sorted(left) == [3]
         # Its ids are forgotten, as is documented; those of the others are not.
         assert await insert(database, [clicks[0], clicks[69]], period=4) == {"e00"}
+
+    async def test_an_id_is_known_before_and_after_its_period_is_merged(self, database: Database) -> None:
+        await insert(database, [event("a"), event("b")])
+        await open_next(database, 2)
+        again = [event("a"), event("b", item_id="other"), event("c")]
+        assert await insert_all(database, again, 2) == ([2], ["b"])
+        async with database.read() as session:
+            assert await session.periods.unmerged() == (2, [1])
+        await merge(database, 1)
+        async with database.read() as session:
+            assert await session.periods.unmerged() == (2, [])
+        assert await insert_all(database, [*again, event("d")], 2) == ([3], ["b"])
+        await merge(database, 1)  # a second time changes nothing
+        assert await insert_all(database, again, 2) == ([], ["b"])
 
     async def test_a_drop_does_not_hold_up_ingestion(self, database: Database) -> None:
         await open_next(database, 2)
@@ -410,6 +470,9 @@ class TestModels:
             assert moved.active_from - moved.updated_at == pytest.approx(
                 timedelta(seconds=2.5), abs=timedelta(seconds=0.1)
             )
+            assert moved.previous_version == 0
+            again = await uow.models.set_alias(AliasName.CHAMPION, 1, lead_seconds=0, actor="a", reason="again")
+            assert again.previous_version == 0  # it has not moved
             with pytest.raises(IntegrityError):
                 await uow.models.set_alias(AliasName.HEAD, 9, lead_seconds=0, actor="a", reason="no such version")
 

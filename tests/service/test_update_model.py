@@ -39,12 +39,12 @@ from service.storage import embedded
 from service.storage.artifacts import FILE_SUFFIX, ArtifactStore
 from service.storage.database import Database, Leadership, Lock, UnitOfWork
 from service.storage.redis_state import Notices
-from service.storage.repositories import AliasName, PeriodStatus
+from service.storage.repositories import AliasName, EventBatch, PeriodStatus
 from service.use_cases.period_data import prepare_period
 from service.use_cases.rollback import rollback
-from service.use_cases.update_model import HeadMoved
+from service.use_cases.update_model import Superseded
 from tests.conftest import Servers, database_dsn, in_thread
-from tests.service.programs import ASMG, environment
+from tests.service.programs import ASMG, environment, wait_for
 from tests.service.update_support import (
     MODEL,
     STAGES,
@@ -58,6 +58,7 @@ from tests.service.update_support import (
     single_thread,
     stored,
 )
+from tests.service.worker_processes import ForkedWorker, forked_worker
 
 SEED = 1
 TRAINING = ("train_generator", "update_base", "generate")
@@ -254,7 +255,7 @@ class TestVersions:
         async with b.database.read() as session:
             stages = await session.stages.list(number)
             champion = await session.models.alias(AliasName.CHAMPION)
-            audit = [e.detail for e in await session.audit.list(10) if e.action == "publish"]
+            audit = [e for e in await session.audit.list(10) if e.action == "publish"]
             period = await session.periods.get(number)
             events = await session.interactions.count(number)
         assert tuple(stage.stage for stage in stages) == STAGES
@@ -262,7 +263,8 @@ class TestVersions:
         assert all(stage.seconds is not None and stage.seconds > 0 for stage in stages)
         assert champion is not None and period is not None and period.finished_at is not None
         assert champion.active_from - champion.updated_at == pytest.approx(timedelta(seconds=30), abs=timedelta(0, 1))
-        assert audit[0]["version"] == audit[0]["period"] == number
+        assert audit[0].detail["version"] == audit[0].detail["period"] == number
+        assert (audit[0].actor, audit[0].reason) == ("worker", champion.reason)
         assert period.events == events == 300
 
     async def test_scores_are_those_of_the_models_before(
@@ -308,7 +310,7 @@ class TestVersions:
                 if following is not None:
                     late = replace(following, new_items={}, timestamps_ms=first.timestamps_ms)
                     async with b.database.unit_of_work() as work:
-                        await work.interactions.insert(2, interactions(late))
+                        await work.interactions.insert(2, EventBatch.of(interactions(late)))
                         await work.commit()
                 await b.update(1)
                 outcomes.append([await b.outcome()])
@@ -335,7 +337,7 @@ class TestVersions:
     ) -> None:
         async with bench(*places(second, redis_url, tmp_path)) as b:
             results = await asyncio.gather(*(b.update(2) for _ in range(2)), return_exceptions=True)
-            assert all(result == 2 or isinstance(result, HeadMoved) for result in results), results
+            assert all(result == 2 or isinstance(result, Superseded) for result in results), results
             assert await b.update(2) == 2
             assert await b.outcome() == prepared.outcome
 
@@ -566,15 +568,14 @@ class TestRedis:
     ) -> None:
         """The hidden state is read from Redis first; another value there than its digest says is no danger."""
         hidden = prepared.outcome["versions"][1]["state"]["parts"]["hidden"]
-        await redis.set(f"asmg:artifact:{hidden}:0", b"nonsense")
-        await redis.set(f"asmg:artifact:{hidden}:chunks", 1)
+        await redis.hset(f"asmg:artifact:{hidden}", mapping={"0": b"nonsense", "chunks": 1})
         async with bench(*places(second, redis_url, tmp_path)) as b:
             assert await b.update(2) == 2
             assert await b.outcome() == prepared.outcome
 
-    @pytest.mark.parametrize("stage", [None, "update_base"])
+    @pytest.mark.parametrize("stage", [None, "update_base", "every"])
     async def test_away(self, second: str, prepared: Prepared, data_dir: Path, stage: str | None) -> None:
-        """Never there, or killed while the update is at a stage."""
+        """Never there, or killed while the update is at a stage, or at every stage and there again at the next."""
         socket, server = data_dir / "r.sock", None
         if stage is not None:
             server = await asyncio.to_thread(redis_server, socket)
@@ -582,9 +583,17 @@ class TestRedis:
         try:
 
             def told(what: str) -> None:
-                if server is not None and what == f"worked {stage}":
+                nonlocal server
+                if server is None:
+                    return
+                moment, at = what.partition(" ")[::2]
+                if moment == "worked" and stage in (at, "every"):
                     server.kill()
                     server.wait()
+                if moment == "noted" and stage == "every" and at != "publish":
+                    socket.unlink()
+                    server = redis_server(socket)
+                    wait_for(socket.exists)
 
             watched = Watched(second, told)
             async with bench(second, f"unix://{socket}", data_dir) as b, closing(watched):
@@ -598,7 +607,7 @@ class TestRedis:
 
 
 def redis_server(socket: Path) -> "subprocess.Popen[bytes]":
-    socket.parent.mkdir()
+    socket.parent.mkdir(exist_ok=True)
     command = [embedded._redis_executable(), "--port", "0", "--unixsocket", str(socket), "--save", ""]
     return subprocess.Popen(command, cwd=socket.parent, stdout=subprocess.DEVNULL)
 
@@ -710,7 +719,7 @@ class TestExcise:
                 if progress["stage"] == "publish":
                     await excise(b)
 
-        with pytest.raises(HeadMoved):
+        with pytest.raises(Superseded):
             await b.update(3, notices=ExcisingNotices(b.redis))
         found = await b.outcome()
         assert (list(found["versions"]), found["periods"][3]) == ([2, 1, 0], ("updating", None, 0, None))
@@ -768,12 +777,12 @@ async def _updated(database: Database, number: int, status: PeriodStatus = Perio
                 period = await session.periods.get(number)
             if period is not None and period.status == status:
                 return
-            assert period is None or period.status != PeriodStatus.FAILED, period.error
+            assert period is None or period.status != PeriodStatus.QUARANTINED, period.error
             await asyncio.sleep(0.02)
 
 
 class TestWorker:
-    async def test_a_period_that_cannot_be_learned_is_given_up(
+    async def test_a_period_that_cannot_be_learned_is_quarantined(
         self, copy: Callable[..., str], prepared: Prepared, redis_url: str, tmp_path: Path, monkeypatch: Any
     ) -> None:
         bad = copy(prepared.name)
@@ -786,20 +795,20 @@ class TestWorker:
 
         async with bench(*places(bad, redis_url, tmp_path)) as b:
             async with working(bad, redis_url, tmp_path, monkeypatch, before=before) as database:
-                await _updated(database, 2, PeriodStatus.FAILED)
+                await _updated(database, 2, PeriodStatus.QUARANTINED)
                 failed = await b.outcome()
                 third = shortened(periods(3, seed=SEED)[2], 200)
                 await b.log(third)
                 await _updated(database, 3)
             found = await b.outcome()
             async with b.database.read() as session:
-                given_up = [e.detail for e in await session.audit.list(20) if e.action == "give_up"]
+                quarantined = [e.detail for e in await session.audit.list(20) if e.action == "quarantine"]
                 period = await session.periods.get(2)
         message = "DivergedError: loss: expected a finite number; received nan"
         assert len(tried) == 3
-        assert failed["periods"][2] == ("failed", None, 3, message)
+        assert failed["periods"][2] == ("quarantined", None, 3, message)
         assert period is not None and period.finished_at is not None
-        assert given_up == [{"period": 2, "error": message}]
+        assert quarantined == [{"period": 2, "error": message}]
         assert failed["aliases"] == {"champion": 1, "head": 1, "baseline": 1}
         assert list(failed["versions"]) == [1, 0]
         # The next one goes on from the last version there is.
@@ -862,11 +871,11 @@ class TestWorker:
             raise ValueError("x" * 5_000)
 
         async with working(second, redis_url, tmp_path, monkeypatch, before=before, max_attempts=limit) as database:
-            await _updated(database, 2, PeriodStatus.FAILED)
+            await _updated(database, 2, PeriodStatus.QUARANTINED)
             found = await outcome(database)
         assert len(tried) == limit
         status, _, attempts, error = found["periods"][2]
-        assert (status, attempts, len(error)) == ("failed", limit, 1_000)
+        assert (status, attempts, len(error)) == ("quarantined", limit, 1_000)
 
     @pytest.mark.parametrize("updater", UPDATERS)
     async def test_the_whole_cycle(
@@ -1036,8 +1045,8 @@ async def test_one_worker_works_and_the_next_takes_over_when_it_is_killed(
     database = Database(second, pool_size=2)
     await slow_down(database)
     with ExitStack() as stack:
-        alive = [stack.enter_context(worker_process(second, redis_url, tmp_path)) for _ in range(4)]
-        everyone = list(alive)
+        alive = [stack.enter_context(forked_worker(second, redis_url, tmp_path)) for _ in range(4)]
+        everyone: list[ForkedWorker | WorkerProcess] = list(alive)
         while alive and not await is_updated(database):
             working = [w for w in alive if "period 2: " in w.log]
             assert len(working) <= 1
@@ -1048,7 +1057,7 @@ async def test_one_worker_works_and_the_next_takes_over_when_it_is_killed(
                 kills += not await is_updated(database)
             await asyncio.sleep(0.01)
         assert kills >= 2
-        # One more, started after all of that: it goes on, or finds nothing to do.
+        # One more, the program itself, started after all of that: it goes on, or finds nothing to do.
         everyone.append(stack.enter_context(worker_process(second, redis_url, tmp_path)))
         await _updated(database, 2)
         await _wait(lambda: "worker started" in everyone[-1].log)

@@ -20,7 +20,7 @@ from service.storage import tables
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.redis_state import HistoryStore, Notices, connect
-from service.storage.repositories import AliasName, Interaction
+from service.storage.repositories import AliasName, EventBatch, Interaction
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.catalogue import put_items
 from service.use_cases.close_period import close_period
@@ -30,7 +30,7 @@ from tests.conftest import Servers, execute
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
 MODEL = EmbeddingMLPConfig(categories=True)
-STAGES = ("prepare", "score", "train_generator", "update_base", "generate", "gate", "publish")
+STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "generate", "gate", "publish")
 
 
 def periods(count: int, *, seed: int = 1, config: DriftConfig = STREAM) -> list[DriftPeriod]:
@@ -64,12 +64,13 @@ class Bench:
     def __post_init__(self) -> None:
         updater = build_updater(self.settings.updater, MODEL)
         artifacts, notices = ArtifactStore(self.database, self.redis), Notices(self.redis)
-        self.workshop = Workshop(self.settings, self.database, artifacts, notices, updater)
+        histories = HistoryStore(self.redis, self.database)
+        self.workshop = Workshop(self.settings, self.database, artifacts, notices, updater, histories)
 
     async def log(self, period: DriftPeriod, *, close: bool = True) -> None:
         """Ingest one period's catalogue and log; seal it."""
         await put_items(self.database, period.new_items)
-        await ingest(self.database, HistoryStore(self.redis, self.database), interactions(period))
+        await ingest(self.database, HistoryStore(self.redis, self.database), EventBatch.of(interactions(period)))
         if close:
             await self.close(period.number)
 

@@ -3,18 +3,20 @@
 Repositories neither begin nor commit; the session that holds them (`service.storage.database`) does.
 """
 
+from service.storage.events import EventBatch, Interaction
 from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
 from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
 from service.storage.repositories.interactions import (
     HistoryEntry,
     Inserted,
-    Interaction,
     Interactions,
     PeriodLog,
     Positives,
+    Raced,
     to_ms,
 )
+from service.storage.repositories.labels import Click, Impression, Labels, Resolved, interaction_id
 from service.storage.repositories.models import (
     Alias,
     AliasName,
@@ -24,10 +26,12 @@ from service.storage.repositories.models import (
     Models,
     ModelVersion,
 )
-from service.storage.repositories.periods import Period, Periods, PeriodStatus, Stage, Stages
+from service.storage.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus, Stage, Stages
 
 __all__ = [
     "CHUNK_BYTES",
+    "ENDED",
+    "WAITING",
     "Alias",
     "AliasName",
     "ApiKey",
@@ -35,17 +39,21 @@ __all__ = [
     "Audit",
     "AuditEntry",
     "Catalogue",
+    "Click",
     "Entities",
     "EntityKind",
     "Evaluation",
     "Evaluations",
+    "EventBatch",
     "Extent",
     "HistoryEntry",
+    "Impression",
     "Inserted",
     "Interaction",
     "Interactions",
     "Items",
     "Keys",
+    "Labels",
     "ModelKind",
     "ModelVersion",
     "Models",
@@ -54,8 +62,11 @@ __all__ = [
     "PeriodStatus",
     "Periods",
     "Positives",
+    "Raced",
+    "Resolved",
     "Stage",
     "Stages",
     "digest_of",
+    "interaction_id",
     "to_ms",
 ]

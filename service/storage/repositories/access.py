@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import RowMapping, exists, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.context import current_request_id
 from service.storage import tables
 
 __all__ = ["ApiKey", "Audit", "AuditEntry", "Keys"]
@@ -22,8 +23,22 @@ class ApiKey:
     secret_hash: str = field(repr=False)
     """SHA-256 of the whole key, in hex."""
     scopes: tuple[str, ...]
+    rate_limit: float | None = None
+    """Requests a second; 0 for any number, None for `Settings.rate_limit`."""
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    expires_at: datetime | None = None
+    """From when on it is refused, by the clock of whoever is asked; None for never."""
     revoked_at: datetime | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time is over; it never becomes valid again."""
+        return self.expires_at is not None and datetime.now(UTC) >= self.expires_at
+
+    @property
+    def valid(self) -> bool:
+        """Whether it is neither revoked nor expired."""
+        return self.revoked_at is None and not self.expired
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +50,10 @@ class AuditEntry:
     actor: str
     action: str
     detail: Mapping[str, Any]
+    reason: str | None
+    """Why, where whoever did it was asked."""
+    request_id: str | None
+    """Of the call by which it was done; None for what no call did."""
 
 
 class Keys:
@@ -67,6 +86,15 @@ class Keys:
         )
         return (await self._connection.execute(statement)).rowcount == 1
 
+    async def limit(self, key_id: str, rate: float | None) -> bool:
+        """Set the rate limit of a key; False where there is no such key that is not revoked."""
+        statement = (
+            update(tables.api_keys)
+            .where(tables.api_keys.c.key_id == key_id, tables.api_keys.c.revoked_at.is_(None))
+            .values(rate_limit=rate)
+        )
+        return (await self._connection.execute(statement)).rowcount == 1
+
     async def any_ever(self) -> bool:
         """Whether a key was ever created: from then on calls need one, also when all are revoked."""
         return bool(await self._connection.scalar(select(exists(select(tables.api_keys.c.key_id)))))
@@ -78,15 +106,23 @@ class Audit:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def add(self, actor: str, action: str, detail: Mapping[str, Any]) -> None:
-        """Note what somebody did; `detail` is JSON and holds no secret."""
-        await self._connection.execute(insert(tables.audit).values(actor=actor, action=action, detail=dict(detail)))
+    async def add(self, actor: str, action: str, detail: Mapping[str, Any], *, reason: str | None = None) -> None:
+        """Note what somebody did, and the call that is being answered; `detail` is JSON and holds no secret."""
+        values = {"actor": actor, "action": action, "detail": dict(detail), "reason": reason}
+        await self._connection.execute(insert(tables.audit).values(**values, request_id=current_request_id.get()))
 
-    async def list(self, limit: int, before: int | None = None) -> Sequence[AuditEntry]:
-        """At most `limit` entries, newest first, of those with an id below `before`."""
-        query = select(tables.audit).order_by(tables.audit.c.id.desc()).limit(limit)
+    async def list(
+        self, limit: int, before: int | None = None, *, actor: str | None = None, action: str | None = None
+    ) -> Sequence[AuditEntry]:
+        """At most `limit` entries, newest first, of those with an id below `before` and this actor and action."""
+        columns = tables.audit.c
+        query = select(tables.audit).order_by(columns.id.desc()).limit(limit)
         if before is not None:
-            query = query.where(tables.audit.c.id < before)
+            query = query.where(columns.id < before)
+        if actor is not None:
+            query = query.where(columns.actor == actor)
+        if action is not None:
+            query = query.where(columns.action == action)
         return [AuditEntry(**row) for row in (await self._connection.execute(query)).mappings()]
 
 

@@ -87,6 +87,11 @@ class Artifacts:
             raise ArtifactMissing(digest)
         return int(found)
 
+    async def sizes(self) -> dict[str, int]:
+        """All digests, with the bytes of each content."""
+        query = select(tables.artifacts.c.digest, tables.artifacts.c.size).order_by(tables.artifacts.c.digest)
+        return {digest: int(size) for digest, size in await self._connection.execute(query)}
+
     async def pieces(self, digest: str, size: int) -> AsyncIterator[bytes]:
         """What is stored under this digest, in pieces of at most `size` bytes, which nobody has compared with it.
 

@@ -99,9 +99,10 @@ class Items:
         return {row.item_id: tuple(row.categories) for row in await self._connection.execute(query)}
 
     async def catalogue(self) -> Catalogue:
-        """All items."""
+        """All items, in the same order on every server: new rows are given in it."""
         columns = (tables.items.c.item_id, tables.items.c.categories, tables.items.c.period)
-        rows = (await self._connection.execute(select(*columns).order_by(tables.items.c.item_id))).all()
+        query = select(*columns).order_by(tables.items.c.item_id.collate("C"))
+        rows = (await self._connection.execute(query)).all()
         ids, categories, periods = zip(*rows, strict=True) if rows else ((), (), ())
         return Catalogue(list(ids), [tuple(names) for names in categories], list(periods))
 

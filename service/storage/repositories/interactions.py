@@ -5,33 +5,41 @@ and when reading a Python object for each row.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeVar
+from uuid import uuid4
 
 import numpy as np
-from asyncpg import Connection, InterfaceError, PostgresError
+from asyncpg import Connection, InterfaceError, PostgresError, UniqueViolationError
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
-from xxhash import xxh64_intdigest
 
 from service.errors import NotReady
 from service.limits import MAX_HISTORY
 from service.storage import tables
-from service.storage.outages import is_outage
+from service.storage.events import COLUMNS, EventBatch
+from service.storage.outages import outage
 
-__all__ = ["HistoryEntry", "Inserted", "Interaction", "Interactions", "PeriodLog", "Positives", "to_ms"]
+__all__ = [
+    "HistoryEntry",
+    "Inserted",
+    "Interactions",
+    "PeriodLog",
+    "Positives",
+    "Raced",
+    "driver_of",
+    "firsts",
+    "to_ms",
+]
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
-MICROSECOND = timedelta(microseconds=1)
-
-INTERACTION = 0
-"""Kind of an event id."""
 
 # Postgres builds an array of at most 1 GB: pages keep far from it at the longest ids, and memory flat on the server.
 ROWS_OF_A_PAGE = 200_000
@@ -43,21 +51,6 @@ ROWS_OF_AN_INSERT = 1000
 def to_ms(moment: datetime) -> int:
     """Milliseconds since 1970 of a timezone-aware time, rounded down."""
     return (moment - EPOCH) // MILLISECOND
-
-
-@dataclass(frozen=True, slots=True)
-class Interaction:
-    """One impression with its outcome."""
-
-    event_id: str
-    """The client's name for the event; a second event with the same name is a duplicate."""
-    user_id: str
-    item_id: str
-    label: int
-    """1 for a click, else 0."""
-    occurred_at: datetime
-    """Timezone-aware."""
-    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,30 +91,30 @@ class Positives:
 class Inserted(NamedTuple):
     """What became of a batch."""
 
-    accepted: set[str]
-    """Ids of the events that were stored: of each id its first."""
+    accepted: list[int]
+    """The events that were stored: of each id its first."""
     conflicts: list[str]
     """For each event that differs from the one stored under its id, the id."""
 
 
-# Sorted by event id, concurrent batches that overlap wait for each other in one order and cannot deadlock.
-CLAIM = text("""
-    WITH claimed AS (
-        INSERT INTO event_ids (kind, event_id, period, content)
-        SELECT :kind, event_id, :period, content
-        FROM unnest(CAST(:event_ids AS text[]), CAST(:contents AS bigint[])) AS event (event_id, content)
-        ON CONFLICT (kind, event_id) DO NOTHING
-        RETURNING event_id
-    )
-    SELECT array_agg(event_id) FROM claimed
-""")
+class Raced(Exception):
+    """Another transaction has just stored an event with one of the same ids: the same call, begun anew, will see it."""
 
-# A statement of its own: what another transaction has stored while CLAIM waited for it is not seen by that one.
-STORED_CONTENTS = text("""
-    SELECT event_id, content FROM event_ids WHERE kind = :kind AND event_id = ANY(CAST(:event_ids AS text[]))
-""")
 
-COLUMNS = ("event_id", "period", "user_id", "item_id", "label", "occurred_at", "request_id")
+# The driver needs a third of a millisecond to make an array of a thousand texts; Postgres splits one text in no time.
+KNOWN = """
+    SELECT event_id, content FROM event_ids WHERE kind = 0 AND event_id = ANY(string_to_array($1, $2))
+"""
+KNOWN_IN_PARTITION = """
+    UNION ALL SELECT event_id, content FROM interactions_p{} WHERE event_id = ANY(string_to_array($1, $2))
+"""
+SEPARATOR = "\x1f"
+
+MERGE = text("""
+    INSERT INTO event_ids (kind, event_id, period, content)
+    SELECT 0, event_id, period, content FROM interactions WHERE period = :period
+    ON CONFLICT (kind, event_id) DO NOTHING
+""")
 
 LOG = text("""
     SELECT array_agg(user_id ORDER BY n) AS user_ids, array_agg(item_id ORDER BY n) AS item_ids,
@@ -171,7 +164,21 @@ EARLIER_POSITIVES = text("""
     ORDER BY page
 """)
 
-RECENT_POSITIVES = text("""
+# Clicks of impressions are not in the log before their period is resolved.
+UNRESOLVED = text("""
+    SELECT number FROM periods WHERE labels IS NULL AND log_dropped_at IS NULL
+""")
+
+UNRESOLVED_POSITIVES = """
+        UNION (
+            SELECT DISTINCT item_id, interaction_id, shown_at FROM clicks_p{period}
+            WHERE user_id = :user_id
+            ORDER BY shown_at DESC, interaction_id DESC
+            LIMIT :limit
+        )
+"""
+
+RECENT_POSITIVES = """
     SELECT item_id, event_id, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS timestamp_ms
     FROM (
         (
@@ -185,10 +192,11 @@ RECENT_POSITIVES = text("""
         FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
              AS folded (item_id, event_id, occurred_at)
         WHERE user_histories.user_id = :user_id
+        {unresolved}
     ) AS positive
     ORDER BY occurred_at DESC, event_id DESC
     LIMIT :limit
-""")
+"""
 
 FOLD = text("""
     INSERT INTO user_histories (user_id, item_ids, event_ids, times)
@@ -217,49 +225,68 @@ class Interactions:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def insert(self, period: int, events: Sequence[Interaction]) -> Inserted:
+    async def insert(self, period: int, events: EventBatch, unmerged: Sequence[int] = ()) -> Inserted:
         """Store the events that are new.
 
         An event whose id is in the log of any period that is kept, or earlier in the same batch, is left out: it is a
-        duplicate, or a conflict where its content is another. One transaction should insert one batch: the order that
-        prevents deadlocks is within a batch.
+        duplicate, or a conflict where its content is another. One transaction should insert one batch: events are
+        stored in the order of their ids, so that batches which overlap wait for each other and cannot deadlock.
+
+        Args:
+            period: that they go to.
+            events: of any number.
+            unmerged: other periods whose ids are not in `event_ids` yet.
+
+        Raises:
+            Raced: begin the transaction again.
         """
         large = len(events) > ROWS_OF_AN_INSERT
-        contents = await asyncio.to_thread(_contents, events) if large else _contents(events)
-        batch = await asyncio.to_thread(_in_order, events, contents) if large else _in_order(events, contents)
-        accepted: set[str] = set()
+        ids = await asyncio.to_thread(events.ids) if large else events.ids()
+        order = await asyncio.to_thread(firsts, ids) if large else firsts(ids)
+        accepted: list[int] = []
         stored: dict[str, int | None] = {}
-        for start in range(0, len(batch), ROWS_OF_AN_INSERT):
-            part = batch[start : start + ROWS_OF_AN_INSERT]
-            ids = [event.event_id for event, _ in part]
-            values = {"kind": INTERACTION, "event_ids": ids}
-            claim = {**values, "period": period, "contents": [content for _, content in part]}
-            claimed = set(await self._connection.scalar(CLAIM, claim) or ())
-            accepted |= claimed
-            await self._copy(period, [event for event, _ in part if event.event_id in claimed])
-            if len(claimed) < len(part):
-                known = {**values, "event_ids": [event_id for event_id in ids if event_id not in claimed]}
-                rows = await self._connection.execute(STORED_CONTENTS, known)
-                stored.update((row.event_id, row.content) for row in rows)
-            stored.update((event.event_id, content) for event, content in part if event.event_id in claimed)
-        if len(accepted) == len(events):
+        for start in range(0, len(order), ROWS_OF_AN_INSERT):
+            part = order[start : start + ROWS_OF_AN_INSERT]
+            known = await self._known([ids[n] for n in part], {period, *unmerged})
+            if known:
+                part = [n for n in part if ids[n] not in known]
+                stored.update(known)
+            if part:
+                await self._copy(period, events.copy(part, period))
+                accepted += part
+        if len(accepted) == len(ids):
             return Inserted(accepted, [])
-        pairs = zip(events, contents, strict=True)
-        return Inserted(accepted, [e.event_id for e, content in pairs if stored[e.event_id] not in (None, content)])
+        contents = events.contents()
+        stored.update((ids[n], contents[n]) for n in accepted)
+        pairs = zip(ids, contents, strict=True)
+        return Inserted(accepted, [id_ for id_, content in pairs if stored[id_] not in (None, content)])
 
-    async def _copy(self, period: int, events: Sequence[Interaction]) -> None:
-        if not events:
-            return
-        rows = [(e.event_id, period, e.user_id, e.item_id, e.label, e.occurred_at, e.request_id) for e in events]
-        connection: Connection = (await self._connection.get_raw_connection()).driver_connection
+    async def _known(self, ids: list[str], periods: Iterable[int]) -> dict[str, int | None]:
+        """Of these ids those that are taken, with the content of their events as far as it is known."""
+        query = KNOWN + "".join(KNOWN_IN_PARTITION.format(int(period)) for period in sorted(periods))
+        separator = SEPARATOR
+        if any(SEPARATOR in id_ for id_ in ids):
+            separator = uuid4().hex
+        async with driver_of(self._connection) as driver:
+            return dict(await driver.fetch(query, separator.join(ids), separator))
+
+    async def _copy(self, period: int, rows: bytes) -> None:
+        async def source() -> AsyncIterator[bytes]:
+            yield rows
+
         try:
-            await connection.copy_records_to_table(tables.interactions.name, records=rows, columns=COLUMNS)
-        except (PostgresError, InterfaceError, OSError) as error:  # not SQLAlchemy's, which would know what was lost
-            if connection.is_closed() or not isinstance(error, PostgresError):
-                raise NotReady("the connection to Postgres was lost") from error
-            if is_outage(error):
-                raise NotReady("Postgres cannot do it now") from error
-            raise
+            async with driver_of(self._connection) as driver:
+                table = f"interactions_p{int(period)}"
+                await driver.copy_to_table(table, source=source(), columns=COLUMNS, format="binary")
+        except UniqueViolationError as error:
+            raise Raced from error
+
+    async def merge_ids(self, period: int) -> None:
+        """Note the ids of a closed period where those of all periods are; from then on they are looked up there."""
+        await self._connection.execute(MERGE, {"period": period})
+        await self._connection.execute(
+            update(tables.periods).where(tables.periods.c.number == period).values(ids_merged_at=func.clock_timestamp())
+        )
 
     async def count(self, period: int, *, id_prefix: str = "") -> int:
         """Interactions of a period; with `id_prefix` only those whose event id begins so."""
@@ -314,31 +341,45 @@ class Interactions:
         )
         # Whoever comes while this waits for a long reader has to wait too.
         await self._connection.execute(text(f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"))
-        await self._connection.execute(text(f"DROP TABLE interactions_p{int(period)}"))
+        partitions = ", ".join(f"{table.name}_p{int(period)}" for table in tables.LOG)
+        await self._connection.execute(text(f"DROP TABLE {partitions}"))
 
     async def recent_positives(self, user_id: str, limit: int = MAX_HISTORY) -> list[HistoryEntry]:
-        """The last `limit` positives of a user over all periods, the open one included, newest first."""
-        rows = await self._connection.execute(RECENT_POSITIVES, {"user_id": user_id, "limit": limit})
+        """The last `limit` positives of a user over all periods, the open one included, newest first.
+
+        Clicks of impressions whose period is not resolved yet are there as the interactions that they will be.
+        """
+        periods = (await self._connection.execute(UNRESOLVED)).scalars()
+        unresolved = "".join(UNRESOLVED_POSITIVES.format(period=int(period)) for period in periods)
+        statement = text(RECENT_POSITIVES.format(unresolved=unresolved))
+        rows = await self._connection.execute(statement, {"user_id": user_id, "limit": limit})
         return [HistoryEntry(row.item_id, row.event_id, row.timestamp_ms) for row in rows]
 
 
-def _contents(events: Sequence[Interaction]) -> list[int]:
-    """For each event a number that says what it is, but for its id."""
-    return [_content(event) for event in events]
+@asynccontextmanager
+async def driver_of(connection: AsyncConnection) -> AsyncIterator[Connection]:
+    """The driver's connection, for what SQLAlchemy has no words for; errors are judged as those of a session."""
+    driver: Connection = (await connection.get_raw_connection()).driver_connection
+    if not driver.is_in_transaction():  # SQLAlchemy begins it with the first statement that it sees
+        await connection.execute(text("SELECT 1"))
+    try:
+        yield driver
+    except UniqueViolationError:
+        raise
+    except (PostgresError, InterfaceError, OSError) as error:
+        if driver.is_closed() or not isinstance(error, PostgresError):
+            raise NotReady("the connection to Postgres was lost") from error
+        if (trouble := outage(error)) is not None:
+            raise NotReady(trouble) from error
+        raise
 
 
-def _content(event: Interaction) -> int:
-    moment = (event.occurred_at - EPOCH) // MICROSECOND
-    whole = f"{event.user_id}\0{event.item_id}\0{event.label}\0{moment}\0{event.request_id or ''}"
-    return xxh64_intdigest(whole.encode()) - 2**63  # as Postgres has it, signed
-
-
-def _in_order(events: Sequence[Interaction], contents: Sequence[int]) -> list[tuple[Interaction, int]]:
-    """The first event of each id with its content, ordered by id."""
-    first_of_each: dict[str, tuple[Interaction, int]] = {}
-    for event, content in zip(events, contents, strict=True):
-        first_of_each.setdefault(event.event_id, (event, content))
-    return [first_of_each[event_id] for event_id in sorted(first_of_each)]
+def firsts(ids: Sequence[str]) -> list[int]:
+    """The first event of each id, in the order of the ids."""
+    first_of_each: dict[str, int] = {}
+    for n, id_ in enumerate(ids):
+        first_of_each.setdefault(id_, n)
+    return [first_of_each[id_] for id_ in sorted(first_of_each)]
 
 
 def _join(parts: Sequence[NDArray[ScalarT]], dtype: type[ScalarT]) -> NDArray[ScalarT]:

@@ -6,13 +6,44 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping, delete, func, insert, select, update
+from sqlalchemy import RowMapping, case, delete, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage import tables
 
 __all__ = ["Alias", "AliasName", "Evaluation", "Evaluations", "ModelKind", "ModelVersion", "Models"]
+
+# The versions that keep all they have, however old they are, each with every reason for it. A version belongs to the
+# sequence that the next update learns from where its incremental model is in the training state of the head.
+KEPT = """
+    SELECT version, 'prior' AS reason FROM model_versions WHERE version = 0
+    UNION ALL
+    SELECT version, 'pinned' FROM model_versions WHERE pinned
+    UNION ALL
+    SELECT version, name FROM aliases
+    UNION ALL
+    SELECT previous_version, 'previous champion' FROM aliases
+    WHERE name = 'champion' AND previous_version IS NOT NULL
+    UNION ALL
+    SELECT version, 'sequence' FROM model_versions
+    WHERE state #>> '{parts,base}' IN (
+        SELECT part.value
+        FROM aliases JOIN model_versions AS head USING (version), jsonb_each_text(head.state -> 'parts') AS part
+        WHERE aliases.name = 'head'
+    )
+"""
+
+# Of all others the newest ones keep what they can be served from, and fewer of them what an update can go on from.
+OLD = text(f"""
+    WITH kept AS ({KEPT}), latest AS (SELECT max(version) AS version FROM model_versions)
+    SELECT version, serving_digest, state,
+           version <= (SELECT version FROM latest) - :keep_serving AS serving_ends,
+           version <= (SELECT version FROM latest) - :keep_states AS state_ends
+    FROM model_versions
+    WHERE version NOT IN (SELECT version FROM kept) AND (serving_digest IS NOT NULL OR state <> '{{}}')
+""").columns(state=JSONB)
 
 
 class AliasName(StrEnum):
@@ -37,7 +68,7 @@ class ModelKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelVersion:
-    """One published model with its lineage; nothing of it changes afterwards, but old ones lose their artifacts."""
+    """One published model with its lineage; nothing of it changes but that it is pinned or loses its artifacts."""
 
     version: int
     period: int
@@ -53,6 +84,8 @@ class ModelVersion:
     gate: Mapping[str, Any]
     created_by: str
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    pinned: bool = False
+    """Whether an operator wants it to keep its artifacts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +94,8 @@ class Alias:
 
     name: AliasName
     version: int
+    previous_version: int | None
+    """What it named before; None where it has only ever named one."""
     active_from: datetime
     """On the clock of Postgres; every process switches at this moment."""
     updated_at: datetime
@@ -110,12 +145,17 @@ class Models:
         version: int | None = await self._connection.scalar(select(func.max(tables.model_versions.c.version)))
         return version
 
+    async def newest_period(self) -> int | None:
+        """The latest period that any version has learned; None before there is any."""
+        period: int | None = await self._connection.scalar(select(func.max(tables.model_versions.c.period)))
+        return period
+
     async def insert(self, model: ModelVersion) -> None:
         """Add a version; its artifacts must be stored already."""
         await self._connection.execute(insert(tables.model_versions).values(asdict(model)))
 
     async def retire(self, *, keep_serving: int, keep_states: int) -> Sequence[str]:
-        """Let go of the artifacts of all but the newest versions; what an alias points to keeps everything.
+        """Let go of the artifacts of old versions, but for those that are kept for a reason (`kept`).
 
         Args:
             keep_serving: newest versions that can still be served.
@@ -124,27 +164,35 @@ class Models:
         Returns:
             the digests that these versions no longer name; others may.
         """
-        latest = await self.latest_version() or 0
-        versions = tables.model_versions
-        old = (
-            versions.c.version > 0,
-            versions.c.version <= latest - min(keep_serving, keep_states),
-            versions.c.state != {},
-            versions.c.version.not_in(select(tables.aliases.c.version)),
-        )
         released: list[str] = []
-        for model in (await self._connection.execute(select(versions).where(*old))).mappings().all():
-            state, serving = dict(model["state"]), model["serving_digest"]
-            if model["version"] <= latest - keep_states:
+        values = {"keep_serving": keep_serving, "keep_states": keep_states}
+        for row in (await self._connection.execute(OLD, values)).all():
+            state, serving = dict(row.state), row.serving_digest
+            if row.state_ends:
                 released += state.pop("parts", {}).values()
                 state.pop("allocations", None)
-            if model["version"] <= latest - keep_serving:
+            if row.serving_ends:
                 released += [digest for digest in (state.pop("serving", None), serving) if digest]
                 state.pop("serving_allocations", None)
                 serving = None
-            change = update(versions).where(versions.c.version == model["version"])
-            await self._connection.execute(change.values(state=state, serving_digest=serving))
+            if (state, serving) != (row.state, row.serving_digest):
+                change = update(tables.model_versions).where(tables.model_versions.c.version == row.version)
+                await self._connection.execute(change.values(state=state, serving_digest=serving))
         return released
+
+    async def kept(self) -> Mapping[int, Sequence[str]]:
+        """The versions that keep all they have, however old they are, with the reasons for it: `prior`, `pinned`,
+        `champion`, `previous champion`, `head`, `baseline`, `sequence`.
+        """
+        reasons: dict[int, list[str]] = {}
+        for row in await self._connection.execute(text(KEPT)):
+            reasons.setdefault(row.version, []).append(row.reason)
+        return reasons
+
+    async def set_pinned(self, version: int, pinned: bool) -> None:
+        """Pin a version or let go of it; it must exist."""
+        change = update(tables.model_versions).where(tables.model_versions.c.version == version)
+        await self._connection.execute(change.values(pinned=pinned))
 
     async def alias(self, name: AliasName) -> Alias | None:
         """Where a name points, or is about to point."""
@@ -161,8 +209,12 @@ class Models:
             "updated_by": actor,
             "reason": reason,
         }
+        now = tables.aliases.c
+        previous = case((now.version != version, now.version), else_=now.previous_version)
         statement = upsert(tables.aliases).values(name=name, **values)
-        statement = statement.on_conflict_do_update(index_elements=["name"], set_=values)
+        statement = statement.on_conflict_do_update(
+            index_elements=["name"], set_={**values, "previous_version": previous}
+        )
         row = (await self._connection.execute(statement.returning(*tables.aliases.c))).mappings().one()
         return _alias(row)
 

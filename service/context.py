@@ -1,0 +1,20 @@
+"""Which request is being answered: log lines and audit rows name it without being told.
+
+Each task has its own; tasks that a request starts, and its threads of `asyncio.to_thread`, have that of the request.
+"""
+
+import logging
+from contextvars import ContextVar
+
+__all__ = ["NameRequest", "current_request_id"]
+
+current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
+
+
+class NameRequest(logging.Filter):
+    """Gives each log record its `request_id`: that of the request in which it was made, else `-`."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass."""
+        record.request_id = current_request_id.get() or "-"
+        return True

@@ -1,0 +1,114 @@
+"""Whether an installation is whole: every digest, reference and alias; what is served, and what is learned from."""
+
+import asyncio
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service import files
+from service.errors import ServiceError
+from service.serving.swap import load_snapshot
+from service.storage.artifacts import FILE_SUFFIX
+from service.storage.database import Database, ReadSession, UnitOfWork
+from service.storage.repositories import CHUNK_BYTES, AliasName
+from service.storage.structure import StoredTable, frozen
+from service.storage.verify import Finding, find_faults
+
+__all__ = ["Finding", "Verification", "examine", "verify"]
+
+Session = ReadSession | UnitOfWork
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What came out."""
+
+    artifacts: int
+    """Whose content was compared with its digest."""
+    bytes: int
+    """Of these artifacts."""
+    findings: list[Finding]
+    """What is wrong; empty where all is well."""
+
+
+async def verify(database: Database, folder: Path) -> Verification:
+    """Look at one moment of the database, in a transaction that cannot change it; the service may work on.
+
+    Args:
+        database: with the schema of this release.
+        folder: for a copy of the serving snapshot, which is removed again.
+
+    Raises:
+        NotReady: Postgres does not answer, or others keep a table locked.
+    """
+    async with frozen(database) as (session, stored):
+        return await examine(session, stored, folder)
+
+
+async def examine(session: Session, stored: Sequence[StoredTable], folder: Path) -> Verification:
+    """The same of what one transaction sees, whose tables are `stored`."""
+    findings = await find_faults(session.connection, stored)
+    sizes = await session.artifacts.sizes()
+    for digest in sizes:
+        if (found := await _digest(session, digest)) != digest:
+            findings.append(Finding(f"artifact {digest}", "content with this SHA-256", found))
+    for finding in (await _served(session, folder), await _learned(session)):
+        if finding is not None:
+            findings.append(finding)
+    return Verification(artifacts=len(sizes), bytes=sum(sizes.values()), findings=findings)
+
+
+async def _digest(session: Session, digest: str) -> str:
+    """The SHA-256 of what is stored under a digest, in hex."""
+    found = hashlib.sha256()
+    async for piece in session.artifacts.pieces(digest, CHUNK_BYTES):
+        await asyncio.to_thread(found.update, piece)
+    return found.hexdigest()
+
+
+async def _served(session: Session, folder: Path) -> Finding | None:
+    """What keeps the champion from being served: its file, or other scores than where it was written."""
+    alias = await session.models.alias(AliasName.CHAMPION)
+    model = None if alias is None else await session.models.get(alias.version)
+    if model is None or model.serving_digest is None:  # which is in the findings, or there is no version yet
+        return None
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".verify-") as place:
+        try:
+            async with files.create_slowly(Path(place), FILE_SUFFIX) as file:
+                async for piece in session.artifacts.pieces(model.serving_digest, CHUNK_BYTES):
+                    await asyncio.to_thread(file.write, piece)
+            assert file.path is not None
+            await asyncio.to_thread(load_snapshot, file.path, model.version, model.period)
+        except (ServiceError, ValueError) as error:
+            return Finding(
+                f"serving snapshot of version {model.version}", "one that loads and scores as written", str(error)
+            )
+    return None
+
+
+async def _learned(session: Session) -> Finding | None:
+    """What keeps the next update from going on from the head: the sequence of its models, or another part."""
+    alias = await session.models.alias(AliasName.HEAD)
+    model = None if alias is None else await session.models.get(alias.version)
+    if model is None or "parts" not in model.state:
+        return None
+    try:
+        blobs = {name: await session.artifacts.get(digest) for name, digest in model.state["parts"].items()}
+        await asyncio.to_thread(_load_state, blobs)
+    except (ServiceError, ValueError, LookupError) as error:
+        return Finding(f"training state of version {model.version}", "one that an update can go on from", str(error))
+    return None
+
+
+def _load_state(blobs: Mapping[str, bytes]) -> Any:
+    from asmg.checkpoint import Checkpoint  # with torch, which takes seconds
+    from asmg.models import EmbeddingMLPConfig
+    from asmg.updaters import build_updater
+
+    parts = {name: Checkpoint.from_bytes(data) for name, data in blobs.items()}
+    owner = parts["updater"].meta["updater"]
+    return build_updater(owner, EmbeddingMLPConfig(categories=True)).load(parts)

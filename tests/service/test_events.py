@@ -1,0 +1,178 @@
+"""A batch of events is the same whether machine code made it of JSON, or Python of objects."""
+
+import asyncio
+import json
+import re
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic_core import PydanticCustomError
+
+from service.errors import NotReady
+from service.limits import MAX_ID_LENGTH, MAX_INTERACTIONS
+from service.schemas import parse_timestamp
+from service.storage.database import Database
+from service.storage.events import COLUMNS, EventBatch, Interaction
+from service.storage.repositories import Interactions, Raced
+from service.use_cases import ingest as ingest_module
+from service.use_cases.ingest import ingest
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+EVENT = {"event_id": "e", "user_id": "u", "item_id": "i", "label": 1, "timestamp": NOON.isoformat()}
+
+IDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'), min_size=1, max_size=300)
+IDS = IDS.filter(lambda text: len(text) <= MAX_ID_LENGTH)
+MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(2199, 12, 31), timezones=st.just(UTC))
+INTERACTIONS = st.builds(Interaction, IDS, IDS, IDS, st.integers(0, 1), MOMENTS, st.none() | IDS)
+
+
+def body(*events: dict[str, object], **options: object) -> bytes:
+    return json.dumps({"interactions": list(events)}, ensure_ascii=False, **options).encode()  # type: ignore[arg-type]
+
+
+def document(event: Interaction) -> dict[str, object]:
+    members = {name: getattr(event, name) for name in ("event_id", "user_id", "item_id", "label", "request_id")}
+    return members | {"timestamp": event.occurred_at.isoformat()}
+
+
+@settings(deadline=None)
+@given(st.lists(INTERACTIONS, min_size=1, max_size=5), st.sampled_from([None, 1]))
+def test_json_and_objects_make_the_same_batch(events: list[Interaction], indent: int | None) -> None:
+    parsed, made = EventBatch.parse(body(*map(document, events), indent=indent)), EventBatch.of(events)
+    assert parsed is not None
+    for batch in (parsed, made):
+        assert [batch[n] for n in range(len(batch))] == events
+        assert batch.ids() == [event.event_id for event in events]
+        assert batch.clicks() == [n for n, event in enumerate(events) if event.label]
+    everything = range(len(events))
+    assert parsed.contents() == made.contents()
+    assert parsed.copy(everything, 7) == made.copy(everything, 7)
+    assert len(set(made.contents())) == len(
+        {(e.user_id, e.item_id, e.label, e.occurred_at, e.request_id) for e in events}
+    )
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(
+        st.builds(
+            lambda moment, offset: moment.astimezone(timezone(timedelta(minutes=offset))).isoformat(),
+            MOMENTS,
+            st.integers(-1439, 1439),
+        ),
+        st.from_regex(
+            r"(19[67]\d|20\d\d|2[12]\d\d|\d{4})-[01]\d-[0-3]\d[Tt ][0-2]\d:[0-6]\d:[0-6]\d"
+            r"(\.\d{1,9})?([Zz]|[+-][0-2]\d:[0-6]\d)",
+            fullmatch=True,
+            alphabet=st.characters(codec="ascii"),
+        ),
+        st.integers(-10, 8_000_000_000_000),
+    )
+)
+def test_times_are_read_as_pydantic_reads_them(timestamp: int | str) -> None:
+    parsed = EventBatch.parse(body({**EVENT, "timestamp": timestamp}))
+    try:
+        expected = parse_timestamp(timestamp)
+    except PydanticCustomError:
+        assert parsed is None
+    else:
+        # Finer than a microsecond, or 1969 where it was written.
+        rare = isinstance(timestamp, str) and re.search(r"\.\d{7}|^1969", timestamp)
+        assert parsed is None if rare else parsed is not None and parsed[0].occurred_at == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"interactions":[]}',
+        b'{"interactions":[{}]}',
+        body(EVENT)[:-1],
+        body(EVENT) + b"x",
+        body(EVENT).replace(b"interactions", b"xinteractions"),
+        body(EVENT).replace(b"event_id", b"xevent_id"),
+        body(EVENT).replace(b'"e"', b'""'),
+        body(EVENT).replace(b'"e"', b'"\\u0065"'),
+        body(EVENT).replace(b'"e"', b'"\x01"'),
+        body(EVENT).replace(b'"e"', b'"\xff"'),
+        body(EVENT).replace(b'"e"', b"1"),
+        body({**EVENT, "event_id": "é" * (MAX_ID_LENGTH + 1)}),
+        body({**EVENT, "label": 2}),
+        body({**EVENT, "label": True}),
+        body({**EVENT, "label": 1.0}),
+        body({**EVENT, "label": 10}),
+        body({**EVENT, "timestamp": 1.5}),
+        body({**EVENT, "timestamp": "2024-02-30T12:00:00Z"}),
+        body({**EVENT, "timestamp": "2024-05-01T12:00:00"}),
+        body({**EVENT, "colour": "red"}),
+        body(EVENT).replace(b'"label": 1', b'"label": 1, "label": 1'),
+        body(EVENT).replace(b'"label": 1', b'"label": 1,'),
+        body(EVENT).replace(b'"user_id": "u", ', b""),
+        body(EVENT, EVENT).replace(b"}, {", b"} {"),
+        body(EVENT, EVENT).replace(b"}, {", b"},, {"),
+        body(*[EVENT] * (MAX_INTERACTIONS + 1)),
+    ],
+    ids=lambda text: repr(text[:60]),
+)
+def test_what_is_not_plainly_right_gets_a_second_look(text: bytes) -> None:
+    assert EventBatch.parse(text) is None
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=40), st.integers(0, 120), st.integers(0, 10))
+def test_damaged_bodies_are_read_within_their_bounds(noise: bytes, at: int, cut: int) -> None:
+    """Machine code checks no index: whatever it returns, the batch has to be readable."""
+    whole = body({**EVENT, "request_id": "r"}, EVENT)
+    batch = EventBatch.parse(whole[:at] + noise + whole[at + cut :])
+    assert batch is None or all(batch[n].user_id for n in range(len(batch)))
+
+
+def test_columns_are_in_the_order_in_which_rows_are_read() -> None:
+    row = EventBatch.of([Interaction("e", "u", "i", 1, NOON, None)]).copy([0], 5)
+    assert int.from_bytes(row[19:21], "big") == len(COLUMNS)
+    assert row[-2:] == b"\xff\xff"
+    assert int.from_bytes(row[-6:-2], "big") == 5
+
+
+class Clicks:
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    async def append(self, interactions: object, /) -> None:
+        self.seen += [event.event_id for event in interactions]  # type: ignore[attr-defined]
+
+
+async def test_calls_with_the_same_events_at_once_store_them_once(database: Database) -> None:
+    clicks = Clicks()
+    batches = [
+        EventBatch.of([Interaction(f"e{n}", "u", "i", 1, NOON) for n in range(start, start + 40)])
+        for start in (0, 10, 20, 0, 0, 30)
+    ]
+    results = await asyncio.gather(*(ingest(database, clicks, batch) for batch in batches))
+    assert sum(result.accepted for result in results) == 70
+    assert sum(result.duplicates for result in results) == 6 * 40 - 70
+    assert all(not result.conflicts for result in results)
+    assert sorted(clicks.seen) == sorted(f"e{n}" for n in range(70))
+    async with database.read() as session:
+        assert await session.interactions.count(1) == 70
+
+
+async def test_a_call_that_loses_every_race_is_refused(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lose(*_: object) -> None:
+        raise Raced
+
+    monkeypatch.setattr(Interactions, "insert", lose)
+    with pytest.raises(NotReady, match="the same ids"):
+        await ingest(database, Clicks(), EventBatch.of([Interaction("e", "u", "i", 1, NOON)]))
+    assert ingest_module.MOST_RACES > 1
+
+
+async def test_an_id_may_hold_the_separator_of_the_query(database: Database) -> None:
+    odd = [Interaction(f"a\x1fb{n}", "u", "i", 0, NOON) for n in range(3)] + [Interaction("a", "u", "i", 0, NOON)]
+    first = await ingest(database, Clicks(), EventBatch.of(odd))
+    again = await ingest(database, Clicks(), EventBatch.of([*odd, Interaction("b0", "u", "i", 0, NOON)]))
+    assert (first.accepted, again.accepted, again.duplicates) == (4, 1, 4)

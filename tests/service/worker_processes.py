@@ -1,0 +1,82 @@
+"""`asmg worker` as processes to be killed: forked from one that has imported it, so that a start takes no seconds."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["service.supervisor", "service.worker"])
+NUMBERS = count(1)
+
+
+def work(log: Path, settings: dict[str, Any], silence_seconds: float | None) -> None:
+    """What the program does; but for how long it may be silent before Postgres ends its sessions."""
+    from service import worker
+    from service.settings import Settings
+    from service.storage import database
+    from service.supervisor import configure_logging, run_worker
+
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    configure_logging()
+    if silence_seconds is not None:
+        worker.Leadership = partial(database.Leadership, lease_seconds=silence_seconds)  # type: ignore[misc]
+        database.SESSION["idle_in_transaction_session_timeout"] = str(int(silence_seconds * 1000))
+    run_worker(Settings(**settings))
+
+
+class ForkedWorker:
+    """A running worker, with its log."""
+
+    def __init__(
+        self, dsn: str, redis_url: str, folder: Path, *, silence_seconds: float | None, **changes: Any
+    ) -> None:
+        self._log = folder / f"forked-{next(NUMBERS)}.log"
+        settings = {"postgres_dsn": dsn, "redis_url": redis_url, "data_dir": folder / "data"}
+        settings |= {"worker_poll_seconds": 0.05, **changes}
+        self._process = CONTEXT.Process(target=work, args=(self._log, settings, silence_seconds), daemon=True)
+        self._process.start()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join(20)
+        assert self._process.exitcode == -signal.SIGKILL, self.log
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.join(20)
+        assert self._process.exitcode == 0, self.log
+
+
+@contextmanager
+def forked_worker(
+    dsn: str, redis_url: str, folder: Path, *, silence_seconds: float | None = None, **changes: Any
+) -> Iterator[ForkedWorker]:
+    """A worker that is gone after the block, stopped in good order or not."""
+    running = ForkedWorker(dsn, redis_url, folder, silence_seconds=silence_seconds, **changes)
+    try:
+        yield running
+    finally:
+        if running.alive:
+            running.kill()
