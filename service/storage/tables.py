@@ -42,6 +42,7 @@ __all__ = [
     "model_versions",
     "period_stages",
     "periods",
+    "seen_rows",
     "user_histories",
 ]
 
@@ -219,11 +220,19 @@ entity_rows = Table(
     ),
     Column("id", Text, comment="null where the row is free: its id was evicted"),
     Column("first_period", Integer, nullable=False),
-    Column("last_period", Integer, nullable=False, comment="the newest in which the id was seen"),
     Column("allocation", Integer, nullable=False, comment="number of the one that gave the id its row"),
     UniqueConstraint("kind", "id"),
     CheckConstraint("kind IN ('user', 'item', 'category')", name="kind"),
     CheckConstraint("row >= 1", name="row"),
+)
+
+seen_rows = Table(
+    "seen_rows",
+    metadata,
+    # What a column of `entity_rows` would say at the cost of writing each row of a period anew, indexes included.
+    Column("kind", Text, primary_key=True),
+    Column("period", Integer, primary_key=True, autoincrement=False),
+    Column("rows", ARRAY(Integer), nullable=False),
 )
 
 artifacts = Table(
