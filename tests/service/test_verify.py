@@ -205,7 +205,7 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
             "UPDATE period_stages SET status = 'running', finished_at = NULL, seconds = NULL "
             "WHERE period = 3 AND stage = 'gate'"
         ],
-        ["period 3: expected no stage of an open period, one at a time of any other; found status updated, 7"],
+        ["period 3: expected no stage of an open period, one at a time of any other; found status updated, 8"],
     ),
     "a stage of the open period": (
         [f"UPDATE period_stages SET period = {OPEN} WHERE period = {NEXT} AND stage = 'score'"],
