@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from asmg.models import Params, table_sizes
+from asmg.models import Params, replace_rows, table_sizes
 
 __all__ = ["AT_REST", "Adam", "AdamState"]
 
@@ -60,6 +60,16 @@ class AdamState:
         for name, rows in tables.items():
             if len(self.moved[name]) != rows:
                 raise ValueError(f"optimizer.moved.{name}: expected {rows} rows; received {len(self.moved[name])}")
+
+    def forgotten(self, rows: Mapping[str, Tensor]) -> "AdamState":
+        """The state as if these rows (table name → int64 [n]) had never moved; those past a table's end are new."""
+        zero, now = torch.zeros(()), torch.tensor(self.step, dtype=torch.int32)
+
+        def put(parts: Params, value: Tensor) -> Params:
+            return {n: replace_rows(p, rows[n], value) if n in rows else p for n, p in parts.items()}
+
+        restless = {n: at[~torch.isin(at, rows[n])] if n in rows else at for n, at in self.restless.items()}
+        return AdamState(self.step, put(self.first, zero), put(self.second, zero), put(self.moved, now), restless)
 
     def clone(self) -> "AdamState":
         """A copy."""

@@ -22,6 +22,7 @@ from asmg.models import (
     MatrixFactorizationConfig,
     Params,
     build_model,
+    forget,
     grow,
     table_sizes,
 )
@@ -230,6 +231,15 @@ class BaseTraining:
             raise ValueError("state: expected one with a pending update; received one without")
         params, adam = commit(state.params, state.adam, state.pending)
         return BaseState(params, adam, state.periods + 1)
+
+    def forgotten(self, state: BaseState, rows: Mapping[str, Tensor]) -> BaseState:
+        """The state as if nobody had ever had these rows, see `asmg.updaters.base.Updater.forgotten`."""
+        if state.pending is not None:
+            raise ValueError("state: expected one without a pending update; received one with")
+        for name, at in rows.items():
+            if len(at) and int(at.min()) <= COLD_ROW:
+                raise ValueError(f"rows.{name}: expected rows past {COLD_ROW}; received {int(at.min())}")
+        return replace(state, params=forget(state.params, rows), adam=state.adam.forgotten(rows))
 
     def dump(self, state: BaseState) -> dict[str, Checkpoint]:
         """The parts "base" and "optimizer", and "pending" where there is any."""

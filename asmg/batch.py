@@ -128,6 +128,25 @@ class PeriodData:
         """The same interactions for a model that does not look at histories."""
         return replace(self, history=self.history[:0], offsets=torch.zeros_like(self.offsets))
 
+    def forgotten(self, rows: Mapping[str, Tensor]) -> "PeriodData":
+        """The log with the cold row in the place of these users and items.
+
+        `rows`: "user" and "item" → int64 [n], any of which may be past the tables' ends.
+        """
+
+        def cold(values: Tensor, table: str, size: int) -> Tensor:
+            gone = torch.zeros(size, dtype=torch.bool)
+            gone[rows[table][rows[table] < size]] = True
+            here = gone[values.long()]
+            return values.masked_fill(here, COLD_ROW) if bool(here.any()) else values
+
+        return replace(
+            self,
+            user=cold(self.user, "user", self.users),
+            item=cold(self.item, "item", self.items),
+            history=cold(self.history, "item", self.items),
+        )
+
     def batch(self, index: Tensor) -> InteractionBatch:
         """The interactions at `index` (int64 [B]) as a batch."""
         starts = self.offsets[index]

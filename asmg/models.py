@@ -27,9 +27,11 @@ __all__ = [
     "Params",
     "build_model",
     "config_from_json",
+    "forget",
     "grow",
     "masked_mean",
     "read_rows",
+    "replace_rows",
     "table_sizes",
     "uniform",
 ]
@@ -320,3 +322,19 @@ def grow(table: Tensor, rows: int) -> Tensor:
     """The table with `rows` rows: a new row starts as the cold row. Never shrinks; always a new tensor."""
     missing = rows - table.shape[0]
     return torch.cat([table, table[COLD_ROW].expand(missing, -1)]) if missing > 0 else table.clone()
+
+
+def forget(params: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Params:
+    """The parameters as if nobody had ever had these rows: each is its table's cold row.
+
+    Args:
+        params: tables, and what else there is, which stays as it is.
+        rows: table name → int64 [n]; rows past a table's end are the cold row anyway.
+    """
+    return {n: replace_rows(p, rows[n], p[COLD_ROW]) if n in rows else p for n, p in params.items()}
+
+
+def replace_rows(table: Tensor, rows: Tensor, value: Tensor) -> Tensor:
+    """The table with `value` in those of the rows that it has: a new one, or, where it has none of them, itself."""
+    inside = rows[rows < len(table)]
+    return table.index_copy(0, inside, value.expand(len(inside), *table.shape[1:])) if len(inside) else table

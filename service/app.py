@@ -9,13 +9,14 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from service import __version__
+from service.bodies import Bodies
 from service.dependencies import Parts
 from service.errors import ConfigurationError
-from service.limits import MAX_BODY_BYTES, MAX_WRITES
+from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_WRITES
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Observe
 from service.problems import install_problem_handlers
-from service.routers import admin, interactions, items, ops, periods, predict
+from service.routers import admin, docs, interactions, items, ops, periods, predict
 from service.schemas import Problem
 from service.serving.snapshot import Snapshot
 from service.serving.swap import Champion, ServingModel
@@ -24,11 +25,12 @@ from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.events import warm_up
 from service.storage.fetch import fetch_apart
-from service.storage.redis_state import HistoryStore, Notices, connect
+from service.storage.redis_state import HistoryStore, Notices, RateBuckets, connect
 from service.tasks import BoundedCalls, end_tasks
 from service.use_cases.auth import KeyCache
 from service.use_cases.bootstrap import current_champion, ensure_prior
 from service.use_cases.histories import Histories
+from service.use_cases.rate_limit import RateLimiter
 
 __all__ = ["create_app", "create_app_from_environment"]
 
@@ -110,6 +112,12 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             on_swap=lambda snapshot: _count_swap(metrics, snapshot),
             on_trouble=metrics.swap_failures.inc,
         )
+        limiter = RateLimiter(
+            RateBuckets(redis),
+            rate=settings.rate_limit,
+            burst_seconds=settings.rate_burst_seconds,
+            on_refusal=metrics.rate_limited.inc,
+        )
         writes = BoundedCalls(MAX_WRITES, settings.store_deadline_seconds, "Postgres")
         parts = Parts(
             settings=settings,
@@ -119,7 +127,8 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             histories=histories,
             notices=notices,
             serving=serving,
-            keys=KeyCache(database),
+            keys=KeyCache(database, on_refusal=metrics.rate_limited.inc),
+            limiter=limiter,
             writes=writes,
             metrics=metrics,
             stopping=stopping,
@@ -138,6 +147,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         finally:
             await end_tasks(*followers)
             await writes.close()
+            await limiter.close()
             await histories.close()
             await redis.aclose()
             await database.close()
@@ -148,18 +158,20 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # `service.routers.docs` has it, with a policy
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         telemetry=NO_TELEMETRY,
         responses={"default": {"model": Problem, "description": "A problem document"}},
     )
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    bodies = Bodies(MAX_BODIES_BYTES)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, bodies=bodies)
     app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
     install_problem_handlers(app)
-    for module in (predict, interactions, items, periods, admin, ops):
+    for module in (predict, interactions, items, periods, admin, ops, docs):
         app.include_router(module.router)
     # Outermost of all, before the framework's own middleware. From here on nothing can be added to the application.
-    app.middleware_stack = predict.Shortcut(app.build_middleware_stack(), metrics)
+    app.middleware_stack = predict.Shortcut(app.build_middleware_stack(), metrics, bodies)
     return app
 
 

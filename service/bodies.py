@@ -7,7 +7,8 @@ is judged twice unless it is wrong.
 """
 
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -15,16 +16,19 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 from xxhash import xxh64_intdigest
 
-from service.errors import BodyTooLarge
-from service.head import declared_length, headers_of
+from asmg.kernels.common import compiled
+from service.errors import BodyTooLarge, InvalidInput, NotReady
+from service.head import content_coding, declared_length, headers_of
 from service.limits import (
     MAX_BATCH,
     MAX_HISTORY,
     MAX_ID_LENGTH,
     MAX_ITEMS,
+    MAX_JSON_MEMBERS,
+    MAX_JSON_VALUES,
     MAX_PREDICT_BYTES,
     MAX_REQUEST_HISTORY,
 )
@@ -36,6 +40,8 @@ from service.storage.repositories import EventBatch, Interaction
 from service.use_cases.predict import Question
 
 __all__ = [
+    "Bodies",
+    "check_head",
     "is_small",
     "parse_batch",
     "parse_interactions",
@@ -102,15 +108,63 @@ def is_small(body: bytes) -> bool:
     return len(body) <= SMALL_BYTES
 
 
+def check_head(scope: Scope, max_bytes: int) -> None:
+    """That the head of a request announces a body that can be taken in; of the body nothing is read.
+
+    Raises:
+        BodyTooLarge: it says that it is longer than `max_bytes`.
+        HTTPException: 415, it is compressed; it is never inflated, for it could become of any size.
+    """
+    if (coding := content_coding(scope)) is not None:
+        raise HTTPException(415, f"expected no Content-Encoding; received {coding[:100]}")
+    if declared_length(scope) > max_bytes:
+        raise BodyTooLarge(max_bytes)
+
+
+class Bodies:
+    """The bodies of all calls that are under way: how many bytes they have together, and that these are not too many.
+
+    Args:
+        max_bytes: of all together.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+
+    @contextmanager
+    def counted(self, receive: Receive, max_bytes: int) -> Iterator[Receive]:
+        """`receive` for one call that goes on as long as the `with` block.
+
+        It raises BodyTooLarge as soon as the body has more than `max_bytes`, and NotReady as soon as all have too many.
+        """
+        received = 0
+
+        async def receive_and_count() -> Message:
+            nonlocal received
+            message = await receive()
+            length = len(message.get("body", b""))
+            received += length
+            self._bytes += length
+            if received > max_bytes:
+                raise BodyTooLarge(max_bytes)
+            if self._bytes > self._max_bytes:
+                raise NotReady(f"the bodies of all calls have more than {self._max_bytes} bytes")
+            return message
+
+        try:
+            yield receive_and_count
+        finally:
+            self._bytes -= received
+
+
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     """All of a request's body.
 
     Raises:
         ClientDisconnect: the client went away.
-        BodyTooLarge: it is longer than `max_bytes`, or says so.
+        BodyTooLarge, HTTPException: as `check_head`; the former also where it is longer than `max_bytes`.
     """
-    if declared_length(scope) > max_bytes:
-        raise BodyTooLarge(max_bytes)
+    check_head(scope, max_bytes)
     parts: list[bytes] = []
     received, more = 0, True
     while more:
@@ -125,16 +179,49 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+_QUOTE, _BACKSLASH, _COLON, _COMMA, _LIST, _OBJECT = (ord(c) for c in '"\\:,[{')
+
+
+@compiled
+def count_json(text: bytes) -> tuple[int, int]:
+    """How many members the objects of a JSON text have, and how many values it has in all; of no JSON any numbers."""
+    members, values, at = 0, 0, 0
+    in_string = False
+    while at < len(text):
+        byte = text[at]
+        if in_string:
+            if byte == _BACKSLASH:
+                at += 1
+            elif byte == _QUOTE:
+                in_string = False
+        elif byte == _QUOTE:
+            in_string = True
+        elif byte == _COLON:
+            members += 1
+        elif byte in (_COMMA, _LIST, _OBJECT):
+            values += 1
+        at += 1
+    return members, values
+
+
 def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
     """The body as a model.
 
     Raises:
         HTTPException: 400, it is no JSON; 415, it is not said to be.
-        InvalidInput: it is not as `model` wants it.
+        InvalidInput: it is not as `model` wants it, or has more in it than any model could want: to find out all that
+            is wrong with millions of values takes seconds, and a hundred times their bytes.
     """
     content_type = headers_of(scope).get(b"content-type", b"").decode("latin-1")
     if not JSON_MEDIA_TYPE.fullmatch(content_type.partition(";")[0].strip()):
         raise HTTPException(415, f"expected Content-Type application/json; received {content_type[:100] or 'none'}")
+    if not is_small(body):
+        members, values = count_json(body)
+        if members > MAX_JSON_MEMBERS or values > MAX_JSON_VALUES:
+            raise InvalidInput(
+                f"expected at most {MAX_JSON_MEMBERS} members of objects and {MAX_JSON_VALUES} values; "
+                f"received {members} and {values}"
+            )
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -152,7 +239,8 @@ _events = msgspec.json.Decoder(_EventsBody)
 
 
 def _may_be_quick(body: bytes, scope: Scope) -> bool:
-    return headers_of(scope).get(b"content-type") == JSON and NUL not in body
+    headers = headers_of(scope)
+    return headers.get(b"content-type") == JSON and b"content-encoding" not in headers and NUL not in body
 
 
 def _comes_once(member: bytes, body: bytes) -> bool:

@@ -25,6 +25,7 @@ from service.storage.repositories import ApiKey
 from service.tasks import BoundedCalls
 from service.use_cases.auth import KeyCache
 from service.use_cases.histories import Histories
+from service.use_cases.rate_limit import RateLimiter
 
 __all__ = ["Caller", "JsonBody", "Parts", "Requires", "Service", "body_schema"]
 
@@ -43,6 +44,7 @@ class Parts:
     notices: Notices
     serving: ServingModel
     keys: KeyCache
+    limiter: RateLimiter
     writes: BoundedCalls
     """Through which everything is stored that a client waits for."""
     metrics: Metrics
@@ -81,33 +83,52 @@ class Requires(SecurityBase):
 
     async def __call__(self, request: Request) -> Caller:
         """The caller; raises as `key` does."""
-        key = await self.key(request.state.parts.keys, request.scope)
+        key = await self.key(request.state.parts, request.scope)
         return Caller("anonymous" if key is None else f"{key.name} ({key.key_id})")
 
-    def known(self, keys: KeyCache, scope: Scope) -> ApiKey | None:
-        """The key, where it has a scope and the database said a moment ago that it is valid; else `key` finds out."""
-        presented = _presented_key(scope)
-        key = None if presented is None else keys.known(presented)
-        return key if key is not None and not self._needed.isdisjoint(key.scopes) else None
+    def known(self, parts: Parts, scope: Scope) -> ApiKey | None:
+        """The key, where it has a scope and the database said a moment ago that it is valid; else `key` finds out.
 
-    async def key(self, keys: KeyCache, scope: Scope) -> ApiKey | None:
+        Raises:
+            RateLimited: the key makes too many requests.
+        """
+        presented = _presented_key(scope)
+        key = None if presented is None else parts.keys.known(presented)
+        if key is None or self._needed.isdisjoint(key.scopes):
+            return None
+        _admit(parts, scope, key)
+        return key
+
+    async def key(self, parts: Parts, scope: Scope) -> ApiKey | None:
         """The key that the request of this ASGI scope came with; None where it may come without.
 
         Raises:
             Forbidden: the key has none of the scopes.
+            RateLimited: the key makes too many requests.
             Unauthorized: there is no key, or it is not valid.
         """
         presented = _presented_key(scope)
         if presented is not None:
-            key = await keys.authenticate(str(presented, "latin-1"))
+            key = await parts.keys.authenticate(str(presented, "latin-1"))
+            _admit(parts, scope, key)
             if self._needed.isdisjoint(key.scopes):
                 raise Forbidden(self.scopes[0])
             return key
-        if not await keys.open_access():
+        if not await parts.keys.open_access():
             raise Unauthorized("expected an API key in Authorization: Bearer or X-API-Key; received none")
         if not _is_of_this_host(scope):
             raise Unauthorized("no API key exists yet, so only this host may call; `asmg keys create` makes one")
         return None
+
+
+ADMITTED = "asmg.admitted"
+
+
+def _admit(parts: Parts, scope: Scope, key: ApiKey) -> None:
+    """Count the request, once; one that could not be answered at once comes here again."""
+    if ADMITTED not in scope:
+        parts.limiter.admit(key)
+        scope[ADMITTED] = True
 
 
 FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")

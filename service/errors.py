@@ -6,6 +6,7 @@
     ├── BodyTooLarge            413
     ├── Unauthorized            401  no key, or not one of ours
     ├── Forbidden               403  a key without the scope
+    ├── RateLimited             429  a key that has used up what it may
     ├── ModelNotFound           404
     ├── PeriodNotFound          404
     ├── EmptyPeriod             409  nothing to learn from
@@ -24,6 +25,7 @@ The module knows statuses as plain numbers and imports no web framework, so stor
 raise the same errors that the API renders as problem documents (RFC 9457).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -47,6 +49,7 @@ __all__ = [
     "PeriodConflict",
     "PeriodNotFound",
     "PeriodStateConflict",
+    "RateLimited",
     "ServiceError",
     "Unauthorized",
 ]
@@ -145,6 +148,19 @@ class Forbidden(ServiceError):
     def __init__(self, scope: str) -> None:
         super().__init__(f"expected a key with scope {scope!r}; received one without it")
         self.scope = scope
+
+
+class RateLimited(ServiceError):
+    """More requests than are allowed; `wait` seconds from now one is again."""
+
+    status = 429
+    title = "Too many requests"
+    slug = "rate-limited"
+
+    def __init__(self, detail: str, wait: float) -> None:
+        super().__init__(detail)
+        self.retry_after = max(1, math.ceil(wait))
+        """The same in whole seconds, at least one."""
 
 
 class ModelNotFound(ServiceError):

@@ -1,4 +1,4 @@
-"""Limits of what a client may send and of what the service keeps for one entity."""
+"""Limits of what a client may send and of what the service keeps."""
 
 MAX_ID_LENGTH = 256
 """Characters of a user, item, event, request or category id; an id has at least one."""
@@ -24,6 +24,12 @@ MAX_HISTORY = 30
 MAX_REQUEST_HISTORY = 1000
 """Items a request may send as its history; the first `MAX_HISTORY` of them are used."""
 
+MAX_HEAD_BYTES = 64 * 1024
+"""Bytes of the head of one request: its line and its headers; also of what comes with the chunks of its body."""
+
+MAX_PIPELINED = 128
+"""Requests of one connection that wait for the answer to an earlier one."""
+
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """Bytes of one request body, where none of the following applies."""
 
@@ -32,6 +38,15 @@ MAX_PREDICT_BYTES = 1024 * 1024
 
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """Of the body of one batch of predictions."""
+
+MAX_JSON_MEMBERS = 100_000
+"""Members that all objects of one body have together; those of 10,000 interactions are 60,001."""
+
+MAX_JSON_VALUES = 1_000_000
+"""Values in one body; those of the largest batch of predictions are half as many."""
+
+MAX_BODIES_BYTES = 128 * 1024 * 1024
+"""Of the bodies of all calls that are under way in an api process; those that are over it are refused with 503."""
 
 MAX_WRITES = 64
 """Calls of an api process that store something and are under way at a time; more are refused with 503."""
@@ -44,3 +59,12 @@ MAX_KEY_NAME_LENGTH = 100
 
 MAX_KEY_DAYS = 3650
 """Within so many days a key has to expire, if it expires at all."""
+
+MIN_RATE, MAX_RATE = 0.001, 1_000_000
+"""Requests a second that a key can be limited to."""
+
+UNKNOWN_KEYS_RATE, UNKNOWN_KEYS_BURST = 100, 500
+"""Keys a second, and at once, that an api process looks up in Postgres and does not find there."""
+
+KEPT_FOR_TRAINING = 7
+"""Periods that the method which looks back furthest, bu-7, learns from."""

@@ -25,6 +25,12 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._noted: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.requests = Counter("asmg_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self.refusals = Counter(
+            "asmg_refusals",
+            "Connections ended with an error before a call was understood.",
+            ["status"],
+            registry=registry,
+        )
         self.request_seconds = Histogram(
             "asmg_request_seconds",
             "Seconds from the head of a request to the end of its response.",
@@ -55,6 +61,12 @@ class Metrics:
         self.without_history = Counter(
             "asmg_predictions_without_history",
             "Predictions made without the user's history, since neither Redis nor Postgres gave it in time.",
+            registry=registry,
+        )
+
+        self.rate_limited = Counter(
+            "asmg_rate_limited",
+            "Requests refused because a key, or somebody with unknown ones, made too many.",
             registry=registry,
         )
 

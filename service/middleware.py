@@ -6,12 +6,14 @@ Starlette's `BaseHTTPMiddleware` would start a task group for each request and d
 
 import time
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.bodies import Bodies, check_head
 from service.context import current_request_id
 from service.errors import BodyTooLarge
-from service.head import REQUEST_ID_HEADER, declared_length, request_id_of
+from service.head import REQUEST_ID_HEADER, request_id_of
 from service.metrics import Metrics
 from service.problems import render_problem
 
@@ -64,29 +66,24 @@ class Observe:
 
 
 class BodyLimit:
-    """Refuse a body of more than `max_bytes`: by its declared length before a byte is read, else as it streams in."""
+    """Refuse a body that is compressed or has more than `max_bytes`: by its head before a byte is read, else as it
+    streams in.
+    """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, bodies: Bodies) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if declared_length(scope) > self._max_bytes:
-            response = render_problem(BodyTooLarge(self._max_bytes), instance=scope["path"])
-            await response(scope, receive, send)
+        try:
+            check_head(scope, self._max_bytes)
+        except (BodyTooLarge, HTTPException) as error:
+            await render_problem(error, instance=scope["path"])(scope, receive, send)
             return
-        received = 0
-
-        async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise BodyTooLarge(self._max_bytes)
-            return message
-
-        await self._app(scope, receive_within_limit, send)
+        with self._bodies.counted(receive, self._max_bytes) as receive_and_count:
+            await self._app(scope, receive_and_count, send)

@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from service.context import current_request_id
-from service.errors import FieldError, InvalidInput, ServiceError
+from service.errors import FieldError, InvalidInput, RateLimited, ServiceError
 
 __all__ = ["install_problem_handlers", "invalid_input", "render_problem"]
 
@@ -68,7 +68,8 @@ def _path(location: Sequence[str | int]) -> str:
     """`interactions[3].label` of `("body", "interactions", 3, "label")`."""
     if location and location[0] in _PARTS_OF_A_REQUEST:
         location = location[1:]
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{_shortened(part)}" for part in location)
+    return path.removeprefix(".")
 
 
 def _expected(error: Mapping[str, Any]) -> str:
@@ -87,7 +88,10 @@ def _received(error: Mapping[str, Any]) -> str:
         return "an object"
     if isinstance(value, str):
         value = value[:MAX_RECEIVED_LENGTH]
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    return _shortened(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= MAX_RECEIVED_LENGTH else text[: MAX_RECEIVED_LENGTH - 1] + "…"
 
 
@@ -115,6 +119,8 @@ def render_problem(error: Exception, *, instance: str) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if document["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(error.retry_after)
     document["instance"] = instance
     document["request_id"] = current_request_id.get()
     return Response(

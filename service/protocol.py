@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it, with a way past the task that ASGI needs for each request.
+"""HTTP/1.1 with a way past the task that ASGI needs for each request.
 
 A call that can be answered without waiting for anything (its key, its user's history and the model are in memory) is
 answered where its last byte is parsed: no task, no messages, one write. That saves a third of what a prediction costs.
@@ -9,10 +9,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service.bodies import SMALL_BYTES
+from service.connection import BoundedProtocol
 from service.context import current_request_id
 from service.head import REQUEST_ID_HEADER, declared_length, request_id_of
 
@@ -20,19 +22,24 @@ __all__ = ["AnswerNow", "quick_protocol"]
 
 logger = logging.getLogger(__name__)
 
-AnswerNow = Callable[[Scope, bytes], bytes | None]
-"""The JSON that answers a request, with status 200; None where that is not to be had at once."""
+AnswerNow = Callable[[Scope, bytes], bytes | Response | None]
+"""The JSON that answers a request, with status 200, or a whole response; None where that is not to be had at once."""
+
+Headers = list[tuple[bytes, bytes]]
+
+JSON_LINES = b"content-length: %d\r\ncontent-type: application/json\r\n"
 
 
-def quick_protocol(answers: dict[str, AnswerNow]) -> type[HttpToolsProtocol]:
+def quick_protocol(answers: dict[str, AnswerNow]) -> type[BoundedProtocol]:
     """The protocol for `uvicorn.Config(http=…)`.
 
     Args:
         answers: by path, for POST requests with small bodies. What one raises is logged, and else as if it had returned
             None.
     """
+    default_lines = _Lines()
 
-    class QuickProtocol(HttpToolsProtocol):
+    class QuickProtocol(BoundedProtocol):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._held: tuple[RequestResponseCycle, Any] | None = None
@@ -56,19 +63,23 @@ def quick_protocol(answers: dict[str, AnswerNow]) -> type[HttpToolsProtocol]:
                 return
             (cycle, app), self._held = self._held, None
             scope: Any = cycle.scope
-            content = None
+            answer = None
             if not self.flow.write_paused:
                 token = current_request_id.set(request_id_of(scope))
                 try:
-                    content = answers[scope["path"]](scope, bytes(cycle.body))
+                    answer = answers[scope["path"]](scope, bytes(cycle.body))
                 except Exception:  # a bug; the ordinary way answers the client
                     logger.exception("%s could not be answered at once", scope["path"])
                 finally:
                     current_request_id.reset(token)
-            if content is None:
+            if answer is None:
                 super()._start_asgi_task(cycle, app)
                 return
-            self.transport.write(self._head(cycle, len(content)) + content)
+            if isinstance(answer, bytes):
+                head, content = self._head(cycle, 200, JSON_LINES % len(answer)), answer
+            else:
+                head, content = self._head(cycle, answer.status_code, _lines(answer.raw_headers)), bytes(answer.body)
+            self.transport.write(head + content)
             cycle.response_started = cycle.response_complete = True
             if not cycle.keep_alive:
                 self.transport.close()
@@ -78,18 +89,33 @@ def quick_protocol(answers: dict[str, AnswerNow]) -> type[HttpToolsProtocol]:
             self._held = None
             super().connection_lost(exc)
 
-        def _head(self, cycle: RequestResponseCycle, length: int) -> bytes:
-            lines = [b"HTTP/1.1 200 OK"]
-            lines += [name + b": " + value for name, value in cycle.default_headers]
+        def _head(self, cycle: RequestResponseCycle, status: int, lines: bytes) -> bytes:
             scope: Any = cycle.scope
-            request_id = request_id_of(scope).encode("ascii")
-            lines += [
-                b"content-length: %d" % length,
-                b"content-type: application/json",
-                REQUEST_ID_HEADER + b": " + request_id,
-            ]
-            if not cycle.keep_alive:
-                lines.append(b"connection: close")
-            return b"\r\n".join(lines) + b"\r\n\r\n"
+            return b"%b%b%b%b: %b\r\n%b\r\n" % (
+                STATUS_LINE[status],
+                default_lines.of(cycle.default_headers),
+                lines,
+                REQUEST_ID_HEADER,
+                request_id_of(scope).encode("ascii"),
+                b"" if cycle.keep_alive else b"connection: close\r\n",
+            )
 
     return QuickProtocol
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+class _Lines:
+    """The lines of headers that stay the same for a second."""
+
+    def __init__(self) -> None:
+        self._headers: Headers = []
+        self._lines = b""
+
+    def of(self, headers: Headers) -> bytes:
+        """The lines; made anew where `headers` is not the very list that it was the last time."""
+        if headers is not self._headers:
+            self._headers, self._lines = headers, _lines(headers)
+        return self._lines

@@ -111,8 +111,9 @@ class PredictRequest(_Request):
     """Asks how likely a user is to click each of some items."""
 
     user_id: Id
-    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)]
-    history: Annotated[list[Id], Field(max_length=MAX_REQUEST_HISTORY)] | None = Field(
+    # Of each list of ids the first wrong one is told (`fail_fast`): a body has room for half a million.
+    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+    history: Annotated[list[Id], Field(max_length=MAX_REQUEST_HISTORY, fail_fast=True)] | None = Field(
         None, description="Items clicked before, newest first; in place of the history that the service keeps."
     )
     request_id: Id | None = None
@@ -192,7 +193,7 @@ class ItemDocument(_Request):
     """An item of the catalogue with its categories."""
 
     item_id: Id
-    categories: Annotated[list[Id], Field(max_length=MAX_CATEGORIES)]
+    categories: Annotated[list[Id], Field(max_length=MAX_CATEGORIES, fail_fast=True)]
 
 
 class ItemsRequest(_Request):

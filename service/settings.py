@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.limits import MAX_HISTORY
+from service.limits import KEPT_FOR_TRAINING, MAX_HISTORY, MAX_RATE, MIN_RATE
 
 __all__ = ["Settings", "sqlalchemy_dsn"]
 
@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     api_workers: int = Field(1, ge=1)
     """Api processes."""
+    max_connections: int = Field(1000, ge=1)
+    """Open connections of one api process; more are answered with 503 and closed."""
+    head_deadline_seconds: float = Field(10.0, gt=0)
+    """How long a client may take for the head of a request, from the connection or its first byte on."""
+    body_deadline_seconds: float = Field(30.0, gt=0)
+    """How long a client may take for the body of a request, and to take in an answer."""
     tls_cert: Path | None = None
     """Certificate chain in PEM, for HTTPS without a proxy; together with `tls_key`."""
     tls_key: Path | None = None
@@ -60,6 +66,11 @@ class Settings(BaseSettings):
     """How long a prediction waits for the user's history at most; then it is made without."""
     store_deadline_seconds: float = Field(5.0, gt=0)
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
+    rate_limit: float = 0.0
+    """Requests a second that a key may make, of all api processes together, where it has no limit of its own; 0 for any
+    number."""
+    rate_burst_seconds: float = Field(1.0, gt=0, le=3600)
+    """At once a key may make as many requests as come in so many seconds at its limit, and at least one."""
     swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.25, gt=0)
@@ -75,6 +86,8 @@ class Settings(BaseSettings):
     keep_logs: int = Field(30, ge=0)
     """Newest learned periods whose log is kept, beside the seven that the method which looks back furthest learns from.
     An event id is recognised for as long."""
+    evict_after_periods: int | None = None
+    """Periods in a row after which a user or an item that was not seen loses its row; None for never."""
     seed: int = 0
     """Seed of every random choice of the updates."""
 
@@ -83,7 +96,7 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("postgres_dsn", "redis_url", "tls_cert", "tls_key", mode="before")
+    @field_validator("postgres_dsn", "redis_url", "tls_cert", "tls_key", "evict_after_periods", mode="before")
     @classmethod
     def _unset_when_empty(cls, value: object) -> object:
         # Compose files pass `ASMG_REDIS_URL=${ASMG_REDIS_URL}` through; there an empty value means unset.
@@ -101,11 +114,28 @@ class Settings(BaseSettings):
             raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
         return value
 
+    @field_validator("rate_limit")
+    @classmethod
+    def _check_rate(cls, value: float) -> float:
+        if value and not MIN_RATE <= value <= MAX_RATE:
+            raise ValueError(f"expected {MIN_RATE} to {MAX_RATE} requests a second, or 0 for any number")
+        return value
+
     @model_validator(mode="after")
     def _certificate_and_key(self) -> "Settings":
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("expected both ASMG_TLS_CERT and ASMG_TLS_KEY, or neither; received one")
         return self
+
+    @field_validator("evict_after_periods")
+    @classmethod
+    def _evict_nobody_who_is_learned_from(cls, value: int | None) -> int | None:
+        if value is not None and value < KEPT_FOR_TRAINING:
+            raise ValueError(
+                f"expected at least {KEPT_FOR_TRAINING}, the periods that the method which looks back furthest learns "
+                f"from, or none; received {value}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> "Settings":

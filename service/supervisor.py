@@ -15,6 +15,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -71,6 +72,9 @@ STOP_SECONDS = 30.0
 
 SWITCH_SECONDS = 0.0005
 """After how long a thread with larger work lets the event loop go on; Python's own 5 ms would be felt by requests."""
+
+SPARE_FILES = 500
+"""Open files of an api process beside the connections of its clients: to Postgres and Redis, snapshots, refusals."""
 
 GC_THRESHOLD = 10_000
 """Objects between two looks for garbage in cycles, of which requests leave none."""
@@ -380,6 +384,7 @@ def server_config(app: "FastAPI", *, tls_cert: Path | None = None, tls_key: Path
     """How the application is served; with a certificate and its key by HTTPS."""
     import uvicorn
 
+    from service.head import SECURITY_HEADERS, STRICT_TRANSPORT
     from service.protocol import quick_protocol
     from service.routers.predict import answer_now
 
@@ -391,11 +396,21 @@ def server_config(app: "FastAPI", *, tls_cert: Path | None = None, tls_key: Path
         access_log=False,
         log_config=None,
         server_header=False,
+        # Of all that is written on a connection, also what no application sees.
+        headers=[*SECURITY_HEADERS, STRICT_TRANSPORT] if tls_cert else list(SECURITY_HEADERS),
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
         proxy_headers=False,  # who calls says the key; where none exists yet, a proxy is not this host's own caller
         timeout_graceful_shutdown=API_GRACE_SECONDS,
     )
+
+
+def _allow_files(number: int) -> None:
+    """Let this process open so many files, as far as the host lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        allowed = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
 
 
 def _run_api(settings: Settings, listener: int) -> None:
@@ -404,6 +419,7 @@ def _run_api(settings: Settings, listener: int) -> None:
 
     from service.app import create_app
 
+    _allow_files(settings.max_connections + SPARE_FILES)
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # what was imported stays, and need not be looked through again and again while requests wait

@@ -122,6 +122,7 @@ async def _update_next(workshop: Workshop) -> bool:
     if ended:
         await prune(workshop.database, number, workshop.settings)
         await drop_old_logs(workshop.database, workshop.settings)
+        await sweep(workshop.database)
     return True
 
 

@@ -41,7 +41,7 @@ from asmg.generator import (
     LinearGenerator,
 )
 from asmg.generator_training import GeneratorTraining
-from asmg.models import Params
+from asmg.models import Params, forget
 from asmg.training import Execution, Progress, narrow, predict_logits
 from asmg.updaters.base import Updater
 
@@ -215,6 +215,18 @@ class Asmg(Updater[AsmgState]):
         if stage == "generate":
             return self._generate(state)
         raise ValueError(f"stage: expected one of {self.stages}; received {stage!r}")
+
+    @override
+    def forgotten(self, state: AsmgState, rows: Mapping[str, Tensor]) -> AsmgState:
+        base = self.base.forgotten(state.base, rows)
+        return replace(
+            state,
+            base=base,
+            models=(*(forget(m, rows) for m in state.models[:-1]), base.params) if state.models else (),
+            hidden=forget(state.hidden, rows),
+            data=tuple(data.forgotten(rows) for data in state.data),
+            generated=None if state.generated is None else forget(state.generated, rows),
+        )
 
     @override
     def serving_models(self, state: AsmgState) -> dict[str, Params]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from asmg.base_training import BaseState, BaseTraining
 from asmg.batch import PeriodData
@@ -94,6 +95,21 @@ class Updater(ABC, Generic[StateT]):
 
             state = self.run_stage(stage, state, data, rng=rng, progress=part)
         return state
+
+    @abstractmethod
+    def forgotten(self, state: StateT, rows: Mapping[str, Tensor]) -> StateT:
+        """The state as if nobody had ever had these rows, so that new ids can have them.
+
+        In every table each is the cold row at rest, as a new row is, and past logs that are kept for later say the cold
+        row instead: what happened is learned again as what happened to strangers.
+
+        Args:
+            state: one between two updates; left as it was, and shared where no row is concerned.
+            rows: "user", "item" and perhaps "category" → int64 [n], rows ≥ 1. A row past a table's end is new anyway.
+
+        Raises:
+            ValueError: an update is under way, or the cold row is among the rows.
+        """
 
     @abstractmethod
     def serving_models(self, state: StateT) -> dict[str, Params]:

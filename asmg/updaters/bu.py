@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig
@@ -90,6 +91,10 @@ class BatchUpdate(Updater[BatchState]):
             data if data.item_categories is None else replace(data, categories=0, item_categories=None)
             for data in periods[oldest:]
         )
+
+    @override
+    def forgotten(self, state: BatchState, rows: Mapping[str, Tensor]) -> BatchState:
+        return BatchState(self.base.forgotten(state.base, rows), tuple(data.forgotten(rows) for data in state.data))
 
     @override
     def serving_models(self, state: BatchState) -> dict[str, Params]:

@@ -80,6 +80,10 @@ class IncCTR(Updater[BaseState]):
         return data.label.lerp(teacher, self.config.distillation)
 
     @override
+    def forgotten(self, state: BaseState, rows: Mapping[str, Tensor]) -> BaseState:
+        return self.base.forgotten(state, rows)
+
+    @override
     def serving_models(self, state: BaseState) -> dict[str, Params]:
         return {"incremental": state.params} if state.periods else {}
 

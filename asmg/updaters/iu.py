@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig
@@ -48,6 +49,10 @@ class IncrementalUpdate(Updater[BaseState]):
         if stage == "commit":
             return self.base.committed(state)
         raise ValueError(f"stage: expected one of {self.stages}; received {stage!r}")
+
+    @override
+    def forgotten(self, state: BaseState, rows: Mapping[str, Tensor]) -> BaseState:
+        return self.base.forgotten(state, rows)
 
     @override
     def serving_models(self, state: BaseState) -> dict[str, Params]:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
@@ -31,7 +32,7 @@ from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingCon
 from asmg.batch import Epoch, PeriodData, excerpt
 from asmg.checkpoint import Checkpoint, dump_adam, load_adam, tensors_of
 from asmg.metrics import auc
-from asmg.models import MatrixFactorizationConfig, Params, grow, table_sizes
+from asmg.models import MatrixFactorizationConfig, Params, forget, grow, table_sizes
 from asmg.training import DivergedError, Execution, Progress, RowUpdate, finite, predict_logits, take
 from asmg.transfer import Output, Transfer
 from asmg.updaters.base import Updater
@@ -138,6 +139,16 @@ class Sml(Updater[SmlState]):
         if stage == "generate":
             return self._generate(state)
         raise ValueError(f"stage: expected one of {self.stages}; received {stage!r}")
+
+    @override
+    def forgotten(self, state: SmlState, rows: Mapping[str, Tensor]) -> SmlState:
+        if state.chain:
+            raise ValueError("state: expected one between two updates; received one after train_transfer")
+        base = self.base.forgotten(state.base, rows)
+        previous, generated = (
+            None if params is None else forget(params, rows) for params in (state.previous, state.generated)
+        )
+        return replace(state, base=base, previous=previous, generated=generated)
 
     @override
     def serving_models(self, state: SmlState) -> dict[str, Params]:

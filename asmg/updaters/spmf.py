@@ -208,6 +208,13 @@ class ReservoirUpdate(Updater[SpmfState]):
         return replace(state, reservoirs=(reservoirs[0], reservoirs[1]), seen=(seen[0], seen[1]))
 
     @override
+    def forgotten(self, state: SpmfState, rows: Mapping[str, Tensor]) -> SpmfState:
+        negative, positive = (
+            None if old is None else replace(old, data=old.data.forgotten(rows)) for old in state.reservoirs
+        )
+        return replace(state, base=self.base.forgotten(state.base, rows), reservoirs=(negative, positive))
+
+    @override
     def serving_models(self, state: SpmfState) -> dict[str, Params]:
         return {"incremental": state.base.params} if state.base.periods else {}
 

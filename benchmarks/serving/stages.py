@@ -37,7 +37,9 @@ ROUNDS = 7
 WHOLE, NOTHING = "all of the application", "nothing"
 
 
-def measure_stages(folder: Path, n: int, *, calls: int = CALLS, rounds: int = ROUNDS) -> dict[str, float]:
+def measure_stages(
+    folder: Path, n: int, *, calls: int = CALLS, rounds: int = ROUNDS, rate_limit: float = 0.0
+) -> dict[str, float]:
     """Microseconds of a request with `n` items, by stage, and of all of it.
 
     Args:
@@ -45,6 +47,7 @@ def measure_stages(folder: Path, n: int, *, calls: int = CALLS, rounds: int = RO
         n: items of a request.
         calls: of each stage in a round.
         rounds: of which the median is taken.
+        rate_limit: of the key, requests a second; 0 for none.
     """
     sizes = ServingSizes()
     workload = make_workload(sizes, 0)
@@ -54,7 +57,7 @@ def measure_stages(folder: Path, n: int, *, calls: int = CALLS, rounds: int = RO
         heads = [request.partition(b"\r\n\r\n") for request in workload.requests(n, POOL).encode(installation.key)]
         values = {name.removeprefix("ASMG_").lower(): v for name, v in installation.environment().items()}
         places = {name: values[name] for name in ("postgres_dsn", "redis_url", "data_dir")}
-        settings = Settings(**places, history_cache_seconds=3600)  # type: ignore[arg-type]  # pydantic converts
+        settings = Settings(**places, history_cache_seconds=3600, rate_limit=rate_limit)  # type: ignore[arg-type]  # pydantic converts
         return uvloop.run(_measure(settings, installation.key, [body for _, _, body in heads], calls, rounds))
 
 
@@ -65,7 +68,7 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
         headers = [(b"host", b"127.0.0.1"), (b"authorization", f"Bearer {key}".encode())]
         headers.append((b"content-type", b"application/json"))
         requires = Requires("predict")
-        await requires.key(parts.keys, {"headers": headers})
+        await requires.key(parts, {"headers": headers})
         for body in bodies:
             question = quick_question(body, {"headers": headers})
             assert question is not None
@@ -74,21 +77,21 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
         results = [predict_now(parts.serving, parts.histories, question) for question in questions if question]
         scope: Scope = {"headers": headers}
         stages: dict[str, Callable[[int], object]] = {
-            "key check": lambda i: requires.known(parts.keys, scope),
+            "key check and rate limit": lambda i: requires.known(parts, dict(scope)),
             "parsing and checking the body": lambda i: quick_question(bodies[i], scope),
             "history and forward pass": lambda i: predict_now(parts.serving, parts.histories, questions[i]),  # type: ignore[arg-type]  # checked above
             "writing the answer": lambda i: answer_json(results[i], "0" * 32),  # type: ignore[arg-type]  # they are remembered
             WHOLE: lambda i: answer_now(parts, {"headers": headers}, bodies[i]),
             NOTHING: lambda i: None,
         }
-        await requires.key(parts.keys, {"headers": headers})
+        await requires.key(parts, {"headers": headers})
         if any(not stage(0) for name, stage in stages.items() if name != NOTHING):
             raise RuntimeError("expected a service that answers at once; received one that does not")
         found: dict[str, list[float]] = {name: [] for name in stages}
         gc.collect()
         gc.freeze()
         for _ in range(rounds):
-            await requires.key(parts.keys, {"headers": headers})  # a key is believed for a second
+            await requires.key(parts, {"headers": headers})  # a key is believed for a second
             for name, stage in stages.items():
                 started = time.perf_counter()
                 for call in range(calls):
@@ -103,11 +106,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.stages", description=__doc__)
     parser.add_argument("--items", default="1,50,500", help="Items of a request.")
-    numbers = [int(part) for part in parser.parse_args().items.split(",")]
+    parser.add_argument("--rate-limit", type=float, default=0.0, help="Requests a second of the key; 0 for none.")
+    options = parser.parse_args()
+    numbers = [int(part) for part in options.items.split(",")]
     columns = []
     for n in numbers:
         with tempfile.TemporaryDirectory(prefix="asmg-stages-", ignore_cleanup_errors=True) as folder:
-            columns.append(measure_stages(Path(folder), n))
+            columns.append(measure_stages(Path(folder), n, rate_limit=options.rate_limit))
     rows = []
     for name in columns[0]:
         rows.append((name, *(f"{column[name]:.1f}" for column in columns)))

@@ -3,19 +3,26 @@
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any
 
 import psutil
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.own_service import OwnService, role_of, server_processes
-from service.storage.database import Database
+from benchmarks.serving.servers import cpu_seconds
 from service.storage.redis_state import connect
 
-__all__ = ["Gauge"]
+__all__ = ["CLOCKS", "Gauge"]
 
 MB = 1e6
 BLOCK_BYTES = 512
 WAL = "pg_wal"
+
+CLOCKS = {"autovacuum_naptime": "5s", "checkpoint_timeout": "30s"}
+"""A period of the soak takes seconds and not an hour, so Postgres tidies up more often too; by itself it does so each
+minute and every five.
+"""
 
 
 class Gauge:
@@ -29,24 +36,36 @@ class Gauge:
         assert service.settings.redis_url is not None
         self._service = service
         self._data_dir = service.settings.data_dir.resolve()
-        self._database = Database(service.dsn, pool_size=1)
+        self._postgres = create_async_engine(service.dsn, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=0)
         self._redis = connect(service.settings.redis_url)
+        self._cpu = 0.0
 
     async def __aenter__(self) -> "Gauge":
+        for name, value in CLOCKS.items():
+            await self._ask(f"ALTER SYSTEM SET {name} = '{value}'")
+        await self._ask("SELECT pg_reload_conf()")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._redis.aclose()
-        await self._database.close()
+        await self._postgres.dispose()
 
     async def read(self) -> dict[str, float]:
-        """Figures by name."""
-        async with self._database.read() as session:
-            size = await session.connection.scalar(text("SELECT pg_database_size(current_database())"))
-        used = (await self._redis.info("memory"))["used_memory"]
+        """Figures by name; CPU seconds since the last time."""
+        database = await self._ask("SELECT pg_database_size(current_database())")
+        redis = (await self._redis.info("memory"))["used_memory"]
         keys = await self._redis.dbsize()
         here = await asyncio.to_thread(self._of_this_host)
-        return {"database_mb": size / MB, **here, "redis_mb": used / MB, "redis_keys": keys}
+        return {"database_mb": database / MB, **here, "redis_mb": redis / MB, "redis_keys": keys}
+
+    async def most_wal_mb(self) -> float:
+        """How much WAL the server keeps at most."""
+        return float(await self._ask("SELECT pg_size_bytes(current_setting('max_wal_size'))")) / MB
+
+    async def _ask(self, statement: str) -> Any:
+        async with self._postgres.connect() as connection:
+            result = await connection.execute(text(statement))
+            return result.scalar() if result.returns_rows else None
 
     def _of_this_host(self) -> dict[str, float]:
         service = self._service.server.processes()
@@ -55,6 +74,7 @@ class Gauge:
             "worker_mb": [process for process in service if role_of(process) == "worker"],
             "postgres_mb": server_processes(self._data_dir / "postgres"),
         }
+        before, self._cpu = self._cpu, cpu_seconds(memory["worker_mb"])
         files, wal = 0, 0
         for path in self._data_dir.rglob("*"):
             with suppress(FileNotFoundError):
@@ -63,6 +83,7 @@ class Gauge:
         return {
             "files_mb": files / MB,
             "wal_mb": wal / MB,
+            "cpu_seconds": self._cpu - before,
             **{name: _unique_bytes(processes) / MB for name, processes in memory.items()},
         }
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,14 +21,14 @@ from benchmarks.chaos.run import exit_code
 from benchmarks.chaos.verdict import Promise
 from benchmarks.own_service import OwnService, own_service
 from benchmarks.printing import Printer, check_writable
-from benchmarks.soak.measuring import Gauge
+from benchmarks.soak.measuring import CLOCKS, Gauge
 from benchmarks.soak.verdict import FIGURES, Left, course, judge
 from benchmarks.timing import machine_facts
 from service.demo.client import Api, CallFailed
 from service.demo.streams import PlayedPeriod, synthetic_stream
+from service.limits import KEPT_FOR_TRAINING
 from service.processes import INTERRUPTED, Interrupted, StopRequest
 from service.storage.database import Database
-from service.use_cases.retention import KEPT_FOR_TRAINING
 
 __all__ = ["SoakOptions", "run_soak"]
 
@@ -47,7 +48,7 @@ UPDATE_SECONDS = 120.0
 SETTLE_SECONDS = 15.0
 POLL_SECONDS = 0.02
 BARS = "▁▂▃▄▅▆▇█"
-COLUMNS = 40
+COLUMNS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class SoakOptions:
 class _Found:
     samples: list[dict[str, float]] = field(default_factory=list)
     left: Left | None = None
+    most_wal_mb: float = 0.0
     seconds: float = 0.0
 
 
@@ -96,7 +98,7 @@ def run_soak(options: SoakOptions) -> int:
             printer.line("interrupted; everything was stopped and removed")
             return INTERRUPTED
     assert found.left is not None
-    promises = judge(found.samples, found.left, expected_left(options.periods))
+    promises = judge(found.samples, found.left, expected_left(options.periods), most_wal_mb=found.most_wal_mb)
     _print(printer, options, found, promises)
     if options.report is not None:
         options.report.write_text(json.dumps(_to_json(options, found, promises), indent=2) + "\n", encoding="utf-8")
@@ -131,6 +133,7 @@ class _Run:
         api = Api.connect(self._service.url, self._service.key)
         async with api.http, Gauge(self._service) as gauge:
             await self._service.ready(api.http)
+            found.most_wal_mb = await gauge.most_wal_mb()
             for number, period in enumerate(stream.periods, 1):
                 self._say(f"period {number} of {self._options.periods}")
                 seconds = await self._one(api, number, period)
@@ -208,9 +211,9 @@ async def read_left(dsn: str) -> Left:
 
 def _print(printer: Printer, options: SoakOptions, found: _Found, promises: Sequence[Promise]) -> None:
     printer.line(
-        f"{options.periods} periods of {options.events} events in {found.seconds:.0f} s; kept: "
-        f"{KEPT['keep_versions']} snapshots, {KEPT['keep_states']} training states, the logs of "
-        f"{KEPT_FOR_TRAINING + KEPT['keep_logs']} learned periods. Medians of the second and the last quarter."
+        f"{options.periods} periods of {options.events} events in {found.seconds:.0f} s. Kept: {KEPT['keep_versions']} "
+        f"snapshots, {KEPT['keep_states']} training states, logs of {KEPT_FOR_TRAINING + KEPT['keep_logs']} learned "
+        f"periods. Medians of the second and the last quarter; of memory what is the processes' alone."
     )
     rows = []
     for figure in FIGURES:
@@ -219,7 +222,7 @@ def _print(printer: Printer, options: SoakOptions, found: _Found, promises: Sequ
         allowed = "" if figure.tolerance is None else f"{figure.tolerance:+.0%}"
         rows.append(
             (figure.name, f"{way.early:.4g}", f"{way.late:.4g}", f"{way.change:+.1%}", allowed,
-             f"{way.per_period:+.2g}", "".join(bars(values, COLUMNS)))
+             f"{way.per_period:+.2g}", bars(values, COLUMNS))
         )  # fmt: skip
     columns = ("figure", "2nd quarter", "last quarter", "change", "allowed", "a period", "all periods")
     printer.table("", columns, rows)
@@ -227,13 +230,12 @@ def _print(printer: Printer, options: SoakOptions, found: _Found, promises: Sequ
         printer.console.print(Text(f"{'held  ' if promise.held else 'BROKEN'}  {promise.name}"))
 
 
-def bars(values: Sequence[float], columns: int) -> Iterator[str]:
-    """Medians of equal stretches as bars between the least value, or zero, and the largest."""
-    columns, top = min(columns, len(values)), max(values)
-    for column in range(columns):
-        start, end = column * len(values) // columns, (column + 1) * len(values) // columns
-        share = median(values[start:end]) / top if top else 0.0
-        yield BARS[min(int(share * len(BARS)), len(BARS) - 1)]
+def bars(values: Sequence[float], columns: int) -> str:
+    """Medians of equal stretches, as bars from zero to the highest of them."""
+    ends = [column * len(values) // columns for column in range(columns + 1)]
+    medians = [median(values[start:end]) for start, end in pairwise(ends) if end > start]
+    top = max(medians)
+    return "".join(BARS[min(int(value / top * len(BARS)), len(BARS) - 1)] if top else BARS[0] for value in medians)
 
 
 def _to_json(options: SoakOptions, found: _Found, promises: Sequence[Promise]) -> dict[str, Any]:
@@ -248,6 +250,7 @@ def _to_json(options: SoakOptions, found: _Found, promises: Sequence[Promise]) -
         "events": options.events,
         "seed": options.seed,
         "kept": KEPT,
+        "postgres": CLOCKS,
         "seconds": found.seconds,
         "held": all(promise.held for promise in promises),
         "promises": [{"name": p.name, "held": p.held, "faults": list(p.faults)} for p in promises],

@@ -29,6 +29,7 @@ FIGURES = (
     Figure("worker_mb", "worker, MB", 0.05),
     Figure("postgres_mb", "Postgres processes, MB", 0.05),
     Figure("close_seconds", "close to updated, s", 0.25),
+    Figure("cpu_seconds", "worker, CPU s a period", 0.1),
 )
 
 
@@ -72,7 +73,7 @@ class Left:
     """Artifacts that no version names."""
 
 
-def judge(samples: Sequence[Mapping[str, float]], left: Left, expected: Left) -> list[Promise]:
+def judge(samples: Sequence[Mapping[str, float]], left: Left, expected: Left, *, most_wal_mb: float) -> list[Promise]:
     """All promises, in the order in which they are printed."""
     promises = []
     for figure in FIGURES:
@@ -84,6 +85,9 @@ def judge(samples: Sequence[Mapping[str, float]], left: Left, expected: Left) ->
             f"expected at most {figure.tolerance:+.0%}"
         )
         promises.append(Promise(f"{figure.name}: flat", () if found.change <= figure.tolerance else (fault,)))
+    most = max(sample["wal_mb"] for sample in samples)
+    fault = f"{most:.0f} MB, expected at most {most_wal_mb:.0f}"
+    promises.append(Promise("WAL: within max_wal_size", () if most <= most_wal_mb else (fault,)))
     for name, had, wanted in (
         ("every version has its row and its scores", left.versions, expected.versions),
         ("versions that are kept whole", left.whole, expected.whole),

@@ -22,6 +22,7 @@ from service.cli.options import (
     LabelColumn,
     Negatives,
     PositivesOnly,
+    Rate,
     Reason,
     TimeFormat,
     TimestampColumn,
@@ -34,7 +35,7 @@ from service.limits import MAX_KEY_DAYS, MAX_REASON_LENGTH
 from service.storage.database import Database
 from service.supervisor import configure_logging, installation, run_worker, serve
 from service.use_cases.audit import AuditPage, command_line, list_audit
-from service.use_cases.auth import SCOPES, create_key, list_keys, revoke_key
+from service.use_cases.auth import SCOPES, create_key, limit_key, list_keys, revoke_key
 from service.use_cases.pins import set_pinned
 from service.use_cases.status import list_models
 
@@ -223,6 +224,7 @@ def create_key_command(
     expires_at: Annotated[
         str | None, typer.Option(help="Refuse it from this moment on: RFC 3339 with an offset.")
     ] = None,
+    rate: Rate = None,
     reason: Reason = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -231,7 +233,8 @@ def create_key_command(
     with plain_errors():
         expiry = expiry_of(expires_in, expires_at)
         key_id, key = with_database(
-            data_dir, lambda database: create_key(database, name, scopes, expires_at=expiry, reason=reason)
+            data_dir,
+            lambda database: create_key(database, name, scopes, rate_limit=rate, expires_at=expiry, reason=reason),
         )
         print(f"asmg: key {key_id}; it is shown only now", file=sys.stderr)
         print(key)
@@ -241,11 +244,26 @@ def create_key_command(
 def list_keys_command(data_dir: DataDir = None) -> None:
     """List all keys ever made."""
     with plain_errors():
-        table = Table("id", "name", "scopes", "created (UTC)", "expires", "revoked", "valid")
+        table = Table("id", "name", "scopes", "rate", "created (UTC)", "expires", "revoked", "valid")
         for key in with_database(data_dir, list_keys):
             times = [f"{at:%Y-%m-%d %H:%M}" if at else "" for at in (key.created_at, key.expires_at, key.revoked_at)]
-            table.add_row(key.key_id, key.name, " ".join(key.scopes), *times, "yes" if key.valid else "no")
+            rate = "" if key.rate_limit is None else f"{key.rate_limit:g}/s" if key.rate_limit else "any"
+            table.add_row(key.key_id, key.name, " ".join(key.scopes), rate, *times, "yes" if key.valid else "no")
         make_console().print(table)
+
+
+@keys.command("limit")
+def limit_key_command(
+    key_id: Annotated[str, typer.Argument(help="The id of `asmg keys list`.")],
+    rate: Rate = None,
+    reason: Reason = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Change how many requests a second a key may make; the api processes know a second later."""
+    with plain_errors():
+        if not with_database(data_dir, lambda database: limit_key(database, key_id, rate, reason=reason)):
+            raise ValueError(f"there is no valid key {key_id}")
+        print(f"asmg: key {key_id} has its new limit")
 
 
 @keys.command("revoke")

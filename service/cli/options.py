@@ -16,6 +16,7 @@ __all__ = [
     "LabelColumn",
     "Negatives",
     "PositivesOnly",
+    "Rate",
     "Reason",
     "TimeFormat",
     "TimestampColumn",
@@ -52,6 +53,10 @@ def _check_reason(value: str | None) -> str | None:
     return value
 
 
+Rate = Annotated[
+    float | None,
+    typer.Option(help="Requests a second that the key may make; 0 for any number. Not given: as ASMG_RATE_LIMIT says."),
+]
 Reason = Annotated[str | None, typer.Option(help="Why; the audit keeps it.", callback=_check_reason)]
 
 

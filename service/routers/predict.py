@@ -16,12 +16,12 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.bodies import is_small, parse_batch, parse_predict, quick_question, read_body
+from service.bodies import Bodies, is_small, parse_batch, parse_predict, quick_question, read_body
 from service.context import current_request_id
 from service.dependencies import Parts, Requires, body_schema
-from service.errors import NotReady
+from service.errors import NotReady, RateLimited
 from service.head import REQUEST_ID_HEADER, request_id_of
-from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES
+from service.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_PREDICT_BYTES
 from service.metrics import Metrics
 from service.middleware import CLIENT_CLOSED_REQUEST
 from service.problems import render_problem
@@ -39,7 +39,7 @@ _requires = Requires("predict")
 
 
 async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    await _requires.key(parts.keys, scope)
+    await _requires.key(parts, scope)
     body = await read_body(scope, receive, MAX_PREDICT_BYTES)
     question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
     result = await predict(parts.serving, parts.histories, question)
@@ -48,11 +48,19 @@ async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     return answer_json(result, question.request_id or request_id_of(scope))
 
 
-def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | None:
-    """What `_predict` answers, where nothing has to be waited for and nothing is wrong; else None."""
+def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | Response | None:
+    """What `_predict` answers, where nothing has to be waited for and nothing is wrong; else None.
+
+    Whoever makes too many requests is told so here: a refusal shall not cost more than an answer.
+    """
     started = time.perf_counter()
-    if _requires.known(parts.keys, scope) is None:
-        return None
+    try:
+        if _requires.known(parts, scope) is None:
+            return None
+    except RateLimited as refusal:
+        response = render_problem(refusal, instance=scope["path"])
+        parts.metrics.note_request("/predict", response.status_code, time.perf_counter() - started)
+        return response
     question = quick_question(body, scope)
     if question is None:
         return None
@@ -76,7 +84,7 @@ def answer_json(result: PredictResult, request_id: str) -> bytes:
 
 
 async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    await _requires.key(parts.keys, scope)
+    await _requires.key(parts, scope)
     body = await read_body(scope, receive, MAX_BATCH_BYTES)
     small = is_small(body)
     questions = parse_batch(body, scope) if small else await asyncio.to_thread(parse_batch, body, scope)
@@ -145,9 +153,10 @@ class Shortcut:
     others.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, bodies: Bodies) -> None:
         self._app = app
         self._metrics = metrics
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -159,7 +168,8 @@ class Shortcut:
         current_request_id.set(request_id_of(scope))
         request_id = (REQUEST_ID_HEADER, request_id_of(scope).encode("ascii"))
         try:
-            content = await answer(scope["state"]["parts"], scope, receive)
+            with self._bodies.counted(receive, MAX_BODY_BYTES) as receive_and_count:
+                content = await answer(scope["state"]["parts"], scope, receive_and_count)
             headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json"), request_id]
             status = 200
             await send({"type": "http.response.start", "status": status, "headers": headers})

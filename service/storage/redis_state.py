@@ -1,7 +1,7 @@
-"""What Redis does: recent user histories at the speed of a cache, and notices between processes.
+"""What Redis does: recent user histories at the speed of a cache, notices between processes, shared rate limits.
 
 Nothing here is the only copy. Every call works on when Redis is away: histories come from Postgres, notices are
-dropped (their receivers poll Postgres too), and a log line a minute says so.
+dropped (their receivers poll Postgres too), limits are each process's own, and a log line a minute says so.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from service.limits import MAX_HISTORY
 from service.storage.database import Database
 from service.storage.repositories import HistoryEntry, Interaction, to_ms
 
-__all__ = ["HistoryStore", "Notices", "connect", "purge"]
+__all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,19 @@ for user = 1, #KEYS, 2 do
 end
 redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
+
+# KEYS: bucket, which holds the moment at which it is full again. ARGV: seconds to take, of how many when it is full,
+# over how many they were used, how many it can be in debt. By the clock of Redis, for those of the hosts differ.
+# A bucket that is full again is still kept: what another process used at the same time comes on top of that.
+CHARGE = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local full_at = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now - ARGV[3]) + ARGV[1]
+full_at = math.min(full_at, now + ARGV[2] + ARGV[4])
+redis.call('SET', KEYS[1], string.format('%.6f', full_at), 'PX', math.ceil((full_at - now + ARGV[2]) * 1000))
+return tostring(now + ARGV[2] - full_at)
+"""
+DEBT_SECONDS = 60
 
 
 def connect(url: str) -> Redis:
@@ -337,6 +350,50 @@ class Notices:
                 self._outage.note(error)
             await asyncio.sleep(wait)
             wait = min(2 * wait, longest)
+
+
+class RateBuckets:
+    """What the api processes together have left of the allowance of each API key.
+
+    A number each, which expires: the longest that one stays behind is `DEBT_SECONDS` and twice the key's burst.
+
+    Args:
+        redis: a client that returns bytes.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._charge = redis.register_script(CHARGE)
+        self._outage = _Outage("rate limits are held by each api process alone")
+
+    @property
+    def away(self) -> bool:
+        """Whether Redis has failed a moment ago; nothing is charged then."""
+        return self._outage.pausing
+
+    async def charge(self, key_id: str, *, seconds: float, burst_seconds: float, since: float) -> float | None:
+        """Take from an allowance that grows by a second a second; never raises.
+
+        Args:
+            key_id: whose.
+            seconds: to take.
+            burst_seconds: of how many there are at most.
+            since: seconds over which they were used up, at most `burst_seconds`; meanwhile it grew.
+
+        Returns:
+            the seconds that are left, negative where too many were taken (by at most `DEBT_SECONDS`); None where Redis
+            does not answer.
+        """
+        if self._outage.pausing:
+            return None
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                left = await self._charge(
+                    keys=[f"asmg:rate:{key_id}"], args=[seconds, burst_seconds, since, DEBT_SECONDS]
+                )
+        except (RedisError, TimeoutError) as error:
+            self._outage.note(error)
+            return None
+        return float(left)
 
 
 class _Outage:

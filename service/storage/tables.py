@@ -153,17 +153,27 @@ items = Table(
     metadata,
     Column("item_id", Text, primary_key=True),
     Column("categories", ARRAY(Text), nullable=False),
+    Column("period", Integer, nullable=False, comment="the one that was open when the categories were stored"),
     Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
 )
 
 entity_rows = Table(
     "entity_rows",
     metadata,
+    # All rows of a table but the cold row, without gaps.
     Column("kind", Text, primary_key=True),
-    Column("id", Text, primary_key=True),
-    Column("row", Integer, nullable=False, comment="row of the embedding table; row 0 is the cold row"),
+    Column(
+        "row",
+        Integer,
+        primary_key=True,
+        autoincrement=False,
+        comment="row of the embedding table; row 0 is the cold row",
+    ),
+    Column("id", Text, comment="null where the row is free: its id was evicted"),
     Column("first_period", Integer, nullable=False),
-    UniqueConstraint("kind", "row"),
+    Column("last_period", Integer, nullable=False, comment="the newest in which the id was seen"),
+    Column("allocation", Integer, nullable=False, comment="number of the one that gave the id its row"),
+    UniqueConstraint("kind", "id"),
     CheckConstraint("kind IN ('user', 'item', 'category')", name="kind"),
     CheckConstraint("row >= 1", name="row"),
 )
@@ -237,9 +247,11 @@ api_keys = Table(
     Column("name", Text, nullable=False),
     Column("secret_hash", Text, nullable=False, comment="SHA-256 of the whole key, in hex"),
     Column("scopes", ARRAY(Text), nullable=False),
+    Column("rate_limit", Double, comment="requests a second; 0: any number, null: as ASMG_RATE_LIMIT says"),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("expires_at", TIMESTAMP),
     Column("revoked_at", TIMESTAMP),
+    CheckConstraint("rate_limit >= 0", name="rate_limit"),
 )
 
 audit = Table(

@@ -130,10 +130,12 @@ CHECKS = {
         HAVING status = 'open' OR running > CASE status WHEN 'updated' THEN 0 ELSE 1 END
     """,
     "published versions": """
-        SELECT format('stage publish of period %s', number), format('version %s as its result', version),
-               coalesce(result ->> 'version', 'none')
-        FROM periods LEFT JOIN period_stages ON period = number AND stage = 'publish'
-        WHERE periods.status = 'updated' AND result -> 'version' IS DISTINCT FROM to_jsonb(version)
+        SELECT format('stage publish of period %s', number), format('it done, with version %s', version),
+               CASE WHEN stage IS NULL THEN 'none'
+                    ELSE format('it %s, with version %s', published.status, result -> 'version') END
+        FROM periods LEFT JOIN period_stages AS published ON period = number AND stage = 'publish'
+        WHERE periods.status = 'updated'
+          AND (published.status IS DISTINCT FROM 'done' OR result -> 'version' <> to_jsonb(version))
     """,
     "logs as they were sealed": """
         SELECT format('log of period %s', number), format('%s interactions, as counted when it was sealed', events),
@@ -163,9 +165,16 @@ CHECKS = {
         FROM entity_rows GROUP BY kind
         HAVING (count(*), count(DISTINCT row), min(row)) <> (max(row)::bigint, count(*), 1)
     """,
-    "first periods of ids": """
-        SELECT format('%s %s', kind, id), 'a first period that is there', first_period::text
-        FROM entity_rows WHERE first_period NOT IN (SELECT number FROM periods)
+    "periods of ids": """
+        SELECT format('row %s of the kind %s', row, kind), 'a first period and a last that are there',
+               format('%s and %s', first_period, last_period)
+        FROM entity_rows
+        WHERE first_period > last_period OR first_period NOT IN (SELECT number FROM periods)
+           OR last_period NOT IN (SELECT number FROM periods)
+    """,
+    "periods of items": """
+        SELECT format('item %s', item_id), 'the period in which it was stored', format('%s, which is not there', period)
+        FROM items WHERE period NOT IN (SELECT number FROM periods)
     """,
     "folded histories": f"""
         SELECT format('history of user %s', user_id), 'up to {MAX_HISTORY} clicks, newest first',

@@ -10,18 +10,26 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
-from service.errors import NotReady, Unauthorized
-from service.limits import MAX_KEY_DAYS, MAX_KEY_NAME_LENGTH
+from service.errors import NotReady, RateLimited, Unauthorized
+from service.limits import (
+    MAX_KEY_DAYS,
+    MAX_KEY_NAME_LENGTH,
+    MAX_RATE,
+    MIN_RATE,
+    UNKNOWN_KEYS_BURST,
+    UNKNOWN_KEYS_RATE,
+)
 from service.storage.database import Database
 from service.storage.repositories import ApiKey
 from service.use_cases.audit import command_line
+from service.use_cases.rate_limit import Bucket
 
-__all__ = ["SCOPES", "KeyCache", "create_key", "list_keys", "revoke_key"]
+__all__ = ["SCOPES", "KeyCache", "create_key", "limit_key", "list_keys", "revoke_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +43,7 @@ async def create_key(
     name: str,
     scopes: Collection[str],
     *,
+    rate_limit: float | None = None,
     expires_at: datetime | None = None,
     reason: str | None = None,
 ) -> tuple[str, str]:
@@ -44,6 +53,7 @@ async def create_key(
         database: holds the keys.
         name: what it is for, or whose it is: up to `MAX_KEY_NAME_LENGTH` printable characters.
         scopes: some of `SCOPES`.
+        rate_limit: requests a second, 0 for any number; None for `Settings.rate_limit`.
         expires_at: from when on it is refused, up to `MAX_KEY_DAYS` from now; None for never.
         reason: for the audit.
 
@@ -64,13 +74,23 @@ async def create_key(
         raise ValueError(
             f"expected a key to expire later than now and within {MAX_KEY_DAYS} days; received {expires_at.isoformat()}"
         )
+    _check_rate(rate_limit)
     key_id = secrets.token_hex(6)
     key = f"asmg_{key_id}_{secrets.token_urlsafe(32)}"
     ordered = tuple(scope for scope in SCOPES if scope in scopes)
-    detail = {"key_id": key_id, "name": name, "scopes": list(ordered)}
+    detail: dict[str, object] = {"key_id": key_id, "name": name, "scopes": list(ordered)}
+    if rate_limit is not None:
+        detail["rate_limit"] = rate_limit
     if expires_at is not None:
         detail["expires_at"] = expires_at.isoformat()
-    made = ApiKey(key_id=key_id, name=name, secret_hash=_hash(key), scopes=ordered, expires_at=expires_at)
+    made = ApiKey(
+        key_id=key_id,
+        name=name,
+        secret_hash=_hash(key),
+        scopes=ordered,
+        rate_limit=rate_limit,
+        expires_at=expires_at,
+    )
     async with database.unit_of_work() as work:
         await work.keys.insert(made)
         await work.audit.add(command_line(), "create_key", detail, reason=reason)
@@ -92,6 +112,27 @@ async def revoke_key(database: Database, key_id: str, *, reason: str | None = No
             await work.audit.add(command_line(), "revoke_key", {"key_id": key_id}, reason=reason)
             await work.commit()
     return revoked
+
+
+async def limit_key(database: Database, key_id: str, rate_limit: float | None, *, reason: str | None = None) -> bool:
+    """Change the rate limit of a key, from a second later on; False where there is no such key that is not revoked.
+
+    Raises:
+        ValueError: `rate_limit` is not as `create_key` wants it.
+    """
+    _check_rate(rate_limit)
+    async with database.unit_of_work() as work:
+        changed = await work.keys.limit(key_id, rate_limit)
+        if changed:
+            detail = {"key_id": key_id, "rate_limit": rate_limit}
+            await work.audit.add(command_line(), "limit_key", detail, reason=reason)
+            await work.commit()
+    return changed
+
+
+def _check_rate(rate_limit: float | None) -> None:
+    if rate_limit and not MIN_RATE <= rate_limit <= MAX_RATE:
+        raise ValueError(f"expected a rate of {MIN_RATE} to {MAX_RATE} requests a second, or 0; received {rate_limit}")
 
 
 def _hash(key: str) -> str:
@@ -128,6 +169,7 @@ class KeyCache:
         database: holds the keys.
         ttl_seconds: how long an answer of the database is believed.
         grace_seconds: how long it is while the database does not answer.
+        on_refusal: called for each key that is not looked up, since too many unknown ones came.
     """
 
     MAX_ENTRIES = 10_000
@@ -136,12 +178,21 @@ class KeyCache:
     DEADLINE_SECONDS = 5.0
     """How long one with any other key does."""
 
-    def __init__(self, database: Database, *, ttl_seconds: float = 1.0, grace_seconds: float = 300.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        ttl_seconds: float = 1.0,
+        grace_seconds: float = 300.0,
+        on_refusal: Callable[[], None] = lambda: None,
+    ) -> None:
         self._database = database
         self._ttl = ttl_seconds
         self._grace = grace_seconds
         self._entries: dict[str, _Entry] = {}  # by the hash of the key, which is never kept itself
         self._lookups: dict[str, asyncio.Task[_Entry]] = {}
+        self._on_refusal = on_refusal
+        self._strangers = Bucket(UNKNOWN_KEYS_RATE, UNKNOWN_KEYS_BURST)
         self._any_ever = False
         self._any_asked_at = float("-inf")
 
@@ -155,6 +206,7 @@ class KeyCache:
 
         Raises:
             NotReady: the database does not answer, and the key was not seen lately.
+            RateLimited: the key was not seen lately, and too many came that nobody has: it is not looked up now.
             Unauthorized: it is none of ours, was revoked or has expired.
         """
         match = _KEY.fullmatch(key)
@@ -187,7 +239,11 @@ class KeyCache:
         # the request that happened to start it.
         lookup = self._lookups.get(digest)
         if lookup is None:
-            lookup = self._lookups[digest] = asyncio.create_task(self._look_up(key_id, digest))
+            stranger = known is None or known.key is None
+            if stranger and (wait := self._strangers.take(time.monotonic())):
+                self._on_refusal()
+                raise RateLimited("expected a key that was seen lately, for too many came that are unknown", wait)
+            lookup = self._lookups[digest] = asyncio.create_task(self._look_up(key_id, digest, stranger))
             lookup.add_done_callback(lambda task: self._forget(digest, task))
         if known is None or known.valid_key is None or time.monotonic() - known.asked_at > self._grace:
             try:
@@ -208,11 +264,13 @@ class KeyCache:
         if not lookup.cancelled():
             lookup.exception()  # seen, also where nobody waits for it any more
 
-    async def _look_up(self, key_id: str, digest: str) -> _Entry:
+    async def _look_up(self, key_id: str, digest: str, stranger: bool) -> _Entry:
         asked_at = time.monotonic()  # before the database looks, so that what it says is never older than it seems
         async with self._database.read() as session:
             key = await session.keys.get(key_id)
         same = key is not None and hmac.compare_digest(key.secret_hash, digest)
+        if same and stranger:
+            self._strangers.put_back()
         if len(self._entries) >= self.MAX_ENTRIES:
             self._make_room()
         entry = _Entry(key if same else None, asked_at=asked_at, believed_until=asked_at + self._ttl)

@@ -1,18 +1,22 @@
 """From the log of a sealed period, in the frontends' ids, to the table rows that the updaters read."""
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from asmg.batch import NO_CATEGORY, PeriodData, build_histories
+from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories
 from service.storage.database import Database
 from service.storage.repositories import Catalogue, EntityKind, PeriodLog, Positives
 
-__all__ = ["prepare_period"]
+__all__ = ["PreparedPeriod", "prepare_period"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,35 +29,60 @@ class _Rows:
     sizes: Mapping[EntityKind, int]
 
 
-async def prepare_period(database: Database, period: int, history_length: int) -> PeriodData:
+class PreparedPeriod(NamedTuple):
+    """A period as the updaters read it."""
+
+    data: PeriodData
+    allocations: dict[str, int]
+    """Kind → number of the latest allocation of rows: what a model that has learned the data knows."""
+
+
+async def prepare_period(
+    database: Database, period: int, history_length: int, *, evict_after: int | None = None
+) -> PreparedPeriod:
     """The log of a period as rows, with every user's history as it was at each interaction.
 
-    An id that was never in a closed period gets its row here, as do the catalogue's items and categories, so that a new
-    item is at least the sum of its categories. Running it again gives the same rows.
+    An id without a row gets one here, as do the catalogue's items and categories, so that a new item is at least the
+    sum of its categories; before that, users and items lose theirs that were not seen for `evict_after` periods, this
+    one included. Seen is what occurs in a log, in a history that was read for it, or was put into the catalogue.
+    All of it is one transaction, and running it again gives the same rows.
 
     Args:
         database: the log, the catalogue and the rows.
         period: a sealed period with at least one interaction.
         history_length: most recent positives kept for each interaction.
+        evict_after: in periods; None never evicts.
     """
     async with database.read() as session:
         log = await session.interactions.log(period)
         earlier = await session.interactions.earlier_positives(period, history_length)
         catalogue = await session.items.catalogue()
+    last = None if evict_after is None else period - evict_after
+    # An entry that was made so long ago gives its item no row any more; the item may have one of its own.
+    current = [i for i, put in zip(catalogue.item_ids, catalogue.periods, strict=True) if last is None or put > last]
     async with database.unit_of_work() as work:
-        maps = {}
-        for kind, ids in (
-            (EntityKind.USER, log.user_ids),
-            (EntityKind.ITEM, [*log.item_ids, *earlier.item_ids, *catalogue.item_ids]),
-            (EntityKind.CATEGORY, [name for names in catalogue.categories for name in names]),
+        maps, sizes, allocations = {}, {}, {}
+        for kind, seen, listed in (
+            (EntityKind.USER, log.user_ids, []),
+            (EntityKind.ITEM, [*log.item_ids, *earlier.item_ids], current),
+            (EntityKind.CATEGORY, [], [name for names in catalogue.categories for name in names]),
         ):
-            distinct = list(dict.fromkeys(ids))
+            await work.entities.see(kind, list(dict.fromkeys(seen)), period)
+            if last is not None and kind is not EntityKind.CATEGORY:
+                evicted = await work.entities.evict(kind, last)
+                logger.info("period %d: rows of %ss that are evicted: %d", period, kind, evicted)
+            distinct = list(dict.fromkeys([*seen, *listed]))
             rows = await work.entities.allocate(kind, distinct, period)
             maps[kind] = dict(zip(distinct, rows.tolist(), strict=True))
-        sizes = {kind: await work.entities.count(kind) + 1 for kind in EntityKind}
+            extent = await work.entities.extent(kind)
+            sizes[kind], allocations[str(kind)] = extent.row + 1, extent.allocation
+        if last is not None:
+            rows = await work.entities.find(EntityKind.ITEM, catalogue.item_ids)
+            maps[EntityKind.ITEM] |= zip(catalogue.item_ids, rows.tolist(), strict=True)
         await work.commit()
     rows_of = _Rows(maps[EntityKind.USER], maps[EntityKind.ITEM], maps[EntityKind.CATEGORY], sizes)
-    return await asyncio.to_thread(_encode, log, earlier, catalogue, rows_of, history_length)
+    data = await asyncio.to_thread(_encode, log, earlier, catalogue, rows_of, history_length)
+    return PreparedPeriod(data, allocations)
 
 
 def _encode(log: PeriodLog, earlier: Positives, catalogue: Catalogue, rows: _Rows, history_length: int) -> PeriodData:
@@ -67,7 +96,8 @@ def _encode(log: PeriodLog, earlier: Positives, catalogue: Catalogue, rows: _Row
     width = max((len(names) for names in catalogue.categories), default=1) or 1
     categories = np.full((rows.sizes[EntityKind.ITEM], width), NO_CATEGORY, dtype=np.int32)
     for item_id, names in zip(catalogue.item_ids, catalogue.categories, strict=True):
-        categories[rows.item[item_id], : len(names)] = [rows.category[name] for name in names]
+        if (row := rows.item[item_id]) != COLD_ROW:  # its item was evicted
+            categories[row, : len(names)] = [rows.category[name] for name in names]
     return PeriodData(
         user=torch.from_numpy(user.astype(np.int32)),
         item=torch.from_numpy(item.astype(np.int32)),

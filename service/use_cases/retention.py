@@ -7,15 +7,13 @@ from datetime import timedelta
 from typing import Any
 
 from service.errors import NotReady
+from service.limits import KEPT_FOR_TRAINING
 from service.settings import Settings
 from service.storage.database import Database, Lock
 
 __all__ = ["drop_old_logs", "merge_event_ids", "prune", "sweep"]
 
 logger = logging.getLogger(__name__)
-
-KEPT_FOR_TRAINING = 7
-"""Periods that the method which looks back furthest, bu-7, learns from."""
 
 LOCK_SECONDS = 0.2
 """How long ingestion may be held up to let go of an old log; after that the next period tries again."""
@@ -40,6 +38,7 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)  # no rollback may choose a version while it loses its artifacts
         digests = {digest for stage in await work.stages.list(period) for digest in _digests(stage.result)}
+        await work.stages.forget_results(period)  # of use to an update that goes on; a row of digests a period for ever
         digests.update(await work.models.retire(keep_serving=settings.keep_versions, keep_states=settings.keep_states))
         deleted = await work.artifacts.delete(sorted(digests))
         await work.commit()
@@ -84,9 +83,10 @@ async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
 
 
 async def sweep(database: Database) -> int:
-    """Delete what no version and no update under way names: left by workers that died, or by periods in quarantine.
+    """Delete what no version names and no update may go on with: left by workers that died, or by updates that began
+    again.
 
-    To be called by the leading worker before it begins to work.
+    To be called by the leading worker, between updates.
 
     Returns:
         the number of artifacts deleted.

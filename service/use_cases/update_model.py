@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+import torch
+from torch import Tensor
+
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.metrics import Scores
-from asmg.models import Params, table_sizes
+from asmg.models import Params, forget, table_sizes
 from asmg.progressive import stage_rng
 from asmg.training import evaluate
 from asmg.updaters.base import Updater
@@ -51,6 +54,9 @@ PROGRESS_SECONDS = 0.25
 
 HOT_PARTS = ("hidden",)
 """Parts of the training state that Redis keeps too, beside the serving snapshot."""
+
+SERVED = ("serving", "serving_allocations")
+"""Of a version's state: the parameters that it serves, and which ids these know."""
 
 ACTOR = "worker"
 
@@ -90,6 +96,7 @@ class PeriodUpdate:
         self._late = False
         self._state: Any = None
         self._parts: dict[str, str] = {}
+        self._allocations: Mapping[str, int] = {}
         self._written: dict[str, tuple[Checkpoint, str]] = {}
         self._data: PeriodData | None = None
 
@@ -106,6 +113,7 @@ class PeriodUpdate:
             return version
         await self._begin()
         prepared = await self._stage("prepare", self._prepare)
+        self._allocations = prepared.get("allocations", {})
         if self._data is None:
             self._data = load_data(await self._read(prepared["data"], "period-data"))
         scored = await self._stage("score", self._score)
@@ -197,9 +205,13 @@ class PeriodUpdate:
 
     async def _prepare(self, _: Callable[[float], None]) -> dict[str, Any]:
         assert self._head is not None
-        self._data = await prepare_period(self._w.database, self.period, self._w.settings.history_length)
+        settings = self._w.settings
+        self._data, allocations = await prepare_period(
+            self._w.database, self.period, settings.history_length, evict_after=settings.evict_after_periods
+        )
         digest = await self._write(dump_data(self._data))
-        return {"head": self._head.version, "updater": self._w.updater.name, "data": digest}
+        origin = {"head": self._head.version, "updater": self._w.updater.name}
+        return {**origin, "data": digest, "allocations": allocations}
 
     async def _score(self, _: Callable[[float], None]) -> dict[str, Any]:
         """Progressive validation: every model that was there before, on a log that none of them has seen.
@@ -229,7 +241,8 @@ class PeriodUpdate:
         for name, version in others.items():
             if version is not None and "serving" in version.state:
                 model = await self._read(version.state["serving"], "model")
-                models[name] = (version.version, dict(model.tensors))
+                strange = await self._rows_of_nobody(version.state.get("serving_allocations", {}))
+                models[name] = (version.version, forget(model.tensors, strange))
         found: dict[str, Any] = {}
         rows = []
         for name, (number, params) in models.items():
@@ -271,16 +284,30 @@ class PeriodUpdate:
         return digest
 
     async def _load_state(self) -> Any:
-        """The training state: the one at hand, or as the last finished stage left it, or as the head version has it."""
+        """The training state: the one at hand, or as the last finished stage left it, or as the head version has it.
+
+        In that of the head, rows that changed hands since it was made are nobody's yet.
+        """
         if self._state is None:
             assert self._head is not None
             if self._parts:
                 blobs = {name: await self._w.artifacts.get(digest) for name, digest in self._parts.items()}
                 parts = {name: Checkpoint.from_bytes(data) for name, data in blobs.items()}
                 self._state = await asyncio.to_thread(self._restored, parts)
+                if not any(stage in self._done for stage in self._w.updater.stages):
+                    rows = await self._rows_of_nobody(self._head.state.get("allocations", {}))
+                    self._state = await asyncio.to_thread(self._w.updater.forgotten, self._state, rows)
             else:
                 self._state = self._w.updater.initial(stage_rng(self._w.settings.seed, 0, "initial"))
         return self._state
+
+    async def _rows_of_nobody(self, allocations: Mapping[str, int]) -> dict[str, Tensor]:
+        """Table name → rows that belong to nobody whom a model with these latest allocations knows."""
+        async with self._w.database.read() as session:
+            return {
+                str(kind): torch.from_numpy(await session.entities.rows_of_nobody(kind, allocations.get(kind, 0)))
+                for kind in EntityKind
+            }
 
     def _restored(self, parts: Mapping[str, Checkpoint]) -> Any:
         """The state in these parts; where another method left them, one that goes on from its base model."""
@@ -311,10 +338,11 @@ class PeriodUpdate:
         kind = ModelKind(gate["decision"])
         state = await self._load_state()
         serving_digest: str | None = None
-        serving: str | None = None
+        served: Mapping[str, Any] = {}
         if kind is not ModelKind.PREVIOUS:
             params = self._w.updater.serving_models(state)[kind]
             serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
+            served = {"serving": serving, "serving_allocations": self._allocations}
             serving_digest = await self._put_snapshot(params)
         async with self._w.database.unit_of_work() as work:
             await work.lock_exclusive(Lock.MODELS)
@@ -322,7 +350,7 @@ class PeriodUpdate:
             if (await _head(work)).version != self._head.version:
                 raise Superseded(f"head is not version {self._head.version} any more")
             if kind is ModelKind.PREVIOUS:
-                serving_digest, serving = await _served_now(work)
+                serving_digest, served = await _served_now(work)
             version = (await work.models.latest_version() or 0) + 1
             await work.models.insert(
                 ModelVersion(
@@ -331,13 +359,13 @@ class PeriodUpdate:
                     kind=kind,
                     parent_version=self._head.version,
                     serving_digest=serving_digest,
-                    state={"parts": self._parts} | ({"serving": serving} if serving else {}),
+                    state={"parts": self._parts, "allocations": self._allocations, **served},
                     scores=scored,
                     gate=gate,
                     created_by=ACTOR,
                 )
             )
-            await self._move_aliases(work, version, gate["reason"], trained=serving is not None)
+            await self._move_aliases(work, version, gate["reason"], trained="serving" in served)
             await work.periods.set_status(self.period, PeriodStatus.UPDATED, version=version)
             result = {"version": version}
             await work.stages.finish(self.period, "publish", time.perf_counter() - started, result)
@@ -362,7 +390,10 @@ class PeriodUpdate:
         assert self._data is not None
         categories = self._data.item_categories
         async with self._w.database.read() as session:
-            known = {kind: await session.entities.rows(kind) for kind in (EntityKind.USER, EntityKind.ITEM)}
+            known = {
+                kind: await session.entities.rows(kind, self._allocations.get(kind, 0))
+                for kind in (EntityKind.USER, EntityKind.ITEM)
+            }
         sizes = table_sizes(params)
 
         def within(kind: EntityKind) -> Known:
@@ -397,10 +428,10 @@ async def _head(work: UnitOfWork) -> ModelVersion:
     return version
 
 
-async def _served_now(work: UnitOfWork) -> tuple[str | None, str | None]:
-    """The champion's snapshot, and its parameters where it has any (the prior has not)."""
+async def _served_now(work: UnitOfWork) -> tuple[str | None, Mapping[str, Any]]:
+    """The champion's snapshot, and what its state says of its parameters (of the prior's, which has none, nothing)."""
     alias = await work.models.alias(AliasName.CHAMPION)
     assert alias is not None, "version 0 is made before the first update"
     version = await work.models.get(alias.version)
     assert version is not None, "aliases refer to versions"
-    return version.serving_digest, version.state.get("serving")
+    return version.serving_digest, {name: version.state[name] for name in SERVED if name in version.state}

@@ -275,13 +275,15 @@ class SlowTraining:
 
 
 class Footprint(TorchDispatchMode):
-    """The largest tensor that any torch operation within returned, and the most memory that numpy held at a time.
+    """The largest tensor that any torch operation within returned, all of them together, and the most memory that numpy
+    held at a time.
 
     What numba allocates inside of compiled code is not seen; views of what is there already are not counted.
     """
 
     elements = 0
     """Of a new tensor."""
+    all_elements = 0
     numpy_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -289,13 +291,15 @@ class Footprint(TorchDispatchMode):
         known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+                elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+                self.elements = max(self.elements, elements)
+                self.all_elements += elements
         return result
 
     def __enter__(self) -> "Footprint":
         super().__enter__()
         torch.ones(1).clone()  # torch loads what it needs for this
-        self.elements = 0
+        self.elements = self.all_elements = 0
         tracemalloc.start()
         return self
 

@@ -133,6 +133,26 @@ def rows_that_nobody_touches_change_nothing_and_cost_nothing_but_in_the_last_sta
     assert largest > more  # in the last stage
 
 
+@check
+def new_rows_cost_no_copy_of_the_tables(case: Case) -> None:
+    """The last stage writes each table once, with or without new rows: ten more cost less than one more copy would."""
+    updater, more, state = case.build(), 10_000, case.state(1)
+    sizes = {"users": 14, "items": 25} | ({"categories": 11} if case.config.categories else {})
+    for t in (2, 3):
+        state = updater.update(state, padded(case.period(t, 60, **sizes), more), rng=torch_rng(t))
+    written = []
+    for new in (0, 10):
+        after, data = state, padded(case.period(4, 60, **sizes), more + new)
+        for stage in updater.stages:
+            with Footprint() if stage == updater.stages[-1] else nullcontext() as footprint:
+                after = updater.run_stage(stage, after, data, rng=torch_rng(0))
+        assert footprint is not None
+        written.append(footprint.all_elements)
+        check_served(updater, after, data)
+    assert written[0] > more
+    assert 0 < written[1] - written[0] < more
+
+
 # --- what a period may look like
 
 

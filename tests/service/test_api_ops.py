@@ -153,6 +153,8 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
         "/periods/{number}/events",
         "/admin/models",
         "/admin/models/{version}",
+        "/admin/models/{version}/pin",
+        "/admin/models/{version}/unpin",
         "/admin/rollback",
         "/admin/audit",
         "/healthz",

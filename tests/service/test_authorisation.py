@@ -128,7 +128,13 @@ async def client(
 
 
 async def ask(client: httpx.AsyncClient, call: Call, headers: Mapping[str, bytes], query: str = "") -> httpx.Response:
-    return await client.request(call.method, call.target + query, json=call.body, headers=dict(headers))
+    """The answer; one that only says that a server was too slow, on a busy machine, is asked for again."""
+    for _ in range(5):
+        response = await client.request(call.method, call.target + query, json=call.body, headers=dict(headers))
+        if response.status_code != 503:
+            break
+        await asyncio.sleep(float(response.headers["retry-after"]))
+    return response
 
 
 def in_both_headers(key: bytes) -> list[dict[str, bytes]]:

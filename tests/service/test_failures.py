@@ -10,11 +10,12 @@ import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -25,6 +26,8 @@ from service.storage.repositories import Period
 from service.use_cases import update_model
 from service.use_cases.quarantine import MOST_CRASHES
 from tests.conftest import Servers, database_dsn, in_thread
+from tests.service.api_support import event
+from tests.service.programs import program
 from tests.service.test_update_model import Prepared, working
 from tests.service.update_support import STAGES, bench, copies, outcome, periods, single_thread
 from tests.service.worker_processes import ForkedWorker, forked_worker
@@ -89,6 +92,13 @@ async def period_2(database: Database) -> Period:
     return period
 
 
+async def execute(database: Database, *statements: str) -> None:
+    async with database.unit_of_work() as work:
+        for statement in statements:
+            await work.connection.execute(text(statement))
+        await work.commit()
+
+
 async def until(database: Database, number: int, *statuses: str, seconds: float = 60) -> Period:
     """Wait until a period has one of these statuses."""
     async with asyncio.timeout(seconds):
@@ -111,21 +121,18 @@ async def logged(process: ForkedWorker, what: str, times: int = 1, seconds: floa
 KEY = 4242
 """Of the advisory lock that is the gate."""
 
+COMMITTING = "CREATE CONSTRAINT TRIGGER gate AFTER INSERT OR UPDATE ON {table} DEFERRABLE INITIALLY DEFERRED"
+BEFORE = "CREATE TRIGGER gate BEFORE INSERT OR UPDATE ON {table}"
+
 MOMENTS = {
-    # The commit that notes the beginning of the stage is under way.
-    "started": "CREATE CONSTRAINT TRIGGER gate AFTER INSERT OR UPDATE ON period_stages DEFERRABLE INITIALLY DEFERRED "
-    "FOR EACH ROW WHEN (NEW.stage = '{stage}' AND NEW.status = 'running') EXECUTE FUNCTION gate()",
-    # All its work is done, and is about to be noted.
-    "worked": "CREATE TRIGGER gate BEFORE UPDATE ON period_stages "
-    "FOR EACH ROW WHEN (NEW.stage = '{stage}' AND NEW.status = 'done') EXECUTE FUNCTION gate()",
-    # The commit that notes its end is under way.
-    "noted": "CREATE CONSTRAINT TRIGGER gate AFTER UPDATE ON period_stages DEFERRABLE INITIALLY DEFERRED "
-    "FOR EACH ROW WHEN (NEW.stage = '{stage}' AND NEW.status = 'done') EXECUTE FUNCTION gate()",
+    "started": (COMMITTING, "running"),  # the commit that notes the beginning of a stage is under way
+    "worked": (BEFORE, "done"),  # all its work is done, and is about to be noted
+    "noted": (COMMITTING, "done"),  # the commit that notes its end is under way
 }
 
 
 class Gate:
-    """Holds up, in Postgres, who comes to a moment of a stage, until it is opened or Postgres ends."""
+    """Holds up, in Postgres, who comes to a certain moment, until it is opened or Postgres ends."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -143,13 +150,20 @@ class Gate:
         await self._connection.execute("SELECT pg_advisory_unlock_all()")
 
 
+def gate(dsn: str, stage: str, moment: str) -> AbstractAsyncContextManager[Gate]:
+    """Before whoever comes to a moment of a stage."""
+    trigger, status = MOMENTS[moment]
+    return gate_at(dsn, trigger, "period_stages", f"NEW.stage = '{stage}' AND NEW.status = '{status}'")
+
+
 @asynccontextmanager
-async def gate(dsn: str, stage: str, moment: str) -> AsyncIterator[Gate]:
+async def gate_at(dsn: str, trigger: str, table: str, condition: str) -> AsyncIterator[Gate]:
     connection = await asyncpg.connect(dsn.replace("+asyncpg", ""))
     body = f"BEGIN PERFORM pg_advisory_xact_lock({KEY}); RETURN NEW; END"
     await connection.execute(f"CREATE OR REPLACE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS '{body}'")
-    await connection.execute("DROP TRIGGER IF EXISTS gate ON period_stages")
-    await connection.execute(MOMENTS[moment].format(stage=stage))
+    await connection.execute(f"DROP TRIGGER IF EXISTS gate ON {table}")
+    statement = f"{trigger.format(table=table)} FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION gate()"
+    await connection.execute(statement)
     await connection.execute(f"SELECT pg_advisory_lock({KEY})")
     try:
         yield Gate(connection)
@@ -216,6 +230,41 @@ class TestKills:
             process.stop()
 
 
+class TestClose:
+    """A close is carried out once or not at all, and who sends it again learns which period it was."""
+
+    @pytest.mark.slow
+    async def test_an_api_process_killed_during_a_close(
+        self, dsn: str, database: Database, redis_url: str, tmp_path: Path
+    ) -> None:
+        """Before the commit, and while it commits."""
+        servers = {"ASMG_POSTGRES_DSN": dsn, "ASMG_REDIS_URL": redis_url}
+        with program(tmp_path, "--no-worker", **servers) as service:
+            async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+                for number, moment in ((3, BEFORE), (4, COMMITTING)):
+                    batch = {"interactions": [event(n) for n in range(10 * number, 10 * number + 5)]}
+                    assert (await client.post("/interactions", json=batch)).json()["accepted"] == 5
+                    close = {"json": {"expected_period": number}, "headers": {"Idempotency-Key": f"close {number}"}}
+                    async with gate_at(dsn, moment, "periods", f"NEW.number = {number + 1}") as held:
+                        closing = asyncio.create_task(client.post("/periods/close", **close))
+                        await held.reached()
+                        (api,) = service.children()
+                        api.kill()
+                        with pytest.raises(httpx.TransportError):
+                            await closing
+                        await held.open()
+                    # Its successor answers these.
+                    answers = [await client.post("/periods/close", **close) for _ in range(2)]
+                    assert [(a.status_code, a.json()["period"]) for a in answers] == [(202, number)] * 2
+                    without_key = await client.post("/periods/close", json={"expected_period": number})
+                    assert without_key.status_code == 409
+        async with database.read() as session:
+            logs = [(period.number, period.status, period.events) for period in await session.periods.list(10)]
+            audit = [entry.detail for entry in await session.audit.list(20) if entry.action == "close_period"]
+        assert logs[:3] == [(5, "open", None), (4, "sealed", 5), (3, "sealed", 5)]
+        assert [detail["period"] for detail in audit] == [4, 3, 2, 1]
+
+
 class TestCrashLoop:
     """A period at which worker after worker dies is given up; nothing that a living worker goes through counts."""
 
@@ -239,9 +288,8 @@ class TestCrashLoop:
     async def test_a_stage_that_is_done_ends_the_row(
         self, dsn: str, sealed: Prepared, database: Database, redis_url: str, tmp_path: Path
     ) -> None:
-        for stage in ("score", "update_base"):
-            for _ in range(MOST_CRASHES - 1):
-                await kill_at(dsn, redis_url, tmp_path, stage, "worked")
+        await execute(database, f"UPDATE periods SET crashes = {MOST_CRASHES - 1} WHERE number = 2")
+        await kill_at(dsn, redis_url, tmp_path, "prepare", "noted")
         with forked_worker(dsn, redis_url, tmp_path) as last:
             await until(database, 2, "updated")
             last.stop()
@@ -310,7 +358,7 @@ class TestStandby:
 class TestDisk:
     """No room is trouble of the machine or of Postgres: the worker waits for it, and the period loses no attempt."""
 
-    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT])
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE])
     async def test_a_snapshot_that_cannot_be_written(
         self,
         dsn: str,
@@ -362,7 +410,7 @@ class TestDisk:
     async def test_a_postgres_without_room(
         self, dsn: str, sealed: Prepared, database: Database, redis_url: str, tmp_path: Path
     ) -> None:
-        await self._execute(
+        await execute(
             database,
             "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
             "RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$",
@@ -373,13 +421,7 @@ class TestDisk:
             assert "53100" in process.log
             period = await period_2(database)
             assert (period.status, period.attempts, period.crashes) == ("updating", 0, 0)
-            await self._execute(database, "DROP TRIGGER full_disk ON artifacts")
+            await execute(database, "DROP TRIGGER full_disk ON artifacts")
             await until(database, 2, "updated")
             assert await outcome(database) == sealed.outcome
             process.stop()
-
-    async def _execute(self, database: Database, *statements: str) -> None:
-        async with database.unit_of_work() as work:
-            for statement in statements:
-                await work.connection.execute(text(statement))
-            await work.commit()

@@ -21,6 +21,10 @@ HOUR = 3_600_000
 START = moment(1_700_000_000_000)
 
 
+async def prepared_data(database: Database, period: int, history_length: int) -> PeriodData:
+    return (await prepare_period(database, period, history_length)).data
+
+
 def event(name: str, user: str, item: str, label: int, milliseconds: float) -> Interaction:
     return Interaction(name, user, item, label, START + timedelta(milliseconds=milliseconds))
 
@@ -148,7 +152,7 @@ async def test_equals_the_obvious_version(logs: Logs, seed: int) -> None:
                 batch.append(event(f"{number}-{part}-{n:03}", user, random.choice(items), random.randrange(2), time))
             batches.append(batch)
         await logs.add(*batches)
-        data = await prepare_period(logs.database, number, 30)
+        data = await prepared_data(logs.database, number, 30)
         expected = obvious.prepare(logs, number)
         expected.check(data)
     assert max(map(len, expected.histories)) == 30
@@ -159,8 +163,8 @@ async def test_the_cap_keeps_the_most_recent(logs: Logs, length: int) -> None:
     await logs.add([event(f"a{n:02}", "u", f"i{n}", 1, n) for n in range(40)])
     await logs.add([event(f"b{n}", "u", f"j{n}", 1, 100 + n) for n in range(2)] + [event("bx", "u", "k", 0, 200)])
     obvious = Obvious()
-    obvious.prepare(logs, 1, length).check(await prepare_period(logs.database, 1, length))
-    data = await prepare_period(logs.database, 2, length)
+    obvious.prepare(logs, 1, length).check(await prepared_data(logs.database, 1, length))
+    data = await prepared_data(logs.database, 2, length)
     obvious.prepare(logs, 2, length).check(data)
     # By hand: i0…i39 have rows 1…40, j0 and j1 follow with 41 and 42.
     assert histories(data)[2] == [42, 41, *range(40, 0, -1)][:length]
@@ -168,20 +172,20 @@ async def test_the_cap_keeps_the_most_recent(logs: Logs, length: int) -> None:
 
 async def test_rows_are_repeatable_and_stable(logs: Logs) -> None:
     await logs.add([event("a1", "zoe", "z", 1, 1), event("a2", "amy", "y", 0, 2), event("a3", "zoe", "y", 1, 3)])
-    first = await prepare_period(logs.database, 1, 30)
-    again = await prepare_period(logs.database, 1, 30)
+    first = await prepared_data(logs.database, 1, 30)
+    again = await prepared_data(logs.database, 1, 30)
     for name in ("user", "item", "history", "offsets", "label", "item_categories"):
         assert torch.equal(getattr(first, name), getattr(again, name)), name
     assert (first.user.tolist(), first.item.tolist()) == ([1, 2, 1], [1, 2, 2])
     await logs.add([event("b1", "new", "x", 1, 10), event("b2", "amy", "z", 0, 11)])
-    second = await prepare_period(logs.database, 2, 30)
+    second = await prepared_data(logs.database, 2, 30)
     assert (second.user.tolist(), second.item.tolist(), second.sizes) == (
         [3, 2],
         [3, 1],
         {"user": 4, "item": 4, "category": 1},
     )
     # The first period has still the same rows, though the tables have grown.
-    later = await prepare_period(logs.database, 1, 30)
+    later = await prepared_data(logs.database, 1, 30)
     assert (later.user.tolist(), later.item.tolist()) == ([1, 2, 1], [1, 2, 2])
     assert (later.users, later.items) == (4, 4)
 
@@ -193,7 +197,7 @@ async def test_the_open_period_does_not_show(logs: Logs) -> None:
         events = [event("b1", "u", "other", 1, 150), event("b2", "v", "j", 1, 50)]
         await work.interactions.insert(2, EventBatch.of(events))
         await work.commit()
-    data = await prepare_period(logs.database, 1, 30)
+    data = await prepared_data(logs.database, 1, 30)
     assert histories(data) == [[], [1]]
     assert data.sizes == {"user": 2, "item": 3, "category": 1}
 
@@ -208,8 +212,8 @@ async def test_a_history_ends_strictly_before_its_interaction(logs: Logs) -> Non
             event("b4", "other", "z", 0, 300),
         ]
     )
-    await prepare_period(logs.database, 1, 30)
-    data = await prepare_period(logs.database, 2, 30)
+    await prepared_data(logs.database, 1, 30)
+    data = await prepared_data(logs.database, 2, 30)
     # Rows: old 1, same 2, x 3, y 4, z 5. A click is in no history of its own millisecond, from whatever period.
     assert histories(data) == [[1], [1], [4, 3, 2, 1], []]
 
@@ -217,15 +221,15 @@ async def test_a_history_ends_strictly_before_its_interaction(logs: Logs) -> Non
 async def test_clicks_of_the_same_millisecond_take_no_place_in_a_history(logs: Logs) -> None:
     await logs.add([event("a1", "u", "old", 1, 100), event("a2", "u", "same", 1, 200.2)])
     await logs.add([event("b1", "u", "x", 0, 200.4)])
-    await prepare_period(logs.database, 1, 1)
-    assert histories(await prepare_period(logs.database, 2, 1)) == [[1]]
+    await prepared_data(logs.database, 1, 1)
+    assert histories(await prepared_data(logs.database, 2, 1)) == [[1]]
 
 
 async def test_of_equal_times_the_one_ingested_later_is_more_recent(logs: Logs) -> None:
     await logs.add([event(f"a{n}", "u", f"i{n}", 1, 100) for n in range(4)])
     await logs.add([event("b0", "u", "i4", 1, 100), event("b1", "u", "i5", 0, 200)])
-    await prepare_period(logs.database, 1, 3)
-    data = await prepare_period(logs.database, 2, 3)
+    await prepared_data(logs.database, 1, 3)
+    data = await prepared_data(logs.database, 2, 3)
     assert histories(data) == [[], [5, 4, 3]]
 
 
@@ -233,8 +237,8 @@ async def test_a_late_event_has_the_history_of_its_time(logs: Logs) -> None:
     await logs.add([event(f"a{n:02}", "u", f"i{n:02}", 1, n) for n in range(80)])
     # Arrives a period late; sixty clicks of that period came after it.
     await logs.add([event("b0", "u", "late", 1, 19.5), event("b1", "u", "x", 0, 1000), event("b2", "v", "x", 0, 1000)])
-    await prepare_period(logs.database, 1, 30)
-    data = await prepare_period(logs.database, 2, 30)
+    await prepared_data(logs.database, 1, 30)
+    data = await prepared_data(logs.database, 2, 30)
     late, usual, stranger = histories(data)
     assert late == list(range(19, 0, -1))  # of i00…i18; i19 shares its millisecond
     assert usual == list(range(80, 50, -1))
@@ -245,15 +249,15 @@ async def test_clicks_said_to_be_in_the_future_do_not_hide_the_others(logs: Logs
     century = 100 * 365 * 24 * HOUR
     await logs.add([event("a1", "u", "old", 1, 1), *(event(f"b{n:02}", "u", "odd", 1, century) for n in range(40))])
     await logs.add([event("c1", "u", "x", 0, HOUR)])
-    await prepare_period(logs.database, 1, 30)
-    data = await prepare_period(logs.database, 2, 30)
+    await prepared_data(logs.database, 1, 30)
+    data = await prepared_data(logs.database, 2, 30)
     assert histories(data) == [[1]]
 
 
 async def test_catalogue_items_have_rows_before_anyone_sees_them(logs: Logs) -> None:
     await logs.put({"c-shoe": ("red", "shoe"), "b-none": (), "a-hat": ("hat", "red", "wool")})
     await logs.add([event("a1", "u", "c-shoe", 1, 1), event("a2", "u", "unlisted", 0, 2)])
-    data = await prepare_period(logs.database, 1, 30)
+    data = await prepared_data(logs.database, 1, 30)
     assert data.item.tolist() == [1, 2]
     # a-hat 3, b-none 4; categories in the order of the items' ids: hat 1, red 2, wool 3, shoe 4.
     assert data.sizes == {"user": 2, "item": 5, "category": 5}
@@ -262,7 +266,7 @@ async def test_catalogue_items_have_rows_before_anyone_sees_them(logs: Logs) -> 
 
     await logs.put({"c-shoe": ("sandal",), "d-new": ("hat",)})
     await logs.add([event("b1", "u", "b-none", 1, 10)])
-    later = await prepare_period(logs.database, 2, 30)
+    later = await prepared_data(logs.database, 2, 30)
     assert later.sizes == {"user": 2, "item": 6, "category": 6}
     assert later.item_categories is not None
     assert [row[0] for row in later.item_categories.tolist()] == [-1, 5, -1, 1, -1, 1]
@@ -271,7 +275,7 @@ async def test_catalogue_items_have_rows_before_anyone_sees_them(logs: Logs) -> 
 async def test_ids_of_a_period_that_was_given_up_get_their_rows_later(logs: Logs) -> None:
     await logs.add([event("a1", "u", "i", 1, 1), event("a2", "gone", "j", 1, 2)])
     await logs.add([event("b1", "new", "k", 0, 10), event("b2", "u", "k", 0, 11)])
-    data = await prepare_period(logs.database, 2, 30)
+    data = await prepared_data(logs.database, 2, 30)
     assert (data.user.tolist(), data.item.tolist(), histories(data)) == ([1, 2], [1, 1], [[], [2]])
     assert (data.users, data.items) == (3, 3)
 

@@ -2,11 +2,9 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -16,6 +14,7 @@ from service.storage.database import Database
 from service.use_cases.auth import create_key
 from tests.conftest import in_thread
 from tests.service.api_support import served_app, settings_for
+from tests.service.raw_http import Connection
 
 QUESTION = {"user_id": "u", "items": ["a", "b"], "history": ["c"], "request_id": "r"}
 
@@ -47,43 +46,6 @@ def request(body: bytes, *lines: str, version: str = "1.1") -> bytes:
 
 
 BODY = json.dumps(QUESTION).encode()
-
-
-class Connection:
-    def __init__(self, url: str) -> None:
-        place = urlsplit(url)
-        self.socket = socket.create_connection((place.hostname, place.port), timeout=5)
-        self._left = b""
-
-    def send(self, *parts: bytes) -> None:
-        for part in parts:
-            self.socket.sendall(part)
-
-    def answer(self) -> tuple[int, dict[str, str], Any]:
-        while b"\r\n\r\n" not in self._left:
-            self._left += self._more()
-        head, _, rest = self._left.partition(b"\r\n\r\n")
-        status, *lines = head.decode().split("\r\n")
-        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-        length = int(headers["content-length"])
-        while len(rest) < length:
-            rest += self._more()
-        self._left = rest[length:]
-        return int(status.split(" ")[1]), headers, json.loads(rest[:length])
-
-    def is_closed(self) -> bool:
-        return self._left == b"" and self.socket.recv(1) == b""
-
-    def _more(self) -> bytes:
-        data = self.socket.recv(65536)
-        assert data, "the connection was closed"
-        return data
-
-    def __enter__(self) -> "Connection":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ from service.errors import ModelPruned
 from service.serving.snapshot import Snapshot
 from service.storage.database import Database, Lock
 from service.storage.redis_state import Notices
-from service.storage.repositories import AliasName, ModelKind, ModelVersion
+from service.storage.repositories import AliasName, ModelKind, ModelVersion, PeriodStatus
 from service.use_cases import retention
 from service.use_cases.pins import set_pinned
 from service.use_cases.retention import drop_old_logs, prune, sweep
 from service.use_cases.rollback import rollback
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
-from tests.service.update_support import Bench, bench, copies, named, periods, single_thread, stored
+from tests.service.update_support import STAGES, Bench, bench, copies, named, periods, single_thread, stored
 
 
 class Stopped(Exception):
@@ -156,6 +156,10 @@ async def test_intermediate_artifacts_go_after_each_period(few: Bench) -> None:
     assert deleted == len(before) - len(named(found)) > 0
     assert await few.outcome() == found
     assert await prune(few.database, 1, few.settings) == 0
+    async with few.database.read() as session:
+        stages = await session.stages.list(1)
+    assert [(stage.stage, stage.status, stage.result) for stage in stages] == [(name, "done", None) for name in STAGES]
+    assert all(stage.seconds is not None for stage in stages)
 
 
 async def test_a_sweep_takes_what_a_dead_worker_left(few: Bench) -> None:
@@ -175,7 +179,29 @@ async def test_a_sweep_takes_what_a_dead_worker_left(few: Bench) -> None:
     before = await stored(few.database)
     assert before > named(await few.outcome())
     await age(few.database)
-    assert await sweep(few.database) == 0
+    for status in (PeriodStatus.UPDATING, PeriodStatus.SEALED):
+        async with few.database.unit_of_work() as work:
+            await work.periods.set_status(2, status)
+            await work.commit()
+        assert await sweep(few.database) == 0
+    assert await few.update(2) == 2
+
+
+async def test_a_sweep_takes_what_an_update_made_that_began_again(few: Bench) -> None:
+    first, second = periods(2)
+    await few.log(first)
+    await few.update(1)
+    await prune(few.database, 1, few.settings)
+    await few.log(second)
+    with pytest.raises(Stopped):
+        await few.update(2, notices=StopsAtGenerate(few.redis))
+    await age(few.database)
+    await roll(few, 0, "excise")  # the head that it began with is not the head any more
+    with pytest.raises(Stopped):
+        await few.update(2, notices=StopsAtGenerate(few.redis))
+    before = await stored(few.database)
+    assert await sweep(few.database) > 0
+    assert named(await few.outcome()) < await stored(few.database) < before
     assert await few.update(2) == 2
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import socket
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConfigurationError, NotReady
-from service.storage.database import Database, Leadership, Lock
+from service.storage.database import KEEPALIVE, SESSION, Database, Leadership, Lock
 from service.storage.repositories import EventBatch, Interaction
 
 EVENT = Interaction("e1", "u1", "i1", 1, datetime(2024, 5, 1, tzinfo=UTC))
@@ -118,6 +119,20 @@ async def test_a_lost_connection_is_not_ready_and_the_next_session_works(databas
     assert await count(database) == 0
 
 
+async def test_a_host_that_is_gone_is_found_out_by_both_sides(database: Database) -> None:
+    """By keepalives, where there is a network in between."""
+    names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
+    async with database.read() as session:
+        shown = [await session.connection.scalar(text(f"SHOW {name}")) for name in names]
+        raw = (await session.connection.get_raw_connection()).driver_connection
+    opened = raw._transport.get_extra_info("socket")
+    if opened.family is socket.AF_UNIX:
+        assert set(shown) == {"0"}
+    else:
+        assert shown == ["10", "5", "3", "25000"]
+        assert all(opened.getsockopt(level, option) == value for level, option, value in KEEPALIVE)
+
+
 RAISED = ["53100", "53200", "53300", "57P01", "57P03", "08006", "58030", "40P01"]
 
 
@@ -170,17 +185,73 @@ async def test_one_of_many_leads_and_another_follows(postgres_dsn: str) -> None:
         await candidate.release()
 
 
+END_LEADERS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database ON oid = database "
+    "WHERE locktype = 'advisory' AND datname = current_database()"
+)
+
+
 async def test_a_leader_whose_connection_dies_learns_it(postgres_dsn: str, database: Database) -> None:
     leader = Leadership(postgres_dsn)
     assert await leader.try_acquire()
     async with database.unit_of_work() as uow:
-        await uow.connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database ON oid = database "
-                "WHERE locktype = 'advisory' AND datname = current_database()"
-            )
-        )
+        await uow.connection.execute(text(END_LEADERS))
     await asyncio.sleep(0.1)
     assert not await leader.is_held()
     assert await leader.try_acquire()
     await leader.release()
+
+
+async def test_a_leader_that_says_nothing_for_too_long_leads_no_more(postgres_dsn: str) -> None:
+    leader, follower = (Leadership(postgres_dsn, lease_seconds=0.5) for _ in range(2))
+    assert await leader.try_acquire()
+    # It leads on for as long as it is heard.
+    assert await leader.hold(asyncio.sleep(1.5, "worked")) == "worked"
+    assert not await follower.try_acquire()
+    assert await leader.try_acquire()
+    await asyncio.sleep(0.8)
+    assert await follower.try_acquire()
+    assert not await leader.is_held()
+    await follower.release()
+    await leader.release()
+
+
+async def test_what_a_leader_does_ends_with_its_term(postgres_dsn: str, database: Database) -> None:
+    leader, ended = Leadership(postgres_dsn, lease_seconds=0.5), []
+
+    async def work() -> None:
+        try:
+            async with database.unit_of_work() as uow:
+                await uow.connection.execute(text(END_LEADERS))
+            await asyncio.sleep(60)
+        finally:
+            ended.append("work")
+
+    assert await leader.try_acquire()
+    with pytest.raises(NotReady, match="leadership was lost"):
+        await leader.hold(work())
+    assert ended == ["work"]
+
+    async def fail() -> None:
+        raise ValueError("of its own")
+
+    assert await leader.try_acquire()
+    with pytest.raises(ValueError, match="of its own"):
+        await leader.hold(fail())
+    await leader.release()
+
+
+async def test_who_is_silent_in_a_transaction_loses_it_and_its_locks(
+    postgres_dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SESSION, "idle_in_transaction_session_timeout", "300")
+    frozen = Database(postgres_dsn)
+    with pytest.raises(NotReady):
+        async with frozen.unit_of_work() as uow:
+            await uow.lock_exclusive(Lock.LOG)
+            async with database.unit_of_work() as other, asyncio.timeout(5):
+                await other.lock_exclusive(Lock.LOG)
+            await uow.interactions.insert(1, [EVENT])
+            await uow.commit()
+    assert await count(database) == 0
+    await frozen.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,18 @@ def start_user(data_dir: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
         user.communicate()
     with EmbeddedServers(data_dir):  # the last user stops what killed ones left
         pass
+
+
+def test_the_log_of_postgres_ends(data_dir: Path) -> None:
+    with EmbeddedServers(data_dir) as servers:
+        started = (data_dir / "postgres" / "log").read_text()
+        query(servers, "DO $$ BEGIN RAISE WARNING 'to be found again'; END $$")
+        logs = list((data_dir / "postgres" / "logs").iterdir())
+        assert [re.fullmatch(r"postgres-[A-Z][a-z]{2}\.log", path.name) is not None for path in logs] == [True]
+        assert "to be found again" in logs[0].read_text()
+        names = ("log_rotation_age", "log_rotation_size", "log_truncate_on_rotation")
+        assert [query(servers, f"SHOW {name}") for name in names] == [[("1d",)], [("0",)], [("on",)]]
+        assert (data_dir / "postgres" / "log").read_text() == started
 
 
 def leave(user: subprocess.Popen[str]) -> None:

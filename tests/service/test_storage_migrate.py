@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from service.errors import ConfigurationError
 from service.storage.database import Database
 from service.storage.migrate import alembic_config, migrate
-from service.storage.repositories import AliasName, EventBatch, Interaction
+from service.storage.repositories import AliasName, EntityKind, EventBatch, Interaction
 from tests.conftest import in_thread
 
 
@@ -47,6 +47,17 @@ async def test_chunks_are_not_compressed(database: Database) -> None:
             )
         )
     assert storage == b"e"
+
+
+async def test_the_room_of_chunks_is_used_again_early(database: Database) -> None:
+    async with database.read() as session:
+        options = await session.connection.scalar(
+            text(
+                "SELECT toast.reloptions FROM pg_class AS toast JOIN pg_class AS chunks "
+                "ON toast.oid = chunks.reltoastrelid WHERE chunks.relname = 'artifact_chunks'"
+            )
+        )
+    assert options == ["autovacuum_vacuum_scale_factor=0.05"]
 
 
 def test_down_and_up_again_by_three_processes_at_once(postgres_dsn: str) -> None:
@@ -126,6 +137,37 @@ async def test_the_champion_before_is_taken_over(postgres_dsn: str, database: Da
         aliases = [await session.models.alias(name) for name in (AliasName.CHAMPION, AliasName.HEAD)]
         assert [alias and alias.previous_version for alias in aliases] == [0, None]
         assert [model.pinned for model in await session.models.list(10)] == [False, False]
+
+
+async def test_ids_of_the_release_before_keep_their_rows(postgres_dsn: str, database: Database) -> None:
+    """They count as seen in the newest closed period; on the way back free rows belong to ids that nobody sends."""
+    in_thread(command.downgrade, alembic_config(postgres_dsn), "0006-1")
+    async with database.unit_of_work() as work:
+        for statement in (
+            "UPDATE periods SET status = 'sealed' WHERE number = 1",
+            "INSERT INTO periods (number, status) VALUES (2, 'sealed'), (3, 'open')",
+            "INSERT INTO entity_rows (kind, id, row, first_period) VALUES "
+            "('user', 'u', 1, 1), ('user', 'v', 2, 2), ('item', 'i', 1, 1)",
+            "INSERT INTO items (item_id, categories) VALUES ('i', '{c}')",
+        ):
+            await work.connection.execute(text(statement))
+        await work.commit()
+    in_thread(migrate, postgres_dsn)
+    async with database.unit_of_work() as work:
+        entities = work.entities
+        assert await entities.extent(EntityKind.USER) == (2, 0)
+        assert (await work.items.catalogue()).periods == [3]
+        assert (await entities.rows_of_nobody(EntityKind.USER, 0)).tolist() == []
+        await entities.see(EntityKind.USER, ["v"], 3)
+        assert await entities.evict(EntityKind.USER, 1) == 0
+        assert await entities.evict(EntityKind.USER, 2) == 1
+        await work.commit()
+    in_thread(command.downgrade, alembic_config(postgres_dsn), "0006-1")
+    async with database.read() as session:
+        query = text("SELECT id, row FROM entity_rows WHERE kind = 'user' ORDER BY row")
+        assert [tuple(row) for row in await session.connection.execute(query)] == [("\x7fevicted 1", 1), ("v", 2)]
+    in_thread(migrate, postgres_dsn)
+    in_thread(command.check, alembic_config(postgres_dsn))
 
 
 def test_a_dsn_of_another_database_is_refused() -> None:

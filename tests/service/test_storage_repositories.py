@@ -98,12 +98,45 @@ class TestPeriods:
             assert await uow.periods.next_sealed() is None
             assert (await uow.periods.open()).number == 2
 
+    async def test_who_is_at_a_period(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            assert await uow.periods.take(1, "a") is None  # it is open
+            await uow.periods.seal(1, 1)
+            await uow.periods.create(2)
+            taken = await uow.periods.take(1, "a")
+            assert taken is not None
+            assert (taken.status, taken.worker, taken.crashes) == (PeriodStatus.UPDATING, "a", 0)
+            assert await uow.periods.take(1, "a") == taken  # it was cut off for a while, and lives
+            crashes = []
+            for worker in ("b", "c"):
+                taken = await uow.periods.take(1, worker)
+                assert taken is not None
+                crashes.append(taken.crashes)
+            assert crashes == [1, 2]
+            # What is noted is noted by the last one alone.
+            assert await uow.periods.hold(1, "b", crashes=0, error="stale") is None
+            assert await uow.periods.hold(1, "c") == taken
+            held = await uow.periods.hold(1, "c", crashes=0, error="waits")
+            assert held is not None
+            assert (held.crashes, held.error) == (0, "waits")
+            # Who lets go has not died.
+            await uow.periods.let_go("c")
+            assert await uow.periods.hold(1, "c") is None
+            taken = await uow.periods.take(1, "d")
+            assert taken is not None
+            assert (taken.crashes, taken.error) == (0, None)
+            ended = await uow.periods.set_status(1, PeriodStatus.QUARANTINED, error="why")
+            assert (ended.worker, ended.error) == (None, "why")
+            assert await uow.periods.take(1, "d") is None
+
     async def test_list_pages_from_the_newest(self, database: Database) -> None:
         for number in (2, 3, 4):
             await open_next(database, number)
         async with database.read() as session:
             assert [period.number for period in await session.periods.list(2)] == [4, 3]
             assert [period.number for period in await session.periods.list(2, before=3)] == [2, 1]
+            sealed = await session.periods.list(9, statuses=[PeriodStatus.SEALED])
+            assert [period.number for period in sealed] == [3, 2, 1]
             assert await session.periods.get(5) is None
 
     async def test_only_the_open_period_can_be_sealed(self, database: Database) -> None:
@@ -332,8 +365,8 @@ class TestCatalogue:
             assert (await uow.entities.allocate(EntityKind.USER, [], 2)).shape == (0,)
             ids, rows = await uow.entities.rows(EntityKind.USER)
             assert (ids, rows.tolist()) == (["z", "a", "m", "new"], [1, 2, 3, 4])
-            assert await uow.entities.count(EntityKind.USER) == 4
-            assert await uow.entities.count(EntityKind.CATEGORY) == 0
+            assert await uow.entities.extent(EntityKind.USER) == (4, 2)
+            assert await uow.entities.extent(EntityKind.CATEGORY) == (0, 0)
 
     async def test_transactions_that_allocate_the_same_ids_agree(self, database: Database) -> None:
         async def allocate(seed: int) -> dict[str, int]:

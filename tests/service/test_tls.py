@@ -51,7 +51,10 @@ def test_predictions_by_https_and_by_nothing_else(given: dict[str, str], tmp_pat
                 answer = client.post("/predict", json=QUESTION)
                 assert answer.status_code == 200
                 assert answer.json()["scores"] == pytest.approx([0.5])
-            assert client.post("/predict", json={}).status_code == 422
+                assert answer.headers.get_list("strict-transport-security") == ["max-age=31536000"]
+            refused = client.post("/predict", json={})
+            assert refused.status_code == 422
+            assert refused.headers.get_list("strict-transport-security") == ["max-age=31536000"]
         with pytest.raises(httpx.ConnectError, match="certificate"):
             httpx.get(f"{running.url}/healthz")
         with pytest.raises(httpx.TransportError):

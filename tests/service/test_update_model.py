@@ -44,7 +44,7 @@ from service.use_cases.period_data import prepare_period
 from service.use_cases.rollback import rollback
 from service.use_cases.update_model import Superseded
 from tests.conftest import Servers, database_dsn, in_thread
-from tests.service.programs import ASMG, environment
+from tests.service.programs import ASMG, environment, wait_for
 from tests.service.update_support import (
     MODEL,
     STAGES,
@@ -58,6 +58,7 @@ from tests.service.update_support import (
     single_thread,
     stored,
 )
+from tests.service.worker_processes import ForkedWorker, forked_worker
 
 SEED = 1
 TRAINING = ("train_generator", "update_base", "generate")
@@ -123,6 +124,10 @@ class Meddled(Updater[Any]):
     def run_stage(self, stage: str, state: Any, data: PeriodData, **options: Any) -> Any:
         self._before(stage, data)
         return self._inner.run_stage(stage, state, data, **options)
+
+    @override
+    def forgotten(self, state: Any, rows: Any) -> Any:
+        return self._inner.forgotten(state, rows)
 
     @override
     def serving_models(self, state: Any) -> Any:
@@ -250,7 +255,7 @@ class TestVersions:
         async with b.database.read() as session:
             stages = await session.stages.list(number)
             champion = await session.models.alias(AliasName.CHAMPION)
-            audit = [e.detail for e in await session.audit.list(10) if e.action == "publish"]
+            audit = [e for e in await session.audit.list(10) if e.action == "publish"]
             period = await session.periods.get(number)
             events = await session.interactions.count(number)
         assert tuple(stage.stage for stage in stages) == STAGES
@@ -258,7 +263,8 @@ class TestVersions:
         assert all(stage.seconds is not None and stage.seconds > 0 for stage in stages)
         assert champion is not None and period is not None and period.finished_at is not None
         assert champion.active_from - champion.updated_at == pytest.approx(timedelta(seconds=30), abs=timedelta(0, 1))
-        assert audit[0]["version"] == audit[0]["period"] == number
+        assert audit[0].detail["version"] == audit[0].detail["period"] == number
+        assert (audit[0].actor, audit[0].reason) == ("worker", champion.reason)
         assert period.events == events == 300
 
     async def test_scores_are_those_of_the_models_before(
@@ -270,7 +276,7 @@ class TestVersions:
             for period in periods(3, seed=SEED):
                 await b.log(period)
                 if period.number == 3:
-                    data = await prepare_period(b.database, 3, 30)
+                    data, _ = await prepare_period(b.database, 3, 30)
                     before = await b.outcome()
                 await b.update(period.number, updater=updater)
             found = {e.model: e for e in (await b.outcome())["evaluations"] if e.period == 3}
@@ -567,9 +573,9 @@ class TestRedis:
             assert await b.update(2) == 2
             assert await b.outcome() == prepared.outcome
 
-    @pytest.mark.parametrize("stage", [None, "update_base"])
+    @pytest.mark.parametrize("stage", [None, "update_base", "every"])
     async def test_away(self, second: str, prepared: Prepared, data_dir: Path, stage: str | None) -> None:
-        """Never there, or killed while the update is at a stage."""
+        """Never there, or killed while the update is at a stage, or at every stage and there again at the next."""
         socket, server = data_dir / "r.sock", None
         if stage is not None:
             server = await asyncio.to_thread(redis_server, socket)
@@ -577,9 +583,17 @@ class TestRedis:
         try:
 
             def told(what: str) -> None:
-                if server is not None and what == f"worked {stage}":
+                nonlocal server
+                if server is None:
+                    return
+                moment, at = what.partition(" ")[::2]
+                if moment == "worked" and stage in (at, "every"):
                     server.kill()
                     server.wait()
+                if moment == "noted" and stage == "every" and at != "publish":
+                    socket.unlink()
+                    server = redis_server(socket)
+                    wait_for(socket.exists)
 
             watched = Watched(second, told)
             async with bench(second, f"unix://{socket}", data_dir) as b, closing(watched):
@@ -593,7 +607,7 @@ class TestRedis:
 
 
 def redis_server(socket: Path) -> "subprocess.Popen[bytes]":
-    socket.parent.mkdir()
+    socket.parent.mkdir(exist_ok=True)
     command = [embedded._redis_executable(), "--port", "0", "--unixsocket", str(socket), "--save", ""]
     return subprocess.Popen(command, cwd=socket.parent, stdout=subprocess.DEVNULL)
 
@@ -960,7 +974,7 @@ def shortened(period: DriftPeriod, size: int) -> DriftPeriod:
 class WorkerProcess:
     """`asmg worker`, to be killed."""
 
-    def __init__(self, dsn: str, redis_url: str, folder: Path) -> None:
+    def __init__(self, dsn: str, redis_url: str, folder: Path, **changes: str) -> None:
         self._log = folder / f"worker-{random.randrange(10**9)}.log"
         variables = {"POSTGRES_DSN": dsn, "REDIS_URL": redis_url, "DATA_DIR": str(folder / "data")}
         with self._log.open("w") as log:
@@ -968,7 +982,9 @@ class WorkerProcess:
                 [*ASMG, "worker"],
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                env=environment(ASMG_WORKER_POLL_SECONDS="0.05", **{f"ASMG_{n}": v for n, v in variables.items()}),
+                env=environment(
+                    ASMG_WORKER_POLL_SECONDS="0.05", **{f"ASMG_{n}": v for n, v in variables.items()}, **changes
+                ),
             )
 
     @property
@@ -985,8 +1001,8 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker_process(dsn: str, redis_url: str, folder: Path) -> Iterator[WorkerProcess]:
-    running = WorkerProcess(dsn, redis_url, folder)
+def worker_process(dsn: str, redis_url: str, folder: Path, **changes: str) -> Iterator[WorkerProcess]:
+    running = WorkerProcess(dsn, redis_url, folder, **changes)
     try:
         yield running
     finally:
@@ -1029,8 +1045,8 @@ async def test_one_worker_works_and_the_next_takes_over_when_it_is_killed(
     database = Database(second, pool_size=2)
     await slow_down(database)
     with ExitStack() as stack:
-        alive = [stack.enter_context(worker_process(second, redis_url, tmp_path)) for _ in range(4)]
-        everyone = list(alive)
+        alive = [stack.enter_context(forked_worker(second, redis_url, tmp_path)) for _ in range(4)]
+        everyone: list[ForkedWorker | WorkerProcess] = list(alive)
         while alive and not await is_updated(database):
             working = [w for w in alive if "period 2: " in w.log]
             assert len(working) <= 1
@@ -1041,7 +1057,7 @@ async def test_one_worker_works_and_the_next_takes_over_when_it_is_killed(
                 kills += not await is_updated(database)
             await asyncio.sleep(0.01)
         assert kills >= 2
-        # One more, started after all of that: it goes on, or finds nothing to do.
+        # One more, the program itself, started after all of that: it goes on, or finds nothing to do.
         everyone.append(stack.enter_context(worker_process(second, redis_url, tmp_path)))
         await _updated(database, 2)
         await _wait(lambda: "worker started" in everyone[-1].log)

@@ -136,7 +136,7 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         ["UPDATE periods SET version = 4 WHERE number = 3"],
         [
             "period 3: expected version 4 to be its own; found that of period 4",
-            "stage publish of period 3: expected version 4 as its result; found 3",
+            "model version 3: expected period 3 to name it; found version 4",
         ],
     ),
     # versions
@@ -213,7 +213,11 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a period that was never published": (
         ["DELETE FROM period_stages WHERE period = 3 AND stage = 'publish'"],
-        ["stage publish of period 3: expected version 3 as its result; found none"],
+        ["stage publish of period 3: expected it done, with version 3; found none"],
+    ),
+    "a period that published something else": (
+        ["""UPDATE period_stages SET result = '{"version": 7}' WHERE period = 3 AND stage = 'publish'"""],
+        ["stage publish of period 3: expected it done, with version 3; found it done, with version 7"],
     ),
     # the log
     "an interaction": (
@@ -280,8 +284,16 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         [r"rows of the kind item: expected numbers from 1 on, each once; found \d+ rows from 1 to "],
     ),
     "an id of no period": (
-        ["UPDATE entity_rows SET first_period = 77 WHERE kind = 'user' AND id = 'u1'"],
-        ["user u1: expected a first period that is there; found 77"],
+        ["UPDATE entity_rows SET last_period = 77 WHERE kind = 'user' AND row = 3"],
+        [r"row 3 of the kind user: expected a first period and a last that are there; found \d+ and 77"],
+    ),
+    "an id that was seen last before it was seen first": (
+        ["UPDATE entity_rows SET first_period = 4, last_period = 3 WHERE kind = 'user' AND row = 3"],
+        ["row 3 of the kind user: expected a first period and a last that are there; found 4 and 3"],
+    ),
+    "an item of no period": (
+        ["UPDATE items SET period = 77 WHERE item_id = 'i1'"],
+        ["item i1: expected the period in which it was stored; found 77, which is not there"],
     ),
     "an item of a history": (
         ["UPDATE user_histories SET item_ids = item_ids[2:]"],

@@ -6,7 +6,7 @@ Repositories neither begin nor commit; the session that holds them (`service.sto
 from service.storage.events import EventBatch, Interaction
 from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
-from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Items
+from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
 from service.storage.repositories.interactions import (
     HistoryEntry,
     Inserted,
@@ -43,6 +43,7 @@ __all__ = [
     "Evaluation",
     "Evaluations",
     "EventBatch",
+    "Extent",
     "HistoryEntry",
     "Inserted",
     "Interaction",

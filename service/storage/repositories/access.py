@@ -23,6 +23,8 @@ class ApiKey:
     secret_hash: str = field(repr=False)
     """SHA-256 of the whole key, in hex."""
     scopes: tuple[str, ...]
+    rate_limit: float | None = None
+    """Requests a second; 0 for any number, None for `Settings.rate_limit`."""
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     expires_at: datetime | None = None
     """From when on it is refused, by the clock of whoever is asked; None for never."""
@@ -81,6 +83,15 @@ class Keys:
             update(tables.api_keys)
             .where(tables.api_keys.c.key_id == key_id, tables.api_keys.c.revoked_at.is_(None))
             .values(revoked_at=func.clock_timestamp())
+        )
+        return (await self._connection.execute(statement)).rowcount == 1
+
+    async def limit(self, key_id: str, rate: float | None) -> bool:
+        """Set the rate limit of a key; False where there is no such key that is not revoked."""
+        statement = (
+            update(tables.api_keys)
+            .where(tables.api_keys.c.key_id == key_id, tables.api_keys.c.revoked_at.is_(None))
+            .values(rate_limit=rate)
         )
         return (await self._connection.execute(statement)).rowcount == 1
 

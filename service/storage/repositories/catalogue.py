@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 from sqlalchemy import func, select, text
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage import tables
 
-__all__ = ["Catalogue", "Entities", "EntityKind", "Items"]
+__all__ = ["Catalogue", "Entities", "EntityKind", "Extent", "Items"]
 
 
 class EntityKind(StrEnum):
@@ -29,6 +31,8 @@ class Catalogue:
 
     item_ids: list[str]
     categories: list[tuple[str, ...]]
+    periods: list[int]
+    """The period that was open when the item's categories were stored."""
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -36,17 +40,30 @@ class Catalogue:
 
 # Lists of unequal length have no Postgres array of arrays, hence JSON; sorted as all batches are, against deadlocks.
 UPSERT_ITEMS = text("""
-    INSERT INTO items AS known (item_id, categories)
-    SELECT item_id, categories
+    INSERT INTO items AS known (item_id, categories, period)
+    SELECT item_id, categories, (SELECT number FROM periods WHERE status = 'open')
     FROM jsonb_to_recordset(CAST(:items AS jsonb)) AS item (item_id text, categories text[])
     ORDER BY item_id
-    ON CONFLICT (item_id) DO UPDATE SET categories = excluded.categories, updated_at = now()
+    ON CONFLICT (item_id) DO UPDATE
+    SET categories = excluded.categories, period = excluded.period, updated_at = now()
     WHERE known.categories IS DISTINCT FROM excluded.categories
 """)
 
-# Rows are handed out under a lock of the kind, so two transactions never compute the same next row. The lock is in
-# the two-number space of advisory locks, which does not meet the one-number space of `database.Lock`.
+# Rows change hands under a lock of the kind, so two transactions never compute the same next row. The lock is in the
+# two-number space of advisory locks, which does not meet the one-number space of `database.Lock`.
 LOCK_KIND = text("SELECT pg_advisory_xact_lock(hashtext('asmg.entity_rows'), hashtext(:kind))")
+
+SEE = text("""
+    UPDATE entity_rows SET last_period = :period
+    FROM unnest(CAST(:ids AS text[])) AS seen (id)
+    WHERE entity_rows.kind = :kind AND entity_rows.id = seen.id AND last_period < :period
+""")
+
+EVICT = text("""
+    UPDATE entity_rows SET id = NULL
+    WHERE kind = :kind AND id IS NOT NULL AND last_period <= :last
+      AND NOT EXISTS (SELECT FROM items WHERE :kind = 'item' AND item_id = entity_rows.id AND period > :last)
+""")
 
 ALLOCATE = text("""
     WITH wanted AS (
@@ -57,16 +74,27 @@ ALLOCATE = text("""
         SELECT id, row_number() OVER (ORDER BY place) AS nth
         FROM wanted
         WHERE NOT EXISTS (SELECT FROM entity_rows AS known WHERE known.kind = :kind AND known.id = wanted.id)
+    ), free AS (
+        SELECT row, row_number() OVER (ORDER BY row) AS nth FROM entity_rows WHERE kind = :kind AND id IS NULL
+    ), latest AS (
+        SELECT coalesce(max(row), 0) AS row, coalesce(max(allocation), 0) AS allocation
+        FROM entity_rows WHERE kind = :kind
+    ), reused AS (
+        UPDATE entity_rows
+        SET id = fresh.id, first_period = :period, last_period = :period, allocation = latest.allocation + 1
+        FROM fresh JOIN free USING (nth), latest
+        WHERE entity_rows.kind = :kind AND entity_rows.row = free.row
     )
-    INSERT INTO entity_rows (kind, id, row, first_period)
-    SELECT :kind, id, nth + (SELECT coalesce(max(row), 0) FROM entity_rows WHERE kind = :kind), :period
-    FROM fresh
+    INSERT INTO entity_rows (kind, row, id, first_period, last_period, allocation)
+    SELECT :kind, latest.row + nth - (SELECT count(*) FROM free), id, :period, :period, latest.allocation + 1
+    FROM fresh, latest
+    WHERE nth > (SELECT count(*) FROM free)
 """)
 
 ROWS_OF_IDS = text("""
-    SELECT array_agg(known.row ORDER BY entity.place)
+    SELECT array_agg(coalesce(known.row, 0) ORDER BY entity.place)
     FROM unnest(CAST(:ids AS text[])) WITH ORDINALITY AS entity (id, place)
-    JOIN entity_rows AS known ON known.kind = :kind AND known.id = entity.id
+    LEFT JOIN entity_rows AS known ON known.kind = :kind AND known.id = entity.id
 """)
 
 
@@ -93,49 +121,102 @@ class Items:
 
     async def catalogue(self) -> Catalogue:
         """All items, in the same order on every server: new rows are given in it."""
-        query = select(tables.items.c.item_id, tables.items.c.categories)
-        query = query.order_by(tables.items.c.item_id.collate("C"))
+        columns = (tables.items.c.item_id, tables.items.c.categories, tables.items.c.period)
+        query = select(*columns).order_by(tables.items.c.item_id.collate("C"))
         rows = (await self._connection.execute(query)).all()
-        return Catalogue([row.item_id for row in rows], [tuple(row.categories) for row in rows])
+        ids, categories, periods = zip(*rows, strict=True) if rows else ((), (), ())
+        return Catalogue(list(ids), [tuple(names) for names in categories], list(periods))
+
+
+class Extent(NamedTuple):
+    """How far a table has got."""
+
+    row: int
+    """Its last row."""
+    allocation: int
+    """Number of its latest allocation. A model that was made after it knows the ids of this one and those before."""
 
 
 class Entities:
-    """Table `entity_rows`: which row of an embedding table belongs to which id. Row 0, the cold row, is nobody's."""
+    """Table `entity_rows`: which row of an embedding table belongs to which id. Row 0, the cold row, is nobody's.
+
+    A row is given by an *allocation*; these have ascending numbers. So whoever knows the number of the latest one when
+    a model was made knows which rows have changed hands since.
+    """
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def allocate(self, kind: EntityKind, ids: Sequence[str], period: int) -> NDArray[np.int64]:
-        """The rows of `ids`, in their order; new ids get the next rows in the order of their first appearance.
+    async def see(self, kind: EntityKind, ids: Sequence[str], period: int) -> None:
+        """Note that these ids (they may repeat) occur in a period; those without a row are left out."""
+        await self._lock(kind)
+        await self._connection.execute(SEE, {"kind": str(kind), "ids": list(ids), "period": period})
 
+    async def evict(self, kind: EntityKind, last: int) -> int:
+        """Free the rows of the ids that were seen in period `last` for the last time, or before; return how many.
+
+        An item is not evicted whose catalogue entry is newer than that.
+        """
+        await self._lock(kind)
+        result = await self._connection.execute(EVICT, {"kind": str(kind), "last": last})
+        return int(result.rowcount)
+
+    async def allocate(self, kind: EntityKind, ids: Sequence[str], period: int) -> NDArray[np.int64]:
+        """The rows of `ids`, in their order.
+
+        New ids get rows in the order of their first appearance: free ones, the lowest first, then the next ones.
         Calling it again, also in another transaction at the same time, gives the same rows.
 
         Args:
             kind: the embedding table.
             ids: may repeat.
-            period: noted as the first period of the new ids.
+            period: in which the new ids are seen for the first time.
 
         Returns:
             Rows ≥ 1, of shape (len(ids),).
         """
         if not ids:
             return np.empty(0, dtype=np.int64)
+        await self._lock(kind)
+        await self._connection.execute(ALLOCATE, {"kind": str(kind), "ids": list(ids), "period": period})
+        return await self.find(kind, ids)
+
+    async def find(self, kind: EntityKind, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The rows of `ids` (they may repeat), in their order; COLD_ROW of those without one."""
+        if not ids:
+            return np.empty(0, dtype=np.int64)
         values = {"kind": str(kind), "ids": list(ids)}
-        await self._connection.execute(LOCK_KIND, {"kind": str(kind)})
-        await self._connection.execute(ALLOCATE, {**values, "period": period})
         return np.array(await self._connection.scalar(ROWS_OF_IDS, values), dtype=np.int64)
 
-    async def rows(self, kind: EntityKind) -> tuple[list[str], NDArray[np.int64]]:
-        """All ids of a table and their rows, ordered by row."""
+    async def rows(self, kind: EntityKind, allocation: int | None = None) -> tuple[list[str], NDArray[np.int64]]:
+        """The ids of a table and their rows, ordered by row; with `allocation` those that have them since then."""
         query = (
             select(tables.entity_rows.c.id, tables.entity_rows.c.row)
-            .where(tables.entity_rows.c.kind == kind)
+            .where(tables.entity_rows.c.kind == kind, tables.entity_rows.c.id.is_not(None))
             .order_by(tables.entity_rows.c.row)
         )
+        if allocation is not None:
+            query = query.where(tables.entity_rows.c.allocation <= allocation)
         found = (await self._connection.execute(query)).all()
         return [row.id for row in found], np.array([row.row for row in found], dtype=np.int64)
 
-    async def count(self, kind: EntityKind) -> int:
-        """Ids of a table, which is also its highest row."""
-        query = select(func.count()).select_from(tables.entity_rows).where(tables.entity_rows.c.kind == kind)
-        return int((await self._connection.execute(query)).scalar_one())
+    async def rows_of_nobody(self, kind: EntityKind, allocation: int) -> NDArray[np.int64]:
+        """The rows, ascending, that are free or were given to their ids after this allocation.
+
+        To a model that was made then they are nobody's: whatever it has there belongs to an id that was evicted.
+        """
+        query = (
+            select(func.array_agg(aggregate_order_by(tables.entity_rows.c.row, tables.entity_rows.c.row)))
+            .where(tables.entity_rows.c.kind == kind)
+            .where(tables.entity_rows.c.id.is_(None) | (tables.entity_rows.c.allocation > allocation))
+        )
+        return np.array(await self._connection.scalar(query) or [], dtype=np.int64)
+
+    async def extent(self, kind: EntityKind) -> Extent:
+        """How far the table has got; zeros where it is empty."""
+        row, allocation = func.max(tables.entity_rows.c.row), func.max(tables.entity_rows.c.allocation)
+        query = select(func.coalesce(row, 0), func.coalesce(allocation, 0)).where(tables.entity_rows.c.kind == kind)
+        return Extent(*(await self._connection.execute(query)).one())
+
+    async def _lock(self, kind: EntityKind) -> None:
+        await self._connection.execute(LOCK_KIND, {"kind": str(kind)})

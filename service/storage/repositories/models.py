@@ -78,7 +78,8 @@ class ModelVersion:
     serving_digest: str | None
     """The serving snapshot; None once it is retired."""
     state: Mapping[str, Any]
-    """`parts`, the training state (name → digest), and `serving`, the digest of the parameters served."""
+    """`parts`, the training state (name → digest), and `serving`, the digest of the parameters served. Beside each,
+    `allocations` and `serving_allocations`: kind → number of the latest allocation of rows whose ids they know."""
     scores: Mapping[str, Any]
     gate: Mapping[str, Any]
     created_by: str
@@ -169,8 +170,10 @@ class Models:
             state, serving = dict(row.state), row.serving_digest
             if row.state_ends:
                 released += state.pop("parts", {}).values()
+                state.pop("allocations", None)
             if row.serving_ends:
                 released += [digest for digest in (state.pop("serving", None), serving) if digest]
+                state.pop("serving_allocations", None)
                 serving = None
             if (state, serving) != (row.state, row.serving_digest):
                 change = update(tables.model_versions).where(tables.model_versions.c.version == row.version)

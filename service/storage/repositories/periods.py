@@ -305,6 +305,11 @@ class Stages:
         )
         (await self._connection.execute(statement)).one()
 
+    async def forget_results(self, period: int) -> None:
+        """Forget what the stages of a period made; that they ran, and how long, stays."""
+        stages = tables.period_stages
+        await self._connection.execute(update(stages).where(stages.c.period == period).values(result=None))
+
     async def clear(self, period: int) -> None:
         """Forget the stages of a period, as if its update had never begun."""
         await self._connection.execute(delete(tables.period_stages).where(tables.period_stages.c.period == period))

@@ -1,0 +1,286 @@
+"""HTTP/1.1 as uvicorn speaks it, with bounds on what a client may do to a connection.
+
+uvicorn waits for a head and a body for as long as a client likes, and gathers a head of any size. Here every wait for
+the client has a deadline, everything that is gathered has a limit, and whoever goes too far is told so with a problem
+document, after the answers that are due before it, and loses the connection.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, cast
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from service.dependencies import Parts
+from service.errors import NotReady
+from service.head import headers_of
+from service.limits import MAX_HEAD_BYTES, MAX_PIPELINED
+from service.problems import render_problem
+
+__all__ = ["BoundedProtocol"]
+
+LOOK_SECONDS = 1.0
+"""How often a connection looks whether it waits in vain; with shorter deadlines more often."""
+
+LINGER_SECONDS = 2.0
+"""How long a client that is still sending has to read why the connection ends. What it sends is dropped; closed at
+once, the connection would be reset and the answer lost."""
+
+LINGER_BYTES = 64 * 1024 * 1024
+"""How much it may send meanwhile."""
+
+SPARE_CONNECTIONS = 64
+"""Of those over the limit so many are told so; others are just closed."""
+
+PIECE_BYTES = MAX_HEAD_BYTES
+"""What the parser is given at a time, so that a head is known to go too far before it is all gathered."""
+
+
+class _Waits(Enum):
+    """What of a client a connection waits for."""
+
+    HEAD = "the head of a request"
+    BODY = "the body of a request"
+    READER = "the client to take in an answer"
+
+
+class _Transport:
+    """The connection as uvicorn uses it: to close it is up to `close`."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None], is_closing: Callable[[], bool]) -> None:
+        self.write = transport.write
+        self.get_extra_info = transport.get_extra_info
+        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
+        self.close, self.is_closing = close, is_closing
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection; its settings are those of the application that the server's lifespan yields."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        parts: Parts = self.app_state["parts"]
+        self._settings, self._metrics = parts.settings, parts.metrics
+        self._active: RequestResponseCycle | None = None  # the request whose answer is due next
+        self._piece = 0  # bytes that the parser was given last …
+        self._gathered = 0  # … and since a head, a part of a body or a message ended, that piece included
+        self._fault: HTTPException | None = None  # for which a callback of the parser stopped it
+        self._refusal: tuple[int, bytes] | None = None  # status and answer, which ends the connection
+        self._closing = False
+        self._dropped = 0
+        self._end: asyncio.TimerHandle | None = None
+        self._waits: _Waits | None = _Waits.HEAD
+        self._waits_since, self._waits_in = self.loop.time(), self.scope
+
+    # What comes in.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin, or refuse to where too many have begun."""
+        self._raw = transport
+        gentle = _Transport(transport, self._close, lambda: self._closing or transport.is_closing())
+        super().connection_made(cast(asyncio.Transport, gentle))
+        settings = self._settings
+        deadline = min(settings.head_deadline_seconds, settings.body_deadline_seconds)
+        self._look_seconds = min(LOOK_SECONDS, deadline / 4)
+        self._look_again = self.loop.call_later(self._look_seconds, self._look)
+        over = len(self.connections) - settings.max_connections
+        if over > SPARE_CONNECTIONS:
+            self._raw.abort()
+        elif over > 0:
+            self._refuse(NotReady(f"the process has {settings.max_connections} connections, and takes no more"))
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, or drop it where the end has come."""
+        if len(data) <= PIECE_BYTES:
+            self._parse(data)
+        else:
+            for start in range(0, len(data), PIECE_BYTES):
+                self._parse(data[start : start + PIECE_BYTES])
+
+    def _parse(self, piece: bytes) -> None:
+        if self._refusal is not None or self._closing:
+            self._dropped += len(piece)
+            if self._dropped > LINGER_BYTES:
+                self._raw.abort()
+            return
+        self._piece = len(piece)
+        self._gathered += self._piece
+        super().data_received(piece)
+        if self.timeout_keep_alive_task is not None and self.scope is not self.cycle.scope:
+            self._unset_keepalive_if_required()  # a head has begun behind a request that was answered at once
+        # What the parser holds back is a head or a trailer that has not ended. A piece of other things may count too.
+        if self._gathered > MAX_HEAD_BYTES + PIECE_BYTES:
+            self._refuse(_head_too_large())
+
+    def on_headers_complete(self) -> None:
+        """Begin with a request whose head is as it has to be."""
+        if self._gathered > MAX_HEAD_BYTES and _head_bytes(self.url, self.headers) > MAX_HEAD_BYTES:
+            self._stop(_head_too_large())
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._stop(HTTPException(400, f"expected at most {MAX_PIPELINED} requests ahead of their answers"))
+        coding = headers_of(cast(Scope, self.scope)).get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or self.parser.get_http_version() != "1.1"):
+            self._stop(HTTPException(400, "expected no Transfer-Encoding but chunked, of HTTP/1.1"))
+        self._gathered = self._piece
+        super().on_headers_complete()
+        self.headers = []  # the parser puts trailers there, and they are no part of the head
+
+    def on_body(self, body: bytes) -> None:
+        """Take in a part of a body."""
+        self._gathered = self._piece
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._gathered = self._piece
+        super().on_message_complete()
+
+    def _stop(self, fault: HTTPException) -> None:
+        """Stop the parser, from one of its callbacks; it then comes to `send_400_response`."""
+        self._fault = fault
+        raise fault
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what the parser does not take."""
+        self._refuse(self._fault or HTTPException(400, "expected requests of HTTP/1.1; received something else"))
+
+    # What goes out.
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, cast(Any, _ending_early(app, cycle)) if cycle.more_body else app)
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or end where that was refused."""
+        was_last = not self.pipeline
+        super().on_response_complete()
+        if was_last and self._refusal is not None:
+            self._send_refusal(*self._refusal)
+        elif was_last and self._in_head():
+            self._unset_keepalive_if_required()  # it is idle no more
+
+    def _refuse(self, error: Exception) -> None:
+        """Answer the request that is coming in with a problem, after what is due before it, and end the connection."""
+        if self._refusal is not None or self.transport.is_closing():
+            return
+        cycle, path = self._newest(), ""
+        is_due = cycle is not None and not cycle.response_complete
+        if cycle is not None and is_due and cycle.scope is self.scope and cycle.more_body:  # it is what is refused
+            path = str(cycle.scope["path"])
+            cycle.disconnected = True
+            cycle.message_event.set()
+            is_due = bool(self.pipeline)
+            if is_due:
+                self.pipeline.popleft()  # it came last
+            elif cycle.response_started:
+                self.transport.close()
+                return
+        response = render_problem(error, instance=path)
+        headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
+        head = STATUS_LINE[response.status_code] + b"".join(b"%s: %s\r\n" % header for header in headers)
+        self._refusal = response.status_code, head + b"\r\n" + bytes(response.body)
+        if not is_due:
+            self._send_refusal(*self._refusal)
+
+    def _send_refusal(self, status: int, content: bytes) -> None:
+        self._metrics.refusals.labels(status).inc()
+        self._unset_keepalive_if_required()
+        self.transport.write(content)
+        self.transport.close()
+
+    # How it ends.
+
+    def _close(self) -> None:
+        if self._closing or self._raw.is_closing():
+            return
+        self._closing = True
+        seconds = self._settings.body_deadline_seconds
+        cycle = self._newest()
+        if self._refusal is not None or (cycle is not None and cycle.more_body):
+            seconds = LINGER_SECONDS
+            if self._raw.can_write_eof():
+                self._raw.write_eof()
+            self.flow.resume_reading()
+        else:
+            self._raw.close()
+        self._end = self.loop.call_later(seconds, self._raw.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever still works for it."""
+        self._closing = True
+        self._look_again.cancel()
+        if self._end is not None:
+            self._end.cancel()
+        if self._active is not None:  # uvicorn tells the newest request, which may wait behind it
+            self._active.disconnected = True
+            self._active.message_event.set()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        """End a connection that waits for its client for too long."""
+        self._look_again = self.loop.call_later(self._look_seconds, self._look)
+        waits, now = self._awaited(), self.loop.time()
+        is_same = waits is self._waits and (self._waits_in is self.scope or self._waits_in is None)
+        self._waits, self._waits_in = waits, self.scope
+        if waits is None or not is_same:
+            self._waits_since = now
+            return
+        settings = self._settings
+        seconds = settings.head_deadline_seconds if waits is _Waits.HEAD else settings.body_deadline_seconds
+        if now - self._waits_since < seconds:
+            return
+        if waits is _Waits.READER:
+            self._raw.abort()
+        elif waits is _Waits.HEAD and not self._in_head():
+            self.transport.close()  # nothing was asked, so nobody waits for an answer
+        else:
+            self._refuse(HTTPException(408, f"expected {waits.value} within {seconds:g} s; received a part of it"))
+
+    def _awaited(self) -> _Waits | None:
+        """What is waited for; None while it is the server's turn, and where the keep-alive timer runs."""
+        if self._refusal is not None or self.transport.is_closing():
+            return None
+        if self.flow.write_paused:
+            return _Waits.READER
+        if self.pipeline:
+            return None
+        cycle = self._newest()
+        if cycle is not None and not cycle.response_complete:
+            return _Waits.BODY if cycle.more_body else None
+        return _Waits.HEAD if self.timeout_keep_alive_task is None else None
+
+    def _in_head(self) -> bool:
+        """Whether a head has begun and not ended."""
+        scope, cycle = cast(Scope | None, self.scope), self._newest()
+        return scope is not None and (cycle is None or cycle.scope is not scope)
+
+    def _newest(self) -> RequestResponseCycle | None:
+        """The request whose head came last; uvicorn's annotation leaves out that there may be none yet."""
+        return self.cycle
+
+
+def _ending_early(app: ASGIApp, cycle: RequestResponseCycle) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """An answer that begins before the body is all there ends the connection, so that nobody reads the rest."""
+
+    async def ending_early(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_end(message: Message) -> None:
+            if cycle.more_body and message["type"] == "http.response.start":
+                cycle.keep_alive = False
+            await send(message)
+
+        await app(scope, receive, send_and_end)
+
+    return ending_early
+
+
+def _head_bytes(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
+    return len(url) + sum(len(name) + len(value) + len(": \r\n") for name, value in headers)
+
+
+def _head_too_large() -> HTTPException:
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    return HTTPException(status, f"expected a head of at most {MAX_HEAD_BYTES} bytes; received more")

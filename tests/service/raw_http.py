@@ -1,0 +1,62 @@
+"""HTTP/1.1 byte by byte, for what no client library would send."""
+
+import json
+import socket
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+Answer = tuple[int, dict[str, str], Any]
+"""Status, headers by lower-case name, and the JSON document."""
+
+
+class Connection:
+    def __init__(self, url: str, *, seconds: float = 5, receive_buffer: int | None = None) -> None:
+        place = urlsplit(url)
+        self.socket = socket.socket()
+        self.socket.settimeout(seconds)
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.connect((place.hostname, place.port))
+        self._left = b""
+
+    def send(self, *parts: bytes) -> None:
+        for part in parts:
+            self.socket.sendall(part)
+
+    def send_in_vain(self, *parts: bytes) -> bool:
+        """Send; whether the other side took it all."""
+        try:
+            self.send(*parts)
+        except OSError:
+            return False
+        return True
+
+    def answer(self) -> Answer:
+        while b"\r\n\r\n" not in self._left:
+            self._left += self._more()
+        head, _, rest = self._left.partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        length = int(headers["content-length"])
+        while len(rest) < length:
+            rest += self._more()
+        self._left = rest[length:]
+        return int(status.split(" ")[1]), headers, json.loads(rest[:length])
+
+    def is_closed(self) -> bool:
+        """Whether nothing comes any more; waits for that."""
+        with suppress(ConnectionError):
+            return self._left == b"" and self.socket.recv(1) == b""
+        return True
+
+    def _more(self) -> bytes:
+        data = self.socket.recv(65536)
+        assert data, "the connection was closed"
+        return data
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
