@@ -1,5 +1,6 @@
 """The settings of one installation, read from the environment (`ASMG_…`) and passed in, never imported as a global."""
 
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
@@ -66,6 +67,10 @@ class Settings(BaseSettings):
     """How long a prediction waits for the user's history at most; then it is made without."""
     store_deadline_seconds: float = Field(5.0, gt=0)
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
+    attribution_window_seconds: float = Field(1800.0, ge=0, le=30 * 86_400)
+    """How long after an impression a click on it counts; only then the impression becomes interactions."""
+    impression_deadline_seconds: float = Field(0.1, gt=0)
+    """How long a prediction waits at most for its impression to be stored; then it says that it was not logged."""
     rate_limit: float = 0.0
     """Requests a second that a key may make, of all api processes together, where it has no limit of its own; 0 for any
     number."""
@@ -153,6 +158,11 @@ class Settings(BaseSettings):
     def serving_dir(self) -> Path:
         """Folder of the snapshot files, which all processes of a host share."""
         return self.data_dir / "serving"
+
+    @property
+    def attribution_window(self) -> timedelta:
+        """`attribution_window_seconds`."""
+        return timedelta(seconds=self.attribution_window_seconds)
 
     @property
     def embedded(self) -> bool:

@@ -15,9 +15,12 @@ from service.storage.redis_state import connect
 
 __all__ = ["CLOCKS", "Gauge"]
 
+KB = 1e3
 MB = 1e6
 BLOCK_BYTES = 512
 WAL = "pg_wal"
+RECORDS = ("periods", "period_stages", "model_versions", "evaluations", "audit")
+"""Tables that keep for ever what happened in each period."""
 
 CLOCKS = {"autovacuum_naptime": "5s", "checkpoint_timeout": "30s"}
 """A period of the soak takes seconds and not an hour, so Postgres tidies up more often too; by itself it does so each
@@ -38,6 +41,7 @@ class Gauge:
         self._data_dir = service.settings.data_dir.resolve()
         self._postgres = create_async_engine(service.dsn, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=0)
         self._redis = connect(service.settings.redis_url)
+        self._postmaster = server_processes(self._data_dir / "postgres")[0]
         self._cpu = 0.0
 
     async def __aenter__(self) -> "Gauge":
@@ -53,10 +57,19 @@ class Gauge:
     async def read(self) -> dict[str, float]:
         """Figures by name; CPU seconds since the last time."""
         database = await self._ask("SELECT pg_database_size(current_database())")
+        records = await self._ask(
+            f"SELECT sum(pg_total_relation_size(name)) FROM unnest('{{{','.join(RECORDS)}}}'::regclass[]) AS name"
+        )
         redis = (await self._redis.info("memory"))["used_memory"]
         keys = await self._redis.dbsize()
         here = await asyncio.to_thread(self._of_this_host)
-        return {"database_mb": database / MB, **here, "redis_mb": redis / MB, "redis_keys": keys}
+        return {
+            "database_mb": (database - int(records)) / MB,
+            "records_kb": int(records) / KB,
+            **here,
+            "redis_mb": redis / MB,
+            "redis_keys": keys,
+        }
 
     async def most_wal_mb(self) -> float:
         """How much WAL the server keeps at most."""
@@ -72,7 +85,7 @@ class Gauge:
         memory = {
             "api_mb": [process for process in service if role_of(process) == "api"],
             "worker_mb": [process for process in service if role_of(process) == "worker"],
-            "postgres_mb": server_processes(self._data_dir / "postgres"),
+            "postgres_mb": [self._postmaster, *self._postmaster.children(recursive=True)],
         }
         before, self._cpu = self._cpu, cpu_seconds(memory["worker_mb"])
         files, wal = 0, 0

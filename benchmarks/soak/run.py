@@ -38,6 +38,8 @@ HORIZON = 1 + max(KEPT["keep_versions"], KEPT_FOR_TRAINING + KEPT["keep_logs"])
 PINNED = 2
 """A version that is pinned, and must be whole at the end."""
 
+PACE = {"worker_poll_seconds": 0.1, "swap_lead_seconds": 0.1}
+
 POPULATION = {"users": 60, "items": 40, "categories": 6, "user_turnover": 0.0, "item_turnover": 0.0}
 """It stays the same: a table that grows with its ids is another matter."""
 PREDICTIONS = 20
@@ -46,7 +48,7 @@ API_WORKERS = 2
 
 UPDATE_SECONDS = 120.0
 SETTLE_SECONDS = 15.0
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 BARS = "▁▂▃▄▅▆▇█"
 COLUMNS = 20
 
@@ -91,7 +93,7 @@ def run_soak(options: SoakOptions) -> int:
     printer = Printer(None)
     with StopRequest() as stop:
         try:
-            settings = {**KEPT, "api_workers": API_WORKERS, "seed": options.seed, "worker_poll_seconds": 0.1}
+            settings = {**KEPT, **PACE, "api_workers": API_WORKERS, "seed": options.seed}
             with own_service("soak", stop, **settings) as service, printer.busy() as say:
                 found = stop.run(_Run(options, service, say).play)
         except Interrupted:
@@ -107,12 +109,13 @@ def run_soak(options: SoakOptions) -> int:
 
 def expected_left(periods: int) -> Left:
     """What has to be left after so many periods."""
-    newest = range(periods - KEPT["keep_versions"] + 1, periods + 1)
     baseline = 1
+    newest = range(max(1, periods - KEPT["keep_versions"] + 1), periods + 1)
+    first_log = max(1, periods - KEPT_FOR_TRAINING - KEPT["keep_logs"] + 1)
     return Left(
         versions=periods,
         whole=frozenset({0, baseline, PINNED, *newest}),
-        logs=frozenset(range(periods - KEPT_FOR_TRAINING - KEPT["keep_logs"] + 1, periods + 2)),
+        logs=frozenset(range(first_log, periods + 2)),
         forgotten_events=0,
         unnamed_artifacts=0,
     )
@@ -152,15 +155,17 @@ class _Run:
             await api.call("POST", "/predict", {"user_id": user, "items": self._random.choices(period.item_ids, k=10)})
         await api.call("POST", "/periods/close", {"expected_period": number})
         deadline = time.monotonic() + UPDATE_SECONDS
-        async for document in api.watch(number):
-            if document["status"] == "failed":
-                raise CallFailed(f"period {number} failed: {document['error']}")
-            last = document
-        while (await api.call("GET", "/readyz"))["model_version"] != last["version"]:
-            if time.monotonic() > deadline:
-                raise CallFailed(f"version {last['version']} is not served after {UPDATE_SECONDS:.0f} s")
+        while True:
+            document = await api.call("GET", f"/periods/{number}")
+            served = (await api.call("GET", "/readyz"))["model_version"]
+            if document["status"] == "updated" and served == document["version"]:
+                break
+            if document["status"] == "failed" or time.monotonic() > deadline:
+                raise CallFailed(
+                    f"period {number} is {document['status']}, version {served} served: {document['error']}"
+                )
             await asyncio.sleep(POLL_SECONDS)
-        sealed, finished = (datetime.fromisoformat(last[name]) for name in ("sealed_at", "finished_at"))
+        sealed, finished = (datetime.fromisoformat(document[name]) for name in ("sealed_at", "finished_at"))
         return (finished - sealed).total_seconds()
 
     async def _settled(self) -> Left:

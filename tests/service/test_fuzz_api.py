@@ -22,7 +22,7 @@ from service.storage.database import Database
 from service.use_cases.auth import SCOPES, create_key
 from tests.conftest import Servers, database_dsn, flush, in_thread
 from tests.service.api_support import event, ingest, served_app, settings_for
-from tests.service.test_bodies import DOCUMENTS, GOOD, PIECES, encoded
+from tests.service.test_bodies import DOCUMENTS, EVENTS, GOOD, PIECES, encoded
 from tests.service.update_support import copies
 
 pytestmark = pytest.mark.slow
@@ -40,6 +40,8 @@ OPERATIONS = [
     ("POST", "/admin/models/{version}/pin"),
     ("POST", "/admin/models/{version}/unpin"),
     ("POST", "/admin/rollback"),
+    ("POST", "/clicks"),
+    ("POST", "/impressions"),
     ("POST", "/interactions"),
     ("POST", "/periods/close"),
     ("POST", "/predict"),
@@ -189,7 +191,7 @@ def call(judge: Judge, arguments: dict[str, Any]) -> int:
 
 
 REQUEST = {"method", "url", "headers", "params", "json", "data", "cookies"}
-PATHS = {"predict": "/predict", "batch": "/predict/batch", "interactions": "/interactions"}
+PATHS = {"predict": "/predict", "batch": "/predict/batch", **{name: f"/{name}" for name in EVENTS}}
 
 
 @pytest.mark.parametrize("kind", PATHS)
@@ -207,7 +209,7 @@ def test_documents_that_are_nearly_right(running: Running, document: dict[str, A
         def documents(value: Any, data: st.DataObject) -> None:
             body = encoded(value, data.draw)
             status = send(body)
-            if kind != "interactions":  # whose schema says nothing of the range of a time
+            if kind not in EVENTS:  # whose schemas say nothing of the range of a time
                 assert (status == 200) is (judge.allows(body) and no_half_characters(body))
 
         @bounded(200)

@@ -24,7 +24,17 @@ from service.storage import tables
 from service.storage.events import COLUMNS, EventBatch
 from service.storage.outages import outage
 
-__all__ = ["HistoryEntry", "Inserted", "Interactions", "PeriodLog", "Positives", "Raced", "to_ms"]
+__all__ = [
+    "HistoryEntry",
+    "Inserted",
+    "Interactions",
+    "PeriodLog",
+    "Positives",
+    "Raced",
+    "driver_of",
+    "firsts",
+    "to_ms",
+]
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
@@ -154,7 +164,21 @@ EARLIER_POSITIVES = text("""
     ORDER BY page
 """)
 
-RECENT_POSITIVES = text("""
+# Clicks of impressions are not in the log before their period is resolved.
+UNRESOLVED = text("""
+    SELECT number FROM periods WHERE labels IS NULL AND log_dropped_at IS NULL
+""")
+
+UNRESOLVED_POSITIVES = """
+        UNION (
+            SELECT DISTINCT item_id, interaction_id, shown_at FROM clicks_p{period}
+            WHERE user_id = :user_id
+            ORDER BY shown_at DESC, interaction_id DESC
+            LIMIT :limit
+        )
+"""
+
+RECENT_POSITIVES = """
     SELECT item_id, event_id, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS timestamp_ms
     FROM (
         (
@@ -168,10 +192,11 @@ RECENT_POSITIVES = text("""
         FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
              AS folded (item_id, event_id, occurred_at)
         WHERE user_histories.user_id = :user_id
+        {unresolved}
     ) AS positive
     ORDER BY occurred_at DESC, event_id DESC
     LIMIT :limit
-""")
+"""
 
 FOLD = text("""
     INSERT INTO user_histories (user_id, item_ids, event_ids, times)
@@ -217,7 +242,7 @@ class Interactions:
         """
         large = len(events) > ROWS_OF_AN_INSERT
         ids = await asyncio.to_thread(events.ids) if large else events.ids()
-        order = await asyncio.to_thread(_firsts, ids) if large else _firsts(ids)
+        order = await asyncio.to_thread(firsts, ids) if large else firsts(ids)
         accepted: list[int] = []
         stored: dict[str, int | None] = {}
         for start in range(0, len(order), ROWS_OF_AN_INSERT):
@@ -242,36 +267,19 @@ class Interactions:
         separator = SEPARATOR
         if any(SEPARATOR in id_ for id_ in ids):
             separator = uuid4().hex
-        async with self._driver() as connection:
-            return dict(await connection.fetch(query, separator.join(ids), separator))
+        async with driver_of(self._connection) as driver:
+            return dict(await driver.fetch(query, separator.join(ids), separator))
 
     async def _copy(self, period: int, rows: bytes) -> None:
         async def source() -> AsyncIterator[bytes]:
             yield rows
 
         try:
-            async with self._driver() as connection:
+            async with driver_of(self._connection) as driver:
                 table = f"interactions_p{int(period)}"
-                await connection.copy_to_table(table, source=source(), columns=COLUMNS, format="binary")
+                await driver.copy_to_table(table, source=source(), columns=COLUMNS, format="binary")
         except UniqueViolationError as error:
             raise Raced from error
-
-    @asynccontextmanager
-    async def _driver(self) -> AsyncIterator[Connection]:
-        """The driver's connection, for what SQLAlchemy has no words for; errors are judged as those of a session."""
-        connection: Connection = (await self._connection.get_raw_connection()).driver_connection
-        if not connection.is_in_transaction():  # SQLAlchemy begins it with the first statement that it sees
-            await self._connection.execute(text("SELECT 1"))
-        try:
-            yield connection
-        except UniqueViolationError:
-            raise
-        except (PostgresError, InterfaceError, OSError) as error:
-            if connection.is_closed() or not isinstance(error, PostgresError):
-                raise NotReady("the connection to Postgres was lost") from error
-            if (trouble := outage(error)) is not None:
-                raise NotReady(trouble) from error
-            raise
 
     async def merge_ids(self, period: int) -> None:
         """Note the ids of a closed period where those of all periods are; from then on they are looked up there."""
@@ -333,15 +341,40 @@ class Interactions:
         )
         # Whoever comes while this waits for a long reader has to wait too.
         await self._connection.execute(text(f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"))
-        await self._connection.execute(text(f"DROP TABLE interactions_p{int(period)}"))
+        partitions = ", ".join(f"{table.name}_p{int(period)}" for table in tables.LOG)
+        await self._connection.execute(text(f"DROP TABLE {partitions}"))
 
     async def recent_positives(self, user_id: str, limit: int = MAX_HISTORY) -> list[HistoryEntry]:
-        """The last `limit` positives of a user over all periods, the open one included, newest first."""
-        rows = await self._connection.execute(RECENT_POSITIVES, {"user_id": user_id, "limit": limit})
+        """The last `limit` positives of a user over all periods, the open one included, newest first.
+
+        Clicks of impressions whose period is not resolved yet are there as the interactions that they will be.
+        """
+        periods = (await self._connection.execute(UNRESOLVED)).scalars()
+        unresolved = "".join(UNRESOLVED_POSITIVES.format(period=int(period)) for period in periods)
+        statement = text(RECENT_POSITIVES.format(unresolved=unresolved))
+        rows = await self._connection.execute(statement, {"user_id": user_id, "limit": limit})
         return [HistoryEntry(row.item_id, row.event_id, row.timestamp_ms) for row in rows]
 
 
-def _firsts(ids: Sequence[str]) -> list[int]:
+@asynccontextmanager
+async def driver_of(connection: AsyncConnection) -> AsyncIterator[Connection]:
+    """The driver's connection, for what SQLAlchemy has no words for; errors are judged as those of a session."""
+    driver: Connection = (await connection.get_raw_connection()).driver_connection
+    if not driver.is_in_transaction():  # SQLAlchemy begins it with the first statement that it sees
+        await connection.execute(text("SELECT 1"))
+    try:
+        yield driver
+    except UniqueViolationError:
+        raise
+    except (PostgresError, InterfaceError, OSError) as error:
+        if driver.is_closed() or not isinstance(error, PostgresError):
+            raise NotReady("the connection to Postgres was lost") from error
+        if (trouble := outage(error)) is not None:
+            raise NotReady(trouble) from error
+        raise
+
+
+def firsts(ids: Sequence[str]) -> list[int]:
     """The first event of each id, in the order of the ids."""
     first_of_each: dict[str, int] = {}
     for n, id_ in enumerate(ids):
