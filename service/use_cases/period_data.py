@@ -58,10 +58,12 @@ async def prepare_period(
         log = await session.interactions.log(period)
         earlier = await session.interactions.earlier_positives(period, history_length)
         catalogue = await session.items.catalogue()
-    # An entry that was made so long ago gives its item no row any more; the item may have one of its own.
-    oldest = 0 if evict_after is None else period - evict_after + 1
-    current = [i for i, put in zip(catalogue.item_ids, catalogue.periods, strict=True) if put >= oldest]
     async with database.unit_of_work() as work:
+        # A period that is learned after later ones counts as the newest of them: who is seen in it is seen now.
+        now = max(period, await work.models.newest_period() or 0)
+        # An entry that was made so long ago gives its item no row any more; the item may have one of its own.
+        oldest = 0 if evict_after is None else now - evict_after + 1
+        current = [i for i, put in zip(catalogue.item_ids, catalogue.periods, strict=True) if put >= oldest]
         maps, sizes, allocations = {}, {}, {}
         for kind, seen, listed in (
             (EntityKind.USER, log.user_ids, []),
@@ -69,11 +71,11 @@ async def prepare_period(
             (EntityKind.CATEGORY, [], [name for names in catalogue.categories for name in names]),
         ):
             if evict_after is not None and kind is not EntityKind.CATEGORY:
-                await work.entities.see(kind, seen, period)
-                evicted = await work.entities.evict(kind, period, evict_after)
+                await work.entities.see(kind, seen, now)
+                evicted = await work.entities.evict(kind, now, evict_after)
                 logger.info("period %d: rows of %ss that are evicted: %d", period, kind, evicted)
             distinct = list(dict.fromkeys([*seen, *listed]))
-            rows = await work.entities.allocate(kind, distinct, period)
+            rows = await work.entities.allocate(kind, distinct, now)
             maps[kind] = dict(zip(distinct, rows.tolist(), strict=True))
             extent = await work.entities.extent(kind)
             sizes[kind], allocations[str(kind)] = extent.row + 1, extent.allocation
@@ -99,7 +101,7 @@ def _encode(log: PeriodLog, earlier: Positives, catalogue: Catalogue, rows: _Row
     width = max((len(names) for names in catalogue.categories), default=1) or 1
     categories = np.full((rows.sizes[EntityKind.ITEM], width), NO_CATEGORY, dtype=np.int32)
     for item_id, names in zip(catalogue.item_ids, catalogue.categories, strict=True):
-        if (row := rows.item[item_id]) != COLD_ROW:  # its item was evicted
+        if (row := rows.item[item_id]) != COLD_ROW:  # else it was evicted
             categories[row, : len(names)] = [rows.category[name] for name in names]
     return PeriodData(
         user=torch.from_numpy(user.astype(np.int32)),

@@ -10,7 +10,6 @@ import orjson
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from asmg.layout import COLD_ROW
@@ -54,6 +53,12 @@ UPSERT_ITEMS = text("""
 # Rows change hands under a lock of the kind, so two transactions never compute the same next row. The lock is in the
 # two-number space of advisory locks, which does not meet the one-number space of `database.Lock`.
 LOCK_KIND = text("SELECT pg_advisory_xact_lock(hashtext('asmg.entity_rows'), hashtext(:kind))")
+
+SEE = text("""
+    INSERT INTO seen_rows AS noted (kind, period, rows) VALUES (:kind, :period, CAST(:rows AS integer[]))
+    ON CONFLICT (kind, period) DO UPDATE
+    SET rows = ARRAY(SELECT DISTINCT unnest(noted.rows || excluded.rows) AS row ORDER BY row)
+""")
 
 EVICTABLE = text("""
     SELECT array_agg(row) FROM entity_rows
@@ -128,11 +133,14 @@ class Entities:
         self._connection = connection
 
     async def see(self, kind: EntityKind, ids: Sequence[str], period: int) -> None:
-        """Note that these ids (they may repeat) occur in a period; those without a row are left out."""
+        """Note that these ids (they may repeat) occur in a period; those without a row are left out.
+
+        To be called for periods that never descend; those without a call count as periods in which nobody came.
+        """
         await self._lock(kind)
         rows = np.unique(await self.find(kind, ids))
-        statement = upsert(tables.seen_rows).values(kind=kind, period=period, rows=rows[rows != COLD_ROW].tolist())
-        await self._connection.execute(statement.on_conflict_do_nothing())
+        values = {"kind": str(kind), "period": period, "rows": rows[rows != COLD_ROW].tolist()}
+        await self._connection.execute(SEE, values)
 
     async def forget_seen(self) -> None:
         """Begin to count anew, as if nothing had been noted."""
@@ -141,22 +149,24 @@ class Entities:
     async def evict(self, kind: EntityKind, period: int, after: int) -> int:
         """Free the rows of the ids that were not seen for `after` periods up to this one; return how many.
 
-        Nobody's as long as it was not noted for every one of these periods who was seen, and not that of an item whose
-        catalogue entry was made or changed in one of them.
+        Nobody's as long as it is noted for fewer periods who was seen; and not that of an item whose catalogue entry
+        was made or changed in one of them.
         """
         await self._lock(kind)
         last = period - after
         noted = select(tables.seen_rows.c.period, tables.seen_rows.c.rows).where(tables.seen_rows.c.kind == kind)
-        seen = {row.period: row.rows for row in await self._connection.execute(noted) if row.period > last}
-        if not seen.keys() >= set(range(last + 1, period + 1)):
+        seen = {row.period: row.rows for row in await self._connection.execute(noted)}
+        before = [number for number in seen if number <= last + 1]
+        if not before:
             return 0
-        rows = await self._connection.scalar(EVICTABLE, {"kind": str(kind), "last": last}) or []
-        gone = np.setdiff1d(rows, np.concatenate([np.array(rows, dtype=np.int64) for rows in seen.values()]))
+        old = await self._connection.scalar(EVICTABLE, {"kind": str(kind), "last": last}) or []
+        since = [np.array(rows, dtype=np.int64) for number, rows in seen.items() if number > last]
+        gone = np.setdiff1d(np.array(old, dtype=np.int64), np.concatenate([np.empty(0, np.int64), *since]))
         ours = (tables.entity_rows.c.kind == kind) & (tables.entity_rows.c.row == func.any(gone.tolist()))
         await self._connection.execute(update(tables.entity_rows).where(ours).values(id=None))
-        await self._connection.execute(
-            delete(tables.seen_rows).where(tables.seen_rows.c.kind == kind, tables.seen_rows.c.period <= last)
-        )
+        # One is kept that says since when it has been noted.
+        told = (tables.seen_rows.c.kind == kind) & (tables.seen_rows.c.period < max(before))
+        await self._connection.execute(delete(tables.seen_rows).where(told))
         return len(gone)
 
     async def allocate(self, kind: EntityKind, ids: Sequence[str], period: int) -> NDArray[np.int64]:
