@@ -114,7 +114,7 @@ class TestRetry:
         before = await get_period(b.database, b.workshop.notices, 2)
         assert before.status == "quarantined"
         assert before.error == "DivergedError: loss: expected a finite number; received nan"
-        assert [stage.status for stage in before.stages] == ["done"] * 4 + ["running"]
+        assert [stage.status for stage in before.stages] == ["done"] * 5 + ["running"]
         assert set(before.scores) == {"generated", "incremental", "baseline"}
         changed = await retry_period(b.database, 2, **WHY)
         assert (changed.status, changed.attempts, changed.crashes, changed.error) == ("sealed", 0, 0, None)
