@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
@@ -26,10 +26,13 @@ from service.storage.database import Database
 from service.storage.events import warm_up
 from service.storage.fetch import fetch_apart
 from service.storage.redis_state import HistoryStore, Notices, RateBuckets, connect
+from service.storage.repositories import Impression
 from service.tasks import BoundedCalls, end_tasks
 from service.use_cases.auth import KeyCache
 from service.use_cases.bootstrap import current_champion, ensure_prior
 from service.use_cases.histories import Histories
+from service.use_cases.impressions import ImpressionLog
+from service.use_cases.ingest import IngestResult, ingest_impressions
 from service.use_cases.rate_limit import RateLimiter
 
 __all__ = ["create_app", "create_app_from_environment"]
@@ -119,6 +122,14 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             on_refusal=metrics.rate_limited.inc,
         )
         writes = BoundedCalls(MAX_WRITES, settings.store_deadline_seconds, "Postgres")
+
+        async def store_impressions(shown: Sequence[Impression]) -> IngestResult:
+            storing = ingest_impressions(database, histories, shown, settings.attribution_window)
+            result = await writes.run(storing)
+            metrics.note_events("impressions", result.accepted, result.duplicates, len(result.conflicts))
+            return result
+
+        impressions = ImpressionLog(store_impressions, seconds=settings.impression_deadline_seconds)
         parts = Parts(
             settings=settings,
             database=database,
@@ -130,6 +141,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             keys=KeyCache(database, on_refusal=metrics.rate_limited.inc),
             limiter=limiter,
             writes=writes,
+            impressions=impressions,
             metrics=metrics,
             stopping=stopping,
         )
@@ -146,6 +158,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             yield {"parts": parts}
         finally:
             await end_tasks(*followers)
+            await impressions.close()
             await writes.close()
             await limiter.close()
             await histories.close()

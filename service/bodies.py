@@ -9,11 +9,13 @@ is judged twice unless it is wrong.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
@@ -24,19 +26,34 @@ from service.errors import BodyTooLarge, InvalidInput, NotReady
 from service.head import content_coding, declared_length, headers_of
 from service.limits import (
     MAX_BATCH,
+    MAX_CLICKS,
     MAX_HISTORY,
     MAX_ID_LENGTH,
+    MAX_IMPRESSIONS,
     MAX_ITEMS,
     MAX_JSON_MEMBERS,
     MAX_JSON_VALUES,
+    MAX_POSITION,
     MAX_PREDICT_BYTES,
     MAX_REQUEST_HISTORY,
 )
 from service.problems import invalid_input
-from service.schemas import BatchRequest, InteractionEvent, InteractionsRequest, PredictRequest
+from service.schemas import (
+    BatchRequest,
+    ClickEvent,
+    ClicksRequest,
+    ImpressionEvent,
+    ImpressionsRequest,
+    InteractionEvent,
+    InteractionsRequest,
+    PredictRequest,
+    parse_positions,
+    parse_timestamp,
+    refuse_repetition,
+)
 from service.serving.forward import hash_json
 from service.serving.snapshot import hashes_of
-from service.storage.repositories import EventBatch, Interaction
+from service.storage.repositories import Click, EventBatch, Impression, Interaction, interaction_id
 from service.use_cases.predict import Question
 
 __all__ = [
@@ -44,6 +61,8 @@ __all__ = [
     "check_head",
     "is_small",
     "parse_batch",
+    "parse_clicks",
+    "parse_impressions",
     "parse_interactions",
     "parse_json",
     "parse_predict",
@@ -66,6 +85,7 @@ ESCAPED = b"\\u00"
 SMALL_BYTES = 64 * 1024
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+Position = Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITION)]
 
 
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
@@ -101,6 +121,29 @@ class _EventsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=Fa
     """For events with escapes: written again, they have none but those that no id may have."""
 
     interactions: list[_EventBody]
+
+
+class _ImpressionBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    request_id: Id
+    user_id: Id
+    items: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
+    timestamp: int | str
+    positions: Annotated[list[Position], msgspec.Meta(max_length=MAX_ITEMS)] | None = None
+
+
+class _ImpressionsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    impressions: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_IMPRESSIONS)]
+
+
+class _ClickBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    request_id: Id
+    item_id: Id
+    timestamp: int | str
+    event_id: Id | None = None
+
+
+class _ClicksBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    clicks: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=MAX_CLICKS)]
 
 
 def is_small(body: bytes) -> bool:
@@ -231,11 +274,13 @@ def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
         raise invalid_input(errors) from None
 
 
-_BAD = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_BAD = (msgspec.MsgspecError, PydanticCustomError, UnicodeDecodeError, RecursionError)
 _predict = msgspec.json.Decoder(_PredictBody)
 _quick = msgspec.json.Decoder(_QuickBody)
 _batch = msgspec.json.Decoder(_BatchBody)
 _events = msgspec.json.Decoder(_EventsBody)
+_impressions, _one_impression = msgspec.json.Decoder(_ImpressionsBody), msgspec.json.Decoder(_ImpressionBody)
+_clicks, _one_click = msgspec.json.Decoder(_ClicksBody), msgspec.json.Decoder(_ClickBody)
 
 
 def _may_be_quick(body: bytes, scope: Scope) -> bool:
@@ -294,7 +339,9 @@ def _question(body: bytes) -> Question:
 
 
 def _question_of(request: _PredictBody | PredictRequest) -> Question:
-    return Question.of(request.user_id, request.items, request.history, request.request_id)
+    log = request.log_impressions if isinstance(request, PredictRequest) else None
+    most = MAX_ITEMS if log is True else log or None
+    return Question.of(request.user_id, request.items, request.history, request.request_id, log=most)
 
 
 def parse_interactions(body: bytes, scope: Scope) -> EventBatch:
@@ -309,3 +356,33 @@ def parse_interactions(body: bytes, scope: Scope) -> EventBatch:
 
 def _interaction(event: InteractionEvent) -> Interaction:
     return Interaction(event.event_id, event.user_id, event.item_id, event.label, event.timestamp, event.request_id)
+
+
+def parse_impressions(body: bytes, scope: Scope) -> list[Impression]:
+    """The impressions in the body of `POST /impressions`, one by one as well; raises as `parse_json` does."""
+    if _may_be_quick(body, scope) and _comes_once(b'"impressions"', body):
+        with suppress(*_BAD):
+            return [_impression(_one_impression.decode(part)) for part in _impressions.decode(body).impressions]
+    return [_impression(event) for event in parse_json(ImpressionsRequest, body, scope).impressions]
+
+
+def parse_clicks(body: bytes, scope: Scope) -> list[Click]:
+    """The clicks in the body of `POST /clicks`, the same way."""
+    if _may_be_quick(body, scope) and _comes_once(b'"clicks"', body):
+        with suppress(*_BAD):
+            return [_click(_one_click.decode(part)) for part in _clicks.decode(body).clicks]
+    return [_click(event) for event in parse_json(ClicksRequest, body, scope).clicks]
+
+
+def _impression(event: _ImpressionBody | ImpressionEvent) -> Impression:
+    positions = None if event.positions is None else parse_positions(event.positions, len(event.items))
+    return Impression(event.request_id, event.user_id, refuse_repetition(event.items), positions, _moment(event))
+
+
+def _click(event: _ClickBody | ClickEvent) -> Click:
+    event_id = event.event_id or interaction_id(event.request_id, event.item_id)
+    return Click(event_id, event.request_id, event.item_id, _moment(event))
+
+
+def _moment(event: _ImpressionBody | ImpressionEvent | _ClickBody | ClickEvent) -> datetime:
+    return event.timestamp if isinstance(event.timestamp, datetime) else parse_timestamp(event.timestamp)

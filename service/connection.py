@@ -51,23 +51,25 @@ class _Waits(Enum):
 class _Transport:
     """The connection as uvicorn uses it: to close it is up to `close`."""
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None], is_closing: Callable[[], bool]) -> None:
-        self.write = transport.write
-        self.get_extra_info = transport.get_extra_info
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write, self.get_extra_info = transport.write, transport.get_extra_info
         self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
-        self.close, self.is_closing = close, is_closing
+        self.close, self.is_closing = close, transport.is_closing
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """One connection; its settings are those of the application that the server's lifespan yields."""
+
+    # None before the first head; uvicorn's annotation leaves that out.
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         parts: Parts = self.app_state["parts"]
         self._settings, self._metrics = parts.settings, parts.metrics
         self._active: RequestResponseCycle | None = None  # the request whose answer is due next
-        self._piece = 0  # bytes that the parser was given last …
-        self._gathered = 0  # … and since a head, a part of a body or a message ended, that piece included
+        self._piece = 0  # bytes that the parser was given last
+        self._gathered = 0  # bytes of earlier pieces that it holds back, of a head or of what comes with chunks
         self._fault: HTTPException | None = None  # for which a callback of the parser stopped it
         self._refusal: tuple[int, bytes] | None = None  # status and answer, which ends the connection
         self._closing = False
@@ -81,8 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, or refuse to where too many have begun."""
         self._raw = transport
-        gentle = _Transport(transport, self._close, lambda: self._closing or transport.is_closing())
-        super().connection_made(cast(asyncio.Transport, gentle))
+        super().connection_made(cast(asyncio.Transport, _Transport(transport, self._close)))
         settings = self._settings
         deadline = min(settings.head_deadline_seconds, settings.body_deadline_seconds)
         self._look_seconds = min(LOOK_SECONDS, deadline / 4)
@@ -95,49 +96,42 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, or drop it where the end has come."""
-        if len(data) <= PIECE_BYTES:
-            self._parse(data)
-        else:
+        if len(data) > PIECE_BYTES:
             for start in range(0, len(data), PIECE_BYTES):
-                self._parse(data[start : start + PIECE_BYTES])
-
-    def _parse(self, piece: bytes) -> None:
+                self.data_received(data[start : start + PIECE_BYTES])
+            return
         if self._refusal is not None or self._closing:
-            self._dropped += len(piece)
+            self._dropped += len(data)
             if self._dropped > LINGER_BYTES:
                 self._raw.abort()
             return
-        self._piece = len(piece)
-        self._gathered += self._piece
-        super().data_received(piece)
-        if self.timeout_keep_alive_task is not None and self.scope is not self.cycle.scope:
-            self._unset_keepalive_if_required()  # a head has begun behind a request that was answered at once
-        # What the parser holds back is a head or a trailer that has not ended. A piece of other things may count too.
-        if self._gathered > MAX_HEAD_BYTES + PIECE_BYTES:
+        before = self.cycle
+        had = 0 if before is None else len(before.body)
+        self._piece = len(data)
+        super().data_received(data)
+        cycle = self.cycle
+        if cycle is None or cycle.scope is not self.scope:
+            self._unset_keepalive_if_required()  # a head may have begun behind a request that was answered at once
+        elif not cycle.more_body or cycle is not before or len(cycle.body) > had:
+            self._gathered = 0
+            return
+        self._gathered += len(data)
+        if self._gathered > MAX_HEAD_BYTES + PIECE_BYTES:  # the first piece may hold much else
             self._refuse(_head_too_large())
 
     def on_headers_complete(self) -> None:
         """Begin with a request whose head is as it has to be."""
-        if self._gathered > MAX_HEAD_BYTES and _head_bytes(self.url, self.headers) > MAX_HEAD_BYTES:
+        if self._gathered + self._piece > MAX_HEAD_BYTES and _head_bytes(self.url, self.headers) > MAX_HEAD_BYTES:
             self._stop(_head_too_large())
         if len(self.pipeline) >= MAX_PIPELINED:
             self._stop(HTTPException(400, f"expected at most {MAX_PIPELINED} requests ahead of their answers"))
-        coding = headers_of(cast(Scope, self.scope)).get(b"transfer-encoding")
+        scope: Any = self.scope
+        coding = headers_of(scope).get(b"transfer-encoding")
         if coding is not None and (coding.lower() != b"chunked" or self.parser.get_http_version() != "1.1"):
             self._stop(HTTPException(400, "expected no Transfer-Encoding but chunked, of HTTP/1.1"))
-        self._gathered = self._piece
+        self._gathered = 0
         super().on_headers_complete()
         self.headers = []  # the parser puts trailers there, and they are no part of the head
-
-    def on_body(self, body: bytes) -> None:
-        """Take in a part of a body."""
-        self._gathered = self._piece
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """End a request."""
-        self._gathered = self._piece
-        super().on_message_complete()
 
     def _stop(self, fault: HTTPException) -> None:
         """Stop the parser, from one of its callbacks; it then comes to `send_400_response`."""
@@ -160,14 +154,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if was_last and self._refusal is not None:
             self._send_refusal(*self._refusal)
-        elif was_last and self._in_head():
-            self._unset_keepalive_if_required()  # it is idle no more
+        elif was_last and self.cycle is not None and self.scope is not self.cycle.scope:
+            self._unset_keepalive_if_required()  # the next head has begun
 
     def _refuse(self, error: Exception) -> None:
         """Answer the request that is coming in with a problem, after what is due before it, and end the connection."""
         if self._refusal is not None or self.transport.is_closing():
             return
-        cycle, path = self._newest(), ""
+        cycle, path = self.cycle, ""
         is_due = cycle is not None and not cycle.response_complete
         if cycle is not None and is_due and cycle.scope is self.scope and cycle.more_body:  # it is what is refused
             path = str(cycle.scope["path"])
@@ -195,11 +189,12 @@ class BoundedProtocol(HttpToolsProtocol):
     # How it ends.
 
     def _close(self) -> None:
-        if self._closing or self._raw.is_closing():
+        if self.transport.is_closing():
             return
         self._closing = True
+        self.transport.is_closing = lambda: True  # type: ignore[method-assign]
         seconds = self._settings.body_deadline_seconds
-        cycle = self._newest()
+        cycle = self.cycle
         if self._refusal is not None or (cycle is not None and cycle.more_body):
             seconds = LINGER_SECONDS
             if self._raw.can_write_eof():
@@ -248,19 +243,15 @@ class BoundedProtocol(HttpToolsProtocol):
             return _Waits.READER
         if self.pipeline:
             return None
-        cycle = self._newest()
+        cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             return _Waits.BODY if cycle.more_body else None
         return _Waits.HEAD if self.timeout_keep_alive_task is None else None
 
     def _in_head(self) -> bool:
         """Whether a head has begun and not ended."""
-        scope, cycle = cast(Scope | None, self.scope), self._newest()
+        scope, cycle = cast(Scope | None, self.scope), self.cycle
         return scope is not None and (cycle is None or cycle.scope is not scope)
-
-    def _newest(self) -> RequestResponseCycle | None:
-        """The request whose head came last; uvicorn's annotation leaves out that there may be none yet."""
-        return self.cycle
 
 
 def _ending_early(app: ASGIApp, cycle: RequestResponseCycle) -> Callable[[Scope, Receive, Send], Awaitable[None]]:

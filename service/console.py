@@ -4,6 +4,7 @@ One line a period with the scores of the models on its log, a second one with th
 a terminal only, a progress bar. Nothing but plain text goes to a pipe or a file.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -15,7 +16,7 @@ from rich.text import Text
 __all__ = ["Numbers", "PeriodLine", "ScoreLines", "StageBar", "make_console"]
 
 WIDTH = 120
-"""Columns where the output is no terminal."""
+"""Columns where the output is no terminal, and COLUMNS is not set."""
 
 SCORE_WIDTH = 6
 """Columns of a score, and of the name of its model."""
@@ -37,7 +38,7 @@ Numbers = Mapping[str, float | None]
 def make_console() -> Console:
     """The standard output."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=WIDTH)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from service.storage.repositories import ApiKey
 from service.tasks import BoundedCalls
 from service.use_cases.auth import KeyCache
 from service.use_cases.histories import Histories
+from service.use_cases.impressions import ImpressionLog
 from service.use_cases.rate_limit import RateLimiter
 
 __all__ = ["Caller", "JsonBody", "Parts", "Requires", "Service", "body_schema"]
@@ -47,6 +48,8 @@ class Parts:
     limiter: RateLimiter
     writes: BoundedCalls
     """Through which everything is stored that a client waits for."""
+    impressions: ImpressionLog
+    """Of the predictions that are to be logged."""
     metrics: Metrics
     stopping: Callable[[], bool]
     """Whether the process has been told to end: streams end then, for the server waits for them."""

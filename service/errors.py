@@ -207,7 +207,7 @@ class EmptyPeriod(ServiceError):
     slug = "empty-period"
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"expected at least one interaction in period {number}; received none")
+        super().__init__(f"expected at least one interaction, impression or click in period {number}; received none")
         self.number = number
 
 

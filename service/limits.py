@@ -12,6 +12,15 @@ MAX_BATCH = 256
 MAX_INTERACTIONS = 10_000
 """Interactions of one ingestion call."""
 
+MAX_IMPRESSIONS = 10_000
+"""Impressions of one call; each of at most `MAX_ITEMS` items."""
+
+MAX_CLICKS = 10_000
+"""Clicks of one call."""
+
+MAX_POSITION = 2**31 - 1
+"""Of an item in what a user was shown; positions begin with 0."""
+
 MAX_CATALOGUE_ITEMS = 10_000
 """Items of one catalogue call."""
 

@@ -5,6 +5,7 @@ the numbers in files of that folder, and whichever worker is asked sums up all o
 """
 
 import os
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -39,11 +40,21 @@ class Metrics:
             registry=registry,
         )
         self.predicted_items = Counter("asmg_predicted_items", "Items scored.", registry=registry)
-        self.interactions = Counter(
-            "asmg_interactions",
-            "Interactions received: accepted, duplicate or conflict.",
+        self._events = {
+            kind: Counter(
+                f"asmg_{kind}",
+                f"{kind.capitalize()} received: accepted, duplicate or conflict.",
+                ["result"],
+                registry=registry,
+            )
+            for kind in ("interactions", "impressions", "clicks")
+        }
+        self._labels = Gauge(
+            "asmg_labels",
+            "What became of impressions and clicks in all closed periods, as Postgres has it.",
             ["result"],
             registry=registry,
+            multiprocess_mode="max",
         )
         self.model_version = Gauge(
             "asmg_model_version",
@@ -64,6 +75,11 @@ class Metrics:
             registry=registry,
         )
 
+        self.not_logged = Counter(
+            "asmg_impressions_not_logged",
+            "Impressions of predictions that were not stored in time, or not at all: the answers say so.",
+            registry=registry,
+        )
         self.rate_limited = Counter(
             "asmg_rate_limited",
             "Requests refused because a key, or somebody with unknown ones, made too many.",
@@ -80,6 +96,16 @@ class Metrics:
             )
         noted[0].inc()
         noted[1].observe(seconds)
+
+    def note_events(self, kind: str, accepted: int, duplicates: int, conflicts: int) -> None:
+        """Count what became of a batch of `interactions`, `impressions` or `clicks`."""
+        for result, events in (("accepted", accepted), ("duplicate", duplicates), ("conflict", conflicts)):
+            self._events[kind].labels(result).inc(events)
+
+    def note_labels(self, totals: Mapping[str, int]) -> None:
+        """Show what became of impressions and clicks so far, by result."""
+        for result, total in totals.items():
+            self._labels.labels(result).set(total)
 
     def render(self) -> bytes:
         """The text exposition; of all workers where there are several."""

@@ -82,6 +82,8 @@ def _received(error: Mapping[str, Any]) -> str:
     value = error["input"]
     if error["type"] == "missing":
         return "nothing"
+    if error["type"] == "repeated":
+        return f"{json.dumps(error['ctx']['received'], ensure_ascii=False)[:MAX_RECEIVED_LENGTH]} twice"
     if isinstance(value, list):
         return f"{len(value)} items"
     if isinstance(value, dict):

@@ -8,16 +8,28 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from service.limits import (
     MAX_BATCH,
     MAX_CATALOGUE_ITEMS,
     MAX_CATEGORIES,
+    MAX_CLICKS,
     MAX_ID_LENGTH,
+    MAX_IMPRESSIONS,
     MAX_INTERACTIONS,
     MAX_ITEMS,
+    MAX_POSITION,
     MAX_REASON_LENGTH,
     MAX_REQUEST_HISTORY,
 )
@@ -26,13 +38,17 @@ __all__ = [
     "BatchPrediction",
     "BatchRequest",
     "BatchResponse",
+    "ClickEvent",
+    "ClicksRequest",
     "CloseRequest",
     "CloseResponse",
     "Health",
     "Id",
+    "ImpressionEvent",
+    "ImpressionsRequest",
+    "IngestResponse",
     "InteractionEvent",
     "InteractionsRequest",
-    "InteractionsResponse",
     "ItemDocument",
     "ItemsRequest",
     "ItemsResponse",
@@ -46,7 +62,10 @@ __all__ = [
     "RollbackRequest",
     "RollbackResponse",
     "parse_label",
+    "parse_log",
+    "parse_positions",
     "parse_timestamp",
+    "refuse_repetition",
 ]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -89,6 +108,45 @@ def parse_label(value: Any) -> Any:
     return value
 
 
+def refuse_repetition(items: list[str]) -> list[str]:
+    """`items`, where none is among them twice.
+
+    Raises:
+        PydanticCustomError: one is.
+    """
+    if len(set(items)) < len(items):
+        repeated = next(item for n, item in enumerate(items) if item in items[:n])
+        raise PydanticCustomError("repeated", "each item once", {"received": repeated})
+    return items
+
+
+def parse_positions(positions: list[int], items: int) -> list[int] | None:
+    """The positions of so many items; None where they just count, from 0.
+
+    Raises:
+        PydanticCustomError: there are more of them than items, or fewer.
+    """
+    if len(positions) != items:
+        raise PydanticCustomError("not_one_each", "as many positions as items: {items}", {"items": items})
+    return None if positions == list(range(items)) else positions
+
+
+def parse_log(value: Any) -> bool | int:
+    """`value`, where it says how many impressions to log.
+
+    Raises:
+        PydanticCustomError: it is neither a boolean nor an integer from 1 to `MAX_ITEMS`.
+    """
+    if type(value) is bool or (type(value) is int and 1 <= value <= MAX_ITEMS):
+        return value
+    raise PydanticCustomError("no_log", "true, false or an integer from 1 to {most}", {"most": MAX_ITEMS})
+
+
+def _log_schema(schema: dict[str, Any]) -> None:
+    schema.clear()
+    schema["anyOf"] = [{"type": "boolean"}, {"type": "integer", "minimum": 1, "maximum": MAX_ITEMS}]
+
+
 def _timestamp_schema(schema: dict[str, Any]) -> None:
     schema.clear()
     schema["anyOf"] = [{"type": "string", "format": "date-time"}, {"type": "integer", "title": "epoch milliseconds"}]
@@ -101,6 +159,13 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pa
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REASON_LENGTH, pattern=_TEXT_PATTERN)]
 Label = Annotated[Literal[0, 1], BeforeValidator(parse_label)]
 Timestamp = Annotated[datetime, BeforeValidator(parse_timestamp), Field(json_schema_extra=_timestamp_schema)]
+LogImpressions = Annotated[bool | int, BeforeValidator(parse_log), Field(json_schema_extra=_log_schema)]
+Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]
+ShownItems = Annotated[
+    list[Id],
+    Field(min_length=1, max_length=MAX_ITEMS, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(refuse_repetition),
+]
 
 
 class _Request(BaseModel):
@@ -117,11 +182,25 @@ class PredictRequest(_Request):
         None, description="Items clicked before, newest first; in place of the history that the service keeps."
     )
     request_id: Id | None = None
+    log_impressions: LogImpressions | None = Field(
+        None,
+        description="Log the items as shown in the order of their scores, all of them (`true`) or the best ones (their "
+        "number), under the `request_id` of the answer; the key needs the scope `ingest` too.",
+    )
 
 
 HistoryUse = Annotated[
     Literal["used", "unavailable"],
     Field(description="`unavailable`: no server gave the user's history in time, so the scores are without it."),
+]
+
+
+Logged = Annotated[
+    bool | None,
+    Field(
+        description="Whether the impression is stored, durably; false where Postgres did not take it in time, or has "
+        "another one under the `request_id`. Absent where `log_impressions` did not ask for it."
+    ),
 ]
 
 
@@ -135,6 +214,7 @@ class PredictResponse(BaseModel):
     cold_items: list[int] = Field(description="Indexes of the items that the model has not seen.")
     history: HistoryUse
     request_id: str
+    logged: Logged = None
 
 
 class BatchRequest(_Request):
@@ -151,6 +231,7 @@ class BatchPrediction(BaseModel):
     cold_items: list[int]
     history: HistoryUse
     request_id: str
+    logged: Logged = None
 
 
 class BatchResponse(BaseModel):
@@ -178,7 +259,46 @@ class InteractionsRequest(_Request):
     interactions: Annotated[list[InteractionEvent], Field(min_length=1, max_length=MAX_INTERACTIONS)]
 
 
-class InteractionsResponse(BaseModel):
+class ImpressionEvent(_Request):
+    """A user was shown these items; each is an interaction as soon as it is known whether it was clicked."""
+
+    request_id: Id = Field(description="The `request_id` of the prediction, or any other name; clicks refer to it.")
+    user_id: Id
+    items: ShownItems
+    positions: Annotated[list[Position], Field(max_length=MAX_ITEMS)] | None = Field(
+        None, description="Where each item was, in their order; 0, 1, 2, … where this is absent."
+    )
+    timestamp: Timestamp
+
+    @field_validator("positions")
+    @classmethod
+    def _one_each(cls, value: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        # Of items that are wrong themselves nothing can be said.
+        return value if value is None or "items" not in info.data else parse_positions(value, len(info.data["items"]))
+
+
+class ImpressionsRequest(_Request):
+    """A batch of impressions, stored as a whole or not at all; a `request_id` that is known counts as a duplicate."""
+
+    impressions: Annotated[list[ImpressionEvent], Field(min_length=1, max_length=MAX_IMPRESSIONS)]
+
+
+class ClickEvent(_Request):
+    """The user clicked an item of an impression, which may come later."""
+
+    event_id: Id | None = Field(None, description="`request_id/item_id` where this is absent.")
+    request_id: Id = Field(description="Of the impression.")
+    item_id: Id
+    timestamp: Timestamp
+
+
+class ClicksRequest(_Request):
+    """A batch of clicks, stored as a whole or not at all; a click that is known counts as a duplicate."""
+
+    clicks: Annotated[list[ClickEvent], Field(min_length=1, max_length=MAX_CLICKS)]
+
+
+class IngestResponse(BaseModel):
     """Sent after the commit."""
 
     accepted: int

@@ -1,5 +1,6 @@
 """The settings of one installation, read from the environment (`ASMG_…`) and passed in, never imported as a global."""
 
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
@@ -51,8 +52,9 @@ class Settings(BaseSettings):
     """Certificate chain in PEM, for HTTPS without a proxy; together with `tls_key`."""
     tls_key: Path | None = None
     """Its private key in PEM, not encrypted."""
-    prior_ctr: float = Field(0.5, gt=0, lt=1)
-    """The constant answer of version 0, before anything was learned."""
+    prior_ctr: float | None = Field(None, gt=0, lt=1)
+    """The click rate of the traffic, where it is known. Version 0 answers it (0.5 where it is not known), and what is
+    learned from sampled negatives is served as if they were as many as it says."""
     updater: str = "asmg-gru-multi"
     """Name of the update method, see `asmg.updaters.UPDATERS`."""
     device: str = "auto"
@@ -66,6 +68,12 @@ class Settings(BaseSettings):
     """How long a prediction waits for the user's history at most; then it is made without."""
     store_deadline_seconds: float = Field(5.0, gt=0)
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
+    attribution_window_seconds: float = Field(1800.0, ge=0, le=30 * 86_400)
+    """How long after an impression a click on it counts; only then the impression becomes interactions."""
+    negatives_per_positive: int = Field(0, ge=0, le=100)
+    """Negatives that are sampled for each positive of a period whose log has only positives; 0 for none."""
+    impression_deadline_seconds: float = Field(0.1, gt=0)
+    """How long a prediction waits at most for its impression to be stored; then it says that it was not logged."""
     rate_limit: float = 0.0
     """Requests a second that a key may make, of all api processes together, where it has no limit of its own; 0 for any
     number."""
@@ -153,6 +161,11 @@ class Settings(BaseSettings):
     def serving_dir(self) -> Path:
         """Folder of the snapshot files, which all processes of a host share."""
         return self.data_dir / "serving"
+
+    @property
+    def attribution_window(self) -> timedelta:
+        """`attribution_window_seconds`."""
+        return timedelta(seconds=self.attribution_window_seconds)
 
     @property
     def embedded(self) -> bool:

@@ -12,9 +12,10 @@ from service.errors import ConfigurationError, NotReady, ServiceError
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database, Leadership
-from service.storage.redis_state import Notices, connect
+from service.storage.redis_state import HistoryStore, Notices, connect
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.quarantine import note_failure, note_trouble
+from service.use_cases.resolve_labels import resolve_skipped
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
 from service.use_cases.update_model import PeriodUpdate, Superseded, Workshop
 
@@ -47,7 +48,8 @@ async def run(settings: Settings) -> None:
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core
     database, redis = Database(settings.postgres_dsn, pool_size=4), connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
-    workshop = Workshop(settings, database, ArtifactStore(database, redis), Notices(redis), updater)
+    histories = HistoryStore(redis, database, length=settings.history_length)
+    workshop = Workshop(settings, database, ArtifactStore(database, redis), Notices(redis), updater, histories)
     logger.info("worker started with %s", settings.updater)
     pause = _Pause(settings.worker_poll_seconds)
     try:
@@ -106,6 +108,7 @@ async def _update_next(workshop: Workshop) -> bool:
     if period is None:
         return False
     await merge_event_ids(workshop.database)
+    await resolve_skipped(workshop.database, workshop.histories, workshop.settings.attribution_window)
     number, ended = period.number, True
     try:
         version = await PeriodUpdate(workshop, number).run()

@@ -5,10 +5,11 @@ from collections.abc import Awaitable
 
 from fastapi import APIRouter, Response
 
-from service.dependencies import Service
+from service.dependencies import Parts, Service
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST
 from service.schemas import Health, Readiness
+from service.use_cases.status import label_totals
 
 router = APIRouter(tags=["operations"])
 
@@ -41,10 +42,15 @@ async def get_readiness(service: Service) -> Readiness:
 
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
-def get_metrics(service: Service) -> Response:
-    """The text exposition format."""
-    # Not async: of several workers it reads files, which is work for a thread.
-    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+async def get_metrics(service: Service) -> Response:
+    """The text exposition format; what Postgres does not tell in time is as it was."""
+    await _probe(_note_labels(service))
+    # Of several workers it reads files, which is work for a thread.
+    return Response(await asyncio.to_thread(service.metrics.render), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _note_labels(service: Parts) -> None:
+    service.metrics.note_labels(await label_totals(service.database))
 
 
 def _model(version: int, trouble: str | None) -> str:

@@ -7,7 +7,7 @@ model built. What a body has to be is checked either way, by `service.bodies`.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.bodies import Bodies, is_small, parse_batch, parse_predict, quick_question, read_body
 from service.context import current_request_id
 from service.dependencies import Parts, Requires, body_schema
-from service.errors import NotReady, RateLimited
+from service.errors import Forbidden, NotReady, RateLimited
 from service.head import REQUEST_ID_HEADER, request_id_of
 from service.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_PREDICT_BYTES
 from service.metrics import Metrics
@@ -27,7 +27,9 @@ from service.middleware import CLIENT_CLOSED_REQUEST
 from service.problems import render_problem
 from service.schemas import BatchRequest, BatchResponse, PredictRequest, PredictResponse
 from service.serving.snapshot import Prediction
-from service.use_cases.predict import PredictResult, predict, predict_many, predict_now
+from service.storage.repositories import ApiKey
+from service.use_cases.impressions import shown
+from service.use_cases.predict import PredictResult, Question, predict, predict_many, predict_now
 
 __all__ = ["Shortcut", "answer_json", "answer_now", "router"]
 
@@ -36,16 +38,20 @@ router = APIRouter(tags=["predict"])
 Answer = Callable[[Parts, Scope, Receive], Awaitable[bytes]]
 
 _requires = Requires("predict")
+INGEST = "ingest"
 
 
 async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    await _requires.key(parts, scope)
+    key = await _requires.key(parts, scope)
     body = await read_body(scope, receive, MAX_PREDICT_BYTES)
     question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
+    _may_log(key, [question])
     result = await predict(parts.serving, parts.histories, question)
     parts.metrics.predicted_items.inc(question.items)
     parts.metrics.without_history.inc(sum(result.without_history))
-    return answer_json(result, question.request_id or request_id_of(scope))
+    request_id = question.request_id or request_id_of(scope)
+    [logged] = await _logged(parts, [question], result, [request_id])
+    return answer_json(result, request_id, logged)
 
 
 def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | Response | None:
@@ -76,28 +82,53 @@ def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | Response | No
     return content
 
 
-def answer_json(result: PredictResult, request_id: str) -> bytes:
+def _may_log(key: ApiKey | None, questions: Sequence[Question]) -> None:
+    """Raise Forbidden where a question is to be logged and the key may not."""
+    if key is not None and INGEST not in key.scopes and any(question.to_log is not None for question in questions):
+        raise Forbidden(INGEST)
+
+
+async def _logged(
+    parts: Parts, questions: Sequence[Question], result: PredictResult, request_ids: Sequence[str]
+) -> list[bool | None]:
+    """Log what is to be logged; for each question whether that is stored, None where it is not to be."""
+    answered = enumerate(zip(questions, result.predictions, request_ids, strict=True))
+    impressions = {
+        n: shown(question.user_id, question.to_log, prediction, request_id)
+        for n, (question, prediction, request_id) in answered
+        if question.to_log is not None
+    }
+    if not impressions:
+        return [None] * len(questions)
+    stored = await parts.impressions.add(list(impressions.values()))
+    parts.metrics.not_logged.inc(stored.count(False))
+    logged = dict(zip(impressions, stored, strict=True))
+    return [logged.get(n) for n in range(len(questions))]
+
+
+def answer_json(result: PredictResult, request_id: str, logged: bool | None = None) -> bytes:
     """The answer to one question."""
     [prediction], [without_history] = result.predictions, result.without_history
     versions = {"model_version": result.model_version, "period": result.period}
-    return _to_json({**versions, **_members(prediction, without_history, request_id)})
+    return _to_json({**versions, **_members(prediction, without_history, request_id, logged)})
 
 
 async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    await _requires.key(parts, scope)
+    key = await _requires.key(parts, scope)
     body = await read_body(scope, receive, MAX_BATCH_BYTES)
     small = is_small(body)
     questions = parse_batch(body, scope) if small else await asyncio.to_thread(parse_batch, body, scope)
+    _may_log(key, questions)
     result = await predict_many(parts.serving, parts.histories, questions)
     parts.metrics.predicted_items.inc(sum(question.items for question in questions))
     parts.metrics.without_history.inc(sum(result.without_history))
     ids = [question.request_id or f"{request_id_of(scope)}-{n}" for n, question in enumerate(questions)]
+    logged = await _logged(parts, questions, result, ids)
 
     def render() -> bytes:
         # One by one, like the parsing.
-        predictions = (
-            _to_json(_members(*each)) for each in zip(result.predictions, result.without_history, ids, strict=True)
-        )
+        answers = zip(result.predictions, result.without_history, ids, logged, strict=True)
+        predictions = (_to_json(_members(*each)) for each in answers)
         head = b'{"model_version":%d,"period":%d,"predictions":[' % (result.model_version, result.period)
         return head + b",".join(predictions) + b"]}"
 
@@ -108,15 +139,18 @@ def _to_json(document: dict[str, Any]) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _members(prediction: Prediction, without_history: bool, request_id: str) -> dict[str, Any]:
+def _members(prediction: Prediction, without_history: bool, request_id: str, logged: bool | None) -> dict[str, Any]:
     """Of the answer to one question. The scores are written as what they are, float32: half the digits."""
-    return {
+    members = {
         "scores": prediction.scores,
         "cold_user": prediction.cold_user,
         "cold_items": prediction.cold_items if len(prediction.cold_items) else (),
         "history": "unavailable" if without_history else "used",
         "request_id": request_id,
     }
+    if logged is not None:
+        members["logged"] = logged
+    return members
 
 
 @router.post(

@@ -175,21 +175,22 @@ async def dump(session: ReadSession, tables: Sequence[StoredTable], folder: Path
     """Write a file for each of the tables, all as the session sees them; return what is to be the manifest.
 
     Raises:
-        BackupError: the folder cannot be written to.
+        BackupError: the folder cannot be written to, or something not be read.
         NotReady: Postgres does not answer any more.
     """
-    about = (await session.connection.execute(ABOUT)).one()
-    champion = await session.models.alias(AliasName.CHAMPION)
-    version = None if champion is None else await session.models.get(champion.version)
-    return Manifest(
-        made_at=about.made_at,
-        release=__version__,
-        revision=about.revision,
-        postgres=about.postgres,
-        serving=None if version is None else Serving(version=version.version, digest=version.serving_digest),
-        tables=tuple([await _write_table(session.connection, table, folder) for table in tables]),
-        counters=tuple(await counters(session.connection)),
-    )
+    with _refusals("Postgres does not give what it holds"):
+        about = (await session.connection.execute(ABOUT)).one()
+        champion = await session.models.alias(AliasName.CHAMPION)
+        version = None if champion is None else await session.models.get(champion.version)
+        return Manifest(
+            made_at=about.made_at,
+            release=__version__,
+            revision=about.revision,
+            postgres=about.postgres,
+            serving=None if version is None else Serving(version=version.version, digest=version.serving_digest),
+            counters=tuple(await counters(session.connection)),
+            tables=tuple([await _write_table(session.connection, table, folder) for table in tables]),
+        )
 
 
 async def _write_table(connection: AsyncConnection, table: StoredTable, folder: Path) -> TableFile:
@@ -314,7 +315,7 @@ async def load(connection: AsyncConnection, folder: Path, manifest: Manifest) ->
         BackupError: the database is not empty, or does not take the rows.
         NotReady: others use the database, or it cannot work.
     """
-    try:
+    with _refusals("Postgres does not take the backup"):
         await lock_all(connection, "ACCESS EXCLUSIVE")
         await require_empty(connection)
         for table in await stored_tables(connection):
@@ -330,10 +331,6 @@ async def load(connection: AsyncConnection, folder: Path, manifest: Manifest) ->
         if found != expected:
             raise BackupError(f"expected the tables {', '.join(sorted(expected))}; received {', '.join(sorted(found))}")
         await connection.exec_driver_sql(f"ANALYZE {', '.join(table_names())}")
-    except DBAPIError as error:
-        if outage(error) is not None:
-            raise
-        raise BackupError(f"Postgres does not take the backup: {error.orig}") from error
 
 
 async def _load_table(connection: AsyncConnection, folder: Path, file: TableFile) -> None:
@@ -366,6 +363,17 @@ async def _attach(connection: AsyncConnection, name: str, partition: Partition) 
 async def _driver(connection: AsyncConnection) -> Connection:
     """What speaks COPY; in the transaction that SQLAlchemy has begun."""
     return (await connection.get_raw_connection()).driver_connection
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Say what Postgres has against a statement; that it is away says the session."""
+    try:
+        yield
+    except DBAPIError as error:
+        if outage(error) is not None:
+            raise
+        raise BackupError(f"{what}: {error.orig}") from error
 
 
 @contextmanager

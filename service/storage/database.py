@@ -26,6 +26,7 @@ from service.storage.repositories import (
     Interactions,
     Items,
     Keys,
+    Labels,
     Models,
     Periods,
     Stages,
@@ -98,6 +99,7 @@ class _Session:
         self.periods = Periods(connection)
         self.stages = Stages(connection)
         self.interactions = Interactions(connection)
+        self.labels = Labels(connection)
         self.items = Items(connection)
         self.entities = Entities(connection)
         self.models = Models(connection)

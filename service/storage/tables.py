@@ -25,20 +25,24 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 __all__ = [
+    "LOG",
     "aliases",
     "api_keys",
     "artifact_chunks",
     "artifacts",
     "audit",
+    "clicks",
     "entity_rows",
     "evaluations",
     "event_ids",
+    "impressions",
     "interactions",
     "items",
     "metadata",
     "model_versions",
     "period_stages",
     "periods",
+    "seen_rows",
     "user_histories",
 ]
 
@@ -70,6 +74,7 @@ periods = Table(
     Column("version", Integer, comment="the model version that the period produced"),
     Column("log_dropped_at", TIMESTAMP),
     Column("ids_merged_at", TIMESTAMP, comment="when the ids of its events were noted in event_ids"),
+    Column("labels", JSONB, comment="what became of its impressions and clicks; null until they are resolved"),
     Column("worker", Text, comment="the process that is at the update; one that never let go of it has died"),
     Column(
         "crashes",
@@ -117,6 +122,7 @@ interactions = Table(
     Column("request_id", Text),
     Column("content", BigInteger, comment=CONTENT),
     Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("sampled", Boolean, nullable=False, server_default=false(), comment="a negative that nobody was shown"),
     CheckConstraint("label IN (0, 1)", name="label"),
     Index(
         "ix_interactions_positives",
@@ -131,12 +137,55 @@ interactions = Table(
 event_ids = Table(
     "event_ids",
     metadata,
-    Column("kind", SmallInteger, primary_key=True, autoincrement=False, comment="0: interaction"),
+    Column(
+        "kind", SmallInteger, primary_key=True, autoincrement=False, comment="0: interaction, 1: impression, 2: click"
+    ),
     Column("event_id", BYTEWISE, primary_key=True),
     Column("period", Integer, nullable=False),
     Column("content", BigInteger, comment=CONTENT),
     Index("ix_event_ids_period", "period"),
 )
+
+# Both have a partition a period too. What waits when its period is resolved moves to the partition of the next one.
+impressions = Table(
+    "impressions",
+    metadata,
+    Column("request_id", BYTEWISE, primary_key=True),
+    Column("period", Integer, primary_key=True, autoincrement=False),
+    Column("user_id", BYTEWISE, nullable=False),
+    Column("item_ids", ARRAY(BYTEWISE), nullable=False),
+    Column("positions", ARRAY(Integer), comment="null for 0, 1, 2, …"),
+    Column("shown_at", TIMESTAMP, nullable=False),
+    Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    postgresql_partition_by="LIST (period)",
+)
+
+clicks = Table(
+    "clicks",
+    metadata,
+    Column("event_id", BYTEWISE, nullable=False),
+    Column("period", Integer, nullable=False),
+    Column("request_id", BYTEWISE, nullable=False),
+    Column("item_id", BYTEWISE, nullable=False),
+    Column("clicked_at", TIMESTAMP, nullable=False),
+    Column("interaction_id", BYTEWISE, nullable=False, comment="event id of the interaction that it makes a click"),
+    # Of the impression, where the click came in its time: histories have such a click before its period is resolved.
+    Column("user_id", BYTEWISE),
+    Column("shown_at", TIMESTAMP),
+    Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Index("ix_clicks_waiting", "request_id", postgresql_where=text("user_id IS NULL")),
+    Index(
+        "ix_clicks_positives",
+        "user_id",
+        desc("shown_at"),
+        desc("interaction_id"),
+        postgresql_where=text("user_id IS NOT NULL"),
+    ),
+    postgresql_partition_by="LIST (period)",
+)
+
+LOG = (interactions, impressions, clicks)
+"""What has a partition a period."""
 
 user_histories = Table(
     "user_histories",
@@ -171,11 +220,19 @@ entity_rows = Table(
     ),
     Column("id", Text, comment="null where the row is free: its id was evicted"),
     Column("first_period", Integer, nullable=False),
-    Column("last_period", Integer, nullable=False, comment="the newest in which the id was seen"),
     Column("allocation", Integer, nullable=False, comment="number of the one that gave the id its row"),
     UniqueConstraint("kind", "id"),
     CheckConstraint("kind IN ('user', 'item', 'category')", name="kind"),
     CheckConstraint("row >= 1", name="row"),
+)
+
+seen_rows = Table(
+    "seen_rows",
+    metadata,
+    # What a column of `entity_rows` would say at the cost of writing each row of a period anew, indexes included.
+    Column("kind", Text, primary_key=True),
+    Column("period", Integer, primary_key=True, autoincrement=False),
+    Column("rows", ARRAY(Integer), nullable=False),
 )
 
 artifacts = Table(

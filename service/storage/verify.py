@@ -130,10 +130,12 @@ CHECKS = {
         HAVING status = 'open' OR running > CASE status WHEN 'updated' THEN 0 ELSE 1 END
     """,
     "published versions": """
-        SELECT format('stage publish of period %s', number), format('version %s as its result', version),
-               coalesce(result ->> 'version', 'none')
-        FROM periods LEFT JOIN period_stages ON period = number AND stage = 'publish'
-        WHERE periods.status = 'updated' AND result -> 'version' IS DISTINCT FROM to_jsonb(version)
+        SELECT format('stage publish of period %s', number), format('it done, with version %s', version),
+               CASE WHEN stage IS NULL THEN 'none'
+                    ELSE format('it %s, with version %s', published.status, result -> 'version') END
+        FROM periods LEFT JOIN period_stages AS published ON period = number AND stage = 'publish'
+        WHERE periods.status = 'updated'
+          AND (published.status IS DISTINCT FROM 'done' OR result -> 'version' <> to_jsonb(version))
     """,
     "logs as they were sealed": """
         SELECT format('log of period %s', number), format('%s interactions, as counted when it was sealed', events),
@@ -149,13 +151,29 @@ CHECKS = {
                format('%s times and %s times, in period %s', logged, known, periods)
         FROM (
             SELECT event_id, count(*) FILTER (WHERE log) AS logged, count(*) FILTER (WHERE NOT log) AS known,
-                   string_agg(DISTINCT period::text, ', ') AS periods, bool_or(ids_merged_at IS NOT NULL) AS merged
+                   string_agg(DISTINCT period::text, ', ') AS periods, bool_or(ids_merged_at IS NOT NULL) AS merged,
+                   bool_and(labels IS NULL AND status <> 'open') AS unresolved
             FROM (SELECT event_id, period, true AS log FROM interactions
                   UNION ALL SELECT event_id, period, false FROM event_ids WHERE kind = 0) AS entry
             LEFT JOIN periods ON number = period
             GROUP BY event_id
         ) AS event
-        WHERE logged <> 1 OR known <> merged::int OR periods LIKE '%,%'
+        WHERE (logged <> 1 OR known <> merged::int OR periods LIKE '%,%')
+          AND NOT (logged = 0 AND unresolved) -- reserved for an interaction that an impression becomes
+    """,
+    "ids of impressions and clicks": """
+        SELECT format('%s %s', CASE kind WHEN 1 THEN 'impression' ELSE 'click' END, event_id),
+               'once stored and once among the event ids, in one period',
+               format('stored in %s, among the event ids in %s', coalesce(stored.period::text, 'none'),
+                      coalesce(known.period::text, 'none'))
+        FROM (SELECT 1 AS kind, request_id AS event_id, period FROM impressions
+              UNION ALL SELECT 2, event_id, period FROM clicks) AS stored
+        FULL JOIN (SELECT kind, event_id, period FROM event_ids WHERE kind IN (1, 2)) AS known USING (kind, event_id)
+        WHERE stored.period IS DISTINCT FROM known.period
+    """,
+    "labels of periods": """
+        SELECT format('period %s', number), 'its impressions and clicks resolved, for it is updated', 'not'
+        FROM periods WHERE status = 'updated' AND labels IS NULL
     """,
     "rows of ids": """
         SELECT format('rows of the kind %s', kind), 'numbers from 1 on, each once',
@@ -164,8 +182,19 @@ CHECKS = {
         HAVING (count(*), count(DISTINCT row), min(row)) <> (max(row)::bigint, count(*), 1)
     """,
     "first periods of ids": """
-        SELECT format('%s %s', kind, id), 'a first period that is there', first_period::text
+        SELECT format('row %s of the kind %s', row, kind), 'a first period that is there', first_period::text
         FROM entity_rows WHERE first_period NOT IN (SELECT number FROM periods)
+    """,
+    "rows that periods have seen": """
+        SELECT format('rows of the kind %s that period %s has seen', seen.kind, period),
+               'a period and rows that are there', format('row %s of period %s, which is not there', row, period)
+        FROM seen_rows AS seen CROSS JOIN LATERAL unnest(rows) AS row
+        LEFT JOIN entity_rows AS known USING (kind, row)
+        WHERE known.first_period IS NULL OR period NOT IN (SELECT number FROM periods)
+    """,
+    "periods of items": """
+        SELECT format('item %s', item_id), 'the period in which it was stored', format('%s, which is not there', period)
+        FROM items WHERE period NOT IN (SELECT number FROM periods)
     """,
     "folded histories": f"""
         SELECT format('history of user %s', user_id), 'up to {MAX_HISTORY} clicks, newest first',
@@ -225,14 +254,15 @@ async def _partitions(connection: AsyncConnection, stored: Sequence[StoredTable]
         for number, log_dropped_at in await connection.execute(text("SELECT number, log_dropped_at FROM periods"))
     }
     parts = [table.partition for table in stored if table.partition is not None]
-    log = {part.period for part in parts if part.of == tables.interactions.name}
     findings = [
         Finding(f"partition of {part.of} for period {part.period}", "a period that is there", "none")
         for part in parts
         if part.period not in dropped
     ]
-    for number, gone in sorted(dropped.items()):
-        if gone == (number in log):
-            expected, found = ("no partition, for it was dropped", "one") if gone else ("a partition", "none")
-            findings.append(Finding(f"log of period {number}", expected, found))
+    for table in tables.LOG:
+        there = {part.period for part in parts if part.of == table.name}
+        for number, gone in sorted(dropped.items()):
+            if gone == (number in there):
+                expected, found = ("no partition, for it was dropped", "one") if gone else ("a partition", "none")
+                findings.append(Finding(f"{table.name} of period {number}", expected, found))
     return findings

@@ -37,7 +37,7 @@ async def close_period(
         if expected_period is not None and expected_period != period.number:
             raise PeriodConflict(expected_period, period.number)
         events = await work.interactions.count(period.number)
-        if events == 0:
+        if events == 0 and not await work.labels.any(period.number):
             raise EmptyPeriod(period.number)
         sealed = await work.periods.seal(period.number, events, idempotency_key, fingerprint)
         await work.periods.create(period.number + 1)

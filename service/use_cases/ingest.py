@@ -1,14 +1,16 @@
-"""Add interactions to the log of the open period."""
+"""Add to the log of the open period: interactions, or impressions and clicks, which are joined when it is closed."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
 from service.errors import NotReady
-from service.storage.database import Database, Lock
-from service.storage.repositories import EventBatch, Interaction, Raced
+from service.storage.database import Database, Lock, UnitOfWork
+from service.storage.repositories import Click, EventBatch, Impression, Inserted, Interaction, Raced
 
-__all__ = ["IngestResult", "ingest"]
+__all__ = ["IngestResult", "ToldOfClicks", "ingest", "ingest_clicks", "ingest_impressions"]
 
 MOST_RACES = 8
 """Calls that store events with the same ids at the same moment, and that one call gives way to."""
@@ -37,9 +39,6 @@ class ToldOfClicks(Protocol):
 async def ingest(database: Database, histories: ToldOfClicks, events: EventBatch) -> IngestResult:
     """Store the events that are new, durably, then append the clicks among them to the histories of their users.
 
-    The log's lock is shared by all batches, so they run side by side; a close waits for those that have begun, and the
-    later ones wait for the close. That is why no event can land in a period that is sealed.
-
     A late event, of a time that belongs to a closed period, lands in the open one too: the next update learns it, and
     in histories it has the place of its time.
 
@@ -48,15 +47,62 @@ async def ingest(database: Database, histories: ToldOfClicks, events: EventBatch
     """
     for _ in range(MOST_RACES):
         try:
-            async with database.unit_of_work() as work:
-                await work.lock_shared(Lock.LOG)
+            async with _log(database) as work:
                 period, unmerged = await work.periods.unmerged()
-                accepted, conflicts = await work.interactions.insert(period, events, unmerged)
+                inserted = await work.interactions.insert(period, events, unmerged)
                 await work.commit()
         except Raced:
             continue
-        clicked = set(accepted).intersection(events.clicks())
+        clicked = set(inserted.accepted).intersection(events.clicks())
         await histories.append([events[n] for n in sorted(clicked)])
-        duplicates = len(events) - len(accepted) - len(conflicts)
-        return IngestResult(accepted=len(accepted), duplicates=duplicates, conflicts=conflicts, period=period)
+        return _result(len(events), inserted, period)
     raise NotReady("other calls keep storing events with the same ids")
+
+
+async def ingest_impressions(
+    database: Database, histories: ToldOfClicks, impressions: Sequence[Impression], window: timedelta
+) -> IngestResult:
+    """Store the impressions that are new, durably.
+
+    Clicks that came before them, but within `window` of what they tell, count in histories from then on.
+    """
+    async with _log(database) as work:
+        period = (await work.periods.open()).number
+        inserted = await work.labels.insert_impressions(period, impressions)
+        new = [impressions[n].request_id for n in inserted.accepted]
+        clicks = await work.labels.attribute(period, new, window)
+        await work.commit()
+    await histories.append(clicks)
+    return _result(len(impressions), inserted, period)
+
+
+async def ingest_clicks(
+    database: Database, histories: ToldOfClicks, clicks: Sequence[Click], window: timedelta
+) -> IngestResult:
+    """Store the clicks that are new, durably; in histories they count at once, as the interactions that they will be.
+
+    Those whose impression is not known yet count from then on, those outside the `window` of theirs not at all.
+    """
+    async with _log(database) as work:
+        period = (await work.periods.open()).number
+        inserted, positives = await work.labels.insert_clicks(period, clicks, window)
+        await work.commit()
+    await histories.append(positives)
+    return _result(len(clicks), inserted, period)
+
+
+@asynccontextmanager
+async def _log(database: Database) -> AsyncIterator[UnitOfWork]:
+    """A transaction in which the open period stays open.
+
+    The log's lock is shared by all batches, so they run side by side; a close waits for those that have begun, and the
+    later ones wait for the close. That is why no event can land in a period that is sealed.
+    """
+    async with database.unit_of_work() as work:
+        await work.lock_shared(Lock.LOG)
+        yield work
+
+
+def _result(events: int, inserted: Inserted, period: int) -> IngestResult:
+    accepted, conflicts = len(inserted.accepted), inserted.conflicts
+    return IngestResult(accepted, events - accepted - len(conflicts), conflicts, period)

@@ -44,7 +44,8 @@ async def prepare_period(
 
     An id without a row gets one here, as do the catalogue's items and categories, so that a new item is at least the
     sum of its categories; before that, users and items lose theirs that were not seen for `evict_after` periods, this
-    one included. Seen is what occurs in a log, in a history that was read for it, or was put into the catalogue.
+    one included. Seen is what occurs in a log, in a history that was read for it, or was put into the catalogue. (It is
+    noted only where ids are evicted, so the periods count from the first one for which they were.)
     All of it is one transaction, and running it again gives the same rows.
 
     Args:
@@ -57,9 +58,9 @@ async def prepare_period(
         log = await session.interactions.log(period)
         earlier = await session.interactions.earlier_positives(period, history_length)
         catalogue = await session.items.catalogue()
-    last = None if evict_after is None else period - evict_after
     # An entry that was made so long ago gives its item no row any more; the item may have one of its own.
-    current = [i for i, put in zip(catalogue.item_ids, catalogue.periods, strict=True) if last is None or put > last]
+    oldest = 0 if evict_after is None else period - evict_after + 1
+    current = [i for i, put in zip(catalogue.item_ids, catalogue.periods, strict=True) if put >= oldest]
     async with database.unit_of_work() as work:
         maps, sizes, allocations = {}, {}, {}
         for kind, seen, listed in (
@@ -67,16 +68,18 @@ async def prepare_period(
             (EntityKind.ITEM, [*log.item_ids, *earlier.item_ids], current),
             (EntityKind.CATEGORY, [], [name for names in catalogue.categories for name in names]),
         ):
-            await work.entities.see(kind, list(dict.fromkeys(seen)), period)
-            if last is not None and kind is not EntityKind.CATEGORY:
-                evicted = await work.entities.evict(kind, last)
+            if evict_after is not None and kind is not EntityKind.CATEGORY:
+                await work.entities.see(kind, seen, period)
+                evicted = await work.entities.evict(kind, period, evict_after)
                 logger.info("period %d: rows of %ss that are evicted: %d", period, kind, evicted)
             distinct = list(dict.fromkeys([*seen, *listed]))
             rows = await work.entities.allocate(kind, distinct, period)
             maps[kind] = dict(zip(distinct, rows.tolist(), strict=True))
             extent = await work.entities.extent(kind)
             sizes[kind], allocations[str(kind)] = extent.row + 1, extent.allocation
-        if last is not None:
+        if evict_after is None:
+            await work.entities.forget_seen()
+        else:
             rows = await work.entities.find(EntityKind.ITEM, catalogue.item_ids)
             maps[EntityKind.ITEM] |= zip(catalogue.item_ids, rows.tolist(), strict=True)
         await work.commit()

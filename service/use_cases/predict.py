@@ -11,7 +11,7 @@ from service.serving.snapshot import Prediction, Snapshot, hashes_of
 from service.serving.swap import ServingModel
 from service.use_cases.histories import Hashes, Histories
 
-__all__ = ["PredictResult", "Question", "predict", "predict_many", "predict_now"]
+__all__ = ["PredictResult", "Question", "ToLog", "predict", "predict_many", "predict_now"]
 
 ITEMS_ON_THE_LOOP = 2000
 """Candidates that are scored at once; more take longer than the event loop should be kept, and go to a thread."""
@@ -19,6 +19,15 @@ ITEMS_ON_THE_LOOP = 2000
 
 NO_HISTORY = np.empty(0, dtype=np.uint64)
 WITH_HISTORY = (False,)
+
+
+class ToLog(NamedTuple):
+    """What to log of the answer to a question: the items, as their scores rank them."""
+
+    items: Sequence[str]
+    """The candidates."""
+    most: int
+    """How many of the best."""
 
 
 class Question(NamedTuple):
@@ -32,6 +41,8 @@ class Question(NamedTuple):
     """Hashes of the items clicked before, newest first, in place of what the service remembers."""
     request_id: str | None
     """The client's name for it."""
+    to_log: ToLog | None = None
+    """What the answer is logged as, where it shall be."""
 
     @property
     def items(self) -> int:
@@ -40,11 +51,20 @@ class Question(NamedTuple):
 
     @classmethod
     def of(
-        cls, user_id: str, items: Sequence[str], history: Sequence[str] | None = None, request_id: str | None = None
+        cls,
+        user_id: str,
+        items: Sequence[str],
+        history: Sequence[str] | None = None,
+        request_id: str | None = None,
+        *,
+        log: int | None = None,
     ) -> "Question":
-        """The question in plain ids, none of which holds NUL; of a history the first `MAX_HISTORY` items count."""
+        """The question in plain ids, none of which holds NUL; of a history the first `MAX_HISTORY` items count, and the
+        best `log` items are to be logged.
+        """
         past = None if history is None else hashes_of(history[:MAX_HISTORY])
-        return cls(user_id, hashes_of([user_id, *items]), past, request_id)
+        to_log = None if log is None else ToLog(items, log)
+        return cls(user_id, hashes_of([user_id, *items]), past, request_id, to_log)
 
 
 class PredictResult(NamedTuple):

@@ -7,14 +7,14 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
 from service.errors import ModelNotFound, NotReady, PeriodNotFound
 from service.storage.database import Database, ReadSession
 from service.storage.redis_state import Notices
-from service.storage.repositories import ENDED, AliasName, ModelKind, ModelVersion, Period, PeriodStatus
+from service.storage.repositories import ENDED, AliasName, ModelKind, ModelVersion, Period, PeriodStatus, Resolved
 from service.tasks import end_tasks
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "StageDocument",
     "get_model",
     "get_period",
+    "label_totals",
     "list_models",
     "list_periods",
     "watch_period",
@@ -77,7 +78,7 @@ class PeriodDocument:
     sealed_at: datetime | None
     finished_at: datetime | None
     events: int
-    """Interactions; of the open period those so far."""
+    """Interactions; of the open period those so far, without its impressions."""
     attempts: int
     """Updates of it that have failed."""
     crashes: int
@@ -89,6 +90,8 @@ class PeriodDocument:
     stages: list[StageDocument]
     scores: dict[str, ScoreDocument]
     """By model: `generated`, `incremental`, `previous`, `baseline`."""
+    labels: Mapping[str, Any] | None
+    """What became of its impressions and clicks; null until the update has begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,12 @@ async def list_periods(database: Database, notices: Notices, *, limit: int, befo
         periods = await session.periods.list(limit + 1, _cursor(before))
         page = await _period_documents(session, notices, periods[:limit])
     return PeriodPage(page, next=page[-1].period if len(periods) > limit else None)
+
+
+async def label_totals(database: Database) -> Mapping[str, int]:
+    """What became of all impressions and clicks so far, by name of `Resolved`."""
+    async with database.read() as session:
+        return await session.periods.label_totals([field.name for field in fields(Resolved)])
 
 
 async def watch_period(
@@ -264,6 +273,7 @@ async def _period_documents(session: ReadSession, notices: Notices, periods: Seq
                     e.model: ScoreDocument(e.version, e.events, e.auc, e.logloss, e.calibration)
                     for e in evaluations[number]
                 },
+                labels=period.labels,
             )
         )
     return documents

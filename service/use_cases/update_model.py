@@ -1,4 +1,4 @@
-"""The period cycle: score → train the generator → update the base → generate → gate → publish.
+"""The period cycle: resolve → score → train the generator → update the base → generate → gate → publish.
 
 Each stage notes its result in Postgres when it is done; what it made lies there as content-addressed artifacts,
 written before the note. A worker that starts anew goes on behind the last stage that was noted, and every stage is
@@ -38,9 +38,12 @@ from service.storage.repositories import (
     PeriodStatus,
     Stage,
 )
-from service.use_cases.gate import decide
+from service.use_cases.gate import Decision, decide
+from service.use_cases.ingest import ToldOfClicks
+from service.use_cases.negatives import Sampling, logit_correction
 from service.use_cases.period_data import prepare_period
 from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
+from service.use_cases.resolve_labels import resolve_labels
 
 __all__ = ["PeriodUpdate", "Superseded", "Workshop"]
 
@@ -52,11 +55,16 @@ RECENT_EVENTS = 50_000
 PROGRESS_SECONDS = 0.25
 """Between two notices of progress."""
 
+OF_THE_LOG = ("resolve",)
+"""Stages that have nothing to do with the training state."""
+
 HOT_PARTS = ("hidden",)
 """Parts of the training state that Redis keeps too, beside the serving snapshot."""
 
-SERVED = ("serving", "serving_allocations")
-"""Of a version's state: the parameters that it serves, and which ids these know."""
+NOTHING_TO_LEARN = "the log is empty, what was shown waits for its clicks; the model served before stays"
+
+SERVED = ("serving", "serving_allocations", "logit_correction")
+"""Of a version's state: the parameters that it serves, which ids these know, and what is added to their logits."""
 
 ACTOR = "worker"
 
@@ -76,6 +84,7 @@ class Workshop:
     artifacts: ArtifactStore
     notices: Notices
     updater: Updater[Any]
+    histories: ToldOfClicks
     worker: str = field(default_factory=lambda: uuid4().hex)
     """Name of the process, that no other one ever had."""
 
@@ -90,13 +99,14 @@ class PeriodUpdate:
 
     def __init__(self, workshop: Workshop, period: int) -> None:
         self._w, self.period = workshop, period
-        self._names = ("prepare", "score", *workshop.updater.stages, "gate", "publish")
+        self._names = ("resolve", "prepare", "score", *workshop.updater.stages, "gate", "publish")
         self._done: dict[str, Stage] = {}
         self._head: ModelVersion | None = None
         self._late = False
         self._state: Any = None
         self._parts: dict[str, str] = {}
         self._allocations: Mapping[str, int] = {}
+        self._sampling: Sampling | None = None
         self._written: dict[str, tuple[Checkpoint, str]] = {}
         self._data: PeriodData | None = None
 
@@ -112,6 +122,10 @@ class PeriodUpdate:
         if (version := await self._take()) is not None:
             return version
         await self._begin()
+        resolved = await self._stage("resolve", self._resolve)
+        self._sampling = None if resolved["sampling"] is None else Sampling(**resolved["sampling"])
+        if not resolved["events"]:
+            return await self._finish({}, Decision(ModelKind.PREVIOUS, NOTHING_TO_LEARN, {}).to_json())
         prepared = await self._stage("prepare", self._prepare)
         self._allocations = prepared.get("allocations", {})
         if self._data is None:
@@ -120,7 +134,11 @@ class PeriodUpdate:
         for name in self._w.updater.stages:
             await self._stage(name, lambda progress, name=name: self._train(name, progress))  # type: ignore[misc]
         gate = await self._stage("gate", lambda _: self._gate(scored["scores"]))
-        published = await self._stage("publish", lambda _: self._publish(scored["scores"], gate))
+        return await self._finish(scored["scores"], gate)
+
+    async def _finish(self, scored: Mapping[str, Any], gate: Mapping[str, Any]) -> int:
+        """The version that the period produces, published."""
+        published = await self._stage("publish", lambda _: self._publish(scored, gate))
         await self._w.notices.publish_swap()
         return int(published["version"])
 
@@ -155,11 +173,13 @@ class PeriodUpdate:
             if first is not None and {name: first.result.get(name) for name in origin} == origin:
                 self._done = done
             else:  # what was made from another training state is worth nothing now, and must not look done later
-                await work.stages.clear(self.period)
+                self._done = {name: done[name] for name in OF_THE_LOG if name in done}
+                await work.stages.clear(self.period, keep=OF_THE_LOG)
                 if not self._late:  # then they are from the period's own time
                     await work.evaluations.clear(self.period)
             trained = [self._done[name].result["state"] for name in self._w.updater.stages if name in self._done]
             self._parts = trained[-1] if trained else self._head.state.get("parts", {})
+            self._allocations = self._head.state.get("allocations", {})
             await work.commit()
 
     async def _hold(self, work: UnitOfWork, **values: Any) -> None:
@@ -202,6 +222,19 @@ class PeriodUpdate:
     async def _tell(self, stage: str, fraction: float) -> None:
         done = (self._names.index(stage) + fraction) / len(self._names)
         await self._w.notices.publish_progress(self.period, {"stage": stage, "progress": round(done, 4)})
+
+    async def _resolve(self, _: Callable[[float], None]) -> dict[str, Any]:
+        settings = self._w.settings
+        period = await resolve_labels(
+            self._w.database,
+            self._w.histories,
+            self.period,
+            settings.attribution_window,
+            negatives_per_positive=settings.negatives_per_positive,
+            seed=settings.seed,
+        )
+        assert period.labels is not None
+        return {"events": period.events, "sampling": period.labels.get("sampling")}
 
     async def _prepare(self, _: Callable[[float], None]) -> dict[str, Any]:
         assert self._head is not None
@@ -336,13 +369,17 @@ class PeriodUpdate:
         assert self._head is not None
         started = time.perf_counter()
         kind = ModelKind(gate["decision"])
-        state = await self._load_state()
         serving_digest: str | None = None
-        served: Mapping[str, Any] = {}
+        served: dict[str, Any] = {}
         if kind is not ModelKind.PREVIOUS:
-            params = self._w.updater.serving_models(state)[kind]
+            params = self._w.updater.serving_models(await self._load_state())[kind]
             serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
             served = {"serving": serving, "serving_allocations": self._allocations}
+            prior_ctr = self._w.settings.prior_ctr
+            if self._sampling is not None and self._sampling.negatives and prior_ctr is not None:
+                # In what is served alone: training goes on from what was trained.
+                served["logit_correction"] = logit_correction(self._sampling, prior_ctr)
+                params = self._w.updater.model.shifted(params, served["logit_correction"])
             serving_digest = await self._put_snapshot(params)
         async with self._w.database.unit_of_work() as work:
             await work.lock_exclusive(Lock.MODELS)
@@ -428,7 +465,7 @@ async def _head(work: UnitOfWork) -> ModelVersion:
     return version
 
 
-async def _served_now(work: UnitOfWork) -> tuple[str | None, Mapping[str, Any]]:
+async def _served_now(work: UnitOfWork) -> tuple[str | None, dict[str, Any]]:
     """The champion's snapshot, and what its state says of its parameters (of the prior's, which has none, nothing)."""
     alias = await work.models.alias(AliasName.CHAMPION)
     assert alias is not None, "version 0 is made before the first update"

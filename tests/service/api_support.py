@@ -105,6 +105,21 @@ def event(number: int, **changes: Any) -> dict[str, Any]:
     return {**base, "label": number % 2, "timestamp": NOON, **changes}
 
 
+def impression(request: str, user: str, items: str, at: datetime | str = NOON, **more: Any) -> dict[str, Any]:
+    """An impression as a client sends it; each letter is an item."""
+    return {"request_id": request, "user_id": user, "items": list(items), "timestamp": sent(at), **more}
+
+
+def click(request: str, item: str, at: datetime | str = NOON, **more: Any) -> dict[str, Any]:
+    """A click as a client sends it."""
+    return {"request_id": request, "item_id": item, "timestamp": sent(at), **more}
+
+
+def sent(at: datetime | str) -> str:
+    """A time as a client sends it."""
+    return at if isinstance(at, str) else at.isoformat()
+
+
 async def ingest(client: httpx.AsyncClient, *events: dict[str, Any]) -> httpx.Response:
     """Send interactions."""
     return await client.post("/interactions", json={"interactions": list(events)})

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,10 @@ from sqlalchemy import text
 
 from asmg.datasets.synthetic import DriftPeriod
 from service.storage.database import Database, ReadSession
-from service.storage.repositories import EventBatch
+from service.storage.repositories import Click, EventBatch, Impression
 from service.storage.structure import stored_tables
 from service.use_cases.auth import create_key
+from service.use_cases.ingest import ingest_clicks, ingest_impressions
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.update_support import Bench, bench, copies, interactions, periods, single_thread
@@ -49,6 +51,10 @@ async def live(b: Bench) -> str:
         await learn(b, period)
     await b.log(ninth)
     await b.log(tenth, close=False)
+    now, window = datetime.now(UTC), b.settings.attribution_window
+    shown = [Impression("r1", "u1", ["a", "b"], [3, 1], now), Impression("r2", "u2", ["a"], None, now)]
+    await ingest_impressions(b.database, b.workshop.histories, shown, window)
+    await ingest_clicks(b.database, b.workshop.histories, [Click("r1/a", "r1", "a", now)], window)
     return (await create_key(b.database, "a frontend", ["predict", "ingest"]))[1]
 
 

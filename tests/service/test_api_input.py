@@ -21,7 +21,16 @@ async def stored(database: Database) -> dict[str, int]:
     async with database.read() as session:
         return {
             table: (await session.connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar_one()
-            for table in ("interactions", "items", "periods", "audit", "model_versions")
+            for table in (
+                "interactions",
+                "impressions",
+                "clicks",
+                "event_ids",
+                "items",
+                "periods",
+                "audit",
+                "model_versions",
+            )
         }
 
 
@@ -43,6 +52,7 @@ def fields(document: dict[str, Any]) -> dict[str, tuple[str, str]]:
 A_TIME = "a time from 1970 to 2199: RFC 3339 with an offset, or integer epoch milliseconds"
 
 
+LOG = "true, false or an integer from 1 to 1000"
 BAD_PREDICTIONS = [
     ({"items": ["a"]}, "user_id", "a value", "nothing"),
     ({"user_id": 3, "items": ["a"]}, "user_id", "a string", "3"),
@@ -55,6 +65,10 @@ BAD_PREDICTIONS = [
     ({"user_id": "u", "items": ["a\0"]}, "items[0]", "no NUL character", '"a\\u0000"'),
     ({"user_id": "u", "items": ["a"], "history": ["b"] * 1001}, "history", "at most 1000 items", "1001 items"),
     ({"user_id": "u", "items": ["a"], "request_id": ""}, "request_id", "at least 1 character", '""'),
+    *(
+        ({"user_id": "u", "items": ["a"], "log_impressions": value}, "log_impressions", LOG, received)
+        for value, received in ((0, "0"), (-1, "-1"), (1001, "1001"), (1.0, "1.0"), ("yes", '"yes"'), ([], "0 items"))
+    ),
 ]
 
 
@@ -124,6 +138,59 @@ async def test_interactions_reject_and_store_nothing(api: Api, database: Databas
     for change, field, expected, received in BAD_INTERACTIONS:
         document = problem(await ingest(api.client, event(1), event(2), event(3, **change)), 422)
         assert fields(document) == {f"interactions[2].{field}": (expected, received)}
+    assert await stored(database) == before
+
+
+BAD_IMPRESSIONS = [
+    ({"request_id": ""}, "request_id", "at least 1 character", '""'),
+    ({"request_id": None}, "request_id", "a string", "null"),
+    ({"user_id": "u\0"}, "user_id", "no NUL character", '"u\\u0000"'),
+    ({"items": []}, "items", "at least 1 item", "0 items"),
+    ({"items": [str(n) for n in range(1001)]}, "items", "at most 1000 items", "1001 items"),
+    ({"items": "a"}, "items", "an array", '"a"'),
+    ({"items": ["a", 7]}, "items[1]", "a string", "7"),
+    ({"items": ["a", "b", "c", "b"]}, "items", "each item once", '"b" twice'),
+    ({"positions": []}, "positions", "as many positions as items: 2", "0 items"),
+    ({"positions": [0, 1, 2]}, "positions", "as many positions as items: 2", "3 items"),
+    ({"positions": [0, -1]}, "positions[1]", "at least 0", "-1"),
+    ({"positions": [2**31, 0]}, "positions[0]", "at most 2147483647", "2147483648"),
+    ({"positions": [0, 1.0]}, "positions[1]", "an integer", "1.0"),
+    ({"positions": [True, 0]}, "positions[0]", "an integer", "true"),
+    ({"timestamp": "2024-05-01T12:00:00"}, "timestamp", A_TIME, '"2024-05-01T12:00:00"'),
+    ({"item_id": "a"}, "item_id", "no field of this name", '"a"'),
+]
+BAD_CLICKS = [
+    ({"event_id": ""}, "event_id", "at least 1 character", '""'),
+    ({"request_id": LONG}, "request_id", "at most 256 characters", '"' + "x" * 98 + "…"),
+    ({"item_id": 7}, "item_id", "a string", "7"),
+    ({"timestamp": None}, "timestamp", A_TIME, "null"),
+    ({"user_id": "u"}, "user_id", "no field of this name", '"u"'),
+    ({"label": 1}, "label", "no field of this name", "1"),
+]
+IMPRESSION = {"request_id": "r", "user_id": "u", "items": ["a", "b"], "timestamp": NOON}
+CLICK = {"request_id": "r", "item_id": "a", "timestamp": NOON}
+HALVES = [("impressions", IMPRESSION, BAD_IMPRESSIONS), ("clicks", CLICK, BAD_CLICKS)]
+
+
+@pytest.mark.parametrize(("kind", "good", "bad"), HALVES, ids=["impressions", "clicks"])
+async def test_impressions_and_clicks_reject_and_store_nothing(
+    api: Api, database: Database, kind: str, good: dict[str, Any], bad: list[Any]
+) -> None:
+    before = await stored(database)
+    for change, field, expected, received in bad:
+        response = await api.client.post(f"/{kind}", json={kind: [good, {**good, **change}]})
+        assert fields(problem(response, 422)) == {f"{kind}[1].{field}": (expected, received)}
+    for missing in good:
+        one = {name: value for name, value in good.items() if name != missing}
+        response = await api.client.post(f"/{kind}", json={kind: [one]})
+        assert fields(problem(response, 422)) == {f"{kind}[0].{missing}": ("a value", "nothing")}
+    for events, expected in (([], "at least 1 item"), ([good] * 10_001, "at most 10000 items")):
+        document = problem(await api.client.post(f"/{kind}", json={kind: events}), 422)
+        assert fields(document) == {kind: (expected, f"{len(events)} items")}
+    headers = {"content-type": "application/json"}
+    problem(await api.client.post(f"/{kind}", content=b" " * (MAX_BODY_BYTES + 1), headers=headers), 413)
+    problem(await api.client.post(f"/{kind}", content=b"{", headers=headers), 400)
+    problem(await api.client.post(f"/{kind}", content=b"{}"), 415)
     assert await stored(database) == before
 
 

@@ -146,6 +146,8 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
         "/predict",
         "/predict/batch",
         "/interactions",
+        "/impressions",
+        "/clicks",
         "/items",
         "/periods/close",
         "/periods",

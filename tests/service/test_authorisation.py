@@ -52,6 +52,8 @@ TABLE = [
     Call("POST", "/predict", scopes("predict"), 200, QUESTION),
     Call("POST", "/predict/batch", scopes("predict"), 200, {"requests": [QUESTION]}),
     Call("POST", "/interactions", scopes("ingest"), 422, {"interactions": []}),
+    Call("POST", "/impressions", scopes("ingest"), 422, {"impressions": []}),
+    Call("POST", "/clicks", scopes("ingest"), 422, {"clicks": []}),
     Call("PUT", "/items", scopes("ingest"), 422, {"items": []}),
     Call("POST", "/periods/close", scopes("admin"), 409, {"expected_period": 0}),
     Call("GET", "/periods", scopes("admin", "ingest"), 200),

@@ -1,5 +1,6 @@
 """The quick parsers of bodies accept nothing that pydantic would not, and no client can tell them from it."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -14,12 +15,21 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from service import bodies
-from service.bodies import count_json, parse_batch, parse_interactions, parse_json, parse_predict, read_body
+from service.bodies import (
+    count_json,
+    parse_batch,
+    parse_clicks,
+    parse_impressions,
+    parse_interactions,
+    parse_json,
+    parse_predict,
+    read_body,
+)
 from service.errors import BodyTooLarge, InvalidInput
 from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_MEMBERS, MAX_JSON_VALUES
-from service.schemas import BatchRequest, InteractionsRequest, PredictRequest
+from service.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
 from service.serving.id_index import hash_ids
-from service.storage.repositories import EventBatch, Interaction
+from service.storage.repositories import Click, EventBatch, Impression, Interaction
 from service.use_cases.predict import Question
 from tests.service.api_support import NOON, event
 
@@ -33,15 +43,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, PredictRequest):
         past = None if value.history is None else hash_ids(value.history[:30]).tolist()
         asked = hash_ids([value.user_id, *value.items]).tolist()
-        return {"user_id": value.user_id, "asked": asked, "history": past, "request_id": value.request_id}
+        log = 1000 if value.log_impressions is True else value.log_impressions or None
+        to_log = None if log is None else (value.items, log)
+        return {
+            "user_id": value.user_id,
+            "asked": asked,
+            "history": past,
+            "request_id": value.request_id,
+            "to_log": to_log,
+        }
     if isinstance(value, Question):
         past = None if value.history is None else value.history.tolist()
         return value._asdict() | {"asked": value.asked.tolist(), "history": past}
     if isinstance(value, EventBatch):
         assert value.contents() == EventBatch.of([value[n] for n in range(len(value))]).contents()
         return [plain(value[n]) for n in range(len(value))]
-    assert isinstance(value, Interaction)
-    return {name: getattr(value, name) for name in Interaction.__dataclass_fields__}
+    assert isinstance(value, Interaction | Impression | Click)
+    return dataclasses.asdict(value)
 
 
 def outcome(parse: Callable[[], Any]) -> Any:
@@ -60,14 +78,19 @@ def slowly(kind: str, body: bytes) -> Any:
         return outcome(lambda: parse_json(PredictRequest, body, SCOPE))
     if kind == "batch":
         return outcome(lambda: list(parse_json(BatchRequest, body, SCOPE).requests))
-    events = lambda: parse_json(InteractionsRequest, body, SCOPE).interactions  # noqa: E731
-    return outcome(lambda: [bodies._interaction(one) for one in events()])
+    model, event, _ = EVENTS[kind]
+    return outcome(lambda: [event(one) for one in getattr(parse_json(model, body, SCOPE), kind)])
 
 
+EVENTS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[bytes, Any], Any]]] = {
+    "interactions": (InteractionsRequest, bodies._interaction, parse_interactions),
+    "impressions": (ImpressionsRequest, bodies._impression, parse_impressions),
+    "clicks": (ClicksRequest, bodies._click, parse_clicks),
+}
 PARSERS: dict[str, Callable[[bytes, Any], Any]] = {
     "predict": parse_predict,
     "batch": parse_batch,
-    "interactions": parse_interactions,
+    **{name: parse for name, (_, _, parse) in EVENTS.items()},
 }
 
 
@@ -120,16 +143,27 @@ def document(fields: dict[str, st.SearchStrategy[Any]], optional: dict[str, st.S
 
 QUESTIONS = document(
     {"user_id": IDS, "items": st.lists(mostly(IDS), max_size=4)},
-    {"history": st.none() | st.lists(mostly(IDS), max_size=3), "request_id": st.none() | IDS},
+    {
+        "history": st.none() | st.lists(mostly(IDS), max_size=3),
+        "request_id": st.none() | IDS,
+        "log_impressions": st.sampled_from([None, False, True, 1, 2, 1000, 0, 1001]),
+    },
 )
-EVENTS = document(
+LOGGED = document(
     {"event_id": IDS, "user_id": IDS, "item_id": IDS, "label": st.sampled_from([0, 1]), "timestamp": TIMES},
     {"request_id": st.none() | IDS},
 )
+SHOWN = document(
+    {"request_id": IDS, "user_id": IDS, "items": st.lists(mostly(IDS), max_size=4), "timestamp": TIMES},
+    {"positions": st.none() | st.lists(mostly(st.sampled_from([0, 1, 7, 2**31 - 1, 2**31])), max_size=4)},
+)
+CLICKED = document({"request_id": IDS, "item_id": IDS, "timestamp": TIMES}, {"event_id": st.none() | IDS})
 DOCUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "predict": QUESTIONS,
     "batch": document({"requests": st.lists(QUESTIONS, max_size=3)}, {}),
-    "interactions": document({"interactions": st.lists(EVENTS, max_size=3)}, {}),
+    "interactions": document({"interactions": st.lists(LOGGED, max_size=3)}, {}),
+    "impressions": document({"impressions": st.lists(SHOWN, max_size=3)}, {}),
+    "clicks": document({"clicks": st.lists(CLICKED, max_size=3)}, {}),
 }
 KINDS = st.sampled_from(sorted(DOCUMENTS))
 
@@ -168,6 +202,15 @@ GOOD: dict[str, list[bytes]] = {
         '{"requests":[{"user_id":"u","items":["a"]},{"user_id":"日","items":["b"],"history":null}]}'.encode(),
     ],
     "interactions": [json.dumps({"interactions": [event(1), event(2, timestamp=1714564800001)]}).encode()],
+    "impressions": [
+        b'{"impressions":[{"request_id":"r","user_id":"u","items":["a","b"],"timestamp":1714564800001}]}',
+        b'{"impressions":[{"items":["b","a"],"positions":[3,1],"user_id":"u","request_id":"r","timestamp":0}]}',
+        b'{"impressions":[{"items":["b","a"],"positions":[0,1],"user_id":"u","request_id":"r","timestamp":0}]}',
+    ],
+    "clicks": [
+        b'{"clicks":[{"request_id":"r","item_id":"u","timestamp":"2024-05-01T12:00:00Z"}]}',
+        b'{"clicks":[{"event_id":"c","request_id":"r","item_id":"u","timestamp":1714564800001}]}',
+    ],
 }
 PIECES = rb"""
 " \ \u0000 \ud800 \udc00 \x \/ { } [ ] , : ' /**/ 1 1.0 1e0 -0 01 null true NaN Infinity "user_id":"v", "items":["x"],
@@ -212,7 +255,7 @@ def test_lengths_are_counted_in_characters(kind: str, letter: str) -> None:
 MEMBERS = {
     "predict": (b"items", b'{%s"user_id":"u","items":["a"]}'),
     "batch": (b"requests", b'{%s"requests":[{"user_id":"u","items":["a"]}]}'),
-    "interactions": (b"interactions", b"{%s" + GOOD["interactions"][0][1:]),
+    **{name: (name.encode(), b"{%s" + GOOD[name][0][1:]) for name in EVENTS},
 }
 VALUES = rb"""
 [] ["b"] null 7 "b" {} [7] [[]] {"a":{"b":1}} "\n" ["\ud83d\ude00"] "\ud800" ["\ud800"] "\u12" "\x" 1. 01 1e -0 1e999

@@ -20,7 +20,7 @@ from service.storage.embedded import EmbeddedServers
 from service.storage.migrate import migrate
 from service.use_cases.auth import SCOPES, create_key, revoke_key
 from tests.conftest import in_thread
-from tests.service.api_support import event, served_app, settings_for
+from tests.service.api_support import click, event, impression, served_app, settings_for
 from tests.service.programs import wait_for
 
 pytestmark = pytest.mark.slow
@@ -186,6 +186,8 @@ def test_nothing_is_stored_that_was_not_acknowledged_or_is_not_sent_again(instal
         ("POST", "/interactions", {"interactions": [event(n) for n in range(3, 6)]}),
         ("PUT", "/items", {"items": [{"item_id": "i", "categories": ["c"]}]}),
         ("POST", "/periods/close", {"expected_period": 1}),
+        ("POST", "/impressions", {"impressions": [impression("r", "u", "ab")]}),
+        ("POST", "/clicks", {"clicks": [click("r", "a")]}),
     ]
     try:
         for method, path, body in calls:
@@ -209,6 +211,7 @@ def test_nothing_is_stored_that_was_not_acknowledged_or_is_not_sent_again(instal
     # What hung may have been carried out, close and all, before it was sent again.
     assert answers[0]["accepted"] + answers[0]["duplicates"] == 3
     assert answers[2]["period"] == 1
+    assert [answer["accepted"] + answer["duplicates"] for answer in answers[3:]] == [1, 1]
     pages = installation.client.get("/periods").json()["periods"]
     assert sum(page["events"] for page in pages) == 6
     assert [page["period"] for page in pages] == [2, 1]

@@ -167,7 +167,7 @@ class TestRows:
             for number in range(1, 60):
                 ids = [f"id{rng.randrange(number, number + 25)}" for _ in range(rng.randrange(12))]
                 await entities.see(EntityKind.USER, ids, number)
-                await entities.evict(EntityKind.USER, number - 4)
+                await entities.evict(EntityKind.USER, number, 4)
                 for _ in range(2):  # the second time gives the same
                     rows = await entities.allocate(EntityKind.USER, ids, number)
                 obvious.turn(number, ids, 4)
@@ -192,26 +192,38 @@ class TestRows:
             await work.entities.allocate(EntityKind.ITEM, ["a", "b"], 1)
             assert (await work.entities.find(EntityKind.ITEM, ["b", "x", "a", "b"])).tolist() == [2, 0, 1, 2]
             assert (await work.entities.find(EntityKind.ITEM, [])).shape == (0,)
-            assert await work.entities.evict(EntityKind.ITEM, 1) == 2
-            assert await work.entities.evict(EntityKind.ITEM, 1) == 0
+            await work.entities.see(EntityKind.ITEM, ["x"], 2)
+            assert await work.entities.evict(EntityKind.ITEM, 2, 1) == 2
+            assert await work.entities.evict(EntityKind.ITEM, 2, 1) == 0
             assert (await work.entities.find(EntityKind.ITEM, ["a"])).tolist() == [0]
 
-    async def test_a_period_that_comes_late_makes_nobody_older(self, database: Database) -> None:
-        """One that had failed and is learned after all."""
+    async def test_nobody_is_evicted_for_periods_in_which_it_was_not_noted_who_was_seen(
+        self, database: Database
+    ) -> None:
+        """Eviction was turned on, or off and on; or a period was never prepared, or comes late."""
         async with database.unit_of_work() as work:
-            await work.entities.allocate(EntityKind.USER, ["a"], 5)
-            await work.entities.see(EntityKind.USER, ["a"], 3)
-            assert await work.entities.evict(EntityKind.USER, 4) == 0
+            entities, evicted = work.entities, []
+            for number in range(1, 20):
+                await entities.allocate(EntityKind.USER, [f"once{number}"], number)
+                if number in (3, 4, 5, 7, 8, 9, 10, 11, *range(15, 20)):
+                    await entities.see(EntityKind.USER, ["nobody"], number)
+                if number == 14:
+                    await entities.forget_seen()
+                    await entities.see(EntityKind.USER, [], 2)
+                evicted.append(await entities.evict(EntityKind.USER, number, 3))
+        # In period 5 those of 1 and 2, for they were not seen in 3, 4 and 5; next in 9.
+        assert evicted == [0, 0, 0, 0, 2, 0, 0, 0, 4, 1, 1, *[0] * 5, 6, 1, 1]
 
     async def test_two_at_once_agree(self, database: Database) -> None:
         async with database.unit_of_work() as work:
             await work.entities.allocate(EntityKind.USER, [f"old{n}" for n in range(50)], 1)
+            await work.entities.see(EntityKind.USER, [], 8)
             await work.commit()
 
         async def turn() -> list[int]:
             async with database.unit_of_work() as work:
                 await work.entities.see(EntityKind.USER, ["old7", "new1"], 9)
-                await work.entities.evict(EntityKind.USER, 2)
+                await work.entities.evict(EntityKind.USER, 9, 2)
                 rows = await work.entities.allocate(EntityKind.USER, ["old7", "new1", "new2"], 9)
                 await asyncio.sleep(0.02)
                 await work.commit()

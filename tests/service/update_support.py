@@ -30,7 +30,7 @@ from tests.conftest import Servers, execute
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
 MODEL = EmbeddingMLPConfig(categories=True)
-STAGES = ("prepare", "score", "train_generator", "update_base", "generate", "gate", "publish")
+STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "generate", "gate", "publish")
 
 
 def periods(count: int, *, seed: int = 1, config: DriftConfig = STREAM) -> list[DriftPeriod]:
@@ -64,7 +64,8 @@ class Bench:
     def __post_init__(self) -> None:
         updater = build_updater(self.settings.updater, MODEL)
         artifacts, notices = ArtifactStore(self.database, self.redis), Notices(self.redis)
-        self.workshop = Workshop(self.settings, self.database, artifacts, notices, updater)
+        histories = HistoryStore(self.redis, self.database)
+        self.workshop = Workshop(self.settings, self.database, artifacts, notices, updater, histories)
 
     async def log(self, period: DriftPeriod, *, close: bool = True) -> None:
         """Ingest one period's catalogue and log; seal it."""

@@ -16,6 +16,7 @@ from service.storage.repositories.interactions import (
     Raced,
     to_ms,
 )
+from service.storage.repositories.labels import Click, Impression, Labels, Resolved, interaction_id
 from service.storage.repositories.models import (
     Alias,
     AliasName,
@@ -38,6 +39,7 @@ __all__ = [
     "Audit",
     "AuditEntry",
     "Catalogue",
+    "Click",
     "Entities",
     "EntityKind",
     "Evaluation",
@@ -45,11 +47,13 @@ __all__ = [
     "EventBatch",
     "Extent",
     "HistoryEntry",
+    "Impression",
     "Inserted",
     "Interaction",
     "Interactions",
     "Items",
     "Keys",
+    "Labels",
     "ModelKind",
     "ModelVersion",
     "Models",
@@ -59,8 +63,10 @@ __all__ = [
     "Periods",
     "Positives",
     "Raced",
+    "Resolved",
     "Stage",
     "Stages",
     "digest_of",
+    "interaction_id",
     "to_ms",
 ]

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from sqlalchemy import func, select, text
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from asmg.layout import COLD_ROW
 from service.storage import tables
 
 __all__ = ["Catalogue", "Entities", "EntityKind", "Extent", "Items"]
@@ -53,42 +55,19 @@ UPSERT_ITEMS = text("""
 # two-number space of advisory locks, which does not meet the one-number space of `database.Lock`.
 LOCK_KIND = text("SELECT pg_advisory_xact_lock(hashtext('asmg.entity_rows'), hashtext(:kind))")
 
-SEE = text("""
-    UPDATE entity_rows SET last_period = :period
-    FROM unnest(CAST(:ids AS text[])) AS seen (id)
-    WHERE entity_rows.kind = :kind AND entity_rows.id = seen.id AND last_period < :period
-""")
-
-EVICT = text("""
-    UPDATE entity_rows SET id = NULL
-    WHERE kind = :kind AND id IS NOT NULL AND last_period <= :last
+EVICTABLE = text("""
+    SELECT array_agg(row) FROM entity_rows
+    WHERE kind = :kind AND id IS NOT NULL AND first_period <= :last
       AND NOT EXISTS (SELECT FROM items WHERE :kind = 'item' AND item_id = entity_rows.id AND period > :last)
 """)
 
-ALLOCATE = text("""
-    WITH wanted AS (
-        SELECT id, min(place) AS place
-        FROM unnest(CAST(:ids AS text[])) WITH ORDINALITY AS entity (id, place)
-        GROUP BY id
-    ), fresh AS (
-        SELECT id, row_number() OVER (ORDER BY place) AS nth
-        FROM wanted
-        WHERE NOT EXISTS (SELECT FROM entity_rows AS known WHERE known.kind = :kind AND known.id = wanted.id)
-    ), free AS (
-        SELECT row, row_number() OVER (ORDER BY row) AS nth FROM entity_rows WHERE kind = :kind AND id IS NULL
-    ), latest AS (
-        SELECT coalesce(max(row), 0) AS row, coalesce(max(allocation), 0) AS allocation
-        FROM entity_rows WHERE kind = :kind
-    ), reused AS (
-        UPDATE entity_rows
-        SET id = fresh.id, first_period = :period, last_period = :period, allocation = latest.allocation + 1
-        FROM fresh JOIN free USING (nth), latest
-        WHERE entity_rows.kind = :kind AND entity_rows.row = free.row
-    )
-    INSERT INTO entity_rows (kind, row, id, first_period, last_period, allocation)
-    SELECT :kind, latest.row + nth - (SELECT count(*) FROM free), id, :period, :period, latest.allocation + 1
-    FROM fresh, latest
-    WHERE nth > (SELECT count(*) FROM free)
+# A row that is there already is a free one.
+GIVE = text("""
+    INSERT INTO entity_rows (kind, row, id, first_period, allocation)
+    SELECT :kind, row, id, :period, :allocation
+    FROM unnest(CAST(:rows AS integer[]), CAST(:ids AS text[])) AS fresh (row, id)
+    ON CONFLICT (kind, row) DO UPDATE
+    SET id = excluded.id, first_period = excluded.first_period, allocation = excluded.allocation
 """)
 
 ROWS_OF_IDS = text("""
@@ -138,7 +117,8 @@ class Extent(NamedTuple):
 
 
 class Entities:
-    """Table `entity_rows`: which row of an embedding table belongs to which id. Row 0, the cold row, is nobody's.
+    """Tables `entity_rows`, which row of an embedding table belongs to which id (row 0, the cold row, is nobody's), and
+    `seen_rows`, which of them a period had to do with.
 
     A row is given by an *allocation*; these have ascending numbers. So whoever knows the number of the latest one when
     a model was made knows which rows have changed hands since.
@@ -150,16 +130,34 @@ class Entities:
     async def see(self, kind: EntityKind, ids: Sequence[str], period: int) -> None:
         """Note that these ids (they may repeat) occur in a period; those without a row are left out."""
         await self._lock(kind)
-        await self._connection.execute(SEE, {"kind": str(kind), "ids": list(ids), "period": period})
+        rows = np.unique(await self.find(kind, ids))
+        statement = upsert(tables.seen_rows).values(kind=kind, period=period, rows=rows[rows != COLD_ROW].tolist())
+        await self._connection.execute(statement.on_conflict_do_nothing())
 
-    async def evict(self, kind: EntityKind, last: int) -> int:
-        """Free the rows of the ids that were seen in period `last` for the last time, or before; return how many.
+    async def forget_seen(self) -> None:
+        """Begin to count anew, as if nothing had been noted."""
+        await self._connection.execute(delete(tables.seen_rows))
 
-        An item is not evicted whose catalogue entry is newer than that.
+    async def evict(self, kind: EntityKind, period: int, after: int) -> int:
+        """Free the rows of the ids that were not seen for `after` periods up to this one; return how many.
+
+        Nobody's as long as it was not noted for every one of these periods who was seen, and not that of an item whose
+        catalogue entry was made or changed in one of them.
         """
         await self._lock(kind)
-        result = await self._connection.execute(EVICT, {"kind": str(kind), "last": last})
-        return int(result.rowcount)
+        last = period - after
+        noted = select(tables.seen_rows.c.period, tables.seen_rows.c.rows).where(tables.seen_rows.c.kind == kind)
+        seen = {row.period: row.rows for row in await self._connection.execute(noted) if row.period > last}
+        if not seen.keys() >= set(range(last + 1, period + 1)):
+            return 0
+        rows = await self._connection.scalar(EVICTABLE, {"kind": str(kind), "last": last}) or []
+        gone = np.setdiff1d(rows, np.concatenate([np.array(rows, dtype=np.int64) for rows in seen.values()]))
+        ours = (tables.entity_rows.c.kind == kind) & (tables.entity_rows.c.row == func.any(gone.tolist()))
+        await self._connection.execute(update(tables.entity_rows).where(ours).values(id=None))
+        await self._connection.execute(
+            delete(tables.seen_rows).where(tables.seen_rows.c.kind == kind, tables.seen_rows.c.period <= last)
+        )
+        return len(gone)
 
     async def allocate(self, kind: EntityKind, ids: Sequence[str], period: int) -> NDArray[np.int64]:
         """The rows of `ids`, in their order.
@@ -170,15 +168,26 @@ class Entities:
         Args:
             kind: the embedding table.
             ids: may repeat.
-            period: in which the new ids are seen for the first time.
+            period: noted as the first period of the new ids.
 
         Returns:
             Rows ≥ 1, of shape (len(ids),).
         """
-        if not ids:
-            return np.empty(0, dtype=np.int64)
         await self._lock(kind)
-        await self._connection.execute(ALLOCATE, {"kind": str(kind), "ids": list(ids), "period": period})
+        rows = await self.find(kind, ids)
+        fresh = list(dict.fromkeys(ids[place] for place in np.flatnonzero(rows == COLD_ROW).tolist()))
+        if not fresh:
+            return rows
+        free = (
+            select(tables.entity_rows.c.row)
+            .where(tables.entity_rows.c.kind == kind, tables.entity_rows.c.id.is_(None))
+            .order_by(tables.entity_rows.c.row)
+            .limit(len(fresh))
+        )
+        extent, given = await self.extent(kind), list((await self._connection.execute(free)).scalars())
+        given += range(extent.row + 1, extent.row + 1 + len(fresh) - len(given))
+        values = {"kind": str(kind), "rows": given, "ids": fresh, "period": period, "allocation": extent.allocation + 1}
+        await self._connection.execute(GIVE, values)
         return await self.find(kind, ids)
 
     async def find(self, kind: EntityKind, ids: Sequence[str]) -> NDArray[np.int64]:

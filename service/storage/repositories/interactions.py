@@ -19,12 +19,22 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import NotReady
-from service.limits import MAX_HISTORY
+from service.limits import MAX_HISTORY, MAX_ID_LENGTH
 from service.storage import tables
 from service.storage.events import COLUMNS, EventBatch
 from service.storage.outages import outage
 
-__all__ = ["HistoryEntry", "Inserted", "Interactions", "PeriodLog", "Positives", "Raced", "to_ms"]
+__all__ = [
+    "HistoryEntry",
+    "Inserted",
+    "Interactions",
+    "PeriodLog",
+    "Positives",
+    "Raced",
+    "driver_of",
+    "firsts",
+    "to_ms",
+]
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
@@ -106,6 +116,31 @@ MERGE = text("""
     ON CONFLICT (kind, event_id) DO NOTHING
 """)
 
+# Each has its place behind its positive. What a client has stored under such an id is left alone.
+SAMPLED_ID = "numbered.event_id || '~sampled' || k"
+INSERT_SAMPLED = f"""
+    WITH numbered AS (
+        SELECT row_number() OVER (ORDER BY occurred_at, event_id) - 1 AS n, event_id, user_id, occurred_at
+        FROM interactions_p{{period}}
+    ), made AS MATERIALIZED (
+        SELECT CASE WHEN length({SAMPLED_ID}) <= {MAX_ID_LENGTH} THEN {SAMPLED_ID}
+                    ELSE encode(sha256(convert_to({SAMPLED_ID}, 'UTF8')), 'hex') END COLLATE "C" AS event_id,
+               user_id, item_id, occurred_at
+        FROM numbered JOIN drawn_negatives USING (n)
+    ), claimed AS (
+        INSERT INTO event_ids (kind, event_id, period) SELECT 0, event_id, {{period}} FROM made ORDER BY event_id
+        ON CONFLICT (kind, event_id) DO NOTHING
+        RETURNING event_id
+    ), stored AS (
+        INSERT INTO interactions_p{{period}} (event_id, period, user_id, item_id, label, occurred_at, sampled)
+        SELECT event_id, {{period}}, user_id, item_id, 0, occurred_at, true FROM made JOIN claimed USING (event_id)
+        ON CONFLICT (event_id, period) DO NOTHING
+        RETURNING event_id
+    )
+    SELECT count(*) FROM stored
+"""
+ROWS_OF_A_COPY = 5000
+
 LOG = text("""
     SELECT array_agg(user_id ORDER BY n) AS user_ids, array_agg(item_id ORDER BY n) AS item_ids,
            array_agg(label ORDER BY n) AS labels, array_agg(ms ORDER BY n) AS timestamps_ms
@@ -154,7 +189,21 @@ EARLIER_POSITIVES = text("""
     ORDER BY page
 """)
 
-RECENT_POSITIVES = text("""
+# Clicks of impressions are not in the log before their period is resolved.
+UNRESOLVED = text("""
+    SELECT number FROM periods WHERE labels IS NULL AND log_dropped_at IS NULL
+""")
+
+UNRESOLVED_POSITIVES = """
+        UNION (
+            SELECT DISTINCT item_id, interaction_id, shown_at FROM clicks_p{period}
+            WHERE user_id = :user_id
+            ORDER BY shown_at DESC, interaction_id DESC
+            LIMIT :limit
+        )
+"""
+
+RECENT_POSITIVES = """
     SELECT item_id, event_id, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS timestamp_ms
     FROM (
         (
@@ -168,10 +217,11 @@ RECENT_POSITIVES = text("""
         FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
              AS folded (item_id, event_id, occurred_at)
         WHERE user_histories.user_id = :user_id
+        {unresolved}
     ) AS positive
     ORDER BY occurred_at DESC, event_id DESC
     LIMIT :limit
-""")
+"""
 
 FOLD = text("""
     INSERT INTO user_histories (user_id, item_ids, event_ids, times)
@@ -217,7 +267,7 @@ class Interactions:
         """
         large = len(events) > ROWS_OF_AN_INSERT
         ids = await asyncio.to_thread(events.ids) if large else events.ids()
-        order = await asyncio.to_thread(_firsts, ids) if large else _firsts(ids)
+        order = await asyncio.to_thread(firsts, ids) if large else firsts(ids)
         accepted: list[int] = []
         stored: dict[str, int | None] = {}
         for start in range(0, len(order), ROWS_OF_AN_INSERT):
@@ -242,36 +292,45 @@ class Interactions:
         separator = SEPARATOR
         if any(SEPARATOR in id_ for id_ in ids):
             separator = uuid4().hex
-        async with self._driver() as connection:
-            return dict(await connection.fetch(query, separator.join(ids), separator))
+        async with driver_of(self._connection) as driver:
+            return dict(await driver.fetch(query, separator.join(ids), separator))
 
     async def _copy(self, period: int, rows: bytes) -> None:
         async def source() -> AsyncIterator[bytes]:
             yield rows
 
         try:
-            async with self._driver() as connection:
+            async with driver_of(self._connection) as driver:
                 table = f"interactions_p{int(period)}"
-                await connection.copy_to_table(table, source=source(), columns=COLUMNS, format="binary")
+                await driver.copy_to_table(table, source=source(), columns=COLUMNS, format="binary")
         except UniqueViolationError as error:
             raise Raced from error
 
-    @asynccontextmanager
-    async def _driver(self) -> AsyncIterator[Connection]:
-        """The driver's connection, for what SQLAlchemy has no words for; errors are judged as those of a session."""
-        connection: Connection = (await self._connection.get_raw_connection()).driver_connection
-        if not connection.is_in_transaction():  # SQLAlchemy begins it with the first statement that it sees
-            await self._connection.execute(text("SELECT 1"))
-        try:
-            yield connection
-        except UniqueViolationError:
-            raise
-        except (PostgresError, InterfaceError, OSError) as error:
-            if connection.is_closed() or not isinstance(error, PostgresError):
-                raise NotReady("the connection to Postgres was lost") from error
-            if (trouble := outage(error)) is not None:
-                raise NotReady(trouble) from error
-            raise
+    async def insert_sampled(
+        self, period: int, positives: NDArray[np.int64], item_ids: Sequence[str], per_positive: int
+    ) -> int:
+        """Add sampled negatives to the log of a sealed period that has only positives.
+
+        Args:
+            period: of a log that nobody adds to.
+            positives: for each negative the place of its positive in `log(period)`, ascending, [m].
+            item_ids: of the negatives, [m].
+            per_positive: negatives of each positive.
+
+        Returns:
+            how many were stored.
+        """
+        await self._connection.execute(
+            text("CREATE TEMPORARY TABLE drawn_negatives (n bigint, k int, item_id text) ON COMMIT DROP")
+        )
+        for start in range(0, len(positives), ROWS_OF_A_COPY):
+            places = positives[start : start + ROWS_OF_A_COPY].tolist()
+            numbers = ((start + np.arange(len(places))) % per_positive + 1).tolist()
+            rows = zip(places, numbers, item_ids[start : start + ROWS_OF_A_COPY], strict=True)
+            async with driver_of(self._connection) as driver:
+                await driver.copy_records_to_table("drawn_negatives", records=rows)
+        await self._connection.execute(text("ANALYZE drawn_negatives"))
+        return int(await self._connection.scalar(text(INSERT_SAMPLED.format(period=int(period)))))
 
     async def merge_ids(self, period: int) -> None:
         """Note the ids of a closed period where those of all periods are; from then on they are looked up there."""
@@ -333,15 +392,40 @@ class Interactions:
         )
         # Whoever comes while this waits for a long reader has to wait too.
         await self._connection.execute(text(f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"))
-        await self._connection.execute(text(f"DROP TABLE interactions_p{int(period)}"))
+        partitions = ", ".join(f"{table.name}_p{int(period)}" for table in tables.LOG)
+        await self._connection.execute(text(f"DROP TABLE {partitions}"))
 
     async def recent_positives(self, user_id: str, limit: int = MAX_HISTORY) -> list[HistoryEntry]:
-        """The last `limit` positives of a user over all periods, the open one included, newest first."""
-        rows = await self._connection.execute(RECENT_POSITIVES, {"user_id": user_id, "limit": limit})
+        """The last `limit` positives of a user over all periods, the open one included, newest first.
+
+        Clicks of impressions whose period is not resolved yet are there as the interactions that they will be.
+        """
+        periods = (await self._connection.execute(UNRESOLVED)).scalars()
+        unresolved = "".join(UNRESOLVED_POSITIVES.format(period=int(period)) for period in periods)
+        statement = text(RECENT_POSITIVES.format(unresolved=unresolved))
+        rows = await self._connection.execute(statement, {"user_id": user_id, "limit": limit})
         return [HistoryEntry(row.item_id, row.event_id, row.timestamp_ms) for row in rows]
 
 
-def _firsts(ids: Sequence[str]) -> list[int]:
+@asynccontextmanager
+async def driver_of(connection: AsyncConnection) -> AsyncIterator[Connection]:
+    """The driver's connection, for what SQLAlchemy has no words for; errors are judged as those of a session."""
+    driver: Connection = (await connection.get_raw_connection()).driver_connection
+    if not driver.is_in_transaction():  # SQLAlchemy begins it with the first statement that it sees
+        await connection.execute(text("SELECT 1"))
+    try:
+        yield driver
+    except UniqueViolationError:
+        raise
+    except (PostgresError, InterfaceError, OSError) as error:
+        if driver.is_closed() or not isinstance(error, PostgresError):
+            raise NotReady("the connection to Postgres was lost") from error
+        if (trouble := outage(error)) is not None:
+            raise NotReady(trouble) from error
+        raise
+
+
+def firsts(ids: Sequence[str]) -> list[int]:
     """The first event of each id, in the order of the ids."""
     first_of_each: dict[str, int] = {}
     for n, id_ in enumerate(ids):

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping, case, delete, exists, func, insert, select, text, update
+from sqlalchemy import RowMapping, Select, case, delete, exists, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -47,7 +47,7 @@ class Period:
     sealed_at: datetime | None
     finished_at: datetime | None
     events: int | None
-    """Interactions, counted when the period was sealed."""
+    """Interactions, counted when the period was sealed, and again when its impressions were resolved."""
     idempotency_key: str | None
     idempotency_fingerprint: str | None
     error: str | None
@@ -59,6 +59,8 @@ class Period:
     """The process that is at the update; one that never let go of it has died."""
     crashes: int
     """Workers that died in a row at the update without a stage done."""
+    labels: Mapping[str, Any] | None
+    """What became of its impressions and clicks; None until they are resolved."""
     ids_merged_at: datetime | None
     """When the ids of its events were noted in `event_ids`."""
 
@@ -80,8 +82,8 @@ class Stage:
 
 # Attached, for making it `PARTITION OF` would wait for whoever uses the log, and have others wait.
 PARTITION = (
-    "CREATE TABLE interactions_p{number} (LIKE interactions INCLUDING ALL)",
-    "ALTER TABLE interactions ATTACH PARTITION interactions_p{number} FOR VALUES IN ({number})",
+    "CREATE TABLE {table}_p{number} (LIKE {table} INCLUDING ALL)",
+    "ALTER TABLE {table} ATTACH PARTITION {table}_p{number} FOR VALUES IN ({number})",
 )
 
 NOT_MIGRATED = "no period is open: the database has not been migrated"
@@ -122,7 +124,43 @@ class Periods:
 
     async def get(self, number: int) -> Period | None:
         """The period with this number."""
-        return await self._first(select(tables.periods).where(tables.periods.c.number == number))
+        return await self._first(_by_number(number))
+
+    async def get_locked(self, number: int) -> Period:
+        """The period with this number, which nobody else changes before the transaction ends.
+
+        Raises:
+            PeriodNotFound: there is no such period.
+        """
+        return await self._changed(number, _by_number(number).with_for_update())
+
+    async def with_other_ids(self, number: int) -> Sequence[int]:
+        """The other periods whose log may have ids that `event_ids` has not, or has for this period."""
+        columns = tables.periods.c
+        query = select(columns.number).where(
+            columns.number != number,
+            columns.log_dropped_at.is_(None),
+            or_(columns.number > number, columns.ids_merged_at.is_(None)),
+        )
+        return list((await self._connection.execute(query.order_by(columns.number))).scalars())
+
+    async def next_unresolved(self, number: int) -> int:
+        """The first period after this one whose impressions and clicks are not resolved; the open one at the latest."""
+        query = select(func.min(tables.periods.c.number)).where(
+            tables.periods.c.number > number,
+            tables.periods.c.labels.is_(None),
+            tables.periods.c.status.in_([PeriodStatus.OPEN, *WAITING]),
+        )
+        return int((await self._connection.execute(query)).scalar_one())
+
+    async def skipped_unresolved(self) -> Sequence[int]:
+        """The periods that are skipped and whose impressions and clicks are not resolved, ascending."""
+        query = select(tables.periods.c.number).where(
+            tables.periods.c.status == PeriodStatus.SKIPPED,
+            tables.periods.c.labels.is_(None),
+            tables.periods.c.log_dropped_at.is_(None),
+        )
+        return list((await self._connection.execute(query.order_by(tables.periods.c.number))).scalars())
 
     async def list(
         self, limit: int, before: int | None = None, statuses: Sequence[PeriodStatus] | None = None
@@ -179,11 +217,29 @@ class Periods:
         return await self._changed(number, statement)
 
     async def create(self, number: int) -> Period:
-        """Open a period, and the partition of its log; the one before must be sealed."""
-        for part in PARTITION:
-            await self._connection.execute(text(part.format(number=int(number))))
+        """Open a period, and the partitions of its log; the one before must be sealed."""
+        for table in tables.LOG:
+            for part in PARTITION:
+                await self._connection.execute(text(part.format(table=table.name, number=int(number))))
         statement = insert(tables.periods).values(number=number, status=PeriodStatus.OPEN).returning(*tables.periods.c)
         return await self._changed(number, statement)
+
+    async def set_labels(self, number: int, labels: Mapping[str, Any], events: int) -> Period:
+        """Note what became of a period's impressions and clicks, and how many interactions it has now.
+
+        Raises:
+            PeriodNotFound: there is no such period.
+        """
+        statement = update(tables.periods).where(tables.periods.c.number == number)
+        return await self._changed(number, statement.values(labels=labels, events=events).returning(*tables.periods.c))
+
+    async def label_totals(self, names: Sequence[str]) -> dict[str, int]:
+        """The sums over all periods of these numbers in `labels`."""
+        totals = [func.coalesce(func.sum(tables.periods.c.labels[name].as_integer()), 0).label(name) for name in names]
+        return {
+            name: int(total)
+            for name, total in (await self._connection.execute(select(*totals))).mappings().one().items()
+        }
 
     async def take(self, number: int, worker: str) -> Period | None:
         """Let a worker begin or go on with the update of a period; None where that does not wait for one.
@@ -310,9 +366,14 @@ class Stages:
         stages = tables.period_stages
         await self._connection.execute(update(stages).where(stages.c.period == period).values(result=None))
 
-    async def clear(self, period: int) -> None:
-        """Forget the stages of a period, as if its update had never begun."""
-        await self._connection.execute(delete(tables.period_stages).where(tables.period_stages.c.period == period))
+    async def clear(self, period: int, *, keep: Sequence[str] = ()) -> None:
+        """Forget the stages of a period but for those to keep, as if its update had come no further."""
+        stages = tables.period_stages
+        await self._connection.execute(delete(stages).where(stages.c.period == period, stages.c.stage.not_in(keep)))
+
+
+def _by_number(number: int) -> Select[Any]:
+    return select(tables.periods).where(tables.periods.c.number == number)
 
 
 def _period(row: RowMapping) -> Period:

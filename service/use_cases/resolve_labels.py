@@ -1,0 +1,72 @@
+"""Delayed labels become interactions: the first stage of a period's update."""
+
+from dataclasses import asdict
+from datetime import timedelta
+
+from service.storage.database import Database, Lock
+from service.storage.repositories import Period
+from service.use_cases.ingest import ToldOfClicks
+from service.use_cases.negatives import sample_negatives
+
+__all__ = ["resolve_labels", "resolve_skipped"]
+
+
+async def resolve_labels(
+    database: Database,
+    histories: ToldOfClicks,
+    number: int,
+    window: timedelta,
+    *,
+    negatives_per_positive: int = 0,
+    seed: int = 0,
+) -> Period:
+    """Join the impressions and clicks of a sealed period, all or nothing and once; return the period.
+
+    It is done where the period has `labels`, in the transaction that notes them, whoever is killed and however often
+    this is called.
+
+    Args:
+        database: the log.
+        histories: are told of clicks that they have missed.
+        number: of a sealed period.
+        window: from an impression to the last click on it that counts.
+        negatives_per_positive: sampled, where the log then has only positives.
+        seed: of the installation, for these.
+
+    Raises:
+        PeriodNotFound: there is no such period.
+    """
+    async with database.unit_of_work() as work:
+        period = await work.periods.get_locked(number)
+        assert period.sealed_at is not None, "an open period is not resolved"
+        if period.labels is None and await work.labels.reserve(number, period.sealed_at, window):
+            await work.commit()
+            # Ingestion that did not see the reserved ids has ended when this lock is to be had.
+            await work.lock_exclusive(Lock.LOG)
+    async with database.unit_of_work() as work:
+        period = await work.periods.get_locked(number)
+        assert period.sealed_at is not None
+        if period.labels is None:
+            following = await work.periods.next_unresolved(number)
+            elsewhere = await work.periods.with_other_ids(number)
+            resolved = await work.labels.resolve(number, following, elsewhere, period.sealed_at, window)
+            labels = {**asdict(resolved), "window_seconds": window.total_seconds()}
+            if negatives_per_positive:
+                sampling = await sample_negatives(work, number, per_positive=negatives_per_positive, seed=seed)
+                labels["sampling"] = None if sampling is None else asdict(sampling)
+            period = await work.periods.set_labels(number, labels, await work.interactions.count(number))
+            await work.commit()
+    async with database.read() as session:
+        news = await session.labels.news(number)
+    await histories.append(news)
+    return period
+
+
+async def resolve_skipped(database: Database, histories: ToldOfClicks, window: timedelta) -> None:
+    """The same for each period that is skipped and came to no update: what waits in it moves on, and its clicks stay in
+    the histories of users.
+    """
+    async with database.read() as session:
+        skipped = await session.periods.skipped_unresolved()
+    for number in skipped:
+        await resolve_labels(database, histories, number, window)
