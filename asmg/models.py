@@ -160,6 +160,10 @@ class BaseModel(ABC):
             )  # fmt: skip
         return self.head(params, params["user"][batch.user], pooled, items[batch.item])
 
+    @abstractmethod
+    def shifted(self, params: Mapping[str, Tensor], shift: float) -> Params:
+        """Parameters with which every logit is higher by `shift`; tensors that are the same are shared."""
+
     def check(self, params: Mapping[str, Tensor]) -> None:
         """Raise ValueError, naming the tensor, unless `params` has this model's names and shapes and is finite."""
         expected: dict[str, tuple[int | None, ...]] = {name: (None, width) for name, width in self.table_widths.items()}
@@ -237,6 +241,12 @@ class EmbeddingMLP(BaseModel):
                 x = functional.relu(x)
         return x.squeeze(1)
 
+    @override
+    def shifted(self, params: Mapping[str, Tensor], shift: float) -> Params:
+        """See BaseModel; it is the last layer's bias that rises."""
+        last = list(self.dense_shapes)[-1]
+        return {**params, last: params[last] + shift}
+
 
 class MatrixFactorization(BaseModel):
     """Biased matrix factorization, the base model of SML-MF: ⟨u, v⟩ + b_u + b_v; a row is its vector and its bias.
@@ -279,6 +289,13 @@ class MatrixFactorization(BaseModel):
     def head(self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor) -> Tensor:
         dim = self.config.dim
         return (user[:, :dim] * item[:, :dim]).sum(1) + user[:, dim] + item[:, dim]
+
+    @override
+    def shifted(self, params: Mapping[str, Tensor], shift: float) -> Params:
+        """See BaseModel; it is every user's bias that rises, that of the cold row too."""
+        users = params["user"].clone()
+        users[:, self.config.dim] += shift
+        return {**params, "user": users}
 
     def _without_bias(self, rows: Tensor) -> Tensor:
         rows[:, self.config.dim] = 0

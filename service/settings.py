@@ -52,8 +52,9 @@ class Settings(BaseSettings):
     """Certificate chain in PEM, for HTTPS without a proxy; together with `tls_key`."""
     tls_key: Path | None = None
     """Its private key in PEM, not encrypted."""
-    prior_ctr: float = Field(0.5, gt=0, lt=1)
-    """The constant answer of version 0, before anything was learned."""
+    prior_ctr: float | None = Field(None, gt=0, lt=1)
+    """The click rate of the traffic, where it is known. Version 0 answers it (0.5 where it is not known), and what is
+    learned from sampled negatives is served as if they were as many as it says."""
     updater: str = "asmg-gru-multi"
     """Name of the update method, see `asmg.updaters.UPDATERS`."""
     device: str = "auto"
@@ -69,6 +70,8 @@ class Settings(BaseSettings):
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
     attribution_window_seconds: float = Field(1800.0, ge=0, le=30 * 86_400)
     """How long after an impression a click on it counts; only then the impression becomes interactions."""
+    negatives_per_positive: int = Field(0, ge=0, le=100)
+    """Negatives that are sampled for each positive of a period whose log has only positives; 0 for none."""
     impression_deadline_seconds: float = Field(0.1, gt=0)
     """How long a prediction waits at most for its impression to be stored; then it says that it was not logged."""
     rate_limit: float = 0.0

@@ -1,4 +1,4 @@
-"""Delayed labels: impressions and clicks beside the log, joined when a period is resolved.
+"""Delayed labels: impressions and clicks beside the log, joined when a period is resolved; sampled negatives in it.
 
 Revision ID: 0008
 Revises: 0007
@@ -25,6 +25,16 @@ def upgrade() -> None:
     )
     op.execute("UPDATE periods SET labels = '{}' WHERE status NOT IN ('open', 'sealed', 'updating')")
     op.alter_column("event_ids", "kind", comment="0: interaction, 1: impression, 2: click")
+    op.add_column(
+        "interactions",
+        sa.Column(
+            "sampled",
+            sa.Boolean(),
+            nullable=False,
+            server_default=sa.false(),
+            comment="a negative that nobody was shown",
+        ),
+    )
     op.create_table(
         "impressions",
         sa.Column("request_id", BYTEWISE, nullable=False),
@@ -73,7 +83,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """What was not resolved yet is gone."""
+    """What was not resolved yet is gone; sampled negatives stay, and nothing tells them from others."""
+    op.drop_column("interactions", "sampled")
     op.drop_table("clicks")
     op.drop_table("impressions")
     op.execute("DELETE FROM event_ids WHERE kind IN (1, 2)")

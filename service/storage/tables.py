@@ -122,6 +122,7 @@ interactions = Table(
     Column("request_id", Text),
     Column("content", BigInteger, comment=CONTENT),
     Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("sampled", Boolean, nullable=False, server_default=false(), comment="a negative that nobody was shown"),
     CheckConstraint("label IN (0, 1)", name="label"),
     Index(
         "ix_interactions_positives",

@@ -11,18 +11,22 @@ __all__ = ["current_champion", "ensure_prior"]
 
 PRIOR_VERSION = 0
 PRIOR_PERIOD = 0
+UNKNOWN_CTR = 0.5
 ACTOR = "service"
 
 
-async def ensure_prior(database: Database, artifacts: ArtifactStore, prior_ctr: float) -> None:
+async def ensure_prior(database: Database, artifacts: ArtifactStore, prior_ctr: float | None) -> None:
     """Create version 0, which answers `prior_ctr` to everything, where no process has done so before.
+
+    Where that is not known it answers 0.5.
 
     Any number of processes may call it at once; the first one's prior stays for good.
     """
     async with database.read() as session:
         if await session.models.get(PRIOR_VERSION) is not None:
             return
-    digest = await artifacts.put(prior_snapshot(prior_ctr), "serving", hot=True)
+    snapshot = prior_snapshot(UNKNOWN_CTR if prior_ctr is None else prior_ctr)
+    digest = await artifacts.put(snapshot, "serving", hot=True)
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
         if await work.models.get(PRIOR_VERSION) is not None:

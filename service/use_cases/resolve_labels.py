@@ -6,11 +6,20 @@ from datetime import timedelta
 from service.storage.database import Database, Lock
 from service.storage.repositories import Period
 from service.use_cases.ingest import ToldOfClicks
+from service.use_cases.negatives import sample_negatives
 
 __all__ = ["resolve_labels", "resolve_skipped"]
 
 
-async def resolve_labels(database: Database, histories: ToldOfClicks, number: int, window: timedelta) -> Period:
+async def resolve_labels(
+    database: Database,
+    histories: ToldOfClicks,
+    number: int,
+    window: timedelta,
+    *,
+    negatives_per_positive: int = 0,
+    seed: int = 0,
+) -> Period:
     """Join the impressions and clicks of a sealed period, all or nothing and once; return the period.
 
     It is done where the period has `labels`, in the transaction that notes them, whoever is killed and however often
@@ -21,6 +30,8 @@ async def resolve_labels(database: Database, histories: ToldOfClicks, number: in
         histories: are told of clicks that they have missed.
         number: of a sealed period.
         window: from an impression to the last click on it that counts.
+        negatives_per_positive: sampled, where the log then has only positives.
+        seed: of the installation, for these.
 
     Raises:
         PeriodNotFound: there is no such period.
@@ -40,6 +51,9 @@ async def resolve_labels(database: Database, histories: ToldOfClicks, number: in
             elsewhere = await work.periods.with_other_ids(number)
             resolved = await work.labels.resolve(number, following, elsewhere, period.sealed_at, window)
             labels = {**asdict(resolved), "window_seconds": window.total_seconds()}
+            if negatives_per_positive:
+                sampling = await sample_negatives(work, number, per_positive=negatives_per_positive, seed=seed)
+                labels["sampling"] = None if sampling is None else asdict(sampling)
             period = await work.periods.set_labels(number, labels, await work.interactions.count(number))
             await work.commit()
     async with database.read() as session:

@@ -40,6 +40,7 @@ from service.storage.repositories import (
 )
 from service.use_cases.gate import Decision, decide
 from service.use_cases.ingest import ToldOfClicks
+from service.use_cases.negatives import Sampling, logit_correction
 from service.use_cases.period_data import prepare_period
 from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
 from service.use_cases.resolve_labels import resolve_labels
@@ -62,8 +63,8 @@ HOT_PARTS = ("hidden",)
 
 NOTHING_TO_LEARN = "the log is empty, what was shown waits for its clicks; the model served before stays"
 
-SERVED = ("serving", "serving_allocations")
-"""Of a version's state: the parameters that it serves, and which ids these know."""
+SERVED = ("serving", "serving_allocations", "logit_correction")
+"""Of a version's state: the parameters that it serves, which ids these know, and what is added to their logits."""
 
 ACTOR = "worker"
 
@@ -105,6 +106,7 @@ class PeriodUpdate:
         self._state: Any = None
         self._parts: dict[str, str] = {}
         self._allocations: Mapping[str, int] = {}
+        self._sampling: Sampling | None = None
         self._written: dict[str, tuple[Checkpoint, str]] = {}
         self._data: PeriodData | None = None
 
@@ -121,6 +123,7 @@ class PeriodUpdate:
             return version
         await self._begin()
         resolved = await self._stage("resolve", self._resolve)
+        self._sampling = None if resolved["sampling"] is None else Sampling(**resolved["sampling"])
         if not resolved["events"]:
             return await self._finish({}, Decision(ModelKind.PREVIOUS, NOTHING_TO_LEARN, {}).to_json())
         prepared = await self._stage("prepare", self._prepare)
@@ -221,9 +224,17 @@ class PeriodUpdate:
         await self._w.notices.publish_progress(self.period, {"stage": stage, "progress": round(done, 4)})
 
     async def _resolve(self, _: Callable[[float], None]) -> dict[str, Any]:
-        window = self._w.settings.attribution_window
-        period = await resolve_labels(self._w.database, self._w.histories, self.period, window)
-        return {"events": period.events}
+        settings = self._w.settings
+        period = await resolve_labels(
+            self._w.database,
+            self._w.histories,
+            self.period,
+            settings.attribution_window,
+            negatives_per_positive=settings.negatives_per_positive,
+            seed=settings.seed,
+        )
+        assert period.labels is not None
+        return {"events": period.events, "sampling": period.labels.get("sampling")}
 
     async def _prepare(self, _: Callable[[float], None]) -> dict[str, Any]:
         assert self._head is not None
@@ -359,11 +370,16 @@ class PeriodUpdate:
         started = time.perf_counter()
         kind = ModelKind(gate["decision"])
         serving_digest: str | None = None
-        served: Mapping[str, Any] = {}
+        served: dict[str, Any] = {}
         if kind is not ModelKind.PREVIOUS:
             params = self._w.updater.serving_models(await self._load_state())[kind]
             serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
             served = {"serving": serving, "serving_allocations": self._allocations}
+            prior_ctr = self._w.settings.prior_ctr
+            if self._sampling is not None and self._sampling.negatives and prior_ctr is not None:
+                # In what is served alone: training goes on from what was trained.
+                served["logit_correction"] = logit_correction(self._sampling, prior_ctr)
+                params = self._w.updater.model.shifted(params, served["logit_correction"])
             serving_digest = await self._put_snapshot(params)
         async with self._w.database.unit_of_work() as work:
             await work.lock_exclusive(Lock.MODELS)
@@ -449,7 +465,7 @@ async def _head(work: UnitOfWork) -> ModelVersion:
     return version
 
 
-async def _served_now(work: UnitOfWork) -> tuple[str | None, Mapping[str, Any]]:
+async def _served_now(work: UnitOfWork) -> tuple[str | None, dict[str, Any]]:
     """The champion's snapshot, and what its state says of its parameters (of the prior's, which has none, nothing)."""
     alias = await work.models.alias(AliasName.CHAMPION)
     assert alias is not None, "version 0 is made before the first update"

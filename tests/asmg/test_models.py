@@ -332,6 +332,20 @@ def test_growing_changes_no_prediction(config: ModelConfig) -> None:
     torch.testing.assert_close(predict_logits(model, grown, data), predict_logits(model, params, data))
 
 
+@all_models
+@pytest.mark.parametrize("shift", [-3.5, 0.25])
+def test_a_shift_raises_every_logit_alike_and_changes_nothing_else(config: ModelConfig, shift: float) -> None:
+    data = random_period(3, 30, categories=6 if config.categories else 0)
+    model, params = build_model(config), random_params(config, 1, user=3, item=4, category=3)
+    before = {name: tensor.clone() for name, tensor in params.items()}
+    shifted = model.shifted(params, shift)
+    expected = predict_logits(model, params, data) + shift
+    torch.testing.assert_close(predict_logits(model, shifted, data), expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(params[name], before[name]) for name in before)
+    assert sum(not torch.equal(shifted[name], before[name]) for name in before) == 1
+    model.check(shifted)
+
+
 # --- gradients
 
 

@@ -44,6 +44,27 @@ class Connection:
         self._left = rest[length:]
         return int(status.split(" ")[1]), headers, json.loads(rest[:length])
 
+    def first_status(self, *, seconds: float) -> int | None:
+        """That of the next answer, of which the rest is left; None where none begins within `seconds`."""
+        self.socket.settimeout(seconds)
+        with suppress(TimeoutError, ConnectionError):
+            while True:
+                while len(self._left) < len("HTTP/1.1 200"):
+                    self._left += self._more()
+                status = int(self._left.split(b" ", 2)[1])
+                if status >= 200:
+                    return status
+                self._left = self._left.partition(b"\r\n\r\n")[2]
+        return None
+
+    def end(self) -> None:
+        """Say that nothing more will be sent, and wait until the other side ends the connection too."""
+        self.socket.settimeout(5)
+        with suppress(ConnectionError):
+            self.socket.shutdown(socket.SHUT_WR)
+            while self.socket.recv(65536):
+                pass
+
     def is_closed(self) -> bool:
         """Whether nothing comes any more; waits for that."""
         with suppress(ConnectionError):
@@ -52,7 +73,8 @@ class Connection:
 
     def _more(self) -> bytes:
         data = self.socket.recv(65536)
-        assert data, "the connection was closed"
+        if not data:
+            raise ConnectionResetError("the connection was closed")
         return data
 
     def __enter__(self) -> "Connection":

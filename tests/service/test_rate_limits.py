@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
+from typer.testing import CliRunner, Result
 
+from service.cli import app as program
 from service.errors import RateLimited
 from service.limits import MAX_RATE, UNKNOWN_KEYS_BURST, UNKNOWN_KEYS_RATE
 from service.settings import Settings
@@ -23,7 +25,6 @@ from service.use_cases.auth import KeyCache, create_key, limit_key, list_keys, r
 from service.use_cases.rate_limit import Bucket, RateLimiter
 from tests.conftest import in_thread
 from tests.service.api_support import Api, event, running_app, served_app, settings_for
-from tests.service.programs import asmg
 
 QUESTION = {"user_id": "u", "items": ["a"], "history": ["b"]}
 
@@ -320,10 +321,16 @@ async def test_the_limit_of_a_key_can_be_changed(api: Api, database: Database) -
 
 def test_a_limit_is_set_at_the_command_line(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
     given = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
-    made = asmg("keys", "create", "some", "--scope", "predict", "--rate", "2.5", **given)
-    assert re.search(r"some\b.*\b2\.5/s", asmg("keys", "list", COLUMNS="200", **given).stdout)
-    key_id = made.stdout.split("_")[1]
-    assert asmg("keys", "limit", key_id, "--rate", "0", **given).stdout == f"asmg: key {key_id} has its new limit\n"
-    assert re.search(r"some\b.*\bany\b", asmg("keys", "list", COLUMNS="200", **given).stdout)
-    refused = asmg("keys", "create", "x", "--scope", "predict", "--rate", "-1", code=1, **given)
+
+    def keys(*arguments: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(program, ["keys", *arguments], env={**given, "COLUMNS": "200"})
+        assert result.exit_code == code, result.output
+        return result
+
+    key_id = keys("create", "some", "--scope", "predict", "--rate", "2.5").stdout.split("_")[1]
+    assert re.search(r"some\b.*\b2\.5/s", keys("list").stdout)
+    assert keys("limit", key_id, "--rate", "0").stdout == f"asmg: key {key_id} has its new limit\n"
+    assert re.search(r"some\b.*\bany\b", keys("list").stdout)
+    refused = keys("create", "x", "--scope", "predict", "--rate", "-1", code=1)
     assert "expected a rate of 0.001 to 1000000 requests a second, or 0; received -1" in refused.stderr
+    assert "there is no valid key 000000000000" in keys("limit", "000000000000", code=1).stderr

@@ -175,9 +175,13 @@ def test_on_every_endpoint_and_every_error(process: Served) -> None:
     call("GET", "/admin/models", 500)
     assert seen >= {200, 202, 400, 401, 404, 405, 409, 413, 415, 422, 429, 500, 503}
     # And what no application sees.
-    for data in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nbroken header\r\n\r\n"):
+    for data, expected in (
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nbroken header\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"x" * 200_000 + b"\r\n\r\n", 431),
+    ):
         status, headers = served.raw(data)
-        assert status == 400
+        assert status == expected
         check(headers)
 
 

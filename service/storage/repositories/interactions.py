@@ -19,7 +19,7 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import NotReady
-from service.limits import MAX_HISTORY
+from service.limits import MAX_HISTORY, MAX_ID_LENGTH
 from service.storage import tables
 from service.storage.events import COLUMNS, EventBatch
 from service.storage.outages import outage
@@ -115,6 +115,31 @@ MERGE = text("""
     SELECT 0, event_id, period, content FROM interactions WHERE period = :period
     ON CONFLICT (kind, event_id) DO NOTHING
 """)
+
+# Each has its place behind its positive. What a client has stored under such an id is left alone.
+SAMPLED_ID = "numbered.event_id || '~sampled' || k"
+INSERT_SAMPLED = f"""
+    WITH numbered AS (
+        SELECT row_number() OVER (ORDER BY occurred_at, event_id) - 1 AS n, event_id, user_id, occurred_at
+        FROM interactions_p{{period}}
+    ), made AS MATERIALIZED (
+        SELECT CASE WHEN length({SAMPLED_ID}) <= {MAX_ID_LENGTH} THEN {SAMPLED_ID}
+                    ELSE encode(sha256(convert_to({SAMPLED_ID}, 'UTF8')), 'hex') END COLLATE "C" AS event_id,
+               user_id, item_id, occurred_at
+        FROM numbered JOIN drawn_negatives USING (n)
+    ), claimed AS (
+        INSERT INTO event_ids (kind, event_id, period) SELECT 0, event_id, {{period}} FROM made ORDER BY event_id
+        ON CONFLICT (kind, event_id) DO NOTHING
+        RETURNING event_id
+    ), stored AS (
+        INSERT INTO interactions_p{{period}} (event_id, period, user_id, item_id, label, occurred_at, sampled)
+        SELECT event_id, {{period}}, user_id, item_id, 0, occurred_at, true FROM made JOIN claimed USING (event_id)
+        ON CONFLICT (event_id, period) DO NOTHING
+        RETURNING event_id
+    )
+    SELECT count(*) FROM stored
+"""
+ROWS_OF_A_COPY = 5000
 
 LOG = text("""
     SELECT array_agg(user_id ORDER BY n) AS user_ids, array_agg(item_id ORDER BY n) AS item_ids,
@@ -280,6 +305,32 @@ class Interactions:
                 await driver.copy_to_table(table, source=source(), columns=COLUMNS, format="binary")
         except UniqueViolationError as error:
             raise Raced from error
+
+    async def insert_sampled(
+        self, period: int, positives: NDArray[np.int64], item_ids: Sequence[str], per_positive: int
+    ) -> int:
+        """Add sampled negatives to the log of a sealed period that has only positives.
+
+        Args:
+            period: of a log that nobody adds to.
+            positives: for each negative the place of its positive in `log(period)`, ascending, [m].
+            item_ids: of the negatives, [m].
+            per_positive: negatives of each positive.
+
+        Returns:
+            how many were stored.
+        """
+        await self._connection.execute(
+            text("CREATE TEMPORARY TABLE drawn_negatives (n bigint, k int, item_id text) ON COMMIT DROP")
+        )
+        for start in range(0, len(positives), ROWS_OF_A_COPY):
+            places = positives[start : start + ROWS_OF_A_COPY].tolist()
+            numbers = ((start + np.arange(len(places))) % per_positive + 1).tolist()
+            rows = zip(places, numbers, item_ids[start : start + ROWS_OF_A_COPY], strict=True)
+            async with driver_of(self._connection) as driver:
+                await driver.copy_records_to_table("drawn_negatives", records=rows)
+        await self._connection.execute(text("ANALYZE drawn_negatives"))
+        return int(await self._connection.scalar(text(INSERT_SAMPLED.format(period=int(period)))))
 
     async def merge_ids(self, period: int) -> None:
         """Note the ids of a closed period where those of all periods are; from then on they are looked up there."""
