@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from service import __version__
-from service.bodies import Bodies
+from service.bodies import Bodies, count_parts
 from service.dependencies import Parts
 from service.errors import ConfigurationError
 from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_WRITES
@@ -157,6 +157,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
                 async with asyncio.timeout(START_SECONDS):
                     await asyncio.to_thread(warm_up)
                     await keys.wait_learned()
+                    await asyncio.to_thread(count_parts, b"{}")
                     await serving.wait_loaded()
             yield {"parts": parts}
         finally:

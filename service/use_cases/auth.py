@@ -204,8 +204,7 @@ class KeyCache:
     async def follow(self) -> None:
         """Learn the keys that there are, again and again, until cancelled.
 
-        So a key is let in by a process that has just started, or did not see it for long, though the database is away by
-        then.
+        So a process that has just started, or did not see a key for long, lets it in though the database is away by then.
         """
         while True:
             try:
