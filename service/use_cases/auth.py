@@ -204,7 +204,7 @@ class KeyCache:
     async def follow(self) -> None:
         """Learn the keys that there are, again and again, until cancelled.
 
-        So a process that has just started, or did not see a key for long, lets it in though the database is away by then.
+        A process that has just started, or did not see a key for long, then lets it in though the database is away.
         """
         while True:
             try:
