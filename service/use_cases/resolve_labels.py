@@ -1,14 +1,18 @@
 """Delayed labels become interactions: the first stage of a period's update."""
 
+import logging
 from dataclasses import asdict
 from datetime import timedelta
 
+from service.errors import NotReady
 from service.storage.database import Database, Lock
 from service.storage.repositories import Period
 from service.use_cases.ingest import ToldOfClicks
 from service.use_cases.negatives import sample_negatives
 
 __all__ = ["resolve_labels", "resolve_skipped"]
+
+logger = logging.getLogger(__name__)
 
 
 async def resolve_labels(
@@ -65,8 +69,15 @@ async def resolve_labels(
 async def resolve_skipped(database: Database, histories: ToldOfClicks, window: timedelta) -> None:
     """The same for each period that is skipped and came to no update: what waits in it moves on, and its clicks stay in
     the histories of users.
+
+    It may be just what was wrong with such a period: then it stays as it is, and holds up no other.
     """
     async with database.read() as session:
         skipped = await session.periods.skipped_unresolved()
     for number in skipped:
-        await resolve_labels(database, histories, number, window)
+        try:
+            await resolve_labels(database, histories, number, window)
+        except (NotReady, OSError):
+            raise
+        except Exception:
+            logger.exception("the impressions and clicks of skipped period %d are not resolved", number)
