@@ -62,10 +62,12 @@ class Gauge:
         )
         redis = (await self._redis.info("memory"))["used_memory"]
         keys = await self._redis.dbsize()
+        connections = await self._ask("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
         here = await asyncio.to_thread(self._of_this_host)
         return {
             "database_mb": (database - int(records)) / MB,
             "records_kb": int(records) / KB,
+            "connections": connections - 1,  # but for this one
             **here,
             "redis_mb": redis / MB,
             "redis_keys": keys,
@@ -85,8 +87,8 @@ class Gauge:
         memory = {
             "api_mb": [process for process in service if role_of(process) == "api"],
             "worker_mb": [process for process in service if role_of(process) == "worker"],
-            "postgres_mb": [self._postmaster, *self._postmaster.children(recursive=True)],
         }
+        postgres = [self._postmaster, *self._postmaster.children(recursive=True)]
         before, self._cpu = self._cpu, cpu_seconds(memory["worker_mb"])
         files, wal = 0, 0
         for path in self._data_dir.rglob("*"):
@@ -98,6 +100,7 @@ class Gauge:
             "wal_mb": wal / MB,
             "cpu_seconds": self._cpu - before,
             **{name: _unique_bytes(processes) / MB for name, processes in memory.items()},
+            "postgres_mb": _unique_bytes(postgres) / MB / len(postgres),
         }
 
 

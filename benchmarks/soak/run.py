@@ -45,6 +45,8 @@ POPULATION = {"users": 60, "items": 40, "categories": 6, "user_turnover": 0.0, "
 PREDICTIONS = 20
 """In each period, of ten items each."""
 API_WORKERS = 2
+MOST_CONNECTIONS = 10 * API_WORKERS + 4 + 1
+"""The pools of the api processes and of the worker, and the one that makes it the leader."""
 
 UPDATE_SECONDS = 120.0
 SETTLE_SECONDS = 15.0
@@ -100,7 +102,13 @@ def run_soak(options: SoakOptions) -> int:
             printer.line("interrupted; everything was stopped and removed")
             return INTERRUPTED
     assert found.left is not None
-    promises = judge(found.samples, found.left, expected_left(options.periods), most_wal_mb=found.most_wal_mb)
+    promises = judge(
+        found.samples,
+        found.left,
+        expected_left(options.periods),
+        most_wal_mb=found.most_wal_mb,
+        most_connections=MOST_CONNECTIONS,
+    )
     _print(printer, options, found, promises)
     if options.report is not None:
         options.report.write_text(json.dumps(_to_json(options, found, promises), indent=2) + "\n", encoding="utf-8")

@@ -72,6 +72,12 @@ KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
 """The same of the client's side."""
 
 
+CONNECTION_SECONDS = 3600
+"""After so long a pooled connection is replaced. The worker's session grew by 3 kB with each period, by what Postgres
+remembers of tables that are gone.
+"""
+
+
 class Lock(IntEnum):
     """Keys of the advisory locks: `"asmg"` in the upper half, so that other programs on the server do not collide."""
 
@@ -139,7 +145,9 @@ class Database:
     """
 
     def __init__(self, dsn: str, *, pool_size: int = 10) -> None:
-        self._engine = _engine(dsn, pool_size=pool_size, max_overflow=0, pool_pre_ping=True)
+        self._engine = _engine(
+            dsn, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, pool_recycle=CONNECTION_SECONDS
+        )
         # A session that reads twice must see one state; in Postgres a read-only snapshot costs nothing and never fails.
         self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConfigurationError, NotReady
+from service.storage import database as module
 from service.storage.database import KEEPALIVE, SESSION, Database, Leadership, Lock
 from service.storage.repositories import EventBatch, Interaction
 
@@ -31,6 +32,23 @@ async def test_nothing_is_kept_without_a_commit(database: Database) -> None:
         await uow.interactions.insert(1, EventBatch.of([EVENT]))
         await uow.commit()
     assert await count(database) == 1
+
+
+async def test_connections_are_replaced_in_time(postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Postgres keeps for a session, of tables that are long gone too, goes with it."""
+
+    async def backend(database: Database) -> int:
+        async with database.read() as session:
+            return int(await session.connection.scalar(text("SELECT pg_backend_pid()")))
+
+    assert module.CONNECTION_SECONDS == 3600
+    monkeypatch.setattr(module, "CONNECTION_SECONDS", 1)
+    database = Database(postgres_dsn, pool_size=1)
+    first = await backend(database)
+    assert await backend(database) == first
+    await asyncio.sleep(1.1)
+    assert await backend(database) != first
+    await database.close()
 
 
 async def test_an_error_rolls_back(database: Database) -> None:
