@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from service import __version__
-from service.bodies import Bodies
+from service.bodies import Bodies, count_parts
 from service.dependencies import Parts
 from service.errors import ConfigurationError
 from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_WRITES
@@ -130,6 +130,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             return result
 
         impressions = ImpressionLog(store_impressions, seconds=settings.impression_deadline_seconds)
+        keys = KeyCache(database, on_refusal=metrics.rate_limited.inc)
         parts = Parts(
             settings=settings,
             database=database,
@@ -138,7 +139,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             histories=histories,
             notices=notices,
             serving=serving,
-            keys=KeyCache(database, on_refusal=metrics.rate_limited.inc),
+            keys=keys,
             limiter=limiter,
             writes=writes,
             impressions=impressions,
@@ -148,12 +149,15 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         followers = [
             asyncio.create_task(serving.run(), name="follow the champion"),
             asyncio.create_task(histories.listen(), name="hear of clicks"),
+            asyncio.create_task(keys.follow(), name="follow the keys"),
         ]
         try:
             # The server accepts connections after this, so none is answered with 503 only because a process is new.
             with suppress(TimeoutError):
                 async with asyncio.timeout(START_SECONDS):
                     await asyncio.to_thread(warm_up)
+                    await keys.wait_learned()
+                    await asyncio.to_thread(count_parts, b"{}")
                     await serving.wait_loaded()
             yield {"parts": parts}
         finally:

@@ -31,8 +31,7 @@ from service.limits import (
     MAX_ID_LENGTH,
     MAX_IMPRESSIONS,
     MAX_ITEMS,
-    MAX_JSON_MEMBERS,
-    MAX_JSON_VALUES,
+    MAX_JSON_PARTS,
     MAX_POSITION,
     MAX_PREDICT_BYTES,
     MAX_REQUEST_HISTORY,
@@ -59,6 +58,7 @@ from service.use_cases.predict import Question
 __all__ = [
     "Bodies",
     "check_head",
+    "count_parts",
     "is_small",
     "parse_batch",
     "parse_clicks",
@@ -222,14 +222,13 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-_QUOTE, _BACKSLASH, _COLON, _COMMA, _LIST, _OBJECT = (ord(c) for c in '"\\:,[{')
+_QUOTE, _BACKSLASH, _COLON, _LIST, _OBJECT = (ord(c) for c in '"\\:[{')
 
 
 @compiled
-def count_json(text: bytes) -> tuple[int, int]:
-    """How many members the objects of a JSON text have, and how many values it has in all; of no JSON any numbers."""
-    members, values, at = 0, 0, 0
-    in_string = False
+def count_parts(text: bytes) -> int:
+    """How many objects, arrays and members of objects a JSON text has; of what is no JSON any number."""
+    parts, at, in_string = 0, 0, False
     while at < len(text):
         byte = text[at]
         if in_string:
@@ -239,12 +238,10 @@ def count_json(text: bytes) -> tuple[int, int]:
                 in_string = False
         elif byte == _QUOTE:
             in_string = True
-        elif byte == _COLON:
-            members += 1
-        elif byte in (_COMMA, _LIST, _OBJECT):
-            values += 1
+        elif byte in (_COLON, _LIST, _OBJECT):
+            parts += 1
         at += 1
-    return members, values
+    return parts
 
 
 def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
@@ -252,19 +249,14 @@ def parse_json(model: type[M], body: bytes, scope: Scope) -> M:
 
     Raises:
         HTTPException: 400, it is no JSON; 415, it is not said to be.
-        InvalidInput: it is not as `model` wants it, or has more in it than any model could want: to find out all that
-            is wrong with millions of values takes seconds, and a hundred times their bytes.
+        InvalidInput: it is not as `model` wants it, or has more parts than any model could want: to find out all that
+            is wrong with a million takes seconds, and a hundred times their bytes.
     """
     content_type = headers_of(scope).get(b"content-type", b"").decode("latin-1")
     if not JSON_MEDIA_TYPE.fullmatch(content_type.partition(";")[0].strip()):
         raise HTTPException(415, f"expected Content-Type application/json; received {content_type[:100] or 'none'}")
-    if not is_small(body):
-        members, values = count_json(body)
-        if members > MAX_JSON_MEMBERS or values > MAX_JSON_VALUES:
-            raise InvalidInput(
-                f"expected at most {MAX_JSON_MEMBERS} members of objects and {MAX_JSON_VALUES} values; "
-                f"received {members} and {values}"
-            )
+    if not is_small(body) and (parts := count_parts(body)) > MAX_JSON_PARTS:
+        raise InvalidInput(f"expected at most {MAX_JSON_PARTS} objects, arrays and members in a body; received {parts}")
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

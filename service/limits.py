@@ -48,11 +48,8 @@ MAX_PREDICT_BYTES = 1024 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 """Of the body of one batch of predictions."""
 
-MAX_JSON_MEMBERS = 100_000
-"""Members that all objects of one body have together; those of 10,000 interactions are 60,001."""
-
-MAX_JSON_VALUES = 1_000_000
-"""Values in one body; those of the largest batch of predictions are half as many."""
+MAX_JSON_PARTS = 100_000
+"""Objects, arrays and members of objects in one body; 10,000 impressions have 80,003."""
 
 MAX_BODIES_BYTES = 128 * 1024 * 1024
 """Of the bodies of all calls that are under way in an api process; those that are over it are refused with 503."""

@@ -160,10 +160,11 @@ Reason = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REASON_LE
 Label = Annotated[Literal[0, 1], BeforeValidator(parse_label)]
 Timestamp = Annotated[datetime, BeforeValidator(parse_timestamp), Field(json_schema_extra=_timestamp_schema)]
 LogImpressions = Annotated[bool | int, BeforeValidator(parse_log), Field(json_schema_extra=_log_schema)]
+# Of a list of ids or positions the first wrong one is told (`fail_fast`): a body has room for a million.
 Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]
 ShownItems = Annotated[
     list[Id],
-    Field(min_length=1, max_length=MAX_ITEMS, json_schema_extra={"uniqueItems": True}),
+    Field(min_length=1, max_length=MAX_ITEMS, json_schema_extra={"uniqueItems": True}, fail_fast=True),
     AfterValidator(refuse_repetition),
 ]
 
@@ -176,7 +177,6 @@ class PredictRequest(_Request):
     """Asks how likely a user is to click each of some items."""
 
     user_id: Id
-    # Of each list of ids the first wrong one is told (`fail_fast`): a body has room for half a million.
     items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
     history: Annotated[list[Id], Field(max_length=MAX_REQUEST_HISTORY, fail_fast=True)] | None = Field(
         None, description="Items clicked before, newest first; in place of the history that the service keeps."
@@ -265,7 +265,7 @@ class ImpressionEvent(_Request):
     request_id: Id = Field(description="The `request_id` of the prediction, or any other name; clicks refer to it.")
     user_id: Id
     items: ShownItems
-    positions: Annotated[list[Position], Field(max_length=MAX_ITEMS)] | None = Field(
+    positions: Annotated[list[Position], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = Field(
         None, description="Where each item was, in their order; 0, 1, 2, … where this is absent."
     )
     timestamp: Timestamp

@@ -357,15 +357,17 @@ class TestTheFolder:
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["BackupError", "Manifest"]
         read_backup(tmp_path / "one")
 
+    @pytest.mark.parametrize("size", [21, 1024 * 1024], ids=["at the end of a table", "in the midst of one"])
     async def test_a_full_disk_leaves_nothing(
-        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
     ) -> None:
-        write, written = DigestedFile.write, 0
+        async with database.unit_of_work() as work:
+            await work.artifacts.put(os.urandom(24 * 1024 * 1024), "model")
+            await work.commit()
+        write = DigestedFile.write
 
         def full(file: DigestedFile, data: bytes) -> None:
-            nonlocal written
-            written += 1
-            if written > 3:
+            if len(data) > size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write(file, data)
 

@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from service import bodies
 from service.bodies import (
-    count_json,
+    count_parts,
     parse_batch,
     parse_clicks,
     parse_impressions,
@@ -26,7 +26,7 @@ from service.bodies import (
     read_body,
 )
 from service.errors import BodyTooLarge, InvalidInput
-from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_MEMBERS, MAX_JSON_VALUES
+from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_IMPRESSIONS, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_PARTS
 from service.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
 from service.serving.id_index import hash_ids
 from service.storage.repositories import Click, EventBatch, Impression, Interaction
@@ -328,42 +328,42 @@ def test_validation_is_that_of_the_models() -> None:
     assert [error.field for error in raised.value.errors] == ["user_id"]
 
 
-def members_and_values(value: Any) -> tuple[int, int]:
-    """What `count_json` counts, of the document itself."""
-    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    counts = [members_and_values(each) for each in inner]
-    # The kernel sees an opening bracket, not whether something comes behind it.
-    own_values = 0 if not isinstance(value, dict | list) else max(1, len(inner))
-    members = len(value) if isinstance(value, dict) else 0
-    return members + sum(count[0] for count in counts), own_values + sum(count[1] for count in counts)
+def parts_of(value: Any) -> int:
+    """What `count_parts` counts, of the document itself."""
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(parts_of(each) for each in value.values())
+    return 1 + sum(parts_of(each) for each in value) if isinstance(value, list) else 0
 
 
 @settings(deadline=None)
 @given(st.recursive(ODD, lambda inner: st.lists(inner) | st.dictionaries(IDS, inner), max_leaves=20), st.data())
-def test_members_and_values_are_counted(value: Any, data: st.DataObject) -> None:
-    assert count_json(encoded(value, data.draw)) == members_and_values(value)
+def test_parts_are_counted(value: Any, data: st.DataObject) -> None:
+    assert count_parts(encoded(value, data.draw)) == parts_of(value)
 
 
-def test_of_more_values_than_any_call_has_nothing_is_looked_at() -> None:
+@pytest.mark.parametrize("kind", PARSERS)
+def test_of_more_parts_than_any_call_has_nothing_is_looked_at(kind: str) -> None:
     for body in (
-        b"{%s}" % b",".join(b'"%d":0' % number for number in range(MAX_JSON_MEMBERS + 1)),
-        b'{"interactions":[%s0]}' % (b"0," * MAX_JSON_VALUES),
-        b'{"interactions":[%s[]]}' % (b"[]," * MAX_JSON_VALUES),
+        b"{%s}" % b",".join(b'"%d":0' % number for number in range(MAX_JSON_PARTS)),
+        b'{"%s":[%s{}]}' % (kind.encode(), b"{}," * MAX_JSON_PARTS),
+        b'{"%s":[%s[]]}' % (kind.encode(), b"[]," * MAX_JSON_PARTS),
     ):
-        for kind in PARSERS:
-            with pytest.raises(
-                InvalidInput, match=f"at most {MAX_JSON_MEMBERS} members .* and {MAX_JSON_VALUES} values"
-            ):
-                PARSERS[kind](body, SCOPE)
+        with pytest.raises(InvalidInput, match=f"at most {MAX_JSON_PARTS} objects, arrays and members"):
+            PARSERS[kind](body, SCOPE)
 
 
-def test_the_largest_calls_are_far_from_too_many_values() -> None:
+def test_the_largest_calls_have_fewer_parts() -> None:
     request = {"user_id": "u", "items": ["a"] * MAX_ITEMS, "history": ["a"] * MAX_ITEMS, "request_id": "r"}
-    largest = [event(1, request_id="r")] * MAX_INTERACTIONS
+    shown = {"request_id": "r", "user_id": "u", "items": ["a", "b"], "positions": [0, 1], "timestamp": 1}
+    largest = {
+        "batch": {"requests": [request] * MAX_BATCH},
+        "interactions": {"interactions": [event(1, request_id="r")] * MAX_INTERACTIONS},
+        "impressions": {"impressions": [shown] * MAX_IMPRESSIONS},
+    }
     with_charset = {"headers": [(b"content-type", b"application/json; charset=utf-8")]}
-    assert len(parse_batch(json.dumps({"requests": [request] * MAX_BATCH}).encode(), with_charset)) == MAX_BATCH
-    body = json.dumps({"interactions": largest}).encode()
-    assert len(parse_interactions(body, with_charset)) == MAX_INTERACTIONS
+    for kind, value in largest.items():
+        [requests] = value.values()
+        assert len(PARSERS[kind](json.dumps(value).encode(), with_charset)) == len(requests)
 
 
 def test_names_of_fields_are_shortened_in_problems() -> None:

@@ -80,8 +80,13 @@ GOOD = {
     "POST /predict": QUESTION,
     "POST /predict/batch": b'{"requests": [%s]}' % QUESTION,
     "POST /interactions": json.dumps({"interactions": [EVENT]}).encode(),
+    "POST /impressions": json.dumps(
+        {"impressions": [json.loads(QUESTION) | {"request_id": "r", "timestamp": 1}]}
+    ).encode(),
+    "POST /clicks": b'{"clicks": [{"request_id": "r", "item_id": "a", "timestamp": 1}]}',
     "PUT /items": b'{"items": [{"item_id": "i", "categories": ["c"]}]}',
     "POST /periods/close": b'{"expected_period": 1}',
+    "POST /admin/models/0/pin": b'{"reason": "r"}',
     "POST /admin/rollback": b'{"to_version": 0, "sequence": "keep", "reason": "r"}',
 }
 """A body of each call that takes one."""
@@ -608,6 +613,8 @@ HOSTILE_JSON = {
     "a long name": b'{"%s": 1}' % (b"x" * 1_000_000),
     "millions of objects": b'{"interactions": [%s{}]}' % (b"{}," * 2_700_000),
     "a million names": b"{%s}" % b",".join(b'"%d": 1' % number for number in range(600_000)),
+    "half a million bad items": b'{"impressions": [%s]}'
+    % b",".join([b'{"request_id":"r","user_id":"u","timestamp":1,"items":[%s0]}' % (b"0," * 999)] * 500),
     "ten thousand bad events": b'{"interactions": [%s{}]}' % (b"{}," * 9_999),
     "a string": b'"x"',
     "null": b"null",
