@@ -87,7 +87,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Parts]]:
-        database = Database(postgres_dsn)
+        database = Database(postgres_dsn, connection_seconds=settings.connection_seconds)
         redis = connect(redis_url)
         places = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url}
         artifacts = ArtifactStore(
@@ -130,6 +130,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             return result
 
         impressions = ImpressionLog(store_impressions, seconds=settings.impression_deadline_seconds)
+        keys = KeyCache(database, on_refusal=metrics.rate_limited.inc)
         parts = Parts(
             settings=settings,
             database=database,
@@ -138,7 +139,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             histories=histories,
             notices=notices,
             serving=serving,
-            keys=KeyCache(database, on_refusal=metrics.rate_limited.inc),
+            keys=keys,
             limiter=limiter,
             writes=writes,
             impressions=impressions,
@@ -148,12 +149,14 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         followers = [
             asyncio.create_task(serving.run(), name="follow the champion"),
             asyncio.create_task(histories.listen(), name="hear of clicks"),
+            asyncio.create_task(keys.follow(), name="follow the keys"),
         ]
         try:
             # The server accepts connections after this, so none is answered with 503 only because a process is new.
             with suppress(TimeoutError):
                 async with asyncio.timeout(START_SECONDS):
                     await asyncio.to_thread(warm_up)
+                    await keys.wait_learned()
                     await asyncio.to_thread(count_parts, b"{}")
                     await serving.wait_loaded()
             yield {"parts": parts}

@@ -26,9 +26,9 @@ def flat() -> Samples:
     return [{figure.key: 100.0 + min(n, 15) + n % 3 for figure in FIGURES} for n in range(PERIODS)]
 
 
-def broken(samples: Samples, left: Left | None = None, *, most_wal_mb: float = 1000) -> list[str]:
+def broken(samples: Samples, left: Left | None = None, *, wal_mb: float = 1000, connections: int = 200) -> list[str]:
     expected = expected_left(PERIODS)
-    promises = judge(samples, left or expected, expected, most_wal_mb=most_wal_mb)
+    promises = judge(samples, left or expected, expected, most_wal_mb=wal_mb, most_connections=connections)
     assert exit_code(promises) == (0 if all(promise.held for promise in promises) else 1)
     return [promise.name for promise in promises if not promise.held]
 
@@ -61,8 +61,16 @@ def test_wal_has_a_limit_and_may_grow_to_it() -> None:
     samples = flat()
     for n, sample in enumerate(samples):
         sample["wal_mb"] = 16 * n
-    assert broken(samples, most_wal_mb=16 * (PERIODS - 1)) == []
-    assert broken(samples, most_wal_mb=16 * (PERIODS - 1) - 1) == ["WAL: within max_wal_size, MB"]
+    assert broken(samples, wal_mb=16 * (PERIODS - 1)) == []
+    assert broken(samples, wal_mb=16 * (PERIODS - 1) - 1) == ["WAL: within max_wal_size, MB"]
+
+
+def test_connections_have_a_limit() -> None:
+    samples = flat()
+    for n, sample in enumerate(samples):
+        sample["connections"] = 25 if n == 5 else 20
+    assert broken(samples, connections=25) == []
+    assert broken(samples, connections=24) == ["connections: within the pools"]
 
 
 def test_records_may_grow_by_so_much_a_period() -> None:

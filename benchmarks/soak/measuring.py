@@ -23,9 +23,7 @@ RECORDS = ("periods", "period_stages", "model_versions", "evaluations", "audit")
 """Tables that keep for ever what happened in each period."""
 
 CLOCKS = {"autovacuum_naptime": "5s", "checkpoint_timeout": "30s"}
-"""A period of the soak takes seconds and not an hour, so Postgres tidies up more often too; by itself it does so each
-minute and every five.
-"""
+"""How often Postgres tidies up while periods take seconds and not an hour; by itself, each minute and every five."""
 
 
 class Gauge:
@@ -62,10 +60,12 @@ class Gauge:
         )
         redis = (await self._redis.info("memory"))["used_memory"]
         keys = await self._redis.dbsize()
+        connections = await self._ask("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
         here = await asyncio.to_thread(self._of_this_host)
         return {
             "database_mb": (database - int(records)) / MB,
             "records_kb": int(records) / KB,
+            "connections": connections - 1,  # but for this one
             **here,
             "redis_mb": redis / MB,
             "redis_keys": keys,
@@ -85,8 +85,8 @@ class Gauge:
         memory = {
             "api_mb": [process for process in service if role_of(process) == "api"],
             "worker_mb": [process for process in service if role_of(process) == "worker"],
-            "postgres_mb": [self._postmaster, *self._postmaster.children(recursive=True)],
         }
+        postgres = [self._postmaster, *self._postmaster.children(recursive=True)]
         before, self._cpu = self._cpu, cpu_seconds(memory["worker_mb"])
         files, wal = 0, 0
         for path in self._data_dir.rglob("*"):
@@ -98,6 +98,7 @@ class Gauge:
             "wal_mb": wal / MB,
             "cpu_seconds": self._cpu - before,
             **{name: _unique_bytes(processes) / MB for name, processes in memory.items()},
+            "postgres_mb": _unique_bytes(postgres) / MB / len(postgres),
         }
 
 

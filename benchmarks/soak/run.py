@@ -38,13 +38,16 @@ HORIZON = 1 + max(KEPT["keep_versions"], KEPT_FOR_TRAINING + KEPT["keep_logs"])
 PINNED = 2
 """A version that is pinned, and must be whole at the end."""
 
-PACE = {"worker_poll_seconds": 0.1, "swap_lead_seconds": 0.1}
+PACE = {"worker_poll_seconds": 0.1, "swap_lead_seconds": 0.1, "connection_seconds": 20}
+"""A period takes seconds and not an hour, so what happens every so often happens more often."""
 
 POPULATION = {"users": 60, "items": 40, "categories": 6, "user_turnover": 0.0, "item_turnover": 0.0}
 """It stays the same: a table that grows with its ids is another matter."""
 PREDICTIONS = 20
 """In each period, of ten items each."""
 API_WORKERS = 2
+MOST_CONNECTIONS = 10 * API_WORKERS + 4 + 1
+"""The pools of the api processes and of the worker, and the one that makes it the leader."""
 
 UPDATE_SECONDS = 120.0
 SETTLE_SECONDS = 15.0
@@ -100,7 +103,13 @@ def run_soak(options: SoakOptions) -> int:
             printer.line("interrupted; everything was stopped and removed")
             return INTERRUPTED
     assert found.left is not None
-    promises = judge(found.samples, found.left, expected_left(options.periods), most_wal_mb=found.most_wal_mb)
+    promises = judge(
+        found.samples,
+        found.left,
+        expected_left(options.periods),
+        most_wal_mb=found.most_wal_mb,
+        most_connections=MOST_CONNECTIONS,
+    )
     _print(printer, options, found, promises)
     if options.report is not None:
         options.report.write_text(json.dumps(_to_json(options, found, promises), indent=2) + "\n", encoding="utf-8")

@@ -20,17 +20,18 @@ class Figure:
 
 
 FIGURES = (
-    Figure("database_mb", "database without records, MB", 0.05),
+    Figure("database_mb", "database without records, MB", 0.1),
     Figure("records_kb", "records of the periods, kB", None),
-    Figure("files_mb", "data folder without WAL, MB", 0.05),
+    Figure("files_mb", "data folder without WAL, MB", 0.1),
     Figure("wal_mb", "WAL, MB", None),
     Figure("redis_mb", "Redis, MB", 0.05),
     Figure("redis_keys", "Redis, keys", 0.05),
     Figure("api_mb", "api processes, MB", 0.05),
     Figure("worker_mb", "worker, MB", 0.05),
-    Figure("postgres_mb", "Postgres processes, MB", 0.05),
+    Figure("postgres_mb", "Postgres, MB a process", 0.1),
+    Figure("connections", "connections to Postgres", None),
     Figure("close_seconds", "close to updated, s", 0.25),
-    Figure("cpu_seconds", "worker, CPU s a period", 0.15),
+    Figure("cpu_seconds", "worker, CPU s a period", 0.25),
 )
 
 
@@ -78,8 +79,18 @@ class Left:
     """Artifacts that no version names."""
 
 
-def judge(samples: Sequence[Mapping[str, float]], left: Left, expected: Left, *, most_wal_mb: float) -> list[Promise]:
-    """All promises, in the order in which they are printed."""
+def judge(
+    samples: Sequence[Mapping[str, float]], left: Left, expected: Left, *, most_wal_mb: float, most_connections: int
+) -> list[Promise]:
+    """All promises, in the order in which they are printed.
+
+    Args:
+        samples: figures of each period.
+        left: what is stored at the end.
+        expected: what has to be.
+        most_wal_mb: that Postgres keeps.
+        most_connections: that all processes may have to Postgres.
+    """
     promises = []
     for figure in FIGURES:
         if figure.tolerance is None:
@@ -90,10 +101,14 @@ def judge(samples: Sequence[Mapping[str, float]], left: Left, expected: Left, *,
             f"expected at most {figure.tolerance:+.0%}"
         )
         promises.append(Promise(f"{figure.name}: flat", () if found.change <= figure.tolerance else (fault,)))
-    wal, records = max(sample["wal_mb"] for sample in samples), course([sample["records_kb"] for sample in samples])
     for name, had, most in (
-        (f"records: at most {MOST_RECORDS_KB:.0f} kB a period", records.per_period, MOST_RECORDS_KB),
-        ("WAL: within max_wal_size, MB", wal, most_wal_mb),
+        (
+            f"records: at most {MOST_RECORDS_KB:.0f} kB a period",
+            course([sample["records_kb"] for sample in samples]).per_period,
+            MOST_RECORDS_KB,
+        ),
+        ("WAL: within max_wal_size, MB", max(sample["wal_mb"] for sample in samples), most_wal_mb),
+        ("connections: within the pools", max(sample["connections"] for sample in samples), most_connections),
     ):
         promises.append(Promise(name, () if had <= most else (f"{had:.4g}, expected at most {most:.4g}",)))
     for name, found_left, wanted in (

@@ -13,8 +13,8 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -175,36 +175,37 @@ async def dump(session: ReadSession, tables: Sequence[StoredTable], folder: Path
     """Write a file for each of the tables, all as the session sees them; return what is to be the manifest.
 
     Raises:
-        BackupError: the folder cannot be written to.
+        BackupError: the folder cannot be written to, or something not be read.
         NotReady: Postgres does not answer any more.
     """
-    about = (await session.connection.execute(ABOUT)).one()
-    champion = await session.models.alias(AliasName.CHAMPION)
-    version = None if champion is None else await session.models.get(champion.version)
-    return Manifest(
-        made_at=about.made_at,
-        release=__version__,
-        revision=about.revision,
-        postgres=about.postgres,
-        serving=None if version is None else Serving(version=version.version, digest=version.serving_digest),
-        tables=tuple([await _write_table(session.connection, table, folder) for table in tables]),
-        counters=tuple(await counters(session.connection)),
-    )
+    with _refusals("Postgres does not give what it holds"):
+        about = (await session.connection.execute(ABOUT)).one()
+        champion = await session.models.alias(AliasName.CHAMPION)
+        version = None if champion is None else await session.models.get(champion.version)
+        return Manifest(
+            made_at=about.made_at,
+            release=__version__,
+            revision=about.revision,
+            postgres=about.postgres,
+            serving=None if version is None else Serving(version=version.version, digest=version.serving_digest),
+            counters=tuple(await counters(session.connection)),
+            tables=tuple([await _write_table(session.connection, table, folder) for table in tables]),
+        )
 
 
 async def _write_table(connection: AsyncConnection, table: StoredTable, folder: Path) -> TableFile:
     try:
         async with files.create_slowly(folder, SUFFIX, stem=table.name) as file:
             pieces = _Pieces(file)
-            with _driver_errors(table.name):
-                copied = await (await _driver(connection)).copy_from_table(
+            async with _copying(connection, table.name) as driver:
+                copied = await driver.copy_from_table(
                     table.name, columns=table.columns, output=pieces.take, format="binary"
                 )
             await pieces.end()
     except OSError as error:  # no space, say, of which nothing tells in which file
         raise BackupError(f"{folder / table.name}{SUFFIX}: {error.strerror}") from error
     written = TableFile(table=table, rows=_rows(copied), size=file.size, sha256=file.digest)
-    logger.info("%s: %s rows, %s bytes", written.name, f"{written.rows:,}", f"{written.size:,}")
+    logger.debug("%s: %d rows, %d bytes", written.name, written.rows, written.size)
     return written
 
 
@@ -314,7 +315,7 @@ async def load(connection: AsyncConnection, folder: Path, manifest: Manifest) ->
         BackupError: the database is not empty, or does not take the rows.
         NotReady: others use the database, or it cannot work.
     """
-    try:
+    with _refusals("Postgres does not take the backup"):
         await lock_all(connection, "ACCESS EXCLUSIVE")
         await require_empty(connection)
         for table in await stored_tables(connection):
@@ -330,18 +331,14 @@ async def load(connection: AsyncConnection, folder: Path, manifest: Manifest) ->
         if found != expected:
             raise BackupError(f"expected the tables {', '.join(sorted(expected))}; received {', '.join(sorted(found))}")
         await connection.exec_driver_sql(f"ANALYZE {', '.join(table_names())}")
-    except DBAPIError as error:
-        if outage(error) is not None:
-            raise
-        raise BackupError(f"Postgres does not take the backup: {error.orig}") from error
 
 
 async def _load_table(connection: AsyncConnection, folder: Path, file: TableFile) -> None:
     table, part = file.table, file.table.partition
     if part is not None:
         await connection.exec_driver_sql(f"CREATE TABLE {table.name} (LIKE {part.of} INCLUDING ALL EXCLUDING INDEXES)")
-    with _driver_errors(file.name):
-        copied = await (await _driver(connection)).copy_to_table(
+    async with _copying(connection, file.name) as driver:
+        copied = await driver.copy_to_table(
             table.name, source=folder / file.name, columns=table.columns, format="binary"
         )
     if _rows(copied) != file.rows:
@@ -363,21 +360,34 @@ async def _attach(connection: AsyncConnection, name: str, partition: Partition) 
         await connection.exec_driver_sql(index)
 
 
-async def _driver(connection: AsyncConnection) -> Connection:
-    """What speaks COPY; in the transaction that SQLAlchemy has begun."""
-    return (await connection.get_raw_connection()).driver_connection
-
-
 @contextmanager
-def _driver_errors(name: str) -> Iterator[None]:
+def _refusals(what: str) -> Iterator[None]:
+    """Say what Postgres has against a statement; that it is away says the session."""
     try:
         yield
-    except InterfaceError as error:
-        raise NotReady("the connection to Postgres was lost") from error
-    except (PostgresError, ConnectionError) as error:
+    except DBAPIError as error:
+        if outage(error) is not None:
+            raise
+        raise BackupError(f"{what}: {error.orig}") from error
+
+
+@asynccontextmanager
+async def _copying(connection: AsyncConnection, name: str) -> AsyncIterator[Connection]:
+    """What speaks COPY, in the transaction that SQLAlchemy has begun; `name` is for messages."""
+    driver: Connection = (await connection.get_raw_connection()).driver_connection
+    try:
+        yield driver
+    except PostgresError as error:
         if (trouble := outage(error)) is not None:
             raise NotReady(trouble) from error
         raise BackupError(f"{name}: {error}") from error
+    except BaseException as error:
+        # Cut off in the midst of a COPY, the connection takes nothing else, not even a ROLLBACK.
+        driver.terminate()
+        await connection.invalidate()
+        if isinstance(error, (InterfaceError, ConnectionError)):
+            raise NotReady("the connection to Postgres was lost") from error
+        raise
 
 
 def _rows(status: str) -> int:

@@ -136,10 +136,14 @@ class Database:
     Args:
         dsn: `postgresql://…`; the driver is added.
         pool_size: connections at most; a caller that gets none for 30 seconds gets `NotReady`.
+        connection_seconds: after which a connection is replaced. What Postgres remembers for it grows with each period,
+            for it remembers tables that are gone too: 3 kB for the worker's.
     """
 
-    def __init__(self, dsn: str, *, pool_size: int = 10) -> None:
-        self._engine = _engine(dsn, pool_size=pool_size, max_overflow=0, pool_pre_ping=True)
+    def __init__(self, dsn: str, *, pool_size: int = 10, connection_seconds: float = 3600) -> None:
+        self._engine = _engine(
+            dsn, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, pool_recycle=connection_seconds
+        )
         # A session that reads twice must see one state; in Postgres a read-only snapshot costs nothing and never fails.
         self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 

@@ -130,10 +130,12 @@ CHECKS = {
         HAVING status = 'open' OR running > CASE status WHEN 'updated' THEN 0 ELSE 1 END
     """,
     "published versions": """
-        SELECT format('stage publish of period %s', number), format('version %s as its result', version),
-               coalesce(result ->> 'version', 'none')
-        FROM periods LEFT JOIN period_stages ON period = number AND stage = 'publish'
-        WHERE periods.status = 'updated' AND result -> 'version' IS DISTINCT FROM to_jsonb(version)
+        SELECT format('stage publish of period %s', number), format('it done, with version %s', version),
+               CASE WHEN stage IS NULL THEN 'none'
+                    ELSE format('it %s, with version %s', published.status, result -> 'version') END
+        FROM periods LEFT JOIN period_stages AS published ON period = number AND stage = 'publish'
+        WHERE periods.status = 'updated'
+          AND (published.status IS DISTINCT FROM 'done' OR result -> 'version' <> to_jsonb(version))
     """,
     "logs as they were sealed": """
         SELECT format('log of period %s', number), format('%s interactions, as counted when it was sealed', events),
@@ -180,8 +182,19 @@ CHECKS = {
         HAVING (count(*), count(DISTINCT row), min(row)) <> (max(row)::bigint, count(*), 1)
     """,
     "first periods of ids": """
-        SELECT format('%s %s', kind, id), 'a first period that is there', first_period::text
+        SELECT format('row %s of the kind %s', row, kind), 'a first period that is there', first_period::text
         FROM entity_rows WHERE first_period NOT IN (SELECT number FROM periods)
+    """,
+    "rows that periods have seen": """
+        SELECT format('rows of the kind %s that period %s has seen', seen.kind, period),
+               'a period and rows that are there', format('row %s of period %s, which is not there', row, period)
+        FROM seen_rows AS seen CROSS JOIN LATERAL unnest(rows) AS row
+        LEFT JOIN entity_rows AS known USING (kind, row)
+        WHERE known.first_period IS NULL OR period NOT IN (SELECT number FROM periods)
+    """,
+    "periods of items": """
+        SELECT format('item %s', item_id), 'the period in which it was stored', format('%s, which is not there', period)
+        FROM items WHERE period NOT IN (SELECT number FROM periods)
     """,
     "folded histories": f"""
         SELECT format('history of user %s', user_id), 'up to {MAX_HISTORY} clicks, newest first',

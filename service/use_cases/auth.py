@@ -177,6 +177,10 @@ class KeyCache:
     """How long a request with a key seen lately waits for a database that hangs, once each `ttl_seconds`."""
     DEADLINE_SECONDS = 5.0
     """How long one with any other key does."""
+    LEARN_SECONDS = 60.0
+    """How often all valid keys are read, so that they are known before they are used."""
+    MOST_LEARNED = 5000
+    """Of them so many, the newest."""
 
     def __init__(
         self,
@@ -195,6 +199,37 @@ class KeyCache:
         self._strangers = Bucket(UNKNOWN_KEYS_RATE, UNKNOWN_KEYS_BURST)
         self._any_ever = False
         self._any_asked_at = float("-inf")
+        self._learned = asyncio.Event()
+
+    async def follow(self) -> None:
+        """Learn the keys that there are, again and again, until cancelled.
+
+        A process that has just started, or did not see a key for long, then lets it in though the database is away.
+        """
+        while True:
+            try:
+                await self._learn()
+            except Exception as error:
+                logger.warning("the API keys could not be read: %s", error)
+                await asyncio.sleep(self._ttl)
+            else:
+                await asyncio.sleep(self.LEARN_SECONDS)
+
+    async def wait_learned(self) -> None:
+        """Return when the keys were read once."""
+        await self._learned.wait()
+
+    async def _learn(self) -> None:
+        asked_at = time.monotonic()
+        async with self._database.read() as session:
+            keys = await session.keys.valid(self.MOST_LEARNED)
+            self._any_ever = self._any_ever or await session.keys.any_ever()
+        if len(self._entries) + len(keys) > self.MAX_ENTRIES:
+            self._make_room()
+        believed_until = asked_at + self._ttl
+        self._entries.update({key.secret_hash: _Entry(key, asked_at, believed_until) for key in keys})
+        self._any_asked_at = asked_at
+        self._learned.set()
 
     def known(self, key: bytes) -> ApiKey | None:
         """The valid key that `key` is, where the database said so a moment ago."""

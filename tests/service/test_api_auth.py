@@ -251,6 +251,30 @@ async def test_a_known_key_is_believed_while_postgres_is_away_or_hangs(database:
         await cache.authenticate(key)
 
 
+async def test_keys_are_known_before_they_are_used(database: Database) -> None:
+    """So that Postgres may go away in between: for a new process, and for a key that was not used for long."""
+    _, key = await create_key(database, "unused", ["predict"])
+    revoked_id, revoked = await create_key(database, "revoked", ["predict"])
+    await revoke_key(database, revoked_id)
+    counting = Counting(database)
+    counting.away = True
+    cache = KeyCache(counting, ttl_seconds=0.02)  # type: ignore[arg-type]
+    following = asyncio.create_task(cache.follow())
+    await asyncio.sleep(0.1)  # it tries again until Postgres answers
+    assert not following.done()
+    with pytest.raises(NotReady):
+        await cache.authenticate(key)
+    counting.away = False
+    await asyncio.wait_for(cache.wait_learned(), 5)
+    counting.away = True
+    await asyncio.sleep(0.05)
+    assert (await cache.authenticate(key)).name == "unused"
+    assert not await cache.open_access()
+    with pytest.raises(NotReady):
+        await cache.authenticate(revoked)
+    following.cancel()
+
+
 @pytest.mark.parametrize("postgres", ["answers", "away", "hanging"])
 async def test_a_key_is_refused_from_the_moment_at_which_it_expires(
     database: Database, postgres: str, monkeypatch: pytest.MonkeyPatch

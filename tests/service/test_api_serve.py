@@ -51,7 +51,7 @@ def test_a_life_with_servers_of_its_own(data_dir: Path, tmp_path: Path) -> None:
 
         failures, served = kill_a_child_under_load(first, headers)
         assert failures == []
-        assert served > 50
+        assert served > 10
         assert_metrics_are_of_all_processes(first, headers)
 
         # A request in flight ends well: this one answers a second and a half after it was sent.

@@ -357,15 +357,17 @@ class TestTheFolder:
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["BackupError", "Manifest"]
         read_backup(tmp_path / "one")
 
+    @pytest.mark.parametrize("size", [21, 1024 * 1024], ids=["at the end of a table", "in the midst of one"])
     async def test_a_full_disk_leaves_nothing(
-        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
     ) -> None:
-        write, written = DigestedFile.write, 0
+        async with database.unit_of_work() as work:
+            await work.artifacts.put(os.urandom(24 * 1024 * 1024), "model")
+            await work.commit()
+        write = DigestedFile.write
 
         def full(file: DigestedFile, data: bytes) -> None:
-            nonlocal written
-            written += 1
-            if written > 3:
+            if len(data) > size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write(file, data)
 
@@ -373,6 +375,40 @@ class TestTheFolder:
         with pytest.raises(BackupError, match=r"\.copy: No space left on device"):
             await back_up(database, tmp_path / "backup")
         assert os.listdir(tmp_path) == []
+
+    async def test_what_is_large_is_written_a_piece_at_a_time(
+        self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with database.unit_of_work() as work:
+            await work.artifacts.put(os.urandom(24 * 1024 * 1024), "model")
+            await work.commit()
+        write, pieces = DigestedFile.write, []
+
+        def noted(file: DigestedFile, data: bytes) -> None:
+            pieces.append(len(data))
+            write(file, data)
+
+        monkeypatch.setattr(DigestedFile, "write", noted)
+        manifest = await back_up(database, tmp_path / "backup")
+        assert sum(pieces) > manifest.size > 24 * 1024 * 1024
+        assert max(pieces) < 10 * 1024 * 1024  # a chunk of an artifact and what came before it
+
+    async def test_what_may_not_be_read_is_one_line(
+        self, postgres_dsn: str, database: Database, servers: Servers, tmp_path: Path
+    ) -> None:
+        name = make_url(postgres_dsn).database
+        role, free = f"reader_{name}", "SET LOCAL ROLE NONE"
+        await sql(database, f"CREATE ROLE {role}", f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+        execute(servers, f"ALTER DATABASE {name} SET role = {role}")  # of connections from now on
+        try:
+            async with opened(postgres_dsn) as reader:
+                with pytest.raises(BackupError, match=r"Postgres does not give .*permission denied for sequence"):
+                    await back_up(reader, tmp_path / "backup")
+                await sql(reader, free, f"GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO {role}")
+                await back_up(reader, tmp_path / "backup")
+        finally:
+            execute(servers, f"ALTER DATABASE {name} RESET role")
+            await sql(database, free, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
     def test_another_files_in_the_folder_stay(self, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError), new_backup(tmp_path):

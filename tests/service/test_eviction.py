@@ -27,10 +27,11 @@ from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.redis_state import Notices
-from service.storage.repositories import EntityKind, EventBatch, Interaction
+from service.storage.repositories import EntityKind, EventBatch, Interaction, PeriodStatus
 from service.use_cases import gate, retention
 from service.use_cases.catalogue import put_items
 from service.use_cases.period_data import PreparedPeriod, prepare_period
+from service.use_cases.quarantine import retry_period
 from service.use_cases.rollback import rollback
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.test_update_model import Stopped, Watched, clicks_by_hand, closing, worker_process
@@ -197,27 +198,33 @@ class TestRows:
             assert await work.entities.evict(EntityKind.ITEM, 2, 1) == 0
             assert (await work.entities.find(EntityKind.ITEM, ["a"])).tolist() == [0]
 
-    async def test_nobody_is_evicted_for_periods_in_which_it_was_not_noted_who_was_seen(
-        self, database: Database
-    ) -> None:
-        """Eviction was turned on, or off and on; or a period was never prepared, or comes late."""
+    async def test_periods_count_from_when_it_is_noted_who_is_seen(self, database: Database) -> None:
+        """Eviction was turned on, then off and on again. A period that is not prepared counts as well."""
         async with database.unit_of_work() as work:
-            entities, evicted = work.entities, []
+            entities, evicted = work.entities, {}
             for number in range(1, 20):
                 await entities.allocate(EntityKind.USER, [f"once{number}"], number)
-                if number in (3, 4, 5, 7, 8, 9, 10, 11, *range(15, 20)):
-                    await entities.see(EntityKind.USER, ["nobody"], number)
-                if number == 14:
+                if number == 12:
                     await entities.forget_seen()
-                    await entities.see(EntityKind.USER, [], 2)
-                evicted.append(await entities.evict(EntityKind.USER, number, 3))
-        # In period 5 those of 1 and 2, for they were not seen in 3, 4 and 5; next in 9.
-        assert evicted == [0, 0, 0, 0, 2, 0, 0, 0, 4, 1, 1, *[0] * 5, 6, 1, 1]
+                if number in (3, 4, 5, 8, 9, *range(15, 20)):
+                    await entities.see(EntityKind.USER, ["nobody"], number)
+                    evicted[number] = await entities.evict(EntityKind.USER, number, 3)
+        # In period 5 those of 1 and 2, for they were not seen in 3, 4 and 5.
+        assert evicted == {3: 0, 4: 0, 5: 2, 8: 3, 9: 1, 15: 0, 16: 0, 17: 8, 18: 1, 19: 1}
+
+    async def test_who_is_noted_twice_for_one_period_is_seen_in_it(self, database: Database) -> None:
+        async with database.unit_of_work() as work:
+            entities = work.entities
+            await entities.allocate(EntityKind.USER, ["a", "b", "c", "d"], 1)
+            for ids in (["b"], ["c", "b", "nobody"]):
+                await entities.see(EntityKind.USER, ids, 2)
+            assert await entities.evict(EntityKind.USER, 2, 1) == 2
+            assert (await entities.rows(EntityKind.USER))[0] == ["b", "c"]
 
     async def test_two_at_once_agree(self, database: Database) -> None:
         async with database.unit_of_work() as work:
             await work.entities.allocate(EntityKind.USER, [f"old{n}" for n in range(50)], 1)
-            await work.entities.see(EntityKind.USER, [], 8)
+            await work.entities.see(EntityKind.USER, [], 7)
             await work.commit()
 
         async def turn() -> list[int]:
@@ -502,6 +509,27 @@ class TestCycle:
             assert (one["serving"] == other["serving"]) == (number < 9)  # which knows its ids
         assert scores[0] == scores[1]
 
+    async def test_negatives_that_are_sampled_keep_no_item(
+        self, postgres_dsn: str, redis_url: str, tmp_path: Path
+    ) -> None:
+        """Else chance would keep them all: here an item is drawn in nearly every period, as long as it may be."""
+        setting = {**EVICTING, "updater": "iu", "negatives_per_positive": 5}
+        async with bench(postgres_dsn, redis_url, tmp_path, **setting) as b:
+            drawn, last = {}, 10
+            for number in range(1, last + 1):
+                clicked = replace(period(number), labels=np.ones_like(period(number).labels), new_items={})
+                await go_on(b, clicked)
+                async with b.database.read() as session:
+                    log = await session.interactions.log(number)
+                    drawn[number] = set(log.item_ids) - set(clicked.item_ids)
+                    assert set(await session.interactions.shown_items(number)) == set(clicked.item_ids)
+            items = await rows_of(b.database, EntityKind.ITEM)
+        fleeting = {number: {f"i{number}.{n}" for n in range(3)} for number in range(1, last + 1)}
+        assert sum(fleeting[2] <= drawn[number] for number in range(3, 2 + EVICT_AFTER)) >= 3
+        # Two periods more than the setting says, in which they are in a history yet.
+        assert not fleeting[1] & (items.keys() | drawn[last])
+        assert set().union(*(fleeting[number] for number in range(last - 6, last + 1))) <= items.keys()
+
     async def test_models_from_before_are_scored_as_if_new_ids_had_no_row(
         self, eighth: str, redis_url: str, tmp_path: Path
     ) -> None:
@@ -604,6 +632,28 @@ class TestCycle:
                 assert torch.equal(window[row], old[0])
                 assert torch.equal(hidden[row], hidden[0])
 
+    async def test_who_comes_in_a_period_that_is_learned_late_comes_now(
+        self, eighth: str, redis_url: str, tmp_path: Path
+    ) -> None:
+        """Its ids count as seen in the newest period, and nobody is evicted for want of it."""
+        async with bench(eighth, redis_url, tmp_path, **EVICTING) as b:
+            await b.update(8)
+            await b.log(period(9))
+            async with b.database.unit_of_work() as work:
+                await work.periods.set_status(9, PeriodStatus.QUARANTINED)
+                await work.commit()
+            await go_on(b, period(10, events=30))
+            before = await rows_of(b.database, EntityKind.USER)
+            await retry_period(b.database, 9, reason="repaired", actor="test")
+            await b.update(9)
+            after, late = await rows_of(b.database, EntityKind.USER), {f"u9.{n}" for n in range(3)}
+            assert after.keys() == before.keys() | late
+            # Seen in period 9 they would go in period 16.
+            await go_on(b, *(period(t, events=30) for t in range(11, 17)))
+            assert late <= (await rows_of(b.database, EntityKind.USER)).keys()
+            await go_on(b, period(17, events=30))
+            assert not late & (await rows_of(b.database, EntityKind.USER)).keys()
+
 
 def strangers_made_cold(data: PeriodData, kept: dict[EntityKind, set[int]]) -> PeriodData:
     """The log with rows past every table's end in the place of those that are not kept; items keep their categories."""
@@ -667,10 +717,10 @@ class TestInterruptions:
             ):
                 await work.connection.execute(text(statement))
             await work.commit()
-        evicting = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ 'SET id = NULL' "
-        evicting += "AND datname = current_database() AND pid <> pg_backend_pid()"
+        evicting = "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^UPDATE entity_rows SET id' "
+        evicting += "AND state = 'active' AND datname = current_database()"
         evicted = "SELECT count(*) FROM entity_rows WHERE id = 'u8.0'"
-        noted = "SELECT count(*) FROM period_stages WHERE period = 8 AND status = 'done'"
+        noted = "SELECT count(*) FROM period_stages WHERE stage = 'prepare' AND period = 8 AND status = 'done'"
         learned = "SELECT count(*) FROM periods WHERE number = 8 AND status = 'updated'"
         setting = {f"ASMG_{name.upper()}": str(value) for name, value in EVICTING.items()}
         gone = [await scalar(database, "SELECT count(*) FROM entity_rows WHERE id = 'gone'")]

@@ -1,5 +1,6 @@
 """Nothing that Redis holds grows without bound: every key is of a known kind, and each kind has an end."""
 
+import asyncio
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -8,19 +9,25 @@ from typing import Any
 from redis.asyncio import Redis
 
 from service.storage.redis_state import HistoryStore
+from service.use_cases.auth import SCOPES, create_key
 from service.use_cases.retention import prune
 from tests.service.api_support import running_app
 from tests.service.update_support import bench, interactions, periods
 
+BURST = 30
 # As docs/operations.md has it. Kind of key: seconds that it lives at most, how many there are at most (None: one a user
 # of the last hour), and how many members one has at most.
 KINDS: dict[str, tuple[int, int | None, int | None]] = {
     r"asmg:history:.+": (3600, None, 30),
     r"asmg:history-lease:.+": (10, None, None),
+    r"asmg:rate:[0-9a-f]{12}": (2 * BURST + 60, 1, None),  # one a key, and there is one key
     r"asmg:progress": (24 * 3600, 1, None),
     r"asmg:hot:(serving|hidden)": (24 * 3600, 2, 2),
     r"asmg:artifact:[0-9a-f]{64}": (24 * 3600, 4, 1 + 128),  # two of each kind; 128 chunks of 1 MiB and their number
 }
+
+
+SETTINGS = {"swap_lead_seconds": 0, "keep_versions": 2, "rate_limit": 10_000, "rate_burst_seconds": BURST}
 
 
 class NoDatabase:
@@ -38,9 +45,11 @@ async def members(redis: Redis, key: str) -> int | None:
 
 async def test_every_key_has_a_bound(postgres_dsn: str, redis_url: str, tmp_path: Path, redis: Redis) -> None:
     async with (
-        bench(postgres_dsn, redis_url, tmp_path, swap_lead_seconds=0, keep_versions=2) as b,
+        bench(postgres_dsn, redis_url, tmp_path, **SETTINGS) as b,
         running_app(b.settings) as api,
     ):
+        _, api.client.headers["X-API-Key"] = await create_key(b.database, "all", SCOPES)
+        await asyncio.sleep(1.05)  # until the process has noticed that there are keys
         for period in periods(4):
             await b.log(period, close=False)
             for click in interactions(period)[:40]:  # of users with and without a history, more than 30 clicks of one

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from asmg.checkpoint import Checkpoint
 from service.errors import ModelPruned
 from service.serving.snapshot import Snapshot
+from service.storage import tables
 from service.storage.database import Database, Lock
 from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName, ModelKind, ModelVersion, PeriodStatus
@@ -427,6 +428,13 @@ async def test_every_artifact_that_is_kept_can_be_read(six: Bench, tmp_path: Pat
     for number in (0, 1, 3, 4, 5, 6):
         path = await six.workshop.artifacts.fetch_file(found["versions"][number]["serving"], tmp_path / "fetched")
         Snapshot.open(path, number, number).check()
+
+
+def test_every_table_is_in_the_list_of_what_grows() -> None:
+    """Who adds a table has to say what bounds it."""
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.partition("\n## What grows\n")[2].partition("\n## ")[0]
+    assert {name for name in tables.metadata.tables if f"`{name}`" not in section} == set()
 
 
 async def test_old_logs_are_dropped(few: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,22 @@ async def test_nothing_is_kept_without_a_commit(database: Database) -> None:
     assert await count(database) == 1
 
 
+async def test_connections_are_replaced_in_time(postgres_dsn: str) -> None:
+    """What Postgres keeps for a session, of tables that are long gone too, goes with it."""
+
+    async def backend(database: Database) -> int:
+        async with database.read() as session:
+            return int(await session.connection.scalar(text("SELECT pg_backend_pid()")))
+
+    database = Database(postgres_dsn, pool_size=1, connection_seconds=0.5)
+    first = await backend(database)
+    await asyncio.sleep(0.6)
+    second = await backend(database)
+    assert second != first
+    assert await backend(database) == second
+    await database.close()
+
+
 async def test_an_error_rolls_back(database: Database) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         async with database.unit_of_work() as uow:

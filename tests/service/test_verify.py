@@ -136,7 +136,7 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         ["UPDATE periods SET version = 4 WHERE number = 3"],
         [
             "period 3: expected version 4 to be its own; found that of period 4",
-            "stage publish of period 3: expected version 4 as its result; found 3",
+            "model version 3: expected period 3 to name it; found version 4",
         ],
     ),
     # versions
@@ -205,7 +205,7 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
             "UPDATE period_stages SET status = 'running', finished_at = NULL, seconds = NULL "
             "WHERE period = 3 AND stage = 'gate'"
         ],
-        ["period 3: expected no stage of an open period, one at a time of any other; found status updated, 8"],
+        ["period 3: expected no stage of an open period, one at a time of any other; found status updated"],
     ),
     "a stage of the open period": (
         [f"UPDATE period_stages SET period = {OPEN} WHERE period = {NEXT} AND stage = 'score'"],
@@ -213,7 +213,11 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a period that was never published": (
         ["DELETE FROM period_stages WHERE period = 3 AND stage = 'publish'"],
-        ["stage publish of period 3: expected version 3 as its result; found none"],
+        ["stage publish of period 3: expected it done, with version 3; found none"],
+    ),
+    "a period that published something else": (
+        ["""UPDATE period_stages SET result = '{"version": 7}' WHERE period = 3 AND stage = 'publish'"""],
+        ["stage publish of period 3: expected it done, with version 3; found it done, with version 7"],
     ),
     # the log
     "an interaction": (
@@ -301,8 +305,20 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         [r"rows of the kind item: expected numbers from 1 on, each once; found \d+ rows from 1 to "],
     ),
     "an id of no period": (
-        ["UPDATE entity_rows SET first_period = 77 WHERE kind = 'user' AND id = 'u1'"],
-        ["user u1: expected a first period that is there; found 77"],
+        ["UPDATE entity_rows SET first_period = 77 WHERE kind = 'user' AND row = 3"],
+        ["row 3 of the kind user: expected a first period that is there; found 77"],
+    ),
+    "a row that was seen and is not there": (
+        ["INSERT INTO seen_rows (kind, period, rows) VALUES ('user', 3, '{1,7777}')"],
+        ["rows of the kind user that period 3 has seen: expected a period and rows that are there; found row 7777 of "],
+    ),
+    "rows that no period has seen": (
+        ["INSERT INTO seen_rows (kind, period, rows) VALUES ('user', 77, '{1}')"],
+        ["rows of the kind user that period 77 has seen: expected a period and rows that are there; found row 1 of "],
+    ),
+    "an item of no period": (
+        ["UPDATE items SET period = 77 WHERE item_id = 'i1'"],
+        ["item i1: expected the period in which it was stored; found 77, which is not there"],
     ),
     "an item of a history": (
         ["UPDATE user_histories SET item_ids = item_ids[2:]"],

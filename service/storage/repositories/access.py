@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import RowMapping, exists, func, insert, select, update
+from sqlalchemy import RowMapping, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.context import current_request_id
@@ -69,6 +69,15 @@ class Keys:
     async def list(self) -> Sequence[ApiKey]:
         """All keys, revoked ones too, oldest first."""
         query = select(tables.api_keys).order_by(tables.api_keys.c.created_at, tables.api_keys.c.key_id)
+        return [_key(row) for row in (await self._connection.execute(query)).mappings()]
+
+    async def valid(self, limit: int) -> Sequence[ApiKey]:
+        """At most `limit` keys that are neither revoked nor expired, the newest."""
+        columns = tables.api_keys.c
+        query = select(tables.api_keys).where(
+            columns.revoked_at.is_(None), or_(columns.expires_at.is_(None), columns.expires_at > func.clock_timestamp())
+        )
+        query = query.order_by(columns.created_at.desc()).limit(limit)
         return [_key(row) for row in (await self._connection.execute(query)).mappings()]
 
     async def get(self, key_id: str) -> ApiKey | None:

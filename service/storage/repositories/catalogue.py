@@ -10,7 +10,6 @@ import orjson
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from asmg.layout import COLD_ROW
@@ -55,10 +54,23 @@ UPSERT_ITEMS = text("""
 # two-number space of advisory locks, which does not meet the one-number space of `database.Lock`.
 LOCK_KIND = text("SELECT pg_advisory_xact_lock(hashtext('asmg.entity_rows'), hashtext(:kind))")
 
-EVICTABLE = text("""
+SEE = text("""
+    INSERT INTO seen_rows AS noted (kind, period, rows) VALUES (:kind, :period, CAST(:rows AS integer[]))
+    ON CONFLICT (kind, period) DO UPDATE
+    SET rows = ARRAY(SELECT DISTINCT unnest(noted.rows || excluded.rows) AS row ORDER BY row)
+""")
+
+OLD = text("""
     SELECT array_agg(row) FROM entity_rows
     WHERE kind = :kind AND id IS NOT NULL AND first_period <= :last
       AND NOT EXISTS (SELECT FROM items WHERE :kind = 'item' AND item_id = entity_rows.id AND period > :last)
+""")
+
+# One is kept that says since when it has been noted.
+FORGET_SEEN = text("""
+    DELETE FROM seen_rows
+    WHERE kind = :kind
+      AND period < (SELECT max(period) FROM seen_rows AS noted WHERE noted.kind = :kind AND noted.period <= :last + 1)
 """)
 
 # A row that is there already is a free one.
@@ -128,36 +140,42 @@ class Entities:
         self._connection = connection
 
     async def see(self, kind: EntityKind, ids: Sequence[str], period: int) -> None:
-        """Note that these ids (they may repeat) occur in a period; those without a row are left out."""
+        """Note that these ids (they may repeat) occur in a period; those without a row are left out.
+
+        To be called for periods that never descend; those without a call count as periods in which nobody came.
+        """
         await self._lock(kind)
         rows = np.unique(await self.find(kind, ids))
-        statement = upsert(tables.seen_rows).values(kind=kind, period=period, rows=rows[rows != COLD_ROW].tolist())
-        await self._connection.execute(statement.on_conflict_do_nothing())
+        values = {"kind": str(kind), "period": period, "rows": rows[rows != COLD_ROW].tolist()}
+        await self._connection.execute(SEE, values)
 
     async def forget_seen(self) -> None:
         """Begin to count anew, as if nothing had been noted."""
         await self._connection.execute(delete(tables.seen_rows))
 
-    async def evict(self, kind: EntityKind, period: int, after: int) -> int:
-        """Free the rows of the ids that were not seen for `after` periods up to this one; return how many.
+    async def stale(self, kind: EntityKind, period: int, after: int) -> NDArray[np.int64]:
+        """The rows, ascending, of the ids that were not seen for `after` periods up to this one.
 
-        Nobody's as long as it was not noted for every one of these periods who was seen, and not that of an item whose
-        catalogue entry was made or changed in one of them.
+        Nobody's as long as it is noted for fewer periods who was seen; and not that of an item whose catalogue entry
+        was made or changed in one of them.
         """
-        await self._lock(kind)
         last = period - after
         noted = select(tables.seen_rows.c.period, tables.seen_rows.c.rows).where(tables.seen_rows.c.kind == kind)
-        seen = {row.period: row.rows for row in await self._connection.execute(noted) if row.period > last}
-        if not seen.keys() >= set(range(last + 1, period + 1)):
-            return 0
-        rows = await self._connection.scalar(EVICTABLE, {"kind": str(kind), "last": last}) or []
-        gone = np.setdiff1d(rows, np.concatenate([np.array(rows, dtype=np.int64) for rows in seen.values()]))
-        ours = (tables.entity_rows.c.kind == kind) & (tables.entity_rows.c.row == func.any(gone.tolist()))
+        seen = {row.period: row.rows for row in await self._connection.execute(noted)}
+        if not any(number <= last + 1 for number in seen):
+            return np.empty(0, dtype=np.int64)
+        old = await self._connection.scalar(OLD, {"kind": str(kind), "last": last}) or []
+        since = [np.array(rows, dtype=np.int64) for number, rows in seen.items() if number > last]
+        return np.setdiff1d(np.array(old, dtype=np.int64), np.concatenate([np.empty(0, np.int64), *since]))
+
+    async def evict(self, kind: EntityKind, period: int, after: int) -> int:
+        """Free the `stale` rows; return how many there were."""
+        await self._lock(kind)
+        stale = await self.stale(kind, period, after)
+        ours = (tables.entity_rows.c.kind == kind) & (tables.entity_rows.c.row == func.any(stale.tolist()))
         await self._connection.execute(update(tables.entity_rows).where(ours).values(id=None))
-        await self._connection.execute(
-            delete(tables.seen_rows).where(tables.seen_rows.c.kind == kind, tables.seen_rows.c.period <= last)
-        )
-        return len(gone)
+        await self._connection.execute(FORGET_SEEN, {"kind": str(kind), "last": period - after})
+        return len(stale)
 
     async def allocate(self, kind: EntityKind, ids: Sequence[str], period: int) -> NDArray[np.int64]:
         """The rows of `ids`, in their order.
