@@ -23,6 +23,7 @@ async def resolve_labels(
     *,
     negatives_per_positive: int = 0,
     seed: int = 0,
+    evict_after: int | None = None,
 ) -> Period:
     """Join the impressions and clicks of a sealed period, all or nothing and once; return the period.
 
@@ -36,6 +37,7 @@ async def resolve_labels(
         window: from an impression to the last click on it that counts.
         negatives_per_positive: sampled, where the log then has only positives.
         seed: of the installation, for these.
+        evict_after: periods after which an item that was not seen is not drawn for them any more.
 
     Raises:
         PeriodNotFound: there is no such period.
@@ -56,7 +58,9 @@ async def resolve_labels(
             resolved = await work.labels.resolve(number, following, elsewhere, period.sealed_at, window)
             labels = {**asdict(resolved), "window_seconds": window.total_seconds()}
             if negatives_per_positive:
-                sampling = await sample_negatives(work, number, per_positive=negatives_per_positive, seed=seed)
+                sampling = await sample_negatives(
+                    work, number, per_positive=negatives_per_positive, seed=seed, evict_after=evict_after
+                )
                 labels["sampling"] = None if sampling is None else asdict(sampling)
             period = await work.periods.set_labels(number, labels, await work.interactions.count(number))
             await work.commit()

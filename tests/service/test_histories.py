@@ -13,6 +13,7 @@ from service.errors import NotReady
 from service.serving.snapshot import hashes_of
 from service.storage.database import Database
 from service.storage.redis_state import HistoryStore, Notices, connect
+from service.storage.repositories import EventBatch
 from service.tasks import end_tasks
 from service.use_cases import histories as module
 from service.use_cases.histories import Hashes, Histories
@@ -109,7 +110,7 @@ class TestRemembered:
     ) -> None:
         other = remembering(HistoryStore(redis, database))
         assert same(await histories.get("u"))
-        await ingest(database, other, [event(1)])
+        await ingest(database, other, EventBatch.of([event(1)]))
         assert same(await other.get("u"), "i1")
         assert same(await histories.get("u"))
         clock.now += 5
@@ -247,14 +248,14 @@ class TestRoundTrips:
 class TestClicks:
     async def test_of_this_process_count_at_once(self, histories: Histories, database: Database) -> None:
         for number in range(1, 5):
-            await ingest(database, histories, [event(number), event(number + 100, label=0)])
+            await ingest(database, histories, EventBatch.of([event(number), event(number + 100, label=0)]))
             assert same(await histories.get("u"), *(f"i{n}" for n in range(number, 0, -1)))
 
     async def test_only_what_they_change_is_forgotten(
         self, histories: Histories, store: Counting, database: Database
     ) -> None:
         await histories.get_many(["u", "v"])
-        await ingest(database, histories, [event(1, "u"), event(2, "v", label=0)])
+        await ingest(database, histories, EventBatch.of([event(1, "u"), event(2, "v", label=0)]))
         assert histories.known("u") is None
         assert histories.known("v") is not None
 
@@ -267,7 +268,7 @@ class TestClicks:
         store.go.clear()
         before = asyncio.create_task(histories.get("u"))
         await eventually(lambda: bool(store.trips))
-        await ingest(database, histories, [event(2)])
+        await ingest(database, histories, EventBatch.of([event(2)]))
         after = asyncio.create_task(histories.get("u"))
         await asyncio.sleep(0.01)
         store.go.set()
@@ -282,7 +283,7 @@ class TestClicks:
         before = asyncio.create_task(histories.get("u"))
         await paused.answered.wait()  # Postgres has answered without the click
         store.store._database = database
-        await ingest(database, histories, [event(2)])
+        await ingest(database, histories, EventBatch.of([event(2)]))
         assert same(await histories.get("u"), "i2", "i1")
         paused.go.set()
         assert same(await before, "i1")
@@ -307,7 +308,7 @@ class TestNotices:
     ) -> None:
         for user in ("u", "ü\n1", "v"):
             assert same(await listening.get(user))
-        await ingest(database, histories, [event(1, "u"), event(2, "ü\n1"), event(3, "v", label=0)])
+        await ingest(database, histories, EventBatch.of([event(1, "u"), event(2, "ü\n1"), event(3, "v", label=0)]))
         await eventually(lambda: listening.known("u") is None and listening.known("ü\n1") is None)
         assert listening.known("v") is not None
         assert same(await listening.get("u"), "i1")
@@ -316,7 +317,7 @@ class TestNotices:
     async def test_many_at_once(self, listening: Histories, histories: Histories, database: Database) -> None:
         users = [f"u{n}" for n in range(1200)]  # more than one script takes
         await listening.get_many(users[::100])
-        await ingest(database, histories, [event(1, user) for user in users])
+        await ingest(database, histories, EventBatch.of([event(1, user) for user in users]))
         await eventually(lambda: all(listening.known(user) is None for user in users))
 
     async def test_what_was_asked_before_the_notice_is_not_remembered(
@@ -326,7 +327,7 @@ class TestNotices:
         listening._store._database = paused  # type: ignore[assignment]
         before = asyncio.create_task(listening.get("u"))
         await paused.answered.wait()
-        await ingest(database, histories, [event(1)])
+        await ingest(database, histories, EventBatch.of([event(1)]))
         await eventually(lambda: "u" not in listening._asked)
         paused.go.set()
         assert same(await before)
@@ -355,7 +356,7 @@ class TestNotices:
         for message in (b"\xff\xfe", b"", b"\0\0"):
             await redis.publish("asmg:clicks", message)
         await listening.get("u")
-        await ingest(database, histories, [event(1)])
+        await ingest(database, histories, EventBatch.of([event(1)]))
         await eventually(lambda: listening.known("u") is None, seconds=3)
 
 
@@ -440,7 +441,7 @@ class TestFailures:
         await commit(database, event(1))
         assert [same(history, "i1") for history in await histories.get_many(["u", "v"])] == [True, False]
         assert len(fallbacks) == 2
-        await ingest(database, histories, [event(2)])
+        await ingest(database, histories, EventBatch.of([event(2)]))
         assert same(await histories.get("u"), "i2", "i1")
         await away.aclose()
 
