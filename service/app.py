@@ -87,7 +87,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Parts]]:
-        database = Database(postgres_dsn)
+        database = Database(postgres_dsn, connection_seconds=settings.connection_seconds)
         redis = connect(redis_url)
         places = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url}
         artifacts = ArtifactStore(

@@ -15,9 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.context import current_request_id
 from service.dependencies import Parts
 from service.errors import NotReady
-from service.head import headers_of
+from service.head import REQUEST_ID_HEADER, headers_of, request_id_of
 from service.limits import MAX_HEAD_BYTES, MAX_PIPELINED
 from service.problems import render_problem
 
@@ -161,10 +162,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """Answer the request that is coming in with a problem, after what is due before it, and end the connection."""
         if self._refusal is not None or self.transport.is_closing():
             return
-        cycle, path = self.cycle, ""
+        cycle = self.cycle
+        scope: Any = {"path": "", "headers": []}  # where the head is not known
         is_due = cycle is not None and not cycle.response_complete
         if cycle is not None and is_due and cycle.scope is self.scope and cycle.more_body:  # it is what is refused
-            path = str(cycle.scope["path"])
+            scope = cycle.scope
             cycle.disconnected = True
             cycle.message_event.set()
             is_due = bool(self.pipeline)
@@ -173,8 +175,13 @@ class BoundedProtocol(HttpToolsProtocol):
             elif cycle.response_started:
                 self.transport.close()
                 return
-        response = render_problem(error, instance=path)
-        headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
+        token = current_request_id.set(request_id_of(scope))
+        try:
+            response = render_problem(error, instance=scope["path"])
+        finally:
+            current_request_id.reset(token)
+        own = [(REQUEST_ID_HEADER, request_id_of(scope).encode("ascii")), (b"connection", b"close")]
+        headers = [*self.server_state.default_headers, *response.raw_headers, *own]
         head = STATUS_LINE[response.status_code] + b"".join(b"%s: %s\r\n" % header for header in headers)
         self._refusal = response.status_code, head + b"\r\n" + bytes(response.body)
         if not is_due:

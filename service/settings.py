@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     another process as soon as Redis has told, a moment later."""
     history_deadline_seconds: float = Field(0.75, gt=0)
     """How long a prediction waits for the user's history at most; then it is made without."""
+    connection_seconds: float = Field(3600.0, gt=0)
+    """After which a connection to Postgres is replaced, for what the server remembers for it grows."""
     store_deadline_seconds: float = Field(5.0, gt=0)
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
     attribution_window_seconds: float = Field(1800.0, ge=0, le=30 * 86_400)

@@ -46,7 +46,8 @@ async def run(settings: Settings) -> None:
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core
-    database, redis = Database(settings.postgres_dsn, pool_size=4), connect(settings.redis_url)
+    database = Database(settings.postgres_dsn, pool_size=4, connection_seconds=settings.connection_seconds)
+    redis = connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
     histories = HistoryStore(redis, database, length=settings.history_length)
     workshop = Workshop(settings, database, ArtifactStore(database, redis), Notices(redis), updater, histories)

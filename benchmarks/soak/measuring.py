@@ -23,9 +23,7 @@ RECORDS = ("periods", "period_stages", "model_versions", "evaluations", "audit")
 """Tables that keep for ever what happened in each period."""
 
 CLOCKS = {"autovacuum_naptime": "5s", "checkpoint_timeout": "30s"}
-"""A period of the soak takes seconds and not an hour, so Postgres tidies up more often too; by itself it does so each
-minute and every five.
-"""
+"""How often Postgres tidies up while periods take seconds and not an hour; by itself, each minute and every five."""
 
 
 class Gauge:

@@ -38,7 +38,8 @@ HORIZON = 1 + max(KEPT["keep_versions"], KEPT_FOR_TRAINING + KEPT["keep_logs"])
 PINNED = 2
 """A version that is pinned, and must be whole at the end."""
 
-PACE = {"worker_poll_seconds": 0.1, "swap_lead_seconds": 0.1}
+PACE = {"worker_poll_seconds": 0.1, "swap_lead_seconds": 0.1, "connection_seconds": 20}
+"""A period takes seconds and not an hour, so what happens every so often happens more often."""
 
 POPULATION = {"users": 60, "items": 40, "categories": 6, "user_turnover": 0.0, "item_turnover": 0.0}
 """It stays the same: a table that grows with its ids is another matter."""

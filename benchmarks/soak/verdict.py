@@ -20,15 +20,15 @@ class Figure:
 
 
 FIGURES = (
-    Figure("database_mb", "database without records, MB", 0.05),
+    Figure("database_mb", "database without records, MB", 0.1),
     Figure("records_kb", "records of the periods, kB", None),
-    Figure("files_mb", "data folder without WAL, MB", 0.05),
+    Figure("files_mb", "data folder without WAL, MB", 0.1),
     Figure("wal_mb", "WAL, MB", None),
     Figure("redis_mb", "Redis, MB", 0.05),
     Figure("redis_keys", "Redis, keys", 0.05),
     Figure("api_mb", "api processes, MB", 0.05),
     Figure("worker_mb", "worker, MB", 0.05),
-    Figure("postgres_mb", "Postgres, MB a process", 0.05),
+    Figure("postgres_mb", "Postgres, MB a process", 0.1),
     Figure("connections", "connections to Postgres", None),
     Figure("close_seconds", "close to updated, s", 0.25),
     Figure("cpu_seconds", "worker, CPU s a period", 0.25),

@@ -72,12 +72,6 @@ KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
 """The same of the client's side."""
 
 
-CONNECTION_SECONDS = 3600
-"""After so long a pooled connection is replaced. The worker's session grew by 3 kB with each period, by what Postgres
-remembers of tables that are gone.
-"""
-
-
 class Lock(IntEnum):
     """Keys of the advisory locks: `"asmg"` in the upper half, so that other programs on the server do not collide."""
 
@@ -142,11 +136,13 @@ class Database:
     Args:
         dsn: `postgresql://…`; the driver is added.
         pool_size: connections at most; a caller that gets none for 30 seconds gets `NotReady`.
+        connection_seconds: after which a connection is replaced. What Postgres remembers for it grows with each period,
+            for it remembers tables that are gone too: 3 kB for the worker's.
     """
 
-    def __init__(self, dsn: str, *, pool_size: int = 10) -> None:
+    def __init__(self, dsn: str, *, pool_size: int = 10, connection_seconds: float = 3600) -> None:
         self._engine = _engine(
-            dsn, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, pool_recycle=CONNECTION_SECONDS
+            dsn, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, pool_recycle=connection_seconds
         )
         # A session that reads twice must see one state; in Postgres a read-only snapshot costs nothing and never fails.
         self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)

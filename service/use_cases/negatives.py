@@ -34,15 +34,22 @@ class Sampling:
     """Added to it."""
 
 
-async def sample_negatives(work: UnitOfWork, period: int, *, per_positive: int, seed: int) -> Sampling | None:
+async def sample_negatives(
+    work: UnitOfWork, period: int, *, per_positive: int, seed: int, evict_after: int | None = None
+) -> Sampling | None:
     """Add negatives to the log of a sealed period, in the transaction given, where it has only positives.
 
-    The same log, items and seed give the same negatives.
+    The same log, items and seed give the same negatives. Items that would be evicted now, after `evict_after` periods,
+    are not drawn: chance shall not keep them.
     """
     log = await work.interactions.log(period)
     if not len(log) or not log.labels.all():
         return None
-    known, _ = await work.entities.rows(EntityKind.ITEM)
+    known, rows = await work.entities.rows(EntityKind.ITEM)
+    if evict_after is not None:
+        now = max(period, await work.models.newest_period() or 0)
+        stale = np.isin(rows, await work.entities.stale(EntityKind.ITEM, now, evict_after))
+        known = [item for item, is_stale in zip(known, stale.tolist(), strict=True) if not is_stale]
     own_seed = stage_rng(seed, period, "negatives").initial_seed()
     positives, drawn, items = await asyncio.to_thread(_draw, log, known, per_positive, own_seed)
     stored = await work.interactions.insert_sampled(period, positives, drawn, per_positive)

@@ -44,8 +44,9 @@ async def prepare_period(
 
     An id without a row gets one here, as do the catalogue's items and categories, so that a new item is at least the
     sum of its categories; before that, users and items lose theirs that were not seen for `evict_after` periods, this
-    one included. Seen is what occurs in a log, in a history that was read for it, or was put into the catalogue. (It is
-    noted only where ids are evicted, so the periods count from the first one for which they were.)
+    one included. Seen is what occurs in a log, other than as a sampled negative, or in a history that was read for it,
+    or what was put into the catalogue. (It is noted only where ids are evicted, so the periods count from the first one
+    for which they were.)
     All of it is one transaction, and running it again gives the same rows.
 
     Args:
@@ -57,6 +58,7 @@ async def prepare_period(
     async with database.read() as session:
         log = await session.interactions.log(period)
         earlier = await session.interactions.earlier_positives(period, history_length)
+        shown = [] if evict_after is None else await session.interactions.shown_items(period)
         catalogue = await session.items.catalogue()
     async with database.unit_of_work() as work:
         # A period that is learned after later ones counts as the newest of them: who is seen in it is seen now.
@@ -65,16 +67,16 @@ async def prepare_period(
         oldest = 0 if evict_after is None else now - evict_after + 1
         current = [i for i, put in zip(catalogue.item_ids, catalogue.periods, strict=True) if put >= oldest]
         maps, sizes, allocations = {}, {}, {}
-        for kind, seen, listed in (
-            (EntityKind.USER, log.user_ids, []),
-            (EntityKind.ITEM, [*log.item_ids, *earlier.item_ids], current),
+        for kind, seen, ids in (
+            (EntityKind.USER, log.user_ids, log.user_ids),
+            (EntityKind.ITEM, [*shown, *earlier.item_ids], [*log.item_ids, *earlier.item_ids, *current]),
             (EntityKind.CATEGORY, [], [name for names in catalogue.categories for name in names]),
         ):
             if evict_after is not None and kind is not EntityKind.CATEGORY:
                 await work.entities.see(kind, seen, now)
                 evicted = await work.entities.evict(kind, now, evict_after)
                 logger.info("period %d: rows of %ss that are evicted: %d", period, kind, evicted)
-            distinct = list(dict.fromkeys([*seen, *listed]))
+            distinct = list(dict.fromkeys(ids))
             rows = await work.entities.allocate(kind, distinct, now)
             maps[kind] = dict(zip(distinct, rows.tolist(), strict=True))
             extent = await work.entities.extent(kind)

@@ -24,7 +24,8 @@ class CrashLoop(Exception):
     """The workers that were at a period died, one after the other, and none got any further."""
 
     def __init__(self, crashes: int, stage: str | None) -> None:
-        super().__init__(f"{crashes} workers in a row died at the stage {stage or 'prepare'}: killed, or out of memory")
+        where = "its beginning" if stage is None else f"the stage {stage}"
+        super().__init__(f"{crashes} workers in a row died at {where}: killed, or out of memory")
 
 
 async def note_failure(database: Database, number: int, worker: str, error: Exception, *, max_attempts: int) -> bool:

@@ -1,14 +1,18 @@
 """Delayed labels become interactions: the first stage of a period's update."""
 
+import logging
 from dataclasses import asdict
 from datetime import timedelta
 
+from service.errors import NotReady
 from service.storage.database import Database, Lock
 from service.storage.repositories import Period
 from service.use_cases.ingest import ToldOfClicks
 from service.use_cases.negatives import sample_negatives
 
 __all__ = ["resolve_labels", "resolve_skipped"]
+
+logger = logging.getLogger(__name__)
 
 
 async def resolve_labels(
@@ -19,6 +23,7 @@ async def resolve_labels(
     *,
     negatives_per_positive: int = 0,
     seed: int = 0,
+    evict_after: int | None = None,
 ) -> Period:
     """Join the impressions and clicks of a sealed period, all or nothing and once; return the period.
 
@@ -32,6 +37,7 @@ async def resolve_labels(
         window: from an impression to the last click on it that counts.
         negatives_per_positive: sampled, where the log then has only positives.
         seed: of the installation, for these.
+        evict_after: periods after which an item that was not seen is not drawn for them any more.
 
     Raises:
         PeriodNotFound: there is no such period.
@@ -52,7 +58,9 @@ async def resolve_labels(
             resolved = await work.labels.resolve(number, following, elsewhere, period.sealed_at, window)
             labels = {**asdict(resolved), "window_seconds": window.total_seconds()}
             if negatives_per_positive:
-                sampling = await sample_negatives(work, number, per_positive=negatives_per_positive, seed=seed)
+                sampling = await sample_negatives(
+                    work, number, per_positive=negatives_per_positive, seed=seed, evict_after=evict_after
+                )
                 labels["sampling"] = None if sampling is None else asdict(sampling)
             period = await work.periods.set_labels(number, labels, await work.interactions.count(number))
             await work.commit()
@@ -68,8 +76,15 @@ async def resolve_labels(
 async def resolve_skipped(database: Database, histories: ToldOfClicks, window: timedelta) -> None:
     """The same for each period that is skipped and came to no update: what waits in it moves on, and its clicks stay in
     the histories of users.
+
+    It may be just what was wrong with such a period: then it stays as it is, and holds up no other.
     """
     async with database.read() as session:
         skipped = await session.periods.skipped_unresolved()
     for number in skipped:
-        await resolve_labels(database, histories, number, window)
+        try:
+            await resolve_labels(database, histories, number, window)
+        except (NotReady, OSError):
+            raise
+        except Exception:
+            logger.exception("the impressions and clicks of skipped period %d are not resolved", number)

@@ -52,11 +52,19 @@ async def merge_event_ids(database: Database) -> list[int]:
     """
     async with database.read() as session:
         _, closed = await session.periods.unmerged()
+    merged = []
     for number in closed:
-        async with database.unit_of_work() as work:
-            await work.interactions.merge_ids(number)
-            await work.commit()
-    return closed
+        try:
+            async with database.unit_of_work() as work:
+                await work.interactions.merge_ids(number)
+                await work.commit()
+        except (NotReady, OSError):
+            raise
+        except Exception:  # no update waits for it
+            logger.exception("the event ids of period %d are not merged yet", number)
+        else:
+            merged.append(number)
+    return merged
 
 
 async def drop_old_logs(database: Database, settings: Settings) -> list[int]:

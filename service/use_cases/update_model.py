@@ -232,6 +232,7 @@ class PeriodUpdate:
             settings.attribution_window,
             negatives_per_positive=settings.negatives_per_positive,
             seed=settings.seed,
+            evict_after=settings.evict_after_periods,
         )
         assert period.labels is not None
         return {"events": period.events, "sampling": period.labels.get("sampling")}

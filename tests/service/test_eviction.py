@@ -509,6 +509,27 @@ class TestCycle:
             assert (one["serving"] == other["serving"]) == (number < 9)  # which knows its ids
         assert scores[0] == scores[1]
 
+    async def test_negatives_that_are_sampled_keep_no_item(
+        self, postgres_dsn: str, redis_url: str, tmp_path: Path
+    ) -> None:
+        """Else chance would keep them all: here an item is drawn in nearly every period, as long as it may be."""
+        setting = {**EVICTING, "updater": "iu", "negatives_per_positive": 5}
+        async with bench(postgres_dsn, redis_url, tmp_path, **setting) as b:
+            drawn, last = {}, 10
+            for number in range(1, last + 1):
+                clicked = replace(period(number), labels=np.ones_like(period(number).labels), new_items={})
+                await go_on(b, clicked)
+                async with b.database.read() as session:
+                    log = await session.interactions.log(number)
+                    drawn[number] = set(log.item_ids) - set(clicked.item_ids)
+                    assert set(await session.interactions.shown_items(number)) == set(clicked.item_ids)
+            items = await rows_of(b.database, EntityKind.ITEM)
+        fleeting = {number: {f"i{number}.{n}" for n in range(3)} for number in range(1, last + 1)}
+        assert sum(fleeting[2] <= drawn[number] for number in range(3, 2 + EVICT_AFTER)) >= 3
+        # Two periods more than the setting says, in which they are in a history yet.
+        assert not fleeting[1] & (items.keys() | drawn[last])
+        assert set().union(*(fleeting[number] for number in range(last - 6, last + 1))) <= items.keys()
+
     async def test_models_from_before_are_scored_as_if_new_ids_had_no_row(
         self, eighth: str, redis_url: str, tmp_path: Path
     ) -> None:

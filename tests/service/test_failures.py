@@ -139,15 +139,20 @@ class Gate:
 
     async def reached(self) -> None:
         """Wait until somebody stands before it."""
-        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted"
-        async with asyncio.timeout(60):
-            while True:
-                if await self._connection.fetchval(waiting, KEY):
-                    return
-                await asyncio.sleep(0.01)
+        await self._until("count(*) FILTER (WHERE NOT granted) > 0")
 
     async def open(self) -> None:
+        """Let pass who stands before it, and wait until that transaction has ended."""
         await self._connection.execute("SELECT pg_advisory_unlock_all()")
+        await self._until("count(*) = 0")
+
+    async def _until(self, condition: str) -> None:
+        async with asyncio.timeout(60):
+            while True:
+                locks = "pg_locks WHERE locktype = 'advisory' AND objid = $1"
+                if await self._connection.fetchval(f"SELECT {condition} FROM {locks}", KEY):
+                    return
+                await asyncio.sleep(0.01)
 
 
 def gate(dsn: str, stage: str, moment: str) -> AbstractAsyncContextManager[Gate]:

@@ -140,6 +140,7 @@ def refused(connection: Connection, status: int) -> str:
     found, headers, document = connection.answer()
     assert (found, document["status"]) == (status, status), document
     assert (headers["content-type"], headers["connection"]) == ("application/problem+json", "close")
+    assert headers["x-request-id"] == document["request_id"]
     assert connection.is_closed()
     return document["detail"]
 
@@ -189,7 +190,7 @@ def test_a_head_up_to_the_limit_is_taken(served: Served) -> None:
 
 @pytest.mark.parametrize("what", LARGE_HEADS)
 def test_a_head_over_the_limit_is_431(served: Served, what: str) -> None:
-    with within(1), Connection(served.url) as connection:
+    with within(2), Connection(served.url) as connection:
         connection.send(b"".join(LARGE_HEADS[what](served)))
         assert f"at most {MAX_HEAD_BYTES} bytes" in refused(connection, 431)
 
@@ -283,7 +284,7 @@ NO_HTTP = {
 @pytest.mark.parametrize("what", AMBIGUOUS)
 def test_a_body_with_two_ends_is_400_and_what_hides_in_it_is_not_done(served: Served, what: str) -> None:
     hidden = served.request("POST /interactions", EVENTS)
-    with within(1), Connection(served.url) as connection:
+    with within(2), Connection(served.url) as connection:
         head = served.head("POST /interactions", "Content-Type: application/json", *AMBIGUOUS[what])
         connection.send(head + b"\r\n" + EVENTS + b"\r\n0\r\n\r\n" + hidden)
         refused(connection, 400)
@@ -299,14 +300,14 @@ def test_chunks_of_http_1_0_are_400(served: Served) -> None:
 @pytest.mark.parametrize("call", ["POST /predict", "POST /interactions"])
 @pytest.mark.parametrize("what", CHUNKS)
 def test_chunks_that_make_no_sense_are_400(served: Served, call: str, what: str) -> None:
-    with within(1), Connection(served.url) as connection:
+    with within(2), Connection(served.url) as connection:
         connection.send(served.head(call, "Content-Type: application/json", CHUNKED) + b"\r\n" + CHUNKS[what])
         refused(connection, 400)
 
 
 @pytest.mark.parametrize("what", NO_HTTP)
 def test_what_is_no_http_is_400(served: Served, what: str) -> None:
-    with within(1), Connection(served.url) as connection:
+    with within(2), Connection(served.url) as connection:
         connection.send(NO_HTTP[what])
         refused(connection, 400)
 
@@ -327,7 +328,7 @@ LIMITS = {
 @pytest.mark.parametrize("call", LIMITS)
 def test_a_length_over_the_limit_is_413_before_a_byte_is_sent(served: Served, call: str, length: str) -> None:
     number = LIMITS[call] + 1 if length == "one more" else 2**64 - 1
-    with within(1), Connection(served.url) as connection:
+    with within(2), Connection(served.url) as connection:
         connection.send(served.head(call, "Content-Type: application/json", f"Content-Length: {number}") + b"\r\n")
         assert f"at most {LIMITS[call]} bytes" in refused(connection, 413)
 
@@ -369,7 +370,7 @@ BOMB = gzip.compress(bytes(64 * MIB), 9)
 def test_what_is_compressed_is_415_and_never_inflated(served: Served, call: str, coding: str) -> None:
     assert len(BOMB) < 65_536  # so that the shortest way would take it
     before = served.process.memory_info().rss
-    with within(1), Connection(served.url) as connection:
+    with within(2), Connection(served.url) as connection:
         connection.send(served.request(call, BOMB, f"Content-Encoding: {coding}"))
         status, _, document = connection.answer()
         assert (status, document["status"]) == (415, 415)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 from typer.testing import CliRunner
 
 from asmg.batch import PeriodData
@@ -292,6 +292,31 @@ class TestWorker:
         found = await b.outcome()
         assert [found["versions"][number]["period"] for number in (1, 2, 3)] == [1, 3, 2]
 
+    async def test_one_whose_impressions_cannot_be_resolved_holds_up_nobody_in_quarantine_or_skipped(
+        self, b: Bench, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dsn = b.settings.postgres_dsn
+        assert dsn is not None
+        async with b.database.unit_of_work() as work:
+            for statement in (
+                "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'poison' USING ERRCODE = '22003'; END $$",
+                "CREATE TRIGGER poison BEFORE UPDATE OF labels ON periods FOR EACH ROW "
+                "WHEN (NEW.number = 3 AND NEW.labels IS NOT NULL) EXECUTE FUNCTION poison()",
+            ):
+                await work.connection.execute(text(statement))
+            await work.commit()
+        async with working(dsn, redis_url, tmp_path, monkeypatch):
+            await settled(b, 3, "quarantined")
+            await b.log(logs(4)[3])
+            await settled(b, 4)
+            await skip_period(b.database, 3, **WHY)
+            await b.log(logs(5)[4])
+            await settled(b, 5)
+        found = await b.outcome()
+        assert [found["versions"][number]["period"] for number in (1, 2, 3)] == [1, 4, 5]
+        assert message(found, 3)[0] == "skipped"
+
     async def test_a_worker_that_holds_it_no_more_changes_nothing(self, b: Bench) -> None:
         before = await b.outcome()
         assert not await note_failure(b.database, 3, "another", ValueError("late"), max_attempts=1)
@@ -319,10 +344,10 @@ class TestWorker:
         assert await b.update(3) == 2
 
 
-async def settled(b: Bench, number: int) -> None:
+async def settled(b: Bench, number: int, status: str = "updated") -> None:
     async with asyncio.timeout(60):
         while True:
-            if message(await b.outcome(), number)[0] == "updated":
+            if message(await b.outcome(), number)[0] == status:
                 return
             await asyncio.sleep(0.02)
 

@@ -11,7 +11,6 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConfigurationError, NotReady
-from service.storage import database as module
 from service.storage.database import KEEPALIVE, SESSION, Database, Leadership, Lock
 from service.storage.repositories import EventBatch, Interaction
 
@@ -34,20 +33,19 @@ async def test_nothing_is_kept_without_a_commit(database: Database) -> None:
     assert await count(database) == 1
 
 
-async def test_connections_are_replaced_in_time(postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_are_replaced_in_time(postgres_dsn: str) -> None:
     """What Postgres keeps for a session, of tables that are long gone too, goes with it."""
 
     async def backend(database: Database) -> int:
         async with database.read() as session:
             return int(await session.connection.scalar(text("SELECT pg_backend_pid()")))
 
-    assert module.CONNECTION_SECONDS == 3600
-    monkeypatch.setattr(module, "CONNECTION_SECONDS", 1)
-    database = Database(postgres_dsn, pool_size=1)
+    database = Database(postgres_dsn, pool_size=1, connection_seconds=0.5)
     first = await backend(database)
-    assert await backend(database) == first
-    await asyncio.sleep(1.1)
-    assert await backend(database) != first
+    await asyncio.sleep(0.6)
+    second = await backend(database)
+    assert second != first
+    assert await backend(database) == second
     await database.close()
 
 

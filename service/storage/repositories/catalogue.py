@@ -60,10 +60,17 @@ SEE = text("""
     SET rows = ARRAY(SELECT DISTINCT unnest(noted.rows || excluded.rows) AS row ORDER BY row)
 """)
 
-EVICTABLE = text("""
+OLD = text("""
     SELECT array_agg(row) FROM entity_rows
     WHERE kind = :kind AND id IS NOT NULL AND first_period <= :last
       AND NOT EXISTS (SELECT FROM items WHERE :kind = 'item' AND item_id = entity_rows.id AND period > :last)
+""")
+
+# One is kept that says since when it has been noted.
+FORGET_SEEN = text("""
+    DELETE FROM seen_rows
+    WHERE kind = :kind
+      AND period < (SELECT max(period) FROM seen_rows AS noted WHERE noted.kind = :kind AND noted.period <= :last + 1)
 """)
 
 # A row that is there already is a free one.
@@ -146,28 +153,29 @@ class Entities:
         """Begin to count anew, as if nothing had been noted."""
         await self._connection.execute(delete(tables.seen_rows))
 
-    async def evict(self, kind: EntityKind, period: int, after: int) -> int:
-        """Free the rows of the ids that were not seen for `after` periods up to this one; return how many.
+    async def stale(self, kind: EntityKind, period: int, after: int) -> NDArray[np.int64]:
+        """The rows, ascending, of the ids that were not seen for `after` periods up to this one.
 
         Nobody's as long as it is noted for fewer periods who was seen; and not that of an item whose catalogue entry
         was made or changed in one of them.
         """
-        await self._lock(kind)
         last = period - after
         noted = select(tables.seen_rows.c.period, tables.seen_rows.c.rows).where(tables.seen_rows.c.kind == kind)
         seen = {row.period: row.rows for row in await self._connection.execute(noted)}
-        before = [number for number in seen if number <= last + 1]
-        if not before:
-            return 0
-        old = await self._connection.scalar(EVICTABLE, {"kind": str(kind), "last": last}) or []
+        if not any(number <= last + 1 for number in seen):
+            return np.empty(0, dtype=np.int64)
+        old = await self._connection.scalar(OLD, {"kind": str(kind), "last": last}) or []
         since = [np.array(rows, dtype=np.int64) for number, rows in seen.items() if number > last]
-        gone = np.setdiff1d(np.array(old, dtype=np.int64), np.concatenate([np.empty(0, np.int64), *since]))
-        ours = (tables.entity_rows.c.kind == kind) & (tables.entity_rows.c.row == func.any(gone.tolist()))
+        return np.setdiff1d(np.array(old, dtype=np.int64), np.concatenate([np.empty(0, np.int64), *since]))
+
+    async def evict(self, kind: EntityKind, period: int, after: int) -> int:
+        """Free the `stale` rows; return how many there were."""
+        await self._lock(kind)
+        stale = await self.stale(kind, period, after)
+        ours = (tables.entity_rows.c.kind == kind) & (tables.entity_rows.c.row == func.any(stale.tolist()))
         await self._connection.execute(update(tables.entity_rows).where(ours).values(id=None))
-        # One is kept that says since when it has been noted.
-        told = (tables.seen_rows.c.kind == kind) & (tables.seen_rows.c.period < max(before))
-        await self._connection.execute(delete(tables.seen_rows).where(told))
-        return len(gone)
+        await self._connection.execute(FORGET_SEEN, {"kind": str(kind), "last": period - after})
+        return len(stale)
 
     async def allocate(self, kind: EntityKind, ids: Sequence[str], period: int) -> NDArray[np.int64]:
         """The rows of `ids`, in their order.

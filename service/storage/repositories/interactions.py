@@ -298,6 +298,12 @@ class Interactions:
         except UniqueViolationError as error:
             raise Raced from error
 
+    async def shown_items(self, period: int) -> list[str]:
+        """The items of a period's log, but for those that are in it as sampled negatives alone; in any order."""
+        interactions = tables.interactions.c
+        query = select(interactions.item_id).distinct().where(interactions.period == period, ~interactions.sampled)
+        return list((await self._connection.execute(query)).scalars())
+
     async def insert_sampled(
         self, period: int, positives: NDArray[np.int64], item_ids: Sequence[str], per_positive: int
     ) -> int:
