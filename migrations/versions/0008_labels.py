@@ -57,17 +57,23 @@ def upgrade() -> None:
         sa.Column(
             "interaction_id", BYTEWISE, nullable=False, comment="event id of the interaction that it makes a click"
         ),
-        sa.Column("user_id", BYTEWISE),
-        sa.Column("shown_at", TIMESTAMP),
         sa.Column("received_at", TIMESTAMP, server_default=sa.text("now()"), nullable=False),
         postgresql_partition_by="LIST (period)",
     )
-    op.create_index("ix_clicks_waiting", "clicks", ["request_id"], postgresql_where=sa.text("user_id IS NULL"))
+    op.create_index("ix_clicks_request_id", "clicks", ["request_id"])
+    op.create_table(
+        "unresolved_positives",
+        sa.Column("interaction_id", BYTEWISE, nullable=False),
+        sa.Column("period", sa.Integer(), nullable=False, comment="of the click"),
+        sa.Column("user_id", BYTEWISE, nullable=False),
+        sa.Column("item_id", BYTEWISE, nullable=False),
+        sa.Column("shown_at", TIMESTAMP, nullable=False),
+        sa.PrimaryKeyConstraint("interaction_id", name="pk_unresolved_positives"),
+    )
     op.create_index(
-        "ix_clicks_positives",
-        "clicks",
+        "ix_unresolved_positives_user_id",
+        "unresolved_positives",
         ["user_id", sa.literal_column("shown_at DESC"), sa.literal_column("interaction_id DESC")],
-        postgresql_where=sa.text("user_id IS NOT NULL"),
     )
     op.execute("""
         DO $$
@@ -85,6 +91,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """What was not resolved yet is gone; sampled negatives stay, and nothing tells them from others."""
     op.drop_column("interactions", "sampled")
+    op.drop_table("unresolved_positives")
     op.drop_table("clicks")
     op.drop_table("impressions")
     op.execute("DELETE FROM event_ids WHERE kind IN (1, 2)")

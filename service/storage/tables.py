@@ -43,6 +43,7 @@ __all__ = [
     "period_stages",
     "periods",
     "seen_rows",
+    "unresolved_positives",
     "user_histories",
 ]
 
@@ -169,23 +170,25 @@ clicks = Table(
     Column("item_id", BYTEWISE, nullable=False),
     Column("clicked_at", TIMESTAMP, nullable=False),
     Column("interaction_id", BYTEWISE, nullable=False, comment="event id of the interaction that it makes a click"),
-    # Of the impression, where the click came in its time: histories have such a click before its period is resolved.
-    Column("user_id", BYTEWISE),
-    Column("shown_at", TIMESTAMP),
     Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
-    Index("ix_clicks_waiting", "request_id", postgresql_where=text("user_id IS NULL")),
-    Index(
-        "ix_clicks_positives",
-        "user_id",
-        desc("shown_at"),
-        desc("interaction_id"),
-        postgresql_where=text("user_id IS NOT NULL"),
-    ),
+    Index("ix_clicks_request_id", "request_id"),
     postgresql_partition_by="LIST (period)",
 )
 
 LOG = (interactions, impressions, clicks)
 """What has a partition a period."""
+
+unresolved_positives = Table(
+    "unresolved_positives",
+    metadata,
+    # Interactions that will be, for clicks that came in time: histories have them before the log has.
+    Column("interaction_id", BYTEWISE, primary_key=True),
+    Column("period", Integer, nullable=False, comment="of the click"),
+    Column("user_id", BYTEWISE, nullable=False),
+    Column("item_id", BYTEWISE, nullable=False),
+    Column("shown_at", TIMESTAMP, nullable=False),
+    Index("ix_unresolved_positives_user_id", "user_id", desc("shown_at"), desc("interaction_id")),
+)
 
 user_histories = Table(
     "user_histories",

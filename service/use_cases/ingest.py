@@ -69,8 +69,8 @@ async def ingest_impressions(
     async with _log(database) as work:
         period = (await work.periods.open()).number
         inserted = await work.labels.insert_impressions(period, impressions)
-        new = [impressions[n].request_id for n in inserted.accepted]
-        clicks = await work.labels.attribute(period, new, window)
+        new = [impressions[n] for n in inserted.accepted]
+        clicks = await work.labels.note_impressions(period, new, window)
         await work.commit()
     await histories.append(clicks)
     return _result(len(impressions), inserted, period)
@@ -85,7 +85,9 @@ async def ingest_clicks(
     """
     async with _log(database) as work:
         period = (await work.periods.open()).number
-        inserted, positives = await work.labels.insert_clicks(period, clicks, window)
+        inserted = await work.labels.insert_clicks(period, clicks)
+        new = [clicks[n] for n in inserted.accepted]
+        positives = await work.labels.note_clicks(period, new, window)
         await work.commit()
     await histories.append(positives)
     return _result(len(clicks), inserted, period)

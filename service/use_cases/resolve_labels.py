@@ -67,6 +67,9 @@ async def resolve_labels(
     async with database.read() as session:
         news = await session.labels.news(number)
     await histories.append(news)
+    async with database.unit_of_work() as work:
+        await work.labels.forget_notes(number)
+        await work.commit()
     return period
 
 

@@ -330,7 +330,7 @@ async def test_histories_are_told_what_they_missed(log: Log, redis: Redis) -> No
     await log.add(clicked("r", "b", at("12:01")), clicked("r", "c", at("12:02")))
     assert await log.histories.get("ann") == ["c", "b"]
     async with log.database.unit_of_work() as work:
-        await work.connection.execute(text("UPDATE clicks SET user_id = NULL, shown_at = NULL WHERE item_id = 'b'"))
+        await work.connection.execute(text("DELETE FROM unresolved_positives WHERE item_id = 'b'"))
         await work.commit()
     await redis.flushdb()
     assert await log.histories.get("ann") == ["c"]
@@ -340,6 +340,7 @@ async def test_histories_are_told_what_they_missed(log: Log, redis: Redis) -> No
         assert await log.histories.get("ann") == ["c", "b"]
         async with log.database.read() as session:
             assert [e.item_id for e in await session.interactions.recent_positives("ann")] == ["c", "b"]
+            assert (await session.connection.execute(text("SELECT * FROM unresolved_positives"))).all() == []
 
 
 @asynccontextmanager

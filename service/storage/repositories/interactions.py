@@ -189,21 +189,8 @@ EARLIER_POSITIVES = text("""
     ORDER BY page
 """)
 
-# Clicks of impressions are not in the log before their period is resolved.
-UNRESOLVED = text("""
-    SELECT number FROM periods WHERE labels IS NULL AND log_dropped_at IS NULL
-""")
-
-UNRESOLVED_POSITIVES = """
-        UNION (
-            SELECT DISTINCT item_id, interaction_id, shown_at FROM clicks_p{period}
-            WHERE user_id = :user_id
-            ORDER BY shown_at DESC, interaction_id DESC
-            LIMIT :limit
-        )
-"""
-
-RECENT_POSITIVES = """
+# Clicks of impressions are not in the log before their period is resolved; for a moment they are in both.
+RECENT_POSITIVES = text("""
     SELECT item_id, event_id, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS timestamp_ms
     FROM (
         (
@@ -217,11 +204,16 @@ RECENT_POSITIVES = """
         FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
              AS folded (item_id, event_id, occurred_at)
         WHERE user_histories.user_id = :user_id
-        {unresolved}
+        UNION (
+            SELECT item_id, interaction_id, shown_at FROM unresolved_positives
+            WHERE user_id = :user_id
+            ORDER BY shown_at DESC, interaction_id DESC
+            LIMIT :limit
+        )
     ) AS positive
     ORDER BY occurred_at DESC, event_id DESC
     LIMIT :limit
-"""
+""")
 
 FOLD = text("""
     INSERT INTO user_histories (user_id, item_ids, event_ids, times)
@@ -406,10 +398,7 @@ class Interactions:
 
         Clicks of impressions whose period is not resolved yet are there as the interactions that they will be.
         """
-        periods = (await self._connection.execute(UNRESOLVED)).scalars()
-        unresolved = "".join(UNRESOLVED_POSITIVES.format(period=int(period)) for period in periods)
-        statement = text(RECENT_POSITIVES.format(unresolved=unresolved))
-        rows = await self._connection.execute(statement, {"user_id": user_id, "limit": limit})
+        rows = await self._connection.execute(RECENT_POSITIVES, {"user_id": user_id, "limit": limit})
         return [HistoryEntry(row.item_id, row.event_id, row.timestamp_ms) for row in rows]
 
 

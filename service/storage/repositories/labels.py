@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Protocol
 
-from sqlalchemy import exists, or_, select, text
+from sqlalchemy import delete, exists, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from xxhash import xxh64_intdigest
 
@@ -114,42 +114,44 @@ STORED_CONTENTS = text("""
 """)
 
 IMPRESSION_COLUMNS = ("request_id", "period", "user_id", "item_ids", "positions", "shown_at")
+CLICK_COLUMNS = ("event_id", "period", "request_id", "item_id", "clicked_at", "interaction_id")
 
 IN_TIME = "click.clicked_at BETWEEN shown.shown_at AND shown.shown_at + CAST(:window AS interval)"
 DUE = "least(shown.shown_at, shown.received_at) + CAST(:window AS interval) <= CAST(:sealed_at AS timestamptz)"
 
-# An impression counts for the histories while it can still become an interaction of the open period or a later one.
-INSERT_CLICKS = f"""
-    INSERT INTO clicks_p{{period}}
-        (event_id, period, request_id, item_id, clicked_at, interaction_id, user_id, shown_at)
-    SELECT click.event_id, {{period}}, click.request_id, click.item_id, click.clicked_at, click.interaction_id,
-           shown.user_id, shown.shown_at
-    FROM unnest(
-        CAST(:event_ids AS text[]), CAST(:request_ids AS text[]), CAST(:item_ids AS text[]),
-        CAST(:times AS timestamptz[]), CAST(:interaction_ids AS text[])
-    ) AS click (event_id, request_id, item_id, clicked_at, interaction_id)
-    LEFT JOIN (
-        event_ids AS seen JOIN impressions AS shown ON shown.period = seen.period AND shown.request_id = seen.event_id
-    ) ON seen.kind = 1 AND seen.event_id = click.request_id COLLATE "C"
-        AND click.item_id COLLATE "C" = ANY (shown.item_ids)
-        AND {IN_TIME}
-        AND (
-            seen.period = {{period}}
-            OR least(shown.shown_at, shown.received_at) + CAST(:window AS interval)
-                > (SELECT max(sealed_at) FROM periods)
-        )
+NOTE = """
+    INSERT INTO unresolved_positives (interaction_id, period, user_id, item_id, shown_at)
+    SELECT DISTINCT click.interaction_id COLLATE "C", {{period}}, shown.user_id, click.item_id, shown.shown_at
+    {source}
+    ORDER BY 1
+    ON CONFLICT (interaction_id) DO NOTHING
     RETURNING interaction_id, user_id, item_id, shown_at
 """
 
-# Clicks that came before their impression.
-ATTRIBUTE = f"""
-    UPDATE clicks_p{{period}} AS click SET user_id = shown.user_id, shown_at = shown.shown_at
-    FROM impressions_p{{period}} AS shown
-    WHERE click.user_id IS NULL AND click.request_id = ANY (CAST(:request_ids AS text[]))
-      AND shown.request_id = click.request_id AND click.item_id = ANY (shown.item_ids)
-      AND {IN_TIME}
-    RETURNING click.interaction_id, click.user_id, click.item_id, click.shown_at
+# While the impression can still become an interaction of the open period or of a later one.
+NOTE_CLICKS = NOTE.format(
+    source=f"""
+    FROM unnest(
+        CAST(:request_ids AS text[]), CAST(:item_ids AS text[]), CAST(:times AS timestamptz[]),
+        CAST(:interaction_ids AS text[])
+    ) AS click (request_id, item_id, clicked_at, interaction_id)
+    JOIN event_ids AS seen ON seen.kind = 1 AND seen.event_id = click.request_id COLLATE "C"
+    JOIN impressions AS shown ON shown.period = seen.period AND shown.request_id = seen.event_id
+    WHERE click.item_id COLLATE "C" = ANY (shown.item_ids) AND {IN_TIME}
+      AND (
+          seen.period = {{period}}
+          OR least(shown.shown_at, shown.received_at) + CAST(:window AS interval) > (SELECT max(sealed_at) FROM periods)
+      )
 """
+)
+
+# Clicks that came before their impression.
+NOTE_IMPRESSIONS = NOTE.format(
+    source=f"""
+    FROM impressions_p{{period}} AS shown JOIN clicks_p{{period}} AS click USING (request_id)
+    WHERE shown.request_id = ANY (CAST(:request_ids AS text[])) AND click.item_id = ANY (shown.item_ids) AND {IN_TIME}
+"""
+)
 
 # A partition is as old as its period: there are no statistics of it yet, and without them a join can take for ever.
 ANALYZE = "ANALYZE impressions_p{period}, clicks_p{period}"
@@ -179,9 +181,12 @@ JUDGE_CLICKS = f"""
     ), moved AS (
         UPDATE clicks AS click SET period = {{next}} FROM judged
         WHERE click.period = {{period}} AND click.ctid = judged.place AND judged.verdict = 'waits'
-        RETURNING click.event_id
+        RETURNING click.event_id, click.interaction_id
     ), named AS (
         UPDATE event_ids SET period = {{next}} FROM moved WHERE kind = 2 AND event_ids.event_id = moved.event_id
+    ), noted AS (
+        UPDATE unresolved_positives AS noted SET period = {{next}} FROM moved
+        WHERE noted.interaction_id = moved.interaction_id
     )
     SELECT count(*) FILTER (WHERE verdict = 'waits') AS moved_clicks,
            count(*) FILTER (WHERE verdict = 'late') AS late_clicks,
@@ -256,9 +261,10 @@ FREE = """
 NOT_IN_LOG = "AND NOT EXISTS (SELECT FROM interactions_p{period} AS other WHERE other.event_id = made.event_id)"
 
 NEWS = """
-    SELECT DISTINCT interaction_id, user_id, item_id, occurred_at AS shown_at
-    FROM (SELECT interaction_id FROM clicks_p{period} WHERE user_id IS NULL) AS click
-    JOIN interactions_p{period} ON event_id = interaction_id AND label = 1
+    SELECT DISTINCT click.interaction_id, made.user_id, made.item_id, made.occurred_at AS shown_at
+    FROM clicks_p{period} AS click JOIN interactions_p{period} AS made
+        ON made.event_id = click.interaction_id AND made.label = 1
+    WHERE NOT EXISTS (SELECT FROM unresolved_positives AS noted WHERE noted.interaction_id = click.interaction_id)
 """
 
 
@@ -298,33 +304,40 @@ class Labels:
                 await driver.copy_records_to_table(table, records=rows, columns=IMPRESSION_COLUMNS)
         return inserted
 
-    async def attribute(self, period: int, request_ids: Iterable[str], window: timedelta) -> list[Interaction]:
-        """What histories get of clicks that were there before their impressions, which were stored just now."""
-        values = {"request_ids": sorted(request_ids), "window": window}
-        return await self._positives(ATTRIBUTE.format(period=int(period)), values)
-
-    async def insert_clicks(
-        self, period: int, clicks: Sequence[Click], window: timedelta
-    ) -> tuple[Inserted, list[Interaction]]:
-        """Store the clicks that are new, by the same rules; also what histories get of them.
-
-        That is: clicks within `window` of an impression that is known and not resolved yet, as the interactions that
-        they will be.
-        """
+    async def insert_clicks(self, period: int, clicks: Sequence[Click]) -> Inserted:
+        """Store the clicks that are new, by the same rules."""
         inserted = await self._claim(CLICK, period, clicks)
-        positives: list[Interaction] = []
         for start in range(0, len(inserted.accepted), ROWS_OF_AN_INSERT):
             part = [clicks[n] for n in inserted.accepted[start : start + ROWS_OF_AN_INSERT]]
+            rows = [(c.event_id, period, c.request_id, c.item_id, c.clicked_at, c.interaction_id) for c in part]
+            async with driver_of(self._connection) as driver:
+                await driver.copy_records_to_table(f"clicks_p{int(period)}", records=rows, columns=CLICK_COLUMNS)
+        return inserted
+
+    async def note_clicks(self, period: int, clicks: Sequence[Click], window: timedelta) -> list[Interaction]:
+        """What histories get of clicks that were stored just now: those within `window` of an impression that is known
+        and not resolved yet, as the interactions that they will be.
+        """
+        found: list[Interaction] = []
+        clicks = sorted(clicks, key=lambda click: click.interaction_id)  # in one order, so that no two calls deadlock
+        for start in range(0, len(clicks), ROWS_OF_AN_INSERT):
+            part = clicks[start : start + ROWS_OF_AN_INSERT]
             values = {
-                "event_ids": [click.event_id for click in part],
                 "request_ids": [click.request_id for click in part],
                 "item_ids": [click.item_id for click in part],
                 "times": [click.clicked_at for click in part],
                 "interaction_ids": [click.interaction_id for click in part],
                 "window": window,
             }
-            positives += await self._positives(INSERT_CLICKS.format(period=int(period)), values)
-        return inserted, positives
+            found += await self._positives(NOTE_CLICKS.format(period=int(period)), values)
+        return found
+
+    async def note_impressions(
+        self, period: int, impressions: Sequence[Impression], window: timedelta
+    ) -> list[Interaction]:
+        """What histories get of clicks that were there before their impressions, which were stored just now."""
+        values = {"request_ids": [impression.request_id for impression in impressions], "window": window}
+        return await self._positives(NOTE_IMPRESSIONS.format(period=int(period)), values)
 
     async def any(self, period: int) -> bool:
         """Whether a period has impressions or clicks."""
@@ -372,17 +385,21 @@ class Labels:
         return resolved
 
     async def news(self, period: int) -> list[Interaction]:
-        """Positives of a resolved period that histories were not told of: nobody knew their impression at the time."""
+        """Positives of a resolved period that histories were not told of: nobody knew their impression at the time.
+
+        After `forget_notes` those that they were told of as well.
+        """
         return await self._positives(NEWS.format(period=int(period)), {})
 
+    async def forget_notes(self, period: int) -> None:
+        """Forget what histories got of the clicks of a resolved period: the log has it."""
+        noted = tables.unresolved_positives
+        await self._connection.execute(delete(noted).where(noted.c.period == period))
+
     async def _positives(self, statement: str, values: dict[str, object]) -> list[Interaction]:
-        """The clicks that a statement returns with their users, as interactions."""
+        """The interactions that a statement returns, which are clicks."""
         rows = await self._connection.execute(text(statement), values)
-        return [
-            Interaction(row.interaction_id, row.user_id, row.item_id, 1, row.shown_at)
-            for row in rows
-            if row.user_id is not None
-        ]
+        return [Interaction(row.interaction_id, row.user_id, row.item_id, 1, row.shown_at) for row in rows]
 
     async def _claim(self, kind: int, period: int, events: Sequence[_Event]) -> Inserted:
         """Take the ids of the events that are new; these come in the order of their ids."""
