@@ -94,7 +94,10 @@ class ScoreLines:
             served, failed = line.requests
             text.append(f" {served:>7,}").append(f" {failed:>6,}", "bold red" if failed else "green")
         self._console.print(text, soft_wrap=True)
-        stages = " ".join(f"{name} {seconds:.1f}" for name, seconds in line.seconds.items())
+        names = {
+            name: name.removeprefix("train_").removeprefix("update_") for name in line.seconds
+        }  # for the width's sake
+        stages = " ".join(f"{names[name]} {seconds:.1f}" for name, seconds in line.seconds.items())
         notes = [f"{stages} s"] if stages else []
         self._print(" " * INDENT + "; ".join([*notes, *line.notes]), "dim")
 
