@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from enum import IntEnum
+from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -178,10 +179,10 @@ class Database:
 
     @asynccontextmanager
     async def _session(self, engine: AsyncEngine, kind: type[SessionT]) -> AsyncIterator[SessionT]:
-        # The stack closes the connection, and so rolls back; SQLAlchemy shields that from cancellation.
         async with AsyncExitStack() as stack:
             try:
-                connection = await stack.enter_async_context(engine.connect())
+                connection = await engine.connect()
+                stack.push_async_exit(partial(_leave, connection))
             except (OSError, SQLAlchemyError) as error:
                 raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
             try:
@@ -280,6 +281,17 @@ class Leadership:
         if connection is not None:
             await _discard(connection)
         await self._engine.dispose()
+
+
+async def _leave(connection: AsyncConnection, *raised: Any) -> None:
+    """Close the connection, and so roll back; SQLAlchemy shields that from cancellation.
+
+    One that Postgres has just ended may fail at it, which says no more than the error that is on its way already.
+    """
+    try:
+        await connection.__aexit__(*raised)
+    except (OSError, SQLAlchemyError):
+        await _discard(connection)
 
 
 async def _discard(connection: AsyncConnection) -> None:

@@ -7,6 +7,7 @@ __all__ = ["outage"]
 
 STATES = (
     "08",  # the connection failed
+    "25P03",  # it was silent in the midst of a transaction for too long
     "40001",  # another transaction stood in the way
     "40P01",  # so that both waited for each other
     "53",  # no disk space, memory or connection is left
