@@ -228,7 +228,6 @@ class KeyCache:
             self._make_room()
         believed_until = asked_at + self._ttl
         self._entries.update({key.secret_hash: _Entry(key, asked_at, believed_until) for key in keys})
-        self._any_asked_at = asked_at
         self._learned.set()
 
     def known(self, key: bytes) -> ApiKey | None:
