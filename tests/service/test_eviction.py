@@ -701,9 +701,6 @@ class TestInterruptions:
         assert attempts > 5
 
     @pytest.mark.slow
-    @pytest.mark.xfail(
-        strict=False, reason="in two of ten runs the last version was another one; the cause is not known"
-    )
     async def test_a_worker_that_is_killed_while_it_evicts(
         self, eighth: str, prepared: Prepared, redis_url: str, tmp_path: Path
     ) -> None:
@@ -725,7 +722,9 @@ class TestInterruptions:
         evicted = "SELECT count(*) FROM entity_rows WHERE id = 'u8.0'"
         noted = "SELECT count(*) FROM period_stages WHERE stage = 'prepare' AND period = 8 AND status = 'done'"
         learned = "SELECT count(*) FROM periods WHERE number = 8 AND status = 'updated'"
-        setting = {f"ASMG_{name.upper()}": str(value) for name, value in EVICTING.items()}
+        # A worker prunes after it has published, maybe before it is stopped; all that is compared is to be left.
+        changes = {**EVICTING, "keep_states": 50}
+        setting = {f"ASMG_{name.upper()}": str(value) for name, value in changes.items()}
         gone = [await scalar(database, "SELECT count(*) FROM entity_rows WHERE id = 'gone'")]
         for sign in (evicting, evicted):
             with worker_process(eighth, redis_url, tmp_path, **setting) as worker:
