@@ -51,7 +51,7 @@ def test_a_life_with_servers_of_its_own(data_dir: Path, tmp_path: Path) -> None:
 
         failures, served = kill_a_child_under_load(first, headers)
         assert failures == []
-        assert served > 10
+        assert served > 50
         assert_metrics_are_of_all_processes(first, headers)
 
         # A request in flight ends well: this one answers a second and a half after it was sent.
@@ -108,6 +108,7 @@ def kill_a_child_under_load(served_by: Program, headers: dict[str, str]) -> tupl
         victim.kill()
         wait_for(lambda: len(served_by.children()) == 2 and victim not in served_by.children())
         time.sleep(3)
+        wait_for(lambda: served > 50)  # on a busy host it takes longer
         stop.set()
         asking.result()
     assert survivor.is_running()
