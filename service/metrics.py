@@ -56,6 +56,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode="max",
         )
+        self._periods = Gauge(
+            "asmg_periods",
+            "Periods by status, as Postgres has it; an operator is needed where one is quarantined.",
+            ["status"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self.model_version = Gauge(
             "asmg_model_version",
             "Model version served; of several processes the lowest.",
@@ -106,6 +113,11 @@ class Metrics:
         """Show what became of impressions and clicks so far, by result."""
         for result, total in totals.items():
             self._labels.labels(result).set(total)
+
+    def note_periods(self, counts: Mapping[str, int]) -> None:
+        """Show how many periods there are, by status."""
+        for status, count in counts.items():
+            self._periods.labels(status).set(count)
 
     def render(self) -> bytes:
         """The text exposition; of all workers where there are several."""

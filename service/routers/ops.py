@@ -9,7 +9,7 @@ from service.dependencies import Parts, Service
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST
 from service.schemas import Health, Readiness
-from service.use_cases.status import label_totals
+from service.use_cases.status import label_totals, period_counts
 
 router = APIRouter(tags=["operations"])
 
@@ -44,13 +44,14 @@ async def get_readiness(service: Service) -> Readiness:
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def get_metrics(service: Service) -> Response:
     """The text exposition format; what Postgres does not tell in time is as it was."""
-    await _probe(_note_labels(service))
+    await _probe(_note_stored(service))
     # Of several workers it reads files, which is work for a thread.
     return Response(await asyncio.to_thread(service.metrics.render), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _note_labels(service: Parts) -> None:
+async def _note_stored(service: Parts) -> None:
     service.metrics.note_labels(await label_totals(service.database))
+    service.metrics.note_periods(await period_counts(service.database))
 
 
 def _model(version: int, trouble: str | None) -> str:

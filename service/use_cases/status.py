@@ -31,6 +31,7 @@ __all__ = [
     "label_totals",
     "list_models",
     "list_periods",
+    "period_counts",
     "watch_period",
 ]
 
@@ -164,6 +165,12 @@ async def list_periods(database: Database, notices: Notices, *, limit: int, befo
         periods = await session.periods.list(limit + 1, _cursor(before))
         page = await _period_documents(session, notices, periods[:limit])
     return PeriodPage(page, next=page[-1].period if len(periods) > limit else None)
+
+
+async def period_counts(database: Database) -> Mapping[str, int]:
+    """How many periods have each status."""
+    async with database.read() as session:
+        return await session.periods.counts()
 
 
 async def label_totals(database: Database) -> Mapping[str, int]:

@@ -9,6 +9,8 @@ import pytest
 
 from service.errors import ConfigurationError
 from service.settings import Settings
+from service.storage.database import Database
+from service.storage.repositories import PeriodStatus
 from tests.service.api_support import Api, event, ingest, running_app, settings_for
 
 
@@ -81,6 +83,22 @@ async def test_request_ids(api: Api) -> None:
         for wrong in (b"", longest.encode() + b"x", b"with space", b"\xc3\xa9", b"tab\there"):
             refused = await api.client.get(path, headers={"X-Request-ID": wrong})
             assert re.fullmatch("[0-9a-f]{32}", refused.headers["x-request-id"])
+
+
+async def test_metrics_tell_of_periods_in_quarantine(api: Api, database: Database) -> None:
+    async def told() -> dict[str, float]:
+        text = (await api.client.get("/metrics")).text
+        return {name: float(count) for name, count in re.findall(r'asmg_periods\{status="(\w+)"\} (\S+)', text)}
+
+    assert (await ingest(api.client, event(1))).is_success
+    assert (await api.client.post("/periods/close")).status_code == 202
+    nothing = dict.fromkeys(map(str, PeriodStatus), 0.0)
+    assert await told() == {**nothing, "open": 1.0, "sealed": 1.0}
+    for status in (PeriodStatus.QUARANTINED, PeriodStatus.SKIPPED):  # and an alert ends again
+        async with database.unit_of_work() as work:
+            await work.periods.set_status(1, status)
+            await work.commit()
+        assert await told() == {**nothing, "open": 1.0, str(status): 1.0}
 
 
 async def test_every_problem_names_its_request(api: Api) -> None:

@@ -241,6 +241,12 @@ class Periods:
             for name, total in (await self._connection.execute(select(*totals))).mappings().one().items()
         }
 
+    async def counts(self) -> dict[str, int]:
+        """How many periods have each status."""
+        query = select(tables.periods.c.status, func.count()).group_by(tables.periods.c.status)
+        found = {status: count for status, count in await self._connection.execute(query)}
+        return {str(status): found.get(status, 0) for status in PeriodStatus}
+
     async def take(self, number: int, worker: str) -> Period | None:
         """Let a worker begin or go on with the update of a period; None where that does not wait for one.
 
