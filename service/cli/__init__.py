@@ -1,7 +1,6 @@
 """The program `asmg`."""
 
 import sys
-from collections.abc import Awaitable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from service.cli.bench import bench
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.experiment import experiment
 from service.cli.installation import DataDir, load_settings, with_database
+from service.cli.models import models
 from service.cli.options import (
     CategoriesColumn,
     ItemColumn,
@@ -31,13 +31,11 @@ from service.cli.options import (
 )
 from service.cli.periods import periods
 from service.console import make_console
-from service.limits import MAX_KEY_DAYS, MAX_REASON_LENGTH
+from service.limits import MAX_KEY_DAYS
 from service.storage.database import Database
 from service.supervisor import configure_logging, installation, run_worker, serve
-from service.use_cases.audit import AuditPage, command_line, list_audit
+from service.use_cases.audit import AuditPage, list_audit
 from service.use_cases.auth import SCOPES, create_key, limit_key, list_keys, revoke_key
-from service.use_cases.pins import set_pinned
-from service.use_cases.status import list_models
 
 __all__ = ["app"]
 
@@ -48,7 +46,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 keys = typer.Typer(help="API keys: who may call what.", no_args_is_help=True)
-models = typer.Typer(help="Model versions: what is kept of which, and why.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
 app.add_typer(periods, name="periods")
@@ -299,53 +296,3 @@ def audit_command(
             # As text: what callers wrote is not to be taken for markup.
             table.add_row(*(Text(word) for word in (*words, entry.reason or "", entry.request_id or "")))
         make_console().print(table)
-
-
-ModelNumber = Annotated[int, typer.Argument(metavar="VERSION", help="Its number, as `asmg models list` has it.")]
-PinReason = Annotated[str, typer.Option("--reason", help="Why; the audit names it.")]
-
-
-@models.command("list")
-def list_models_command(
-    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
-    before: Annotated[int | None, typer.Option(min=0, help="Only versions below this one.")] = None,
-    data_dir: DataDir = None,
-) -> None:
-    """List model versions, whether they can still be served, and why they are kept however old they get."""
-    with plain_errors():
-        page = with_database(data_dir, lambda database: list_models(database, limit=limit, before=before))
-        table = Table("version", "period", "kind", "parent", "created", "snapshot", "kept as")
-        for model in page.models:
-            numbers = (
-                model.version,
-                model.period,
-                model.kind,
-                "" if model.parent_version is None else model.parent_version,
-            )
-            there = "stored" if model.digest else "gone"
-            table.add_row(*map(str, numbers), f"{model.created_at:%Y-%m-%d %H:%M}", there, ", ".join(model.kept))
-        make_console().print(table)
-
-
-@models.command("pin")
-def pin_command(version: ModelNumber, reason: PinReason, data_dir: DataDir = None) -> None:
-    """Keep the artifacts of a version however old it gets."""
-    _pin(version, True, reason, data_dir)
-
-
-@models.command("unpin")
-def unpin_command(version: ModelNumber, reason: PinReason, data_dir: DataDir = None) -> None:
-    """Let a version lose its artifacts again, after the next update where it is too old by then."""
-    _pin(version, False, reason, data_dir)
-
-
-def _pin(version: int, pinned: bool, reason: str, data_dir: Path | None) -> None:
-    with plain_errors():
-        if not 1 <= len(reason) <= MAX_REASON_LENGTH:
-            raise ValueError(f"reason: expected 1 to {MAX_REASON_LENGTH} characters; received {len(reason)}")
-
-        def pin(database: Database) -> Awaitable[bool]:
-            return set_pinned(database, version, pinned=pinned, reason=reason, actor=command_line())
-
-        changed = with_database(data_dir, pin)
-        print(f"asmg: version {version} {'is' if changed else 'was'} {'pinned' if pinned else 'not pinned'}")
