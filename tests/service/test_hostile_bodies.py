@@ -149,7 +149,8 @@ def refused(connection: Connection, status: int) -> str:
 def within(seconds: float, at_least: float = 0) -> Iterator[None]:
     started = time.monotonic()
     yield
-    assert at_least <= time.monotonic() - started <= seconds
+    # The server's wait may have begun a moment earlier, when the connection was made.
+    assert 0.9 * at_least <= time.monotonic() - started <= seconds
 
 
 # Heads
