@@ -208,20 +208,26 @@ def _run(
     try:
         ready = {seed for seed in waiting if Chain(_chain(out, seed)).complete}
 
+        def start(job: Callable[..., Any], *arguments: object) -> Future[Any]:
+            try:
+                return pool.submit(job, *arguments)
+            except (OSError, ValueError) as error:  # the pool broke while it was starting a process
+                raise BrokenProcessPool from error
+
         def submit() -> None:
             """As many jobs as there are processes; the slow ones first, and chains before anything of the next seed."""
             while len(running) < processes and (waiting or pending):
                 seed = next((s for s in waiting if s in ready), None)
                 if pending and (seed is None or pending[0] < seed):
                     seed = pending.pop(0)
-                    running[pool.submit(_chain_job, seed)] = (seed, None)
+                    running[start(_chain_job, seed)] = (seed, None)
                 elif seed is not None:
                     jobs = waiting[seed]
                     job = max(jobs, key=_cost)
                     jobs.remove(job)
                     if not jobs:
                         del waiting[seed]
-                    running[pool.submit(_method_job, seed, job)] = (seed, job)
+                    running[start(_method_job, seed, job)] = (seed, job)
                 else:
                     return
 
