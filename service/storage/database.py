@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import event, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -28,6 +28,7 @@ from service.storage.repositories import (
     Items,
     Keys,
     Labels,
+    LogWriter,
     Models,
     Periods,
     Stages,
@@ -142,9 +143,8 @@ class Database:
     """
 
     def __init__(self, dsn: str, *, pool_size: int = 10, connection_seconds: float = 3600) -> None:
-        self._engine = _engine(
-            dsn, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, pool_recycle=connection_seconds
-        )
+        self._engine = _engine(dsn, pool_size=pool_size, max_overflow=0, pool_recycle=connection_seconds)
+        event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
         # A session that reads twice must see one state; in Postgres a read-only snapshot costs nothing and never fails.
         self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -163,6 +163,21 @@ class Database:
             NotReady: Postgres does not answer, or has no room; from the block too.
         """
         return self._session(self._engine, UnitOfWork)
+
+    @asynccontextmanager
+    async def append_to_log(self) -> AsyncIterator[LogWriter]:
+        """One transaction in which the open period stays open, rolled back unless committed.
+
+        The log's lock is shared by all batches, so they run side by side; a close waits for those that have begun, and
+        the later ones wait for the close. That is why no event can land in a period that is sealed.
+
+        Raises:
+            NotReady: Postgres does not answer, or has no room; from the block too.
+        """
+        async with self._session(self._engine, UnitOfWork) as work:
+            driver = (await work.connection.get_raw_connection()).driver_connection
+            async with LogWriter(driver, int(Lock.LOG)) as log:
+                yield log
 
     async def ping(self) -> None:
         """Return when Postgres has answered.
@@ -326,6 +341,15 @@ def _keep_alive(connection: Any, _record: object) -> None:
     if opened.family is not socket.AF_UNIX:
         for level, option, value in KEEPALIVE:
             opened.setsockopt(level, option, value)
+
+
+def _refuse_closed(connection: Any, _record: object, _proxy: object) -> None:
+    """Have the pool open another connection in place of one that has ended, which the driver knows without asking.
+
+    To ask Postgres, as SQLAlchemy does for a pool that is told to, would take three trips each time.
+    """
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 def _dump_json(value: object) -> str:

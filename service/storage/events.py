@@ -5,21 +5,38 @@ of it becomes. What else is asked of an event (its id, its fingerprint, whether 
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh64_digest
 
-from asmg.kernels.common import Indices, compiled
+from asmg.kernels.common import Indices, compiled, inlined
 from service.limits import MAX_ID_LENGTH, MAX_INTERACTIONS
-from service.text_kernels import BACKSLASH, CLOSING, COMMA, OPENING, QUOTE, SPACE, behind_blanks, xxh64
+from service.text_kernels import (
+    BACKSLASH,
+    CLOSING,
+    COMMA,
+    LINE_FEED,
+    OPENING,
+    QUOTE,
+    RETURN,
+    SPACE,
+    TAB,
+    WORD_BYTES,
+    Bytes,
+    byte_at,
+    first_marked,
+    put_word,
+    swapped,
+    word_at,
+    xxh64,
+)
 
-__all__ = ["COLUMNS", "EventBatch", "Interaction", "warm_up"]
-
-Bytes = NDArray[np.uint8]
+__all__ = ["COLUMNS", "Clicks", "EventBatch", "Interaction", "sizes_of", "warm_up"]
 
 COLUMNS = ("event_id", "user_id", "item_id", "label", "occurred_at", "request_id", "content", "period")
 """Of a row, in this order. Number of fields, then of each field its length (-1: null) and its bytes, big-endian."""
@@ -34,11 +51,13 @@ PERIOD_BYTES = 8
 """The last field of a row: its length and a number, which is filled in when the row is sent."""
 ROW_BYTES = 2 + 4 * len(COLUMNS) + 2 + 8 + 8 + 4
 """Of a row without its texts."""
+ROOM = 64
+"""Zeros behind a text: more than what is looked at behind any place that has no zero."""
 SHORTEST_EVENT = len('{"event_id":"e","user_id":"u","item_id":"i","label":0,"timestamp":0}')
 
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
+MICROSECOND, MILLISECOND = timedelta(microseconds=1), timedelta(milliseconds=1)
 SHIFT = (POSTGRES_EPOCH - UNIX_EPOCH) // MICROSECOND
 END = (datetime(2200, 1, 1, tzinfo=UTC) - UNIX_EPOCH) // MICROSECOND
 """The first time that is refused; `service.schemas` has the rule."""
@@ -59,32 +78,59 @@ class Interaction:
     request_id: str | None = None
 
 
+class Clicks(NamedTuple):
+    """Clicks as columns of length n."""
+
+    user_ids: list[str]
+    item_ids: list[str]
+    event_ids: list[str]
+    timestamps_ms: list[int]
+    """Since 1970, rounded down."""
+
+    @classmethod
+    def of(cls, events: Iterable[Interaction]) -> "Clicks":
+        """Those of the events that are clicks."""
+        clicks = [event for event in events if event.label]
+        return cls(
+            [click.user_id for click in clicks],
+            [click.item_id for click in clicks],
+            [click.event_id for click in clicks],
+            [(click.occurred_at - UNIX_EPOCH) // MILLISECOND for click in clicks],
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class EventBatch:
     """n interactions."""
 
-    _rows: bytes | Bytes
+    _rows: Bytes
+    """And a word more, for they are read by the word."""
     _starts: Indices
     """int64 [n + 1]: where the rows begin, and where the last one ends."""
     _labels: NDArray[np.int8]
+    _moments: Indices
+    """Microseconds since 1970."""
     _contents: Indices
 
     @classmethod
     def of(cls, events: Sequence[Interaction]) -> "EventBatch":
         """These events."""
-        rows, starts, contents = bytearray(), [0], []
+        rows, starts, moments, contents = bytearray(), [0], [], []
         for event in events:
             rows += struct.pack(">h", len(COLUMNS)) + _text(event.event_id)
             first = len(rows)
+            moments.append((event.occurred_at - UNIX_EPOCH) // MICROSECOND)
             rows += _text(event.user_id) + _text(event.item_id)
-            rows += struct.pack(">ihiq", 2, event.label, 8, (event.occurred_at - POSTGRES_EPOCH) // MICROSECOND)
+            rows += struct.pack(">ihiq", 2, event.label, 8, moments[-1] - SHIFT)
             rows += _text(event.request_id)
             content = xxh64_digest(rows[first:])
             contents.append(int.from_bytes(content, "big", signed=True))
             rows += struct.pack(">i8sii", 8, content, 4, 0)
             starts.append(len(rows))
+        rows += bytes(WORD_BYTES)
+        numbers = (np.array(column, np.int64) for column in (moments, contents))
         labels = np.array([event.label for event in events], np.int8)
-        return cls(bytes(rows), np.array(starts, np.int64), labels, np.array(contents, np.int64))
+        return cls(np.frombuffer(rows, np.uint8), np.array(starts, np.int64), labels, *numbers)
 
     @classmethod
     def parse(cls, body: bytes) -> "EventBatch | None":
@@ -93,61 +139,58 @@ class EventBatch:
         None stands for whatever needs a second look: a body that is wrong, but also one with an escape, with a time
         given finer than a microsecond or whatever else is rare.
         """
-        if not body.isascii():
+        if not (ascii_ := body.isascii()):
             try:
                 body.decode()
             except UnicodeDecodeError:
                 return None
-        most = min(MAX_INTERACTIONS, len(body) // SHORTEST_EVENT)
-        rows = np.empty(most * ROW_BYTES + len(body), np.uint8)
-        starts, labels, contents = np.zeros(most + 1, np.int64), np.empty(most, np.int8), np.empty(most, np.int64)
-        n = _parse(body, MAX_ID_LENGTH, rows, starts, labels, contents)
-        return None if n < 1 else cls(rows[: starts[n]], starts[: n + 1], labels[:n], contents[:n])
+        text, rows, starts, labels, moments, contents = (np.empty(size, kind) for size, kind in sizes_of(body))
+        text[: len(body)], text[len(body) :], starts[0] = np.frombuffer(body, np.uint8), 0, 0
+        n = _parse(text, len(body), ascii_, MAX_ID_LENGTH, rows, starts, labels, moments, contents)
+        if n < 1:
+            return None
+        return cls(rows[: starts[n] + WORD_BYTES], starts[: n + 1], labels[:n], moments[:n], contents[:n])
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, n: int) -> Interaction:
-        row = bytes(self._rows[self._starts[n] : self._starts[n + 1]])
-        at, fields = 2, []
-        for _ in COLUMNS:
-            length = int.from_bytes(row[at : at + 4], "big", signed=True)
-            at += 4
-            fields.append(None if length < 0 else row[at : at + length])
-            at += max(length, 0)
-        event_id, user_id, item_id, label, occurred_at, request_id, *_ = fields
-        return Interaction(
-            _string(event_id),
-            _string(user_id),
-            _string(item_id),
-            int.from_bytes(label or b"", "big"),
-            POSTGRES_EPOCH + int.from_bytes(occurred_at or b"", "big", signed=True) * MICROSECOND,
-            None if request_id is None else _string(request_id),
-        )
-
     def ids(self) -> list[str]:
         """The ids of the events."""
-        text = np.empty(len(self._rows), np.uint8)
-        size = _ids(np.frombuffer(self._rows, np.uint8), self._starts, text)
-        return text[:size].tobytes().decode().split(SEPARATOR)[:-1]
+        return self._texts(np.arange(len(self)), 1)
 
     def contents(self) -> list[int]:
         """For each event a number (XXH64, as Postgres has it, signed) that says what it is, but for its id."""
         return list(self._contents.tolist())
 
-    def clicks(self) -> list[int]:
-        """Which events are clicks."""
-        return list(np.flatnonzero(self._labels).tolist())
+    def clicks(self, which: Sequence[int]) -> Clicks:
+        """Those of these events that are clicks."""
+        chosen = np.array(which, np.int64)
+        chosen = chosen[self._labels[chosen] == 1]
+        texts = self._texts(chosen, 3)
+        return Clicks(texts[1::3], texts[2::3], texts[::3], (self._moments[chosen] // 1000).tolist())
+
+    def _texts(self, which: Indices, columns: int) -> list[str]:
+        """The first columns, all of which are texts, row by row."""
+        text = np.empty(len(self._rows), np.uint8)
+        size = _join(self._rows, self._starts, which, columns, text)
+        return text[:size].tobytes().decode().split(SEPARATOR)[:-1]
 
     def copy(self, which: Sequence[int], period: int) -> bytes:
         """The binary COPY of some of the events, in this order, into a table with `COLUMNS`."""
         chosen = np.array(which, np.int64)
         size = int((self._starts[chosen + 1] - self._starts[chosen]).sum())
-        file = np.empty(len(HEADER) + size + len(TRAILER), np.uint8)
+        file = np.empty(len(HEADER) + size + WORD_BYTES, np.uint8)
         file[: len(HEADER)] = np.frombuffer(HEADER, np.uint8)
-        _gather(np.frombuffer(self._rows, np.uint8), self._starts, chosen, period, file[len(HEADER) :])
-        file[-len(TRAILER) :] = np.frombuffer(TRAILER, np.uint8)
-        return file.tobytes()
+        end = _gather(self._rows, self._starts, chosen, period, file, len(HEADER))
+        file[end : end + len(TRAILER)] = np.frombuffer(TRAILER, np.uint8)
+        return file[: end + len(TRAILER)].tobytes()
+
+
+def sizes_of(body: bytes) -> list[tuple[int, type[np.generic]]]:
+    """What reading it needs: sizes and types of the text, rows, starts, labels, moments and contents."""
+    most = min(MAX_INTERACTIONS, len(body) // SHORTEST_EVENT)
+    texts = [(len(body) + ROOM, np.uint8), (most * ROW_BYTES + len(body) + WORD_BYTES, np.uint8)]
+    return [*texts, (most + 1, np.int64), (most, np.int8), (most, np.int64), (most, np.int64)]
 
 
 def warm_up() -> None:
@@ -156,7 +199,7 @@ def warm_up() -> None:
     event = f'{{"event_id":"e","user_id":"u","item_id":"i","label":0,"timestamp":"{moment}","request_id":"r"}}'
     batch = EventBatch.parse(f'{{"interactions":[{event}]}}'.encode())
     assert batch is not None, "it is plainly right"
-    batch.ids()
+    batch.clicks([0])
     batch.copy([0], 1)
 
 
@@ -167,32 +210,59 @@ def _text(text: str | None) -> bytes:
     return struct.pack(">i", len(encoded)) + encoded
 
 
-def _string(field: bytes | None) -> str:
-    return (field or b"").decode()
+def _word(text: str) -> np.uint64:
+    """The first letters of a name, as `word_at` has them."""
+    return U(int.from_bytes(text.encode()[:WORD_BYTES], "little"))
 
 
-def _word(text: str) -> Bytes:
-    return np.frombuffer(text.encode(), np.uint8)
-
-
-BEGINNING, EVENT_ID, USER_ID, ITEM_ID = (_word(word) for word in ("interactions", "event_id", "user_id", "item_id"))
-LABEL, TIMESTAMP, REQUEST_ID, NULL = (_word(word) for word in ("label", "timestamp", "request_id", "null"))
+U = np.uint64
 COLON, LEFT, RIGHT, ZERO, NINE, POINT, MINUS, PLUS = (ord(c) for c in ":{}09.-+")
 SMALL_T, SMALL_Z, LARGE_T, LARGE_Z = (ord(c) for c in "tzTZ")
 DAYS_BEFORE = np.array([0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 365], np.int64)
 """Days of a year before each month, and of all of it."""
 MOST_DIGITS = 15
 
+EVENT_ID, USER_ID, ITEM_ID, LABEL, TIMESTAMP, REQUEST_ID = 1, 2, 4, 8, 16, 32
+"""Members of an event; they add up to those that have come."""
+NEEDED = EVENT_ID | USER_ID | ITEM_ID | LABEL | TIMESTAMP
+
+EVENT_ID_WORD, USER_ID_WORD, ITEM_ID_WORD, LABEL_WORD, TIMESTAMP_WORD, REQUEST_ID_WORD, NULL_WORD = (
+    _word(name) for name in ("event_id", "user_id", "item_id", "label", "timestamp", "request_id", "null")
+)
+INTERACTIONS_WORD, INTERACTIONS_REST = _word("interactions"), _word("ions")
+TIMESTAMP_REST, REQUEST_ID_REST = ord("p"), _word("id")
+TWO_BYTES, FOUR_BYTES, FIVE_BYTES, SEVEN_BYTES = U(2**16 - 1), U(2**32 - 1), U(2**40 - 1), U(2**56 - 1)
+
+EACH = U(0x0101010101010101)
+"""Times a byte: a word of that byte."""
+HIGH_BITS = EACH * U(0x80)
+QUOTES, BACKSLASHES, SPACES = EACH * U(QUOTE), EACH * U(BACKSLASH), EACH * U(SPACE)
+
 
 @compiled
-def _parse(text: bytes, longest: int, rows: Bytes, starts: Indices, labels: NDArray[np.int8], contents: Indices) -> int:
-    """The number of events that were written to `rows`; -1 where the body needs a second look."""
+def _parse(
+    text: Bytes,
+    size: int,
+    ascii_: bool,
+    longest: int,
+    rows: Bytes,
+    starts: Indices,
+    labels: NDArray[np.int8],
+    moments: Indices,
+    contents: Indices,
+) -> int:
+    """The number of events that were written to `rows`; -1 where the body needs a second look.
+
+    Zeros end the text, and no rule has a place for one: nothing has to ask whether it is at the end.
+    """
     at = _behind(text, 0, LEFT)
     if at < 0:
         return -1
-    start = behind_blanks(text, at) + 1
+    start = _behind_blanks(text, at) + 1
     at = _behind_string(text, at)
-    if at < 0 or at - 1 - start != len(BEGINNING) or not _is(text, at - 1, BEGINNING):
+    if at - 1 - start != len("interactions"):
+        return -1
+    if word_at(text, start) != INTERACTIONS_WORD or word_at(text, start + WORD_BYTES) & FOUR_BYTES != INTERACTIONS_REST:
         return -1
     at = _behind(text, at, COLON)
     if at < 0:
@@ -202,17 +272,15 @@ def _parse(text: bytes, longest: int, rows: Bytes, starts: Indices, labels: NDAr
     while at > 0:
         if n == len(labels):
             return -1
-        at = _parse_event(text, at, longest, rows, n, starts, labels, contents)
+        at = _parse_event(text, at, ascii_, longest, rows, n, starts, labels, moments, contents)
         if at < 0:
             return -1
         n += 1
-        at = behind_blanks(text, at)
-        if at == len(text):
-            return -1
-        if text[at] == CLOSING:
+        at = _behind_blanks(text, at)
+        if byte_at(text, at) == CLOSING:
             at = _behind(text, at + 1, RIGHT)
-            return n if at > 0 and behind_blanks(text, at) == len(text) else -1
-        if text[at] != COMMA:
+            return n if at > 0 and _behind_blanks(text, at) == size else -1
+        if byte_at(text, at) != COMMA:
             return -1
         at += 1
     return -1
@@ -220,77 +288,72 @@ def _parse(text: bytes, longest: int, rows: Bytes, starts: Indices, labels: NDAr
 
 @compiled
 def _parse_event(
-    text: bytes,
+    text: Bytes,
     at: int,
+    ascii_: bool,
     longest: int,
     rows: Bytes,
     n: int,
     starts: Indices,
     labels: NDArray[np.int8],
+    moments: Indices,
     contents: Indices,
 ) -> int:
     """Where the event ends that begins at `at`; -1 where it needs a second look."""
-    # Of each text its first byte and the one behind it; 0 stands for a member that has not come.
+    # Of each text its first byte and the one behind it.
     event = user = item = request = event_end = user_end = item_end = request_end = 0
-    label, moment, null = -1, -1, False
+    label = moment = come = 0
     at = _behind(text, at, LEFT)
     while at > 0:
-        start = behind_blanks(text, at) + 1
+        start = _behind_blanks(text, at) + 1
         at = _behind_string(text, at)
         if at < 0:
             return -1
-        end = at - 1
+        member = _member(text, start, at - 1)
         at = _behind(text, at, COLON)
-        if at < 0:
+        if at < 0 or come & member or not member:
             return -1
-        at = behind_blanks(text, at)
+        come |= member
+        at = _behind_blanks(text, at)
         value = at + 1
-        if _is(text, end, LABEL) and end - start == len(LABEL):
-            if at == len(text) or text[at] < ZERO or text[at] > ZERO + 1 or label >= 0:
+        if member == LABEL:
+            label = byte_at(text, at) - ZERO
+            if label != 0 and label != 1:
                 return -1
-            label = text[at] - ZERO
             at += 1
-        elif _is(text, end, TIMESTAMP) and end - start == len(TIMESTAMP):
-            if at == len(text) or moment >= 0:
-                return -1
-            if text[at] == QUOTE:
+        elif member == TIMESTAMP:
+            if byte_at(text, at) == QUOTE:
                 at = _behind_string(text, at)
                 if at < 0:
                     return -1
                 moment = _moment(text, value, at - 1)
             else:
                 at = _behind_digits(text, at)
-                if at < value or at - value >= MOST_DIGITS or (text[value - 1] == ZERO and at > value):
+                if at < value or at - value >= MOST_DIGITS or (byte_at(text, value - 1) == ZERO and at > value):
                     return -1
                 moment = _number(text, value - 1, at) * 1000
             if moment < 0 or moment >= END:
                 return -1
-        elif _is(text, end, REQUEST_ID) and end - start == len(REQUEST_ID) and _is(text, at + len(NULL), NULL):
-            if request > 0 or null:
-                return -1
-            null = True
-            at += len(NULL)
+        elif member == REQUEST_ID and word_at(text, at) & FOUR_BYTES == NULL_WORD:
+            at += len("null")
         else:
             at = _behind_string(text, at)
-            if at < 0 or not 0 < _characters(text, value, at - 1) <= longest:
+            end = at - 1
+            if at < 0 or end == value or (end - value if ascii_ else _characters(text, value, end)) > longest:
                 return -1
-            if _is(text, end, EVENT_ID) and end - start == len(EVENT_ID) and event == 0:
-                event, event_end = value, at - 1
-            elif _is(text, end, USER_ID) and end - start == len(USER_ID) and user == 0:
-                user, user_end = value, at - 1
-            elif _is(text, end, ITEM_ID) and end - start == len(ITEM_ID) and item == 0:
-                item, item_end = value, at - 1
-            elif _is(text, end, REQUEST_ID) and end - start == len(REQUEST_ID) and request == 0 and not null:
-                request, request_end = value, at - 1
+            if member == EVENT_ID:
+                event, event_end = value, end
+            elif member == USER_ID:
+                user, user_end = value, end
+            elif member == ITEM_ID:
+                item, item_end = value, end
             else:
-                return -1
-        at = behind_blanks(text, at)
-        if at == len(text):
-            return -1
-        if text[at] == COMMA:
+                request, request_end = value, end
+        at = _behind_blanks(text, at)
+        if byte_at(text, at) == COMMA:
             at += 1
             continue
-        if text[at] != RIGHT or event == 0 or user == 0 or item == 0 or label < 0 or moment < 0:
+        if byte_at(text, at) != RIGHT or come & NEEDED != NEEDED:
             return -1
         to = _put_number(rows, starts[n], len(COLUMNS), 2)
         first = _put_text(rows, to, text, event, event_end)
@@ -299,48 +362,75 @@ def _parse_event(
         to = _put_number(rows, _put_number(rows, to, 2, 4), label, 2)
         to = _put_number(rows, _put_number(rows, to, 8, 4), moment - SHIFT, 8)
         to = _put_text(rows, to, text, request, request_end) if request > 0 else _put_number(rows, to, -1, 4)
-        labels[n] = label
+        labels[n], moments[n] = label, moment
         contents[n] = np.int64(xxh64(rows, first, to))
         to = _put_number(rows, _put_number(rows, to, 8, 4), contents[n], 8)
-        starts[n + 1] = _put_number(rows, _put_number(rows, to, 4, 4), 0, 4)
+        starts[n + 1] = to + PERIOD_BYTES
         return at + 1
     return -1
 
 
-@compiled
-def _behind(text: bytes, at: int, letter: int) -> int:
+@inlined
+def _member(text: Bytes, start: int, end: int) -> int:
+    """Which member has this name; 0 for none."""
+    word, length = word_at(text, start), end - start
+    if length == 7:
+        if word & SEVEN_BYTES == USER_ID_WORD:
+            return USER_ID
+        return ITEM_ID if word & SEVEN_BYTES == ITEM_ID_WORD else 0
+    if length == 8:
+        return EVENT_ID if word == EVENT_ID_WORD else 0
+    if length == 5:
+        return LABEL if word & FIVE_BYTES == LABEL_WORD else 0
+    if length == 9:
+        return TIMESTAMP if word == TIMESTAMP_WORD and byte_at(text, start + WORD_BYTES) == TIMESTAMP_REST else 0
+    if length == 10 and word == REQUEST_ID_WORD:
+        return REQUEST_ID if word_at(text, start + WORD_BYTES) & TWO_BYTES == REQUEST_ID_REST else 0
+    return 0
+
+
+@inlined
+def _behind_blanks(text: Bytes, at: int) -> int:
+    """The first place from `at` on that is no white space."""
+    byte = byte_at(text, at)
+    while byte <= SPACE and byte in (SPACE, TAB, LINE_FEED, RETURN):
+        at += 1
+        byte = byte_at(text, at)
+    return at
+
+
+@inlined
+def _behind(text: Bytes, at: int, letter: int) -> int:
     """Behind the letter that has to come next, or -1."""
-    at = behind_blanks(text, at)
-    return at + 1 if at < len(text) and text[at] == letter else -1
+    at = _behind_blanks(text, at)
+    return at + 1 if byte_at(text, at) == letter else -1
 
 
 @compiled
-def _behind_string(text: bytes, at: int) -> int:
+def _behind_string(text: Bytes, at: int) -> int:
     """Behind the string that has to come next and has no escape, or -1."""
     at = _behind(text, at, QUOTE)
     if at < 0:
         return -1
-    while at < len(text) and text[at] != QUOTE:
-        if text[at] < SPACE or text[at] == BACKSLASH:
-            return -1
-        at += 1
-    return at + 1 if at < len(text) else -1
+    while True:
+        word = word_at(text, at)
+        # The lowest byte that is marked is one of these; higher ones may be marked by its borrowing from them.
+        marks = _zeros(word ^ QUOTES) | _zeros(word ^ BACKSLASHES) | ((word - SPACES) & ~word)
+        marks &= HIGH_BITS
+        if marks:
+            at += first_marked(marks)
+            return at + 1 if byte_at(text, at) == QUOTE else -1
+        at += WORD_BYTES
+
+
+@inlined
+def _zeros(word: np.uint64) -> np.uint64:
+    """A word whose lowest high bit that is set is that of the lowest zero byte."""
+    return (word - EACH) & ~word
 
 
 @compiled
-def _is(text: bytes, end: int, word: Bytes) -> bool:
-    """Whether `word` stands before `end`."""
-    start = end - len(word)
-    if start < 0 or end > len(text):
-        return False
-    same = True
-    for k in range(len(word)):
-        same = same and text[start + k] == word[k]
-    return same
-
-
-@compiled
-def _characters(text: bytes, start: int, end: int) -> int:
+def _characters(text: Bytes, start: int, end: int) -> int:
     """Characters of UTF-8: bytes that do not go on with one."""
     n = 0
     for at in range(start, end):
@@ -348,48 +438,46 @@ def _characters(text: bytes, start: int, end: int) -> int:
     return n
 
 
-@compiled
-def _behind_digits(text: bytes, at: int) -> int:
-    while at < len(text) and text[at] >= ZERO and text[at] <= NINE:
+@inlined
+def _behind_digits(text: Bytes, at: int) -> int:
+    while byte_at(text, at) >= ZERO and byte_at(text, at) <= NINE:
         at += 1
     return at
 
 
-@compiled
-def _number(text: bytes, start: int, end: int) -> int:
+@inlined
+def _number(text: Bytes, start: int, end: int) -> int:
     value = 0
     for at in range(start, end):
-        value = 10 * value + (text[at] - ZERO)
+        value = 10 * value + (byte_at(text, at) - ZERO)
     return value
 
 
+@inlined
+def _two(text: Bytes, at: int) -> int:
+    """A number of two digits, or -1."""
+    tens, ones = byte_at(text, at) - ZERO, byte_at(text, at + 1) - ZERO
+    return 10 * tens + ones if 0 <= tens <= 9 and 0 <= ones <= 9 else -1
+
+
 @compiled
-def _moment(text: bytes, start: int, end: int) -> int:
+def _moment(text: Bytes, start: int, end: int) -> int:
     """Microseconds since 1970 of an RFC 3339 time as clients write it; -1 where it needs a second look."""
     fraction = start + 20
     if end < fraction:
         return -1
-    for k in range(19):
-        digit = text[start + k] >= ZERO and text[start + k] <= NINE
-        if digit != (k != 4 and k != 7 and k != 10 and k != 13 and k != 16):
-            return -1
-    between = text[start + 10]
+    century, year, month, day = _two(text, start), _two(text, start + 2), _two(text, start + 5), _two(text, start + 8)
+    hour, minute, second = _two(text, start + 11), _two(text, start + 14), _two(text, start + 17)
+    if century < 0 or year < 0 or hour < 0 or minute < 0 or second < 0:
+        return -1
+    between = byte_at(text, start + 10)
     if between not in (LARGE_T, SMALL_T, SPACE):
         return -1
-    if not (text[start + 4] == MINUS and text[start + 7] == MINUS):
+    if not (byte_at(text, start + 4) == MINUS and byte_at(text, start + 7) == MINUS):
         return -1
-    if not (text[start + 13] == COLON and text[start + 16] == COLON):
+    if not (byte_at(text, start + 13) == COLON and byte_at(text, start + 16) == COLON):
         return -1
-    year, month, day = (
-        _number(text, start, start + 4),
-        _number(text, start + 5, start + 7),
-        _number(text, start + 8, start + 10),
-    )
-    hour, minute, second = (
-        _number(text, start + 11, start + 13),
-        _number(text, start + 14, start + 16),
-        _number(text, start + 17, start + 19),
-    )
+    year += 100 * century
     if year < 1970 or not 1 <= month <= 12 or hour > 23 or minute > 59 or second > 59:
         return -1
     leap = (year % 4 == 0 and year % 100 != 0) or year % 400 == 0
@@ -401,63 +489,62 @@ def _moment(text: bytes, start: int, end: int) -> int:
     days += int(DAYS_BEFORE[month - 1]) + (month > 2 and leap) + day - 1
     moment = (((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000_000
     at = start + 19
-    if text[at] == POINT:
+    if byte_at(text, at) == POINT:
         at = _behind_digits(text, fraction)
         digits = at - fraction
         if not 1 <= digits <= 6:
             return -1
         moment += _number(text, fraction, at) * 10 ** (6 - digits)
-    if at == end - 1 and (text[at] == LARGE_Z or text[at] == SMALL_Z):
+    zone = byte_at(text, at)
+    if at == end - 1 and zone in (LARGE_Z, SMALL_Z):
         return moment
-    if at != end - 6 or not (text[at] == PLUS or text[at] == MINUS) or text[at + 3] != COLON:
+    if at != end - 6 or zone not in (PLUS, MINUS) or byte_at(text, at + 3) != COLON:
         return -1
-    if _behind_digits(text, at + 1) != at + 3 or _behind_digits(text, at + 4) != end:
-        return -1
-    hours, minutes = _number(text, at + 1, at + 3), _number(text, at + 4, end)
-    if hours > 23 or minutes > 59:
+    hours, minutes = _two(text, at + 1), _two(text, at + 4)
+    if not 0 <= hours <= 23 or not 0 <= minutes <= 59:
         return -1
     offset = (hours * 60 + minutes) * 60_000_000
-    return moment - offset if text[at] == PLUS else moment + offset
+    return moment - offset if zone == PLUS else moment + offset
 
 
-@compiled
+@inlined
 def _put_number(rows: Bytes, at: int, value: int, size: int) -> int:
-    """Write it, big-endian; the place behind it."""
-    for k in range(size):
-        rows[at + k] = (value >> (8 * (size - 1 - k))) & 0xFF
+    """Write it, big-endian; the place behind it. What comes there is overwritten."""
+    put_word(rows, at, swapped(U(value) << U(8 * (WORD_BYTES - size))))
     return at + size
 
 
-@compiled
-def _put_text(rows: Bytes, at: int, text: bytes, start: int, end: int) -> int:
-    at = _put_number(rows, at, end - start, 4)
-    for k in range(end - start):
-        rows[at + k] = text[start + k]
+@inlined
+def _put_text(rows: Bytes, at: int, text: Bytes, start: int, end: int) -> int:
+    return _put(rows, _put_number(rows, at, end - start, 4), text, start, end)
+
+
+@inlined
+def _put(rows: Bytes, at: int, text: Bytes, start: int, end: int) -> int:
+    for k in range(0, end - start, WORD_BYTES):
+        put_word(rows, at + k, word_at(text, start + k))
     return at + end - start
 
 
 @compiled
-def _ids(rows: Bytes, starts: Indices, text: Bytes) -> int:
-    """Write the ids of all rows, a `SEPARATOR` behind each; how many bytes that makes."""
+def _join(rows: Bytes, starts: Indices, which: Indices, columns: int, text: Bytes) -> int:
+    """Write the first columns of these rows, a `SEPARATOR` behind each; how many bytes that makes."""
     to = 0
-    for start in starts[:-1]:
-        length = 0
-        for at in range(start + 2, start + 6):
-            length = (length << 8) | rows[at]
-        for at in range(start + 6, start + 6 + length):
-            text[to] = rows[at]
+    for n in which:
+        at = starts[n] + 2
+        for _ in range(columns):
+            length = np.int64(swapped(word_at(rows, at)) >> U(32))
+            to = _put(text, to, rows, at + 4, at + 4 + length)
+            text[to] = 0
             to += 1
-        text[to] = 0
-        to += 1
+            at += 4 + length
     return to
 
 
 @compiled
-def _gather(rows: Bytes, starts: Indices, which: Indices, period: int, out: Bytes) -> None:
-    """The chosen rows, of this period."""
-    to = 0
+def _gather(rows: Bytes, starts: Indices, which: Indices, period: int, out: Bytes, to: int) -> int:
+    """Write the chosen rows, of this period, to `out` from `to` on, which has room for a word more; where they end."""
     for n in which:
-        for at in range(starts[n], starts[n + 1]):
-            out[to] = rows[at]
-            to += 1
-        _put_number(out, to - 4, period, 4)
+        to = _put(out, to, rows, starts[n], starts[n + 1])
+        _put_number(out, to - PERIOD_BYTES, (4 << 32) | period, PERIOD_BYTES)
+    return to

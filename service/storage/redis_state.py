@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from service.errors import NotReady
 from service.limits import MAX_HISTORY
 from service.storage.database import Database
-from service.storage.repositories import HistoryEntry, Interaction, to_ms
+from service.storage.repositories import Clicks, HistoryEntry
 
 __all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge"]
 
@@ -33,8 +33,8 @@ NAMESPACE = "asmg:"
 HISTORY_SECONDS = 3600
 LEASE_SECONDS = 10
 PROGRESS_SECONDS = 24 * 3600
-# Packing the arguments of one script takes the event loop a millisecond.
-USERS_OF_A_SCRIPT = 100
+# What one command may hold: Redis does nothing else meanwhile, nor does the event loop that packs it.
+CLICKS_OF_A_SCRIPT = 250
 KEYS_OF_A_PAGE = 1000
 
 # Of an outage. After more clicks than that nobody remembers whose histories are old: all are dropped.
@@ -74,23 +74,18 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1
 """
 
-# KEYS: history, lease of each user. ARGV: length, channel, message, and for each user: n, then n times score, member.
+# ARGV: length, channel, message, and of each click its user, time, item and event, NUL behind each. It is one text, and
+# the keys are made of it, for what a script costs the client goes by its arguments.
 # The expiry stays that of the fill, which bounds how long a cache that missed an append can live.
 APPEND = """
-local at = 4
-for user = 1, #KEYS, 2 do
-  local cached = redis.call('EXISTS', KEYS[user]) == 1
-  local n = tonumber(ARGV[at])
-  at = at + 1
-  for _ = 1, n do
-    if cached then redis.call('ZADD', KEYS[user], ARGV[at], ARGV[at + 1]) end
-    at = at + 2
-  end
-  if cached then
-    redis.call('ZREM', KEYS[user], '')
-    redis.call('ZREMRANGEBYRANK', KEYS[user], 0, -tonumber(ARGV[1]) - 1)
+for user, score, member in string.gmatch(ARGV[4], '(%Z+)%z(%Z+)%z(%Z+%z%Z+)%z') do
+  local key = 'asmg:history:' .. user
+  if redis.call('EXISTS', key) == 1 then
+    redis.call('ZADD', key, score, member)
+    redis.call('ZREM', key, '')
+    redis.call('ZREMRANGEBYRANK', key, 0, -tonumber(ARGV[1]) - 1)
   else
-    redis.call('DEL', KEYS[user + 1])
+    redis.call('DEL', 'asmg:history-lease:' .. user)
   end
 end
 redis.call('PUBLISH', ARGV[2], ARGV[3])
@@ -218,27 +213,25 @@ class HistoryStore:
                 self._outage.note(error)
         return [entry.item_id for entry in entries]
 
-    async def append(self, interactions: Iterable[Interaction]) -> None:
-        """Add committed interactions to the histories of their users; those with label 0 are left out.
+    async def append(self, clicks: Clicks) -> None:
+        """Add committed clicks to the histories of their users.
 
         To be called after the commit, and only with what was accepted by it; calling it twice does no harm.
         """
-        positives: dict[str, list[Interaction]] = {}
-        for interaction in interactions:
-            if interaction.label == 1:
-                positives.setdefault(interaction.user_id, []).append(interaction)
-        if not positives:
+        if not clicks.user_ids:
             return
         if self._outage.pausing:
-            self._note_outdated(positives)
+            self._note_outdated(clicks.user_ids)
             return
-        waiting = iter(positives.items())
+        waiting = zip(clicks.user_ids, clicks.timestamps_ms, clicks.item_ids, clicks.event_ids, strict=True)
         try:
             await self._drop_outdated()
-            while chunk := list(islice(waiting, USERS_OF_A_SCRIPT)):
-                await self._append_chunk(chunk)
+            while part := list(islice(waiting, CLICKS_OF_A_SCRIPT)):
+                users = "\0".join(dict.fromkeys(user for user, *_ in part))
+                text = "".join([f"{user}\0{ms}\0{item}\0{event}\0" for user, ms, item, event in part])
+                await self._append(args=[self._length, CLICKS_CHANNEL, users, text])
         except RedisError as error:
-            self._note_outdated(positives)
+            self._note_outdated(clicks.user_ids)
             self._outage.note(error)
 
     def _note_outdated(self, user_ids: Iterable[str]) -> None:
@@ -246,17 +239,6 @@ class HistoryStore:
         if len(self._outdated) > MOST_OUTDATED_USERS:
             self._outdated.clear()
             self._all_outdated = True
-
-    async def _append_chunk(self, chunk: list[tuple[str, list[Interaction]]]) -> None:
-        keys: list[str] = []
-        users = "\0".join(user_id for user_id, _ in chunk)
-        args: list[int | bytes | str] = [self._length, CLICKS_CHANNEL, users]
-        for user_id, events in chunk:
-            keys += (_history_key(user_id), _lease_key(user_id))
-            args.append(len(events))
-            for event in events:
-                args += (to_ms(event.occurred_at), _member(event.item_id, event.event_id))
-        await self._append(keys=keys, args=args)
 
     async def _drop_outdated(self) -> None:
         if self._all_outdated:
@@ -267,7 +249,7 @@ class HistoryStore:
             except BaseException:
                 self._all_outdated = True
                 raise
-        while chunk := list(islice(self._outdated, USERS_OF_A_SCRIPT)):
+        while chunk := list(islice(self._outdated, CLICKS_OF_A_SCRIPT)):
             await self._redis.delete(*(make(user_id) for user_id in chunk for make in (_history_key, _lease_key)))
             self._outdated.difference_update(chunk)
 

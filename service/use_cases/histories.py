@@ -13,7 +13,7 @@ from asmg.layout import HISTORY_LENGTH
 from service.errors import NotReady
 from service.serving.snapshot import hashes_of
 from service.storage.redis_state import HistoryStore
-from service.storage.repositories import Interaction
+from service.storage.repositories import Clicks
 from service.tasks import end_tasks
 
 __all__ = ["Hashes", "Histories"]
@@ -119,10 +119,10 @@ class Histories:
                 self._spawn(self._travel())
         return answer
 
-    async def append(self, clicks: Sequence[Interaction]) -> None:
+    async def append(self, clicks: Clicks) -> None:
         """Add clicks that were committed: whoever asks from now on gets a history with them."""
         await self._store.append(clicks)
-        self._forget(click.user_id for click in clicks)
+        self._forget(clicks.user_ids)
 
     async def listen(self) -> None:
         """Hear of the clicks that other processes take in, until cancelled."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from service.errors import NotReady
 from service.storage.database import Database, Lock, UnitOfWork
-from service.storage.repositories import Click, EventBatch, Impression, Inserted, Interaction, Raced
+from service.storage.repositories import Click, Clicks, EventBatch, Impression, Inserted, Raced
 
 __all__ = ["IngestResult", "ToldOfClicks", "ingest", "ingest_clicks", "ingest_impressions"]
 
@@ -32,7 +32,7 @@ class IngestResult:
 class ToldOfClicks(Protocol):
     """What keeps the histories of users."""
 
-    async def append(self, interactions: Sequence[Interaction], /) -> None:
+    async def append(self, clicks: Clicks, /) -> None:
         """Add clicks that were committed."""
 
 
@@ -47,14 +47,12 @@ async def ingest(database: Database, histories: ToldOfClicks, events: EventBatch
     """
     for _ in range(MOST_RACES):
         try:
-            async with _log(database) as work:
-                period, unmerged = await work.periods.unmerged()
-                inserted = await work.interactions.insert(period, events, unmerged)
-                await work.commit()
+            async with database.append_to_log() as log:
+                period, inserted = await log.insert(events)
+                await log.commit()
         except Raced:
             continue
-        clicked = set(inserted.accepted).intersection(events.clicks())
-        await histories.append([events[n] for n in sorted(clicked)])
+        await histories.append(events.clicks(inserted.accepted))
         return _result(len(events), inserted, period)
     raise NotReady("other calls keep storing events with the same ids")
 
@@ -72,7 +70,7 @@ async def ingest_impressions(
         new = [impressions[n] for n in inserted.accepted]
         clicks = await work.labels.note_impressions(period, new, window)
         await work.commit()
-    await histories.append(clicks)
+    await histories.append(Clicks.of(clicks))
     return _result(len(impressions), inserted, period)
 
 
@@ -89,17 +87,13 @@ async def ingest_clicks(
         new = [clicks[n] for n in inserted.accepted]
         positives = await work.labels.note_clicks(period, new, window)
         await work.commit()
-    await histories.append(positives)
+    await histories.append(Clicks.of(positives))
     return _result(len(clicks), inserted, period)
 
 
 @asynccontextmanager
 async def _log(database: Database) -> AsyncIterator[UnitOfWork]:
-    """A transaction in which the open period stays open.
-
-    The log's lock is shared by all batches, so they run side by side; a close waits for those that have begun, and the
-    later ones wait for the close. That is why no event can land in a period that is sealed.
-    """
+    """The same as `Database.append_to_log`, for what is not one COPY."""
     async with database.unit_of_work() as work:
         await work.lock_shared(Lock.LOG)
         yield work

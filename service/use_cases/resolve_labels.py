@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from service.errors import NotReady
 from service.storage.database import Database, Lock
-from service.storage.repositories import Period
+from service.storage.repositories import Clicks, Period
 from service.use_cases.ingest import ToldOfClicks
 from service.use_cases.negatives import sample_negatives
 
@@ -66,7 +66,7 @@ async def resolve_labels(
             await work.commit()
     async with database.read() as session:
         news = await session.labels.news(number)
-    await histories.append(news)
+    await histories.append(Clicks.of(news))
     async with database.unit_of_work() as work:
         await work.labels.forget_notes(number)
         await work.commit()

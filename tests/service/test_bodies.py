@@ -32,6 +32,7 @@ from service.serving.id_index import hash_ids
 from service.storage.repositories import Click, EventBatch, Impression, Interaction
 from service.use_cases.predict import Question
 from tests.service.api_support import NOON, event
+from tests.service.copied import copied
 
 SCOPE = {"headers": [(b"content-type", b"application/json")]}
 
@@ -56,8 +57,9 @@ def plain(value: Any) -> Any:
         past = None if value.history is None else value.history.tolist()
         return value._asdict() | {"asked": value.asked.tolist(), "history": past}
     if isinstance(value, EventBatch):
-        assert value.contents() == EventBatch.of([value[n] for n in range(len(value))]).contents()
-        return [plain(value[n]) for n in range(len(value))]
+        events = copied(value)
+        assert value.contents() == EventBatch.of(events).contents()
+        return [plain(event) for event in events]
     assert isinstance(value, Interaction | Impression | Click)
     return dataclasses.asdict(value)
 

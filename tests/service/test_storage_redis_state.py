@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.storage import redis_state
 from service.storage.database import Database, ReadSession
 from service.storage.redis_state import HistoryStore, Notices, connect
-from service.storage.repositories import EventBatch, Interaction
+from service.storage.repositories import Clicks, EventBatch, Interaction
 
 START = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -82,7 +82,7 @@ async def test_an_empty_history_is_cached_and_ends_with_the_first_positive(
     assert await store.get("u") == []
     assert await cached.get("u") == []
     await commit(database, event(1))
-    await store.append([event(1)])
+    await store.append(Clicks.of([event(1)]))
     assert await cached.get("u") == ["i1"]
 
 
@@ -91,8 +91,8 @@ async def test_append_to_a_cached_history(store: HistoryStore, cached: HistorySt
     await store.get("u")
     new = [event(100), event(101, label=0), event(102), event(103, seconds=28.5), event(104, seconds=-5)]
     await commit(database, *new)
-    await store.append(new)
-    await store.append(new)  # twice is once
+    await store.append(Clicks.of(new))
+    await store.append(Clicks.of(new))  # twice is once
     # by hand: 102 and 100 are newest, 103 is between 29 and 28, 104 is older than all that fit, 101 is no positive
     assert await cached.get("u") == ["i102", "i100", "i29", "i103", *(f"i{n}" for n in range(28, 2, -1))]
 
@@ -100,7 +100,7 @@ async def test_append_to_a_cached_history(store: HistoryStore, cached: HistorySt
 async def test_a_member_is_an_item_and_the_event_that_it_comes_from(store: HistoryStore, redis: Redis) -> None:
     assert await store.get("u") == []
     assert await redis.zrange("asmg:history:u", 0, -1) == [b""]
-    await store.append([event(1), event(2)])
+    await store.append(Clicks.of([event(1), event(2)]))
     assert await redis.zrange("asmg:history:u", 0, -1, withscores=True) == [
         (b"i1\0u-e1", 1714564801000),
         (b"i2\0u-e2", 1714564802000),
@@ -144,7 +144,7 @@ async def test_what_is_cached_is_what_get_returns(
 
 
 async def test_append_does_not_cache_what_was_not_cached(store: HistoryStore, redis: Redis) -> None:
-    await store.append([event(1)])
+    await store.append(Clicks.of([event(1)]))
     assert await redis.dbsize() == 0
 
 
@@ -161,11 +161,11 @@ async def test_odd_ids_and_repeated_items(store: HistoryStore, cached: HistorySt
 async def test_many_users_in_one_append(
     store: HistoryStore, cached: HistoryStore, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_state, "USERS_OF_A_SCRIPT", 7)
+    monkeypatch.setattr(redis_state, "CLICKS_OF_A_SCRIPT", 7)
     users = [f"u{n}" for n in range(50)]
     await asyncio.gather(*(store.get(user) for user in users))
     events = [event(n, user) for user in users for n in range(3)]
-    await store.append(events)
+    await store.append(Clicks.of(events))
     for user in users:
         assert await cached.get(user) == ["i2", "i1", "i0"]
 
@@ -178,7 +178,7 @@ async def test_a_reader_that_answered_before_a_commit_does_not_fill(
     slow = asyncio.create_task(HistoryStore(redis, paused).get("u"))  # type: ignore[arg-type]
     await paused.answered.wait()
     await commit(database, event(2))
-    await store.append([event(2)])  # nothing is cached, so this takes the lease away
+    await store.append(Clicks.of([event(2)]))  # nothing is cached, so this takes the lease away
     paused.go.set()
     assert await slow == ["i1"]
     assert await redis.exists("asmg:history:u") == 0
@@ -217,7 +217,7 @@ async def test_readers_writers_and_flushes_at_once_end_in_agreement(
         for step in range(40):
             events = [event(1000 * writer + 10 * step + n, random.choice(users)) for n in range(3)]
             await commit(database, *events)
-            await store.append(events)
+            await store.append(Clicks.of(events))
 
     async def read(seed: int) -> None:
         random = Random(seed)
@@ -252,7 +252,7 @@ async def test_redis_away_costs_nothing_but_speed(database: Database, caplog: py
         for _ in range(3):
             assert await store.get("u") == ["i1"]
             assert await store.cached(["u", "v"]) == [None, None]
-            await store.append([event(1)])
+            await store.append(Clicks.of([event(1)]))
     assert len(caplog.records) == 1
     await notices.publish_swap()
     await notices.publish_progress(1, {"stage": "score"})
@@ -296,12 +296,12 @@ async def test_histories_that_missed_an_append_are_dropped_when_redis_is_back(
     await commit(database, event(1))
     with monkeypatch.context() as patch:
         patch.setattr(store, "_append", fail)
-        await store.append([event(1)])
+        await store.append(Clicks.of([event(1)]))
     assert await cached.get("u") == []  # what the append missed
 
     monkeypatch.setattr(redis_state, "PAUSE_SECONDS", 0)
     await commit(database, event(2, "v"))
-    await store.append([event(2, "v")])
+    await store.append(Clicks.of([event(2, "v")]))
     assert await store.get("u") == ["i1"]
 
 
@@ -325,7 +325,7 @@ async def test_an_outage_of_more_clicks_than_can_be_noted_drops_all_histories(
     with monkeypatch.context() as patch:
         patch.setattr(store, "_append", fail)
         for click in clicks:
-            await store.append([click])
+            await store.append(Clicks.of([click]))
             assert len(store._outdated) <= 3
     assert await cached.get("u0") == []  # what the append missed
 
@@ -333,13 +333,13 @@ async def test_an_outage_of_more_clicks_than_can_be_noted_drops_all_histories(
     await commit(database, event(2, "v"))
     with monkeypatch.context() as patch:  # it goes away again in the middle
         patch.setattr(redis, "unlink", fail)
-        await store.append([event(2, "v")])
+        await store.append(Clicks.of([event(2, "v")]))
     assert len(await redis.keys("asmg:history*")) == 10
-    await store.append([event(2, "v")])
+    await store.append(Clicks.of([event(2, "v")]))
     assert await redis.keys() == [b"asmg:artifact:other"]
     for user in users:
         assert await store.get(user) == ["i1"]
-    await store.append([event(3, "v")])
+    await store.append(Clicks.of([event(3, "v")]))
     assert len(await redis.keys("asmg:history:*")) == 9  # once
 
 
@@ -375,10 +375,10 @@ async def test_clicks_are_told_with_the_append(store: HistoryStore, redis: Redis
     listener = Notices(redis).clicks()
     async with asyncio.timeout(5):
         assert await anext(listener) is None  # the subscription itself
-        await store.append([event(1, "u"), event(2, "ü 2"), event(3, "u"), event(4, "v", label=0)])
+        await store.append(Clicks.of([event(1, "u"), event(2, "ü 2"), event(3, "u"), event(4, "v", label=0)]))
         assert await anext(listener) == ["u", "ü 2"]
-        await store.append([event(5, "w", label=0)])  # no click
-        await store.append([event(6, "x")])
+        await store.append(Clicks.of([event(5, "w", label=0)]))  # no click
+        await store.append(Clicks.of([event(6, "x")]))
         assert await anext(listener) == ["x"]
         await redis.client_kill_filter(_type="pubsub")
         assert await anext(listener) is None

@@ -29,10 +29,13 @@ from service.storage.repositories import (
     Positives,
     Raced,
     interactions,
-    to_ms,
 )
 
 START = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+def to_ms(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
 
 
 def event(event_id: str, user_id: str = "u", item_id: str = "i", label: int = 1, seconds: float = 0) -> Interaction:
@@ -212,7 +215,7 @@ class TestInteractions:
         async with database.read() as session:
             log = await session.interactions.log(1)
         assert (log.user_ids, log.item_ids, log.labels.tolist()) == (["ü{,}"], ["日本"], [0])
-        assert log.timestamps_ms.tolist() == [to_ms(odd.occurred_at)] == [-1]
+        assert log.timestamps_ms.tolist() == [-1]
 
     async def test_a_rejected_batch_leaves_nothing(self, database: Database) -> None:
         with pytest.raises(CheckViolationError, match="ck_interactions_label"):

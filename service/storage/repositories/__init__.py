@@ -3,7 +3,7 @@
 Repositories neither begin nor commit; the session that holds them (`service.storage.database`) does.
 """
 
-from service.storage.events import EventBatch, Interaction
+from service.storage.events import Clicks, EventBatch, Interaction
 from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
 from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
@@ -11,10 +11,10 @@ from service.storage.repositories.interactions import (
     HistoryEntry,
     Inserted,
     Interactions,
+    LogWriter,
     PeriodLog,
     Positives,
     Raced,
-    to_ms,
 )
 from service.storage.repositories.labels import Click, Impression, Labels, Resolved, interaction_id
 from service.storage.repositories.models import (
@@ -40,6 +40,7 @@ __all__ = [
     "AuditEntry",
     "Catalogue",
     "Click",
+    "Clicks",
     "Entities",
     "EntityKind",
     "Evaluation",
@@ -54,6 +55,7 @@ __all__ = [
     "Items",
     "Keys",
     "Labels",
+    "LogWriter",
     "ModelKind",
     "ModelVersion",
     "Models",
@@ -68,5 +70,4 @@ __all__ = [
     "Stages",
     "digest_of",
     "interaction_id",
-    "to_ms",
 ]

@@ -5,10 +5,9 @@ and when reading a Python object for each row.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeVar
 from uuid import uuid4
 
@@ -23,34 +22,27 @@ from service.limits import MAX_HISTORY, MAX_ID_LENGTH
 from service.storage import tables
 from service.storage.events import COLUMNS, EventBatch
 from service.storage.outages import outage
+from service.storage.repositories.periods import UNMERGED, open_and_unmerged
 
 __all__ = [
     "HistoryEntry",
     "Inserted",
     "Interactions",
+    "LogWriter",
     "PeriodLog",
     "Positives",
     "Raced",
     "driver_of",
     "firsts",
-    "to_ms",
 ]
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MILLISECOND = timedelta(milliseconds=1)
 
 # Postgres builds an array of at most 1 GB: pages keep far from it at the longest ids, and memory flat on the server.
 ROWS_OF_A_PAGE = 200_000
 USERS_OF_A_PAGE = 20_000
 # The event loop does nothing else while the driver takes them in.
 ROWS_OF_AN_INSERT = 1000
-
-
-def to_ms(moment: datetime) -> int:
-    """Milliseconds since 1970 of a timezone-aware time, rounded down."""
-    return (moment - EPOCH) // MILLISECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,46 +249,8 @@ class Interactions:
         Raises:
             Raced: begin the transaction again.
         """
-        large = len(events) > ROWS_OF_AN_INSERT
-        ids = await asyncio.to_thread(events.ids) if large else events.ids()
-        order = await asyncio.to_thread(firsts, ids) if large else firsts(ids)
-        accepted: list[int] = []
-        stored: dict[str, int | None] = {}
-        for start in range(0, len(order), ROWS_OF_AN_INSERT):
-            part = order[start : start + ROWS_OF_AN_INSERT]
-            known = await self._known([ids[n] for n in part], {period, *unmerged})
-            if known:
-                part = [n for n in part if ids[n] not in known]
-                stored.update(known)
-            if part:
-                await self._copy(period, events.copy(part, period))
-                accepted += part
-        if len(accepted) == len(ids):
-            return Inserted(accepted, [])
-        contents = events.contents()
-        stored.update((ids[n], contents[n]) for n in accepted)
-        pairs = zip(ids, contents, strict=True)
-        return Inserted(accepted, [id_ for id_, content in pairs if stored[id_] not in (None, content)])
-
-    async def _known(self, ids: list[str], periods: Iterable[int]) -> dict[str, int | None]:
-        """Of these ids those that are taken, with the content of their events as far as it is known."""
-        query = KNOWN + "".join(KNOWN_IN_PARTITION.format(int(period)) for period in sorted(periods))
-        separator = SEPARATOR
-        if any(SEPARATOR in id_ for id_ in ids):
-            separator = uuid4().hex
         async with driver_of(self._connection) as driver:
-            return dict(await driver.fetch(query, separator.join(ids), separator))
-
-    async def _copy(self, period: int, rows: bytes) -> None:
-        async def source() -> AsyncIterator[bytes]:
-            yield rows
-
-        try:
-            async with driver_of(self._connection) as driver:
-                table = f"interactions_p{int(period)}"
-                await driver.copy_to_table(table, source=source(), columns=COLUMNS, format="binary")
-        except UniqueViolationError as error:
-            raise Raced from error
+            return await _insert(driver, period, events, {period, *unmerged})
 
     async def shown_items(self, period: int) -> list[str]:
         """The items of a period's log, but for those that are in it as sampled negatives alone; in any order."""
@@ -402,16 +356,113 @@ class Interactions:
         return [HistoryEntry(row.item_id, row.event_id, row.timestamp_ms) for row in rows]
 
 
+class LogWriter:
+    """A transaction that stores a batch, by the driver's own means: by those of SQLAlchemy what is around the COPY took
+    as long as the COPY.
+
+    Args:
+        driver: a connection that does nothing else meanwhile.
+        lock: the key of an advisory lock that the transaction shares.
+    """
+
+    def __init__(self, driver: Connection, lock: int) -> None:
+        self._driver, self._lock = driver, lock
+
+    async def __aenter__(self) -> "LogWriter":
+        try:
+            with _judged(self._driver):
+                await self._driver.execute(f"BEGIN; SELECT pg_advisory_xact_lock_shared({self._lock})")
+        except BaseException:
+            self._driver.terminate()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not issubclass(kind, Raced):
+            self._driver.terminate()  # which waits for nothing; Postgres rolls back, and the pool opens another
+        elif self._driver.is_in_transaction():
+            with _judged(self._driver):
+                await self._driver.execute("ROLLBACK")
+
+    async def insert(self, events: EventBatch) -> tuple[int, Inserted]:
+        """Store the events that are new in the open period, by the rules of `Interactions.insert`.
+
+        Returns:
+            the number of the period, and what became of the events.
+
+        Raises:
+            NotReady: there is no open period, so the schema was never migrated.
+            Raced: begin the transaction again.
+        """
+        with _judged(self._driver):
+            period, unmerged = open_and_unmerged(await self._driver.fetch(UNMERGED))
+            return period, await _insert(self._driver, period, events, {period, *unmerged})
+
+    async def commit(self) -> None:
+        """Make it durable."""
+        with _judged(self._driver):
+            await self._driver.execute("COMMIT")
+
+
+async def _insert(driver: Connection, period: int, events: EventBatch, periods: Iterable[int]) -> Inserted:
+    """`Interactions.insert`, where `periods` are those whose log may have ids that `event_ids` has not."""
+    large = len(events) > ROWS_OF_AN_INSERT
+    ids = await asyncio.to_thread(events.ids) if large else events.ids()
+    order = await asyncio.to_thread(firsts, ids) if large else firsts(ids)
+    accepted: list[int] = []
+    stored: dict[str, int | None] = {}
+    for start in range(0, len(order), ROWS_OF_AN_INSERT):
+        part = order[start : start + ROWS_OF_AN_INSERT]
+        known = await _known(driver, [ids[n] for n in part], periods)
+        if known:
+            part = [n for n in part if ids[n] not in known]
+            stored.update(known)
+        if part:
+            await _copy(driver, period, events.copy(part, period))
+            accepted += part
+    if len(accepted) == len(ids):
+        return Inserted(accepted, [])
+    contents = events.contents()
+    stored.update((ids[n], contents[n]) for n in accepted)
+    pairs = zip(ids, contents, strict=True)
+    return Inserted(accepted, [id_ for id_, content in pairs if stored[id_] not in (None, content)])
+
+
+async def _known(driver: Connection, ids: list[str], periods: Iterable[int]) -> dict[str, int | None]:
+    """Of these ids those that are taken, with the content of their events as far as it is known."""
+    query = KNOWN + "".join(KNOWN_IN_PARTITION.format(int(period)) for period in sorted(periods))
+    joined = SEPARATOR.join(ids)
+    if joined.count(SEPARATOR) < len(ids):
+        return dict(await driver.fetch(query, joined, SEPARATOR))
+    separator = uuid4().hex
+    return dict(await driver.fetch(query, separator.join(ids), separator))
+
+
+async def _copy(driver: Connection, period: int, rows: bytes) -> None:
+    async def source() -> AsyncIterator[bytes]:
+        yield rows
+
+    try:
+        table = f"interactions_p{int(period)}"
+        await driver.copy_to_table(table, source=source(), columns=COLUMNS, format="binary")
+    except UniqueViolationError as error:
+        raise Raced from error
+
+
 @asynccontextmanager
 async def driver_of(connection: AsyncConnection) -> AsyncIterator[Connection]:
     """The driver's connection, for what SQLAlchemy has no words for; errors are judged as those of a session."""
     driver: Connection = (await connection.get_raw_connection()).driver_connection
     if not driver.is_in_transaction():  # SQLAlchemy begins it with the first statement that it sees
         await connection.execute(text("SELECT 1"))
-    try:
+    with _judged(driver):
         yield driver
-    except UniqueViolationError:
-        raise
+
+
+@contextmanager
+def _judged(driver: Connection) -> Iterator[None]:
+    try:
+        yield
     except (PostgresError, InterfaceError, OSError) as error:
         if driver.is_closed() or not isinstance(error, PostgresError):
             raise NotReady("the connection to Postgres was lost") from error

@@ -1,6 +1,6 @@
 """Periods of the log and the stages of their updates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -89,6 +89,18 @@ PARTITION = (
 NOT_MIGRATED = "no period is open: the database has not been migrated"
 
 
+UNMERGED = "SELECT number, status = 'open' FROM periods WHERE ids_merged_at IS NULL AND log_dropped_at IS NULL"
+
+
+def open_and_unmerged(rows: Iterable[tuple[int, bool]]) -> tuple[int, list[int]]:
+    """What `UNMERGED` returns, as `Periods.unmerged` has it."""
+    periods = {number: is_open for number, is_open in rows}
+    open_ = next((number for number, is_open in periods.items() if is_open), None)
+    if open_ is None:
+        raise NotReady(NOT_MIGRATED)
+    return open_, sorted(periods.keys() - {open_})
+
+
 class Periods:
     """Table `periods`."""
 
@@ -112,15 +124,7 @@ class Periods:
         Raises:
             NotReady: there is no open period, so the schema was never migrated.
         """
-        query = select(tables.periods.c.number, tables.periods.c.status == PeriodStatus.OPEN).where(
-            tables.periods.c.ids_merged_at.is_(None), tables.periods.c.log_dropped_at.is_(None)
-        )
-        rows = await self._connection.execute(query)
-        periods = {number: is_open for number, is_open in rows}
-        open_ = next((number for number, is_open in periods.items() if is_open), None)
-        if open_ is None:
-            raise NotReady(NOT_MIGRATED)
-        return open_, sorted(periods.keys() - {open_})
+        return open_and_unmerged(await self._connection.execute(text(UNMERGED)))
 
     async def get(self, number: int) -> Period | None:
         """The period with this number."""

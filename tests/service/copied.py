@@ -1,0 +1,32 @@
+"""What a batch of events would store, read back from its COPY."""
+
+from datetime import UTC, datetime, timedelta
+
+from service.storage.events import COLUMNS, EventBatch, Interaction
+
+HEADER_BYTES = 19
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def copied(batch: EventBatch) -> list[Interaction]:
+    """The events of the batch."""
+    file, at = batch.copy(range(len(batch)), 1), HEADER_BYTES
+    events = []
+    while (columns := int.from_bytes(file[at : at + 2], "big", signed=True)) >= 0:
+        assert columns == len(COLUMNS)
+        at += 2
+        fields: list[bytes | None] = []
+        for _ in COLUMNS:
+            length = int.from_bytes(file[at : at + 4], "big", signed=True)
+            at += 4
+            fields.append(None if length < 0 else file[at : at + length])
+            at += max(length, 0)
+        event_id, user_id, item_id, request_id = (
+            None if field is None else field.decode() for field in (*fields[:3], fields[5])
+        )
+        assert event_id is not None and user_id is not None and item_id is not None
+        label, microseconds = (int.from_bytes(field or b"", "big", signed=True) for field in fields[3:5])
+        moment = EPOCH + timedelta(microseconds=microseconds)
+        events.append(Interaction(event_id, user_id, item_id, label, moment, request_id))
+    assert at + 2 == len(file)
+    return events
