@@ -21,6 +21,7 @@ from service.schemas import Problem
 from service.serving.snapshot import Snapshot
 from service.serving.swap import Champion, ServingModel
 from service.settings import Settings
+from service.shortcut import Shortcut, by_path
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.events import warm_up
@@ -188,7 +189,8 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
     for module in (predict, interactions, items, periods, admin, ops, docs):
         app.include_router(module.router)
     # Outermost of all, before the framework's own middleware. From here on nothing can be added to the application.
-    app.middleware_stack = predict.Shortcut(app.build_middleware_stack(), metrics, bodies)
+    answers = by_path(predict.router, predict.ANSWERS) | by_path(interactions.router, interactions.ANSWERS)
+    app.middleware_stack = Shortcut(app.build_middleware_stack(), answers, metrics, bodies)
     return app
 
 

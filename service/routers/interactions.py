@@ -2,90 +2,121 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import APIRouter, Depends, Request
-from starlette.types import Scope
+import orjson
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.types import Receive, Scope
 
-from service.bodies import is_small, parse_clicks, parse_impressions, parse_interactions
-from service.dependencies import Parts, Requires, Service, body_schema
+from service.bodies import (
+    is_small,
+    parse_clicks,
+    parse_impressions,
+    parse_interactions,
+    plain_interactions,
+    read_body,
+)
+from service.dependencies import Parts, Requires, body_schema
+from service.limits import MAX_BODY_BYTES
 from service.schemas import ClicksRequest, ImpressionsRequest, IngestResponse, InteractionsRequest
-from service.storage.repositories import Click, EventBatch, Impression
+from service.shortcut import Answer
 from service.use_cases.ingest import IngestResult, ingest, ingest_clicks, ingest_impressions
+
+__all__ = ["ANSWERS", "router"]
 
 router = APIRouter(tags=["log"])
 
 T = TypeVar("T")
 
+PLAIN_BYTES = 256 * 1024
+"""Of a body that is read while the event loop waits: half a millisecond."""
 
-async def _interactions(request: Request) -> EventBatch:
-    return await _parsed(parse_interactions, request)
-
-
-async def _impressions(request: Request) -> list[Impression]:
-    return await _parsed(parse_impressions, request)
+_requires = Requires("ingest")
 
 
-async def _clicks(request: Request) -> list[Click]:
-    return await _parsed(parse_clicks, request)
+async def _interactions(parts: Parts, scope: Scope, receive: Receive) -> bytes:
+    body = await _body(parts, scope, receive)
+    events = plain_interactions(body, scope) if len(body) <= PLAIN_BYTES else None
+    if events is None:
+        events = await _parsed(parse_interactions, body, scope)
+    return await _stored(parts, "interactions", ingest(parts.database, parts.histories, events))
 
 
-async def _parsed(parse: Callable[[bytes, Scope], T], request: Request) -> T:
-    body = await request.body()
-    return parse(body, request.scope) if is_small(body) else await asyncio.to_thread(parse, body, request.scope)
+async def _impressions(parts: Parts, scope: Scope, receive: Receive) -> bytes:
+    events = await _parsed(parse_impressions, await _body(parts, scope, receive), scope)
+    window = parts.settings.attribution_window
+    return await _stored(parts, "impressions", ingest_impressions(parts.database, parts.histories, events, window))
+
+
+async def _clicks(parts: Parts, scope: Scope, receive: Receive) -> bytes:
+    events = await _parsed(parse_clicks, await _body(parts, scope, receive), scope)
+    window = parts.settings.attribution_window
+    return await _stored(parts, "clicks", ingest_clicks(parts.database, parts.histories, events, window))
+
+
+async def _body(parts: Parts, scope: Scope, receive: Receive) -> bytes:
+    """The body of a caller who may send one."""
+    await _requires.key(parts, scope)
+    return await read_body(scope, receive, MAX_BODY_BYTES)
+
+
+async def _parsed(parse: Callable[[bytes, Scope], T], body: bytes, scope: Scope) -> T:
+    return parse(body, scope) if is_small(body) else await asyncio.to_thread(parse, body, scope)
+
+
+async def _stored(parts: Parts, kind: str, call: Coroutine[Any, Any, IngestResult]) -> bytes:
+    """Carry out the call and count what became of its events."""
+    result = await parts.writes.run(call)
+    parts.metrics.note_events(kind, result.accepted, result.duplicates, len(result.conflicts))
+    answer = {"accepted": result.accepted, "duplicates": result.duplicates, "period": result.period}
+    return orjson.dumps({**answer, "conflicts": result.conflicts} if result.conflicts else answer)
 
 
 @router.post(
     "/interactions",
-    dependencies=[Depends(Requires("ingest"))],
+    dependencies=[Depends(_requires)],
+    response_model=IngestResponse,
     openapi_extra=body_schema(InteractionsRequest),
-    response_model_exclude_none=True,
     summary="Add to the log of the open period",
 )
-async def post_interactions(service: Service, events: Annotated[EventBatch, Depends(_interactions)]) -> IngestResponse:
+async def post_interactions(request: Request) -> Response:
     """Store what happened; the answer comes after the commit, and sending a batch again changes nothing."""
-    return await _stored(service, "interactions", ingest(service.database, service.histories, events))
+    return await _answered(_interactions, request)
 
 
 @router.post(
     "/impressions",
-    dependencies=[Depends(Requires("ingest"))],
+    dependencies=[Depends(_requires)],
+    response_model=IngestResponse,
     openapi_extra=body_schema(ImpressionsRequest),
-    response_model_exclude_none=True,
     summary="Report what users were shown",
 )
-async def post_impressions(
-    service: Service, events: Annotated[list[Impression], Depends(_impressions)]
-) -> IngestResponse:
+async def post_impressions(request: Request) -> Response:
     """Store impressions, as interactions are stored. When a period is closed, those whose attribution window has passed
     become its interactions: each item a positive, where a click on it came within the window, else a negative.
     """
-    window = service.settings.attribution_window
-    return await _stored(
-        service, "impressions", ingest_impressions(service.database, service.histories, events, window)
-    )
+    return await _answered(_impressions, request)
 
 
 @router.post(
     "/clicks",
-    dependencies=[Depends(Requires("ingest"))],
+    dependencies=[Depends(_requires)],
+    response_model=IngestResponse,
     openapi_extra=body_schema(ClicksRequest),
-    response_model_exclude_none=True,
     summary="Report what users clicked",
 )
-async def post_clicks(service: Service, events: Annotated[list[Click], Depends(_clicks)]) -> IngestResponse:
+async def post_clicks(request: Request) -> Response:
     """Store clicks on items of impressions, as interactions are stored; a click may come before its impression."""
-    window = service.settings.attribution_window
-    return await _stored(service, "clicks", ingest_clicks(service.database, service.histories, events, window))
+    return await _answered(_clicks, request)
 
 
-async def _stored(service: Parts, kind: str, call: Coroutine[Any, Any, IngestResult]) -> IngestResponse:
-    """Carry out the call and count what became of its events."""
-    result = await service.writes.run(call)
-    service.metrics.note_events(kind, result.accepted, result.duplicates, len(result.conflicts))
-    return IngestResponse(
-        accepted=result.accepted,
-        duplicates=result.duplicates,
-        conflicts=result.conflicts or None,
-        period=result.period,
-    )
+async def _answered(answer: Answer, request: Request) -> Response:
+    content = await answer(request.state.parts, request.scope, request.receive)
+    return Response(content, media_type="application/json")
+
+
+ANSWERS: dict[object, Answer] = {
+    post_interactions: _interactions,
+    post_impressions: _impressions,
+    post_clicks: _clicks,
+}

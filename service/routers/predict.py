@@ -1,41 +1,30 @@
-"""`POST /predict` and `POST /predict/batch`: bare ASGI inside the application, since most calls are these.
-
-FastAPI knows both as ordinary routes, for the description of the API and wherever a path reaches its router in another
-way (behind a prefix, say). `Shortcut` answers them before that: no route is searched, no dependency solved, no pydantic
-model built. What a body has to be is checked either way, by `service.bodies`.
-"""
+"""`POST /predict` and `POST /predict/batch`."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.routing import APIRoute
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope
 
-from service.bodies import Bodies, is_small, parse_batch, parse_predict, quick_question, read_body
-from service.context import current_request_id
+from service.bodies import is_small, parse_batch, parse_predict, quick_question, read_body
 from service.dependencies import Parts, Requires, body_schema
 from service.errors import Forbidden, NotReady, RateLimited
-from service.head import REQUEST_ID_HEADER, request_id_of
-from service.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_PREDICT_BYTES
-from service.metrics import Metrics
-from service.middleware import CLIENT_CLOSED_REQUEST
+from service.head import request_id_of
+from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES
 from service.problems import render_problem
 from service.schemas import BatchRequest, BatchResponse, PredictRequest, PredictResponse
 from service.serving.snapshot import Prediction
+from service.shortcut import Answer
 from service.storage.repositories import ApiKey
 from service.use_cases.impressions import shown
 from service.use_cases.predict import PredictResult, Question, predict, predict_many, predict_now
 
-__all__ = ["Shortcut", "answer_json", "answer_now", "router"]
+__all__ = ["ANSWERS", "answer_json", "answer_now", "router"]
 
 router = APIRouter(tags=["predict"])
-
-Answer = Callable[[Parts, Scope, Receive], Awaitable[bytes]]
 
 _requires = Requires("predict")
 INGEST = "ingest"
@@ -178,44 +167,4 @@ async def post_predict_batch(request: Request) -> Response:
     return Response(content, media_type="application/json")
 
 
-_ANSWERS: dict[object, Answer] = {post_predict: _predict, post_predict_batch: _predict_batch}
-_CALLS = {route.path: _ANSWERS[route.endpoint] for route in router.routes if isinstance(route, APIRoute)}
-
-
-class Shortcut:
-    """Middleware that answers the calls of this module itself, as `Observe` and the router would, and passes on the
-    others.
-    """
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, bodies: Bodies) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._bodies = bodies
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        answer = _CALLS.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if answer is None:
-            await self._app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), CLIENT_CLOSED_REQUEST
-        current_request_id.set(request_id_of(scope))
-        request_id = (REQUEST_ID_HEADER, request_id_of(scope).encode("ascii"))
-        try:
-            with self._bodies.counted(receive, MAX_BODY_BYTES) as receive_and_count:
-                content = await answer(scope["state"]["parts"], scope, receive_and_count)
-            headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json"), request_id]
-            status = 200
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": content})
-        except ClientDisconnect:
-            pass
-        except Exception as error:
-            if status == 200:  # The head of the response is out: cutting the connection is all that tells the client.
-                raise
-            response = render_problem(error, instance=scope["path"])
-            response.raw_headers.append(request_id)
-            status = response.status_code
-            await response(scope, receive, send)
-        finally:
-            self._metrics.note_request(scope["path"], status, time.perf_counter() - started)
+ANSWERS: dict[object, Answer] = {post_predict: _predict, post_predict_batch: _predict_batch}
