@@ -11,7 +11,7 @@ from fastapi.telemetry import TelemetryConfig
 from service import __version__
 from service.bodies import Bodies, count_parts
 from service.dependencies import Parts
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, NotReady
 from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_WRITES
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Observe
@@ -33,7 +33,7 @@ from service.use_cases.auth import KeyCache
 from service.use_cases.bootstrap import current_champion, ensure_prior
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
-from service.use_cases.ingest import IngestResult, ingest_impressions
+from service.use_cases.ingest import Ingestion, IngestResult, ingest_impressions
 from service.use_cases.rate_limit import RateLimiter
 
 __all__ = ["create_app", "create_app_from_environment"]
@@ -97,8 +97,11 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         notices = Notices(redis)
 
         async def champion() -> Champion:
-            await ensure_prior(database, artifacts, settings.prior_ctr)
-            return await current_champion(database)
+            try:
+                return await current_champion(database)
+            except NotReady:  # there is none, unless Postgres is away
+                await ensure_prior(database, artifacts, settings.prior_ctr)
+                return await current_champion(database)
 
         store = HistoryStore(redis, database, length=settings.history_length, on_fallback=metrics.history_fallbacks.inc)
         histories = Histories(
@@ -122,6 +125,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             burst_seconds=settings.rate_burst_seconds,
             on_refusal=metrics.rate_limited.inc,
         )
+        ingestion = Ingestion(database, histories)
         writes = BoundedCalls(MAX_WRITES, settings.store_deadline_seconds, "Postgres")
 
         async def store_impressions(shown: Sequence[Impression]) -> IngestResult:
@@ -142,6 +146,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             serving=serving,
             keys=keys,
             limiter=limiter,
+            ingestion=ingestion,
             writes=writes,
             impressions=impressions,
             metrics=metrics,
@@ -165,6 +170,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             await end_tasks(*followers)
             await impressions.close()
             await writes.close()
+            await ingestion.close()
             await limiter.close()
             await histories.close()
             await redis.aclose()

@@ -26,6 +26,7 @@ from service.tasks import BoundedCalls
 from service.use_cases.auth import KeyCache
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
+from service.use_cases.ingest import Ingestion
 from service.use_cases.rate_limit import RateLimiter
 
 __all__ = ["Caller", "JsonBody", "Parts", "Requires", "Service", "body_schema"]
@@ -46,6 +47,7 @@ class Parts:
     serving: ServingModel
     keys: KeyCache
     limiter: RateLimiter
+    ingestion: Ingestion
     writes: BoundedCalls
     """Through which everything is stored that a client waits for."""
     impressions: ImpressionLog

@@ -20,7 +20,7 @@ from service.dependencies import Parts, Requires, body_schema
 from service.limits import MAX_BODY_BYTES
 from service.schemas import ClicksRequest, ImpressionsRequest, IngestResponse, InteractionsRequest
 from service.shortcut import Answer
-from service.use_cases.ingest import IngestResult, ingest, ingest_clicks, ingest_impressions
+from service.use_cases.ingest import IngestResult, ingest_clicks, ingest_impressions
 
 __all__ = ["ANSWERS", "router"]
 
@@ -39,7 +39,7 @@ async def _interactions(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     events = plain_interactions(body, scope) if len(body) <= PLAIN_BYTES else None
     if events is None:
         events = await _parsed(parse_interactions, body, scope)
-    return await _stored(parts, "interactions", ingest(parts.database, parts.histories, events))
+    return await _stored(parts, "interactions", parts.ingestion.ingest(events))
 
 
 async def _impressions(parts: Parts, scope: Scope, receive: Receive) -> bytes:

@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool
 
 from service.errors import ConfigurationError, NotReady
 from service.settings import sqlalchemy_dsn
+from service.storage.log import LogWriters
 from service.storage.outages import outage
 from service.storage.repositories import (
     Artifacts,
@@ -28,7 +29,6 @@ from service.storage.repositories import (
     Items,
     Keys,
     Labels,
-    LogWriter,
     Models,
     Periods,
     Stages,
@@ -145,6 +145,11 @@ class Database:
     def __init__(self, dsn: str, *, pool_size: int = 10, connection_seconds: float = 3600) -> None:
         self._engine = _engine(dsn, pool_size=pool_size, max_overflow=0, pool_recycle=connection_seconds)
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
+        # It holds the lock between statements: not in a transaction, so the end of a silent one does not free it.
+        silent = {"idle_session_timeout": str(IN_TRANSACTION_SECONDS * 1000)}
+        one_by_one = _engine(dsn, silent, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self.log = LogWriters(one_by_one, int(Lock.LOG), seconds=connection_seconds)
+        """Writers of the log."""
         # A session that reads twice must see one state; in Postgres a read-only snapshot costs nothing and never fails.
         self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -164,21 +169,6 @@ class Database:
         """
         return self._session(self._engine, UnitOfWork)
 
-    @asynccontextmanager
-    async def append_to_log(self) -> AsyncIterator[LogWriter]:
-        """One transaction in which the open period stays open, rolled back unless committed.
-
-        The log's lock is shared by all batches, so they run side by side; a close waits for those that have begun, and
-        the later ones wait for the close. That is why no event can land in a period that is sealed.
-
-        Raises:
-            NotReady: Postgres does not answer, or has no room; from the block too.
-        """
-        async with self._session(self._engine, UnitOfWork) as work:
-            driver = (await work.connection.get_raw_connection()).driver_connection
-            async with LogWriter(driver, int(Lock.LOG)) as log:
-                yield log
-
     async def ping(self) -> None:
         """Return when Postgres has answered.
 
@@ -190,6 +180,7 @@ class Database:
 
     async def close(self) -> None:
         """Close all pooled connections."""
+        await self.log.close()
         await self._engine.dispose()
 
     @asynccontextmanager

@@ -133,6 +133,18 @@ class EventBatch:
         return cls(np.frombuffer(rows, np.uint8), np.array(starts, np.int64), labels, *numbers)
 
     @classmethod
+    def join(cls, batches: "Sequence[EventBatch]") -> "EventBatch":
+        """The events of some batches, one behind the other."""
+        if len(batches) == 1:
+            return batches[0]
+        rows = [batch._rows[: batch._starts[-1]] for batch in batches]
+        starts = np.concatenate([[0], *(np.diff(batch._starts) for batch in batches)]).cumsum()
+        columns = (
+            np.concatenate([getattr(batch, name) for batch in batches]) for name in ("_labels", "_moments", "_contents")
+        )
+        return cls(np.concatenate([*rows, np.zeros(WORD_BYTES, np.uint8)]), starts, *columns)
+
+    @classmethod
     def parse(cls, body: bytes) -> "EventBatch | None":
         """The events in the body of `POST /interactions`, where it is plainly right.
 

@@ -78,6 +78,7 @@ return 1
 # the keys are made of it, for what a script costs the client goes by its arguments.
 # The expiry stays that of the fill, which bounds how long a cache that missed an append can live.
 APPEND = """
+local leases = {}
 for user, score, member in string.gmatch(ARGV[4], '(%Z+)%z(%Z+)%z(%Z+%z%Z+)%z') do
   local key = 'asmg:history:' .. user
   if redis.call('EXISTS', key) == 1 then
@@ -85,9 +86,10 @@ for user, score, member in string.gmatch(ARGV[4], '(%Z+)%z(%Z+)%z(%Z+%z%Z+)%z') 
     redis.call('ZREM', key, '')
     redis.call('ZREMRANGEBYRANK', key, 0, -tonumber(ARGV[1]) - 1)
   else
-    redis.call('DEL', 'asmg:history-lease:' .. user)
+    leases[#leases + 1] = 'asmg:history-lease:' .. user
   end
 end
+if #leases > 0 then redis.call('DEL', unpack(leases)) end
 redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 

@@ -1,19 +1,31 @@
 """Add to the log of the open period: interactions, or impressions and clicks, which are joined when it is closed."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from service.errors import NotReady
+from service.limits import MAX_INTERACTIONS
 from service.storage.database import Database, Lock, UnitOfWork
 from service.storage.repositories import Click, Clicks, EventBatch, Impression, Inserted, Raced
+from service.tasks import end_tasks
 
-__all__ = ["IngestResult", "ToldOfClicks", "ingest", "ingest_clicks", "ingest_impressions"]
+__all__ = ["IngestResult", "Ingestion", "ToldOfClicks", "ingest", "ingest_clicks", "ingest_impressions"]
 
 MOST_RACES = 8
-"""Calls that store events with the same ids at the same moment, and that one call gives way to."""
+"""Transactions that store events with the same ids at the same moment, and that one gives way to."""
+
+LANES = 2
+"""Transactions of a process at a time."""
+
+MOST_EVENTS = MAX_INTERACTIONS
+"""Of several calls in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +48,124 @@ class ToldOfClicks(Protocol):
         """Add clicks that were committed."""
 
 
-async def ingest(database: Database, histories: ToldOfClicks, events: EventBatch) -> IngestResult:
-    """Store the events that are new, durably, then append the clicks among them to the histories of their users.
+class _Call(NamedTuple):
+    events: EventBatch
+    result: asyncio.Future[IngestResult]
+
+
+class Ingestion:
+    """Stores the events of calls, those of several calls in one transaction where they wait for each other.
+
+    So many transactions run side by side; whoever comes meanwhile waits for the first that ends, and all who wait then
+    go together. A call on its own waits for nobody; and the more there are, the less each costs.
 
     A late event, of a time that belongs to a closed period, lands in the open one too: the next update learns it, and
     in histories it has the place of its time.
-
-    Raises:
-        NotReady: Postgres cannot store them now; nothing is stored.
     """
-    for _ in range(MOST_RACES):
+
+    def __init__(self, database: Database, histories: ToldOfClicks) -> None:
+        self._database, self._histories = database, histories
+        self._waiting: deque[_Call] = deque()
+        self._lanes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def ingest(self, events: EventBatch) -> IngestResult:
+        """Store the events that are new, durably, then append the clicks among them to the histories of their users.
+
+        Raises:
+            NotReady: Postgres cannot store them now; nothing is stored.
+        """
+        call = _Call(events, asyncio.get_running_loop().create_future())
+        self._waiting.append(call)
+        if self._lanes < LANES:
+            self._lanes += 1
+            self._spawn(self._work())
+        return await call.result
+
+    async def settle(self) -> None:
+        """Wait until nothing is under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await end_tasks(*self._tasks)
+        for call in self._waiting:
+            call.result.cancel()
+
+    async def _work(self) -> None:
         try:
-            async with database.append_to_log() as log:
-                period, inserted = await log.insert(events)
-                await log.commit()
-        except Raced:
-            continue
-        await histories.append(events.clicks(inserted.accepted))
-        return _result(len(events), inserted, period)
-    raise NotReady("other calls keep storing events with the same ids")
+            while self._waiting:
+                calls = self._next()
+                try:
+                    await self._store(calls)
+                except BaseException as error:
+                    _fail(calls, error)
+                    if not isinstance(error, Exception):
+                        raise
+        finally:
+            self._lanes -= 1
+
+    def _next(self) -> list[_Call]:
+        """Those that have waited longest, so far as they fit."""
+        calls: list[_Call] = []
+        room = MOST_EVENTS
+        while self._waiting and (not calls or len(self._waiting[0].events) <= room):
+            calls.append(self._waiting.popleft())
+            room -= len(calls[-1].events)
+        return calls
+
+    async def _store(self, calls: list[_Call]) -> None:
+        events = EventBatch.join([call.events for call in calls])
+        for _ in range(MOST_RACES):
+            try:
+                async with self._database.log.lend() as log:
+                    period, inserted = await log.insert(events)
+                    self._spawn(self._answer(calls, events, period, inserted))  # meanwhile the lock is given back
+                return
+            except Raced:
+                continue
+        raise NotReady("other calls keep storing events with the same ids")
+
+    async def _answer(self, calls: list[_Call], events: EventBatch, period: int, inserted: Inserted) -> None:
+        try:
+            await self._histories.append(events.clicks(inserted.accepted))
+            results = _results(calls, events, period, inserted)
+        except BaseException as error:
+            _fail(calls, error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for call, result in zip(calls, results, strict=True):
+            if not call.result.done():  # nobody waits for it any more
+                call.result.set_result(result)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.add(task := asyncio.create_task(work))
+        task.add_done_callback(self._tasks.discard)
+
+
+async def ingest(database: Database, histories: ToldOfClicks, events: EventBatch) -> IngestResult:
+    """The same for one call on its own."""
+    ingestion = Ingestion(database, histories)
+    result = await ingestion.ingest(events)
+    await ingestion.settle()
+    return result
+
+
+def _results(calls: Sequence[_Call], events: EventBatch, period: int, inserted: Inserted) -> list[IngestResult]:
+    """What became of each call's part of the events."""
+    ends = np.cumsum([len(call.events) for call in calls])
+    accepted = np.bincount(np.searchsorted(ends, inserted.accepted, side="right"), minlength=len(calls)).tolist()
+    conflicts: list[list[str]] = [[] for _ in calls]
+    if inserted.conflicts:
+        ids = events.ids()
+        for n in inserted.conflicts:
+            conflicts[int(np.searchsorted(ends, n, side="right"))].append(ids[n])
+    return [
+        IngestResult(new, len(call.events) - new - len(differing), differing, period)
+        for call, new, differing in zip(calls, accepted, conflicts, strict=True)
+    ]
 
 
 async def ingest_impressions(
@@ -71,7 +182,7 @@ async def ingest_impressions(
         clicks = await work.labels.note_impressions(period, new, window)
         await work.commit()
     await histories.append(Clicks.of(clicks))
-    return _result(len(impressions), inserted, period)
+    return _result(impressions, inserted, period)
 
 
 async def ingest_clicks(
@@ -88,17 +199,28 @@ async def ingest_clicks(
         positives = await work.labels.note_clicks(period, new, window)
         await work.commit()
     await histories.append(Clicks.of(positives))
-    return _result(len(clicks), inserted, period)
+    return _result(clicks, inserted, period)
 
 
 @asynccontextmanager
 async def _log(database: Database) -> AsyncIterator[UnitOfWork]:
-    """The same as `Database.append_to_log`, for what is not one COPY."""
+    """A transaction in which the open period stays open (see `LogWriters.lend`), for what is more than one COPY."""
     async with database.unit_of_work() as work:
         await work.lock_shared(Lock.LOG)
         yield work
 
 
-def _result(events: int, inserted: Inserted, period: int) -> IngestResult:
-    accepted, conflicts = len(inserted.accepted), inserted.conflicts
-    return IngestResult(accepted, events - accepted - len(conflicts), conflicts, period)
+def _result(events: Sequence[Impression] | Sequence[Click], inserted: Inserted, period: int) -> IngestResult:
+    accepted, conflicts = len(inserted.accepted), [events[n].event_id for n in inserted.conflicts]
+    return IngestResult(accepted, len(events) - accepted - len(conflicts), conflicts, period)
+
+
+def _fail(calls: Sequence[_Call], error: BaseException) -> None:
+    """Tell the calls that have no answer yet."""
+    for call in calls:
+        if call.result.done():
+            continue
+        if isinstance(error, Exception):
+            call.result.set_exception(error)
+        else:
+            call.result.cancel()

@@ -17,7 +17,8 @@ from service.schemas import parse_timestamp
 from service.storage import events as events_module
 from service.storage.database import Database
 from service.storage.events import COLUMNS, Clicks, EventBatch, Interaction
-from service.storage.repositories import LogWriter, Raced
+from service.storage.log import LogWriter
+from service.storage.repositories import Raced
 from service.use_cases import ingest as ingest_module
 from service.use_cases.ingest import ingest
 from tests.service.copied import copied

@@ -21,7 +21,6 @@ from service.storage.repositories import (
     Evaluation,
     EventBatch,
     HistoryEntry,
-    Inserted,
     Interaction,
     ModelKind,
     ModelVersion,
@@ -43,18 +42,21 @@ def event(event_id: str, user_id: str = "u", item_id: str = "i", label: int = 1,
 
 
 async def insert(database: Database, events: list[Interaction], period: int = 1) -> set[str]:
-    return {events[n].event_id for n in (await insert_all(database, events, period)).accepted}
+    return {events[n].event_id for n in (await insert_all(database, events, period))[0]}
 
 
-async def insert_all(database: Database, events: list[Interaction], period: int = 1) -> Inserted:
-    """As ingestion does it: begun anew where another batch has just stored one of the ids."""
+async def insert_all(database: Database, events: list[Interaction], period: int = 1) -> tuple[list[int], list[str]]:
+    """The events that were stored, and the ids of those that conflict.
+
+    As ingestion does it: begun anew where another batch has just stored one of the ids.
+    """
     while True:
         try:
             async with database.unit_of_work() as uow:
                 _, unmerged = await uow.periods.unmerged()
                 inserted = await uow.interactions.insert(period, EventBatch.of(events), unmerged)
                 await uow.commit()
-                return inserted
+                return inserted.accepted, [events[n].event_id for n in inserted.conflicts]
         except Raced:
             continue
 

@@ -5,7 +5,7 @@ and when reading a Python object for each row.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -28,12 +28,14 @@ __all__ = [
     "HistoryEntry",
     "Inserted",
     "Interactions",
-    "LogWriter",
     "PeriodLog",
     "Positives",
     "Raced",
     "driver_of",
     "firsts",
+    "insert_events",
+    "judged",
+    "known_ids",
 ]
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
@@ -43,6 +45,8 @@ ROWS_OF_A_PAGE = 200_000
 USERS_OF_A_PAGE = 20_000
 # The event loop does nothing else while the driver takes them in.
 ROWS_OF_AN_INSERT = 1000
+MANY = 2000
+"""More events than that are dealt with in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +89,8 @@ class Inserted(NamedTuple):
 
     accepted: list[int]
     """The events that were stored: of each id its first."""
-    conflicts: list[str]
-    """For each event that differs from the one stored under its id, the id."""
+    conflicts: list[int]
+    """The events that differ from the one stored under their id."""
 
 
 class Raced(Exception):
@@ -94,12 +98,17 @@ class Raced(Exception):
 
 
 # The driver needs a third of a millisecond to make an array of a thousand texts; Postgres splits one text in no time.
-KNOWN = """
-    SELECT event_id, content FROM event_ids WHERE kind = 0 AND event_id = ANY(string_to_array($1, $2))
+KNOWN = f"""
+    SELECT NULL AS event_id, NULL::bigint AS content, number, is_open FROM ({UNMERGED}) AS period
+    UNION ALL SELECT event_id, content, NULL, NULL FROM event_ids
+    WHERE kind = 0 AND event_id = ANY(string_to_array($1, $2))
 """
 KNOWN_IN_PARTITION = """
-    UNION ALL SELECT event_id, content FROM interactions_p{} WHERE event_id = ANY(string_to_array($1, $2))
+    UNION ALL SELECT event_id, content, NULL, NULL FROM interactions_p{} WHERE event_id = ANY(string_to_array($1, $2))
 """
+Look = Callable[[list[str]], Awaitable[tuple[int, dict[str, int | None]]]]
+"""Which period is open, and which of some ids are taken."""
+
 SEPARATOR = "\x1f"
 
 MERGE = text("""
@@ -249,8 +258,13 @@ class Interactions:
         Raises:
             Raced: begin the transaction again.
         """
+
+        async def look(ids: list[str]) -> tuple[int, dict[str, int | None]]:
+            *_, known = await known_ids(driver, ids, {period, *unmerged})
+            return period, known
+
         async with driver_of(self._connection) as driver:
-            return await _insert(driver, period, events, {period, *unmerged})
+            return (await insert_events(driver, events, look))[1]
 
     async def shown_items(self, period: int) -> list[str]:
         """The items of a period's log, but for those that are in it as sampled negatives alone; in any order."""
@@ -356,86 +370,48 @@ class Interactions:
         return [HistoryEntry(row.item_id, row.event_id, row.timestamp_ms) for row in rows]
 
 
-class LogWriter:
-    """A transaction that stores a batch, by the driver's own means: by those of SQLAlchemy what is around the COPY took
-    as long as the COPY.
-
-    Args:
-        driver: a connection that does nothing else meanwhile.
-        lock: the key of an advisory lock that the transaction shares.
-    """
-
-    def __init__(self, driver: Connection, lock: int) -> None:
-        self._driver, self._lock = driver, lock
-
-    async def __aenter__(self) -> "LogWriter":
-        try:
-            with _judged(self._driver):
-                await self._driver.execute(f"BEGIN; SELECT pg_advisory_xact_lock_shared({self._lock})")
-        except BaseException:
-            self._driver.terminate()
-            raise
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and not issubclass(kind, Raced):
-            self._driver.terminate()  # which waits for nothing; Postgres rolls back, and the pool opens another
-        elif self._driver.is_in_transaction():
-            with _judged(self._driver):
-                await self._driver.execute("ROLLBACK")
-
-    async def insert(self, events: EventBatch) -> tuple[int, Inserted]:
-        """Store the events that are new in the open period, by the rules of `Interactions.insert`.
-
-        Returns:
-            the number of the period, and what became of the events.
-
-        Raises:
-            NotReady: there is no open period, so the schema was never migrated.
-            Raced: begin the transaction again.
-        """
-        with _judged(self._driver):
-            period, unmerged = open_and_unmerged(await self._driver.fetch(UNMERGED))
-            return period, await _insert(self._driver, period, events, {period, *unmerged})
-
-    async def commit(self) -> None:
-        """Make it durable."""
-        with _judged(self._driver):
-            await self._driver.execute("COMMIT")
-
-
-async def _insert(driver: Connection, period: int, events: EventBatch, periods: Iterable[int]) -> Inserted:
-    """`Interactions.insert`, where `periods` are those whose log may have ids that `event_ids` has not."""
-    large = len(events) > ROWS_OF_AN_INSERT
+async def insert_events(driver: Connection, events: EventBatch, look: Look) -> tuple[int, Inserted]:
+    """`Interactions.insert` into the period that `look` names."""
+    large = len(events) > MANY
     ids = await asyncio.to_thread(events.ids) if large else events.ids()
     order = await asyncio.to_thread(firsts, ids) if large else firsts(ids)
-    accepted: list[int] = []
-    stored: dict[str, int | None] = {}
-    for start in range(0, len(order), ROWS_OF_AN_INSERT):
-        part = order[start : start + ROWS_OF_AN_INSERT]
-        known = await _known(driver, [ids[n] for n in part], periods)
-        if known:
-            part = [n for n in part if ids[n] not in known]
-            stored.update(known)
-        if part:
-            await _copy(driver, period, events.copy(part, period))
-            accepted += part
+    period, known = await look([ids[n] for n in order])
+    accepted = [n for n in order if ids[n] not in known] if known else order
+    if accepted:
+        rows = await asyncio.to_thread(events.copy, accepted, period) if large else events.copy(accepted, period)
+        await _copy(driver, period, rows)
     if len(accepted) == len(ids):
-        return Inserted(accepted, [])
+        return period, Inserted(accepted, [])
     contents = events.contents()
-    stored.update((ids[n], contents[n]) for n in accepted)
-    pairs = zip(ids, contents, strict=True)
-    return Inserted(accepted, [id_ for id_, content in pairs if stored[id_] not in (None, content)])
+    stored = {**known, **{ids[n]: contents[n] for n in accepted}}
+    return period, Inserted(accepted, [n for n, id_ in enumerate(ids) if stored[id_] not in (None, contents[n])])
 
 
-async def _known(driver: Connection, ids: list[str], periods: Iterable[int]) -> dict[str, int | None]:
-    """Of these ids those that are taken, with the content of their events as far as it is known."""
+async def known_ids(
+    driver: Connection, ids: list[str], periods: Iterable[int]
+) -> tuple[int, list[int], dict[str, int | None]]:
+    """Which of these ids are taken, so far as `event_ids` and the logs of these periods know.
+
+    Returns:
+        the open period; the closed ones whose log has to be asked as well; the ids that are taken, with the content of
+        their events as far as it is known.
+
+    Raises:
+        NotReady: there is no open period, for the schema was never migrated.
+    """
     query = KNOWN + "".join(KNOWN_IN_PARTITION.format(int(period)) for period in sorted(periods))
-    joined = SEPARATOR.join(ids)
-    if joined.count(SEPARATOR) < len(ids):
-        return dict(await driver.fetch(query, joined, SEPARATOR))
-    separator = uuid4().hex
-    return dict(await driver.fetch(query, separator.join(ids), separator))
+    joined, separator = SEPARATOR.join(ids), SEPARATOR
+    if joined.count(SEPARATOR) >= len(ids):
+        separator = uuid4().hex
+        joined = separator.join(ids)
+    known: dict[str, int | None] = {}
+    numbers: dict[int, bool] = {}
+    for event_id, content, number, is_open in await driver.fetch(query, joined, separator):
+        if number is None:
+            known[event_id] = content
+        else:
+            numbers[number] = is_open
+    return *open_and_unmerged(numbers.items()), known
 
 
 async def _copy(driver: Connection, period: int, rows: bytes) -> None:
@@ -455,12 +431,13 @@ async def driver_of(connection: AsyncConnection) -> AsyncIterator[Connection]:
     driver: Connection = (await connection.get_raw_connection()).driver_connection
     if not driver.is_in_transaction():  # SQLAlchemy begins it with the first statement that it sees
         await connection.execute(text("SELECT 1"))
-    with _judged(driver):
+    with judged(driver):
         yield driver
 
 
 @contextmanager
-def _judged(driver: Connection) -> Iterator[None]:
+def judged(driver: Connection) -> Iterator[None]:
+    """A block whose errors of the driver become `NotReady` where they say that Postgres cannot work now."""
     try:
         yield
     except (PostgresError, InterfaceError, OSError) as error:

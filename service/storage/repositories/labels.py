@@ -421,8 +421,7 @@ class Labels:
                 stored.update(
                     (row.event_id, row.content) for row in await self._connection.execute(STORED_CONTENTS, known)
                 )
-        pairs = zip(ids, contents, strict=True)
-        return Inserted(accepted, [id_ for id_, content in pairs if stored[id_] not in (None, content)])
+        return Inserted(accepted, [n for n, id_ in enumerate(ids) if stored[id_] not in (None, contents[n])])
 
 
 def _moment(moment: datetime) -> str:

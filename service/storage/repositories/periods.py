@@ -89,7 +89,9 @@ PARTITION = (
 NOT_MIGRATED = "no period is open: the database has not been migrated"
 
 
-UNMERGED = "SELECT number, status = 'open' FROM periods WHERE ids_merged_at IS NULL AND log_dropped_at IS NULL"
+UNMERGED = """
+    SELECT number, status = 'open' AS is_open FROM periods WHERE ids_merged_at IS NULL AND log_dropped_at IS NULL
+"""
 
 
 def open_and_unmerged(rows: Iterable[tuple[int, bool]]) -> tuple[int, list[int]]:

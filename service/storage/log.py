@@ -1,0 +1,142 @@
+"""Batches on their way into the log, by the driver's own means.
+
+By those of SQLAlchemy what is around the COPY of a thousand events took as long as the COPY itself.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from asyncpg import Connection, InterfaceError, PostgresError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from service.errors import NotReady
+from service.storage.events import EventBatch
+from service.storage.repositories.interactions import Inserted, Raced, insert_events, judged, known_ids
+
+__all__ = ["LogWriter", "LogWriters"]
+
+
+class LogWriter:
+    """Stores batches in the open period, one at a time.
+
+    Args:
+        driver: a connection that nobody else uses; each of its statements is a transaction.
+        lock: the key of the log's advisory lock.
+    """
+
+    def __init__(self, driver: Connection, lock: int) -> None:
+        self._driver, self._lock = driver, lock
+        self._periods: frozenset[int] = frozenset()
+        self.opened_at = time.monotonic()
+
+    async def insert(self, events: EventBatch) -> tuple[int, Inserted]:
+        """Store the events that are new, durably, by the rules of `Interactions.insert`.
+
+        From here on until `release` the open period stays open.
+
+        Returns:
+            the number of the period, and what became of the events.
+
+        Raises:
+            NotReady: Postgres does not answer or has no room; or there is no open period, for the schema was never
+                migrated.
+            Raced: do it again; nothing is stored.
+        """
+        with judged(self._driver):
+            await self._driver.execute(f"SELECT pg_advisory_lock_shared({self._lock})")
+            return await insert_events(self._driver, events, self._look)
+
+    async def release(self) -> None:
+        """Let the period be closed."""
+        await self._driver.execute(f"SELECT pg_advisory_unlock_shared({self._lock})")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+        return bool(self._driver.is_closed())
+
+    def terminate(self) -> None:
+        """End the connection, and wait for nothing: Postgres gives up what it was at, and the lock."""
+        self._driver.terminate()
+
+    async def _look(self, ids: list[str]) -> tuple[int, dict[str, int | None]]:
+        # Which logs have to be asked is in the answer: it is asked again where these are not among those of the last
+        # time, which is once a period.
+        while True:
+            open_, unmerged, known = await known_ids(self._driver, ids, self._periods)
+            asked, self._periods = self._periods, frozenset((open_, *unmerged))
+            if self._periods <= asked:
+                return open_, known
+
+
+class LogWriters:
+    """The connections of a process for its batches: opened when they are needed and kept for the next time.
+
+    Args:
+        engine: opens connections whose statements are a transaction each. A session that says nothing for a while has
+            to end by itself, for the process may be frozen, and holds the lock.
+        lock: the key of the log's advisory lock.
+        seconds: after which a connection is not used again.
+    """
+
+    def __init__(self, engine: AsyncEngine, lock: int, *, seconds: float) -> None:
+        self._engine, self._lock, self._seconds = engine, lock, seconds
+        self._idle: list[LogWriter] = []
+
+    @asynccontextmanager
+    async def lend(self) -> AsyncIterator[LogWriter]:
+        """A writer; the open period stays open from its `insert` to the end of the block.
+
+        All writers share the log's lock, so batches run side by side; a close waits for those that have begun, and the
+        later ones wait for the close. That is why no event can land in a period that is sealed.
+
+        Raises:
+            NotReady: Postgres does not answer.
+        """
+        writer = self._take() or await self._open()
+        try:
+            yield writer
+        except Raced:
+            await self._take_back(writer)
+            raise
+        except BaseException:
+            writer.terminate()
+            raise
+        await self._take_back(writer)
+
+    async def close(self) -> None:
+        """Close what is kept."""
+        for writer in self._idle:
+            writer.terminate()
+        self._idle.clear()
+        await self._engine.dispose()
+
+    def _take(self) -> LogWriter | None:
+        while self._idle:
+            writer = self._idle.pop()
+            if not writer.closed and time.monotonic() < writer.opened_at + self._seconds:
+                return writer
+            writer.terminate()
+        return None
+
+    async def _open(self) -> LogWriter:
+        try:
+            connection = await self._engine.raw_connection()
+        except (OSError, SQLAlchemyError) as error:
+            raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
+        driver = connection.driver_connection
+        connection.detach()
+        return LogWriter(driver, self._lock)
+
+    async def _take_back(self, writer: LogWriter) -> None:
+        try:
+            await writer.release()
+        except (PostgresError, InterfaceError, OSError):  # what was stored is stored
+            writer.terminate()
+        except BaseException:
+            writer.terminate()
+            raise
+        else:
+            self._idle.append(writer)
