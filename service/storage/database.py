@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import orjson
+from asyncpg import InternalClientError
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -146,7 +147,7 @@ class Database:
         self._engine = _engine(dsn, pool_size=pool_size, max_overflow=0, pool_recycle=connection_seconds)
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
         # It holds the lock between statements: not in a transaction, so the end of a silent one does not free it.
-        silent = {"idle_session_timeout": str(IN_TRANSACTION_SECONDS * 1000)}
+        silent = {"idle_session_timeout": SESSION["idle_in_transaction_session_timeout"]}
         one_by_one = _engine(dsn, silent, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         self.log = LogWriters(one_by_one, int(Lock.LOG), seconds=connection_seconds)
         """Writers of the log."""
@@ -193,7 +194,7 @@ class Database:
                 raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
             try:
                 yield kind(connection)
-            except (DBAPIError, ConnectionError, TimeoutError) as error:
+            except (DBAPIError, InternalClientError, ConnectionError, TimeoutError) as error:
                 if (trouble := outage(error)) is not None:
                     raise NotReady(trouble) from error
                 raise

@@ -3,11 +3,12 @@
 By those of SQLAlchemy what is around the COPY of a thousand events took as long as the COPY itself.
 """
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from asyncpg import Connection, InterfaceError, PostgresError
+from asyncpg import Connection, UndefinedTableError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -16,6 +17,8 @@ from service.storage.events import EventBatch
 from service.storage.repositories.interactions import Inserted, Raced, insert_events, judged, known_ids
 
 __all__ = ["LogWriter", "LogWriters"]
+
+logger = logging.getLogger(__name__)
 
 
 class LogWriter:
@@ -65,8 +68,14 @@ class LogWriter:
         # Which logs have to be asked is in the answer: it is asked again where these are not among those of the last
         # time, which is once a period.
         while True:
-            open_, unmerged, known = await known_ids(self._driver, ids, self._periods)
-            asked, self._periods = self._periods, frozenset((open_, *unmerged))
+            asked, self._periods = self._periods, frozenset()
+            try:
+                open_, unmerged, known = await known_ids(self._driver, ids, asked)
+            except UndefinedTableError:  # one of these logs is gone
+                if asked:
+                    continue
+                raise
+            self._periods = frozenset((open_, *unmerged))
             if self._periods <= asked:
                 return open_, known
 
@@ -133,10 +142,10 @@ class LogWriters:
     async def _take_back(self, writer: LogWriter) -> None:
         try:
             await writer.release()
-        except (PostgresError, InterfaceError, OSError):  # what was stored is stored
+        except BaseException as error:
             writer.terminate()
-        except BaseException:
-            writer.terminate()
-            raise
+            if not isinstance(error, Exception):
+                raise
+            logger.info("a connection to Postgres was lost (%s); what was stored is stored", type(error).__name__)
         else:
             self._idle.append(writer)

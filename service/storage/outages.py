@@ -1,6 +1,6 @@
 """Which errors say that Postgres cannot work now, rather than that a statement was wrong."""
 
-from asyncpg import PostgresError
+from asyncpg import InternalClientError, PostgresError
 from sqlalchemy.exc import DBAPIError
 
 __all__ = ["outage"]
@@ -17,11 +17,12 @@ STATES = (
 """Beginnings of SQLSTATE (PostgreSQL manual, appendix A)."""
 
 
-def outage(error: DBAPIError | PostgresError | ConnectionError | TimeoutError) -> str | None:
+def outage(error: DBAPIError | PostgresError | InternalClientError | ConnectionError | TimeoutError) -> str | None:
     """What is wrong with Postgres, where the same may succeed later with nothing changed but its state; else None."""
     if isinstance(error, (ConnectionError, TimeoutError)):  # the driver's own, which SQLAlchemy lets through
         return f"Postgres does not answer: {type(error).__name__}"
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    # The driver's own is about a connection that Postgres has just ended: it has been told, and has not closed it yet.
+    if isinstance(error, InternalClientError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return "the connection to Postgres was lost"
     state = str(getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None) or "")
     return f"Postgres cannot do it now (SQLSTATE {state})" if state.startswith(STATES) else None

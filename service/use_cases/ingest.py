@@ -56,8 +56,8 @@ class _Call(NamedTuple):
 class Ingestion:
     """Stores the events of calls, those of several calls in one transaction where they wait for each other.
 
-    So many transactions run side by side; whoever comes meanwhile waits for the first that ends, and all who wait then
-    go together. A call on its own waits for nobody; and the more there are, the less each costs.
+    Some transactions run side by side; whoever comes meanwhile waits for the first that ends, and all who wait then go
+    together. A call on its own waits for nobody, and the more there are, the less each costs.
 
     A late event, of a time that belongs to a closed period, lands in the open one too: the next update learns it, and
     in histories it has the place of its time.

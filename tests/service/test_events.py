@@ -1,6 +1,5 @@
 """A batch of events is the same whether machine code made it of JSON, or Python of objects."""
 
-import asyncio
 import json
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -11,16 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
-from service.errors import NotReady
 from service.limits import MAX_ID_LENGTH, MAX_INTERACTIONS
 from service.schemas import parse_timestamp
 from service.storage import events as events_module
-from service.storage.database import Database
 from service.storage.events import COLUMNS, Clicks, EventBatch, Interaction
-from service.storage.log import LogWriter
-from service.storage.repositories import Raced
-from service.use_cases import ingest as ingest_module
-from service.use_cases.ingest import ingest
 from tests.service.copied import copied
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -157,48 +150,25 @@ def test_damaged_bodies_are_read_within_their_bounds(
     assert all((room[-GUARD:] == 77).all() for room in (rows, *columns))
 
 
+@settings(deadline=None)
+@given(st.lists(st.lists(INTERACTIONS, min_size=1, max_size=3), min_size=1, max_size=4))
+def test_joined_batches_are_one(parts: list[list[Interaction]]) -> None:
+    one = EventBatch.of([event for part in parts for event in part])
+    parsed = [EventBatch.parse(body(*map(document, part))) for part in parts]
+    joined = EventBatch.join([batch for batch in parsed if batch is not None])
+    everything = range(len(one))
+    assert len(joined) == len(one)
+    assert joined.copy(everything, 3) == one.copy(everything, 3)
+    assert joined.copy(everything[::-1], 3) == one.copy(everything[::-1], 3)
+    assert (joined.ids(), joined.contents(), joined.clicks(everything)) == (
+        one.ids(),
+        one.contents(),
+        one.clicks(everything),
+    )
+
+
 def test_columns_are_in_the_order_in_which_rows_are_read() -> None:
     row = EventBatch.of([Interaction("e", "u", "i", 1, NOON, None)]).copy([0], 5)
     assert int.from_bytes(row[19:21], "big") == len(COLUMNS)
     assert row[-2:] == b"\xff\xff"
     assert int.from_bytes(row[-6:-2], "big") == 5
-
-
-class Seen:
-    def __init__(self) -> None:
-        self.event_ids: list[str] = []
-
-    async def append(self, clicks: Clicks, /) -> None:
-        self.event_ids += clicks.event_ids
-
-
-async def test_calls_with_the_same_events_at_once_store_them_once(database: Database) -> None:
-    seen = Seen()
-    batches = [
-        EventBatch.of([Interaction(f"e{n}", "u", "i", 1, NOON) for n in range(start, start + 40)])
-        for start in (0, 10, 20, 0, 0, 30)
-    ]
-    results = await asyncio.gather(*(ingest(database, seen, batch) for batch in batches))
-    assert sum(result.accepted for result in results) == 70
-    assert sum(result.duplicates for result in results) == 6 * 40 - 70
-    assert all(not result.conflicts for result in results)
-    assert sorted(seen.event_ids) == sorted(f"e{n}" for n in range(70))
-    async with database.read() as session:
-        assert await session.interactions.count(1) == 70
-
-
-async def test_a_call_that_loses_every_race_is_refused(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def lose(*_: object) -> None:
-        raise Raced
-
-    monkeypatch.setattr(LogWriter, "insert", lose)
-    with pytest.raises(NotReady, match="the same ids"):
-        await ingest(database, Seen(), EventBatch.of([Interaction("e", "u", "i", 1, NOON)]))
-    assert ingest_module.MOST_RACES > 1
-
-
-async def test_an_id_may_hold_the_separator_of_the_query(database: Database) -> None:
-    odd = [Interaction(f"a\x1fb{n}", "u", "i", 0, NOON) for n in range(3)] + [Interaction("a", "u", "i", 0, NOON)]
-    first = await ingest(database, Seen(), EventBatch.of(odd))
-    again = await ingest(database, Seen(), EventBatch.of([*odd, Interaction("b0", "u", "i", 0, NOON)]))
-    assert (first.accepted, again.accepted, again.duplicates) == (4, 1, 4)

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from uuid import uuid4
 
 import numpy as np
-from asyncpg import Connection, InterfaceError, PostgresError, UniqueViolationError
+from asyncpg import Connection, InterfaceError, InternalClientError, PostgresError, UniqueViolationError
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -440,7 +440,7 @@ def judged(driver: Connection) -> Iterator[None]:
     """A block whose errors of the driver become `NotReady` where they say that Postgres cannot work now."""
     try:
         yield
-    except (PostgresError, InterfaceError, OSError) as error:
+    except (PostgresError, InterfaceError, InternalClientError, OSError) as error:
         if driver.is_closed() or not isinstance(error, PostgresError):
             raise NotReady("the connection to Postgres was lost") from error
         if (trouble := outage(error)) is not None:

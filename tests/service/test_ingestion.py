@@ -1,0 +1,299 @@
+"""Calls that store events at the same time, and the connections on which they do."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import text
+
+from service.errors import NotReady
+from service.limits import MAX_INTERACTIONS
+from service.storage.database import SESSION, Database, Lock
+from service.storage.events import Clicks, EventBatch, Interaction
+from service.storage.log import LogWriter
+from service.storage.repositories import Inserted, Raced
+from service.use_cases import ingest as ingest_module
+from service.use_cases.ingest import Ingestion, IngestResult, ingest
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+def event(event_id: str, item_id: str = "i", label: int = 1) -> Interaction:
+    return Interaction(event_id, "u", item_id, label, NOON)
+
+
+def batch(*events: Interaction) -> EventBatch:
+    return EventBatch.of(events)
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.event_ids: list[str] = []
+
+    async def append(self, clicks: Clicks, /) -> None:
+        self.event_ids += clicks.event_ids
+
+
+async def test_calls_with_the_same_events_at_once_store_them_once(database: Database) -> None:
+    seen = Seen()
+    batches = [
+        EventBatch.of([Interaction(f"e{n}", "u", "i", 1, NOON) for n in range(start, start + 40)])
+        for start in (0, 10, 20, 0, 0, 30)
+    ]
+    results = await asyncio.gather(*(ingest(database, seen, batch) for batch in batches))
+    assert sum(result.accepted for result in results) == 70
+    assert sum(result.duplicates for result in results) == 6 * 40 - 70
+    assert all(not result.conflicts for result in results)
+    assert sorted(seen.event_ids) == sorted(f"e{n}" for n in range(70))
+    async with database.read() as session:
+        assert await session.interactions.count(1) == 70
+
+
+async def test_a_call_that_loses_every_race_is_refused(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lose(*_: object) -> None:
+        raise Raced
+
+    monkeypatch.setattr(LogWriter, "insert", lose)
+    with pytest.raises(NotReady, match="the same ids"):
+        await ingest(database, Seen(), EventBatch.of([Interaction("e", "u", "i", 1, NOON)]))
+    assert ingest_module.MOST_RACES > 1
+
+
+async def test_an_id_may_hold_the_separator_of_the_query(database: Database) -> None:
+    odd = [Interaction(f"a\x1fb{n}", "u", "i", 0, NOON) for n in range(3)] + [Interaction("a", "u", "i", 0, NOON)]
+    first = await ingest(database, Seen(), EventBatch.of(odd))
+    again = await ingest(database, Seen(), EventBatch.of([*odd, Interaction("b0", "u", "i", 0, NOON)]))
+    assert (first.accepted, again.accepted, again.duplicates) == (4, 1, 4)
+
+
+@pytest.fixture
+def inserts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many events each transaction was given."""
+    sizes: list[int] = []
+    insert = LogWriter.insert
+
+    async def counted(self: LogWriter, events: EventBatch) -> tuple[int, Inserted]:
+        sizes.append(len(events))
+        return await insert(self, events)
+
+    monkeypatch.setattr(LogWriter, "insert", counted)
+    return sizes
+
+
+async def close_period(database: Database, number: int) -> None:
+    async with database.unit_of_work() as work:
+        await work.lock_exclusive(Lock.LOG)
+        await work.periods.seal(number, 0)
+        await work.periods.create(number + 1)
+        await work.commit()
+
+
+async def store_while_all_lanes_are_taken(
+    database: Database, ingestion: Ingestion, batches: list[EventBatch]
+) -> list[IngestResult]:
+    async with database.unit_of_work() as other:
+        await other.lock_exclusive(Lock.LOG)
+        tasks = []
+        for n in range(ingest_module.LANES):
+            tasks.append(asyncio.create_task(ingestion.ingest(batch(event(f"lane{n}")))))
+            await asyncio.sleep(0.01)
+        tasks += [asyncio.create_task(ingestion.ingest(events)) for events in batches]
+        await asyncio.sleep(0.01)
+    return (await asyncio.gather(*tasks))[ingest_module.LANES :]
+
+
+class TestTogether:
+    async def test_each_call_is_told_what_became_of_its_events(self, database: Database, inserts: list[int]) -> None:
+        seen, count = Seen(), ingest_module.LANES
+        ingestion = Ingestion(database, seen)
+        await ingestion.ingest(batch(event("old")))
+        waiting = [
+            batch(event("a"), event("b", label=0)),
+            batch(event("b", label=0), event("c"), event("c")),
+            batch(event("a", item_id="other"), event("old", item_id="other"), event("d")),
+            batch(event("old")),
+            batch(event("e")),
+        ]
+        assert await store_while_all_lanes_are_taken(database, ingestion, waiting) == [
+            IngestResult(2, 0, [], 1),
+            IngestResult(1, 2, [], 1),
+            IngestResult(1, 0, ["a", "old"], 1),
+            IngestResult(0, 1, [], 1),
+            IngestResult(1, 0, [], 1),
+        ]
+        assert inserts == [1] * (1 + count) + [10]
+        await ingestion.settle()
+        assert sorted(seen.event_ids) == sorted(["old", *(f"lane{n}" for n in range(count)), "a", "c", "d", "e"])
+        async with database.read() as session:
+            assert await session.interactions.count(1) == 1 + count + 5
+
+    async def test_no_more_than_a_call_may_have(self, database: Database, inserts: list[int]) -> None:
+        ingestion, half = Ingestion(database, Seen()), MAX_INTERACTIONS // 2
+        calls = [batch(*(event(f"{n}-{m}", label=0) for m in range(half))) for n in range(3)]
+        calls += [batch(*(event(f"most-{m}", label=0) for m in range(MAX_INTERACTIONS))), batch(event("last"))]
+        results = await store_while_all_lanes_are_taken(database, ingestion, calls)
+        await ingestion.settle()
+        assert [result.accepted for result in results] == [len(call) for call in calls]
+        assert sorted(inserts[ingest_module.LANES :]) == [1, half, 2 * half, MAX_INTERACTIONS]
+
+    async def test_a_call_that_nobody_waits_for_any_more_harms_no_other(self, database: Database) -> None:
+        ingestion = Ingestion(database, Seen())
+        calls = [asyncio.create_task(ingestion.ingest(batch(event(f"e{n}")))) for n in range(20)]
+        await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results[::2])
+        assert results[1::2] == [IngestResult(1, 0, [], 1)] * 10
+        await ingestion.settle()
+
+    async def test_all_are_refused_where_postgres_ends_the_connection(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ingest_module, "LANES", 1)
+        seen = Seen()
+        ingestion = Ingestion(database, seen)
+        await ingestion.ingest(batch(event("before")))
+        async with database.unit_of_work() as other:
+            await other.lock_exclusive(Lock.LOG)
+            calls = []
+            for n in range(3):
+                calls.append(asyncio.create_task(ingestion.ingest(batch(event(f"e{n}")))))
+                await asyncio.sleep(0.1)  # the first of them waits for the lock
+            ended = await other.connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+                )
+            )
+            assert list(ended.scalars()) == [True]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(results[0], NotReady)
+        assert results[1:] == [IngestResult(1, 0, [], 1)] * 2  # on another connection
+        assert await ingestion.ingest(batch(event("e0"), event("e1"))) == IngestResult(1, 1, [], 1)
+        await ingestion.settle()
+        assert sorted(seen.event_ids) == ["before", "e0", "e1", "e2"]
+
+    async def test_a_bug_in_telling_of_clicks_reaches_who_waits(self, database: Database) -> None:
+        class Broken:
+            async def append(self, clicks: Clicks, /) -> None:
+                raise ZeroDivisionError
+
+        ingestion = Ingestion(database, Broken())
+        with pytest.raises(ZeroDivisionError):
+            await ingestion.ingest(batch(event("e")))
+        await ingestion.settle()
+
+    async def test_the_end_leaves_nobody_waiting(self, database: Database) -> None:
+        ingestion = Ingestion(database, Seen())
+        async with database.unit_of_work() as other:
+            await other.lock_exclusive(Lock.LOG)
+            calls = [asyncio.create_task(ingestion.ingest(batch(event(f"e{n}")))) for n in range(10)]
+            await asyncio.sleep(0.1)
+            await ingestion.close()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        async with database.read() as session:
+            assert await session.interactions.count(1) == 0
+
+
+class TestWriters:
+    async def test_are_used_again(self, database: Database) -> None:
+        async with database.log.lend() as first:
+            await first.insert(batch(event("a")))
+        async with database.log.lend() as second, database.log.lend() as third:
+            assert second is first and third is not first
+
+    async def test_not_where_postgres_has_ended_them(self, database: Database) -> None:
+        async with database.log.lend() as first:
+            pid = first._driver.get_server_pid()
+        async with database.unit_of_work() as work:
+            await work.connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        for _ in range(100):
+            if first.closed:
+                break
+            await asyncio.sleep(0.02)
+        async with database.log.lend() as second:
+            assert second is not first
+            assert await second.insert(batch(event("a"))) == (1, Inserted([0], []))
+
+    async def test_nor_where_they_are_old(self, postgres_dsn: str) -> None:
+        database = Database(postgres_dsn, connection_seconds=0.05)
+        async with database.log.lend() as first:
+            await asyncio.sleep(0.06)
+        async with database.log.lend() as second:
+            assert second is not first and first.closed
+        await database.close()
+
+    async def test_nor_after_an_error_which_frees_the_lock(self, database: Database) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with database.log.lend() as first:
+                await first.insert(batch(event("a")))
+                raise ZeroDivisionError
+        assert first.closed
+        async with database.unit_of_work() as work, asyncio.timeout(5):
+            await work.lock_exclusive(Lock.LOG)
+        async with database.read() as session:
+            assert await session.interactions.count(1) == 1  # it was stored before
+
+    async def test_hold_a_close_up_until_they_are_given_back(self, database: Database) -> None:
+        async with database.log.lend() as writer:
+            assert (await writer.insert(batch(event("a"))))[0] == 1
+            closing = asyncio.create_task(close_period(database, 1))
+            await asyncio.sleep(0.2)
+            assert not closing.done()
+        await asyncio.wait_for(closing, 5)
+        async with database.log.lend() as writer:
+            assert await writer.insert(batch(event("a"), event("b"))) == (2, Inserted([1], []))
+
+    async def test_one_that_waits_for_a_close_stores_in_the_next_period(self, database: Database) -> None:
+        async with database.log.lend() as writer:
+            await writer.insert(batch(event("a")))
+        async with database.unit_of_work() as work:
+            await work.lock_exclusive(Lock.LOG)
+            waiting = asyncio.create_task(ingest(database, Seen(), batch(event("a"), event("b"))))
+            await asyncio.sleep(0.1)
+            await work.periods.seal(1, 0)
+            await work.periods.create(2)
+            await work.commit()
+        assert await waiting == IngestResult(1, 1, [], 2)
+
+    async def test_notice_that_logs_are_merged_and_dropped(self, database: Database) -> None:
+        for period in range(1, 5):
+            async with database.log.lend() as writer:
+                assert await writer.insert(batch(event("a"), event(f"p{period}"))) == (
+                    (period, Inserted([0, 1], [])) if period == 1 else (period, Inserted([1], []))
+                )
+            await close_period(database, period)
+        async with database.unit_of_work() as work:
+            for period in range(1, 5):
+                await work.interactions.merge_ids(period)
+            await work.commit()
+        async with database.unit_of_work() as work:
+            await work.interactions.drop(1, lock_seconds=5)
+            await work.interactions.drop(3, lock_seconds=5)
+            await work.commit()
+        async with database.log.lend() as again:
+            assert again is writer
+            assert await again.insert(batch(event("a"), event("p2"), event("p4"))) == (5, Inserted([0], []))
+
+    async def test_one_that_is_silent_does_not_hold_the_log_for_ever(
+        self, postgres_dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As an api process that is frozen between its COPY and giving the lock back."""
+        monkeypatch.setitem(SESSION, "idle_in_transaction_session_timeout", "300")
+        frozen = Database(postgres_dsn)
+        async with frozen.log.lend() as writer:
+            await writer.insert(batch(event("a")))
+            async with database.unit_of_work() as other, asyncio.timeout(5):
+                await other.lock_exclusive(Lock.LOG)
+        assert writer.closed
+        assert await ingest(frozen, Seen(), batch(event("a"), event("b"))) == IngestResult(1, 1, [], 1)
+        await frozen.close()
+
+    async def test_a_database_without_a_schema_is_not_ready(self, database: Database) -> None:
+        async with database.unit_of_work() as work:
+            await work.connection.execute(text("DELETE FROM periods"))
+            await work.commit()
+        with pytest.raises(NotReady, match="has not been migrated"):
+            await ingest(database, Seen(), batch(event("a")))
