@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
@@ -20,9 +20,6 @@ __all__ = ["IngestResult", "Ingestion", "ToldOfClicks", "ingest", "ingest_clicks
 
 MOST_RACES = 8
 """Transactions that store events with the same ids at the same moment, and that one gives way to."""
-
-LANES = 2
-"""Transactions of a process at a time."""
 
 MOST_EVENTS = MAX_INTERACTIONS
 """Of several calls in one transaction."""
@@ -56,8 +53,9 @@ class _Call(NamedTuple):
 class Ingestion:
     """Stores the events of calls, those of several calls in one transaction where they wait for each other.
 
-    Some transactions run side by side; whoever comes meanwhile waits for the first that ends, and all who wait then go
-    together. A call on its own waits for nobody, and the more there are, the less each costs.
+    A process stores one batch at a time; whoever comes meanwhile waits for its end, and all who wait then go together.
+    So a call on its own waits for nobody, the more there are the less each costs, and calls of one process that send
+    the same events do not stand in each other's way.
 
     A late event, of a time that belongs to a closed period, lands in the open one too: the next update learns it, and
     in histories it has the place of its time.
@@ -66,7 +64,7 @@ class Ingestion:
     def __init__(self, database: Database, histories: ToldOfClicks) -> None:
         self._database, self._histories = database, histories
         self._waiting: deque[_Call] = deque()
-        self._lanes = 0
+        self._storing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def ingest(self, events: EventBatch) -> IngestResult:
@@ -77,9 +75,7 @@ class Ingestion:
         """
         call = _Call(events, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
-        if self._lanes < LANES:
-            self._lanes += 1
-            self._spawn(self._work())
+        self._begin()
         return await call.result
 
     async def settle(self) -> None:
@@ -89,22 +85,14 @@ class Ingestion:
 
     async def close(self) -> None:
         """End what is under way."""
+        while self._waiting:
+            self._waiting.popleft().result.cancel()
         await end_tasks(*self._tasks)
-        for call in self._waiting:
-            call.result.cancel()
 
-    async def _work(self) -> None:
-        try:
-            while self._waiting:
-                calls = self._next()
-                try:
-                    await self._store(calls)
-                except BaseException as error:
-                    _fail(calls, error)
-                    if not isinstance(error, Exception):
-                        raise
-        finally:
-            self._lanes -= 1
+    def _begin(self) -> None:
+        if self._waiting and not self._storing:
+            self._storing = True
+            self._spawn(self._store())
 
     def _next(self) -> list[_Call]:
         """Those that have waited longest, so far as they fit."""
@@ -115,17 +103,29 @@ class Ingestion:
             room -= len(calls[-1].events)
         return calls
 
-    async def _store(self, calls: list[_Call]) -> None:
+    async def _store(self) -> None:
+        calls = self._next()
         events = EventBatch.join([call.events for call in calls])
-        for _ in range(MOST_RACES):
-            try:
-                async with self._database.log.lend() as log:
-                    period, inserted = await log.insert(events)
-                    self._spawn(self._answer(calls, events, period, inserted))  # meanwhile the lock is given back
-                return
-            except Raced:
-                continue
-        raise NotReady("other calls keep storing events with the same ids")
+        try:
+            for _ in range(MOST_RACES):
+                with suppress(Raced):
+                    async with self._database.log.lend() as log:
+                        period, inserted = await log.insert(events)
+                        # Nobody has to wait for the end of the block: neither these calls nor the next ones.
+                        self._spawn(self._answer(calls, events, period, inserted))
+                        calls = []
+                        self._storing = False
+                        self._begin()
+                    return
+            raise NotReady("other calls keep storing events with the same ids")
+        except BaseException as error:
+            _fail(calls, error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            if calls:
+                self._storing = False
+                self._begin()
 
     async def _answer(self, calls: list[_Call], events: EventBatch, period: int, inserted: Inserted) -> None:
         try:

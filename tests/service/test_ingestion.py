@@ -88,23 +88,21 @@ async def close_period(database: Database, number: int) -> None:
         await work.commit()
 
 
-async def store_while_all_lanes_are_taken(
-    database: Database, ingestion: Ingestion, batches: list[EventBatch]
-) -> list[IngestResult]:
+async def store_behind(database: Database, ingestion: Ingestion, batches: list[EventBatch]) -> list[IngestResult]:
+    """What becomes of batches that come while one is being stored."""
     async with database.unit_of_work() as other:
         await other.lock_exclusive(Lock.LOG)
-        tasks = []
-        for n in range(ingest_module.LANES):
-            tasks.append(asyncio.create_task(ingestion.ingest(batch(event(f"lane{n}")))))
-            await asyncio.sleep(0.01)
-        tasks += [asyncio.create_task(ingestion.ingest(events)) for events in batches]
-        await asyncio.sleep(0.01)
-    return (await asyncio.gather(*tasks))[ingest_module.LANES :]
+        first = asyncio.create_task(ingestion.ingest(batch(event("first"))))
+        await asyncio.sleep(0.05)
+        tasks = [asyncio.create_task(ingestion.ingest(events)) for events in batches]
+        await asyncio.sleep(0.05)
+    assert await first == IngestResult(1, 0, [], 1)
+    return await asyncio.gather(*tasks)
 
 
 class TestTogether:
     async def test_each_call_is_told_what_became_of_its_events(self, database: Database, inserts: list[int]) -> None:
-        seen, count = Seen(), ingest_module.LANES
+        seen = Seen()
         ingestion = Ingestion(database, seen)
         await ingestion.ingest(batch(event("old")))
         waiting = [
@@ -114,27 +112,27 @@ class TestTogether:
             batch(event("old")),
             batch(event("e")),
         ]
-        assert await store_while_all_lanes_are_taken(database, ingestion, waiting) == [
+        assert await store_behind(database, ingestion, waiting) == [
             IngestResult(2, 0, [], 1),
             IngestResult(1, 2, [], 1),
             IngestResult(1, 0, ["a", "old"], 1),
             IngestResult(0, 1, [], 1),
             IngestResult(1, 0, [], 1),
         ]
-        assert inserts == [1] * (1 + count) + [10]
+        assert inserts == [1, 1, 10]
         await ingestion.settle()
-        assert sorted(seen.event_ids) == sorted(["old", *(f"lane{n}" for n in range(count)), "a", "c", "d", "e"])
+        assert sorted(seen.event_ids) == ["a", "c", "d", "e", "first", "old"]
         async with database.read() as session:
-            assert await session.interactions.count(1) == 1 + count + 5
+            assert await session.interactions.count(1) == 7
 
     async def test_no_more_than_a_call_may_have(self, database: Database, inserts: list[int]) -> None:
         ingestion, half = Ingestion(database, Seen()), MAX_INTERACTIONS // 2
         calls = [batch(*(event(f"{n}-{m}", label=0) for m in range(half))) for n in range(3)]
         calls += [batch(*(event(f"most-{m}", label=0) for m in range(MAX_INTERACTIONS))), batch(event("last"))]
-        results = await store_while_all_lanes_are_taken(database, ingestion, calls)
+        results = await store_behind(database, ingestion, calls)
         await ingestion.settle()
         assert [result.accepted for result in results] == [len(call) for call in calls]
-        assert sorted(inserts[ingest_module.LANES :]) == [1, half, 2 * half, MAX_INTERACTIONS]
+        assert sorted(inserts[1:]) == [1, half, 2 * half, MAX_INTERACTIONS]
 
     async def test_a_call_that_nobody_waits_for_any_more_harms_no_other(self, database: Database) -> None:
         ingestion = Ingestion(database, Seen())
@@ -150,7 +148,6 @@ class TestTogether:
     async def test_all_are_refused_where_postgres_ends_the_connection(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(ingest_module, "LANES", 1)
         seen = Seen()
         ingestion = Ingestion(database, seen)
         await ingestion.ingest(batch(event("before")))
