@@ -1,5 +1,6 @@
 """Machine code for what clients send as text: XXH64 of a part of it, the letters of JSON, and eight bytes at a time."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -40,6 +41,7 @@ SPACE, TAB, LINE_FEED, RETURN = (ord(c) for c in " \t\n\r")
 U = np.uint64
 
 WORD_BYTES = 8
+assert sys.byteorder == "little", "words are taken apart as little-endian numbers"
 
 
 def _address(context: Any, builder: Any, type_: Any, text: Any, at: Any) -> Any:
