@@ -87,7 +87,7 @@ async def test_a_key_that_is_remembered_still_needs_the_scope(api: Api, database
     _, key = await create_key(database, "writer", ["ingest"])
     _, reader = await create_key(database, "reader", ["predict"])
     headers = {"X-API-Key": key}
-    assert (await api.client.post("/interactions", json={"interactions": [event(1)]}, headers=headers)).is_success
+    await api.parts.keys.authenticate(key)
     assert api.parts.keys.known(key.encode()) is not None
     for path, body in (("/predict", QUESTION), ("/predict/batch", {"requests": [QUESTION]})):
         assert (await api.client.post(path, json=body, headers=headers)).status_code == 403

@@ -29,6 +29,7 @@ from service.storage.redis_state import Notices
 from service.storage.repositories import EventBatch, Interaction, PeriodStatus
 from service.use_cases.status import watch_period
 from tests.conftest import Servers, database_dsn, execute, flush
+from tests.service.copied import copied
 from tests.service.programs import ASMG, asmg, environment, wait_for
 
 PERIODS, EVENTS = 3, 11_000
@@ -271,7 +272,7 @@ def small_log() -> Iterator[InteractionLog]:
 
 def test_rows_keep_their_names_and_items_come_with_their_first_piece(small_log: InteractionLog) -> None:
     plan = _Plan("d", small_log, cut(small_log, "count", 2))
-    assert [event.event_id for event in plan.events(plan.pieces[0])] == ["d-0000000001", "d-0000000000"]
-    assert [event.occurred_at.timestamp() for event in plan.events(plan.pieces[1])] == [3.001]
+    assert [event.event_id for event in copied(plan.events(plan.pieces[0]))] == ["d-0000000001", "d-0000000000"]
+    assert [event.occurred_at.timestamp() for event in copied(plan.events(plan.pieces[1]))] == [3.001]
     assert list(plan.categories()) == [{"i1": ("c",), "i2": ("c", "d")}, {}]
     assert plan.key(2) == "import:d:2"
