@@ -148,7 +148,11 @@ class Ingestion:
 async def ingest(database: Database, histories: ToldOfClicks, events: EventBatch) -> IngestResult:
     """The same for one call on its own."""
     ingestion = Ingestion(database, histories)
-    result = await ingestion.ingest(events)
+    try:
+        result = await ingestion.ingest(events)
+    except BaseException:
+        await ingestion.close()
+        raise
     await ingestion.settle()
     return result
 
