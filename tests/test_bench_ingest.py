@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 from benchmarks.ingest import Cell, encode_call, make_batches
 from service.cli import app
 from service.storage.events import EventBatch
+from tests.service.copied import copied
 
 
 def bench(*arguments: str) -> Result:
@@ -36,10 +37,7 @@ def test_a_call_holds_the_rows() -> None:
     assert f"Content-Length: {len(body)}".encode() in head
     events = EventBatch.parse(body)
     assert events is not None
-    found = [
-        (e.event_id, 1, e.user_id, e.item_id, e.label, e.occurred_at, e.request_id)
-        for e in map(events.__getitem__, range(10))
-    ]
+    found = [(e.event_id, 1, e.user_id, e.item_id, e.label, e.occurred_at, e.request_id) for e in copied(events)]
     assert found == rows
 
 
