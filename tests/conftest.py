@@ -18,7 +18,6 @@ from uuid import uuid4
 
 import pytest
 import redis as redis_sync
-import torch
 from redis.asyncio import Redis
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -39,8 +38,13 @@ PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 """Which of how many processes of a parallel run this is."""
 
-if PROCESSES > 1:
-    torch.set_num_threads(1)  # the other processes want the other cores
+
+def pytest_configure() -> None:
+    """One thread of torch in each process of a parallel run: the other cores are the other processes'."""
+    if PROCESSES > 1:
+        import torch  # takes a second, and many a module does without
+
+        torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,8 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Millions of objects of all the modules and tests stay to the end. Looking through them took half a second of each
-    full garbage collection, more than all else of some benchmarks, which collect before they time anything.
+    """Half a million objects, of all the modules and tests, stay to the end. To look through them took half a second of
+    each full garbage collection, more than all else of some benchmarks, which collect before they time anything.
     """
     gc.collect()
     gc.freeze()
