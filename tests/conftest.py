@@ -1,10 +1,12 @@
 """Real servers for all tests: embedded ones, or those that ASMG_POSTGRES_DSN and ASMG_REDIS_URL name.
 
 With external servers the run creates databases of its own in that Postgres, takes an empty database index of that
-Redis, and leaves neither behind.
+Redis, and leaves neither behind. In a parallel run (pytest-xdist) each process has servers, or databases and an index,
+of its own.
 """
 
 import asyncio
+import gc
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -32,6 +34,33 @@ GIVEN = {name: os.environ.pop(name) for name in ("ASMG_POSTGRES_DSN", "ASMG_REDI
 for name in [name for name in os.environ if name.startswith("ASMG_") and not name.startswith("ASMG_TEST_")]:
     del os.environ[name]
 
+PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+"""Which of how many processes of a parallel run this is."""
+
+
+def pytest_configure() -> None:
+    """One thread of torch in each process of a parallel run: the other cores are the other processes'."""
+    if PROCESSES > 1:
+        import torch  # takes a second, and many a module does without
+
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs whole programs, the tests of this folder itself, comes first: tests that take half a minute each would
+    be a poor end of a parallel run, where the process that is done first takes over what the others have left.
+    """
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
+def pytest_collection_finish() -> None:
+    """Half a million objects, of all the modules and tests, stay to the end. To look through them took half a second of
+    each full garbage collection, more than all else of some benchmarks, which collect before they time anything.
+    """
+    gc.collect()
+    gc.freeze()
+
 
 class Servers(NamedTuple):
     """Where the servers of the run are."""
@@ -58,7 +87,12 @@ def servers() -> Iterator[Servers]:
         tempfile.TemporaryDirectory(prefix="asmg-", ignore_cleanup_errors=True) as folder,
         EmbeddedServers(Path(folder) / "data") as embedded,
     ):
-        yield Servers(embedded.postgres_dsn, embedded.redis_url)
+        servers = Servers(embedded.postgres_dsn, embedded.redis_url)
+        # The death of a process harms nothing then; that of the host would, but what is stored ends with the run.
+        # A DROP DATABASE, with which hundreds of tests end, takes a third of the time.
+        execute(servers, "ALTER SYSTEM SET fsync = off")
+        execute(servers, "SELECT pg_reload_conf()")
+        yield servers
 
 
 @pytest.fixture(scope="session")
@@ -144,9 +178,12 @@ def flush(url: str) -> None:
 
 
 def empty_redis_index(url: str) -> str:
-    """The URL with the highest database index that holds nothing, so that no test flushes what is not its own."""
+    """The URL with the highest database index that holds nothing, so that no test flushes what is not its own.
+
+    The processes of a parallel run choose among different ones, for none sees at once what another has taken.
+    """
     url = url.partition("?")[0]
-    for index in range(15, 0, -1):
+    for index in range(15 - PROCESS, 0, -PROCESSES):
         candidate = f"{url}?db={index}"
         with redis_sync.Redis.from_url(candidate) as client:
             if client.dbsize() == 0:

@@ -505,8 +505,11 @@ def test_the_first_period_is_learned_as_by_iu(reservoir: int | None) -> None:
 # What follows trains nothing: `remembered` only keeps rows.
 
 
-def remember(updater: ReservoirUpdate, parts: Sequence[PeriodData], rng: torch.Generator) -> SpmfState:
-    state = updater.initial(torch_rng(0))
+def remember(
+    updater: ReservoirUpdate, parts: Sequence[PeriodData], rng: torch.Generator, *, start: SpmfState | None = None
+) -> SpmfState:
+    """The reservoirs after some periods; whoever draws thousands of them makes the first model once."""
+    state = updater.initial(torch_rng(0)) if start is None else start
     for data in parts:
         state = updater.remembered(state, data, rng)
     return state
@@ -523,8 +526,9 @@ def test_every_row_that_ever_came_is_as_likely_to_be_kept(sizes: list[int]) -> N
     parts = [numbered(int(start), [0.0, 1.0] * n) for start, n in zip(starts[:-1], sizes, strict=True)]
     total = sum(sizes)
     found, pairs = np.zeros(2 * total), np.zeros((total, total))
+    start = updater.initial(torch_rng(0))
     for _ in range(draws):
-        state = remember(updater, parts, rng)
+        state = remember(updater, parts, rng, start=start)
         assert state.seen == (total, total)
         for label in (0, 1):
             kept = arrivals(state, label)
@@ -568,8 +572,9 @@ def test_the_authors_reservoir_is_replaced_in_one_block() -> None:
     parts = [numbered(start, [1.0] * n) for start, n in ((0, 8), (8, 6), (14, 5))]
     one, two, slow = np.zeros(14), np.zeros(19), np.zeros(19)
     slow_rng = np.random.default_rng(0)
+    start = updater.initial(torch_rng(0))
     for _ in range(draws):
-        state = remember(updater, parts[:2], rng)
+        state = remember(updater, parts[:2], rng, start=start)
         one[arrivals(state, 1)] += 1
         kept = arrivals(updater.remembered(state, parts[2], rng), 1)
         assert len(kept) == 8

@@ -107,7 +107,7 @@ async def test_two_apps_never_go_back_while_one_version_after_the_other_takes_ov
 
         asking = asyncio.create_task(ask())
         for version in (1, 2, 3):
-            active_from = await publish(database, first.parts.artifacts, version, ctrs[version], lead_seconds=0.4)
+            active_from = await publish(database, first.parts.artifacts, version, ctrs[version], lead_seconds=1)
             await first.parts.notices.publish_swap()
             await asyncio.sleep(max(0, active_from.timestamp() - time.time()))
         async with asyncio.timeout(5):

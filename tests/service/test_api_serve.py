@@ -46,7 +46,7 @@ def test_a_life_with_servers_of_its_own(data_dir: Path, tmp_path: Path) -> None:
             headers = {"Authorization": f"Bearer {key}"}
             wait_for(lambda: client.post("/predict", json=QUESTION).status_code == 401, 5)
             assert client.post("/predict", json=QUESTION, headers=headers).status_code == 200
-            assert key_id in asmg("keys", "list", *place).stdout
+            assert key_id in asmg("keys", "list", *place, COLUMNS="200").stdout
             assert client.post("/interactions", json={"interactions": [event(1)]}, headers=headers).is_success
 
         failures, served = kill_a_child_under_load(first, headers)

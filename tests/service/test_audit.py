@@ -194,7 +194,7 @@ def test_the_command_line_makes_keys_that_expire_and_shows_who_did_what(
     key = made.stdout.strip()
     assert re.fullmatch(r"asmg_[0-9a-f]{12}_[\w-]{43}", key)
     day = datetime.now(UTC) + timedelta(days=90)
-    listed = asmg("keys", "list", **given).stdout
+    listed = asmg("keys", "list", COLUMNS="200", **given).stdout  # dates are whole, however long the name of the user
     assert f"{day:%Y-%m-%d}" in listed
     assert "yes" in listed
     revoked = asmg("keys", "revoke", key.split("_")[1], "--reason", "old", **given)

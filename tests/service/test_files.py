@@ -117,7 +117,7 @@ class TestCreate:
                 await asyncio.sleep(3600)
 
         task = asyncio.create_task(write())
-        await begun.wait()
+        await asyncio.wait_for(begun.wait(), 30)
         assert len(content(tmp_path)) == 1
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -173,11 +173,13 @@ def allowed(answers: list[Answer]) -> float:
 async def test_both_processes_together_admit_what_a_key_may_make(installation: Installation) -> None:
     key = await installation.make_key(RATE)
     async with installation.connections(12) as connections:
+        refused: list[Answer] = []
         for pause, least in ((0.02, 0.97), (0.1, 0.9)):  # six times the limit, and a little more than it
             answers = await demand(connections, key, 3, pause=pause)
-            assert least * allowed(answers) - BURST * (1 - least) <= admitted(answers) <= allowed(answers) + SLACK
+            due = min(allowed(answers), len(answers))  # on a busy host a little more is less
+            assert least * due - BURST * (1 - least) <= admitted(answers) <= allowed(answers) + SLACK
+            refused += [answer for answer in answers if answer.status == 429]
             await asyncio.sleep(2 * BURST_SECONDS)
-        refused = [answer for answer in answers if answer.status == 429]
         assert refused
         assert all(b"\r\nretry-after: 1\r\n" in answer.head for answer in refused)
         # At half the limit nobody is refused.

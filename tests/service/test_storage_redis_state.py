@@ -37,15 +37,19 @@ class PausedDatabase:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.answered = asyncio.Event()
+        self._answered = asyncio.Event()
         self.go = asyncio.Event()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[ReadSession]:
         async with self._database.read() as session:
             yield session
-        self.answered.set()
+        self._answered.set()
         await self.go.wait()
+
+    async def has_answered(self) -> None:
+        """Wait for the first answer, but not for ever: a test that nobody asks fails rather than hangs."""
+        await asyncio.wait_for(self._answered.wait(), 30)
 
 
 class NoDatabase:
@@ -176,7 +180,7 @@ async def test_a_reader_that_answered_before_a_commit_does_not_fill(
     await commit(database, event(1))
     paused = PausedDatabase(database)
     slow = asyncio.create_task(HistoryStore(redis, paused).get("u"))  # type: ignore[arg-type]
-    await paused.answered.wait()
+    await paused.has_answered()
     await commit(database, event(2))
     await store.append(Clicks.of([event(2)]))  # nothing is cached, so this takes the lease away
     paused.go.set()
@@ -190,7 +194,7 @@ async def test_a_flush_between_lease_and_fill_leaves_nothing_stale(
 ) -> None:
     paused = PausedDatabase(database)
     slow = asyncio.create_task(HistoryStore(redis, paused).get("u"))  # type: ignore[arg-type]
-    await paused.answered.wait()
+    await paused.has_answered()
     await redis.flushdb()
     await commit(database, event(1))
     assert await store.get("u") == ["i1"]

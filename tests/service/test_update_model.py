@@ -362,7 +362,7 @@ class TestVersions:
                 async def publish_progress(self, period: int, progress: Any) -> None:
                     if progress["stage"] == "publish":
                         tasks.append(asyncio.create_task(roll_back()))
-                        await locked.wait()
+                        await asyncio.wait_for(locked.wait(), 30)
 
             await b.update(2, notices=RollingBack(b.redis))
             await asyncio.gather(*tasks)
@@ -514,7 +514,7 @@ class TestInterruptions:
                         events[2].set()
 
                 update = asyncio.create_task(b.update(2, updater=Meddled(b.workshop.updater, before)))
-                await entered.wait()
+                await asyncio.wait_for(entered.wait(), 60)
                 update.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await update
