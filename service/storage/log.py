@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.errors import NotReady
 from service.storage.events import EventBatch
-from service.storage.repositories.interactions import Inserted, Raced, insert_events, judged, known_ids
+from service.storage.repositories.interactions import Raced, Stored, insert_events, judged, known_ids
 
 __all__ = ["LogWriter", "LogWriters"]
 
@@ -34,13 +34,10 @@ class LogWriter:
         self._periods: frozenset[int] = frozenset()
         self.opened_at = time.monotonic()
 
-    async def insert(self, events: EventBatch) -> tuple[int, Inserted]:
+    async def insert(self, events: EventBatch) -> Stored:
         """Store the events that are new, durably, by the rules of `Interactions.insert`.
 
         From here on until `release` the open period stays open.
-
-        Returns:
-            the number of the period, and what became of the events.
 
         Raises:
             NotReady: Postgres does not answer or has no room; or there is no open period, for the schema was never
@@ -48,8 +45,8 @@ class LogWriter:
             Raced: do it again; nothing is stored.
         """
         with judged(self._driver):
-            await self._driver.execute(f"SELECT pg_advisory_lock_shared({self._lock})")
-            return await insert_events(self._driver, events, self._look)
+            locking = self._driver.execute(f"SELECT pg_advisory_lock_shared({self._lock})")
+            return await insert_events(self._driver, events, self._look, after=locking)
 
     async def release(self) -> None:
         """Let the period be closed."""

@@ -13,7 +13,7 @@ import numpy as np
 from service.errors import NotReady
 from service.limits import MAX_INTERACTIONS
 from service.storage.database import Database, Lock, UnitOfWork
-from service.storage.repositories import Click, Clicks, EventBatch, Impression, Inserted, Raced
+from service.storage.repositories import Click, Clicks, EventBatch, Impression, Inserted, Raced, Stored
 from service.tasks import end_tasks
 
 __all__ = ["IngestResult", "Ingestion", "ToldOfClicks", "ingest", "ingest_clicks", "ingest_impressions"]
@@ -110,9 +110,9 @@ class Ingestion:
             for _ in range(MOST_RACES):
                 with suppress(Raced):
                     async with self._database.log.lend() as log:
-                        period, inserted = await log.insert(events)
+                        stored = await log.insert(events)
                         # Nobody has to wait for the end of the block: neither these calls nor the next ones.
-                        self._spawn(self._answer(calls, events, period, inserted))
+                        self._spawn(self._answer(calls, events, stored))
                         calls = []
                         self._storing = False
                         self._begin()
@@ -127,10 +127,10 @@ class Ingestion:
                 self._storing = False
                 self._begin()
 
-    async def _answer(self, calls: list[_Call], events: EventBatch, period: int, inserted: Inserted) -> None:
+    async def _answer(self, calls: list[_Call], events: EventBatch, stored: Stored) -> None:
         try:
-            await self._histories.append(events.clicks(inserted.accepted))
-            results = _results(calls, events, period, inserted)
+            await self._histories.append(stored.clicks)
+            results = _results(calls, events, stored)
         except BaseException as error:
             _fail(calls, error)
             if not isinstance(error, Exception):
@@ -157,8 +157,9 @@ async def ingest(database: Database, histories: ToldOfClicks, events: EventBatch
     return result
 
 
-def _results(calls: Sequence[_Call], events: EventBatch, period: int, inserted: Inserted) -> list[IngestResult]:
+def _results(calls: Sequence[_Call], events: EventBatch, stored: Stored) -> list[IngestResult]:
     """What became of each call's part of the events."""
+    period, inserted, _ = stored
     ends = np.cumsum([len(call.events) for call in calls])
     accepted = np.bincount(np.searchsorted(ends, inserted.accepted, side="right"), minlength=len(calls)).tolist()
     conflicts: list[list[str]] = [[] for _ in calls]

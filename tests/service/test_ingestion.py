@@ -11,7 +11,7 @@ from service.limits import MAX_INTERACTIONS
 from service.storage.database import SESSION, Database, Lock
 from service.storage.events import Clicks, EventBatch, Interaction
 from service.storage.log import LogWriter
-from service.storage.repositories import Inserted, Raced
+from service.storage.repositories import Raced, Stored
 from service.use_cases import ingest as ingest_module
 from service.use_cases.ingest import Ingestion, IngestResult, ingest
 
@@ -72,7 +72,7 @@ def inserts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     insert = LogWriter.insert
 
-    async def counted(self: LogWriter, events: EventBatch) -> tuple[int, Inserted]:
+    async def counted(self: LogWriter, events: EventBatch) -> Stored:
         sizes.append(len(events))
         return await insert(self, events)
 
@@ -194,6 +194,10 @@ class TestTogether:
             assert await session.interactions.count(1) == 0
 
 
+def what_became(stored: Stored) -> tuple[int, list[int], list[int]]:
+    return stored.period, *stored.inserted
+
+
 class TestWriters:
     async def test_are_used_again(self, database: Database) -> None:
         async with database.log.lend() as first:
@@ -212,7 +216,7 @@ class TestWriters:
             await asyncio.sleep(0.02)
         async with database.log.lend() as second:
             assert second is not first
-            assert await second.insert(batch(event("a"))) == (1, Inserted([0], []))
+            assert what_became(await second.insert(batch(event("a")))) == (1, [0], [])
 
     async def test_nor_where_they_are_old(self, postgres_dsn: str) -> None:
         database = Database(postgres_dsn, connection_seconds=0.05)
@@ -241,7 +245,7 @@ class TestWriters:
             assert not closing.done()
         await asyncio.wait_for(closing, 5)
         async with database.log.lend() as writer:
-            assert await writer.insert(batch(event("a"), event("b"))) == (2, Inserted([1], []))
+            assert what_became(await writer.insert(batch(event("a"), event("b")))) == (2, [1], [])
 
     async def test_one_that_waits_for_a_close_stores_in_the_next_period(self, database: Database) -> None:
         async with database.log.lend() as writer:
@@ -258,9 +262,8 @@ class TestWriters:
     async def test_notice_that_logs_are_merged_and_dropped(self, database: Database) -> None:
         for period in range(1, 5):
             async with database.log.lend() as writer:
-                assert await writer.insert(batch(event("a"), event(f"p{period}"))) == (
-                    (period, Inserted([0, 1], [])) if period == 1 else (period, Inserted([1], []))
-                )
+                stored = await writer.insert(batch(event("a"), event(f"p{period}")))
+                assert what_became(stored) == (period, [0, 1] if period == 1 else [1], [])
             await close_period(database, period)
         async with database.unit_of_work() as work:
             for period in range(1, 5):
@@ -272,7 +275,7 @@ class TestWriters:
             await work.commit()
         async with database.log.lend() as again:
             assert again is writer
-            assert await again.insert(batch(event("a"), event("p2"), event("p4"))) == (5, Inserted([0], []))
+            assert what_became(await again.insert(batch(event("a"), event("p2"), event("p4")))) == (5, [0], [])
 
     async def test_one_that_is_silent_does_not_hold_the_log_for_ever(
         self, postgres_dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from service.storage.repositories.interactions import (
     PeriodLog,
     Positives,
     Raced,
+    Stored,
 )
 from service.storage.repositories.labels import Click, Impression, Labels, Resolved, interaction_id
 from service.storage.repositories.models import (
@@ -66,6 +67,7 @@ __all__ = [
     "Resolved",
     "Stage",
     "Stages",
+    "Stored",
     "digest_of",
     "interaction_id",
 ]

@@ -5,10 +5,10 @@ and when reading a Python object for each row.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import NotReady
 from service.limits import MAX_HISTORY, MAX_ID_LENGTH
 from service.storage import tables
-from service.storage.events import COLUMNS, EventBatch
+from service.storage.events import COLUMNS, Clicks, EventBatch
 from service.storage.outages import outage
 from service.storage.repositories.periods import UNMERGED, open_and_unmerged
 
@@ -31,6 +31,7 @@ __all__ = [
     "PeriodLog",
     "Positives",
     "Raced",
+    "Stored",
     "driver_of",
     "firsts",
     "insert_events",
@@ -91,6 +92,16 @@ class Inserted(NamedTuple):
     """The events that were stored: of each id its first."""
     conflicts: list[int]
     """The events that differ from the one stored under their id."""
+
+
+class Stored(NamedTuple):
+    """A batch in the log."""
+
+    period: int
+    """That holds it."""
+    inserted: Inserted
+    clicks: Clicks
+    """Those among the events that were stored."""
 
 
 class Raced(Exception):
@@ -264,7 +275,7 @@ class Interactions:
             return period, known
 
         async with driver_of(self._connection) as driver:
-            return (await insert_events(driver, events, look))[1]
+            return (await insert_events(driver, events, look)).inserted
 
     async def shown_items(self, period: int) -> list[str]:
         """The items of a period's log, but for those that are in it as sampled negatives alone; in any order."""
@@ -370,21 +381,43 @@ class Interactions:
         return [HistoryEntry(row.item_id, row.event_id, row.timestamp_ms) for row in rows]
 
 
-async def insert_events(driver: Connection, events: EventBatch, look: Look) -> tuple[int, Inserted]:
-    """`Interactions.insert` into the period that `look` names."""
-    large = len(events) > MANY
-    ids = await asyncio.to_thread(events.ids) if large else events.ids()
-    order = await asyncio.to_thread(firsts, ids) if large else firsts(ids)
+async def insert_events(
+    driver: Connection, events: EventBatch, look: Look, *, after: Coroutine[Any, Any, object] | None = None
+) -> Stored:
+    """`Interactions.insert` into the period that `look` names, which is asked after `after`.
+
+    What the processor has to do is done while Postgres is at work.
+    """
+    before = () if after is None else (after,)
+    *_, (ids, order) = await asyncio.gather(*before, _order(events))
     period, known = await look([ids[n] for n in order])
     accepted = [n for n in order if ids[n] not in known] if known else order
+    clicks = Clicks.of([])
     if accepted:
-        rows = await asyncio.to_thread(events.copy, accepted, period) if large else events.copy(accepted, period)
-        await _copy(driver, period, rows)
+        rows = (
+            await asyncio.to_thread(events.copy, accepted, period) if _many(events) else events.copy(accepted, period)
+        )
+        _, clicks = await asyncio.gather(_copy(driver, period, rows), _clicks(events, accepted))
     if len(accepted) == len(ids):
-        return period, Inserted(accepted, [])
+        return Stored(period, Inserted(accepted, []), clicks)
     contents = events.contents()
     stored = {**known, **{ids[n]: contents[n] for n in accepted}}
-    return period, Inserted(accepted, [n for n, id_ in enumerate(ids) if stored[id_] not in (None, contents[n])])
+    conflicts = [n for n, id_ in enumerate(ids) if stored[id_] not in (None, contents[n])]
+    return Stored(period, Inserted(accepted, conflicts), clicks)
+
+
+def _many(events: EventBatch) -> bool:
+    return len(events) > MANY
+
+
+async def _order(events: EventBatch) -> tuple[list[str], list[int]]:
+    """The ids, and the first event of each in their order."""
+    ids = await asyncio.to_thread(events.ids) if _many(events) else events.ids()
+    return ids, await asyncio.to_thread(firsts, ids) if _many(events) else firsts(ids)
+
+
+async def _clicks(events: EventBatch, which: Sequence[int]) -> Clicks:
+    return await asyncio.to_thread(events.clicks, which) if _many(events) else events.clicks(which)
 
 
 async def known_ids(
