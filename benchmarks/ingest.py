@@ -69,7 +69,7 @@ class IngestOptions:
     """Connections, with one call in flight on each."""
     duplicates: tuple[int, ...] = (0, 50)
     """Percent of the events that were sent before."""
-    events: int = 40_000
+    events: int = 150_000
     """Of each measurement; 1,000 calls at most."""
     rounds: int = 5
     workers: int = 1

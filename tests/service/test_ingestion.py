@@ -2,15 +2,18 @@
 
 import asyncio
 from datetime import UTC, datetime
+from itertools import count
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from service.errors import NotReady
 from service.limits import MAX_INTERACTIONS
+from service.storage import log as log_module
 from service.storage.database import SESSION, Database, Lock
 from service.storage.events import Clicks, EventBatch, Interaction
-from service.storage.log import LogWriter
+from service.storage.log import AGAIN, LogWriter
 from service.storage.repositories import Raced, Stored
 from service.use_cases import ingest as ingest_module
 from service.use_cases.ingest import Ingestion, IngestResult, ingest
@@ -119,14 +122,14 @@ class TestTogether:
             IngestResult(0, 1, [], 1),
             IngestResult(1, 0, [], 1),
         ]
-        assert inserts == [1, 1, 10]
+        assert inserts == [1, 1, 10, 10]  # nobody had looked for the old one
         await ingestion.settle()
         assert sorted(seen.event_ids) == ["a", "c", "d", "e", "first", "old"]
         async with database.read() as session:
             assert await session.interactions.count(1) == 7
 
     async def test_no_more_than_a_call_may_have(self, database: Database, inserts: list[int]) -> None:
-        ingestion, half = Ingestion(database, Seen()), MAX_INTERACTIONS // 2
+        ingestion, half = Ingestion(database, Seen()), ingest_module.MOST_EVENTS // 2
         calls = [batch(*(event(f"{n}-{m}", label=0) for m in range(half))) for n in range(3)]
         calls += [batch(*(event(f"most-{m}", label=0) for m in range(MAX_INTERACTIONS))), batch(event("last"))]
         results = await store_behind(database, ingestion, calls)
@@ -148,6 +151,7 @@ class TestTogether:
     async def test_all_are_refused_where_postgres_ends_the_connection(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(ingest_module, "LANES", 1)
         seen = Seen()
         ingestion = Ingestion(database, seen)
         await ingestion.ingest(batch(event("before")))
@@ -196,6 +200,42 @@ class TestTogether:
 
 def what_became(stored: Stored) -> tuple[int, list[int], list[int]]:
     return stored.period, *stored.inserted
+
+
+class TestHabits:
+    async def test_the_open_log_is_looked_into_while_clients_send_again(
+        self, database: Database, inserts: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[set[int]] = []
+        known_ids = log_module.known_ids
+
+        async def noted(driver: Any, ids: list[str], periods: frozenset[int]) -> Any:
+            asked.append(set(periods))
+            return await known_ids(driver, ids, periods)
+
+        monkeypatch.setattr(log_module, "known_ids", noted)
+        ingestion, numbers = Ingestion(database, Seen()), count()
+
+        async def store(*again: Interaction) -> tuple[int, int, int]:
+            """Duplicates, transactions and look-ups into the open log."""
+            before = len(inserts)
+            asked.clear()
+            result = await ingestion.ingest(batch(event(f"new{next(numbers)}"), *again))
+            assert result.accepted == 1 and not result.conflicts
+            return result.duplicates, len(inserts) - before, asked.count({1})
+
+        assert [await store() for _ in range(3)] == [(0, 1, 0)] * 3
+        assert await store(event("new0"), event("new1")) == (2, 2, 1)
+        assert [await store(event("new0")) for _ in range(3)] == [(1, 1, 1)] * 3
+        assert [await store() for _ in range(AGAIN)] == [(0, 1, 1)] * AGAIN
+        assert [await store() for _ in range(3)] == [(0, 1, 0)] * 3
+        assert await store(event("new0")) == (1, 2, 1)
+        await ingestion.settle()
+
+    async def test_other_content_is_found_also_where_nobody_looked(self, database: Database) -> None:
+        first = await ingest(database, Seen(), batch(event("a"), event("b")))
+        again = await ingest(database, Seen(), batch(event("b", item_id="other"), event("c")))
+        assert (first, again) == (IngestResult(2, 0, [], 1), IngestResult(1, 0, ["b"], 1))
 
 
 class TestWriters:

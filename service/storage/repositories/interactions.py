@@ -46,8 +46,6 @@ ROWS_OF_A_PAGE = 200_000
 USERS_OF_A_PAGE = 20_000
 # The event loop does nothing else while the driver takes them in.
 ROWS_OF_AN_INSERT = 1000
-MANY = 2000
-"""More events than that are dealt with in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,10 +392,8 @@ async def insert_events(
     accepted = [n for n in order if ids[n] not in known] if known else order
     clicks = Clicks.of([])
     if accepted:
-        rows = (
-            await asyncio.to_thread(events.copy, accepted, period) if _many(events) else events.copy(accepted, period)
-        )
-        _, clicks = await asyncio.gather(_copy(driver, period, rows), _clicks(events, accepted))
+        copying = _copy(driver, period, events.copy(accepted, period))
+        _, clicks = await asyncio.gather(copying, _clicks(events, accepted))
     if len(accepted) == len(ids):
         return Stored(period, Inserted(accepted, []), clicks)
     contents = events.contents()
@@ -406,18 +402,14 @@ async def insert_events(
     return Stored(period, Inserted(accepted, conflicts), clicks)
 
 
-def _many(events: EventBatch) -> bool:
-    return len(events) > MANY
-
-
 async def _order(events: EventBatch) -> tuple[list[str], list[int]]:
     """The ids, and the first event of each in their order."""
-    ids = await asyncio.to_thread(events.ids) if _many(events) else events.ids()
-    return ids, await asyncio.to_thread(firsts, ids) if _many(events) else firsts(ids)
+    ids = events.ids()
+    return ids, firsts(ids)
 
 
 async def _clicks(events: EventBatch, which: Sequence[int]) -> Clicks:
-    return await asyncio.to_thread(events.clicks, which) if _many(events) else events.clicks(which)
+    return events.clicks(which)
 
 
 async def known_ids(
@@ -483,9 +475,7 @@ def judged(driver: Connection) -> Iterator[None]:
 
 def firsts(ids: Sequence[str]) -> list[int]:
     """The first event of each id, in the order of the ids."""
-    first_of_each: dict[str, int] = {}
-    for n, id_ in enumerate(ids):
-        first_of_each.setdefault(id_, n)
+    first_of_each = dict(zip(reversed(ids), range(len(ids) - 1, -1, -1), strict=True))  # the last one that is put in
     return [first_of_each[id_] for id_ in sorted(first_of_each)]
 
 
