@@ -2,9 +2,12 @@
 
 The ceiling is a binary COPY of the rows of a batch, a transaction each, from as many connections, into a table of the
 same columns without any index or constraint, in the same Postgres: no HTTP, no JSON, nothing recognised, nothing
-promised but durability. Rates are events a second, duplicates included on both sides. Postgres has files of its
-write-ahead log to use again, as one has that has run for a while; a new one makes and clears one every 16 MB, during
-which everything waits.
+promised but durability. Rates are events a second, duplicates included on both sides. Event ids ascend, as those do
+that begin with a time (UUIDv7).
+
+Postgres is as one that has run for a while, between two checkpoints: it has files of its write-ahead log to use again
+(a new one makes and clears one every 16 MB, during which everything waits), and no measurement has a checkpoint in it,
+after which each page that is changed is logged as a whole once.
 """
 
 import asyncio
@@ -46,7 +49,8 @@ SECONDS = 30.0
 WAL_BYTES = 400
 """Of the write-ahead log, for an event that is stored and copied."""
 WAL_FILE_BYTES = 16 * 1024 * 1024
-MOST_WAL_FILES = 48
+MOST_WAL_FILES = 128
+NO_CHECKPOINT = {"checkpoint_timeout": "1h", "max_wal_size": "16GB"}
 
 BARE = """
     CREATE TABLE bare (
@@ -69,7 +73,7 @@ class IngestOptions:
     """Connections, with one call in flight on each."""
     duplicates: tuple[int, ...] = (0, 50)
     """Percent of the events that were sent before."""
-    events: int = 150_000
+    events: int = 60_000
     """Of each measurement; 1,000 calls at most."""
     rounds: int = 5
     workers: int = 1
@@ -150,7 +154,7 @@ def run_ingest(options: IngestOptions) -> int:
                 for round_ in range(options.rounds):
                     for number, cell in enumerate(cells):
                         busy(f"round {round_ + 1} of {options.rounds}: {cell}")
-                        prefix = f"{round_}-{number}"
+                        prefix = f"{round_:03}-{number:03}"
                         _measure(cell, found[cell], server, servers.postgres_dsn, key, prefix, options)
     _print(printer, found, options)
     if options.report is not None:
@@ -269,6 +273,9 @@ async def _prepare(dsn: str, events: int) -> str:
     """Make what is needed; the key of the client."""
     connection = await asyncpg.connect(_plain(dsn))
     await connection.execute(BARE)
+    for name, value in NO_CHECKPOINT.items():
+        await connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+    await connection.execute("SELECT pg_reload_conf()")
     for _ in range(min(MOST_WAL_FILES, events * WAL_BYTES // WAL_FILE_BYTES)):
         await connection.execute("SELECT pg_logical_emit_message(false, 'asmg', ''); SELECT pg_switch_wal()")
     await connection.execute("CHECKPOINT")

@@ -180,7 +180,7 @@ def bench_ingest_command(
     batches: Annotated[str, typer.Option(help="Events of a call, numbers separated by commas.")] = "1,100,1000",
     concurrency: Annotated[str, typer.Option(help="Connections, with one call in flight on each.")] = "1,16",
     duplicates: Annotated[str, typer.Option(help="Percent of the events that were sent before.")] = "0,50",
-    events: Annotated[int, typer.Option(help="Of each measurement; 1,000 calls at most.")] = 150_000,
+    events: Annotated[int, typer.Option(help="Of each measurement; 1,000 calls at most.")] = 60_000,
     rounds: Annotated[int, typer.Option(help="All cells are measured so often; medians are printed.")] = 5,
     workers: Annotated[int, typer.Option(help="Api processes.")] = 1,
     seed: BenchSeed = 0,
