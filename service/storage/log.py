@@ -1,6 +1,6 @@
 """Batches on their way into the log, by the driver's own means.
 
-By those of SQLAlchemy what is around the COPY of a thousand events took as long as the COPY itself.
+By those of SQLAlchemy the statements around a COPY take some four times as long.
 """
 
 import logging
@@ -78,8 +78,13 @@ class LogWriter:
                 raise
 
     async def release(self) -> None:
-        """Let the period be closed."""
-        await self._driver.execute(f"SELECT pg_advisory_unlock_shared({self._lock})")
+        """Let the period be closed.
+
+        Raises:
+            NotReady: Postgres does not answer, or has ended the session, and with it the lock.
+        """
+        with judged(self._driver):
+            await self._driver.execute(f"SELECT pg_advisory_unlock_shared({self._lock})")
 
     @property
     def closed(self) -> bool:
@@ -180,6 +185,8 @@ class LogWriters:
             writer.terminate()
             if not isinstance(error, Exception):
                 raise
-            logger.info("a connection to Postgres was lost (%s); what was stored is stored", type(error).__name__)
+            # What was stored is stored. Only what is no trouble of Postgres is a bug, which the log has to tell.
+            trace = None if isinstance(error, NotReady) else error
+            logger.warning("a writer of the log was not given back: %s", error, exc_info=trace)
         else:
             self._idle.append(writer)

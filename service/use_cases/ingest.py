@@ -106,8 +106,8 @@ class Ingestion:
 
     async def _store(self) -> None:
         calls = self._next()
-        events = EventBatch.join([call.events for call in calls])
         try:
+            events = EventBatch.join([call.events for call in calls])
             for _ in range(MOST_RACES):
                 with suppress(Raced):
                     async with self._database.log.lend() as log:

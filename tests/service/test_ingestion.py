@@ -157,17 +157,17 @@ class TestTogether:
         await ingestion.ingest(batch(event("before")))
         async with database.unit_of_work() as other:
             await other.lock_exclusive(Lock.LOG)
-            calls = []
-            for n in range(3):
-                calls.append(asyncio.create_task(ingestion.ingest(batch(event(f"e{n}")))))
-                await asyncio.sleep(0.1)  # the first of them waits for the lock
-            ended = await other.connection.execute(
-                text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE wait_event_type = 'Lock' AND datname = current_database()"
-                )
+            calls = [asyncio.create_task(ingestion.ingest(batch(event("e0"))))]
+            waiting = text(
+                "SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid) "
+                "WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
             )
-            assert list(ended.scalars()) == [True]
+            for _ in range(1000):
+                if (pid := await other.connection.scalar(waiting)) is not None:
+                    break
+                await asyncio.sleep(0.02)
+            calls += [asyncio.create_task(ingestion.ingest(batch(event(f"e{n}")))) for n in (1, 2)]
+            assert await other.connection.scalar(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(results[0], NotReady)
         assert results[1:] == [IngestResult(1, 0, [], 1)] * 2  # on another connection
@@ -183,6 +183,24 @@ class TestTogether:
         ingestion = Ingestion(database, Broken())
         with pytest.raises(ZeroDivisionError):
             await ingestion.ingest(batch(event("e")))
+        await ingestion.settle()
+
+    async def test_nor_does_a_bug_before_anything_is_stored(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever waits is told, and the next calls are stored: as many bugs as there are lanes would else end all."""
+
+        def broken(*_: object) -> EventBatch:
+            raise ZeroDivisionError
+
+        ingestion = Ingestion(database, Seen())
+        with monkeypatch.context() as patch:
+            patch.setattr(EventBatch, "join", broken)
+            for n in range(ingest_module.LANES + 1):
+                with pytest.raises(ZeroDivisionError):
+                    async with asyncio.timeout(10):
+                        await ingestion.ingest(batch(event(f"e{n}")))
+        assert await ingestion.ingest(batch(event("e0"))) == IngestResult(1, 0, [], 1)
         await ingestion.settle()
 
     async def test_the_end_leaves_nobody_waiting(self, database: Database) -> None:
