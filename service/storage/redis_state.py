@@ -16,14 +16,14 @@ import orjson
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 
 from service.errors import NotReady
 from service.limits import MAX_HISTORY
 from service.storage.database import Database
 from service.storage.repositories import Clicks, HistoryEntry
 
-__all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge"]
+__all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge", "unusable"]
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,23 @@ def connect(url: str) -> Redis:
         retry=Retry(NoBackoff(), 1),
     )
     return Redis.from_pool(pool)
+
+
+async def unusable(url: str) -> str | None:
+    """Why the Redis at this URL cannot be used now, in words that hold nothing of the URL; None where it can."""
+    redis = connect(url)
+    try:
+        await redis.ping()
+    except (RedisError, OSError) as error:
+        cause = error.__cause__ or error  # of what goes wrong while it connects
+        if isinstance(cause, (AuthenticationError, AuthorizationError)):
+            return "refuses the user name or password"
+        if isinstance(cause, ResponseError):
+            return f"refuses the connection: {cause}"
+        return f"does not answer: {type(error).__name__}"
+    finally:
+        await redis.aclose()
+    return None
 
 
 async def purge(redis: Redis) -> int:
