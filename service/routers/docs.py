@@ -54,7 +54,7 @@ async def get_docs(request: Request) -> HTMLResponse:
     return page
 
 
-@router.api_route("/docs/{name}", methods=["GET", "HEAD"])
+@router.get("/docs/{name}")
 def get_docs_file(name: Literal["swagger-ui-bundle.js", "swagger-ui.css"]) -> Response:
     """A file of Swagger UI."""
     return Response((SWAGGER_UI / name).read_bytes(), media_type=MEDIA_TYPES[name])
