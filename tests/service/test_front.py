@@ -12,7 +12,6 @@ import pytest
 from starlette.types import Scope
 
 from service.front import Front
-from service.routers import predict as module
 from service.settings import Settings
 from service.storage.database import Database
 from service.use_cases.auth import SCOPES, create_key
@@ -23,21 +22,6 @@ from tests.service.raw_http import Connection
 QUESTION = {"user_id": "u", "items": ["a"], "history": ["b"]}
 SHOP = "https://shop.example"
 ASKED = {"Origin": SHOP, "Access-Control-Request-Method": "POST"}
-
-
-@pytest.fixture
-def answered_at_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each prediction whether it went the quick way."""
-    noted: list[bool] = []
-    answer_now = module.answer_now
-
-    def watched(*arguments: Any) -> Any:
-        content = answer_now(*arguments)
-        noted.append(content is not None)
-        return content
-
-    monkeypatch.setattr(module, "answer_now", watched)
-    return noted
 
 
 def served_with(postgres_dsn: str, redis_url: str, folder: Path, **changes: Any) -> Iterator[httpx.Client]:
