@@ -953,7 +953,9 @@ class TestWorker:
         return str(prepared.result["data"])
 
     async def test_settings_that_cannot_work(self) -> None:
-        settings = Settings(postgres_dsn="postgresql:///none", redis_url="redis://localhost:1", updater="none such")
+        settings = Settings(
+            postgres_dsn="postgresql://localhost/none", redis_url="redis://localhost:1", updater="none such"
+        )
         with pytest.raises(ConfigurationError, match=r"expected one of iu, .*; received 'none such'"):
             await worker.run(settings)
         with pytest.raises(ConfigurationError, match="ASMG_POSTGRES_DSN"):
