@@ -126,12 +126,12 @@ def said(answer: Answer, body: bytes) -> str:
         return headers["x-request-id"]
     if body == QUESTION and status == 200 and len(document["scores"]) == 2:
         return "taken"
-    detail = document["detail"]
+    detail = document.get("detail", "")
     # It is no JSON, but it came to where that is asked for.
     if body == HIDDEN and status == 400 and detail.startswith("expected a JSON document; received expected value"):
         return "taken"
     is_problem = headers["content-type"] == "application/problem+json"
-    if status in (400, 405) and is_problem and headers["connection"] == "close" and "JSON" not in detail:
+    if status in (400, 405) and is_problem and headers.get("connection") == "close" and "JSON" not in detail:
         return "refused"
     return f"{status} {detail}"
 
