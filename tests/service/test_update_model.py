@@ -126,6 +126,10 @@ class Meddled(Updater[Any]):
         return self._inner.run_stage(stage, state, data, **options)
 
     @override
+    def rehearse(self, state: Any, data: PeriodData, held_out: PeriodData, **options: Any) -> Any:
+        return self._inner.rehearse(state, data, held_out, **options)
+
+    @override
     def forgotten(self, state: Any, rows: Any) -> Any:
         return self._inner.forgotten(state, rows)
 
