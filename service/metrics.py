@@ -78,8 +78,8 @@ class Metrics:
         )
         self._gate_logloss = Gauge(
             "asmg_gate_logloss",
-            "LogLoss on the newest tenth of the period learned last: of models that learned the rest, of a constant, of "
-            "what was served.",
+            "LogLoss on the newest tenth of the period learned last: of models that learned the rest, of a constant, "
+            "and of what was served.",
             ["model"],
             registry=registry,
             multiprocess_mode="mostrecent",

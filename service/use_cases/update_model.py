@@ -20,7 +20,7 @@ from asmg import metrics
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError, dump_data, load_data
 from asmg.metrics import Scores
-from asmg.models import Params, forget, table_sizes
+from asmg.models import BaseModel, Params, build_model, config_from_json, forget, table_sizes
 from asmg.progressive import stage_rng
 from asmg.training import evaluate, predict_logits
 from asmg.updaters.base import Updater
@@ -119,7 +119,7 @@ def _cannot_go_on(
 ) -> ConfigurationError:
     return ConfigurationError(
         f"ASMG_UPDATER={updater.name} cannot go on from the training state of version {head.version}, which "
-        f"{meta.get('updater', 'an unknown method')} has left ({error}). No period was touched. Start the worker "
+        f"{meta.get('updater', 'an unknown method')} has left ({error}). No period loses an attempt. Start the worker "
         'with a method of the same base model, or roll back with sequence "excise" to one that this method can go on '
         "from (any method can from version 0)"
     )
@@ -294,8 +294,8 @@ class PeriodUpdate:
         """
         assert self._head is not None and self._data is not None
         updater, data, state = self._w.updater, self._data, await self._load_state()
-        models: dict[str, tuple[int, Params]] = {
-            name: (self._head.version, params) for name, params in updater.serving_models(state).items()
+        models: dict[str, tuple[int, BaseModel, Params]] = {
+            name: (self._head.version, updater.model, params) for name, params in updater.serving_models(state).items()
         }
         async with self._w.database.read() as session:
             champion = await session.models.alias(AliasName.CHAMPION)
@@ -310,14 +310,14 @@ class PeriodUpdate:
                 others["baseline"] = await session.models.get(baseline.version)
         for name, version in others.items():
             if version is not None and "serving" in version.state:
-                models[name] = (version.version, await self._served_by(version))
+                models[name] = (version.version, *await self._served_by(version))
         # The head serves what its update has made, or what its parent served; another champion is the `previous` above.
         served = self._head.kind if champion is not None and champion.version == self._head.version else "previous"
         found: dict[str, Any] = {}
         rows = []
         logits: Tensor | None = None
-        for name, (number, params) in models.items():
-            answers = await asyncio.to_thread(predict_logits, updater.model, params, data)
+        for name, (number, model, params) in models.items():
+            answers = await asyncio.to_thread(predict_logits, model, params, data)
             logits = answers if name == served else logits
             if self._late:
                 continue
@@ -341,10 +341,11 @@ class PeriodUpdate:
             await work.commit()
         return {"scores": found, "trial": trial.to_json()}
 
-    async def _served_by(self, version: ModelVersion) -> Params:
-        """The parameters that a version serves, without rows that changed hands since."""
-        model = await self._read(version.state["serving"], "model")
-        return forget(model.tensors, await self._rows_of_nobody(version.state.get("serving_allocations", {})))
+    async def _served_by(self, version: ModelVersion) -> tuple[BaseModel, Params]:
+        """The model that a version serves, which may be another method's, without rows that changed hands since."""
+        stored = await self._read(version.state["serving"], "model")
+        strange = await self._rows_of_nobody(version.state.get("serving_allocations", {}))
+        return build_model(config_from_json(stored.meta["model"])), forget(stored.tensors, strange)
 
     def _try_out(self, state: Any, served: Tensor | None, progress: Callable[[float], None]) -> Trial:
         """What the gate wants to know of the period before anything is learned from it."""
