@@ -92,14 +92,14 @@ def check_workers(folder: Path, limit_seconds: float) -> float:
     Raises:
         NotReady: there is none, or one that has not got any further for longer.
     """
-    ages = {
-        path.name.split(".")[-3]: time.monotonic() - since
+    ages = [
+        (time.monotonic() - since, path.name.split(".")[-3])
         for path in folder.glob(f"*{SUFFIX}")
         if path.name.startswith(f"{_host()}.") and (since := _read(path)) is not None
-    }
+    ]
     if not ages:
         raise NotReady(f"no worker with this data folder runs on this host ({folder} names none that lives)")
-    pid, age = max(ages.items(), key=lambda item: item[1])
+    age, pid = max(ages)
     if age > limit_seconds:
         raise NotReady(f"worker {pid} has not got any further for {age:.1f} s; expected at most {limit_seconds:g} s")
     return age
