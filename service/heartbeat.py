@@ -92,11 +92,11 @@ def check_workers(folder: Path, limit_seconds: float) -> float:
     Raises:
         NotReady: there is none, or one that has not got any further for longer.
     """
-    ages = [
-        (time.monotonic() - since, path.name.split(".")[-3])
-        for path in folder.glob(f"*{SUFFIX}")
-        if path.name.startswith(f"{_host()}.") and (since := _read(path)) is not None
-    ]
+    ages = []
+    for path in folder.glob(f"*{SUFFIX}"):
+        host, pid = path.name.rsplit(".", 3)[:2]
+        if host == _host() and (since := _read(path)) is not None:
+            ages.append((time.monotonic() - since, pid))
     if not ages:
         raise NotReady(f"no worker with this data folder runs on this host ({folder} names none that lives)")
     age, pid = max(ages)

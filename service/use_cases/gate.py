@@ -23,7 +23,7 @@ from torch.nn import functional
 from asmg.metrics import Scores
 from service.storage.repositories import ModelKind
 
-__all__ = ["CALIBRATION_RANGE", "HELD_OUT", "Comparison", "Decision", "Trial", "compare", "decide", "try_out"]
+__all__ = ["CALIBRATION_RANGE", "Comparison", "Decision", "Trial", "compare", "decide", "rehearsed", "try_out"]
 
 CALIBRATION_RANGE = (0.5, 2.0)
 """Predicted clicks over clicks, on the newest traffic."""
@@ -159,6 +159,11 @@ class Trial:
         if self.served is None or self.order is None or not self.served.worse:
             return False
         return not (self.order.better or any(against["constant"].better for against in self.rehearsals.values()))
+
+
+def rehearsed(rows: int) -> int:
+    """How many rows of a period a rehearsal learns: the oldest, all but `HELD_OUT` of them."""
+    return rows - int(rows * HELD_OUT)
 
 
 def try_out(label: Tensor, user: Tensor, served: Tensor | None, rehearsals: Mapping[str, Tensor]) -> Trial:

@@ -40,7 +40,7 @@ from service.storage.repositories import (
     PeriodStatus,
     Stage,
 )
-from service.use_cases.gate import HELD_OUT, Decision, Trial, decide, try_out
+from service.use_cases.gate import Decision, Trial, decide, rehearsed, try_out
 from service.use_cases.ingest import ToldOfClicks
 from service.use_cases.negatives import Sampling, logit_correction
 from service.use_cases.period_data import prepare_period
@@ -351,8 +351,7 @@ class PeriodUpdate:
         """What the gate wants to know of the period before anything is learned from it."""
         assert self._data is not None
         data, rehearsals = self._data, {}
-        cut = len(data) - int(len(data) * HELD_OUT)
-        if cut < len(data):
+        if (cut := rehearsed(len(data))) < len(data):
             older, newest = data.slice(0, cut), data.slice(cut, len(data))
             rng = stage_rng(self._w.settings.seed, self.period, "rehearse")
             rehearsals = self._w.updater.rehearse(state, older, newest, rng=rng, progress=progress)
