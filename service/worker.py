@@ -20,7 +20,8 @@ from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.resolve_labels import resolve_skipped
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
-from service.use_cases.update_model import PeriodUpdate, Superseded, Workshop, check_configuration
+from service.use_cases.training_state import check_configuration
+from service.use_cases.update_model import PeriodUpdate, Superseded, Workshop
 
 __all__ = ["run"]
 
@@ -66,7 +67,9 @@ async def run(settings: Settings) -> None:
         while True:
             heartbeat.beat()
             try:
-                await check_configuration(workshop)  # also in reserve: it should not come to light when it is needed
+                await check_configuration(
+                    database, artifacts, updater
+                )  # also in reserve: it should not come to light when it is needed
                 if await leadership.try_acquire():
                     await leadership.hold(_lead(workshop, pause, heartbeat))
                 pause.reset()
@@ -134,7 +137,7 @@ async def _update_next(workshop: Workshop) -> bool:
         period = await session.periods.next_sealed()
     if period is None:
         return False
-    await check_configuration(workshop)
+    await check_configuration(workshop.database, workshop.artifacts, workshop.updater)
     await merge_event_ids(workshop.database)
     await resolve_skipped(workshop.database, workshop.histories, workshop.settings.attribution_window)
     number, ended = period.number, True

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from asmg import metrics
 from asmg.batch import PeriodData
-from asmg.checkpoint import Checkpoint, CheckpointError, dump_data, load_data
+from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.metrics import Scores
 from asmg.models import BaseModel, Params, build_model, config_from_json, forget, table_sizes
 from asmg.progressive import stage_rng
 from asmg.training import evaluate, predict_logits
 from asmg.updaters.base import Updater
-from service.errors import ConfigurationError
 from service.files import DigestedFile, create, keep_newest
 from service.serving.encode import Known, encode_model
 from service.settings import Settings
@@ -46,8 +45,9 @@ from service.use_cases.negatives import Sampling, logit_correction
 from service.use_cases.period_data import prepare_period
 from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
 from service.use_cases.resolve_labels import resolve_labels
+from service.use_cases.training_state import cannot_go_on
 
-__all__ = ["PeriodUpdate", "Superseded", "Workshop", "check_configuration"]
+__all__ = ["PeriodUpdate", "Superseded", "Workshop"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,38 +91,6 @@ class Workshop:
     """Name of the process, that no other one ever had."""
     beat: Callable[[], None] = lambda: None
     """Called when something got further, also from the training thread."""
-
-
-async def check_configuration(workshop: Workshop) -> None:
-    """See that the update method can go on from the training state of the head, by what its header says.
-
-    Raises:
-        ConfigurationError: it cannot, or the head's state is that of a method which this release does not know.
-    """
-    async with workshop.database.read() as session:
-        alias = await session.models.alias(AliasName.HEAD)
-        head = None if alias is None else await session.models.get(alias.version)
-    parts = {} if head is None else head.state.get("parts", {})
-    if head is None or not parts:  # nothing was learned yet: any method can begin
-        return
-    meta: Mapping[str, Any] = {}
-    if "updater" in parts:
-        meta = Checkpoint.from_bytes(await workshop.artifacts.get(parts["updater"])).meta
-    try:
-        workshop.updater.check_continuable(meta, parts.keys())
-    except CheckpointError as error:
-        raise _cannot_go_on(workshop.updater, head, meta, error) from error
-
-
-def _cannot_go_on(
-    updater: Updater[Any], head: ModelVersion, meta: Mapping[str, Any], error: Exception
-) -> ConfigurationError:
-    return ConfigurationError(
-        f"ASMG_UPDATER={updater.name} cannot go on from the training state of version {head.version}, which "
-        f"{meta.get('updater', 'an unknown method')} has left ({error}). No period loses an attempt. Start the worker "
-        'with a method of the same base model, or roll back with sequence "excise" to one that this method can go on '
-        "from (any method can from version 0)"
-    )
 
 
 class PeriodUpdate:
@@ -392,7 +360,7 @@ class PeriodUpdate:
                     if not of_the_head:
                         raise
                     meta = parts["updater"].meta if "updater" in parts else {}
-                    raise _cannot_go_on(self._w.updater, self._head, meta, error) from error
+                    raise cannot_go_on(self._w.updater, self._head, meta, error) from error
                 if of_the_head:
                     rows = await self._rows_of_nobody(self._head.state.get("allocations", {}))
                     self._state = await asyncio.to_thread(self._w.updater.forgotten, self._state, rows)

@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.storage.database import Leadership
 from service.storage.repositories import AliasName, ModelVersion
 from service.use_cases.rollback import rollback
-from service.use_cases.update_model import check_configuration
+from service.use_cases.training_state import check_configuration
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.programs import ASMG, environment
 from tests.service.test_update_model import working
@@ -161,14 +161,12 @@ async def test_whatever_cannot_be_gone_on_from_costs_no_attempt(
     digests = {name: await artifacts.put(part.to_bytes(), part.kind) for name, part in change(parts).items()}
     await change_state(b, head, digests)
 
-    workshop = b.workshop.__class__(
-        b.settings, b.database, artifacts, b.workshop.notices, build_updater(updater, MODEL), b.workshop.histories
-    )
+    checking = check_configuration(b.database, artifacts, build_updater(updater, MODEL))
     if at_start:
         with pytest.raises(ConfigurationError, match=message):
-            await check_configuration(workshop)
+            await checking
     else:
-        await check_configuration(workshop)
+        await checking
     with pytest.raises(ConfigurationError, match=message):
         await asyncio.wait_for(worker.run(settings_of(b, updater=updater)), 30)
     async with b.database.read() as session:
