@@ -132,6 +132,9 @@ class Settings(BaseSettings):
     """How often an api process looks for a new version where no notice reached it."""
     worker_poll_seconds: float = Field(1.0, gt=0)
     """How often the worker looks for a sealed period."""
+    worker_stall_seconds: float = Field(300.0, gt=0)
+    """A worker that did not get any further for so long is not healthy (`asmg worker --check`). Training tells of its
+    progress all the time, but reading or writing a very large period is one step."""
     max_attempts: int = Field(3, ge=1)
     """Updates of one period that may fail before it is quarantined."""
     keep_versions: int = Field(50, ge=2)
@@ -237,6 +240,11 @@ class Settings(BaseSettings):
     def serving_dir(self) -> Path:
         """Folder of the snapshot files, which all processes of a host share."""
         return self.data_dir / "serving"
+
+    @property
+    def worker_dir(self) -> Path:
+        """Folder of the workers' heartbeats."""
+        return self.data_dir / "workers"
 
     @property
     def attribution_window(self) -> timedelta:

@@ -487,7 +487,12 @@ def main(arguments: Sequence[str]) -> None:
         case ["api", listener, _]:
             _run_api(Settings(), int(listener))
         case ["worker", _]:
-            run_worker(Settings())
+            try:
+                run_worker(Settings())
+            except ConfigurationError as error:
+                # One line each time that it is started again, ever less often: the api goes on without a worker.
+                logger.error("the worker cannot work with these settings: %s", error)
+                raise SystemExit(os.EX_CONFIG) from None
         case _:
             raise SystemExit(f"expected api FD PARENT or worker PARENT; received {' '.join(arguments)}")
 

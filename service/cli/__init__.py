@@ -31,6 +31,7 @@ from service.cli.options import (
 )
 from service.cli.periods import periods
 from service.console import make_console
+from service.heartbeat import check_workers
 from service.limits import MAX_KEY_DAYS
 from service.storage.database import Database
 from service.supervisor import configure_logging, installation, require_redis, run_worker, serve
@@ -143,8 +144,19 @@ def serve_command(
 
 
 @app.command("worker")
-def worker_command(data_dir: DataDir = None) -> None:
+def worker_command(
+    check: Annotated[
+        bool, typer.Option("--check", help="Start none: fail unless one runs on this host and gets further.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
     """Update the model on each period that was closed. Of several workers one works and the others wait."""
+    if check:
+        with plain_errors():
+            settings = load_settings(data_dir=data_dir)
+            age = check_workers(settings.worker_dir, settings.worker_stall_seconds)
+            print(f"asmg: the worker got further {age:.1f} s ago")
+        return
     with plain_errors(), installation(load_settings(data_dir=data_dir)) as settings:
         require_redis(settings)
         run_worker(settings)

@@ -33,6 +33,7 @@ NAMESPACE = "asmg:"
 HISTORY_SECONDS = 3600
 LEASE_SECONDS = 10
 PROGRESS_SECONDS = 24 * 3600
+LEADER_SECONDS = 24 * 3600
 # What one command may hold: Redis does nothing else meanwhile, nor does the event loop that packs it.
 CLICKS_OF_A_SCRIPT = 250
 KEYS_OF_A_PAGE = 1000
@@ -47,6 +48,7 @@ ANSWER_SECONDS = 0.5
 LOG_EVERY_SECONDS = 60.0
 
 PROGRESS_KEY = "asmg:progress"
+LEADER_KEY = "asmg:leader"
 
 SWAP_CHANNEL = "asmg:swap"
 CLICKS_CHANNEL = "asmg:clicks"
@@ -325,6 +327,22 @@ class Notices:
             return None
         kept = orjson.loads(data) if data else {}
         return kept["progress"] if kept.get("period") == period else None
+
+    async def note_leader(self, at: float) -> None:
+        """Note when the leading worker last got further, in seconds of the epoch."""
+        try:
+            await self._redis.set(LEADER_KEY, f"{at:.3f}", ex=LEADER_SECONDS)
+        except RedisError as error:
+            self._outage.note(error)
+
+    async def leader_at(self) -> float | None:
+        """When the leading worker last got further, in seconds of the epoch; None where that is not known."""
+        try:
+            at = await self._redis.get(LEADER_KEY)
+        except RedisError as error:
+            self._outage.note(error)
+            return None
+        return None if at is None else float(at)
 
     async def progress_notices(self, period: int) -> AsyncIterator[dict[str, Any]]:
         """The last progress of a period's update, if there is any, then each next one as it comes; without end."""
