@@ -291,17 +291,17 @@ async def test_bodies_count_while_their_calls_go_on() -> None:
         return {"type": "http.request", "body": b"x" * 60, "more_body": True}
 
     bodies = Bodies(100)
-    with bodies.counted(receive, 1000) as first:
+    with bodies.counted({}, receive, 1000) as first:
         await first()
-        with bodies.counted(receive, 1000) as second, pytest.raises(NotReady, match="more than 100 bytes"):
+        with bodies.counted({}, receive, 1000) as second, pytest.raises(NotReady, match="more than 100 bytes"):
             await second()
         with pytest.raises(NotReady):
             await first()
-    with bodies.counted(receive, 100) as third:
+    with bodies.counted({}, receive, 100) as third:
         await third()
         with pytest.raises(BodyTooLarge):
             await third()
-    with bodies.counted(receive, 1000) as fourth:
+    with bodies.counted({}, receive, 1000) as fourth:
         await fourth()
 
 
