@@ -4,7 +4,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["ColumnMap", "CutBy", "LogFormatError", "TimestampFormat"]
+__all__ = [
+    "EARLIEST_MS",
+    "FUTURE_TOLERANCE_SECONDS",
+    "LATEST_MS",
+    "ColumnMap",
+    "CutBy",
+    "LogFormatError",
+    "TimestampFormat",
+]
+
+EARLIEST_MS = 631_152_000_000
+"""First moment that an event can have, milliseconds since 1970: 1990-01-01T00:00:00Z. The oldest public logs are of
+the nineties."""
+
+LATEST_MS = 4_102_444_800_000
+"""First moment that no event can have any more: 2100-01-01T00:00:00Z. Between the two, a number since 1970 is of one
+unit only: those of seconds, milliseconds, microseconds and nanoseconds do not overlap."""
+
+FUTURE_TOLERANCE_SECONDS = 300
+"""How far an event may be ahead of the clock that checks it: clocks differ, by less than this where anybody sets
+them."""
 
 CutBy = Literal["count", "periods", "hour", "day", "week", "column"]
 """Into what pieces a log is cut."""

@@ -20,7 +20,7 @@ import polars as pl
 
 from asmg.datasets.reading import LABELS, MAX_ID_LENGTH, parse_utc, parse_with_zone
 from asmg.datasets.table import LIST_SEPARATOR, as_text, find_columns
-from asmg.log_format import LogFormatError
+from asmg.log_format import EARLIEST_MS, LATEST_MS, LogFormatError
 
 __all__ = [
     "BLOCK_BYTES",
@@ -53,7 +53,6 @@ Malformed = Literal["error", "drop"]
 
 DAY_MS = 86_400_000
 _LONGEST_ROW = 1 << 24  # bytes; and at least four blocks
-_EARLIEST_MS, _LATEST_MS = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100
 
 
 @dataclass(frozen=True)
@@ -472,13 +471,13 @@ def numbered_moment(unit: Literal["s", "ms"]) -> Field:
     def parse(column: pl.Expr) -> pl.Expr:
         plain = pl.when(column.str.contains(f"^{pattern}$")).then(column)
         milliseconds = (plain.cast(pl.Float64, strict=False) * scale).round(mode="half_to_even").cast(pl.Int64)
-        return pl.when(milliseconds.is_between(_EARLIEST_MS, _LATEST_MS, closed="left")).then(milliseconds)
+        return pl.when(milliseconds.is_between(EARLIEST_MS, LATEST_MS, closed="left")).then(milliseconds)
 
     def convert(value: str) -> int:
         if not re.fullmatch(pattern, value, re.ASCII):
             raise ValueError
         milliseconds = round(float(value) * scale)
-        if not _EARLIEST_MS <= milliseconds < _LATEST_MS:
+        if not EARLIEST_MS <= milliseconds < LATEST_MS:
             raise ValueError
         return milliseconds
 
@@ -503,11 +502,11 @@ def moment(*, zone: bool = False) -> Field:
             day = pl.when(column.str.contains(r"^\d{4}-\d\d-\d\d$")).then(column)
             time = pl.coalesce(time, day.str.to_datetime("%Y-%m-%d", time_unit="ms", strict=False))
         milliseconds = time.dt.epoch("ms")
-        return pl.when(milliseconds.is_between(_EARLIEST_MS, _LATEST_MS, closed="left")).then(milliseconds)
+        return pl.when(milliseconds.is_between(EARLIEST_MS, LATEST_MS, closed="left")).then(milliseconds)
 
     def convert(value: str) -> int:
         milliseconds = (parse_with_zone if zone else parse_utc)(value)
-        if not _EARLIEST_MS <= milliseconds < _LATEST_MS:
+        if not EARLIEST_MS <= milliseconds < LATEST_MS:
             raise ValueError
         return milliseconds
 
