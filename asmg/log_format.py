@@ -15,7 +15,8 @@ LATEST_MS = 4_102_444_800_000
 unit only: those of seconds, milliseconds, microseconds and nanoseconds do not overlap."""
 
 FUTURE_TOLERANCE_SECONDS = 300
-"""How far an event may be ahead of the clock that checks it: clocks differ, by less than this where anybody sets them."""
+"""How far an event may be ahead of the clock that checks it: clocks differ, by less than this where anybody sets
+them."""
 
 CutBy = Literal["count", "periods", "hour", "day", "week", "column"]
 """Into what pieces a log is cut."""

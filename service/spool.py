@@ -5,9 +5,9 @@ out again period by period. Held in memory are the ids of the items and their ca
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,9 @@ __all__ = ["Spool", "SpooledEvent"]
 BLOCK_BYTES = 1 << 23
 """Bytes of the file that are read at once."""
 
+ROWS_AT_ONCE = 1 << 14
+"""Rows that are stored at once."""
+
 CACHE_KIB = 64 * 1024
 """KiB of memory that SQLite keeps pages in."""
 
@@ -35,9 +38,8 @@ DRAWN_AT_ONCE = 1 << 17
 
 # A row is in its group (a window or what the period column says), at its time, in the place that it has in the file,
 # and there the positive (copy 0) comes before its negatives.
-_TABLE = (
-    "CREATE TABLE {} (grp INTEGER, time INTEGER, row INTEGER, copy INTEGER, user TEXT, item INTEGER, label INTEGER)"
-)
+_COLUMNS = "grp INTEGER, time INTEGER, row INTEGER, copy INTEGER, user TEXT, item INTEGER, label INTEGER"
+_ORDERED = "place INTEGER PRIMARY KEY, time INTEGER, grp INTEGER, user TEXT, item INTEGER, label INTEGER"
 
 
 class SpooledEvent(NamedTuple):
@@ -106,22 +108,20 @@ class Spool:
         Raises:
             LogFormatError: the file is not as it should be.
         """
-        self._database.execute(_TABLE.format("read"))
+        self._database.execute(f"CREATE TABLE read ({_COLUMNS})")
         self._read(form, by, malformed, progress)
         self._item_ids = self._items.names()
         self._check_categories(form)
         tables = ["read"]
         if form.label is None:
-            self._database.execute(_TABLE.format("drawn"))
+            self._database.execute(f"CREATE TABLE drawn ({_COLUMNS})")
             self._draw(negatives, np.random.default_rng(seed))
             tables.append("drawn")
+        self._database.execute(f"CREATE TABLE log ({_ORDERED})")
+        union = " UNION ALL ".join(f"SELECT * FROM {table}" for table in tables)
         self._database.execute(
-            "CREATE TABLE log (place INTEGER PRIMARY KEY, grp INTEGER, time INTEGER, user TEXT, item INTEGER, label INTEGER)"
-        )
-        union = " UNION ALL ".join(f"SELECT * FROM {table}" for table in tables)  # names of this module
-        self._database.execute(
-            f"INSERT INTO log (grp, time, user, item, label) SELECT grp, time, user, item, label FROM ({union}) "
-            "ORDER BY grp, time, row, copy"
+            "INSERT INTO log (time, grp, user, item, label) SELECT time, grp, user, item, label "
+            f"FROM ({union}) ORDER BY grp, time, row, copy"
         )
         for table in tables:
             self._database.execute(f"DROP TABLE {table}")
@@ -132,31 +132,36 @@ class Spool:
         scan.progress = progress
         row = 0
         for block in scan.blocks():
-            items = self._items.encode(block[form.item])
-            groups = _groups(block, form, by)
-            labels = [1] * block.height if form.label is None else block[form.label].cast(pl.Int64).to_list()
-            rows = zip(
-                groups,
-                block[form.time].to_list(),
-                range(row, row + block.height),
-                [0] * block.height,
-                block[form.user].to_list(),
-                items.tolist(),
-                labels,
-                strict=True,
-            )
-            self._database.execute("BEGIN")
-            self._database.executemany("INSERT INTO read VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            self._database.execute("COMMIT")
-            row += block.height
-            if form.categories is not None:
-                named = block[form.categories]
-                # Of several rows of an item the last that names any is believed.
-                self._categories.update(pair for pair in zip(items.tolist(), named, strict=True) if pair[1])
+            for part in block.iter_slices(ROWS_AT_ONCE):
+                self._store(part, row, form, by)
+                row += part.height
         self.dropped = scan.dropped
         if not row:
             reasons = "; ".join(f"{reason}: {count:,}" for reason, count in scan.dropped.items())
             raise LogFormatError(form.path, "at least one row that can be read", f"none ({reasons})")
+
+    def _store(self, rows: pl.DataFrame, first: int, form: LogForm, by: CutBy) -> None:
+        items = self._items.encode(rows[form.item]).tolist()
+        labels = [1] * rows.height if form.label is None else rows[form.label].cast(pl.Int64).to_list()
+        values = zip(
+            _groups(rows, form, by),
+            rows[form.time].to_list(),
+            range(first, first + rows.height),
+            [0] * rows.height,
+            rows[form.user].to_list(),
+            items,
+            labels,
+            strict=True,
+        )
+        self._insert("read", values)
+        if form.categories is not None:
+            # Of several rows of an item the last that names any is believed.
+            self._categories.update(pair for pair in zip(items, rows[form.categories], strict=True) if pair[1])
+
+    def _insert(self, table: str, rows: Iterable[tuple[object, ...]]) -> None:
+        self._database.execute("BEGIN")
+        self._database.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        self._database.execute("COMMIT")
 
     def _check_categories(self, form: LogForm) -> None:
         for item, text in self._categories.items():
@@ -202,9 +207,7 @@ class Spool:
             for user, _, group, time, row in chosen
             for copy in range(1, negatives + 1)
         )
-        self._database.execute("BEGIN")
-        self._database.executemany("INSERT INTO drawn VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-        self._database.execute("COMMIT")
+        self._insert("drawn", rows)
 
     def pieces(self, by: CutBy, size: int) -> list[range]:
         """The places of the interactions of each period, as `asmg.datasets.cut` cuts a log in memory."""
@@ -219,7 +222,7 @@ class Spool:
                 "SELECT count(*) FROM log GROUP BY (grp - (SELECT min(grp) FROM log)) / ? ORDER BY min(place)", (size,)
             )
             starts = [0, *np.cumsum([count for (count,) in counted]).tolist()]
-        return [range(start, end) for start, end in zip(starts, starts[1:], strict=False)]
+        return [range(start, end) for start, end in pairwise(starts)]
 
     def events(self, places: range) -> Iterator[SpooledEvent]:
         """The interactions of some places, in order."""
@@ -250,6 +253,6 @@ def _groups(block: pl.DataFrame, form: LogForm, by: CutBy) -> list[int]:
         numbers: list[int] = block[form.period].to_list()
         return numbers
     if by in ("hour", "day", "week"):
-        windows: list[int] = windows_of(block[form.time].to_numpy(), by).tolist()  # type: ignore[arg-type]
+        windows: list[int] = windows_of(block[form.time].to_numpy(), by).tolist()
         return windows
     return [0] * block.height

@@ -52,7 +52,7 @@ def time_of(
     check_form(form, zone)
     now = round(time.time() * 1000) if now_ms is None else now_ms
     end = min(LATEST_MS, now + round(future_seconds * 1000) + 1)
-    numbers = _Numbers(form if form in _NAMES else None)  # type: ignore[arg-type]
+    numbers = _Numbers(form if form in _NAMES else None)
     texts: _DateTimes | _Pattern | None = None
     if form is not None and "%" in form:
         texts, expected = _Pattern(form, _Local(zone or "UTC")), f"a time of the form {form!r}"
