@@ -98,7 +98,7 @@ class Scan:
             raw.seek(0)
             if start == b"PAR1":
                 try:
-                    return tuple(pl.read_parquet_schema(self.path))
+                    return tuple(pl.scan_parquet(self.path, glob=False).collect_schema())
                 except (pl.exceptions.PolarsError, OSError) as error:
                     raise self._damaged_parquet(error) from error
             binary = gzip.GzipFile(fileobj=raw) if start[:2] == b"\x1f\x8b" else raw
