@@ -661,22 +661,22 @@ SEVEN = 1_611_903_600_000
 
 ODD_FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     # name: the file, of u1 and i1 with label 1 at seven o'clock and u2 and i2 with label 0 a second later, and options
-    "pandas, naive": ("user_id,item_id,label,timestamp\nu1,i1,True,2021-01-29 07:00:00\nu2,i2,False,2021-01-29 07:00:01\n",
+    "pandas, naive": (HEADER + "u1,i1,True,2021-01-29 07:00:00\nu2,i2,False,2021-01-29 07:00:01\n",
                       {"timestamp_format": "utc"}),
-    "pandas, local": ("user_id,item_id,label,timestamp\nu1,i1,1.0,2021-01-29 08:00:00.000\nu2,i2,0.0,2021-01-29 08:00:01.000\n",
+    "pandas, local": (HEADER + "u1,i1,1.0,2021-01-29 08:00:00.000\nu2,i2,0.0,2021-01-29 08:00:01.000\n",
                       {"timezone": "Europe/Berlin"}),
-    "pandas, with a zone": ("user_id,item_id,label,timestamp\nu1,i1,1,2021-01-29 07:00:00+00:00\nu2,i2,0,2021-01-29 07:00:01+00:00\n", {}),
-    "microseconds": ("user_id,item_id,label,timestamp\nu1,i1,1,1611903600000000\nu2,i2,0,1611903601000000\n", {}),
-    "nanoseconds": ("user_id,item_id,label,timestamp\nu1,i1,1,1611903600000000000\nu2,i2,0,1611903601000000000\n", {}),
-    "floats": ("user_id,item_id,label,timestamp\nu1,i1,1,1.6119036e+09\nu2,i2,0,1611903601.0\n", {}),
+    "pandas, with a zone": (HEADER + "u1,i1,1,2021-01-29 07:00:00+00:00\nu2,i2,0,2021-01-29 07:00:01+00:00\n", {}),
+    "microseconds": (HEADER + "u1,i1,1,1611903600000000\nu2,i2,0,1611903601000000\n", {}),
+    "nanoseconds": (HEADER + "u1,i1,1,1611903600000000000\nu2,i2,0,1611903601000000000\n", {}),
+    "floats": (HEADER + "u1,i1,1,1.6119036e+09\nu2,i2,0,1611903601.0\n", {}),
     "a spreadsheet": ("user_id;item_id;label;timestamp\r\nu1;i1;TRUE;29-01-2021 07:00:00\r\nu2;i2;FALSE;29-01-2021 07:00:01\r\n",
                       {"timestamp_format": "%d-%m-%Y %H:%M:%S"}),
     "tabs": ("user_id\titem_id\tlabel\ttimestamp\nu1\ti1\t1\t1611903600\nu2\ti2\t0\t1611903601\n", {}),
     "bars": ("user_id|item_id|label|timestamp\nu1|i1|1|1611903600\nu2|i2|0|1611903601\n", {}),
     "blanks": ("user_id,  item_id, label ,timestamp\nu1 , i1, 1,2021-01-29 07:00:00 \nu2,i2,0 , 2021-01-29 07:00:01\n",
                {"timestamp_format": "utc"}),
-    "offsets": ("user_id,item_id,label,timestamp\nu1,i1,1,2021-01-29T08:00:00+0100\nu2,i2,0,2021-01-29 01:30:01-0530\n", {}),
-    "ratings": ("user_id,item_id,label,timestamp\nu1,i1,4.5,1611903600\nu2,i2,3.5,1611903601\n", {"positive_from": 4}),
+    "offsets": (HEADER + "u1,i1,1,2021-01-29T08:00:00+0100\nu2,i2,0,2021-01-29 01:30:01-0530\n", {}),
+    "ratings": (HEADER + "u1,i1,4.5,1611903600\nu2,i2,3.5,1611903601\n", {"positive_from": 4}),
     "quotes, a mark and CRLF": ('\ufeff"user_id";"item_id";"label";"timestamp"\r\n"u1";"i1";"1";"1611903600"\r\n'
                                 '"u2";"i2";"0";"1611903601"\r\n', {}),
 }  # fmt: skip
@@ -695,7 +695,7 @@ def test_odd_forms(name: str, compressed: bool, tmp_path: Path) -> None:
 
 def test_empty_parts_of_categories(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "user_id,item_id,timestamp,categories\nu,i,1700000000,x||y\nu,j,1700000000,|\n")
-    assert read_log(path).categories == {"i": ("x", "y"), "j": ()}
+    assert read_log(path).categories == {"i": ("x", "y")}
 
 
 # Of pyarrow 26, `store_schema=False`: a column of 16 bytes (UUID), whole numbers, booleans, timestamp[ns] without and with
