@@ -475,8 +475,8 @@ def test_types_of_parquet(
 HEADER = "user_id,item_id,label,timestamp\n"
 GOOD = "u,i,1,1700000000\n"
 A_TIME = (
-    "seconds, milliseconds, microseconds or nanoseconds since 1970, or a date and time (RFC 3339) with a time zone, as in "
-    "2026-01-31T23:59:59Z, of the years 1990 to 2099 and not ahead of now"
+    "seconds, milliseconds, microseconds or nanoseconds since 1970, or a date and time (RFC 3339) with a time zone, as "
+    "in 2026-01-31T23:59:59Z, of the years 1990 to 2099 and not ahead of now"
 )
 
 
@@ -626,7 +626,7 @@ def test_text_that_is_not_utf_8_is_refused_with_its_line(tmp_path: Path) -> None
         (
             "item_id",
             [1.0, 2.0],
-            "column 'item_id': expected an id of 1 to 256 characters without NUL; received Float64; text or whole numbers",
+            "column 'item_id': expected an id of 1 to 256 characters without NUL; received Float64; text or",
         ),
         ("item_id", ["i", None], "row 2, column 'item_id': expected an id of 1 to 256 characters"),
         (
@@ -669,7 +669,8 @@ ODD_FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "microseconds": (HEADER + "u1,i1,1,1611903600000000\nu2,i2,0,1611903601000000\n", {}),
     "nanoseconds": (HEADER + "u1,i1,1,1611903600000000000\nu2,i2,0,1611903601000000000\n", {}),
     "floats": (HEADER + "u1,i1,1,1.6119036e+09\nu2,i2,0,1611903601.0\n", {}),
-    "a spreadsheet": ("user_id;item_id;label;timestamp\r\nu1;i1;TRUE;29-01-2021 07:00:00\r\nu2;i2;FALSE;29-01-2021 07:00:01\r\n",
+    "a spreadsheet": ("user_id;item_id;label;timestamp\r\n"
+                      "u1;i1;TRUE;29-01-2021 07:00:00\r\nu2;i2;FALSE;29-01-2021 07:00:01\r\n",
                       {"timestamp_format": "%d-%m-%Y %H:%M:%S"}),
     "tabs": ("user_id\titem_id\tlabel\ttimestamp\nu1\ti1\t1\t1611903600\nu2\ti2\t0\t1611903601\n", {}),
     "bars": ("user_id|item_id|label|timestamp\nu1|i1|1|1611903600\nu2|i2|0|1611903601\n", {}),
@@ -698,8 +699,10 @@ def test_empty_parts_of_categories(tmp_path: Path) -> None:
     assert read_log(path).categories == {"i": ("x", "y")}
 
 
-# Of pyarrow 26, `store_schema=False`: a column of 16 bytes (UUID), whole numbers, booleans, timestamp[ns] without and with
-# a zone, decimal128(20, 0), and dictionaries of text and of numbers.
+UUIDS = ["12345678" + "12345678" * 3, "1".zfill(32)]
+
+# Of pyarrow 26, `store_schema=False`: a column of 16 bytes (UUID), whole numbers, booleans, timestamp[ns] without and
+# with a zone, decimal128(20, 0), and dictionaries of text and of numbers.
 ARROW = base64.b64decode(
     "UEFSMRUEFUAVQEwVBBUAEgAAEjRWeBI0VngSNFZ4EjRWeAAAAAAAAAAAAAAAAAAAAAEVABUSFRIsFQQVEBUGFQYcAAAAAgAAAAQBAQMCFQQV"
     "IBUgTBUEFQASAAAMAAAAAAAAAA0AAAAAAAAAFQAVEhUSLBUEFRAVBhUGHAAAAAIAAAAEAQEDAhUAFQ4VDiwVBBUAFQYVBhwAAAACAAAABAEB"
@@ -722,7 +725,7 @@ ARROW = base64.b64decode(
 @pytest.mark.parametrize(
     ("columns", "options", "users", "items"),
     [
-        ({}, {"timestamp_format": "utc"}, UUIDS := [f"{n:032x}" for n in (0x12345678123456781234567812345678, 1)], ["12", "13"]),
+        ({}, {"timestamp_format": "utc"}, UUIDS, ["12", "13"]),
         ({"timestamp": "zoned", "item_id": "decimal"}, {}, UUIDS, ["12", "13"]),
         ({"timestamp": "zoned", "user_id": "kind", "item_id": "number_kind"}, {}, ["a", "b"], ["7", "8"]),
         ({"item_id": "kind"}, {"timezone": "UTC"}, UUIDS, ["a", "b"]),

@@ -6,6 +6,7 @@ import io
 import zlib
 from collections.abc import Callable
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from asmg.log_format import LATEST_MS, LogFormatError
 MAY_2014 = 1_400_000_000_000  # 2014-05-13T16:53:20Z
 CSV = Layout(quoted=True)
 BLANKS = Layout(quoted=True, blanks=True)
+ever = partial(time_of, now_ms=LATEST_MS)  # so that no time is ahead of now
 
 
 def ms(*moment: int) -> int:
@@ -39,19 +41,20 @@ FIELDS: dict[str, tuple[Field, str]] = {
     "negative_number": (whole_number(-5, 10**17), r"[+-]?[0-9]{1,20}"),
     "rating": (rating(4, 0.5, 5), r"[+ ]?[0-9]{0,2}(\.[0-9]{0,3}|e0)?"),
     "labels": (labels(), r"0|1|0\.0|1\.0|true|false|True|2|01| 1|"),
-    "seconds": (time_of("s", now_ms=LATEST_MS), r"[-+]?[0-9]{8,11}(\.[0-9]{0,10}|e1)?"),
-    "milliseconds": (time_of("ms", now_ms=LATEST_MS), r"-?[0-9]{11,14}(\.[0-9]{0,2})?"),
-    "moment": (time_of("utc", now_ms=LATEST_MS), r"(19[789]|20[0159])[0-9]-[01][0-9]-[0-3][0-9]([T ][0-2][0-9]:[0-6][0-9]"
+    "seconds": (ever("s"), r"[-+]?[0-9]{8,11}(\.[0-9]{0,10}|e1)?"),
+    "milliseconds": (ever("ms"), r"-?[0-9]{11,14}(\.[0-9]{0,2})?"),
+    "moment": (ever("utc"), r"(19[789]|20[0159])[0-9]-[01][0-9]-[0-3][0-9]([T ][0-2][0-9]:[0-6][0-9]"
                r"(:[0-6][0-9](\.[0-9]{0,7})?)?)?(Z|z|[+-]0[0-9]:[0-6]0)?"),
-    "moment with zone": (time_of("rfc3339", now_ms=LATEST_MS), r"(19[789]|20[0159])[0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]"
+    "moment with zone": (ever("rfc3339"), r"(19[789]|20[0159])[0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:"
+                         r"[0-5][0-9]"
                          r":[0-6][0-9](\.[0-9]{0,7})?(Z|z|[+-]0[0-9]:[0-6]0)?"),
-    "any time": (time_of(now_ms=LATEST_MS), r"[0-9]{9,19}(\.[0-9]{0,4})?(e\+?[0-9]{1,2})?|20[0-2][0-9]-0[1-9]-1[0-9][T ]"
+    "any time": (ever(), r"[0-9]{9,19}(\.[0-9]{0,4})?(e\+?[0-9]{1,2})?|20[0-2][0-9]-0[1-9]-1[0-9][T ]"
                  r"[0-2][0-9]:[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?( ?(Z|UTC|[+-][0-2][0-9](:?[0-6]0)?))?"),
-    "microseconds": (time_of("us", now_ms=LATEST_MS), r"[0-9]{15,16}(\.[0-9]{0,3})?"),
-    "time of a zone": (time_of(zone="Europe/Berlin", now_ms=LATEST_MS),
+    "microseconds": (ever("us"), r"[0-9]{15,16}(\.[0-9]{0,3})?"),
+    "time of a zone": (ever(zone="Europe/Berlin"),
                        r"20[0-2][0-9]-(03|10)-(2[5-9]|3[01]) 0[0-4]:[0-5][0-9](:[0-5][0-9])?"),
-    "pattern": (time_of("%d-%m-%Y %H:%M", now_ms=LATEST_MS), r"[0-3]?[0-9]-[01]?[0-9]-20[0-9]{2} [0-2]?[0-9]:[0-6][0-9]"),
-    "pattern with names": (time_of("%d %b %Y %I%p", "Europe/Berlin", now_ms=LATEST_MS),
+    "pattern": (ever("%d-%m-%Y %H:%M"), r"[0-3]?[0-9]-[01]?[0-9]-20[0-9]{2} [0-2]?[0-9]:[0-6][0-9]"),
+    "pattern with names": (ever("%d %b %Y %I%p", "Europe/Berlin"),
                            r"[0-3][0-9] (Jan|Mar|Oct) 20[0-9]{2} (0[1-9]|1[0-2])(AM|PM)"),
     "categories": (category_list(), r"[ab |\t]{0,8}"),
     "any rating": (rating(4), r"-?[0-9]{0,3}(\.[0-9]{1,3})?"),
@@ -105,7 +108,8 @@ GOOD: dict[str, dict[str, Any]] = {
                          "2014-05-13T18:53:20+02:00": MAY_2014, "2014-05-12T23:53:20.5-17:00": MAY_2014 + 500},
     "any time": {"1400000000": MAY_2014, "1400000000000": MAY_2014, "1400000000000000": MAY_2014,
                  "1400000000000000000": MAY_2014, "1400000000123456": MAY_2014 + 123,
-                 "1400000000123999999": MAY_2014 + 123, "1400000000.0": MAY_2014, "1.4e+09": MAY_2014, "1.4e9": MAY_2014,
+                 "1400000000123999999": MAY_2014 + 123, "1400000000.0": MAY_2014,
+                 "1.4e+09": MAY_2014, "1.4e9": MAY_2014,
                  "1.4e+18": MAY_2014, "1400000000.1229998": MAY_2014 + 123, "2014-05-13 16:53:20+00:00": MAY_2014,
                  "2014-05-13 18:53:20+0200": MAY_2014, "2014-05-13T18:53:20+02": MAY_2014,
                  "2014-05-13 16:53:20 UTC": MAY_2014, "2014-05-13 11:23:20.5-0530": MAY_2014 + 500},
@@ -141,7 +145,8 @@ NOT_DAYS = [
     "2014-5-13", "20140513", "13/05/2014", "2014-05-13T16:53:20+25:00", "2014-05-13T16:53:20,5Z", "2014-05-13Z",
 ]  # fmt: skip
 BAD: dict[str, list[str]] = {
-    "identifier": ["", "x" * 257, "a\0b", "nan", "NaN", "None", "null", "NULL", "12.0", "-3.00", "1.23457E+11", "1e+16"],
+    "identifier": ["", "x" * 257, "a\0b", "nan", "NaN", "None", "null", "NULL", "12.0", "-3.00",
+                   "1.23457E+11", "1e+16"],
     "text": [],
     "whole_number": ["", "-1", "366", "1.0", "1e2", " 1", "1 ", "1_0", "٣", "x", "9" * 30],
     "negative_number": ["-6", str(10**17 + 1), "0x1", "--1"],
@@ -197,8 +202,8 @@ def test_good_values_are_read_at_once(name: str) -> None:
 
 
 @pytest.mark.parametrize(("field", "values"), [
-    (time_of("utc", now_ms=LATEST_MS), ["2014-05-13T16:53:20Z", "2014-05-13T16:53:20", "2014-05-13T16:53:20.12", "2014-05-13"]),
-    (time_of("rfc3339", now_ms=LATEST_MS), ["2014-05-13T16:53:20Z", "2014-05-13T16:53:20.123456Z"]),
+    (ever("utc"), ["2014-05-13T16:53:20Z", "2014-05-13T16:53:20", "2014-05-13T16:53:20.12", "2014-05-13"]),
+    (ever("rfc3339"), ["2014-05-13T16:53:20Z", "2014-05-13T16:53:20.123456Z"]),
     (day_of_year_2014(), ["0511", "511", "1112"]),
 ])  # fmt: skip
 def test_common_moments_are_read_at_once(field: Field, values: list[str]) -> None:
@@ -232,7 +237,7 @@ def read(
     return [row for block in scan.blocks() for row in block.iter_rows()], scan
 
 
-ID_TIME = {"id": identifier(), "time": time_of("s", now_ms=LATEST_MS)}
+ID_TIME = {"id": identifier(), "time": ever("s")}
 
 
 def quoted(value: str, always: bool) -> str:
@@ -305,7 +310,7 @@ def test_values_without_quoting_are_taken_as_they_are(tmp_path: Path, block_byte
 @pytest.mark.parametrize("block_bytes", [1, 9, 1 << 20])
 def test_a_delimiter_of_two_characters(tmp_path: Path, block_bytes: int) -> None:
     path = write(tmp_path / "ratings.dat", "1::10::978300760\n\n2::1:0::978300761\n")
-    fields = {"user": identifier(), "film": text(), "time": time_of("s", now_ms=LATEST_MS)}
+    fields = {"user": identifier(), "film": text(), "time": ever("s")}
     layout = Layout(delimiter="::", names=("user", "film", "time"))
     assert read(path, fields, layout, block_bytes=block_bytes)[0] == [
         ("1", "10", 978_300_760_000),
@@ -456,12 +461,12 @@ def write_parquet(path: Path, **columns: Any) -> Path:
     (pl.Series(["a", "b"], dtype=pl.Categorical), identifier(), ["a", "b"]),
     ([True, False], labels(), [1, 0]),
     ([1.0, 0.0], labels(), [1, 0]),
-    ([1_400_000_000, 1_400_000_001], time_of("s", now_ms=LATEST_MS), [MAY_2014, MAY_2014 + 1000]),
-    ([1_400_000_000.0, 1_400_000_000.5], time_of("s", now_ms=LATEST_MS), [MAY_2014, MAY_2014 + 500]),
-    ([1_400_000_000_000.0, 1_400_000_000_007.0], time_of("ms", now_ms=LATEST_MS), [MAY_2014, MAY_2014 + 7]),
-    ([datetime(2014, 5, 13, 16, 53, 20), datetime(2014, 1, 1)], time_of("utc", now_ms=LATEST_MS), [MAY_2014, ms(2014, 1, 1)]),
-    ([datetime(2014, 5, 13, 16, 53, 20, 5_000, tzinfo=UTC)] * 2, time_of("rfc3339", now_ms=LATEST_MS), [MAY_2014 + 5] * 2),
-    ([date(2014, 5, 13), date(2015, 1, 1)], time_of("utc", now_ms=LATEST_MS), [ms(2014, 5, 13), ms(2015, 1, 1)]),
+    ([1_400_000_000, 1_400_000_001], ever("s"), [MAY_2014, MAY_2014 + 1000]),
+    ([1_400_000_000.0, 1_400_000_000.5], ever("s"), [MAY_2014, MAY_2014 + 500]),
+    ([1_400_000_000_000.0, 1_400_000_000_007.0], ever("ms"), [MAY_2014, MAY_2014 + 7]),
+    ([datetime(2014, 5, 13, 16, 53, 20), datetime(2014, 1, 1)], ever("utc"), [MAY_2014, ms(2014, 1, 1)]),
+    ([datetime(2014, 5, 13, 16, 53, 20, 5_000, tzinfo=UTC)] * 2, ever("rfc3339"), [MAY_2014 + 5] * 2),
+    ([date(2014, 5, 13), date(2015, 1, 1)], ever("utc"), [ms(2014, 5, 13), ms(2015, 1, 1)]),
     ([["x", "y"], []], text(), ["x|y", ""]),
     ([None, "x"], text(), ["", "x"]),
 ])  # fmt: skip
@@ -474,8 +479,8 @@ def test_types_of_parquet_columns(tmp_path: Path, values: Any, field: Field, exp
 
 @pytest.mark.parametrize(("values", "field", "said"), [
     (["a", None], identifier(), f"row 2, column 'x': expected {AN_ID}; received ''; {MISSING}"),
-    (["1", "x"], time_of("s", now_ms=LATEST_MS), f"row 1, column 'x': expected {SECONDS}; received '1'"),
-    ([1_400_000_000, 5], time_of("s", now_ms=LATEST_MS), f"row 2, column 'x': expected {SECONDS}; received '5'"),
+    (["1", "x"], ever("s"), f"row 1, column 'x': expected {SECONDS}; received '1'"),
+    ([1_400_000_000, 5], ever("s"), f"row 2, column 'x': expected {SECONDS}; received '5'"),
     ([12.0, 13.0], identifier(), f"column 'x': expected {AN_ID}; received Float64; {READ}"),
     ([date(2014, 1, 1)] * 2, identifier(), f"column 'x': expected {AN_ID}; received Date; {READ}"),
     ([b"a", b"\xff"], identifier(), "column 'x': expected text in UTF-8, or UUIDs of 16 bytes; received other bytes"),
@@ -491,7 +496,7 @@ def test_rows_of_later_parquet_blocks_are_named_and_may_be_left_out(
 ) -> None:
     monkeypatch.setattr("asmg.datasets.scan.PARQUET_ROW_BYTES", (1 << 20) // 3)
     path = write_parquet(tmp_path / "log.parquet", time=[MAY_2014] * 8, id=["a", "b", "c", "d", "", "f", "g", "h"])
-    fields = {"id": identifier(), "time": time_of("ms", now_ms=LATEST_MS)}
+    fields = {"id": identifier(), "time": ever("ms")}
     assert error(path, fields).startswith("row 5, column 'id'")
     found, scan = read(path, fields, malformed="drop")
     assert found == [(id_, MAY_2014) for id_ in "abcdfgh"]

@@ -291,7 +291,8 @@ def spooled(
 def test_events_are_called_after_their_place_and_items_come_with_their_first_piece(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text(
-        "user_id,item_id,label,timestamp,categories\nu1,i2,1,1700000002,c|d\nu2,i1,0,1700000001,c\nu1,i2,1,1700000003.001,\n"
+        "user_id,item_id,label,timestamp,categories\n"
+        "u1,i2,1,1700000002,c|d\nu2,i1,0,1700000001,c\nu1,i2,1,1700000003.001,\n"
     )
     spool = spooled(path, "count")
     plan = _Plan("d", spool, spool.pieces("count", 2))
@@ -326,9 +327,12 @@ def unsorted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("by", "size"),
-    [("count", 7), ("count", 900), ("count", 901), ("periods", 7), ("periods", 2_000), ("hour", 5), ("day", 1), ("day", 3),
-     ("week", 1), ("column", 1)],
-)  # fmt: skip
+    [
+        *(("count", size) for size in (7, 900, 901)),
+        *(("periods", size) for size in (7, 2_000)),
+        *(("hour", 5), ("day", 1), ("day", 3), ("week", 1), ("column", 1)),
+    ],
+)
 def test_a_spool_is_cut_as_a_log_in_memory(
     by: CutBy, size: int, unsorted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,11 +365,11 @@ def test_negatives_on_disk_follow_the_rule(at_once: int, unsorted: Path, monkeyp
     assert spool.without_negative == sample_negatives(log, rng=np.random.default_rng(0)).without_negative
     order = log.time_order()
     rest = iter(events)
-    for user, item, time in zip(log.user_ids[order], log.item_ids[order], log.timestamps_ms[order], strict=True):
-        assert next(rest)[1:] == (user, item, 1, time)
+    for user, item, moment in zip(log.user_ids[order], log.item_ids[order], log.timestamps_ms[order], strict=True):
+        assert next(rest)[1:] == (user, item, 1, moment)
         for _ in range(0 if has[user] == everything else 2):
             drawn = next(rest)
-            assert (drawn.user_id, drawn.label, drawn.time_ms) == (user, 0, time)
+            assert (drawn.user_id, drawn.label, drawn.time_ms) == (user, 0, moment)
             assert drawn.item_id in everything - has[user]
     assert next(rest, None) is None
     again = spooled(unsorted, "day", options, negatives=2)
