@@ -6,9 +6,9 @@
     python -m benchmarks.preparing --source import --rows 4000000
 
 `tmall` is of the form and size of the public one, of whose rows the rule keeps few; `log` a CSV with labels, of which
-every row is kept, and `clicks` one without, each row of which gets a negative (as many as YOOCHOOSE has). `import` is what
-`asmg import --by day` does with a CSV with labels before and besides storing it: reading, sorting, cutting, taking out.
-The files are made in a temporary folder and removed.
+every row is kept, and `clicks` one without, each row of which gets a negative (as many as YOOCHOOSE has). `import` is
+what `asmg import --by day` does with a CSV with labels besides storing it: it reads, sorts, cuts and takes out. The
+files are made in a temporary folder and removed.
 """
 
 import argparse

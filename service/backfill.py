@@ -1,10 +1,11 @@
 """`asmg import`: a log file goes through the same cycle as live traffic, period by period.
 
-The file is read in blocks and sorted on disk (`spool.py`), so a log may be larger than the memory. Nothing is
-remembered between two runs but what the database holds. An event is called after the file, the options and its place in the log,
-and so is the close of each piece; so a second run of the same command finds what is there already, wherever the first
-one was stopped, and the outcome is that of a run that was not. Pieces wait for each other's update, for the catalogue
-that an update sees must not depend on how quick it was.
+The file is read in blocks and sorted on disk (`spool.py`), so a log may be larger than the memory.
+
+Nothing is remembered between two runs but what the database holds. An event is called after the file, the options and
+its place in the log, and so is the close of each piece; so a second run of the same command finds what is there
+already, wherever the first one was stopped, and the outcome is that of a run that was not. Pieces wait for each other's
+update, for the catalogue that an update sees must not depend on how quick it was.
 """
 
 import hashlib
