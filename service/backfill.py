@@ -84,7 +84,7 @@ class ImportOptions:
         with self.file.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         shaping = {name: getattr(self, name) for name in ("by", "size", "malformed", "negatives", "seed")}
-        shaping |= {"log": asdict(self.log), "order": _ORDER}
+        shaping |= {"log": asdict(self.log) | {"future_seconds": None}, "order": _ORDER}
         whole = orjson.dumps([content, shaping], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(whole).hexdigest()[:DIGEST_LENGTH]
 

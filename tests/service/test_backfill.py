@@ -256,7 +256,10 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
 
 def test_the_digest_is_of_the_content_and_of_what_shapes_the_log(tmp_path: Path) -> None:
     first = options(tmp_path, "a,b")
-    same = [replace(first, append=True, worker=False), options(tmp_path, "a,b", name="other.csv")]
+    same = [
+        replace(first, append=True, worker=False, log=LogOptions(future_seconds=60)),
+        options(tmp_path, "a,b", name="other.csv"),
+    ]
     assert {each.digest() for each in same} == {first.digest()}
     changes: list[dict[str, Any]] = [
         {"by": "hour"},
