@@ -9,6 +9,7 @@ from service.dependencies import Parts, Service
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST
 from service.schemas import Health, Readiness
+from service.serving.swap import ServingModel
 from service.use_cases.status import label_totals, period_counts
 
 router = APIRouter(tags=["operations"])
@@ -37,7 +38,7 @@ async def get_readiness(service: Service) -> Readiness:
     return Readiness(
         model_version=snapshot.version,
         period=snapshot.period,
-        checks={"model": _model(snapshot.version, service.serving.trouble), "postgres": postgres, "redis": redis},
+        checks={"model": _model(service.serving), "postgres": postgres, "redis": redis},
     )
 
 
@@ -54,8 +55,11 @@ async def _note_stored(service: Parts) -> None:
     service.metrics.note_periods(await period_counts(service.database))
 
 
-def _model(version: int, trouble: str | None) -> str:
-    return "ok" if trouble is None else f"version {version} is served on; the champion was not loaded: {trouble}"
+def _model(serving: ServingModel) -> str:
+    version = serving.current().version
+    if serving.trouble is not None:
+        return f"version {version} is served on; the champion was not loaded: {serving.trouble}"
+    return "ok" if serving.damage is None else f"version {version}: {serving.damage}"
 
 
 async def _probe(ping: Awaitable[object]) -> str:

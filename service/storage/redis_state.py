@@ -50,6 +50,7 @@ PROGRESS_KEY = "asmg:progress"
 
 SWAP_CHANNEL = "asmg:swap"
 CLICKS_CHANNEL = "asmg:clicks"
+PROGRESS_CHANNEL = "asmg:progress"
 RECONNECT_SECONDS = (0.1, 5.0)
 LISTEN_SECONDS = 15.0
 
@@ -294,7 +295,7 @@ class Notices:
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.set(PROGRESS_KEY, kept, ex=PROGRESS_SECONDS)
-                pipeline.publish(_progress_channel(period), data)
+                pipeline.publish(PROGRESS_CHANNEL, str(period))
                 await pipeline.execute()
         except RedisError as error:
             self._outage.note(error)
@@ -309,13 +310,10 @@ class Notices:
         kept = orjson.loads(data) if data else {}
         return kept["progress"] if kept.get("period") == period else None
 
-    async def progress_notices(self, period: int) -> AsyncIterator[dict[str, Any]]:
-        """The last progress of a period's update, if there is any, then each next one as it comes; without end."""
-        async for data in self._messages(_progress_channel(period)):
-            if data is not None:
-                yield orjson.loads(data)
-            elif (last := await self.progress(period)) is not None:
-                yield last
+    async def progress_notices(self) -> AsyncIterator[int | None]:
+        """Numbers of periods whose update has made progress; None for each (re)connection: some may be missing."""
+        async for data in self._messages(PROGRESS_CHANNEL):
+            yield None if data is None else int(data)
 
     async def _messages(self, channel: str) -> AsyncIterator[bytes | None]:
         """Messages of a channel for ever; None for each subscription to it, the ones after a lost connection too."""
@@ -416,10 +414,6 @@ def _history_key(user_id: str) -> str:
 
 def _lease_key(user_id: str) -> str:
     return f"asmg:history-lease:{user_id}"
-
-
-def _progress_channel(period: int) -> str:
-    return f"asmg:progress:{period}"
 
 
 def _member(item_id: str, event_id: str) -> bytes:

@@ -320,7 +320,7 @@ async def test_nobody_is_watching_after_the_client_left(
         looked_at.append(number)
         return await get_period(database, notices, number)
 
-    monkeypatch.setattr("service.use_cases.status.get_period", get_and_count)
+    monkeypatch.setattr("service.use_cases.watch.get_period", get_and_count)
     stream = Stream(f"{url}/periods/1/events")
     await eventually(lambda: len(looked_at) >= 2)
     stream.closing.set()
