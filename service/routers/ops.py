@@ -10,6 +10,7 @@ from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST
 from service.schemas import Health, Readiness
 from service.serving.swap import ServingModel
+from service.tasks import start_for_caller
 from service.use_cases.status import label_totals, period_counts
 
 router = APIRouter(tags=["operations"])
@@ -64,7 +65,7 @@ def _model(serving: ServingModel) -> str:
 
 async def _probe(ping: Awaitable[object]) -> str:
     """`ok`, or what is wrong; after `PROBE_SECONDS` at the latest."""
-    task = asyncio.ensure_future(ping)
+    task = start_for_caller(ping)
     # Not `asyncio.timeout`: that waits until the cancelled call has ended, and giving up a connection to a server that
     # hangs can take as long as the server does.
     done, _ = await asyncio.wait([task], timeout=PROBE_SECONDS)

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import orjson
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -22,6 +23,7 @@ from service.errors import NotReady
 from service.limits import MAX_HISTORY
 from service.storage.database import Database
 from service.storage.repositories import Clicks, HistoryEntry
+from service.tasks import start_alone
 
 __all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge"]
 
@@ -114,7 +116,7 @@ def connect(url: str) -> Redis:
     The pool makes callers wait for a connection for a moment: an error there would send a burst of requests to
     Postgres at the worst time.
     """
-    pool = BlockingConnectionPool.from_url(
+    pool = _Pool.from_url(
         url,
         max_connections=256,
         timeout=2,
@@ -124,6 +126,17 @@ def connect(url: str) -> Redis:
         retry=Retry(NoBackoff(), 1),
     )
     return Redis.from_pool(pool)
+
+
+class _Pool(BlockingConnectionPool):
+    """Its connections are opened in the name of no request, whichever needs one first."""
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """See there."""
+        if connection.is_connected:
+            await super().ensure_connection(connection)
+        else:
+            await start_alone(super().ensure_connection(connection))
 
 
 async def purge(redis: Redis) -> int:
