@@ -127,14 +127,14 @@ async def test_what_is_shared_belongs_to_no_request(
     postgres_dsn: str, redis_url: str, tmp_path: Path, database: Database, log: pytest.LogCaptureFixture
 ) -> None:
     """The first requests of a process, at once: they begin all that is begun when it is first needed."""
-    _, key = await create_key(database, "frontend", SCOPES, rate_limit=1000)
-    headers = {"X-API-Key": key}
     loop, started = asyncio.get_running_loop(), Started()
     loop.set_task_factory(started)
     try:
         # A flip that nobody but a request notices: the process itself looks again after an hour.
         settings = settings_for(postgres_dsn, redis_url, tmp_path, swap_poll_seconds=3600.0, swap_lead_seconds=0.3)
         async with running_app(settings) as api:
+            _, key = await create_key(database, "frontend", SCOPES, rate_limit=1000)  # which the process has not seen
+            headers = {"X-API-Key": key}
             await publish(database, api.parts.artifacts, 1, 0.125, lead_seconds=0.3)
             await api.parts.serving.refresh()
             await asyncio.sleep(0.3)

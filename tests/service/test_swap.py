@@ -466,5 +466,5 @@ class TestTheOldOne:
 
 
 def mapped() -> set[str]:
-    """Digests of the artifacts that this process maps."""
-    return set(re.findall(r"/memfd:asmg:(\w+)", Path("/proc/self/maps").read_text()))
+    """Digests of the artifacts of this module that the process maps."""
+    return set(re.findall(r"/memfd:asmg:(digest\d+)", Path("/proc/self/maps").read_text()))
