@@ -32,7 +32,7 @@ from service.storage.database import Database
 from service.storage.embedded import EmbeddedServers
 from service.storage.redis_state import Notices
 from service.storage.repositories import EventBatch, Interaction, PeriodStatus
-from service.use_cases.status import watch_period
+from service.use_cases.watch import watch_period
 from tests.conftest import Servers, database_dsn, execute, flush
 from tests.service.copied import copied
 from tests.service.programs import ASMG, asmg, environment, wait_for
