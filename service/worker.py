@@ -15,7 +15,7 @@ from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database, Leadership
 from service.storage.redis_state import HistoryStore, Notices, connect
-from service.tasks import end_tasks
+from service.tasks import end_tasks, start_alone
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.resolve_labels import resolve_skipped
@@ -110,7 +110,7 @@ class _Pause:
 
 async def _lead(workshop: Workshop, pause: _Pause, heartbeat: Heartbeat) -> None:
     """Update on one sealed period after the other, without end."""
-    telling = asyncio.ensure_future(_tell(workshop.notices, heartbeat))
+    telling = start_alone(_tell(workshop.notices, heartbeat))
     try:
         await ensure_prior(workshop.database, workshop.artifacts, workshop.settings.prior_ctr)
         await sweep(workshop.database)
