@@ -134,6 +134,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(_head_too_large())
 
     def _parse(self, data: bytes) -> None:
+        """Parse to the end; behind a head that asks for an upgrade with a new parser, from that head on."""
         while True:
             try:
                 self.parser.feed_data(data)
