@@ -58,7 +58,8 @@ DESCRIPTION = """\
 Click probabilities from a model that learns period by period (ASMG).
 
 Ask with `POST /predict`, report what happened with `POST /interactions`, close a period with `POST /periods/close`,
-and the next model takes over without a request failing. Errors are problem documents (RFC 9457).
+and the next model takes over without a request failing. Errors are problem documents (RFC 9457). Ids are strings, or
+integers of 64 bits, which are their decimal text. Calls that store take bodies with `Content-Encoding: gzip`.
 """
 
 

@@ -12,10 +12,11 @@ from redis.asyncio import Redis
 from starlette.types import Scope
 
 from service.addresses import is_loopback
-from service.bodies import parse_json
+from service.bodies import parse_json, read_body
 from service.errors import Forbidden, Unauthorized
 from service.front import Front
 from service.head import headers_of
+from service.limits import MAX_BODY_BYTES
 from service.metrics import Metrics
 from service.serving.swap import ServingModel
 from service.settings import Settings
@@ -184,15 +185,17 @@ class JsonBody(Generic[M]):
     Args:
         model: of the document.
         optional: whether no body at all means a model of defaults.
+        gzip: whether the body may be compressed.
     """
 
-    def __init__(self, model: type[M], *, optional: bool = False) -> None:
+    def __init__(self, model: type[M], *, optional: bool = False, gzip: bool = False) -> None:
         self._model = model
         self._optional = optional
+        self._gzip = gzip
 
     async def __call__(self, request: Request) -> M:
-        """The parsed body; raises as `parse_json` does."""
-        body = await request.body()
+        """The parsed body; raises as `read_body` and `parse_json` do."""
+        body = await read_body(request.scope, request.receive, MAX_BODY_BYTES, gzip=self._gzip)
         if not body and self._optional:
             return self._model()
         return parse_json(self._model, body, request.scope)

@@ -1,7 +1,25 @@
 """Limits of what a client may send and of what the service keeps."""
 
+from hashlib import sha256
+
 MAX_ID_LENGTH = 256
 """Characters of a user, item, event, request or category id; an id has at least one."""
+
+MIN_INTEGER_ID, MAX_INTEGER_ID = -(2**63), 2**63 - 1
+"""Range of an id that comes as a JSON integer: what a signed integer of 64 bits holds. Larger ones come as text."""
+
+MAX_FUTURE_SECONDS = 86_400
+"""The most that `ASMG_FUTURE_TOLERANCE_SECONDS` can be. A click further ahead than this, as earlier development
+versions stored, has no place in histories: it would keep later ones out until its time has come."""
+
+MAX_CURSOR = 2**63 - 1
+"""The largest `before` of a list."""
+
+MAX_PAGE = 200
+"""Rows of one page of a list."""
+
+MAX_GZIP_MEMBERS = 1000
+"""Members of a gzip body. Each costs a new decompressor, however short it is; `bgzip` makes 128 of 8 MiB."""
 
 MAX_ITEMS = 1000
 """Candidate items of one prediction."""
@@ -77,3 +95,8 @@ UNKNOWN_KEYS_RATE, UNKNOWN_KEYS_BURST = 100, 500
 
 KEPT_FOR_TRAINING = 7
 """Periods that the method which looks back furthest, bu-7, learns from."""
+
+
+def within_id_length(id_: str) -> str:
+    """An id that was made of a client's ids: itself, or its SHA-256 in hex where it is too long for an id."""
+    return id_ if len(id_) <= MAX_ID_LENGTH else sha256(id_.encode()).hexdigest()

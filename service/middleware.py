@@ -8,16 +8,15 @@ import time
 from collections.abc import Collection, Sequence
 from http import HTTPStatus
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.bodies import Bodies, check_head
+from service.bodies import Bodies
 from service.context import current_request_id
 from service.errors import BodyTooLarge
 from service.front import Front
-from service.head import REQUEST_ID_HEADER, request_id_of
+from service.head import REQUEST_ID_HEADER, declared_length, request_id_of
 from service.metrics import Metrics
 from service.problems import render_problem
 
@@ -71,9 +70,7 @@ class Observe:
 
 
 class BodyLimit:
-    """Refuse a body that is compressed or has more than `max_bytes`: by its head before a byte is read, else as it
-    streams in.
-    """
+    """Refuse a body of more than `max_bytes`: by its head before a byte is read, else as it streams in."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, bodies: Bodies) -> None:
         self._app = app
@@ -85,12 +82,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        try:
-            check_head(scope, self._max_bytes)
-        except (BodyTooLarge, HTTPException) as error:
-            await render_problem(error, instance=scope["path"])(scope, receive, send)
+        if declared_length(scope) > self._max_bytes:
+            await render_problem(BodyTooLarge(self._max_bytes), instance=scope["path"])(scope, receive, send)
             return
-        with self._bodies.counted(receive, self._max_bytes) as receive_and_count:
+        with self._bodies.counted(scope, receive, self._max_bytes) as receive_and_count:
             await self._app(scope, receive_and_count, send)
 
 

@@ -9,8 +9,16 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from asmg.log_format import FUTURE_TOLERANCE_SECONDS
 from service.addresses import MAX_PORT, check_postgres_url, check_redis_url
-from service.limits import KEPT_FOR_TRAINING, MAX_HISTORY, MAX_PREFIX_LENGTH, MAX_RATE, MIN_RATE
+from service.limits import (
+    KEPT_FOR_TRAINING,
+    MAX_FUTURE_SECONDS,
+    MAX_HISTORY,
+    MAX_PREFIX_LENGTH,
+    MAX_RATE,
+    MIN_RATE,
+)
 
 __all__ = ["Settings", "checked_prefix", "sqlalchemy_dsn"]
 
@@ -115,6 +123,9 @@ class Settings(BaseSettings):
     """After which a connection to Postgres is replaced, for what the server remembers for it grows."""
     store_deadline_seconds: float = Field(5.0, gt=0)
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
+    future_tolerance_seconds: float = Field(FUTURE_TOLERANCE_SECONDS, ge=0, le=MAX_FUTURE_SECONDS)
+    """How far the time of an event may be ahead of the clock of the process that takes it in; further ahead it is
+    refused."""
     attribution_window_seconds: float = Field(1800.0, ge=0, le=30 * 86_400)
     """How long after an impression a click on it counts; only then the impression becomes interactions."""
     negatives_per_positive: int = Field(0, ge=0, le=100)

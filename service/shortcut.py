@@ -66,7 +66,7 @@ class Shortcut:
         current_request_id.set(request_id_of(scope))
         request_id = (REQUEST_ID_HEADER, request_id_of(scope).encode("ascii"))
         try:
-            with self._bodies.counted(receive, MAX_BODY_BYTES) as receive_and_count:
+            with self._bodies.counted(scope, receive, MAX_BODY_BYTES) as receive_and_count:
                 content = await answer(scope["state"]["parts"], scope, receive_and_count)
             headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json"), request_id]
             status = 200

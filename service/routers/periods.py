@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import TypeAdapter
 
 from service.dependencies import Caller, JsonBody, Requires, Service, body_schema
 from service.limits import MAX_ID_LENGTH
+from service.routers.numbers import Before, Limit, Number
 from service.schemas import CloseRequest, CloseResponse
 from service.storage.repositories import ENDED
 from service.use_cases.close_period import close_period
@@ -52,27 +53,27 @@ async def post_close(
 @router.get("", dependencies=[READER], summary="Periods, newest first")
 async def get_periods(
     service: Service,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    before: Annotated[int | None, Query(ge=0)] = None,
+    limit: Limit = 50,
+    before: Before = None,
 ) -> PeriodPage:
     """A page of periods; `next` is the `before` of the page that follows."""
     return await list_periods(service.database, service.notices, limit=limit, before=before)
 
 
-@router.get("/{number:int}", dependencies=[READER], summary="One period")
-async def get_one_period(service: Service, number: int) -> PeriodDocument:
+@router.get("/{number:digits}", dependencies=[READER], summary="One period")
+async def get_one_period(service: Service, number: Number) -> PeriodDocument:
     """The period with the stages of its update and the scores of the models on its log."""
     return await get_period(service.database, service.notices, number)
 
 
 # A stream has begun before its first event, so whether the period exists has to be known before the stream.
 @router.get(
-    "/{number:int}/events",
+    "/{number:digits}/events",
     dependencies=[READER, Depends(get_one_period)],
     response_class=EventSourceResponse,
     summary="One period as it changes",
 )
-async def get_period_events(service: Service, number: int) -> AsyncIterator[ServerSentEvent]:
+async def get_period_events(service: Service, number: Number) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `status` with the period now and after each change, then `end` when its update has ended."""
     watched = watch_period(service.database, service.notices, number, stopping=service.stopping)
     async with aclosing(watched) as documents:

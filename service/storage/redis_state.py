@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 
 from service.errors import NotReady
-from service.limits import MAX_HISTORY
+from service.limits import MAX_FUTURE_SECONDS, MAX_HISTORY
 from service.storage.database import Database
 from service.storage.repositories import Clicks, HistoryEntry
 
@@ -244,7 +244,9 @@ class HistoryStore:
         if self._outage.pausing:
             self._note_outdated(clicks.user_ids)
             return
-        waiting = zip(clicks.user_ids, clicks.timestamps_ms, clicks.item_ids, clicks.event_ids, strict=True)
+        columns = zip(clicks.user_ids, clicks.timestamps_ms, clicks.item_ids, clicks.event_ids, strict=True)
+        latest_ms = (time.time() + MAX_FUTURE_SECONDS) * 1000  # what is later would keep all others out
+        waiting = (click for click in columns if click[1] <= latest_ms)
         try:
             await self._drop_outdated()
             while part := list(islice(waiting, CLICKS_OF_A_SCRIPT)):
