@@ -136,6 +136,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(_head_too_large())
 
     def _parse(self, data: bytes) -> None:
+        """Parse to the end; behind a head that asks for an upgrade with a new parser, from that head on."""
         while True:
             try:
                 self.parser.feed_data(data)
@@ -146,21 +147,17 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
                 data = self._without_upgrade + data[end_of_head:]
             except HttpParserError:
-                if not self._is_over:
-                    self._refuse(
-                        self._fault or HTTPException(400, "expected requests of HTTP/1.1; received something else")
-                    )
+                if self._is_behind_the_last():
+                    self._is_over = True
+                else:
+                    unclear = HTTPException(400, "expected requests of HTTP/1.1; received something else")
+                    self._refuse(self._fault or unclear)
                 return
 
-    def on_message_begin(self) -> None:
-        """Begin with a head, or stop behind the last request of the connection."""
-        if self.cycle is not None and not self.cycle.keep_alive:
-            self._is_over = True
-            raise HttpParserError
-        super().on_message_begin()
-
     def on_headers_complete(self) -> None:
-        """Begin with a request whose head is as it has to be."""
+        """Begin with a request whose head is as it has to be, unless the connection ends with the one before."""
+        if self._is_behind_the_last():
+            raise HttpParserError
         if self._gathered + self._piece > MAX_HEAD_BYTES and _head_bytes(self.url, self.headers) > MAX_HEAD_BYTES:
             self._stop(_head_too_large())
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -179,6 +176,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._gathered = 0
         super().on_headers_complete()
         self.headers = []  # the parser puts trailers there, and they are no part of the head
+
+    def _is_behind_the_last(self) -> bool:
+        """Whether what is parsed comes behind the last request of the connection."""
+        cycle = self.cycle
+        return cycle is not None and not cycle.keep_alive and cycle.scope is not self.scope
 
     def _stop(self, fault: HTTPException) -> None:
         """Stop the parser, from one of its callbacks; `_parse` then refuses the request."""

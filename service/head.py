@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import count
 from secrets import token_hex
 
@@ -38,6 +39,7 @@ SINGLE = (b"content-length", b"host", b"transfer-encoding")
 HOST = re.compile(rb"(?:[\w.~%!$&'()*+;=-]+|\[[\dA-Fa-f:.]+\])(?::\d{0,5})?")
 """A host and perhaps a port (RFC 9110, 7.2). A comma, which a name might have, would be a list of two."""
 
+SLASH = ord("/")
 ABSOLUTE = re.compile(rb"https?://([^/?]+)/.*", re.IGNORECASE)
 """A target as it is sent to a proxy: a URL with an authority and a path."""
 
@@ -69,7 +71,7 @@ def head_fault(scope: Scope, target: bytes, version: str) -> str | None:
         target: what the request line asks for.
         version: of HTTP, such as `1.1`.
     """
-    if version not in ("1.1", "1.0"):
+    if version != "1.1" and version != "1.0":
         return f"expected HTTP/1.1 or HTTP/1.0; received HTTP/{version}"
     headers = headers_of(scope)
     if len(headers) < len(scope["headers"]):
@@ -84,15 +86,20 @@ def head_fault(scope: Scope, target: bytes, version: str) -> str | None:
     if host is None:
         if version == "1.1":
             return "expected a Host header; received none"
-    elif HOST.fullmatch(host) is None:
+    elif not _is_host(host):
         return "expected a host, and perhaps a port, in the Host header; received something else"
     if b"#" in target:
         return "expected a path, and perhaps a query, in the request line; received a fragment, too"
-    if not target.startswith(b"/") and target != b"*":
+    if target[0] != SLASH and target != b"*":
         authority = ABSOLUTE.fullmatch(target)
         if authority is None or (host is not None and authority[1].lower() != host.lower()):
             return "expected a path, or a URL with the host of the Host header and a path, in the request line"
     return None
+
+
+@lru_cache(1024)
+def _is_host(value: bytes) -> bool:
+    return HOST.fullmatch(value) is not None  # 0.2 µs, and nearly all requests have one of a few hosts
 
 
 def request_id_of(scope: Scope) -> str:
