@@ -7,14 +7,16 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
+from starlette.routing import Route
 
 from service import __version__
 from service.bodies import Bodies, count_parts
 from service.dependencies import Parts
 from service.errors import ConfigurationError, NotReady
+from service.front import Front
 from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_WRITES
 from service.metrics import Metrics
-from service.middleware import BodyLimit, Observe
+from service.middleware import AtFront, BodyLimit, Observe
 from service.problems import install_problem_handlers
 from service.routers import admin, docs, interactions, items, ops, periods, predict
 from service.schemas import Problem
@@ -41,6 +43,8 @@ __all__ = ["create_app", "create_app_from_environment"]
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 30.0
+
+ROUTERS = (predict, interactions, items, periods, admin, ops, docs)
 
 NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
@@ -139,6 +143,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         keys = KeyCache(database, on_refusal=metrics.rate_limited.inc)
         parts = Parts(
             settings=settings,
+            front=front,
             database=database,
             redis=redis,
             artifacts=artifacts,
@@ -193,12 +198,26 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, bodies=bodies)
     app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
     install_problem_handlers(app)
-    for module in (predict, interactions, items, periods, admin, ops, docs):
+    for module in ROUTERS:
         app.include_router(module.router)
+    routes = _routes(app)
+    front = Front(
+        root_path=settings.root_path,
+        trusted_proxies=settings.trusted_proxies,
+        origins=settings.cors_origins,
+        parts={route.path.split("/")[1] for route in routes},
+    )
     # Outermost of all, before the framework's own middleware. From here on nothing can be added to the application.
     answers = by_path(predict.router, predict.ANSWERS) | by_path(interactions.router, interactions.ANSWERS)
-    app.middleware_stack = Shortcut(app.build_middleware_stack(), answers, metrics, bodies)
+    shortcut = Shortcut(app.build_middleware_stack(), front, answers, metrics, bodies)
+    app.middleware_stack = AtFront(shortcut, front, routes, metrics)
     return app
+
+
+def _routes(app: FastAPI) -> list[Route]:
+    """Those of the routers, and what FastAPI has added by itself: the description of the API."""
+    found = [*app.routes, *(route for module in ROUTERS for route in module.router.routes)]
+    return [route for route in found if isinstance(route, Route)]
 
 
 def _count_swap(metrics: Metrics, snapshot: Snapshot) -> None:

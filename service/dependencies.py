@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request
@@ -12,8 +11,10 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 from starlette.types import Scope
 
+from service.addresses import is_loopback
 from service.bodies import parse_json, read_body
 from service.errors import Forbidden, Unauthorized
+from service.front import Front
 from service.head import headers_of
 from service.limits import MAX_BODY_BYTES
 from service.metrics import Metrics
@@ -40,6 +41,7 @@ class Parts:
     """The running service; the lifespan of the app makes it and every request sees the same."""
 
     settings: Settings
+    front: Front
     database: Database
     redis: Redis
     artifacts: ArtifactStore
@@ -137,7 +139,14 @@ def _admit(parts: Parts, scope: Scope, key: ApiKey) -> None:
         scope[ADMITTED] = True
 
 
-FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+FORWARDED = (
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-prefix",
+    b"x-forwarded-proto",
+    b"x-real-ip",
+)
 """By which a proxy says that it asks for somebody else."""
 
 
@@ -154,24 +163,17 @@ def _is_of_this_host(scope: Scope) -> bool:
     # Any page may make a browser of this host ask: it then says where the page is from, and by what name it asked.
     host = headers.get(b"host")
     origin = headers.get(b"origin")
-    if (host is not None and not _is_loopback(_without_port(host))) or (
+    if (host is not None and not is_loopback(_without_port(host))) or (
         origin is not None and origin.partition(b"://")[2] != host
     ):
         return False
     client = scope.get("client")
-    return client is None or _is_loopback(client[0])  # no client at all is a Unix socket
+    return client is None or is_loopback(client[0])  # no client at all is a Unix socket
 
 
 def _without_port(host: bytes) -> str:
     name = str(host, "latin-1")
     return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host.lower() == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class JsonBody(Generic[M]):

@@ -54,6 +54,9 @@ MAX_REQUEST_HISTORY = 1000
 MAX_HEAD_BYTES = 64 * 1024
 """Bytes of the head of one request: its line and its headers; also of what comes with the chunks of its body."""
 
+MAX_PREFIX_LENGTH = 256
+"""Characters of the path prefix that a proxy puts before the paths of the service."""
+
 MAX_PIPELINED = 128
 """Requests of one connection that wait for the answer to an earlier one."""
 

@@ -31,9 +31,10 @@ from service.cli.options import (
 )
 from service.cli.periods import periods
 from service.console import make_console
+from service.heartbeat import check_workers
 from service.limits import MAX_KEY_DAYS
 from service.storage.database import Database
-from service.supervisor import configure_logging, installation, run_worker, serve
+from service.supervisor import configure_logging, installation, require_redis, run_worker, serve
 from service.use_cases.audit import AuditPage, list_audit
 from service.use_cases.auth import SCOPES, create_key, limit_key, list_keys, revoke_key
 
@@ -122,21 +123,42 @@ def serve_command(
         Path | None, typer.Option(help="Serve HTTPS with this certificate chain (PEM). [ASMG_TLS_CERT]")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM), not encrypted. [ASMG_TLS_KEY]")] = None,
+    root_path: Annotated[
+        str | None, typer.Option(help="Path prefix that a proxy puts before all paths. [ASMG_ROOT_PATH]")
+    ] = None,
     migrate: Annotated[bool, typer.Option("--migrate", help="Bring the schema of the database up to date.")] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Serve the API; without ASMG_POSTGRES_DSN and ASMG_REDIS_URL with servers of its own."""
     with plain_errors():
         settings = load_settings(
-            host=host, port=port, api_workers=workers, tls_cert=tls_cert, tls_key=tls_key, data_dir=data_dir
+            host=host,
+            port=port,
+            api_workers=workers,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            root_path=root_path,
+            data_dir=data_dir,
         )
         serve(settings, worker=worker, migrate_first=migrate)
 
 
 @app.command("worker")
-def worker_command(data_dir: DataDir = None) -> None:
+def worker_command(
+    check: Annotated[
+        bool, typer.Option("--check", help="Start none: fail unless one runs on this host and gets further.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
     """Update the model on each period that was closed. Of several workers one works and the others wait."""
+    if check:
+        with plain_errors():
+            settings = load_settings(data_dir=data_dir)
+            age = check_workers(settings.worker_dir, settings.worker_stall_seconds)
+            print(f"asmg: the worker got further {age:.1f} s ago")
+        return
     with plain_errors(), installation(load_settings(data_dir=data_dir)) as settings:
+        require_redis(settings)
         run_worker(settings)
 
 

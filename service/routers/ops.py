@@ -1,6 +1,8 @@
 """What keeps the service running: liveness, readiness, metrics. No key needed, nothing told that needs one."""
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable
 
 from fastapi import APIRouter, Response
@@ -9,7 +11,7 @@ from service.dependencies import Parts, Service
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST
 from service.schemas import Health, Readiness
-from service.use_cases.status import label_totals, period_counts
+from service.use_cases.status import gate_summary, label_totals, period_counts
 
 router = APIRouter(tags=["operations"])
 
@@ -44,7 +46,7 @@ async def get_readiness(service: Service) -> Readiness:
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def get_metrics(service: Service) -> Response:
     """The text exposition format; what Postgres does not tell in time is as it was."""
-    await _probe(_note_stored(service))
+    await asyncio.gather(_probe(_note_stored(service)), _probe(_note_worker(service)))
     # Of several workers it reads files, which is work for a thread.
     return Response(await asyncio.to_thread(service.metrics.render), media_type=CONTENT_TYPE_LATEST)
 
@@ -52,6 +54,13 @@ async def get_metrics(service: Service) -> Response:
 async def _note_stored(service: Parts) -> None:
     service.metrics.note_labels(await label_totals(service.database))
     service.metrics.note_periods(await period_counts(service.database))
+    gate = await gate_summary(service.database)
+    service.metrics.note_gate(gate.decisions, gate.in_a_row, gate.losses())
+
+
+async def _note_worker(service: Parts) -> None:
+    at = await service.notices.leader_at()
+    service.metrics.note_worker(math.inf if at is None else max(0.0, time.time() - at))
 
 
 def _model(version: int, trouble: str | None) -> str:

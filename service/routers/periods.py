@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import TypeAdapter
 
@@ -31,20 +31,21 @@ PERIOD_JSON = TypeAdapter(PeriodDocument)
 async def post_close(
     service: Service,
     caller: Annotated[Caller, Depends(Requires("admin"))],
-    request: Annotated[CloseRequest, Depends(JsonBody(CloseRequest, optional=True))],
+    body: Annotated[CloseRequest, Depends(JsonBody(CloseRequest, optional=True))],
+    request: Request,
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_ID_LENGTH)] = None,
 ) -> CloseResponse:
     """Seal the log of the open period and open the next; the worker updates the model on it from then on."""
     closing = close_period(
         service.database,
-        expected_period=request.expected_period,
+        expected_period=body.expected_period,
         idempotency_key=idempotency_key,
         actor=caller.name,
-        reason=request.reason,
+        reason=body.reason,
     )
     period = await service.writes.run(closing)
-    status_url = f"/periods/{period.number}"
+    status_url = f"{request.scope.get('root_path', '')}/periods/{period.number}"
     response.headers["Location"] = status_url
     return CloseResponse(period=period.number, status="sealed", status_url=status_url)
 

@@ -16,14 +16,14 @@ import orjson
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 
 from service.errors import NotReady
 from service.limits import MAX_FUTURE_SECONDS, MAX_HISTORY
 from service.storage.database import Database
 from service.storage.repositories import Clicks, HistoryEntry
 
-__all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge"]
+__all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge", "unusable"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ NAMESPACE = "asmg:"
 HISTORY_SECONDS = 3600
 LEASE_SECONDS = 10
 PROGRESS_SECONDS = 24 * 3600
+LEADER_SECONDS = 24 * 3600
 # What one command may hold: Redis does nothing else meanwhile, nor does the event loop that packs it.
 CLICKS_OF_A_SCRIPT = 250
 KEYS_OF_A_PAGE = 1000
@@ -47,6 +48,7 @@ ANSWER_SECONDS = 0.5
 LOG_EVERY_SECONDS = 60.0
 
 PROGRESS_KEY = "asmg:progress"
+LEADER_KEY = "asmg:leader"
 
 SWAP_CHANNEL = "asmg:swap"
 CLICKS_CHANNEL = "asmg:clicks"
@@ -123,6 +125,23 @@ def connect(url: str) -> Redis:
         retry=Retry(NoBackoff(), 1),
     )
     return Redis.from_pool(pool)
+
+
+async def unusable(url: str) -> str | None:
+    """Why the Redis at this URL cannot be used now, in words that hold nothing of the URL; None where it can."""
+    redis = connect(url)
+    try:
+        await redis.ping()
+    except (RedisError, OSError) as error:
+        cause = error.__cause__ or error  # of what goes wrong while it connects
+        if isinstance(cause, (AuthenticationError, AuthorizationError)):
+            return "refuses the user name or password"
+        if isinstance(cause, ResponseError):
+            return f"refuses the connection: {cause}"
+        return f"does not answer: {type(error).__name__}"
+    finally:
+        await redis.aclose()
+    return None
 
 
 async def purge(redis: Redis) -> int:
@@ -310,6 +329,22 @@ class Notices:
             return None
         kept = orjson.loads(data) if data else {}
         return kept["progress"] if kept.get("period") == period else None
+
+    async def note_leader(self, at: float) -> None:
+        """Note when the leading worker last got further, in seconds of the epoch."""
+        try:
+            await self._redis.set(LEADER_KEY, f"{at:.3f}", ex=LEADER_SECONDS)
+        except RedisError as error:
+            self._outage.note(error)
+
+    async def leader_at(self) -> float | None:
+        """When the leading worker last got further, in seconds of the epoch; None where that is not known."""
+        try:
+            at = await self._redis.get(LEADER_KEY)
+        except RedisError as error:
+            self._outage.note(error)
+            return None
+        return None if at is None else float(at)
 
     async def progress_notices(self, period: int) -> AsyncIterator[dict[str, Any]]:
         """The last progress of a period's update, if there is any, then each next one as it comes; without end."""

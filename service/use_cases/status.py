@@ -14,7 +14,16 @@ from typing import Any
 from service.errors import ModelNotFound, NotReady, PeriodNotFound
 from service.storage.database import Database, ReadSession
 from service.storage.redis_state import Notices
-from service.storage.repositories import ENDED, AliasName, ModelKind, ModelVersion, Period, PeriodStatus, Resolved
+from service.storage.repositories import (
+    ENDED,
+    AliasName,
+    GateSummary,
+    ModelKind,
+    ModelVersion,
+    Period,
+    PeriodStatus,
+    Resolved,
+)
 from service.tasks import end_tasks
 
 __all__ = [
@@ -26,6 +35,7 @@ __all__ = [
     "PeriodPage",
     "ScoreDocument",
     "StageDocument",
+    "gate_summary",
     "get_model",
     "get_period",
     "label_totals",
@@ -118,6 +128,7 @@ class ModelDocument:
     """Whether the next update continues from it."""
     scores: Mapping[str, Any]
     gate: Mapping[str, Any]
+    """The decision, its reason, and the numbers behind it."""
     created_at: datetime
     created_by: str
     digest: str | None
@@ -177,6 +188,12 @@ async def label_totals(database: Database) -> Mapping[str, int]:
     """What became of all impressions and clicks so far, by name of `Resolved`."""
     async with database.read() as session:
         return await session.periods.label_totals([field.name for field in fields(Resolved)])
+
+
+async def gate_summary(database: Database) -> GateSummary:
+    """What the gate has decided so far."""
+    async with database.read() as session:
+        return await session.models.gate_summary()
 
 
 async def watch_period(
