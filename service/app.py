@@ -14,7 +14,7 @@ from service.bodies import Bodies, count_parts
 from service.dependencies import Parts
 from service.errors import ConfigurationError, NotReady
 from service.front import Front
-from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_WRITES
+from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_STREAMS, MAX_WRITES
 from service.metrics import Metrics
 from service.middleware import AtFront, BodyLimit, Observe
 from service.problems import install_problem_handlers
@@ -30,13 +30,14 @@ from service.storage.events import warm_up
 from service.storage.fetch import fetch_apart
 from service.storage.redis_state import HistoryStore, Notices, RateBuckets, connect
 from service.storage.repositories import Impression
-from service.tasks import BoundedCalls, end_tasks
+from service.tasks import BoundedCalls, end_tasks, start_alone
 from service.use_cases.auth import KeyCache
 from service.use_cases.bootstrap import current_champion, ensure_prior
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion, IngestResult, ingest_impressions
 from service.use_cases.rate_limit import RateLimiter
+from service.use_cases.watch import PeriodWatch
 
 __all__ = ["create_app", "create_app_from_environment"]
 
@@ -123,7 +124,11 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             poll_seconds=settings.swap_poll_seconds,
             on_swap=lambda snapshot: _count_swap(metrics, snapshot),
             on_trouble=metrics.swap_failures.inc,
+            check_seconds=settings.snapshot_check_seconds,
+            on_damage=metrics.snapshot_damage.inc,
         )
+        most_streams = min(MAX_STREAMS, settings.max_connections // 2)
+        watch = PeriodWatch(database, notices, most=most_streams, stopping=stopping)
         limiter = RateLimiter(
             RateBuckets(redis),
             rate=settings.rate_limit,
@@ -149,6 +154,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             artifacts=artifacts,
             histories=histories,
             notices=notices,
+            periods=watch,
             serving=serving,
             keys=keys,
             limiter=limiter,
@@ -159,9 +165,10 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             stopping=stopping,
         )
         followers = [
-            asyncio.create_task(serving.run(), name="follow the champion"),
-            asyncio.create_task(histories.listen(), name="hear of clicks"),
-            asyncio.create_task(keys.follow(), name="follow the keys"),
+            start_alone(serving.run(), name="serve the champion"),
+            start_alone(histories.listen(), name="hear of clicks"),
+            start_alone(keys.follow(), name="follow the keys"),
+            start_alone(watch.listen(), name="hear of progress"),
         ]
         try:
             # The server accepts connections after this, so none is answered with 503 only because a process is new.

@@ -109,6 +109,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, or drop it where the end has come."""
+        # The event loop calls this in the context of whoever last resumed reading: an earlier request, it may be.
+        current_request_id.set(None)
         if len(data) > PIECE_BYTES:
             for start in range(0, len(data), PIECE_BYTES):
                 self.data_received(data[start : start + PIECE_BYTES])

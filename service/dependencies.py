@@ -30,6 +30,7 @@ from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion
 from service.use_cases.rate_limit import RateLimiter
+from service.use_cases.watch import PeriodWatch
 
 __all__ = ["Caller", "JsonBody", "Parts", "Requires", "Service", "body_schema"]
 
@@ -47,6 +48,7 @@ class Parts:
     artifacts: ArtifactStore
     histories: Histories
     notices: Notices
+    periods: PeriodWatch
     serving: ServingModel
     keys: KeyCache
     limiter: RateLimiter

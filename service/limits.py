@@ -78,6 +78,11 @@ MAX_BODIES_BYTES = 128 * 1024 * 1024
 MAX_WRITES = 64
 """Calls of an api process that store something and are under way at a time; more are refused with 503."""
 
+MAX_STREAMS = 500
+"""Streams of events (`/periods/{n}/events`) of an api process, and no more than half of its connections; more are
+refused with 503.
+"""
+
 MAX_REASON_LENGTH = 1000
 """Characters of the reason an operator gives for a change."""
 

@@ -100,6 +100,11 @@ class Metrics:
         self.swap_failures = Counter(
             "asmg_swap_failures", "Attempts to load the champion that failed; what was served stays.", registry=registry
         )
+        self.snapshot_damage = Counter(
+            "asmg_snapshot_damage",
+            "Times that a snapshot in memory, or its file, was found to be other than it was written; it is replaced.",
+            registry=registry,
+        )
         self.history_fallbacks = Counter(
             "asmg_history_fallbacks", "Histories read from Postgres because Redis did not answer.", registry=registry
         )

@@ -141,6 +141,8 @@ class Settings(BaseSettings):
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.25, gt=0)
     """How often an api process looks for a new version where no notice reached it."""
+    snapshot_check_seconds: float = Field(60.0, gt=0)
+    """How often an api process compares the model that it serves, and the file of it, with their digest."""
     worker_poll_seconds: float = Field(1.0, gt=0)
     """How often the worker looks for a sealed period."""
     worker_stall_seconds: float = Field(300.0, gt=0)

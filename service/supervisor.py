@@ -40,7 +40,7 @@ from service.errors import ConfigurationError, NotReady
 from service.metrics import MULTIPROCESS_VARIABLE
 from service.settings import Settings
 from service.storage.database import Database
-from service.tasks import end_tasks
+from service.tasks import end_tasks, start_for_caller
 
 __all__ = [
     "Supervisor",
@@ -468,7 +468,7 @@ def run_worker(settings: Settings) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        work, stopped = asyncio.ensure_future(run(settings)), asyncio.ensure_future(stop.wait())
+        work, stopped = start_for_caller(run(settings)), start_for_caller(stop.wait())
         try:
             await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
             if work.done():

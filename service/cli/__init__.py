@@ -20,12 +20,15 @@ from service.cli.options import (
     CategoriesColumn,
     ItemColumn,
     LabelColumn,
+    MalformedRows,
     Negatives,
+    PositiveFrom,
     PositivesOnly,
     Rate,
     Reason,
     TimeFormat,
     TimestampColumn,
+    Timezone,
     UserColumn,
     expiry_of,
 )
@@ -189,7 +192,10 @@ def import_command(
     positives_only: PositivesOnly = None,
     negatives: Negatives = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampled negatives.")] = 0,
+    positive_from: PositiveFrom = None,
     timestamp_format: TimeFormat = None,
+    timezone: Timezone = None,
+    malformed: MalformedRows = "error",
     append: Annotated[
         bool, typer.Option("--append", help="Add to the open period even where it holds other interactions.")
     ] = False,
@@ -199,33 +205,41 @@ def import_command(
     data_dir: DataDir = None,
 ) -> None:
     """Backfill from a log of interactions, period by period; stopped and started again, it goes on where it was."""
-    from service.backfill import ImportOptions, run_import  # with the training library, which takes seconds to import
+    # With the training library, which takes seconds to import.
+    from asmg.datasets.generic import LogOptions
+    from service.backfill import ImportOptions, run_import
 
     by = by or ("column" if period_column else "day")
     if by == "column" and (period_column is None or size is not None):
         raise typer.BadParameter("expected --period-column, and no --size, with --by column")
     if by in ("count", "periods") and size is None:
         raise typer.BadParameter(f"expected --size with --by {by}; received none")
-    options = ImportOptions(
-        file=file,
-        by=by,
-        size=size or 1,
-        columns=ColumnMap(
-            user_id=user_column,
-            item_id=item_column,
-            timestamp=timestamp_column,
-            label=label_column,
-            categories=categories_column,
-            period=period_column if by == "column" else None,
-        ),
-        positives_only=positives_only,
-        negatives=negatives,
-        seed=seed,
-        timestamp_format=timestamp_format,
-        append=append,
-        worker=not no_worker,
+    columns = ColumnMap(
+        user_id=user_column,
+        item_id=item_column,
+        timestamp=timestamp_column,
+        label=label_column,
+        categories=categories_column,
+        period=period_column if by == "column" else None,
     )
     with plain_errors(), unusable_files():
+        options = ImportOptions(
+            file=file,
+            by=by,
+            size=size or 1,
+            log=LogOptions(
+                columns=columns,
+                positives_only=positives_only,
+                positive_from=positive_from,
+                timestamp_format=timestamp_format,
+                timezone=timezone,
+            ),
+            malformed=malformed,  # type: ignore[arg-type] # checked by ImportOptions
+            negatives=negatives,
+            seed=seed,
+            append=append,
+            worker=not no_worker,
+        )
         code = run_import(options, load_settings(data_dir=data_dir))
     raise typer.Exit(code)
 

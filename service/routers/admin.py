@@ -76,7 +76,7 @@ async def post_rollback(
     service: Service, caller: Admin, request: Annotated[RollbackRequest, Depends(JsonBody(RollbackRequest))]
 ) -> RollbackResponse:
     """Make a version the champion; the answer comes when every api process serves it. A later version rolls forward."""
-    rolling_back = rollback(
+    result = await rollback(
         service.database,
         service.notices,
         to_version=request.to_version,
@@ -84,8 +84,8 @@ async def post_rollback(
         reason=request.reason,
         actor=caller.name,
         lead_seconds=service.settings.swap_lead_seconds,
+        calls=service.writes,
     )
-    result = await service.writes.run(rolling_back)
     await asyncio.sleep(max(0.0, result.active_from.timestamp() - time.time()))
     return RollbackResponse(
         from_version=result.from_version,

@@ -11,6 +11,8 @@ from service.dependencies import Parts, Service
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST
 from service.schemas import Health, Readiness
+from service.serving.swap import ServingModel
+from service.tasks import start_for_caller
 from service.use_cases.status import gate_summary, label_totals, period_counts
 
 router = APIRouter(tags=["operations"])
@@ -39,7 +41,7 @@ async def get_readiness(service: Service) -> Readiness:
     return Readiness(
         model_version=snapshot.version,
         period=snapshot.period,
-        checks={"model": _model(snapshot.version, service.serving.trouble), "postgres": postgres, "redis": redis},
+        checks={"model": _model(service.serving), "postgres": postgres, "redis": redis},
     )
 
 
@@ -63,13 +65,16 @@ async def _note_worker(service: Parts) -> None:
     service.metrics.note_worker(math.inf if at is None else max(0.0, time.time() - at))
 
 
-def _model(version: int, trouble: str | None) -> str:
-    return "ok" if trouble is None else f"version {version} is served on; the champion was not loaded: {trouble}"
+def _model(serving: ServingModel) -> str:
+    version = serving.current().version
+    if serving.trouble is not None:
+        return f"version {version} is served on; the champion was not loaded: {serving.trouble}"
+    return "ok" if serving.damage is None else f"version {version}: {serving.damage}"
 
 
 async def _probe(ping: Awaitable[object]) -> str:
     """`ok`, or what is wrong; after `PROBE_SECONDS` at the latest."""
-    task = asyncio.ensure_future(ping)
+    task = start_for_caller(ping)
     # Not `asyncio.timeout`: that waits until the cancelled call has ended, and giving up a connection to a server that
     # hangs can take as long as the server does.
     done, _ = await asyncio.wait([task], timeout=PROBE_SECONDS)

@@ -1,7 +1,6 @@
 """`/periods`: close the open one, look at all of them, watch one."""
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -14,7 +13,7 @@ from service.routers.numbers import Before, Limit, Number
 from service.schemas import CloseRequest, CloseResponse
 from service.storage.repositories import ENDED
 from service.use_cases.close_period import close_period
-from service.use_cases.status import PeriodDocument, PeriodPage, get_period, list_periods, watch_period
+from service.use_cases.status import PeriodDocument, PeriodPage, get_period, list_periods
 
 router = APIRouter(prefix="/periods", tags=["periods"])
 
@@ -66,18 +65,25 @@ async def get_one_period(service: Service, number: Number) -> PeriodDocument:
     return await get_period(service.database, service.notices, number)
 
 
-# A stream has begun before its first event, so whether the period exists has to be known before the stream.
+async def watched(service: Service, number: Number) -> AsyncIterator[AsyncIterator[PeriodDocument]]:
+    """What a stream is made of. A dependency, for a stream has begun before its first event: that there is no such
+    period, or no room, has to be known before.
+    """
+    async with service.periods.watch(number) as documents:
+        yield documents
+
+
 @router.get(
     "/{number:digits}/events",
-    dependencies=[READER, Depends(get_one_period)],
+    dependencies=[READER],
     response_class=EventSourceResponse,
     summary="One period as it changes",
 )
-async def get_period_events(service: Service, number: Number) -> AsyncIterator[ServerSentEvent]:
+async def get_period_events(
+    documents: Annotated[AsyncIterator[PeriodDocument], Depends(watched)],
+) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `status` with the period now and after each change, then `end` when its update has ended."""
-    watched = watch_period(service.database, service.notices, number, stopping=service.stopping)
-    async with aclosing(watched) as documents:
-        async for document in documents:
-            yield ServerSentEvent(event="status", raw_data=PERIOD_JSON.dump_json(document).decode())
-            if document.status in ENDED:
-                yield ServerSentEvent(event="end", raw_data="{}")
+    async for document in documents:
+        yield ServerSentEvent(event="status", raw_data=PERIOD_JSON.dump_json(document).decode())
+        if document.status in ENDED:
+            yield ServerSentEvent(event="end", raw_data="{}")

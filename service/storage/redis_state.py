@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import orjson
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
@@ -22,6 +23,7 @@ from service.errors import NotReady
 from service.limits import MAX_FUTURE_SECONDS, MAX_HISTORY
 from service.storage.database import Database
 from service.storage.repositories import Clicks, HistoryEntry
+from service.tasks import start_alone
 
 __all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge", "unusable"]
 
@@ -52,6 +54,7 @@ LEADER_KEY = "asmg:leader"
 
 SWAP_CHANNEL = "asmg:swap"
 CLICKS_CHANNEL = "asmg:clicks"
+PROGRESS_CHANNEL = "asmg:progress"
 RECONNECT_SECONDS = (0.1, 5.0)
 LISTEN_SECONDS = 15.0
 
@@ -115,7 +118,7 @@ def connect(url: str) -> Redis:
     The pool makes callers wait for a connection for a moment: an error there would send a burst of requests to
     Postgres at the worst time.
     """
-    pool = BlockingConnectionPool.from_url(
+    pool = _Pool.from_url(
         url,
         max_connections=256,
         timeout=2,
@@ -142,6 +145,17 @@ async def unusable(url: str) -> str | None:
     finally:
         await redis.aclose()
     return None
+
+
+class _Pool(BlockingConnectionPool):
+    """Its connections are opened in the name of no request, whichever needs one first."""
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """See there."""
+        if connection.is_connected:
+            await super().ensure_connection(connection)
+        else:
+            await start_alone(super().ensure_connection(connection))
 
 
 async def purge(redis: Redis) -> int:
@@ -315,7 +329,7 @@ class Notices:
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.set(PROGRESS_KEY, kept, ex=PROGRESS_SECONDS)
-                pipeline.publish(_progress_channel(period), data)
+                pipeline.publish(PROGRESS_CHANNEL, str(period))
                 await pipeline.execute()
         except RedisError as error:
             self._outage.note(error)
@@ -346,13 +360,10 @@ class Notices:
             return None
         return None if at is None else float(at)
 
-    async def progress_notices(self, period: int) -> AsyncIterator[dict[str, Any]]:
-        """The last progress of a period's update, if there is any, then each next one as it comes; without end."""
-        async for data in self._messages(_progress_channel(period)):
-            if data is not None:
-                yield orjson.loads(data)
-            elif (last := await self.progress(period)) is not None:
-                yield last
+    async def progress_notices(self) -> AsyncIterator[int | None]:
+        """Numbers of periods whose update has made progress; None for each (re)connection: some may be missing."""
+        async for data in self._messages(PROGRESS_CHANNEL):
+            yield None if data is None else int(data)
 
     async def _messages(self, channel: str) -> AsyncIterator[bytes | None]:
         """Messages of a channel for ever; None for each subscription to it, the ones after a lost connection too."""
@@ -453,10 +464,6 @@ def _history_key(user_id: str) -> str:
 
 def _lease_key(user_id: str) -> str:
     return f"asmg:history-lease:{user_id}"
-
-
-def _progress_channel(period: int) -> str:
-    return f"asmg:progress:{period}"
 
 
 def _member(item_id: str, event_id: str) -> bytes:

@@ -5,17 +5,16 @@ The documents are the API's as they stand; they live here because the command li
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from service.errors import ModelNotFound, NotReady, PeriodNotFound
+from service.errors import ModelNotFound, PeriodNotFound
 from service.storage.database import Database, ReadSession
 from service.storage.redis_state import Notices
 from service.storage.repositories import (
-    ENDED,
     AliasName,
     GateSummary,
     ModelKind,
@@ -24,7 +23,6 @@ from service.storage.repositories import (
     PeriodStatus,
     Resolved,
 )
-from service.tasks import end_tasks
 
 __all__ = [
     "MAX_NUMBER",
@@ -42,7 +40,6 @@ __all__ = [
     "list_models",
     "list_periods",
     "period_counts",
-    "watch_period",
 ]
 
 MAX_NUMBER = 2**31 - 1
@@ -194,46 +191,6 @@ async def gate_summary(database: Database) -> GateSummary:
     """What the gate has decided so far."""
     async with database.read() as session:
         return await session.models.gate_summary()
-
-
-async def watch_period(
-    database: Database,
-    notices: Notices,
-    number: int,
-    *,
-    poll_seconds: float = 1.0,
-    stopping: Callable[[], bool] = lambda: False,
-) -> AsyncGenerator[PeriodDocument, None]:
-    """The document of a period now and after every change, until its update has ended or `stopping()`.
-
-    Notices of progress make it prompt; the poll makes it work without Redis, and go on after Postgres was away.
-
-    Raises:
-        PeriodNotFound: there is none with this number.
-    """
-    changed = asyncio.Event()
-
-    async def listen() -> None:
-        async for _ in notices.progress_notices(number):
-            changed.set()
-
-    listener = asyncio.create_task(listen())
-    try:
-        last: PeriodDocument | None = None
-        while not stopping():
-            changed.clear()
-            with suppress(NotReady):
-                document = await get_period(database, notices, number)
-                if document != last:
-                    yield document
-                    last = document
-                if document.status in ENDED:
-                    return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(poll_seconds):
-                    await changed.wait()
-    finally:
-        await end_tasks(listener)
 
 
 async def get_model(database: Database, version: int) -> ModelDetail:
