@@ -12,11 +12,11 @@ from service import __version__
 from service.bodies import Bodies, count_parts
 from service.dependencies import Parts
 from service.errors import ConfigurationError, NotReady
-from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_WRITES
+from service.limits import LOOKUP_SECONDS, MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_LOOKUPS, MAX_WRITES
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Observe
 from service.problems import install_problem_handlers
-from service.routers import admin, docs, interactions, items, ops, periods, predict
+from service.routers import admin, docs, interactions, items, ops, periods, predict, users
 from service.schemas import Problem
 from service.serving.snapshot import Snapshot
 from service.serving.swap import Champion, ServingModel
@@ -127,6 +127,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         )
         ingestion = Ingestion(database, histories)
         writes = BoundedCalls(MAX_WRITES, settings.store_deadline_seconds, "Postgres")
+        lookups = BoundedCalls(MAX_LOOKUPS, LOOKUP_SECONDS, "Postgres")
 
         async def store_impressions(shown: Sequence[Impression]) -> IngestResult:
             storing = ingest_impressions(database, histories, shown, settings.attribution_window)
@@ -148,6 +149,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             limiter=limiter,
             ingestion=ingestion,
             writes=writes,
+            lookups=lookups,
             impressions=impressions,
             metrics=metrics,
             stopping=stopping,
@@ -170,6 +172,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             await end_tasks(*followers)
             await impressions.close()
             await writes.close()
+            await lookups.close()
             await ingestion.close()
             await limiter.close()
             await histories.close()
@@ -192,7 +195,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, bodies=bodies)
     app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
     install_problem_handlers(app)
-    for module in (predict, interactions, items, periods, admin, ops, docs):
+    for module in (predict, interactions, items, users, periods, admin, ops, docs):
         app.include_router(module.router)
     # Outermost of all, before the framework's own middleware. From here on nothing can be added to the application.
     answers = by_path(predict.router, predict.ANSWERS) | by_path(interactions.router, interactions.ANSWERS)

@@ -57,6 +57,12 @@ MAX_BODIES_BYTES = 128 * 1024 * 1024
 MAX_WRITES = 64
 """Calls of an api process that store something and are under way at a time; more are refused with 503."""
 
+MAX_LOOKUPS = 4
+"""Deletions of an api process, and looks at what is stored about an id, that are under way at a time."""
+
+LOOKUP_SECONDS = 30.0
+"""How long a caller waits for one of them."""
+
 MAX_REASON_LENGTH = 1000
 """Characters of the reason an operator gives for a change."""
 

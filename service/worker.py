@@ -14,6 +14,7 @@ from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database, Leadership
 from service.storage.redis_state import HistoryStore, Notices, connect
 from service.use_cases.bootstrap import ensure_prior
+from service.use_cases.forget import carry_out_pending
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.resolve_labels import resolve_skipped
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
@@ -96,10 +97,19 @@ async def _lead(workshop: Workshop, pause: _Pause) -> None:
     await ensure_prior(workshop.database, workshop.artifacts, workshop.settings.prior_ctr)
     await sweep(workshop.database)
     while True:
+        await _delete_pending(workshop)
         busy = await _update_next(workshop)
         pause.reset()
         if not busy:
             await asyncio.sleep(workshop.settings.worker_poll_seconds)
+
+
+async def _delete_pending(workshop: Workshop) -> None:
+    """Carry out the deletions that an api process has begun and not ended; no update waits for one that cannot be."""
+    try:
+        await carry_out_pending(workshop.database, workshop.histories, workshop.settings.journal)
+    except ServiceError as error:
+        logger.warning("a deletion is not carried out yet: %s", error)
 
 
 async def _update_next(workshop: Workshop) -> bool:

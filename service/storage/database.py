@@ -24,6 +24,7 @@ from service.storage.outages import outage
 from service.storage.repositories import (
     Artifacts,
     Audit,
+    Deletions,
     Entities,
     Evaluations,
     Interactions,
@@ -33,6 +34,7 @@ from service.storage.repositories import (
     Models,
     Periods,
     Stages,
+    Traces,
 )
 from service.tasks import end_tasks
 
@@ -104,6 +106,8 @@ class _Session:
         self.evaluations = Evaluations(connection)
         self.keys = Keys(connection)
         self.audit = Audit(connection)
+        self.deletions = Deletions(connection)
+        self.traces = Traces(connection)
 
 
 class ReadSession(_Session):

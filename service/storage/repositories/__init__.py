@@ -7,6 +7,7 @@ from service.storage.events import Clicks, EventBatch, Interaction
 from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
 from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
+from service.storage.repositories.deletions import Deletable, Deletion, Deletions, id_digest
 from service.storage.repositories.interactions import (
     HistoryEntry,
     Inserted,
@@ -27,10 +28,12 @@ from service.storage.repositories.models import (
     ModelVersion,
 )
 from service.storage.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus, Stage, Stages
+from service.storage.repositories.traces import LOG_ROWS, PeriodTraces, Traces
 
 __all__ = [
     "CHUNK_BYTES",
     "ENDED",
+    "LOG_ROWS",
     "WAITING",
     "Alias",
     "AliasName",
@@ -41,6 +44,9 @@ __all__ = [
     "Catalogue",
     "Click",
     "Clicks",
+    "Deletable",
+    "Deletion",
+    "Deletions",
     "Entities",
     "EntityKind",
     "Evaluation",
@@ -61,6 +67,7 @@ __all__ = [
     "Period",
     "PeriodLog",
     "PeriodStatus",
+    "PeriodTraces",
     "Periods",
     "Positives",
     "Raced",
@@ -68,6 +75,8 @@ __all__ = [
     "Stage",
     "Stages",
     "Stored",
+    "Traces",
     "digest_of",
+    "id_digest",
     "interaction_id",
 ]
