@@ -127,17 +127,24 @@ class PeriodUpdate:
         self._sampling = None if resolved["sampling"] is None else Sampling(**resolved["sampling"])
         if not resolved["events"]:
             return await self._finish({}, Decision(ModelKind.PREVIOUS, NOTHING_TO_LEARN, {}).to_json())
+        if not await self._is_left():
+            return await self._finish({}, Decision(ModelKind.PREVIOUS, NOTHING_LEFT, {}).to_json())
         prepared = await self._stage("prepare", self._prepare)
         self._allocations = prepared.get("allocations", {})
         if self._data is None:
             self._data = load_data(await self._read(prepared["data"], "period-data"))
-        if not len(self._data):  # what there was has been deleted since
-            return await self._finish({}, Decision(ModelKind.PREVIOUS, NOTHING_LEFT, {}).to_json())
         scored = await self._stage("score", self._score)
         for name in self._w.updater.stages:
             await self._stage(name, lambda progress, name=name: self._train(name, progress))  # type: ignore[misc]
         gate = await self._stage("gate", lambda _: self._gate(scored["scores"]))
         return await self._finish(scored["scores"], gate)
+
+    async def _is_left(self) -> bool:
+        """Whether anything is there to learn from; it may have been deleted since it was counted."""
+        if "prepare" in self._done:
+            return True
+        async with self._w.database.read() as session:
+            return await session.interactions.count(self.period) > 0
 
     async def _finish(self, scored: Mapping[str, Any], gate: Mapping[str, Any]) -> int:
         """The version that the period produces, published."""

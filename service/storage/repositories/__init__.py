@@ -28,11 +28,12 @@ from service.storage.repositories.models import (
     ModelVersion,
 )
 from service.storage.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus, Stage, Stages
-from service.storage.repositories.traces import LOG_ROWS, PeriodTraces, Traces
+from service.storage.repositories.traces import FOUND_AT_ONCE, LOG_ROWS, PeriodTraces, Traces
 
 __all__ = [
     "CHUNK_BYTES",
     "ENDED",
+    "FOUND_AT_ONCE",
     "LOG_ROWS",
     "WAITING",
     "Alias",
