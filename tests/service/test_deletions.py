@@ -10,10 +10,13 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from redis.asyncio import Redis
 from sqlalchemy import text
+from typer.testing import CliRunner
 
 from asmg.checkpoint import Checkpoint
+from service.cli import app as cli
 from service.errors import BackupError, NotReady
 from service.serving.snapshot import Snapshot
 from service.storage.backup import read_backup
@@ -33,7 +36,6 @@ from service.use_cases.verify import verify
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app, settings_for
 from tests.service.backup_support import opened
-from tests.service.programs import asmg
 from tests.service.update_support import Bench, bench, copies, moment, single_thread
 from tests.service.worker_processes import CONTEXT, forked_worker
 
@@ -585,6 +587,13 @@ def delete_slowly(dsn: str, redis_url: str, journal: Path) -> None:
 # --- an old copy
 
 
+def command(*arguments: str, **environment: str) -> Result:
+    """A command in a thread of this process: as a program of its own it would take seconds to start."""
+    result = in_thread(lambda: CliRunner().invoke(cli, arguments, env=environment))
+    assert result.exit_code == 0, result.output
+    return result
+
+
 class TestRestored:
     async def test_who_was_deleted_since_is_deleted_again(
         self, past: Bench, copy: Make, redis: Redis, tmp_path: Path
@@ -621,24 +630,24 @@ class TestRestored:
     ) -> None:
         """On an empty server with a data folder of its own; the one that was backed up is on this host."""
         servers = {"ASMG_REDIS_URL": redis_url, "ASMG_POSTGRES_DSN": str(past.settings.postgres_dsn)}
-        asmg("backup", str(tmp_path / "backup"), ASMG_DATA_DIR=str(past.settings.data_dir), **servers)
+        command("backup", str(tmp_path / "backup"), ASMG_DATA_DIR=str(past.settings.data_dir), **servers)
         await delete(past)
-        asmg("deletions", "export", str(tmp_path / "exported"), ASMG_DATA_DIR=str(tmp_path / "two"), **servers)
+        command("deletions", "export", str(tmp_path / "exported"), ASMG_DATA_DIR=str(tmp_path / "two"), **servers)
         assert read_journal(tmp_path / "exported") == read_journal(past.settings.journal)
         servers["ASMG_POSTGRES_DSN"] = empty = copy()
-        result = asmg("restore", str(tmp_path / "backup"), ASMG_DATA_DIR=str(tmp_path / "two"), **servers)
+        result = command("restore", str(tmp_path / "backup"), ASMG_DATA_DIR=str(tmp_path / "two"), **servers)
         assert "deleted 1 users and items again" in result.stdout and "all is well" in result.stdout
         assert read_journal(tmp_path / "two" / "deletions.jsonl") == read_journal(past.settings.journal)
         # Without it, it says so; and what was exported does as well later.
         past.settings.journal.unlink()
         servers["ASMG_POSTGRES_DSN"] = other = copy()
-        result = asmg("restore", str(tmp_path / "backup"), ASMG_DATA_DIR=str(tmp_path / "three"), **servers)
+        result = command("restore", str(tmp_path / "backup"), ASMG_DATA_DIR=str(tmp_path / "three"), **servers)
         assert "found no journal of deletions" in result.stderr
         async with opened(empty) as database, opened(other) as other_database:
             assert await marked(database, ANN) == set()
             assert await marked(other_database, ANN) != set()
             for found in (1, 0):  # the second time it is known
-                replayed = asmg(
+                replayed = command(
                     "deletions", "replay", str(tmp_path / "exported"), ASMG_DATA_DIR=str(tmp_path / "three"), **servers
                 )
                 assert f"deleted {found} users" in replayed.stdout
