@@ -630,7 +630,7 @@ class TestRestored:
     ) -> None:
         """On an empty server with a data folder of its own; the one that was backed up is on this host."""
         servers = {"ASMG_REDIS_URL": redis_url, "ASMG_POSTGRES_DSN": str(past.settings.postgres_dsn)}
-        command("backup", str(tmp_path / "backup"), ASMG_DATA_DIR=str(past.settings.data_dir), **servers)
+        await back_up(past.database, tmp_path / "backup", past.settings.journal)
         await delete(past)
         command("deletions", "export", str(tmp_path / "exported"), ASMG_DATA_DIR=str(tmp_path / "two"), **servers)
         assert read_journal(tmp_path / "exported") == read_journal(past.settings.journal)
