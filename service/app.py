@@ -14,11 +14,11 @@ from service.bodies import Bodies, count_parts
 from service.dependencies import Parts
 from service.errors import ConfigurationError, NotReady
 from service.front import Front
-from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_STREAMS, MAX_WRITES
+from service.limits import LOOKUP_SECONDS, MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_LOOKUPS, MAX_STREAMS, MAX_WRITES
 from service.metrics import Metrics
 from service.middleware import AtFront, BodyLimit, Observe
 from service.problems import install_problem_handlers
-from service.routers import admin, docs, interactions, items, ops, periods, predict
+from service.routers import admin, docs, interactions, items, ops, periods, predict, users
 from service.schemas import Problem
 from service.serving.snapshot import Snapshot
 from service.serving.swap import Champion, ServingModel
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 START_SECONDS = 30.0
 
-ROUTERS = (predict, interactions, items, periods, admin, ops, docs)
+ROUTERS = (predict, interactions, items, users, periods, admin, ops, docs)
 
 NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
@@ -137,6 +137,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         )
         ingestion = Ingestion(database, histories)
         writes = BoundedCalls(MAX_WRITES, settings.store_deadline_seconds, "Postgres")
+        lookups = BoundedCalls(MAX_LOOKUPS, LOOKUP_SECONDS, "Postgres")
 
         async def store_impressions(shown: Sequence[Impression]) -> IngestResult:
             storing = ingest_impressions(database, histories, shown, settings.attribution_window)
@@ -160,6 +161,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             limiter=limiter,
             ingestion=ingestion,
             writes=writes,
+            lookups=lookups,
             impressions=impressions,
             metrics=metrics,
             stopping=stopping,
@@ -183,6 +185,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             await end_tasks(*followers)
             await impressions.close()
             await writes.close()
+            await lookups.close()
             await ingestion.close()
             await limiter.close()
             await histories.close()

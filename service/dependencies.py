@@ -55,6 +55,8 @@ class Parts:
     ingestion: Ingestion
     writes: BoundedCalls
     """Through which everything is stored that a client waits for."""
+    lookups: BoundedCalls
+    """Through which goes what takes a pass over all logs: deletions, and looks at what is stored about an id."""
     impressions: ImpressionLog
     """Of the predictions that are to be logged."""
     metrics: Metrics

@@ -9,6 +9,7 @@
     ├── RateLimited             429  a key that has used up what it may
     ├── ModelNotFound           404
     ├── PeriodNotFound          404
+    ├── NothingStored           404  about a user or an item
     ├── EmptyPeriod             409  nothing to learn from
     ├── PeriodConflict          409  another period is open than the caller expected
     ├── PeriodStateConflict     409  the period is not in a state in which that can be done
@@ -48,6 +49,7 @@ __all__ = [
     "ModelNotFound",
     "ModelPruned",
     "NotReady",
+    "NothingStored",
     "PeriodConflict",
     "PeriodNotFound",
     "PeriodStateConflict",
@@ -217,6 +219,17 @@ class PeriodNotFound(ServiceError):
     def __init__(self, number: int) -> None:
         super().__init__(f"there is no period {number}")
         self.number = number
+
+
+class NothingStored(ServiceError):
+    """A user or an item about which nothing is stored."""
+
+    status = 404
+    title = "Nothing stored"
+    slug = "nothing-stored"
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"nothing is stored about this {kind}")
 
 
 class EmptyPeriod(ServiceError):

@@ -83,6 +83,12 @@ MAX_STREAMS = 500
 refused with 503.
 """
 
+MAX_LOOKUPS = 4
+"""Deletions of an api process, and looks at what is stored about an id, that are under way at a time."""
+
+LOOKUP_SECONDS = 30.0
+"""How long a caller waits for one of them."""
+
 MAX_REASON_LENGTH = 1000
 """Characters of the reason an operator gives for a change."""
 

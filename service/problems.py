@@ -15,7 +15,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from service.context import current_request_id
 from service.errors import FieldError, InvalidInput, RateLimited, ServiceError
@@ -156,7 +158,13 @@ def render_problem(error: Exception, *, instance: str) -> Response:
 
 
 async def _handle(request: Request, error: Exception) -> Response:
-    return render_problem(error, instance=request.url.path)
+    response = render_problem(error, instance=request.url.path)
+    if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The framework names the methods of one route, where a path may have one for each method.
+        path = request.scope["path"]
+        routes = [r for r in iter_route_contexts(request.app.routes) if r.path and compile_path(r.path)[0].match(path)]
+        response.headers["Allow"] = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+    return response
 
 
 def install_problem_handlers(app: FastAPI) -> None:

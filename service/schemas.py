@@ -46,6 +46,7 @@ __all__ = [
     "ClicksRequest",
     "CloseRequest",
     "CloseResponse",
+    "DeletionResponse",
     "Health",
     "Id",
     "ImpressionEvent",
@@ -374,6 +375,16 @@ class ItemsResponse(BaseModel):
 
     items: int = Field(description="Distinct items received.")
     changed: int = Field(description="Those that were new or had other categories.")
+
+
+class DeletionResponse(BaseModel):
+    """What became of the wish that nothing be stored about an id."""
+
+    deletion: str = Field(description="Its name, by which the audit knows it.")
+    status: Literal["done", "pending"] = Field(
+        description="`pending`: it is noted and goes on without the caller; asking again tells when it is done."
+    )
+    removed: dict[str, int] = Field(description="Rows that were removed so far, by what they were.")
 
 
 class CloseRequest(_Request):

@@ -159,6 +159,9 @@ class Settings(BaseSettings):
     An event id is recognised for as long."""
     evict_after_periods: int | None = None
     """Periods in a row after which a user or an item that was not seen loses its row; None for never."""
+    deletion_journal: Path | None = None
+    """File to which every deletion of a user or an item is added; `deletions.jsonl` in `data_dir` where it is unset. It
+    has to outlive the database."""
     seed: int = 0
     """Seed of every random choice of the updates."""
 
@@ -167,7 +170,9 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("postgres_dsn", "redis_url", "tls_cert", "tls_key", "evict_after_periods", mode="before")
+    @field_validator(
+        "postgres_dsn", "redis_url", "tls_cert", "tls_key", "evict_after_periods", "deletion_journal", mode="before"
+    )
     @classmethod
     def _unset_when_empty(cls, value: object) -> object:
         # Compose files pass `ASMG_REDIS_URL=${ASMG_REDIS_URL}` through; there an empty value means unset.
@@ -258,6 +263,11 @@ class Settings(BaseSettings):
     def worker_dir(self) -> Path:
         """Folder of the workers' heartbeats."""
         return self.data_dir / "workers"
+
+    @property
+    def journal(self) -> Path:
+        """`deletion_journal`, where it is."""
+        return self.data_dir / "deletions.jsonl" if self.deletion_journal is None else self.deletion_journal.absolute()
 
     @property
     def attribution_window(self) -> timedelta:

@@ -17,6 +17,7 @@ from service.storage.database import Database, Leadership
 from service.storage.redis_state import HistoryStore, Notices, connect
 from service.tasks import end_tasks, start_alone
 from service.use_cases.bootstrap import ensure_prior
+from service.use_cases.forget import carry_out_pending
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.resolve_labels import resolve_skipped
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
@@ -116,6 +117,7 @@ async def _lead(workshop: Workshop, pause: _Pause, heartbeat: Heartbeat) -> None
         await sweep(workshop.database)
         while True:
             heartbeat.beat()
+            await _delete_pending(workshop)
             busy = await _update_next(workshop)
             pause.reset()
             if not busy:
@@ -129,6 +131,14 @@ async def _tell(notices: Notices, heartbeat: Heartbeat) -> None:
     while True:
         await notices.note_leader(time.time() - (time.monotonic() - heartbeat.last))
         await asyncio.sleep(TELL_SECONDS)
+
+
+async def _delete_pending(workshop: Workshop) -> None:
+    """Carry out the deletions that an api process has begun and not ended; no update waits for one that cannot be."""
+    try:
+        await carry_out_pending(workshop.database, workshop.histories, workshop.settings.journal)
+    except ServiceError as error:
+        logger.warning("a deletion is not carried out yet: %s", error)
 
 
 async def _update_next(workshop: Workshop) -> bool:

@@ -12,6 +12,7 @@ from asmg.log_format import ColumnMap, CutBy
 from service import __version__
 from service.cli.backup import backup_command, restore_command, verify_command
 from service.cli.bench import bench
+from service.cli.deletions import deletions
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.experiment import experiment
 from service.cli.installation import DataDir, load_settings, with_database
@@ -53,6 +54,7 @@ keys = typer.Typer(help="API keys: who may call what.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
 app.add_typer(periods, name="periods")
+app.add_typer(deletions, name="deletions")
 app.add_typer(bench, name="bench")
 app.add_typer(experiment, name="experiment")
 app.command("backup")(backup_command)

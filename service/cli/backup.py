@@ -1,6 +1,7 @@
 """`asmg backup`, `asmg restore`, `asmg verify`; each imports what it needs, which other commands do without."""
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from service.supervisor import installation
 
 if TYPE_CHECKING:
     from service.storage.backup import Manifest
+    from service.storage.journal import Entry
     from service.use_cases.verify import Verification
 
 __all__ = ["backup_command", "restore_command", "verify_command"]
@@ -38,7 +40,9 @@ def backup_command(
         try:
             with installation(load_settings(data_dir=data_dir)) as settings:
                 begun = time.perf_counter()
-                manifest = stop.run(lambda: _using(settings, lambda database: back_up(database, folder)))
+                manifest = stop.run(
+                    lambda: _using(settings, lambda database: back_up(database, folder, settings.journal))
+                )
         except Interrupted:
             print("asmg: interrupted; nothing is left of the backup")
             raise typer.Exit(INTERRUPTED) from None
@@ -47,10 +51,17 @@ def backup_command(
 
 def restore_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `asmg backup` has written.")],
+    deletions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A journal of deletions, beside the installation's own and the one that was backed up."
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Load a backup into an empty database, all of it or nothing, and verify it."""
+    """Load a backup into an empty database, all of it or nothing, delete again who was deleted since, and verify it."""
     from service.storage.backup import read_backup
+    from service.storage.journal import read_journals
     from service.storage.migrate import migrate
     from service.use_cases.backup import require_empty_database
 
@@ -61,9 +72,23 @@ def restore_command(
             assert settings.postgres_dsn is not None
             begun = time.perf_counter()
             asyncio.run(_using(settings, require_empty_database))
+            journals = read_journals(
+                deletions or (), [settings.journal, *([] if manifest.journal is None else [Path(manifest.journal)])]
+            )
             migrate(settings.postgres_dsn)
-            asyncio.run(_using(settings, lambda database: _restore(database, settings, folder, manifest)))
+            entries = [entry for journal in journals.values() for entry in journal]
+            deleted = asyncio.run(
+                _using(settings, lambda database: _restore(database, settings, folder, manifest, entries))
+            )
             print(f"asmg: restored {_described(manifest)}; {_pace(manifest, begun)}", flush=True)
+            if journals:
+                print(f"asmg: deleted {deleted} users and items again, as {', '.join(map(str, journals))} says")
+            else:
+                print(
+                    f"asmg: found no journal of deletions: whoever was deleted after {manifest.made_at:%Y-%m-%d %H:%M} "
+                    f"UTC is there again; `asmg deletions replay FILE` reads one that you have elsewhere",
+                    file=sys.stderr,
+                )
             _say(asyncio.run(_verify(settings)), as_json=False)
 
 
@@ -76,7 +101,10 @@ def verify_command(
         _say(asyncio.run(_verify(settings)), as_json=as_json)
 
 
-async def _restore(database: Database, settings: Settings, folder: Path, manifest: "Manifest") -> None:
+async def _restore(
+    database: Database, settings: Settings, folder: Path, manifest: "Manifest", entries: "list[Entry]"
+) -> int:
+    from service.storage.journal import write_journal
     from service.storage.redis_state import connect
     from service.use_cases.audit import command_line
     from service.use_cases.backup import restore
@@ -84,7 +112,9 @@ async def _restore(database: Database, settings: Settings, folder: Path, manifes
     assert settings.redis_url is not None
     redis = connect(settings.redis_url)
     try:
-        await restore(database, redis, folder, manifest, actor=command_line())
+        if entries:  # from now on this installation's journal has them too
+            await write_journal(settings.journal, entries)
+        return await restore(database, redis, folder, manifest, actor=command_line(), deletions=entries)
     finally:
         await redis.aclose()
 

@@ -56,7 +56,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of the manifest and the files; a backup of another is refused."""
 
 MANIFEST = "manifest.json"
@@ -116,6 +116,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tables: tuple[TableFile, ...]
     """In the order in which they can be loaded."""
     counters: tuple[Counter, ...]
+    journal: str | None = None
+    """The file on that host to which deletions are added from then on."""
     sha256: str = ""
     """Of the manifest itself, with this field empty and without spaces."""
 
@@ -171,7 +173,9 @@ def new_backup(folder: Path) -> Iterator[None]:
         raise
 
 
-async def dump(session: ReadSession, tables: Sequence[StoredTable], folder: Path) -> Manifest:
+async def dump(
+    session: ReadSession, tables: Sequence[StoredTable], folder: Path, journal: Path | None = None
+) -> Manifest:
     """Write a file for each of the tables, all as the session sees them; return what is to be the manifest.
 
     Raises:
@@ -188,6 +192,7 @@ async def dump(session: ReadSession, tables: Sequence[StoredTable], folder: Path
             revision=about.revision,
             postgres=about.postgres,
             serving=None if version is None else Serving(version=version.version, digest=version.serving_digest),
+            journal=None if journal is None else str(journal),
             counters=tuple(await counters(session.connection)),
             tables=tuple([await _write_table(session.connection, table, folder) for table in tables]),
         )

@@ -25,6 +25,7 @@ from service.storage.outages import outage
 from service.storage.repositories import (
     Artifacts,
     Audit,
+    Deletions,
     Entities,
     Evaluations,
     Interactions,
@@ -34,6 +35,7 @@ from service.storage.repositories import (
     Models,
     Periods,
     Stages,
+    Traces,
 )
 from service.tasks import end_tasks, start_alone, start_for_caller
 
@@ -105,6 +107,8 @@ class _Session:
         self.evaluations = Evaluations(connection)
         self.keys = Keys(connection)
         self.audit = Audit(connection)
+        self.deletions = Deletions(connection)
+        self.traces = Traces(connection)
 
 
 class ReadSession(_Session):

@@ -55,6 +55,8 @@ LEADER_KEY = "asmg:leader"
 SWAP_CHANNEL = "asmg:swap"
 CLICKS_CHANNEL = "asmg:clicks"
 PROGRESS_CHANNEL = "asmg:progress"
+EVERYBODY = b""
+"""On that channel, in place of users."""
 RECONNECT_SECONDS = (0.1, 5.0)
 LISTEN_SECONDS = 15.0
 
@@ -271,6 +273,33 @@ class HistoryStore:
             self._note_outdated(clicks.user_ids)
             self._outage.note(error)
 
+    async def forget_user(self, user_id: str) -> None:
+        """Drop a history, also where it is being filled just now, and have every process drop what it remembers.
+
+        Raises:
+            NotReady: Redis does not answer.
+        """
+        try:
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.delete(_history_key(user_id), _lease_key(user_id))
+                pipeline.publish(CLICKS_CHANNEL, user_id)
+                await pipeline.execute()
+        except RedisError as error:
+            raise NotReady(f"Redis does not answer: {type(error).__name__}") from error
+
+    async def forget_all(self) -> None:
+        """The same for the histories of all users.
+
+        Raises:
+            NotReady: Redis does not answer.
+        """
+        try:
+            async for keys in _pages(self._redis, _history_key("*"), _lease_key("*")):
+                await self._redis.unlink(*keys)
+            await self._redis.publish(CLICKS_CHANNEL, EVERYBODY)
+        except RedisError as error:
+            raise NotReady(f"Redis does not answer: {type(error).__name__}") from error
+
     def _note_outdated(self, user_ids: Iterable[str]) -> None:
         self._outdated.update(user_ids)
         if len(self._outdated) > MOST_OUTDATED_USERS:
@@ -315,9 +344,11 @@ class Notices:
             yield None
 
     async def clicks(self) -> AsyncIterator[list[str] | None]:
-        """Users who have clicked, whichever process took it in; None for each (re)connection: some may be missing."""
+        """Users whose history has changed, whichever process changed it; None where that may be any: also for each
+        (re)connection, for some may be missing.
+        """
         async for data in self._messages(CLICKS_CHANNEL):
-            yield None if data is None else data.decode(errors="replace").split("\0")
+            yield data.decode(errors="replace").split("\0") if data else None
 
     async def publish_progress(self, period: int, progress: Mapping[str, Any]) -> None:
         """Tell who watches the update of a period how far it is; JSON, also kept for those who come later.

@@ -32,6 +32,7 @@ __all__ = [
     "artifacts",
     "audit",
     "clicks",
+    "deletions",
     "entity_rows",
     "evaluations",
     "event_ids",
@@ -83,6 +84,13 @@ periods = Table(
         nullable=False,
         server_default=text("0"),
         comment="workers that died in a row at the update without a stage done",
+    ),
+    Column(
+        "forgotten",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="interactions that deletions have removed since they were counted",
     ),
     CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'quarantined', 'skipped')", name="status"),
     # The log has one end: at most one period is open, whatever two closing transactions attempt.
@@ -236,6 +244,24 @@ seen_rows = Table(
     Column("kind", Text, primary_key=True),
     Column("period", Integer, primary_key=True, autoincrement=False),
     Column("rows", ARRAY(Integer), nullable=False),
+)
+
+deletions = Table(
+    "deletions",
+    metadata,
+    # What is removed for good. The id is here for only as long as something of it may be elsewhere; by the digest a
+    # copy of the database from before, which has the id, can tell that it was removed since.
+    Column("deletion", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("id", Text, comment="null as soon as all of it is removed"),
+    Column("key", Text, nullable=False, comment="of the digest, in hex"),
+    Column("digest", Text, nullable=False, comment="HMAC-SHA256 of the id, in hex"),
+    Column("requested_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("finished_at", TIMESTAMP),
+    Column("removed", JSONB, nullable=False, server_default=text("'{}'"), comment="rows, by what they were"),
+    CheckConstraint("kind IN ('user', 'item')", name="kind"),
+    CheckConstraint("(id IS NULL) = (finished_at IS NOT NULL)", name="finished"),
+    Index("uq_deletions_pending", "kind", "id", unique=True, postgresql_where=text("id IS NOT NULL")),
 )
 
 artifacts = Table(

@@ -138,11 +138,13 @@ CHECKS = {
           AND (published.status IS DISTINCT FROM 'done' OR result -> 'version' <> to_jsonb(version))
     """,
     "logs as they were sealed": """
-        SELECT format('log of period %s', number), format('%s interactions, as counted when it was sealed', events),
+        SELECT format('log of period %s', number),
+               format('%s interactions, as counted when it was sealed', events)
+               || CASE forgotten WHEN 0 THEN '' ELSE format(', without %s that were deleted', forgotten) END,
                coalesce(stored, 0)::text
         FROM periods LEFT JOIN (SELECT period, count(*) AS stored FROM interactions GROUP BY period) AS log
              ON period = number
-        WHERE status <> 'open' AND log_dropped_at IS NULL AND coalesce(stored, 0) <> events
+        WHERE status <> 'open' AND log_dropped_at IS NULL AND coalesce(stored, 0) <> events - forgotten
     """,
     "event ids": """
         SELECT format('event %s', event_id),

@@ -1,23 +1,27 @@
 """Everything that Postgres holds, as files of a folder, and back into an empty database."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from redis.asyncio import Redis
 
 from service.storage.backup import Manifest, dump, load, new_backup, require_empty, write_manifest
 from service.storage.database import Database
+from service.storage.journal import Entry
 from service.storage.redis_state import purge
 from service.storage.structure import frozen
+from service.use_cases.forget import replay_all
 
 __all__ = ["back_up", "require_empty_database", "restore"]
 
 
-async def back_up(database: Database, folder: Path) -> Manifest:
+async def back_up(database: Database, folder: Path, journal: Path | None = None) -> Manifest:
     """Write all that one moment of the database holds to a folder, while the service works on.
 
     Args:
         database: nothing is changed in it, and nothing waits for the backup but what drops or alters a table.
         folder: new or empty; what is written before a failure is removed again.
+        journal: of the installation's deletions; whoever restores the backup looks for it there.
 
     Raises:
         BackupError: the folder holds something, or cannot be written to.
@@ -25,7 +29,7 @@ async def back_up(database: Database, folder: Path) -> Manifest:
     """
     with new_backup(folder):
         async with frozen(database) as (session, tables):
-            manifest = await dump(session, tables, folder)
+            manifest = await dump(session, tables, folder, journal)
         return write_manifest(folder, manifest)
 
 
@@ -40,8 +44,10 @@ async def require_empty_database(database: Database) -> None:
         await require_empty(session.connection)
 
 
-async def restore(database: Database, redis: Redis, folder: Path, manifest: Manifest, *, actor: str) -> None:
-    """Load a backup, all of it or nothing.
+async def restore(
+    database: Database, redis: Redis, folder: Path, manifest: Manifest, *, actor: str, deletions: Sequence[Entry] = ()
+) -> int:
+    """Load a backup, all of it or nothing, and with it carry out the deletions that came after it.
 
     What Redis holds belongs to another past, so it is removed first; what the service needs of it comes again from
     Postgres, as it is asked for.
@@ -51,6 +57,10 @@ async def restore(database: Database, redis: Redis, folder: Path, manifest: Mani
         redis: of the same installation.
         folder, manifest: as `read_backup` has found them whole.
         actor: for the audit, which says when what came after the backup was lost.
+        deletions: of the installation, as its journal has them; those that the backup knows are done already.
+
+    Returns:
+        how many users and items were deleted after the backup, of which it had something.
 
     Raises:
         BackupError: the database is not empty, or does not take the rows.
@@ -59,6 +69,8 @@ async def restore(database: Database, redis: Redis, folder: Path, manifest: Mani
     await purge(redis)
     async with database.unit_of_work() as work:
         await load(work.connection, folder, manifest)
+        deleted = await replay_all(work, deletions)
         detail = {"made_at": manifest.made_at.isoformat(), "sha256": manifest.sha256, "rows": manifest.rows}
-        await work.audit.add(actor, "restore", detail)
+        await work.audit.add(actor, "restore", {**detail, "deletions_read": len(deletions), "deleted": deleted})
         await work.commit()
+    return deleted

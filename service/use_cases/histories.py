@@ -124,14 +124,31 @@ class Histories:
         await self._store.append(clicks)
         self._forget(clicks.user_ids)
 
+    async def forget_user(self, user_id: str) -> None:
+        """Forget a history everywhere.
+
+        Raises:
+            NotReady: Redis does not answer.
+        """
+        await self._store.forget_user(user_id)
+        self._forget([user_id])
+
+    async def forget_all(self) -> None:
+        """Forget the histories of all users everywhere.
+
+        Raises:
+            NotReady: Redis does not answer.
+        """
+        await self._store.forget_all()
+        self._forget_all()
+
     async def listen(self) -> None:
         """Hear of the clicks that other processes take in, until cancelled."""
         while True:
             try:
                 async for users in self._clicks():
                     if users is None:
-                        self._known.clear()
-                        self._asked.clear()
+                        self._forget_all()
                     else:
                         self._forget(users)
             except Exception:
@@ -142,6 +159,10 @@ class Histories:
         for user_id in user_ids:
             self._known.pop(user_id, None)
             self._asked.pop(user_id, None)  # who waits for it asked before, and nobody shall remember it
+
+    def _forget_all(self) -> None:
+        self._known.clear()
+        self._asked.clear()
 
     async def close(self) -> None:
         """End what is under way."""

@@ -55,12 +55,28 @@ async def prepare_period(
         history_length: most recent positives kept for each interaction.
         evict_after: in periods; None never evicts.
     """
+    while True:
+        prepared = await _prepared(database, period, history_length, evict_after)
+        if prepared is not None:
+            return prepared
+        logger.info("period %d: somebody was deleted while it was prepared; it is read again", period)
+
+
+async def _prepared(
+    database: Database, period: int, history_length: int, evict_after: int | None
+) -> PreparedPeriod | None:
+    """None where an id was deleted after it was read, which would have a row again."""
     async with database.read() as session:
+        deletions = await session.deletions.finished()
         log = await session.interactions.log(period)
         earlier = await session.interactions.earlier_positives(period, history_length)
         shown = [] if evict_after is None else await session.interactions.shown_items(period)
         catalogue = await session.items.catalogue()
     async with database.unit_of_work() as work:
+        for kind in EntityKind:
+            await work.entities.lock(kind)
+        if await work.deletions.finished() != deletions:
+            return None
         # A period that is learned after later ones counts as the newest of them: who is seen in it is seen now.
         now = max(period, await work.models.newest_period() or 0)
         # An entry that was made so long ago gives its item no row any more; the item may have one of its own.

@@ -56,6 +56,7 @@ async def merge_event_ids(database: Database) -> list[int]:
     for number in closed:
         try:
             async with database.unit_of_work() as work:
+                await work.periods.get_locked(number)  # no deletion removes an event whose id is being noted
                 await work.interactions.merge_ids(number)
                 await work.commit()
         except (NotReady, OSError):
@@ -79,6 +80,7 @@ async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
     for number in old:
         try:
             async with database.unit_of_work() as work:
+                await work.periods.get_locked(number)  # nor one whose click is being folded into a history
                 await work.interactions.drop(number, lock_seconds=LOCK_SECONDS)
                 await work.commit()
         except NotReady:

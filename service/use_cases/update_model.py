@@ -29,7 +29,7 @@ from service.serving.encode import Known, encode_model
 from service.settings import Settings
 from service.storage.artifacts import FILE_SUFFIX, ArtifactStore
 from service.storage.database import Database, Lock, UnitOfWork
-from service.storage.redis_state import Notices
+from service.storage.redis_state import HistoryStore, Notices
 from service.storage.repositories import (
     AliasName,
     EntityKind,
@@ -40,7 +40,6 @@ from service.storage.repositories import (
     Stage,
 )
 from service.use_cases.gate import Decision, Trial, decide, rehearsed, try_out
-from service.use_cases.ingest import ToldOfClicks
 from service.use_cases.negatives import Sampling, logit_correction
 from service.use_cases.period_data import prepare_period
 from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
@@ -65,6 +64,8 @@ HOT_PARTS = ("hidden",)
 
 NOTHING_TO_LEARN = "the log is empty, what was shown waits for its clicks; the model served before stays"
 
+NOTHING_LEFT = "all that was in the log has been deleted; the model served before stays"
+
 SERVED = ("serving", "serving_allocations", "logit_correction")
 """Of a version's state: the parameters that it serves, which ids these know, and what is added to their logits."""
 
@@ -86,7 +87,7 @@ class Workshop:
     artifacts: ArtifactStore
     notices: Notices
     updater: Updater[Any]
-    histories: ToldOfClicks
+    histories: HistoryStore
     worker: str = field(default_factory=lambda: uuid4().hex)
     """Name of the process, that no other one ever had."""
     beat: Callable[[], None] = lambda: None
@@ -131,6 +132,8 @@ class PeriodUpdate:
         self._sampling = None if resolved["sampling"] is None else Sampling(**resolved["sampling"])
         if not resolved["events"]:
             return await self._finish({}, Decision(ModelKind.PREVIOUS, NOTHING_TO_LEARN, {}).to_json())
+        if not await self._is_left():
+            return await self._finish({}, Decision(ModelKind.PREVIOUS, NOTHING_LEFT, {}).to_json())
         prepared = await self._stage("prepare", self._prepare)
         self._allocations = prepared.get("allocations", {})
         if self._data is None:
@@ -140,6 +143,13 @@ class PeriodUpdate:
             await self._stage(name, lambda progress, name=name: self._train(name, progress))  # type: ignore[misc]
         gate = await self._stage("gate", lambda _: self._gate(scored))
         return await self._finish(scored["scores"], gate)
+
+    async def _is_left(self) -> bool:
+        """Whether anything is there to learn from; it may have been deleted since it was counted."""
+        if "prepare" in self._done:
+            return True
+        async with self._w.database.read() as session:
+            return await session.interactions.count(self.period) > 0
 
     async def _finish(self, scored: Mapping[str, Any], gate: Mapping[str, Any]) -> int:
         """The version that the period produces, published."""
@@ -408,6 +418,8 @@ class PeriodUpdate:
         kind = ModelKind(gate["decision"])
         serving_digest: str | None = None
         served: dict[str, Any] = {}
+        async with self._w.database.read() as session:
+            deletions = await session.deletions.finished()
         if kind is not ModelKind.PREVIOUS:
             params = self._w.updater.serving_models(await self._load_state())[kind]
             serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
@@ -423,6 +435,8 @@ class PeriodUpdate:
             await self._hold(work)
             if (await _head(work)).version != self._head.version:
                 raise Superseded(f"head is not version {self._head.version} any more")
+            if await work.deletions.finished() != deletions:
+                raise Superseded("somebody was deleted whom the snapshot may know; it is written again")
             if kind is ModelKind.PREVIOUS:
                 serving_digest, served = await _served_now(work)
             version = (await work.models.latest_version() or 0) + 1

@@ -26,13 +26,16 @@ ANYBODY = frozenset({"anybody"})
 """Of calls that need no key, and get none looked at."""
 
 
+NO_ID = "x" * 257
+
+
 @dataclass(frozen=True)
 class Call:
     """One endpoint, and a request to it that changes nothing."""
 
     method: str
     path: str
-    """As the routes have it; `{number}` and `{version}` become 0."""
+    """As the routes have it; `{number}` and `{version}` become 0, ids a text that is too long to be one."""
     scopes: frozenset[str]
     """A key with one of them is let in."""
     status: int
@@ -41,7 +44,8 @@ class Call:
 
     @property
     def target(self) -> str:
-        return self.path.replace("{number}", "0").replace("{version}", "0").replace("{name}", "swagger-ui.css")
+        path = self.path.replace("{number}", "0").replace("{version}", "0").replace("{name}", "swagger-ui.css")
+        return path.replace("{user_id}", NO_ID).replace("{item_id}", NO_ID)
 
 
 def scopes(*names: str) -> frozenset[str]:
@@ -57,6 +61,10 @@ TABLE = [
     Call("POST", "/impressions", scopes("ingest"), 422, {"impressions": []}),
     Call("POST", "/clicks", scopes("ingest"), 422, {"clicks": []}),
     Call("PUT", "/items", scopes("ingest"), 422, {"items": []}),
+    Call("GET", "/items/{item_id}", scopes("admin"), 422),
+    Call("DELETE", "/items/{item_id}", scopes("admin"), 422),
+    Call("GET", "/users/{user_id}", scopes("admin"), 422),
+    Call("DELETE", "/users/{user_id}", scopes("admin"), 422),
     Call("POST", "/periods/close", scopes("admin"), 409, {"expected_period": 0}),
     Call("GET", "/periods", scopes("admin", "ingest"), 200),
     Call("GET", "/periods/{number}", scopes("admin", "ingest"), 404),

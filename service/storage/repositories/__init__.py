@@ -7,6 +7,7 @@ from service.storage.events import Clicks, EventBatch, Interaction
 from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
 from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
+from service.storage.repositories.deletions import Deletable, Deletion, Deletions, id_digest
 from service.storage.repositories.interactions import (
     HistoryEntry,
     Inserted,
@@ -28,10 +29,13 @@ from service.storage.repositories.models import (
     ModelVersion,
 )
 from service.storage.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus, Stage, Stages
+from service.storage.repositories.traces import FOUND_AT_ONCE, LOG_ROWS, PeriodTraces, Traces
 
 __all__ = [
     "CHUNK_BYTES",
     "ENDED",
+    "FOUND_AT_ONCE",
+    "LOG_ROWS",
     "WAITING",
     "Alias",
     "AliasName",
@@ -42,6 +46,9 @@ __all__ = [
     "Catalogue",
     "Click",
     "Clicks",
+    "Deletable",
+    "Deletion",
+    "Deletions",
     "Entities",
     "EntityKind",
     "Evaluation",
@@ -63,6 +70,7 @@ __all__ = [
     "Period",
     "PeriodLog",
     "PeriodStatus",
+    "PeriodTraces",
     "Periods",
     "Positives",
     "Raced",
@@ -70,6 +78,8 @@ __all__ = [
     "Stage",
     "Stages",
     "Stored",
+    "Traces",
     "digest_of",
+    "id_digest",
     "interaction_id",
 ]

@@ -144,7 +144,7 @@ class Entities:
 
         To be called for periods that never descend; those without a call count as periods in which nobody came.
         """
-        await self._lock(kind)
+        await self.lock(kind)
         rows = np.unique(await self.find(kind, ids))
         values = {"kind": str(kind), "period": period, "rows": rows[rows != COLD_ROW].tolist()}
         await self._connection.execute(SEE, values)
@@ -170,7 +170,7 @@ class Entities:
 
     async def evict(self, kind: EntityKind, period: int, after: int) -> int:
         """Free the `stale` rows; return how many there were."""
-        await self._lock(kind)
+        await self.lock(kind)
         stale = await self.stale(kind, period, after)
         ours = (tables.entity_rows.c.kind == kind) & (tables.entity_rows.c.row == func.any(stale.tolist()))
         await self._connection.execute(update(tables.entity_rows).where(ours).values(id=None))
@@ -191,7 +191,7 @@ class Entities:
         Returns:
             Rows ≥ 1, of shape (len(ids),).
         """
-        await self._lock(kind)
+        await self.lock(kind)
         rows = await self.find(kind, ids)
         fresh = list(dict.fromkeys(ids[place] for place in np.flatnonzero(rows == COLD_ROW).tolist()))
         if not fresh:
@@ -245,5 +245,6 @@ class Entities:
         query = select(func.coalesce(row, 0), func.coalesce(allocation, 0)).where(tables.entity_rows.c.kind == kind)
         return Extent(*(await self._connection.execute(query)).one())
 
-    async def _lock(self, kind: EntityKind) -> None:
+    async def lock(self, kind: EntityKind) -> None:
+        """Wait until nobody else moves rows of this kind; nobody does then before the transaction ends."""
         await self._connection.execute(LOCK_KIND, {"kind": str(kind)})

@@ -230,6 +230,9 @@ RECENT_POSITIVES = text(f"""
     LIMIT :limit
 """)
 
+# Who folds a log into them, and who removes somebody from them, have read them before: they wait for each other.
+LOCK_HISTORIES = "LOCK TABLE user_histories IN SHARE ROW EXCLUSIVE MODE"
+
 FOLD = text(f"""
     INSERT INTO user_histories (user_id, item_ids, event_ids, times)
     SELECT user_id, array_agg(item_id ORDER BY n), array_agg(event_id ORDER BY n), array_agg(occurred_at ORDER BY n)
@@ -365,6 +368,7 @@ class Interactions:
         Raises:
             DBAPIError: others used the log for longer than `lock_seconds`; the transaction has to be given up.
         """
+        await self._connection.execute(text(LOCK_HISTORIES))
         await self._connection.execute(FOLD, {"period": period, "length": MAX_HISTORY})
         await self._connection.execute(delete(tables.event_ids).where(tables.event_ids.c.period == period))
         await self._connection.execute(

@@ -63,6 +63,8 @@ class Period:
     """What became of its impressions and clicks; None until they are resolved."""
     ids_merged_at: datetime | None
     """When the ids of its events were noted in `event_ids`."""
+    forgotten: int = 0
+    """Interactions that deletions have removed since `events` was counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,7 +239,19 @@ class Periods:
             PeriodNotFound: there is no such period.
         """
         statement = update(tables.periods).where(tables.periods.c.number == number)
-        return await self._changed(number, statement.values(labels=labels, events=events).returning(*tables.periods.c))
+        statement = statement.values(labels=labels, events=events, forgotten=0)
+        return await self._changed(number, statement.returning(*tables.periods.c))
+
+    async def note_forgotten(self, number: int, events: int) -> None:
+        """Note that so many interactions of a period were removed by a deletion, where they are counted already."""
+        counted = (tables.periods.c.number == number) & tables.periods.c.events.is_not(None)
+        forgotten = tables.periods.c.forgotten + events
+        await self._connection.execute(update(tables.periods).where(counted).values(forgotten=forgotten))
+
+    async def next_log(self, number: int) -> Period | None:
+        """The first period after this one that has a log."""
+        later = (tables.periods.c.number > number, tables.periods.c.log_dropped_at.is_(None))
+        return await self._first(select(tables.periods).where(*later).order_by(tables.periods.c.number).limit(1))
 
     async def label_totals(self, names: Sequence[str]) -> dict[str, int]:
         """The sums over all periods of these numbers in `labels`."""

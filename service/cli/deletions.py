@@ -1,0 +1,64 @@
+"""`asmg deletions …`: the journal of who was deleted, and what to do with it where an old database is in use again."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.errors import plain_errors, unusable_files
+from service.cli.installation import DataDir, load_settings, with_database
+from service.settings import Settings
+from service.storage.database import Database
+from service.storage.journal import Entry, entry_of, read_journal, write_journal
+from service.storage.redis_state import HistoryStore, connect
+from service.supervisor import installation
+from service.use_cases.audit import command_line
+from service.use_cases.forget import replay
+
+__all__ = ["deletions"]
+
+deletions = typer.Typer(help="Users and items that were deleted: their journal.", no_args_is_help=True)
+
+
+@deletions.command("export")
+def export_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")], data_dir: DataDir = None
+) -> None:
+    """Write all deletions that the database knows to a file, as the journal has them."""
+
+    async def export(database: Database) -> int:
+        async with database.read() as session:
+            found = await session.deletions.list()
+        await write_journal(file, map(entry_of, found))
+        return len(found)
+
+    with plain_errors(), unusable_files():
+        if file.exists():
+            raise ValueError(f"{file}: expected a new file; received one that is there")
+        print(f"asmg: {file} holds {with_database(data_dir, export):,} deletions")
+
+
+@deletions.command("replay")
+def replay_command(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE …", help="Journals, or what `export` has written.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Delete again who was deleted after the copy was made that the database came from; the service may work on."""
+    with plain_errors(), unusable_files():
+        entries = [entry for file in files for entry in read_journal(file)]
+        with installation(load_settings(data_dir=data_dir)) as settings:
+            found = asyncio.run(_replay(settings, entries))
+        print(f"asmg: read {len(entries):,} deletions; deleted {found:,} users and items")
+
+
+async def _replay(settings: Settings, entries: list[Entry]) -> int:
+    assert settings.postgres_dsn is not None and settings.redis_url is not None
+    database, redis = Database(settings.postgres_dsn, pool_size=1), connect(settings.redis_url)
+    try:
+        await write_journal(settings.journal, entries)
+        histories = HistoryStore(redis, database)
+        return await replay(database, histories, settings.journal, entries, actor=command_line())
+    finally:
+        await redis.aclose()
+        await database.close()

@@ -1,0 +1,78 @@
+"""`/users`: what is stored about one, and that nothing is any more."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from service.dependencies import Caller, Parts, Requires, Service
+from service.errors import FieldError, InvalidInput, NotReady
+from service.schemas import DeletionResponse, Id
+from service.storage.repositories import Deletable
+from service.use_cases.forget import carry_out, request_deletion
+from service.use_cases.traces import UserDocument, get_user
+
+__all__ = ["BEFORE", "ID", "PERIODS", "delete", "router"]
+
+router = APIRouter(tags=["stored data"])
+
+ID = Path(description="Percent-encoded; a `/` in it may stand as it is.")
+PERIODS = Query(ge=1, le=200, description="Periods of the log that are listed, newest first.")
+BEFORE = Query(ge=0, le=2**31 - 1, description="Only periods below this one are listed.")
+
+REPLACED = "\ufffd"
+"""What the server puts in place of bytes that are no UTF-8."""
+
+
+def exact_id(request: Request) -> None:
+    """A dependency that refuses an id that is not what the client has sent.
+
+    Raises:
+        InvalidInput: bytes of the path are no UTF-8, so they name nobody.
+    """
+    sent = request.scope["raw_path"].upper()
+    if request.scope["path"].count(REPLACED) != sent.count(b"%EF%BF%BD") + sent.count(REPLACED.encode()):
+        error = FieldError("path", "percent-encoded UTF-8", "other bytes")
+        raise InvalidInput("expected an id in percent-encoded UTF-8; received other bytes", errors=[error])
+
+
+@router.get("/users/{user_id:path}", dependencies=[Depends(exact_id)], summary="What is stored about a user")
+async def get_one_user(
+    service: Service,
+    _: Annotated[Caller, Depends(Requires("admin"))],
+    user_id: Annotated[Id, ID],
+    limit: Annotated[int, PERIODS] = 50,
+    before: Annotated[int | None, BEFORE] = None,
+) -> UserDocument:
+    """Counts by period, the history, and whether models know the user; it takes a pass over all logs."""
+    looking = get_user(service.database, service.serving.current(), user_id, limit=limit, before=before)
+    return await service.lookups.run(looking)
+
+
+@router.delete(
+    "/users/{user_id:path}",
+    dependencies=[Depends(exact_id)],
+    responses={202: {"model": DeletionResponse, "description": "It is noted, and will be carried out"}},
+    summary="Delete all that is stored about a user",
+)
+async def delete_user(
+    service: Service,
+    caller: Annotated[Caller, Depends(Requires("admin"))],
+    user_id: Annotated[Id, ID],
+    response: Response,
+) -> DeletionResponse:
+    """Remove the user from logs, impressions, clicks, histories and the table of ids; the next model does not know
+    them. Asking again changes nothing. What is sent about the id afterwards is about a stranger.
+    """
+    return await delete(service, caller, "user", user_id, response)
+
+
+async def delete(parts: Parts, caller: Caller, kind: Deletable, id_: str, response: Response) -> DeletionResponse:
+    """Have all removed that is stored about an id; status 202 where that takes longer than a caller should wait."""
+    database = parts.database
+    deletion = await parts.writes.run(request_deletion(database, kind, id_, actor=caller.name))
+    try:
+        deletion = await parts.lookups.run(carry_out(database, parts.histories, parts.settings.journal, deletion))
+    except NotReady:  # it goes on, or the worker goes on with it
+        response.status_code = 202
+    status = "pending" if deletion.finished_at is None else "done"
+    return DeletionResponse(deletion=deletion.deletion, status=status, removed=dict(deletion.removed))
