@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
@@ -110,7 +110,7 @@ def run_import(options: ImportOptions, settings: Settings) -> int:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="asmg-import-"))
             spool = stack.enter_context(closing(Spool(Path(folder))))
             with StageBar(console) as bar:
-                _fill(spool, options, bar, stop)
+                _fill(spool, options, settings.future_tolerance_seconds, bar, stop)
             plan = _Plan(digest, spool, spool.pieces(options.by, options.size))
             console.print(
                 f"import {digest}: {len(spool):,} interactions in {len(plan.pieces):,} periods", soft_wrap=True
@@ -132,7 +132,7 @@ def run_import(options: ImportOptions, settings: Settings) -> int:
             return INTERRUPTED
 
 
-def _fill(spool: Spool, options: ImportOptions, bar: StageBar, stop: StopRequest) -> None:
+def _fill(spool: Spool, options: ImportOptions, future_seconds: float, bar: StageBar, stop: StopRequest) -> None:
     """Read the file; Interrupted where a signal comes."""
 
     def show(fraction: float) -> None:
@@ -140,7 +140,7 @@ def _fill(spool: Spool, options: ImportOptions, bar: StageBar, stop: StopRequest
         bar.show(f"reading {options.file.name}", fraction)
 
     spool.fill(
-        find_form(options.file, options.log),
+        find_form(options.file, replace(options.log, future_seconds=future_seconds)),
         options.by,
         malformed=options.malformed,
         negatives=options.negatives,

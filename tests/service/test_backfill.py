@@ -242,6 +242,20 @@ def test_bad_files(content: str | bytes, said: str, tmp_path: Path) -> None:
         run_import(options(tmp_path, content), nowhere)
 
 
+def test_the_setting_says_how_far_ahead_a_time_may_be(tmp_path: Path) -> None:
+    ahead = HEAD + f"u,i,1,{round(time.time()) + 200}\nu,i,no,1700000000\n"
+    nowhere = Settings(
+        postgres_dsn="postgresql://127.0.0.1:1/x",
+        redis_url="redis://127.0.0.1:1",
+        data_dir=tmp_path,
+        future_tolerance_seconds=100,
+    )
+    with pytest.raises(LogFormatError, match=r"line 2, column 'timestamp': .* it is more than 100 seconds ahead"):
+        run_import(options(tmp_path, ahead), nowhere)
+    with pytest.raises(LogFormatError, match="line 3, column 'label'"):
+        run_import(options(tmp_path, ahead), nowhere.model_copy(update={"future_tolerance_seconds": 300}))
+
+
 @pytest.mark.slow
 def test_errors_are_one_line(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
