@@ -39,7 +39,7 @@ from service.context import NameRequest
 from service.errors import ConfigurationError
 from service.metrics import MULTIPROCESS_VARIABLE
 from service.settings import Settings
-from service.storage.database import Database
+from service.storage.database import Database, require_sessions
 from service.tasks import end_tasks
 
 __all__ = [
@@ -109,7 +109,8 @@ def installation(settings: Settings, *, migrate_first: bool = False, any_schema:
     `any_schema` no database is touched, or looked at.
 
     Raises:
-        ConfigurationError: the schema is not at its head, or the embedded servers do not start.
+        ConfigurationError: the schema is not at its head, the embedded servers do not start, or a pooler is between
+            that keeps no sessions.
         NotReady: Postgres does not answer.
     """
     from service.storage.embedded import EmbeddedServers  # what the children, which import this module, do without
@@ -124,7 +125,7 @@ def installation(settings: Settings, *, migrate_first: bool = False, any_schema:
             )
         dsn = settings.postgres_dsn
         assert dsn is not None  # both or neither, says Settings
-        asyncio.run(_ping(dsn))
+        asyncio.run(require_sessions(dsn))
         if any_schema:
             pass
         elif embedded or migrate_first:
@@ -132,14 +133,6 @@ def installation(settings: Settings, *, migrate_first: bool = False, any_schema:
         else:
             _require_current_schema(dsn)
         yield settings
-
-
-async def _ping(dsn: str) -> None:
-    database = Database(dsn, pool_size=1)
-    try:
-        await database.ping()
-    finally:
-        await database.close()
 
 
 def _require_current_schema(dsn: str) -> None:

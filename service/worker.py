@@ -11,7 +11,7 @@ from asmg.updaters import build_updater
 from service.errors import ConfigurationError, NotReady, ServiceError
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database, Leadership
+from service.storage.database import Database, Leadership, require_sessions
 from service.storage.redis_state import HistoryStore, Notices, connect
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.quarantine import note_failure, note_trouble
@@ -35,7 +35,8 @@ async def run(settings: Settings) -> None:
     """Lead when nobody else does, and while leading update on every sealed period; until cancelled.
 
     Raises:
-        ConfigurationError: a DSN is missing, or the update method or the device is unknown.
+        ConfigurationError: a DSN is missing, the update method or the device is unknown, or a pooler is
+            between that keeps no sessions.
     """
     if settings.postgres_dsn is None or settings.redis_url is None:
         raise ConfigurationError("expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither")
@@ -53,13 +54,19 @@ async def run(settings: Settings) -> None:
     workshop = Workshop(settings, database, ArtifactStore(database, redis), Notices(redis), updater, histories)
     logger.info("worker started with %s", settings.updater)
     pause = _Pause(settings.worker_poll_seconds)
+    checked = False
     try:
         while True:
             try:
+                if not checked:
+                    await require_sessions(settings.postgres_dsn)
+                    checked = True
                 if await leadership.try_acquire():
                     await leadership.hold(_lead(workshop, pause))
                 pause.reset()
                 await asyncio.sleep(settings.worker_poll_seconds)
+            except ConfigurationError:
+                raise
             except Superseded as superseded:
                 logger.info("an update stops: %s", superseded)
             except Exception as error:

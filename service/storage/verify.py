@@ -144,6 +144,15 @@ CHECKS = {
              ON period = number
         WHERE status <> 'open' AND log_dropped_at IS NULL AND coalesce(stored, 0) <> events
     """,
+    "interactions of the open period": """
+        SELECT format('log of period %s', coalesce(log.period, counted.period)),
+               format('%s interactions, as counted when they were stored', coalesce(events, 0)),
+               coalesce(stored, 0)::text
+        FROM (SELECT period, count(*) AS stored FROM interactions
+              WHERE period = (SELECT number FROM periods WHERE status = 'open') GROUP BY period) AS log
+        FULL JOIN (SELECT period, sum(events) AS events FROM log_counters GROUP BY period) AS counted USING (period)
+        WHERE coalesce(stored, 0) <> coalesce(events, 0)
+    """,
     "event ids": """
         SELECT format('event %s', event_id),
                CASE WHEN merged THEN 'once in the log, once among the event ids'
@@ -152,7 +161,8 @@ CHECKS = {
         FROM (
             SELECT event_id, count(*) FILTER (WHERE log) AS logged, count(*) FILTER (WHERE NOT log) AS known,
                    string_agg(DISTINCT period::text, ', ') AS periods, bool_or(ids_merged_at IS NOT NULL) AS merged,
-                   bool_and(labels IS NULL AND status <> 'open') AS unresolved
+                   bool_and(labels IS NULL AND status <> 'open') AS unresolved,
+                   bool_and(log_dropped_at IS NOT NULL) AS dropped
             FROM (SELECT event_id, period, true AS log FROM interactions
                   UNION ALL SELECT event_id, period, false FROM event_ids WHERE kind = 0) AS entry
             LEFT JOIN periods ON number = period
@@ -160,6 +170,7 @@ CHECKS = {
         ) AS event
         WHERE (logged <> 1 OR known <> merged::int OR periods LIKE '%,%')
           AND NOT (logged = 0 AND unresolved) -- reserved for an interaction that an impression becomes
+          AND NOT (logged = 0 AND dropped) -- about to be forgotten
     """,
     "ids of impressions and clicks": """
         SELECT format('%s %s', CASE kind WHEN 1 THEN 'impression' ELSE 'click' END, event_id),
@@ -170,6 +181,12 @@ CHECKS = {
               UNION ALL SELECT 2, event_id, period FROM clicks) AS stored
         FULL JOIN (SELECT kind, event_id, period FROM event_ids WHERE kind IN (1, 2)) AS known USING (kind, event_id)
         WHERE stored.period IS DISTINCT FROM known.period
+          AND NOT (stored.period IS NULL AND known.period IN (
+              SELECT number FROM periods WHERE log_dropped_at IS NOT NULL)) -- about to be forgotten
+    """,
+    "logs that are dropped": """
+        SELECT format('log of period %s', number), 'its clicks in the histories that stay, for it is dropped', 'not'
+        FROM periods WHERE log_dropped_at IS NOT NULL AND log_folded_at IS NULL
     """,
     "labels of periods": """
         SELECT format('period %s', number), 'its impressions and clicks resolved, for it is updated', 'not'

@@ -328,8 +328,10 @@ class TestWriters:
                 await work.interactions.merge_ids(period)
             await work.commit()
         async with database.unit_of_work() as work:
-            await work.interactions.drop(1, lock_seconds=5)
-            await work.interactions.drop(3, lock_seconds=5)
+            for period in (1, 3):
+                await work.interactions.fold(period)
+                await work.interactions.drop(period, lock_seconds=5)
+            await work.interactions.forget_dropped_ids()
             await work.commit()
         async with database.log.lend() as again:
             assert again is writer
