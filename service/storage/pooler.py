@@ -8,12 +8,18 @@ protocol and read from the number of rows, for prepared statements are the other
 import asyncio
 import secrets
 
-from asyncpg import Connection, InterfaceError, PostgresError, connect
+from asyncpg import (
+    Connection,
+    ConnectionDoesNotExistError,
+    InterfaceError,
+    PostgresError,
+    ProtocolViolationError,
+    connect,
+)
 from sqlalchemy import make_url
 
 from service.errors import ConfigurationError, NotReady
 from service.settings import sqlalchemy_dsn
-from service.storage.outages import outage
 
 __all__ = ["require_sessions"]
 
@@ -57,9 +63,7 @@ async def require_sessions(dsn: str) -> None:
             raise NotReady("Postgres does not answer: TimeoutError") from None
         kept = False  # both were let in, and one waits for the other
     except (PostgresError, InterfaceError, OSError) as error:
-        if len(clients) < 2 or not isinstance(error, PostgresError) or outage(error):
-            raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
-        kept = False  # a pooler in statement mode, which refuses transactions
+        raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
     finally:
         for client in clients:
             client.terminate()
@@ -79,7 +83,12 @@ async def _keep_sessions(first: Connection, second: Connection) -> bool:
     try:
         for _ in range(ROUNDS):
             # Within a transaction, so that a pooler cannot give its server connection to the first meanwhile.
-            await second.execute("BEGIN")
+            try:
+                await second.execute("BEGIN")
+            except ConnectionDoesNotExistError as error:
+                if isinstance(error.__cause__, ProtocolViolationError):  # a pooler of statements knows none
+                    return False
+                raise
             shared = await _rows(second, held)
             lost = not shared and not await _rows(first, held)
             await second.execute("ROLLBACK")
@@ -88,7 +97,8 @@ async def _keep_sessions(first: Connection, second: Connection) -> bool:
         return True
     finally:
         for client in (first, second):
-            await client.execute(unlock)
+            if not client.is_closed():
+                await client.execute(unlock)
 
 
 async def _rows(client: Connection, query: str) -> int:
