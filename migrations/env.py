@@ -6,19 +6,16 @@ The lock cannot be lost unnoticed: it belongs to the very session that migrates.
 import asyncio
 import logging
 import os
-import re
 import time
 
 from alembic import context
 from sqlalchemy import Connection, pool, text
 
 from service.storage.database import Lock, make_engine, require_sessions
-from service.storage.migrate import LOCK_SECONDS, STATEMENT_SECONDS
+from service.storage.migrate import LOCK_SECONDS, STATEMENT_SECONDS, is_described
 from service.storage.tables import metadata
 
 logger = logging.getLogger(__name__)
-
-PARTITION = re.compile(r".+_p\d+")
 
 POLL_SECONDS = 0.2
 """Between two looks whether another process has migrated. To wait within a statement would keep a snapshot, which the
@@ -31,11 +28,6 @@ LIMITS = {
     # A process that is frozen gives the lock up.
     "idle_session_timeout": "60s",
 }
-
-
-def is_described(name: str | None, kind: str, _parents: object) -> bool:
-    """Whether the tables of the service should tell of it: partitions come and go with the periods."""
-    return kind != "table" or name is None or PARTITION.fullmatch(name) is None
 
 
 def run(connection: Connection) -> None:

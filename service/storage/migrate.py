@@ -1,6 +1,7 @@
 """Brings the schema of a database up to date, from a checkout or from an installed wheel."""
 
 import logging
+import re
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import migrations
 from service.errors import ConfigurationError, NotReady
 from service.settings import sqlalchemy_dsn
 
-__all__ = ["LOCK_SECONDS", "STATEMENT_SECONDS", "alembic_config", "head_revision", "migrate"]
+__all__ = ["LOCK_SECONDS", "STATEMENT_SECONDS", "alembic_config", "head_revision", "is_described", "migrate"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ ATTEMPTS, PAUSE_SECONDS = 10, 3.0
 
 STATEMENT_SECONDS = 3600
 """The longest that one statement may take: one that copies a period of the log, say."""
+
+PARTITION = re.compile(r".+_p\d+")
 
 LOCK_NOT_AVAILABLE, QUERY_CANCELED = "55P03", "57014"
 
@@ -61,6 +64,11 @@ def migrate(dsn: str) -> None:
                 ) from error
             else:
                 raise
+
+
+def is_described(name: str | None, kind: str, _parents: object = None) -> bool:
+    """Whether the tables of the service should tell of it: partitions come and go with the periods."""
+    return kind != "table" or name is None or PARTITION.fullmatch(name) is None
 
 
 def head_revision() -> str:

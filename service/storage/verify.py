@@ -6,12 +6,16 @@ the schema is a new entry.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import text
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.limits import MAX_HISTORY
 from service.storage import tables
+from service.storage.migrate import head_revision, is_described
 from service.storage.structure import StoredTable, counters, references
 
 __all__ = ["Finding", "find_faults"]
@@ -238,6 +242,8 @@ async def find_faults(connection: AsyncConnection, stored: Sequence[StoredTable]
         connection: in a transaction with one snapshot.
         stored: the tables that hold rows, of the same snapshot.
     """
+    if findings := await _schema(connection):
+        return findings  # the checks know no other
     findings = await _partitions(connection, stored)
     for reference in await references(connection):
         findings += await _find(connection, reference.dangling())
@@ -250,6 +256,31 @@ async def find_faults(connection: AsyncConnection, stored: Sequence[StoredTable]
             f"FROM (SELECT max({counter.column}) FROM {counter.table}) AS counted WHERE max >= {counter.next}",
         )
     return findings
+
+
+async def _schema(connection: AsyncConnection) -> list[Finding]:
+    """The tables are those of this release, whatever the revision that is noted says."""
+
+    def compare(sync: Connection) -> tuple[str | None, list[Any]]:
+        context = MigrationContext.configure(sync, opts={"include_name": is_described, "compare_type": True})
+        return context.get_current_revision(), compare_metadata(context, tables.metadata)
+
+    revision, differences = await connection.run_sync(compare)
+    findings = []
+    if revision != head_revision():
+        findings.append(Finding("schema", f"revision {head_revision()}, that of this release", str(revision)))
+    return findings + [
+        Finding("schema", "the tables of this release", f"a difference: {_described(difference)}")
+        for difference in differences
+    ]
+
+
+def _described(difference: Any) -> str:
+    """One operation that would have to be done, in a line."""
+    if isinstance(difference, list):
+        return "; ".join(_described(part) for part in difference)
+    action, *objects = difference
+    return f"{action} {' '.join(str(part) for part in objects if part is not None)}"
 
 
 async def _find(connection: AsyncConnection, query: str) -> list[Finding]:

@@ -56,10 +56,12 @@ class TransactionPooler:
             body = struct.pack(">i", 196608) + f"user\0{user}\0database\0{database}\0\0".encode()
             writer.write(struct.pack(">i", len(body) + 4) + body)
             self.greeting = b""
-            while not self.greeting or last[0] != READY:
-                last = await message(reader)
-                assert last[0] != ord("E"), last
-                self.greeting += last
+            while True:
+                said = await message(reader)
+                assert said[0] != ord("E"), said
+                self.greeting += said
+                if said[0] == READY:
+                    break
             self._idle.put_nowait((reader, writer))
 
     async def close(self) -> None:
@@ -182,6 +184,7 @@ def pgbouncer(dsn: str, folder: Path, mode: str) -> Iterator[str]:
     program, url, port = shutil.which("pgbouncer"), make_url(dsn), free_port()
     assert program is not None
     host = url.query.get("host") or url.host
+    folder.mkdir()
     (folder / "users.txt").write_text(f'"{url.username}" "{url.password or ""}"\n')
     (folder / "bouncer.ini").write_text(
         f"[databases]\n{url.database} = host={host} port={url.query.get('port') or url.port or 5432} "
@@ -205,7 +208,6 @@ def pgbouncer(dsn: str, folder: Path, mode: str) -> Iterator[str]:
 @pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="there is no pgbouncer here")
 @pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
 async def test_with_a_real_pgbouncer(postgres_dsn: str, mode: str, data_dir: Path) -> None:
-    data_dir.mkdir()
     with pgbouncer(postgres_dsn, data_dir, mode) as dsn:
 
         async def answer() -> str:
