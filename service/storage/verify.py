@@ -242,9 +242,10 @@ async def find_faults(connection: AsyncConnection, stored: Sequence[StoredTable]
         connection: in a transaction with one snapshot.
         stored: the tables that hold rows, of the same snapshot.
     """
-    if findings := await _schema(connection):
-        return findings  # the checks know no other
-    findings = await _partitions(connection, stored)
+    revision = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+    if revision != head_revision():  # the checks know no other schema
+        return [Finding("schema", f"revision {head_revision()}, that of this release", str(revision))]
+    findings = [*await _schema(connection), *await _partitions(connection, stored)]
     for reference in await references(connection):
         findings += await _find(connection, reference.dangling())
     for query in CHECKS.values():
@@ -261,17 +262,13 @@ async def find_faults(connection: AsyncConnection, stored: Sequence[StoredTable]
 async def _schema(connection: AsyncConnection) -> list[Finding]:
     """The tables are those of this release, whatever the revision that is noted says."""
 
-    def compare(sync: Connection) -> tuple[str | None, list[Any]]:
+    def compare(sync: Connection) -> list[Any]:
         context = MigrationContext.configure(sync, opts={"include_name": is_described, "compare_type": True})
-        return context.get_current_revision(), compare_metadata(context, tables.metadata)
+        return compare_metadata(context, tables.metadata)
 
-    revision, differences = await connection.run_sync(compare)
-    findings = []
-    if revision != head_revision():
-        findings.append(Finding("schema", f"revision {head_revision()}, that of this release", str(revision)))
-    return findings + [
+    return [
         Finding("schema", "the tables of this release", f"a difference: {_described(difference)}")
-        for difference in differences
+        for difference in await connection.run_sync(compare)
     ]
 
 

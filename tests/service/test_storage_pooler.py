@@ -18,6 +18,7 @@ from service import worker
 from service.app import create_app
 from service.errors import ConfigurationError, NotReady
 from service.settings import Settings
+from service.storage.database import SESSION, Database
 from service.storage.migrate import migrate
 from service.storage.pooler import require_sessions
 from service.supervisor import installation
@@ -191,6 +192,7 @@ def pgbouncer(dsn: str, folder: Path, mode: str) -> Iterator[str]:
         f"user={url.username} dbname={url.database}\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\n"
         f"auth_file = {folder}/users.txt\npool_mode = {mode}\ndefault_pool_size = 3\nmax_client_conn = 50\n"
+        f"ignore_startup_parameters = {', '.join(SESSION.keys() - {'application_name', 'timezone'})}\n"
     )
     command = [program, str(folder / "bouncer.ini")]
     if os.geteuid() == 0:  # which it refuses to run as
@@ -222,4 +224,10 @@ async def test_with_a_real_pgbouncer(postgres_dsn: str, mode: str, data_dir: Pat
                     return "sessions"
 
         said = await asyncio.wait_for(answer(), 30)
-        assert said == "sessions" if mode == "session" else REFUSED in said
+        if mode != "session":
+            assert REFUSED in said
+            return
+        assert said == "sessions"
+        database = Database(dsn)
+        await database.ping()  # as docs/operations.md has it set up
+        await database.close()
