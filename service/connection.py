@@ -3,6 +3,15 @@
 uvicorn waits for a head and a body for as long as a client likes, and gathers a head of any size. Here every wait for
 the client has a deadline, everything that is gathered has a limit, and whoever goes too far is told so with a problem
 document, after the answers that are due before it, and loses the connection.
+
+A body is always a body. Where a head asks for another protocol (`Upgrade: h2c` of the JDK's client and of `curl
+--http2`, `websocket`), httptools reads no body behind it and takes what follows for the next request; uvicorn leaves it
+at that, so that a client could send requests inside a body. No other protocol is spoken here, and RFC 9110 (7.8) has a
+server ignore an `Upgrade` that it does not take. So such a head is written again without its `Upgrade`, and a new
+parser reads it and all that follows. Whether a head is one of these is for httptools alone to say: the other heads
+never come this way, and no second reading of `Connection` can differ from its own.
+
+Nothing is read behind the last request of a connection (`Connection: close`, HTTP/1.0; RFC 9112, 9.6).
 """
 
 import asyncio
@@ -11,6 +20,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Any, cast
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -18,7 +28,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.context import current_request_id
 from service.dependencies import Parts
 from service.errors import NotReady
-from service.head import REQUEST_ID_HEADER, headers_of, request_id_of
+from service.head import REQUEST_ID_HEADER, head_fault, request_id_of
 from service.limits import MAX_HEAD_BYTES, MAX_PIPELINED
 from service.problems import render_problem
 
@@ -68,12 +78,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         parts: Parts = self.app_state["parts"]
         self._settings, self._metrics = parts.settings, parts.metrics
+        self.timeout_keep_alive = parts.settings.keep_alive_seconds
         self._active: RequestResponseCycle | None = None  # the request whose answer is due next
         self._piece = 0  # bytes that the parser was given last
         self._gathered = 0  # bytes of earlier pieces that it holds back, of a head or of what comes with chunks
         self._fault: HTTPException | None = None  # for which a callback of the parser stopped it
+        self._without_upgrade = b""  # the head that asked for an upgrade last, without that
         self._refusal: tuple[int, bytes] | None = None  # status and answer, which ends the connection
-        self._closing = False
+        self._is_over = False  # nothing more is read
         self._dropped = 0
         self._end: asyncio.TimerHandle | None = None
         self._waits: _Waits | None = _Waits.HEAD
@@ -101,7 +113,7 @@ class BoundedProtocol(HttpToolsProtocol):
             for start in range(0, len(data), PIECE_BYTES):
                 self.data_received(data[start : start + PIECE_BYTES])
             return
-        if self._refusal is not None or self._closing:
+        if self._refusal is not None or self._is_over:
             self._dropped += len(data)
             if self._dropped > LINGER_BYTES:
                 self._raw.abort()
@@ -109,7 +121,8 @@ class BoundedProtocol(HttpToolsProtocol):
         before = self.cycle
         had = 0 if before is None else len(before.body)
         self._piece = len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:
             self._unset_keepalive_if_required()  # a head may have begun behind a request that was answered at once
@@ -120,6 +133,30 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._gathered > MAX_HEAD_BYTES + PIECE_BYTES:  # the first piece may hold much else
             self._refuse(_head_too_large())
 
+    def _parse(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except HttpParserUpgrade as upgrade:
+                (end_of_head,) = upgrade.args
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+                data = self._without_upgrade + data[end_of_head:]
+            except HttpParserError:
+                if not self._is_over:
+                    self._refuse(
+                        self._fault or HTTPException(400, "expected requests of HTTP/1.1; received something else")
+                    )
+                return
+
+    def on_message_begin(self) -> None:
+        """Begin with a head, or stop behind the last request of the connection."""
+        if self.cycle is not None and not self.cycle.keep_alive:
+            self._is_over = True
+            raise HttpParserError
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """Begin with a request whose head is as it has to be."""
         if self._gathered + self._piece > MAX_HEAD_BYTES and _head_bytes(self.url, self.headers) > MAX_HEAD_BYTES:
@@ -127,21 +164,29 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             self._stop(HTTPException(400, f"expected at most {MAX_PIPELINED} requests ahead of their answers"))
         scope: Any = self.scope
-        coding = headers_of(scope).get(b"transfer-encoding")
-        if coding is not None and (coding.lower() != b"chunked" or self.parser.get_http_version() != "1.1"):
-            self._stop(HTTPException(400, "expected no Transfer-Encoding but chunked, of HTTP/1.1"))
+        version = self.parser.get_http_version()
+        if (fault := head_fault(scope, self.url, version)) is not None:
+            self._stop(HTTPException(400, fault))
+        if self.parser.should_upgrade():
+            method = self.parser.get_method()
+            if method == b"CONNECT":
+                self._stop(HTTPException(405, "expected no CONNECT: this is no proxy", headers={"Allow": ""}))
+            lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+            self._without_upgrade = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version.encode(), b"".join(lines))
+            return  # `_parse` has it read again
         self._gathered = 0
         super().on_headers_complete()
         self.headers = []  # the parser puts trailers there, and they are no part of the head
 
     def _stop(self, fault: HTTPException) -> None:
-        """Stop the parser, from one of its callbacks; it then comes to `send_400_response`."""
+        """Stop the parser, from one of its callbacks; `_parse` then refuses the request."""
         self._fault = fault
         raise fault
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what the parser does not take."""
-        self._refuse(self._fault or HTTPException(400, "expected requests of HTTP/1.1; received something else"))
+    def on_message_complete(self) -> None:
+        """Note that a body is complete, which that of an upgrade is only when it was read again."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     # What goes out.
 
@@ -153,6 +198,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Go on with the next request, or end where that was refused."""
         was_last = not self.pipeline
         super().on_response_complete()
+        if self.transport.is_closing():
+            return
         if was_last and self._refusal is not None:
             self._send_refusal(*self._refusal)
         elif was_last and self.cycle is not None and self.scope is not self.cycle.scope:
@@ -198,11 +245,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         if self.transport.is_closing():
             return
-        self._closing = True
+        self._is_over, was_over = True, self._is_over
         self.transport.is_closing = lambda: True  # type: ignore[method-assign]
         seconds = self._settings.body_deadline_seconds
         cycle = self.cycle
-        if self._refusal is not None or (cycle is not None and cycle.more_body):
+        if self._refusal is not None or was_over or (cycle is not None and cycle.more_body):  # more may come
             seconds = LINGER_SECONDS
             if self._raw.can_write_eof():
                 self._raw.write_eof()
@@ -213,7 +260,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever still works for it."""
-        self._closing = True
+        self._is_over = True
         self._look_again.cancel()
         if self._end is not None:
             self._end.cancel()

@@ -13,6 +13,7 @@ __all__ = [
     "STRICT_TRANSPORT",
     "content_coding",
     "declared_length",
+    "head_fault",
     "headers_of",
     "page_headers",
     "request_id_of",
@@ -31,6 +32,15 @@ STRICT_TRANSPORT = ("strict-transport-security", "max-age=31536000")
 """Of every response by HTTPS. Behind a proxy it is for the proxy to say, and by plain HTTP it would mean nothing."""
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,256}")
 
+SINGLE = (b"content-length", b"host", b"transfer-encoding")
+"""Headers that say where a request ends and whom it is for; of two a proxy may believe the other one."""
+
+HOST = re.compile(rb"(?:[\w.~%!$&'()*+;=-]+|\[[\dA-Fa-f:.]+\])(?::\d{0,5})?")
+"""A host and perhaps a port (RFC 9110, 7.2). A comma, which a name might have, would be a list of two."""
+
+ABSOLUTE = re.compile(rb"https?://([^/?]+)/.*", re.IGNORECASE)
+"""A target as it is sent to a proxy: a URL with an authority and a path."""
+
 _HEADERS, _REQUEST_ID = "asmg.headers", "asmg.request_id"
 # An id is no secret: it is enough that no two are alike, of whatever process.
 _PREFIX, _numbers = token_hex(10), count()
@@ -47,6 +57,42 @@ def headers_of(scope: Scope) -> Mapping[bytes, bytes]:
     if found is None:
         found = scope[_HEADERS] = dict(reversed(scope["headers"]))
     return found
+
+
+def head_fault(scope: Scope, target: bytes, version: str) -> str | None:
+    """What was expected of a request's head that could be understood in two ways; None where it is clear.
+
+    The parser has seen to the rest of RFC 9112: the ends of lines, their names and values, a length of digits, and not
+    both a length and chunks.
+
+    Args:
+        target: what the request line asks for.
+        version: of HTTP, such as `1.1`.
+    """
+    if version not in ("1.1", "1.0"):
+        return f"expected HTTP/1.1 or HTTP/1.0; received HTTP/{version}"
+    headers = headers_of(scope)
+    if len(headers) < len(scope["headers"]):
+        names = [name for name, _ in scope["headers"]]
+        for name in SINGLE:
+            if (times := names.count(name)) > 1:
+                return f"expected one {name.decode().title()} header; received {times}"
+    coding = headers.get(b"transfer-encoding")
+    if coding is not None and (coding.lower() != b"chunked" or version != "1.1"):
+        return "expected no Transfer-Encoding but chunked, of HTTP/1.1"
+    host = headers.get(b"host")
+    if host is None:
+        if version == "1.1":
+            return "expected a Host header; received none"
+    elif HOST.fullmatch(host) is None:
+        return "expected a host, and perhaps a port, in the Host header; received something else"
+    if b"#" in target:
+        return "expected a path, and perhaps a query, in the request line; received a fragment, too"
+    if not target.startswith(b"/") and target != b"*":
+        authority = ABSOLUTE.fullmatch(target)
+        if authority is None or (host is not None and authority[1].lower() != host.lower()):
+            return "expected a path, or a URL with the host of the Host header and a path, in the request line"
+    return None
 
 
 def request_id_of(scope: Scope) -> str:

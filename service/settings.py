@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     """How long a client may take for the head of a request, from the connection or its first byte on."""
     body_deadline_seconds: float = Field(30.0, gt=0)
     """How long a client may take for the body of a request, and to take in an answer."""
+    keep_alive_seconds: int = Field(75, ge=1)
+    """How long a connection may be idle between two requests. It should be longer than the idle time of a load balancer
+    in front (60 s of many), which else sends a request on a connection that is being closed."""
     tls_cert: Path | None = None
     """Certificate chain in PEM, for HTTPS without a proxy; together with `tls_key`."""
     tls_key: Path | None = None

@@ -7,7 +7,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 Answer = tuple[int, dict[str, str], Any]
-"""Status, headers by lower-case name, and the JSON document."""
+"""Status, headers by lower-case name, and the JSON document; None where it is something else."""
+
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Connection:
@@ -18,6 +21,7 @@ class Connection:
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect((place.hostname, place.port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._left = b""
 
     def send(self, *parts: bytes) -> None:
@@ -42,7 +46,23 @@ class Connection:
         while len(rest) < length:
             rest += self._more()
         self._left = rest[length:]
-        return int(status.split(" ")[1]), headers, json.loads(rest[:length])
+        is_json = headers["content-type"].endswith("json")
+        return int(status.split(" ")[1]), headers, json.loads(rest[:length]) if is_json else None
+
+    def answers(self) -> list[Answer]:
+        """All that come until the other side ends the connection, or says nothing more; without those that only say
+        that the request may go on.
+        """
+        found = []
+        with suppress(ConnectionError, TimeoutError):
+            while True:
+                while len(self._left) < len(CONTINUE):
+                    self._left += self._more()
+                if self._left.startswith(CONTINUE):
+                    self._left = self._left.removeprefix(CONTINUE)
+                else:
+                    found.append(self.answer())
+        return found
 
     def first_status(self, *, seconds: float) -> int | None:
         """That of the next answer, of which the rest is left; None where none begins within `seconds`."""

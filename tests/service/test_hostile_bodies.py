@@ -1,6 +1,5 @@
 """Clients that mean harm, on real connections to a real process: refused in bounded time and memory, nothing stored."""
 
-import asyncio
 import gzip
 import itertools
 import json
@@ -12,9 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from typing import NamedTuple
 
-import psutil
 import pytest
 
 from service.bodies import Bodies
@@ -27,13 +24,10 @@ from service.limits import (
     MAX_PIPELINED,
     MAX_PREDICT_BYTES,
 )
-from service.storage.database import Database
-from service.use_cases.auth import SCOPES, create_key
-from tests.conftest import Servers, database_dsn, flush, in_thread
-from tests.service.programs import program, wait_for
-from tests.service.raw_http import Answer, Connection
-from tests.service.stored import Store, looking_into
-from tests.service.update_support import copies
+from tests.conftest import Servers
+from tests.service.programs import wait_for
+from tests.service.raw_http import Connection
+from tests.service.served import QUESTION, Served, refused, serving
 
 pytestmark = pytest.mark.slow
 
@@ -45,36 +39,6 @@ MAX_CONNECTIONS = 260
 MIB = 1024 * 1024
 
 
-class Served(NamedTuple):
-    """A running process and a look into what it stores."""
-
-    url: str
-    key: bytes
-    process: psutil.Process
-    store: Store
-
-    def head(self, call: str, *lines: str | bytes, version: str = "1.1") -> bytes:
-        """Of a request with the key, up to where more headers could come."""
-        all_lines = [f"{call} HTTP/{version}", "Host: a", self.key, *lines]
-        return b"".join((line if isinstance(line, bytes) else line.encode()) + b"\r\n" for line in all_lines)
-
-    def request(self, call: str, body: bytes = b"", *lines: str | bytes) -> bytes:
-        """A whole request with JSON."""
-        length = f"Content-Length: {len(body)}"
-        return self.head(call, "Content-Type: application/json", length, *lines) + b"\r\n" + body
-
-    def ask(self, *parts: bytes) -> Answer:
-        """What is answered on a connection of its own."""
-        with Connection(self.url) as connection:
-            connection.send(*parts)
-            return connection.answer()
-
-    def is_well(self) -> bool:
-        """Whether the same process still predicts."""
-        return self.process.is_running() and self.ask(self.request("POST /predict", QUESTION))[0] == 200
-
-
-QUESTION = b'{"user_id": "u", "items": ["a", "b"]}'
 EVENT = {"event_id": "e", "user_id": "u", "item_id": "i", "label": 1, "timestamp": "2024-05-01T12:00:00Z"}
 GOOD = {
     "POST /predict": QUESTION,
@@ -99,31 +63,13 @@ CHUNKED = "Transfer-Encoding: chunked"
 def served(
     servers: Servers, migrated_template: str, database_numbers: Iterator[int], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    flush(servers.redis_url)
-    folder = tmp_path_factory.mktemp("hostile")
-    with copies(servers, migrated_template, database_numbers) as copy:
-        dsn = database_dsn(servers, copy())
-        key = in_thread(asyncio.run, make_key(dsn))
-        variables = {
-            "ASMG_POSTGRES_DSN": dsn,
-            "ASMG_REDIS_URL": servers.redis_url,
-            "ASMG_DATA_DIR": str(folder),
-            "ASMG_HEAD_DEADLINE_SECONDS": str(HEAD_SECONDS),
-            "ASMG_BODY_DEADLINE_SECONDS": str(BODY_SECONDS),
-            "ASMG_MAX_CONNECTIONS": str(MAX_CONNECTIONS),
-        }
-        with program(folder, **variables) as running, looking_into(dsn, servers.redis_url) as store:
-            [process] = running.children()
-            served = Served(running.url, b"Authorization: Bearer " + key.encode(), process, store)
-            assert served.is_well()
-            yield served
-
-
-async def make_key(dsn: str) -> str:
-    database = Database(dsn)
-    _, key = await create_key(database, "hostile", SCOPES)
-    await database.close()
-    return key
+    variables = {
+        "ASMG_HEAD_DEADLINE_SECONDS": str(HEAD_SECONDS),
+        "ASMG_BODY_DEADLINE_SECONDS": str(BODY_SECONDS),
+        "ASMG_MAX_CONNECTIONS": str(MAX_CONNECTIONS),
+    }
+    with serving(servers, migrated_template, database_numbers, tmp_path_factory.mktemp("hostile"), **variables) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -133,16 +79,6 @@ def unharmed(served: Served) -> Iterator[None]:
     yield
     assert before.holds(served.store.look())
     assert served.is_well()
-
-
-def refused(connection: Connection, status: int) -> str:
-    """That the next answer is a problem with this status and the last one; its detail."""
-    found, headers, document = connection.answer()
-    assert (found, document["status"]) == (status, status), document
-    assert (headers["content-type"], headers["connection"]) == ("application/problem+json", "close")
-    assert headers["x-request-id"] == document["request_id"]
-    assert connection.is_closed()
-    return document["detail"]
 
 
 @contextmanager
@@ -177,7 +113,7 @@ def test_a_head_up_to_the_limit_is_taken(served: Served) -> None:
         body = GOOD.get(call, b"")
         assert served.ask(served.request(call, body, PAD.rstrip()))[0] == 200
         # The packet that it begins in may hold much else, and other packets only parts of it.
-        head, pad, rest = served.head(call), PAD.rstrip(), served.request(call, body).partition(b"\r\n")[2]
+        head, pad, rest = served.head(call), PAD.rstrip(), served.request(call, body).split(b"\r\n", 3)[3]
         with Connection(served.url) as connection:
             large = b" " * 60_000 + QUESTION
             connection.send(served.request("POST /predict", large) + head + pad[:500])
@@ -234,83 +170,6 @@ def test_trailers_are_no_headers(served: Served) -> None:
     head = served.head("POST /periods/close", CHUNKED, "Content-Type: application/json") + b"\r\n"
     chunks = b"%x\r\n%s\r\n0\r\nIdempotency-Key: %s\r\n\r\n" % (len(body), body, b"x" * 300)
     assert served.ask(head + chunks)[0] == 409  # with such a key it would be 422
-
-
-# What is no HTTP, or could be read in two ways
-
-EVENTS = GOOD["POST /interactions"]
-AMBIGUOUS = {
-    "both lengths": ["Content-Length: 5", CHUNKED],
-    "both lengths, chunked first": [CHUNKED, "Content-Length: 5"],
-    "two lengths": [f"Content-Length: {len(EVENTS)}", "Content-Length: 5"],
-    "the same length twice": [f"Content-Length: {len(EVENTS)}"] * 2,
-    "a list of lengths": [f"Content-Length: {len(EVENTS)}, {len(EVENTS)}"],
-    "a negative length": ["Content-Length: -5"],
-    "a signed length": [f"Content-Length: +{len(EVENTS)}"],
-    "a hexadecimal length": ["Content-Length: 0x5"],
-    "an empty length": ["Content-Length:"],
-    "a length beyond 64 bits": ["Content-Length: 99999999999999999999999"],
-    "no number": ["Content-Length: five"],
-    "chunked and something": ["Transfer-Encoding: gzip, chunked"],
-    "something": ["Transfer-Encoding: gzip"],
-    "nearly chunked": ["Transfer-Encoding: xchunked"],
-    "chunked twice": [CHUNKED, CHUNKED],
-    "a space before the colon": ["Transfer-Encoding : chunked"],
-    "a folded line": ["X: y", " Transfer-Encoding: chunked"],
-    "NUL in a header": ["X: a\0b"],
-    "bare CR in a header": ["X: a\rContent-Length: 5"],
-    "bare LF in a header": [b"X: a\nContent-Length: 5"],
-}
-CHUNKS = {
-    "no number": b"x\r\n",
-    "a negative number": b"-1\r\na\r\n",
-    "beyond 64 bits": b"f" * 17 + b"\r\n",
-    "less than it says": b"5\r\nab\r\n0\r\n\r\n",
-    "more than it says": b"1\r\nabc\r\n0\r\n\r\n",
-    "bare LF": b"1\na\n0\n\n",
-    "nothing": b"\r\n\r\n",
-}
-NO_HTTP = {
-    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),
-    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "HTTP/9.9": b"GET /healthz HTTP/9.9\r\n\r\n",
-    "bytes": bytes(range(256)) * 10,
-    "NUL": b"\0" * 1000,
-    "a host for a path": b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
-    "no method": b"HACK /healthz HTTP/1.1\r\n\r\n",
-    "letters beyond ASCII": "GET /größe HTTP/1.1\r\n\r\n".encode("latin-1"),
-}
-
-
-@pytest.mark.parametrize("what", AMBIGUOUS)
-def test_a_body_with_two_ends_is_400_and_what_hides_in_it_is_not_done(served: Served, what: str) -> None:
-    hidden = served.request("POST /interactions", EVENTS)
-    with within(2), Connection(served.url) as connection:
-        head = served.head("POST /interactions", "Content-Type: application/json", *AMBIGUOUS[what])
-        connection.send(head + b"\r\n" + EVENTS + b"\r\n0\r\n\r\n" + hidden)
-        refused(connection, 400)
-
-
-def test_chunks_of_http_1_0_are_400(served: Served) -> None:
-    head = served.head("POST /interactions", "Content-Type: application/json", CHUNKED, version="1.0")
-    with Connection(served.url) as connection:
-        connection.send(head + b"\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(EVENTS), EVENTS))
-        refused(connection, 400)
-
-
-@pytest.mark.parametrize("call", ["POST /predict", "POST /interactions"])
-@pytest.mark.parametrize("what", CHUNKS)
-def test_chunks_that_make_no_sense_are_400(served: Served, call: str, what: str) -> None:
-    with within(2), Connection(served.url) as connection:
-        connection.send(served.head(call, "Content-Type: application/json", CHUNKED) + b"\r\n" + CHUNKS[what])
-        refused(connection, 400)
-
-
-@pytest.mark.parametrize("what", NO_HTTP)
-def test_what_is_no_http_is_400(served: Served, what: str) -> None:
-    with within(2), Connection(served.url) as connection:
-        connection.send(NO_HTTP[what])
-        refused(connection, 400)
 
 
 # Bodies that are too large, or would become so
