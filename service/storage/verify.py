@@ -264,7 +264,7 @@ async def _schema(connection: AsyncConnection) -> list[Finding]:
 
     def compare(sync: Connection) -> list[Any]:
         context = MigrationContext.configure(sync, opts={"include_name": is_described, "compare_type": True})
-        return compare_metadata(context, tables.metadata)
+        return list(compare_metadata(context, tables.metadata))
 
     return [
         Finding("schema", "the tables of this release", f"a difference: {_described(difference)}")
