@@ -7,7 +7,7 @@ carried on. The first period has no model to start from and gets several passes,
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from asmg.models import (
 )
 from asmg.training import Execution, Progress, RowTraining, RowUpdate, commit, predict_logits
 
-__all__ = ["BaseState", "BaseTraining", "ModelConfig", "TrainingConfig", "part_of"]
+__all__ = ["BaseState", "BaseTraining", "ModelConfig", "Rehearsal", "TrainingConfig", "part_of"]
 
 ModelConfig = EmbeddingMLPConfig | MatrixFactorizationConfig
 
@@ -95,6 +95,17 @@ class BaseState:
     """What was learned since and is not in the tables yet."""
 
 
+class Rehearsal(NamedTuple):
+    """A model that learned one part of a period, cut down to the rows that the whole period reads."""
+
+    params: Params
+    """The model, on the CPU."""
+    rows: dict[str, Tensor] | None
+    """Table name → int64 [n], the rows of the whole tables that `params` has; None where it has all."""
+    held_out: PeriodData
+    """The other part, in the rows of `params`."""
+
+
 class BaseTraining:
     """Training of a base model with one configuration: what all update methods have in common."""
 
@@ -146,6 +157,26 @@ class BaseTraining:
         for epoch in range(self.config.epochs):
             self.epoch(session, session.periods[0], rng, part_of(progress, epoch, self.config.epochs), target, shuffle)
         return replace(state, pending=session.finish())
+
+    def rehearsed(
+        self,
+        state: BaseState,
+        data: PeriodData,
+        held_out: PeriodData,
+        rng: torch.Generator,
+        progress: Progress | None = None,
+    ) -> Rehearsal:
+        """What `train` would make of `data` alone, for a look at how it does on `held_out`; `state` stays as it is.
+
+        It costs what learning `data` costs and touches no whole table, but for the very first data.
+        """
+        if state.periods == 0:
+            return Rehearsal(self.committed(self.train(state, data, rng, progress)).params, None, held_out)
+        session = self.session(state, [data, held_out])
+        for epoch in range(self.config.epochs):
+            self.epoch(session, session.periods[0], rng, part_of(progress, epoch, self.config.epochs))
+        learned = session.finish()
+        return Rehearsal(learned.params, learned.rows, session.periods[1])
 
     def epoch(
         self,

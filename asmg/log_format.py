@@ -4,13 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["ColumnMap", "CutBy", "LogFormatError", "TimestampFormat"]
+__all__ = ["EARLIEST_MS", "FUTURE_TOLERANCE_SECONDS", "LATEST_MS", "ColumnMap", "CutBy", "LogFormatError"]
+
+EARLIEST_MS = 631_152_000_000
+"""First moment that an event can have, milliseconds since 1970: 1990-01-01T00:00:00Z. The oldest public logs are of
+the nineties."""
+
+LATEST_MS = 4_102_444_800_000
+"""First moment that no event can have any more: 2100-01-01T00:00:00Z. Between the two, a number since 1970 is of one
+unit only: those of seconds, milliseconds, microseconds and nanoseconds do not overlap."""
+
+FUTURE_TOLERANCE_SECONDS = 300
+"""How far an event may be ahead of the clock that checks it: clocks differ, by less than this where anybody sets
+them."""
 
 CutBy = Literal["count", "periods", "hour", "day", "week", "column"]
 """Into what pieces a log is cut."""
-
-TimestampFormat = Literal["s", "ms", "rfc3339", "utc"]
-"""How moments are written: seconds or milliseconds since 1970, RFC 3339, or that without a zone, meaning UTC."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +49,12 @@ class LogFormatError(ValueError):
         column: str | None = None,
         line: int | None = None,
         unit: str = "line",
+        hint: str = "",
     ) -> None:
-        """`line` counts from 1, a header included; in Parquet files, which have no lines, it is a row (`unit`)."""
+        """`line` counts from 1, a header included; in Parquet files, which have no lines, it is a row (`unit`).
+
+        `hint`: what may help.
+        """
         self.path = path
         self.expected = expected
         self.received = received
@@ -52,4 +65,6 @@ class LogFormatError(ValueError):
             place.append(f"{unit} {line}")
         if column is not None:
             place.append(f"column {column!r}")
-        super().__init__(f"{', '.join(place)}: expected {expected}; received {received}")
+        super().__init__(
+            f"{', '.join(place)}: expected {expected}; received {received}" + (f"; {hint}" if hint else "")
+        )

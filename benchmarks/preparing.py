@@ -1,12 +1,14 @@
-"""What preparing a large log takes: a made-up file of so many rows, prepared in a process of its own.
+"""What reading a large log takes: a made-up file of so many rows, prepared or imported in a process of its own.
 
     python -m benchmarks.preparing --source tmall --rows 55000000
     python -m benchmarks.preparing --source log --rows 55000000
     python -m benchmarks.preparing --source clicks --rows 33000000
+    python -m benchmarks.preparing --source import --rows 4000000
 
 `tmall` is of the form and size of the public one, of whose rows the rule keeps few; `log` a CSV with labels, of which
-every row is kept, and `clicks` one without, each row of which gets a negative (as many as YOOCHOOSE has). The files are
-made in a temporary folder and removed.
+every row is kept, and `clicks` one without, each row of which gets a negative (as many as YOOCHOOSE has). `import` is
+what `asmg import --by day` does with a CSV with labels besides storing it: it reads, sorts, cuts and takes out. The
+files are made in a temporary folder and removed.
 """
 
 import argparse
@@ -20,7 +22,9 @@ from typing import BinaryIO
 import numpy as np
 import polars as pl
 
+from asmg.datasets.generic import LogOptions, find_form
 from asmg.datasets.prepare import PrepareOptions, prepare
+from service.spool import Spool
 
 CHUNK = 1_000_000
 DAYS = np.array([100 * month + day for month in range(5, 12) for day in range(1, 31)])
@@ -44,9 +48,9 @@ def write(source: str, rows: int, file: BinaryIO) -> None:
             }
         else:
             columns = {
-                "user_id": rng.integers(5_000_000, size=n),
-                "item_id": rng.integers(1_000_000, size=n),
-                **({"label": rng.integers(2, size=n)} if source == "log" else {}),
+                "user_id": rng.integers(100_000 if source == "import" else 5_000_000, size=n),
+                "item_id": rng.integers(50_000 if source == "import" else 1_000_000, size=n),
+                **({"label": rng.integers(2, size=n)} if source != "clicks" else {}),
                 "timestamp": 1_400_000_000 + rng.integers(30_000_000, size=n),
             }
         pl.DataFrame(columns).write_csv(file, include_header=start == 0)
@@ -63,19 +67,36 @@ def measure(options: PrepareOptions) -> None:
     )
 
 
+def measure_import(file: Path) -> None:
+    """Take a log through the spool of an import, and say what that took."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="asmg-preparing-") as folder:
+        spool = Spool(Path(folder))
+        spool.fill(
+            find_form(file, LogOptions()), "day", malformed="error", negatives=1, seed=0, progress=lambda fraction: None
+        )
+        pieces = spool.pieces("day", 1)
+        rows = sum(1 for piece in pieces for _ in spool.events(piece))
+        spool.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(f"import: {rows:,} rows in {len(pieces)} days, {time.perf_counter() - started:.0f} s, peak {peak:.0f} MiB")
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", choices=["tmall", "log", "clicks"], default="tmall")
+    parser.add_argument("--source", choices=["tmall", "log", "clicks", "import"], default="tmall")
     parser.add_argument("--rows", type=int, default=55_000_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="asmg-preparing-") as folder:
         raw = Path(folder) / ("user_log_format1.csv" if options.source == "tmall" else "log.csv")
         with raw.open("wb") as file:
             write(options.source, options.rows, file)
-        name = "log" if options.source == "clicks" else options.source
+        name = options.source if options.source == "tmall" else "log"
         job = PrepareOptions(name=name, raw=raw, out=Path(folder) / "prepared")
-        process = multiprocessing.get_context("spawn").Process(target=measure, args=(job,))
+        spawn = multiprocessing.get_context("spawn").Process
+        importing = options.source == "import"
+        process = spawn(target=measure_import, args=(raw,)) if importing else spawn(target=measure, args=(job,))
         process.start()
         process.join()
     raise SystemExit(process.exitcode)

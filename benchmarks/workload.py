@@ -24,6 +24,7 @@ __all__ = [
     "Places",
     "StreamSizes",
     "Workload",
+    "folder_periods",
     "folder_workload",
     "load_periods",
     "need_memory",
@@ -114,11 +115,16 @@ def folder_workload(folder: Path, periods: int, seed: int) -> Workload:
     """
     if periods <= BEFORE:
         raise ValueError(f"periods: expected at least {BEFORE + 1}; received {periods}")
+    name, found = folder_periods(folder, periods, seed)
+    return Workload(name=name, periods=found[-BEFORE - 1 :], which=f"period {periods} of {periods}")
+
+
+def folder_periods(folder: Path, periods: int, seed: int) -> tuple[str, list[PeriodData]]:
+    """The name of the log in a folder, and `periods` periods of equal row counts of it; see `folder_workload`."""
     name, log = open_folder(folder, np.random.default_rng(seed))
     if len(log) < periods:
         raise ValueError(f"periods: expected at most {len(log)}, the rows of the log; received {periods}")
-    pieces = cut(log, "count", len(log) // periods)[:periods]
-    return Workload(name=name, periods=_period_data(log, pieces)[-BEFORE - 1 :], which=f"period {periods} of {periods}")
+    return name, _period_data(log, cut(log, "count", len(log) // periods)[:periods])
 
 
 def _period_data(log: InteractionLog, pieces: Sequence[np.ndarray]) -> list[PeriodData]:

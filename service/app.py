@@ -7,14 +7,16 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
+from starlette.routing import Route
 
 from service import __version__
 from service.bodies import Bodies, count_parts
 from service.dependencies import Parts
 from service.errors import ConfigurationError, NotReady
-from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_WRITES
+from service.front import Front
+from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_STREAMS, MAX_WRITES
 from service.metrics import Metrics
-from service.middleware import BodyLimit, Observe
+from service.middleware import AtFront, BodyLimit, Observe
 from service.problems import install_problem_handlers
 from service.routers import admin, docs, interactions, items, ops, periods, predict
 from service.schemas import Problem
@@ -28,19 +30,22 @@ from service.storage.events import warm_up
 from service.storage.fetch import fetch_apart
 from service.storage.redis_state import HistoryStore, Notices, RateBuckets, connect
 from service.storage.repositories import Impression
-from service.tasks import BoundedCalls, end_tasks
+from service.tasks import BoundedCalls, end_tasks, start_alone
 from service.use_cases.auth import KeyCache
 from service.use_cases.bootstrap import current_champion, ensure_prior
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion, IngestResult, ingest_impressions
 from service.use_cases.rate_limit import RateLimiter
+from service.use_cases.watch import PeriodWatch
 
 __all__ = ["create_app", "create_app_from_environment"]
 
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 30.0
+
+ROUTERS = (predict, interactions, items, periods, admin, ops, docs)
 
 NO_TELEMETRY: TelemetryConfig = {
     "tracing": False,
@@ -54,7 +59,8 @@ DESCRIPTION = """\
 Click probabilities from a model that learns period by period (ASMG).
 
 Ask with `POST /predict`, report what happened with `POST /interactions`, close a period with `POST /periods/close`,
-and the next model takes over without a request failing. Errors are problem documents (RFC 9457).
+and the next model takes over without a request failing. Errors are problem documents (RFC 9457). Ids are strings, or
+integers of 64 bits, which are their decimal text. Calls that store take bodies with `Content-Encoding: gzip`.
 """
 
 
@@ -120,7 +126,11 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             poll_seconds=settings.swap_poll_seconds,
             on_swap=lambda snapshot: _count_swap(metrics, snapshot),
             on_trouble=metrics.swap_failures.inc,
+            check_seconds=settings.snapshot_check_seconds,
+            on_damage=metrics.snapshot_damage.inc,
         )
+        most_streams = min(MAX_STREAMS, settings.max_connections // 2)
+        watch = PeriodWatch(database, notices, most=most_streams, stopping=stopping)
         limiter = RateLimiter(
             RateBuckets(redis),
             rate=settings.rate_limit,
@@ -140,11 +150,13 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         keys = KeyCache(database, on_refusal=metrics.rate_limited.inc)
         parts = Parts(
             settings=settings,
+            front=front,
             database=database,
             redis=redis,
             artifacts=artifacts,
             histories=histories,
             notices=notices,
+            periods=watch,
             serving=serving,
             keys=keys,
             limiter=limiter,
@@ -155,9 +167,10 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             stopping=stopping,
         )
         followers = [
-            asyncio.create_task(serving.run(), name="follow the champion"),
-            asyncio.create_task(histories.listen(), name="hear of clicks"),
-            asyncio.create_task(keys.follow(), name="follow the keys"),
+            start_alone(serving.run(), name="serve the champion"),
+            start_alone(histories.listen(), name="hear of clicks"),
+            start_alone(keys.follow(), name="follow the keys"),
+            start_alone(watch.listen(), name="hear of progress"),
         ]
         try:
             # The server accepts connections after this, so none is answered with 503 only because a process is new.
@@ -194,12 +207,26 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, bodies=bodies)
     app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
     install_problem_handlers(app)
-    for module in (predict, interactions, items, periods, admin, ops, docs):
+    for module in ROUTERS:
         app.include_router(module.router)
+    routes = _routes(app)
+    front = Front(
+        root_path=settings.root_path,
+        trusted_proxies=settings.trusted_proxies,
+        origins=settings.cors_origins,
+        parts={route.path.split("/")[1] for route in routes},
+    )
     # Outermost of all, before the framework's own middleware. From here on nothing can be added to the application.
     answers = by_path(predict.router, predict.ANSWERS) | by_path(interactions.router, interactions.ANSWERS)
-    app.middleware_stack = Shortcut(app.build_middleware_stack(), answers, metrics, bodies)
+    shortcut = Shortcut(app.build_middleware_stack(), front, answers, metrics, bodies)
+    app.middleware_stack = AtFront(shortcut, front, routes, metrics)
     return app
+
+
+def _routes(app: FastAPI) -> list[Route]:
+    """Those of the routers, and what FastAPI has added by itself: the description of the API."""
+    found = [*app.routes, *(route for module in ROUTERS for route in module.router.routes)]
+    return [route for route in found if isinstance(route, Route)]
 
 
 def _count_swap(metrics: Metrics, snapshot: Snapshot) -> None:

@@ -1,9 +1,11 @@
 """`asmg import`: a log file goes through the same cycle as live traffic, period by period.
 
+The file is read in blocks and sorted on disk (`spool.py`), so a log may be larger than the memory.
+
 Nothing is remembered between two runs but what the database holds. An event is called after the file, the options and
-its row, and so is the close of each piece; so a second run of the same command finds what is there already, wherever
-the first one was stopped, and the outcome is that of a run that was not. Pieces wait for each other's update, for the
-catalogue that an update sees must not depend on how quick it was.
+its place in the log, and so is the close of each piece; so a second run of the same command finds what is there
+already, wherever the first one was stopped, and the outcome is that of a run that was not. Pieces wait for each other's
+update, for the catalogue that an update sees must not depend on how quick it was.
 """
 
 import hashlib
@@ -12,23 +14,24 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
-import numpy as np
 import orjson
 from rich.markup import escape
 
-from asmg.datasets import ColumnMap, CutBy, InteractionLog, LogFormatError, TimestampFormat, cut, read_log
-from asmg.datasets.log import IndexArray
-from asmg.datasets.sampling import sample_negatives
+from asmg.datasets.generic import LogOptions, find_form
+from asmg.datasets.scan import Malformed
+from asmg.log_format import CutBy
 from service.console import PeriodLine, ScoreLines, StageBar, make_console
 from service.errors import EmptyPeriod, PeriodConflict, ServiceError
-from service.limits import MAX_CATALOGUE_ITEMS, MAX_CATEGORIES, MAX_INTERACTIONS
+from service.limits import MAX_CATALOGUE_ITEMS, MAX_INTERACTIONS
 from service.processes import INTERRUPTED, Child, Interrupted, StopRequest
 from service.settings import Settings
+from service.spool import Spool
 from service.storage.database import Database
 from service.storage.redis_state import HistoryStore, Notices, connect
 from service.storage.repositories import EventBatch, Interaction, PeriodStatus
@@ -37,12 +40,14 @@ from service.use_cases.audit import command_line
 from service.use_cases.catalogue import put_items
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest
-from service.use_cases.status import PeriodDocument, get_model, watch_period
+from service.use_cases.status import PeriodDocument, get_model
+from service.use_cases.watch import watch_period
 
 __all__ = ["ImportOptions", "run_import"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DIGEST_LENGTH = 16
+_ORDER = 2  # what event ids count has changed: another number makes another import of the same file
 STOP_SECONDS = 15.0
 
 MODELS = {"generated": "generated", "incremental": "incremental", "frozen": "baseline"}
@@ -58,35 +63,29 @@ class ImportOptions:
     """How it is cut, see `asmg.datasets.cut`."""
     size: int = 1
     """Of what `by` says."""
-    columns: ColumnMap = field(default_factory=ColumnMap)
-    """What its columns are called."""
-    positives_only: bool | None = None
-    """None: where there is no label column."""
+    log: LogOptions = field(default_factory=LogOptions)
+    """What its columns are called, and what they mean."""
+    malformed: Malformed = "error"
+    """What becomes of a row that cannot be read."""
     negatives: int = 1
     """Sampled for each positive of a log of positives only."""
     seed: int = 0
     """Of the negatives."""
-    timestamp_format: TimestampFormat | None = None
-    """None: recognised."""
     append: bool = False
     """Whether the open period may hold other events already."""
     worker: bool = True
     """Whether to run a worker; without, one has to run elsewhere."""
 
+    def __post_init__(self) -> None:
+        if self.malformed not in get_args(Malformed):
+            raise ValueError(f"malformed: expected error or drop; received {self.malformed!r}")
+
     def digest(self) -> str:
         """Names this import: the same for the same content of the file and the same options that shape the log."""
         with self.file.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        shaping = {
-            "by": self.by,
-            "size": self.size,
-            "columns": asdict(self.columns),
-            "positives_only": self.positives_only,
-            "negatives": self.negatives,
-            "seed": self.seed,
-            "timestamp_format": self.timestamp_format,
-            "tab": self.file.name.endswith((".tsv", ".tsv.gz")),  # read_log goes by it
-        }
+        shaping = {name: getattr(self, name) for name in ("by", "size", "malformed", "negatives", "seed")}
+        shaping |= {"log": asdict(self.log) | {"future_seconds": None}, "order": _ORDER}
         whole = orjson.dumps([content, shaping], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(whole).hexdigest()[:DIGEST_LENGTH]
 
@@ -108,18 +107,24 @@ def run_import(options: ImportOptions, settings: Settings) -> int:
         try:
             console.print(f"reading {escape(str(options.file))}", soft_wrap=True)
             digest = options.digest()
-            log, without_negative = _read(options)
-            pieces = cut(log, options.by, options.size)
-            stop.check()
-            console.print(f"import {digest}: {len(log):,} interactions in {len(pieces):,} periods", soft_wrap=True)
-            if without_negative:
-                console.print(f"{without_negative:,} positives got no negative: their users know every item")
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="asmg-import-"))
+            spool = stack.enter_context(closing(Spool(Path(folder))))
+            with StageBar(console) as bar:
+                _fill(spool, options, bar, stop)
+            plan = _Plan(digest, spool, spool.pieces(options.by, options.size))
+            console.print(
+                f"import {digest}: {len(spool):,} interactions in {len(plan.pieces):,} periods", soft_wrap=True
+            )
+            for reason, count in spool.dropped.items():
+                console.print(f"left out: {count:,} {escape(reason)}", soft_wrap=True)
+            if spool.without_negative:
+                console.print(f"{spool.without_negative:,} positives got no negative: their users know every item")
             running = stack.enter_context(installation(settings))
             stop.check()
             worker = stack.enter_context(_worker(running, stop)) if options.worker else None
             lines = ScoreLines(console, list(MODELS))
             with StageBar(console) as bar:
-                failed = stop.run(lambda: _import(options, running, _Plan(digest, log, pieces), lines, bar, worker))
+                failed = stop.run(lambda: _import(options, running, plan, lines, bar, worker))
             console.print(f"done; {failed} updates failed" if failed else "done", soft_wrap=True)
             return 1 if failed else 0
         except Interrupted:
@@ -127,26 +132,22 @@ def run_import(options: ImportOptions, settings: Settings) -> int:
             return INTERRUPTED
 
 
-def _read(options: ImportOptions) -> tuple[InteractionLog, int]:
-    """The log with negatives, and how many positives got none."""
-    log = read_log(
-        options.file,
-        columns=options.columns,
-        positives_only=options.positives_only,
-        timestamp_format=options.timestamp_format,
+def _fill(spool: Spool, options: ImportOptions, bar: StageBar, stop: StopRequest) -> None:
+    """Read the file; Interrupted where a signal comes."""
+
+    def show(fraction: float) -> None:
+        stop.check()
+        bar.show(f"reading {options.file.name}", fraction)
+
+    spool.fill(
+        find_form(options.file, options.log),
+        options.by,
+        malformed=options.malformed,
+        negatives=options.negatives,
+        seed=options.seed,
+        progress=show,
     )
-    for item, categories in log.categories.items():
-        if len(categories) > MAX_CATEGORIES:
-            raise LogFormatError(
-                options.file,
-                f"at most {MAX_CATEGORIES} categories of an item",
-                f"{len(categories)} of item {item!r}",
-                column=options.columns.categories or "categories",
-            )
-    if not log.positives_only:
-        return log, 0
-    sampled = sample_negatives(log, rng=np.random.default_rng(options.seed), per_positive=options.negatives)
-    return sampled.log, sampled.without_negative
+    stop.check()
 
 
 @contextmanager
@@ -168,8 +169,8 @@ class _Plan:
     """What is to be imported."""
 
     digest: str
-    log: InteractionLog
-    pieces: list[IndexArray]
+    spool: Spool
+    pieces: list[range]
 
     def key(self, piece: int) -> str:
         """Idempotency key of the close of a piece."""
@@ -180,30 +181,21 @@ class _Plan:
         """What the ids of all its events begin with."""
         return f"{self.digest}-"
 
-    def events(self, rows: IndexArray) -> EventBatch:
-        """Some rows of the log."""
-        log = self.log
+    def events(self, places: range) -> EventBatch:
+        """Some interactions of the log."""
         # Padded: events of one batch are stored in the order of their ids, which so is the order of the log.
-        events = [
-            Interaction(f"{self.prefix}{row:010d}", user, item, label, EPOCH + timedelta(milliseconds=time))
-            for row, user, item, label, time in zip(
-                rows.tolist(),
-                log.user_ids[rows],
-                log.item_ids[rows],
-                log.labels[rows].tolist(),
-                log.timestamps_ms[rows].tolist(),
-                strict=True,
-            )
-        ]
-        return EventBatch.of(events)
-
-    def categories(self) -> Iterator[Mapping[str, tuple[str, ...]]]:
-        """For each piece the items that appear for the first time and have categories."""
-        seen: set[str] = set()
-        for rows in self.pieces:
-            fresh = [item for item in dict.fromkeys(self.log.item_ids[rows]) if item not in seen]
-            seen.update(fresh)
-            yield {item: self.log.categories[item] for item in fresh if self.log.categories.get(item)}
+        return EventBatch.of(
+            [
+                Interaction(
+                    f"{self.prefix}{event.place:010d}",
+                    event.user_id,
+                    event.item_id,
+                    event.label,
+                    EPOCH + timedelta(milliseconds=event.time_ms),
+                )
+                for event in self.spool.events(places)
+            ]
+        )
 
 
 async def _import(
@@ -238,7 +230,7 @@ class _Backfill:
     async def run(self, lines: ScoreLines) -> int:
         failed = 0
         lines.header()
-        for piece, categories in enumerate(self._plan.categories(), start=1):
+        for piece, categories in enumerate(self._plan.spool.new_categories(self._plan.pieces), start=1):
             title = f"piece {piece} of {len(self._plan.pieces)}"
             self._bar.begin(f"{title}: storing")
             number = await self._closed(piece) or await self._store(piece, categories, title)
@@ -259,10 +251,10 @@ class _Backfill:
         items = list(categories.items())
         for start in range(0, len(items), MAX_CATALOGUE_ITEMS):
             await put_items(self._database, dict(items[start : start + MAX_CATALOGUE_ITEMS]))
-        rows = self._plan.pieces[piece - 1]
-        for start in range(0, len(rows), MAX_INTERACTIONS):
-            self._bar.show(f"{title}: storing {len(rows):,} interactions", start / len(rows))
-            events = self._plan.events(rows[start : start + MAX_INTERACTIONS])
+        places = self._plan.pieces[piece - 1]
+        for start in range(0, len(places), MAX_INTERACTIONS):
+            self._bar.show(f"{title}: storing {len(places):,} interactions", start / len(places))
+            events = self._plan.events(places[start : start + MAX_INTERACTIONS])
             await ingest(self._database, self._histories, events)
         try:
             period = await close_period(

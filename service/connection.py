@@ -77,7 +77,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         parts: Parts = self.app_state["parts"]
-        self._settings, self._metrics = parts.settings, parts.metrics
+        self._settings, self._metrics, self._front = parts.settings, parts.metrics, parts.front
         self.timeout_keep_alive = parts.settings.keep_alive_seconds
         self._active: RequestResponseCycle | None = None  # the request whose answer is due next
         self._piece = 0  # bytes that the parser was given last
@@ -109,6 +109,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, or drop it where the end has come."""
+        # The event loop calls this in the context of whoever last resumed reading: an earlier request, it may be.
+        current_request_id.set(None)
         if len(data) > PIECE_BYTES:
             for start in range(0, len(data), PIECE_BYTES):
                 self.data_received(data[start : start + PIECE_BYTES])
@@ -228,7 +230,8 @@ class BoundedProtocol(HttpToolsProtocol):
         finally:
             current_request_id.reset(token)
         own = [(REQUEST_ID_HEADER, request_id_of(scope).encode("ascii")), (b"connection", b"close")]
-        headers = [*self.server_state.default_headers, *response.raw_headers, *own]
+        said = self._front.origin_headers(scope)
+        headers = [*self.server_state.default_headers, *response.raw_headers, *said, *own]
         head = STATUS_LINE[response.status_code] + b"".join(b"%s: %s\r\n" % header for header in headers)
         self._refusal = response.status_code, head + b"\r\n" + bytes(response.body)
         if not is_due:

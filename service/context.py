@@ -1,6 +1,8 @@
 """Which request is being answered: log lines and audit rows name it without being told.
 
-Each task has its own; tasks that a request starts, and its threads of `asyncio.to_thread`, have that of the request.
+Each task has its own. Tasks of a request's own work (`service.tasks.start_for_caller`), and its threads of
+`asyncio.to_thread`, have that of the request. What works for several requests, or goes on after the one that happened
+to start it, has none (`start_alone`).
 """
 
 import logging

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request
@@ -12,9 +11,12 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 from starlette.types import Scope
 
-from service.bodies import parse_json
+from service.addresses import is_loopback
+from service.bodies import parse_json, read_body
 from service.errors import Forbidden, Unauthorized
+from service.front import Front
 from service.head import headers_of
+from service.limits import MAX_BODY_BYTES
 from service.metrics import Metrics
 from service.serving.swap import ServingModel
 from service.settings import Settings
@@ -28,6 +30,7 @@ from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion
 from service.use_cases.rate_limit import RateLimiter
+from service.use_cases.watch import PeriodWatch
 
 __all__ = ["Caller", "JsonBody", "Parts", "Requires", "Service", "body_schema"]
 
@@ -39,11 +42,13 @@ class Parts:
     """The running service; the lifespan of the app makes it and every request sees the same."""
 
     settings: Settings
+    front: Front
     database: Database
     redis: Redis
     artifacts: ArtifactStore
     histories: Histories
     notices: Notices
+    periods: PeriodWatch
     serving: ServingModel
     keys: KeyCache
     limiter: RateLimiter
@@ -136,7 +141,14 @@ def _admit(parts: Parts, scope: Scope, key: ApiKey) -> None:
         scope[ADMITTED] = True
 
 
-FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+FORWARDED = (
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-prefix",
+    b"x-forwarded-proto",
+    b"x-real-ip",
+)
 """By which a proxy says that it asks for somebody else."""
 
 
@@ -153,24 +165,17 @@ def _is_of_this_host(scope: Scope) -> bool:
     # Any page may make a browser of this host ask: it then says where the page is from, and by what name it asked.
     host = headers.get(b"host")
     origin = headers.get(b"origin")
-    if (host is not None and not _is_loopback(_without_port(host))) or (
+    if (host is not None and not is_loopback(_without_port(host))) or (
         origin is not None and origin.partition(b"://")[2] != host
     ):
         return False
     client = scope.get("client")
-    return client is None or _is_loopback(client[0])  # no client at all is a Unix socket
+    return client is None or is_loopback(client[0])  # no client at all is a Unix socket
 
 
 def _without_port(host: bytes) -> str:
     name = str(host, "latin-1")
     return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host.lower() == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class JsonBody(Generic[M]):
@@ -182,15 +187,17 @@ class JsonBody(Generic[M]):
     Args:
         model: of the document.
         optional: whether no body at all means a model of defaults.
+        gzip: whether the body may be compressed.
     """
 
-    def __init__(self, model: type[M], *, optional: bool = False) -> None:
+    def __init__(self, model: type[M], *, optional: bool = False, gzip: bool = False) -> None:
         self._model = model
         self._optional = optional
+        self._gzip = gzip
 
     async def __call__(self, request: Request) -> M:
-        """The parsed body; raises as `parse_json` does."""
-        body = await request.body()
+        """The parsed body; raises as `read_body` and `parse_json` do."""
+        body = await read_body(request.scope, request.receive, MAX_BODY_BYTES, gzip=self._gzip)
         if not body and self._optional:
             return self._model()
         return parse_json(self._model, body, request.scope)

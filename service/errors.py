@@ -13,6 +13,7 @@
     ├── PeriodConflict          409  another period is open than the caller expected
     ├── PeriodStateConflict     409  the period is not in a state in which that can be done
     ├── ModelPruned             409  the version is known, but what is needed of it was evicted
+    ├── ArtifactUnreadable      409  what a version needs is stored, but not as it was written
     ├── NotReady                503  a dependency does not answer, or no model is loaded yet
     ├── ArtifactError           500
     │   ├── ArtifactMissing          named but not stored
@@ -34,6 +35,7 @@ __all__ = [
     "ArtifactCorrupt",
     "ArtifactError",
     "ArtifactMissing",
+    "ArtifactUnreadable",
     "BackupError",
     "BodyTooLarge",
     "ConfigurationError",
@@ -185,6 +187,24 @@ class ModelPruned(ServiceError):
     def __init__(self, version: int, what: str) -> None:
         super().__init__(f"the {what} of model version {version} is no longer stored")
         self.version = version
+
+
+class ArtifactUnreadable(ServiceError):
+    """A model version that cannot be gone back to, because an artifact of it cannot be read."""
+
+    status = 409
+    title = "Artifact unreadable"
+    slug = "artifact-unreadable"
+
+    def __init__(self, version: int, what: str, digest: str, reason: str) -> None:
+        super().__init__(f"the {what} of model version {version} cannot be read: {reason}")
+        self.version = version
+        self.what = what
+        self.digest = digest
+
+    def problem(self) -> dict[str, Any]:
+        """Those of all errors, and which artifact it is."""
+        return {**super().problem(), "version": self.version, "artifact": self.what, "digest": self.digest}
 
 
 class PeriodNotFound(ServiceError):

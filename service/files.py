@@ -3,12 +3,18 @@
 A file's name is `<SHA-256>.<XXH3-128>.<suffix>`. The first is who it is: the digest under which the content is known
 everywhere. The second says in a fraction of the time whether the bytes on this disk are still those that were written
 (23 GB/s on the machine where SHA-256 does 1.7), so it is looked at every time that a file is opened.
+
+Files that are named so are private: of mode 0400, in a folder of mode 0700, durable before they have their name, and
+replaced only by renaming. One that somebody else could write to, or could have put there, counts as absent.
 """
 
 import asyncio
+import errno
 import fcntl
 import hashlib
+import logging
 import os
+import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +24,18 @@ from typing import IO
 
 import xxhash
 
-__all__ = ["DigestedFile", "check_of", "create", "create_slowly", "find", "is_whole", "keep_newest", "only_one"]
+__all__ = [
+    "DigestedFile",
+    "check_of",
+    "create",
+    "create_slowly",
+    "find",
+    "keep_newest",
+    "only_one",
+    "open_trusted",
+]
+
+logger = logging.getLogger(__name__)
 
 KEPT_FILES = 3
 UNFINISHED = ".new-"
@@ -61,16 +78,20 @@ class DigestedFile:
 def create(folder: Path, suffix: str, *, stem: str | None = None) -> Iterator[DigestedFile]:
     """Write a file into `folder`; it appears under its name, durable, when the block has ended without an error.
 
-    It is named by what it holds, unless a `stem` is given. Processes that create the same content at the same time
-    write the same bytes, and the last rename wins.
+    It is named by what it holds, and private, unless a `stem` is given. Processes that create the same content at the
+    same time write the same bytes, and the last rename wins.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if stem is None:
+        _make_private(folder)
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=UNFINISHED)
     try:
         with os.fdopen(descriptor, "wb") as file:
             written = DigestedFile(file)
             yield written
             file.flush()
+            if stem is None:
+                os.fchmod(file.fileno(), 0o400)
             os.fsync(file.fileno())
         path = folder / (written.name(suffix) if stem is None else stem + suffix)
         Path(temporary).replace(path)
@@ -98,26 +119,54 @@ async def create_slowly(folder: Path, suffix: str, *, stem: str | None = None) -
     await asyncio.to_thread(creating.__exit__, None, None, None)
 
 
+def _make_private(folder: Path) -> None:
+    found = folder.stat()
+    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077:
+        folder.chmod(0o700)
+
+
 def find(folder: Path, digest: str, suffix: str) -> Path | None:
-    """The file with this content, where the folder has it."""
-    return next(folder.glob(f"{digest}.*{suffix}"), None)
+    """The file with this content, where the folder has it; one that is not to be trusted is removed."""
+    for path in folder.glob(f"{digest}.*{suffix}"):
+        try:
+            os.close(open_trusted(path))
+        except FileNotFoundError:  # another process tidies up
+            continue
+        except OSError as error:
+            logger.warning("%s is removed, to be fetched again: %s", path, error.strerror)
+            path.unlink(missing_ok=True)
+            continue
+        return path
+    return None
+
+
+def open_trusted(path: Path) -> int:
+    """A descriptor for reading the file, which nobody but this user can have written to by its name or another one.
+
+    Raises:
+        OSError: it cannot be opened, is a symbolic link or no regular file, belongs to another user, has further names
+            (hard links), or others may write to it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        reason = "it is not a regular file"
+    elif found.st_uid != os.geteuid():
+        reason = f"it belongs to user {found.st_uid}, not {os.geteuid()}"
+    elif found.st_nlink > 1:  # none, where it has just been replaced
+        reason = f"it has {found.st_nlink} names (hard links), not one"
+    elif found.st_mode & 0o022:
+        reason = f"others may write to it (mode {stat.S_IMODE(found.st_mode):o})"
+    else:
+        return descriptor
+    os.close(descriptor)
+    raise PermissionError(errno.EPERM, f"expected a private file; {reason}", str(path))
 
 
 def check_of(path: Path) -> str | None:
     """The XXH3-128 that the file should have, in hex; None where its name holds none."""
     parts = path.name.split(".")
     return parts[1] if len(parts) == 3 and len(parts[1]) == 32 else None
-
-
-def is_whole(path: Path) -> bool:
-    """Whether the file's bytes are those that were written; True where its name does not say which these are."""
-    if (expected := check_of(path)) is None:
-        return True
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest() == expected
 
 
 def keep_newest(path: Path) -> None:

@@ -1,7 +1,25 @@
 """Limits of what a client may send and of what the service keeps."""
 
+from hashlib import sha256
+
 MAX_ID_LENGTH = 256
 """Characters of a user, item, event, request or category id; an id has at least one."""
+
+MIN_INTEGER_ID, MAX_INTEGER_ID = -(2**63), 2**63 - 1
+"""Range of an id that comes as a JSON integer: what a signed integer of 64 bits holds. Larger ones come as text."""
+
+MAX_FUTURE_SECONDS = 86_400
+"""The most that `ASMG_FUTURE_TOLERANCE_SECONDS` can be. A click further ahead than this, as earlier development
+versions stored, has no place in histories: it would keep later ones out until its time has come."""
+
+MAX_CURSOR = 2**63 - 1
+"""The largest `before` of a list."""
+
+MAX_PAGE = 200
+"""Rows of one page of a list."""
+
+MAX_GZIP_MEMBERS = 1000
+"""Members of a gzip body. Each costs a new decompressor, however short it is; `bgzip` makes 128 of 8 MiB."""
 
 MAX_ITEMS = 1000
 """Candidate items of one prediction."""
@@ -36,6 +54,9 @@ MAX_REQUEST_HISTORY = 1000
 MAX_HEAD_BYTES = 64 * 1024
 """Bytes of the head of one request: its line and its headers; also of what comes with the chunks of its body."""
 
+MAX_PREFIX_LENGTH = 256
+"""Characters of the path prefix that a proxy puts before the paths of the service."""
+
 MAX_PIPELINED = 128
 """Requests of one connection that wait for the answer to an earlier one."""
 
@@ -57,6 +78,11 @@ MAX_BODIES_BYTES = 128 * 1024 * 1024
 MAX_WRITES = 64
 """Calls of an api process that store something and are under way at a time; more are refused with 503."""
 
+MAX_STREAMS = 500
+"""Streams of events (`/periods/{n}/events`) of an api process, and no more than half of its connections; more are
+refused with 503.
+"""
+
 MAX_REASON_LENGTH = 1000
 """Characters of the reason an operator gives for a change."""
 
@@ -74,3 +100,8 @@ UNKNOWN_KEYS_RATE, UNKNOWN_KEYS_BURST = 100, 500
 
 KEPT_FOR_TRAINING = 7
 """Periods that the method which looks back furthest, bu-7, learns from."""
+
+
+def within_id_length(id_: str) -> str:
+    """An id that was made of a client's ids: itself, or its SHA-256 in hex where it is too long for an id."""
+    return id_ if len(id_) <= MAX_ID_LENGTH else sha256(id_.encode()).hexdigest()

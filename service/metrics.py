@@ -63,6 +63,33 @@ class Metrics:
             registry=registry,
             multiprocess_mode="mostrecent",
         )
+        self._gate_decisions = Gauge(
+            "asmg_gate_decisions",
+            "Model versions by what the gate let serve, as Postgres has it; previous: what was served before.",
+            ["decision"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._gate_refused_in_a_row = Gauge(
+            "asmg_gate_refused_in_a_row",
+            "Newest model versions in a row that do not serve what they have learned; an operator should look.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._gate_logloss = Gauge(
+            "asmg_gate_logloss",
+            "LogLoss on the newest tenth of the period learned last: of models that learned the rest, of a constant, "
+            "and of what was served.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._heartbeat_age = Gauge(
+            "asmg_worker_heartbeat_age_seconds",
+            "Seconds since the leading worker last got any further; infinite where nothing is known of one.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self.model_version = Gauge(
             "asmg_model_version",
             "Model version served; of several processes the lowest.",
@@ -72,6 +99,11 @@ class Metrics:
         self.swaps = Counter("asmg_swaps", "Times that a version began to be served.", registry=registry)
         self.swap_failures = Counter(
             "asmg_swap_failures", "Attempts to load the champion that failed; what was served stays.", registry=registry
+        )
+        self.snapshot_damage = Counter(
+            "asmg_snapshot_damage",
+            "Times that a snapshot in memory, or its file, was found to be other than it was written; it is replaced.",
+            registry=registry,
         )
         self.history_fallbacks = Counter(
             "asmg_history_fallbacks", "Histories read from Postgres because Redis did not answer.", registry=registry
@@ -118,6 +150,18 @@ class Metrics:
         """Show how many periods there are, by status."""
         for status, count in counts.items():
             self._periods.labels(status).set(count)
+
+    def note_gate(self, decisions: Mapping[str, int], in_a_row: int, losses: Mapping[str, float]) -> None:
+        """Show what the gate has decided so far, and the LogLoss that it compared last, by model."""
+        for decision, count in decisions.items():
+            self._gate_decisions.labels(decision).set(count)
+        self._gate_refused_in_a_row.set(in_a_row)
+        for model, loss in losses.items():
+            self._gate_logloss.labels(model).set(loss)
+
+    def note_worker(self, age_seconds: float) -> None:
+        """Show when the leading worker last got any further."""
+        self._heartbeat_age.set(age_seconds)
 
     def render(self) -> bytes:
         """The text exposition; of all workers where there are several."""

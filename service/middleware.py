@@ -5,21 +5,25 @@ Starlette's `BaseHTTPMiddleware` would start a task group for each request and d
 """
 
 import time
+from collections.abc import Collection, Sequence
+from http import HTTPStatus
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.bodies import Bodies, check_head
+from service.bodies import Bodies
 from service.context import current_request_id
 from service.errors import BodyTooLarge
-from service.head import REQUEST_ID_HEADER, request_id_of
+from service.front import Front
+from service.head import REQUEST_ID_HEADER, declared_length, request_id_of
 from service.metrics import Metrics
 from service.problems import render_problem
 
-__all__ = ["CLIENT_CLOSED_REQUEST", "BodyLimit", "Observe"]
+__all__ = ["CLIENT_CLOSED_REQUEST", "AtFront", "BodyLimit", "Observe"]
 
 UNMATCHED_ROUTE = "unmatched"
+PREFLIGHT_ROUTE = "preflight"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that went away; nobody receives it
 
 
@@ -66,9 +70,7 @@ class Observe:
 
 
 class BodyLimit:
-    """Refuse a body that is compressed or has more than `max_bytes`: by its head before a byte is read, else as it
-    streams in.
-    """
+    """Refuse a body of more than `max_bytes`: by its head before a byte is read, else as it streams in."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, bodies: Bodies) -> None:
         self._app = app
@@ -80,10 +82,63 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        try:
-            check_head(scope, self._max_bytes)
-        except (BodyTooLarge, HTTPException) as error:
-            await render_problem(error, instance=scope["path"])(scope, receive, send)
+        if declared_length(scope) > self._max_bytes:
+            await render_problem(BodyTooLarge(self._max_bytes), instance=scope["path"])(scope, receive, send)
             return
-        with self._bodies.counted(receive, self._max_bytes) as receive_and_count:
+        with self._bodies.counted(scope, receive, self._max_bytes) as receive_and_count:
             await self._app(scope, receive_and_count, send)
+
+
+class AtFront:
+    """Give each request the path prefix of its proxy, each response what pages of other origins may do with it, and
+    answer browsers that ask for that before they call.
+
+    It is outermost, so that what is refused further in says the same.
+
+    Args:
+        app: that gets the requests.
+        front: what the settings say.
+        routes: all that the service has.
+        metrics: that count the browsers' questions, which need no key.
+    """
+
+    def __init__(self, app: ASGIApp, front: Front, routes: Sequence[Route], metrics: Metrics) -> None:
+        self._app = app
+        self._front = front
+        self._routes = routes
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = self._front.route_path(scope)
+        said = self._front.origin_headers(scope)
+        if not said:
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] == "OPTIONS":
+            preflight = self._front.preflight_headers(scope, self._methods(path))
+            if preflight is not None:
+                started = time.perf_counter()
+                headers = [*preflight, (REQUEST_ID_HEADER, request_id_of(scope).encode("ascii"))]
+                await send({"type": "http.response.start", "status": HTTPStatus.NO_CONTENT, "headers": headers})
+                await send({"type": "http.response.body"})
+                self._metrics.note_request(PREFLIGHT_ROUTE, HTTPStatus.NO_CONTENT, time.perf_counter() - started)
+                return
+
+        async def send_and_say(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *said]
+            await send(message)
+
+        await self._app(scope, receive, send_and_say)
+
+    def _methods(self, path: str) -> Collection[str]:
+        return {
+            method
+            for route in self._routes
+            if route.path_regex.match(path) is not None
+            for method in route.methods or ()
+        }

@@ -19,13 +19,15 @@ from starlette.exceptions import HTTPException
 
 from service.context import current_request_id
 from service.errors import FieldError, InvalidInput, RateLimited, ServiceError
+from service.limits import MAX_ID_LENGTH, MAX_INTEGER_ID, MIN_INTEGER_ID
 
-__all__ = ["install_problem_handlers", "invalid_input", "render_problem"]
+__all__ = ["install_problem_handlers", "invalid_fields", "invalid_input", "render_problem"]
 
 log = logging.getLogger(__name__)
 
 MAX_RECEIVED_LENGTH = 100
 MAX_FIELD_ERRORS = 50
+"""Wrong fields that a problem document lists."""
 RETRY_AFTER_SECONDS = 1
 
 _EXPECTED = {
@@ -54,12 +56,17 @@ def invalid_input(errors: Sequence[Mapping[str, Any]]) -> InvalidInput:
         FieldError(field=_path(error["loc"]), expected=_expected(error), received=_received(error))
         for error in errors[:MAX_FIELD_ERRORS]
     ]
-    shown = "" if len(errors) <= MAX_FIELD_ERRORS else f"; the first {MAX_FIELD_ERRORS} are listed"
+    return invalid_fields(fields, len(errors))
+
+
+def invalid_fields(fields: Sequence[FieldError], wrong: int) -> InvalidInput:
+    """The error that names these fields, the first `MAX_FIELD_ERRORS` of so many that are wrong."""
+    shown = "" if wrong <= MAX_FIELD_ERRORS else f"; the first {MAX_FIELD_ERRORS} are listed"
     first = fields[0]
     detail = (
         f"{first.field or 'body'}: expected {first.expected}; received {first.received}"
-        if len(errors) == 1
-        else f"{len(errors)} fields are not as expected{shown}"
+        if wrong == 1
+        else f"{wrong} fields are not as expected{shown}"
     )
     return InvalidInput(detail, errors=fields)
 
@@ -73,8 +80,21 @@ def _path(location: Sequence[str | int]) -> str:
 
 
 def _expected(error: Mapping[str, Any]) -> str:
+    if error["type"] == "no_id":
+        return _expected_id(error["input"])
     template = _EXPECTED.get(error["type"])
     return template.format_map(error.get("ctx", {})) if template else str(error["msg"])
+
+
+def _expected_id(value: Any) -> str:
+    """What the value would have to be, to be an id."""
+    if type(value) is int:
+        return f"an integer from {MIN_INTEGER_ID} to {MAX_INTEGER_ID}, or a string"
+    if not isinstance(value, str):
+        return "a string or an integer"
+    if not value:
+        return "at least 1 character"
+    return f"at most {MAX_ID_LENGTH} characters" if len(value) > MAX_ID_LENGTH else "no NUL character"
 
 
 def _received(error: Mapping[str, Any]) -> str:
@@ -84,6 +104,8 @@ def _received(error: Mapping[str, Any]) -> str:
         return "nothing"
     if error["type"] == "repeated":
         return f"{json.dumps(error['ctx']['received'], ensure_ascii=False)[:MAX_RECEIVED_LENGTH]} twice"
+    if error["type"] == "epoch_seconds":
+        return f"{value}, which looks like epoch seconds"
     if isinstance(value, list):
         return f"{len(value)} items"
     if isinstance(value, dict):

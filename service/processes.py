@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from service.errors import ServiceError
-from service.tasks import end_tasks
+from service.tasks import end_tasks, start_for_caller
 
 __all__ = ["INTERRUPTED", "Child", "ChildFailed", "Interrupted", "StopRequest"]
 
@@ -76,8 +76,9 @@ class StopRequest:
             self._wake = lambda: loop.call_soon_threadsafe(stop.set)
             try:
                 self.check()
-                work, stopped = asyncio.ensure_future(main()), asyncio.ensure_future(stop.wait())
-                await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+                work, stopped = start_for_caller(main()), start_for_caller(stop.wait())
+                both: list[asyncio.Future[Any]] = [work, stopped]
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                 await end_tasks(work, stopped)
                 if work.cancelled():
                     self.check()
@@ -152,9 +153,10 @@ class Child:
                 self.check()
                 await asyncio.sleep(GUARD_SECONDS)
 
-        task, watch = asyncio.ensure_future(work), asyncio.ensure_future(guard())
+        task, watch = start_for_caller(work), start_for_caller(guard())
+        both: list[asyncio.Future[Any]] = [task, watch]
         try:
-            await asyncio.wait([task, watch], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 watch.result()
         finally:

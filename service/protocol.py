@@ -6,7 +6,7 @@ Every other call, whatever it is and whatever is wrong with it, goes the ordinar
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -47,7 +47,7 @@ def quick_protocol(answers: dict[str, AnswerNow]) -> type[BoundedProtocol]:
         def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
             scope: Any = cycle.scope
             if (
-                scope["path"] in answers
+                self._front.route_path(scope) in answers
                 and scope["method"] == "POST"
                 and cycle.more_body
                 and 0 < declared_length(scope) <= SMALL_BYTES
@@ -67,7 +67,7 @@ def quick_protocol(answers: dict[str, AnswerNow]) -> type[BoundedProtocol]:
             if not self.flow.write_paused:
                 token = current_request_id.set(request_id_of(scope))
                 try:
-                    answer = answers[scope["path"]](scope, bytes(cycle.body))
+                    answer = answers[self._front.route_path(scope)](scope, bytes(cycle.body))
                 except Exception:  # a bug; the ordinary way answers the client
                     logger.exception("%s could not be answered at once", scope["path"])
                 finally:
@@ -91,10 +91,11 @@ def quick_protocol(answers: dict[str, AnswerNow]) -> type[BoundedProtocol]:
 
         def _head(self, cycle: RequestResponseCycle, status: int, lines: bytes) -> bytes:
             scope: Any = cycle.scope
-            return b"%b%b%b%b: %b\r\n%b\r\n" % (
+            return b"%b%b%b%b%b: %b\r\n%b\r\n" % (
                 STATUS_LINE[status],
                 default_lines.of(cycle.default_headers),
                 lines,
+                _lines(self._front.origin_headers(scope)),
                 REQUEST_ID_HEADER,
                 request_id_of(scope).encode("ascii"),
                 b"" if cycle.keep_alive else b"connection: close\r\n",
@@ -103,7 +104,7 @@ def quick_protocol(answers: dict[str, AnswerNow]) -> type[BoundedProtocol]:
     return QuickProtocol
 
 
-def _lines(headers: Headers) -> bytes:
+def _lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 

@@ -14,12 +14,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     StringConstraints,
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from asmg.log_format import EARLIEST_MS, LATEST_MS
 from service.limits import (
     MAX_BATCH,
     MAX_CATALOGUE_ITEMS,
@@ -27,11 +29,13 @@ from service.limits import (
     MAX_CLICKS,
     MAX_ID_LENGTH,
     MAX_IMPRESSIONS,
+    MAX_INTEGER_ID,
     MAX_INTERACTIONS,
     MAX_ITEMS,
     MAX_POSITION,
     MAX_REASON_LENGTH,
     MAX_REQUEST_HISTORY,
+    MIN_INTEGER_ID,
 )
 
 __all__ = [
@@ -61,6 +65,7 @@ __all__ = [
     "Readiness",
     "RollbackRequest",
     "RollbackResponse",
+    "Text",
     "parse_label",
     "parse_log",
     "parse_positions",
@@ -69,16 +74,25 @@ __all__ = [
 ]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-END_OF_TIME = datetime(2200, 1, 1, tzinfo=UTC)
+EARLIEST = EPOCH + timedelta(milliseconds=EARLIEST_MS)
+LATEST = EPOCH + timedelta(milliseconds=LATEST_MS)
+"""The first moment that is too late."""
+LEAST_MILLISECONDS = 10**11
+"""A smaller number does not count milliseconds: it would be before 4 March 1973. As seconds it is a time until 5138."""
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def parse_timestamp(value: Any) -> datetime:
-    """A moment between 1970 and 2200 in UTC, of an RFC 3339 text with an offset or of integer epoch milliseconds.
+    """A moment of the years 1990 to 2099 in UTC, of an RFC 3339 text with an offset or of integer epoch milliseconds.
 
     Raises:
-        PydanticCustomError: `value` is no such moment.
+        PydanticCustomError: `value` is no such moment; `epoch_seconds` where it is a number that most likely counts
+            seconds.
     """
+    if type(value) is int and 0 <= value < LEAST_MILLISECONDS:
+        raise PydanticCustomError(
+            "epoch_seconds", "epoch milliseconds, or a time in RFC 3339 with an offset; an integer below 1e11 is none"
+        )
     try:
         if type(value) is int:
             moment = EPOCH + timedelta(milliseconds=value)
@@ -86,11 +100,11 @@ def parse_timestamp(value: Any) -> datetime:
             moment = datetime.fromisoformat(value.upper()).astimezone(UTC)
         else:
             raise ValueError
-        if not EPOCH <= moment < END_OF_TIME:
+        if not EARLIEST <= moment < LATEST:
             raise ValueError
     except (ValueError, OverflowError):
         raise PydanticCustomError(
-            "no_time", "a time from 1970 to 2199: RFC 3339 with an offset, or integer epoch milliseconds"
+            "no_time", "a time from 1990 to 2099: RFC 3339 with an offset, or integer epoch milliseconds"
         ) from None
     return moment
 
@@ -149,13 +163,30 @@ def _log_schema(schema: dict[str, Any]) -> None:
 
 def _timestamp_schema(schema: dict[str, Any]) -> None:
     schema.clear()
-    schema["anyOf"] = [{"type": "string", "format": "date-time"}, {"type": "integer", "title": "epoch milliseconds"}]
+    milliseconds = {"type": "integer", "title": "epoch milliseconds", "minimum": EARLIEST_MS, "maximum": LATEST_MS - 1}
+    schema["anyOf"] = [{"type": "string", "format": "date-time"}, milliseconds]
 
 
 # Postgres cannot store NUL in text. A pattern is matched inside pydantic's core: no Python call for each of the items.
 _TEXT_PATTERN = r"^[^\x00]*$"
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=_TEXT_PATTERN)]
+
+class _OrInteger:
+    """A text, or an integer of 64 bits, which becomes its decimal text; one error for whatever is neither."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        integer = core_schema.int_schema(ge=MIN_INTEGER_ID, le=MAX_INTEGER_ID, strict=True)
+        return core_schema.union_schema(
+            [handler(source), core_schema.no_info_after_validator_function(str, integer)],
+            mode="left_to_right",
+            custom_error_type="no_id",
+            custom_error_message="an id",
+        )
+
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=_TEXT_PATTERN)]
+Id = Annotated[Text, _OrInteger()]
+"""An id as its text. A JSON integer is its decimal text: 42 and "42" are the same id."""
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REASON_LENGTH, pattern=_TEXT_PATTERN)]
 Label = Annotated[Literal[0, 1], BeforeValidator(parse_label)]
 Timestamp = Annotated[datetime, BeforeValidator(parse_timestamp), Field(json_schema_extra=_timestamp_schema)]
@@ -173,10 +204,17 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def _logs_only_users(schema: dict[str, Any]) -> None:
+    of_somebody = {"required": ["user_id"], "properties": {"user_id": {"type": ["string", "integer"]}}}
+    schema["anyOf"] = [of_somebody, {"properties": {"log_impressions": {"enum": [False, None]}}}]
+
+
 class PredictRequest(_Request):
     """Asks how likely a user is to click each of some items."""
 
-    user_id: Id
+    model_config = ConfigDict(json_schema_extra=_logs_only_users)
+
+    user_id: Id | None = Field(None, description="Absent or null for a visitor without an id, who is a cold user.")
     items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
     history: Annotated[list[Id], Field(max_length=MAX_REQUEST_HISTORY, fail_fast=True)] | None = Field(
         None, description="Items clicked before, newest first; in place of the history that the service keeps."
@@ -185,8 +223,15 @@ class PredictRequest(_Request):
     log_impressions: LogImpressions | None = Field(
         None,
         description="Log the items as shown in the order of their scores, all of them (`true`) or the best ones (their "
-        "number), under the `request_id` of the answer; the key needs the scope `ingest` too.",
+        "number), under the `request_id` of the answer; needs a `user_id`, and a key with the scope `ingest` too.",
     )
+
+    @field_validator("log_impressions")
+    @classmethod
+    def _of_somebody(cls, value: bool | int | None, info: ValidationInfo) -> bool | int | None:
+        if value and info.data.get("user_id", "") is None:
+            raise PydanticCustomError("of_nobody", "false, or absent, where there is no user_id to log impressions of")
+        return value
 
 
 HistoryUse = Annotated[
@@ -313,7 +358,9 @@ class ItemDocument(_Request):
     """An item of the catalogue with its categories."""
 
     item_id: Id
-    categories: Annotated[list[Id], Field(max_length=MAX_CATEGORIES, fail_fast=True)]
+    categories: Annotated[list[Id], Field(max_length=MAX_CATEGORIES, fail_fast=True)] | None = Field(
+        description="Null for none, as an empty list."
+    )
 
 
 class ItemsRequest(_Request):

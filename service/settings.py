@@ -1,30 +1,69 @@
 """The settings of one installation, read from the environment (`ASMG_…`) and passed in, never imported as a global."""
 
+import re
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.limits import KEPT_FOR_TRAINING, MAX_HISTORY, MAX_RATE, MIN_RATE
+from asmg.log_format import FUTURE_TOLERANCE_SECONDS
+from service.addresses import MAX_PORT, check_postgres_url, check_redis_url
+from service.limits import (
+    KEPT_FOR_TRAINING,
+    MAX_FUTURE_SECONDS,
+    MAX_HISTORY,
+    MAX_PREFIX_LENGTH,
+    MAX_RATE,
+    MIN_RATE,
+)
 
-__all__ = ["Settings", "sqlalchemy_dsn"]
+__all__ = ["Settings", "checked_prefix", "sqlalchemy_dsn"]
 
 ASYNCPG_SCHEME = "postgresql+asyncpg://"
 POSTGRES_SCHEMES = ("postgresql://", "postgres://", ASYNCPG_SCHEME)
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
+DEFAULT_PORTS = {"http": "80", "https": "443"}
+PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
+
+Several = Annotated[tuple[str, ...], NoDecode]
+"""In the environment separated by commas."""
 
 
 def sqlalchemy_dsn(dsn: str) -> str:
     """The DSN with the one driver that the service uses.
 
     Raises:
-        ValueError: the scheme is not one of `postgresql://`, `postgres://`, `postgresql+asyncpg://`.
+        ValueError: the scheme is not one of `postgresql://`, `postgres://`, `postgresql+asyncpg://`, or what follows
+            can be read in several ways.
     """
     for scheme in POSTGRES_SCHEMES:
         if dsn.startswith(scheme):
+            check_postgres_url(dsn)
             return ASYNCPG_SCHEME + dsn.removeprefix(scheme)
     raise ValueError(f"expected a DSN that starts with {' or '.join(POSTGRES_SCHEMES)}")
+
+
+def checked_prefix(path: str) -> str:
+    """A path prefix without a slash at its end; of `/` nothing is left.
+
+    Raises:
+        ValueError: it is none: `/` and letters, digits, `.`, `_`, `~` or `-`, once or several times, 256 characters at
+            most, and no part is `.` or `..`.
+    """
+    path = path.rstrip("/") if not path.endswith("//") else path
+    if path and (
+        len(path) > MAX_PREFIX_LENGTH or not PREFIX.fullmatch(path) or not {".", ".."}.isdisjoint(path.split("/"))
+    ):
+        raise ValueError(
+            f"expected a path of at most {MAX_PREFIX_LENGTH} characters such as /recommender/v1, of letters, digits, "
+            ". _ ~ and -"
+        )
+    return path
 
 
 class Settings(BaseSettings):
@@ -34,10 +73,13 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(Path("~/.local/share/asmg"), validate_default=True)
     """Folder of the embedded servers and of the memory-mapped serving snapshots."""
-    postgres_dsn: str | None = None
+    postgres_dsn: str | None = Field(None, repr=False)
     """Postgres of the installation; unset together with `redis_url` for the embedded servers."""
-    redis_url: str | None = None
+    redis_url: str | None = Field(None, repr=False)
     """Redis of the installation: `redis://`, `rediss://` or `unix://`."""
+    start_without_redis: bool = False
+    """Whether `asmg serve` and `asmg worker` start although Redis does not answer; one that is lost later never ends
+    them."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     api_workers: int = Field(1, ge=1)
@@ -55,6 +97,14 @@ class Settings(BaseSettings):
     """Certificate chain in PEM, for HTTPS without a proxy; together with `tls_key`."""
     tls_key: Path | None = None
     """Its private key in PEM, not encrypted."""
+    root_path: str = ""
+    """Path prefix under which clients see the service behind a proxy, such as `/recommender`. The proxy may pass it on
+    or take it off."""
+    trusted_proxies: Several = ()
+    """Addresses and networks (CIDR) of the proxies whose `X-Forwarded-Prefix` is believed; nobody's by default."""
+    cors_origins: Several = ()
+    """Origins (`https://shop.example.com`) whose pages may call the API from a browser, or `*` for all; none by
+    default."""
     prior_ctr: float | None = Field(None, gt=0, lt=1)
     """The click rate of the traffic, where it is known. Version 0 answers it (0.5 where it is not known), and what is
     learned from sampled negatives is served as if they were as many as it says."""
@@ -73,6 +123,9 @@ class Settings(BaseSettings):
     """After which a connection to Postgres is replaced, for what the server remembers for it grows."""
     store_deadline_seconds: float = Field(5.0, gt=0)
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
+    future_tolerance_seconds: float = Field(FUTURE_TOLERANCE_SECONDS, ge=0, le=MAX_FUTURE_SECONDS)
+    """How far the time of an event may be ahead of the clock of the process that takes it in; further ahead it is
+    refused."""
     attribution_window_seconds: float = Field(1800.0, ge=0, le=30 * 86_400)
     """How long after an impression a click on it counts; only then the impression becomes interactions."""
     negatives_per_positive: int = Field(0, ge=0, le=100)
@@ -88,8 +141,13 @@ class Settings(BaseSettings):
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.25, gt=0)
     """How often an api process looks for a new version where no notice reached it."""
+    snapshot_check_seconds: float = Field(60.0, gt=0)
+    """How often an api process compares the model that it serves, and the file of it, with their digest."""
     worker_poll_seconds: float = Field(1.0, gt=0)
     """How often the worker looks for a sealed period."""
+    worker_stall_seconds: float = Field(300.0, gt=0)
+    """A worker that did not get any further for so long is not healthy (`asmg worker --check`). Training tells of its
+    progress all the time, but reading or writing a very large period is one step."""
     max_attempts: int = Field(3, ge=1)
     """Updates of one period that may fail before it is quarantined."""
     keep_versions: int = Field(50, ge=2)
@@ -123,9 +181,38 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(REDIS_SCHEMES):
-            raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
+        if value is not None:
+            if not value.startswith(REDIS_SCHEMES):
+                raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
+            check_redis_url(value)
         return value
+
+    @field_validator("trusted_proxies", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, value: str) -> str:
+        return checked_prefix(value)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            try:
+                ip_network(proxy)
+            except ValueError:
+                raise ValueError(
+                    f"expected addresses or networks such as 10.0.0.7, 10.0.0.0/24 or fd00::/8; received {proxy!r}"
+                ) from None
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return value if value == ("*",) else tuple(_origin(given) for given in value)
 
     @field_validator("rate_limit")
     @classmethod
@@ -168,6 +255,11 @@ class Settings(BaseSettings):
         return self.data_dir / "serving"
 
     @property
+    def worker_dir(self) -> Path:
+        """Folder of the workers' heartbeats."""
+        return self.data_dir / "workers"
+
+    @property
     def attribution_window(self) -> timedelta:
         """`attribution_window_seconds`."""
         return timedelta(seconds=self.attribution_window_seconds)
@@ -176,3 +268,14 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether the service starts its own Postgres and Redis under `data_dir`."""
         return self.postgres_dsn is None
+
+
+def _origin(given: str) -> str:
+    """The origin as browsers write it: lower case, without the port that is the scheme's own."""
+    found = ORIGIN.fullmatch(given.lower())
+    if found is None or (found["port"] is not None and not 0 < int(found["port"]) <= MAX_PORT):
+        raise ValueError(
+            f"expected origins, SCHEME://HOST or SCHEME://HOST:PORT without a path, or * alone; received {given!r}"
+        )
+    own = found["port"] is not None and found["port"] == DEFAULT_PORTS.get(found["scheme"])
+    return found[0].removesuffix(f":{found['port']}") if own else found[0]

@@ -1,8 +1,8 @@
 """The calls that come most, as bare ASGI.
 
-FastAPI knows them as ordinary routes, for the description of the API and wherever a path reaches its router in another
-way (behind a prefix, say). `Shortcut` answers them before that: no route is searched, no dependency solved, no pydantic
-model built. What a body has to be is checked either way, by `service.bodies`.
+FastAPI knows them as ordinary routes, for the description of the API. `Shortcut` answers them before that: no route is
+searched, no dependency solved, no pydantic model built. What a body has to be is checked either way, by
+`service.bodies`.
 """
 
 import time
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.bodies import Bodies
 from service.context import current_request_id
 from service.dependencies import Parts
+from service.front import Front
 from service.head import REQUEST_ID_HEADER, request_id_of
 from service.limits import MAX_BODY_BYTES
 from service.metrics import Metrics
@@ -38,20 +39,26 @@ class Shortcut:
 
     Args:
         app: that gets the others.
+        front: that knows the path without a proxy's prefix.
         answers: by path, of POST requests.
         metrics: that count them.
         bodies: that count theirs.
     """
 
-    def __init__(self, app: ASGIApp, answers: Mapping[str, Answer], metrics: Metrics, bodies: Bodies) -> None:
+    def __init__(
+        self, app: ASGIApp, front: Front, answers: Mapping[str, Answer], metrics: Metrics, bodies: Bodies
+    ) -> None:
         self._app = app
+        self._front = front
         self._answers = answers
         self._metrics = metrics
         self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        answer = self._answers.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        path = self._front.route_path(scope) if is_post else ""
+        answer = self._answers.get(path)
         if answer is None:
             await self._app(scope, receive, send)
             return
@@ -59,7 +66,7 @@ class Shortcut:
         current_request_id.set(request_id_of(scope))
         request_id = (REQUEST_ID_HEADER, request_id_of(scope).encode("ascii"))
         try:
-            with self._bodies.counted(receive, MAX_BODY_BYTES) as receive_and_count:
+            with self._bodies.counted(scope, receive, MAX_BODY_BYTES) as receive_and_count:
                 content = await answer(scope["state"]["parts"], scope, receive_and_count)
             headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json"), request_id]
             status = 200
@@ -75,4 +82,4 @@ class Shortcut:
             status = response.status_code
             await response(scope, receive, send)
         finally:
-            self._metrics.note_request(scope["path"], status, time.perf_counter() - started)
+            self._metrics.note_request(path, status, time.perf_counter() - started)

@@ -25,22 +25,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from service.addresses import in_url, is_loopback, parse_address
 from service.context import NameRequest
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, NotReady
 from service.metrics import MULTIPROCESS_VARIABLE
 from service.settings import Settings
 from service.storage.database import Database, require_sessions
-from service.tasks import end_tasks
+from service.tasks import end_tasks, start_for_caller
 
 __all__ = [
     "Supervisor",
@@ -48,6 +48,7 @@ __all__ = [
     "environment_of",
     "installation",
     "listen",
+    "require_redis",
     "run_worker",
     "serve",
     "server_config",
@@ -64,6 +65,13 @@ BACKLOG = 2048
 TICK_SECONDS = 0.1
 PROBE_SECONDS = 2.0
 PARENT_CHECK_SECONDS = 0.5
+
+POSTGRES_REFUSALS = {
+    "28000": "does not let this user in",
+    "28P01": "refuses the user name or password",
+    "3D000": "has no database of this name",
+}
+"""What is wrong with a DSN, by SQLSTATE; whatever else it may be can pass by itself."""
 
 API_GRACE_SECONDS = 20
 """How long requests in flight may take to end; the server cuts them off then."""
@@ -97,7 +105,8 @@ def configure_logging() -> None:
 def environment_of(settings: Settings) -> dict[str, str]:
     """The variables that make a child read exactly these settings."""
     values = settings.model_dump(exclude_none=True)
-    return {f"ASMG_{name.upper()}": str(value) for name, value in values.items()}
+    texts = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
+    return {f"ASMG_{name.upper()}": text for name, text in texts.items()}
 
 
 @contextmanager
@@ -125,7 +134,7 @@ def installation(settings: Settings, *, migrate_first: bool = False, any_schema:
             )
         dsn = settings.postgres_dsn
         assert dsn is not None  # both or neither, says Settings
-        asyncio.run(require_sessions(dsn))
+        asyncio.run(_ping(dsn))
         if any_schema:
             pass
         elif embedded or migrate_first:
@@ -133,6 +142,34 @@ def installation(settings: Settings, *, migrate_first: bool = False, any_schema:
         else:
             _require_current_schema(dsn)
         yield settings
+
+
+async def _ping(dsn: str) -> None:
+    try:
+        await require_sessions(dsn)
+    except NotReady as error:
+        reason = POSTGRES_REFUSALS.get(str(getattr(error.__cause__, "sqlstate", None)))
+        if reason is None:
+            raise
+        raise ConfigurationError(f"the Postgres of ASMG_POSTGRES_DSN {reason}") from None
+
+
+def require_redis(settings: Settings) -> None:
+    """Return where Redis answers, or need not.
+
+    Raises:
+        ConfigurationError: it does not, and has to.
+    """
+    from service.storage.redis_state import unusable  # what the children, which import this module, do without
+
+    assert settings.redis_url is not None
+    if (reason := asyncio.run(unusable(settings.redis_url))) is None:
+        return
+    if not settings.start_without_redis:
+        raise ConfigurationError(
+            f"the Redis of ASMG_REDIS_URL {reason}; ASMG_START_WITHOUT_REDIS=true starts without it, slower"
+        )
+    logger.warning("the Redis of ASMG_REDIS_URL %s; the service starts without it, slower", reason)
 
 
 def _require_current_schema(dsn: str) -> None:
@@ -153,16 +190,18 @@ def _require_current_schema(dsn: str) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 is any that is free.
+    """A listening TCP socket; port 0 is any that is free. `::` takes IPv4 too, where the host can.
 
     Raises:
         ConfigurationError: the address is in use, or none of this host.
     """
     try:
+        host = str(parse_address(host) or host)  # 127.0.0.1 also where it is written ::ffff:127.0.0.1
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG)
+        both = address[0] == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise ConfigurationError(f"cannot listen on {in_url(host)}:{port}: {error.strerror or error}") from None
 
 
 @dataclass(slots=True)
@@ -262,18 +301,19 @@ def serve(settings: Settings, *, worker: bool | None = None, migrate_first: bool
         migrate_first: bring the schema of a configured database up to date.
 
     Raises:
-        ConfigurationError: something is set so that the service cannot start.
+        ConfigurationError: something is set so that the service cannot start, or Redis does not answer.
         NotReady: Postgres does not answer.
     """
     with_worker = settings.embedded if worker is None else worker
     with ExitStack() as stack:
         stop, hurry = stack.enter_context(_stop_signals())
         settings = stack.enter_context(installation(settings, migrate_first=migrate_first))
+        require_redis(settings)
         host = settings.host
         if not asyncio.run(_any_key_ever(settings)):
-            host = LOOPBACK
+            host = host if is_loopback(host) else LOOPBACK
             print(
-                f"asmg: there is no API key yet, so only this host can call the service ({LOOPBACK}); "
+                f"asmg: there is no API key yet, so only this host can call the service ({host}); "
                 "create one with `asmg keys create NAME --scope predict,ingest,admin` and start again",
                 file=sys.stderr,
                 flush=True,
@@ -296,7 +336,7 @@ def serve(settings: Settings, *, worker: bool | None = None, migrate_first: bool
                 supervisor.tend()
                 if not ready and (ready := _is_ready(host, port, tls=settings.tls_cert is not None)):
                     scheme = "http" if settings.tls_cert is None else "https"
-                    print(f"asmg: listening on {scheme}://{_in_url(host)}:{port}", flush=True)
+                    print(f"asmg: listening on {scheme}://{in_url(host)}:{port}", flush=True)
                 stop.wait(TICK_SECONDS)
         finally:
             listener.close()  # first, so that new connections are refused rather than left waiting for nobody
@@ -317,10 +357,6 @@ async def _any_key_ever(settings: Settings) -> bool:
         await database.close()
 
 
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 def _check_certificate(settings: Settings) -> None:
     """Return where the certificate and its key can be used, or there is none.
 
@@ -339,9 +375,9 @@ def _check_certificate(settings: Settings) -> None:
 
 
 def _is_ready(host: str, port: int, *, tls: bool) -> bool:
-    with suppress(ValueError):
-        if ip_address(host).is_unspecified:
-            host = "::1" if ":" in host else LOOPBACK
+    address = parse_address(host)
+    if address is not None and address.is_unspecified:
+        host = "::1" if address.version == 6 else LOOPBACK
     connection: HTTPConnection
     if tls:
         # Asks its own child, whose certificate is made out to another name.
@@ -430,7 +466,7 @@ def run_worker(settings: Settings) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        work, stopped = asyncio.ensure_future(run(settings)), asyncio.ensure_future(stop.wait())
+        work, stopped = start_for_caller(run(settings)), start_for_caller(stop.wait())
         try:
             await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -449,7 +485,12 @@ def main(arguments: Sequence[str]) -> None:
         case ["api", listener, _]:
             _run_api(Settings(), int(listener))
         case ["worker", _]:
-            run_worker(Settings())
+            try:
+                run_worker(Settings())
+            except ConfigurationError as error:
+                # One line each time that it is started again, ever less often: the api goes on without a worker.
+                logger.error("the worker cannot work with these settings: %s", error)
+                raise SystemExit(os.EX_CONFIG) from None
         case _:
             raise SystemExit(f"expected api FD PARENT or worker PARENT; received {' '.join(arguments)}")
 

@@ -1,16 +1,41 @@
-"""Asyncio tasks that end for certain, and calls that nobody waits for without end."""
+"""Asyncio tasks: whose they are, that they end for certain, and calls that nobody waits for without end.
+
+A task has the context of whoever starts it, and with it the request id in the log. So who starts one says whose work it
+is: `start_alone` or `start_for_caller`. Nothing else of the service starts tasks or timers (a test looks for it).
+"""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from typing import Any, ParamSpec, TypeVar
 
 from service.errors import NotReady
 
-__all__ = ["BoundedCalls", "end_tasks"]
+__all__ = ["BoundedCalls", "end_tasks", "run_alone", "start_alone", "start_for_caller"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 AGAIN_SECONDS = 0.5
+
+
+def start_alone(work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
+    """Start a task in the name of no request: one that goes on after the request which happens to start it, or that
+    works for several.
+    """
+    return asyncio.create_task(work, name=name, context=Context())
+
+
+def start_for_caller(work: Awaitable[T]) -> asyncio.Future[T]:
+    """Start a part of the caller's own work, which names the caller's request in log and audit; the caller waits for it
+    (or gives it up, and then it still is its work).
+    """
+    return asyncio.ensure_future(work)
+
+
+def run_alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in the name of no request."""
+    return Context().run(function, *args, **kwargs)
 
 
 async def end_tasks(*tasks: asyncio.Future[Any]) -> None:
@@ -48,7 +73,7 @@ class BoundedCalls:
 
     def __init__(self, most: int, seconds: float, server: str) -> None:
         self._most, self._seconds, self._server = most, seconds, server
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     async def run(self, call: Coroutine[Any, Any, T]) -> T:
         """What the call returns.
@@ -59,7 +84,7 @@ class BoundedCalls:
         if len(self._tasks) >= self._most:
             call.close()
             raise NotReady(f"{self._most} calls wait for {self._server} already")
-        task = asyncio.create_task(call)
+        task = start_for_caller(call)
         self._tasks.add(task)
         task.add_done_callback(self._end)
         done, _ = await asyncio.wait({task}, timeout=self._seconds)
@@ -71,7 +96,7 @@ class BoundedCalls:
         """End what is under way."""
         await end_tasks(*self._tasks)
 
-    def _end(self, task: asyncio.Task[Any]) -> None:
+    def _end(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # seen, also where nobody waits for it any more

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 import torch
 
@@ -9,14 +10,17 @@ from asmg.models import EmbeddingMLPConfig
 from asmg.training import Execution
 from asmg.updaters import build_updater
 from service.errors import ConfigurationError, NotReady, ServiceError
+from service.heartbeat import Heartbeat
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database, Leadership, require_sessions
 from service.storage.redis_state import HistoryStore, Notices, connect
+from service.tasks import end_tasks
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.resolve_labels import resolve_skipped
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
+from service.use_cases.training_state import check_configuration
 from service.use_cases.update_model import PeriodUpdate, Superseded, Workshop
 
 __all__ = ["run"]
@@ -30,13 +34,17 @@ is twice as long."""
 GOODBYE_SECONDS = 5.0
 """A worker that ends waits so long for Postgres to note that it did not die."""
 
+TELL_SECONDS = 5.0
+"""How often the leader tells the api processes when it last got further."""
+
 
 async def run(settings: Settings) -> None:
     """Lead when nobody else does, and while leading update on every sealed period; until cancelled.
 
     Raises:
-        ConfigurationError: a DSN is missing, the update method or the device is unknown, or a pooler is
-            between that keeps no sessions.
+        ConfigurationError: a DSN is missing, the update method or the device is unknown, a pooler is between that keeps
+            no sessions, or the method cannot go on from the training state that there is, or that a rollback has
+            brought back. No period is touched then.
     """
     if settings.postgres_dsn is None or settings.redis_url is None:
         raise ConfigurationError("expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither")
@@ -51,24 +59,30 @@ async def run(settings: Settings) -> None:
     redis = connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
     histories = HistoryStore(redis, database, length=settings.history_length)
-    workshop = Workshop(settings, database, ArtifactStore(database, redis), Notices(redis), updater, histories)
+    heartbeat = Heartbeat(settings.worker_dir)
+    artifacts, notices = ArtifactStore(database, redis), Notices(redis)
+    workshop = Workshop(settings, database, artifacts, notices, updater, histories, beat=heartbeat.beat)
     logger.info("worker started with %s", settings.updater)
     pause = _Pause(settings.worker_poll_seconds)
     checked = False
     try:
         while True:
+            heartbeat.beat()
             try:
                 if not checked:
                     await require_sessions(settings.postgres_dsn)
                     checked = True
+                await check_configuration(
+                    database, artifacts, updater
+                )  # also in reserve: it should not come to light when it is needed
                 if await leadership.try_acquire():
-                    await leadership.hold(_lead(workshop, pause))
+                    await leadership.hold(_lead(workshop, pause, heartbeat))
                 pause.reset()
                 await asyncio.sleep(settings.worker_poll_seconds)
-            except ConfigurationError:
-                raise
             except Superseded as superseded:
                 logger.info("an update stops: %s", superseded)
+            except ConfigurationError:
+                raise
             except Exception as error:
                 # Nothing that goes wrong here is a period's fault, and the stages say where to go on. Most often it is
                 # Postgres or this host's disk; a worker of another host may have better luck.
@@ -82,6 +96,7 @@ async def run(settings: Settings) -> None:
         await leadership.release()
         await redis.aclose()
         await database.close()
+        heartbeat.close()
 
 
 class _Pause:
@@ -98,15 +113,27 @@ class _Pause:
         return seconds
 
 
-async def _lead(workshop: Workshop, pause: _Pause) -> None:
+async def _lead(workshop: Workshop, pause: _Pause, heartbeat: Heartbeat) -> None:
     """Update on one sealed period after the other, without end."""
-    await ensure_prior(workshop.database, workshop.artifacts, workshop.settings.prior_ctr)
-    await sweep(workshop.database)
+    telling = asyncio.ensure_future(_tell(workshop.notices, heartbeat))
+    try:
+        await ensure_prior(workshop.database, workshop.artifacts, workshop.settings.prior_ctr)
+        await sweep(workshop.database)
+        while True:
+            heartbeat.beat()
+            busy = await _update_next(workshop)
+            pause.reset()
+            if not busy:
+                await asyncio.sleep(workshop.settings.worker_poll_seconds)
+    finally:
+        await end_tasks(telling)
+
+
+async def _tell(notices: Notices, heartbeat: Heartbeat) -> None:
+    """Have the api processes know when this worker, the leader, last got further."""
     while True:
-        busy = await _update_next(workshop)
-        pause.reset()
-        if not busy:
-            await asyncio.sleep(workshop.settings.worker_poll_seconds)
+        await notices.note_leader(time.time() - (time.monotonic() - heartbeat.last))
+        await asyncio.sleep(TELL_SECONDS)
 
 
 async def _update_next(workshop: Workshop) -> bool:
@@ -115,13 +142,14 @@ async def _update_next(workshop: Workshop) -> bool:
         period = await session.periods.next_sealed()
     if period is None:
         return False
+    await check_configuration(workshop.database, workshop.artifacts, workshop.updater)
     await merge_event_ids(workshop.database)
     await resolve_skipped(workshop.database, workshop.histories, workshop.settings.attribution_window)
     number, ended = period.number, True
     try:
         version = await PeriodUpdate(workshop, number).run()
         logger.info("period %d: version %d is published", number, version)
-    except (NotReady, Superseded):
+    except (NotReady, Superseded, ConfigurationError):  # no fault of the period
         raise
     except OSError as error:  # of this machine, which no other period would fare better with
         await note_trouble(workshop.database, number, workshop.worker, error)

@@ -2,11 +2,11 @@
 
 from asmg.datasets.diginetica import read_diginetica, read_diginetica_clicks
 from asmg.datasets.folders import FolderLog, open_folder, recognise_folder
+from asmg.datasets.generic import LogOptions, read_log
 from asmg.datasets.log import InteractionLog, cut
 from asmg.datasets.movielens import read_ml_100k
-from asmg.datasets.reading import read_log
 from asmg.datasets.sampling import SampledLog, SamplingMode, sample_negatives
-from asmg.log_format import ColumnMap, CutBy, LogFormatError, TimestampFormat
+from asmg.log_format import ColumnMap, CutBy, LogFormatError
 
 __all__ = [
     "ColumnMap",
@@ -14,9 +14,9 @@ __all__ = [
     "FolderLog",
     "InteractionLog",
     "LogFormatError",
+    "LogOptions",
     "SampledLog",
     "SamplingMode",
-    "TimestampFormat",
     "cut",
     "open_folder",
     "read_diginetica",

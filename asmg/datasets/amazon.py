@@ -1,8 +1,10 @@
 """Amazon reviews: the CSV files of user, item, rating and timestamp (seconds), one for each department."""
 
+from asmg.datasets.fields import identifier, rating
 from asmg.datasets.gathering import Events, Gathering, Source
 from asmg.datasets.movielens import LIKED
-from asmg.datasets.scan import Layout, identifier, numbered_moment, rating
+from asmg.datasets.scan import Layout
+from asmg.datasets.times import time_of
 from asmg.log_format import LogFormatError
 
 __all__ = ["AMAZON", "read_amazon"]
@@ -25,7 +27,7 @@ def read_amazon(gathering: Gathering) -> Events:
         "user": identifier(),
         "item": identifier(),
         "rating": rating(LIKED, 1, 5),
-        "timestamp": numbered_moment("s"),
+        "timestamp": time_of("s"),
     }
     layout = Layout(names=_NAMES, header_optional=True, quoted=True)
     return gathering.gather(gathering.read(path), layout, fields, ("user", "item", "timestamp"), label="rating")

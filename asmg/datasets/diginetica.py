@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from asmg.datasets.fields import identifier, read_ids, whole_number
 from asmg.datasets.gathering import Events, Gathering, Ids, Source
 from asmg.datasets.log import InteractionLog
-from asmg.datasets.reading import read_ids
 from asmg.datasets.sampling import sample_negatives
-from asmg.datasets.scan import DAY_MS, Layout, identifier, moment, whole_number
+from asmg.datasets.scan import Layout
 from asmg.datasets.table import Table
+from asmg.datasets.times import DAY_MS, time_of
 from asmg.log_format import LogFormatError
 
 _WEEK_MS = 7 * DAY_MS
@@ -137,7 +138,7 @@ def read_diginetica_raw(gathering: Gathering) -> Events:
         "sessionId": identifier(),
         "itemId": identifier(),
         "timeframe": whole_number(0, 365 * DAY_MS),
-        "eventdate": moment(),
+        "eventdate": time_of("utc"),
     }
     events = gathering.gather(
         gathering.find("train-item-views.csv"),

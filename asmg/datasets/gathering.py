@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from asmg.datasets.fields import Field
 from asmg.datasets.log import IdArray, InteractionLog
-from asmg.datasets.scan import BLOCK_BYTES, Field, Layout, Malformed, Scan
+from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
 from asmg.log_format import LogFormatError
 
 __all__ = ["Events", "Gathering", "Ids", "Keep", "Progress", "Source"]

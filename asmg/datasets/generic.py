@@ -1,94 +1,172 @@
-"""A log of one's own, CSV or Parquet, of any size: the streaming counterpart of `asmg.datasets.read_log`."""
+"""A log of one's own, CSV or Parquet, of any size: what `asmg import` and `asmg experiment prepare` both read with."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from pathlib import Path
 
-from asmg.datasets.gathering import Events, Gathering
-from asmg.datasets.reading import recognise_timestamp
-from asmg.datasets.scan import (
-    Field,
-    Layout,
-    Scan,
-    category_list,
-    identifier,
-    labels,
-    moment,
-    numbered_moment,
-    text,
-    unreadable,
-)
-from asmg.datasets.table import LIST_SEPARATOR
-from asmg.log_format import ColumnMap, LogFormatError, TimestampFormat
+import numpy as np
+import polars as pl
 
-__all__ = ["LogOptions", "read_generic"]
+from asmg.datasets.fields import Field, category_list, identifier, labels, rating, split_categories, whole_number
+from asmg.datasets.gathering import Events, Gathering, Ids
+from asmg.datasets.log import IdArray, InteractionLog
+from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
+from asmg.datasets.times import TimeForm, check_form, time_of
+from asmg.log_format import FUTURE_TOLERANCE_SECONDS, ColumnMap, LogFormatError
 
+__all__ = ["LogForm", "LogOptions", "distinct_categories", "find_form", "read_generic", "read_log"]
 
-_TRIED = 1_000
-"""Rows of which, where bad ones are left out, the first may tell the format of the timestamps."""
+_DELIMITERS = ",;\t|"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """What the columns of the file are called, and what they mean: see `asmg.datasets.read_log`."""
+    """What the columns of the file are called, and what they mean."""
 
     columns: ColumnMap = field(default_factory=ColumnMap)
     positives_only: bool | None = None
-    timestamp_format: TimestampFormat | None = None
+    """None: where there is no label column; True: such a column is not read; False: there has to be one."""
+    positive_from: float | None = None
+    """The least rating that is a positive, where the label column holds ratings; None: it holds labels."""
+    timestamp_format: TimeForm | None = None
+    """See `times.time_of`; None: each value is recognised by itself."""
+    timezone: str | None = None
+    """Of times that do not say theirs, a name of the IANA database."""
     delimiter: str | None = None
+    """Of a CSV file; None: the one of comma, semicolon, tab and | that parts the header into the columns."""
+    future_seconds: float = FUTURE_TOLERANCE_SECONDS
+    """How far an event may be ahead of now."""
 
     def __post_init__(self) -> None:
-        if self.timestamp_format is not None and self.timestamp_format not in get_args(TimestampFormat):
-            raise ValueError(
-                f"timestamp_format: expected one of s, ms, rfc3339, utc; received {self.timestamp_format!r}"
-            )
+        check_form(self.timestamp_format, self.timezone)
+        if self.positive_from is not None and self.positives_only:
+            raise ValueError("positive_from: expected none with positives only; received both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogForm:
+    """How a file is read, and which of its columns is what."""
+
+    path: Path
+    layout: Layout
+    fields: dict[str, Field]
+    user: str
+    item: str
+    time: str
+    label: str | None
+    """None: each row is a positive."""
+    categories: str | None
+    period: str | None
+
+    def scan(self, malformed: Malformed = "error", block_bytes: int = BLOCK_BYTES) -> Scan:
+        """A pass over the file."""
+        return Scan(self.path, self.layout, self.fields, malformed, block_bytes)
+
+
+def find_form(path: Path, options: LogOptions) -> LogForm:
+    """What the header and the options say of a file.
+
+    Raises:
+        LogFormatError: the file has no header.
+        ValueError: one column is to be two things.
+        OSError: it cannot be opened.
+    """
+    columns = options.columns
+    layout, header = _find_layout(path, options)
+    label, categories = columns.label or "label", columns.categories or "categories"
+    said = columns.label is not None or options.positives_only is False or options.positive_from is not None
+    has_labels = not options.positives_only and (said or label in header)
+    has_categories = categories in header or columns.categories is not None
+    label_field = labels() if options.positive_from is None else rating(options.positive_from)
+    time = time_of(options.timestamp_format, options.timezone, future_seconds=options.future_seconds)
+    wanted = [(columns.user_id, identifier()), (columns.item_id, identifier()), (columns.timestamp, time)]
+    wanted += [(label, label_field)] if has_labels else []
+    wanted += [(categories, category_list())] if has_categories else []
+    wanted += [(columns.period, whole_number(-(10**15), 10**15))] if columns.period is not None else []
+    if len(dict(wanted)) != len(wanted):
+        raise ValueError(f"columns: expected a column of its own for each; received {columns}")
+    return LogForm(
+        path=path,
+        layout=layout,
+        fields=dict(wanted),
+        user=columns.user_id,
+        item=columns.item_id,
+        time=columns.timestamp,
+        label=label if has_labels else None,
+        categories=categories if has_categories else None,
+        period=columns.period,
+    )
+
+
+def _find_layout(path: Path, options: LogOptions) -> tuple[Layout, tuple[str, ...]]:
+    """The layout whose delimiter parts the header into most of the wanted columns, and that header."""
+    columns = options.columns
+    wanted = {columns.user_id, columns.item_id, columns.timestamp, columns.label, columns.categories, columns.period}
+    found: list[tuple[int, int, int, Layout, tuple[str, ...]]] = []
+    errors = []
+    for n, delimiter in enumerate(options.delimiter or _DELIMITERS):
+        layout = Layout(delimiter=delimiter, quoted=True, blanks=True)
+        try:
+            header = Scan(path, layout, {}, block_bytes=1 << 16).header()
+        except LogFormatError as error:
+            errors.append(error)
+        else:
+            found.append((len(wanted.intersection(header)), len(header), -n, layout, header))
+    if not found:
+        raise errors[0]
+    best = max(found, key=lambda way: way[:3])
+    return best[3], best[4]
 
 
 def read_generic(gathering: Gathering, options: LogOptions) -> Events:
     """The log; where rows disagree on an item's categories, the last that names any is believed."""
-    path, columns = gathering.raw, options.columns
+    path = gathering.raw
     if not path.is_file():
         raise LogFormatError(path, "a CSV or Parquet file", "a folder" if path.is_dir() else "nothing there")
-    gathering.read(path)
-    delimiter = options.delimiter or ("\t" if path.name.endswith((".tsv", ".tsv.gz")) else ",")
-    layout = Layout(delimiter=delimiter, quoted=True)
-    first = Scan(path, layout, {}, block_bytes=1 << 16).peek(1 if gathering.malformed == "error" else _TRIED)
-    label = columns.label or "label"
-    has_labels = not options.positives_only and (label in first or columns.label is not None)
-    if options.positives_only is False:
-        has_labels = True
-    categories = columns.categories or "categories"
-    has_categories = categories in first or columns.categories is not None
-    fields = {columns.user_id: identifier(), columns.item_id: identifier(), columns.timestamp: text()}
-    fields |= {label: labels()} if has_labels else {}
-    fields |= {categories: category_list()} if has_categories else {}
-    if len(fields) != 3 + has_labels + has_categories:
-        raise ValueError(f"columns: expected a column of its own for each; received {columns}")
-    if columns.timestamp in first:  # gather says so where it is not
-        fields[columns.timestamp] = _moment(first[columns.timestamp], options.timestamp_format)
+    form = find_form(gathering.read(path), options)
     return gathering.gather(
         path,
-        layout,
-        fields,
-        (columns.user_id, columns.item_id, columns.timestamp),
-        label=label if has_labels else None,
-        category=categories if has_categories else None,
+        form.layout,
+        form.fields,
+        (form.user, form.item, form.time),
+        label=form.label,
+        category=form.categories,
         believed="last",
-        split=lambda value: tuple(dict.fromkeys(value.split(LIST_SEPARATOR))),
+        split=distinct_categories,
     )
 
 
-def _moment(first: Sequence[str], given: TimestampFormat | None) -> Field:
-    """How timestamps are read, as was said or as the first one that looks like any does."""
-    expected = ""
-    for value in first if given is None else ():
-        try:
-            given = recognise_timestamp(value)
-            break
-        except ValueError as error:
-            expected = expected or str(error)
-    if given is None:
-        return unreadable(expected)  # so that the place is named, or the rows are counted
-    if given in ("s", "ms"):
-        return numbered_moment(given)
-    return moment(zone=given == "rfc3339")
+def distinct_categories(text: str) -> tuple[str, ...]:
+    """The categories that the text of a column names, each once."""
+    return tuple(dict.fromkeys(split_categories(text)))
+
+
+def read_log(path: str | Path, options: LogOptions | None = None) -> InteractionLog:
+    """Reads a small log of interactions as a whole: one a row, in any order.
+
+    CSV (RFC 4180, UTF-8, a header line; also compressed by gzip) and Parquet are told apart by their content. Where
+    rows disagree on an item's categories, the last that names any is believed.
+
+    Raises LogFormatError for content that is not as said, and OSError for a file that cannot be opened.
+    """
+    form = find_form(Path(path), options or LogOptions())
+    frame = pl.concat(form.scan().blocks())
+    items, categories = frame[form.item], {}
+    if form.categories is not None:
+        rows = zip(items, frame[form.categories], strict=True)
+        categories = {item: distinct_categories(text) for item, text in rows if text}
+    return InteractionLog(
+        user_ids=_ids(frame[form.user]),
+        item_ids=_ids(items),
+        labels=np.ones(frame.height, np.uint8) if form.label is None else frame[form.label].to_numpy(),
+        timestamps_ms=frame[form.time].to_numpy(),
+        categories=categories,
+        period=None if form.period is None else frame[form.period].to_numpy(),
+        positives_only=form.label is None,
+    )
+
+
+def _ids(column: pl.Series) -> IdArray:
+    """[n] ids; equal ones are one object, because a log repeats them many times."""
+    ids = Ids()
+    numbers = ids.encode(column)
+    return np.array(ids.names(), np.object_)[numbers]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,11 @@ class InteractionLog:
         return np.argsort(self.timestamps_ms, kind="stable")
 
 
+def windows_of(timestamps_ms: npt.NDArray[np.int64], by: Literal["hour", "day", "week"]) -> npt.NDArray[np.int64]:
+    """[n] numbers of the hour, day or week (from Monday) of UTC that each time is in."""
+    return (timestamps_ms - _WINDOW_START_MS[by]) // _WINDOW_MS[by]
+
+
 def cut(log: InteractionLog, by: CutBy, size: int = 1) -> list[IndexArray]:
     """Cuts a log into consecutive periods, none of them empty.
 
@@ -104,6 +109,6 @@ def cut(log: InteractionLog, by: CutBy, size: int = 1) -> list[IndexArray]:
         within = np.argsort(numbers, kind="stable")
         order, numbers = order[within], numbers[within]
     else:
-        windows = (log.timestamps_ms[order] - _WINDOW_START_MS[by]) // _WINDOW_MS[by]
+        windows = windows_of(log.timestamps_ms[order], by)
         numbers = (windows - windows[0]) // size
     return np.split(order, np.flatnonzero(np.diff(numbers)) + 1)

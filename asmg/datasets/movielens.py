@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from asmg.datasets.fields import identifier, rating, read_ids
 from asmg.datasets.gathering import Events, Gathering, Keep, Source
 from asmg.datasets.log import InteractionLog
-from asmg.datasets.reading import read_ids, read_timestamps
-from asmg.datasets.scan import Layout, identifier, numbered_moment, rating
+from asmg.datasets.scan import Layout
 from asmg.datasets.table import read_table
+from asmg.datasets.times import time_of
 from asmg.log_format import LogFormatError
 
 LIKED = 4
@@ -40,11 +41,13 @@ def read_ml_100k(folder: str | Path) -> InteractionLog:
 
     films = read_table(folder / _FILMS, ["item_id:token", "class:token_seq"], delimiter="\t", quoted=False)
     genres = [tuple(text.split()) for text in films.column("class:token_seq").values]
+    time = time_of("s")
+    moments = ratings.column("timestamp:float").convert(time.convert, time.expected)
     return InteractionLog(
         user_ids=read_ids(ratings.column("user_id:token")),
         item_ids=read_ids(ratings.column("item_id:token")),
         labels=(np.array(rated) >= LIKED).astype(np.uint8),
-        timestamps_ms=read_timestamps(ratings.column("timestamp:float"), "s"),
+        timestamps_ms=np.array(moments, np.int64),
         categories=dict(zip(read_ids(films.column("item_id:token")), genres, strict=True)),
     )
 
@@ -139,7 +142,7 @@ def _ratings(
     """The file of ratings, from `least` to 5 stars; its columns are those of user, film, rating and time."""
     gathering.folders()  # the ratings alone are not enough
     user, film, stars, time = columns
-    fields = {user: identifier(), film: identifier(), stars: rating(LIKED, least, 5), time: numbered_moment("s")}
+    fields = {user: identifier(), film: identifier(), stars: rating(LIKED, least, 5), time: time_of("s")}
     return gathering.gather(gathering.find(name), layout, fields, (user, film, time), label=stars, keep=keep)
 
 

@@ -12,67 +12,29 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
-from asmg.datasets.reading import LABELS, MAX_ID_LENGTH, parse_utc, parse_with_zone
-from asmg.datasets.table import LIST_SEPARATOR, as_text, find_columns
+from asmg.datasets.fields import BLANKS, Field
+from asmg.datasets.table import as_text, find_columns
 from asmg.log_format import LogFormatError
 
-__all__ = [
-    "BLOCK_BYTES",
-    "Field",
-    "Layout",
-    "Malformed",
-    "Scan",
-    "category_list",
-    "day_of_year_2014",
-    "identifier",
-    "labels",
-    "moment",
-    "numbered_moment",
-    "rating",
-    "text",
-    "unreadable",
-    "whole_number",
-]
+__all__ = ["BLOCK_BYTES", "PARQUET_ROW_BYTES", "Layout", "Malformed", "Scan"]
 
 BLOCK_BYTES = 1 << 26
 """Bytes of a block."""
 
 _PIECE = 1 << 20  # bytes read at once, so that of a damaged file the line is known
 
-PARQUET_ROWS = 1 << 20
-"""Rows of a block of a Parquet file."""
+PARQUET_ROW_BYTES = 64
+"""What a row of a Parquet file is taken to be of a block."""
 
 Malformed = Literal["error", "drop"]
 """What becomes of a row that is not as expected: the end of it all, or it is left out and counted."""
 
-DAY_MS = 86_400_000
 _LONGEST_ROW = 1 << 24  # bytes; and at least four blocks
-_EARLIEST_MS, _LATEST_MS = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100
-
-
-@dataclass(frozen=True)
-class Field:
-    """How the text of a column is read, twice: all of a block at once, and a single value.
-
-    What `parse` reads, `convert` reads as the same value; `parse` may leave more to `convert` than is wrong.
-    """
-
-    kind: Any
-    """The Polars type of the values."""
-    parse: Callable[[pl.Expr], pl.Expr]
-    """Text → values, null where it is for `convert` to say."""
-    convert: Callable[[str], Any]
-    """Text → value; ValueError where it is none."""
-    expected: str
-    """What a good value is."""
-    refused: tuple[str, ...] = ()
-    """How the names of Parquet types begin that such a column cannot have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +49,8 @@ class Layout:
     """The columns of a file without a header line."""
     header_optional: bool = False
     """Whether a first line that holds just these names is a header."""
+    blanks: bool = False
+    """Whether blanks and tabs around names and values mean nothing."""
 
 
 @dataclass
@@ -123,46 +87,28 @@ class Scan:
         if not self.rows:
             raise LogFormatError(self.path, "at least one row", "none")
 
-    def peek(self, rows: int = 1) -> dict[str, list[str]]:
-        """The columns of the file, with what the first rows have there; `fields` does not matter.
+    def header(self) -> tuple[str, ...]:
+        """What the columns of the file are called; `fields` does not matter.
 
         Raises:
-            LogFormatError: there is neither a header nor a row.
+            LogFormatError: there is no header.
         """
-        with self.path.open("rb") as file:
-            start = file.read(4)
-        if start == b"PAR1":
-            try:
-                frame = pl.scan_parquet(self.path, glob=False).head(rows).collect()
-            except (pl.exceptions.PolarsError, OSError) as error:
-                raise self._damaged_parquet(error) from error
-            if not frame.height:
-                raise LogFormatError(self.path, "at least one row", "none")
-            return {column.name: self._peek_at(column) for column in frame}
         with self.path.open("rb") as raw:
+            start = raw.read(4)
+            raw.seek(0)
+            if start == b"PAR1":
+                try:
+                    return tuple(pl.scan_parquet(self.path, glob=False).collect_schema())
+                except (pl.exceptions.PolarsError, OSError) as error:
+                    raise self._damaged_parquet(error) from error
             binary = gzip.GzipFile(fileobj=raw) if start[:2] == b"\x1f\x8b" else raw
-            block = b"".join(islice(self._cut(binary), 2))  # the last line may be a block of its own
-        if not block:
-            raise LogFormatError(self.path, "a file with rows", "an empty file")
-        reader = self._reader(self._decode(block, 1))
-        try:
-            found = (row for row in reader if row)
-            names: list[str] = next(found, [])
-            first = list(islice(found, 1))
-            if first and len(first[0]) != len(names):  # it will be an error, or left out
-                first = list(islice((row for row in found if len(row) == len(names)), 1)) or [[""] * len(names)]
-            first += islice((row for row in found if len(row) == len(names)), rows - 1)
-        except csv.Error as error:
-            raise LogFormatError(self.path, "delimited values (RFC 4180)", str(error), line=reader.line_num) from error
-        if not first:
-            raise LogFormatError(self.path, "a header line and a row", "no row")
-        return {name: [row[n] for row in first] for n, name in enumerate(names)}
-
-    def _peek_at(self, column: pl.Series) -> list[str]:
-        try:
-            return [str(value) for value in as_text(self.path, column)]
-        except LogFormatError:
-            return [""]  # a type that no column of a log has
+            line = 1
+            for block in self._cut(binary):
+                names, _, _ = self._first_row(block, line)
+                if names:
+                    return names
+                line += block.count(b"\n")
+        raise LogFormatError(self.path, "a header line and rows", "blank lines" if start else "an empty file")
 
     def _text_blocks(self, compressed: bool) -> Iterator[pl.DataFrame]:
         size = self.path.stat().st_size
@@ -176,7 +122,7 @@ class Scan:
                     if first:  # else there were blank lines only
                         if names is None or (self.layout.header_optional and first == names):
                             names, block, line = first, rest, line + lines
-                        columns = find_columns(self.path, names, list(self.fields), ())
+                        columns = find_columns(self.path, names, list(self.fields))
                 if block and names is not None and columns is not None:
                     yield self._parse(block, line, names, columns)
                 line += block.count(b"\n")
@@ -230,7 +176,10 @@ class Scan:
             raise LogFormatError(self.path, "a header line", str(error), line=line) from error
         for _ in range(reader.line_num):
             end = block.find(b"\n", end) + 1 or len(block)
-        return tuple(first), block[end:], reader.line_num
+        return tuple(map(self._bare, first)), block[end:], reader.line_num
+
+    def _bare(self, value: str) -> str:
+        return value.strip(BLANKS) if self.layout.blanks else value
 
     def _decode(self, block: bytes, line: int) -> str:
         try:
@@ -278,9 +227,11 @@ class Scan:
             b'"' in block or block.count(delimiter.encode()) != raw.height * (len(names) - 1)
         ):
             return None  # an empty last value, or a row that is too short
+        values = {name: pl.col(f"{at}") for name, at in columns.items()}
+        if self.layout.blanks and (b" " in block or b"\t" in block):
+            values = {name: value.str.strip_chars(BLANKS) for name, value in values.items()}
         frame = raw.select(
-            self.fields[name].parse(pl.col(f"{at}")).cast(self.fields[name].kind).alias(name)
-            for name, at in columns.items()
+            self.fields[name].parse(value).cast(self.fields[name].kind).alias(name) for name, value in values.items()
         )
         return None if any(frame.null_count().row(0)) else frame
 
@@ -296,7 +247,7 @@ class Scan:
                 raise LogFormatError(self.path, "delimited values (RFC 4180)", str(error), line=line) from error
             if row:
                 self.rows += 1
-                values = self._convert(row, line, width, columns)
+                values = self._convert([*map(self._bare, row)] if self.layout.blanks else row, line, width, columns)
                 if values is not None:
                     yield values
             line = first + reader.line_num
@@ -311,16 +262,16 @@ class Scan:
             return None
         values = []
         for name, at in columns.items():
+            field, value = self.fields[name], row[at]
             try:
-                values.append(self.fields[name].convert(row[at]))
+                values.append(field.convert(value))
             except ValueError:
                 if self.malformed == "error":
-                    value = row[at]
-                    received = repr(value if len(value) <= 60 else value[:60] + "…")
+                    received, hint = repr(value if len(value) <= 60 else value[:60] + "…"), field.hint(value)
                     raise LogFormatError(
-                        self.path, self.fields[name].expected, received, column=name, line=line, unit=unit
+                        self.path, field.expected, received, column=name, line=line, unit=unit, hint=hint
                     ) from None
-                self._drop(f"rows whose {name} is not {self.fields[name].expected}")
+                self._drop(f"rows whose {name} is not {field.expected}")
                 return None
         return values
 
@@ -338,15 +289,17 @@ class Scan:
             total = int(lazy.select(pl.len()).collect().item())
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._damaged_parquet(error) from error
-        columns = {name: n for n, name in enumerate(find_columns(self.path, names, list(self.fields), ()))}
-        for start in range(0, total, PARQUET_ROWS):
+        columns = {name: n for n, name in enumerate(find_columns(self.path, names, list(self.fields)))}
+        rows_at_once = max(1, self.block_bytes // PARQUET_ROW_BYTES)
+        for start in range(0, total, rows_at_once):
             try:
-                raw = lazy.select(list(columns)).slice(start, PARQUET_ROWS).collect()
+                raw = lazy.select(list(columns)).slice(start, rows_at_once).collect()
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise self._damaged_parquet(error) from error
             for name, found in raw.schema.items():
                 if str(found).startswith(self.fields[name].refused):
-                    raise LogFormatError(self.path, self.fields[name].expected, str(found), column=name)
+                    hint = "text or whole numbers are read as ids"
+                    raise LogFormatError(self.path, self.fields[name].expected, str(found), column=name, hint=hint)
             texts = pl.DataFrame({name: as_text(self.path, raw[name]) for name in columns})
             frame = texts.select(self.fields[name].parse(pl.col(name)).cast(self.fields[name].kind) for name in columns)
             if any(frame.null_count().row(0)):
@@ -362,169 +315,3 @@ class Scan:
 
     def _damaged_parquet(self, error: Exception) -> LogFormatError:
         return LogFormatError(self.path, "a complete Parquet file", f"one that is cut short or damaged ({error})")
-
-
-# How single columns are read.
-
-
-def identifier() -> Field:
-    """An id of 1 to 256 characters."""
-
-    def parse(column: pl.Expr) -> pl.Expr:
-        good = column.str.len_chars().is_between(1, MAX_ID_LENGTH) & ~column.str.contains("\0", literal=True)
-        return pl.when(good).then(column)
-
-    def convert(value: str) -> str:
-        if not 0 < len(value) <= MAX_ID_LENGTH or "\0" in value:
-            raise ValueError
-        return value
-
-    # A column of 12.0 most likely holds the id 12, of which a writer made a float.
-    return Field(pl.String, parse, convert, f"an id of 1 to {MAX_ID_LENGTH} characters without NUL", ("Float", "Date"))
-
-
-def text() -> Field:
-    """Any text, an empty one too."""
-    return Field(pl.String, lambda column: column.fill_null(""), str, "text")
-
-
-def unreadable(expected: str) -> Field:
-    """A column in which nothing is as expected."""
-
-    def convert(value: str) -> int:
-        raise ValueError
-
-    return Field(pl.Int64, lambda column: pl.when(column != column).then(0), convert, expected)
-
-
-def category_list() -> Field:
-    """Categories of 1 to 256 characters, separated by `|`, as text; the empty text names none."""
-
-    def parse(column: pl.Expr) -> pl.Expr:
-        column = column.fill_null("")
-        separator = LIST_SEPARATOR
-        bad = column.str.len_chars() > MAX_ID_LENGTH
-        for part in ("\0", 2 * separator):
-            bad |= column.str.contains(part, literal=True)
-        return pl.when(~(bad | column.str.starts_with(separator) | column.str.ends_with(separator))).then(column)
-
-    def convert(value: str) -> str:
-        for part in value.split(LIST_SEPARATOR) if value else ():
-            if not 0 < len(part) <= MAX_ID_LENGTH or "\0" in part:
-                raise ValueError
-        return value
-
-    expected = f"categories of 1 to {MAX_ID_LENGTH} characters, separated by {LIST_SEPARATOR!r}"
-    return Field(pl.String, parse, convert, expected)
-
-
-def whole_number(low: int, high: int) -> Field:
-    """A whole number from `low` to `high`."""
-
-    def parse(column: pl.Expr) -> pl.Expr:
-        number = column.cast(pl.Int64, strict=False)
-        return pl.when(number.is_between(low, high)).then(number)
-
-    def convert(value: str) -> int:
-        if not re.fullmatch(r"[+-]?\d{1,18}", value, re.ASCII) or not low <= int(value) <= high:
-            raise ValueError
-        return int(value)
-
-    return Field(pl.Int64, parse, convert, f"a whole number from {low} to {high}")
-
-
-def rating(liked: float, low: float, high: float) -> Field:
-    """The label of a rating: 1 from `liked` on."""
-
-    def parse(column: pl.Expr) -> pl.Expr:
-        plain = column.str.contains(r"^\d{1,3}(\.\d{1,9})?$")
-        number = pl.when(plain).then(column).cast(pl.Float64, strict=False)
-        return pl.when(number.is_between(low, high)).then(number >= liked)
-
-    def convert(value: str) -> int:
-        if not re.fullmatch(r"\d{1,3}(\.\d{1,9})?", value, re.ASCII) or not low <= float(value) <= high:
-            raise ValueError
-        return int(float(value) >= liked)
-
-    return Field(pl.UInt8, parse, convert, f"a rating from {low:g} to {high:g}")
-
-
-def labels() -> Field:
-    """0 or 1."""
-
-    def convert(value: str) -> int:
-        if value not in LABELS:
-            raise ValueError
-        return LABELS[value]
-
-    return Field(
-        pl.UInt8,
-        lambda column: column.replace_strict(LABELS, default=None, return_dtype=pl.UInt8),
-        convert,
-        "0 or 1",
-    )
-
-
-def numbered_moment(unit: Literal["s", "ms"]) -> Field:
-    """Seconds, perhaps with a fraction, or milliseconds since 1970, read as milliseconds."""
-    scale, pattern = (1000, r"\d{1,15}(\.\d{1,9})?") if unit == "s" else (1, r"\d{1,15}(\.0{1,9})?")
-
-    def parse(column: pl.Expr) -> pl.Expr:
-        plain = pl.when(column.str.contains(f"^{pattern}$")).then(column)
-        milliseconds = (plain.cast(pl.Float64, strict=False) * scale).round(mode="half_to_even").cast(pl.Int64)
-        return pl.when(milliseconds.is_between(_EARLIEST_MS, _LATEST_MS, closed="left")).then(milliseconds)
-
-    def convert(value: str) -> int:
-        if not re.fullmatch(pattern, value, re.ASCII):
-            raise ValueError
-        milliseconds = round(float(value) * scale)
-        if not _EARLIEST_MS <= milliseconds < _LATEST_MS:
-            raise ValueError
-        return milliseconds
-
-    name = "seconds" if unit == "s" else "milliseconds"
-    return Field(pl.Int64, parse, convert, f"{name} since 1970, of the years 1990 to 2099")
-
-
-def moment(*, zone: bool = False) -> Field:
-    """A date and time (RFC 3339), read as milliseconds since 1970.
-
-    Args:
-        zone: whether it must have a time zone; without one it is UTC, and the time of day may be missing too.
-    """
-    given = "Z" if zone else "Z?"
-
-    def parse(column: pl.Expr) -> pl.Expr:
-        plain = pl.when(column.str.contains(rf"^\d{{4}}-\d\d-\d\dT\d\d:\d\d:[0-5]\d(\.\d{{1,6}})?{given}$")).then(
-            column
-        )
-        time = plain.str.strip_suffix("Z").str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="ms", strict=False)
-        if not zone:
-            day = pl.when(column.str.contains(r"^\d{4}-\d\d-\d\d$")).then(column)
-            time = pl.coalesce(time, day.str.to_datetime("%Y-%m-%d", time_unit="ms", strict=False))
-        milliseconds = time.dt.epoch("ms")
-        return pl.when(milliseconds.is_between(_EARLIEST_MS, _LATEST_MS, closed="left")).then(milliseconds)
-
-    def convert(value: str) -> int:
-        milliseconds = (parse_with_zone if zone else parse_utc)(value)
-        if not _EARLIEST_MS <= milliseconds < _LATEST_MS:
-            raise ValueError
-        return milliseconds
-
-    needed = " with a time zone" if zone else ""
-    return Field(pl.Int64, parse, convert, f"a date and time (RFC 3339){needed} of the years 1990 to 2099")
-
-
-def day_of_year_2014() -> Field:
-    """MMDD of 2014, with or without a leading zero, read as that day's midnight (UTC) in milliseconds since 1970."""
-
-    def parse(column: pl.Expr) -> pl.Expr:
-        plain = pl.when(column.str.contains(r"^\d{3,4}$")).then(column)
-        return ("2014" + plain.str.zfill(4)).str.to_date("%Y%m%d", strict=False).cast(pl.Datetime("ms")).dt.epoch("ms")
-
-    def convert(value: str) -> int:
-        if not re.fullmatch(r"\d{3,4}", value, re.ASCII):
-            raise ValueError
-        return parse_utc(f"2014-{value.zfill(4)[:2]}-{value.zfill(4)[2:]}")
-
-    return Field(pl.Int64, parse, convert, "a day of 2014 as MMDD")

@@ -3,15 +3,17 @@
 The paper takes all of it: 842,660 rows of 17,126 users and 24,785 items (its authors' counts).
 """
 
+from asmg.datasets.fields import identifier
 from asmg.datasets.gathering import Events, Gathering, Source
-from asmg.datasets.scan import Layout, identifier, moment
+from asmg.datasets.scan import Layout
+from asmg.datasets.times import time_of
 
 __all__ = ["SOBAZAAR", "read_sobazaar"]
 
 
 def read_sobazaar(gathering: Gathering) -> Events:
     """All rows, each a positive."""
-    fields = {"UserID": identifier(), "ItemID": identifier(), "Timestamp": moment()}
+    fields = {"UserID": identifier(), "ItemID": identifier(), "Timestamp": time_of("utc")}
     path = gathering.find("Sobazaar-hashID.csv")
     return gathering.gather(path, Layout(quoted=True), fields, ("UserID", "ItemID", "Timestamp"))
 

@@ -1,10 +1,10 @@
-"""The wanted columns of a CSV or Parquet file as text, with the place each value came from."""
+"""Small delimited files, such as lists of films: the wanted columns as text, with the line each value came from."""
 
 import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -23,17 +23,12 @@ class Column:
     table: "Table"
     name: str
     values: list[str]
-    kind: str = "text"
-    """The type that the column has in a Parquet file, `text` in CSV."""
 
     def error(self, row: int, expected: str) -> LogFormatError:
         """What is wrong with the value of a row (counted from 0)."""
         value = self.values[row]
         received = repr(value if len(value) <= 60 else value[:60] + "…")
-        table = self.table
-        return LogFormatError(
-            table.path, expected, received, column=self.name, line=table.lines[row], unit=table.line_unit
-        )
+        return LogFormatError(self.table.path, expected, received, column=self.name, line=self.table.lines[row])
 
     def convert(self, convert: Callable[[str], Any], expected: str) -> list[Any]:
         """The values converted; the first for which `convert` raises ValueError or KeyError is a LogFormatError."""
@@ -52,20 +47,11 @@ class Column:
 class Table:
     """The wanted columns of a file as text, and the line each row came from."""
 
-    def __init__(
-        self,
-        path: Path,
-        columns: dict[str, list[str]],
-        lines: Sequence[int],
-        line_unit: str = "line",
-        kinds: Mapping[str, str] | None = None,
-    ) -> None:
-        """`lines[i]` is the line, or with another `line_unit` the row, of the file that row i came from."""
+    def __init__(self, path: Path, columns: dict[str, list[str]], lines: Sequence[int]) -> None:
+        """`lines[i]` is the line of the file that row i came from."""
         self.path = path
         self.lines = lines
-        self.line_unit = line_unit
         self._columns = columns
-        self._kinds = kinds or {}
 
     def __contains__(self, name: object) -> bool:
         """Whether the file has the column."""
@@ -73,44 +59,32 @@ class Table:
 
     def column(self, name: str) -> Column:
         """One of the columns asked for."""
-        return Column(self, name, self._columns[name], self._kinds.get(name, "text"))
+        return Column(self, name, self._columns[name])
 
 
-def read_table(
-    path: Path,
-    required: Sequence[str],
-    optional: Sequence[str] = (),
-    *,
-    delimiter: str = ",",
-    quoted: bool = True,
-) -> Table:
-    """Reads columns of a CSV or Parquet file as text.
+def read_table(path: Path, columns: Sequence[str], *, delimiter: str = ",", quoted: bool = True) -> Table:
+    """Reads columns of a delimited file, perhaps compressed by gzip, as text.
 
-    Raises LogFormatError where it is neither, holds no row, or lacks a required column.
+    Raises LogFormatError where it is none, holds no row, or lacks a column.
     """
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(2)
     if not start:
-        raise LogFormatError(path, "a header line or a Parquet file", "an empty file")
-    if start == b"PAR1":
-        table = _read_parquet(path, required, optional)
-    else:
-        compressed = start[:2] == b"\x1f\x8b"
-        try:
-            table = _read_csv(path, required, optional, compressed, delimiter, quoted)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise LogFormatError(path, "a complete gzip file", f"one that is cut short or damaged ({error})") from error
-        except UnicodeDecodeError as error:
-            received = f"byte {error.object[error.start]:#04x}"
-            raise LogFormatError(path, "text in UTF-8", received, line=_undecodable_line(path, compressed)) from error
+        raise LogFormatError(path, "a header line", "an empty file")
+    compressed = start == b"\x1f\x8b"
+    try:
+        table = _read_csv(path, columns, compressed, delimiter, quoted)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise LogFormatError(path, "a complete gzip file", f"one that is cut short or damaged ({error})") from error
+    except UnicodeDecodeError as error:
+        received = f"byte {error.object[error.start]:#04x}"
+        raise LogFormatError(path, "text in UTF-8", received, line=_undecodable_line(path, compressed)) from error
     if not len(table.lines):
-        raise LogFormatError(path, "at least one interaction", "none")
+        raise LogFormatError(path, "at least one row", "none")
     return table
 
 
-def _read_csv(
-    path: Path, required: Sequence[str], optional: Sequence[str], compressed: bool, delimiter: str, quoted: bool
-) -> Table:
+def _read_csv(path: Path, columns: Sequence[str], compressed: bool, delimiter: str, quoted: bool) -> Table:
     with _open(path, compressed) as binary:
         text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
         # Python's own reader knows the line of each row: a value may hold line breaks, and lines may be blank.
@@ -122,7 +96,7 @@ def _read_csv(
         if header is None:
             raise LogFormatError(path, "a header line", "blank lines")
         names = header[1]
-        indices = find_columns(path, names, required, optional)
+        indices = find_columns(path, names, columns)
         values: list[list[str]] = [[] for _ in indices]
         wanted = list(zip(values, indices.values(), strict=True))
         lines = []
@@ -164,19 +138,9 @@ def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
         line = reader.line_num + 1
 
 
-def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) -> Table:
-    try:
-        names = list(pl.read_parquet_schema(path))
-        indices = find_columns(path, names, required, optional)
-        frame = pl.read_parquet(path, columns=list(indices), glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise LogFormatError(path, "a complete Parquet file", f"one that is cut short or damaged ({error})") from error
-    columns = {name: as_text(path, frame[name]).to_list() for name in indices}
-    kinds = {name: str(frame[name].dtype) for name in indices}
-    return Table(path, columns, range(1, frame.height + 1), "row", kinds)
-
-
 _PLAIN_KINDS = (pl.String, pl.Boolean, pl.Date, pl.Categorical, pl.Enum)
+_NO_TEXT = r"[\x00-\x1f\x7f]"
+_UUID_BYTES = 16
 
 
 def as_text(path: Path, series: pl.Series) -> pl.Series:
@@ -188,19 +152,40 @@ def as_text(path: Path, series: pl.Series) -> pl.Series:
         if kind.time_zone is not None:
             series = series.dt.convert_time_zone("UTC")
         series = series.dt.strftime("%Y-%m-%dT%H:%M:%S%.3f" + ("" if kind.time_zone is None else "Z"))
-    elif not (kind.is_integer() or kind.is_float() or kind in _PLAIN_KINDS):
-        raise LogFormatError(path, "text, numbers, dates or lists of text", str(kind), column=series.name)
+    elif kind == pl.Binary:
+        series = _binary_as_text(path, series)
+    elif not (kind.is_integer() or kind.is_float() or kind.is_decimal() or kind in _PLAIN_KINDS):
+        expected = "text, numbers, dates, UUIDs or lists of text"
+        raise LogFormatError(path, expected, str(kind), column=series.name)
     return series.cast(pl.String).fill_null("")
 
 
-def find_columns(path: Path, names: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> dict[str, int]:
-    """Name → position of the required columns and of those optional ones that are there."""
+def _binary_as_text(path: Path, series: pl.Series) -> pl.Series:
+    """Bytes that are text in UTF-8 as that, and 16 bytes each that are not as UUIDs, which Parquet stores so."""
+    try:
+        text = series.cast(pl.String)
+        if not text.str.contains(_NO_TEXT).any():
+            return text
+    except pl.exceptions.PolarsError:
+        pass  # some are no UTF-8
+    if not (series.drop_nulls().bin.size() == _UUID_BYTES).all():
+        expected = f"text in UTF-8, or UUIDs of {_UUID_BYTES} bytes"
+        raise LogFormatError(path, expected, "other bytes", column=series.name)
+    digits = series.bin.encode("hex")
+    parts = pl.select(pl.concat_str([digits.str.slice(*part) for part in _UUID_PARTS], separator="-"))
+    return parts.to_series().alias(series.name)
+
+
+_UUID_PARTS = ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))
+
+
+def find_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> dict[str, int]:
+    """Name → position of the wanted columns."""
     found = {}
-    for name in dict.fromkeys([*required, *optional]):
+    for name in wanted:
         if names.count(name) > 1:
             raise LogFormatError(path, f"one column {name!r}", f"{names.count(name)} of them", line=1)
-        if name in names:
-            found[name] = names.index(name)
-        elif name in required:
+        if name not in names:
             raise LogFormatError(path, f"a column {name!r}", ", ".join(names)[:200] or "no column", line=1)
+        found[name] = names.index(name)
     return found

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from asmg.datasets.fields import identifier, text, whole_number
 from asmg.datasets.gathering import Events, Gathering, Source
-from asmg.datasets.scan import DAY_MS, Layout, day_of_year_2014, identifier, text, whole_number
+from asmg.datasets.scan import Layout
+from asmg.datasets.times import DAY_MS, day_of_year_2014
 
 __all__ = ["TMALL", "TmallRule", "read_tmall"]
 

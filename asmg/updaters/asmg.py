@@ -41,8 +41,8 @@ from asmg.generator import (
     LinearGenerator,
 )
 from asmg.generator_training import GeneratorTraining
-from asmg.models import Params, forget
-from asmg.training import Execution, Progress, narrow, predict_logits
+from asmg.models import Params, forget, read_rows
+from asmg.training import Execution, Progress, narrow, predict_logits, take
 from asmg.updaters.base import Updater
 
 __all__ = ["Asmg", "AsmgConfig", "AsmgState"]
@@ -317,6 +317,26 @@ class Asmg(Updater[AsmgState]):
             models = min(models, self.config.window)
         return (*state.data, data)[-(models - 1) :] if models > 1 else ()
 
+    @override
+    def rehearse(
+        self,
+        state: AsmgState,
+        data: PeriodData,
+        held_out: PeriodData,
+        *,
+        rng: torch.Generator,
+        progress: Progress | None = None,
+    ) -> dict[str, Tensor]:
+        """See Updater. Beside it what ω_t, which has not seen this period, makes of the sequence that ends with it."""
+        found = self.base.rehearsed(state.base, data, held_out, rng, progress)
+        models: dict[str, Params] = {"incremental": found.params}
+        if state.models and found.rows is not None:
+            rows = found.rows
+            hidden = {group: read_rows(h, rows[group]) if group in rows else h for group, h in state.hidden.items()}
+            generated, _, _ = self._read(state.weights, [*(take(m, rows) for m in state.models), found.params], hidden)
+            models["generated"] = blend(found.params, generated, self.trust(state))
+        return {name: predict_logits(self.model, params, found.held_out) for name, params in models.items()}
+
     def _generate(self, state: AsmgState) -> AsmgState:
         """The tables of Θ_{t+1}, the state before the next window, and Θ*_{t+1}: all that is as large as the tables."""
         base = self.base.committed(state.base)
@@ -325,20 +345,25 @@ class Asmg(Updater[AsmgState]):
             models = ()
         if not models:
             return replace(state, base=base, generated=base.params)
+        generated, hidden, leaving = self._read(state.weights, models, state.hidden)
+        self.model.check(generated)
+        models = models[1:] if leaving else models
+        return replace(state, base=base, models=models, hidden=hidden, generated=generated)
+
+    def _read(self, weights: Params, models: Sequence[Params], hidden: HiddenState) -> tuple[Params, HiddenState, bool]:
+        """Θ* of a sequence that got longer by one, the state before the next, and whether the oldest model leaves."""
         leaving = self.config.window is not None and len(models) > self.config.window
         advance = leaving and self.config.carry_hidden
         read = models if advance or not leaving else models[1:]
         generated, hidden = self.generator.generate(
-            state.weights,
+            weights,
             read,
-            state.hidden,
+            hidden,
             advance=int(advance),
             compiled=self.execution.compiled,
             device=self.execution.torch_device,
         )
-        self.model.check(generated)
-        models = models[1:] if leaving else models
-        return replace(state, base=base, models=models, hidden=hidden, generated=generated)
+        return generated, hidden, leaving
 
     @override
     def signature(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ period's traffic costs; the last one writes whole tables.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from asmg.base_training import BaseState, BaseTraining
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import BaseModel, Params
-from asmg.training import Progress
+from asmg.training import Progress, predict_logits
 
 __all__ = ["StateT", "Updater"]
 
@@ -96,6 +96,39 @@ class Updater(ABC, Generic[StateT]):
             state = self.run_stage(stage, state, data, rng=rng, progress=part)
         return state
 
+    def base_of(self, state: StateT) -> BaseState:
+        """The base model within the state."""
+        return state if isinstance(state, BaseState) else state.base  # type: ignore[attr-defined]  # every other has one
+
+    def rehearse(
+        self,
+        state: StateT,
+        data: PeriodData,
+        held_out: PeriodData,
+        *,
+        rng: torch.Generator,
+        progress: Progress | None = None,
+    ) -> dict[str, Tensor]:
+        """Ask models that learned only a part of a period about the other part, before the update learns all of it.
+
+        By default the base model learns `data` in one incremental pass, whatever else the method does with a period.
+
+        Args:
+            state: the one before the update; left as it was.
+            data: the part that is learned.
+            held_out: the part that is not, with the same table sizes.
+            rng: of this training.
+            progress: told the fraction done.
+
+        Returns:
+            name of a serving model → its logits float32 on `held_out`, in its order.
+
+        Raises:
+            DivergedError: when training met a loss that is not finite.
+        """
+        found = self.base.rehearsed(self.base_of(state), data, held_out, rng, progress)
+        return {"incremental": predict_logits(self.model, found.params, found.held_out)}
+
     @abstractmethod
     def forgotten(self, state: StateT, rows: Mapping[str, Tensor]) -> StateT:
         """The state as if nobody had ever had these rows, so that new ids can have them.
@@ -130,6 +163,25 @@ class Updater(ABC, Generic[StateT]):
             CheckpointError: when the parts belong to another method or configuration.
         """
 
+    def check_continuable(self, meta: Mapping[str, Any], names: Collection[str]) -> None:
+        """See, by its header alone, whether this method could go on from a dump: by `load`, or by `adopted`.
+
+        Args:
+            meta: of the dump's part "updater".
+            names: of all of its parts.
+
+        Raises:
+            CheckpointError: it could not. What only the tensors tell, `load` and `adopted` find out.
+        """
+        if meta.get("updater") == self.name:
+            self._check_meta(meta)
+            return
+        expected = self.model.config.to_json()
+        if meta.get("model") != expected:
+            raise CheckpointError(f"model: expected {expected}; received {meta.get('model')}")
+        if missing := {"base", "optimizer"} - set(names):
+            raise CheckpointError(f"{self.name}: expected the parts {sorted(missing)} too; received {sorted(names)}")
+
     def signature(self) -> dict[str, Any]:
         """What a state has to have been made with to be continued by this method; plain JSON values."""
         return {"updater": self.name, "model": self.model.config.to_json()}
@@ -142,11 +194,15 @@ class Updater(ABC, Generic[StateT]):
         """The meta data of the part "updater"; CheckpointError where the state is that of another."""
         if "updater" not in parts:
             raise CheckpointError(f"{self.name}: expected a part updater; received {sorted(parts)}")
-        meta, expected = parts["updater"].meta, self.signature()
+        meta = parts["updater"].meta
+        self._check_meta(meta)
+        return meta
+
+    def _check_meta(self, meta: Mapping[str, Any]) -> None:
+        expected = self.signature()
         received = {name: meta.get(name) for name in expected}
         if received != expected:
             raise CheckpointError(f"updater: expected a state of {expected}; received one of {received}")
-        return meta
 
     def check_parts(self, parts: Mapping[str, Checkpoint], expected: set[str]) -> None:
         """Raise CheckpointError unless these parts are there and no others."""

@@ -9,6 +9,7 @@ generator's.
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -287,12 +288,21 @@ async def _publish_lines() -> None:
     while line := await asyncio.to_thread(sys.stdin.readline):
         version, digest = line.split()
         if kept := find(settings.data_dir / KEPT, digest, FILE_SUFFIX):
-            settings.serving_dir.mkdir(exist_ok=True)
-            with suppress(FileExistsError):  # the api processes keep the last few themselves
-                os.link(kept, settings.serving_dir / kept.name)
+            # Of a file with another name beside it nobody would be sure that it stays as it is.
+            await asyncio.to_thread(_copy, kept, settings.serving_dir)
         await _publish(database, int(version), digest, settings.swap_lead_seconds)
         await notices.publish_swap()
         print(flush=True)
+
+
+def _copy(kept: Path, folder: Path) -> None:
+    place = folder / kept.name
+    if not place.exists():  # the api processes keep the last few themselves
+        folder.mkdir(exist_ok=True)
+        unfinished = folder / f".{kept.name}"
+        shutil.copyfile(kept, unfinished)
+        unfinished.chmod(0o400)
+        unfinished.rename(place)
 
 
 async def _publish(database: Database, version: int, digest: str, lead_seconds: float) -> None:

@@ -20,20 +20,24 @@ from service.cli.options import (
     CategoriesColumn,
     ItemColumn,
     LabelColumn,
+    MalformedRows,
     Negatives,
+    PositiveFrom,
     PositivesOnly,
     Rate,
     Reason,
     TimeFormat,
     TimestampColumn,
+    Timezone,
     UserColumn,
     expiry_of,
 )
 from service.cli.periods import periods
 from service.console import make_console
+from service.heartbeat import check_workers
 from service.limits import MAX_KEY_DAYS
 from service.storage.database import Database
-from service.supervisor import configure_logging, installation, run_worker, serve
+from service.supervisor import configure_logging, installation, require_redis, run_worker, serve
 from service.use_cases.audit import AuditPage, list_audit
 from service.use_cases.auth import SCOPES, create_key, limit_key, list_keys, revoke_key
 
@@ -122,21 +126,42 @@ def serve_command(
         Path | None, typer.Option(help="Serve HTTPS with this certificate chain (PEM). [ASMG_TLS_CERT]")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM), not encrypted. [ASMG_TLS_KEY]")] = None,
+    root_path: Annotated[
+        str | None, typer.Option(help="Path prefix that a proxy puts before all paths. [ASMG_ROOT_PATH]")
+    ] = None,
     migrate: Annotated[bool, typer.Option("--migrate", help="Bring the schema of the database up to date.")] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Serve the API; without ASMG_POSTGRES_DSN and ASMG_REDIS_URL with servers of its own."""
     with plain_errors():
         settings = load_settings(
-            host=host, port=port, api_workers=workers, tls_cert=tls_cert, tls_key=tls_key, data_dir=data_dir
+            host=host,
+            port=port,
+            api_workers=workers,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            root_path=root_path,
+            data_dir=data_dir,
         )
         serve(settings, worker=worker, migrate_first=migrate)
 
 
 @app.command("worker")
-def worker_command(data_dir: DataDir = None) -> None:
+def worker_command(
+    check: Annotated[
+        bool, typer.Option("--check", help="Start none: fail unless one runs on this host and gets further.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
     """Update the model on each period that was closed. Of several workers one works and the others wait."""
+    if check:
+        with plain_errors():
+            settings = load_settings(data_dir=data_dir)
+            age = check_workers(settings.worker_dir, settings.worker_stall_seconds)
+            print(f"asmg: the worker got further {age:.1f} s ago")
+        return
     with plain_errors(), installation(load_settings(data_dir=data_dir)) as settings:
+        require_redis(settings)
         run_worker(settings)
 
 
@@ -167,7 +192,10 @@ def import_command(
     positives_only: PositivesOnly = None,
     negatives: Negatives = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampled negatives.")] = 0,
+    positive_from: PositiveFrom = None,
     timestamp_format: TimeFormat = None,
+    timezone: Timezone = None,
+    malformed: MalformedRows = "error",
     append: Annotated[
         bool, typer.Option("--append", help="Add to the open period even where it holds other interactions.")
     ] = False,
@@ -177,33 +205,41 @@ def import_command(
     data_dir: DataDir = None,
 ) -> None:
     """Backfill from a log of interactions, period by period; stopped and started again, it goes on where it was."""
-    from service.backfill import ImportOptions, run_import  # with the training library, which takes seconds to import
+    # With the training library, which takes seconds to import.
+    from asmg.datasets.generic import LogOptions
+    from service.backfill import ImportOptions, run_import
 
     by = by or ("column" if period_column else "day")
     if by == "column" and (period_column is None or size is not None):
         raise typer.BadParameter("expected --period-column, and no --size, with --by column")
     if by in ("count", "periods") and size is None:
         raise typer.BadParameter(f"expected --size with --by {by}; received none")
-    options = ImportOptions(
-        file=file,
-        by=by,
-        size=size or 1,
-        columns=ColumnMap(
-            user_id=user_column,
-            item_id=item_column,
-            timestamp=timestamp_column,
-            label=label_column,
-            categories=categories_column,
-            period=period_column if by == "column" else None,
-        ),
-        positives_only=positives_only,
-        negatives=negatives,
-        seed=seed,
-        timestamp_format=timestamp_format,
-        append=append,
-        worker=not no_worker,
+    columns = ColumnMap(
+        user_id=user_column,
+        item_id=item_column,
+        timestamp=timestamp_column,
+        label=label_column,
+        categories=categories_column,
+        period=period_column if by == "column" else None,
     )
     with plain_errors(), unusable_files():
+        options = ImportOptions(
+            file=file,
+            by=by,
+            size=size or 1,
+            log=LogOptions(
+                columns=columns,
+                positives_only=positives_only,
+                positive_from=positive_from,
+                timestamp_format=timestamp_format,
+                timezone=timezone,
+            ),
+            malformed=malformed,  # type: ignore[arg-type] # checked by ImportOptions
+            negatives=negatives,
+            seed=seed,
+            append=append,
+            worker=not no_worker,
+        )
         code = run_import(options, load_settings(data_dir=data_dir))
     raise typer.Exit(code)
 

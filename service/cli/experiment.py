@@ -13,10 +13,13 @@ from service.cli.options import (
     CategoriesColumn,
     ItemColumn,
     LabelColumn,
+    MalformedRows,
     Negatives,
+    PositiveFrom,
     PositivesOnly,
     TimeFormat,
     TimestampColumn,
+    Timezone,
     UserColumn,
 )
 from service.console import StageBar, make_console
@@ -39,16 +42,16 @@ def prepare_command(
     out: Annotated[Path, typer.Option(help="A new folder.")],
     seed: Annotated[int, typer.Option(help="Of the sampled negatives.")] = 0,
     negatives: Negatives = 1,
-    malformed: Annotated[
-        str, typer.Option(help="What becomes of a row that cannot be read: `error`, or `drop` (counted in the card).")
-    ] = "error",
+    malformed: MalformedRows = "error",
     user_column: UserColumn = "user_id",
     item_column: ItemColumn = "item_id",
     label_column: LabelColumn = None,
     timestamp_column: TimestampColumn = "timestamp",
     categories_column: CategoriesColumn = None,
     positives_only: PositivesOnly = None,
+    positive_from: PositiveFrom = None,
     timestamp_format: TimeFormat = None,
+    timezone: Timezone = None,
 ) -> None:
     """Prepare a public log by the paper's rules, or one of your own, for `asmg experiment run`.
 
@@ -72,7 +75,13 @@ def prepare_command(
             seed=seed,
             negatives=negatives,
             malformed=malformed,  # type: ignore[arg-type] # checked by PrepareOptions
-            log=LogOptions(columns=columns, positives_only=positives_only, timestamp_format=timestamp_format),
+            log=LogOptions(
+                columns=columns,
+                positives_only=positives_only,
+                positive_from=positive_from,
+                timestamp_format=timestamp_format,
+                timezone=timezone,
+            ),
         )
         bar.begin("reading")
         card = prepare(options, progress=bar.show)

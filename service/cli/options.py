@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from asmg.log_format import TimestampFormat
 from service.limits import MAX_KEY_DAYS, MAX_REASON_LENGTH
 from service.schemas import parse_timestamp
 
@@ -14,12 +13,15 @@ __all__ = [
     "CategoriesColumn",
     "ItemColumn",
     "LabelColumn",
+    "MalformedRows",
     "Negatives",
+    "PositiveFrom",
     "PositivesOnly",
     "Rate",
     "Reason",
     "TimeFormat",
     "TimestampColumn",
+    "Timezone",
     "UserColumn",
     "expiry_of",
 ]
@@ -42,8 +44,22 @@ PositivesOnly = Annotated[
 ]
 Negatives = Annotated[int, typer.Option(min=1, help="Sampled for each row of a log of positives only.")]
 TimeFormat = Annotated[
-    TimestampFormat | None,
-    typer.Option(help="Seconds or milliseconds since 1970, RFC 3339, or that without a zone; by default recognised."),
+    str | None,
+    typer.Option(
+        metavar="FORM",
+        help="s, ms, us or ns since 1970; rfc3339; utc: that without a zone; or a pattern of strptime, such as "
+        "'%d-%m-%Y %H:%M'. By default each time is recognised.",
+    ),
+]
+Timezone = Annotated[
+    str | None, typer.Option(help="Of times that do not say their zone, such as Europe/Berlin.", metavar="NAME")
+]
+PositiveFrom = Annotated[
+    float | None,
+    typer.Option(help="The label column holds ratings, and one from here on is a positive.", metavar="RATING"),
+]
+MalformedRows = Annotated[
+    str, typer.Option("--malformed", help="What becomes of a row that cannot be read: `error`, or `drop` (counted).")
 ]
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from service.dependencies import Caller, JsonBody, Parts, Requires, Service, body_schema
-from service.schemas import Id, PinRequest, PinResponse, RollbackRequest, RollbackResponse
+from service.routers.numbers import Before, Limit, Number
+from service.schemas import PinRequest, PinResponse, RollbackRequest, RollbackResponse, Text
 from service.use_cases.audit import AuditPage, list_audit
 from service.use_cases.pins import set_pinned
 from service.use_cases.rollback import rollback
@@ -22,15 +23,15 @@ Admin = Annotated[Caller, Depends(Requires("admin"))]
 async def get_models(
     service: Service,
     _: Admin,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    before: Annotated[int | None, Query(ge=0)] = None,
+    limit: Limit = 50,
+    before: Before = None,
 ) -> ModelPage:
     """A page of versions with lineage, scores and the gate's decision; `next` is `before` of the page that follows."""
     return await list_models(service.database, limit=limit, before=before)
 
 
-@router.get("/models/{version:int}", summary="One model version")
-async def get_one_model(service: Service, _: Admin, version: int) -> ModelDetail:
+@router.get("/models/{version:digits}", summary="One model version")
+async def get_one_model(service: Service, _: Admin, version: Number) -> ModelDetail:
     """The version with the digests of its training state."""
     return await get_model(service.database, version)
 
@@ -39,26 +40,26 @@ async def get_one_model(service: Service, _: Admin, version: int) -> ModelDetail
 async def get_audit(
     service: Service,
     _: Admin,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    before: Annotated[int | None, Query(ge=0)] = None,
-    actor: Annotated[Id | None, Query(description="Only what this one did, by the whole name.")] = None,
-    action: Annotated[Id | None, Query(description="Only this action, such as `rollback`.")] = None,
+    limit: Limit = 50,
+    before: Before = None,
+    actor: Annotated[Text | None, Query(description="Only what this one did, by the whole name.")] = None,
+    action: Annotated[Text | None, Query(description="Only this action, such as `rollback`.")] = None,
 ) -> AuditPage:
     """A page of the audit, to which rows are only added; `next` is `before` of the page that follows."""
     return await list_audit(service.database, limit=limit, before=before, actor=actor, action=action)
 
 
-@router.post("/models/{version:int}/pin", openapi_extra=body_schema(PinRequest), summary="Keep a version whole")
+@router.post("/models/{version:digits}/pin", openapi_extra=body_schema(PinRequest), summary="Keep a version whole")
 async def post_pin(
-    service: Service, caller: Admin, version: int, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
+    service: Service, caller: Admin, version: Number, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
 ) -> PinResponse:
     """The version keeps its artifacts however old it gets, so that one can always go back to it."""
     return await _pin(service, caller, request, version, pinned=True)
 
 
-@router.post("/models/{version:int}/unpin", openapi_extra=body_schema(PinRequest), summary="Let a version go")
+@router.post("/models/{version:digits}/unpin", openapi_extra=body_schema(PinRequest), summary="Let a version go")
 async def post_unpin(
-    service: Service, caller: Admin, version: int, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
+    service: Service, caller: Admin, version: Number, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
 ) -> PinResponse:
     """The version loses its artifacts after the next update, where it is too old by then."""
     return await _pin(service, caller, request, version, pinned=False)
@@ -75,7 +76,7 @@ async def post_rollback(
     service: Service, caller: Admin, request: Annotated[RollbackRequest, Depends(JsonBody(RollbackRequest))]
 ) -> RollbackResponse:
     """Make a version the champion; the answer comes when every api process serves it. A later version rolls forward."""
-    rolling_back = rollback(
+    result = await rollback(
         service.database,
         service.notices,
         to_version=request.to_version,
@@ -83,8 +84,8 @@ async def post_rollback(
         reason=request.reason,
         actor=caller.name,
         lead_seconds=service.settings.swap_lead_seconds,
+        calls=service.writes,
     )
-    result = await service.writes.run(rolling_back)
     await asyncio.sleep(max(0.0, result.active_from.timestamp() - time.time()))
     return RollbackResponse(
         from_version=result.from_version,

@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+import numpy as np
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
+from numpy.typing import NDArray
 from starlette.types import Receive, Scope
 
 from service.bodies import (
@@ -15,11 +17,13 @@ from service.bodies import (
     parse_interactions,
     plain_interactions,
     read_body,
+    refuse_future,
 )
 from service.dependencies import Parts, Requires, body_schema
 from service.limits import MAX_BODY_BYTES
 from service.schemas import ClicksRequest, ImpressionsRequest, IngestResponse, InteractionsRequest
 from service.shortcut import Answer
+from service.storage.events import moments_of
 from service.use_cases.ingest import IngestResult, ingest_clicks, ingest_impressions
 
 __all__ = ["ANSWERS", "router"]
@@ -39,17 +43,20 @@ async def _interactions(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     events = plain_interactions(body, scope) if len(body) <= PLAIN_BYTES else None
     if events is None:
         events = await _parsed(parse_interactions, body, scope)
+    _refuse_future(parts, "interactions", events.moments)
     return await _stored(parts, "interactions", parts.ingestion.ingest(events))
 
 
 async def _impressions(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     events = await _parsed(parse_impressions, await _body(parts, scope, receive), scope)
+    _refuse_future(parts, "impressions", moments_of(event.shown_at for event in events))
     window = parts.settings.attribution_window
     return await _stored(parts, "impressions", ingest_impressions(parts.database, parts.histories, events, window))
 
 
 async def _clicks(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     events = await _parsed(parse_clicks, await _body(parts, scope, receive), scope)
+    _refuse_future(parts, "clicks", moments_of(event.clicked_at for event in events))
     window = parts.settings.attribution_window
     return await _stored(parts, "clicks", ingest_clicks(parts.database, parts.histories, events, window))
 
@@ -57,7 +64,11 @@ async def _clicks(parts: Parts, scope: Scope, receive: Receive) -> bytes:
 async def _body(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     """The body of a caller who may send one."""
     await _requires.key(parts, scope)
-    return await read_body(scope, receive, MAX_BODY_BYTES)
+    return await read_body(scope, receive, MAX_BODY_BYTES, gzip=True)
+
+
+def _refuse_future(parts: Parts, kind: str, moments: NDArray[np.int64]) -> None:
+    refuse_future(kind, moments, parts.settings.future_tolerance_seconds)
 
 
 async def _parsed(parse: Callable[[bytes, Scope], T], body: bytes, scope: Scope) -> T:

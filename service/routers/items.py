@@ -18,9 +18,9 @@ router = APIRouter(tags=["catalogue"])
     summary="Add or replace items of the catalogue",
 )
 async def put_catalogue_items(
-    service: Service, request: Annotated[ItemsRequest, Depends(JsonBody(ItemsRequest))]
+    service: Service, request: Annotated[ItemsRequest, Depends(JsonBody(ItemsRequest, gzip=True))]
 ) -> ItemsResponse:
     """Set the categories of each item, in place of those that it had; models learn them with the next period."""
-    items = {item.item_id: item.categories for item in request.items}
+    items = {item.item_id: item.categories or [] for item in request.items}
     changed = await service.writes.run(put_items(service.database, items))
     return ItemsResponse(items=len(items), changed=changed)

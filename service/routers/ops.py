@@ -1,6 +1,8 @@
 """What keeps the service running: liveness, readiness, metrics. No key needed, nothing told that needs one."""
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable
 
 from fastapi import APIRouter, Response
@@ -9,7 +11,9 @@ from service.dependencies import Parts, Service
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE_LATEST
 from service.schemas import Health, Readiness
-from service.use_cases.status import label_totals, period_counts
+from service.serving.swap import ServingModel
+from service.tasks import start_for_caller
+from service.use_cases.status import gate_summary, label_totals, period_counts
 
 router = APIRouter(tags=["operations"])
 
@@ -37,14 +41,14 @@ async def get_readiness(service: Service) -> Readiness:
     return Readiness(
         model_version=snapshot.version,
         period=snapshot.period,
-        checks={"model": _model(snapshot.version, service.serving.trouble), "postgres": postgres, "redis": redis},
+        checks={"model": _model(service.serving), "postgres": postgres, "redis": redis},
     )
 
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def get_metrics(service: Service) -> Response:
     """The text exposition format; what Postgres does not tell in time is as it was."""
-    await _probe(_note_stored(service))
+    await asyncio.gather(_probe(_note_stored(service)), _probe(_note_worker(service)))
     # Of several workers it reads files, which is work for a thread.
     return Response(await asyncio.to_thread(service.metrics.render), media_type=CONTENT_TYPE_LATEST)
 
@@ -52,15 +56,25 @@ async def get_metrics(service: Service) -> Response:
 async def _note_stored(service: Parts) -> None:
     service.metrics.note_labels(await label_totals(service.database))
     service.metrics.note_periods(await period_counts(service.database))
+    gate = await gate_summary(service.database)
+    service.metrics.note_gate(gate.decisions, gate.in_a_row, gate.losses())
 
 
-def _model(version: int, trouble: str | None) -> str:
-    return "ok" if trouble is None else f"version {version} is served on; the champion was not loaded: {trouble}"
+async def _note_worker(service: Parts) -> None:
+    at = await service.notices.leader_at()
+    service.metrics.note_worker(math.inf if at is None else max(0.0, time.time() - at))
+
+
+def _model(serving: ServingModel) -> str:
+    version = serving.current().version
+    if serving.trouble is not None:
+        return f"version {version} is served on; the champion was not loaded: {serving.trouble}"
+    return "ok" if serving.damage is None else f"version {version}: {serving.damage}"
 
 
 async def _probe(ping: Awaitable[object]) -> str:
     """`ok`, or what is wrong; after `PROBE_SECONDS` at the latest."""
-    task = asyncio.ensure_future(ping)
+    task = start_for_caller(ping)
     # Not `asyncio.timeout`: that waits until the cancelled call has ended, and giving up a connection to a server that
     # hangs can take as long as the server does.
     done, _ = await asyncio.wait([task], timeout=PROBE_SECONDS)

@@ -1,19 +1,19 @@
 """`/periods`: close the open one, look at all of them, watch one."""
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import TypeAdapter
 
 from service.dependencies import Caller, JsonBody, Requires, Service, body_schema
 from service.limits import MAX_ID_LENGTH
+from service.routers.numbers import Before, Limit, Number
 from service.schemas import CloseRequest, CloseResponse
 from service.storage.repositories import ENDED
 from service.use_cases.close_period import close_period
-from service.use_cases.status import PeriodDocument, PeriodPage, get_period, list_periods, watch_period
+from service.use_cases.status import PeriodDocument, PeriodPage, get_period, list_periods
 
 router = APIRouter(prefix="/periods", tags=["periods"])
 
@@ -30,20 +30,21 @@ PERIOD_JSON = TypeAdapter(PeriodDocument)
 async def post_close(
     service: Service,
     caller: Annotated[Caller, Depends(Requires("admin"))],
-    request: Annotated[CloseRequest, Depends(JsonBody(CloseRequest, optional=True))],
+    body: Annotated[CloseRequest, Depends(JsonBody(CloseRequest, optional=True))],
+    request: Request,
     response: Response,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_ID_LENGTH)] = None,
 ) -> CloseResponse:
     """Seal the log of the open period and open the next; the worker updates the model on it from then on."""
     closing = close_period(
         service.database,
-        expected_period=request.expected_period,
+        expected_period=body.expected_period,
         idempotency_key=idempotency_key,
         actor=caller.name,
-        reason=request.reason,
+        reason=body.reason,
     )
     period = await service.writes.run(closing)
-    status_url = f"/periods/{period.number}"
+    status_url = f"{request.scope.get('root_path', '')}/periods/{period.number}"
     response.headers["Location"] = status_url
     return CloseResponse(period=period.number, status="sealed", status_url=status_url)
 
@@ -51,31 +52,38 @@ async def post_close(
 @router.get("", dependencies=[READER], summary="Periods, newest first")
 async def get_periods(
     service: Service,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    before: Annotated[int | None, Query(ge=0)] = None,
+    limit: Limit = 50,
+    before: Before = None,
 ) -> PeriodPage:
     """A page of periods; `next` is the `before` of the page that follows."""
     return await list_periods(service.database, service.notices, limit=limit, before=before)
 
 
-@router.get("/{number:int}", dependencies=[READER], summary="One period")
-async def get_one_period(service: Service, number: int) -> PeriodDocument:
+@router.get("/{number:digits}", dependencies=[READER], summary="One period")
+async def get_one_period(service: Service, number: Number) -> PeriodDocument:
     """The period with the stages of its update and the scores of the models on its log."""
     return await get_period(service.database, service.notices, number)
 
 
-# A stream has begun before its first event, so whether the period exists has to be known before the stream.
+async def watched(service: Service, number: Number) -> AsyncIterator[AsyncIterator[PeriodDocument]]:
+    """What a stream is made of. A dependency, for a stream has begun before its first event: that there is no such
+    period, or no room, has to be known before.
+    """
+    async with service.periods.watch(number) as documents:
+        yield documents
+
+
 @router.get(
-    "/{number:int}/events",
-    dependencies=[READER, Depends(get_one_period)],
+    "/{number:digits}/events",
+    dependencies=[READER],
     response_class=EventSourceResponse,
     summary="One period as it changes",
 )
-async def get_period_events(service: Service, number: int) -> AsyncIterator[ServerSentEvent]:
+async def get_period_events(
+    documents: Annotated[AsyncIterator[PeriodDocument], Depends(watched)],
+) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `status` with the period now and after each change, then `end` when its update has ended."""
-    watched = watch_period(service.database, service.notices, number, stopping=service.stopping)
-    async with aclosing(watched) as documents:
-        async for document in documents:
-            yield ServerSentEvent(event="status", raw_data=PERIOD_JSON.dump_json(document).decode())
-            if document.status in ENDED:
-                yield ServerSentEvent(event="end", raw_data="{}")
+    async for document in documents:
+        yield ServerSentEvent(event="status", raw_data=PERIOD_JSON.dump_json(document).decode())
+        if document.status in ENDED:
+            yield ServerSentEvent(event="end", raw_data="{}")

@@ -7,13 +7,14 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope
 
 from service.bodies import is_small, parse_batch, parse_predict, quick_question, read_body
 from service.dependencies import Parts, Requires, body_schema
 from service.errors import Forbidden, NotReady, RateLimited
-from service.head import request_id_of
-from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES
+from service.head import content_coding, request_id_of
+from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES, within_id_length
 from service.problems import render_problem
 from service.schemas import BatchRequest, BatchResponse, PredictRequest, PredictResponse
 from service.serving.snapshot import Prediction
@@ -56,7 +57,12 @@ def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | Response | No
         response = render_problem(refusal, instance=scope["path"])
         parts.metrics.note_request("/predict", response.status_code, time.perf_counter() - started)
         return response
-    question = quick_question(body, scope)
+    if content_coding(scope) is not None:
+        return None
+    try:
+        question = quick_question(body, scope)
+    except HTTPException:
+        return None
     if question is None:
         return None
     try:
@@ -85,7 +91,7 @@ async def _logged(
     impressions = {
         n: shown(question.user_id, question.to_log, prediction, request_id)
         for n, (question, prediction, request_id) in answered
-        if question.to_log is not None
+        if question.to_log is not None and question.user_id is not None
     }
     if not impressions:
         return [None] * len(questions)
@@ -111,7 +117,8 @@ async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     result = await predict_many(parts.serving, parts.histories, questions)
     parts.metrics.predicted_items.inc(sum(question.items for question in questions))
     parts.metrics.without_history.inc(sum(result.without_history))
-    ids = [question.request_id or f"{request_id_of(scope)}-{n}" for n, question in enumerate(questions)]
+    names = (f"{request_id_of(scope)}-{n}" for n in range(len(questions)))
+    ids = [question.request_id or within_id_length(name) for question, name in zip(questions, names, strict=True)]
     logged = await _logged(parts, questions, result, ids)
 
     def render() -> bytes:
@@ -150,7 +157,9 @@ def _members(prediction: Prediction, without_history: bool, request_id: str, log
     summary="Click probabilities of items for a user",
 )
 async def post_predict(request: Request) -> Response:
-    """Score the items for the user with the version served now; unknown users and items get a sensible score too."""
+    """Score the items for the user with the version served now; unknown users and items get a sensible score too, and
+    so does a visitor without an id.
+    """
     return Response(await _predict(request.state.parts, request.scope, request.receive), media_type="application/json")
 
 

@@ -29,6 +29,10 @@ EPSILON = 1e-6
 
 LOWEST, HIGHEST = np.float32(EPSILON), np.float32(1 - EPSILON)
 
+MINUS, ZERO_DIGIT, NINE_DIGIT = (ord(c) for c in "-09")
+DIGITS = 18
+"""Of an integer that 64 bits hold for certain."""
+
 LANES = 64
 """Candidates that go through the MLP together."""
 
@@ -57,7 +61,7 @@ def hash_text(text: bytes, hashes: Hashes) -> int:
 
 @compiled
 def hash_json(text: bytes, longest: int, hashes: Hashes) -> int:
-    """XXH64 of each string in a JSON array of plain strings, without making strings of them.
+    """XXH64 of each id in a JSON array of plain strings and integers, without making strings of them.
 
     Args:
         text: UTF-8.
@@ -65,31 +69,57 @@ def hash_json(text: bytes, longest: int, hashes: Hashes) -> int:
         hashes: receives them.
 
     Returns:
-        the number of strings; -1 for whatever needs a second look: other values, strings that are empty or too long,
-        with an escape or with a character that is not ASCII, more than there is room for, and what is no JSON.
+        the number of ids; -1 for whatever needs a second look: other values, strings that are empty or too long, with
+        an escape or with a character that is not ASCII, integers of more than `DIGITS` digits, more ids than there is
+        room for, and what is no JSON.
     """
     n, at = 0, behind_blanks(text, 0)
     if at == len(text) or text[at] != OPENING:
         return -1
     while True:
-        at = behind_blanks(text, at + 1)
-        if at == len(text) or text[at] != QUOTE or n == len(hashes):
+        start = behind_blanks(text, at + 1)
+        if start == len(text) or n == len(hashes):
             return -1
-        start = at + 1
-        at = start
-        while at < len(text) and text[at] != QUOTE:
-            if text[at] < SPACE or text[at] > 127 or text[at] == BACKSLASH:
+        if text[start] == QUOTE:
+            start += 1
+            end = _end_of_string(text, start)
+            if not 0 < end - start <= longest:
                 return -1
-            at += 1
-        if at == len(text) or not 0 < at - start <= longest:
-            return -1
-        hashes[n] = xxh64(text, start, at)
+            at = end + 1
+        else:
+            at = end = _end_of_integer(text, start)
+            if end < 0:
+                return -1
+        hashes[n] = xxh64(text, start, end)
         n += 1
-        at = behind_blanks(text, at + 1)
+        at = behind_blanks(text, at)
         if at < len(text) and text[at] == CLOSING:
             return n if behind_blanks(text, at + 1) == len(text) else -1
         if at == len(text) or text[at] != COMMA:
             return -1
+
+
+@inlined
+def _end_of_string(text: bytes, at: int) -> int:
+    """Where the quote is that ends the plain string whose first letter is at `at`; -1 where there is none."""
+    while at < len(text) and text[at] != QUOTE:
+        if text[at] < SPACE or text[at] > 127 or text[at] == BACKSLASH:
+            return -1
+        at += 1
+    return at if at < len(text) else -1
+
+
+@inlined
+def _end_of_integer(text: bytes, at: int) -> int:
+    """Where the integer ends that begins at `at`; -1 where there is none, or one that is not its own decimal text."""
+    if text[at] == MINUS:
+        at += 1
+    first = at
+    while at < len(text) and ZERO_DIGIT <= text[at] <= NINE_DIGIT:
+        at += 1
+    if not 0 < at - first <= DIGITS or (text[first] == ZERO_DIGIT and (at - first > 1 or text[first - 1] == MINUS)):
+        return -1
+    return at
 
 
 @compiled

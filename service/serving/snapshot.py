@@ -1,4 +1,5 @@
-"""The serving snapshot: one immutable file with a model and the index of the ids it knows, mapped by every process.
+"""The serving snapshot: one immutable file with a model and the index of the ids it knows, of which every process maps
+a copy that nothing can change (`service.serving.sealed`).
 
     items.hashes  u64  users.hashes  u64     IdIndex
     items.vectors f32 [I, W]                 what an item is to the model, categories mixed in; row 0 is the cold row,
@@ -40,6 +41,7 @@ __all__ = [
     "Snapshot",
     "hashes_of",
     "prior_snapshot",
+    "read_through",
     "write_snapshot",
 ]
 
@@ -84,6 +86,21 @@ def hashes_of(ids: Sequence[str] | Sequence[bytes]) -> NDArray[np.uint64]:
     return hashes
 
 
+def read_through(mapping: mmap.mmap, *, pause_seconds: float = 0.0) -> str:
+    """Read every page once, so that no request waits for one later; the XXH3-128 of all, in hex.
+
+    Args:
+        mapping: of a file.
+        pause_seconds: between any two pieces, for those who want the processor and the memory meanwhile.
+    """
+    digest = xxhash.xxh3_128()
+    with memoryview(mapping) as view:
+        for start in range(0, len(view), PIECE_BYTES):
+            digest.update(view[start : start + PIECE_BYTES])
+            time.sleep(pause_seconds)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """One model version, ready to predict. Nothing in it ever changes."""
@@ -99,15 +116,17 @@ class Snapshot:
     mapping: mmap.mmap = field(repr=False)
     """The file's pages."""
     forward: Forward = field(repr=False)
+    source: Path | None = None
+    """The file that the pages were copied from (`service.serving.sealed`); None where they are the file's own."""
 
     @classmethod
-    def open(cls, path: Path, version: int, period: int) -> "Snapshot":
-        """Map a snapshot file; reads its header only.
+    def open(cls, pages: Path | mmap.mmap, version: int, period: int) -> "Snapshot":
+        """The snapshot in a file, or in the pages of one; reads its header only.
 
         Raises:
             CheckpointError: the file is no snapshot.
         """
-        file = TensorFile(path)
+        file = TensorFile(pages)
         _, meta = parse_header(file.metadata, KIND)
         config, tensors = meta["model"], file.tensors
         dense = [f"mlp.{i}.{part}" for i in range(len(config.get("hidden", ())) + 1) for part in ("weight", "bias")]
@@ -120,19 +139,6 @@ class Snapshot:
             if rows != known + 1 or len(tensors[f"{kind}.hashes"]) <= known:
                 raise CheckpointError(f"{kind}: expected {known + 1} rows for {known} ids; received {rows}")
         return cls(version, period, meta, tensors, file.mapping, compiled_forward(config, tensors))
-
-    def read_through(self, *, pause_seconds: float = 0.0) -> str:
-        """Read every page once, so that no request waits for the disk later; the XXH3-128 of the file, in hex.
-
-        Args:
-            pause_seconds: between any two pieces, for those who want the processor and the memory meanwhile.
-        """
-        digest = xxhash.xxh3_128()
-        with memoryview(self.mapping) as view:
-            for start in range(0, len(view), PIECE_BYTES):
-                digest.update(view[start : start + PIECE_BYTES])
-                time.sleep(pause_seconds)
-        return digest.hexdigest()
 
     def let_go(self) -> None:
         """Unmap its pages in pieces. It can still be used, and is freed quickly by whoever uses it last: unmapping

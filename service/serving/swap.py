@@ -3,13 +3,17 @@
 A version is published with the moment `active_from` at which it takes over. Every api process loads it before, keeps it
 beside the one it serves, and flips at that moment by its own clock. So the processes flip together, and a client whose
 requests go from one to another never sees the version move back.
+
+What is served is looked at again and again (`service.serving.check`), and loaded anew where it has changed.
 """
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,9 +21,12 @@ from pathlib import Path
 from typing import Protocol
 
 from service.errors import NotReady, ServiceError
-from service.files import check_of, is_whole, keep_newest
-from service.serving.snapshot import PAUSE_SECONDS, CanaryFailed, Snapshot
-from service.tasks import end_tasks
+from service.files import check_of, keep_newest
+from service.serving.check import checking_thread, is_damaged_file, is_damaged_memory
+from service.serving.sealed import seal
+from service.serving.snapshot import PAUSE_SECONDS, CanaryFailed, Snapshot, read_through
+from service.serving.tensor_file import map_file
+from service.tasks import end_tasks, run_alone, start_alone
 
 __all__ = ["Champion", "ServingModel", "SnapshotDamaged", "load_snapshot"]
 
@@ -55,22 +62,28 @@ class FetchFile(Protocol):
 
 
 def load_snapshot(path: Path, version: int, period: int, *, pause_seconds: float = 0.0) -> Snapshot:
-    """The snapshot in `path`, ready to serve: mapped, read through and compared with its digest, compiled for, and
-    tried on its canary.
+    """The snapshot in `path`, ready to serve: copied to where nothing can change it, mapped, read through and compared
+    with its digest, compiled for, and tried on its canary.
 
     Raises:
         ValueError: the file is no snapshot, or not as it was written.
         CanaryFailed: it gives other scores than where it was written.
+        OSError: the file cannot be read.
     """
+    sealed = seal(path, pause_seconds=pause_seconds)
     try:
-        snapshot = Snapshot.open(path, version=version, period=period)
-    except Exception as error:  # whatever a damaged header leads to
-        if is_whole(path):
-            raise
-        raise SnapshotDamaged(f"{path.name}: expected a file with this XXH3-128; received another: {error}") from error
-    found, expected = snapshot.read_through(pause_seconds=pause_seconds), check_of(path)
-    if expected is not None and found != expected:
-        raise SnapshotDamaged(f"{path.name}: expected a file with this XXH3-128; received one with {found}")
+        expected = check_of(path)
+        if expected is not None and not sealed.size:  # which cannot be mapped
+            raise SnapshotDamaged(f"{path.name}: expected a file with this XXH3-128; received an empty one")
+        mapping = map_file(sealed.path)
+        found = read_through(mapping, pause_seconds=pause_seconds)
+        if expected is not None and found != expected:
+            raise SnapshotDamaged(f"{path.name}: expected a file with this XXH3-128; received one with {found}")
+        snapshot = replace(Snapshot.open(mapping, version=version, period=period), source=path)
+    except BaseException:
+        sealed.close()
+        raise
+    sealed.close_after(mapping)
     try:
         snapshot.check()
     except CanaryFailed as error:
@@ -99,6 +112,8 @@ class ServingModel:
         poll_seconds: how often the champion is looked up where no notice came.
         on_swap: told each snapshot as it begins to serve.
         on_trouble: called for each attempt to follow the champion that failed.
+        check_seconds: how often what is served, and the file that it came from, are compared with their digest.
+        on_damage: called each time that they are others.
     """
 
     def __init__(
@@ -111,6 +126,8 @@ class ServingModel:
         poll_seconds: float,
         on_swap: Callable[[Snapshot], None] = lambda _: None,
         on_trouble: Callable[[], None] = lambda: None,
+        check_seconds: float = 60.0,
+        on_damage: Callable[[], None] = lambda: None,
     ) -> None:
         self._fetch_champion = fetch_champion
         self._fetch_file = fetch_file
@@ -119,12 +136,16 @@ class ServingModel:
         self._poll_seconds = poll_seconds
         self._on_swap = on_swap
         self._on_trouble = on_trouble
+        self._check_seconds = check_seconds
+        self._on_damage = on_damage
         self._current: Snapshot | None = None
         self._scheduled: deque[tuple[float, Snapshot]] = deque()  # epoch seconds of the beginning, ascending
         self._known: Champion | None = None
         self._letting_go: set[asyncio.Future[None]] = set()
         self.trouble: str | None = None
         """Why the champion is not served although it should be; None where all is well."""
+        self.damage: str | None = None
+        """What has changed of the snapshot served and is not mended yet; None where all is well."""
         self._wake = asyncio.Event()
         self._loaded = asyncio.Event()
 
@@ -149,7 +170,14 @@ class ServingModel:
 
         Whatever fails is logged and tried again, less and less often; the snapshot served stays.
         """
-        tasks = asyncio.create_task(self._listen()), asyncio.create_task(self._follow())
+        tasks = [
+            start_alone(work, name=name)
+            for work, name in (
+                (self._listen(), "hear of new versions"),
+                (self._follow(), "follow the champion"),
+                (self._check(), "check snapshots"),
+            )
+        ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)  # which none ever does by itself
         finally:
@@ -175,32 +203,30 @@ class ServingModel:
         self._known = champion
 
     def _held(self, version: int) -> Snapshot | None:
-        held = (self._current, *(snapshot for _, snapshot in self._scheduled))
-        return next((snapshot for snapshot in held if snapshot is not None and snapshot.version == version), None)
+        return next((snapshot for snapshot in self._all() if snapshot.version == version), None)
 
     def _serve(self, snapshot: Snapshot) -> None:
         if snapshot is self._current:
             return
         old, self._current = self._current, snapshot
         self._loaded.set()
-        logger.info("serving model version %d", snapshot.version)
+        run_alone(logger.info, "serving model version %d", snapshot.version)  # no matter which request noticed the time
         self._on_swap(snapshot)
         if old is not None:
             # Requests that have it finish with it; none of them is to pay for its unmapping.
-            self._letting_go.add(task := asyncio.ensure_future(asyncio.to_thread(old.let_go)))
+            self._letting_go.add(task := start_alone(asyncio.to_thread(old.let_go), name="let go of a snapshot"))
             task.add_done_callback(self._letting_go.discard)
 
     async def _load(self, champion: Champion) -> Snapshot:
         path = await self._fetch_file(champion.digest, self._folder)
+        return await self._open(path, champion.version, champion.period)
+
+    async def _open(self, path: Path, version: int, period: int) -> Snapshot:
+        pause_seconds = 0.0 if self._current is None else PAUSE_SECONDS
         try:
-            snapshot = await asyncio.to_thread(
-                load_snapshot,
-                path,
-                champion.version,
-                champion.period,
-                pause_seconds=0.0 if self._current is None else PAUSE_SECONDS,
-            )
+            snapshot = await asyncio.to_thread(load_snapshot, path, version, period, pause_seconds=pause_seconds)
         except SnapshotDamaged:
+            self._on_damage()
             await asyncio.to_thread(path.unlink, missing_ok=True)  # the next attempt fetches it anew
             raise
         await asyncio.to_thread(keep_newest, path)
@@ -230,6 +256,60 @@ class ServingModel:
                 trace = None if isinstance(error, ServiceError) else error
                 logger.warning("could not load the champion (attempt %d): %s", failures, error, exc_info=trace)
             await self._pause(min(self._poll_seconds * 2 ** min(failures, 16), MAX_RETRY_SECONDS))
+
+    async def _check(self) -> None:
+        """Compare what is served, and what is about to be, with what it should be; for ever."""
+        stop, thread = threading.Event(), checking_thread()
+        try:
+            while True:
+                await asyncio.sleep(self._check_seconds)
+                for snapshot in self._all():
+                    await self._examine(snapshot, thread, stop)
+        finally:
+            stop.set()
+            thread.shutdown(wait=False)
+
+    async def _examine(self, snapshot: Snapshot, thread: ThreadPoolExecutor, stop: threading.Event) -> None:
+        assert snapshot.source is not None  # as of all that were loaded
+        loop, path = asyncio.get_running_loop(), snapshot.source
+        # In no context: `run_in_executor` passes none on.
+        in_memory = await loop.run_in_executor(thread, is_damaged_memory, snapshot, stop)
+        on_disk = await loop.run_in_executor(thread, is_damaged_file, path, stop)
+        if in_memory or on_disk:
+            what = "what is served of it" if in_memory else "its file, which is not what is served,"
+            self.damage = f"{what} has changed since it was loaded; it is fetched anew"
+            self._on_damage()
+            logger.warning("model version %d: %s (%s)", snapshot.version, self.damage, path)
+        if on_disk:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+        failures = 0
+        while True:
+            try:
+                # Also where the file is just gone, so that a process that starts finds it.
+                fetched = await self._fetch_file(path.name.partition(".")[0], self._folder)
+                if in_memory:
+                    self._replace(snapshot, await self._open(fetched, snapshot.version, snapshot.period))
+                break
+            except Exception as error:
+                failures += 1
+                self._on_trouble()
+                trace = None if isinstance(error, ServiceError) else error
+                logger.warning("could not mend model version %d: %s", snapshot.version, error, exc_info=trace)
+                await asyncio.sleep(min(self._poll_seconds * 2 ** min(failures, 16), MAX_RETRY_SECONDS))
+                if snapshot not in self._all():
+                    break
+        self.damage = None
+
+    def _all(self) -> list[Snapshot]:
+        """The snapshot served and those to come."""
+        held = (self._current, *(snapshot for _, snapshot in self._scheduled))
+        return [snapshot for snapshot in held if snapshot is not None]
+
+    def _replace(self, old: Snapshot, new: Snapshot) -> None:
+        """Serve the same version from other pages."""
+        self._scheduled = deque((at, new if snapshot is old else snapshot) for at, snapshot in self._scheduled)
+        if self._current is old:
+            self._serve(new)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep until a notice, a flip or `seconds` have passed; flip where no request does."""

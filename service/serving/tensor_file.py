@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from asmg.header import CheckpointError
 
-__all__ = ["ALIGNMENT", "Blocks", "TensorFile", "Writable", "write_tensors"]
+__all__ = ["ALIGNMENT", "Blocks", "TensorFile", "Writable", "map_file", "write_tensors"]
 
 ALIGNMENT = 64
 """Bytes of a cache line; the tensors begin at a multiple of it, so that a row of 16 floats is one line."""
@@ -70,23 +70,33 @@ def write_tensors(file: Writable, metadata: Mapping[str, str], tensors: Mapping[
                 file.write(np.ascontiguousarray(part, dtype=tensor.dtype).reshape(-1).data.cast("B"))
 
 
-class TensorFile:
-    """A memory-mapped safetensors file.
+def map_file(path: Path) -> mmap.mmap:
+    """The file's pages, which belong to the operating system: it shares them between all processes that map the file.
 
-    Opening reads the header alone, whatever the size of the file; its pages belong to the operating system, which
-    shares them between all processes that map the file.
+    Raises:
+        CheckpointError: it is empty.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:  # which an empty file cannot be mapped with
+            raise _unreadable() from error
+
+
+class TensorFile:
+    """A memory-mapped safetensors file. Opening reads the header alone, whatever the size of the file.
+
+    Args:
+        file: where it is, or its pages.
 
     Raises:
         CheckpointError: the file is no safetensors file, or is not as long as its header says.
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            try:
-                self.mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError as error:  # which an empty file cannot be mapped with
-                raise _unreadable() from error
+    def __init__(self, file: Path | mmap.mmap) -> None:
+        self.mapping = map_file(file) if isinstance(file, Path) else file
         try:
             size = int.from_bytes(self.mapping[:8], "little")
             if not 2 <= size <= min(MAX_HEADER_BYTES, len(self.mapping) - 8):

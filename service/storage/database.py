@@ -10,6 +10,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import asyncpg
 import orjson
 from asyncpg import InternalClientError
 from sqlalchemy import event, text
@@ -35,7 +36,7 @@ from service.storage.repositories import (
     Periods,
     Stages,
 )
-from service.tasks import end_tasks
+from service.tasks import end_tasks, start_alone, start_for_caller
 
 __all__ = ["Database", "Leadership", "Lock", "ReadSession", "UnitOfWork", "make_engine", "require_sessions"]
 
@@ -274,7 +275,7 @@ class Leadership:
                     return
                 await asyncio.sleep(self._lease_seconds / 5)
 
-        working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch())
+        working, watching = start_for_caller(work), start_for_caller(watch())
         try:
             await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
@@ -321,11 +322,16 @@ def make_engine(dsn: str, session: Mapping[str, str] = MappingProxyType({}), **o
         hide_parameters=True,  # errors are logged, and what clients sent or a key's hash is nothing for a log
         json_serializer=_dump_json,
         json_deserializer=orjson.loads,
-        connect_args={"server_settings": {**SESSION, **session}},
+        connect_args={"server_settings": {**SESSION, **session}, "async_creator_fn": _connect},
         **options,
     )
     event.listen(engine.sync_engine, "connect", _keep_alive)
     return engine
+
+
+async def _connect(*args: Any, **kwargs: Any) -> Any:
+    """Connect in the name of no request: what happens to the connection later is not the business of the first one."""
+    return await start_alone(asyncpg.connect(*args, **kwargs))
 
 
 def _keep_alive(connection: Any, _record: object) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from xxhash import xxh64_digest
 
 from asmg.kernels.common import Indices, compiled, inlined
+from asmg.log_format import EARLIEST_MS, LATEST_MS
 from service.limits import MAX_ID_LENGTH, MAX_INTERACTIONS
 from service.text_kernels import (
     BACKSLASH,
@@ -36,7 +37,7 @@ from service.text_kernels import (
     xxh64,
 )
 
-__all__ = ["COLUMNS", "Clicks", "EventBatch", "Interaction", "sizes_of", "warm_up"]
+__all__ = ["COLUMNS", "Clicks", "EventBatch", "Interaction", "moments_of", "sizes_of", "warm_up"]
 
 COLUMNS = ("event_id", "user_id", "item_id", "label", "occurred_at", "request_id", "content", "period")
 """Of a row, in this order. Number of fields, then of each field its length (-1: null) and its bytes, big-endian."""
@@ -59,8 +60,8 @@ UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 MICROSECOND, MILLISECOND = timedelta(microseconds=1), timedelta(milliseconds=1)
 SHIFT = (POSTGRES_EPOCH - UNIX_EPOCH) // MICROSECOND
-END = (datetime(2200, 1, 1, tzinfo=UTC) - UNIX_EPOCH) // MICROSECOND
-"""The first time that is refused; `service.schemas` has the rule."""
+BEGIN, END = EARLIEST_MS * 1000, LATEST_MS * 1000
+"""The first time that is taken, and the first one that is not any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,11 @@ class EventBatch:
         """The ids of the events."""
         return self._texts(np.arange(len(self)), 1)
 
+    @property
+    def moments(self) -> Indices:
+        """Their times in microseconds since 1970, [n]."""
+        return self._moments
+
     def contents(self) -> list[int]:
         """For each event a number (XXH64, as Postgres has it, signed) that says what it is, but for its id."""
         return list(self._contents.tolist())
@@ -198,6 +204,11 @@ class EventBatch:
         return file[: end + len(TRAILER)].tobytes()
 
 
+def moments_of(times: Iterable[datetime]) -> Indices:
+    """The same of times that are timezone-aware."""
+    return np.array([(time - UNIX_EPOCH) // MICROSECOND for time in times], np.int64)
+
+
 def sizes_of(body: bytes) -> list[tuple[int, type[np.generic]]]:
     """What reading it needs: sizes and types of the text, rows, starts, labels, moments and contents."""
     most = min(MAX_INTERACTIONS, len(body) // SHORTEST_EVENT)
@@ -207,7 +218,7 @@ def sizes_of(body: bytes) -> list[tuple[int, type[np.generic]]]:
 
 def warm_up() -> None:
     """Compile what a batch needs, or load it from the disk: seconds, which no client should wait for."""
-    moment = UNIX_EPOCH.isoformat()
+    moment = POSTGRES_EPOCH.isoformat()
     event = f'{{"event_id":"e","user_id":"u","item_id":"i","label":0,"timestamp":"{moment}","request_id":"r"}}'
     batch = EventBatch.parse(f'{{"interactions":[{event}]}}'.encode())
     assert batch is not None, "it is plainly right"
@@ -344,7 +355,7 @@ def _parse_event(
                 if at < value or at - value >= MOST_DIGITS or (byte_at(text, value - 1) == ZERO and at > value):
                     return -1
                 moment = _number(text, value - 1, at) * 1000
-            if moment < 0 or moment >= END:
+            if moment < BEGIN or moment >= END:
                 return -1
         elif member == REQUEST_ID and word_at(text, at) & FOUR_BYTES == NULL_WORD:
             at += len("null")

@@ -14,16 +14,18 @@ from uuid import uuid4
 
 import orjson
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 
 from service.errors import NotReady
-from service.limits import MAX_HISTORY
+from service.limits import MAX_FUTURE_SECONDS, MAX_HISTORY
 from service.storage.database import Database
 from service.storage.repositories import Clicks, HistoryEntry
+from service.tasks import start_alone
 
-__all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge"]
+__all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge", "unusable"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ NAMESPACE = "asmg:"
 HISTORY_SECONDS = 3600
 LEASE_SECONDS = 10
 PROGRESS_SECONDS = 24 * 3600
+LEADER_SECONDS = 24 * 3600
 # What one command may hold: Redis does nothing else meanwhile, nor does the event loop that packs it.
 CLICKS_OF_A_SCRIPT = 250
 KEYS_OF_A_PAGE = 1000
@@ -47,9 +50,11 @@ ANSWER_SECONDS = 0.5
 LOG_EVERY_SECONDS = 60.0
 
 PROGRESS_KEY = "asmg:progress"
+LEADER_KEY = "asmg:leader"
 
 SWAP_CHANNEL = "asmg:swap"
 CLICKS_CHANNEL = "asmg:clicks"
+PROGRESS_CHANNEL = "asmg:progress"
 RECONNECT_SECONDS = (0.1, 5.0)
 LISTEN_SECONDS = 15.0
 
@@ -113,7 +118,7 @@ def connect(url: str) -> Redis:
     The pool makes callers wait for a connection for a moment: an error there would send a burst of requests to
     Postgres at the worst time.
     """
-    pool = BlockingConnectionPool.from_url(
+    pool = _Pool.from_url(
         url,
         max_connections=256,
         timeout=2,
@@ -123,6 +128,34 @@ def connect(url: str) -> Redis:
         retry=Retry(NoBackoff(), 1),
     )
     return Redis.from_pool(pool)
+
+
+async def unusable(url: str) -> str | None:
+    """Why the Redis at this URL cannot be used now, in words that hold nothing of the URL; None where it can."""
+    redis = connect(url)
+    try:
+        await redis.ping()
+    except (RedisError, OSError) as error:
+        cause = error.__cause__ or error  # of what goes wrong while it connects
+        if isinstance(cause, (AuthenticationError, AuthorizationError)):
+            return "refuses the user name or password"
+        if isinstance(cause, ResponseError):
+            return f"refuses the connection: {cause}"
+        return f"does not answer: {type(error).__name__}"
+    finally:
+        await redis.aclose()
+    return None
+
+
+class _Pool(BlockingConnectionPool):
+    """Its connections are opened in the name of no request, whichever needs one first."""
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """See there."""
+        if connection.is_connected:
+            await super().ensure_connection(connection)
+        else:
+            await start_alone(super().ensure_connection(connection))
 
 
 async def purge(redis: Redis) -> int:
@@ -225,7 +258,9 @@ class HistoryStore:
         if self._outage.pausing:
             self._note_outdated(clicks.user_ids)
             return
-        waiting = zip(clicks.user_ids, clicks.timestamps_ms, clicks.item_ids, clicks.event_ids, strict=True)
+        columns = zip(clicks.user_ids, clicks.timestamps_ms, clicks.item_ids, clicks.event_ids, strict=True)
+        latest_ms = (time.time() + MAX_FUTURE_SECONDS) * 1000  # what is later would keep all others out
+        waiting = (click for click in columns if click[1] <= latest_ms)
         try:
             await self._drop_outdated()
             while part := list(islice(waiting, CLICKS_OF_A_SCRIPT)):
@@ -294,7 +329,7 @@ class Notices:
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.set(PROGRESS_KEY, kept, ex=PROGRESS_SECONDS)
-                pipeline.publish(_progress_channel(period), data)
+                pipeline.publish(PROGRESS_CHANNEL, str(period))
                 await pipeline.execute()
         except RedisError as error:
             self._outage.note(error)
@@ -309,13 +344,26 @@ class Notices:
         kept = orjson.loads(data) if data else {}
         return kept["progress"] if kept.get("period") == period else None
 
-    async def progress_notices(self, period: int) -> AsyncIterator[dict[str, Any]]:
-        """The last progress of a period's update, if there is any, then each next one as it comes; without end."""
-        async for data in self._messages(_progress_channel(period)):
-            if data is not None:
-                yield orjson.loads(data)
-            elif (last := await self.progress(period)) is not None:
-                yield last
+    async def note_leader(self, at: float) -> None:
+        """Note when the leading worker last got further, in seconds of the epoch."""
+        try:
+            await self._redis.set(LEADER_KEY, f"{at:.3f}", ex=LEADER_SECONDS)
+        except RedisError as error:
+            self._outage.note(error)
+
+    async def leader_at(self) -> float | None:
+        """When the leading worker last got further, in seconds of the epoch; None where that is not known."""
+        try:
+            at = await self._redis.get(LEADER_KEY)
+        except RedisError as error:
+            self._outage.note(error)
+            return None
+        return None if at is None else float(at)
+
+    async def progress_notices(self) -> AsyncIterator[int | None]:
+        """Numbers of periods whose update has made progress; None for each (re)connection: some may be missing."""
+        async for data in self._messages(PROGRESS_CHANNEL):
+            yield None if data is None else int(data)
 
     async def _messages(self, channel: str) -> AsyncIterator[bytes | None]:
         """Messages of a channel for ever; None for each subscription to it, the ones after a lost connection too."""
@@ -416,10 +464,6 @@ def _history_key(user_id: str) -> str:
 
 def _lease_key(user_id: str) -> str:
     return f"asmg:history-lease:{user_id}"
-
-
-def _progress_channel(period: int) -> str:
-    return f"asmg:progress:{period}"
 
 
 def _member(item_id: str, event_id: str) -> bytes:

@@ -26,6 +26,7 @@ from service.limits import (
 )
 from service.storage.database import Database
 from service.storage.repositories import ApiKey
+from service.tasks import start_alone
 from service.use_cases.audit import command_line
 from service.use_cases.rate_limit import Bucket
 
@@ -277,7 +278,7 @@ class KeyCache:
             if stranger and (wait := self._strangers.take(time.monotonic())):
                 self._on_refusal()
                 raise RateLimited("expected a key that was seen lately, for too many came that are unknown", wait)
-            lookup = self._lookups[digest] = asyncio.create_task(self._look_up(key_id, digest, stranger))
+            lookup = self._lookups[digest] = start_alone(self._look_up(key_id, digest, stranger))
             lookup.add_done_callback(lambda task: self._forget(digest, task))
         if known is None or known.valid_key is None or time.monotonic() - known.asked_at > self._grace:
             try:

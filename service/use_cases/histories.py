@@ -14,7 +14,7 @@ from service.errors import NotReady
 from service.serving.snapshot import hashes_of
 from service.storage.redis_state import HistoryStore
 from service.storage.repositories import Clicks
-from service.tasks import end_tasks
+from service.tasks import end_tasks, start_alone
 
 __all__ = ["Hashes", "Histories"]
 
@@ -202,7 +202,7 @@ class Histories:
             self._known[user_id] = _Remembered(time.monotonic() + self._seconds, history)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.add(task := asyncio.create_task(work))
+        self._tasks.add(task := start_alone(work))
         task.add_done_callback(self._tasks.discard)
 
 

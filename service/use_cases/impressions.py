@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextvars import Context
 from datetime import UTC, datetime
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from service.errors import NotReady
 from service.serving.snapshot import Prediction
 from service.storage.repositories import Impression
-from service.tasks import end_tasks
+from service.tasks import end_tasks, start_alone
 from service.use_cases.ingest import IngestResult
 from service.use_cases.predict import ToLog
 
@@ -81,8 +80,7 @@ class ImpressionLog:
         self._items += len(impression.item_ids)
         if self._writer is None:
             self._began_at = time.monotonic()
-            # Not in the name of the request that happens to be first.
-            self._writer = asyncio.create_task(self._write(), name="log impressions", context=Context())
+            self._writer = start_alone(self._write(), name="log impressions")
         return logged
 
     def _take(self, logged: _Logged) -> Impression | None:

@@ -13,7 +13,7 @@ import numpy as np
 from service.errors import NotReady
 from service.storage.database import Database, Lock, UnitOfWork
 from service.storage.repositories import Click, Clicks, EventBatch, Impression, Inserted, Raced, Stored
-from service.tasks import end_tasks
+from service.tasks import end_tasks, start_alone
 
 __all__ = ["IngestResult", "Ingestion", "ToldOfClicks", "ingest", "ingest_clicks", "ingest_impressions"]
 
@@ -142,7 +142,7 @@ class Ingestion:
                 call.result.set_result(result)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.add(task := asyncio.create_task(work))
+        self._tasks.add(task := start_alone(work))
         task.add_done_callback(self._tasks.discard)
 
 

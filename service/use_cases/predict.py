@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from xxhash import xxh64_intdigest
 
 from service.limits import MAX_HISTORY
+from service.serving.id_index import NOBODY
 from service.serving.snapshot import Prediction, Snapshot, hashes_of
 from service.serving.swap import ServingModel
 from service.use_cases.histories import Hashes, Histories
 
-__all__ = ["PredictResult", "Question", "ToLog", "predict", "predict_many", "predict_now"]
+__all__ = ["PredictResult", "Question", "ToLog", "hash_of_user", "predict", "predict_many", "predict_now"]
 
 ITEMS_ON_THE_LOOP = 2000
 """Candidates that are scored at once; more take longer than the event loop should be kept, and go to a thread."""
@@ -19,6 +21,11 @@ ITEMS_ON_THE_LOOP = 2000
 
 NO_HISTORY = np.empty(0, dtype=np.uint64)
 WITH_HISTORY = (False,)
+
+
+def hash_of_user(user_id: str | None) -> int:
+    """By which a snapshot knows the user; of a visitor without an id the hash that no id has."""
+    return NOBODY if user_id is None else xxh64_intdigest(user_id.encode())
 
 
 class ToLog(NamedTuple):
@@ -33,8 +40,8 @@ class ToLog(NamedTuple):
 class Question(NamedTuple):
     """Who is asked about, and what."""
 
-    user_id: str
-    """Known or not."""
+    user_id: str | None
+    """Known or not; None for a visitor without an id, who is a cold user and whose history nobody keeps."""
     asked: Hashes
     """Hashes of the user and of the N candidates, known or not, [1 + N]."""
     history: Hashes | None
@@ -52,7 +59,7 @@ class Question(NamedTuple):
     @classmethod
     def of(
         cls,
-        user_id: str,
+        user_id: str | None,
         items: Sequence[str],
         history: Sequence[str] | None = None,
         request_id: str | None = None,
@@ -64,7 +71,14 @@ class Question(NamedTuple):
         """
         past = None if history is None else hashes_of(history[:MAX_HISTORY])
         to_log = None if log is None else ToLog(items, log)
-        return cls(user_id, hashes_of([user_id, *items]), past, request_id, to_log)
+        asked = np.empty(1 + len(items), dtype=np.uint64)
+        asked[0], asked[1:] = hash_of_user(user_id), hashes_of(items)
+        return cls(user_id, asked, past, request_id, to_log)
+
+    @property
+    def given(self) -> Hashes | None:
+        """The history, where nothing that is stored decides it: as it was sent, or none of a visitor without an id."""
+        return NO_HISTORY if self.history is None and self.user_id is None else self.history
 
 
 class PredictResult(NamedTuple):
@@ -83,8 +97,8 @@ def predict_now(serving: ServingModel, histories: Histories, question: Question)
     Raises:
         NotReady: no model is loaded.
     """
-    history = question.history
-    if history is None and (history := histories.known(question.user_id)) is None:
+    history, user_id = question.given, question.user_id
+    if history is None and (user_id is None or (history := histories.known(user_id)) is None):
         return None
     # Taken once, after the last wait: the request is of one version, and of the newest there is.
     snapshot = serving.current()
@@ -105,8 +119,10 @@ async def predict(serving: ServingModel, histories: Histories, question: Questio
 async def predict_many(serving: ServingModel, histories: Histories, questions: Sequence[Question]) -> PredictResult:
     """The same for several questions; all answers are of one version, and all histories come in one round trip."""
     serving.current()  # who cannot be answered does not wait
-    kept = iter(await histories.get_many([question.user_id for question in questions if question.history is None]))
-    found = [next(kept) if question.history is None else question.history for question in questions]
+    given = [question.given for question in questions]
+    asked = [question.user_id for question in questions if question.given is None and question.user_id is not None]
+    kept = iter(await histories.get_many(asked))
+    found = [next(kept) if history is None else history for history in given]
     past = [NO_HISTORY if history is None else history for history in found]
     snapshot = serving.current()
     if sum(question.items for question in questions) <= ITEMS_ON_THE_LOOP:

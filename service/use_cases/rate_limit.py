@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from service.errors import RateLimited
 from service.storage.redis_state import RateBuckets
 from service.storage.repositories import ApiKey
-from service.tasks import end_tasks
+from service.tasks import end_tasks, start_alone
 
 __all__ = ["Bucket", "RateLimiter"]
 
@@ -144,7 +144,7 @@ class RateLimiter:
         account.owed += 1
         if not account.settling and (account.owed >= account.settle_at or now > account.owed_since + SETTLE_SECONDS):
             account.settling = True
-            self._tasks.add(task := asyncio.create_task(self._settle(key.key_id, account)))
+            self._tasks.add(task := start_alone(self._settle(key.key_id, account)))
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from service.errors import ModelNotFound, ModelPruned, NotReady
-from service.storage.database import Database, Lock
+from service.errors import ArtifactMissing, ArtifactUnreadable, ModelNotFound, ModelPruned, NotReady
+from service.storage.database import Database, Lock, ReadSession, UnitOfWork
 from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName
+from service.tasks import BoundedCalls
 from service.use_cases.status import MAX_NUMBER
 
 __all__ = ["RollbackResult", "SequencePolicy", "rollback"]
@@ -34,8 +35,12 @@ async def rollback(
     reason: str,
     actor: str,
     lead_seconds: float,
+    calls: BoundedCalls | None = None,
 ) -> RollbackResult:
     """Make `to_version` the champion, which it is `lead_seconds` from now; a later version rolls forward again.
+
+    What it needs is read and compared with its digests first, before anything moves and without a lock: a second or
+    more a gigabyte.
 
     Args:
         database: holds the aliases and the audit.
@@ -46,21 +51,53 @@ async def rollback(
         reason: for the audit.
         actor: for the audit.
         lead_seconds: gives every api process time to load the version.
+        calls: bound the transaction that moves the aliases, where somebody waits for it.
 
     Raises:
+        ArtifactUnreadable: the snapshot of the version, or for `excise` a part of its training state, cannot be read.
         ModelNotFound: there is no such version.
         ModelPruned: it is too old: its snapshot, or for `excise` its training state, was let go of.
-        NotReady: no version is served yet, so there is nothing to roll back from.
+        NotReady: no version is served yet, so there is nothing to roll back from; or Postgres does not answer.
     """
+    async with database.read() as session:
+        for what, digest in (await _needed(session, to_version, sequence)).items():
+            await _read_through(session, to_version, what, digest)
+    moving = _move(database, to_version, sequence, reason, actor, lead_seconds)
+    result = await (moving if calls is None else calls.run(moving))
+    await notices.publish_swap()
+    return result
+
+
+async def _needed(session: ReadSession | UnitOfWork, version: int, sequence: SequencePolicy) -> dict[str, str]:
+    """Digests of the artifacts without which one cannot go back to the version, by what they are."""
+    model = await session.models.get(version) if 0 <= version <= MAX_NUMBER else None
+    if model is None:
+        raise ModelNotFound(version)
+    if model.serving_digest is None:
+        raise ModelPruned(version, "serving snapshot")
+    needed = {"serving snapshot": model.serving_digest}
+    if sequence == "excise" and version > 0:
+        if "parts" not in model.state:
+            raise ModelPruned(version, "training state")
+        needed |= {f"training state ({name})": digest for name, digest in model.state["parts"].items()}
+    return needed
+
+
+async def _read_through(session: ReadSession, version: int, what: str, digest: str) -> None:
+    try:
+        found = await session.artifacts.stored_digest(digest)
+    except ArtifactMissing as error:
+        raise ArtifactUnreadable(version, what, digest, str(error)) from error
+    if found != digest:
+        raise ArtifactUnreadable(version, what, digest, f"expected bytes with digest {digest}; received {found}")
+
+
+async def _move(
+    database: Database, to_version: int, sequence: SequencePolicy, reason: str, actor: str, lead_seconds: float
+) -> RollbackResult:
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
-        model = await work.models.get(to_version) if 0 <= to_version <= MAX_NUMBER else None
-        if model is None:
-            raise ModelNotFound(to_version)
-        if model.serving_digest is None:
-            raise ModelPruned(to_version, "serving snapshot")
-        if sequence == "excise" and to_version > 0 and "parts" not in model.state:
-            raise ModelPruned(to_version, "training state")
+        await _needed(work, to_version, sequence)  # nothing of it was let go of meanwhile, nor can be from now on
         served = await work.models.alias(AliasName.CHAMPION)
         if served is None:
             raise NotReady("no model is served yet")
@@ -72,5 +109,4 @@ async def rollback(
         detail = {"from_version": served.version, "to_version": to_version, "sequence": sequence}
         await work.audit.add(actor, "rollback", detail, reason=reason)
         await work.commit()
-    await notices.publish_swap()
     return RollbackResult(from_version=served.version, to_version=to_version, active_from=champion.active_from)

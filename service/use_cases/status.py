@@ -5,17 +5,24 @@ The documents are the API's as they stand; they live here because the command li
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from service.errors import ModelNotFound, NotReady, PeriodNotFound
+from service.errors import ModelNotFound, PeriodNotFound
 from service.storage.database import Database, ReadSession
 from service.storage.redis_state import Notices
-from service.storage.repositories import ENDED, AliasName, ModelKind, ModelVersion, Period, PeriodStatus, Resolved
-from service.tasks import end_tasks
+from service.storage.repositories import (
+    AliasName,
+    GateSummary,
+    ModelKind,
+    ModelVersion,
+    Period,
+    PeriodStatus,
+    Resolved,
+)
 
 __all__ = [
     "MAX_NUMBER",
@@ -26,13 +33,13 @@ __all__ = [
     "PeriodPage",
     "ScoreDocument",
     "StageDocument",
+    "gate_summary",
     "get_model",
     "get_period",
     "label_totals",
     "list_models",
     "list_periods",
     "period_counts",
-    "watch_period",
 ]
 
 MAX_NUMBER = 2**31 - 1
@@ -118,6 +125,7 @@ class ModelDocument:
     """Whether the next update continues from it."""
     scores: Mapping[str, Any]
     gate: Mapping[str, Any]
+    """The decision, its reason, and the numbers behind it."""
     created_at: datetime
     created_by: str
     digest: str | None
@@ -179,44 +187,10 @@ async def label_totals(database: Database) -> Mapping[str, int]:
         return await session.periods.label_totals([field.name for field in fields(Resolved)])
 
 
-async def watch_period(
-    database: Database,
-    notices: Notices,
-    number: int,
-    *,
-    poll_seconds: float = 1.0,
-    stopping: Callable[[], bool] = lambda: False,
-) -> AsyncGenerator[PeriodDocument, None]:
-    """The document of a period now and after every change, until its update has ended or `stopping()`.
-
-    Notices of progress make it prompt; the poll makes it work without Redis, and go on after Postgres was away.
-
-    Raises:
-        PeriodNotFound: there is none with this number.
-    """
-    changed = asyncio.Event()
-
-    async def listen() -> None:
-        async for _ in notices.progress_notices(number):
-            changed.set()
-
-    listener = asyncio.create_task(listen())
-    try:
-        last: PeriodDocument | None = None
-        while not stopping():
-            changed.clear()
-            with suppress(NotReady):
-                document = await get_period(database, notices, number)
-                if document != last:
-                    yield document
-                    last = document
-                if document.status in ENDED:
-                    return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(poll_seconds):
-                    await changed.wait()
-    finally:
-        await end_tasks(listener)
+async def gate_summary(database: Database) -> GateSummary:
+    """What the gate has decided so far."""
+    async with database.read() as session:
+        return await session.models.gate_summary()
 
 
 async def get_model(database: Database, version: int) -> ModelDetail:

@@ -16,12 +16,13 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from asmg import metrics
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.metrics import Scores
-from asmg.models import Params, forget, table_sizes
+from asmg.models import BaseModel, Params, build_model, config_from_json, forget, table_sizes
 from asmg.progressive import stage_rng
-from asmg.training import evaluate
+from asmg.training import evaluate, predict_logits
 from asmg.updaters.base import Updater
 from service.files import DigestedFile, create, keep_newest
 from service.serving.encode import Known, encode_model
@@ -38,12 +39,13 @@ from service.storage.repositories import (
     PeriodStatus,
     Stage,
 )
-from service.use_cases.gate import Decision, decide
+from service.use_cases.gate import Decision, Trial, decide, rehearsed, try_out
 from service.use_cases.ingest import ToldOfClicks
 from service.use_cases.negatives import Sampling, logit_correction
 from service.use_cases.period_data import prepare_period
 from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
 from service.use_cases.resolve_labels import resolve_labels
+from service.use_cases.training_state import cannot_go_on
 
 __all__ = ["PeriodUpdate", "Superseded", "Workshop"]
 
@@ -87,6 +89,8 @@ class Workshop:
     histories: ToldOfClicks
     worker: str = field(default_factory=lambda: uuid4().hex)
     """Name of the process, that no other one ever had."""
+    beat: Callable[[], None] = lambda: None
+    """Called when something got further, also from the training thread."""
 
 
 class PeriodUpdate:
@@ -118,6 +122,7 @@ class PeriodUpdate:
                 from has changed; see which period is the next.
             CrashLoop: too many workers have died at it.
             DivergedError: training failed; nothing was published.
+            ConfigurationError: the update method cannot go on from the training state of the head.
         """
         if (version := await self._take()) is not None:
             return version
@@ -133,7 +138,7 @@ class PeriodUpdate:
         scored = await self._stage("score", self._score)
         for name in self._w.updater.stages:
             await self._stage(name, lambda progress, name=name: self._train(name, progress))  # type: ignore[misc]
-        gate = await self._stage("gate", lambda _: self._gate(scored["scores"]))
+        gate = await self._stage("gate", lambda _: self._gate(scored))
         return await self._finish(scored["scores"], gate)
 
     async def _finish(self, scored: Mapping[str, Any], gate: Mapping[str, Any]) -> int:
@@ -202,6 +207,7 @@ class PeriodUpdate:
             nonlocal told
             if cancelled:
                 raise asyncio.CancelledError  # ends the thread, which the process would wait for otherwise
+            self._w.beat()
             if time.perf_counter() - told >= PROGRESS_SECONDS:
                 told = time.perf_counter()
                 asyncio.run_coroutine_threadsafe(self._tell(name, fraction), loop)
@@ -217,6 +223,7 @@ class PeriodUpdate:
                 await work.stages.finish(self.period, name, time.perf_counter() - started, result)
                 await work.commit()
         logger.info("period %d: %s took %.2f s", self.period, name, time.perf_counter() - started)
+        self._w.beat()
         return result
 
     async def _tell(self, stage: str, fraction: float) -> None:
@@ -247,19 +254,16 @@ class PeriodUpdate:
         origin = {"head": self._head.version, "updater": self._w.updater.name}
         return {**origin, "data": digest, "allocations": allocations}
 
-    async def _score(self, _: Callable[[float], None]) -> dict[str, Any]:
+    async def _score(self, progress: Callable[[float], None]) -> dict[str, Any]:
         """Progressive validation: every model that was there before, on a log that none of them has seen.
 
         Where a later period was learned before this one, there is no such model: what users clicked here was in their
-        histories there.
+        histories there. The gate's questions are asked all the same.
         """
         assert self._head is not None and self._data is not None
-        if self._late:
-            return {"scores": {}}
-        data = self._data
-        models: dict[str, tuple[int, Params]] = {
-            name: (self._head.version, params)
-            for name, params in self._w.updater.serving_models(await self._load_state()).items()
+        updater, data, state = self._w.updater, self._data, await self._load_state()
+        models: dict[str, tuple[int, BaseModel, Params]] = {
+            name: (self._head.version, updater.model, params) for name, params in updater.serving_models(state).items()
         }
         async with self._w.database.read() as session:
             champion = await session.models.alias(AliasName.CHAMPION)
@@ -274,13 +278,18 @@ class PeriodUpdate:
                 others["baseline"] = await session.models.get(baseline.version)
         for name, version in others.items():
             if version is not None and "serving" in version.state:
-                model = await self._read(version.state["serving"], "model")
-                strange = await self._rows_of_nobody(version.state.get("serving_allocations", {}))
-                models[name] = (version.version, forget(model.tensors, strange))
+                models[name] = (version.version, *await self._served_by(version))
+        # The head serves what its update has made, or what its parent served; another champion is the `previous` above.
+        served = self._head.kind if champion is not None and champion.version == self._head.version else "previous"
         found: dict[str, Any] = {}
         rows = []
-        for name, (number, params) in models.items():
-            scores = await asyncio.to_thread(evaluate, self._w.updater.model, params, data)
+        logits: Tensor | None = None
+        for name, (number, model, params) in models.items():
+            answers = await asyncio.to_thread(predict_logits, model, params, data)
+            logits = answers if name == served else logits
+            if self._late:
+                continue
+            scores = metrics.scores(answers, data.label)
             found[name] = {"version": number, **scores.to_json()}
             rows.append(
                 Evaluation(
@@ -293,11 +302,28 @@ class PeriodUpdate:
                     calibration=scores.calibration,
                 )
             )
+        trial = await asyncio.to_thread(self._try_out, state, logits, progress)
         async with self._w.database.unit_of_work() as work:
             await self._hold(work)
             await work.evaluations.put(rows)
             await work.commit()
-        return {"scores": found}
+        return {"scores": found, "trial": trial.to_json()}
+
+    async def _served_by(self, version: ModelVersion) -> tuple[BaseModel, Params]:
+        """The model that a version serves, which may be another method's, without rows that changed hands since."""
+        stored = await self._read(version.state["serving"], "model")
+        strange = await self._rows_of_nobody(version.state.get("serving_allocations", {}))
+        return build_model(config_from_json(stored.meta["model"])), forget(stored.tensors, strange)
+
+    def _try_out(self, state: Any, served: Tensor | None, progress: Callable[[float], None]) -> Trial:
+        """What the gate wants to know of the period before anything is learned from it."""
+        assert self._data is not None
+        data, rehearsals = self._data, {}
+        if (cut := rehearsed(len(data))) < len(data):
+            older, newest = data.slice(0, cut), data.slice(cut, len(data))
+            rng = stage_rng(self._w.settings.seed, self.period, "rehearse")
+            rehearsals = self._w.updater.rehearse(state, older, newest, rng=rng, progress=progress)
+        return try_out(data.label, data.user, served, rehearsals)
 
     async def _train(self, stage: str, progress: Callable[[float], None]) -> dict[str, Any]:
         rng = stage_rng(self._w.settings.seed, self.period, stage)
@@ -327,8 +353,15 @@ class PeriodUpdate:
             if self._parts:
                 blobs = {name: await self._w.artifacts.get(digest) for name, digest in self._parts.items()}
                 parts = {name: Checkpoint.from_bytes(data) for name, data in blobs.items()}
-                self._state = await asyncio.to_thread(self._restored, parts)
-                if not any(stage in self._done for stage in self._w.updater.stages):
+                of_the_head = not any(stage in self._done for stage in self._w.updater.stages)
+                try:
+                    self._state = await asyncio.to_thread(self._restored, parts)
+                except (ValueError, KeyError) as error:
+                    if not of_the_head:
+                        raise
+                    meta = parts["updater"].meta if "updater" in parts else {}
+                    raise cannot_go_on(self._w.updater, self._head, meta, error) from error
+                if of_the_head:
                     rows = await self._rows_of_nobody(self._head.state.get("allocations", {}))
                     self._state = await asyncio.to_thread(self._w.updater.forgotten, self._state, rows)
             else:
@@ -353,7 +386,7 @@ class PeriodUpdate:
         return updater.adopted(parts, rng=stage_rng(self._w.settings.seed, self.period, "adopted"))
 
     async def _gate(self, scored: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._data is not None
+        assert self._data is not None and self._head is not None
         recent = self._data.slice(max(0, len(self._data) - RECENT_EVENTS), len(self._data))
         models = self._w.updater.serving_models(await self._load_state())
         scores = {
@@ -361,9 +394,12 @@ class PeriodUpdate:
         }
         progressive = {
             name: Scores(**{key: value for key, value in values.items() if key != "version"})
-            for name, values in scored.items()
+            for name, values in scored["scores"].items()
         }
-        return decide(progressive, scores).to_json()
+        decision = decide(progressive, scores, Trial.from_json(scored["trial"]), self._head.gate)
+        if decision.kind is ModelKind.PREVIOUS:
+            logger.warning("period %d: its model does not serve: %s", self.period, decision.reason)
+        return decision.to_json()
 
     async def _publish(self, scored: Mapping[str, Any], gate: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that readers will see, in one transaction; the artifacts were written before."""

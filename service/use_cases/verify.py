@@ -1,7 +1,6 @@
 """Whether an installation is whole: every digest, reference and alias; what is served, and what is learned from."""
 
 import asyncio
-import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,20 +52,12 @@ async def examine(session: Session, stored: Sequence[StoredTable], folder: Path)
     findings = await find_faults(session.connection, stored)
     sizes = await session.artifacts.sizes()
     for digest in sizes:
-        if (found := await _digest(session, digest)) != digest:
+        if (found := await session.artifacts.stored_digest(digest)) != digest:
             findings.append(Finding(f"artifact {digest}", "content with this SHA-256", found))
     for finding in (await _served(session, folder), await _learned(session)):
         if finding is not None:
             findings.append(finding)
     return Verification(artifacts=len(sizes), bytes=sum(sizes.values()), findings=findings)
-
-
-async def _digest(session: Session, digest: str) -> str:
-    """The SHA-256 of what is stored under a digest, in hex."""
-    found = hashlib.sha256()
-    async for piece in session.artifacts.pieces(digest, CHUNK_BYTES):
-        await asyncio.to_thread(found.update, piece)
-    return found.hexdigest()
 
 
 async def _served(session: Session, folder: Path) -> Finding | None:

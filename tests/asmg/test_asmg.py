@@ -14,11 +14,11 @@ from asmg.batch import PeriodData
 from asmg.checkpoint import CheckpointError
 from asmg.generator import GeneratorConfig, LinearConfig
 from asmg.models import EmbeddingMLPConfig, Params
-from asmg.training import DivergedError, Execution
+from asmg.training import DivergedError, Execution, predict_logits
 from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig, Gain
 from asmg.updaters.iu import IncrementalUpdate
-from tests.asmg.cases import SMALL, Case, from_bytes, to_bytes
+from tests.asmg.cases import CASES, SMALL, Case, from_bytes, to_bytes
 from tests.asmg.support import slow_logit, snapshot, torch_rng, unchanged
 
 GRU = Case("asmg-gru-multi", SMALL)
@@ -271,6 +271,21 @@ def test_evidence_is_the_decayed_sum_of_reductions_of_losses_from_before_trainin
     for name, p in state.base.params.items():
         assert state.generated is not None
         torch.testing.assert_close(served[name], p + fraction * (state.generated[name] - p))
+
+
+@pytest.mark.parametrize("name", ["asmg-gru-multi", "asmg-gru-zero", "asmg-gru-full", "asmg-linear"])
+@pytest.mark.parametrize("periods", [1, 2, 4])
+def test_a_rehearsal_ends_the_sequence_with_what_was_learned_of_a_part(name: str, periods: int) -> None:
+    """As the last stage does on whole tables; ω is still that of before."""
+    case = CASES[f"{name}+categories"]
+    updater, data = case.build(), case.period(periods + 1)
+    assert isinstance(updater, Asmg)
+    state = replace(case.state(periods), evidence=evidence(0, 1, 2, 3, 2))  # three quarters of the correction
+    older, newest = data.slice(0, 250), data.slice(250, 300)
+    found = updater.rehearse(state, older, newest, rng=torch_rng(1))
+    learned = replace(state, base=updater.base.train(state.base, older, torch_rng(1)))
+    expected = updater.serving_models(updater.run_stage("generate", learned, data, rng=torch_rng(2)))["generated"]
+    assert torch.allclose(found["generated"], predict_logits(updater.model, expected, newest), atol=1e-6)
 
 
 def test_a_single_blend_needs_no_evidence() -> None:

@@ -133,6 +133,34 @@ def rows_that_nobody_touches_change_nothing_and_cost_nothing_but_in_the_last_sta
     assert largest > more  # in the last stage
 
 
+@check_reference_too
+def a_rehearsal_is_what_the_base_model_makes_of_a_part(case: Case) -> None:
+    """To the bit; and it leaves everything as it is, the very first period too."""
+    updater = case.build()
+    for t in (1, 3):
+        state, data = case.state(t - 1), case.period(t)
+        older, newest = data.slice(0, 270), data.slice(270, 300)
+        before = snapshot([state, data])
+        found = updater.rehearse(state, older, newest, rng=torch_rng(t))
+        assert unchanged(before, [state, data])
+        base = updater.base.committed(updater.base.train(updater.base_of(state), older, torch_rng(t)))
+        assert torch.equal(found["incremental"], predict_logits(updater.model, base.params, newest))
+        assert set(found) <= set(updater.serving_models(updater.update(state, data, rng=torch_rng(t))))
+
+
+@check
+def a_rehearsal_touches_no_table(case: Case) -> None:
+    """No array as large as a table with 100,000 more rows, but an int32 look-up for each."""
+    updater, more = case.build(), 100_000
+    small = case.period(4, users=14, items=25, **({"categories": 11} if case.config.categories else {}))
+    data = padded(small, more)
+    state = updater.update(case.state(2), padded(case.period(3), more), rng=torch_rng(3))
+    with Footprint() as footprint:
+        updater.rehearse(state, data.slice(0, 270), data.slice(270, 300), rng=torch_rng(4))
+    assert footprint.elements < more // 4
+    assert footprint.numpy_bytes < 3 * (len(updater.model.tables) + 1) * 4 * more
+
+
 @check
 def new_rows_cost_no_copy_of_the_tables(case: Case) -> None:
     """The last stage writes each table once, with or without new rows: ten more cost less than one more copy would."""

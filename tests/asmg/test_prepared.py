@@ -272,6 +272,25 @@ def test_the_options_of_the_command(tmp_path: Path) -> None:
     assert (found.card.seed, found.card.negatives_per_positive) == (7, 2)
 
 
+def test_what_a_spreadsheet_writes(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "user_id; item_id; stars;when\r\nu;a;4.5;29-01-2021 08:00\r\n"
+        "nan;a;4;29-01-2021 08:00\r\nv;a;3;29-01-2021 08:01\r\n"
+    )
+    options = ["--label-column", "stars", "--positive-from", "4", "--timestamp-column", "when", "--malformed", "drop"]
+    options += ["--timestamp-format", "%d-%m-%Y %H:%M", "--timezone", "Europe/Berlin"]
+    result = command("log", "--raw", path, "--out", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    found = read_prepared(tmp_path / "out")
+    assert found.label.tolist() == [1, 0]
+    assert (found.card.first, found.card.last) == ("2021-01-29T07:00:00.000Z", "2021-01-29T07:01:00.000Z")
+    assert sum(found.card.dropped.values()) == 1
+
+
+LABELS_OF_RATINGS = "--positive-from 4 makes labels of ratings, 1 from 4 on"
+
+
 def said_in_one_line(result: Result, code: int) -> str:
     assert result.exit_code == code, result.output
     assert isinstance(result.exception, SystemExit)  # and no trace
@@ -307,7 +326,7 @@ def test_files_that_end_the_command_with_2(tmp_path: Path, raw: Path) -> None:
     assert said == f"asmg: {tmp_path}: expected a CSV or Parquet file; received a folder"
     raw.write_text(CLICKS + "u,c,2,1400000000\n")
     said = said_in_one_line(command("log", "--raw", raw, *out), 2)
-    assert said == f"asmg: {raw}, line 5, column 'label': expected 0 or 1; received '2'"
+    assert said == f"asmg: {raw}, line 5, column 'label': expected 0 or 1; received '2'; {LABELS_OF_RATINGS}"
     said = said_in_one_line(command("log", "--raw", raw, *out, "--user-column", "who"), 2)
     assert said == f"asmg: {raw}, line 1: expected a column 'who'; received user_id, item_id, label, timestamp"
     assert [path.name for path in tmp_path.iterdir()] == ["clicks.csv"]

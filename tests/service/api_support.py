@@ -1,11 +1,14 @@
 """The application as the API tests use it: the real one, on the real Postgres and Redis of the run."""
 
 import asyncio
+import pkgutil
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -15,9 +18,11 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
+from service import routers
 from service.app import create_app
 from service.dependencies import Parts
 from service.serving.snapshot import Prediction, Snapshot, prior_snapshot
@@ -26,6 +31,7 @@ from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.repositories import AliasName, ModelKind, ModelVersion
 from service.supervisor import listen, server_config
+from service.use_cases.auth import SCOPES, create_key
 
 NOON = "2024-05-01T12:00:00Z"
 
@@ -76,6 +82,25 @@ def served_app(settings: Settings) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def all_calls() -> Iterator[tuple[str, str]]:
+    """Every method and path that the service has, hidden ones too."""
+    yield "GET", "/openapi.json"
+    for module in pkgutil.iter_modules(routers.__path__):
+        for route in import_module(f"service.routers.{module.name}").router.routes:
+            assert isinstance(route, APIRoute)
+            for method in route.methods:
+                yield method, re.sub(r"\{.*?\}", "1", route.path)
+
+
+async def make_keys(dsn: str) -> tuple[str, str]:
+    """A key of all scopes, and one that may call once in 1,000 s."""
+    database = Database(dsn, pool_size=1)
+    _, key = await create_key(database, "all", SCOPES)
+    _, rare = await create_key(database, "rare", SCOPES, rate_limit=0.001)
+    await database.close()
+    return key, rare
 
 
 async def eventually(condition: Callable[[], bool], *, seconds: float = 10) -> None:

@@ -46,8 +46,9 @@ async def test_where_a_key_may_stand(api: Api, database: Database) -> None:
 
 
 async def test_before_the_first_key_only_this_host_may_call(settings: Settings, database: Database) -> None:
-    async with running_app(settings, client_host="::1") as api:
-        assert (await api.client.post("/predict", json=QUESTION)).status_code == 200
+    for own in ("::1", "::ffff:127.0.0.1"):
+        async with running_app(settings, client_host=own) as api:
+            assert (await api.client.post("/predict", json=QUESTION)).status_code == 200
     async with running_app(settings, client_host="192.0.2.7") as api:
         for path, body in (("/predict", QUESTION), ("/predict/batch", {"requests": [QUESTION]})):
             response = await api.client.post(path, json=body)
@@ -57,7 +58,7 @@ async def test_before_the_first_key_only_this_host_may_call(settings: Settings, 
 
 
 async def test_before_the_first_key_a_proxy_is_nobody_of_this_host(api: Api) -> None:
-    for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP"):
+    for name in ("Forwarded", *(f"X-Forwarded-{what}" for what in ("For", "Host", "Prefix", "Proto")), "X-Real-IP"):
         headers = {name: "192.0.2.7"}
         assert (await api.client.post("/predict", json=QUESTION, headers=headers)).status_code == 401
         assert (await api.client.get("/admin/models", headers=headers)).status_code == 401

@@ -49,13 +49,27 @@ def fields(document: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {error["field"]: (error["expected"], error["received"]) for error in document["errors"]}
 
 
-A_TIME = "a time from 1970 to 2199: RFC 3339 with an offset, or integer epoch milliseconds"
+A_TIME = "a time from 1990 to 2099: RFC 3339 with an offset, or integer epoch milliseconds"
+MILLISECONDS = "epoch milliseconds, or a time in RFC 3339 with an offset; an integer below 1e11 is none"
+AN_ID = "a string or an integer"
+AN_INTEGER = "an integer from -9223372036854775808 to 9223372036854775807, or a string"
 
 
+OF_SOMEBODY = "false, or absent, where there is no user_id to log impressions of"
 LOG = "true, false or an integer from 1 to 1000"
 BAD_PREDICTIONS = [
-    ({"items": ["a"]}, "user_id", "a value", "nothing"),
-    ({"user_id": 3, "items": ["a"]}, "user_id", "a string", "3"),
+    ({"user_id": "u"}, "items", "a value", "nothing"),
+    ({"user_id": 4.2, "items": ["a"]}, "user_id", AN_ID, "4.2"),
+    ({"user_id": 1e3, "items": ["a"]}, "user_id", AN_ID, "1000.0"),
+    ({"user_id": False, "items": ["a"]}, "user_id", AN_ID, "false"),
+    ({"user_id": 2**63, "items": ["a"]}, "user_id", AN_INTEGER, "9223372036854775808"),
+    ({"user_id": "u", "items": [1, -(2**63) - 1]}, "items[1]", AN_INTEGER, "-9223372036854775809"),
+    ({"user_id": "u", "items": ["a"], "history": [[7]]}, "history[0]", AN_ID, "1 items"),
+    ({"user_id": "u", "items": ["a"], "request_id": 1.5}, "request_id", AN_ID, "1.5"),
+    *(
+        ({**user, "items": ["a"], "log_impressions": 1}, "log_impressions", OF_SOMEBODY, "1")
+        for user in ({}, {"user_id": None})
+    ),
     ({"user_id": "", "items": ["a"]}, "user_id", "at least 1 character", '""'),
     ({"user_id": "u", "items": ["a"], "colour": 1}, "colour", "no field of this name", "1"),
     ({"user_id": "u", "items": []}, "items", "at least 1 item", "0 items"),
@@ -121,14 +135,23 @@ BAD_INTERACTIONS = [
     ({"timestamp": "2024-05-01"}, "timestamp", A_TIME, '"2024-05-01"'),
     ({"timestamp": "2024-02-30T12:00:00Z"}, "timestamp", A_TIME, '"2024-02-30T12:00:00Z"'),
     ({"timestamp": "2024-05-01T12:00:00+25:00"}, "timestamp", A_TIME, '"2024-05-01T12:00:00+25:00"'),
-    ({"timestamp": "2200-01-01T00:00:00Z"}, "timestamp", A_TIME, '"2200-01-01T00:00:00Z"'),
+    ({"timestamp": "2100-01-01T00:00:00Z"}, "timestamp", A_TIME, '"2100-01-01T00:00:00Z"'),
+    ({"timestamp": "1989-12-31T23:59:59Z"}, "timestamp", A_TIME, '"1989-12-31T23:59:59Z"'),
+    ({"timestamp": 1795928400}, "timestamp", MILLISECONDS, "1795928400, which looks like epoch seconds"),
+    ({"timestamp": 10**11 - 1}, "timestamp", MILLISECONDS, "99999999999, which looks like epoch seconds"),
+    ({"timestamp": 10**11}, "timestamp", A_TIME, "100000000000"),
+    ({"timestamp": 1795928400000000}, "timestamp", A_TIME, "1795928400000000"),
     ({"timestamp": -1}, "timestamp", A_TIME, "-1"),
     ({"timestamp": 10**30}, "timestamp", A_TIME, str(10**30)),
     ({"timestamp": True}, "timestamp", A_TIME, "true"),
     ({"timestamp": 1.5}, "timestamp", A_TIME, "1.5"),
     ({"event_id": ""}, "event_id", "at least 1 character", '""'),
     ({"item_id": LONG}, "item_id", "at most 256 characters", '"' + "x" * 98 + "…"),
-    ({"item_id": {"a": 1}}, "item_id", "a string", "an object"),
+    ({"item_id": {"a": 1}}, "item_id", AN_ID, "an object"),
+    ({"item_id": 4.2}, "item_id", AN_ID, "4.2"),
+    ({"user_id": True}, "user_id", AN_ID, "true"),
+    ({"user_id": None}, "user_id", AN_ID, "null"),
+    ({"event_id": 2**63}, "event_id", AN_INTEGER, "9223372036854775808"),
     ({"weight": 1}, "weight", "no field of this name", "1"),
 ]
 
@@ -143,13 +166,15 @@ async def test_interactions_reject_and_store_nothing(api: Api, database: Databas
 
 BAD_IMPRESSIONS = [
     ({"request_id": ""}, "request_id", "at least 1 character", '""'),
-    ({"request_id": None}, "request_id", "a string", "null"),
+    ({"request_id": None}, "request_id", AN_ID, "null"),
+    ({"timestamp": 1795928400}, "timestamp", MILLISECONDS, "1795928400, which looks like epoch seconds"),
     ({"user_id": "u\0"}, "user_id", "no NUL character", '"u\\u0000"'),
     ({"items": []}, "items", "at least 1 item", "0 items"),
     ({"items": [str(n) for n in range(1001)]}, "items", "at most 1000 items", "1001 items"),
     ({"items": "a"}, "items", "an array", '"a"'),
-    ({"items": ["a", 7]}, "items[1]", "a string", "7"),
+    ({"items": ["a", 7.0]}, "items[1]", AN_ID, "7.0"),
     ({"items": ["a", "b", "c", "b"]}, "items", "each item once", '"b" twice'),
+    ({"items": [42, "b", "42"]}, "items", "each item once", '"42" twice'),
     ({"positions": []}, "positions", "as many positions as items: 2", "0 items"),
     ({"positions": [0, 1, 2]}, "positions", "as many positions as items: 2", "3 items"),
     ({"positions": [0, -1]}, "positions[1]", "at least 0", "-1"),
@@ -162,7 +187,8 @@ BAD_IMPRESSIONS = [
 BAD_CLICKS = [
     ({"event_id": ""}, "event_id", "at least 1 character", '""'),
     ({"request_id": LONG}, "request_id", "at most 256 characters", '"' + "x" * 98 + "…"),
-    ({"item_id": 7}, "item_id", "a string", "7"),
+    ({"item_id": 7.5}, "item_id", AN_ID, "7.5"),
+    ({"timestamp": 0}, "timestamp", MILLISECONDS, "0, which looks like epoch seconds"),
     ({"timestamp": None}, "timestamp", A_TIME, "null"),
     ({"user_id": "u"}, "user_id", "no field of this name", '"u"'),
     ({"label": 1}, "label", "no field of this name", "1"),
@@ -204,7 +230,7 @@ async def test_too_many_interactions_store_nothing(api: Api, database: Database)
 
 
 async def test_all_wrong_fields_are_named_up_to_a_limit(api: Api) -> None:
-    document = problem(await ingest(api.client, event(1, label=2, user_id=""), event(2, item_id=5)), 422)
+    document = problem(await ingest(api.client, event(1, label=2, user_id=""), event(2, item_id=0.5)), 422)
     assert set(fields(document)) == {"interactions[0].label", "interactions[0].user_id", "interactions[1].item_id"}
     document = problem(await ingest(api.client, *(event(number, label=7) for number in range(500))), 422)
     assert len(document["errors"]) == 50
@@ -217,6 +243,8 @@ BAD_ITEMS = [
     ({"items": [{"item_id": "a", "categories": [""]}]}, "items[0].categories[0]"),
     ({"items": [{"item_id": "a"}]}, "items[0].categories"),
     ({"items": [{"item_id": "a", "categories": [], "price": 3}]}, "items[0].price"),
+    ({"items": [{"item_id": "a", "categories": [None]}]}, "items[0].categories[0]"),
+    ({"items": [{"item_id": 1.5, "categories": None}]}, "items[0].item_id"),
     ({"items": [{"item_id": "a", "categories": []}] * 10_001}, "items"),
 ]
 
@@ -276,7 +304,13 @@ async def test_json_that_is_no_object_is_422(api: Api) -> None:
             assert document["errors"][0]["expected"] == "an object"
 
 
-WRONG_MEDIA_TYPES = [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp"]
+WRONG_MEDIA_TYPES = [
+    None,
+    "text/plain",
+    "application/x-www-form-urlencoded",
+    "application/jsonp",
+    "application/json; charset=utf-16",
+]
 
 
 async def test_what_is_not_said_to_be_json_is_415(api: Api) -> None:
@@ -414,7 +448,7 @@ TIMES = [
     ("2024-05-01t14:00:00.123456789+02:00", 1714564800123),
     ("2024-05-01 06:30:00-05:30", 1714564800000),
     (1714564800001, 1714564800001),
-    (0, 0),
+    (631152000000, 631152000000),
 ]
 
 

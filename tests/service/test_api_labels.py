@@ -93,7 +93,7 @@ class TestStoring:
         assert await rows(database, f"SELECT * FROM {kind}") == stored
 
     async def test_names_of_one_kind_are_nothing_to_another(self, api: Api) -> None:
-        event = {"event_id": "r", "user_id": "ann", "item_id": "a", "label": 0, "timestamp": 0}
+        event = {"event_id": "r", "user_id": "ann", "item_id": "a", "label": 0, "timestamp": NOON.isoformat()}
         assert (await send(api, "interactions", [event]))["accepted"] == 1
         assert (await show(api, impression("r", "ann", "a")))["accepted"] == 1
         assert (await clicked(api, click("r", "a", event_id="r")))["accepted"] == 1

@@ -1,16 +1,19 @@
 """Model versions, swaps and the way back."""
 
 import asyncio
+import json
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
 from service.settings import Settings
-from service.storage.database import Database
+from service.storage.database import Database, Lock
+from service.storage.repositories import AliasName
 from tests.service.api_support import Api, eventually, publish, running_app
 
 QUESTION = {"user_id": "u", "items": ["a"]}
@@ -144,17 +147,67 @@ async def test_a_version_that_cannot_be_loaded_is_named_and_does_no_harm(api: Ap
     assert after >= failures
 
 
-async def test_the_way_back_needs_no_more_than_the_files_of_this_host(
-    api: Api, database: Database, redis: Redis
+DAMAGE = {
+    "a chunk is gone": "DELETE FROM artifact_chunks WHERE digest = :digest",
+    "a byte is another": "UPDATE artifact_chunks SET data = set_byte(data, 100, 1 - get_byte(data, 100) % 2) "
+    "WHERE digest = :digest",
+    "it is cut short": "UPDATE artifact_chunks SET data = substring(data, 1, 100) WHERE digest = :digest",
+}
+
+
+async def moved(database: Database) -> tuple[Any, ...]:
+    """What a rollback moves, and what it leaves in the audit."""
+    async with database.read() as session:
+        aliases = [await session.models.alias(name) for name in AliasName]
+        return (*aliases, len(await session.audit.list(100, None)))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("sequence", ["keep", "excise"])
+async def test_a_rollback_to_what_cannot_be_read_is_refused_before_anything_moves(
+    api: Api, database: Database, redis: Redis, damage: str, sequence: str
 ) -> None:
-    """The version before is in the local cache, so neither server is asked for its bytes."""
-    active_from = await publish(database, api.parts.artifacts, 1, 0.125, lead_seconds=0)
-    await eventually(lambda: api.parts.serving.current().version == 1)
-    assert time.time() >= active_from.timestamp()
+    """Also where this host still has a file of it: others have not, nor has a host that is set up tomorrow."""
+    for version in (1, 2):
+        await publish(database, api.parts.artifacts, version, version / 8, lead_seconds=0)
+    parts = [await api.parts.artifacts.put(f"part {number}".encode() * 50, "state") for number in (1, 2)]
     async with database.unit_of_work() as work:
-        await work.connection.execute(text("DELETE FROM artifact_chunks"))
+        model = await work.models.get(1)
+        assert model is not None and model.serving_digest is not None
+        state = json.dumps({"parts": dict(zip(("base", "generator"), parts, strict=True))})
+        await work.connection.execute(
+            text("UPDATE model_versions SET state = CAST(:state AS jsonb) WHERE version = 1"), {"state": state}
+        )
         await work.commit()
-    await redis.flushdb()
-    await roll(api, 0)
-    assert await served(api) == (0, 0.25)
-    assert api.parts.serving.trouble is None
+    await eventually(lambda: api.parts.serving.current().version == 2)
+
+    # For `excise` the last part of the state is harmed, for `keep` the snapshot.
+    harmed = model.serving_digest if sequence == "keep" else parts[1]
+    async with database.unit_of_work() as work:
+        await work.connection.execute(text(DAMAGE[damage]), {"digest": harmed})
+        await work.commit()
+    before = await moved(database)
+    body = {"to_version": 1, "sequence": sequence, "reason": "worse clicks"}
+    response = await api.client.post("/admin/rollback", json=body)
+    problem = response.json()
+    what = "serving snapshot" if sequence == "keep" else "training state (generator)"
+    assert (response.status_code, problem["type"]) == (409, "urn:asmg:problem:artifact-unreadable")
+    assert (problem["version"], problem["artifact"], problem["digest"]) == (1, what, harmed)
+    assert f"the {what} of model version 1 cannot be read" in problem["detail"]
+    assert await moved(database) == before
+    assert await served(api) == (2, 0.25)
+
+    # What is not needed may be damaged: `keep` goes on from the newest state.
+    if sequence == "excise":
+        assert (await roll(api, 1))["from_version"] == 2
+        assert await served(api) == (1, 0.125)
+
+
+async def test_a_rollback_waits_for_nobody_while_it_reads(api: Api, database: Database) -> None:
+    """Reading comes before the lock, so an update that publishes meanwhile is not held up."""
+    await publish(database, api.parts.artifacts, 1, 0.125, lead_seconds=0)
+    async with database.unit_of_work() as work:
+        await work.lock_exclusive(Lock.MODELS)
+        body = {"to_version": 7, "sequence": "keep", "reason": "worse clicks"}
+        async with asyncio.timeout(5):
+            assert (await api.client.post("/admin/rollback", json=body)).status_code == 404

@@ -158,6 +158,27 @@ async def test_metrics(api: Api) -> None:
         assert line in lines, line
 
 
+async def test_the_documented_metrics_are_those_that_are_offered(api: Api) -> None:
+    """Names and labels."""
+    await ingest(api.client, event(1))
+    await api.client.post("/predict", json={"user_id": "u", "items": ["a"]})
+    text = (await api.client.get("/metrics")).text
+    offered = {
+        name if kind != "counter" else name.removesuffix("_total") + "_total"
+        for name, kind in re.findall(r"^# TYPE (asmg_\w+?) (\w+)$", text, re.MULTILINE)
+        if not name.endswith("_created")
+    }
+    document = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    table = document.partition("| metric | labels |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `asmg_")]
+    labels = {name: set(re.findall(r"`(\w+)`", cell)) for names, cell in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(labels) == offered
+    for name, expected in labels.items():
+        shown = re.findall(rf"^{name}(?:_count)?(?:\{{([^}}]*)\}})? ", text, re.MULTILINE)
+        for sample in shown:
+            assert set(re.findall(r"(\w+)=", sample)) == expected, name
+
+
 async def test_the_description_names_bodies_and_problems(api: Api) -> None:
     document = (await api.client.get("/openapi.json")).json()
     assert set(document["paths"]) == {

@@ -18,6 +18,7 @@ from service.storage.database import Database
 from service.storage.redis_state import Notices
 from service.storage.repositories import Evaluation, EventBatch, Interaction, PeriodStatus
 from service.use_cases.status import PeriodDocument, get_period
+from service.use_cases.watch import PeriodWatch
 from tests.service.api_support import Api, event, eventually, ingest, recorded_histories, served_app, settings_for
 
 
@@ -320,7 +321,7 @@ async def test_nobody_is_watching_after_the_client_left(
         looked_at.append(number)
         return await get_period(database, notices, number)
 
-    monkeypatch.setattr("service.use_cases.status.get_period", get_and_count)
+    monkeypatch.setattr("service.use_cases.watch.get_period", get_and_count)
     stream = Stream(f"{url}/periods/1/events")
     await eventually(lambda: len(looked_at) >= 2)
     stream.closing.set()
@@ -343,3 +344,99 @@ async def test_streams_end_when_the_server_does(settings: Settings, database: Da
     # The server waited for the stream, less than until its time for slow requests (5 s) was over.
     assert stream.ended.wait(1)
     await stream.join()
+
+
+async def open_stream(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+    """A stream of period 1, read up to its head alone."""
+    host = httpx.URL(url)
+    reader, writer = await asyncio.open_connection(host.host, host.port)
+    writer.write(b"GET /periods/1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    return reader, writer, await reader.readuntil(b"\r\n\r\n")
+
+
+async def first_event(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readuntil(b"data: ") + await reader.readline()
+
+
+async def test_hundreds_of_streams_cost_one_subscription_and_one_look_up_a_change(
+    settings: Settings, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+
+    async def get_and_count(database: Database, notices: Notices, number: int) -> PeriodDocument:
+        looked_at.append(number)
+        return await get_period(database, notices, number)
+
+    monkeypatch.setattr("service.use_cases.watch.get_period", get_and_count)
+    own = len(await redis.client_list())
+    with served_app(settings) as url:
+        streams = [await open_stream(url) for _ in range(300)]
+        try:
+            assert {head.split(b"\r\n")[0] for *_, head in streams} == {b"HTTP/1.1 200 OK"}
+            events = await asyncio.gather(*(first_event(reader) for reader, *_ in streams))
+            assert len(set(events)) == 1
+            assert len(await redis.client_list()) - own < 12
+            async with httpx.AsyncClient(base_url=url) as client:
+                for _ in range(20):
+                    answer = await client.post("/predict", json={"user_id": "u", "items": ["a"]})
+                    assert answer.status_code == 200
+                assert (await client.get("/readyz")).json()["checks"]["redis"] == "ok"
+                await ingest(client, event(1))
+                await client.post("/periods/close")
+            events = await asyncio.gather(*(first_event(reader) for reader, *_ in streams))
+            assert len(set(events)) == 1
+            # One a second, and one for each change: not one for each of 300 streams, nor 300 a second.
+            assert len(looked_at) < 100
+        finally:
+            for _, writer, _ in streams:
+                writer.close()
+
+
+async def test_there_is_room_for_so_many_streams(
+    postgres_dsn: str, redis_url: str, tmp_path: Path, database: Database
+) -> None:
+    """Half of the connections; the others are for those who ask for something."""
+    with served_app(settings_for(postgres_dsn, redis_url, tmp_path, max_connections=8)) as url:
+        streams = [await open_stream(url) for _ in range(4)]
+        async with httpx.AsyncClient(base_url=url) as client:
+            refused = await client.get("/periods/1/events")
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert "4 streams of events" in refused.json()["detail"]
+            assert (await client.get("/periods/1")).status_code == 200
+            for _, writer, _ in streams:
+                writer.close()
+            await ingest(client, event(1))  # a change: a stream notices that its client left when it is written to
+
+            async def room() -> bool:
+                async with client.stream("GET", "/periods/1/events") as response:
+                    return response.status_code == 200
+
+            for _ in range(200):
+                if await room():
+                    break
+                await asyncio.sleep(0.1)
+            else:
+                pytest.fail("there never was room again")
+
+
+async def test_who_does_not_read_gets_the_newest_and_keeps_nothing_waiting(database: Database, redis: Redis) -> None:
+    async with database.unit_of_work() as work:
+        await work.periods.set_status(1, PeriodStatus.UPDATING)
+        await work.commit()
+    notices = Notices(redis)
+    watch = PeriodWatch(database, notices, poll_seconds=0.01)
+    async with watch.watch(1) as slow, watch.watch(1) as quick:
+        assert (await anext(slow)).progress is None
+        seen = []
+        for number in range(1, 6):
+            await notices.publish_progress(1, {"progress": number / 10})
+            while not seen or seen[-1] != number / 10:
+                seen.append((await anext(quick)).progress)
+        assert (await anext(slow)).progress == 0.5
+    assert watch._watched == {}
+
+
+async def test_a_period_that_does_not_exist_is_not_watched(url: str, database: Database) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        for number in (0, 77, 2**31):
+            assert (await client.get(f"/periods/{number}/events")).status_code == 404

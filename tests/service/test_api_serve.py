@@ -1,5 +1,6 @@
 """`asmg serve` and its company as programs: started, killed and stopped for real."""
 
+import asyncio
 import os
 import re
 import signal
@@ -14,10 +15,12 @@ from threading import Event
 import httpx
 import psutil
 import pytest
+from sqlalchemy import make_url
 
-from service.supervisor import Supervisor
-from tests.conftest import Servers, database_dsn, execute
-from tests.service.api_support import event
+from service.errors import ConfigurationError
+from service.supervisor import Supervisor, installation, listen, require_redis
+from tests.conftest import Servers, database_dsn, execute, in_thread
+from tests.service.api_support import event, make_keys, settings_for
 from tests.service.programs import Program, asmg, program, wait_for
 
 pytestmark = pytest.mark.slow
@@ -196,3 +199,93 @@ def test_a_child_that_does_not_end_is_killed_when_hurried(caplog: pytest.LogCapt
         stopping.result(5)
     assert is_gone(child)
     assert "stubborn did not end; it is killed" in caplog.text
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as tried:
+            tried.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6 loopback")
+
+
+@pytest.mark.parametrize(
+    ("asked", "bound", "reached"),
+    [
+        ("127.0.0.1", "127.0.0.1", ["127.0.0.1"]),
+        ("127.0.0.5", "127.0.0.5", ["127.0.0.5"]),
+        ("::ffff:127.0.0.1", "127.0.0.1", ["127.0.0.1"]),
+        pytest.param("::1", "::1", ["::1"], marks=needs_ipv6),
+        pytest.param("::", "::", ["::1", "127.0.0.1"], marks=needs_ipv6),
+    ],
+)
+def test_where_it_listens(asked: str, bound: str, reached: list[str]) -> None:
+    with listen(asked, 0) as listener:
+        assert listener.getsockname()[0] == bound
+        for address in reached:
+            socket.create_connection((address, listener.getsockname()[1]), timeout=5).close()
+
+
+def test_an_address_of_no_interface_is_said_as_it_stands_in_urls() -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot listen on \[2001:db8::1\]:8000: "):
+        listen("2001:db8::1", 8000)
+
+
+@needs_ipv6
+def test_ipv6_without_a_key_and_with_one(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
+    """`::1` is loopback: it listens there and not on another address."""
+    given = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
+    with program(tmp_path, "--host", "::1", "--no-worker", **given) as running:
+        assert running.host == "[::1]"
+        assert "only this host can call the service (::1)" in running.err
+        url = f"http://{running.host}:{running.port}/predict"
+        assert httpx.post(url, json=QUESTION).status_code == 200
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{running.port}/healthz")
+        key, _ = in_thread(asyncio.run, make_keys(postgres_dsn))
+        wait_for(lambda: httpx.post(url, json=QUESTION).status_code == 401, 5)
+        assert httpx.post(url, json=QUESTION, headers={"X-API-Key": key}).status_code == 200
+
+
+AWAY = "redis://:s3cret-word@127.0.0.1:1/0"
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["worker"]], ids=["serve", "worker"])
+def test_a_redis_that_does_not_answer_at_the_start_ends_it(
+    postgres_dsn: str, tmp_path: Path, command: list[str]
+) -> None:
+    given = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": AWAY, "ASMG_DATA_DIR": str(tmp_path)}
+    assert asmg(*command, code=1, **given).stderr == (
+        "asmg: the Redis of ASMG_REDIS_URL does not answer: ConnectionError; "
+        "ASMG_START_WITHOUT_REDIS=true starts without it, slower\n"
+    )
+
+
+def test_a_redis_that_does_not_answer_at_the_start_where_that_is_allowed(
+    postgres_dsn: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_for(postgres_dsn, AWAY, tmp_path)
+    with pytest.raises(ConfigurationError, match="the Redis of ASMG_REDIS_URL does not answer"):
+        require_redis(settings)
+    assert not caplog.text
+    require_redis(settings.model_copy(update={"start_without_redis": True}))
+    assert "the Redis of ASMG_REDIS_URL does not answer: ConnectionError; the service starts without it" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_a_postgres_that_refuses_is_said_in_one_line(
+    servers: Servers, postgres_dsn: str, redis_url: str, tmp_path: Path
+) -> None:
+    """The embedded one has no passwords, but no such database and no such user either."""
+    for dsn, reason in (
+        (database_dsn(servers, "s3cret_name"), "has no database of this name"),
+        (make_url(postgres_dsn).set(username="s3cret_user").render_as_string(), "does not let this user in"),
+    ):
+        with pytest.raises(ConfigurationError) as raised, installation(settings_for(dsn, redis_url, tmp_path)):
+            pass
+        assert str(raised.value) == f"the Postgres of ASMG_POSTGRES_DSN {reason}"
+        assert raised.value.__suppress_context__

@@ -123,7 +123,7 @@ async def test_the_audit_is_read_page_by_page_and_by_actor_and_action(api: Api, 
     assert await page(actor="nobody") == ([], None)
     assert await page(action="revoke_key", actor="nobody") == ([], None)
     assert await page(before=0) == ([], None)
-    assert len((await page(before=10**30))[0]) == 7
+    assert len((await page(before=2**63 - 1))[0]) == 7
 
 
 MEMBERS = ("id", "at", "actor", "action", "detail", "reason", "request_id")
@@ -136,6 +136,7 @@ MEMBERS = ("id", "at", "actor", "action", "detail", "reason", "request_id")
         ("limit=201", "at most 200"),
         ("limit=many", "an integer"),
         ("before=-1", "at least 0"),
+        (f"before={2**63}", f"at most {2**63 - 1}"),
         ("actor=", "at least 1 character"),
         ("actor=%00", "no NUL character"),
         (f"action={'a' * 257}", "at most 256 characters"),
@@ -222,7 +223,7 @@ def test_times_after_which_a_key_expires(after: str, seconds: int) -> None:
 
 def test_moments_at_which_a_key_expires() -> None:
     assert expiry_of(None, None) is None
-    assert expiry_of(None, "2100-01-31T12:00:00+02:00") == datetime(2100, 1, 31, 10, tzinfo=UTC)
+    assert expiry_of(None, "2099-01-31T12:00:00+02:00") == datetime(2099, 1, 31, 10, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("after", ["", "90", "d", "0d", "-1d", "1.5d", "1y", "90 d", "٣d", "3651d", "999999999w"])

@@ -2,10 +2,12 @@
 
 import asyncio
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,15 +21,18 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from asmg.datasets import ColumnMap, InteractionLog, LogFormatError, cut
+from asmg.datasets import ColumnMap, CutBy, LogFormatError, LogOptions, cut, read_log, sample_negatives
+from asmg.datasets.generic import find_form
+from asmg.datasets.scan import Malformed, Scan
 from asmg.datasets.synthetic import DriftConfig, drift_stream
 from service.backfill import ImportOptions, _Plan, run_import
 from service.settings import Settings
+from service.spool import Spool, SpooledEvent
 from service.storage.database import Database
 from service.storage.embedded import EmbeddedServers
 from service.storage.redis_state import Notices
 from service.storage.repositories import EventBatch, Interaction, PeriodStatus
-from service.use_cases.status import watch_period
+from service.use_cases.watch import watch_period
 from tests.conftest import Servers, database_dsn, execute, flush
 from tests.service.copied import copied
 from tests.service.programs import ASMG, asmg, environment, wait_for
@@ -208,13 +213,21 @@ HEAD = "user_id,item_id,label,timestamp\n"
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "log.csv: expected a header line or a Parquet file; received an empty file"),
-        (HEAD, "log.csv: expected at least one interaction; received none"),
+        ("", "log.csv: expected a header line and rows; received an empty file"),
+        (HEAD, "log.csv: expected at least one row; received none"),
         (HEAD.replace("item_id", "thing"), "line 1, column 'item_id'|expected a column 'item_id'"),
         (HEAD + "u,i,1,1700000000\nu,i,2,1700000001\n", "line 3, column 'label': expected 0 or 1; received '2'"),
-        (HEAD + "u,i,1,yesterday\n", "line 2, column 'timestamp': expected seconds or milliseconds"),
+        (HEAD + "u,i,1,yesterday\n", "line 2, column 'timestamp': expected seconds, milliseconds"),
         (HEAD + "u,,1,1700000000\n", "line 2, column 'item_id': expected an id of 1 to 256 characters"),
-        (HEAD + "u,i,1\n", "line 2: expected 4 values like the header; received 3"),
+        (HEAD + "u,i,1\n", "line 2: expected 4 values; received 3"),
+        (HEAD + "u,i,1,4000000000\n", "line 2, column 'timestamp': .* it is more than 300 seconds ahead of the clock"),
+        (
+            HEAD + "u,i,1,2021-01-29 07:00:00\n",
+            "line 2, column 'timestamp': .* give --timestamp-format utc, or --timezone",
+        ),
+        (HEAD + "u,12.0,1,1700000000\n", "line 2, column 'item_id': .* a float was made of the id"),
+        (HEAD + "u,nan,1,1700000000\n", "line 2, column 'item_id': .* the id is missing"),
+        (HEAD + "u,i,4.5,1700000000\n", "line 2, column 'label': .* --positive-from"),
         (b"PAR1 and then nothing", "expected a complete Parquet file"),
         (
             HEAD.replace("label", "categories") + "u,i," + "|".join(map(str, range(17))) + ",1700000000\n",
@@ -243,36 +256,161 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
 
 def test_the_digest_is_of_the_content_and_of_what_shapes_the_log(tmp_path: Path) -> None:
     first = options(tmp_path, "a,b")
-    same = [replace(first, append=True, worker=False), options(tmp_path, "a,b", name="other.csv")]
+    same = [
+        replace(first, append=True, worker=False, log=LogOptions(future_seconds=60)),
+        options(tmp_path, "a,b", name="other.csv"),
+    ]
     assert {each.digest() for each in same} == {first.digest()}
     changes: list[dict[str, Any]] = [
         {"by": "hour"},
         {"size": 2},
-        {"columns": ColumnMap(user_id="u")},
-        {"positives_only": True},
+        {"log": LogOptions(columns=ColumnMap(user_id="u"))},
+        {"log": LogOptions(positives_only=True)},
+        {"log": LogOptions(positive_from=4)},
+        {"log": LogOptions(timestamp_format="s")},
+        {"log": LogOptions(timezone="Europe/Berlin")},
+        {"malformed": "drop"},
         {"negatives": 2},
         {"seed": 1},
-        {"timestamp_format": "s"},
     ]
     others = [replace(first, **change) for change in changes] + [options(tmp_path, "a,b,c", name="other.csv")]
     assert len({each.digest() for each in [first, *others]}) == len(others) + 1
     assert re.fullmatch("[0-9a-f]{16}", first.digest())
 
 
-@pytest.fixture
-def small_log() -> Iterator[InteractionLog]:
-    yield InteractionLog(
-        user_ids=np.array(["u1", "u2", "u1"], dtype=object),
-        item_ids=np.array(["i2", "i1", "i2"], dtype=object),
-        labels=np.array([1, 0, 1], np.uint8),
-        timestamps_ms=np.array([2_000, 1_000, 3_001]),
-        categories={"i1": ("c",), "i2": ("c", "d")},
+def spooled(
+    path: Path, by: CutBy, log: LogOptions | None = None, *, malformed: Malformed = "error", negatives: int = 1
+) -> Spool:
+    """The spool of a file, in a folder beside it."""
+    folder = path.with_name("spool")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    spool = Spool(folder)
+    form = find_form(path, log or LogOptions())
+    spool.fill(form, by, malformed=malformed, negatives=negatives, seed=0, progress=lambda fraction: None)
+    return spool
+
+
+def test_events_are_called_after_their_place_and_items_come_with_their_first_piece(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(
+        "user_id,item_id,label,timestamp,categories\n"
+        "u1,i2,1,1700000002,c|d\nu2,i1,0,1700000001,c\nu1,i2,1,1700000003.001,\n"
     )
-
-
-def test_rows_keep_their_names_and_items_come_with_their_first_piece(small_log: InteractionLog) -> None:
-    plan = _Plan("d", small_log, cut(small_log, "count", 2))
-    assert [event.event_id for event in copied(plan.events(plan.pieces[0]))] == ["d-0000000001", "d-0000000000"]
-    assert [event.occurred_at.timestamp() for event in copied(plan.events(plan.pieces[1]))] == [3.001]
-    assert list(plan.categories()) == [{"i1": ("c",), "i2": ("c", "d")}, {}]
+    spool = spooled(path, "count")
+    plan = _Plan("d", spool, spool.pieces("count", 2))
+    first = copied(plan.events(plan.pieces[0]))
+    assert [(event.event_id, event.user_id, event.item_id, event.label) for event in first] == [
+        ("d-0000000000", "u2", "i1", 0),
+        ("d-0000000001", "u1", "i2", 1),
+    ]
+    assert [event.occurred_at.timestamp() for event in copied(plan.events(plan.pieces[1]))] == [1700000003.001]
+    assert list(spool.new_categories(plan.pieces)) == [{"i1": ("c",), "i2": ("c", "d")}, {}]
     assert plan.key(2) == "import:d:2"
+
+
+@pytest.fixture(scope="module")
+def unsorted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log of four weeks in no order, many of whose rows are of one moment; the column w says what week."""
+    rng = np.random.default_rng(3)
+    times = 1_700_000_000 + 3_600 * rng.integers(28 * 24, size=900)
+    frame = pl.DataFrame(
+        {
+            "user_id": [f"u{n}" for n in rng.integers(40, size=900)],
+            "item_id": [f"i{n}" for n in rng.integers(30, size=900)],
+            "label": rng.integers(2, size=900),
+            "timestamp": times,
+            "w": -(times // 604_800),  # the last week first
+        }
+    )
+    path = tmp_path_factory.mktemp("unsorted") / "log.csv"
+    frame.write_csv(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("by", "size"),
+    [
+        *(("count", size) for size in (7, 900, 901)),
+        *(("periods", size) for size in (7, 2_000)),
+        *(("hour", 5), ("day", 1), ("day", 3), ("week", 1), ("column", 1)),
+    ],
+)
+def test_a_spool_is_cut_as_a_log_in_memory(
+    by: CutBy, size: int, unsorted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.spool.BLOCK_BYTES", 999)  # many blocks
+    options = LogOptions(columns=ColumnMap(period="w" if by == "column" else None))
+    log = read_log(unsorted, options)
+    spool = spooled(unsorted, by, options)
+    pieces = spool.pieces(by, size)
+    found = [[event[1:] for event in spool.events(piece)] for piece in pieces]
+    assert found == [
+        list(zip(log.user_ids[rows], log.item_ids[rows], log.labels[rows], log.timestamps_ms[rows], strict=True))
+        for rows in cut(log, by, size)
+    ]
+    assert [event.place for piece in pieces for event in spool.events(piece)] == list(range(900))
+
+
+@pytest.mark.parametrize("at_once", [1, 50, 10_000])
+def test_negatives_on_disk_follow_the_rule(at_once: int, unsorted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two right behind each positive, of its moment, of items that its user has nowhere in the log."""
+    monkeypatch.setattr("service.spool.DRAWN_AT_ONCE", at_once)
+    options = LogOptions(positives_only=True)
+    log = read_log(unsorted, options)
+    spool = spooled(unsorted, "day", options, negatives=2)
+    events = list(spool.events(range(len(spool))))
+    has: dict[str, set[str]] = {}
+    for user, item in zip(log.user_ids, log.item_ids, strict=True):
+        has.setdefault(user, set()).add(item)
+    everything = set(log.item_ids)
+    assert spool.without_negative == sum(has[user] == everything for user in log.user_ids)
+    assert spool.without_negative == sample_negatives(log, rng=np.random.default_rng(0)).without_negative
+    order = log.time_order()
+    rest = iter(events)
+    for user, item, moment in zip(log.user_ids[order], log.item_ids[order], log.timestamps_ms[order], strict=True):
+        assert next(rest)[1:] == (user, item, 1, moment)
+        for _ in range(0 if has[user] == everything else 2):
+            drawn = next(rest)
+            assert (drawn.user_id, drawn.label, drawn.time_ms) == (user, 0, moment)
+            assert drawn.item_id in everything - has[user]
+    assert next(rest, None) is None
+    again = spooled(unsorted, "day", options, negatives=2)
+    assert list(again.events(range(len(again)))) == events  # the same negatives, so that an import can go on
+
+
+def test_a_file_is_read_block_by_block(unsorted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block is on disk before the next one is read, and nothing keeps it: a log may be larger than the memory."""
+    monkeypatch.setattr("service.spool.BLOCK_BYTES", 2_000)
+    alive: list[weakref.ref[pl.DataFrame]] = []
+    blocks = Scan.blocks
+
+    def watched(scan: Scan) -> Iterator[pl.DataFrame]:
+        for block in blocks(scan):
+            assert sum(ref() is not None for ref in alive) <= 1, "an earlier block is still held"
+            alive.append(weakref.ref(block))
+            yield block
+
+    monkeypatch.setattr(Scan, "blocks", watched)
+    spool = spooled(unsorted, "day")
+    assert len(alive) >= 10
+    assert len(spool) == 900
+
+
+def test_bad_rows_may_be_left_out_of_an_import_and_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    ahead = round(time.time()) + 3_600
+    path.write_text(HEAD + f"u,i,1,1700000000\nnan,i,1,1700000000\nu,j,1,{ahead}\nu,k\nv,j,0,1700000001\n")
+    spool = spooled(path, "day", malformed="drop")
+    assert list(spool.events(range(9))) == [
+        SpooledEvent(0, "u", "i", 1, 1_700_000_000_000),
+        SpooledEvent(1, "v", "j", 0, 1_700_000_001_000),
+    ]
+    assert sorted(spool.dropped.values()) == [1, 1, 1]
+    with pytest.raises(LogFormatError, match="line 3, column 'user_id'"):
+        spooled(path, "day")
+    path.write_text(HEAD + "None,i,1,1700000000\n")
+    with pytest.raises(LogFormatError, match="at least one row that can be read; received none"):
+        spooled(path, "day", malformed="drop")
+    with pytest.raises(ValueError, match="malformed: expected error or drop; received 'ignore'"):
+        ImportOptions(file=path, malformed="ignore")  # type: ignore[arg-type] # the point of the test

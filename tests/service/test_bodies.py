@@ -23,12 +23,14 @@ from service.bodies import (
     parse_interactions,
     parse_json,
     parse_predict,
+    plain_interactions,
+    quick_question,
     read_body,
 )
 from service.errors import BodyTooLarge, InvalidInput
 from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_IMPRESSIONS, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_PARTS
 from service.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
-from service.serving.id_index import hash_ids
+from service.serving.id_index import NOBODY, hash_ids
 from service.storage.repositories import Click, EventBatch, Impression, Interaction
 from service.use_cases.predict import Question
 from tests.service.api_support import NOON, event
@@ -43,7 +45,8 @@ def plain(value: Any) -> Any:
         return [plain(one) for one in value]
     if isinstance(value, PredictRequest):
         past = None if value.history is None else hash_ids(value.history[:30]).tolist()
-        asked = hash_ids([value.user_id, *value.items]).tolist()
+        user = NOBODY if value.user_id is None else hash_ids([value.user_id]).tolist()[0]
+        asked = [user, *hash_ids(value.items).tolist()]
         log = 1000 if value.log_impressions is True else value.log_impressions or None
         to_log = None if log is None else (value.items, log)
         return {
@@ -109,6 +112,11 @@ EDGES = st.one_of(
 IDS = st.integers(0, 19).flatmap(
     lambda n: EDGES if n == 0 else st.sampled_from(["a", "i17", "é", "日本", "😀", "\x7f"])
 )
+# Integers are ids too, within 64 bits; of up to 18 digits they are read where they are.
+INTEGERS = st.integers(-(10**20), 10**20) | st.sampled_from(
+    [0, 1, 42, -7, *(edge + n for edge in (10**17, 10**18, 2**63, -(2**63), -(10**18)) for n in (-1, 0, 1)), 10**30]
+)
+JSON_IDS = st.integers(0, 9).flatmap(lambda n: INTEGERS if n == 0 else st.sampled_from([42, "42"]) if n == 1 else IDS)
 ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -123,8 +131,8 @@ ODD = st.one_of(
 TIMES = st.one_of(
     st.sampled_from([NOON, "2024-05-01t14:00:00.5+02:00", "2024-05-01 12:00:00z"]),
     st.sampled_from([NOON, "2024-05-01T12:00:00", "2024-02-30T12:00:00Z", "2024-05-01T12:00:00+25:00"]),
-    st.integers(0, 7_258_118_399_999),
-    st.integers(-1, 7_258_118_400_000),
+    st.integers(631_152_000_000, 4_102_444_799_999),
+    st.sampled_from([-1, 0, 1_795_928_400, 10**11 - 1, 10**11, 631_151_999_999, 4_102_444_800_000, 10**15, 10**18]),
     st.datetimes().map(lambda moment: moment.isoformat() + "Z"),
 )
 
@@ -144,22 +152,31 @@ def document(fields: dict[str, st.SearchStrategy[Any]], optional: dict[str, st.S
 
 
 QUESTIONS = document(
-    {"user_id": IDS, "items": st.lists(mostly(IDS), max_size=4)},
+    {"items": st.lists(mostly(JSON_IDS), max_size=4)},
     {
-        "history": st.none() | st.lists(mostly(IDS), max_size=3),
-        "request_id": st.none() | IDS,
+        "user_id": st.none() | JSON_IDS,
+        "history": st.none() | st.lists(mostly(JSON_IDS), max_size=3),
+        "request_id": st.none() | JSON_IDS,
         "log_impressions": st.sampled_from([None, False, True, 1, 2, 1000, 0, 1001]),
     },
 )
 LOGGED = document(
-    {"event_id": IDS, "user_id": IDS, "item_id": IDS, "label": st.sampled_from([0, 1]), "timestamp": TIMES},
-    {"request_id": st.none() | IDS},
+    {
+        "event_id": JSON_IDS,
+        "user_id": JSON_IDS,
+        "item_id": JSON_IDS,
+        "label": st.sampled_from([0, 1]),
+        "timestamp": TIMES,
+    },
+    {"request_id": st.none() | JSON_IDS},
 )
 SHOWN = document(
-    {"request_id": IDS, "user_id": IDS, "items": st.lists(mostly(IDS), max_size=4), "timestamp": TIMES},
+    {"request_id": JSON_IDS, "user_id": JSON_IDS, "items": st.lists(mostly(JSON_IDS), max_size=4), "timestamp": TIMES},
     {"positions": st.none() | st.lists(mostly(st.sampled_from([0, 1, 7, 2**31 - 1, 2**31])), max_size=4)},
 )
-CLICKED = document({"request_id": IDS, "item_id": IDS, "timestamp": TIMES}, {"event_id": st.none() | IDS})
+CLICKED = document(
+    {"request_id": JSON_IDS, "item_id": JSON_IDS, "timestamp": TIMES}, {"event_id": st.none() | JSON_IDS}
+)
 DOCUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "predict": QUESTIONS,
     "batch": document({"requests": st.lists(QUESTIONS, max_size=3)}, {}),
@@ -198,20 +215,27 @@ GOOD: dict[str, list[bytes]] = {
     "predict": [
         b'{"user_id":"u","items":["a","i 17"]}',
         '{"user_id":"u","items":["a","é\\u00e9\\ud83d\\ude00"],"history":["b"],"request_id":null}'.encode(),
+        b'{"user_id":42,"items":[-7,0 ,"u"],"history":[5],"request_id":9}',
+        b'{"items":["a"],"history":["u"]}',
     ],
     "batch": [
         b'{"requests":[{"items":["a"],"user_id":"u"},{"history":["b"],"user_id":"v","items":["b","c"]}]}',
         '{"requests":[{"user_id":"u","items":["a"]},{"user_id":"日","items":["b"],"history":null}]}'.encode(),
+        b'{"requests":[{"items":[42]},{"user_id":"u","items":[1]}]}',
     ],
-    "interactions": [json.dumps({"interactions": [event(1), event(2, timestamp=1714564800001)]}).encode()],
+    "interactions": [
+        json.dumps({"interactions": [event(1), event(2, timestamp=1714564800001)]}).encode(),
+        b'{"interactions":[{"event_id":1,"user_id":-7,"item_id":42,"label":1,"timestamp":1714564800001,"request_id":0}]}',
+    ],
     "impressions": [
         b'{"impressions":[{"request_id":"r","user_id":"u","items":["a","b"],"timestamp":1714564800001}]}',
-        b'{"impressions":[{"items":["b","a"],"positions":[3,1],"user_id":"u","request_id":"r","timestamp":0}]}',
-        b'{"impressions":[{"items":["b","a"],"positions":[0,1],"user_id":"u","request_id":"r","timestamp":0}]}',
+        b'{"impressions":[{"items":["b","a"],"positions":[3,1],"user_id":"u","request_id":"r","timestamp":946684800000}]}',
+        b'{"impressions":[{"items":[2,"a"],"positions":[0,1],"user_id":42,"request_id":7,"timestamp":946684800000}]}',
     ],
     "clicks": [
         b'{"clicks":[{"request_id":"r","item_id":"u","timestamp":"2024-05-01T12:00:00Z"}]}',
         b'{"clicks":[{"event_id":"c","request_id":"r","item_id":"u","timestamp":1714564800001}]}',
+        b'{"clicks":[{"event_id":0,"request_id":-7,"item_id":42,"timestamp":1714564800001}]}',
     ],
 }
 PIECES = rb"""
@@ -277,9 +301,20 @@ def test_a_member_that_comes_twice(kind: str) -> None:
             assert_same(kind, body % (b'"%s":%s,' % (key, value)))
 
 
+JSON_MEDIA_TYPES = [
+    b"application/json",
+    b"application/json; charset=utf-8",
+    b'Application/JSON;CharSet="UTF-8"',
+    b"application/json ;charset=utf8; profile=a",
+    b"application/vnd.a+json",
+]
+
+
+@pytest.mark.parametrize("media_type", JSON_MEDIA_TYPES)
 @pytest.mark.parametrize("kind", PARSERS)
-def test_a_good_body_takes_the_quick_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise none of the comparisons here would say anything."""
+def test_a_good_body_takes_the_quick_way(kind: str, media_type: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its media type is written. Otherwise none of the comparisons here would say anything."""
+    scope = {"headers": [(b"content-type", media_type)]}
     expected = [slowly(kind, body) for body in GOOD[kind]]
 
     def never(*_: object) -> None:
@@ -287,10 +322,14 @@ def test_a_good_body_takes_the_quick_way(kind: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(bodies, "parse_json", never)
     for body, outcome in zip(GOOD[kind], expected, strict=True):
-        assert plain(PARSERS[kind](body, SCOPE)) == outcome
+        assert plain(PARSERS[kind](body, scope)) == outcome
         for letter in "aé日😀":
             longest = body.replace(b'"u"', f'"{letter * MAX_ID_LENGTH}"'.encode())
-            PARSERS[kind](longest, SCOPE)
+            PARSERS[kind](longest, scope)
+    if kind == "interactions":
+        assert plain_interactions(GOOD[kind][0], scope) is not None
+    if kind == "predict":
+        assert quick_question(GOOD[kind][0], scope) is not None
 
 
 @pytest.mark.parametrize("kind", ["predict", "batch"])
@@ -298,6 +337,19 @@ def test_plain_items_are_hashed_where_they_are(kind: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(bodies, "parse_json", None)
     monkeypatch.setattr(bodies, "_predict", None)
     PARSERS[kind](GOOD[kind][0], SCOPE)
+    PARSERS[kind](GOOD[kind][2], SCOPE)  # whose ids are integers
+
+
+@pytest.mark.parametrize("kind", PARSERS)
+def test_an_integer_is_the_id_of_its_decimal_text(kind: str) -> None:
+    as_text = {
+        body: re.sub(rb'(_id":|items":\[|history":\[|, ?|\[)(-?\d+)(?=[\s,}\]])', rb'\1"\2"', body)
+        for body in GOOD[kind]
+    }
+    assert any(text != body for body, text in as_text.items())
+    for body, text in as_text.items():
+        if b'"positions"' not in body:
+            assert outcome(lambda: PARSERS[kind](body, SCOPE)) == outcome(lambda: PARSERS[kind](text, SCOPE))  # noqa: B023
 
 
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001])
@@ -316,9 +368,12 @@ def test_the_media_type_decides_before_anything_else(kind: str) -> None:
             with pytest.raises(HTTPException) as raised:
                 PARSERS[kind](body, scope)
             assert raised.value.status_code == 415
-    with_charset = {"headers": [(b"content-type", b"application/json; charset=utf-8")]}
-    for body in GOOD[kind]:
-        assert outcome(lambda body=body: PARSERS[kind](body, with_charset)) == slowly(kind, body)
+    for charset in (b"utf-16", b"ISO-8859-1", b""):
+        scope = {"headers": [(b"content-type", b"application/json; charset=%s" % charset)]}
+        for body in (GOOD[kind][0], b"{", b""):
+            with pytest.raises(HTTPException, match="expected JSON in UTF-8") as raised:
+                PARSERS[kind](body, scope)
+            assert raised.value.status_code == 415
 
 
 def test_validation_is_that_of_the_models() -> None:
@@ -356,16 +411,15 @@ def test_of_more_parts_than_any_call_has_nothing_is_looked_at(kind: str) -> None
 
 def test_the_largest_calls_have_fewer_parts() -> None:
     request = {"user_id": "u", "items": ["a"] * MAX_ITEMS, "history": ["a"] * MAX_ITEMS, "request_id": "r"}
-    shown = {"request_id": "r", "user_id": "u", "items": ["a", "b"], "positions": [0, 1], "timestamp": 1}
+    shown = {"request_id": "r", "user_id": "u", "items": ["a", "b"], "positions": [0, 1], "timestamp": NOON}
     largest = {
-        "batch": {"requests": [request] * MAX_BATCH},
-        "interactions": {"interactions": [event(1, request_id="r")] * MAX_INTERACTIONS},
-        "impressions": {"impressions": [shown] * MAX_IMPRESSIONS},
+        BatchRequest: {"requests": [request] * MAX_BATCH},
+        InteractionsRequest: {"interactions": [event(1, request_id="r")] * MAX_INTERACTIONS},
+        ImpressionsRequest: {"impressions": [shown] * MAX_IMPRESSIONS},
     }
-    with_charset = {"headers": [(b"content-type", b"application/json; charset=utf-8")]}
-    for kind, value in largest.items():
-        [requests] = value.values()
-        assert len(PARSERS[kind](json.dumps(value).encode(), with_charset)) == len(requests)
+    for model, value in largest.items():
+        [(name, requests)] = value.items()
+        assert len(getattr(parse_json(model, json.dumps(value).encode(), SCOPE), name)) == len(requests)
 
 
 def test_names_of_fields_are_shortened_in_problems() -> None:

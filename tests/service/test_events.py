@@ -21,7 +21,7 @@ EVENT = {"event_id": "e", "user_id": "u", "item_id": "i", "label": 1, "timestamp
 
 IDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'), min_size=1, max_size=300)
 IDS = IDS.filter(lambda text: len(text) <= MAX_ID_LENGTH)
-MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(2199, 12, 31), timezones=st.just(UTC))
+MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2099, 12, 31), timezones=st.just(UTC))
 INTERACTIONS = st.builds(Interaction, IDS, IDS, IDS, st.integers(0, 1), MOMENTS, st.none() | IDS)
 
 
@@ -61,7 +61,7 @@ def test_json_and_objects_make_the_same_batch(events: list[Interaction], indent:
             st.integers(-1439, 1439),
         ),
         st.from_regex(
-            r"(19[67]\d|20\d\d|2[12]\d\d|\d{4})-[01]\d-[0-3]\d[Tt ][0-2]\d:[0-6]\d:[0-6]\d"
+            r"(19[89]\d|20\d\d|2[12]\d\d|\d{4})-[01]\d-[0-3]\d[Tt ][0-2]\d:[0-6]\d:[0-6]\d"
             r"(\.\d{1,9})?([Zz]|[+-][0-2]\d:[0-6]\d)",
             fullmatch=True,
             alphabet=st.characters(codec="ascii"),
@@ -69,7 +69,11 @@ def test_json_and_objects_make_the_same_batch(events: list[Interaction], indent:
         st.integers(-10, 8_000_000_000_000),
     )
 )
-@example("1970-01-01T00:00:00-00:60")
+@example("2000-01-01T00:00:00-00:60")
+@example("1989-12-31T23:59:59-00:01")
+@example("2100-01-01T00:00:59+00:01")
+@example(631_151_999_999)
+@example(4_102_444_799_999)
 def test_times_are_read_as_pydantic_reads_them(timestamp: int | str) -> None:
     parsed = EventBatch.parse(body({**EVENT, "timestamp": timestamp}))
     try:

@@ -22,7 +22,8 @@ from service.storage.repositories import Raced, Stored
 from service.use_cases import ingest as ingest_module
 from service.use_cases.close_period import close_period as close
 from service.use_cases.ingest import Ingestion, IngestResult, ingest
-from service.use_cases.status import list_periods, watch_period
+from service.use_cases.status import list_periods
+from service.use_cases.watch import watch_period
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -379,7 +380,7 @@ class TestCounting:
         notices = Notices(redis)
         page = await list_periods(database, notices, limit=9, before=None)
         assert [period.events for period in page.periods] == [7]
-        async with aclosing(watch_period(database, notices, 1, poll_seconds=0.01)) as watched:
+        async with aclosing(watch_period(database, notices, 1)) as watched:
             assert (await anext(watched)).events == 7
             await ingest(database, Seen(), batch(event("e8"), event("e2")))
             assert (await anext(watched)).events == 8

@@ -193,7 +193,7 @@ def test_a_failing_handler_answers_500_and_only_the_log_says_why(
 def test_a_stream_that_breaks_is_cut_and_tells_nothing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
-    with served_app(settings) as url, broken(monkeypatch, "service.routers.periods.watch_period"):
+    with served_app(settings) as url, broken(monkeypatch, "service.routers.periods.PERIOD_JSON.dump_json"):
         received = b""
         with (
             httpx.Client(base_url=url) as client,

@@ -5,12 +5,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from threading import Event
 
 import httpx
+import numpy as np
 import orjson
 import pytest
 
@@ -186,3 +187,64 @@ def test_excise_takes_the_periods_out_of_the_sequence(service: Program) -> None:
         # One model in the sequence before this period, so one more with it.
         assert "model.1" in model["state"]["parts"]
         assert "model.2" not in model["state"]["parts"]
+
+
+def noise(period: DriftPeriod) -> DriftPeriod:
+    """The same period with 95 % clicks, whoever saw what."""
+    labels = (np.random.default_rng(period.number).random(len(period.labels)) < 0.95).astype(np.uint8)
+    return replace(period, labels=labels)
+
+
+def gauges(client: httpx.Client) -> dict[str, float]:
+    lines = client.get("/metrics").text.splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if line.startswith(("asmg_gate", "asmg_worker")))
+    return {name: float(value) for name, value in pairs}
+
+
+def test_a_period_of_noise_is_not_served_and_the_service_recovers(service: Program) -> None:
+    """95 % of a period are clicks at random; the periods around it are as ever."""
+    with httpx.Client(base_url=service.url, timeout=30) as client:
+        stream = drift_stream(STREAM, seed=1)
+        for period in islice(stream, 4):
+            log_period(client, period)
+            close(client, period.number)
+        models = client.get("/admin/models").json()["models"]
+        assert "previous" not in {model["kind"] for model in models}
+        sane = next(model for model in models if model["champion"])
+        before = gauges(client)
+        assert before['asmg_gate_decisions{decision="previous"}'] == before["asmg_gate_refused_in_a_row"] == 0
+        assert 0 <= before["asmg_worker_heartbeat_age_seconds"] < 60
+
+        log_period(client, noise(next(stream)))
+        refused = client.get(f"/admin/models/{close(client, 5)}").json()
+        assert (refused["kind"], refused["gate"]["decision"]) == ("previous", "previous")
+        assert refused["digest"] == sane["digest"]  # what is served is what was served
+        reason, trial = refused["gate"]["reason"], refused["gate"]["trial"]
+        assert "the period is strange, 1 in a row" in reason
+        assert trial["served"]["logloss"] > 3 * trial["served"]["other"]
+        assert trial["rehearsals"]["generated"].keys() == {"constant", "served"}
+        assert "WARNING service.use_cases.update_model[" in service.err and reason in service.err
+        shown = gauges(client)
+        assert shown['asmg_gate_decisions{decision="previous"}'] == shown["asmg_gate_refused_in_a_row"] == 1
+        assert shown['asmg_gate_logloss{model="served"}'] == pytest.approx(
+            trial["rehearsals"]["incremental"]["served"]["other"]
+        )
+        assert shown['asmg_gate_logloss{model="incremental"}'] == pytest.approx(
+            trial["rehearsals"]["incremental"]["served"]["logloss"]
+        )
+
+        # The noise has been learned, so the next model has to prove itself: the period after it shows what was spared.
+        losses = {}
+        for period in islice(stream, 3):
+            log_period(client, period)
+            close(client, period.number)
+            scores = client.get(f"/periods/{period.number}").json()["scores"]
+            losses[period.number] = {name: found["logloss"] for name, found in scores.items()}
+        assert losses[6]["incremental"] > 1.5
+        assert losses[6]["previous"] < 0.75
+        newest = client.get("/admin/models").json()["models"][0]
+        assert (newest["champion"], newest["kind"]) == (True, "generated")
+        assert newest["digest"] != sane["digest"]
+        assert gauges(client)["asmg_gate_refused_in_a_row"] == 0
+        # What was served on the period before it, and what serves now, is sane.
+        assert losses[8][client.get("/admin/models/7").json()["kind"]] < 0.75

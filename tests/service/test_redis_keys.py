@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[int, int | None, int | None]] = {
     r"asmg:history-lease:.+": (10, None, None),
     r"asmg:rate:[0-9a-f]{12}": (2 * BURST + 60, 1, None),  # one a key, and there is one key
     r"asmg:progress": (24 * 3600, 1, None),
+    r"asmg:leader": (24 * 3600, 1, None),
     r"asmg:hot:(serving|hidden)": (24 * 3600, 2, 2),
     r"asmg:artifact:[0-9a-f]{64}": (24 * 3600, 4, 1 + 128),  # two of each kind; 128 chunks of 1 MiB and their number
 }
@@ -64,6 +65,7 @@ async def test_every_key_has_a_bound(postgres_dsn: str, redis_url: str, tmp_path
             assert (await api.client.post("/predict", json={"user_id": "busy", "items": ["i1"]})).status_code == 200
             assert (await api.client.post("/periods/close")).status_code == 202
             await b.update(period.number)
+            await b.workshop.notices.note_leader(0.0)
             await prune(b.database, period.number, b.settings)
             assert (await api.client.get(f"/periods/{period.number}")).json()["status"] == "updated"
     with suppress(ConnectionError):

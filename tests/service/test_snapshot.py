@@ -18,7 +18,7 @@ from asmg.checkpoint import Checkpoint, CheckpointError
 from service.files import create
 from service.serving.encode import encode_model, encode_snapshot
 from service.serving.id_index import IdIndex, hash_ids
-from service.serving.snapshot import CanaryFailed, Prediction, Snapshot, prior_snapshot
+from service.serving.snapshot import CanaryFailed, Prediction, Snapshot, prior_snapshot, read_through
 from tests.service.serving_support import ITEMS, USERS, Made, known, random_model
 
 
@@ -317,10 +317,10 @@ class TestBadFiles:
 LOOK = """
 import sys
 from pathlib import Path
-from service.serving.snapshot import Snapshot
+from service.serving.snapshot import Snapshot, read_through
 
 snapshot = Snapshot.open(Path(sys.argv[1]), 1, 1)
-digest = snapshot.read_through()
+digest = read_through(snapshot.mapping)
 scores = snapshot.predict("u1", ["i1", "i2", "unknown"], ["i3"]).scores
 addresses = [array.ctypes.data for array in snapshot.tensors.values() if array.size]
 inside, copied, mapped, resident = 0, 0, False, 0
@@ -355,4 +355,4 @@ def test_processes_share_the_pages_of_one_file(tmp_path: Path) -> None:
         assert (int(outside), int(copied)) == (0, 0)
         assert int(resident) * 1024 >= path.stat().st_size  # all of it was read
         assert torch_is_there == "False"
-        assert digest == snapshot.read_through()
+        assert digest == read_through(snapshot.mapping)

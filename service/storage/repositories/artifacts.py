@@ -108,6 +108,19 @@ class Artifacts:
                 one = select(part).where(chunks.c.digest == digest, chunks.c.index == index)
                 yield (await self._connection.execute(one)).scalar_one()
 
+    async def stored_digest(self, digest: str) -> str:
+        """The SHA-256, in hex, of what is stored under this digest: the same, where that is whole.
+
+        One chunk of it is in memory at a time, and threads compute.
+
+        Raises:
+            ArtifactMissing: there is none.
+        """
+        found = hashlib.sha256()
+        async for piece in self.pieces(digest, CHUNK_BYTES):
+            await asyncio.to_thread(found.update, piece)
+        return found.hexdigest()
+
     async def older_than(self, age: timedelta) -> Sequence[str]:
         """Digests of all artifacts that were stored at least so long ago."""
         query = select(tables.artifacts.c.digest).where(tables.artifacts.c.created_at <= func.clock_timestamp() - age)

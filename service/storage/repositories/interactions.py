@@ -18,7 +18,7 @@ from sqlalchemy import delete, exists, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import NotReady
-from service.limits import MAX_HISTORY, MAX_ID_LENGTH
+from service.limits import MAX_FUTURE_SECONDS, MAX_HISTORY, MAX_ID_LENGTH
 from service.storage import tables
 from service.storage.events import COLUMNS, Clicks, EventBatch
 from service.storage.outages import outage
@@ -213,14 +213,19 @@ EARLIER_POSITIVES = text("""
     ORDER BY page
 """)
 
+# What is dated ahead of now would keep everything later out of a history: it counts when its time has come. (What is
+# taken in is not; earlier development versions stored any time.)
+NOT_AHEAD = f"{{}} <= now() + interval '{MAX_FUTURE_SECONDS} seconds'"
+OCCURRED = NOT_AHEAD.format("occurred_at")
+
 # Clicks of impressions are not in the log before their period is resolved; for a moment they are in both. Those of a
 # log that is about to be dropped are in `user_histories` too. The last UNION leaves each once.
-RECENT_POSITIVES = text("""
+RECENT_POSITIVES = text(f"""
     SELECT item_id, event_id, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS timestamp_ms
     FROM (
         (
             SELECT item_id, event_id, occurred_at FROM interactions
-            WHERE user_id = :user_id AND label = 1
+            WHERE user_id = :user_id AND label = 1 AND {OCCURRED}
             ORDER BY occurred_at DESC, event_id DESC
             LIMIT :limit
         )
@@ -228,10 +233,10 @@ RECENT_POSITIVES = text("""
         SELECT folded.item_id, folded.event_id, folded.occurred_at
         FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
              AS folded (item_id, event_id, occurred_at)
-        WHERE user_histories.user_id = :user_id
+        WHERE user_histories.user_id = :user_id AND {NOT_AHEAD.format("folded.occurred_at")}
         UNION (
             SELECT item_id, interaction_id, shown_at FROM unresolved_positives
-            WHERE user_id = :user_id
+            WHERE user_id = :user_id AND {NOT_AHEAD.format("shown_at")}
             ORDER BY shown_at DESC, interaction_id DESC
             LIMIT :limit
         )
@@ -251,18 +256,20 @@ FORGET_DROPPED_IDS = text("""
     )
 """)
 
-FOLD = text("""
+FOLD = text(f"""
     INSERT INTO user_histories (user_id, item_ids, event_ids, times)
     SELECT user_id, array_agg(item_id ORDER BY n), array_agg(event_id ORDER BY n), array_agg(occurred_at ORDER BY n)
     FROM (
         SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY occurred_at DESC, event_id DESC) AS n
         FROM (
-            SELECT user_id, item_id, event_id, occurred_at FROM interactions WHERE period = :period AND label = 1
+            SELECT user_id, item_id, event_id, occurred_at FROM interactions
+            WHERE period = :period AND label = 1 AND {OCCURRED}
             UNION
             SELECT user_id, folded.item_id, folded.event_id, folded.occurred_at
             FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
                  AS folded (item_id, event_id, occurred_at)
             WHERE user_id IN (SELECT user_id FROM interactions WHERE period = :period AND label = 1)
+              AND {NOT_AHEAD.format("folded.occurred_at")}
         ) AS positive
     ) AS ranked
     WHERE n <= :length

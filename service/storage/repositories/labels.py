@@ -7,14 +7,13 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from typing import Protocol
 
 from sqlalchemy import delete, exists, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from xxhash import xxh64_intdigest
 
-from service.limits import MAX_ID_LENGTH
+from service.limits import MAX_ID_LENGTH, within_id_length
 from service.storage import tables
 from service.storage.events import Interaction
 from service.storage.repositories.interactions import ROWS_OF_AN_INSERT, Inserted, driver_of, firsts
@@ -35,8 +34,7 @@ def interaction_id(request_id: str, item_id: str) -> str:
     So that no two items have one, `%` and `/` of the request id are written as `%25` and `%2F`; and of an id that is
     longer than event ids may be, its SHA-256 stands for it.
     """
-    whole = f"{request_id.replace('%', '%25').replace('/', '%2F')}/{item_id}"
-    return whole if len(whole) <= MAX_ID_LENGTH else sha256(whole.encode()).hexdigest()
+    return within_id_length(f"{request_id.replace('%', '%25').replace('/', '%2F')}/{item_id}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Model versions, the aliases that name some of them, and the evaluations of every period."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage import tables
 
-__all__ = ["Alias", "AliasName", "Evaluation", "Evaluations", "ModelKind", "ModelVersion", "Models"]
+__all__ = [
+    "Alias",
+    "AliasName",
+    "Evaluation",
+    "Evaluations",
+    "GateSummary",
+    "ModelKind",
+    "ModelVersion",
+    "Models",
+]
 
 # The versions that keep all they have, however old they are, each with every reason for it. A version belongs to the
 # sequence that the next update learns from where its incremental model is in the training state of the head.
@@ -104,6 +114,28 @@ class Alias:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GateSummary:
+    """What the gate has decided so far."""
+
+    decisions: Mapping[str, int]
+    """Versions by `generated`, `incremental` and `previous`; of the last those only that had something to learn."""
+    in_a_row: int
+    """The newest versions in a row that were `previous`."""
+    trial: Mapping[str, Any] | None
+    """Of the newest version, see `service.use_cases.gate.Trial`; None where it had none."""
+
+    def losses(self) -> dict[str, float]:
+        """LogLoss on the newest tenth of the period learned last: of the rehearsals by rung, of a `constant` and of
+        what was `served`; NaN where there is none.
+        """
+        losses: dict[str, float | None] = dict.fromkeys(("generated", "incremental", "constant", "served"))
+        for rung, against in (self.trial or {}).get("rehearsals", {}).items():
+            for name, comparison in against.items():
+                losses |= {rung: comparison["logloss"], name: comparison["other"]}
+        return {name: math.nan if loss is None else loss for name, loss in losses.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """How one model did on the log of a period that it had not seen."""
 
@@ -149,6 +181,27 @@ class Models:
         """The latest period that any version has learned; None before there is any."""
         period: int | None = await self._connection.scalar(select(func.max(tables.model_versions.c.period)))
         return period
+
+    async def gate_summary(self) -> GateSummary:
+        """What the gate has decided on all versions that had something to learn."""
+        table = tables.model_versions.c
+        decided = table.gate["checks"].astext != "{}"  # there is nothing to check where there was nothing to learn
+        served = select(func.max(table.version)).where(decided, table.kind != ModelKind.PREVIOUS)
+        counts = select(
+            table.kind,
+            func.count(),
+            func.count().filter(table.version > func.coalesce(served.scalar_subquery(), -1)),
+        ).where(decided)
+        found = {
+            kind: (count, later) for kind, count, later in await self._connection.execute(counts.group_by(table.kind))
+        }
+        newest = select(table.gate["trial"]).where(decided).order_by(table.version.desc()).limit(1)
+        rungs = (ModelKind.GENERATED, ModelKind.INCREMENTAL, ModelKind.PREVIOUS)
+        return GateSummary(
+            decisions={str(kind): found.get(kind, (0, 0))[0] for kind in rungs},
+            in_a_row=found.get(ModelKind.PREVIOUS, (0, 0))[1],
+            trial=await self._connection.scalar(newest),
+        )
 
     async def insert(self, model: ModelVersion) -> None:
         """Add a version; its artifacts must be stored already."""

@@ -1,0 +1,37 @@
+"""Numbers in paths and queries, each within bounds.
+
+Starlette's own `int` takes any number of digits, and Python refuses to read more than 4,300 of them.
+"""
+
+from typing import Annotated
+
+from fastapi import Path, Query
+from starlette.convertors import Convertor, register_url_convertor
+
+from service.limits import MAX_CURSOR, MAX_PAGE
+from service.use_cases.status import MAX_NUMBER
+
+__all__ = ["Before", "Limit", "Number"]
+
+
+class _Digits(Convertor[int]):
+    """`{name:digits}` in a path: a number of at most ten digits; a path with more has no route."""
+
+    regex = f"[0-9]{{1,{len(str(MAX_NUMBER))}}}"
+
+    def convert(self, value: str) -> int:
+        """The number."""
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        """Its digits."""
+        return str(value)
+
+
+register_url_convertor("digits", _Digits())
+
+Number = Annotated[int, Path(json_schema_extra={"minimum": 0, "maximum": MAX_NUMBER})]
+"""Of a period or a version, as `{name:digits}`; of one that does not exist the answer is 404, however large it is."""
+
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Rows of a page.")]
+Before = Annotated[int | None, Query(ge=0, le=MAX_CURSOR, description="`next` of the page before.")]

@@ -1,0 +1,48 @@
+"""Whether an update method can go on from the training state that there is: a question of settings, not of a period."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from asmg.checkpoint import Checkpoint, CheckpointError
+from asmg.updaters.base import Updater
+from service.errors import ConfigurationError
+from service.storage.artifacts import ArtifactStore
+from service.storage.database import Database
+from service.storage.repositories import AliasName, ModelVersion
+
+__all__ = ["cannot_go_on", "check_configuration"]
+
+
+async def check_configuration(database: Database, artifacts: ArtifactStore, updater: Updater[Any]) -> None:
+    """See that the update method can go on from the training state of the head, by what its header says.
+
+    Raises:
+        ConfigurationError: it cannot, or the head's state is that of a method which this release does not know.
+        ArtifactError: the header cannot be read.
+        NotReady: Postgres does not answer.
+    """
+    async with database.read() as session:
+        alias = await session.models.alias(AliasName.HEAD)
+        head = None if alias is None else await session.models.get(alias.version)
+    parts = {} if head is None else head.state.get("parts", {})
+    if head is None or not parts:  # nothing was learned yet: any method can begin
+        return
+    meta: Mapping[str, Any] = {}
+    if "updater" in parts:
+        meta = Checkpoint.from_bytes(await artifacts.get(parts["updater"])).meta
+    try:
+        updater.check_continuable(meta, parts.keys())
+    except CheckpointError as error:
+        raise cannot_go_on(updater, head, meta, error) from error
+
+
+def cannot_go_on(
+    updater: Updater[Any], head: ModelVersion, meta: Mapping[str, Any], error: Exception
+) -> ConfigurationError:
+    """What to raise where `error` says why a method cannot go on from the head, whose state has this header."""
+    return ConfigurationError(
+        f"ASMG_UPDATER={updater.name} cannot go on from the training state of version {head.version}, which "
+        f"{meta.get('updater', 'an unknown method')} has left ({error}). No period loses an attempt. Start the worker "
+        'with a method of the same base model, or roll back with sequence "excise" to one that this method can go on '
+        "from (any method can from version 0)"
+    )
