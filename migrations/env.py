@@ -1,23 +1,33 @@
-"""Runs migrations over the service's one driver, under an advisory lock, in one transaction."""
+"""Runs migrations over the service's one driver, a transaction each, under an advisory lock of the session.
+
+The lock cannot be lost unnoticed: it belongs to the very session that migrates.
+"""
 
 import asyncio
+import logging
 import os
-import re
+import time
 
 from alembic import context
 from sqlalchemy import Connection, pool, text
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from service.settings import sqlalchemy_dsn
-from service.storage.database import Lock
+from service.storage.database import Lock, make_engine, require_sessions
+from service.storage.migrate import LOCK_SECONDS, STATEMENT_SECONDS, is_described
 from service.storage.tables import metadata
 
-PARTITION = re.compile(r".+_p\d+")
+logger = logging.getLogger(__name__)
 
+POLL_SECONDS = 0.2
+"""Between two looks whether another process has migrated. To wait within a statement would keep a snapshot, which the
+building of an index over there would wait for in turn."""
 
-def is_described(name: str | None, kind: str, _parents: object) -> bool:
-    """Whether the tables of the service should tell of it: partitions come and go with the periods."""
-    return kind != "table" or name is None or PARTITION.fullmatch(name) is None
+LIMITS = {
+    "application_name": "asmg migrate",
+    "lock_timeout": f"{int(LOCK_SECONDS * 1000)}",
+    "statement_timeout": f"{STATEMENT_SECONDS}s",
+    # A process that is frozen gives the lock up.
+    "idle_session_timeout": "60s",
+}
 
 
 def run(connection: Connection) -> None:
@@ -28,15 +38,24 @@ def run(connection: Connection) -> None:
         compare_type=True,
         compare_server_default=True,
         include_name=is_described,
+        transaction_per_migration=True,
     )
+    waiting = False
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": int(Lock.MIGRATE)}):
+        connection.rollback()
+        if not waiting:
+            logger.warning("another process migrates this database; this one waits for it")
+            waiting = True
+        time.sleep(POLL_SECONDS)
+    connection.commit()  # the lock stays until the session ends
     with context.begin_transaction():
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": int(Lock.MIGRATE)})
         context.run_migrations()
 
 
 async def run_online(dsn: str) -> None:
     """Connect and migrate."""
-    engine = create_async_engine(dsn, poolclass=pool.NullPool)
+    await require_sessions(dsn)
+    engine = make_engine(dsn, LIMITS, poolclass=pool.NullPool)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(run)
@@ -49,7 +68,7 @@ def configured_dsn() -> str:
     dsn = context.config.attributes.get("dsn") or os.environ.get("ASMG_POSTGRES_DSN")
     if not dsn:
         raise SystemExit("expected ASMG_POSTGRES_DSN to be set; received nothing")
-    return sqlalchemy_dsn(dsn)
+    return str(dsn)
 
 
 if context.is_offline_mode():

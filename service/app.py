@@ -25,7 +25,7 @@ from service.serving.swap import Champion, ServingModel
 from service.settings import Settings
 from service.shortcut import Shortcut, by_path
 from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database
+from service.storage.database import Database, require_sessions
 from service.storage.events import warm_up
 from service.storage.fetch import fetch_apart
 from service.storage.redis_state import HistoryStore, Notices, RateBuckets, connect
@@ -94,6 +94,8 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Parts]]:
+        with suppress(NotReady):
+            await require_sessions(postgres_dsn)
         database = Database(postgres_dsn, connection_seconds=settings.connection_seconds)
         redis = connect(redis_url)
         places = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url}

@@ -39,7 +39,7 @@ from service.context import NameRequest
 from service.errors import ConfigurationError, NotReady
 from service.metrics import MULTIPROCESS_VARIABLE
 from service.settings import Settings
-from service.storage.database import Database
+from service.storage.database import Database, require_sessions
 from service.tasks import end_tasks, start_for_caller
 
 __all__ = [
@@ -118,7 +118,8 @@ def installation(settings: Settings, *, migrate_first: bool = False, any_schema:
     `any_schema` no database is touched, or looked at.
 
     Raises:
-        ConfigurationError: the schema is not at its head, or the embedded servers do not start.
+        ConfigurationError: the schema is not at its head, the embedded servers do not start, or a pooler is between
+            that keeps no sessions.
         NotReady: Postgres does not answer.
     """
     from service.storage.embedded import EmbeddedServers  # what the children, which import this module, do without
@@ -144,16 +145,13 @@ def installation(settings: Settings, *, migrate_first: bool = False, any_schema:
 
 
 async def _ping(dsn: str) -> None:
-    database = Database(dsn, pool_size=1)
     try:
-        await database.ping()
+        await require_sessions(dsn)
     except NotReady as error:
-        reason = POSTGRES_REFUSALS.get(str(getattr(getattr(error.__cause__, "orig", None), "sqlstate", None)))
+        reason = POSTGRES_REFUSALS.get(str(getattr(error.__cause__, "sqlstate", None)))
         if reason is None:
             raise
         raise ConfigurationError(f"the Postgres of ASMG_POSTGRES_DSN {reason}") from None
-    finally:
-        await database.close()
 
 
 def require_redis(settings: Settings) -> None:

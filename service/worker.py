@@ -13,7 +13,7 @@ from service.errors import ConfigurationError, NotReady, ServiceError
 from service.heartbeat import Heartbeat
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database, Leadership
+from service.storage.database import Database, Leadership, require_sessions
 from service.storage.redis_state import HistoryStore, Notices, connect
 from service.tasks import end_tasks, start_alone
 from service.use_cases.bootstrap import ensure_prior
@@ -43,8 +43,9 @@ async def run(settings: Settings) -> None:
     """Lead when nobody else does, and while leading update on every sealed period; until cancelled.
 
     Raises:
-        ConfigurationError: a DSN is missing, the update method or the device is unknown, or the method cannot go on
-            from the training state that there is, or that a rollback has brought back. No period is touched then.
+        ConfigurationError: a DSN is missing, the update method or the device is unknown, a pooler is between that keeps
+            no sessions, or the method cannot go on from the training state that there is, or that a rollback has
+            brought back. No period is touched then.
     """
     if settings.postgres_dsn is None or settings.redis_url is None:
         raise ConfigurationError("expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither")
@@ -64,10 +65,14 @@ async def run(settings: Settings) -> None:
     workshop = Workshop(settings, database, artifacts, notices, updater, histories, beat=heartbeat.beat)
     logger.info("worker started with %s", settings.updater)
     pause = _Pause(settings.worker_poll_seconds)
+    checked = False
     try:
         while True:
             heartbeat.beat()
             try:
+                if not checked:
+                    await require_sessions(settings.postgres_dsn)
+                    checked = True
                 await check_configuration(
                     database, artifacts, updater
                 )  # also in reserve: it should not come to light when it is needed

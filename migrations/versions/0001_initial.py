@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from migrations.losses import refuse_losses
+
 revision: str = "0001"
 down_revision: str | None = None
 branch_labels: None = None
@@ -183,6 +185,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop everything."""
+    tables = "aliases period_stages model_versions interactions evaluations artifact_chunks items entity_rows audit"
+    held = {name: name for name in (*tables.split(), "artifacts", "api_keys")}
+    refuse_losses({**held, "periods": "periods WHERE (number, status) <> (1, 'open')"})
     op.drop_table("aliases")
     op.drop_table("period_stages")
     op.drop_table("model_versions")

@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.schema import conv
 
+from migrations.losses import refuse_losses
+
 revision: str = "0003"
 down_revision: str | None = "0002"
 branch_labels: None = None
@@ -48,6 +50,13 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Undo `upgrade`; that a period was skipped is lost, it counts as failed."""
+    refuse_losses(
+        {
+            "periods.status": "periods WHERE status = 'skipped'",
+            "periods.worker": "periods WHERE worker IS NOT NULL",
+            "periods.crashes": "periods WHERE crashes <> 0",
+        }
+    )
     op.drop_column("periods", "crashes")
     op.drop_column("periods", "worker")
     op.drop_constraint(CONSTRAINT, "periods", type_="check")

@@ -7,6 +7,8 @@ Revises: 0003
 import sqlalchemy as sa
 from alembic import op
 
+from migrations.losses import refuse_losses
+
 revision: str = "0004"
 down_revision: str | None = "0003"
 branch_labels: None = None
@@ -39,6 +41,12 @@ def downgrade() -> None:
     """Let the audit be changed again; reasons go back into the details, request ids are lost, and so are expiries: what
     has expired is revoked, other keys become valid for ever.
     """
+    refuse_losses(
+        {
+            "api_keys.expires_at": "api_keys WHERE expires_at IS NOT NULL",
+            "audit.request_id": "audit WHERE request_id IS NOT NULL",
+        }
+    )
     op.execute("DROP TRIGGER append_only ON audit")
     op.execute("DROP FUNCTION refuse_audit_change()")
     op.execute("""

@@ -7,6 +7,8 @@ Revises: 0004
 import sqlalchemy as sa
 from alembic import op
 
+from migrations.losses import refuse_losses
+
 revision: str = "0005"
 down_revision: str | None = "0004"
 branch_labels: None = None
@@ -22,4 +24,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Forget the limits."""
+    refuse_losses({"api_keys.rate_limit": "api_keys WHERE rate_limit IS NOT NULL"})
     op.drop_column("api_keys", "rate_limit")

@@ -7,6 +7,8 @@ Revises: 0006
 import sqlalchemy as sa
 from alembic import op
 
+from migrations.losses import refuse_losses
+
 revision: str = "0007"
 down_revision: str | None = "0006"
 branch_labels: None = None
@@ -39,6 +41,15 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Forget both."""
+    refuse_losses(
+        {
+            "model_versions.pinned": "model_versions WHERE pinned",
+            "aliases.previous_version": (
+                "aliases JOIN model_versions USING (version) WHERE previous_version IS NOT NULL "
+                "AND (name <> 'champion' OR previous_version IS DISTINCT FROM parent_version)"
+            ),
+        }
+    )
     op.execute("ALTER TABLE artifact_chunks RESET (toast.autovacuum_vacuum_scale_factor)")
     op.drop_constraint("fk_aliases_previous_version_model_versions", "aliases", type_="foreignkey")
     op.drop_column("aliases", "previous_version")

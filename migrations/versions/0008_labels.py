@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from migrations.losses import refuse_losses
+
 revision: str = "0008"
 down_revision: str | None = "0007"
 branch_labels: None = None
@@ -90,6 +92,16 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """What was not resolved yet is gone; sampled negatives stay, and nothing tells them from others."""
+    refuse_losses(
+        {
+            "impressions": "impressions",
+            "clicks": "clicks",
+            "event_ids": "event_ids WHERE kind IN (1, 2)",
+            "unresolved_positives": "unresolved_positives",
+            "interactions.sampled": "interactions WHERE sampled",
+            "periods.labels": "periods WHERE labels <> '{}'",
+        }
+    )
     op.drop_column("interactions", "sampled")
     op.drop_table("unresolved_positives")
     op.drop_table("clicks")

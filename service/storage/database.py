@@ -22,6 +22,7 @@ from service.errors import ConfigurationError, NotReady
 from service.settings import sqlalchemy_dsn
 from service.storage.log import LogWriters
 from service.storage.outages import outage
+from service.storage.pooler import require_sessions
 from service.storage.repositories import (
     Artifacts,
     Audit,
@@ -39,7 +40,7 @@ from service.storage.repositories import (
 )
 from service.tasks import end_tasks, start_alone, start_for_caller
 
-__all__ = ["Database", "Leadership", "Lock", "ReadSession", "UnitOfWork"]
+__all__ = ["Database", "Leadership", "Lock", "ReadSession", "UnitOfWork", "make_engine", "require_sessions"]
 
 logger = logging.getLogger(__name__)
 
@@ -149,11 +150,11 @@ class Database:
     """
 
     def __init__(self, dsn: str, *, pool_size: int = 10, connection_seconds: float = 3600) -> None:
-        self._engine = _engine(dsn, pool_size=pool_size, max_overflow=0, pool_recycle=connection_seconds)
+        self._engine = make_engine(dsn, pool_size=pool_size, max_overflow=0, pool_recycle=connection_seconds)
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
         # It holds the lock between statements: not in a transaction, so the end of a silent one does not free it.
         silent = {"idle_session_timeout": SESSION["idle_in_transaction_session_timeout"]}
-        one_by_one = _engine(dsn, silent, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        one_by_one = make_engine(dsn, silent, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         self.log = LogWriters(one_by_one, int(Lock.LOG), seconds=connection_seconds)
         """Writers of the log."""
         # A session that reads twice must see one state; in Postgres a read-only snapshot costs nothing and never fails.
@@ -224,7 +225,7 @@ class Leadership:
         self, dsn: str, *, lock: Lock = Lock.WORKER, lease_seconds: float = 15.0, answer_seconds: float = 5.0
     ) -> None:
         session = {"idle_session_timeout": str(int(lease_seconds * 1000))}
-        self._engine = _engine(dsn, session, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._engine = make_engine(dsn, session, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         self._lock = lock
         self._lease_seconds, self._answer_seconds = lease_seconds, answer_seconds
         self._connection: AsyncConnection | None = None
@@ -314,7 +315,7 @@ async def _discard(connection: AsyncConnection) -> None:
         await connection.close()
 
 
-def _engine(dsn: str, session: Mapping[str, str] = MappingProxyType({}), **options: Any) -> AsyncEngine:
+def make_engine(dsn: str, session: Mapping[str, str] = MappingProxyType({}), **options: Any) -> AsyncEngine:
     """An engine whose sessions have these settings beside those of all."""
     try:
         url = sqlalchemy_dsn(dsn)

@@ -4,6 +4,7 @@ By those of SQLAlchemy the statements around a COPY take some four times as long
 """
 
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.errors import NotReady
 from service.storage.events import EventBatch
-from service.storage.repositories.interactions import Raced, Stored, insert_events, judged, known_ids
+from service.storage.repositories.interactions import COUNT, Raced, Stored, insert_events, judged, known_ids
 
 __all__ = ["LogWriter", "LogWriters"]
 
@@ -22,6 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 AGAIN = 8
+
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+
+COUNTS_OF_A_SLOT = 1000
+"""Transactions that add to one row of `log_counters`. While somebody reads one snapshot for long, a backup say, each
+leaves a version of the row that the next ones have to pass by; and each second somebody may add up all the rows."""
+
+
+def _new_slot() -> int:
+    return secrets.randbits(62) + 1
 
 
 class Habits:
@@ -48,7 +59,7 @@ class LogWriter:
     """Stores batches in the open period, one at a time.
 
     Args:
-        driver: a connection that nobody else uses; each of its statements is a transaction.
+        driver: a connection that nobody else uses, in no transaction.
         lock: the key of the log's advisory lock.
         habits: of the clients, as far as the process knows them.
     """
@@ -57,6 +68,7 @@ class LogWriter:
         self._driver, self._lock, self._habits = driver, lock, habits
         self._open: int | None = None
         self._unmerged: frozenset[int] = frozenset()
+        self._slot, self._counted = _new_slot(), 0
         self.opened_at = time.monotonic()
 
     async def insert(self, events: EventBatch) -> Stored:
@@ -70,12 +82,15 @@ class LogWriter:
             Raced: do it again; nothing is stored.
         """
         with judged(self._driver):
-            locking = self._driver.execute(f"SELECT pg_advisory_lock_shared({self._lock})")
+            locking = self._driver.execute(f"SELECT pg_advisory_lock_shared({self._lock}); {BEGIN}")
             try:
-                return await insert_events(self._driver, events, self._look, after=locking)
+                stored = await insert_events(self._driver, events, self._look, after=locking)
             except Raced:
                 self._habits.note(True)
                 raise
+            if stored.inserted.accepted:
+                await self._driver.execute(f"{self._count(stored.period, len(stored.inserted.accepted))}; COMMIT")
+            return stored
 
     async def release(self) -> None:
         """Let the period be closed.
@@ -84,7 +99,8 @@ class LogWriter:
             NotReady: Postgres does not answer, or has ended the session, and with it the lock.
         """
         with judged(self._driver):
-            await self._driver.execute(f"SELECT pg_advisory_unlock_shared({self._lock})")
+            undone = "ROLLBACK; " if self._driver.is_in_transaction() else ""  # of a batch that stored nothing
+            await self._driver.execute(f"{undone}SELECT pg_advisory_unlock_shared({self._lock})")
 
     @property
     def closed(self) -> bool:
@@ -105,12 +121,20 @@ class LogWriter:
                 self._open, unmerged, known = await known_ids(self._driver, ids, asked)
             except UndefinedTableError:  # one of these logs is gone
                 if asked:
+                    await self._driver.execute(f"ROLLBACK; {BEGIN}")
                     continue
                 raise
             self._unmerged = frozenset(unmerged)
             if self._to_ask() <= asked:
                 self._habits.note(bool(known))
                 return self._open, known
+
+    def _count(self, period: int, events: int) -> str:
+        """The statement that adds to the number of the period's interactions."""
+        self._counted += 1
+        if self._counted > COUNTS_OF_A_SLOT:
+            self._slot, self._counted = _new_slot(), 1
+        return COUNT.format(period=period, slot=self._slot, events=events)
 
     def _to_ask(self) -> frozenset[int]:
         if self._open is None or not self._habits.sends_again:

@@ -39,6 +39,7 @@ __all__ = [
     "impressions",
     "interactions",
     "items",
+    "log_counters",
     "metadata",
     "model_versions",
     "period_stages",
@@ -74,6 +75,7 @@ periods = Table(
     Column("error", Text),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("version", Integer, comment="the model version that the period produced"),
+    Column("log_folded_at", TIMESTAMP, comment="when the clicks of its log were added to user_histories"),
     Column("log_dropped_at", TIMESTAMP),
     Column("ids_merged_at", TIMESTAMP, comment="when the ids of its events were noted in event_ids"),
     Column("labels", JSONB, comment="what became of its impressions and clicks; null until they are resolved"),
@@ -185,6 +187,16 @@ clicks = Table(
 
 LOG = (interactions, impressions, clicks)
 """What has a partition a period."""
+
+log_counters = Table(
+    "log_counters",
+    metadata,
+    # Interactions of the open period: their number is the sum over the slots. Each writer of the log has a slot of its
+    # own, so that no two wait for each other, and takes another one after a while (see `LogWriter`).
+    Column("period", Integer, primary_key=True, autoincrement=False),
+    Column("slot", BigInteger, primary_key=True, autoincrement=False),
+    Column("events", BigInteger, nullable=False),
+)
 
 unresolved_positives = Table(
     "unresolved_positives",

@@ -6,12 +6,16 @@ the schema is a new entry.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import text
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.limits import MAX_HISTORY
 from service.storage import tables
+from service.storage.migrate import head_revision, is_described
 from service.storage.structure import StoredTable, counters, references
 
 __all__ = ["Finding", "find_faults"]
@@ -146,6 +150,15 @@ CHECKS = {
              ON period = number
         WHERE status <> 'open' AND log_dropped_at IS NULL AND coalesce(stored, 0) <> events - forgotten
     """,
+    "interactions of the open period": """
+        SELECT format('log of period %s', coalesce(log.period, counted.period)),
+               format('%s interactions, as counted when they were stored', coalesce(events, 0)),
+               coalesce(stored, 0)::text
+        FROM (SELECT period, count(*) AS stored FROM interactions
+              WHERE period = (SELECT number FROM periods WHERE status = 'open') GROUP BY period) AS log
+        FULL JOIN (SELECT period, sum(events) AS events FROM log_counters GROUP BY period) AS counted USING (period)
+        WHERE coalesce(stored, 0) <> coalesce(events, 0)
+    """,
     "event ids": """
         SELECT format('event %s', event_id),
                CASE WHEN merged THEN 'once in the log, once among the event ids'
@@ -154,7 +167,8 @@ CHECKS = {
         FROM (
             SELECT event_id, count(*) FILTER (WHERE log) AS logged, count(*) FILTER (WHERE NOT log) AS known,
                    string_agg(DISTINCT period::text, ', ') AS periods, bool_or(ids_merged_at IS NOT NULL) AS merged,
-                   bool_and(labels IS NULL AND status <> 'open') AS unresolved
+                   bool_and(labels IS NULL AND status <> 'open') AS unresolved,
+                   bool_and(log_dropped_at IS NOT NULL) AS dropped
             FROM (SELECT event_id, period, true AS log FROM interactions
                   UNION ALL SELECT event_id, period, false FROM event_ids WHERE kind = 0) AS entry
             LEFT JOIN periods ON number = period
@@ -162,6 +176,7 @@ CHECKS = {
         ) AS event
         WHERE (logged <> 1 OR known <> merged::int OR periods LIKE '%,%')
           AND NOT (logged = 0 AND unresolved) -- reserved for an interaction that an impression becomes
+          AND NOT (logged = 0 AND dropped) -- about to be forgotten
     """,
     "ids of impressions and clicks": """
         SELECT format('%s %s', CASE kind WHEN 1 THEN 'impression' ELSE 'click' END, event_id),
@@ -172,6 +187,12 @@ CHECKS = {
               UNION ALL SELECT 2, event_id, period FROM clicks) AS stored
         FULL JOIN (SELECT kind, event_id, period FROM event_ids WHERE kind IN (1, 2)) AS known USING (kind, event_id)
         WHERE stored.period IS DISTINCT FROM known.period
+          AND NOT (stored.period IS NULL AND known.period IN (
+              SELECT number FROM periods WHERE log_dropped_at IS NOT NULL)) -- about to be forgotten
+    """,
+    "logs that are dropped": """
+        SELECT format('log of period %s', number), 'its clicks in the histories that stay, for it is dropped', 'not'
+        FROM periods WHERE log_dropped_at IS NOT NULL AND log_folded_at IS NULL
     """,
     "labels of periods": """
         SELECT format('period %s', number), 'its impressions and clicks resolved, for it is updated', 'not'
@@ -223,7 +244,10 @@ async def find_faults(connection: AsyncConnection, stored: Sequence[StoredTable]
         connection: in a transaction with one snapshot.
         stored: the tables that hold rows, of the same snapshot.
     """
-    findings = await _partitions(connection, stored)
+    revision = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+    if revision != head_revision():  # the checks know no other schema
+        return [Finding("schema", f"revision {head_revision()}, that of this release", str(revision))]
+    findings = [*await _schema(connection), *await _partitions(connection, stored)]
     for reference in await references(connection):
         findings += await _find(connection, reference.dangling())
     for query in CHECKS.values():
@@ -235,6 +259,27 @@ async def find_faults(connection: AsyncConnection, stored: Sequence[StoredTable]
             f"FROM (SELECT max({counter.column}) FROM {counter.table}) AS counted WHERE max >= {counter.next}",
         )
     return findings
+
+
+async def _schema(connection: AsyncConnection) -> list[Finding]:
+    """The tables are those of this release, whatever the revision that is noted says."""
+
+    def compare(sync: Connection) -> list[Any]:
+        context = MigrationContext.configure(sync, opts={"include_name": is_described, "compare_type": True})
+        return list(compare_metadata(context, tables.metadata))
+
+    return [
+        Finding("schema", "the tables of this release", f"a difference: {_described(difference)}")
+        for difference in await connection.run_sync(compare)
+    ]
+
+
+def _described(difference: Any) -> str:
+    """One operation that would have to be done, in a line."""
+    if isinstance(difference, list):
+        return "; ".join(_described(part) for part in difference)
+    action, *objects = difference
+    return f"{action} {' '.join(str(part) for part in objects if part is not None)}"
 
 
 async def _find(connection: AsyncConnection, query: str) -> list[Finding]:

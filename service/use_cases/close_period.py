@@ -36,9 +36,11 @@ async def close_period(
         period = await work.periods.open()
         if expected_period is not None and expected_period != period.number:
             raise PeriodConflict(expected_period, period.number)
-        events = await work.interactions.count(period.number)
-        if events == 0 and not await work.labels.any(period.number):
+        if not await work.interactions.any(period.number) and not await work.labels.any(period.number):
             raise EmptyPeriod(period.number)
+        # Nothing that takes longer where the log is longer: ingestion waits meanwhile. The update counts it again.
+        events = await work.interactions.counted(period.number)
+        await work.interactions.forget_counters(period.number)
         sealed = await work.periods.seal(period.number, events, idempotency_key, fingerprint)
         await work.periods.create(period.number + 1)
         await work.audit.add(actor, "close_period", {"period": period.number, "events": events}, reason=reason)

@@ -223,10 +223,19 @@ async def _remove_from_log(step: Step, deletion: Deletion, rows: str, period: in
                     return
                 part = keys[start : start + ROWS_OF_A_STEP]
                 removed = await work.traces.remove(kind, id_, rows, period, part)
-                await work.periods.note_forgotten(period, removed.get("interactions", 0))
+                await _uncount(work, period, removed.get("interactions", 0))
                 await _count(work, deletion, removed)
         if is_open and len(keys) < FOUND_AT_ONCE:
             return  # what is there by now came later, and may never end
+
+
+async def _uncount(work: UnitOfWork, period: int, interactions: int) -> None:
+    """Take interactions off the number that is known of the period's log, which `_hold` keeps as it is."""
+    if await _is_open(work, period):
+        if interactions:
+            await work.interactions.note_count(period, -interactions)
+    else:
+        await work.periods.note_forgotten(period, interactions)
 
 
 async def _hold(work: UnitOfWork, number: int) -> bool:

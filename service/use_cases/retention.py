@@ -69,9 +69,13 @@ async def merge_event_ids(database: Database) -> list[int]:
 
 
 async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
-    """Drop the logs that nothing needs any more, a transaction each; return the numbers of their periods.
+    """Drop the logs that nothing needs any more; return the numbers of their periods.
 
-    The clicks that histories are made of stay. A period that is not learned keeps its log.
+    Three transactions, so that the one which others wait for does nothing else, and none undoes what another has done:
+    the clicks of the log are added to the histories that stay; the log is dropped, or stays until the next period where
+    somebody reads it; its event ids are forgotten. A worker that dies in between goes on with the next one.
+
+    A period that is not learned keeps its log.
     """
     dropped = []
     async with database.read() as session:
@@ -80,7 +84,10 @@ async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
     for number in old:
         try:
             async with database.unit_of_work() as work:
-                await work.periods.get_locked(number)  # nor one whose click is being folded into a history
+                await work.interactions.fold(number)
+                await work.commit()
+            async with database.unit_of_work() as work:
+                await work.periods.get_locked(number)  # before the log, as deletions do
                 await work.interactions.drop(number, lock_seconds=LOCK_SECONDS)
                 await work.commit()
         except NotReady:
@@ -89,6 +96,9 @@ async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
             logger.warning("the log of period %d is not dropped yet: %s", number, type(error).__name__)
             break
         dropped.append(number)
+    async with database.unit_of_work() as work:
+        await work.interactions.forget_dropped_ids()
+        await work.commit()
     return dropped
 
 

@@ -242,7 +242,7 @@ async def _period_documents(session: ReadSession, notices: Notices, periods: Seq
                 opened_at=period.opened_at,
                 sealed_at=period.sealed_at,
                 finished_at=period.finished_at,
-                events=await session.interactions.count(number) if period.events is None else period.events,
+                events=await session.interactions.counted(number) if period.events is None else period.events,
                 attempts=period.attempts,
                 crashes=period.crashes,
                 error=period.error,

@@ -1,11 +1,14 @@
 """Calls that store events at the same time, and the connections on which they do."""
 
 import asyncio
+from contextlib import aclosing
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from sqlalchemy import event as event_hook
 from sqlalchemy import text
 
 from service.errors import NotReady
@@ -14,9 +17,13 @@ from service.storage import log as log_module
 from service.storage.database import SESSION, Database, Lock
 from service.storage.events import Clicks, EventBatch, Interaction
 from service.storage.log import AGAIN, LogWriter
+from service.storage.redis_state import Notices
 from service.storage.repositories import Raced, Stored
 from service.use_cases import ingest as ingest_module
+from service.use_cases.close_period import close_period as close
 from service.use_cases.ingest import Ingestion, IngestResult, ingest
+from service.use_cases.status import list_periods
+from service.use_cases.watch import watch_period
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -328,8 +335,10 @@ class TestWriters:
                 await work.interactions.merge_ids(period)
             await work.commit()
         async with database.unit_of_work() as work:
-            await work.interactions.drop(1, lock_seconds=5)
-            await work.interactions.drop(3, lock_seconds=5)
+            for period in (1, 3):
+                await work.interactions.fold(period)
+                await work.interactions.drop(period, lock_seconds=5)
+            await work.interactions.forget_dropped_ids()
             await work.commit()
         async with database.log.lend() as again:
             assert again is writer
@@ -355,3 +364,49 @@ class TestWriters:
             await work.commit()
         with pytest.raises(NotReady, match="has not been migrated"):
             await ingest(database, Seen(), batch(event("a")))
+
+
+class TestCounting:
+    """How many interactions the open period has is known without counting them."""
+
+    async def test_neither_a_close_nor_a_reader_counts_the_log(self, database: Database, redis: Redis) -> None:
+        statements: list[str] = []
+
+        def note(_c: object, _cursor: object, statement: str, *_: object) -> None:
+            statements.append(statement)
+
+        event_hook.listen(database._engine.sync_engine, "before_cursor_execute", note)
+        await ingest(database, Seen(), batch(*(event(f"e{n}") for n in range(7)), event("e1")))
+        notices = Notices(redis)
+        page = await list_periods(database, notices, limit=9, before=None)
+        assert [period.events for period in page.periods] == [7]
+        async with aclosing(watch_period(database, notices, 1)) as watched:
+            assert (await anext(watched)).events == 7
+            await ingest(database, Seen(), batch(event("e8"), event("e2")))
+            assert (await anext(watched)).events == 8
+        closed = await close(database, expected_period=1, idempotency_key=None, actor="test")
+        assert closed.events == 8
+        assert [statement for statement in statements if "count(" in statement.lower()] == []
+        async with database.read() as session:
+            assert await session.interactions.counted(1) == await session.interactions.counted(2) == 0
+
+    async def test_it_is_exact_whatever_becomes_of_the_batches(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Many at once, with the same ids, raced, interrupted, with more rows for the counters than one."""
+        monkeypatch.setattr("service.storage.log.COUNTS_OF_A_SLOT", 3)
+        ingestion = Ingestion(database, Seen())
+        calls = [ingestion.ingest(batch(*(event(f"{(n + m) % 40}") for m in range(10)))) for n in range(40)]
+        await asyncio.gather(*calls)
+        await ingestion.settle()
+        with pytest.raises(ZeroDivisionError):
+            async with database.log.lend() as writer:
+                await writer.insert(batch(event("stored")))
+                raise ZeroDivisionError
+        writing = asyncio.create_task(ingest(database, Seen(), batch(*(event(f"cut-{n}") for n in range(500)))))
+        await asyncio.sleep(0.005)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        async with database.unit_of_work() as work:
+            await work.lock_exclusive(Lock.LOG)
+            assert await work.interactions.counted(1) == await work.interactions.count(1)

@@ -14,10 +14,12 @@ from service.serving.snapshot import Snapshot
 from service.storage import tables
 from service.storage.database import Database, Lock
 from service.storage.redis_state import Notices
-from service.storage.repositories import AliasName, ModelKind, ModelVersion, PeriodStatus
+from service.storage.repositories import AliasName, Interactions, ModelKind, ModelVersion, PeriodStatus
+from service.storage.structure import frozen
+from service.storage.verify import find_faults
 from service.use_cases import retention
 from service.use_cases.pins import set_pinned
-from service.use_cases.retention import drop_old_logs, prune, sweep
+from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
 from service.use_cases.rollback import rollback
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
@@ -452,3 +454,56 @@ async def test_old_logs_are_dropped(few: Bench, monkeypatch: pytest.MonkeyPatch)
     assert counts == [0, 300, 0, 300, 300, 0]
     await few.update(2)
     assert await drop_old_logs(few.database, settings) == [2]
+
+
+async def test_a_reader_holds_up_the_drop_and_nothing_else(few: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Histories are as they were after each step, and what is done is not done again, nor undone; killed or not."""
+    monkeypatch.setattr(retention, "KEPT_FOR_TRAINING", 0)
+    monkeypatch.setattr(retention, "LOCK_SECONDS", 0.05)
+    settings, database = few.settings.model_copy(update={"keep_logs": 0}), few.database
+    for period in periods(2):
+        await few.log(period)
+        await few.update(period.number)
+    await merge_event_ids(database)
+    users = sorted({user for period in periods(2) for user in period.user_ids})
+    folds: list[int] = []
+    fold = Interactions.fold
+
+    async def count_folds(self: Interactions, period: int) -> bool:
+        if done := await fold(self, period):
+            folds.append(period)
+        return done
+
+    monkeypatch.setattr(Interactions, "fold", count_folds)
+
+    async def histories() -> list[Any]:
+        async with database.read() as session:
+            return [await session.interactions.recent_positives(user) for user in users]
+
+    async def ids() -> list[int]:
+        async with database.read() as session:
+            found = await session.connection.execute(text("SELECT DISTINCT period FROM event_ids ORDER BY 1"))
+            return list(found.scalars())
+
+    before = await histories()
+    assert sum(map(len, before)) > 0
+    async with database.read() as reader:
+        await reader.interactions.log(1)
+        for _ in range(2):
+            assert await drop_old_logs(database, settings) == []
+            assert (folds, await ids(), await histories()) == ([1], [1, 2], before)
+
+    forget = Interactions.forget_dropped_ids
+    monkeypatch.setattr(Interactions, "forget_dropped_ids", unplugged)
+    with pytest.raises(Stopped):
+        await drop_old_logs(database, settings)
+    assert (folds, await ids(), await histories()) == ([1, 2], [1, 2], before)
+    async with frozen(database) as (session, found):
+        assert await find_faults(session.connection, found) == []
+    monkeypatch.setattr(Interactions, "forget_dropped_ids", forget)
+    assert await drop_old_logs(database, settings) == []
+    assert (folds, await ids(), await histories()) == ([1, 2], [], before)
+
+
+async def unplugged(_: Interactions) -> None:
+    raise Stopped

@@ -295,14 +295,26 @@ class TestInteractions:
         await merge(database, 1, 2, 3)
         before = await seen()
         assert len(before[0]) == len(before[1]) == 30
-        for period in (1, 2):
-            async with database.unit_of_work() as uow:
-                await uow.interactions.drop(period, lock_seconds=5)
-                await uow.commit()
+
+        async def unchanged() -> None:
             after = await seen()
             assert after[0] == before[0]
             assert after[1].item_ids == before[1].item_ids
             assert after[1].timestamps_ms.tolist() == before[1].timestamps_ms.tolist()
+
+        for period in (1, 2):
+            async with database.unit_of_work() as uow:
+                assert await uow.interactions.fold(period)
+                await uow.commit()
+            await unchanged()  # the same clicks are in both, and are seen once
+            async with database.unit_of_work() as uow:
+                assert not await uow.interactions.fold(period)
+                await uow.interactions.drop(period, lock_seconds=5)
+                await uow.commit()
+            await unchanged()
+        async with database.unit_of_work() as uow:
+            await uow.interactions.forget_dropped_ids()
+            await uow.commit()
         async with database.read() as session:
             assert [await session.interactions.count(n) for n in (1, 2, 3, 4)] == [0, 0, 21, 2]
             dropped = [await session.periods.get(n) for n in (1, 2, 3)]

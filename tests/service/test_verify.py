@@ -235,9 +235,25 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         ["UPDATE event_ids SET period = 5 WHERE event_id = '4-000002'"],
         ["event 4-000002: expected once in the log, once among the event ids; found 1 times and 1 times, in .* 4, 5"],
     ),
-    "an event id of a dropped log": (
-        ["INSERT INTO event_ids (kind, event_id, period) VALUES (0, 'ghost', 1)"],
-        ["event ghost: expected once in the log, once among the event ids; found 0 times and 1 times, in period 1"],
+    "an event id of no log": (
+        ["INSERT INTO event_ids (kind, event_id, period) VALUES (0, 'ghost', 3)"],
+        ["event ghost: expected once in the log, once among the event ids; found 0 times and 1 times, in period 3"],
+    ),
+    "a count": (
+        [f"UPDATE log_counters SET events = events + 1 WHERE period = {OPEN}"],
+        [f"log of period {OPEN}: expected 301 interactions, as counted when they were stored; found 300"],
+    ),
+    "a dropped log that was not folded": (
+        ["UPDATE periods SET log_folded_at = NULL WHERE number = 1"],
+        ["log of period 1: expected its clicks in the histories that stay, for it is dropped; found not"],
+    ),
+    "the schema of an older release": (
+        ["UPDATE alembic_version SET version_num = '0008'"],
+        ["schema: expected revision 0009, that of this release; found 0008"],
+    ),
+    "a column": (
+        ["ALTER TABLE api_keys DROP COLUMN revoked_at"],
+        ["schema: expected the tables of this release; found a difference: add_column api_keys api_keys.revoked_at"],
     ),
     "an event id before its time": (
         [f"INSERT INTO event_ids (kind, event_id, period) VALUES (0, '{OPEN}-000001', {OPEN})"],

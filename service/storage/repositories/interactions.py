@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 from asyncpg import Connection, InterfaceError, InternalClientError, PostgresError, UniqueViolationError
 from numpy.typing import NDArray
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, exists, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import NotReady
@@ -25,6 +25,7 @@ from service.storage.outages import outage
 from service.storage.repositories.periods import UNMERGED, open_and_unmerged
 
 __all__ = [
+    "COUNT",
     "HistoryEntry",
     "Inserted",
     "Interactions",
@@ -115,6 +116,15 @@ KNOWN = f"""
 KNOWN_IN_PARTITION = """
     UNION ALL SELECT event_id, content, NULL, NULL FROM interactions_p{} WHERE event_id = ANY(string_to_array($1, $2))
 """
+COUNT = """
+    INSERT INTO log_counters (period, slot, events) VALUES ({period}, {slot}, {events})
+    ON CONFLICT (period, slot) DO UPDATE SET events = log_counters.events + excluded.events
+"""
+"""Add to the number of interactions of the open period, in the transaction that stores them."""
+
+NO_SLOT = 0
+"""Of whoever is no writer of the log."""
+
 Look = Callable[[list[str]], Awaitable[tuple[int, dict[str, int | None]]]]
 """Which period is open, and which of some ids are taken."""
 
@@ -179,21 +189,25 @@ EARLIER_POSITIVES = text("""
            array_agg(floor(extract(epoch FROM occurred_at) * 1000)::bigint
                      ORDER BY user_id, occurred_at DESC, event_id DESC) AS timestamps_ms
     FROM active CROSS JOIN LATERAL (
+        SELECT :limit + count(*) AS most FROM interactions
+        WHERE interactions.user_id = active.user_id AND label = 1 AND period < :period
+          AND occurred_at >= active.first
+    ) AS counted CROSS JOIN LATERAL (
         SELECT item_id, event_id, occurred_at FROM (
-            SELECT item_id, event_id, occurred_at FROM interactions
-            WHERE interactions.user_id = active.user_id AND label = 1 AND period < :period
-            UNION ALL
+            (
+                SELECT item_id, event_id, occurred_at FROM interactions
+                WHERE interactions.user_id = active.user_id AND label = 1 AND period < :period
+                ORDER BY occurred_at DESC, event_id DESC
+                LIMIT most
+            )
+            UNION -- those of a log that is about to be dropped are in both
             SELECT folded.item_id, folded.event_id, folded.occurred_at
             FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
                  AS folded (item_id, event_id, occurred_at)
             WHERE user_histories.user_id = active.user_id
         ) AS positive
         ORDER BY occurred_at DESC, event_id DESC
-        LIMIT :limit + (
-            SELECT count(*) FROM interactions
-            WHERE interactions.user_id = active.user_id AND label = 1 AND period < :period
-              AND occurred_at >= active.first
-        )
+        LIMIT most
     ) AS past
     GROUP BY page
     ORDER BY page
@@ -204,7 +218,8 @@ EARLIER_POSITIVES = text("""
 NOT_AHEAD = f"{{}} <= now() + interval '{MAX_FUTURE_SECONDS} seconds'"
 OCCURRED = NOT_AHEAD.format("occurred_at")
 
-# Clicks of impressions are not in the log before their period is resolved; for a moment they are in both.
+# Clicks of impressions are not in the log before their period is resolved; for a moment they are in both. Those of a
+# log that is about to be dropped are in `user_histories` too. The last UNION leaves each once.
 RECENT_POSITIVES = text(f"""
     SELECT item_id, event_id, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS timestamp_ms
     FROM (
@@ -233,6 +248,17 @@ RECENT_POSITIVES = text(f"""
 # Who folds a log into them, and who removes somebody from them, have read them before: they wait for each other.
 LOCK_HISTORIES = "LOCK TABLE user_histories IN SHARE ROW EXCLUSIVE MODE"
 
+FORGET_DROPPED_IDS = text("""
+    WITH RECURSIVE known (period) AS (
+        SELECT min(period) FROM event_ids
+        UNION ALL
+        SELECT (SELECT min(period) FROM event_ids WHERE period > known.period) FROM known WHERE period IS NOT NULL
+    )
+    DELETE FROM event_ids WHERE period IN (
+        SELECT number FROM known JOIN periods ON number = period WHERE log_dropped_at IS NOT NULL
+    )
+""")
+
 FOLD = text(f"""
     INSERT INTO user_histories (user_id, item_ids, event_ids, times)
     SELECT user_id, array_agg(item_id ORDER BY n), array_agg(event_id ORDER BY n), array_agg(occurred_at ORDER BY n)
@@ -241,7 +267,7 @@ FOLD = text(f"""
         FROM (
             SELECT user_id, item_id, event_id, occurred_at FROM interactions
             WHERE period = :period AND label = 1 AND {OCCURRED}
-            UNION ALL
+            UNION
             SELECT user_id, folded.item_id, folded.event_id, folded.occurred_at
             FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
                  AS folded (item_id, event_id, occurred_at)
@@ -283,7 +309,10 @@ class Interactions:
             return period, known
 
         async with driver_of(self._connection) as driver:
-            return (await insert_events(driver, events, look)).inserted
+            inserted = (await insert_events(driver, events, look)).inserted
+        if inserted.accepted:
+            await self.note_count(period, len(inserted.accepted))
+        return inserted
 
     async def shown_items(self, period: int) -> list[str]:
         """The items of a period's log, but for those that are in it as sampled negatives alone; in any order."""
@@ -331,6 +360,26 @@ class Interactions:
             query = query.where(func.starts_with(tables.interactions.c.event_id, id_prefix))
         return int((await self._connection.execute(query)).scalar_one())
 
+    async def any(self, period: int) -> bool:
+        """Whether a period has interactions."""
+        interactions = tables.interactions.c
+        query = select(exists(select(interactions.period).where(interactions.period == period)))
+        return bool(await self._connection.scalar(query))
+
+    async def counted(self, period: int) -> int:
+        """Interactions of the open period, without looking at them."""
+        counters = tables.log_counters.c
+        query = select(func.coalesce(func.sum(counters.events), 0)).where(counters.period == period)
+        return int((await self._connection.execute(query)).scalar_one())
+
+    async def note_count(self, period: int, events: int) -> None:
+        """Add to the number of interactions of the open period what this transaction stores; less where it deletes."""
+        await self._connection.exec_driver_sql(COUNT.format(period=int(period), slot=NO_SLOT, events=int(events)))
+
+    async def forget_counters(self, period: int) -> None:
+        """Forget how that number came about; to be called when the period is sealed."""
+        await self._connection.execute(delete(tables.log_counters).where(tables.log_counters.c.period == period))
+
     async def log(self, period: int) -> PeriodLog:
         """All interactions of a period, ordered by (occurred_at, event_id): by what they are, not by how they came."""
         user_ids: list[str] = []
@@ -362,24 +411,38 @@ class Interactions:
                 timestamps_ms.append(np.array(page.timestamps_ms, dtype=np.int64))
         return Positives(user_ids, item_ids, _join(timestamps_ms, np.int64))
 
+    async def fold(self, period: int) -> bool:
+        """Add what the histories of users need of a period's log to `user_histories`, once; whether it was done now."""
+        periods = tables.periods.c
+        noted = update(tables.periods).where(periods.number == period, periods.log_folded_at.is_(None))
+        # The row stays locked to the end: of two workers at once the other finds that it is done.
+        row = await self._connection.execute(
+            noted.values(log_folded_at=func.clock_timestamp()).returning(periods.number)
+        )
+        if row.first() is None:
+            return False
+        await self._connection.execute(text(LOCK_HISTORIES))
+        await self._connection.execute(FOLD, {"period": period, "length": MAX_HISTORY})
+        return True
+
     async def drop(self, period: int, *, lock_seconds: float) -> None:
-        """Let go of a period's log; what the histories of users need of it is kept, what its ids were is forgotten.
+        """Let go of a period's log that is folded. The transaction should do nothing else: it holds up whoever comes.
 
         Raises:
             DBAPIError: others used the log for longer than `lock_seconds`; the transaction has to be given up.
         """
-        await self._connection.execute(text(LOCK_HISTORIES))
-        await self._connection.execute(FOLD, {"period": period, "length": MAX_HISTORY})
-        await self._connection.execute(delete(tables.event_ids).where(tables.event_ids.c.period == period))
-        await self._connection.execute(
-            update(tables.periods)
-            .where(tables.periods.c.number == period)
-            .values(log_dropped_at=func.clock_timestamp())
-        )
         # Whoever comes while this waits for a long reader has to wait too.
         await self._connection.execute(text(f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"))
         partitions = ", ".join(f"{table.name}_p{int(period)}" for table in tables.LOG)
         await self._connection.execute(text(f"DROP TABLE {partitions}"))
+        periods = tables.periods.c
+        dropped = update(tables.periods).where(periods.number == period, periods.log_folded_at.is_not(None))
+        values = {"log_dropped_at": func.clock_timestamp()}
+        (await self._connection.execute(dropped.values(values).returning(periods.number))).one()
+
+    async def forget_dropped_ids(self) -> None:
+        """Forget the ids of the periods whose log is dropped."""
+        await self._connection.execute(FORGET_DROPPED_IDS)
 
     async def recent_positives(self, user_id: str, limit: int = MAX_HISTORY) -> list[HistoryEntry]:
         """The last `limit` positives of a user over all periods, the open one included, newest first.

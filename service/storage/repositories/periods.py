@@ -47,13 +47,15 @@ class Period:
     sealed_at: datetime | None
     finished_at: datetime | None
     events: int | None
-    """Interactions, counted when the period was sealed, and again when its impressions were resolved."""
+    """Interactions, since the period was sealed; counted again when its impressions were resolved."""
     idempotency_key: str | None
     idempotency_fingerprint: str | None
     error: str | None
     attempts: int
     version: int | None
     """The model version that the period produced."""
+    log_folded_at: datetime | None
+    """When the clicks of its log were added to the histories that stay; the log is dropped after that."""
     log_dropped_at: datetime | None
     worker: str | None
     """The process that is at the update; one that never let go of it has died."""
@@ -195,9 +197,9 @@ class Periods:
         )
         return list((await self._connection.execute(query.order_by(tables.periods.c.number))).scalars())
 
-    async def log_dropped_after(self, number: int) -> bool:
-        """Whether the log of a later period than this one is dropped."""
-        later = (tables.periods.c.number > number, tables.periods.c.log_dropped_at.is_not(None))
+    async def log_folded_after(self, number: int) -> bool:
+        """Whether the log of a later period than this one is dropped, or about to be."""
+        later = (tables.periods.c.number > number, tables.periods.c.log_folded_at.is_not(None))
         return bool(await self._connection.scalar(select(exists(select(tables.periods.c.number).where(*later)))))
 
     async def by_idempotency_key(self, key: str) -> Period | None:

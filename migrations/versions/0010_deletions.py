@@ -1,15 +1,17 @@
 """Deletions of users and items, and how many interactions of a closed period they have removed.
 
-Revision ID: 0011
-Revises: 0008
+Revision ID: 0010
+Revises: 0009
 """
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision: str = "0011"
-down_revision: str | None = "0008"
+from migrations.losses import refuse_losses
+
+revision: str = "0010"
+down_revision: str | None = "0009"
 branch_labels: None = None
 depends_on: None = None
 
@@ -51,5 +53,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Forget which deletions there were: a backup that is older than one can bring back what it removed."""
+    refuse_losses({"deletions": "deletions", "periods.forgotten": "periods WHERE forgotten > 0"})
     op.drop_column("periods", "forgotten")
     op.drop_table("deletions")
