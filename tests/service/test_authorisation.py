@@ -227,6 +227,9 @@ async def test_other_methods_are_refused_and_say_which_there_are(
                     assert response.content == b""
                     continue
                 assert response.status_code == 405, (method, path)
+                if method == "CONNECT" and response.headers.get("connection") == "close":
+                    assert response.headers["allow"] == "", "a real server has no path for it: this is no proxy"
+                    continue
                 allowed = set(response.headers["allow"].split(", "))
                 assert methods <= allowed <= methods | {"HEAD"}, (method, path)
                 if method == "HEAD":

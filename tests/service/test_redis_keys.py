@@ -58,7 +58,7 @@ async def test_every_key_has_a_bound(postgres_dsn: str, redis_url: str, tmp_path
                 assert (await api.client.post("/predict", json=body)).status_code == 200
             late = [
                 {"event_id": f"{period.number} late {n}", "user_id": "busy", "item_id": "i1", "label": 1,
-                 "timestamp": 1_800_000_000_000 + n}
+                 "timestamp": 1_790_000_000_000 + n}
                 for n in range(20)
             ]  # fmt: skip
             assert (await api.client.post("/interactions", json={"interactions": late})).status_code == 200
