@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ASMG_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     data_dir: Path = Field(Path("~/.local/share/asmg"), validate_default=True)
-    """Folder of the embedded servers and of the memory-mapped serving snapshots."""
+    """Folder of the embedded servers, of the files of the serving snapshots, and of the journal of deletions."""
     postgres_dsn: str | None = Field(None, repr=False)
     """Postgres of the installation; unset together with `redis_url` for the embedded servers."""
     redis_url: str | None = Field(None, repr=False)

@@ -1,5 +1,6 @@
 """Where the storage is told to be."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,11 @@ def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch, name: str,
     monkeypatch.setenv(f"ASMG_{name.upper()}", value)
     with pytest.raises(ValidationError, match=name):
         Settings()
+
+
+def test_every_setting_is_in_the_table_of_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = page.partition("| variable | default |")[2].partition("\n\n")[0]
+    documented = [name for row in table.splitlines() for name in re.findall(r"`(ASMG_[A-Z_]+)`", row.split(" | ")[0])]
+    assert sorted(documented) == sorted(f"ASMG_{name.upper()}" for name in Settings.model_fields)
+    assert set(re.findall(r"ASMG_[A-Z_]*[A-Z]", page)) <= set(documented)
