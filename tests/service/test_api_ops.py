@@ -188,6 +188,8 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
         "/impressions",
         "/clicks",
         "/items",
+        "/items/{item_id}",
+        "/users/{user_id}",
         "/periods/close",
         "/periods",
         "/periods/{number}",
