@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Response
 
 from service.dependencies import Caller, JsonBody, Requires, Service, body_schema
 from service.routers.users import BEFORE, ID, PERIODS, delete, exact_id
-from service.schemas import DeletionResponse, Id, ItemsRequest, ItemsResponse
+from service.schemas import DeletionResponse, ItemsRequest, ItemsResponse, Text
 from service.use_cases.catalogue import put_items
 from service.use_cases.traces import ItemDocument, get_item
 
@@ -37,7 +37,7 @@ async def put_catalogue_items(
 async def get_one_item(
     service: Service,
     _: Annotated[Caller, Depends(Requires("admin"))],
-    item_id: Annotated[Id, ID],
+    item_id: Annotated[Text, ID],
     limit: Annotated[int, PERIODS] = 50,
     before: Annotated[int | None, BEFORE] = None,
 ) -> ItemDocument:
@@ -56,7 +56,7 @@ async def get_one_item(
 async def delete_item(
     service: Service,
     caller: Annotated[Caller, Depends(Requires("admin"))],
-    item_id: Annotated[Id, ID],
+    item_id: Annotated[Text, ID],
     response: Response,
 ) -> DeletionResponse:
     """Remove the item from the catalogue, logs, what users were shown, their histories and the table of ids; the next

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from service.dependencies import Caller, Parts, Requires, Service
 from service.errors import FieldError, InvalidInput, NotReady
-from service.schemas import DeletionResponse, Id
+from service.schemas import DeletionResponse, Text
 from service.storage.repositories import Deletable
 from service.use_cases.forget import carry_out, request_deletion
 from service.use_cases.traces import UserDocument, get_user
@@ -39,7 +39,7 @@ def exact_id(request: Request) -> None:
 async def get_one_user(
     service: Service,
     _: Annotated[Caller, Depends(Requires("admin"))],
-    user_id: Annotated[Id, ID],
+    user_id: Annotated[Text, ID],
     limit: Annotated[int, PERIODS] = 50,
     before: Annotated[int | None, BEFORE] = None,
 ) -> UserDocument:
@@ -57,7 +57,7 @@ async def get_one_user(
 async def delete_user(
     service: Service,
     caller: Annotated[Caller, Depends(Requires("admin"))],
-    user_id: Annotated[Id, ID],
+    user_id: Annotated[Text, ID],
     response: Response,
 ) -> DeletionResponse:
     """Remove the user from logs, impressions, clicks, histories and the table of ids; the next model does not know

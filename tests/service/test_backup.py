@@ -148,6 +148,7 @@ async def enlarge(database: Database) -> None:
         f"SELECT 'more-' || n, {LEARNED + 2}, 'u1', 'i1', 0, now() FROM generate_series(1, 60000) AS n",
     )
     async with database.unit_of_work() as work:
+        await work.interactions.note_count(LEARNED + 2, 60000)
         await work.artifacts.put(os.urandom(32 * 1024 * 1024), "model")
         await work.commit()
 

@@ -572,5 +572,11 @@ def served_again(served: Served) -> bool:
 
 
 def test_refusals_are_counted(served: Served) -> None:
+    for line, status in ((b"no HTTP\r\n\r\n", 400), (b"GET /healthz HTTP/1.1\r\nX: " + b"y" * 2 * MAX_HEAD_BYTES, 431),
+                         (b"GET /heal", 408)):  # fmt: skip
+        with Connection(served.url) as connection:
+            connection.send(line)
+            refused(connection, status)
+    test_connections_over_the_limit_are_503_until_others_end(served)
     counted = {line.split('"')[1] for line in metrics(served) if line.startswith("asmg_refusals_total{")}
     assert counted >= {"400", "408", "431", "503"}

@@ -160,8 +160,8 @@ def of_json(text: bytes, *, longest: int = 256, room: int = 100) -> list[int] | 
 
 
 SECOND_LOOKS = rb"""
-[ [] [" ["a ["a" ["a", ["a",] ["a"]] ["a"]x "a" 7 null {"a":1} ["a""b"] ["a",,"b"] [,"a"] [["a"]] ['a'] [""] ["a",7]
-[null] ["\n"] ["\u0061"] ["\"] ["\\"]
+[ [] [" ["a ["a" ["a", ["a",] ["a"]] ["a"]x "a" 7 null {"a":1} ["a""b"] ["a",,"b"] [,"a"] [["a"]] ['a'] [""] ["a",7.0]
+[null] ["a",-] ["\n"] ["\u0061"] ["\"] ["\\"]
 """.split()
 SECOND_LOOKS += [b"", b" ", b"[ ]", b'["a\n"]', b'["\0"]', b'["\xc3\xa9"]', b'["\xff"]']
 SECOND_LOOKS += [b'["a"]\0', b'["a"\x0c]', b'\x0b["a"]']

@@ -126,7 +126,7 @@ def test_on_every_endpoint_and_every_error(process: Served) -> None:
             call(method, path)
         call(method, path, headers={"X-API-Key": "none"})
         call(method, path, headers={"X-API-Key": served.rare})
-        call("DELETE", path, 405)
+        call("DELETE", path, None if ("DELETE", path) in calls else 405)
         call("HEAD", path)
         call("OPTIONS", path)
     for (method, path), body in good.items():
