@@ -23,6 +23,7 @@ from service.files import create, find
 from service.serving import snapshot as snapshot_module
 from service.serving import swap
 from service.serving.forward import Forward, compiled_forward
+from service.serving.sealed import NOTE
 from service.serving.snapshot import CanaryFailed, Snapshot, prior_snapshot
 from service.serving.swap import Champion, ServingModel, SnapshotDamaged, load_snapshot
 from tests.service.api_support import eventually
@@ -285,7 +286,9 @@ class TestDamagedFiles:
     async def test_are_removed_and_fetched_anew(self, tmp_path: Path, damage: str) -> None:
         source = Source(tmp_path)
         source.publish(1, at=time.time())
-        await serving_of(source).refresh()  # another process, which brought the file here
+        await serving_of(source).refresh()  # another process, which brought the file here and ended
+        gc.collect()
+        await eventually(lambda: not list(tmp_path.glob(f"{NOTE}*")))
         path = find(tmp_path, digest(1), SUFFIX)
         assert path is not None
         harmed = self.DAMAGE[damage](source.content)
