@@ -163,6 +163,15 @@ async def marked(database: Database, mark: str) -> set[str]:
     return found
 
 
+async def named_in_files(b: Bench) -> list[str]:
+    """The artifacts, and the files of serving, whose bytes have an id of the past in them."""
+    async with b.database.read() as session:
+        content = {digest: await session.artifacts.get(digest) for digest in await session.artifacts.sizes()}
+    assert content
+    content |= {path.name: path.read_bytes() for path in b.settings.serving_dir.rglob("*") if path.is_file()}
+    return [name for name, data in content.items() if b"ann/gone" in data or b"lamp gone" in data]
+
+
 async def scalar(database: Database, query: str, **values: object) -> Any:
     async with database.read() as session:
         return await session.connection.scalar(text(query), values)
@@ -269,6 +278,8 @@ class TestNothingStays:
         before = {n: (await scalar(past.database, f"SELECT events FROM periods WHERE number = {n}")) for n in (2, 3)}
         await delete(past)
         await delete(past, "item", LAMP)
+        # Snapshots and states of before stay, and name nobody.
+        assert await named_in_files(past) == []
         for number in (4, 5):
             if number == 5:
                 await past.close(5)
@@ -277,6 +288,7 @@ class TestNothingStays:
             await drop_old_logs(past.database, past.settings)
         assert (await verify(past.database, tmp_path)).findings == []
         assert await marked(past.database, MARK) == set()
+        assert any(past.settings.serving_dir.iterdir()) and await named_in_files(past) == []
         for n in (2, 3):  # what was counted once stays
             assert await scalar(past.database, f"SELECT events FROM periods WHERE number = {n}") == before[n]
 
