@@ -10,7 +10,8 @@ a copy that nothing can change (`service.serving.sealed`).
     items.starts  u32  users.starts  u32     IdIndex
 
 The header has the model's configuration and a *canary*: some questions, by the hashes of ids, with the scores that the
-model gave before it was written. No id is anywhere in the file. A process serves a file only if it comes to the same scores (`service.serving.encode` writes them).
+model gave before it was written. A process serves a file only if it comes to the same scores (`service.serving.encode`
+writes them). No id is anywhere in the file.
 """
 
 import math

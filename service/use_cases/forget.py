@@ -214,6 +214,9 @@ async def _remove_from_log(step: Step, deletion: Deletion, rows: str, period: in
     while True:
         async with step() as work:
             is_open = await _is_open(work, period)
+            if not is_open:  # wait for whoever resolves it just now, who may have drawn the item before its row went
+                await work.periods.get_locked(period)
+        async with step() as work:
             keys = await work.traces.find(kind, id_, rows, period)
         if not keys:
             return
@@ -221,6 +224,7 @@ async def _remove_from_log(step: Step, deletion: Deletion, rows: str, period: in
             async with step() as work:
                 if not await _hold(work, period):
                     return
+                is_open = is_open and await _is_open(work, period)  # who has closed it may have resolved it too
                 part = keys[start : start + ROWS_OF_A_STEP]
                 removed = await work.traces.remove(kind, id_, rows, period, part)
                 await _uncount(work, period, removed.get("interactions", 0))

@@ -1,7 +1,7 @@
 """Deletions: nothing that is stored about an id stays, whatever goes on meanwhile, and no old copy brings it back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from asmg.checkpoint import Checkpoint
 from service.cli import app as cli
 from service.errors import BackupError, NotReady
 from service.serving.snapshot import Snapshot
+from service.storage import redis_state
 from service.storage.backup import read_backup
 from service.storage.database import Database
 from service.storage.journal import read_journal
-from service.storage.repositories import Click, EventBatch, Impression, Interaction, Items
+from service.storage.redis_state import HistoryStore
+from service.storage.repositories import Click, EventBatch, HistoryEntry, Impression, Interaction, Interactions, Items
+from service.storage.repositories.traces import Traces
 from service.storage.structure import stored_tables
 from service.use_cases import forget, retention, update_model
 from service.use_cases.backup import back_up, restore
@@ -522,6 +525,83 @@ class TestMeanwhile:
         assert not folded & before
         assert (await verify(past.database, tmp_path)).findings == []
 
+    async def test_an_item_that_was_drawn_as_a_negative_just_before_is_not_stored_again(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever resolves the period has drawn it, and stores it when the deletion has been at that log."""
+        await past.close(5)
+        await only_positives(past, 6)
+        await past.close(6)
+        insert = Interactions.insert_sampled
+        deletions: list[asyncio.Task[forget.Deletion]] = []
+
+        async def insert_late(
+            log: Interactions, period: int, positives: Any, item_ids: Sequence[str], per_positive: int
+        ) -> int:
+            assert LAMP in item_ids
+            deletions.append(asyncio.create_task(delete(past, "item", LAMP)))
+            waits = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            ended = "SELECT FROM deletions WHERE finished_at IS NOT NULL"
+            await until(past.database, f"SELECT EXISTS ({waits}) OR EXISTS ({ended})")
+            return await insert(log, period, positives, item_ids, per_positive)
+
+        monkeypatch.setattr(Interactions, "insert_sampled", insert_late)
+        await resolve(past, 6)
+        assert (await deletions[0]).finished_at is not None
+        assert await marked(past.database, LAMP) == set()
+
+    async def test_a_log_that_is_closed_and_resolved_behind_its_back_is_looked_at_again(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Negatives are drawn from the log's own items too."""
+        await past.close(5)
+        await only_positives(past, 6, LAMP)
+        find = Traces.find
+
+        async def find_then_close(traces: Traces, kind: Any, id_: str, rows: str, period: int) -> Sequence[str]:
+            keys = await find(traces, kind, id_, rows, period)
+            if (rows, period) == ("interactions", 6) and not closed:
+                closed.append(await past.close(6))
+                await resolve(past, 6)
+            return keys
+
+        closed: list[None] = []
+        monkeypatch.setattr(Traces, "find", find_then_close)
+        deletion = await delete(past, "item", LAMP)
+        assert closed and await marked(past.database, LAMP) == set()
+        assert deletion.removed["interactions"] > 3 * OF_LAMP + 2 + 1
+
+    @pytest.mark.parametrize("drop", ["forget_all", "_drop_outdated"])
+    async def test_who_has_read_a_history_before_does_not_cache_it_after(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch, drop: str
+    ) -> None:
+        """Between the two passes that drop histories and leases."""
+        store = HistoryStore(past.redis, past.database)
+        has_read, may_fill = asyncio.Event(), asyncio.Event()
+        read, pages = store._read, redis_state._pages
+
+        async def read_then_wait(user_id: str) -> list[HistoryEntry]:
+            found = await read(user_id)
+            has_read.set()
+            await may_fill.wait()
+            return found
+
+        async def pages_then_fill(redis: Redis, *patterns: str) -> AsyncIterator[list[bytes | str]]:
+            for pattern in patterns:
+                async for page in pages(redis, pattern):
+                    yield page
+                may_fill.set()
+                await reader
+
+        monkeypatch.setattr(store, "_read", read_then_wait)
+        monkeypatch.setattr(redis_state, "_pages", pages_then_fill)
+        reader = asyncio.create_task(store.get(ANN))
+        await has_read.wait()
+        store._all_outdated = True
+        await getattr(store, drop)()
+        assert await reader
+        assert await past.redis.keys("asmg:history*") == []
+
     async def test_a_killed_one_is_gone_on_with_by_the_worker(
         self, past: Bench, redis_url: str, tmp_path: Path
     ) -> None:
@@ -565,6 +645,22 @@ class TestMeanwhile:
         at_once: dict[str, Any] = {"older_than": timedelta()}
         assert await carry_out_pending(past.database, past.workshop.histories, past.settings.journal, **at_once) == 1
         assert await marked(past.database, ANN) == set()
+
+
+async def only_positives(b: Bench, number: int, *item_ids: str) -> None:
+    """Clicks of many on one item, and one on each of these."""
+    clicked = ["item1"] * 40 + list(item_ids)
+    events = [
+        Interaction(f"{number}-{n}", f"user{n}", item, 1, moment(START_MS + number * HOUR_MS + n))
+        for n, item in enumerate(clicked)
+    ]
+    await ingest(b.database, b.workshop.histories, EventBatch.of(events))
+
+
+async def resolve(b: Bench, number: int) -> None:
+    """With so many negatives that none of the items is missed."""
+    window = b.settings.attribution_window
+    await update_model.resolve_labels(b.database, b.workshop.histories, number, window, negatives_per_positive=5)
 
 
 class Away:
