@@ -75,8 +75,21 @@ async def request_deletion(database: Database, kind: Deletable, id_: str, *, act
     return deletion
 
 
-async def carry_out(database: Database, histories: Forgets, journal: Path, deletion: Deletion) -> Deletion:
+async def carry_out(
+    database: Database,
+    histories: Forgets,
+    journal: Path,
+    deletion: Deletion,
+    *,
+    beat: Callable[[], None] = lambda: None,
+) -> Deletion:
     """Remove all that there is; return the deletion, finished. Whoever else is at it does no harm.
+
+    Args:
+        database, histories: hold what is to be removed.
+        journal: is told of it first.
+        deletion: what was asked for.
+        beat: called after each transaction.
 
     Raises:
         NotReady: Postgres or Redis does not answer, or the journal cannot be written; it can be gone on with.
@@ -90,6 +103,7 @@ async def carry_out(database: Database, histories: Forgets, journal: Path, delet
         async with database.unit_of_work() as work:
             yield work
             await work.commit()
+        beat()
 
     await _remove(step, deletion)
     if deletion.kind == "user":
@@ -102,18 +116,36 @@ async def carry_out(database: Database, histories: Forgets, journal: Path, delet
 
 
 async def carry_out_pending(
-    database: Database, histories: Forgets, journal: Path, *, older_than: timedelta = LEFT_ALONE
-) -> int:
-    """Go on with what nobody has finished; return how many were.
+    database: Database,
+    histories: Forgets,
+    journal: Path,
+    *,
+    older_than: timedelta = LEFT_ALONE,
+    beat: Callable[[], None] = lambda: None,
+) -> tuple[int, int]:
+    """Go on with what nobody has finished; return how many are finished now, and how many could not be (it is logged).
+
+    Args:
+        database, histories, journal, beat: as `carry_out` has them.
+        older_than: those that were asked for later are left alone.
 
     Raises:
-        NotReady: as `carry_out` does.
+        NotReady: Postgres does not answer.
     """
     async with database.read() as session:
         pending = await session.deletions.pending(older_than)
+    failed = 0
     for deletion in pending:
-        await carry_out(database, histories, journal, deletion)
-    return len(pending)
+        try:
+            await carry_out(database, histories, journal, deletion, beat=beat)
+        except Exception as error:  # those behind it do not wait for it
+            failed += 1
+            known = isinstance(error, ServiceError)
+            why = error if known else type(error).__name__
+            logger.warning(
+                "deletion %s is not carried out yet: %s", deletion.deletion, why, exc_info=None if known else error
+            )
+    return len(pending) - failed, failed
 
 
 async def replay_all(work: UnitOfWork, entries: Sequence[Entry]) -> int:

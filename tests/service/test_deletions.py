@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from asmg.checkpoint import Checkpoint
+from service import worker
 from service.cli import app as cli
 from service.errors import BackupError, NotReady
 from service.serving.snapshot import Snapshot
@@ -440,7 +442,7 @@ class TestTheNextModel:
         assert await marked(past.database, MARK) == set()
 
     async def test_a_snapshot_that_was_written_before_is_not_published(
-        self, past: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
     ) -> None:
         put = PeriodUpdate._put_snapshot
 
@@ -453,8 +455,34 @@ class TestTheNextModel:
             patch.setattr(PeriodUpdate, "_put_snapshot", put_then_delete)
             with pytest.raises(Superseded, match="somebody was deleted"):
                 await past.update(4)
+        assert "may know somebody who was deleted" in caplog.text
         version = await past.update(4)
         assert (await served(past, version, tmp_path)).predict(ANN, ["item1"], []).cold_user
+
+    async def test_deletions_that_free_no_row_hold_up_no_publication(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of who was never there, and of who came since the log was read."""
+        put, removed = PeriodUpdate._put_snapshot, []
+
+        async def put_then_delete(update: PeriodUpdate, *arguments: Any) -> str:
+            digest = await put(update, *arguments)
+            event = Interaction("of a new user", "new user", "item1", 1, datetime.now(UTC))
+            await ingest(past.database, past.workshop.histories, EventBatch.of([event]))
+            removed.extend([(await delete(past, "user", id_)).removed for id_ in (NOBODY, "new user")])
+            return digest
+
+        read, times = Items.catalogue, []
+
+        async def delete_then_read(items: Items) -> Any:
+            times.append(await delete(past, "user", NOBODY))
+            return await read(items)
+
+        monkeypatch.setattr(PeriodUpdate, "_put_snapshot", put_then_delete)
+        monkeypatch.setattr(Items, "catalogue", delete_then_read)
+        await past.update(4)
+        assert removed == [{}, {"interactions": 1}]
+        assert len(times) == 1
 
 
 # --- while others are at work
@@ -641,10 +669,65 @@ class TestMeanwhile:
             with pytest.raises(NotReady):
                 await carry_out(past.database, histories, journal, deletion)
         assert await marked(past.database, ANN) == {"deletions"}
-        assert await carry_out_pending(past.database, past.workshop.histories, past.settings.journal) == 0
-        at_once: dict[str, Any] = {"older_than": timedelta()}
-        assert await carry_out_pending(past.database, past.workshop.histories, past.settings.journal, **at_once) == 1
+        pending = (past.database, past.workshop.histories, past.settings.journal)
+        assert await carry_out_pending(*pending) == (0, 0)
+        assert await carry_out_pending(*pending, older_than=timedelta()) == (1, 0)
         assert await marked(past.database, ANN) == set()
+
+
+async def of_long_ago(b: Bench, *user_ids: str) -> None:
+    """Deletions that nobody has carried out."""
+    for user_id in user_ids:
+        await request_deletion(b.database, "user", user_id, actor="test")
+    async with b.database.unit_of_work() as work:
+        await work.connection.execute(text("UPDATE deletions SET requested_at = requested_at - interval '1 hour'"))
+        await work.commit()
+
+
+class TestTheWorker:
+    @pytest.mark.parametrize("error", [NotReady("Redis does not answer"), RuntimeError("a fault of ours")])
+    async def test_one_that_fails_holds_up_neither_the_next_nor_the_worker(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+    ) -> None:
+        forget_user, tried = past.workshop.histories.forget_user, []
+
+        async def fail_for_ann(user_id: str) -> None:
+            tried.append(user_id)
+            if user_id == ANN:
+                raise error
+            await forget_user(user_id)
+
+        monkeypatch.setattr(past.workshop.histories, "forget_user", fail_for_ann)
+        await of_long_ago(past, ANN, "user3")
+        leftovers = worker._Leftovers(past.workshop)
+        for _ in range(3):  # each attempt is a pass over all logs
+            await leftovers.carry_out()
+        assert tried == [ANN, "user3"]
+        assert caplog.text.count("is not carried out yet") == 1
+        monkeypatch.setattr(worker, "DELETION_PAUSE_SECONDS", 0.0)
+        leftovers = worker._Leftovers(past.workshop)
+        for _ in range(2):
+            await leftovers.carry_out()
+        assert tried == [ANN, "user3", ANN, ANN]
+
+    async def test_its_heart_beats_with_each_step_and_period(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(retention, "KEPT_FOR_TRAINING", 1)
+        monkeypatch.setattr(forget, "ROWS_OF_A_STEP", 1)
+        beats = []
+        workshop = replace(past.workshop, beat=lambda: beats.append(None))
+
+        async def run(_: PeriodUpdate) -> int:
+            return 4
+
+        monkeypatch.setattr(PeriodUpdate, "run", run)  # which beats by itself
+        assert await worker._update_next(workshop)
+        assert len(beats) == 2  # the ids of period 4 are merged, the log of period 3 is dropped
+        beats.clear()
+        await of_long_ago(past, ANN)
+        await worker._Leftovers(workshop).carry_out()
+        assert len(beats) > 3 * OF_ANN
 
 
 async def only_positives(b: Bench, number: int, *item_ids: str) -> None:
