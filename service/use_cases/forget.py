@@ -1,7 +1,8 @@
 """Deletions: nothing that is stored about a user, or an item, stays.
 
 A deletion is noted first, in Postgres and in the journal, and then carried out in small transactions, so that nobody
-waits for it long. Each step finds what is left, so it can be ended anywhere and begun again: by the client that asks
+waits for it long. (Folded histories are one statement under a lock of their table: whoever folds an old log waits for
+it, readers and ingestion do not.) Each step finds what is left, so it can be ended anywhere and begun again: by the client that asks
 again, or by the worker. What comes in after a step is new, about a stranger.
 
 The order matters. The row of the embedding tables goes first, so that no item is drawn as a negative any more; then

@@ -866,6 +866,12 @@ class TestRestored:
 
 # --- the calls
 
+ONLY_FOLDED = "INSERT INTO user_histories VALUES ('old user', '{folded,item1}', '{e1,e2}', ARRAY[now(), now()])"
+ONLY_WAITING = """
+    INSERT INTO unresolved_positives (interaction_id, period, user_id, item_id, shown_at)
+    VALUES ('i', 5, 'old user', 'waiting', now())
+"""
+
 
 class TestCalls:
     async def test_what_is_stored_is_told_and_then_nothing_is(
@@ -885,6 +891,7 @@ class TestCalls:
             found = (await one.client.get(item)).json()
             assert (found["item_id"], found["categories"], found["known_to_model"]) == (LAMP, ["c0", "c1"], True)
             assert found["log"]["impressions"] == 6 and found["log"]["clicks"] == 3
+            assert found["histories"] >= 2 and found["unresolved"] == 2  # Ann and user1; periods 4 and 5
             for app in (one, two):  # both remember the history
                 question = {"user_id": ANN, "items": ["item1"]}
                 assert (await app.client.post("/predict", json=question)).status_code == 200
@@ -910,13 +917,27 @@ class TestCalls:
             for path in (user, item):
                 answer = await one.client.get(path)
                 assert (answer.status_code, answer.json()["title"]) == (404, "Nothing stored")
+            async with past.database.unit_of_work() as work:  # what is nowhere else
+                await work.connection.execute(text(ONLY_FOLDED))
+                await work.connection.execute(text(ONLY_WAITING))
+                await work.commit()
+            for path, counts in (("/items/folded", (1, 0)), ("/items/waiting", (0, 1))):
+                found = (await one.client.get(path)).json()
+                assert (found["histories"], found["unresolved"]) == counts
+                assert (await one.client.delete(path)).json()["status"] == "done"
+                assert (await one.client.get(path)).status_code == 404
 
-    async def test_where_it_cannot_be_done_now_it_is_noted(self, past: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_where_it_cannot_be_done_now_it_is_noted(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         async with running_app(past.settings) as api:
             with monkeypatch.context() as patch:
                 patch.setattr(api.parts.histories, "forget_user", Away().forget_user)
                 answer = await api.client.delete(f"/users/{quote(ANN, safe='')}")
                 assert (answer.status_code, answer.json()["status"]) == (202, "pending")
+            (record,) = [each for each in caplog.records if "not carried out yet" in each.getMessage()]
+            assert record.levelname == "WARNING" and "Redis does not answer" in record.getMessage()
+            assert answer.json()["deletion"] in record.getMessage() and MARK not in record.getMessage()
             again = await api.client.delete(f"/users/{quote(ANN, safe='')}")
             assert (again.status_code, again.json()["deletion"]) == (200, answer.json()["deletion"])
 
