@@ -2,8 +2,8 @@
 
 A deletion is noted first, in Postgres and in the journal, and then carried out in small transactions, so that nobody
 waits for it long. (Folded histories are one statement under a lock of their table: whoever folds an old log waits for
-it, readers and ingestion do not.) Each step finds what is left, so it can be ended anywhere and begun again: by the client that asks
-again, or by the worker. What comes in after a step is new, about a stranger.
+it, readers and ingestion do not.) Each step finds what is left, so it can be ended anywhere and begun again: by the
+client that asks again, or by the worker. What comes in after a step is new, about a stranger.
 
 The order matters. The row of the embedding tables goes first, so that no item is drawn as a negative any more; then
 the logs, period by period, for impressions move on to later ones; then what logs were folded into; then Redis, which is

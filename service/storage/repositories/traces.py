@@ -229,8 +229,8 @@ class Traces:
         return [PeriodTraces(**{**none, **found[period]}) for period in sorted(found, reverse=True)]
 
     async def beside_logs(self, item_id: str) -> Mapping[str, int]:
-        """`histories`: how many of those that dropped logs were folded into have the item. `unresolved`: how many clicks
-        on it wait until the period of their impression is resolved.
+        """`histories`: how many of those that dropped logs were folded into have the item. `unresolved`: how many
+        clicks on it wait until the period of their impression is resolved.
         """
         return await self._counts(BESIDE_LOGS, id=item_id)
 
