@@ -35,6 +35,9 @@ is twice as long."""
 GOODBYE_SECONDS = 5.0
 """A worker that ends waits so long for Postgres to note that it did not die."""
 
+DELETION_PAUSE_SECONDS = 60.0
+"""After a deletion that could not be carried out, none is tried for so long: each attempt reads all logs."""
+
 TELL_SECONDS = 5.0
 """How often the leader tells the api processes when it last got further."""
 
@@ -64,7 +67,7 @@ async def run(settings: Settings) -> None:
     artifacts, notices = ArtifactStore(database, redis), Notices(redis)
     workshop = Workshop(settings, database, artifacts, notices, updater, histories, beat=heartbeat.beat)
     logger.info("worker started with %s", settings.updater)
-    pause = _Pause(settings.worker_poll_seconds)
+    pause, leftovers = _Pause(settings.worker_poll_seconds), _Leftovers(workshop)
     checked = False
     try:
         while True:
@@ -77,7 +80,7 @@ async def run(settings: Settings) -> None:
                     database, artifacts, updater
                 )  # also in reserve: it should not come to light when it is needed
                 if await leadership.try_acquire():
-                    await leadership.hold(_lead(workshop, pause, heartbeat))
+                    await leadership.hold(_lead(workshop, leftovers, pause, heartbeat))
                 pause.reset()
                 await asyncio.sleep(settings.worker_poll_seconds)
             except Superseded as superseded:
@@ -114,7 +117,24 @@ class _Pause:
         return seconds
 
 
-async def _lead(workshop: Workshop, pause: _Pause, heartbeat: Heartbeat) -> None:
+class _Leftovers:
+    """Deletions that an api process has begun and not ended."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._not_before = time.monotonic()
+
+    async def carry_out(self) -> None:
+        """Go on with them, unless one failed just now; no update waits for one that cannot be carried out."""
+        if time.monotonic() < self._not_before:
+            return
+        w = self._workshop
+        _, failed = await carry_out_pending(w.database, w.histories, w.settings.journal, beat=w.beat)
+        if failed:
+            self._not_before = time.monotonic() + DELETION_PAUSE_SECONDS
+
+
+async def _lead(workshop: Workshop, leftovers: _Leftovers, pause: _Pause, heartbeat: Heartbeat) -> None:
     """Update on one sealed period after the other, without end."""
     telling = start_alone(_tell(workshop.notices, heartbeat))
     try:
@@ -122,7 +142,7 @@ async def _lead(workshop: Workshop, pause: _Pause, heartbeat: Heartbeat) -> None
         await sweep(workshop.database)
         while True:
             heartbeat.beat()
-            await _delete_pending(workshop)
+            await leftovers.carry_out()
             busy = await _update_next(workshop)
             pause.reset()
             if not busy:
@@ -138,14 +158,6 @@ async def _tell(notices: Notices, heartbeat: Heartbeat) -> None:
         await asyncio.sleep(TELL_SECONDS)
 
 
-async def _delete_pending(workshop: Workshop) -> None:
-    """Carry out the deletions that an api process has begun and not ended; no update waits for one that cannot be."""
-    try:
-        await carry_out_pending(workshop.database, workshop.histories, workshop.settings.journal)
-    except ServiceError as error:
-        logger.warning("a deletion is not carried out yet: %s", error)
-
-
 async def _update_next(workshop: Workshop) -> bool:
     """Update on the earliest sealed period; False when there is none."""
     async with workshop.database.read() as session:
@@ -153,8 +165,9 @@ async def _update_next(workshop: Workshop) -> bool:
     if period is None:
         return False
     await check_configuration(workshop.database, workshop.artifacts, workshop.updater)
-    await merge_event_ids(workshop.database)
-    await resolve_skipped(workshop.database, workshop.histories, workshop.settings.attribution_window)
+    beat, window = workshop.beat, workshop.settings.attribution_window
+    await merge_event_ids(workshop.database, beat=beat)
+    await resolve_skipped(workshop.database, workshop.histories, window, beat=beat)
     number, ended = period.number, True
     try:
         version = await PeriodUpdate(workshop, number).run()
@@ -170,7 +183,7 @@ async def _update_next(workshop: Workshop) -> bool:
         ended = await note_failure(workshop.database, number, workshop.worker, error, max_attempts=attempts)
     if ended:
         await prune(workshop.database, number, workshop.settings)
-        await drop_old_logs(workshop.database, workshop.settings)
+        await drop_old_logs(workshop.database, workshop.settings, beat=beat)
         await sweep(workshop.database)
     return True
 

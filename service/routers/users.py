@@ -1,5 +1,6 @@
 """`/users`: what is stored about one, and that nothing is any more."""
 
+import logging
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -12,6 +13,8 @@ from service.use_cases.forget import carry_out, request_deletion
 from service.use_cases.traces import UserDocument, get_user
 
 __all__ = ["BEFORE", "ID", "PERIODS", "delete", "router"]
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(tags=["stored data"])
 
@@ -72,7 +75,8 @@ async def delete(parts: Parts, caller: Caller, kind: Deletable, id_: str, respon
     deletion = await parts.writes.run(request_deletion(database, kind, id_, actor=caller.name))
     try:
         deletion = await parts.lookups.run(carry_out(database, parts.histories, parts.settings.journal, deletion))
-    except NotReady:  # it goes on, or the worker goes on with it
+    except NotReady as error:  # it goes on, or the worker goes on with it
+        logger.warning("deletion %s is not carried out yet: %s", deletion.deletion, error)
         response.status_code = 202
     status = "pending" if deletion.finished_at is None else "done"
     return DeletionResponse(deletion=deletion.deletion, status=status, removed=dict(deletion.removed))

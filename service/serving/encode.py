@@ -14,7 +14,7 @@ from asmg.batch import COLD_ROW, HISTORY_LENGTH, InteractionBatch, ItemFeatures
 from asmg.models import BaseModel, EmbeddingMLP
 from service.serving.forward import EPSILON
 from service.serving.id_index import IdIndex
-from service.serving.snapshot import write_snapshot
+from service.serving.snapshot import hashes_of, write_snapshot
 from service.serving.tensor_file import Blocks, Writable
 
 __all__ = ["Known", "encode_model", "encode_snapshot"]
@@ -156,7 +156,8 @@ def _canary(
             features = ItemFeatures(row=rows, categories=item_categories[rows].long())
         with torch.inference_mode():
             scores = torch.sigmoid(model.logits(excerpt, batch, features)).nan_to_num(0).clamp(EPSILON, 1 - EPSILON)
-        yield {"user_id": user_id, "items": asked, "history": past, "scores": scores.tolist()}
+        asked_hashes, past_hashes = hashes_of([user_id, *asked]).tolist(), hashes_of(past).tolist()
+        yield {"asked": asked_hashes, "history": past_hashes, "scores": scores.tolist()}
 
 
 def _some(known: Known) -> dict[str, int]:

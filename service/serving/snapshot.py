@@ -9,8 +9,9 @@ a copy that nothing can change (`service.serving.sealed`).
     mlp.…         f32                        the dense parameters
     items.starts  u32  users.starts  u32     IdIndex
 
-The header has the model's configuration and a *canary*: some questions with the scores that the model gave before it
-was written. A process serves a file only if it comes to the same scores (`service.serving.encode` writes them).
+The header has the model's configuration and a *canary*: some questions, by the hashes of ids, with the scores that the
+model gave before it was written. A process serves a file only if it comes to the same scores (`service.serving.encode`
+writes them). No id is anywhere in the file.
 """
 
 import math
@@ -156,7 +157,7 @@ class Snapshot:
             CanaryFailed: one gets another.
         """
         for question in self.meta["canary"]:
-            scores = self.predict(question["user_id"], question["items"], question["history"]).scores
+            scores = self.score(*_hashes(question)).scores
             worst = float(np.abs(scores - np.array(question["scores"], dtype=np.float32)).max())
             if not worst <= CANARY_TOLERANCE:
                 raise CanaryFailed(
@@ -187,6 +188,13 @@ class Snapshot:
         return Prediction(scores, cold_user, cold[:found])
 
 
+def _hashes(question: Mapping[str, Any]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The hashes that a question of the canary asks about, as `Snapshot.score` takes them."""
+    if "user_id" in question:  # stored before headers were without ids
+        return hashes_of([question["user_id"], *question["items"]]), hashes_of(question["history"])
+    return np.array(question["asked"], np.uint64), np.array(question["history"], np.uint64)
+
+
 def write_snapshot(
     file: Writable,
     *,
@@ -201,7 +209,8 @@ def write_snapshot(
     Args:
         file: takes bytes.
         model: the configuration.
-        canary: questions (`user_id`, `items`, `history`) with their `scores`.
+        canary: questions with their `scores`: the hashes (`hashes_of`) of a user and of the candidates, `asked`, and of
+            the clicked items, `history`. No id is in it, for a snapshot stays as it is when somebody is deleted.
         users, items: what ids it knows.
         tables: "items.vectors", "users.vectors" and the dense parameters, for Embedding&MLP also "items.share".
     """
@@ -228,7 +237,8 @@ def prior_snapshot(ctr: float) -> bytes:
     nobody, _ = IdIndex.build([], np.zeros(0))
     score = min(max(ctr, EPSILON), 1 - EPSILON)
     # With a history, so that whoever checks the canary has compiled, or loaded, all that a request needs.
-    canary = {"user_id": "anyone", "items": ["anything"], "history": ["something"], "scores": [score]}
+    asked, history = (hashes_of(ids).tolist() for ids in (["anyone", "anything"], ["something"]))
+    canary = {"asked": asked, "history": history, "scores": [score]}
     model = {"dim": 8, "hidden": widths[1:-1], "categories": False}
     with BytesIO() as file:
         write_snapshot(file, model=model, canary=[canary], users=nobody, items=nobody, tables=tables)

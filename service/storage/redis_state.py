@@ -294,8 +294,7 @@ class HistoryStore:
             NotReady: Redis does not answer.
         """
         try:
-            async for keys in _pages(self._redis, _history_key("*"), _lease_key("*")):
-                await self._redis.unlink(*keys)
+            await self._drop_all()
             await self._redis.publish(CLICKS_CHANNEL, EVERYBODY)
         except RedisError as error:
             raise NotReady(f"Redis does not answer: {type(error).__name__}") from error
@@ -310,14 +309,18 @@ class HistoryStore:
         if self._all_outdated:
             self._all_outdated = False  # first: what is noted meanwhile has to count
             try:
-                async for keys in _pages(self._redis, _history_key("*"), _lease_key("*")):
-                    await self._redis.unlink(*keys)
+                await self._drop_all()
             except BaseException:
                 self._all_outdated = True
                 raise
         while chunk := list(islice(self._outdated, CLICKS_OF_A_SCRIPT)):
             await self._redis.delete(*(make(user_id) for user_id in chunk for make in (_history_key, _lease_key)))
             self._outdated.difference_update(chunk)
+
+    async def _drop_all(self) -> None:
+        """Leases first: then nobody who has looked before can fill a history behind this."""
+        async for keys in _pages(self._redis, _lease_key("*"), _history_key("*")):
+            await self._redis.unlink(*keys)
 
     async def _read(self, user_id: str) -> list[HistoryEntry]:
         async with self._database.read() as session:

@@ -1,8 +1,9 @@
 """Deletions: nothing that is stored about a user, or an item, stays.
 
 A deletion is noted first, in Postgres and in the journal, and then carried out in small transactions, so that nobody
-waits for it long. Each step finds what is left, so it can be ended anywhere and begun again: by the client that asks
-again, or by the worker. What comes in after a step is new, about a stranger.
+waits for it long. (Folded histories are one statement under a lock of their table: whoever folds an old log waits for
+it, readers and ingestion do not.) Each step finds what is left, so it can be ended anywhere and begun again: by the
+client that asks again, or by the worker. What comes in after a step is new, about a stranger.
 
 The order matters. The row of the embedding tables goes first, so that no item is drawn as a negative any more; then
 the logs, period by period, for impressions move on to later ones; then what logs were folded into; then Redis, which is
@@ -75,8 +76,21 @@ async def request_deletion(database: Database, kind: Deletable, id_: str, *, act
     return deletion
 
 
-async def carry_out(database: Database, histories: Forgets, journal: Path, deletion: Deletion) -> Deletion:
+async def carry_out(
+    database: Database,
+    histories: Forgets,
+    journal: Path,
+    deletion: Deletion,
+    *,
+    beat: Callable[[], None] = lambda: None,
+) -> Deletion:
     """Remove all that there is; return the deletion, finished. Whoever else is at it does no harm.
+
+    Args:
+        database, histories: hold what is to be removed.
+        journal: is told of it first.
+        deletion: what was asked for.
+        beat: called after each transaction.
 
     Raises:
         NotReady: Postgres or Redis does not answer, or the journal cannot be written; it can be gone on with.
@@ -90,6 +104,7 @@ async def carry_out(database: Database, histories: Forgets, journal: Path, delet
         async with database.unit_of_work() as work:
             yield work
             await work.commit()
+        beat()
 
     await _remove(step, deletion)
     if deletion.kind == "user":
@@ -102,18 +117,36 @@ async def carry_out(database: Database, histories: Forgets, journal: Path, delet
 
 
 async def carry_out_pending(
-    database: Database, histories: Forgets, journal: Path, *, older_than: timedelta = LEFT_ALONE
-) -> int:
-    """Go on with what nobody has finished; return how many were.
+    database: Database,
+    histories: Forgets,
+    journal: Path,
+    *,
+    older_than: timedelta = LEFT_ALONE,
+    beat: Callable[[], None] = lambda: None,
+) -> tuple[int, int]:
+    """Go on with what nobody has finished; return how many are finished now, and how many could not be (it is logged).
+
+    Args:
+        database, histories, journal, beat: as `carry_out` has them.
+        older_than: those that were asked for later are left alone.
 
     Raises:
-        NotReady: as `carry_out` does.
+        NotReady: Postgres does not answer.
     """
     async with database.read() as session:
         pending = await session.deletions.pending(older_than)
+    failed = 0
     for deletion in pending:
-        await carry_out(database, histories, journal, deletion)
-    return len(pending)
+        try:
+            await carry_out(database, histories, journal, deletion, beat=beat)
+        except Exception as error:  # those behind it do not wait for it
+            failed += 1
+            known = isinstance(error, ServiceError)
+            why = error if known else type(error).__name__
+            logger.warning(
+                "deletion %s is not carried out yet: %s", deletion.deletion, why, exc_info=None if known else error
+            )
+    return len(pending) - failed, failed
 
 
 async def replay_all(work: UnitOfWork, entries: Sequence[Entry]) -> int:
@@ -214,6 +247,9 @@ async def _remove_from_log(step: Step, deletion: Deletion, rows: str, period: in
     while True:
         async with step() as work:
             is_open = await _is_open(work, period)
+            if not is_open:  # wait for whoever resolves it just now, who may have drawn the item before its row went
+                await work.periods.get_locked(period)
+        async with step() as work:
             keys = await work.traces.find(kind, id_, rows, period)
         if not keys:
             return
@@ -221,6 +257,7 @@ async def _remove_from_log(step: Step, deletion: Deletion, rows: str, period: in
             async with step() as work:
                 if not await _hold(work, period):
                     return
+                is_open = is_open and await _is_open(work, period)  # who has closed it may have resolved it too
                 part = keys[start : start + ROWS_OF_A_STEP]
                 removed = await work.traces.remove(kind, id_, rows, period, part)
                 await _uncount(work, period, removed.get("interactions", 0))

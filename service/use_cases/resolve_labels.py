@@ -1,6 +1,7 @@
 """Delayed labels become interactions: the first stage of a period's update."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 
@@ -73,11 +74,17 @@ async def resolve_labels(
     return period
 
 
-async def resolve_skipped(database: Database, histories: ToldOfClicks, window: timedelta) -> None:
+async def resolve_skipped(
+    database: Database, histories: ToldOfClicks, window: timedelta, *, beat: Callable[[], None] = lambda: None
+) -> None:
     """The same for each period that is skipped and came to no update: what waits in it moves on, and its clicks stay in
     the histories of users.
 
     It may be just what was wrong with such a period: then it stays as it is, and holds up no other.
+
+    Args:
+        database, histories, window: as `resolve_labels` has them.
+        beat: called after each period.
     """
     async with database.read() as session:
         skipped = await session.periods.skipped_unresolved()
@@ -88,3 +95,4 @@ async def resolve_skipped(database: Database, histories: ToldOfClicks, window: t
             raise
         except Exception:
             logger.exception("the impressions and clicks of skipped period %d are not resolved", number)
+        beat()

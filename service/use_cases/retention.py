@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -45,10 +45,14 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
     return len(deleted)
 
 
-async def merge_event_ids(database: Database) -> list[int]:
+async def merge_event_ids(database: Database, *, beat: Callable[[], None] = lambda: None) -> list[int]:
     """Note the ids of closed periods where ingestion looks them up, a transaction each; return the periods' numbers.
 
     Until then it looks into the logs of those periods as well, so nothing but speed depends on when this happens.
+
+    Args:
+        database: the log.
+        beat: called after each period.
     """
     async with database.read() as session:
         _, closed = await session.periods.unmerged()
@@ -65,10 +69,13 @@ async def merge_event_ids(database: Database) -> list[int]:
             logger.exception("the event ids of period %d are not merged yet", number)
         else:
             merged.append(number)
+        beat()
     return merged
 
 
-async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
+async def drop_old_logs(
+    database: Database, settings: Settings, *, beat: Callable[[], None] = lambda: None
+) -> list[int]:
     """Drop the logs that nothing needs any more; return the numbers of their periods.
 
     Three transactions, so that the one which others wait for does nothing else, and none undoes what another has done:
@@ -76,6 +83,11 @@ async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
     somebody reads it; its event ids are forgotten. A worker that dies in between goes on with the next one.
 
     A period that is not learned keeps its log.
+
+    Args:
+        database: the log.
+        settings: say how many logs are kept.
+        beat: called after each period.
     """
     dropped = []
     async with database.read() as session:
@@ -96,6 +108,7 @@ async def drop_old_logs(database: Database, settings: Settings) -> list[int]:
             logger.warning("the log of period %d is not dropped yet: %s", number, type(error).__name__)
             break
         dropped.append(number)
+        beat()
     async with database.unit_of_work() as work:
         await work.interactions.forget_dropped_ids()
         await work.commit()

@@ -61,6 +61,10 @@ class ItemDocument:
     """Whether the version that is served now has an embedding of the item."""
     categories: list[str] | None
     """Of the catalogue; null where it is not in it."""
+    histories: int
+    """Users in whose history the item is by a click whose log is dropped."""
+    unresolved: int
+    """Clicks on impressions whose period is not resolved yet; they are in the histories of their users all the same."""
     log: LogDocument
 
 
@@ -93,10 +97,11 @@ async def get_item(
     async with database.read() as session:
         row, traces = await _row(session, "item", item_id), await session.traces.by_period("item", item_id)
         names = (await session.items.categories([item_id])).get(item_id)
-    if not (known or row or traces) and names is None:
+        beside = await session.traces.beside_logs(item_id)
+    if not (known or row or traces or any(beside.values())) and names is None:
         raise NothingStored("item")
     categories = None if names is None else list(names)
-    return ItemDocument(item_id, row, known, categories, _log(traces, limit, before))
+    return ItemDocument(item_id, row, known, categories, **beside, log=_log(traces, limit, before))
 
 
 def _known(snapshot: Snapshot, kind: Deletable, id_: str) -> bool:

@@ -419,7 +419,7 @@ class PeriodUpdate:
         serving_digest: str | None = None
         served: dict[str, Any] = {}
         async with self._w.database.read() as session:
-            deletions = await session.deletions.finished()
+            deletions = await session.deletions.finished(with_row=True)
         if kind is not ModelKind.PREVIOUS:
             params = self._w.updater.serving_models(await self._load_state())[kind]
             serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
@@ -435,7 +435,8 @@ class PeriodUpdate:
             await self._hold(work)
             if (await _head(work)).version != self._head.version:
                 raise Superseded(f"head is not version {self._head.version} any more")
-            if await work.deletions.finished() != deletions:
+            if await work.deletions.finished(with_row=True) != deletions:
+                logger.warning("period %d: its snapshot may know somebody who was deleted meanwhile", self.period)
                 raise Superseded("somebody was deleted whom the snapshot may know; it is written again")
             if kind is ModelKind.PREVIOUS:
                 serving_digest, served = await _served_now(work)

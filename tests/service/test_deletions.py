@@ -1,7 +1,8 @@
 """Deletions: nothing that is stored about an id stays, whatever goes on meanwhile, and no old copy brings it back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from asmg.checkpoint import Checkpoint
+from service import worker
 from service.cli import app as cli
 from service.errors import BackupError, NotReady
 from service.serving.snapshot import Snapshot
+from service.storage import redis_state
 from service.storage.backup import read_backup
 from service.storage.database import Database
 from service.storage.journal import read_journal
-from service.storage.repositories import Click, EventBatch, Impression, Interaction, Items
+from service.storage.redis_state import HistoryStore
+from service.storage.repositories import Click, EventBatch, HistoryEntry, Impression, Interaction, Interactions, Items
+from service.storage.repositories.traces import Traces
 from service.storage.structure import stored_tables
 from service.use_cases import forget, retention, update_model
 from service.use_cases.backup import back_up, restore
@@ -163,6 +168,15 @@ async def marked(database: Database, mark: str) -> set[str]:
     return found
 
 
+async def named_in_files(b: Bench) -> list[str]:
+    """The artifacts, and the files of serving, whose bytes have an id of the past in them."""
+    async with b.database.read() as session:
+        content = {digest: await session.artifacts.get(digest) for digest in await session.artifacts.sizes()}
+    assert content
+    content |= {path.name: path.read_bytes() for path in b.settings.serving_dir.rglob("*") if path.is_file()}
+    return [name for name, data in content.items() if b"ann/gone" in data or b"lamp gone" in data]
+
+
 async def scalar(database: Database, query: str, **values: object) -> Any:
     async with database.read() as session:
         return await session.connection.scalar(text(query), values)
@@ -269,6 +283,8 @@ class TestNothingStays:
         before = {n: (await scalar(past.database, f"SELECT events FROM periods WHERE number = {n}")) for n in (2, 3)}
         await delete(past)
         await delete(past, "item", LAMP)
+        # Snapshots and states of before stay, and name nobody.
+        assert await named_in_files(past) == []
         for number in (4, 5):
             if number == 5:
                 await past.close(5)
@@ -277,6 +293,7 @@ class TestNothingStays:
             await drop_old_logs(past.database, past.settings)
         assert (await verify(past.database, tmp_path)).findings == []
         assert await marked(past.database, MARK) == set()
+        assert any(past.settings.serving_dir.iterdir()) and await named_in_files(past) == []
         for n in (2, 3):  # what was counted once stays
             assert await scalar(past.database, f"SELECT events FROM periods WHERE number = {n}") == before[n]
 
@@ -425,7 +442,7 @@ class TestTheNextModel:
         assert await marked(past.database, MARK) == set()
 
     async def test_a_snapshot_that_was_written_before_is_not_published(
-        self, past: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
     ) -> None:
         put = PeriodUpdate._put_snapshot
 
@@ -438,8 +455,37 @@ class TestTheNextModel:
             patch.setattr(PeriodUpdate, "_put_snapshot", put_then_delete)
             with pytest.raises(Superseded, match="somebody was deleted"):
                 await past.update(4)
+        assert "may know somebody who was deleted" in caplog.text
         version = await past.update(4)
         assert (await served(past, version, tmp_path)).predict(ANN, ["item1"], []).cold_user
+
+    async def test_deletions_that_free_no_row_hold_up_no_publication(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of who was never there, and of who came since the log was read."""
+        put, removed = PeriodUpdate._put_snapshot, []
+
+        async def put_then_delete(update: PeriodUpdate, *arguments: Any) -> str:
+            digest = await put(update, *arguments)
+            event = Interaction("of a new user", "new user", "item1", 1, datetime.now(UTC))
+            await ingest(past.database, past.workshop.histories, EventBatch.of([event]))
+            removed.extend([(await delete(past, "user", id_)).removed for id_ in (NOBODY, "new user")])
+            return digest
+
+        read, reads = Items.catalogue, 0
+
+        async def delete_then_read(items: Items) -> Any:
+            nonlocal reads
+            reads += 1
+            if reads == 1:
+                await delete(past, "user", NOBODY)
+            return await read(items)
+
+        monkeypatch.setattr(PeriodUpdate, "_put_snapshot", put_then_delete)
+        monkeypatch.setattr(Items, "catalogue", delete_then_read)
+        await past.update(4)
+        assert removed == [{}, {"interactions": 1}]
+        assert reads == 1
 
 
 # --- while others are at work
@@ -510,6 +556,83 @@ class TestMeanwhile:
         assert not folded & before
         assert (await verify(past.database, tmp_path)).findings == []
 
+    async def test_an_item_that_was_drawn_as_a_negative_just_before_is_not_stored_again(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever resolves the period has drawn it, and stores it when the deletion has been at that log."""
+        await past.close(5)
+        await only_positives(past, 6)
+        await past.close(6)
+        insert = Interactions.insert_sampled
+        deletions: list[asyncio.Task[forget.Deletion]] = []
+
+        async def insert_late(
+            log: Interactions, period: int, positives: Any, item_ids: Sequence[str], per_positive: int
+        ) -> int:
+            assert LAMP in item_ids
+            deletions.append(asyncio.create_task(delete(past, "item", LAMP)))
+            waits = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            ended = "SELECT FROM deletions WHERE finished_at IS NOT NULL"
+            await until(past.database, f"SELECT EXISTS ({waits}) OR EXISTS ({ended})")
+            return await insert(log, period, positives, item_ids, per_positive)
+
+        monkeypatch.setattr(Interactions, "insert_sampled", insert_late)
+        await resolve(past, 6)
+        assert (await deletions[0]).finished_at is not None
+        assert await marked(past.database, LAMP) == set()
+
+    async def test_a_log_that_is_closed_and_resolved_behind_its_back_is_looked_at_again(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Negatives are drawn from the log's own items too."""
+        await past.close(5)
+        await only_positives(past, 6, LAMP)
+        find = Traces.find
+
+        async def find_then_close(traces: Traces, kind: Any, id_: str, rows: str, period: int) -> Sequence[str]:
+            keys = await find(traces, kind, id_, rows, period)
+            if (rows, period) == ("interactions", 6) and not closed:
+                closed.append(await past.close(6))
+                await resolve(past, 6)
+            return keys
+
+        closed: list[None] = []
+        monkeypatch.setattr(Traces, "find", find_then_close)
+        deletion = await delete(past, "item", LAMP)
+        assert closed and await marked(past.database, LAMP) == set()
+        assert deletion.removed["interactions"] > 3 * OF_LAMP + 2 + 1
+
+    @pytest.mark.parametrize("drop", ["forget_all", "_drop_outdated"])
+    async def test_who_has_read_a_history_before_does_not_cache_it_after(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch, drop: str
+    ) -> None:
+        """Between the two passes that drop histories and leases."""
+        store = HistoryStore(past.redis, past.database)
+        has_read, may_fill = asyncio.Event(), asyncio.Event()
+        read, pages = store._read, redis_state._pages
+
+        async def read_then_wait(user_id: str) -> list[HistoryEntry]:
+            found = await read(user_id)
+            has_read.set()
+            await may_fill.wait()
+            return found
+
+        async def pages_then_fill(redis: Redis, *patterns: str) -> AsyncIterator[list[bytes | str]]:
+            for pattern in patterns:
+                async for page in pages(redis, pattern):
+                    yield page
+                may_fill.set()
+                await reader
+
+        monkeypatch.setattr(store, "_read", read_then_wait)
+        monkeypatch.setattr(redis_state, "_pages", pages_then_fill)
+        reader = asyncio.create_task(store.get(ANN))
+        await has_read.wait()
+        store._all_outdated = True
+        await getattr(store, drop)()
+        assert await reader
+        assert await past.redis.keys("asmg:history*") == []
+
     async def test_a_killed_one_is_gone_on_with_by_the_worker(
         self, past: Bench, redis_url: str, tmp_path: Path
     ) -> None:
@@ -549,10 +672,81 @@ class TestMeanwhile:
             with pytest.raises(NotReady):
                 await carry_out(past.database, histories, journal, deletion)
         assert await marked(past.database, ANN) == {"deletions"}
-        assert await carry_out_pending(past.database, past.workshop.histories, past.settings.journal) == 0
-        at_once: dict[str, Any] = {"older_than": timedelta()}
-        assert await carry_out_pending(past.database, past.workshop.histories, past.settings.journal, **at_once) == 1
+        pending = (past.database, past.workshop.histories, past.settings.journal)
+        assert await carry_out_pending(*pending) == (0, 0)
+        assert await carry_out_pending(*pending, older_than=timedelta()) == (1, 0)
         assert await marked(past.database, ANN) == set()
+
+
+async def of_long_ago(b: Bench, *user_ids: str) -> None:
+    """Deletions that nobody has carried out."""
+    for user_id in user_ids:
+        await request_deletion(b.database, "user", user_id, actor="test")
+    async with b.database.unit_of_work() as work:
+        await work.connection.execute(text("UPDATE deletions SET requested_at = requested_at - interval '1 hour'"))
+        await work.commit()
+
+
+class TestTheWorker:
+    @pytest.mark.parametrize("error", [NotReady("Redis does not answer"), RuntimeError("a fault of ours")])
+    async def test_one_that_fails_holds_up_neither_the_next_nor_the_worker(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+    ) -> None:
+        forget_user, tried = past.workshop.histories.forget_user, []
+
+        async def fail_for_ann(user_id: str) -> None:
+            tried.append(user_id)
+            if user_id == ANN:
+                raise error
+            await forget_user(user_id)
+
+        monkeypatch.setattr(past.workshop.histories, "forget_user", fail_for_ann)
+        await of_long_ago(past, ANN, "user3")
+        leftovers = worker._Leftovers(past.workshop)
+        for _ in range(3):  # each attempt is a pass over all logs
+            await leftovers.carry_out()
+        assert tried == [ANN, "user3"]
+        assert caplog.text.count("is not carried out yet") == 1
+        monkeypatch.setattr(worker, "DELETION_PAUSE_SECONDS", 0.0)
+        leftovers = worker._Leftovers(past.workshop)
+        for _ in range(2):
+            await leftovers.carry_out()
+        assert tried == [ANN, "user3", ANN, ANN]
+
+    async def test_its_heart_beats_with_each_step_and_period(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(retention, "KEPT_FOR_TRAINING", 1)
+        monkeypatch.setattr(forget, "ROWS_OF_A_STEP", 1)
+        beats = []
+        workshop = replace(past.workshop, beat=lambda: beats.append(None))
+
+        async def run(_: PeriodUpdate) -> int:
+            return 4
+
+        monkeypatch.setattr(PeriodUpdate, "run", run)  # which beats by itself
+        assert await worker._update_next(workshop)
+        assert len(beats) == 2  # the ids of period 4 are merged, the log of period 3 is dropped
+        beats.clear()
+        await of_long_ago(past, ANN)
+        await worker._Leftovers(workshop).carry_out()
+        assert len(beats) > 3 * OF_ANN
+
+
+async def only_positives(b: Bench, number: int, *item_ids: str) -> None:
+    """Clicks of many on one item, and one on each of these."""
+    clicked = ["item1"] * 40 + list(item_ids)
+    events = [
+        Interaction(f"{number}-{n}", f"user{n}", item, 1, moment(START_MS + number * HOUR_MS + n))
+        for n, item in enumerate(clicked)
+    ]
+    await ingest(b.database, b.workshop.histories, EventBatch.of(events))
+
+
+async def resolve(b: Bench, number: int) -> None:
+    """With so many negatives that none of the items is missed."""
+    window = b.settings.attribution_window
+    await update_model.resolve_labels(b.database, b.workshop.histories, number, window, negatives_per_positive=5)
 
 
 class Away:
@@ -675,6 +869,12 @@ class TestRestored:
 
 # --- the calls
 
+ONLY_FOLDED = "INSERT INTO user_histories VALUES ('old user', '{folded,item1}', '{e1,e2}', ARRAY[now(), now()])"
+ONLY_WAITING = """
+    INSERT INTO unresolved_positives (interaction_id, period, user_id, item_id, shown_at)
+    VALUES ('i', 5, 'old user', 'waiting', now())
+"""
+
 
 class TestCalls:
     async def test_what_is_stored_is_told_and_then_nothing_is(
@@ -694,6 +894,7 @@ class TestCalls:
             found = (await one.client.get(item)).json()
             assert (found["item_id"], found["categories"], found["known_to_model"]) == (LAMP, ["c0", "c1"], True)
             assert found["log"]["impressions"] == 6 and found["log"]["clicks"] == 3
+            assert found["histories"] >= 2 and found["unresolved"] == 2  # Ann and user1; periods 4 and 5
             for app in (one, two):  # both remember the history
                 question = {"user_id": ANN, "items": ["item1"]}
                 assert (await app.client.post("/predict", json=question)).status_code == 200
@@ -719,13 +920,27 @@ class TestCalls:
             for path in (user, item):
                 answer = await one.client.get(path)
                 assert (answer.status_code, answer.json()["title"]) == (404, "Nothing stored")
+            async with past.database.unit_of_work() as work:  # what is nowhere else
+                await work.connection.execute(text(ONLY_FOLDED))
+                await work.connection.execute(text(ONLY_WAITING))
+                await work.commit()
+            for path, counts in (("/items/folded", (1, 0)), ("/items/waiting", (0, 1))):
+                found = (await one.client.get(path)).json()
+                assert (found["histories"], found["unresolved"]) == counts
+                assert (await one.client.delete(path)).json()["status"] == "done"
+                assert (await one.client.get(path)).status_code == 404
 
-    async def test_where_it_cannot_be_done_now_it_is_noted(self, past: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_where_it_cannot_be_done_now_it_is_noted(
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         async with running_app(past.settings) as api:
             with monkeypatch.context() as patch:
                 patch.setattr(api.parts.histories, "forget_user", Away().forget_user)
                 answer = await api.client.delete(f"/users/{quote(ANN, safe='')}")
                 assert (answer.status_code, answer.json()["status"]) == (202, "pending")
+            (record,) = [each for each in caplog.records if "not carried out yet" in each.getMessage()]
+            assert record.levelname == "WARNING" and "Redis does not answer" in record.getMessage()
+            assert answer.json()["deletion"] in record.getMessage() and MARK not in record.getMessage()
             again = await api.client.delete(f"/users/{quote(ANN, safe='')}")
             assert (again.status_code, again.json()["deletion"]) == (200, answer.json()["deletion"])
 

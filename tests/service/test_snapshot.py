@@ -16,9 +16,9 @@ from safetensors.numpy import save as save_tensors
 
 from asmg.checkpoint import Checkpoint, CheckpointError
 from service.files import create
-from service.serving.encode import encode_model, encode_snapshot
+from service.serving.encode import STRANGER, encode_model, encode_snapshot
 from service.serving.id_index import IdIndex, hash_ids
-from service.serving.snapshot import CanaryFailed, Prediction, Snapshot, prior_snapshot, read_through
+from service.serving.snapshot import CanaryFailed, Prediction, Snapshot, hashes_of, prior_snapshot, read_through
 from tests.service.serving_support import ITEMS, USERS, Made, known, random_model
 
 
@@ -219,16 +219,33 @@ class TestEncode:
 
 class TestCanary:
     def test_has_questions_about_known_and_unknown(self, made: Made, snapshot: Snapshot) -> None:
-        canary = snapshot.meta["canary"]
-        assert {question["user_id"] for question in canary} > set(USERS)
-        assert len({len(question["history"]) for question in canary}) > 3
-        asked = {item for question in canary for item in question["items"]}
+        names = {int(hashes_of([name])[0]): name for name in (*USERS, *ITEMS, STRANGER)}
+        canary = []
+        for question in snapshot.meta["canary"]:
+            user, *items = (names[each] for each in question["asked"])
+            canary.append((user, items, [names[each] for each in question["history"]], question["scores"]))
+        assert {user for user, *_ in canary} == {*USERS, STRANGER}
+        assert len({len(history) for _, _, history, _ in canary}) > 3
+        asked = {item for _, items, *_ in canary for item in items}
         assert asked & set(ITEMS)
-        assert asked - set(ITEMS)
-        for question in canary:
-            expected = made.scores(question["user_id"], question["items"], question["history"])
-            assert question["scores"] == pytest.approx(expected.tolist(), rel=1e-6)
+        assert STRANGER in asked
+        for user, items, history, scores in canary:
+            assert scores == pytest.approx(made.scores(user, items, history).tolist(), rel=1e-6)
         snapshot.check()
+
+    def test_names_nobody(self, snapshot: Snapshot) -> None:
+        """A snapshot outlives the ids that it knows: they may be deleted."""
+        header = json.dumps(dict(snapshot.meta))
+        assert not any(f'"{id_}"' in header for id_ in (*USERS, *ITEMS))
+
+    def test_of_earlier_versions_is_asked_by_ids(self, snapshot: Snapshot) -> None:
+        user, items, history = USERS[0], ITEMS[:3], ITEMS[3:5]
+        scores = snapshot.predict(user, items, history).scores.tolist()
+        question = {"user_id": user, "items": items, "history": history, "scores": scores}
+        replace(snapshot, meta={**snapshot.meta, "canary": [question]}).check()
+        wrong = {**question, "scores": [score + 0.01 for score in scores]}
+        with pytest.raises(CanaryFailed):
+            replace(snapshot, meta={**snapshot.meta, "canary": [wrong]}).check()
 
     @pytest.mark.parametrize("off", [3e-5, math.nan])
     def test_fails_where_the_scores_are_others(self, made: Made, snapshot: Snapshot, off: float) -> None:

@@ -116,9 +116,17 @@ class Deletions:
             _deletion(row) for row in (await self._connection.execute(query.order_by(table.requested_at))).mappings()
         ]
 
-    async def finished(self) -> int:
-        """How many were carried out: whoever has read ids before knows by it whether one of them may be gone."""
-        query = select(func.count()).where(tables.deletions.c.finished_at.is_not(None))
+    async def finished(self, *, with_row: bool = False) -> int:
+        """How many were carried out that removed anything: whoever has read ids before knows by it whether one of them
+        may be gone.
+
+        Args:
+            with_row: count only those that freed a row of the embedding tables.
+        """
+        removed = tables.deletions.c.removed
+        query = select(func.count()).where(
+            tables.deletions.c.finished_at.is_not(None), removed.has_key("rows") if with_row else removed != {}
+        )
         return int((await self._connection.execute(query)).scalar_one())
 
     async def count(self, deletion: str, name: str, rows: int) -> None:

@@ -183,6 +183,10 @@ CLICKS = """
     SELECT clicks.period, count(*) AS clicks, min(clicked_at) AS first, max(clicked_at) AS last
     FROM clicks WHERE {where} GROUP BY clicks.period
 """
+BESIDE_LOGS = """
+    SELECT (SELECT count(*) FROM user_histories WHERE :id = ANY (item_ids)) AS histories,
+           (SELECT count(*) FROM unresolved_positives WHERE item_id = :id) AS unresolved
+"""
 OF_USER = ("user_id = :id", "request_id IN (SELECT request_id FROM impressions WHERE user_id = :id)")
 OF_ITEM = (":id = ANY (item_ids)", "item_id = :id")
 
@@ -223,6 +227,12 @@ class Traces:
                 entry |= {**row, "first": first, "last": last}
         none = {"interactions": 0, "positives": 0, "impressions": 0, "clicks": 0}
         return [PeriodTraces(**{**none, **found[period]}) for period in sorted(found, reverse=True)]
+
+    async def beside_logs(self, item_id: str) -> Mapping[str, int]:
+        """`histories`: how many of those that dropped logs were folded into have the item. `unresolved`: how many
+        clicks on it wait until the period of their impression is resolved.
+        """
+        return await self._counts(BESIDE_LOGS, id=item_id)
 
     async def find(self, kind: Deletable, id_: str, rows: str, period: int) -> Sequence[str]:
         """Keys of at most `FOUND_AT_ONCE` rows (of `LOG_ROWS`) in the log of a period."""
