@@ -108,7 +108,8 @@ def _held_by_another(path: Path) -> int | None:
     """A descriptor of the copy that a note of this host leads to; stale notes are removed."""
     if sys.platform != "linux" or check_of(path) is None:
         return None
-    for note in path.parent.glob(f"{NOTE}*"):
+    found = None
+    for note in path.parent.glob(f"{NOTE}*"):  # all of them, in no order: stale ones go, wherever they stand
         process, descriptor, stem, host = (*note.name.removeprefix(NOTE).split("-", 3), "", "", "")[:4]
         if host != host_name():
             _remove_old(note)
@@ -118,13 +119,13 @@ def _held_by_another(path: Path) -> int | None:
             # Looked at before it is opened: a process that has the number now may have anything there.
             if os.readlink(held) != f"/memfd:{_memory_name(stem)} (deleted)":
                 raise FileNotFoundError
-            if stem == path.stem and (opened := _open_sealed(held)) is not None:
-                return opened
+            if found is None and stem == path.stem:
+                found = _open_sealed(held)
         except (FileNotFoundError, ProcessLookupError):
             note.unlink(missing_ok=True)
         except OSError:  # of a process that this one may not look into
             continue
-    return None
+    return found
 
 
 def _remove_old(note: Path) -> None:

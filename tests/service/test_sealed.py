@@ -179,6 +179,18 @@ class TestSeal:
         assert sealed.path.read_bytes() == path.read_bytes()
         sealed.close()
 
+    def test_all_that_lead_nowhere_are_removed_wherever_they_stand(self, tmp_path: Path) -> None:
+        path = made(tmp_path)
+        stale = [f"{2**22 + number}-3-{path.stem}-{socket.gethostname()}" for number in range(1, 21)]
+        first = seal(path)
+        for name in stale:
+            (tmp_path / f"{sealed_module.NOTE}{name}").touch()
+        second = seal(path)
+        assert os.path.samefile(first.path, second.path)
+        assert holders(tmp_path) == {os.getpid()}
+        first.close()
+        second.close()
+
     @pytest.mark.parametrize("name", ["{pid}-7-{stem}-other-container", "{pid}-7-{stem}", "made_by_mkstemp"])
     def test_what_another_container_holds_is_left_alone(self, tmp_path: Path, name: str) -> None:
         """It numbers its processes as it likes: what has that number here has nothing to do with the note."""
