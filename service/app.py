@@ -129,7 +129,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             check_seconds=settings.snapshot_check_seconds,
             on_damage=metrics.snapshot_damage.inc,
         )
-        most_streams = min(MAX_STREAMS, settings.max_connections // 2)
+        most_streams = max(1, min(MAX_STREAMS, settings.max_connections // 2))
         watch = PeriodWatch(database, notices, most=most_streams, stopping=stopping)
         limiter = RateLimiter(
             RateBuckets(redis),

@@ -14,13 +14,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
 
 import orjson
+from rich.console import Console
 from rich.markup import escape
 
 from asmg.datasets.generic import LogOptions, find_form
@@ -31,7 +32,7 @@ from service.errors import EmptyPeriod, PeriodConflict, ServiceError
 from service.limits import MAX_CATALOGUE_ITEMS, MAX_INTERACTIONS
 from service.processes import INTERRUPTED, Child, Interrupted, StopRequest
 from service.settings import Settings
-from service.spool import Spool
+from service.spool import Spool, temporary_spool
 from service.storage.database import Database
 from service.storage.redis_state import HistoryStore, Notices, connect
 from service.storage.repositories import EventBatch, Interaction, PeriodStatus
@@ -98,7 +99,7 @@ def run_import(options: ImportOptions, settings: Settings) -> int:
 
     Raises:
         LogFormatError, OSError: the file cannot be used.
-        ServiceError: the database is away, or the open period holds events of others.
+        ServiceError: the database is away, the open period holds events of others, or the temporary folder is full.
     """
     # What happens is on the standard output; the log of the worker is in a file, shown where it fails.
     logging.getLogger().setLevel(logging.WARNING)
@@ -107,29 +108,34 @@ def run_import(options: ImportOptions, settings: Settings) -> int:
         try:
             console.print(f"reading {escape(str(options.file))}", soft_wrap=True)
             digest = options.digest()
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="asmg-import-"))
-            spool = stack.enter_context(closing(Spool(Path(folder))))
-            with StageBar(console) as bar:
-                _fill(spool, options, settings.future_tolerance_seconds, bar, stop)
-            plan = _Plan(digest, spool, spool.pieces(options.by, options.size))
-            console.print(
-                f"import {digest}: {len(spool):,} interactions in {len(plan.pieces):,} periods", soft_wrap=True
-            )
-            for reason, count in spool.dropped.items():
-                console.print(f"left out: {count:,} {escape(reason)}", soft_wrap=True)
-            if spool.without_negative:
-                console.print(f"{spool.without_negative:,} positives got no negative: their users know every item")
-            running = stack.enter_context(installation(settings))
-            stop.check()
-            worker = stack.enter_context(_worker(running, stop)) if options.worker else None
-            lines = ScoreLines(console, list(MODELS))
-            with StageBar(console) as bar:
-                failed = stop.run(lambda: _import(options, running, plan, lines, bar, worker))
+            with temporary_spool(stop.check) as spool:
+                plan = _planned(options, settings, digest, spool, console, stop)
+                running = stack.enter_context(installation(settings))
+                stop.check()
+                worker = stack.enter_context(_worker(running, stop)) if options.worker else None
+                lines = ScoreLines(console, list(MODELS))
+                with StageBar(console) as bar:
+                    failed = stop.run(lambda: _import(options, running, plan, lines, bar, worker))
             console.print(f"done; {failed} updates failed" if failed else "done", soft_wrap=True)
             return 1 if failed else 0
         except Interrupted:
             console.print("interrupted; the same command goes on from here")
             return INTERRUPTED
+
+
+def _planned(
+    options: ImportOptions, settings: Settings, digest: str, spool: Spool, console: Console, stop: StopRequest
+) -> "_Plan":
+    """Read the file and say what it holds."""
+    with StageBar(console) as bar:
+        _fill(spool, options, settings.future_tolerance_seconds, bar, stop)
+    plan = _Plan(digest, spool, spool.pieces(options.by, options.size))
+    console.print(f"import {digest}: {len(spool):,} interactions in {len(plan.pieces):,} periods", soft_wrap=True)
+    for reason, count in spool.dropped.items():
+        console.print(f"left out: {count:,} {escape(reason)}", soft_wrap=True)
+    if spool.without_negative:
+        console.print(f"{spool.without_negative:,} positives got no negative: their users know every item")
+    return plan
 
 
 def _fill(spool: Spool, options: ImportOptions, future_seconds: float, bar: StageBar, stop: StopRequest) -> None:

@@ -83,7 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._piece = 0  # bytes that the parser was given last
         self._gathered = 0  # bytes of earlier pieces that it holds back, of a head or of what comes with chunks
         self._fault: HTTPException | None = None  # for which a callback of the parser stopped it
-        self._without_upgrade = b""  # the head that asked for an upgrade last, without that
+        self._without_upgrade = b""  # a head that asked for an upgrade, without that, until it is read again
         self._refusal: tuple[int, bytes] | None = None  # status and answer, which ends the connection
         self._is_over = False  # nothing more is read
         self._dropped = 0
@@ -145,7 +145,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 (end_of_head,) = upgrade.args
                 self.parser = HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-                data = self._without_upgrade + data[end_of_head:]
+                data, self._without_upgrade = self._without_upgrade + data[end_of_head:], b""
             except HttpParserError:
                 if self._is_behind_the_last():
                     self._is_over = True

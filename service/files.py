@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import socket
 import stat
 import tempfile
 import time
@@ -30,6 +31,7 @@ __all__ = [
     "create",
     "create_slowly",
     "find",
+    "host_name",
     "keep_newest",
     "only_one",
     "open_trusted",
@@ -185,6 +187,13 @@ def keep_newest(path: Path) -> None:
                 file.unlink()
     for _, file in sorted(used, reverse=True)[KEPT_FILES:]:
         file.unlink(missing_ok=True)
+
+
+def host_name() -> str:
+    """For names of files by which a process is known; of a container its own, for containers may share a volume and
+    number their processes alike.
+    """
+    return socket.gethostname().replace("/", "-")
 
 
 @asynccontextmanager

@@ -7,13 +7,13 @@ files of its host: a health check that needs neither Postgres nor Redis, for a w
 import fcntl
 import logging
 import os
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
 from service.errors import NotReady
+from service.files import host_name
 
 __all__ = ["Heartbeat", "check_workers"]
 
@@ -36,7 +36,7 @@ class Heartbeat:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         # Written under a passing name, so that nobody finds it before it is locked.
-        self._path = folder / f"{_host()}.{os.getpid()}.{uuid4().hex[:8]}{SUFFIX}"
+        self._path = folder / f"{host_name()}.{os.getpid()}.{uuid4().hex[:8]}{SUFFIX}"
         self._file: int | None = None
         self._written = -EVERY_SECONDS
         self._failed = False
@@ -95,7 +95,7 @@ def check_workers(folder: Path, limit_seconds: float) -> float:
     ages = []
     for path in folder.glob(f"*{SUFFIX}"):
         host, pid = path.name.rsplit(".", 3)[:2]
-        if host == _host() and (since := _read(path)) is not None:
+        if host == host_name() and (since := _read(path)) is not None:
             ages.append((time.monotonic() - since, pid))
     if not ages:
         raise NotReady(f"no worker with this data folder runs on this host ({folder} names none that lives)")
@@ -135,11 +135,6 @@ def _remove_dead(folder: Path) -> None:
                     path.unlink(missing_ok=True)
             finally:
                 os.close(file)
-
-
-def _host() -> str:
-    """Of a container its own name, by which it tells its worker from those that share the volume."""
-    return socket.gethostname().replace("/", "-")
 
 
 def _encode(moment: float) -> bytes:

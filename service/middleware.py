@@ -18,11 +18,10 @@ from service.errors import BodyTooLarge
 from service.front import Front
 from service.head import REQUEST_ID_HEADER, declared_length, request_id_of
 from service.metrics import Metrics
-from service.problems import render_problem
+from service.problems import render_problem, route_of
 
 __all__ = ["CLIENT_CLOSED_REQUEST", "AtFront", "BodyLimit", "Observe"]
 
-UNMATCHED_ROUTE = "unmatched"
 PREFLIGHT_ROUTE = "preflight"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that went away; nobody receives it
 
@@ -62,11 +61,10 @@ class Observe:
         except Exception as error:
             if status:  # The head of the response is out: cutting the connection is all that tells the client.
                 raise
-            await render_problem(error, instance=scope["path"])(scope, receive, send_with_id)
+            response = render_problem(error, instance=scope["path"], route=route_of(scope))
+            await response(scope, receive, send_with_id)
         finally:
-            # The route's template, never the path: the number of label values has to stay small.
-            route = getattr(scope.get("route"), "path_format", UNMATCHED_ROUTE)
-            self._metrics.note_request(route, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - started)
+            self._metrics.note_request(route_of(scope), status or CLIENT_CLOSED_REQUEST, time.perf_counter() - started)
 
 
 class BodyLimit:

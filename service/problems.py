@@ -18,12 +18,13 @@ from fastapi.responses import Response
 from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
+from starlette.types import Scope
 
 from service.context import current_request_id
 from service.errors import FieldError, InvalidInput, RateLimited, ServiceError
 from service.limits import MAX_ID_LENGTH, MAX_INTEGER_ID, MIN_INTEGER_ID
 
-__all__ = ["install_problem_handlers", "invalid_fields", "invalid_input", "render_problem"]
+__all__ = ["install_problem_handlers", "invalid_fields", "invalid_input", "render_problem", "route_of"]
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,13 @@ MAX_RECEIVED_LENGTH = 100
 MAX_FIELD_ERRORS = 50
 """Wrong fields that a problem document lists."""
 RETRY_AFTER_SECONDS = 1
+UNMATCHED_ROUTE = "unmatched"
 
 _EXPECTED = {
     "extra_forbidden": "no field of this name",
     "greater_than_equal": "at least {ge}",
     "int_parsing": "an integer",
+    "int_parsing_size": "an integer",
     "int_type": "an integer",
     "less_than_equal": "at most {le}",
     "list_type": "an array",
@@ -121,9 +124,13 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MAX_RECEIVED_LENGTH else text[: MAX_RECEIVED_LENGTH - 1] + "…"
 
 
-def render_problem(error: Exception, *, instance: str) -> Response:
-    """The response to `error` in the request that is being answered; `instance` is its path. A server's own fault is
-    logged here.
+def render_problem(error: Exception, *, instance: str, route: str = "a request") -> Response:
+    """The response to `error` in the request that is being answered. A server's own fault is logged here.
+
+    Args:
+        error: what went wrong.
+        instance: path of the request; only the client is told it, for it may hold an id.
+        route: the template of the path, for the log.
     """
     headers: dict[str, str] = {}
     if isinstance(error, RequestValidationError):
@@ -139,7 +146,7 @@ def render_problem(error: Exception, *, instance: str) -> Response:
             "detail": error.detail,
         }
     else:
-        log.error("%s failed", instance, exc_info=error)
+        log.error("%s failed", route, exc_info=error)
         document = ServiceError("the service failed to answer; its log has the cause").problem()
     if document["status"] == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
@@ -157,11 +164,18 @@ def render_problem(error: Exception, *, instance: str) -> Response:
     )
 
 
+def route_of(scope: Scope) -> str:
+    """The template of the path, such as `/users/{user_id}`, by which logs and metrics name a request; never the path,
+    which may hold an id, and which there are any number of.
+    """
+    return str(getattr(scope.get("route"), "path_format", UNMATCHED_ROUTE))
+
+
 async def _handle(request: Request, error: Exception) -> Response:
-    response = render_problem(error, instance=request.url.path)
+    response = render_problem(error, instance=request.url.path, route=route_of(request.scope))
     if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # The framework names the methods of one route, where a path may have one for each method.
-        path = request.scope["path"]
+        path = request.state.parts.front.route_path(request.scope)
         routes = [r for r in iter_route_contexts(request.app.routes) if r.path and compile_path(r.path)[0].match(path)]
         response.headers["Allow"] = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
     return response

@@ -69,7 +69,7 @@ def quick_protocol(answers: dict[str, AnswerNow]) -> type[BoundedProtocol]:
                 try:
                     answer = answers[self._front.route_path(scope)](scope, bytes(cycle.body))
                 except Exception:  # a bug; the ordinary way answers the client
-                    logger.exception("%s could not be answered at once", scope["path"])
+                    logger.exception("%s could not be answered at once", self._front.route_path(scope))
                 finally:
                     current_request_id.reset(token)
             if answer is None:

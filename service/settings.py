@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
     future_tolerance_seconds: float = Field(FUTURE_TOLERANCE_SECONDS, ge=0, le=MAX_FUTURE_SECONDS)
     """How far the time of an event may be ahead of the clock of the process that takes it in; further ahead it is
-    refused."""
+    refused. `asmg import` keeps to it too; `asmg experiment prepare`, which has no settings, to five minutes."""
     attribution_window_seconds: float = Field(1800.0, ge=0, le=30 * 86_400)
     """How long after an impression a click on it counts; only then the impression becomes interactions."""
     negatives_per_positive: int = Field(0, ge=0, le=100)

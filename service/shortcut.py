@@ -77,7 +77,7 @@ class Shortcut:
         except Exception as error:
             if status == 200:  # The head of the response is out: cutting the connection is all that tells the client.
                 raise
-            response = render_problem(error, instance=scope["path"])
+            response = render_problem(error, instance=scope["path"], route=path)
             response.raw_headers.append(request_id)
             status = response.status_code
             await response(scope, receive, send)

@@ -4,8 +4,11 @@
 out again period by period. Held in memory are the ids of the items and their categories.
 """
 
+import os
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -20,9 +23,10 @@ from asmg.datasets.log import windows_of
 from asmg.datasets.sampling import draw_negatives
 from asmg.datasets.scan import Malformed
 from asmg.log_format import CutBy, LogFormatError
+from service.errors import ServiceError
 from service.limits import MAX_CATEGORIES
 
-__all__ = ["Spool", "SpooledEvent"]
+__all__ = ["Spool", "SpooledEvent", "temporary_spool"]
 
 BLOCK_BYTES = 1 << 23
 """Bytes of the file that are read at once."""
@@ -35,6 +39,9 @@ CACHE_KIB = 64 * 1024
 
 DRAWN_AT_ONCE = 1 << 17
 """Positives, all of the same users, whose negatives are drawn at once."""
+
+STEPS = 100_000
+"""Of SQLite's machine, a few milliseconds, after which it asks whether to go on."""
 
 # A row is in its group (a window or what the period column says), at its time, in the place that it has in the file,
 # and there the positive (copy 0) comes before its negatives.
@@ -59,9 +66,11 @@ class Spool:
 
     Args:
         folder: an empty one; holds about 60 bytes a row and the ids of the users, twice while the log is sorted.
+        check: called now and then; what it raises ends a statement with `sqlite3.OperationalError`.
     """
 
     folder: Path
+    check: Callable[[], None] = lambda: None
     without_negative: int = 0
     """Positives that got no negative, because their user has every item."""
     dropped: dict[str, int] = field(default_factory=dict)
@@ -69,6 +78,7 @@ class Spool:
 
     def __post_init__(self) -> None:
         self._database = sqlite3.connect(self.folder / "log.sqlite", isolation_level=None, check_same_thread=False)
+        self._database.set_progress_handler(self.check, STEPS)
         # What is in it is worth nothing once this process has ended.
         for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{CACHE_KIB}", "temp_store=FILE"):
             self._database.execute(f"PRAGMA {pragma}")
@@ -244,6 +254,38 @@ class Spool:
                 new[self._item_ids[waiting[1]]] = distinct_categories(self._categories[waiting[1]])
                 waiting = next(found, None)
             yield new
+
+
+@contextmanager
+def temporary_spool(check: Callable[[], None]) -> Iterator[Spool]:
+    """A spool in the temporary folder, which is made where `TMPDIR` names one that is not there.
+
+    Args:
+        check: called now and then, also while SQLite sorts; what it raises ends the block.
+
+    Raises:
+        ServiceError: the folder cannot be written to, or its disk is full.
+    """
+    place = os.environ.get("TMPDIR") or tempfile.gettempdir()
+    try:
+        Path(place).mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="asmg-import-", dir=place)
+    except OSError as error:
+        raise _unusable(place, error.strerror) from None
+    with folder:
+        try:
+            with closing(Spool(Path(folder.name), check)) as spool:
+                yield spool
+        except sqlite3.OperationalError as error:
+            check()
+            raise _unusable(place, error) from error
+
+
+def _unusable(place: str, reason: object) -> ServiceError:
+    return ServiceError(
+        f"the temporary folder {place} does not hold the log while it is sorted: {reason}; "
+        "TMPDIR may name another, on a disk with three times the room of the log"
+    )
 
 
 def _groups(block: pl.DataFrame, form: LogForm, by: CutBy) -> list[int]:

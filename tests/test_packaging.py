@@ -243,6 +243,14 @@ def test_what_is_written_is_written_to_a_volume_or_to_a_bounded_tmpfs(services: 
     assert "\nVOLUME /var/lib/asmg\n" in text
 
 
+def test_an_import_sorts_on_the_volume_and_not_in_memory(services: dict[str, Any]) -> None:
+    """That the folder is made: tests/service/test_backfill.py."""
+    worker = services["worker"]
+    assert worker["environment"].items() >= services["api"]["environment"].items()
+    assert Path(worker["environment"]["TMPDIR"]).is_relative_to("/var/lib/asmg")
+    assert "asmg:/var/lib/asmg" in worker["volumes"]
+
+
 def test_only_the_api_has_a_port_and_that_on_loopback(services: dict[str, Any]) -> None:
     assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
         "api": ["${ASMG_BIND:-127.0.0.1}:${ASMG_PORT:-8000}:8000"]

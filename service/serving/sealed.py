@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from service.files import check_of, open_trusted
+from service.files import check_of, host_name, open_trusted
 
 __all__ = ["Sealed", "seal"]
 
@@ -39,7 +39,12 @@ if sys.platform == "linux":
 
 PIECE_BYTES = 4 * 1024 * 1024
 NOTE = ".held-"
-"""What the names of notes begin with; then come the process, its descriptor, and the digests in the file's name."""
+"""What the names of notes begin with; then come the process, its descriptor, the digests in the file's name, and the
+host: of another container, that shares the folder, the number of a process says nothing here."""
+
+FOREIGN_SECONDS = 86_400.0
+"""After which the note of another host is removed: of a container that is gone, or else at the price of a further
+copy there."""
 
 MOST_NAME = 200
 """Characters of a memory file's name; the kernel takes 249."""
@@ -94,29 +99,39 @@ def seal(path: Path, *, pause_seconds: float = 0.0) -> Sealed:
             return Sealed(_copy_without_name(path, pause_seconds))
         if check_of(path) is None:
             return Sealed(descriptor)
-        note = path.parent / f"{NOTE}{os.getpid()}-{descriptor}-{path.stem}"
+        note = path.parent / f"{NOTE}{os.getpid()}-{descriptor}-{path.stem}-{host_name()}"
         note.touch(0o600)
         return Sealed(descriptor, note)
 
 
 def _held_by_another(path: Path) -> int | None:
-    """A descriptor of the copy that a note leads to; stale notes are removed."""
+    """A descriptor of the copy that a note of this host leads to; stale notes are removed."""
     if sys.platform != "linux" or check_of(path) is None:
         return None
-    for note in path.parent.glob(f"{NOTE}*"):
-        process, descriptor, stem = note.name.removeprefix(NOTE).split("-", 2)
+    found = None
+    for note in path.parent.glob(f"{NOTE}*"):  # all of them, in no order: stale ones go, wherever they stand
+        process, descriptor, stem, host = (*note.name.removeprefix(NOTE).split("-", 3), "", "", "")[:4]
+        if host != host_name():
+            _remove_old(note)
+            continue
         held = f"/proc/{process}/fd/{descriptor}"
         try:
             # Looked at before it is opened: a process that has the number now may have anything there.
             if os.readlink(held) != f"/memfd:{_memory_name(stem)} (deleted)":
                 raise FileNotFoundError
-            if stem == path.stem and (opened := _open_sealed(held)) is not None:
-                return opened
+            if found is None and stem == path.stem:
+                found = _open_sealed(held)
         except (FileNotFoundError, ProcessLookupError):
             note.unlink(missing_ok=True)
         except OSError:  # of a process that this one may not look into
             continue
-    return None
+    return found
+
+
+def _remove_old(note: Path) -> None:
+    with suppress(FileNotFoundError):  # its owner lets go of it
+        if note.stat().st_mtime < time.time() - FOREIGN_SECONDS:
+            note.unlink()
 
 
 def _open_sealed(held: str) -> int | None:

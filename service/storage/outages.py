@@ -1,9 +1,9 @@
-"""Which errors say that Postgres cannot work now, rather than that a statement was wrong."""
+"""Which errors say that Postgres cannot work now, or has lost what it held, rather than that a statement was wrong."""
 
 from asyncpg import InternalClientError, PostgresError
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["outage"]
+__all__ = ["damage", "outage"]
 
 STATES = (
     "08",  # the connection failed
@@ -16,6 +16,12 @@ STATES = (
 )
 """Beginnings of SQLSTATE (PostgreSQL manual, appendix A)."""
 
+DAMAGED = (
+    "58030",  # the disk does not give it back
+    "XX001",  # a page, or a part of a large value, is not as it was written
+    "XX002",  # an index is not
+)
+
 
 def outage(error: DBAPIError | PostgresError | InternalClientError | ConnectionError | TimeoutError) -> str | None:
     """What is wrong with Postgres, where the same may succeed later with nothing changed but its state; else None."""
@@ -24,5 +30,15 @@ def outage(error: DBAPIError | PostgresError | InternalClientError | ConnectionE
     # The driver's own is about a connection that Postgres has just ended: it has been told, and has not closed it yet.
     if isinstance(error, InternalClientError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return "the connection to Postgres was lost"
-    state = str(getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None) or "")
+    state = _state(error)
     return f"Postgres cannot do it now (SQLSTATE {state})" if state.startswith(STATES) else None
+
+
+def damage(error: DBAPIError) -> str | None:
+    """What is wrong with rows that were read, where Postgres itself finds them damaged; else None."""
+    state = _state(error)
+    return f"Postgres finds it damaged (SQLSTATE {state})" if state in DAMAGED else None
+
+
+def _state(error: BaseException) -> str:
+    return str(getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None) or "")

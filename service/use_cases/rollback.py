@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from service.errors import ArtifactMissing, ArtifactUnreadable, ModelNotFound, ModelPruned, NotReady
+from service.errors import ArtifactError, ArtifactUnreadable, ModelNotFound, ModelPruned, NotReady
 from service.storage.database import Database, Lock, ReadSession, UnitOfWork
 from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName
@@ -86,7 +86,7 @@ async def _needed(session: ReadSession | UnitOfWork, version: int, sequence: Seq
 async def _read_through(session: ReadSession, version: int, what: str, digest: str) -> None:
     try:
         found = await session.artifacts.stored_digest(digest)
-    except ArtifactMissing as error:
+    except ArtifactError as error:
         raise ArtifactUnreadable(version, what, digest, str(error)) from error
     if found != digest:
         raise ArtifactUnreadable(version, what, digest, f"expected bytes with digest {digest}; received {found}")

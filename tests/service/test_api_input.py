@@ -407,6 +407,7 @@ NOT_THERE = [
     ("GET", "/periods?limit=201", 422),
     ("GET", "/periods?before=x", 422),
     ("GET", "/admin/models?limit=many", 422),
+    ("GET", f"/admin/models?limit={'9' * 5000}", 422),
 ]
 
 
@@ -415,6 +416,8 @@ async def test_what_does_not_exist(api: Api) -> None:
         document = problem(await api.client.request(method, path), status)
         if status == 422:
             assert document["errors"][0]["field"] in ("limit", "before")
+            expected = {"0": "at least 1", "201": "at most 200"}.get(path.partition("=")[2], "an integer")
+            assert document["errors"][0]["expected"] == expected
 
 
 NO_VERSIONS = [1, -1, 2**31, 10**30]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy import text
 
 from service.settings import Settings
 from service.storage.database import Database, Lock
-from service.storage.repositories import AliasName
+from service.storage.repositories import AliasName, Artifacts
 from tests.service.api_support import Api, eventually, publish, running_app
 
 QUESTION = {"user_id": "u", "items": ["a"]}
@@ -201,6 +202,30 @@ async def test_a_rollback_to_what_cannot_be_read_is_refused_before_anything_move
     if sequence == "excise":
         assert (await roll(api, 1))["from_version"] == 2
         assert await served(api) == (1, 0.125)
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [("XX001", 409), ("XX002", 409), ("58030", 409), ("XX000", 500), ("53200", 503)]
+)
+async def test_a_rollback_to_what_postgres_finds_damaged_is_refused(
+    api: Api, database: Database, monkeypatch: pytest.MonkeyPatch, state: str, status: int
+) -> None:
+    await publish(database, api.parts.artifacts, 1, 0.125, lead_seconds=0)
+
+    async def pieces(artifacts: Artifacts, digest: str, size: int) -> AsyncIterator[bytes]:
+        yield digest.encode()
+        fault = f"RAISE EXCEPTION 'missing chunk number 0 for toast value' USING ERRCODE = '{state}'"
+        await artifacts._connection.execute(text(f"DO $$ BEGIN {fault}; END $$"))
+
+    before = await moved(database)
+    monkeypatch.setattr(Artifacts, "pieces", pieces)
+    response = await api.client.post("/admin/rollback", json={"to_version": 0, "sequence": "keep", "reason": "worse"})
+    problem = response.json()
+    assert response.status_code == status
+    if status == 409:
+        assert (problem["type"], problem["version"]) == ("urn:asmg:problem:artifact-unreadable", 0)
+        assert "the serving snapshot of model version 0 cannot be read: Postgres finds it damaged" in problem["detail"]
+    assert await moved(database) == before
 
 
 async def test_a_rollback_waits_for_nobody_while_it_reads(api: Api, database: Database) -> None:

@@ -19,7 +19,16 @@ from service.storage.redis_state import Notices
 from service.storage.repositories import Evaluation, EventBatch, Interaction, PeriodStatus
 from service.use_cases.status import PeriodDocument, get_period
 from service.use_cases.watch import PeriodWatch
-from tests.service.api_support import Api, event, eventually, ingest, recorded_histories, served_app, settings_for
+from tests.service.api_support import (
+    Api,
+    event,
+    eventually,
+    ingest,
+    recorded_histories,
+    running_app,
+    served_app,
+    settings_for,
+)
 
 
 async def test_events_are_stored_once(api: Api, database: Database) -> None:
@@ -417,6 +426,14 @@ async def test_there_is_room_for_so_many_streams(
                 await asyncio.sleep(0.1)
             else:
                 pytest.fail("there never was room again")
+
+
+async def test_there_is_room_for_one_however_few_connections_there_are(settings: Settings) -> None:
+    async with (
+        running_app(settings.model_copy(update={"max_connections": 1})) as api,
+        api.parts.periods.watch(1) as documents,
+    ):
+        assert (await anext(documents)).period == 1
 
 
 async def test_who_does_not_read_gets_the_newest_and_keeps_nothing_waiting(database: Database, redis: Redis) -> None:

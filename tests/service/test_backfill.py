@@ -26,6 +26,7 @@ from asmg.datasets.generic import find_form
 from asmg.datasets.scan import Malformed, Scan
 from asmg.datasets.synthetic import DriftConfig, drift_stream
 from service.backfill import ImportOptions, _Plan, run_import
+from service.errors import ServiceError
 from service.settings import Settings
 from service.spool import Spool, SpooledEvent
 from service.storage.database import Database
@@ -207,6 +208,13 @@ def options(folder: Path, content: str | bytes = "", name: str = "log.csv", **ch
     return ImportOptions(file=path, **changes)
 
 
+def nowhere(folder: Path, **changes: Any) -> Settings:
+    """Settings that name no server that answers: none is started for a file that cannot be used."""
+    return Settings(
+        postgres_dsn="postgresql://127.0.0.1:1/x", redis_url="redis://127.0.0.1:1", data_dir=folder, **changes
+    )
+
+
 HEAD = "user_id,item_id,label,timestamp\n"
 
 
@@ -236,24 +244,69 @@ HEAD = "user_id,item_id,label,timestamp\n"
     ],
 )
 def test_bad_files(content: str | bytes, said: str, tmp_path: Path) -> None:
-    # No server is started for a file that cannot be used: these settings name none that answers.
-    nowhere = Settings(postgres_dsn="postgresql://127.0.0.1:1/x", redis_url="redis://127.0.0.1:1", data_dir=tmp_path)
     with pytest.raises(LogFormatError, match=said):
-        run_import(options(tmp_path, content), nowhere)
+        run_import(options(tmp_path, content), nowhere(tmp_path))
 
 
 def test_the_setting_says_how_far_ahead_a_time_may_be(tmp_path: Path) -> None:
     ahead = HEAD + f"u,i,1,{round(time.time()) + 200}\nu,i,no,1700000000\n"
-    nowhere = Settings(
-        postgres_dsn="postgresql://127.0.0.1:1/x",
-        redis_url="redis://127.0.0.1:1",
-        data_dir=tmp_path,
-        future_tolerance_seconds=100,
-    )
     with pytest.raises(LogFormatError, match=r"line 2, column 'timestamp': .* it is more than 100 seconds ahead"):
-        run_import(options(tmp_path, ahead), nowhere)
+        run_import(options(tmp_path, ahead), nowhere(tmp_path, future_tolerance_seconds=100))
     with pytest.raises(LogFormatError, match="line 3, column 'label'"):
-        run_import(options(tmp_path, ahead), nowhere.model_copy(update={"future_tolerance_seconds": 300}))
+        run_import(options(tmp_path, ahead), nowhere(tmp_path, future_tolerance_seconds=300))
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder, which is not there yet."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "new" / "tmp"))
+    return tmp_path / "new" / "tmp"
+
+
+MANY = HEAD + "".join(f"u{n},i{n},1,{1700000000 + n}\n" for n in range(2000))
+
+
+@pytest.mark.parametrize("at", ["_check_categories", "_read"])
+def test_a_full_disk_is_said_in_one_line(at: str, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = getattr(Spool, at)
+
+    def on_a_full_disk(spool: Spool, *arguments: Any) -> None:
+        pages = spool._database.execute("PRAGMA page_count").fetchone()[0]
+        spool._database.execute(f"PRAGMA max_page_count={pages + 3}")
+        go_on(spool, *arguments)
+
+    monkeypatch.setattr(Spool, at, on_a_full_disk)
+    with pytest.raises(ServiceError) as raised:
+        run_import(options(temporary.parents[1], MANY), nowhere(temporary))
+    said = (
+        f"the temporary folder {temporary} does not hold the log while it is sorted: database or disk is full; TMPDIR "
+    )
+    assert str(raised.value).startswith(said)
+    assert "\n" not in str(raised.value)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_temporary_folder_that_cannot_be_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "file" / "tmp"))
+    with pytest.raises(ServiceError, match=r"the temporary folder .* Not a directory; TMPDIR may name another"):
+        run_import(options(tmp_path, MANY), nowhere(tmp_path))
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_sort_ends_when_it_is_told_to(signals: int, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.spool.STEPS", 1000)
+    statements: list[str] = []
+
+    def interrupted(spool: Spool, *_: Any) -> None:
+        for _ in range(signals):
+            signal.raise_signal(signal.SIGINT)
+        spool._database.set_trace_callback(statements.append)
+
+    monkeypatch.setattr(Spool, "_check_categories", interrupted)
+    assert run_import(options(temporary.parents[1], MANY), nowhere(temporary)) == 130
+    assert statements[-1].startswith("INSERT INTO log"), "the sort went on to its end"
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -274,6 +274,9 @@ async def test_what_is_told_begins_with_the_prefix(
         counted = (await api.client.get(f"{before}/metrics")).text
         for route in ("/predict", "/interactions", "/periods/close"):
             assert f'asmg_requests_total{{route="{route}",' in counted
+        for path, methods in (("/predict", "POST"), ("/periods", "GET"), ("/users/u/1", "DELETE, GET")):
+            refused = await api.client.patch(before + path)
+            assert (refused.status_code, refused.headers["allow"]) == (405, methods)
         # And by the prefix of nobody.
         assert (await api.client.get("/other/predict")).status_code == 404
 

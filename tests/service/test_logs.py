@@ -148,11 +148,20 @@ def broken(monkeypatch: pytest.MonkeyPatch, target: str) -> Iterator[str]:
 FAILURES = [
     ("GET", "/admin/models", "service.routers.admin.list_models"),
     ("GET", "/periods/1", "service.routers.periods.get_period"),
+    ("GET", "/users/ann/gone", "service.routers.users.get_user"),
+    ("DELETE", "/users/ann/gone", "service.routers.users.request_deletion"),
+    ("GET", "/items/ann/gone", "service.routers.items.get_item"),
+    ("DELETE", "/items/ann/gone", "service.routers.users.request_deletion"),
     ("PUT", "/items", "service.routers.items.put_items"),
     ("POST", "/predict", "service.routers.predict.predict"),
     ("POST", "/predict/batch", "service.routers.predict.predict_many"),
     ("GET", "/metrics", "service.metrics.generate_latest"),
 ]
+TEMPLATES = {
+    "/periods/1": "/periods/{number}",
+    "/users/ann/gone": "/users/{user_id}",
+    "/items/ann/gone": "/items/{item_id}",
+}
 BODIES = {
     "/items": {"items": [{"item_id": "i", "categories": []}]},
     "/predict": {"user_id": "u", "items": ["a"], "history": []},
@@ -184,7 +193,8 @@ def test_a_failing_handler_answers_500_and_only_the_log_says_why(
                 assert told not in response.text
                 assert told not in str(response.headers)
             [record] = errors_of(log)
-            assert (record.getMessage(), request_id_of(record)) == (f"{path} failed", request_id)
+            assert (record.getMessage(), request_id_of(record)) == (f"{TEMPLATES.get(path, path)} failed", request_id)
+            assert "ann/gone" not in log.text
             assert record.exc_info is not None
             assert words in str(record.exc_info[1])
             assert client.get("/healthz").status_code == 200

@@ -148,6 +148,13 @@ def hides_what_is_not_for_outside(client: httpx.Client) -> None:
         "/metrics",
         "/ctr/../metrics",
         "//ctr/metrics",
+        "/ctr/ctr/metrics",
+        "/ctr//ctr/metrics",
+        "/ctr/%63tr/%6detrics",
+        "/ctr%2fctr%2fmetrics",
+        "/ctr/metrics#/../x",
+        "/ctr/metrics%23/../x",
+        "/ctr/metrics%3f/../x",
     ):
         # A client library would tidy the path up.
         with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:

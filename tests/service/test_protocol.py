@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.connection import BoundedProtocol
 from service.routers import predict as module
 from service.storage.database import Database
 from service.use_cases.auth import create_key
@@ -102,6 +103,26 @@ def test_in_pieces_and_one_behind_the_other(url: str, with_key: str, quick: list
             (True, 200),
         ]
         assert quick[:3] == [True] * 3
+
+
+def test_a_head_that_was_read_again_is_not_kept(
+    url: str, with_key: str, quick: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection may stay for hours, and a head may have 64 KiB."""
+    made: list[BoundedProtocol] = []
+    complete = BoundedProtocol.on_message_complete
+
+    def noted(protocol: BoundedProtocol) -> None:
+        made.append(protocol)
+        complete(protocol)
+
+    monkeypatch.setattr(BoundedProtocol, "on_message_complete", noted)
+    with Connection(url) as connection:
+        quick.clear()
+        connection.send(request(BODY, with_key, "Connection: Upgrade", "Upgrade: h2c", f"X-Long: {'x' * 50_000}"))
+        assert (connection.answer()[0], quick) == (200, [True])
+        [protocol] = set(made)
+        assert max(len(value) for value in vars(protocol).values() if isinstance(value, bytes)) < 1000
 
 
 @pytest.mark.parametrize(("lines", "version"), [(("Connection: close",), "1.1"), ((), "1.0")])

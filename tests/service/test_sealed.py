@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -171,18 +172,61 @@ class TestSeal:
     def test_a_note_that_leads_nowhere_is_removed(self, tmp_path: Path, process: str, descriptor: str) -> None:
         path = made(tmp_path)
         process = str(os.getpid()) if process == "this" else process
-        note = tmp_path / f"{sealed_module.NOTE}{process}-{descriptor}-{path.stem}"
+        note = tmp_path / f"{sealed_module.NOTE}{process}-{descriptor}-{path.stem}-{socket.gethostname()}"
         note.touch()
         sealed = seal(path)
         assert not note.exists()
         assert sealed.path.read_bytes() == path.read_bytes()
         sealed.close()
 
+    def test_all_that_lead_nowhere_are_removed_wherever_they_stand(self, tmp_path: Path) -> None:
+        path = made(tmp_path)
+        stale = [f"{2**22 + number}-3-{path.stem}-{socket.gethostname()}" for number in range(1, 21)]
+        first = seal(path)
+        for name in stale:
+            (tmp_path / f"{sealed_module.NOTE}{name}").touch()
+        second = seal(path)
+        assert os.path.samefile(first.path, second.path)
+        assert holders(tmp_path) == {os.getpid()}
+        first.close()
+        second.close()
+
+    @pytest.mark.parametrize("name", ["{pid}-7-{stem}-other-container", "{pid}-7-{stem}", "made_by_mkstemp"])
+    def test_what_another_container_holds_is_left_alone(self, tmp_path: Path, name: str) -> None:
+        """It numbers its processes as it likes: what has that number here has nothing to do with the note."""
+        path = made(tmp_path)
+        note = tmp_path / f"{sealed_module.NOTE}{name.format(pid=os.getpid(), stem=path.stem)}"
+        note.touch()
+        first, second = seal(path), seal(path)
+        assert os.path.samefile(first.path, second.path)
+        for one in (first, second):
+            one.close()
+        assert note.exists()
+        os.utime(note, times=(time.time() - 90_000,) * 2)  # of a container that is gone for a day
+        seal(path).close()
+        assert not note.exists()
+
+    def test_containers_that_share_a_folder_hold_a_copy_each(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = made(tmp_path)
+        own = seal(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "gethostname", lambda: "other-container")
+            others = [seal(path), seal(path)]
+            assert os.path.samefile(others[0].path, others[1].path)
+            assert not os.path.samefile(own.path, others[0].path)
+        again = seal(path)
+        assert os.path.samefile(own.path, again.path)
+        for one in (own, *others, again):
+            one.close()
+        assert list(tmp_path.glob(f"{sealed_module.NOTE}*")) == []
+
     def test_a_memory_file_without_seals_is_not_taken(self, tmp_path: Path) -> None:
         path = made(tmp_path)
         other = os.memfd_create(f"asmg:{path.stem}", os.MFD_ALLOW_SEALING)
         os.write(other, b"something else")
-        note = tmp_path / f"{sealed_module.NOTE}{os.getpid()}-{other}-{path.stem}"
+        note = tmp_path / f"{sealed_module.NOTE}{os.getpid()}-{other}-{path.stem}-{socket.gethostname()}"
         note.touch()
         sealed = seal(path)
         assert sealed.path.read_bytes() == path.read_bytes()

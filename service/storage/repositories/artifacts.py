@@ -7,10 +7,12 @@ from datetime import timedelta
 
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.errors import ArtifactCorrupt, ArtifactMissing
+from service.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from service.storage import tables
+from service.storage.outages import damage
 
 __all__ = ["CHUNK_BYTES", "Artifacts", "digest_of"]
 
@@ -115,10 +117,16 @@ class Artifacts:
 
         Raises:
             ArtifactMissing: there is none.
+            ArtifactError: Postgres itself finds it damaged.
         """
         found = hashlib.sha256()
-        async for piece in self.pieces(digest, CHUNK_BYTES):
-            await asyncio.to_thread(found.update, piece)
+        try:
+            async for piece in self.pieces(digest, CHUNK_BYTES):
+                await asyncio.to_thread(found.update, piece)
+        except DBAPIError as error:
+            if (reason := damage(error)) is None:
+                raise
+            raise ArtifactError(digest, reason) from error
         return found.hexdigest()
 
     async def older_than(self, age: timedelta) -> Sequence[str]:
