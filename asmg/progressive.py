@@ -40,8 +40,8 @@ def progressive_validation(
         the period's report and the state after learning it.
     """
     state = updater.initial(stage_rng(seed, 0, "initial"))
-    for number, data in enumerate(periods, start=1):
-        models = updater.serving_models(state)
+    for number, log in enumerate(periods, start=1):
+        models, data = updater.serving_models(state), updater.prepare(state, log)
         report = PeriodReport(number, {name: evaluate(updater.model, params, data) for name, params in models.items()})
         for stage in updater.stages:
             state = updater.run_stage(stage, state, data, rng=stage_rng(seed, number, stage))

@@ -165,6 +165,10 @@ class Statistics:
         mean, by = known.scale
         return ((raw - mean) * by).clamp_(-FURTHEST, FURTHEST)
 
+    def prepare(self, data: PeriodData) -> PeriodData:
+        """The log with these statistics as numeric inputs."""
+        return replace(data, numeric=self.inputs(data))
+
     def learned(self, data: PeriodData) -> "Statistics":
         """With one more period: what happened in it counts from the next one on."""
         now, config = self.periods + 1, self.config
@@ -202,16 +206,15 @@ class Statistics:
         return Checkpoint("statistics", meta, {name: getattr(self, name) for name in (*_BY_ITEM, "moments")})
 
     @classmethod
-    def load(cls, stored: Checkpoint, config: StatisticsConfig) -> "Statistics":
+    def load(cls, stored: Checkpoint) -> "Statistics":
         """The inverse of `dump`.
 
         Raises:
-            CheckpointError: it is of another configuration.
+            CheckpointError: it holds other statistics than this release computes.
         """
-        expected = {"config": asdict(config), "names": list(NAMES)}
-        received = {name: stored.meta.get(name) for name in expected}
-        if received != expected:
-            raise CheckpointError(f"statistics: expected those of {expected}; received {received}")
+        if stored.kind != "statistics" or stored.meta.get("names") != list(NAMES):
+            raise CheckpointError(f"statistics: expected {list(NAMES)}; received {stored.meta.get('names')}")
+        config = StatisticsConfig(**stored.meta["config"])
         return cls(config=config, periods=int(stored.meta["periods"]), **stored.tensors)
 
     def _grown(self, items: int) -> "Statistics":
