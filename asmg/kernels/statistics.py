@@ -20,7 +20,7 @@ __all__ = [
     "user_statistics",
 ]
 
-USER, ITEM, PAIR = 4, 5, 8
+USER, ITEM, PAIR = 4, 5, 9
 """Statistics of each kind, in this order."""
 
 LOOKED_AT = 10
@@ -76,7 +76,7 @@ def pair_statistics(
     candidate. place: of the candidate itself among the user's clicks, 0 the newest, -1 none.
     """
     last, most, likeness, weight, clicks, shown = ZERO, ZERO, ZERO, ONE, ZERO, ZERO
-    total = ZERO
+    total, evidence = ZERO, ZERO
     for q in range(looked_at):
         share = together[q] / np.sqrt(ONE + degrees[q])
         if q == 0:
@@ -87,6 +87,7 @@ def pair_statistics(
         weight *= FADE
         clicks += together[q]
         shown += together[q] + passed[q]
+        evidence += degrees[q]
     root = np.sqrt(ONE + degree)
     out[0] = np.log1p(last)
     out[1] = np.log1p(most)
@@ -95,7 +96,21 @@ def pair_statistics(
     out[4] = np.sqrt(total / root)
     out[5] = rate(clicks, shown, average)
     out[6] = np.log1p(shown)
+    out[8] = np.log1p(evidence)
     out[7] = ZERO if place < 0 else ONE / np.float32(1 + place)
+
+
+@inlined
+def _place(ids: Rows, first: int, last: int, wanted: int) -> int:
+    """Where an item is among the ascending ids[first:last]; -1 where it is not."""
+    end = last
+    while first < last:
+        middle = (first + last) // 2
+        if ids[middle] < wanted:
+            first = middle + 1
+        else:
+            last = middle
+    return first if first < end and ids[first] == wanted else -1
 
 
 @compiled
@@ -106,6 +121,7 @@ def interaction_statistics(
     recent: Rows,
     counts: Floats,
     counted: Rows,
+    starts: Indices,
     neighbours: Rows,
     together: Floats,
     passed: Floats,
@@ -119,8 +135,8 @@ def interaction_statistics(
 ) -> None:
     """Out [N, S] of a log's interactions; a row past the end of the state is one of nobody.
 
-    item [N], history, offsets, recent [N, 3]: the log. counts [I, 4] as of period counted [I]; neighbours, together,
-    passed [I, K] and degrees [I] as of period paired [I]. now: periods closed.
+    item [N], history, offsets, recent [N, 3]: the log. The rest is the state, see `asmg.statistics.Statistics`, after
+    `now` closed periods.
     """
     known = len(counts)
     nothing = np.zeros(4, np.float32)
@@ -145,11 +161,9 @@ def interaction_statistics(
             if 0 < h < known:
                 faded = np.float32(pair_decay ** (now - paired[h]))
                 around[q] = degrees[h] * faded
-                if i > 0:
-                    for n in range(neighbours.shape[1]):
-                        if neighbours[h, n] == i:
-                            near[q], far[q] = together[h, n] * faded, passed[h, n] * faded
-                            break
+                n = _place(neighbours, starts[h], starts[h + 1], i) if i > 0 else -1
+                if n >= 0:
+                    near[q], far[q] = together[n] * faded, passed[n] * faded
         degree = ZERO
         if 0 < i < known:
             degree = degrees[i] * np.float32(pair_decay ** (now - paired[i]))
@@ -175,28 +189,12 @@ def count_items(item: Rows, label: Floats, counts: Floats, counted: Rows, now: i
 
 
 @compiled
-def count_pairs(
-    item: Rows,
-    history: Rows,
-    offsets: Indices,
-    label: Floats,
-    neighbours: Rows,
-    together: Floats,
-    passed: Floats,
-    degrees: Floats,
-    paired: Rows,
-    now: int,
-    decay: float,
-) -> None:
-    """Add what a period's users clicked, and passed, beside their newest clicks; of each item the K best remain.
-
-    neighbours [I, K] (0 is none), together, passed [I, K] and degrees [I] are as of period paired [I].
-    """
-    rows, k = len(degrees), neighbours.shape[1]
-    found = 0
+def _pairs(item: Rows, history: Rows, offsets: Indices, label: Floats, rows: int) -> tuple[Indices, Floats]:
+    """Each pair that a log counts, as the first one's row · rows + the other's, and whether it was clicked."""
+    most = 0
     for b in range(len(item)):
-        found += 2 * min(offsets[b + 1] - offsets[b], PAIRED)
-    keys, clicks = np.empty(found, np.int64), np.empty(found, np.float32)
+        most += 2 * min(offsets[b + 1] - offsets[b], PAIRED)
+    keys, clicks = np.empty(most, np.int64), np.empty(most, np.float32)
     found = 0
     for b in range(len(item)):
         i = np.int64(item[b])
@@ -209,48 +207,78 @@ def count_pairs(
             if label[b] > ZERO:
                 keys[found], clicks[found] = i * rows + h, ONE
                 found += 1
-    order = np.argsort(keys[:found], kind="mergesort")
-    ids, near, far = np.empty(k + found, np.int32), np.empty(k + found, np.float32), np.empty(k + found, np.float32)
-    at = 0
-    while at < found:
-        i = keys[order[at]] // rows
-        faded = np.float32(decay ** (now - paired[i]))
-        size = 0
-        for n in range(k):
-            if neighbours[i, n] > 0:
-                ids[size], near[size], far[size] = neighbours[i, n], together[i, n] * faded, passed[i, n] * faded
-                size += 1
-        known, gained = size, ZERO
-        while at < found and keys[order[at]] // rows == i:
-            key, clicked, passes = keys[order[at]], ZERO, ZERO
-            while at < found and keys[order[at]] == key:
-                if clicks[order[at]] > ZERO:
-                    clicked += ONE
-                else:
-                    passes += ONE
-                at += 1
-            gained += clicked
-            j, place = np.int32(key - i * rows), size
-            for n in range(known):
-                if ids[n] == j:
-                    place = n
-                    break
-            if place == size:
-                if clicked == ZERO:  # only what was clicked beside an item becomes its neighbour
+    return keys[:found], clicks[:found]
+
+
+@compiled
+def count_pairs(
+    item: Rows,
+    history: Rows,
+    offsets: Indices,
+    label: Floats,
+    starts: Indices,
+    neighbours: Rows,
+    together: Floats,
+    passed: Floats,
+    degrees: Floats,
+    paired: Rows,
+    most: int,
+    now: int,
+    decay: float,
+) -> tuple[Indices, Rows, Floats, Floats]:
+    """Add what a period's users clicked, and passed, beside their newest clicks.
+
+    `degrees` and `paired` are changed in place; returned are `starts`, `neighbours`, `together` and `passed` anew, with
+    at most `most` neighbours of those items that the period brought a pair. Their lists are merged with what is new;
+    all others are copied as they are.
+    """
+    rows = len(degrees)
+    keys, clicks = _pairs(item, history, offsets, label, rows)
+    order = np.argsort(keys, kind="mergesort")
+    size = len(neighbours) + len(keys)
+    ids, near, far = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
+    ends = np.empty(rows + 1, np.int64)
+    ends[0] = at = top = 0
+    for i in range(rows):
+        old, end, first = starts[i], starts[i + 1], top
+        if at == len(keys) or keys[order[at]] // rows != i:
+            for n in range(old, end):
+                ids[top], near[top], far[top] = neighbours[n], together[n], passed[n]
+                top += 1
+            ends[i + 1] = top
+            continue
+        faded, gained = np.float32(decay ** (now - paired[i])), ZERO
+        while old < end or (at < len(keys) and keys[order[at]] // rows == i):
+            j = rows
+            if at < len(keys) and keys[order[at]] // rows == i:
+                j = keys[order[at]] - i * rows
+            known = old < end and neighbours[old] <= j
+            if known:
+                ids[top], near[top], far[top] = neighbours[old], together[old] * faded, passed[old] * faded
+                old += 1
+            else:
+                ids[top], near[top], far[top] = j, ZERO, ZERO
+            if ids[top] == j:
+                clicked, key = ZERO, keys[order[at]]
+                while at < len(keys) and keys[order[at]] == key:
+                    if clicks[order[at]] > ZERO:
+                        clicked += ONE
+                    else:
+                        far[top] += ONE
+                    at += 1
+                gained += clicked
+                near[top] += clicked
+                if not known and clicked == ZERO:  # only what was clicked beside an item becomes its neighbour
                     continue
-                ids[size], near[size], far[size] = j, ZERO, ZERO
-                size += 1
-            near[place] += clicked
-            far[place] += passes
+            top += 1
         degrees[i] = degrees[i] * faded + gained
         paired[i] = now
-        # The most counted come first; of equals those that are new, for the others fade.
-        best = np.arange(size)[::-1]
-        if size > k:
-            best = best[np.argsort(-near[:size][::-1], kind="mergesort")]
-        kept = min(size, k)
-        for n in range(k):
-            if n < kept:
-                neighbours[i, n], together[i, n], passed[i, n] = ids[best[n]], near[best[n]], far[best[n]]
-            else:
-                neighbours[i, n], together[i, n], passed[i, n] = 0, ZERO, ZERO
+        if top - first > most:
+            # Of equals those with the higher row, who are newer: rows are numbered as items appear.
+            ranked = top - 1 - np.argsort(-near[first:top][::-1], kind="mergesort")
+            top = first
+            for n in np.sort(ranked[:most]):
+                ids[top], near[top], far[top] = ids[n], near[n], far[n]
+                top += 1
+        ends[i + 1] = top
+    return ends, ids[:top], near[:top], far[:top]
