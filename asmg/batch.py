@@ -120,8 +120,6 @@ class PeriodData:
             if not all(math.isfinite(float(end)) for end in self.numeric.aminmax()):
                 raise ValueError("numeric: expected finite numbers; received NaN or infinity")
 
-    recent: "Tensor | None" = None
-
     def __len__(self) -> int:
         return len(self.user)
 
