@@ -38,7 +38,6 @@ ones fading, and within ±5.
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,8 +69,8 @@ class StatisticsConfig:
     """What is counted, and how it fades."""
 
     neighbours: int = 512
-    """Most items that are kept beside an item, those clicked beside it most often; 12 bytes each. (On DIGINETICA, 43,000
-    items, an item has 47 on average; 32 at most cost 0.03 AUC there, 128 cost 0.005.)"""
+    """Most items that are kept beside an item, those clicked beside it most often; 12 bytes each. On DIGINETICA (43,000
+    items) an item has 47 on average; at most 32 cost 0.03 AUC there, at most 128 cost 0.005."""
     decay: float = 0.5
     """What a click or an impression of an item counts after one more period, where it fades."""
     pair_decay: float = 0.95
@@ -162,7 +161,7 @@ class Statistics:
         return out
 
     def inputs(self, data: PeriodData) -> Tensor:
-        """The same, standardised. (The very first period, before which nothing was counted, by its own moments.)"""
+        """The same, standardised; of the very first period, before which nothing was counted, by its own moments."""
         raw = self.raw(data)
         known = self if self.periods else replace(self, moments=_moments(raw, data.label))
         mean, by = known.scale
@@ -186,7 +185,7 @@ class Statistics:
             grown["degrees"].numpy(), grown["paired"].numpy(), config.neighbours, now, config.pair_decay,
         )  # fmt: skip
         lists = dict(zip(("starts", *_BY_PAIR), (torch.from_numpy(array) for array in pairs), strict=True))
-        return replace(self, periods=now, moments=moments, **grown, **lists)
+        return Statistics(config=config, periods=now, moments=moments, **grown, **lists)
 
     def forgotten(self, items: Tensor) -> "Statistics":
         """As if nobody had ever seen these items (int64 [n], rows ≥ 1, any of which may be unknown)."""
@@ -203,7 +202,8 @@ class Statistics:
         own = {name: getattr(self, name).clone() for name in _BY_ITEM}
         for tensor in own.values():
             tensor[items] = 0
-        return replace(self, starts=starts, **own, **{name: getattr(self, name)[kept] for name in _BY_PAIR})
+        pairs = {name: getattr(self, name)[kept] for name in _BY_PAIR}
+        return Statistics(self.config, self.periods, starts=starts, moments=self.moments, **own, **pairs)
 
     def dump(self) -> Checkpoint:
         """As a checkpoint of the kind "statistics"."""

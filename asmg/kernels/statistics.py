@@ -44,7 +44,10 @@ def rate(clicks: np.float32, shown: np.float32, average: np.float32) -> np.float
 
 @compiled
 def user_statistics(recent: Rows, clicked: int, average: np.float32, out: Floats) -> None:
-    """Of a user; recent [3]: interactions, clicks among the last 10, clicks among all of these; clicked: earlier clicks."""
+    """Of a user.
+
+    recent [3]: its last interactions, the clicks among the last 10 of them, and among all; clicked: earlier clicks.
+    """
     n = np.float32(recent[0])
     out[0] = np.log1p(n)
     out[1] = rate(np.float32(recent[1]), min(n, np.float32(10.0)), average)

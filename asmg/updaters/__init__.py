@@ -15,7 +15,6 @@ from asmg.updaters.incctr import IncCTR
 from asmg.updaters.iu import IncrementalUpdate
 from asmg.updaters.sml import Sml, SmlConfig
 from asmg.updaters.spmf import ReservoirUpdate, SpmfConfig
-
 from asmg.updaters.with_statistics import WithStatistics
 
 __all__ = ["UPDATERS", "build_updater"]

@@ -73,9 +73,7 @@ class WithStatistics(Updater[WithStatisticsState[StateT]]):
         self, periods: Sequence[PeriodData], validation: PeriodData, *, rng: torch.Generator
     ) -> WithStatisticsState[StateT]:
         statistics, prepared = self._followed(periods)
-        return WithStatisticsState(
-            statistics, self.inner.pretrained(prepared, statistics.prepare(validation), rng=rng)
-        )
+        return WithStatisticsState(statistics, self.inner.pretrained(prepared, statistics.prepare(validation), rng=rng))
 
     @override
     def adopted(self, parts: Mapping[str, Checkpoint], *, rng: torch.Generator) -> WithStatisticsState[StateT]:
@@ -120,9 +118,7 @@ class WithStatistics(Updater[WithStatisticsState[StateT]]):
         return self.inner.rehearse(state.inner, *parts, rng=rng, progress=progress)
 
     @override
-    def forgotten(
-        self, state: WithStatisticsState[StateT], rows: Mapping[str, Tensor]
-    ) -> WithStatisticsState[StateT]:
+    def forgotten(self, state: WithStatisticsState[StateT], rows: Mapping[str, Tensor]) -> WithStatisticsState[StateT]:
         items = rows.get("item", torch.empty(0, dtype=torch.int64))
         return WithStatisticsState(state.statistics.forgotten(items), self.inner.forgotten(state.inner, rows))
 

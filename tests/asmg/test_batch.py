@@ -25,7 +25,6 @@ from asmg.batch import (
     excerpt,
 )
 from asmg.models import Params, build_model, table_sizes
-from asmg.updaters.spmf import select
 from tests.asmg.support import (
     CONFIGS,
     SMALL,
@@ -334,7 +333,7 @@ def test_what_is_recent_goes_where_its_interaction_goes() -> None:
     assert same(one.slice(2, 5), one.recent[2:5])
     assert same(one.forgotten({"user": one.user[:3].long(), "item": one.item[:3].long()}), one.recent)
     assert same(concatenate([one, other]), torch.cat([one.recent, other.recent]))
-    assert same(select(one, torch.tensor([4, 4, 0])), one.recent[[4, 4, 0]])
+    assert same(one.select(torch.tensor([4, 4, 0])).recent, one.recent[[4, 4, 0]])
     small = excerpt([one, other], ("user", "item", "category")).periods
     assert same(small[0], one.recent) and same(small[1], other.recent)
     # A training state of an older release has none.
