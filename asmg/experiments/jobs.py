@@ -35,6 +35,7 @@ from asmg.updaters.base import Updater
 from asmg.updaters.iu import IncrementalUpdate
 
 __all__ = [
+    "BASE",
     "BINS",
     "OWN",
     "SENSITIVE",
@@ -52,7 +53,10 @@ BINS = 20
 """Bins of a reliability curve, of equal numbers of predictions."""
 
 SLICES = ("all", "cold user", "warm user", "cold item", "warm item")
-"""Of a period's interactions; cold: in no row of the earlier periods, be it a sampled negative."""
+"""Of a period's interactions; cold: a user in no row, an item in no click of the earlier periods."""
+
+BASE = "iu"
+"""The method that the others are compared with."""
 
 SENSITIVE = "asmg-gru-multi"
 """The method that the sensitivity figures are about."""
