@@ -1,11 +1,12 @@
 """Update methods, one file each, and the names by which settings and experiments call them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from asmg.base_training import TrainingConfig
+from asmg.checkpoint import Checkpoint
 from asmg.generator import LinearConfig
-from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig
+from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig, config_from_json
 from asmg.statistics import StatisticsConfig
 from asmg.training import Execution
 from asmg.updaters.asmg import Asmg, AsmgConfig
@@ -15,9 +16,10 @@ from asmg.updaters.incctr import IncCTR
 from asmg.updaters.iu import IncrementalUpdate
 from asmg.updaters.sml import Sml, SmlConfig
 from asmg.updaters.spmf import ReservoirUpdate, SpmfConfig
+from asmg.updaters.with_statistics import PART as STATISTICS
 from asmg.updaters.with_statistics import WithStatistics
 
-__all__ = ["UPDATERS", "build_updater"]
+__all__ = ["UPDATERS", "build_updater", "updater_of_dump"]
 
 Builder = Callable[[str, EmbeddingMLPConfig, bool, Execution | None], Updater[Any]]
 """From the name, the base model, whether with the authors' settings, and the execution."""
@@ -107,3 +109,18 @@ def build_updater(
     if statistics is None or not isinstance(updater.model.config, EmbeddingMLPConfig):
         return updater
     return WithStatistics(updater, statistics)
+
+
+def updater_of_dump(parts: Mapping[str, Checkpoint]) -> Updater[Any]:
+    """The method that can load this dump, by its part "updater".
+
+    Raises:
+        ValueError: there is no such method.
+        LookupError: the part is missing, or says too little.
+    """
+    meta = parts["updater"].meta
+    shape, counted = config_from_json(meta["model"]), meta.get(STATISTICS)
+    if isinstance(shape, MatrixFactorizationConfig):
+        shape = EmbeddingMLPConfig(dim=shape.dim, categories=shape.categories)
+    statistics = None if counted is None else StatisticsConfig(**counted)
+    return build_updater(meta["updater"], shape, statistics=statistics)
