@@ -631,7 +631,7 @@ class TestMeanwhile:
         store._all_outdated = True
         await getattr(store, drop)()
         assert await reader
-        assert await past.redis.keys("asmg:history*") == []
+        assert await past.redis.keys("asmg:past*") == []
 
     async def test_a_killed_one_is_gone_on_with_by_the_worker(
         self, past: Bench, redis_url: str, tmp_path: Path
@@ -908,7 +908,7 @@ class TestCalls:
                 entries = (await one.client.get("/admin/audit?limit=4")).json()["entries"]
                 assert {entry["action"] for entry in entries} == {f"delete_{kind}", f"deleted_{kind}"}
                 assert MARK not in str(entries)
-            assert (await past.redis.keys("asmg:history*")) == []
+            assert (await past.redis.keys("asmg:past*")) == []
             for _ in range(100):
                 if two.parts.histories.known(ANN) is None:
                     break
