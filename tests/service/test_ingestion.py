@@ -131,7 +131,7 @@ class TestTogether:
         ]
         assert inserts == [1, 1, 10, 10]  # nobody had looked for the old one
         await ingestion.settle()
-        assert sorted(seen.event_ids) == ["a", "c", "d", "e", "first", "old"]
+        assert sorted(seen.event_ids) == ["a", "b", "c", "d", "e", "first", "old"]
         async with database.read() as session:
             assert await session.interactions.count(1) == 7
 
@@ -337,7 +337,7 @@ class TestWriters:
             await work.commit()
         async with database.unit_of_work() as work:
             for period in (1, 3):
-                await work.interactions.fold(period)
+                await work.past.fold(period)
                 await work.interactions.drop(period, lock_seconds=5)
             await work.interactions.forget_dropped_ids()
             await work.commit()
