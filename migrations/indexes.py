@@ -35,16 +35,15 @@ WITHOUT_PART = """
 def build_index_of_parts(name: str, table: str, definition: str) -> None:
     """The same for a partitioned table: an index of each partition, one after the other, and one that holds them.
 
-    Partitions that come meanwhile have theirs from the beginning, for the whole has it first.
+    Partitions that come meanwhile have theirs from the beginning, for the whole has it first. Only the builds wait for
+    others for long.
 
     Args:
         name: of the index of the whole.
         table: the whole.
         definition: what stands behind the name of the table.
     """
-    op.execute(f"SET lock_timeout = '{WAIT_SECONDS}s'")
     op.execute(f"CREATE INDEX IF NOT EXISTS {name} ON ONLY {table} {definition}")
     for part in op.get_bind().exec_driver_sql(WITHOUT_PART.format(table=table, name=name)).scalars().all():
         build_index(f"{part}_{name}", f"INDEX CONCURRENTLY {{}} ON {part} {definition}")
         op.execute(f"ALTER INDEX {name} ATTACH PARTITION {part}_{name}")
-    op.execute("RESET lock_timeout")
