@@ -36,6 +36,7 @@ from service.serving.tensor_file import Blocks, TensorFile, Writable, write_tens
 
 __all__ = [
     "KIND",
+    "NOTHING_RECENT",
     "PAUSE_SECONDS",
     "CanaryFailed",
     "Prediction",
@@ -100,6 +101,11 @@ def read_through(mapping: mmap.mmap, *, pause_seconds: float = 0.0) -> str:
             digest.update(view[start : start + PIECE_BYTES])
             time.sleep(pause_seconds)
     return digest.hexdigest()
+
+
+NOTHING_RECENT = np.zeros(3, np.int32)
+"""What somebody did last of whom nothing is known."""
+NOTHING_RECENT.flags.writeable = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,12 +181,15 @@ class Snapshot:
         """
         return self.score(hashes_of([user_id, *items]), hashes_of(history[:HISTORY_LENGTH]))
 
-    def score(self, asked: NDArray[np.uint64], history: NDArray[np.uint64]) -> Prediction:
+    def score(
+        self, asked: NDArray[np.uint64], history: NDArray[np.uint64], recent: NDArray[np.int32] = NOTHING_RECENT
+    ) -> Prediction:
         """The same with hashes (`hashes_of`).
 
         Args:
             asked: of the user and of the N candidates, [1 + N].
             history: of at most 30 items.
+            recent: int32 [3], what the user did last as `PeriodData.recent` has it; no model reads it yet.
         """
         n = len(asked) - 1
         scores, cold = np.empty(n, dtype=np.float32), np.empty(n, dtype=np.int32)
