@@ -46,7 +46,7 @@ from torch import Tensor
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
-from asmg.kernels.statistics import ITEM, PAIR, USER, count_items, count_pairs, interaction_statistics
+from asmg.kernels.statistics import FURTHEST, STATISTICS, count_items, count_pairs, interaction_statistics
 
 __all__ = ["NAMES", "Statistics", "StatisticsConfig"]
 
@@ -57,9 +57,6 @@ NAMES = (
     "repeat",
 )  # fmt: skip
 """What the columns are, in order."""
-
-FURTHEST = 5.0
-"""Standard deviations that a standardised number is from the mean at most."""
 
 LEAST_DEVIATION = 1e-3
 """Added to every standard deviation: a number that was always the same tells nothing, and shall not become huge."""
@@ -163,7 +160,7 @@ class Statistics:
         raw = self.raw(data)
         known = self if self.periods else replace(self, moments=_moments(raw, data.label))
         mean, by = known.scale
-        return ((raw - mean) * by).clamp_(-FURTHEST, FURTHEST)
+        return ((raw - mean) * by).clamp_(-float(FURTHEST), float(FURTHEST))
 
     def learned(self, data: PeriodData) -> "Statistics":
         """With one more period: what happened in it counts from the next one on."""
@@ -235,4 +232,4 @@ def _moments(raw: Tensor, label: Tensor) -> Tensor:
     return torch.stack([columns.sum(0), (columns**2).sum(0)])
 
 
-assert len(NAMES) == USER + ITEM + PAIR
+assert len(NAMES) == STATISTICS
