@@ -38,7 +38,7 @@ ones fading, and within ±5.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,9 +46,17 @@ from torch import Tensor
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
-from asmg.kernels.statistics import FURTHEST, STATISTICS, count_items, count_pairs, interaction_statistics
+from asmg.kernels.statistics import (
+    FURTHEST,
+    ITEM,
+    STATISTICS,
+    USER,
+    count_items,
+    count_pairs,
+    interaction_statistics,
+)
 
-__all__ = ["NAMES", "Statistics", "StatisticsConfig"]
+__all__ = ["NAMES", "Beside", "Statistics", "StatisticsConfig"]
 
 NAMES = (
     "user_interactions", "user_rate_10", "user_rate_30", "user_clicks",
@@ -81,6 +89,19 @@ class StatisticsConfig:
         for name in ("decay", "pair_decay", "moments_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number in (0, 1]; received {getattr(self, name)}")
+
+
+class Beside(NamedTuple):
+    """What was clicked, and shown, beside some items, as of now."""
+
+    neighbours: Tensor
+    """int32 [n, K], items; 0 is none."""
+    together: Tensor
+    """float32 [n, K], how often each was clicked beside the item."""
+    passed: Tensor
+    """float32 [n, K], how often each was shown, and not clicked."""
+    degrees: Tensor
+    """float32 [n], how often anything was clicked beside the item."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +182,28 @@ class Statistics:
         known = self if self.periods else replace(self, moments=_moments(raw, data.label))
         mean, by = known.scale
         return ((raw - mean) * by).clamp_(-float(FURTHEST), float(FURTHEST))
+
+    def of_items(self, items: Tensor) -> Tensor:
+        """Of what `inputs` says the part that is the items' alone, float32 [n, ITEM], for items int64 [n]."""
+        n, nothing = len(items), torch.zeros(len(items), dtype=torch.int32)
+        data = PeriodData(
+            user=nothing,
+            item=items.int(),
+            history=nothing[:0],
+            offsets=torch.zeros(n + 1, dtype=torch.int64),
+            label=torch.zeros(n),
+            recent=torch.zeros(n, 3, dtype=torch.int32),
+            users=1,
+            items=int(items.max()) + 1,
+        )
+        return self.inputs(data)[:, USER : USER + ITEM]
+
+    def beside(self, items: Tensor) -> Beside:
+        """What is beside these items (int64 [n]) now; beside one that is not known here, nothing."""
+        known = items.where(items < len(self.counts), 0)
+        faded = (self.config.pair_decay ** (self.periods - self.paired[known]).double()).float()
+        together, passed = (counts[known] * faded.unsqueeze(1) for counts in (self.together, self.passed))
+        return Beside(self.neighbours[known], together, passed, self.degrees[known] * faded)
 
     def learned(self, data: PeriodData) -> "Statistics":
         """With one more period: what happened in it counts from the next one on."""

@@ -7,7 +7,7 @@ costs what its candidates and the neighbours of ten items are, not their product
 import numpy as np
 from numpy.typing import NDArray
 
-from asmg.kernels.common import ZERO, Floats, Indices, Rows, compiled
+from asmg.kernels.common import Floats, Indices, Rows, compiled
 from asmg.kernels.statistics import LOOKED_AT, SUMS, add_click, click_root, click_weight
 
 __all__ = ["find_beside"]
@@ -78,6 +78,8 @@ def find_beside(
             for i in range(n):
                 if candidates[i] == 0 and places[i] < 0 and asked[i] == history[q]:
                     places[i] = q
+    for i in range(n):
+        places[i] = places[same[i]]
     sums = np.zeros((n, SUMS), np.float32)
     looked_at = min(len(clicked), LOOKED_AT)
     ahead = np.uint32(0)

@@ -18,7 +18,17 @@ from asmg.kernels.statistics import ITEM, PAIR, STATISTICS, SUMS, USER, pair_sta
 from service.serving.beside import find_beside
 from service.text_kernels import BACKSLASH, CLOSING, COMMA, OPENING, QUOTE, SPACE, behind_blanks, xxh64
 
-__all__ = ["EPSILON", "SEPARATOR", "Forward", "compiled_forward", "hash_json", "hash_text", "score_mf", "score_mlp"]
+__all__ = [
+    "EPSILON",
+    "SEPARATOR",
+    "Forward",
+    "compiled_forward",
+    "hash_json",
+    "hash_text",
+    "item_width",
+    "score_mf",
+    "score_mlp",
+]
 
 Hashes = NDArray[np.uint64]
 Starts = NDArray[np.uint32]
@@ -212,8 +222,11 @@ def score_mlp(
         users, items: tables [U, D] and [I, ≥ W]; with statistics an item has its own ITEM behind its vector, and how
             often anything was clicked beside it.
         firsts, neighbours, pairs: what is beside the items (`service.serving.beside`); empty without statistics.
-        shape: see `Dense`.
-        dense: `Dense`.
+        shape: W; 1 with statistics, else 0; 1 with dot products, else 0; the widths of the layers, from the first on.
+        dense: one after the other the first layer's weights of what a request knows [out, D + W + USER], its biases,
+            its weights of a candidate [out, W + ITEM + PAIR], weights [out, in] and biases of the layers behind it,
+            the dot products' weights of the user and of the history [W], and mean, factor [S] and average rate of the
+            statistics; without what the model has not.
         scores: receives the click probabilities, [N].
         cold: receives the positions of unknown candidates, [N].
 
@@ -369,8 +382,15 @@ def score_mf(
 class Forward(Protocol):
     """A way to compute a snapshot's scores: compiled or eager."""
 
-    def __call__(self, asked: Hashes, history: Hashes, scores: Floats, cold: NDArray[np.int32], /) -> tuple[int, bool]:
+    def __call__(
+        self, asked: Hashes, history: Hashes, recent: Rows, scores: Floats, cold: NDArray[np.int32], /
+    ) -> tuple[int, bool]:
         """Fill `scores` and `cold`; see `score_mlp` for arguments and result."""
+
+
+def item_width(config: Mapping[str, Any]) -> int:
+    """W, the length of what an item is to Embedding&MLP."""
+    return int(config["dim"]) * (2 if config["categories"] else 1)
 
 
 def compiled_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Forward:
@@ -378,18 +398,43 @@ def compiled_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[An
     parts = ("users.hashes", "users.starts", "items.hashes", "items.starts", "users.vectors", "items.vectors")
     uh, us, ih, starts, users, items = (tensors[name] for name in parts)
     if "hidden" not in config:
-        return lambda asked, history, scores, cold: score_mf(
+        return lambda asked, history, recent, scores, cold: score_mf(
             asked, history, uh, us, ih, starts, users, items, scores, cold
         )
-    layers = range(len(config["hidden"]) + 1)
-    weights = [tensors[f"mlp.{layer}.weight"] for layer in layers]
-    widths = np.array([weights[0].shape[1], *(len(weight) for weight in weights)], dtype=np.int64)
-    dense = [part.ravel() for layer in layers for part in (weights[layer], tensors[f"mlp.{layer}.bias"])]
-    mlp, share = np.concatenate(dense), tensors["items.share"]
+    shape, dense = _dense(config, tensors)
+    nothing = (_read_only((0,), np.uint32), _read_only((0,), np.uint32), _read_only((0, 2), np.float32))
+    names = ("pairs.firsts", "pairs.items", "pairs.counts")
+    firsts, neighbours, pairs = (tensors.get(name, empty) for name, empty in zip(names, nothing, strict=True))
 
-    def forward(asked: Hashes, history: Hashes, scores: Floats, cold: NDArray[np.int32]) -> tuple[int, bool]:
+    def forward(
+        asked: Hashes, history: Hashes, recent: Rows, scores: Floats, cold: NDArray[np.int32]
+    ) -> tuple[int, bool]:
         return score_mlp(
-            asked, history, uh, us, ih, starts, users, items, share, widths, mlp, scores, cold
+            asked, history, recent, uh, us, ih, starts, users, items, firsts, neighbours, pairs, shape, dense,
+            scores, cold,
         )  # fmt: skip
 
     return forward
+
+
+def _read_only(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """No numbers, of one type with those of a file: else the kernel would be compiled once more."""
+    array = np.empty(shape, dtype)
+    array.flags.writeable = False
+    return array
+
+
+def _dense(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> tuple[Indices, Floats]:
+    """Arguments `shape` and `dense` of `score_mlp`."""
+    layers = range(len(config["hidden"]) + 1)
+    weights = [tensors[f"mlp.{layer}.weight"] for layer in layers]
+    biases = [tensors[f"mlp.{layer}.bias"] for layer in layers]
+    width, statistics, dot = item_width(config), bool(config.get("numeric")), bool(config.get("dot"))
+    shared = int(config["dim"]) + width
+    _, request, candidate, user, rest = np.split(weights[0], np.cumsum([0, shared, width, USER * statistics]), axis=1)
+    parts = [np.concatenate([request, user], 1), biases[0], np.concatenate([candidate, rest], 1)]
+    parts += [part for layer in layers[1:] for part in (weights[layer], biases[layer])]
+    parts += [tensors["dot.user"], tensors["dot.history"]] if dot else []
+    parts += [tensors["statistics.scale"], tensors["statistics.average"]] if statistics else []
+    shape = np.array([width, statistics, dot, *map(len, weights)], dtype=np.int64)
+    return shape, np.concatenate([part.ravel() for part in parts])
