@@ -74,6 +74,15 @@ def test_bad_runs_end_with_one_line(
     assert len(result.output.strip().splitlines()) == 1 and not out.exists()
 
 
+def test_a_log_of_ones_own_is_called_what_its_owner_says(tmp_path: Path) -> None:
+    raw = tmp_path / "clicks.csv"
+    raw.write_text("user_id,item_id,label,timestamp\n" + "".join(f"u{n % 3},i{n},1,{10**9 + n}\n" for n in range(9)))
+    result = asmg("prepare", "log", "--name", "my shop", "--raw", raw, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("my shop: 9 rows")
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["dataset"] == "my shop"
+
+
 def test_a_report_of_no_run(tmp_path: Path) -> None:
     result = asmg("report", tmp_path)
     assert result.exit_code == 1 and "run.json" in result.output and len(result.output.strip().splitlines()) == 1

@@ -5,8 +5,8 @@ import numpy as np
 from asmg.experiments import figures
 from asmg.experiments.blocks import Block, Heading, Paragraph, Row, Table
 from asmg.experiments.cells import best, best_scores, nothing, with_spread
-from asmg.experiments.jobs import SLICES
-from asmg.experiments.paper_sections import BASE, Draw
+from asmg.experiments.jobs import BASE, SLICES
+from asmg.experiments.paper_sections import Draw
 from asmg.experiments.results import Results, label
 from asmg.experiments.statistics import mean, spread
 
@@ -27,8 +27,8 @@ def cold_and_warm(results: Results, draw: Draw) -> list[Block]:
     shares = {part: results.share(part) for part in parts}
     shown = {part: found for part, found in scores.items() if any(found.values())}
     text = (
-        "AUC within the events of users, or of items, that are new (cold: in no earlier period, not even as a sampled "
-        "negative) or known (warm)."
+        "AUC within the events of users, or of items, that are new (cold: a user in no row, an item in no click of an "
+        "earlier period) or known (warm)."
     )
     missing = [part for part in parts if part not in shown]
     if missing:

@@ -26,15 +26,16 @@ from asmg.checkpoint import Checkpoint
 from asmg.experiments.log import Periods
 from asmg.generator import GeneratorConfig
 from asmg.metrics import scores
-from asmg.models import BaseModel, EmbeddingMLPConfig, Params
+from asmg.models import EmbeddingMLPConfig, Params
 from asmg.progressive import stage_rng
-from asmg.training import predict_logits, take
+from asmg.training import take
 from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig, AsmgState
 from asmg.updaters.base import Updater
 from asmg.updaters.iu import IncrementalUpdate
 
 __all__ = [
+    "BASE",
     "BINS",
     "OWN",
     "SENSITIVE",
@@ -52,7 +53,10 @@ BINS = 20
 """Bins of a reliability curve, of equal numbers of predictions."""
 
 SLICES = ("all", "cold user", "warm user", "cold item", "warm item")
-"""Of a period's interactions; cold: in no row of the earlier periods, be it a sampled negative."""
+"""Of a period's interactions; cold: a user in no row, an item in no click of the earlier periods."""
+
+BASE = "iu"
+"""The method that the others are compared with."""
 
 SENSITIVE = "asmg-gru-multi"
 """The method that the sensitivity figures are about."""
@@ -228,7 +232,7 @@ def run_method(
         served = models.get("generated", models["incremental"])
 
         def read(period: int) -> Tensor:
-            reader = reads.get(period) or _Reader(updater.model, data[period - 1])
+            reader = reads.get(period) or _Reader(updater.base, data[period - 1])
             if matrix:  # it will be needed again
                 reads[period] = reader
             return reader.logits(served)
@@ -279,13 +283,13 @@ class _Clock:
 class _Reader:
     """One period's log in the rows that it touches, to be scored by many models."""
 
-    def __init__(self, model: BaseModel, data: PeriodData) -> None:
-        self.model = model
-        (self.data,), self.rows = excerpt([data], model.tables)
+    def __init__(self, base: BaseTraining, data: PeriodData) -> None:
+        self.base = base
+        (self.data,), self.rows = excerpt([data], base.model.tables)
 
     def logits(self, params: Params) -> Tensor:
         """Of the whole period, in its order."""
-        return predict_logits(self.model, take(params, self.rows), self.data)
+        return self.base.predicted(take(params, self.rows), self.data)
 
 
 def _slices(logits: Tensor, periods: Periods, step: int) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,8 @@ In the folder of a run:
     timings.parquet       seed, method, variant, step, stage, seconds, cpu_seconds
     calibration.parquet   seed, method, variant, period, bin, count, predicted, clicked
     forgetting.parquet    seed, method, variant, step, period, auc, logloss
-    summary.json          of each method AUC and LogLoss over the test periods: mean and standard deviation over seeds
+    summary.json          of each method AUC and LogLoss over the test periods: mean and standard deviation over seeds;
+                          wins and ties against IU, and the seed that favours the method least
     jobs/                 the same numbers, job by job; what is there is not computed again
     chains/               base models of the seeds that are not done
 
@@ -40,9 +41,9 @@ import polars as pl
 import torch
 
 from asmg.datasets.prepared import Card, read_prepared
-from asmg.experiments.jobs import OWN, SENSITIVE, Chain, MethodJob, Protocol, run_chain, run_method, versions
+from asmg.experiments.jobs import BASE, OWN, SENSITIVE, Chain, MethodJob, Protocol, run_chain, run_method, versions
 from asmg.experiments.log import Known, Periods, cut_periods
-from asmg.experiments.statistics import mean, spread
+from asmg.experiments.statistics import Array, mean, spread, tally
 from asmg.training import DivergedError
 from asmg.updaters import UPDATERS
 
@@ -402,23 +403,38 @@ def _write_results(out: Path, dataset: str, options: ExperimentOptions) -> dict[
 def _summary(dataset: str, options: ExperimentOptions, scores: pl.DataFrame, timings: pl.DataFrame) -> dict[str, Any]:
     """AUC and LogLoss over the test periods; "periods" are means over seeds, "std" is over the seeds' means.
 
-    A period of one class has no AUC and is left out of the mean.
+    A period of one class has no AUC and is left out of the mean. "against_iu", where IU was run, has of each metric
+    "wins" and "ties" out of all "pairs" of seed and test period, and "worst_seed", the "seed" that favours the method
+    least, with the mean by which it is "better" there (lower LogLoss is better).
     "seconds" is what all updates of one seed took, the mean over seeds.
     """
-    tested = scores.filter(pl.col("test") & (pl.col("slice") == "all"))
+    tested = scores.filter(pl.col("test") & (pl.col("slice") == "all")).sort("seed", "period")
+
+    def values_of(job: MethodJob, metric: str) -> Array:
+        """Of each seed in each test period [seeds, periods]."""
+        mine = (pl.col("method") == job.method) & (pl.col("variant") == job.variant)
+        table = tested.filter(mine).pivot("period", index="seed", values=metric, sort_columns=False)
+        return table.drop("seed").to_numpy().astype(float)
+
+    def against(job: MethodJob, metric: str) -> dict[str, Any]:
+        better = values_of(job, metric) - values_of(MethodJob(BASE), metric)
+        found = tally(better if metric == "auc" else -better)
+        worst = None if found.worst is None else {"seed": found.worst_seed, "better": found.worst}
+        return {"wins": found.wins, "ties": found.ties, "pairs": found.pairs, "worst_seed": worst}
 
     def of(job: MethodJob) -> dict[str, Any]:
         mine = (pl.col("method") == job.method) & (pl.col("variant") == job.variant)
         found: dict[str, Any] = {}
         for metric in ("auc", "logloss"):
-            table = tested.filter(mine).pivot("period", index="seed", values=metric, sort_columns=False)
-            values = table.drop("seed").to_numpy().astype(float)
+            values = values_of(job, metric)
             over_seeds = spread(mean(values, 1))
             found[metric] = {
                 "mean": over_seeds and over_seeds.mean,
                 "std": over_seeds and (over_seeds.std or 0.0),
                 "periods": [None if np.isnan(v) else float(v) for v in mean(values, 0)],
             }
+        if BASE in options.methods and job.method != BASE:
+            found["against_iu"] = {metric: against(job, metric) for metric in ("auc", "logloss")}
         found["seconds"] = timings.filter(mine)["seconds"].sum() / options.seeds
         return found
 

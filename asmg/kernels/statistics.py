@@ -27,15 +27,15 @@ __all__ = [
     "user_statistics",
 ]
 
-USER, ITEM, PAIR = 4, 5, 8
+USER, ITEM, PAIR = 4, 5, 9
 """Statistics of each kind, in this order."""
 
-SUMS = 5
-"""Numbers that those of a pair are made of: its share beside the newest click, the largest and the weighted sum of all
-shares, the clicks and the impressions.
-"""
-
 STATISTICS = USER + ITEM + PAIR
+
+SUMS = 6
+"""Numbers that those of a pair are made of: the candidate's share beside the newest click, its largest share, the
+weighted sum of all shares, its clicks, its impressions; how often anything was clicked beside the user's clicks.
+"""
 
 FURTHEST = np.float32(5.0)
 """Standard deviations that a standardised number is from the mean at most."""
@@ -64,7 +64,10 @@ def rate(clicks: np.float32, shown: np.float32, average: np.float32) -> np.float
 
 @compiled
 def user_statistics(recent: Rows, clicked: int, average: np.float32, out: Floats) -> None:
-    """Of a user; recent [3]: interactions, clicks among the last 10, clicks among all of these; clicked: earlier clicks."""
+    """Of a user.
+
+    recent [3]: its last interactions, the clicks among the last 10 of them, and among all; clicked: earlier clicks.
+    """
     n = np.float32(recent[0])
     out[0] = log1p(n)
     out[1] = rate(np.float32(recent[1]), min(n, np.float32(10.0)), average)
@@ -93,17 +96,18 @@ def click_weight(place: int) -> np.float32:
 @inlined
 def click_root(degree: np.float32) -> np.float32:
     """√(1 + n) of an item beside which anything was clicked n times."""
-    return np.sqrt(ONE + degree)
+    return np.float32(np.sqrt(ONE + degree))
 
 
 @inlined
 def add_click(
     place: int, weight: np.float32, together: np.float32, passed: np.float32, root: np.float32, sums: Floats
 ) -> None:
-    """Add one of the user's newest clicks to a candidate's `sums` [SUMS], which begin with zeros.
+    """Add to a candidate's `sums` [SUMS], which begin with zeros, what it has with one of the user's newest clicks.
 
     place: of the click, 0 the newest, with its `click_weight`; together, passed: how often the candidate was clicked,
-    and shown without a click, beside it; root: its `click_root`. A click of which both are 0 need not be added.
+    and shown without a click, beside it; root: its `click_root`. A click of which both are 0 need not be added. The
+    last sum is the same for all candidates, and left to the caller.
     """
     share = together / root
     if place == 0:
@@ -122,7 +126,7 @@ def pair_statistics(sums: Floats, degrees: Floats, places: Rows, average: np.flo
     candidate; places [N]: of the candidate itself among the user's clicks, 0 the newest, -1 none.
     """
     n = len(places)
-    for to, of in ((0, 0), (1, 1), (2, 2), (6, 4)):
+    for to, of in ((0, 0), (1, 1), (2, 2), (6, 4), (8, 5)):
         x, y = sums[of, :n], out[to, :n]
         for lane in range(n):
             y[lane] = log1p(x[lane])
@@ -138,6 +142,25 @@ def pair_statistics(sums: Floats, degrees: Floats, places: Rows, average: np.flo
         y[lane] = ZERO if places[lane] < 0 else ONE / np.float32(1 + places[lane])
 
 
+@inlined
+def standard(x: np.float32, mean: np.float32, by: np.float32) -> np.float32:
+    """A statistic as a model reads it."""
+    return min(max((x - mean) * by, -FURTHEST), FURTHEST)
+
+
+@inlined
+def _place(ids: Rows, first: int, last: int, wanted: int) -> int:
+    """Where an item is among the ascending ids[first:last]; -1 where it is not."""
+    end = last
+    while first < last:
+        middle = (first + last) // 2
+        if ids[middle] < wanted:
+            first = middle + 1
+        else:
+            last = middle
+    return first if first < end and ids[first] == wanted else -1
+
+
 @compiled
 def interaction_statistics(
     item: Rows,
@@ -146,6 +169,7 @@ def interaction_statistics(
     recent: Rows,
     counts: Floats,
     counted: Rows,
+    starts: Indices,
     neighbours: Rows,
     together: Floats,
     passed: Floats,
@@ -159,16 +183,16 @@ def interaction_statistics(
 ) -> None:
     """Out [N, S] of a log's interactions; a row past the end of the state is one of nobody.
 
-    item [N], history, offsets, recent [N, 3]: the log. counts [I, 4] as of period counted [I]; neighbours, together,
-    passed [I, K] and degrees [I] as of period paired [I]. now: periods closed.
+    item [N], history, offsets, recent [N, 3]: the log. The rest is the state, see `asmg.statistics.Statistics`, after
+    `now` closed periods.
     """
     known = len(counts)
     nothing, added = np.zeros(4, np.float32), np.empty(SUMS, np.float32)
     sums, numbers = np.empty((SUMS, BLOCK), np.float32), np.empty((PAIR, BLOCK), np.float32)
     degree, place = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
     for low in range(0, len(item), BLOCK):
-        m = min(BLOCK, len(item) - low)
-        for lane in range(m):
+        size = min(BLOCK, len(item) - low)
+        for lane in range(size):
             b = low + lane
             i, first = item[b], offsets[b]
             length = offsets[b + 1] - first
@@ -186,26 +210,20 @@ def interaction_statistics(
             added[:] = ZERO
             for q in range(min(length, LOOKED_AT)):
                 h = history[first + q]
-                if not (0 < h < known and i > 0):
+                if not 0 < h < known:
                     continue
-                for n in range(neighbours.shape[1]):
-                    if neighbours[h, n] == i:
-                        faded = np.float32(pair_decay ** (now - paired[h]))
-                        root = click_root(degrees[h] * faded)
-                        add_click(q, click_weight(q), together[h, n] * faded, passed[h, n] * faded, root, added)
-                        break
+                faded = np.float32(pair_decay ** (now - paired[h]))
+                added[SUMS - 1] += degrees[h] * faded
+                n = _place(neighbours, starts[h], starts[h + 1], i) if i > 0 else -1
+                if n >= 0:
+                    root = click_root(degrees[h] * faded)
+                    add_click(q, click_weight(q), together[n] * faded, passed[n] * faded, root, added)
             for k in range(SUMS):
                 sums[k, lane] = added[k]
-        pair_statistics(sums, degree, place[:m], average, numbers)
-        for lane in range(m):
+        pair_statistics(sums, degree, place[:size], average, numbers)
+        for lane in range(size):
             for k in range(PAIR):
                 out[low + lane, USER + ITEM + k] = numbers[k, lane]
-
-
-@inlined
-def standard(x: np.float32, mean: np.float32, by: np.float32) -> np.float32:
-    """A statistic as a model reads it."""
-    return min(max((x - mean) * by, -FURTHEST), FURTHEST)
 
 
 @compiled
@@ -227,28 +245,12 @@ def count_items(item: Rows, label: Floats, counts: Floats, counted: Rows, now: i
 
 
 @compiled
-def count_pairs(
-    item: Rows,
-    history: Rows,
-    offsets: Indices,
-    label: Floats,
-    neighbours: Rows,
-    together: Floats,
-    passed: Floats,
-    degrees: Floats,
-    paired: Rows,
-    now: int,
-    decay: float,
-) -> None:
-    """Add what a period's users clicked, and passed, beside their newest clicks; of each item the K best remain.
-
-    neighbours [I, K] (0 is none), together, passed [I, K] and degrees [I] are as of period paired [I].
-    """
-    rows, k = len(degrees), neighbours.shape[1]
-    found = 0
+def _pairs(item: Rows, history: Rows, offsets: Indices, label: Floats, rows: int) -> tuple[Indices, Floats]:
+    """Each pair that a log counts, as the first one's row · rows + the other's, and whether it was clicked."""
+    most = 0
     for b in range(len(item)):
-        found += 2 * min(offsets[b + 1] - offsets[b], PAIRED)
-    keys, clicks = np.empty(found, np.int64), np.empty(found, np.float32)
+        most += 2 * min(offsets[b + 1] - offsets[b], PAIRED)
+    keys, clicks = np.empty(most, np.int64), np.empty(most, np.float32)
     found = 0
     for b in range(len(item)):
         i = np.int64(item[b])
@@ -261,48 +263,78 @@ def count_pairs(
             if label[b] > ZERO:
                 keys[found], clicks[found] = i * rows + h, ONE
                 found += 1
-    order = np.argsort(keys[:found], kind="mergesort")
-    ids, near, far = np.empty(k + found, np.int32), np.empty(k + found, np.float32), np.empty(k + found, np.float32)
-    at = 0
-    while at < found:
-        i = keys[order[at]] // rows
-        faded = np.float32(decay ** (now - paired[i]))
-        size = 0
-        for n in range(k):
-            if neighbours[i, n] > 0:
-                ids[size], near[size], far[size] = neighbours[i, n], together[i, n] * faded, passed[i, n] * faded
-                size += 1
-        known, gained = size, ZERO
-        while at < found and keys[order[at]] // rows == i:
-            key, clicked, passes = keys[order[at]], ZERO, ZERO
-            while at < found and keys[order[at]] == key:
-                if clicks[order[at]] > ZERO:
-                    clicked += ONE
-                else:
-                    passes += ONE
-                at += 1
-            gained += clicked
-            j, place = np.int32(key - i * rows), size
-            for n in range(known):
-                if ids[n] == j:
-                    place = n
-                    break
-            if place == size:
-                if clicked == ZERO:  # only what was clicked beside an item becomes its neighbour
+    return keys[:found], clicks[:found]
+
+
+@compiled
+def count_pairs(
+    item: Rows,
+    history: Rows,
+    offsets: Indices,
+    label: Floats,
+    starts: Indices,
+    neighbours: Rows,
+    together: Floats,
+    passed: Floats,
+    degrees: Floats,
+    paired: Rows,
+    most: int,
+    now: int,
+    decay: float,
+) -> tuple[Indices, Rows, Floats, Floats]:
+    """Add what a period's users clicked, and passed, beside their newest clicks.
+
+    `degrees` and `paired` are changed in place; returned are `starts`, `neighbours`, `together` and `passed` anew, with
+    at most `most` neighbours of those items that the period brought a pair. Their lists are merged with what is new;
+    all others are copied as they are.
+    """
+    rows = len(degrees)
+    keys, clicks = _pairs(item, history, offsets, label, rows)
+    order = np.argsort(keys, kind="mergesort")
+    size = len(neighbours) + len(keys)
+    ids, near, far = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
+    ends = np.empty(rows + 1, np.int64)
+    ends[0] = at = top = 0
+    for i in range(rows):
+        old, end, first = starts[i], starts[i + 1], top
+        if at == len(keys) or keys[order[at]] // rows != i:
+            for n in range(old, end):
+                ids[top], near[top], far[top] = neighbours[n], together[n], passed[n]
+                top += 1
+            ends[i + 1] = top
+            continue
+        faded, gained = np.float32(decay ** (now - paired[i])), ZERO
+        while old < end or (at < len(keys) and keys[order[at]] // rows == i):
+            j = rows
+            if at < len(keys) and keys[order[at]] // rows == i:
+                j = keys[order[at]] - i * rows
+            known = old < end and neighbours[old] <= j
+            if known:
+                ids[top], near[top], far[top] = neighbours[old], together[old] * faded, passed[old] * faded
+                old += 1
+            else:
+                ids[top], near[top], far[top] = j, ZERO, ZERO
+            if ids[top] == j:
+                clicked, key = ZERO, keys[order[at]]
+                while at < len(keys) and keys[order[at]] == key:
+                    if clicks[order[at]] > ZERO:
+                        clicked += ONE
+                    else:
+                        far[top] += ONE
+                    at += 1
+                gained += clicked
+                near[top] += clicked
+                if not known and clicked == ZERO:  # only what was clicked beside an item becomes its neighbour
                     continue
-                ids[size], near[size], far[size] = j, ZERO, ZERO
-                size += 1
-            near[place] += clicked
-            far[place] += passes
+            top += 1
         degrees[i] = degrees[i] * faded + gained
         paired[i] = now
-        # The most counted come first; of equals those that are new, for the others fade.
-        best = np.arange(size)[::-1]
-        if size > k:
-            best = best[np.argsort(-near[:size][::-1], kind="mergesort")]
-        kept = min(size, k)
-        for n in range(k):
-            if n < kept:
-                neighbours[i, n], together[i, n], passed[i, n] = ids[best[n]], near[best[n]], far[best[n]]
-            else:
-                neighbours[i, n], together[i, n], passed[i, n] = 0, ZERO, ZERO
+        if top - first > most:
+            # Of equals those with the higher row, who are newer: rows are numbered as items appear.
+            ranked = top - 1 - np.argsort(-near[first:top][::-1], kind="mergesort")
+            top = first
+            for n in np.sort(ranked[:most]):
+                ids[top], near[top], far[top] = ids[n], near[n], far[n]
+                top += 1
+        ends[i + 1] = top
+    return ends, ids[:top], near[:top], far[:top]

@@ -7,7 +7,7 @@ costs what its candidates and the neighbours of ten items are, not their product
 import numpy as np
 from numpy.typing import NDArray
 
-from asmg.kernels.common import Floats, Indices, Rows, compiled
+from asmg.kernels.common import ZERO, Floats, Indices, Rows, compiled
 from asmg.kernels.statistics import LOOKED_AT, SUMS, add_click, click_root, click_weight
 
 __all__ = ["find_beside"]
@@ -45,7 +45,7 @@ def find_beside(
         places: receives which of the clicks is of the candidate itself, 0 the newest, -1 none, [N].
 
     Returns:
-        [N, SUMS], of the first candidate of each row; of the others it has zeros.
+        [N, SUMS], right for the first candidate of each row.
     """
     n, size = len(candidates), 64
     while size < SPARSE * n:
@@ -80,13 +80,15 @@ def find_beside(
                     places[i] = q
     for i in range(n):
         places[i] = places[same[i]]
-    sums = np.zeros((n, SUMS), np.float32)
-    looked_at = min(len(clicked), LOOKED_AT)
-    ahead = np.uint32(0)
-    for q in range(looked_at):  # all cache lines are asked for before the first is needed
-        first = firsts[clicked[q]]
-        if first < len(neighbours):
-            ahead |= neighbours[first]
+    sums, looked_at = np.zeros((n, SUMS), np.float32), min(len(clicked), LOOKED_AT)
+    evidence, ahead = ZERO, np.uint32(0)
+    for q in range(looked_at):
+        # All cache lines are asked for before the first is needed: the processor waits once, not once for each.
+        evidence += degrees[clicked[q]]
+        if firsts[clicked[q]] < len(neighbours):
+            ahead |= neighbours[firsts[clicked[q]]]
+    for i in range(n):
+        sums[i, SUMS - 1] = evidence
     if ahead == FREE:
         return sums
     for q in range(looked_at):

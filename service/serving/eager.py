@@ -83,21 +83,23 @@ def _numeric(
     known, others = np.unique(rows[rows != COLD_ROW]), np.unique(ids[rows == COLD_ROW])
     mine, theirs = 1 + np.searchsorted(known, rows), 1 + len(known) + np.searchsorted(others, ids)
     item = np.where(rows != COLD_ROW, mine, theirs).astype(np.int32)
-    firsts, size = tensors["pairs.firsts"].astype(np.int64), 1 + len(known)
+    # Of the neighbours of each item those that are among the known, ascending.
+    size, firsts = 1 + len(known), tensors["pairs.firsts"].astype(np.int64)
     lengths = firsts[known + 1] - firsts[known]
-    neighbours = np.zeros((size, lengths.max(initial=0)), np.int32)
-    together, passed = np.zeros(neighbours.shape, np.float32), np.zeros(neighbours.shape, np.float32)
-    for i, (row, length) in enumerate(zip(known, lengths, strict=True), start=1):
-        beside = slice(firsts[row], firsts[row + 1])
-        near = tensors["pairs.items"][beside].astype(np.int64)
-        neighbours[i, :length] = np.where(np.isin(near, known), 1 + np.searchsorted(known, near), 0)
-        together[i, :length], passed[i, :length] = tensors["pairs.counts"][beside].T
+    owners = np.repeat(np.arange(1, size), lengths)
+    source = np.arange(len(owners)) + np.repeat(firsts[known] - np.cumsum(lengths) + lengths, lengths)
+    near = tensors["pairs.items"][source].astype(np.int64)
+    owners, source, near = (values[np.isin(near, known)] for values in (owners, source, near))
+    order = np.lexsort((near, owners))
+    neighbours = (1 + np.searchsorted(known, near[order])).astype(np.int32)
+    together, passed = np.ascontiguousarray(tensors["pairs.counts"][source[order]].T)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=size))])
     own = tensors["items.vectors"][:, width : width + ITEM + 1]
     degrees = np.concatenate([np.zeros(1, np.float32), own[known, ITEM]])
     out, nobody = np.empty((n, STATISTICS), np.float32), np.zeros(size, np.int32)
     interaction_statistics(
         item[:n], np.tile(item[n:], n), np.arange(n + 1) * (len(item) - n), np.tile(recent, (n, 1)),
-        np.zeros((size, 4), np.float32), nobody, neighbours, together, passed, degrees, nobody,
+        np.zeros((size, 4), np.float32), nobody, starts, neighbours, together, passed, degrees, nobody,
         0, 1.0, 1.0, tensors["statistics.average"][0], out,
     )  # fmt: skip
     mean, by = tensors["statistics.scale"]

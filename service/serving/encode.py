@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from asmg.batch import COLD_ROW, HISTORY_LENGTH, InteractionBatch, ItemFeatures, PeriodData
 from asmg.models import BaseModel
-from asmg.statistics import NAMES, Beside, Statistics
+from asmg.statistics import NAMES, Statistics
 from service.serving.forward import EPSILON
 from service.serving.id_index import IdIndex
 from service.serving.snapshot import hashes_of, write_snapshot
@@ -25,7 +25,7 @@ BLOCK_ROWS = 262_144
 """Rows that are put in order and written at a time."""
 
 ALIGNED_TO = 8
-"""Numbers of 32 bytes, of which a row of a table with statistics has a multiple: with vectors of 8 it is a cache line."""
+"""Numbers of 32 bytes. A row of a table with statistics has a multiple of it: with vectors of 8 it is a cache line."""
 
 CANARY_ITEMS = 8
 CANARY_PAIRS = 4
@@ -137,7 +137,7 @@ class _Pairs:
         self._row_of = torch.zeros(1 + int(order.max()), dtype=torch.int64)
         self._row_of[order] = torch.arange(len(order))
         self._firsts = np.zeros(len(order) + 1, np.int64)
-        counts = [(self._rows(beside) > 0).sum(1) for beside in self._blocks()]
+        counts = [torch.bincount(owners[rows > 0], minlength=n) for n, owners, rows, _ in self._blocks()]
         np.cumsum(torch.cat(counts).numpy(), out=self._firsts[1:])
         if self._firsts[-1] >= 2**32:
             raise ValueError(f"pairs: expected fewer than 2**32 of items; received {self._firsts[-1]}")
@@ -147,27 +147,22 @@ class _Pairs:
         found = int(self._firsts[-1])
         return {
             "pairs.firsts": Blocks(np.uint32, self._firsts.shape, [self._firsts]),
-            "pairs.items": Blocks(np.uint32, (found,), self._items()),
-            "pairs.counts": Blocks(np.float32, (found, 2), self._counts()),
+            "pairs.items": Blocks(np.uint32, (found,), (rows[rows > 0].numpy() for _, _, rows, _ in self._blocks())),
+            "pairs.counts": Blocks(
+                np.float32, (found, 2), (counts[rows > 0].numpy() for _, _, rows, counts in self._blocks())
+            ),
         }
 
-    def _blocks(self) -> Iterator[Beside]:
-        return (self._statistics.beside(items) for items in self._order.split(BLOCK_ROWS))
-
-    def _rows(self, beside: Beside) -> Tensor:
-        """Rows of the neighbours; 0 for none, and for those that have none."""
-        near = beside.neighbours.long()
-        return self._row_of[near.where(near < len(self._row_of), COLD_ROW)]
-
-    def _items(self) -> Iterator[NDArray[Any]]:
-        for beside in self._blocks():
-            rows = self._rows(beside)
-            yield rows[rows > 0].numpy()
-
-    def _counts(self) -> Iterator[NDArray[Any]]:
-        for beside in self._blocks():
-            counts = torch.stack([beside.together, beside.passed], 2)
-            yield counts[self._rows(beside) > 0].numpy()
+    def _blocks(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Of some items at a time their number, and of each of their pairs which of them it belongs to, the neighbour's
+        row (0 where it has none), and how often it was clicked and passed.
+        """
+        for items in self._order.split(BLOCK_ROWS):
+            beside = self._statistics.beside(items)
+            owners = torch.repeat_interleave(torch.arange(len(items)), beside.offsets.diff())
+            near = beside.neighbours.long()
+            rows = self._row_of[near.where(near < len(self._row_of), COLD_ROW)]
+            yield len(items), owners, rows, torch.stack([beside.together, beside.passed], 1)
 
 
 def _behind_cold(rows: NDArray[np.int64]) -> Tensor:
@@ -276,8 +271,10 @@ def _neighbours(items: Known, statistics: Statistics) -> list[dict[str, int]]:
     known = rows.where(rows < len(statistics.degrees), COLD_ROW)
     busiest = rows[statistics.degrees[known].topk(min(CANARY_PAIRS, len(rows))).indices]
     found = []
-    for row, beside in zip(busiest.tolist(), statistics.beside(busiest).neighbours.tolist(), strict=True):
-        near = [i for i in beside if 0 < i < len(place_of) and place_of[i] >= 0][:2]
+    beside = statistics.beside(busiest)
+    lists = beside.neighbours.split(beside.offsets.diff().tolist())
+    for row, neighbours in zip(busiest.tolist(), lists, strict=True):
+        near = [i for i in neighbours.tolist() if 0 < i < len(place_of) and place_of[i] >= 0][:2]
         found.append({items.ids[int(place_of[i])]: i for i in (row, *near)})
     return found
 

@@ -119,8 +119,8 @@ def read_through(mapping: mmap.mmap, *, pause_seconds: float = 0.0) -> str:
 
 
 NOTHING_RECENT = np.zeros(3, np.int32)
-"""What somebody did of late of whom nothing is known. Not read-only: it has one type with all others then, which compiled
-code asks for."""
+"""What somebody did last of whom nothing is known. Nobody writes to it; were it read-only, it would have another type
+than all others, and the kernel would be compiled for it once more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +233,7 @@ def _expected(config: Mapping[str, Any]) -> set[str]:
 
 
 def _check_statistics(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Raise CheckpointError where the compiled code would read past the end of a tensor, or numbers of another meaning."""
+    """Raise CheckpointError where compiled code would read past the end of a tensor, or numbers of another meaning."""
     if config["numeric"] != STATISTICS:
         raise CheckpointError(f"snapshot: expected {STATISTICS} statistics; received {config['numeric']}")
     items, firsts = tensors["items.vectors"], tensors["pairs.firsts"]

@@ -252,6 +252,23 @@ class TestNumbers:
         assert found["ASMG-GRU multi"]["wins"] == "24/24"
         assert "out of reach" not in (out / "report.md").read_text(encoding="utf-8")
 
+    def test_ties_are_told(self, tmp_path: Path) -> None:
+        """A method that is IU in every period, and one that is IU in some."""
+        out = fake_run(tmp_path / "out", ("iu", "asmg-linear", "asmg-gru-multi"), seeds=2, matrix=False)
+        frame = pl.read_parquet(out / "scores.parquet")
+        base = {(r["seed"], r["period"], r["slice"]): r for r in frame.filter(pl.col("method") == "iu").to_dicts()}
+        rows = frame.to_dicts()
+        for row in rows:
+            if row["method"] == "asmg-linear" or (row["method"] == "asmg-gru-multi" and row["period"] == 31):
+                row |= {metric: base[row["seed"], row["period"], row["slice"]][metric] for metric in ("auc", "logloss")}
+        pl.DataFrame(rows, frame.schema).write_parquet(out / "scores.parquet")
+        write_report(out)
+        text, found = sections(out)["Comparison of the methods"], table(out, "Comparison of the methods")
+        for column in ("wins", "wins 2"):
+            assert found["ASMG-Linear"][column] == "0/14, 14 ties"
+            assert found["ASMG-GRU multi"][column].endswith("/14, 2 ties")
+        assert "to the last digit, in every pair of seed and period: ASMG-Linear." in text
+
     def test_by_period(self, full: Path) -> None:
         rows = frame_rows(full, "scores", variant="", slice="all", test=True)
         auc, gain = (table(full, "Period by period", n) for n in range(2))
