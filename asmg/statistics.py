@@ -38,6 +38,7 @@ ones fading, and within ±5.
 """
 
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,9 +46,9 @@ from torch import Tensor
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
-from asmg.kernels.statistics import ITEM, PAIR, USER, count_items, count_pairs, interaction_statistics
+from asmg.kernels.statistics import FURTHEST, ITEM, STATISTICS, USER, count_items, count_pairs, interaction_statistics
 
-__all__ = ["NAMES", "Statistics", "StatisticsConfig"]
+__all__ = ["NAMES", "Beside", "Statistics", "StatisticsConfig"]
 
 NAMES = (
     "user_interactions", "user_rate_10", "user_rate_30", "user_clicks",
@@ -56,9 +57,6 @@ NAMES = (
     "repeat", "pair_evidence",
 )  # fmt: skip
 """What the columns are, in order."""
-
-FURTHEST = 5.0
-"""Standard deviations that a standardised number is from the mean at most."""
 
 LEAST_DEVIATION = 1e-3
 """Added to every standard deviation: a number that was always the same tells nothing, and shall not become huge."""
@@ -84,6 +82,21 @@ class StatisticsConfig:
         for name in ("decay", "pair_decay", "moments_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number in (0, 1]; received {getattr(self, name)}")
+
+
+class Beside(NamedTuple):
+    """What was clicked beside some items, as of now."""
+
+    offsets: Tensor
+    """int64 [n + 1]: the neighbours of the b-th item are those from offsets[b] to offsets[b + 1] - 1."""
+    neighbours: Tensor
+    """int32 [m], items, ascending for each."""
+    together: Tensor
+    """float32 [m]: how often the neighbour was clicked beside the item."""
+    passed: Tensor
+    """float32 [m]: how often it was shown, and not clicked."""
+    degrees: Tensor
+    """float32 [n]: how often anything was clicked beside the item."""
 
 
 @dataclass(frozen=True)
@@ -165,11 +178,38 @@ class Statistics:
         raw = self.raw(data)
         known = self if self.periods else replace(self, moments=_moments(raw, data.label))
         mean, by = known.scale
-        return ((raw - mean) * by).clamp_(-FURTHEST, FURTHEST)
+        return ((raw - mean) * by).clamp_(-float(FURTHEST), float(FURTHEST))
 
     def prepare(self, data: PeriodData) -> PeriodData:
         """The log with these statistics as numeric inputs."""
         return replace(data, numeric=self.inputs(data))
+
+    def of_items(self, items: Tensor) -> Tensor:
+        """The part of `inputs` that is the items' alone, float32 [n, ITEM]; items int64 [n], any of them unknown."""
+        n, nothing = len(items), torch.zeros(len(items), dtype=torch.int32)
+        data = PeriodData(
+            user=nothing,
+            item=items.int(),
+            history=nothing[:0],
+            offsets=torch.zeros(n + 1, dtype=torch.int64),
+            label=torch.zeros(n),
+            recent=torch.zeros(n, 3, dtype=torch.int32),
+            users=1,
+            items=int(items.max()) + 1,
+        )
+        return self.inputs(data)[:, USER : USER + ITEM]
+
+    def beside(self, items: Tensor) -> Beside:
+        """What is beside these items (int64 [n], any of them unknown)."""
+        known = items.where(items < len(self.counts), 0)
+        starts, lengths = self.starts[known], self.starts[known + 1] - self.starts[known]
+        offsets = torch.zeros(len(items) + 1, dtype=torch.int64)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        source = torch.repeat_interleave(starts - offsets[:-1], lengths) + torch.arange(int(offsets[-1]))
+        faded = (self.config.pair_decay ** (self.periods - self.paired[known]).double()).float()
+        each = torch.repeat_interleave(faded, lengths)
+        pairs = (self.neighbours[source], self.together[source] * each, self.passed[source] * each)
+        return Beside(offsets, *pairs, self.degrees[known] * faded)
 
     def learned(self, data: PeriodData) -> "Statistics":
         """With one more period: what happened in it counts from the next one on."""
@@ -242,4 +282,4 @@ def _moments(raw: Tensor, label: Tensor) -> Tensor:
     return torch.stack([columns.sum(0), (columns**2).sum(0)])
 
 
-assert len(NAMES) == USER + ITEM + PAIR
+assert len(NAMES) == STATISTICS

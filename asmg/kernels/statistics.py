@@ -5,23 +5,43 @@ Meaning and formulas: `asmg.statistics`. The serving snapshot computes its input
 
 import numpy as np
 
-from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, inlined
+from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, inlined, log1p
 
 __all__ = [
+    "FURTHEST",
     "ITEM",
     "LOOKED_AT",
     "PAIR",
+    "STATISTICS",
+    "SUMS",
     "USER",
+    "add_click",
+    "click_root",
+    "click_weight",
     "count_items",
     "count_pairs",
     "interaction_statistics",
     "item_statistics",
     "pair_statistics",
+    "standard",
     "user_statistics",
 ]
 
 USER, ITEM, PAIR = 4, 5, 9
 """Statistics of each kind, in this order."""
+
+STATISTICS = USER + ITEM + PAIR
+
+SUMS = 6
+"""Numbers that those of a pair are made of: the candidate's share beside the newest click, its largest share, the
+weighted sum of all shares, its clicks, its impressions; how often anything was clicked beside the user's clicks.
+"""
+
+FURTHEST = np.float32(5.0)
+"""Standard deviations that a standardised number is from the mean at most."""
+
+BLOCK = 64
+"""Interactions whose pairs go through the arithmetic together."""
 
 LOOKED_AT = 10
 """Newest clicks of a user that a candidate is compared with."""
@@ -49,10 +69,10 @@ def user_statistics(recent: Rows, clicked: int, average: np.float32, out: Floats
     recent [3]: its last interactions, the clicks among the last 10 of them, and among all; clicked: earlier clicks.
     """
     n = np.float32(recent[0])
-    out[0] = np.log1p(n)
+    out[0] = log1p(n)
     out[1] = rate(np.float32(recent[1]), min(n, np.float32(10.0)), average)
     out[2] = rate(np.float32(recent[2]), n, average)
-    out[3] = np.log1p(np.float32(clicked))
+    out[3] = log1p(np.float32(clicked))
 
 
 @compiled
@@ -60,47 +80,72 @@ def item_statistics(counts: Floats, missed: int, decay: float, average: np.float
     """Of an item; counts [4]: clicks and impressions that fade, and all of them, `missed` periods ago."""
     faded = np.float32(decay**missed)
     clicks, shown = counts[0] * faded, counts[1] * faded
-    out[0] = np.log1p(clicks)
+    out[0] = log1p(clicks)
     out[1] = rate(clicks, shown, average)
-    out[2] = np.log1p(counts[2])
-    out[3] = np.log1p(counts[3])
+    out[2] = log1p(counts[2])
+    out[3] = log1p(counts[3])
     out[4] = rate(counts[2], counts[3], average)
 
 
-@compiled
-def pair_statistics(
-    together: Floats, passed: Floats, degrees: Floats, looked_at: int, degree: np.float32, place: int,
-    average: np.float32, out: Floats,
-) -> None:  # fmt: skip
-    """Of a user's past and a candidate.
+@inlined
+def click_weight(place: int) -> np.float32:
+    """What the user's click at this place counts in `pair_total`; 0 is the newest."""
+    return np.float32(FADE**place)
 
-    together, passed: of each of the `looked_at` newest clicks, the newest first, how often the candidate was clicked,
-    and shown without a click, beside it; degrees: how often anything was clicked beside it; degree: beside the
-    candidate. place: of the candidate itself among the user's clicks, 0 the newest, -1 none.
+
+@inlined
+def click_root(degree: np.float32) -> np.float32:
+    """√(1 + n) of an item beside which anything was clicked n times."""
+    return np.float32(np.sqrt(ONE + degree))
+
+
+@inlined
+def add_click(
+    place: int, weight: np.float32, together: np.float32, passed: np.float32, root: np.float32, sums: Floats
+) -> None:
+    """Add to a candidate's `sums` [SUMS], which begin with zeros, what it has with one of the user's newest clicks.
+
+    place: of the click, 0 the newest, with its `click_weight`; together, passed: how often the candidate was clicked,
+    and shown without a click, beside it; root: its `click_root`. A click of which both are 0 need not be added. The
+    last sum is the same for all candidates, and left to the caller.
     """
-    last, most, likeness, weight, clicks, shown = ZERO, ZERO, ZERO, ONE, ZERO, ZERO
-    total, evidence = ZERO, ZERO
-    for q in range(looked_at):
-        share = together[q] / np.sqrt(ONE + degrees[q])
-        if q == 0:
-            last = share
-        most = max(most, share)
-        total += weight * share
-        likeness = max(likeness, share)
-        weight *= FADE
-        clicks += together[q]
-        shown += together[q] + passed[q]
-        evidence += degrees[q]
-    root = np.sqrt(ONE + degree)
-    out[0] = np.log1p(last)
-    out[1] = np.log1p(most)
-    out[2] = np.log1p(total)
-    out[3] = np.sqrt(likeness / root)
-    out[4] = np.sqrt(total / root)
-    out[5] = rate(clicks, shown, average)
-    out[6] = np.log1p(shown)
-    out[8] = np.log1p(evidence)
-    out[7] = ZERO if place < 0 else ONE / np.float32(1 + place)
+    share = together / root
+    if place == 0:
+        sums[0] = share
+    sums[1] = max(sums[1], share)
+    sums[2] += weight * share
+    sums[3] += together
+    sums[4] += together + passed
+
+
+@compiled
+def pair_statistics(sums: Floats, degrees: Floats, places: Rows, average: np.float32, out: Floats) -> None:
+    """Of the pasts of some users and as many candidates; out [PAIR, ≥ N], one pair a column.
+
+    sums [SUMS, ≥ N]: of the newest clicks (`add_click`); degrees [N]: how often anything was clicked beside the
+    candidate; places [N]: of the candidate itself among the user's clicks, 0 the newest, -1 none.
+    """
+    n = len(places)
+    for to, of in ((0, 0), (1, 1), (2, 2), (6, 4), (8, 5)):
+        x, y = sums[of, :n], out[to, :n]
+        for lane in range(n):
+            y[lane] = log1p(x[lane])
+    for to, of in ((3, 1), (4, 2)):
+        x, y = sums[of, :n], out[to, :n]
+        for lane in range(n):
+            y[lane] = np.sqrt(x[lane] / click_root(degrees[lane]))
+    clicks, shown, y = sums[3, :n], sums[4, :n], out[5, :n]
+    for lane in range(n):
+        y[lane] = rate(clicks[lane], shown[lane], average)
+    y = out[7, :n]
+    for lane in range(n):
+        y[lane] = ZERO if places[lane] < 0 else ONE / np.float32(1 + places[lane])
+
+
+@inlined
+def standard(x: np.float32, mean: np.float32, by: np.float32) -> np.float32:
+    """A statistic as a model reads it."""
+    return min(max((x - mean) * by, -FURTHEST), FURTHEST)
 
 
 @inlined
@@ -142,35 +187,43 @@ def interaction_statistics(
     `now` closed periods.
     """
     known = len(counts)
-    nothing = np.zeros(4, np.float32)
-    near, far = np.empty(LOOKED_AT, np.float32), np.empty(LOOKED_AT, np.float32)
-    around = np.empty(LOOKED_AT, np.float32)
-    for b in range(len(item)):
-        i, first = item[b], offsets[b]
-        length = offsets[b + 1] - first
-        user_statistics(recent[b], length, average, out[b, :USER])
-        if 0 < i < known:
-            item_statistics(counts[i], now - counted[i], decay, average, out[b, USER : USER + ITEM])
-        else:
-            item_statistics(nothing, 0, decay, average, out[b, USER : USER + ITEM])
-        looked_at, place = min(length, LOOKED_AT), -1
-        for q in range(length):
-            if history[first + q] == i and i > 0:
-                place = q
-                break
-        for q in range(looked_at):
-            h = history[first + q]
-            near[q] = far[q] = around[q] = ZERO
-            if 0 < h < known:
+    nothing, added = np.zeros(4, np.float32), np.empty(SUMS, np.float32)
+    sums, numbers = np.empty((SUMS, BLOCK), np.float32), np.empty((PAIR, BLOCK), np.float32)
+    degree, place = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
+    for low in range(0, len(item), BLOCK):
+        size = min(BLOCK, len(item) - low)
+        for lane in range(size):
+            b = low + lane
+            i, first = item[b], offsets[b]
+            length = offsets[b + 1] - first
+            user_statistics(recent[b], length, average, out[b, :USER])
+            degree[lane], place[lane] = ZERO, -1
+            if 0 < i < known:
+                item_statistics(counts[i], now - counted[i], decay, average, out[b, USER : USER + ITEM])
+                degree[lane] = degrees[i] * np.float32(pair_decay ** (now - paired[i]))
+            else:
+                item_statistics(nothing, 0, decay, average, out[b, USER : USER + ITEM])
+            for q in range(length):
+                if history[first + q] == i and i > 0:
+                    place[lane] = q
+                    break
+            added[:] = ZERO
+            for q in range(min(length, LOOKED_AT)):
+                h = history[first + q]
+                if not 0 < h < known:
+                    continue
                 faded = np.float32(pair_decay ** (now - paired[h]))
-                around[q] = degrees[h] * faded
+                added[SUMS - 1] += degrees[h] * faded
                 n = _place(neighbours, starts[h], starts[h + 1], i) if i > 0 else -1
                 if n >= 0:
-                    near[q], far[q] = together[n] * faded, passed[n] * faded
-        degree = ZERO
-        if 0 < i < known:
-            degree = degrees[i] * np.float32(pair_decay ** (now - paired[i]))
-        pair_statistics(near, far, around, looked_at, degree, place, average, out[b, USER + ITEM :])
+                    root = click_root(degrees[h] * faded)
+                    add_click(q, click_weight(q), together[n] * faded, passed[n] * faded, root, added)
+            for k in range(SUMS):
+                sums[k, lane] = added[k]
+        pair_statistics(sums, degree, place[:size], average, numbers)
+        for lane in range(size):
+            for k in range(PAIR):
+                out[low + lane, USER + ITEM + k] = numbers[k, lane]
 
 
 @compiled
