@@ -73,10 +73,10 @@ CASES = {
     for suffix, config in (("", SMALL), ("+categories", SMALL_CATEGORIES))
 }
 REFERENCES = {f"{name}@reference": replace(case, reference=True) for name, case in CASES.items()}
-CASES |= {
-    f"{name}+numeric+dot": Case(name, replace(SMALL_CATEGORIES, numeric=2, dot=True))
-    for name in ("iu", "spmf", "sml", "asmg-gru-multi")
-}
+# One of each kind of method has everything that a base model can have instead of categories alone.
+for _name in ("iu", "spmf", "sml", "asmg-gru-multi"):
+    del CASES[f"{_name}+categories"]
+    CASES[f"{_name}+categories+numeric+dot"] = Case(_name, replace(SMALL_CATEGORIES, numeric=2, dot=True))
 
 
 def to_bytes(updater: Updater[Any], state: Any) -> Parts:

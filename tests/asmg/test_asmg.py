@@ -18,7 +18,7 @@ from asmg.training import DivergedError, Execution, predict_logits
 from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig, Gain
 from asmg.updaters.iu import IncrementalUpdate
-from tests.asmg.cases import CASES, SMALL, Case, from_bytes, to_bytes
+from tests.asmg.cases import SMALL, SMALL_CATEGORIES, Case, from_bytes, to_bytes
 from tests.asmg.support import slow_logit, snapshot, torch_rng, unchanged
 
 GRU = Case("asmg-gru-multi", SMALL)
@@ -295,7 +295,7 @@ def test_evidence_is_the_decayed_sum_of_reductions_of_losses_from_before_trainin
 @pytest.mark.parametrize("periods", [1, 2, 4])
 def test_a_rehearsal_ends_the_sequence_with_what_was_learned_of_a_part(name: str, periods: int) -> None:
     """As the last stage does on whole tables; ω is still that of before."""
-    case = CASES[f"{name}+categories"]
+    case = Case(name, SMALL_CATEGORIES)
     updater, data = case.build(), case.period(periods + 1)
     assert isinstance(updater, Asmg)
     state = replace(case.state(periods), evidence=evidence(0, 1, 2, 3, 2))  # three quarters of the correction
