@@ -58,7 +58,7 @@ class TrainingConfig:
     holdout: float = 0.1
     """Newest fraction of the first period (with `most_epochs`, of each) that says how many passes are good; it is
     learned afterwards."""
-    cold_rate: float = 0.1
+    cold_rate: float = 0.03
     """Probability that an id is read as the cold row throughout a batch (id dropout)."""
     initial: Literal["cold", "glorot"] = "cold"
     """How tables begin: rows near the cold row, or, as in the authors' release, Glorot-uniform for all ids at once (of

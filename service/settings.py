@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from asmg.layout import DIM, HIDDEN
 from asmg.log_format import FUTURE_TOLERANCE_SECONDS
 from service.addresses import MAX_PORT, check_postgres_url, check_redis_url
 from service.limits import (
@@ -113,9 +114,9 @@ class Settings(BaseSettings):
     learned from sampled negatives is served as if they were as many as it says."""
     updater: str = "asmg-gru-multi"
     """Name of the update method, see `asmg.updaters.UPDATERS`."""
-    embedding_dim: int = Field(8, ge=1, le=256)
+    embedding_dim: int = Field(DIM, ge=1, le=256)
     """Width of every embedding."""
-    hidden_layers: Annotated[tuple[int, ...], NoDecode] = (12, 6)
+    hidden_layers: Annotated[tuple[int, ...], NoDecode] = HIDDEN
     """Widths of the hidden layers of the base model, at most 8 of at most 1024; separated by commas."""
     dot_product: bool = True
     """Whether the base model multiplies user and item, and history and item, beside its layers."""

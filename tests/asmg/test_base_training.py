@@ -129,20 +129,18 @@ def chosen_by_hand(
     tried = min(most, best + 2)
 
     def trained(count: int, *, then: bool = False) -> RowTraining:
-<<<<<<< HEAD
-        """`count` passes, and perhaps one over the newest part, in an order drawn after that of all that are tried."""
-=======
         """`count` passes, and perhaps one over the newest part, in an order drawn after those of all tried."""
->>>>>>> w-model
         session, other = (
             RowTraining(base.model, state.params, state.adam, [older, newest], lr=3e-3, execution=Execution())
             for _ in range(2)
         )
         rng = torch_rng(seed)
         for n in range(tried):
-            (session if n < count else other).epoch(session.periods[0], batch_size=64, rng=rng, cold_rate=0.1)
+            (session if n < count else other).epoch(
+                session.periods[0], batch_size=64, rng=rng, cold_rate=base.config.cold_rate
+            )
         if then:
-            session.epoch(session.periods[1], batch_size=64, rng=rng, cold_rate=0.1)
+            session.epoch(session.periods[1], batch_size=64, rng=rng, cold_rate=base.config.cold_rate)
         return session
 
     losses = []
