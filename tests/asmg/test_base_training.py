@@ -126,7 +126,7 @@ def chosen_by_hand(
     """What comes out and what is known of the passes then: each number of passes trained from the start, one by one."""
     older, newest = data.slice(0, 270), data.slice(270, 300)
     best = min(range(len(state.passes)), key=lambda n: state.passes[n]) if state.passes else 0
-    tried = min(most, best + 2)
+    tried, cold_rate = min(most, best + 2), base.config.cold_rate
 
     def trained(count: int, *, then: bool = False) -> RowTraining:
         """`count` passes, and perhaps one over the newest part, in an order drawn after those of all tried."""
@@ -140,7 +140,7 @@ def chosen_by_hand(
                 session.periods[0], batch_size=64, rng=rng, cold_rate=base.config.cold_rate
             )
         if then:
-            session.epoch(session.periods[1], batch_size=64, rng=rng, cold_rate=base.config.cold_rate)
+            session.epoch(session.periods[1], batch_size=64, rng=rng, cold_rate=cold_rate)
         return session
 
     losses = []
