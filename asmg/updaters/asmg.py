@@ -62,7 +62,7 @@ class AsmgConfig:
     """Whether the window starts from the hidden state after the models before it; else from zeros (zero)."""
     lr: float = 1e-2
     """Adam's step size for ω."""
-    dense_share: float = 0.3
+    dense_share: float = 1.0
     """Share of `lr` by which the weights of the MLP's GRUs move: each scalar has a set of its own, and a small period
     says little about so many."""
     batch_size: int = 256
