@@ -58,7 +58,10 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
     used = rows * count
     user, item = (ids[:used].astype(np.int32) + 1 for ids in (log.user, log.item))
     label = log.label[:used]
-    history, offsets = build_histories(user, item, label, log.timestamps_ms[:used])
+    times = log.timestamps_ms[:used]
+    history, offsets = build_histories(user, item, label, times)
+    sampled = label == 0 if log.card.negatives_per_positive else np.zeros(used, np.bool_)
+    recent = _recent(user, label, times, sampled)
     ends = [rows * (t + 1) for t in range(count)]
     users, items = (_known_after(ids, ends) for ids in (user, item))
     matrix = _category_rows(log.item_categories) if categories and log.item_categories is not None else None
@@ -79,6 +82,7 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
                 items=size_i,
                 categories=0 if features is None else 1 + max(COLD_ROW, int(features.max())),
                 item_categories=features,
+                recent=torch.from_numpy(recent[start:end]),
             )
         )
     return Periods(data, users, items)
@@ -103,3 +107,27 @@ def _category_rows(numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     rank[np.argsort(first)] = np.arange(1, len(first) + 1, dtype=np.int32)
     matrix[present] = rank[inverse]
     return matrix
+
+
+RECENT, NEWEST = 30, 10
+
+
+def _recent(
+    user: npt.NDArray[np.int32],
+    label: npt.NDArray[np.uint8],
+    timestamp: npt.NDArray[np.int64],
+    sampled: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.int32]:
+    """int32 [N, 3]: of each row, how many of the user's last 30 rows with a strictly smaller timestamp there are, clicks
+    among the last 10, and clicks among all of them; sampled rows are nobody's.
+    """
+    real = np.flatnonzero(~sampled)
+    order = real[np.lexsort((real, timestamp[real], user[real]))]
+    times, rank = np.unique(timestamp, return_inverse=True)
+    key = user.astype(np.int64) * (len(times) + 1) + rank
+    end = np.searchsorted(key[order], key, side="left")
+    begin = np.searchsorted(user[order], user, side="left")
+    clicks = np.concatenate([[0], np.cumsum(label[order], dtype=np.int64)])
+    window, newest = (np.minimum(end - begin, size) for size in (RECENT, NEWEST))
+    found = [window, clicks[end] - clicks[end - newest], clicks[end] - clicks[end - window]]
+    return np.stack(found, 1).astype(np.int32)
