@@ -1,16 +1,19 @@
-"""The sections of a report that the paper's experiments do not have: cold and warm, calibration, forgetting."""
+"""The sections of a report that the paper's experiments do not have: yardsticks, slices, calibration, forgetting."""
 
 import numpy as np
 
 from asmg.experiments import figures
 from asmg.experiments.blocks import Block, Heading, Paragraph, Row, Table
-from asmg.experiments.cells import best, best_scores, nothing, with_spread
-from asmg.experiments.jobs import SLICES
-from asmg.experiments.paper_sections import BASE, Draw
+from asmg.experiments.cells import best, best_scores, nothing, signed, with_spread
+from asmg.experiments.jobs import NO_REPEAT, SLICES
+from asmg.experiments.paper_sections import BASE, METRICS, Draw
 from asmg.experiments.results import Results, label
 from asmg.experiments.statistics import mean, spread
+from asmg.yardsticks import YARDSTICKS
 
-__all__ = ["calibration", "cold_and_warm", "forgetting"]
+__all__ = ["beside_yardsticks", "calibration", "cold_and_warm", "forgetting", "without_repeats"]
+
+COLD_AND_WARM = tuple(part for part in SLICES if part.startswith(("cold", "warm")))
 
 RELIABLE = ("iu", "bu-3", "sml", "asmg-linear", "asmg-gru-multi")
 """Methods of the reliability figure."""
@@ -19,10 +22,61 @@ LAST = 5
 """Periods that a model "has just learned"."""
 
 
+def beside_yardsticks(results: Results, _: Draw) -> list[Block]:
+    """How far every method is from the best yardstick, with all rows and with those that are no repeat."""
+    blocks: list[Block] = [Heading("Beside what a practitioner has")]
+    found = {m: score.mean for m in results.methods if m in YARDSTICKS and (score := results.score("auc", m))}
+    methods = [m for m in results.methods if m not in YARDSTICKS]
+    if not found or not methods:
+        what = "method beside the yardsticks" if found else "yardstick"
+        return [*blocks, nothing(f"this run has no {what}")]
+    top = max(found, key=found.__getitem__)
+    columns = ["Method"]
+    cells: list[list[str]] = [[label(method)] for method in methods]
+    for part, of in (("all", ""), (NO_REPEAT, ", no repeat")):
+        for metric, name in METRICS.items():
+            columns += [f"{name} {'↑' if metric == 'auc' else '↓'}{of}", "wins"]
+            for row, method in zip(cells, methods, strict=True):
+                difference = results.values(metric, method, part=part) - results.values(metric, top, part=part)
+                won = (difference > 0) if metric == "auc" else (difference < 0)
+                row.append(signed(float(mean(mean(difference, 1))), 4))
+                row.append(f"{int(won.sum())}/{int((~np.isnan(difference)).sum())}")
+    text = (
+        f"Less the AUC and the LogLoss of {label(top)}, the yardstick with the best AUC; yardsticks are fed with the "
+        "same statistics. Wins: pairs of seed and period in which the method is better. No repeat: rows whose item is "
+        "in none of the user's last 30 clicks."
+    )
+    return [*blocks, Paragraph(text), Table(columns, cells)]
+
+
+def without_repeats(results: Results, _: Draw) -> list[Block]:
+    """Scores of the rows whose item the user has not clicked of late."""
+    blocks: list[Block] = [Heading("Without repeats")]
+    methods, share = results.methods, results.share(NO_REPEAT)
+    if not share:
+        return [*blocks, nothing("this run has no such slice, or only repeats")]
+    cells = [
+        best_scores([results.score(metric, m, part=part) for m in methods], highest=metric == "auc")
+        for metric in METRICS
+        for part in ("all", NO_REPEAT)
+    ]
+    columns = ["Method"]
+    for metric, name in METRICS.items():
+        arrow = "↑" if metric == "auc" else "↓"
+        columns += [f"{name} {arrow}, all rows", f"{name} {arrow}, no repeat"]
+    rows: list[Row] = [[label(m), *(column[n] for column in cells)] for n, m in enumerate(methods)]
+    text = (
+        f"A repeat is a row whose item is among the user's last 30 clicks: {1 - share:.1%} of the events of the test "
+        "periods. Sampled negatives are items that their user has not had, so where negatives are sampled, to know a "
+        "repeat is to know a click."
+    )
+    return [*blocks, Paragraph(text), Table(columns, rows)]
+
+
 def cold_and_warm(results: Results, draw: Draw) -> list[Block]:
     """AUC of users and items that are new and that are known."""
     blocks: list[Block] = [Heading("Cold and warm users and items")]
-    methods, parts = results.methods, SLICES[1:]
+    methods, parts = results.methods, COLD_AND_WARM
     scores = {part: {m: results.score("auc", m, part=part) for m in methods} for part in parts}
     shares = {part: results.share(part) for part in parts}
     shown = {part: found for part, found in scores.items() if any(found.values())}

@@ -1,6 +1,7 @@
 """A prepared log as the paper's protocol has it: equal periods, histories, table rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories
 from asmg.datasets.prepared import PreparedLog
+from asmg.statistics import Statistics, StatisticsConfig
 
-__all__ = ["Known", "Periods", "cut_periods"]
+__all__ = ["Known", "Periods", "cut_periods", "with_statistics"]
 
 Known = Literal["all", "so_far"]
 
@@ -31,6 +33,14 @@ class Periods(NamedTuple):
         """Of period step + 1: bool [N], [N], whose user and whose item is new to a model that has learned `step`."""
         data = self.data[step]
         return data.user >= self.users[step - 1], data.item >= self.items[step - 1]
+
+    def repeats(self, step: int) -> Tensor:
+        """Of period step + 1: bool [N], whose item is among the user's last 30 clicks."""
+        data = self.data[step]
+        owner = torch.repeat_interleave(torch.arange(len(data)), data.offsets.diff())
+        found = torch.zeros(len(data), dtype=torch.bool)
+        found[owner[data.history == data.item[owner]]] = True
+        return found
 
 
 def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool) -> Periods:
@@ -58,10 +68,7 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
     used = rows * count
     user, item = (ids[:used].astype(np.int32) + 1 for ids in (log.user, log.item))
     label = log.label[:used]
-    times = log.timestamps_ms[:used]
-    history, offsets = build_histories(user, item, label, times)
-    sampled = label == 0 if log.card.negatives_per_positive else np.zeros(used, np.bool_)
-    recent = _recent(user, label, times, sampled)
+    history, offsets = build_histories(user, item, label, log.timestamps_ms[:used])
     ends = [rows * (t + 1) for t in range(count)]
     users, items = (_known_after(ids, ends) for ids in (user, item))
     matrix = _category_rows(log.item_categories) if categories and log.item_categories is not None else None
@@ -82,10 +89,25 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
                 items=size_i,
                 categories=0 if features is None else 1 + max(COLD_ROW, int(features.max())),
                 item_categories=features,
-                recent=torch.from_numpy(recent[start:end]),
             )
         )
     return Periods(data, users, items)
+
+
+def with_statistics(periods: Periods, dropped: Sequence[int] = ()) -> Periods:
+    """The periods with statistics as numeric inputs, those of each as they were known before it.
+
+    Args:
+        periods: one after the other, from the first.
+        dropped: columns of the statistics that become zeros.
+    """
+    statistics, data = Statistics.initial(StatisticsConfig()), []
+    for period in periods.data:
+        numeric = statistics.inputs(period)
+        numeric[:, list(dropped)] = 0
+        data.append(replace(period, numeric=numeric))
+        statistics = statistics.learned(period)
+    return periods._replace(data=data)
 
 
 def _known_after(rows: npt.NDArray[np.int32], ends: Sequence[int]) -> list[int]:
@@ -107,27 +129,3 @@ def _category_rows(numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     rank[np.argsort(first)] = np.arange(1, len(first) + 1, dtype=np.int32)
     matrix[present] = rank[inverse]
     return matrix
-
-
-RECENT, NEWEST = 30, 10
-
-
-def _recent(
-    user: npt.NDArray[np.int32],
-    label: npt.NDArray[np.uint8],
-    timestamp: npt.NDArray[np.int64],
-    sampled: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.int32]:
-    """int32 [N, 3]: of each row, how many of the user's last 30 rows with a strictly smaller timestamp there are, clicks
-    among the last 10, and clicks among all of them; sampled rows are nobody's.
-    """
-    real = np.flatnonzero(~sampled)
-    order = real[np.lexsort((real, timestamp[real], user[real]))]
-    times, rank = np.unique(timestamp, return_inverse=True)
-    key = user.astype(np.int64) * (len(times) + 1) + rank
-    end = np.searchsorted(key[order], key, side="left")
-    begin = np.searchsorted(user[order], user, side="left")
-    clicks = np.concatenate([[0], np.cumsum(label[order], dtype=np.int64)])
-    window, newest = (np.minimum(end - begin, size) for size in (RECENT, NEWEST))
-    found = [window, clicks[end] - clicks[end - newest], clicks[end] - clicks[end - window]]
-    return np.stack(found, 1).astype(np.int32)

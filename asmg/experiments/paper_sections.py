@@ -23,7 +23,17 @@ from asmg.experiments.jobs import OWN, SENSITIVE
 from asmg.experiments.results import Results, label
 from asmg.experiments.statistics import EXACT_UP_TO, FLIPS, Array, improvement, max_t_p, mean, sign_flip_p
 
-__all__ = ["BASE", "Draw", "ablation", "by_period", "comparison", "sensitivity", "training_time", "what_was_run"]
+__all__ = [
+    "BASE",
+    "METRICS",
+    "Draw",
+    "ablation",
+    "by_period",
+    "comparison",
+    "sensitivity",
+    "training_time",
+    "what_was_run",
+]
 
 BASE = "iu"
 """The method that the others are compared with."""

@@ -1,8 +1,9 @@
 """Logistic regression, learned online in one pass, as Vowpal Wabbit does it.
 
 Of an interaction of user u and item i, the features are 1, u, i, u × i, and h × i for each h of the user's last clicks,
-each 1 in a place of its own; and the statistics, standardised. The places are hashed into one table of weights (Weinberger
-et al., ICML 2009; two features may share one). Adagrad (Duchi et al., JMLR 2011) learns each interaction in turn:
+each 1 in a place of its own; and the statistics, standardised. The places are hashed into one table of weights
+(Weinberger et al., ICML 2009; two features may share one). Adagrad (Duchi et al., JMLR 2011) learns each interaction in
+turn:
 
     w ← w − rate · g / √(1 + Σ g²),    g = (prediction − label) · feature
 """
@@ -68,7 +69,7 @@ _USER, _ITEM, _USER_ITEM, _CLICK_ITEM = (np.uint64(n) for n in (1, 2, 3, 4))
 
 
 @inlined
-def _place(kind: np.uint64, first: int, second: int) -> int:
+def _place(kind: np.uint64, first: int, second: int) -> np.int64:
     """The place of a feature that is made of two rows (0: of one)."""
     mixed = (np.uint64(first) << _SHIFT | np.uint64(second)) * _FACTOR + kind
     mixed = (mixed ^ mixed >> _SHIFT) * _FACTOR

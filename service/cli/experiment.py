@@ -98,7 +98,7 @@ def prepare_command(
 def run_command(
     data: Annotated[Path, typer.Option(help="A folder of `asmg experiment prepare`.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; one of an earlier run is gone on with.")],
-    methods: Annotated[str | None, typer.Option(help="Separated by commas; all by default.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Separated by commas; by default all that are installed.")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each method, seeds 0, 1, …")] = 5,
     periods: Annotated[int, typer.Option(help="Equal periods that the log is cut into.")] = 31,
     pretrain: Annotated[int, typer.Option(help="Of these, learned together beforehand.")] = 10,
@@ -112,23 +112,35 @@ def run_command(
     sensitivity: Annotated[
         bool, typer.Option(help="Also run asmg-gru-multi with other sequence lengths and hidden sizes.")
     ] = True,
+    statistics: Annotated[
+        bool | None,
+        typer.Option(help="Whether the base model reads statistics; by default with our settings it does."),
+    ] = None,
+    drop_statistic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A statistic in whose place every method reads zeros; may be repeated."),
+    ] = None,
     processes: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each core.")] = None,
 ) -> None:
     """Run methods over the periods of a log, with several seeds; stopped and started again, it goes on where it was."""
     # With the training library, which takes seconds to import.
     from asmg.datasets.prepared import read_card
     from asmg.experiments.jobs import Protocol
-    from asmg.experiments.run import ExperimentError, ExperimentOptions, run_experiment
-    from asmg.updaters import UPDATERS
+    from asmg.experiments.run import ExperimentError, ExperimentOptions, default_methods, run_experiment
+    from asmg.yardsticks import LIGHTGBM_MISSING
 
     with plain_errors(), unusable_files():
-        names = tuple(UPDATERS) if methods is None else tuple(name.strip() for name in methods.split(","))
+        names = default_methods() if methods is None else tuple(name.strip() for name in methods.split(","))
+        if methods is None and "lightgbm" not in names:
+            print(f"without lightgbm: {LIGHTGBM_MISSING}", flush=True)
         protocol = Protocol(
             periods=periods,
             pretrain=pretrain,
             test_from=test_from,
             settings=settings,  # type: ignore[arg-type] # checked by Protocol
             categories=read_card(data).categories > 0 if categories is None else categories,
+            statistics=statistics,
+            dropped=tuple(drop_statistic or ()),
         )
         options = ExperimentOptions(
             methods=names, seeds=seeds, protocol=protocol, sensitivity=sensitivity, processes=processes
