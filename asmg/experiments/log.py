@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories
+from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
 from asmg.datasets.prepared import PreparedLog
 from asmg.statistics import Statistics, StatisticsConfig
 
@@ -47,7 +47,7 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
     """Cut a log into `count` periods of ⌊rows / count⌋ rows each; what is left over at the end is left out.
 
     (methods.md, section 0.) Histories are the user's earlier positives of the whole log, at most 30, with a strictly
-    smaller timestamp. Table row = number + 1.
+    smaller timestamp; `recent` is of its earlier interactions, drawn negatives left out. Table row = number + 1.
 
     Args:
         log: in time order, its ids numbered by first appearance.
@@ -69,6 +69,9 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
     user, item = (ids[:used].astype(np.int32) + 1 for ids in (log.user, log.item))
     label = log.label[:used]
     history, offsets = build_histories(user, item, label, log.timestamps_ms[:used])
+    # Where negatives were drawn the source has none of its own: all of them are nobody's interactions.
+    drawn = label == 0 if log.card.negatives_per_positive else None
+    recent = build_recent(user, label, log.timestamps_ms[:used], sampled=drawn)
     ends = [rows * (t + 1) for t in range(count)]
     users, items = (_known_after(ids, ends) for ids in (user, item))
     matrix = _category_rows(log.item_categories) if categories and log.item_categories is not None else None
@@ -89,6 +92,7 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
                 items=size_i,
                 categories=0 if features is None else 1 + max(COLD_ROW, int(features.max())),
                 item_categories=features,
+                recent=torch.from_numpy(recent[start:end]),
             )
         )
     return Periods(data, users, items)

@@ -246,7 +246,8 @@ def select(data: PeriodData, index: Tensor) -> PeriodData:
     """The interactions at `index` (int64, not empty) in that order."""
     rows = data.batch(index)
     user, item, history = rows.user.int(), rows.item.int(), rows.history.int()
-    return replace(data, user=user, item=item, history=history, offsets=rows.offsets, label=rows.label)
+    recent = None if data.recent is None else data.recent[index]
+    return replace(data, user=user, item=item, history=history, offsets=rows.offsets, label=rows.label, recent=recent)
 
 
 def weighted_sample(log_weights: Tensor, count: int, rng: torch.Generator) -> Tensor:

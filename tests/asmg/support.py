@@ -71,7 +71,7 @@ def random_period(
     """`n` interactions on tables of these sizes. Rows are ≥ 1; the categories of an item depend on `structure` only."""
     rng = np.random.default_rng(seed)
     histories = [rng.integers(1, items, size=rng.integers(0, longest + 1)).tolist() for _ in range(n)]
-    return period(
+    data = period(
         rng.integers(1, users, size=n).tolist(),
         rng.integers(1, items, size=n).tolist(),
         histories,
@@ -81,6 +81,7 @@ def random_period(
         categories=categories,
         item_categories=random_categories(items, categories, structure) if categories else None,
     )
+    return replace(data, recent=torch.from_numpy(rng.integers(0, 31, (n, 3), dtype=np.int32)))
 
 
 def padded(data: PeriodData, rows: int) -> PeriodData:
