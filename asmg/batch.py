@@ -116,8 +116,6 @@ class PeriodData:
                     f"item_categories: expected rows under {self.categories} or {NO_CATEGORY}; received {low}..{top}"
                 )
 
-    recent: "Tensor | None" = None
-
     def __len__(self) -> int:
         return len(self.user)
 

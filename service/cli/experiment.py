@@ -34,8 +34,8 @@ def prepare_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, amazon; or log: one of "
-            "your own, CSV (also compressed by gzip) or Parquet."
+            help="tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, kuairand, amazon; or log: "
+            "one of your own, CSV (also compressed by gzip) or Parquet."
         ),
     ],
     raw: Annotated[Path, typer.Option(help="The file as it was published, or the folder that holds it.")],
