@@ -34,7 +34,7 @@ def read_kuairand(gathering: Gathering) -> Events:
 
 
 def _find_files(gathering: Gathering) -> list[Path]:
-    """`raw` itself, or the files in it or in a folder in it; of a file that is there plain and compressed, the plain."""
+    """`raw` itself, or the files in it or in a folder in it; of one that is there plain and compressed, the plain."""
     if gathering.raw.is_file():
         return [gathering.raw]
     for place in gathering.folders():
