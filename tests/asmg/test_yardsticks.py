@@ -17,7 +17,7 @@ from asmg.metrics import auc, logloss
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from asmg.yardsticks import YARDSTICKS, build_yardstick, installed_yardsticks
 from asmg.yardsticks.boosting import lightgbm_version
-from asmg.yardsticks.logistic import CROSSED, RATE
+from asmg.yardsticks.logistic import BITS, CROSSED, RATE
 from tests.asmg.logs import prepare_small
 
 
@@ -115,48 +115,50 @@ class TestCounts:
         assert torch.isfinite(yardstick.logits(NEXT)).all()
 
 
+def place(kind: int, first: int, second: int = 0) -> int:
+    """The place of a hashed feature, in whole numbers of any size."""
+    mixed = ((first << 32 | second) * 0x9E3779B97F4A7C15 + kind) % 2**64
+    mixed = (mixed ^ mixed >> 32) * 0x9E3779B97F4A7C15 % 2**64
+    return (mixed ^ mixed >> 32) % 2**BITS
+
+
 class SlowLogistic:
-    """The weights by the names of the features."""
+    """Weights by place, and by the names of what has a place of its own."""
 
     def __init__(self) -> None:
-        self.weights: defaultdict[object, float] = defaultdict(float)
-        self.squares: defaultdict[object, float] = defaultdict(float)
+        self.weights: defaultdict[int | str, float] = defaultdict(float)
+        self.squares: defaultdict[int | str, float] = defaultdict(float)
 
-    def features(self, data: PeriodData, inputs: torch.Tensor, n: int) -> dict[object, float]:
+    def features(self, data: PeriodData, inputs: torch.Tensor, n: int) -> list[tuple[int | str, float]]:
         user, item = int(data.user[n]), int(data.item[n])
         past = data.history[data.offsets[n] : data.offsets[n + 1]].tolist()[:CROSSED]
-        found: defaultdict[object, float] = defaultdict(float)
-        for name in ["one", ("user", user), ("item", item), ("both", user, item), *(("click", h, item) for h in past)]:
-            found[name] += 1
-        found.update({("statistic", s): float(x) for s, x in enumerate(inputs[n])})
-        return found
+        hashed = [place(1, user), place(2, item), place(3, user, item), *(place(4, h, item) for h in past)]
+        return [*((at, 1.0) for at in hashed), ("one", 1.0), *zip(NAMES, inputs[n].tolist(), strict=True)]
 
-    def logit(self, features: dict[object, float]) -> float:
-        return sum(self.weights[name] * value for name, value in features.items())
+    def logit(self, features: list[tuple[int | str, float]]) -> float:
+        return sum(self.weights[name] * value for name, value in features)
 
     def learn(self, data: PeriodData, inputs: torch.Tensor) -> None:
         for n in range(len(data)):
             features = self.features(data, inputs, n)
             error = 1 / (1 + math.exp(-self.logit(features))) - float(data.label[n])
-            for name, value in features.items():
-                for _ in range(round(value) if isinstance(name, tuple) and name[0] == "click" else 1):
-                    g = error * (1 if isinstance(name, tuple) and name[0] == "click" else value)
-                    self.squares[name] += g * g
-                    self.weights[name] -= float(RATE) * g / math.sqrt(1 + self.squares[name])
+            for name, value in features:
+                gradient = error * value
+                self.squares[name] += gradient**2
+                self.weights[name] -= float(RATE) * gradient / math.sqrt(1 + self.squares[name])
 
 
 def test_logistic_regression_is_that_of_a_slow_version(log: PreparedLog) -> None:
-    periods, yardstick, slow = cut(log)[:4], build_yardstick("logistic"), SlowLogistic()
+    periods, yardstick, slow = cut(log)[:5], build_yardstick("logistic"), SlowLogistic()
     known = Statistics.initial(StatisticsConfig())
     for data in periods:
         inputs = known.inputs(data)
         expected = [slow.logit(slow.features(data, inputs, n)) for n in range(len(data))]
-        assert yardstick.logits(data).tolist() == pytest.approx(expected, abs=2e-4)
+        assert yardstick.logits(data).tolist() == pytest.approx(expected, abs=1e-4)
         yardstick.learn([data])
         slow.learn(data, inputs)
         known = known.learned(data)
-    assert max(map(abs, expected)) > 0.5
-    assert any(isinstance(name, tuple) and name[0] == "click" for name in slow.weights)
+    assert max(map(abs, expected)) > 0.5 and len(slow.weights) > 1_000
 
 
 def test_lightgbm_is_that_of_an_afternoon(log: PreparedLog) -> None:
@@ -221,7 +223,7 @@ class TestLaws:
             found.append(yardstick.logits(periods[6]))
         assert torch.equal(*found)
         score = auc(found[0], periods[6].label)
-        assert score is not None and score > 0.55
+        assert score is not None and (score > 0.55 or name in ("popularity", "item-ctr"))  # of people with tastes
 
 
 class TestDropped:
