@@ -204,7 +204,7 @@ class BaseTraining:
         session = self.session(state, parts, self.config.first_lr)
 
         def loss() -> float:
-            return logloss(predict_logits(self.model, session.params, session.periods[1]), session.periods[1].label)
+            return logloss(self.predicted(session.params, session.periods[1]), session.periods[1].label)
 
         self._passes(session, session.periods[0], rng, progress, loss if tail else None, most, most + 1)
         if tail:
@@ -247,12 +247,16 @@ class BaseTraining:
 
         def loss() -> float:
             params, _ = commit(state.params, state.adam, session.finish())
-            found = auc(predict_logits(self.model, params, validation), validation.label)
+            found = auc(self.predicted(params, validation), validation.label)
             return 0.0 if found is None else -found
 
         most = self.config.first_epochs
         self._passes(session, session.periods[0], rng, None, loss, most, most, patience=most)
         return self.committed(replace(state, pending=session.finish()))
+
+    def predicted(self, params: Mapping[str, Tensor], data: PeriodData) -> Tensor:
+        """Logits float32 [N] of a log, computed as training is (`asmg.training.predict_logits`)."""
+        return predict_logits(self.model, params, data, execution=self.execution)
 
     def committed(self, state: BaseState) -> BaseState:
         """The state with what is pending in its tables."""

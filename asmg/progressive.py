@@ -41,8 +41,9 @@ def progressive_validation(
     """
     state = updater.initial(stage_rng(seed, 0, "initial"))
     for number, data in enumerate(periods, start=1):
-        models = updater.serving_models(state)
-        report = PeriodReport(number, {name: evaluate(updater.model, params, data) for name, params in models.items()})
+        models, execution = updater.serving_models(state), updater.base.execution
+        found = {name: evaluate(updater.model, params, data, execution) for name, params in models.items()}
+        report = PeriodReport(number, found)
         for stage in updater.stages:
             state = updater.run_stage(stage, state, data, rng=stage_rng(seed, number, stage))
         yield report, state

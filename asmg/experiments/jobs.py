@@ -27,10 +27,10 @@ from asmg.checkpoint import Checkpoint
 from asmg.experiments.log import Periods
 from asmg.generator import GeneratorConfig
 from asmg.metrics import scores
-from asmg.models import BaseModel, EmbeddingMLPConfig, Params
+from asmg.models import EmbeddingMLPConfig, Params, default_config
 from asmg.progressive import stage_rng
 from asmg.statistics import NAMES
-from asmg.training import predict_logits, take
+from asmg.training import take
 from asmg.updaters import UPDATERS, build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig, AsmgState
 from asmg.updaters.base import Updater
@@ -94,6 +94,12 @@ class Protocol:
     """Whether the base model reads statistics; None: with our settings it does, with the authors' it does not."""
     dropped: tuple[str, ...] = ()
     """Statistics, of `asmg.statistics.NAMES`, in the place of which every method reads zeros: what each is worth."""
+    dim: int | None = None
+    """Width of the base model's embeddings; None: as the settings have it."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of its hidden layers; None: as the settings have it."""
+    dot: bool | None = None
+    """Whether it has the dot products; None: as the settings have it."""
 
     def __post_init__(self) -> None:
         if self.settings not in ("default", "paper"):
@@ -108,6 +114,7 @@ class Protocol:
                 "expected pretrain < test_from < periods; "
                 f"received pretrain {self.pretrain}, test_from {self.test_from}, periods {self.periods}"
             )
+        _ = self.model  # its widths are checked there
 
     @property
     def steps(self) -> range:
@@ -127,7 +134,11 @@ class Protocol:
     @property
     def model(self) -> EmbeddingMLPConfig:
         """The base model."""
-        return EmbeddingMLPConfig(categories=self.categories)
+        numeric = len(NAMES) if self.reads_statistics else 0
+        shape = default_config if self.settings == "default" else EmbeddingMLPConfig
+        asked = {"dim": self.dim, "hidden": self.hidden, "dot": self.dot}
+        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        return replace(shape(categories=self.categories, numeric=numeric), **changes)
 
 
 @dataclass(frozen=True, order=True)
@@ -262,7 +273,7 @@ def run_method(
         served = models.get("generated", models["incremental"])
 
         def read(period: int) -> Tensor:
-            reader = reads.get(period) or _Reader(updater.model, data[period - 1])
+            reader = reads.get(period) or _Reader(updater.base, data[period - 1])
             if matrix:  # it will be needed again
                 reads[period] = reader
             return reader.logits(served)
@@ -328,13 +339,13 @@ class _Clock:
 class _Reader:
     """One period's log in the rows that it touches, to be scored by many models."""
 
-    def __init__(self, model: BaseModel, data: PeriodData) -> None:
-        self.model = model
-        (self.data,), self.rows = excerpt([data], model.tables)
+    def __init__(self, base: BaseTraining, data: PeriodData) -> None:
+        self.base = base
+        (self.data,), self.rows = excerpt([data], base.model.tables)
 
     def logits(self, params: Params) -> Tensor:
         """Of the whole period, in its order."""
-        return predict_logits(self.model, take(params, self.rows), self.data)
+        return self.base.predicted(take(params, self.rows), self.data)
 
 
 def _nothing() -> dict[str, list[dict[str, Any]]]:

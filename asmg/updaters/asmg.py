@@ -42,7 +42,7 @@ from asmg.generator import (
 )
 from asmg.generator_training import GeneratorTraining
 from asmg.models import Params, forget, read_rows
-from asmg.training import Execution, Progress, narrow, predict_logits, take
+from asmg.training import Execution, Progress, narrow, take
 from asmg.updaters.base import Updater
 
 __all__ = ["Asmg", "AsmgConfig", "AsmgState"]
@@ -186,9 +186,14 @@ class Asmg(Updater[AsmgState]):
 
     @override
     def initial(self, rng: torch.Generator) -> AsmgState:
+        """See Updater. The base model is drawn first: it is the same whatever the generator is."""
+        return self._begun(self.base.initial(rng), rng)
+
+    def _begun(self, base: BaseState, rng: torch.Generator) -> AsmgState:
+        """A state with a fresh generator."""
         weights = self.generator.initial(rng)
         return AsmgState(
-            base=self.base.initial(rng),
+            base=base,
             models=(),
             weights=weights,
             adam=AdamState.zeros(weights),
@@ -201,7 +206,7 @@ class Asmg(Updater[AsmgState]):
     @override
     def started(self, base: BaseState, periods: Sequence[PeriodData], *, rng: torch.Generator) -> AsmgState:
         """See Updater. Where `skip_first`, the given model is not part of the sequence."""
-        state = replace(self.initial(rng), base=base, models=(base.params,), generated=base.params)
+        state = replace(self._begun(base, rng), models=(base.params,), generated=base.params)
         return replace(state, models=()) if self.config.skip_first else state
 
     @override
@@ -264,7 +269,7 @@ class Asmg(Updater[AsmgState]):
         (plain, generated), small = narrow(self.model, [state.base.params, state.generated], data)
 
         def losses(params: Params) -> Tensor:
-            logits = predict_logits(self.model, params, small, compiled=self.execution.compiled).double()
+            logits = self.base.predicted(params, small).double()
             return functional.binary_cross_entropy_with_logits(logits, small.label.double(), reduction="none")
 
         base = losses(plain)
@@ -335,7 +340,7 @@ class Asmg(Updater[AsmgState]):
             hidden = {group: read_rows(h, rows[group]) if group in rows else h for group, h in state.hidden.items()}
             generated, _, _ = self._read(state.weights, [*(take(m, rows) for m in state.models), found.params], hidden)
             models["generated"] = blend(found.params, generated, self.trust(state))
-        return {name: predict_logits(self.model, params, found.held_out) for name, params in models.items()}
+        return {name: self.base.predicted(params, found.held_out) for name, params in models.items()}
 
     def _generate(self, state: AsmgState) -> AsmgState:
         """The tables of Θ_{t+1}, the state before the next window, and Θ*_{t+1}: all that is as large as the tables."""

@@ -16,7 +16,7 @@ from asmg.base_training import BaseState, BaseTraining
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import BaseModel, Params
-from asmg.training import Progress, predict_logits
+from asmg.training import Progress
 
 __all__ = ["StateT", "Updater"]
 
@@ -127,7 +127,7 @@ class Updater(ABC, Generic[StateT]):
             DivergedError: when training met a loss that is not finite.
         """
         found = self.base.rehearsed(self.base_of(state), data, held_out, rng, progress)
-        return {"incremental": predict_logits(self.model, found.params, found.held_out)}
+        return {"incremental": self.base.predicted(found.params, found.held_out)}
 
     @abstractmethod
     def forgotten(self, state: StateT, rows: Mapping[str, Tensor]) -> StateT:

@@ -120,6 +120,15 @@ def run_command(
         list[str] | None,
         typer.Option(metavar="NAME", help="A statistic in whose place every method reads zeros; may be repeated."),
     ] = None,
+    dim: Annotated[
+        int | None, typer.Option(help="Width of the base model's embeddings, if not as in settings.")
+    ] = None,
+    hidden: Annotated[
+        str | None, typer.Option(help="Widths of its hidden layers, separated by commas, if not as in settings.")
+    ] = None,
+    dot: Annotated[
+        bool | None, typer.Option(help="Whether it has the dot products; by default with our settings it has.")
+    ] = None,
     processes: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each core.")] = None,
 ) -> None:
     """Run methods over the periods of a log, with several seeds; stopped and started again, it goes on where it was."""
@@ -141,6 +150,9 @@ def run_command(
             categories=read_card(data).categories > 0 if categories is None else categories,
             statistics=statistics,
             dropped=tuple(drop_statistic or ()),
+            dim=dim,
+            hidden=None if hidden is None else _widths(hidden),
+            dot=dot,
         )
         options = ExperimentOptions(
             methods=names, seeds=seeds, protocol=protocol, sensitivity=sensitivity, processes=processes
@@ -154,6 +166,18 @@ def run_command(
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", flush=True)
             raise typer.Exit(130) from None
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    """The numbers of a list such as 32,16.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
+        raise ValueError(f"hidden: expected whole numbers separated by commas, such as 32,16; received {text!r}")
+    return tuple(map(int, parts))
 
 
 @experiment.command("report")

@@ -140,6 +140,24 @@ def test_the_authors_sequence_begins_behind_pretraining_and_waits_for_a_full_win
         assert unchanged(snapshot(state.generated), updater.serving_models(state)["generated"])
 
 
+def test_the_base_model_is_the_same_whatever_the_generator_is() -> None:
+    """So that methods can be compared without pretraining: they begin with one base model, and learn one chain."""
+    chains = []
+    for name in ("iu", "asmg-linear", "asmg-gru-single", "asmg-gru-multi", "asmg-gru-full"):
+        updater = build_updater(name, SMALL)
+        state = updater.initial(torch_rng(3))
+        begun = updater.base_of(state)
+        for t in (1, 2):
+            for stage in updater.stages:
+                state = updater.run_stage(stage, state, Case(name, SMALL).period(t, 60), rng=torch_rng(t))
+        chains.append([begun, updater.base_of(state)])
+    for hidden in (1, 9):
+        config = AsmgConfig(generator=GeneratorConfig(hidden=hidden))
+        chains.append([Asmg(SMALL, config).initial(torch_rng(3)).base, chains[0][1]])
+    for chain in chains[1:]:
+        assert unchanged(snapshot(chains[0]), chain)
+
+
 def test_a_window_of_all_models_is_never_full_and_waits_for_none() -> None:
     case = Case("asmg-gru-full", SMALL, reference=True)
     updater = case.build()

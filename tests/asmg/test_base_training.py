@@ -228,6 +228,18 @@ def test_pretraining_that_nothing_can_be_said_of_keeps_the_first_pass() -> None:
     assert got.adam.step == math.ceil(350 / 64)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_learns_the_first_period_and_pretrains_as_a_cpu_does() -> None:
+    periods, validation = pretraining()
+    made = []
+    for device in ("cpu", "cuda"):
+        base = BaseTraining(SMALL, TrainingConfig(first_epochs=2, cold_rate=0.0), Execution(device=device))
+        first = base.train(base.initial(torch_rng(1)), periods[0], torch_rng(2))
+        made.append([first, base.pretrained(periods, validation, torch_rng(3))])
+    for a, b in zip(snapshot(made[0]), snapshot(made[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)
+
+
 # --- configuration
 
 

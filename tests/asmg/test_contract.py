@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from asmg import kernels
 from asmg.batch import PeriodData
 from asmg.checkpoint import CheckpointError
 from asmg.progressive import progressive_validation
-from asmg.training import DivergedError, predict_logits
+from asmg.training import DivergedError, Execution, predict_logits
+from asmg.updaters import UPDATERS, build_updater
 from tests.asmg.cases import (
+    SMALL_CATEGORIES,
     Case,
     Contract,
     Parts,
@@ -378,6 +381,25 @@ def the_base_model_of_another_method_is_adopted(case: Case) -> None:
     for bad in ({}, {"base": parts["base"]}, {"optimizer": parts["optimizer"]}, unfinished):
         with pytest.raises(CheckpointError):
             updater.adopted(bad, rng=torch_rng(0))
+
+
+@pytest.mark.parametrize("name", UPDATERS)
+def test_without_machine_code_no_kernel_computes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the first period nor in pretraining, a rehearsal or validation; only the planning of an epoch is."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("a kernel was asked")
+
+    for kernel in set(kernels.__all__) - {"Plan", "plan_epoch", "renumber", "sigmoid", "tanh"}:
+        monkeypatch.setattr(kernels, kernel, refused)
+    case = Case(name, replace(SMALL_CATEGORIES, numeric=2, dot=True))
+    updater = build_updater(name, case.config, execution=Execution(device="cpu", compiled=False))
+    sizes = {n: getattr(case.period(4), n) for n in ("users", "items", "categories", "item_categories")}
+    periods = [replace(case.period(t, 40), **sizes) for t in (1, 2, 3, 4)]
+    *_, (report, state) = progressive_validation(updater, periods)
+    assert set(report.scores) == set(updater.serving_models(state))
+    updater.rehearse(state, periods[0], periods[1], rng=torch_rng(0))
+    updater.update(updater.pretrained(periods[:2], periods[2], rng=torch_rng(0)), periods[3], rng=torch_rng(0))
 
 
 @pytest.mark.parametrize(("case", "function"), contract.params())

@@ -157,7 +157,7 @@ def test_data_of_another_number_of_inputs_is_refused(width: int, given: int, mes
     config, data = replace(SMALL, numeric=width), random_period(0, 30, numeric=given)
     execution = Execution(device="cpu", compiled=compiled)
     with pytest.raises(ValueError, match=message):
-        predict_logits(build_model(config), random_params(config, 0, user=6, item=9), data, compiled=compiled)
+        predict_logits(build_model(config), random_params(config, 0, user=6, item=9), data, execution=execution)
     for name in UPDATERS:
         if name == "sml-mf":
             continue

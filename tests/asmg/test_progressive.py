@@ -28,7 +28,8 @@ class Spy:
     models: list[Params]
     notes: list[Any]
     stages = ("first", "second")
-    model = build_updater("iu", SMALL).model
+    base = build_updater("iu", SMALL).base
+    model = base.model
 
     def initial(self, rng: torch.Generator) -> int:
         self.notes.append(("initial", rng.initial_seed()))
