@@ -9,9 +9,11 @@ from asmg.experiments.jobs import NO_REPEAT, SLICES
 from asmg.experiments.paper_sections import BASE, METRICS, Draw
 from asmg.experiments.results import Results, label
 from asmg.experiments.statistics import mean, spread
-from asmg.yardsticks import YARDSTICKS
 
 __all__ = ["beside_yardsticks", "calibration", "cold_and_warm", "forgetting", "without_repeats"]
+
+LEARNED = ("lightgbm", "logistic")
+"""Yardsticks that learn, which every method is compared with."""
 
 COLD_AND_WARM = tuple(part for part in SLICES if part.startswith(("cold", "warm")))
 
@@ -23,38 +25,44 @@ LAST = 5
 
 
 def beside_yardsticks(results: Results, _: Draw) -> list[Block]:
-    """How far every method is from the best yardstick, with all rows and with those that are no repeat."""
+    """How far every method is from each yardstick that learns, with all rows and with those that are no repeat."""
     blocks: list[Block] = [Heading("Beside what a practitioner has")]
-    found = {m: score.mean for m in results.methods if m in YARDSTICKS and (score := results.score("auc", m))}
-    methods = [m for m in results.methods if m not in YARDSTICKS]
-    if not found or not methods:
-        what = "method beside the yardsticks" if found else "yardstick"
-        return [*blocks, nothing(f"this run has no {what}")]
-    top = max(found, key=found.__getitem__)
-    columns = ["Method"]
-    cells: list[list[str]] = [[label(method)] for method in methods]
-    for part, of in (("all", ""), (NO_REPEAT, ", no repeat")):
-        for metric, name in METRICS.items():
-            columns += [f"{name} {'↑' if metric == 'auc' else '↓'}{of}", "wins"]
-            for row, method in zip(cells, methods, strict=True):
-                difference = results.values(metric, method, part=part) - results.values(metric, top, part=part)
-                won = (difference > 0) if metric == "auc" else (difference < 0)
-                row.append(signed(float(mean(mean(difference, 1))), 4))
-                row.append(f"{int(won.sum())}/{int((~np.isnan(difference)).sum())}")
+    yardsticks = [name for name in LEARNED if name in results.methods]
+    if not yardsticks or len(yardsticks) == len(results.methods):
+        names = " or ".join(label(name) for name in LEARNED)
+        return [*blocks, nothing(f"this needs {names}, and a method beside it")]
+    parts = {"": "all"} | ({", no repeat": NO_REPEAT} if results.share(NO_REPEAT) < 1 else {})
     text = (
-        f"Less the AUC and the LogLoss of {label(top)}, the yardstick with the best AUC; yardsticks are fed with the "
-        "same statistics. Wins: pairs of seed and period in which the method is better. No repeat: rows whose item is "
-        "in none of the user's last 30 clicks."
+        "Scores less those of a yardstick, which is fed with the same statistics. Wins: pairs of seed and period in "
+        "which the method is better."
     )
-    return [*blocks, Paragraph(text), Table(columns, cells)]
+    blocks.append(Paragraph(text))
+    for yardstick in yardsticks:
+        columns, methods = [f"less {label(yardstick)}"], [m for m in results.methods if m != yardstick]
+        rows: list[list[str]] = [[label(method)] for method in methods]
+        for name, part in parts.items():
+            for metric in METRICS:
+                columns += [f"{METRICS[metric]} {'↑' if metric == 'auc' else '↓'}{name}", "wins"]
+                for row, method in zip(rows, methods, strict=True):
+                    row += _against(results, metric, method, yardstick, part)
+        blocks.append(Table(columns, rows))
+    return blocks
+
+
+def _against(results: Results, metric: str, method: str, other: str, part: str) -> list[str]:
+    """The mean difference of two methods, and in how many pairs of seed and period the first is better."""
+    difference = results.values(metric, method, part=part) - results.values(metric, other, part=part)
+    won = (difference > 0) if metric == "auc" else (difference < 0)
+    by = float(mean(mean(difference, 1)))
+    return [signed(by, 4), f"{int(won.sum())}/{int((~np.isnan(difference)).sum())}"]
 
 
 def without_repeats(results: Results, _: Draw) -> list[Block]:
     """Scores of the rows whose item the user has not clicked of late."""
     blocks: list[Block] = [Heading("Without repeats")]
     methods, share = results.methods, results.share(NO_REPEAT)
-    if not share:
-        return [*blocks, nothing("this run has no such slice, or only repeats")]
+    if share in (0, 1):
+        return [*blocks, nothing(f"{'no' if share else 'every'} row of the test periods is a repeat")]
     cells = [
         best_scores([results.score(metric, m, part=part) for m in methods], highest=metric == "auc")
         for metric in METRICS

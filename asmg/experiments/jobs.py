@@ -24,7 +24,8 @@ from torch import Tensor
 from asmg.base_training import BaseState, BaseTraining
 from asmg.batch import PeriodData, excerpt
 from asmg.checkpoint import Checkpoint
-from asmg.experiments.log import Periods
+from asmg.datasets.prepared import PreparedLog
+from asmg.experiments.log import Known, Periods, cut_periods, with_statistics
 from asmg.generator import GeneratorConfig
 from asmg.metrics import scores
 from asmg.models import EmbeddingMLPConfig, Params, default_config
@@ -139,6 +140,12 @@ class Protocol:
         asked = {"dim": self.dim, "hidden": self.hidden, "dot": self.dot}
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         return replace(shape(categories=self.categories, numeric=numeric), **changes)
+
+    def cut(self, log: PreparedLog) -> Periods:
+        """The periods of a log as the base model reads them."""
+        known: Known = "all" if self.settings == "paper" else "so_far"
+        periods = cut_periods(log, self.periods, known=known, categories=self.categories)
+        return with_statistics(periods, self.dropped_columns) if self.reads_statistics else periods
 
 
 @dataclass(frozen=True, order=True)

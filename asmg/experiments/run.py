@@ -53,7 +53,7 @@ from asmg.experiments.jobs import (
     run_yardstick,
     versions,
 )
-from asmg.experiments.log import Known, Periods, cut_periods, with_statistics
+from asmg.experiments.log import Periods
 from asmg.experiments.statistics import mean, spread
 from asmg.training import DivergedError
 from asmg.updaters import UPDATERS
@@ -323,11 +323,7 @@ class _Worker:
     @cached_property
     def periods(self) -> Periods:
         """Of the log."""
-        protocol = self.protocol
-        known: Known = "all" if protocol.settings == "paper" else "so_far"
-        log = read_prepared(self.data)
-        periods = cut_periods(log, protocol.periods, known=known, categories=protocol.categories)
-        return with_statistics(periods, protocol.dropped_columns) if protocol.reads_statistics else periods
+        return self.protocol.cut(read_prepared(self.data))
 
 
 _worker: _Worker | None = None

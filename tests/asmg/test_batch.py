@@ -1,7 +1,7 @@
 """Histories, periods, ragged batches, and excerpts: the rows that a log touches, numbered anew."""
 
-from collections.abc import Sequence
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple

@@ -255,7 +255,7 @@ class TestNames:
     """What there is."""
 
     def test_unknown(self) -> None:
-        with pytest.raises(ValueError, match="yardstick: expected one of popularity, item-ctr, .*; received 'gbm'"):
+        with pytest.raises(ValueError, match=r"yardstick: expected one of popularity, item-ctr, .*; received 'gbm'"):
             build_yardstick("gbm")
 
     @pytest.fixture
