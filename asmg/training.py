@@ -95,6 +95,8 @@ class RowUpdate:
     """The optimizer of the same; its `restless` rows are those of the whole tables."""
     sizes: dict[str, int]
     """Rows that the whole tables shall have."""
+    passes: tuple[float, ...] = ()
+    """What is known of the number of passes now (`asmg.base_training.BaseState.passes`)."""
 
 
 def take(params: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Params:

@@ -53,6 +53,9 @@ SOURCES: Mapping[str, Source] = {
 GENERIC = "log"
 """Name of a log of one's own."""
 
+TITLE_CHARS = 100
+"""Most characters of what such a log is called: it is a part of headings."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
@@ -64,6 +67,8 @@ class PrepareOptions:
     """The file as it was published, or the folder that holds it."""
     out: Path
     """A new folder."""
+    title: str | None = None
+    """What a GENERIC log is called in its card and in reports, up to TITLE_CHARS characters; None for "log"."""
     seed: int = 0
     """Of the negatives."""
     negatives: int = 1
@@ -78,6 +83,15 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.name not in (*SOURCES, GENERIC):
             raise ValueError(f"name: expected one of {', '.join((*SOURCES, GENERIC))}; received {self.name!r}")
+        if self.title is not None:
+            if self.name != GENERIC:
+                raise ValueError(f"--name: expected none for {self.name}, which has a name; received {self.title!r}")
+            printed = self.title.strip() == self.title and self.title.isprintable()
+            if not printed or not 1 <= len(self.title) <= TITLE_CHARS:
+                raise ValueError(
+                    f"--name: expected 1 to {TITLE_CHARS} printable characters, no blank at either end; "
+                    f"received {self.title!r}"
+                )
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0; received {self.seed}")
         if self.negatives < 1:
@@ -148,7 +162,7 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> Car
         pl.DataFrame({"id": events.user_ids}, schema={"id": pl.String}),
         items,
         {
-            "dataset": options.name,
+            "dataset": options.title or options.name,
             "rows": len(events),
             "positives": int(events.label.sum(dtype=np.int64)),
             "users": len(events.user_ids),

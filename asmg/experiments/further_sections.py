@@ -5,10 +5,10 @@ import numpy as np
 from asmg.experiments import figures
 from asmg.experiments.blocks import Block, Heading, Paragraph, Row, Table
 from asmg.experiments.cells import best, best_scores, nothing, signed, with_spread
-from asmg.experiments.jobs import NO_REPEAT, SLICES
-from asmg.experiments.paper_sections import BASE, METRICS, Draw
+from asmg.experiments.jobs import BASE, NO_REPEAT, SLICES
+from asmg.experiments.paper_sections import METRICS, Draw, wins
 from asmg.experiments.results import Results, label
-from asmg.experiments.statistics import mean, spread
+from asmg.experiments.statistics import mean, spread, tally
 
 __all__ = ["beside_yardsticks", "calibration", "cold_and_warm", "forgetting", "without_repeats"]
 
@@ -42,7 +42,10 @@ def beside_yardsticks(results: Results, _: Draw) -> list[Block]:
         rows: list[list[str]] = [[label(method)] for method in methods]
         for name, part in parts.items():
             for metric in METRICS:
-                columns += [f"{METRICS[metric]} {'↑' if metric == 'auc' else '↓'}{name}", "wins"]
+                columns += [
+                    f"{METRICS[metric]} {'↑' if metric == 'auc' else '↓'}{name}",
+                    f"{METRICS[metric]} wins{name}",
+                ]
                 for row, method in zip(rows, methods, strict=True):
                     row += _against(results, metric, method, yardstick, part)
         blocks.append(Table(columns, rows))
@@ -52,9 +55,8 @@ def beside_yardsticks(results: Results, _: Draw) -> list[Block]:
 def _against(results: Results, metric: str, method: str, other: str, part: str) -> list[str]:
     """The mean difference of two methods, and in how many pairs of seed and period the first is better."""
     difference = results.values(metric, method, part=part) - results.values(metric, other, part=part)
-    won = (difference > 0) if metric == "auc" else (difference < 0)
-    by = float(mean(mean(difference, 1)))
-    return [signed(by, 4), f"{int(won.sum())}/{int((~np.isnan(difference)).sum())}"]
+    better = difference if metric == "auc" else -difference
+    return [signed(float(mean(mean(difference, 1))), 4), wins(tally(better))]
 
 
 def without_repeats(results: Results, _: Draw) -> list[Block]:
@@ -89,8 +91,8 @@ def cold_and_warm(results: Results, draw: Draw) -> list[Block]:
     shares = {part: results.share(part) for part in parts}
     shown = {part: found for part, found in scores.items() if any(found.values())}
     text = (
-        "AUC within the events of users, or of items, that are new (cold: in no earlier period, not even as a sampled "
-        "negative) or known (warm)."
+        "AUC within the events of users, or of items, that are new (cold: a user in no row, an item in no click of an "
+        "earlier period) or known (warm)."
     )
     missing = [part for part in parts if part not in shown]
     if missing:

@@ -40,6 +40,7 @@ from asmg.yardsticks import YARDSTICKS, build_yardstick
 from asmg.yardsticks.boosting import lightgbm_version
 
 __all__ = [
+    "BASE",
     "BINS",
     "METHODS",
     "NO_REPEAT",
@@ -66,7 +67,10 @@ NO_REPEAT = "no repeat"
 """The slice of the interactions whose item is in none of the user's last 30 clicks."""
 
 SLICES = ("all", "cold user", "warm user", "cold item", "warm item", NO_REPEAT)
-"""Of a period's interactions; cold: in no row of the earlier periods, be it a sampled negative."""
+"""Of a period's interactions; cold: a user in no row, an item in no click of the earlier periods."""
+
+BASE = "iu"
+"""The method that the others are compared with."""
 
 SENSITIVE = "asmg-gru-multi"
 """The method that the sensitivity figures are about."""

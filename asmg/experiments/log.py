@@ -30,9 +30,16 @@ class Periods(NamedTuple):
     """The same of the item table, for which a negative counts as an appearance."""
 
     def cold(self, step: int) -> tuple[Tensor, Tensor]:
-        """Of period step + 1: bool [N], [N], whose user and whose item is new to a model that has learned `step`."""
+        """Of period step + 1: bool [N], [N], whose user and whose item is new to a model that has learned `step`.
+
+        A user is new who is in no row of an earlier period. An item is new that nobody has clicked in an earlier
+        period: sampled negatives are drawn from all items of a log, so most items were among them at once.
+        """
         data = self.data[step]
-        return data.user >= self.users[step - 1], data.item >= self.items[step - 1]
+        clicked = torch.zeros(self.items[step], dtype=torch.bool)
+        for earlier in self.data[:step]:
+            clicked[earlier.item[earlier.label == 1].long()] = True
+        return data.user >= self.users[step - 1], ~clicked[data.item.long()]
 
     def repeats(self, step: int) -> Tensor:
         """Of period step + 1: bool [N], whose item is among the user's last 30 clicks."""

@@ -7,7 +7,8 @@ In the folder of a run:
     timings.parquet       seed, method, variant, step, stage, seconds, cpu_seconds
     calibration.parquet   seed, method, variant, period, bin, count, predicted, clicked
     forgetting.parquet    seed, method, variant, step, period, auc, logloss
-    summary.json          of each method AUC and LogLoss over the test periods: mean and standard deviation over seeds
+    summary.json          of each method AUC and LogLoss over the test periods: mean and standard deviation over seeds;
+                          wins and ties against IU and LightGBM, and the seed that favours the method least
     jobs/                 the same numbers, job by job; what is there is not computed again
     chains/               base models of the seeds that are not done
 
@@ -41,6 +42,7 @@ import torch
 
 from asmg.datasets.prepared import Card, read_prepared
 from asmg.experiments.jobs import (
+    BASE,
     METHODS,
     NO_REPEAT,
     OWN,
@@ -54,7 +56,7 @@ from asmg.experiments.jobs import (
     versions,
 )
 from asmg.experiments.log import Periods
-from asmg.experiments.statistics import mean, spread
+from asmg.experiments.statistics import Array, mean, spread, tally
 from asmg.training import DivergedError
 from asmg.updaters import UPDATERS
 from asmg.yardsticks import LIGHTGBM_MISSING, YARDSTICKS, installed_yardsticks
@@ -436,15 +438,29 @@ def _summary(dataset: str, options: ExperimentOptions, scores: pl.DataFrame, tim
     """AUC and LogLoss over the test periods; "periods" are means over seeds, "std" is over the seeds' means.
 
     A period of one class has no AUC and is left out of the mean. "no_repeat": the same of the rows whose item is none
-    of the user's last 30 clicks.
+    of the user's last 30 clicks. "against_iu" and "against_lightgbm", where these were run, have of each metric "wins"
+    and "ties" out of all "pairs" of seed and test period, and "worst_seed", the "seed" that favours the method least,
+    with the mean by which it is "better" there (lower LogLoss is better).
     "seconds" is what all updates of one seed took, the mean over seeds.
     """
+    tested = scores.filter(pl.col("test")).sort("seed", "period")
 
-    def over(rows: pl.DataFrame) -> dict[str, Any]:
+    def values_of(job: MethodJob, metric: str, part: str = "all") -> Array:
+        """Of each seed in each test period [seeds, periods]."""
+        mine = (pl.col("method") == job.method) & (pl.col("variant") == job.variant) & (pl.col("slice") == part)
+        table = tested.filter(mine).pivot("period", index="seed", values=metric, sort_columns=False)
+        return table.drop("seed").to_numpy().astype(float)
+
+    def against(job: MethodJob, other: str, metric: str) -> dict[str, Any]:
+        better = values_of(job, metric) - values_of(MethodJob(other), metric)
+        found = tally(better if metric == "auc" else -better)
+        worst = None if found.worst is None else {"seed": found.worst_seed, "better": found.worst}
+        return {"wins": found.wins, "ties": found.ties, "pairs": found.pairs, "worst_seed": worst}
+
+    def over(job: MethodJob, part: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for metric in ("auc", "logloss"):
-            table = rows.pivot("period", index="seed", values=metric, sort_columns=False)
-            values = table.drop("seed").to_numpy().astype(float)
+            values = values_of(job, metric, part)
             over_seeds = spread(mean(values, 1))
             found[metric] = {
                 "mean": over_seeds and over_seeds.mean,
@@ -455,9 +471,10 @@ def _summary(dataset: str, options: ExperimentOptions, scores: pl.DataFrame, tim
 
     def of(job: MethodJob) -> dict[str, Any]:
         mine = (pl.col("method") == job.method) & (pl.col("variant") == job.variant)
-        tested = scores.filter(mine & pl.col("test"))
-        found = over(tested.filter(pl.col("slice") == "all"))
-        found["no_repeat"] = over(tested.filter(pl.col("slice") == NO_REPEAT))
+        found = {**over(job, "all"), "no_repeat": over(job, NO_REPEAT)}
+        for other in (BASE, "lightgbm"):
+            if other in options.methods and job.method != other:
+                found[f"against_{other}"] = {metric: against(job, other, metric) for metric in ("auc", "logloss")}
         found["seconds"] = timings.filter(mine)["seconds"].sum() / options.seeds
         return found
 

@@ -110,6 +110,10 @@ class Sml(Updater[SmlState]):
     ) -> None:
         self.name = "sml-mf" if isinstance(model, MatrixFactorizationConfig) else "sml"
         self.config = config or SmlConfig()
+        if training is not None and training.most_epochs is not None:
+            raise ValueError(
+                f"most_epochs: expected None, for SML has no held-out part; received {training.most_epochs}"
+            )
         self.base = BaseTraining(model, training or TrainingConfig(), execution or Execution())
         self.model, self.execution = self.base.model, self.base.execution
         self.transfer = Transfer(self.model, self.config.output)

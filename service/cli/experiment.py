@@ -40,6 +40,9 @@ def prepare_command(
     ],
     raw: Annotated[Path, typer.Option(help="The file as it was published, or the folder that holds it.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
+    title: Annotated[
+        str | None, typer.Option("--name", help="What your own log is called in the card and in reports.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the sampled negatives.")] = 0,
     negatives: Negatives = 1,
     malformed: MalformedRows = "error",
@@ -72,6 +75,7 @@ def prepare_command(
             name=name,
             raw=raw,
             out=out,
+            title=title,
             seed=seed,
             negatives=negatives,
             malformed=malformed,  # type: ignore[arg-type] # checked by PrepareOptions

@@ -20,10 +20,10 @@ import polars as pl
 import pytest
 import torch
 
-from asmg.batch import NO_CATEGORY
+from asmg.batch import NO_CATEGORY, PeriodData
 from asmg.datasets.prepared import PreparedLog, read_prepared
 from asmg.experiments.jobs import BINS, SLICES, Chain, MethodJob, Protocol, run_chain, run_method, run_yardstick
-from asmg.experiments.log import cut_periods
+from asmg.experiments.log import Periods, cut_periods
 from asmg.experiments.run import ExperimentError, ExperimentOptions, run_experiment
 from asmg.metrics import auc, logloss
 from asmg.models import EmbeddingMLPConfig, default_config
@@ -92,13 +92,35 @@ class TestPeriods:
                 assert [names.setdefault(c, name) for c, name in zip(mine, theirs, strict=True)] == theirs
         assert len(set(names.values())) == len(names)
 
-    def test_cold_is_in_no_earlier_period(self, log: PreparedLog) -> None:
-        periods = cut_periods(log, 8, known="all", categories=False)
-        users, items = set(log.user[:1000].tolist()), set(log.item[:1000].tolist())
+    @pytest.mark.parametrize("known", ["all", "so_far"])
+    def test_cold_is_a_user_in_no_row_and_an_item_in_no_click_of_an_earlier_period(
+        self, log: PreparedLog, known: Any
+    ) -> None:
+        periods = cut_periods(log, 8, known=known, categories=False)
+        users, clicked = set(log.user[:1000].tolist()), set(log.item[:1000][log.label[:1000] == 1].tolist())
         cold_user, cold_item = periods.cold(5)
         assert cold_user.tolist() == [u not in users for u in log.user[1000:1200].tolist()]
-        assert cold_item.tolist() == [i not in items for i in log.item[1000:1200].tolist()]
+        assert cold_item.tolist() == [i not in clicked for i in log.item[1000:1200].tolist()]
         assert cold_user.any() and cold_item.any() and not cold_user.all()
+
+    def test_an_item_that_was_only_a_negative_is_cold(self) -> None:
+        """Where negatives are drawn from all items of the log, all of them are in its first rows: by hand."""
+        rows = [(0, 0, 1), (0, 1, 0), (0, 2, 0), (0, 3, 0), (1, 1, 1), (1, 0, 0), (1, 3, 0), (1, 2, 0)]
+        user, item, label = (np.array(column) for column in zip(*rows, strict=True))
+        periods = Periods(
+            [
+                PeriodData(
+                    user=torch.from_numpy(user[part]).int() + 1, item=torch.from_numpy(item[part]).int() + 1,
+                    history=torch.empty(0, dtype=torch.int32), offsets=torch.zeros(5, dtype=torch.int64),
+                    label=torch.from_numpy(label[part]).float(), users=3, items=5,
+                )
+                for part in (slice(0, 4), slice(4, 8))
+            ],
+            [2, 3], [5, 5],
+        )  # fmt: skip
+        cold_user, cold_item = periods.cold(1)
+        assert cold_user.tolist() == [True] * 4
+        assert cold_item.tolist() == [True, False, True, True]
 
     def test_bad_input(self, log: PreparedLog) -> None:
         with pytest.raises(ValueError, match="periods: expected from 1 to 1603"):
@@ -359,6 +381,7 @@ class TestRun:
         summary = json.loads((finished / "summary.json").read_text())
         scores = pl.read_parquet(finished / "scores.parquet")
         timings = pl.read_parquet(finished / "timings.parquet")
+        tables: dict[tuple[str, str], np.ndarray] = {}
         assert list(summary["methods"]) == list(QUICK.methods)
         for method, found in summary["methods"].items():
             for metric in ("auc", "logloss"):
@@ -377,6 +400,7 @@ class TestRun:
                 assert found[metric]["mean"] == pytest.approx(values.mean(), abs=1e-12)
                 assert found[metric]["std"] == pytest.approx(values.mean(1).std(), abs=1e-12)
                 assert found[metric]["periods"] == pytest.approx(values.mean(0).tolist(), abs=1e-12)
+                tables[method, metric] = values
             mine = timings.filter((pl.col("method") == method) & (pl.col("variant") == ""))
             assert found["seconds"] == pytest.approx(sum(mine["seconds"]) / 2)
             fresh = scores.filter((pl.col("method") == method) & (pl.col("variant") == "") & pl.col("test"))
@@ -385,6 +409,18 @@ class TestRun:
                 assert found["no_repeat"][metric]["mean"] == pytest.approx(np.mean(fresh[metric].to_numpy()), abs=1e-12)
                 assert found["no_repeat"][metric]["mean"] != found[metric]["mean"]
         assert summary["sensitivity"]["asmg-gru-multi k=1"]["auc"]["mean"] > 0
+        assert "against_iu" not in summary["methods"]["iu"]
+        for (method, metric), values in tables.items():
+            if method == "iu":
+                continue
+            better = (values - tables["iu", metric]) * (1 if metric == "auc" else -1)
+            found = summary["methods"][method]["against_iu"][metric]
+            assert (found["wins"], found["ties"]) == (int((better > 0).sum()), int((better == 0).sum()))
+            assert found["pairs"] == 6
+            by_seed = better.mean(1).tolist()
+            assert found["worst_seed"]["seed"] == by_seed.index(min(by_seed))
+            assert found["worst_seed"]["better"] == pytest.approx(min(by_seed), abs=1e-12)
+        assert "against_iu" in summary["sensitivity"]["asmg-gru-multi k=1"]
 
     def test_goes_on_with_what_is_left(self, folder: Path, finished: Path, tmp_path: Path) -> None:
         """Fewer runs first, then all of them: the same numbers; and nothing is computed twice."""

@@ -544,6 +544,14 @@ def test_a_log_of_ones_own(
     check_sources(card, tmp_path, [name])
 
 
+def test_a_log_of_ones_own_has_the_name_that_it_is_given(tmp_path: Path) -> None:
+    raw = write(tmp_path / "log.csv", f"user_id,item_id,label,timestamp\nu,i,0,{T0}\n")
+    title = "KuaiRand <pure>, Woche 1 · é"
+    for n, (called, expected) in enumerate(((title, title), ("a" * 100, "a" * 100), (None, "log"))):
+        card = run("log", raw, tmp_path / str(n), title=called)
+        assert card.dataset == read_prepared(tmp_path / str(n)).card.dataset == expected
+
+
 @BLOCKS
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_log_of_positives(tmp_path: Path, seed: int, block_bytes: int) -> None:
@@ -705,6 +713,11 @@ def test_seeds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("more", "said"), [
     ({"name": "netflix"}, "name: expected one of tmall, sobazaar, ml-25m, .*, amazon, log; received 'netflix'"),
+    ({"name": "ml-1m", "title": "mine"}, "--name: expected none for ml-1m, which has a name; received 'mine'"),
+    *(
+        ({"title": title}, "--name: expected 1 to 100 printable characters, no blank at either end; received")
+        for title in ("", " ", "a ", "a\nb", "\x1b[1m", "a" * 101)
+    ),
     ({"seed": -1}, "seed: expected at least 0; received -1"),
     ({"negatives": 0}, "negatives: expected at least 1; received 0"),
     ({"malformed": "ignore"}, "malformed: expected error or drop; received 'ignore'"),
