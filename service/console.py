@@ -26,8 +26,8 @@ MEANINGS = {
     "generated": "gen.    the model that was generated from the sequence of past models",
     "incremental": "incr.   the incremental model, trained on each period after the other",
     "frozen": "frozen  the first model, never updated",
-    "lightgbm": "LGBM    LightGBM on the same statistics, of the last five periods: what a practitioner has",
-    "logistic": "logit   logistic regression on the same statistics, learned online: what a practitioner has",
+    "lightgbm": "LGBM    LightGBM on statistics of the same events, last five periods: what a practitioner has",
+    "logistic": "logit   logistic regression on statistics of the same events: what a practitioner has",
     "best": "best    the true click probabilities, which no model can be expected to beat",
 }
 
