@@ -79,12 +79,12 @@ class PeriodData:
     """Rows of the category table after this period; 0 where items have no categories."""
     item_categories: Tensor | None = None
     """int32 [items, C]: category rows of each item, filled up with NO_CATEGORY; row 0 has none."""
-    recent: Tensor | None = None
-    """int32 [N, 3]: of the user's last `RECENT` interactions before each one, how many there are, the clicks among the
-    newest `RECENT_SHORT`, and the clicks among all of them; None where nobody has counted."""
     numeric: Tensor | None = None
     """float32 [N, S], S ≥ 1: numeric inputs of each interaction, standardised (mean 0, deviation 1 or so), made of what
     was known before the interaction happened; None where there are none."""
+    recent: Tensor | None = None
+    """int32 [N, 3]: of the user's last `RECENT` interactions before each one, how many there are, the clicks among the
+    newest `RECENT_SHORT`, and the clicks among all of them; None where nobody has counted."""
 
     def __post_init__(self) -> None:
         n = len(self.user)
@@ -205,8 +205,8 @@ class PeriodData:
             history=self.history[low:high],
             offsets=self.offsets[start : stop + 1] - low,
             label=self.label[start:stop],
-            recent=None if self.recent is None else self.recent[start:stop],
             numeric=None if self.numeric is None else self.numeric[start:stop],
+            recent=None if self.recent is None else self.recent[start:stop],
         )
 
 
@@ -238,11 +238,11 @@ def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
     Raises:
         ValueError: they have not all as many numeric inputs.
     """
-    recent = [p.recent for p in periods if p.recent is not None]
     numeric = [p.numeric for p in periods if p.numeric is not None]
     widths = {0 if p.numeric is None else p.numeric.shape[1] for p in periods}
     if len(widths) > 1:
         raise ValueError(f"numeric: expected as many inputs in every period; received {sorted(widths)}")
+    recent = [p.recent for p in periods if p.recent is not None]
     lengths = [0, *(len(p.history) for p in periods[:-1])]
     starts = np.cumsum(lengths).tolist()
     return replace(
@@ -251,8 +251,8 @@ def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
         item=torch.cat([p.item for p in periods]),
         history=torch.cat([p.history for p in periods]),
         label=torch.cat([p.label for p in periods]),
-        recent=torch.cat(recent) if len(recent) == len(periods) else None,
         numeric=torch.cat(numeric) if numeric else None,
+        recent=torch.cat(recent) if len(recent) == len(periods) else None,
         offsets=torch.cat([periods[0].offsets[:1], *(p.offsets[1:] + s for p, s in zip(periods, starts, strict=True))]),
     )
 

@@ -5,23 +5,43 @@ Meaning and formulas: `asmg.statistics`. The serving snapshot computes its input
 
 import numpy as np
 
-from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, inlined
+from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, inlined, log1p
 
 __all__ = [
+    "FURTHEST",
     "ITEM",
     "LOOKED_AT",
     "PAIR",
+    "STATISTICS",
+    "SUMS",
     "USER",
+    "add_click",
+    "click_root",
+    "click_weight",
     "count_items",
     "count_pairs",
     "interaction_statistics",
     "item_statistics",
     "pair_statistics",
+    "standard",
     "user_statistics",
 ]
 
-USER, ITEM, PAIR = 4, 5, 8
+USER, ITEM, PAIR = 4, 5, 9
 """Statistics of each kind, in this order."""
+
+STATISTICS = USER + ITEM + PAIR
+
+SUMS = 6
+"""Numbers that those of a pair are made of: the candidate's share beside the newest click, its largest share, the
+weighted sum of all shares, its clicks, its impressions; how often anything was clicked beside the user's clicks.
+"""
+
+FURTHEST = np.float32(5.0)
+"""Standard deviations that a standardised number is from the mean at most."""
+
+BLOCK = 64
+"""Interactions whose pairs go through the arithmetic together."""
 
 LOOKED_AT = 10
 """Newest clicks of a user that a candidate is compared with."""
@@ -44,12 +64,15 @@ def rate(clicks: np.float32, shown: np.float32, average: np.float32) -> np.float
 
 @compiled
 def user_statistics(recent: Rows, clicked: int, average: np.float32, out: Floats) -> None:
-    """Of a user; recent [3]: interactions, clicks among the last 10, clicks among all of these; clicked: earlier clicks."""
+    """Of a user.
+
+    recent [3]: its last interactions, the clicks among the last 10 of them, and among all; clicked: earlier clicks.
+    """
     n = np.float32(recent[0])
-    out[0] = np.log1p(n)
+    out[0] = log1p(n)
     out[1] = rate(np.float32(recent[1]), min(n, np.float32(10.0)), average)
     out[2] = rate(np.float32(recent[2]), n, average)
-    out[3] = np.log1p(np.float32(clicked))
+    out[3] = log1p(np.float32(clicked))
 
 
 @compiled
@@ -57,45 +80,85 @@ def item_statistics(counts: Floats, missed: int, decay: float, average: np.float
     """Of an item; counts [4]: clicks and impressions that fade, and all of them, `missed` periods ago."""
     faded = np.float32(decay**missed)
     clicks, shown = counts[0] * faded, counts[1] * faded
-    out[0] = np.log1p(clicks)
+    out[0] = log1p(clicks)
     out[1] = rate(clicks, shown, average)
-    out[2] = np.log1p(counts[2])
-    out[3] = np.log1p(counts[3])
+    out[2] = log1p(counts[2])
+    out[3] = log1p(counts[3])
     out[4] = rate(counts[2], counts[3], average)
 
 
-@compiled
-def pair_statistics(
-    together: Floats, passed: Floats, degrees: Floats, looked_at: int, degree: np.float32, place: int,
-    average: np.float32, out: Floats,
-) -> None:  # fmt: skip
-    """Of a user's past and a candidate.
+@inlined
+def click_weight(place: int) -> np.float32:
+    """What the user's click at this place counts in `pair_total`; 0 is the newest."""
+    return np.float32(FADE**place)
 
-    together, passed: of each of the `looked_at` newest clicks, the newest first, how often the candidate was clicked,
-    and shown without a click, beside it; degrees: how often anything was clicked beside it; degree: beside the
-    candidate. place: of the candidate itself among the user's clicks, 0 the newest, -1 none.
+
+@inlined
+def click_root(degree: np.float32) -> np.float32:
+    """√(1 + n) of an item beside which anything was clicked n times."""
+    return np.float32(np.sqrt(ONE + degree))
+
+
+@inlined
+def add_click(
+    place: int, weight: np.float32, together: np.float32, passed: np.float32, root: np.float32, sums: Floats
+) -> None:
+    """Add to a candidate's `sums` [SUMS], which begin with zeros, what it has with one of the user's newest clicks.
+
+    place: of the click, 0 the newest, with its `click_weight`; together, passed: how often the candidate was clicked,
+    and shown without a click, beside it; root: its `click_root`. A click of which both are 0 need not be added. The
+    last sum is the same for all candidates, and left to the caller.
     """
-    last, most, likeness, weight, clicks, shown = ZERO, ZERO, ZERO, ONE, ZERO, ZERO
-    total = ZERO
-    for q in range(looked_at):
-        share = together[q] / np.sqrt(ONE + degrees[q])
-        if q == 0:
-            last = share
-        most = max(most, share)
-        total += weight * share
-        likeness = max(likeness, share)
-        weight *= FADE
-        clicks += together[q]
-        shown += together[q] + passed[q]
-    root = np.sqrt(ONE + degree)
-    out[0] = np.log1p(last)
-    out[1] = np.log1p(most)
-    out[2] = np.log1p(total)
-    out[3] = np.sqrt(likeness / root)
-    out[4] = np.sqrt(total / root)
-    out[5] = rate(clicks, shown, average)
-    out[6] = np.log1p(shown)
-    out[7] = ZERO if place < 0 else ONE / np.float32(1 + place)
+    share = together / root
+    if place == 0:
+        sums[0] = share
+    sums[1] = max(sums[1], share)
+    sums[2] += weight * share
+    sums[3] += together
+    sums[4] += together + passed
+
+
+@compiled
+def pair_statistics(sums: Floats, degrees: Floats, places: Rows, average: np.float32, out: Floats) -> None:
+    """Of the pasts of some users and as many candidates; out [PAIR, ≥ N], one pair a column.
+
+    sums [SUMS, ≥ N]: of the newest clicks (`add_click`); degrees [N]: how often anything was clicked beside the
+    candidate; places [N]: of the candidate itself among the user's clicks, 0 the newest, -1 none.
+    """
+    n = len(places)
+    for to, of in ((0, 0), (1, 1), (2, 2), (6, 4), (8, 5)):
+        x, y = sums[of, :n], out[to, :n]
+        for lane in range(n):
+            y[lane] = log1p(x[lane])
+    for to, of in ((3, 1), (4, 2)):
+        x, y = sums[of, :n], out[to, :n]
+        for lane in range(n):
+            y[lane] = np.sqrt(x[lane] / click_root(degrees[lane]))
+    clicks, shown, y = sums[3, :n], sums[4, :n], out[5, :n]
+    for lane in range(n):
+        y[lane] = rate(clicks[lane], shown[lane], average)
+    y = out[7, :n]
+    for lane in range(n):
+        y[lane] = ZERO if places[lane] < 0 else ONE / np.float32(1 + places[lane])
+
+
+@inlined
+def standard(x: np.float32, mean: np.float32, by: np.float32) -> np.float32:
+    """A statistic as a model reads it."""
+    return min(max((x - mean) * by, -FURTHEST), FURTHEST)
+
+
+@inlined
+def _place(ids: Rows, first: int, last: int, wanted: int) -> int:
+    """Where an item is among the ascending ids[first:last]; -1 where it is not."""
+    end = last
+    while first < last:
+        middle = (first + last) // 2
+        if ids[middle] < wanted:
+            first = middle + 1
+        else:
+            last = middle
+    return first if first < end and ids[first] == wanted else -1
 
 
 @compiled
@@ -106,6 +169,7 @@ def interaction_statistics(
     recent: Rows,
     counts: Floats,
     counted: Rows,
+    starts: Indices,
     neighbours: Rows,
     together: Floats,
     passed: Floats,
@@ -119,41 +183,47 @@ def interaction_statistics(
 ) -> None:
     """Out [N, S] of a log's interactions; a row past the end of the state is one of nobody.
 
-    item [N], history, offsets, recent [N, 3]: the log. counts [I, 4] as of period counted [I]; neighbours, together,
-    passed [I, K] and degrees [I] as of period paired [I]. now: periods closed.
+    item [N], history, offsets, recent [N, 3]: the log. The rest is the state, see `asmg.statistics.Statistics`, after
+    `now` closed periods.
     """
     known = len(counts)
-    nothing = np.zeros(4, np.float32)
-    near, far = np.empty(LOOKED_AT, np.float32), np.empty(LOOKED_AT, np.float32)
-    around = np.empty(LOOKED_AT, np.float32)
-    for b in range(len(item)):
-        i, first = item[b], offsets[b]
-        length = offsets[b + 1] - first
-        user_statistics(recent[b], length, average, out[b, :USER])
-        if 0 < i < known:
-            item_statistics(counts[i], now - counted[i], decay, average, out[b, USER : USER + ITEM])
-        else:
-            item_statistics(nothing, 0, decay, average, out[b, USER : USER + ITEM])
-        looked_at, place = min(length, LOOKED_AT), -1
-        for q in range(length):
-            if history[first + q] == i and i > 0:
-                place = q
-                break
-        for q in range(looked_at):
-            h = history[first + q]
-            near[q] = far[q] = around[q] = ZERO
-            if 0 < h < known:
+    nothing, added = np.zeros(4, np.float32), np.empty(SUMS, np.float32)
+    sums, numbers = np.empty((SUMS, BLOCK), np.float32), np.empty((PAIR, BLOCK), np.float32)
+    degree, place = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
+    for low in range(0, len(item), BLOCK):
+        size = min(BLOCK, len(item) - low)
+        for lane in range(size):
+            b = low + lane
+            i, first = item[b], offsets[b]
+            length = offsets[b + 1] - first
+            user_statistics(recent[b], length, average, out[b, :USER])
+            degree[lane], place[lane] = ZERO, -1
+            if 0 < i < known:
+                item_statistics(counts[i], now - counted[i], decay, average, out[b, USER : USER + ITEM])
+                degree[lane] = degrees[i] * np.float32(pair_decay ** (now - paired[i]))
+            else:
+                item_statistics(nothing, 0, decay, average, out[b, USER : USER + ITEM])
+            for q in range(length):
+                if history[first + q] == i and i > 0:
+                    place[lane] = q
+                    break
+            added[:] = ZERO
+            for q in range(min(length, LOOKED_AT)):
+                h = history[first + q]
+                if not 0 < h < known:
+                    continue
                 faded = np.float32(pair_decay ** (now - paired[h]))
-                around[q] = degrees[h] * faded
-                if i > 0:
-                    for n in range(neighbours.shape[1]):
-                        if neighbours[h, n] == i:
-                            near[q], far[q] = together[h, n] * faded, passed[h, n] * faded
-                            break
-        degree = ZERO
-        if 0 < i < known:
-            degree = degrees[i] * np.float32(pair_decay ** (now - paired[i]))
-        pair_statistics(near, far, around, looked_at, degree, place, average, out[b, USER + ITEM :])
+                added[SUMS - 1] += degrees[h] * faded
+                n = _place(neighbours, starts[h], starts[h + 1], i) if i > 0 else -1
+                if n >= 0:
+                    root = click_root(degrees[h] * faded)
+                    add_click(q, click_weight(q), together[n] * faded, passed[n] * faded, root, added)
+            for k in range(SUMS):
+                sums[k, lane] = added[k]
+        pair_statistics(sums, degree, place[:size], average, numbers)
+        for lane in range(size):
+            for k in range(PAIR):
+                out[low + lane, USER + ITEM + k] = numbers[k, lane]
 
 
 @compiled
@@ -175,28 +245,12 @@ def count_items(item: Rows, label: Floats, counts: Floats, counted: Rows, now: i
 
 
 @compiled
-def count_pairs(
-    item: Rows,
-    history: Rows,
-    offsets: Indices,
-    label: Floats,
-    neighbours: Rows,
-    together: Floats,
-    passed: Floats,
-    degrees: Floats,
-    paired: Rows,
-    now: int,
-    decay: float,
-) -> None:
-    """Add what a period's users clicked, and passed, beside their newest clicks; of each item the K best remain.
-
-    neighbours [I, K] (0 is none), together, passed [I, K] and degrees [I] are as of period paired [I].
-    """
-    rows, k = len(degrees), neighbours.shape[1]
-    found = 0
+def _pairs(item: Rows, history: Rows, offsets: Indices, label: Floats, rows: int) -> tuple[Indices, Floats]:
+    """Each pair that a log counts, as the first one's row · rows + the other's, and whether it was clicked."""
+    most = 0
     for b in range(len(item)):
-        found += 2 * min(offsets[b + 1] - offsets[b], PAIRED)
-    keys, clicks = np.empty(found, np.int64), np.empty(found, np.float32)
+        most += 2 * min(offsets[b + 1] - offsets[b], PAIRED)
+    keys, clicks = np.empty(most, np.int64), np.empty(most, np.float32)
     found = 0
     for b in range(len(item)):
         i = np.int64(item[b])
@@ -209,48 +263,78 @@ def count_pairs(
             if label[b] > ZERO:
                 keys[found], clicks[found] = i * rows + h, ONE
                 found += 1
-    order = np.argsort(keys[:found], kind="mergesort")
-    ids, near, far = np.empty(k + found, np.int32), np.empty(k + found, np.float32), np.empty(k + found, np.float32)
-    at = 0
-    while at < found:
-        i = keys[order[at]] // rows
-        faded = np.float32(decay ** (now - paired[i]))
-        size = 0
-        for n in range(k):
-            if neighbours[i, n] > 0:
-                ids[size], near[size], far[size] = neighbours[i, n], together[i, n] * faded, passed[i, n] * faded
-                size += 1
-        known, gained = size, ZERO
-        while at < found and keys[order[at]] // rows == i:
-            key, clicked, passes = keys[order[at]], ZERO, ZERO
-            while at < found and keys[order[at]] == key:
-                if clicks[order[at]] > ZERO:
-                    clicked += ONE
-                else:
-                    passes += ONE
-                at += 1
-            gained += clicked
-            j, place = np.int32(key - i * rows), size
-            for n in range(known):
-                if ids[n] == j:
-                    place = n
-                    break
-            if place == size:
-                if clicked == ZERO:  # only what was clicked beside an item becomes its neighbour
+    return keys[:found], clicks[:found]
+
+
+@compiled
+def count_pairs(
+    item: Rows,
+    history: Rows,
+    offsets: Indices,
+    label: Floats,
+    starts: Indices,
+    neighbours: Rows,
+    together: Floats,
+    passed: Floats,
+    degrees: Floats,
+    paired: Rows,
+    most: int,
+    now: int,
+    decay: float,
+) -> tuple[Indices, Rows, Floats, Floats]:
+    """Add what a period's users clicked, and passed, beside their newest clicks.
+
+    `degrees` and `paired` are changed in place; returned are `starts`, `neighbours`, `together` and `passed` anew, with
+    at most `most` neighbours of those items that the period brought a pair. Their lists are merged with what is new;
+    all others are copied as they are.
+    """
+    rows = len(degrees)
+    keys, clicks = _pairs(item, history, offsets, label, rows)
+    order = np.argsort(keys, kind="mergesort")
+    size = len(neighbours) + len(keys)
+    ids, near, far = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
+    ends = np.empty(rows + 1, np.int64)
+    ends[0] = at = top = 0
+    for i in range(rows):
+        old, end, first = starts[i], starts[i + 1], top
+        if at == len(keys) or keys[order[at]] // rows != i:
+            for n in range(old, end):
+                ids[top], near[top], far[top] = neighbours[n], together[n], passed[n]
+                top += 1
+            ends[i + 1] = top
+            continue
+        faded, gained = np.float32(decay ** (now - paired[i])), ZERO
+        while old < end or (at < len(keys) and keys[order[at]] // rows == i):
+            j = rows
+            if at < len(keys) and keys[order[at]] // rows == i:
+                j = keys[order[at]] - i * rows
+            known = old < end and neighbours[old] <= j
+            if known:
+                ids[top], near[top], far[top] = neighbours[old], together[old] * faded, passed[old] * faded
+                old += 1
+            else:
+                ids[top], near[top], far[top] = j, ZERO, ZERO
+            if ids[top] == j:
+                clicked, key = ZERO, keys[order[at]]
+                while at < len(keys) and keys[order[at]] == key:
+                    if clicks[order[at]] > ZERO:
+                        clicked += ONE
+                    else:
+                        far[top] += ONE
+                    at += 1
+                gained += clicked
+                near[top] += clicked
+                if not known and clicked == ZERO:  # only what was clicked beside an item becomes its neighbour
                     continue
-                ids[size], near[size], far[size] = j, ZERO, ZERO
-                size += 1
-            near[place] += clicked
-            far[place] += passes
+            top += 1
         degrees[i] = degrees[i] * faded + gained
         paired[i] = now
-        # The most counted come first; of equals those that are new, for the others fade.
-        best = np.arange(size)[::-1]
-        if size > k:
-            best = best[np.argsort(-near[:size][::-1], kind="mergesort")]
-        kept = min(size, k)
-        for n in range(k):
-            if n < kept:
-                neighbours[i, n], together[i, n], passed[i, n] = ids[best[n]], near[best[n]], far[best[n]]
-            else:
-                neighbours[i, n], together[i, n], passed[i, n] = 0, ZERO, ZERO
+        if top - first > most:
+            # Of equals those with the higher row, who are newer: rows are numbered as items appear.
+            ranked = top - 1 - np.argsort(-near[first:top][::-1], kind="mergesort")
+            top = first
+            for n in np.sort(ranked[:most]):
+                ids[top], near[top], far[top] = ids[n], near[n], far[n]
+                top += 1
+        ends[i + 1] = top
+    return ends, ids[:top], near[:top], far[:top]

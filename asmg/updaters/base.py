@@ -16,6 +16,7 @@ from asmg.base_training import BaseState, BaseTraining
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import BaseModel, Params
+from asmg.statistics import Statistics
 from asmg.training import Progress
 
 __all__ = ["StateT", "Updater"]
@@ -95,6 +96,17 @@ class Updater(ABC, Generic[StateT]):
 
             state = self.run_stage(stage, state, data, rng=rng, progress=part)
         return state
+
+    def prepare(self, state: StateT, data: PeriodData) -> PeriodData:
+        """The data as the models of this state read it; to be called before any of them is asked about it.
+
+        A method whose models read statistics adds those that were known before the period.
+        """
+        return data
+
+    def statistics_of(self, state: StateT) -> Statistics | None:
+        """The statistics that the models of this state are served with; None where they read none."""
+        return None
 
     def base_of(self, state: StateT) -> BaseState:
         """The base model within the state."""

@@ -1,13 +1,14 @@
 """Events on their way from JSON to Postgres: one pass of machine code, and no Python object for each of them.
 
 A batch of events is kept as the rows of a binary COPY (PostgreSQL manual, COPY, binary format), since that is what most
-of it becomes. What else is asked of an event (its id, its fingerprint, whether it is a click) lies beside its row.
+of it becomes. What else is asked of an event (its id, its fingerprint, its label) lies beside its row.
 """
 
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,17 @@ from service.text_kernels import (
     xxh64,
 )
 
-__all__ = ["COLUMNS", "Clicks", "EventBatch", "Interaction", "moments_of", "sizes_of", "warm_up"]
+__all__ = [
+    "COLUMNS",
+    "EventBatch",
+    "Happened",
+    "Interaction",
+    "Kind",
+    "in_milliseconds",
+    "moments_of",
+    "sizes_of",
+    "warm_up",
+]
 
 COLUMNS = ("event_id", "user_id", "item_id", "label", "occurred_at", "request_id", "content", "period")
 """Of a row, in this order. Number of fields, then of each field its length (-1: null) and its bytes, big-endian."""
@@ -79,24 +90,35 @@ class Interaction:
     request_id: str | None = None
 
 
-class Clicks(NamedTuple):
-    """Clicks as columns of length n."""
+class Kind(IntEnum):
+    """What an interaction is to the past of its user."""
+
+    PASS = 0
+    CLICK = 1
+    SHOWN = 2
+    """An item of an impression, a pass for as long as nothing else is known of it."""
+
+
+class Happened(NamedTuple):
+    """What the pasts of users are told of, as columns of length n."""
 
     user_ids: list[str]
     item_ids: list[str]
     event_ids: list[str]
     timestamps_ms: list[int]
     """Since 1970, rounded down."""
+    kinds: list[int]
+    """Values of `Kind`."""
 
     @classmethod
-    def of(cls, events: Iterable[Interaction]) -> "Clicks":
-        """Those of the events that are clicks."""
-        clicks = [event for event in events if event.label]
+    def of(cls, events: Sequence[Interaction], *, shown: bool = False) -> "Happened":
+        """These events, in whose place their impression is where they are `shown`."""
         return cls(
-            [click.user_id for click in clicks],
-            [click.item_id for click in clicks],
-            [click.event_id for click in clicks],
-            [(click.occurred_at - UNIX_EPOCH) // MILLISECOND for click in clicks],
+            [event.user_id for event in events],
+            [event.item_id for event in events],
+            [event.event_id for event in events],
+            [(event.occurred_at - UNIX_EPOCH) // MILLISECOND for event in events],
+            [Kind.SHOWN if shown else event.label for event in events],
         )
 
 
@@ -110,7 +132,7 @@ class EventBatch:
     """int64 [n + 1]: where the rows begin, and where the last one ends."""
     _labels: NDArray[np.int8]
     _moments: Indices
-    """Microseconds since 1970."""
+    """Microseconds since 1970; the rows have the milliseconds only."""
     _contents: Indices
 
     @classmethod
@@ -122,9 +144,11 @@ class EventBatch:
             first = len(rows)
             moments.append((event.occurred_at - UNIX_EPOCH) // MICROSECOND)
             rows += _text(event.user_id) + _text(event.item_id)
-            rows += struct.pack(">ihiq", 2, event.label, 8, moments[-1] - SHIFT)
-            rows += _text(event.request_id)
+            rows += struct.pack(">ihi", 2, event.label, 8)
+            time = len(rows)
+            rows += struct.pack(">q", moments[-1] - SHIFT) + _text(event.request_id)
             content = xxh64_digest(rows[first:])
+            rows[time : time + 8] = struct.pack(">q", moments[-1] - moments[-1] % 1000 - SHIFT)
             contents.append(int.from_bytes(content, "big", signed=True))
             rows += struct.pack(">i8sii", 8, content, 4, 0)
             starts.append(len(rows))
@@ -180,12 +204,12 @@ class EventBatch:
         """For each event a number (XXH64, as Postgres has it, signed) that says what it is, but for its id."""
         return list(self._contents.tolist())
 
-    def clicks(self, which: Sequence[int]) -> Clicks:
-        """Those of these events that are clicks."""
+    def happened(self, which: Sequence[int]) -> Happened:
+        """These events."""
         chosen = np.array(which, np.int64)
-        chosen = chosen[self._labels[chosen] == 1]
         texts = self._texts(chosen, 3)
-        return Clicks(texts[1::3], texts[2::3], texts[::3], (self._moments[chosen] // 1000).tolist())
+        times = (self._moments[chosen] // 1000).tolist()
+        return Happened(texts[1::3], texts[2::3], texts[::3], times, self._labels[chosen].tolist())
 
     def _texts(self, which: Indices, columns: int) -> list[str]:
         """The first columns, all of which are texts, row by row."""
@@ -202,6 +226,11 @@ class EventBatch:
         end = _gather(self._rows, self._starts, chosen, period, file, len(HEADER))
         file[end : end + len(TRAILER)] = np.frombuffer(TRAILER, np.uint8)
         return file[: end + len(TRAILER)].tobytes()
+
+
+def in_milliseconds(time: datetime) -> datetime:
+    """The time as the log has it: what users did is in the order of the millisecond, and then of the event id."""
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
 
 
 def moments_of(times: Iterable[datetime]) -> Indices:
@@ -222,7 +251,7 @@ def warm_up() -> None:
     event = f'{{"event_id":"e","user_id":"u","item_id":"i","label":0,"timestamp":"{moment}","request_id":"r"}}'
     batch = EventBatch.parse(f'{{"interactions":[{event}]}}'.encode())
     assert batch is not None, "it is plainly right"
-    batch.clicks([0])
+    batch.happened([0])
     batch.copy([0], 1)
 
 
@@ -383,10 +412,12 @@ def _parse_event(
         to = _put_text(rows, first, text, user, user_end)
         to = _put_text(rows, to, text, item, item_end)
         to = _put_number(rows, _put_number(rows, to, 2, 4), label, 2)
-        to = _put_number(rows, _put_number(rows, to, 8, 4), moment - SHIFT, 8)
+        time = _put_number(rows, to, 8, 4)
+        to = _put_number(rows, time, moment - SHIFT, 8)
         to = _put_text(rows, to, text, request, request_end) if request > 0 else _put_number(rows, to, -1, 4)
         labels[n], moments[n] = label, moment
         contents[n] = np.int64(xxh64(rows, first, to))
+        _put_number(rows, time, moment - moment % 1000 - SHIFT, 8)
         to = _put_number(rows, _put_number(rows, to, 8, 4), contents[n], 8)
         starts[n + 1] = to + PERIOD_BYTES
         return at + 1

@@ -1,16 +1,45 @@
-"""Whether an update method can go on from the training state that there is: a question of settings, not of a period."""
+"""The update method that the settings name, and whether it can go on from the training state that there is."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from asmg.checkpoint import Checkpoint, CheckpointError
+from asmg.models import EmbeddingMLPConfig
+from asmg.statistics import NAMES, StatisticsConfig
+from asmg.training import Execution
+from asmg.updaters import build_updater
 from asmg.updaters.base import Updater
 from service.errors import ConfigurationError
+from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
 from service.storage.database import Database
 from service.storage.repositories import AliasName, ModelVersion
 
-__all__ = ["cannot_go_on", "check_configuration"]
+__all__ = ["cannot_go_on", "check_configuration", "configured_updater"]
+
+
+def configured_updater(settings: Settings) -> Updater[Any]:
+    """The update method with the base model that the settings describe.
+
+    Raises:
+        ConfigurationError: there is no such method or device.
+    """
+    shape = EmbeddingMLPConfig(
+        dim=settings.embedding_dim,
+        hidden=settings.hidden_layers,
+        dot=settings.dot_product,
+        numeric=len(NAMES) if settings.statistics else 0,
+        categories=True,  # items without any cost nothing, and a catalogue may come at any time
+    )
+    try:
+        return build_updater(
+            settings.updater,
+            shape,
+            execution=Execution(device=settings.device),
+            statistics=StatisticsConfig() if settings.statistics else None,
+        )
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 async def check_configuration(database: Database, artifacts: ArtifactStore, updater: Updater[Any]) -> None:

@@ -39,6 +39,9 @@ class Spy:
         self.notes.append(("score", state))
         return {"incremental": self.models[state]} if state else {}
 
+    def prepare(self, state: int, data: PeriodData) -> PeriodData:
+        return data
+
     def run_stage(self, stage: str, state: int, data: PeriodData, *, rng: torch.Generator) -> int:
         self.notes.append((stage, state, id(data), rng.initial_seed()))
         return state + (stage == "second")

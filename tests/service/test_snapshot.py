@@ -251,7 +251,7 @@ class TestCanary:
     def test_fails_where_the_scores_are_others(self, made: Made, snapshot: Snapshot, off: float) -> None:
         def wrong(*arguments: object) -> tuple[int, bool]:
             found = snapshot.forward(*arguments)  # type: ignore[arg-type]
-            scores = arguments[2]
+            scores = arguments[3]
             assert isinstance(scores, np.ndarray)
             scores[-1] += off
             return found
@@ -312,7 +312,7 @@ class TestBadFiles:
         with pytest.raises(CheckpointError, match="expected format version 1; received 2"):
             self.open(tmp_path, data)
 
-    @pytest.mark.parametrize("missing", ["items.vectors", "items.share", "mlp.0.bias", "users.hashes", "items.starts"])
+    @pytest.mark.parametrize("missing", ["items.vectors", "mlp.0.bias", "users.hashes", "items.starts"])
     def test_a_tensor_is_missing(self, tmp_path: Path, good: bytes, missing: str) -> None:
         tensors = {name: tensor for name, tensor in load_tensors(good).items() if name != missing}
         with pytest.raises(CheckpointError, match="snapshot: expected tensors"):

@@ -14,7 +14,6 @@ from sqlalchemy import select
 
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
 from asmg.models import EmbeddingMLPConfig
-from asmg.updaters import build_updater
 from service.settings import Settings
 from service.storage import tables
 from service.storage.artifacts import ArtifactStore
@@ -25,12 +24,13 @@ from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.catalogue import put_items
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest
+from service.use_cases.training_state import configured_updater
 from service.use_cases.update_model import PeriodUpdate, Workshop
 from tests.conftest import Servers, execute
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
 MODEL = EmbeddingMLPConfig(categories=True)
-STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "generate", "gate", "publish")
+STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "generate", "count", "gate", "publish")
 
 
 def periods(count: int, *, seed: int = 1, config: DriftConfig = STREAM) -> list[DriftPeriod]:
@@ -62,7 +62,7 @@ class Bench:
     workshop: Workshop = field(init=False)
 
     def __post_init__(self) -> None:
-        updater = build_updater(self.settings.updater, MODEL)
+        updater = configured_updater(self.settings)
         artifacts, notices = ArtifactStore(self.database, self.redis), Notices(self.redis)
         histories = HistoryStore(self.redis, self.database)
         self.workshop = Workshop(self.settings, self.database, artifacts, notices, updater, histories)
