@@ -129,7 +129,7 @@ def chosen_by_hand(
     tried = min(most, best + 2)
 
     def trained(count: int, *, then: bool = False) -> RowTraining:
-        """`count` passes, and perhaps one over the newest part, in an order drawn after that of all that are tried."""
+        """`count` passes, and perhaps one over the newest part, in an order drawn after those of all tried."""
         session, other = (
             RowTraining(base.model, state.params, state.adam, [older, newest], lr=3e-3, execution=Execution())
             for _ in range(2)
