@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from asmg.statistics import NAMES
 from service.cli import app
 
 RUN = ["--methods", "iu,asmg-gru-multi", "--seeds", "1", "--periods", "8", "--pretrain", "3", "--test-from", "5"]
@@ -52,7 +53,7 @@ def test_from_the_raw_log_to_the_report(prepared: Path, tmp_path: Path) -> None:
     assert options["categories"] is True  # as the log has them
     assert (options["dim"], options["hidden"], options["dropped"]) == (4, [6, 3], ["repeat", "pair_last"])
     config = json.loads((out / "run.json").read_text())["configs"]["iu"]["model"]
-    assert (config["dim"], config["hidden"], config.get("dot"), config["numeric"]) == (4, [6, 3], None, 17)
+    assert (config["dim"], config["hidden"], config.get("dot"), config["numeric"]) == (4, [6, 3], None, len(NAMES))
     result = asmg("report", out)
     assert result.exit_code == 0, result.output
     assert result.output.split() == [str(out / "report.md"), str(out / "report.html")]

@@ -115,7 +115,7 @@ def with_statistics(periods: Periods, dropped: Sequence[int] = ()) -> Periods:
     statistics, data = Statistics.initial(StatisticsConfig()), []
     for period in periods.data:
         numeric = statistics.inputs(period)
-        numeric[:, list(dropped)] = 0
+        numeric[:, list(dropped)] = 0  # the mean
         data.append(replace(period, numeric=numeric))
         statistics = statistics.learned(period)
     return periods._replace(data=data)

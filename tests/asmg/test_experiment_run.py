@@ -307,10 +307,23 @@ class TestYardsticks:
         alone = numbers(tmp_path / "out")["summary"]["methods"]
         run_experiment(folder, tmp_path / "out", replace(options, methods=("logistic", "iu", "item-ctr")), say=quiet)
         both = numbers(tmp_path / "out")
-        assert both["summary"]["methods"]["item-ctr"] == alone["item-ctr"]
+        assert both["summary"]["methods"]["item-ctr"].items() > alone["item-ctr"].items()  # and against IU
         mine = [row for row in both["scores"] if "iu" in row]
         assert mine and mine == [row for row in numbers(finished)["scores"] if "iu" in row and row[2] == 0]
         assert {row[1] for row in both["timings"]} == {"logistic", "iu", "item-ctr"}
+
+    def test_summary_against_lightgbm(self, folder: Path, tmp_path: Path) -> None:
+        pytest.importorskip("lightgbm")
+        options = replace(QUICK, methods=("logistic", "lightgbm"), seeds=1, processes=1)
+        summary = run_experiment(folder, tmp_path / "out", options, say=quiet)
+        scores = pl.read_parquet(tmp_path / "out" / "scores.parquet").filter(pl.col("slice") == "all", pl.col("test"))
+        rows = {(row["method"], row["period"]): row for row in scores.to_dicts()}
+        assert "against_lightgbm" not in summary["methods"]["lightgbm"]
+        for metric, sign in (("auc", 1), ("logloss", -1)):
+            better = [sign * (rows["logistic", p][metric] - rows["lightgbm", p][metric]) for p in (6, 7, 8)]
+            found = summary["methods"]["logistic"]["against_lightgbm"][metric]
+            assert (found["wins"], found["ties"], found["pairs"]) == (sum(b > 0 for b in better), 0, 3)
+            assert found["worst_seed"] == {"seed": 0, "better": pytest.approx(np.mean(better), abs=1e-12)}
 
     def test_lightgbm_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("asmg.yardsticks.lightgbm_version", lambda: None)
