@@ -21,11 +21,13 @@ WIDTH = 120
 SCORE_WIDTH = 6
 """Columns of a score, and of the name of its model."""
 
-SHORT_NAMES = {"generated": "gen.", "incremental": "incr."}
+SHORT_NAMES = {"generated": "gen.", "incremental": "incr.", "lightgbm": "LGBM", "logistic": "logit"}
 MEANINGS = {
     "generated": "gen.    the model that was generated from the sequence of past models",
     "incremental": "incr.   the incremental model, trained on each period after the other",
     "frozen": "frozen  the first model, never updated",
+    "lightgbm": "LGBM    LightGBM on statistics of the same events, last five periods: what a practitioner has",
+    "logistic": "logit   logistic regression on statistics of the same events: what a practitioner has",
     "best": "best    the true click probabilities, which no model can be expected to beat",
 }
 
@@ -81,15 +83,15 @@ class ScoreLines:
         names = " ".join(f"{SHORT_NAMES.get(name, name):>{SCORE_WIDTH}}" for name in self._models)
         auc, logloss = (f"{metric:<{len(names)}}" for metric in ("AUC", "LogLoss"))
         predictions = "predictions" if self._requests else ""
-        self._print(f"{'':6}  {'':8}   {auc}   {logloss}   {'':15}  {predictions}", "bold")
+        self._print(f"{'':6}  {'':8}  {auc}  {logloss}  {'':15}  {predictions}", "bold")
         requests = f" {'served':>7} {'failed':>6}" if self._requests else ""
-        self._print(f"{'period':>6}  {'events':>8}   {names}   {names}   {'model':<15}{requests}", "bold")
+        self._print(f"{'period':>6}  {'events':>8}  {names}  {names}  {'model':<15}{requests}", "bold")
 
     def period(self, line: PeriodLine) -> None:
         """Print one period."""
-        text = Text(f"{line.period:>6}  {line.events:>8,}   ")
-        text.append(self._scores(line.auc)).append("   ").append(self._scores(line.logloss))
-        text.append(f"   {line.serves:<{15 if line.requests else 0}}")
+        text = Text(f"{line.period:>6}  {line.events:>8,}  ")
+        text.append(self._scores(line.auc)).append("  ").append(self._scores(line.logloss))
+        text.append(f"  {line.serves:<{15 if line.requests else 0}}")
         if line.requests is not None:
             served, failed = line.requests
             text.append(f" {served:>7,}").append(f" {failed:>6,}", "bold red" if failed else "green")
@@ -103,8 +105,8 @@ class ScoreLines:
 
     def means(self, title: str, auc: Numbers, logloss: Numbers) -> None:
         """Print averages below the periods."""
-        text = Text(f"{title:>16}   ", "bold")
-        self._console.print(text.append(self._scores(auc)).append("   ").append(self._scores(logloss)), soft_wrap=True)
+        text = Text(f"{title:>16}  ", "bold")
+        self._console.print(text.append(self._scores(auc)).append("  ").append(self._scores(logloss)), soft_wrap=True)
 
     def _scores(self, scores: Numbers) -> Text:
         text = Text()

@@ -24,6 +24,7 @@ from asmg.datasets.amazon import AMAZON
 from asmg.datasets.diginetica import DIGINETICA
 from asmg.datasets.gathering import Events, Gathering, Progress, Source
 from asmg.datasets.generic import LogOptions, read_generic
+from asmg.datasets.kuairand import KUAIRAND
 from asmg.datasets.movielens import ML_1M, ML_25M, ML_100K, ML_LATEST
 from asmg.datasets.prepared import Card, SourceFile, check_new_folder, sha256, write_prepared
 from asmg.datasets.sampling import draw_negatives
@@ -44,6 +45,7 @@ SOURCES: Mapping[str, Source] = {
     "ml-100k": ML_100K,
     "diginetica": DIGINETICA,
     "yoochoose": YOOCHOOSE,
+    "kuairand": KUAIRAND,
     "amazon": AMAZON,
 }
 """Name → public log."""

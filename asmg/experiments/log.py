@@ -1,6 +1,7 @@
 """A prepared log as the paper's protocol has it: equal periods, histories, table rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
 from asmg.datasets.prepared import PreparedLog
+from asmg.statistics import Statistics, StatisticsConfig
 
-__all__ = ["Known", "Periods", "cut_periods"]
+__all__ = ["Known", "Periods", "cut_periods", "with_statistics"]
 
 Known = Literal["all", "so_far"]
 
@@ -38,6 +40,14 @@ class Periods(NamedTuple):
         for earlier in self.data[:step]:
             clicked[earlier.item[earlier.label == 1].long()] = True
         return data.user >= self.users[step - 1], ~clicked[data.item.long()]
+
+    def repeats(self, step: int) -> Tensor:
+        """Of period step + 1: bool [N], whose item is among the user's last 30 clicks."""
+        data = self.data[step]
+        owner = torch.repeat_interleave(torch.arange(len(data)), data.offsets.diff())
+        found = torch.zeros(len(data), dtype=torch.bool)
+        found[owner[data.history == data.item[owner]]] = True
+        return found
 
 
 def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool) -> Periods:
@@ -93,6 +103,22 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
             )
         )
     return Periods(data, users, items)
+
+
+def with_statistics(periods: Periods, dropped: Sequence[int] = ()) -> Periods:
+    """The periods with statistics as numeric inputs, those of each as they were known before it.
+
+    Args:
+        periods: one after the other, from the first.
+        dropped: columns of the statistics that become zeros.
+    """
+    statistics, data = Statistics.initial(StatisticsConfig()), []
+    for period in periods.data:
+        numeric = statistics.inputs(period)
+        numeric[:, list(dropped)] = 0  # the mean
+        data.append(replace(period, numeric=numeric))
+        statistics = statistics.learned(period)
+    return periods._replace(data=data)
 
 
 def _known_after(rows: npt.NDArray[np.int32], ends: Sequence[int]) -> list[int]:

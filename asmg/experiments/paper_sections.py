@@ -33,7 +33,17 @@ from asmg.experiments.statistics import (
     tally,
 )
 
-__all__ = ["Draw", "ablation", "by_period", "comparison", "sensitivity", "training_time", "what_was_run"]
+__all__ = [
+    "METRICS",
+    "Draw",
+    "ablation",
+    "by_period",
+    "comparison",
+    "sensitivity",
+    "training_time",
+    "what_was_run",
+    "wins",
+]
 
 METRICS = {"auc": "AUC", "logloss": "LogLoss"}
 
@@ -118,7 +128,7 @@ def comparison(results: Results, _: Draw) -> list[Block]:
                 row += ["–", "–"]
             elif compared and score is not None and base is not None:
                 by = improvement(score.mean, base.mean, higher_is_better=higher)
-                row += [signed(by, 2) + _mark(tests[metric][method]), _wins(tally(_better(results, metric, method)))]
+                row += [signed(by, 2) + _mark(tests[metric][method]), wins(tally(_better(results, metric, method)))]
     blocks.append(Table(columns, rows))
     if compared:
         blocks += _equal_to_base(results, others) + _explained(results, others, tests)
@@ -131,7 +141,8 @@ def _better(results: Results, metric: str, method: str) -> Array:
     return difference if metric == "auc" else -difference
 
 
-def _wins(found: Tally) -> str:
+def wins(found: Tally) -> str:
+    """5/7, or 5/7, 1 tie."""
     return f"{found.wins}/{found.pairs}" + (f", {counted(found.ties, 'tie')}" if found.ties else "")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from service.console import StageBar
 from service.demo.client import Api, CallFailed
+from service.demo.practitioner import Practitioner
 from service.demo.report import PeriodReport, Report, RollbackReport
 from service.demo.streams import PlayedPeriod, Stream
 from service.demo.traffic import Traffic, VersionOrder
@@ -32,11 +33,12 @@ class Story:
         key: with all scopes.
         bar: shows what goes on.
         seed: of the questions.
+        practitioner: is told the same events.
     """
 
-    def __init__(self, url: str, key: str, bar: StageBar, seed: int) -> None:
+    def __init__(self, url: str, key: str, bar: StageBar, seed: int, practitioner: Practitioner) -> None:
         self._api = Api.connect(url, key)
-        self._bar = bar
+        self._bar, self._practitioner = bar, practitioner
         # Connections of its own, so that no prediction waits behind a batch of the log.
         self._traffic_api = Api.connect(url, key)
         self._traffic = Traffic(self._traffic_api.http, VersionOrder(0), seed)
@@ -76,6 +78,7 @@ class Story:
         return Report(
             data=stream.name,
             seed=seed,
+            yardstick=self._practitioner.name,
             periods=periods,
             rollback=rollback,
             requests=self._traffic.total,
@@ -90,6 +93,8 @@ class Story:
         self._traffic.begin_window()
         closed = await self._api.call("POST", "/periods/close", {}, **{"Idempotency-Key": f"demo-{name}"})
         self._bar.begin(f"{title}: sealed")
+        # Beside the update, in a thread of its own: the clients go on asking.
+        judged = asyncio.create_task(asyncio.to_thread(self._practitioner.score_and_learn, period))
         document: dict[str, Any] = {}
         async for document in self._api.watch(closed["period"]):
             stage, progress = document["stage"], document["progress"]
@@ -104,7 +109,14 @@ class Story:
             await self._record(version)
         else:
             window = self._traffic.window
-        return PeriodReport.of(document, model, window, best_auc=period.best_auc, best_logloss=period.best_logloss)
+        return PeriodReport.of(
+            document,
+            model,
+            window,
+            yardstick=(self._practitioner.name, await judged),
+            best_auc=period.best_auc,
+            best_logloss=period.best_logloss,
+        )
 
     def _choose_probes(self, users: Sequence[str], items: Sequence[str]) -> None:
         """Questions whose answers depend on nothing but the model: they bring their histories along."""

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,9 +22,14 @@ import orjson
 import psutil
 import pytest
 
+from asmg.datasets.prepared import PreparedLog
 from asmg.datasets.synthetic import DriftConfig
+from asmg.experiments.log import cut_periods
+from asmg.metrics import scores
+from asmg.yardsticks import build_yardstick
 from service.demo import DemoOptions, client, run_demo
 from service.demo.client import Api, CallFailed, _batches
+from service.demo.practitioner import Practitioner
 from service.demo.report import PeriodReport, Report, RollbackReport
 from service.demo.streams import folder_stream, synthetic_stream
 from service.demo.traffic import CLIENTS, Traffic, VersionOrder, Window
@@ -169,7 +176,7 @@ def test_folders_as_streams(tmp_path: Path) -> None:
 
 
 def period_report(number: int, generated: float | None, failed: int = 0) -> PeriodReport:
-    scores = {"generated": generated, "incremental": 0.6, "frozen": 0.5, "best": None}
+    scores = {"generated": generated, "incremental": 0.6, "frozen": 0.5, "logistic": 0.55, "best": None}
     return PeriodReport(
         period=number,
         events=10,
@@ -192,13 +199,14 @@ def rollback_report(restored: bool) -> RollbackReport:
 
 def test_what_is_averaged_and_what_is_a_problem() -> None:
     periods = [period_report(number, None if number == 1 else number / 10) for number in range(1, 7)]
-    values = {"seed": 0, "periods": periods, "requests": Window(served=9), "faults": []}
+    values = {"seed": 0, "yardstick": "logistic", "periods": periods, "requests": Window(served=9), "faults": []}
     report = Report(data="synthetic", rollback=rollback_report(True), **values)
     assert report.to_json()["means"]["periods"] == [4, 5, 6]
     assert report.to_json()["means"]["auc"] == {
         "generated": pytest.approx(0.5),
         "incremental": pytest.approx(0.6),
         "frozen": pytest.approx(0.5),
+        "logistic": pytest.approx(0.55),
         "best": None,
     }
     assert report.problems == []
@@ -208,6 +216,42 @@ def test_what_is_averaged_and_what_is_a_problem() -> None:
     assert len(real.problems) == 1
     bad = Report(data="ml-100k", rollback=None, **{**values, "requests": Window(failed=2), "faults": ["status 500"]})
     assert bad.problems == ["2 predictions failed: status 500", "there was no version to roll back from"]
+
+
+class TestPractitioner:
+    """The yardstick beside the service's models."""
+
+    @pytest.mark.parametrize("name", ["lightgbm", "logistic"])
+    def test_it_is_the_yardstick_of_the_experiments(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On the same events it has the numbers that `asmg experiment run` would give it."""
+        if name == "lightgbm":
+            pytest.importorskip("lightgbm")
+        else:
+            monkeypatch.setattr("asmg.yardsticks.lightgbm_version", lambda: None)
+        periods = list(synthetic_stream(SMALL, 3, seed=2).periods)
+        numbers: dict[str, dict[str, int]] = {"user": {}, "item": {}}
+
+        def numbered(kind: str, ids: Sequence[str]) -> list[int]:
+            known = numbers[kind]
+            return [known.setdefault(id_, len(known)) for id_ in ids]
+
+        log = PreparedLog(
+            card=SimpleNamespace(negatives_per_positive=0),  # type: ignore[arg-type] # all that is asked of it
+            user=np.array([n for p in periods for n in numbered("user", p.user_ids)], np.uint32),
+            item=np.array([n for p in periods for n in numbered("item", p.item_ids)], np.uint32),
+            label=np.concatenate([p.labels for p in periods]),
+            timestamps_ms=np.concatenate([p.timestamps_ms for p in periods]),
+        )
+        yardstick, practitioner = build_yardstick(name), Practitioner()
+        assert practitioner.name == name
+        data_of_periods = cut_periods(log, 3, known="so_far", categories=False).data
+        for number, (period, data) in enumerate(zip(periods, data_of_periods, strict=True)):
+            found = practitioner.score_and_learn(period)
+            if number == 0:
+                assert found is None
+            else:
+                assert found == scores(yardstick.logits(data), data.label) and found.events == SMALL.events
+            yardstick.learn([data])
 
 
 @pytest.fixture
@@ -268,7 +312,9 @@ def test_the_whole_story(folder: Path) -> None:
     report = json.loads((folder / "r.json").read_text())
     assert [period["period"] for period in report["periods"]] == [1, 2, 3]
     assert [period["version"] for period in report["periods"]] == [1, 2, 3]
-    models = {"generated", "incremental", "frozen", "best"}
+    assert report["yardstick"] == ("lightgbm" if find_spec("lightgbm") else "logistic")
+    assert {"lightgbm": " LGBM ", "logistic": " logit "}[report["yardstick"]] in out
+    models = {"generated", "incremental", "frozen", report["yardstick"], "best"}
     for period in report["periods"]:
         assert period["events"] == SMALL.events
         assert period["auc"].keys() == period["logloss"].keys() == models
