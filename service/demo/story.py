@@ -44,12 +44,13 @@ class Story:
         self._traffic = Traffic(self._traffic_api.http, VersionOrder(0), seed)
         self._random = random.Random(seed)
         self._probes: list[dict[str, Any]] = []
+        self._example: dict[str, Any] = {}
         self._recorded: dict[int, ProbeScores] = {}
 
     @property
     def example(self) -> dict[str, Any]:
         """A short question about a user and items of the stream; there is none before the first period."""
-        return {"user_id": self._probes[0]["user_id"], "items": self._probes[0]["items"][:3]}
+        return self._example
 
     async def play(self, stream: Stream, seed: int, show: Callable[[PeriodReport], None]) -> Report:
         """Play all periods, then the rollback.
@@ -119,11 +120,16 @@ class Story:
         )
 
     def _choose_probes(self, users: Sequence[str], items: Sequence[str]) -> None:
-        """Questions whose answers depend on nothing but the model: they bring their histories along."""
-        for _ in range(PROBES):
+        """Questions whose answers depend on nothing but the model.
+
+        They bring their histories along, and nothing else is known of who asks: what a user of the stream did of late
+        goes on changing, and the model reads it.
+        """
+        self._example = {"user_id": self._random.choice(users), "items": self._random.sample(items, min(3, len(items)))}
+        for number in range(PROBES):
             self._probes.append(
                 {
-                    "user_id": self._random.choice(users),
+                    "user_id": f"demo-probe-{number}",
                     "items": self._random.sample(items, min(PROBE_ITEMS, len(items))),
                     "history": self._random.sample(items, min(PROBE_HISTORY, len(items))),
                 }
