@@ -20,7 +20,7 @@ from typing_extensions import override
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, load_data
 from asmg.datasets.synthetic import DriftPeriod
-from asmg.models import table_sizes
+from asmg.models import EmbeddingMLPConfig, table_sizes
 from asmg.updaters import UPDATERS, build_updater
 from service.serving.snapshot import Snapshot
 from service.settings import Settings
@@ -35,7 +35,7 @@ from service.use_cases.quarantine import retry_period
 from service.use_cases.rollback import rollback
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.test_update_model import Stopped, Watched, clicks_by_hand, closing, worker_process
-from tests.service.update_support import MODEL, Bench, bench, copies, moment, outcome, single_thread
+from tests.service.update_support import Bench, bench, copies, moment, outcome, single_thread
 
 NEVER_KNOWN = "nobody at all"
 EVICT_AFTER = 7
@@ -386,7 +386,7 @@ class TestSetting:
 
     def test_the_least_is_what_the_methods_look_back(self) -> None:
         """All but the one that keeps everything: in its logs strangers take the place of who is evicted."""
-        windows = {name: getattr(build_updater(name, MODEL), "config", None) for name in UPDATERS}
+        windows = {name: getattr(build_updater(name, EmbeddingMLPConfig()), "config", None) for name in UPDATERS}
         furthest = max(getattr(config, "window", None) or 0 for config in windows.values())
         assert furthest == EVICT_AFTER == retention.KEPT_FOR_TRAINING
 

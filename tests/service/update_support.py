@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from sqlalchemy import select
 
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
-from asmg.models import EmbeddingMLPConfig
+from asmg.updaters.base import Updater
 from service.settings import Settings
 from service.storage import tables
 from service.storage.artifacts import ArtifactStore
@@ -29,8 +29,12 @@ from service.use_cases.update_model import PeriodUpdate, Workshop
 from tests.conftest import Servers, execute
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
-MODEL = EmbeddingMLPConfig(categories=True)
 STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "generate", "count", "gate", "publish")
+
+
+def updater_of(name: str) -> Updater[Any]:
+    """The method of this name as the worker has it where nothing else is set."""
+    return configured_updater(Settings(updater=name))
 
 
 def periods(count: int, *, seed: int = 1, config: DriftConfig = STREAM) -> list[DriftPeriod]:
