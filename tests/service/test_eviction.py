@@ -21,6 +21,7 @@ from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, load_data
 from asmg.datasets.synthetic import DriftPeriod
 from asmg.models import EmbeddingMLPConfig, table_sizes
+from asmg.statistics import Statistics
 from asmg.updaters import UPDATERS, build_updater
 from service.serving.snapshot import Snapshot
 from service.settings import Settings
@@ -549,13 +550,19 @@ class TestCycle:
             by_strangers = strangers_made_cold(data, kept)
             checked = {e.model: e for e in found["evaluations"] if e.period == 8}
             assert {e.version for e in checked.values()} >= {1, 7}
-            for name, digest in {
-                "baseline": found["versions"][1]["state"]["serving"],
-                "previous": found["versions"][6]["state"]["serving"],
-                "incremental": found["versions"][7]["state"]["parts"]["base"],
-            }.items():
+            strange = torch.tensor([row for row in range(1, data.items) if row not in kept[EntityKind.ITEM]])
+            states = {number: found["versions"][number]["state"] for number in (1, 6, 7)}
+            for name, digest, counted in (
+                ("baseline", states[1]["serving"], states[1]["serving_statistics"]),
+                ("previous", states[6]["serving"], states[6]["serving_statistics"]),
+                ("incremental", states[7]["parts"]["base"], states[7]["parts"]["statistics"]),
+            ):
                 params = {n: t.double().numpy() for n, t in (await tensors(b, digest)).items()}
-                label, right, wrong = data.label.numpy(), *(clicks_by_hand(params, d) for d in (by_strangers, data))
+                statistics = Statistics.load(Checkpoint.from_bytes(await b.workshop.artifacts.get(counted)))
+                without = statistics.forgotten(strange).inputs(data).double().numpy()
+                assert np.abs(without - statistics.inputs(data).double().numpy()).max() > 0.1
+                label = data.label.numpy()
+                right, wrong = (clicks_by_hand(params, d, without) for d in (by_strangers, data))
                 assert checked[name].logloss == pytest.approx(log_loss(label, right), rel=1e-5)
                 assert abs(log_loss(label, right) - log_loss(label, wrong)) > 1e-4
 
