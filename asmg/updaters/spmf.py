@@ -81,8 +81,14 @@ class Reservoir:
         """The rows with the table sizes and item categories of a later period."""
         own = self.data
         return replace(
-            newest, user=own.user, item=own.item, history=own.history, offsets=own.offsets, label=own.label
-        )  # fmt: skip
+            newest,
+            user=own.user,
+            item=own.item,
+            history=own.history,
+            offsets=own.offsets,
+            label=own.label,
+            recent=own.recent,
+        )
 
     def updated(self, fresh: "Reservoir", seen: int, capacity: int | None, rng: torch.Generator) -> "Reservoir":
         """The reservoir after a period that brought `fresh`.

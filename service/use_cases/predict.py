@@ -101,7 +101,8 @@ def predict_now(serving: ServingModel, histories: Histories, question: Question)
         return None
     # Taken once, after the last wait: the request is of one version, and of the newest there is.
     snapshot = serving.current()
-    return PredictResult(snapshot.version, snapshot.period, _score(snapshot, [question], [past]), WITH_HISTORY)
+    prediction = snapshot.score(question.asked, *question.given(past))
+    return PredictResult(snapshot.version, snapshot.period, [prediction], WITH_HISTORY)
 
 
 async def predict(serving: ServingModel, histories: Histories, question: Question) -> PredictResult:
