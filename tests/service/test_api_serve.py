@@ -19,7 +19,7 @@ from sqlalchemy import make_url
 
 from service.errors import ConfigurationError
 from service.supervisor import Supervisor, installation, listen, require_redis
-from tests.conftest import Servers, database_dsn, execute, in_thread
+from tests.conftest import Servers, create_database, database_dsn, drop_database, in_thread
 from tests.service.api_support import event, make_keys, settings_for
 from tests.service.programs import Program, asmg, program, wait_for
 
@@ -143,7 +143,7 @@ def test_a_port_that_is_taken(servers: Servers, postgres_dsn: str, redis_url: st
 
 def test_configured_servers(servers: Servers, database_numbers: Iterator[int], redis_url: str, tmp_path: Path) -> None:
     name = f"asmg_test_serve_{os.getpid()}_{next(database_numbers)}"
-    execute(servers, f"CREATE DATABASE {name}")
+    create_database(servers, name, "template0")
     dsn = database_dsn(servers, name)
     given = {"ASMG_POSTGRES_DSN": dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
     try:
@@ -158,7 +158,7 @@ def test_configured_servers(servers: Servers, database_numbers: Iterator[int], r
         with program(tmp_path, **given):
             pass
     finally:
-        execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
+        drop_database(servers, name)
 
 
 def test_settings_that_cannot_work(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from service.storage.embedded import EmbeddedServers
 from service.storage.redis_state import Notices
 from service.storage.repositories import EventBatch, Interaction, PeriodStatus
 from service.use_cases.watch import watch_period
-from tests.conftest import Servers, database_dsn, execute, flush
+from tests.conftest import Servers, create_database, database_dsn, drop_database, flush
 from tests.service.copied import copied
 from tests.service.programs import ASMG, asmg, environment, wait_for
 
@@ -126,7 +126,7 @@ async def test_interrupted_and_resumed_it_ends_the_same(
     assert [row[0] for row in expected["model_versions"]] == [0, 1, 2, 3]
 
     name = f"{migrated_template}_resumed"
-    execute(servers, f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+    create_database(servers, name, migrated_template)
     flush(redis_url)
     try:
         other = database_dsn(servers, name)
@@ -136,7 +136,7 @@ async def test_interrupted_and_resumed_it_ends_the_same(
         resumed = asmg("import", *arguments, **there).stdout
         found = await everything(other)
     finally:
-        execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
+        drop_database(servers, name)
     assert found == expected
     scores = [[line for line in out.splitlines() if re.search(r" v\d generated$", line)] for out in (straight, resumed)]
     assert len(scores[0]) == PERIODS
