@@ -74,7 +74,7 @@ def test_a_life_with_servers_of_its_own(data_dir: Path, tmp_path: Path) -> None:
         assert httpx.get(f"{second.url}/periods/1", headers=headers).json()["events"] == 1
         children = second.children()
         second.process.kill()
-        second.process.wait()
+        second.process.join()
         wait_for(lambda: all(is_gone(child) for child in children), 15)
 
     # What a killed program leaves behind is taken over.

@@ -41,6 +41,7 @@ from service.use_cases.verify import verify
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app, settings_for
 from tests.service.backup_support import opened
+from tests.service.programs import FORKED
 from tests.service.update_support import Bench, bench, copies, moment, single_thread
 from tests.service.worker_processes import forked_worker
 
