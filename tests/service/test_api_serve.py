@@ -110,7 +110,7 @@ def kill_a_child_under_load(served_by: Program, headers: dict[str, str]) -> tupl
         time.sleep(0.3)
         victim.kill()
         wait_for(lambda: len(served_by.children()) == 2 and victim not in served_by.children())
-        time.sleep(3)
+        time.sleep(1)
         wait_for(lambda: served > 50)  # on a busy host it takes longer
         stop.set()
         asking.result()
