@@ -133,8 +133,6 @@ class BaseTraining:
 
     def session(self, state: BaseState, periods: Sequence[PeriodData], lr: float | None = None) -> RowTraining:
         """Training of the rows that `periods` touch."""
-        if not self.model.reads_history:
-            periods = [p.without_history() for p in periods]
         return RowTraining(
             self.model, state.params, state.adam, periods, lr=lr or self.config.lr, execution=self.execution
         )

@@ -5,6 +5,7 @@ row*, the learned stand-in for everything unknown. Histories are ragged (values 
 its histories really hold and padding does not exist.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -48,6 +49,8 @@ class InteractionBatch(NamedTuple):
     """int64 [B + 1]; interaction b owns history[offsets[b]:offsets[b + 1]], most recent first; may be empty."""
     label: Tensor
     """float32 [B], 1 for a click."""
+    numeric: Tensor | None = None
+    """float32 [B, S], the numeric inputs; None where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,9 @@ class PeriodData:
     recent: Tensor | None = None
     """int32 [N, 3]: of the user's last `RECENT` interactions before each one, how many there are, the clicks among the
     newest `RECENT_SHORT`, and the clicks among all of them; None where nobody has counted."""
+    numeric: Tensor | None = None
+    """float32 [N, S], S ≥ 1: numeric inputs of each interaction, standardised (mean 0, deviation 1 or so), made of what
+    was known before the interaction happened; None where there are none."""
 
     def __post_init__(self) -> None:
         n = len(self.user)
@@ -115,6 +121,12 @@ class PeriodData:
                 raise ValueError(
                     f"item_categories: expected rows under {self.categories} or {NO_CATEGORY}; received {low}..{top}"
                 )
+        if self.numeric is not None:
+            shape, dtype = tuple(self.numeric.shape), self.numeric.dtype
+            if len(shape) != 2 or shape[0] != n or shape[1] == 0 or dtype != torch.float32:
+                raise ValueError(f"numeric: expected float32 [{n}, S] with S ≥ 1; received {dtype} {list(shape)}")
+            if not all(math.isfinite(float(end)) for end in self.numeric.aminmax()):
+                raise ValueError("numeric: expected finite numbers; received NaN or infinity")
 
     def __len__(self) -> int:
         return len(self.user)
@@ -131,6 +143,11 @@ class PeriodData:
         if self.item_categories is None:
             return None
         return ItemFeatures(torch.arange(self.items), self.item_categories.long())
+
+    @property
+    def inputs(self) -> Tensor:
+        """`numeric` as a matrix [N, S] in any case: S = 0 where there are none."""
+        return self.numeric.contiguous() if self.numeric is not None else torch.empty(len(self), 0)
 
     def without_history(self) -> "PeriodData":
         """The same interactions for a model that does not look at histories."""
@@ -168,7 +185,15 @@ class PeriodData:
             history=self.history[source].long(),
             offsets=offsets,
             label=self.label[index],
+            numeric=None if self.numeric is None else self.numeric[index],
         )
+
+    def select(self, index: Tensor) -> "PeriodData":
+        """The interactions at `index` (int64, not empty) in that order, as a period of their own (same table sizes)."""
+        rows = self.batch(index)
+        read = {name: getattr(rows, name).int() for name in ("user", "item", "history")}
+        recent = None if self.recent is None else self.recent[index]
+        return replace(self, **read, offsets=rows.offsets, label=rows.label, numeric=rows.numeric, recent=recent)
 
     def slice(self, start: int, stop: int) -> "PeriodData":
         """Interactions start..stop-1 as a period of their own (same table sizes)."""
@@ -181,6 +206,7 @@ class PeriodData:
             offsets=self.offsets[start : stop + 1] - low,
             label=self.label[start:stop],
             recent=None if self.recent is None else self.recent[start:stop],
+            numeric=None if self.numeric is None else self.numeric[start:stop],
         )
 
 
@@ -208,8 +234,15 @@ def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
     """Several periods as one, oldest first; tables and categories are those of the last.
 
     `recent` is there where each of them has it: those of an older release's training state do not.
+
+    Raises:
+        ValueError: they have not all as many numeric inputs.
     """
     recent = [p.recent for p in periods if p.recent is not None]
+    numeric = [p.numeric for p in periods if p.numeric is not None]
+    widths = {0 if p.numeric is None else p.numeric.shape[1] for p in periods}
+    if len(widths) > 1:
+        raise ValueError(f"numeric: expected as many inputs in every period; received {sorted(widths)}")
     lengths = [0, *(len(p.history) for p in periods[:-1])]
     starts = np.cumsum(lengths).tolist()
     return replace(
@@ -219,6 +252,7 @@ def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
         history=torch.cat([p.history for p in periods]),
         label=torch.cat([p.label for p in periods]),
         recent=torch.cat(recent) if len(recent) == len(periods) else None,
+        numeric=torch.cat(numeric) if numeric else None,
         offsets=torch.cat([periods[0].offsets[:1], *(p.offsets[1:] + s for p, s in zip(periods, starts, strict=True))]),
     )
 
@@ -324,6 +358,8 @@ class Epoch:
         data = concatenate(plain)
         self.label = data.label[self.order]
         """float32 [N], in that order."""
+        self.numeric = data.inputs[self.order]
+        """float32 [N, S], in that order; S = 0 where there are no numeric inputs."""
         categories = periods[0].item_categories if self.features else torch.empty(data.items, 0, dtype=torch.int32)
         assert categories is not None
         coins = torch.rand(2 * len(data) + len(data.history), generator=rng) if cold_rate > 0 else torch.ones(1)
@@ -365,20 +401,22 @@ class Epoch:
             if not self.features:
                 item, history = slots[item], slots[history]
             offsets = on["offsets"][own.start : own.stop + 1] - past.start
-            batches.append(InteractionBatch(on["user"][own], item, history, offsets, target[own]))
+            numeric = on["numeric"][own] if self.numeric.shape[1] else None
+            batches.append(InteractionBatch(on["user"][own], item, history, offsets, target[own], numeric))
         tables = ("user", "item", "category") if self.features else ("user", "item")
         rows = {table: on[f"rows.{table}"][ends(plan.row_bounds[k], step)] for k, table in enumerate(tables)}
         features = ItemFeatures(slots, on["categories"][entities]) if self.features else None
         return LocalBatches(batches, rows, features)
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
-        """The plan as int64 tensors on a device, made once."""
+        """The plan as int64 tensors on a device, and the numeric inputs beside it, made once."""
         if not self._tensors or self._tensors["user"].device != device:
             plan = self.plan
             arrays = {"user": plan.user, "item": plan.item, "history": plan.history, "offsets": plan.offsets}
             arrays |= {"slots": plan.entity_slot, "categories": plan.entity_categories}
             arrays |= {f"rows.{t}": r for t, r in zip(("user", "item", "category"), plan.rows, strict=True)}
             self._tensors = {name: torch.from_numpy(array).to(device).long() for name, array in arrays.items()}
+            self._tensors["numeric"] = self.numeric.to(device)
         return self._tensors
 
 

@@ -54,8 +54,7 @@ class GeneratorTraining:
         """
         self.generator, self.model, self.execution, self.lr = generator, generator.model, execution, lr
         self.dense_share = dense_share
-        if not self.model.reads_history:
-            targets = [data.without_history() for data in targets]
+        targets = [self.model.reads(data) for data in targets]
         self.small, self.rows = excerpt(targets, self.model.tables, sizes=table_sizes(models[-1]))
         # Newest first, as an Epoch has it: the older outputs need fewer rows, the first ones of a step.
         self.used = [j for j in reversed(range(len(targets))) if loss_weights[j] > 0]
@@ -163,8 +162,9 @@ class GeneratorTraining:
         for start in range(0, len(epoch), CHUNK):
             stop = min(start + CHUNK, len(epoch))
             kernels.generator_steps(
-                epoch.plan, start, stop, epoch.label.numpy(), np.array(self.loss_weights), np.array(self.used),
-                inputs, states, dense_input, dense_state, generator.residual, views, weights, moments, mean,
+                epoch.plan, start, stop, epoch.label.numpy(), epoch.numeric.numpy(),
+                np.array(self.loss_weights), np.array(self.used), inputs, states, dense_input, dense_state,
+                generator.residual, views, weights, moments, mean,
                 np.array(model.widths), adam.steps, self.lr, self.dense_share, beta1, beta2, adam.eps, losses,
             )  # fmt: skip
             for loss in losses[start:stop]:

@@ -8,14 +8,14 @@ snapshot — goes through `EmbeddingMLP.logits`.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from asmg.batch import COLD_ROW, NO_CATEGORY, InteractionBatch, ItemFeatures
+from asmg.batch import COLD_ROW, NO_CATEGORY, InteractionBatch, ItemFeatures, PeriodData
 
 __all__ = [
     "TABLES",
@@ -27,6 +27,7 @@ __all__ = [
     "Params",
     "build_model",
     "config_from_json",
+    "default_config",
     "forget",
     "grow",
     "masked_mean",
@@ -42,6 +43,8 @@ Params = dict[str, Tensor]
 TABLES = ("user", "item", "category")
 """Names of the embedding tables, [rows, dim] each; every other parameter is dense."""
 
+DOTS = ("dot.user", "dot.history")
+"""Names of the weights of the dot products, [item width] each."""
 
 ROW_STD = 0.05
 """Standard deviation of the numbers that embedding rows begin with."""
@@ -60,19 +63,40 @@ class EmbeddingMLPConfig:
     """Widths of the MLP's hidden layers."""
     categories: bool = False
     """Whether an item is its own embedding beside the mean of its categories' embeddings."""
+    numeric: int = 0
+    """S, the numeric inputs beside the embeddings (`asmg.batch.PeriodData.numeric`)."""
+    dot: bool = False
+    """Whether weighted dot products of user and item, and of history and item, are added to the MLP's logit."""
 
     def __post_init__(self) -> None:
         if self.dim < 1 or not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"expected positive widths; received dim={self.dim}, hidden={self.hidden}")
+        if self.numeric < 0:
+            raise ValueError(f"numeric: expected at least 0; received {self.numeric}")
 
     def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return asdict(self) | {"hidden": list(self.hidden)}
+        """As plain JSON values.
+
+        Without `numeric` and `dot` where the model has none: so a configuration equals one that was stored before there
+        were these two.
+        """
+        values = asdict(self) | {"hidden": list(self.hidden)}
+        return {name: value for name, value in values.items() if value or name not in ("numeric", "dot")}
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "EmbeddingMLPConfig":
         """The inverse of `to_json`."""
         return cls(**{**values, "hidden": tuple(values["hidden"])})  # type: ignore[arg-type] # checked by __post_init__
+
+
+def default_config(*, categories: bool, numeric: int) -> EmbeddingMLPConfig:
+    """The shape of the base model that is served and trained where nobody asks for another.
+
+    Args:
+        categories: whether the items have categories.
+        numeric: S, the number of numeric inputs.
+    """
+    return EmbeddingMLPConfig(dim=8, hidden=(12, 6), categories=categories, numeric=numeric, dot=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +140,8 @@ class BaseModel(ABC):
     """Name → shape of every parameter that is not a table, in a fixed order."""
     reads_history: bool
     """Whether histories have a say."""
+    numeric: int
+    """S, the numeric inputs that it reads."""
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -135,8 +161,18 @@ class BaseModel(ABC):
         """Fresh parameters with whole tables, as the authors' release initialises them (methods.md, section 0)."""
 
     @abstractmethod
-    def head(self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor) -> Tensor:
-        """Logits [B] of user rows [B, width] | pooled history [B, item width] | candidates [B, item width]."""
+    def head(
+        self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor, numeric: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B].
+
+        Args:
+            params: this model's parameters, of which only the dense ones are read.
+            user: user rows [B, width].
+            pooled: the means of the histories [B, item width].
+            item: the candidates [B, item width].
+            numeric: float32 [B, S]; None for a model without numeric inputs.
+        """
 
     @abstractmethod
     def item_vectors(self, params: Mapping[str, Tensor], features: ItemFeatures | None) -> Tensor:
@@ -158,7 +194,15 @@ class BaseModel(ABC):
             pooled = functional.embedding_bag(
                 batch.history, items, batch.offsets, mode="mean", include_last_offset=True
             )  # fmt: skip
-        return self.head(params, params["user"][batch.user], pooled, items[batch.item])
+        return self.head(params, params["user"][batch.user], pooled, items[batch.item], batch.numeric)
+
+    def reads(self, data: PeriodData) -> PeriodData:
+        """The log without what this model does not look at.
+
+        Raises:
+            ValueError: it lacks what the model needs.
+        """
+        return data if self.reads_history else data.without_history()
 
     @abstractmethod
     def shifted(self, params: Mapping[str, Tensor], shift: float) -> Params:
@@ -181,34 +225,44 @@ class BaseModel(ABC):
 
 
 class EmbeddingMLP(BaseModel):
-    """user | mean of history | item → MLP with ReLU → logit of the click probability."""
+    """user | mean of history | item | numeric → MLP with ReLU → logit of the click probability.
+
+    With `dot` there is added Σ_k a_k·user[k mod dim]·item[k] + Σ_k b_k·history[k]·item[k]: an MLP of few hidden units
+    multiplies two of its inputs badly. The weights a ("dot.user") and b ("dot.history") are as long as an item.
+    """
 
     config: EmbeddingMLPConfig
     reads_history = True
 
     def __init__(self, config: EmbeddingMLPConfig) -> None:
         self.config = config
+        self.numeric = config.numeric
         item_width = config.dim * (2 if config.categories else 1)
-        self.widths = (config.dim + 2 * item_width, *config.hidden, 1)
+        self.widths = (config.dim + 2 * item_width + config.numeric, *config.hidden, 1)
         """Of the MLP's input and of its layers."""
         self.table_widths = dict.fromkeys(TABLES if config.categories else TABLES[:2], config.dim)
         self.dense_shapes = {}
         for i, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
             self.dense_shapes[f"mlp.{i}.weight"] = (fan_out, fan_in)
             self.dense_shapes[f"mlp.{i}.bias"] = (fan_out,)
+        self._last_bias = f"mlp.{len(config.hidden)}.bias"
+        if config.dot:
+            self.dense_shapes |= dict.fromkeys(DOTS, (item_width,))
 
     @override
     def initial(self, rng: torch.Generator) -> Params:
         """Fresh parameters; see BaseModel.
 
         MLP weights are Glorot-uniform and the cold rows small. Hidden biases are slightly positive: rows that are all
-        alike give a ReLU one sign for every interaction, and one that begins closed for all would stay so.
+        alike give a ReLU one sign for every interaction, and one that begins closed for all would stay so. The dot
+        products begin unweighted.
         """
         params = {name: self.scatter(name, 1, rng) for name in self.tables}
-        last = list(self.dense_shapes)[-1]
         for name, shape in self.dense_shapes.items():
-            if len(shape) == 1:
-                params[name] = torch.full(shape, 0.0 if name == last else HIDDEN_BIAS)
+            if name in DOTS:
+                params[name] = torch.ones(shape)
+            elif len(shape) == 1:
+                params[name] = torch.full(shape, 0.0 if name == self._last_bias else HIDDEN_BIAS)
             else:
                 params[name] = uniform(shape, sum(shape), rng)
         return params
@@ -221,7 +275,10 @@ class EmbeddingMLP(BaseModel):
     def glorot(self, sizes: Mapping[str, int], rng: torch.Generator) -> Params:
         params = {name: uniform((sizes[name], w), sizes[name] + w, rng) for name, w in self.table_widths.items()}
         for name, shape in self.dense_shapes.items():
-            params[name] = uniform(shape, sum(shape) if len(shape) > 1 else 2 * shape[0], rng)
+            if name in DOTS:
+                params[name] = torch.ones(shape)
+            else:
+                params[name] = uniform(shape, sum(shape) if len(shape) > 1 else 2 * shape[0], rng)
         return params
 
     @override
@@ -232,20 +289,32 @@ class EmbeddingMLP(BaseModel):
         return torch.cat(_item_and_categories(params, features), 1)
 
     @override
-    def head(self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor) -> Tensor:
-        x = torch.cat([user, pooled, item], 1)
+    def reads(self, data: PeriodData) -> PeriodData:
+        _check_numeric(self.numeric, data.numeric)
+        return data
+
+    @override
+    def head(
+        self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor, numeric: Tensor | None = None
+    ) -> Tensor:
+        _check_numeric(self.numeric, numeric)
+        x = torch.cat([user, pooled, item, *([] if numeric is None else [numeric])], 1)
         last = len(self.widths) - 2
         for i in range(last + 1):
             x = functional.linear(x, params[f"mlp.{i}.weight"], params[f"mlp.{i}.bias"])
             if i < last:
                 x = functional.relu(x)
-        return x.squeeze(1)
+        logits = x.squeeze(1)
+        if self.config.dot:
+            times = item.shape[1] // user.shape[1]
+            products = params["dot.user"] * user.repeat(1, times) + params["dot.history"] * pooled
+            logits = logits + (products * item).sum(1)
+        return logits
 
     @override
     def shifted(self, params: Mapping[str, Tensor], shift: float) -> Params:
         """See BaseModel; it is the last layer's bias that rises."""
-        last = list(self.dense_shapes)[-1]
-        return {**params, last: params[last] + shift}
+        return {**params, self._last_bias: params[self._last_bias] + shift}
 
 
 class MatrixFactorization(BaseModel):
@@ -256,6 +325,7 @@ class MatrixFactorization(BaseModel):
 
     config: MatrixFactorizationConfig
     reads_history = False
+    numeric = 0
 
     def __init__(self, config: MatrixFactorizationConfig) -> None:
         self.config = config
@@ -286,7 +356,13 @@ class MatrixFactorization(BaseModel):
         return own + categories
 
     @override
-    def head(self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor) -> Tensor:
+    def reads(self, data: PeriodData) -> PeriodData:
+        return replace(super().reads(data), numeric=None)
+
+    @override
+    def head(
+        self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor, numeric: Tensor | None = None
+    ) -> Tensor:
         dim = self.config.dim
         return (user[:, :dim] * item[:, :dim]).sum(1) + user[:, dim] + item[:, dim]
 
@@ -311,6 +387,16 @@ def config_from_json(values: Mapping[str, object]) -> EmbeddingMLPConfig | Matri
     """The inverse of both configurations' `to_json`."""
     kind = MatrixFactorizationConfig if "hidden" not in values else EmbeddingMLPConfig
     return kind.from_json(values)
+
+
+def _check_numeric(width: int, numeric: Tensor | None) -> None:
+    received = 0 if numeric is None else numeric.shape[1]
+    if received != width:
+        raise ValueError(f"numeric: expected {_inputs(width)}; received {_inputs(received)}")
+
+
+def _inputs(count: int) -> str:
+    return f"{count} inputs an interaction" if count else "none"
 
 
 def _item_and_categories(params: Mapping[str, Tensor], features: ItemFeatures | None) -> tuple[Tensor, Tensor]:

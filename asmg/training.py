@@ -120,7 +120,8 @@ class RowTraining:
             raise ValueError(f"data: expected rows for the tables {model.tables}; received none for {missing}")
         self.model, self.execution = model, execution
         self.sizes = {name: max(newest.sizes[name], len(params[name])) for name in model.tables}
-        self.periods, self.rows = excerpt(periods, model.tables, sizes=self.sizes, more=adam.restless)
+        read = [model.reads(data) for data in periods]
+        self.periods, self.rows = excerpt(read, model.tables, sizes=self.sizes, more=adam.restless)
         device = execution.torch_device
         first, second, moved = dict(adam.first), dict(adam.second), {}
         for name, rows in self.rows.items():
@@ -220,12 +221,13 @@ class RowTraining:
         tables, firsts, seconds = (_three(values, self.model) for values in parts)
         moved = tuple(optimizer.moved[t].numpy() if t in self.rows else np.zeros(1, np.int32) for t in TABLES)
         dense = list(self.model.dense_shapes)
-        mlp, first, second = (_flat(values, dense) for values in parts)
+        flat, first, second = (_flat(values, dense) for values in parts)
         beta1, beta2 = optimizer.betas
         for start in range(0, len(epoch), CHUNK):
             stop = min(start + CHUNK, len(epoch))
             kernels.base_steps(
-                epoch.plan, start, stop, target.numpy(), tables, firsts, seconds, moved, mlp, first, second,
+                epoch.plan, start, stop, target.numpy(), epoch.numeric.numpy(),
+                tables, firsts, seconds, moved, flat, first, second,
                 _widths(self.model), optimizer.steps, optimizer.lr, beta1, beta2, optimizer.eps,
                 optimizer.tail.numpy(), losses,
             )  # fmt: skip
@@ -234,7 +236,7 @@ class RowTraining:
             optimizer.steps += stop - start
             if progress:
                 progress(stop / len(epoch))
-        for values, numbers in zip(parts, (mlp, first, second), strict=True):
+        for values, numbers in zip(parts, (flat, first, second), strict=True):
             pieces = torch.from_numpy(numbers).split([values[n].numel() for n in dense])
             for name, piece in zip(dense, pieces, strict=True):
                 values[name].copy_(piece.view(values[name].shape))
@@ -295,7 +297,7 @@ def narrow(
     model: BaseModel, models: Sequence[Mapping[str, Tensor]], data: PeriodData
 ) -> tuple[list[Params], PeriodData]:
     """Models of one size, cut down to the rows that a log reads of them, and the log in these rows."""
-    (small,), rows = excerpt([data], model.tables, sizes=table_sizes(models[0]))
+    (small,), rows = excerpt([model.reads(data)], model.tables, sizes=table_sizes(models[0]))
     return [take(params, rows) for params in models], small
 
 
@@ -309,10 +311,10 @@ def predict_logits(
     if compiled and isinstance(model, EmbeddingMLP):
         logits = torch.empty(len(data))
         vectors = model.item_vectors(small, features).contiguous()
-        mlp = _flat(small, list(model.dense_shapes))
+        dense = _flat(small, list(model.dense_shapes))
         kernels.predict(
-            data.user.numpy(), data.item.numpy(), data.history.numpy(), data.offsets.numpy(),
-            small["user"].numpy(), vectors.numpy(), _widths(model), mlp, logits.numpy(),
+            data.user.numpy(), data.item.numpy(), data.history.numpy(), data.offsets.numpy(), data.inputs.numpy(),
+            small["user"].numpy(), vectors.numpy(), _widths(model), dense, logits.numpy(),
         )  # fmt: skip
         return logits
     batches = [data.batch(index) for index in torch.arange(len(data)).split(batch_size)]

@@ -7,12 +7,14 @@ import asyncio
 import logging
 import os
 import time
+from contextlib import AsyncExitStack
 
 from alembic import context
 from sqlalchemy import Connection, pool, text
 
 from service.storage.database import Lock, make_engine, require_sessions
 from service.storage.migrate import LOCK_SECONDS, STATEMENT_SECONDS, is_described
+from service.storage.outages import opening
 from service.storage.tables import metadata
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,9 @@ async def run_online(dsn: str) -> None:
     await require_sessions(dsn)
     engine = make_engine(dsn, LIMITS, poolclass=pool.NullPool)
     try:
-        async with engine.connect() as connection:
+        async with AsyncExitStack() as stack:
+            with opening():
+                connection = await stack.enter_async_context(engine.connect())
             await connection.run_sync(run)
     finally:
         await engine.dispose()

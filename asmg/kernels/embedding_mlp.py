@@ -55,18 +55,20 @@ def _forward_block(
     item: Rows,
     history: Rows,
     offsets: Indices,
+    numeric: Floats,
     lo: int,
     n: int,
     base: int,
     users: Floats,
     vectors: Floats,
     widths: Indices,
-    mlp: Floats,
+    dense: Floats,
     act: Floats,
 ) -> None:
     """Activations act [Σ widths, BLOCK] of the interactions lo … lo+n-1, the logits in the last row.
 
-    `offsets` count from `base` within `history`.
+    `offsets` count from `base` within `history`. numeric [N, S]. dense: the weights and biases of the MLP's layers, and
+    behind them, where there are any, those of the dot products.
     """
     dim, width = users.shape[1], vectors.shape[1]
     for lane in range(n):
@@ -87,16 +89,18 @@ def _forward_block(
                 act[dim + k, lane] *= share
         for k in range(width):
             act[dim + width + k, lane] = vectors[e, k]
+        for k in range(numeric.shape[1]):
+            act[dim + 2 * width + k, lane] = numeric[b, k]
     top, at = 0, 0
     for layer in range(len(widths) - 1):
         fan_in, fan_out = widths[layer], widths[layer + 1]
         out = top + fan_in
         for o in range(fan_out):
-            bias, ao = mlp[at + fan_in * fan_out + o], act[out + o, :n]
+            bias, ao = dense[at + fan_in * fan_out + o], act[out + o, :n]
             for lane in range(n):
                 ao[lane] = bias
             for i in range(fan_in):
-                w, ai = mlp[at + o * fan_in + i], act[top + i, :n]
+                w, ai = dense[at + o * fan_in + i], act[top + i, :n]
                 for lane in range(n):
                     ao[lane] += w * ai[lane]
             if layer < len(widths) - 2:
@@ -104,6 +108,35 @@ def _forward_block(
                     ao[lane] = max(ao[lane], ZERO)
         at += (fan_in + 1) * fan_out
         top = out
+    if len(dense) > at:
+        logit = act[top, :n]
+        for k in range(width):
+            a, b = dense[at + k], dense[at + width + k]
+            u, h, v = act[k % dim, :n], act[dim + k, :n], act[dim + width + k, :n]
+            for lane in range(n):
+                logit[lane] += (a * u[lane] + b * h[lane]) * v[lane]
+
+
+@compiled
+def _dot_backward(
+    dim: int, width: int, n: int, at: int, dense: Floats, act: Floats, dact: Floats, ddense: Floats
+) -> None:
+    """Add the gradients of the dot products, whose weights begin at `at`, to those that the MLP's inputs have."""
+    dlogit = dact[act.shape[0] - 1, :n]
+    for k in range(width):
+        a, b = dense[at + k], dense[at + width + k]
+        u, h, v = act[k % dim, :n], act[dim + k, :n], act[dim + width + k, :n]
+        du, dh, dv = dact[k % dim, :n], dact[dim + k, :n], dact[dim + width + k, :n]
+        da, db = ZERO, ZERO
+        for lane in range(n):
+            dv[lane] += dlogit[lane] * (a * u[lane] + b * h[lane])
+            scaled = dlogit[lane] * v[lane]
+            du[lane] += a * scaled
+            dh[lane] += b * scaled
+            da += u[lane] * scaled
+            db += h[lane] * scaled
+        ddense[at + k] += da
+        ddense[at + width + k] += db
 
 
 @compiled
@@ -116,29 +149,34 @@ def _backward_block(
     n: int,
     base: int,
     widths: Indices,
-    mlp: Floats,
+    dense: Floats,
     act: Floats,
     dact: Floats,
     dusers: Floats,
     dvectors: Floats,
-    dmlp: Floats,
+    ddense: Floats,
 ) -> None:
     """Add the gradients; the last row of dact holds those of the logits."""
     dim, width = dusers.shape[1], dvectors.shape[1]
-    at, out = len(mlp), act.shape[0] - 1
+    end = 0
+    for layer in range(len(widths) - 1):
+        end += (widths[layer] + 1) * widths[layer + 1]
+    at, out = end, act.shape[0] - 1
     for layer in range(len(widths) - 2, -1, -1):
         fan_in, fan_out = widths[layer], widths[layer + 1]
         at -= (fan_in + 1) * fan_out
         top = out - fan_in
+        reached = fan_in if layer > 0 else dim + 2 * width  # the numeric inputs need no gradient
         for i in range(fan_in):
             di, ai = dact[top + i, :n], act[top + i, :n]
             for lane in range(n):
                 di[lane] = ZERO
             for o in range(fan_out):
-                w, do = mlp[at + o * fan_in + i], dact[out + o, :n]
-                for lane in range(n):
-                    di[lane] += w * do[lane]
-                dmlp[at + o * fan_in + i] += dot(do, ai)
+                w, do = dense[at + o * fan_in + i], dact[out + o, :n]
+                if i < reached:
+                    for lane in range(n):
+                        di[lane] += w * do[lane]
+                ddense[at + o * fan_in + i] += dot(do, ai)
             if layer > 0:
                 for lane in range(n):
                     di[lane] = di[lane] if ai[lane] > ZERO else ZERO
@@ -146,8 +184,10 @@ def _backward_block(
             do, total = dact[out + o, :n], ZERO
             for lane in range(n):
                 total += do[lane]
-            dmlp[at + fan_in * fan_out + o] += total
+            ddense[at + fan_in * fan_out + o] += total
         out = top
+    if len(dense) > end:
+        _dot_backward(dim, width, n, end, dense, act, dact, ddense)
     for lane in range(n):
         b = lo + lane
         u, e = user[b], item[b]
@@ -170,6 +210,7 @@ def cross_entropy(
     item: Rows,
     history: Rows,
     offsets: Indices,
+    numeric: Floats,
     lo: int,
     hi: int,
     base: int,
@@ -178,25 +219,26 @@ def cross_entropy(
     users: Floats,
     vectors: Floats,
     widths: Indices,
-    mlp: Floats,
+    dense: Floats,
     act: Floats,
     dact: Floats,
     dusers: Floats,
     dvectors: Floats,
-    dmlp: Floats,
+    ddense: Floats,
 ) -> float:
     """Weight · mean cross-entropy of the interactions lo … hi-1; adds its gradients."""
     total, scale, last = 0.0, weight / (hi - lo), act.shape[0] - 1
     for start in range(lo, hi, BLOCK):
         n = min(BLOCK, hi - start)
-        _forward_block(user, item, history, offsets, start, n, base, users, vectors, widths, mlp, act)
+        _forward_block(user, item, history, offsets, numeric, start, n, base, users, vectors, widths, dense, act)
         for lane in range(n):
             x, y = np.float64(act[last, lane]), np.float64(target[start + lane])
             e = np.exp(-abs(x))
             total += max(x, 0.0) - x * y + np.log1p(e)
             probability = 1.0 / (1.0 + e) if x >= 0 else e / (1.0 + e)
             dact[last, lane] = np.float32((probability - y) * scale)
-        _backward_block(user, item, history, offsets, start, n, base, widths, mlp, act, dact, dusers, dvectors, dmlp)
+        _backward_block(user, item, history, offsets, start, n, base, widths, dense, act, dact,
+                        dusers, dvectors, ddense)  # fmt: skip
     return total * scale
 
 
@@ -206,16 +248,17 @@ def predict(
     item: Rows,
     history: Rows,
     offsets: Indices,
+    numeric: Floats,
     users: Floats,
     vectors: Floats,
     widths: Indices,
-    mlp: Floats,
+    dense: Floats,
     logits: Floats,
 ) -> None:
     """Logits [N] of interactions on whole (small) tables: users [U, D], vectors [I, W]."""
     act = np.empty((widths.sum(), BLOCK), np.float32)
     for lo in range(0, len(user), BLOCK):
         n = min(BLOCK, len(user) - lo)
-        _forward_block(user, item, history, offsets, lo, n, 0, users, vectors, widths, mlp, act)
+        _forward_block(user, item, history, offsets, numeric, lo, n, 0, users, vectors, widths, dense, act)
         for lane in range(n):
             logits[lo + lane] = act[act.shape[0] - 1, lane]

@@ -17,13 +17,14 @@ def base_steps(
     first: int,
     last: int,
     target: Floats,
+    numeric: Floats,
     tables: tuple[Floats, ...],
     firsts: tuple[Floats, ...],
     seconds: tuple[Floats, ...],
     moved: tuple[Rows, ...],
-    mlp: Floats,
-    mlp_first: Floats,
-    mlp_second: Floats,
+    dense: Floats,
+    dense_first: Floats,
+    dense_second: Floats,
     widths: Indices,
     step: int,
     lr: float,
@@ -35,11 +36,12 @@ def base_steps(
 ) -> None:
     """Steps first … last-1 of an epoch of the base model; everything is changed in place.
 
-    target [N] in the order of the plan; tables, firsts, seconds, moved: user, item and category (one row where there
-    are none), with Adam's moments; mlp flat; step: steps made before. losses [S] gets the loss of each step and ends at
-    the first that is not finite.
+    target [N] and numeric [N, S] in the order of the plan; tables, firsts, seconds, moved: user, item and category (one
+    row where there are none), with Adam's moments; dense: all other parameters, flat; step: steps made before. losses
+    gets the loss of each step and ends at the first that is not finite.
     """
-    dim, width = tables[0].shape[1], (widths[0] - tables[0].shape[1]) // 2
+    dim = tables[0].shape[1]
+    width = (widths[0] - dim - numeric.shape[1]) // 2
     most = np.zeros(4, np.int64)
     for s in range(first, last):
         for k in range(3):
@@ -56,7 +58,7 @@ def base_steps(
         np.empty((most[2], dim), np.float32),
     )
     vectors, dvectors = np.empty((most[3], width), np.float32), np.empty((most[3], width), np.float32)
-    dmlp = np.empty_like(mlp)
+    ddense = np.empty_like(dense)
     act, dact = np.empty((widths.sum(), BLOCK), np.float32), np.empty((widths.sum(), BLOCK), np.float32)
     for s in range(first, last):
         for k in range(3):
@@ -67,10 +69,10 @@ def base_steps(
         slots, categories = plan.entity_slot[lo:hi], plan.entity_categories[lo:hi]
         item_vectors(slots, categories, values[1], values[2], vectors)
         dvectors[:] = ZERO
-        dmlp[:] = ZERO
+        ddense[:] = ZERO
         lo, hi = plan.bounds[s], plan.bounds[s + 1]
-        losses[s] = cross_entropy(plan.user, plan.item, plan.history, plan.offsets, lo, hi, 0, target, 1.0,
-                          values[0], vectors, widths, mlp, act, dact, grads[0], dvectors, dmlp)  # fmt: skip
+        losses[s] = cross_entropy(plan.user, plan.item, plan.history, plan.offsets, numeric, lo, hi, 0, target, 1.0,
+                          values[0], vectors, widths, dense, act, dact, grads[0], dvectors, ddense)  # fmt: skip
         if not np.isfinite(losses[s]):
             return
         item_vectors_backward(slots, categories, dvectors, grads[1], grads[2])
@@ -79,7 +81,7 @@ def base_steps(
         for k in range(3):
             rows = plan.rows[k][plan.row_bounds[k, s] : plan.row_bounds[k, s + 1]]
             adam_rows(rows, tables[k], firsts[k], seconds[k], moved[k], grads[k], step, rate, beta1, beta2, eps)
-        adam_dense(mlp, mlp_first, mlp_second, dmlp, rate, beta1, beta2, eps)
+        adam_dense(dense, dense_first, dense_second, ddense, rate, beta1, beta2, eps)
 
 
 @compiled
@@ -99,6 +101,7 @@ def generator_steps(
     first: int,
     last: int,
     target: Floats,
+    numeric: Floats,
     lambdas: Doubles,
     outputs: Indices,
     inputs: tuple[Floats, ...],
@@ -121,16 +124,16 @@ def generator_steps(
 ) -> None:
     """Steps first … last-1 of an epoch of the generator; everything is changed in place.
 
-    lambdas, outputs [k]: for each batch of a step, the newest first, its weight and which output it is scored by.
-    inputs: for user, item and category [n, T·P], the values of a row in each model; states [n, P·d]; dense_input
-    [T, P], dense_state [1, d, P]. weights: the four groups as views [C, P] of `flat`; moments: Adam's, each like
-    `flat`; mean: the running mean of the iterates, empty where not wanted; dense_share: of the step size, for the
-    weights of the MLP's GRUs.
+    target [N] and numeric [N, S] in the order of the plan. lambdas, outputs [k]: for each batch of a step, the newest
+    first, its weight and which output it is scored by. inputs: for user, item and category [n, T·P], the values of a
+    row in each model; states [n, P·d]; dense_input [T, P], dense_state [1, d, P]. weights: the four groups as views
+    [C, P] of `flat`; moments: Adam's, each like `flat`; mean: the running mean of the iterates, empty where not wanted;
+    dense_share: of the step size, for the weights of the dense parameters' GRUs.
     """
     steps_in = dense_input.shape[0]
     batches, d = len(lambdas), dense_state.shape[1]
     positions = inputs[0].shape[1] // steps_in
-    width = (widths[0] - positions) // 2
+    width = (widths[0] - positions - numeric.shape[1]) // 2
     most, entities = 1, 0
     for s in range(first, last):
         for k in range(3):
@@ -146,7 +149,7 @@ def generator_steps(
     dense_gate = (steps_in, d, lanes)
     dz, dr = np.empty(dense_gate, np.float32), np.empty(dense_gate, np.float32)
     dg, dh = np.empty(dense_gate, np.float32), np.empty(dense_gate, np.float32)
-    mlp, dmlp = np.empty((steps_in, lanes), np.float32), np.empty((steps_in, lanes), np.float32)
+    dense, ddense = np.empty((steps_in, lanes), np.float32), np.empty((steps_in, lanes), np.float32)
     values, grads = np.empty((3, most, positions), np.float32), np.empty((3, most, positions), np.float32)
     vectors, dvectors = np.empty((entities, width), np.float32), np.empty((entities, width), np.float32)
     act, dact = np.empty((widths.sum(), BLOCK), np.float32), np.empty((widths.sum(), BLOCK), np.float32)
@@ -166,8 +169,8 @@ def generator_steps(
             _gather(rows[: counts[k, 0]], inputs[k], x[k].reshape(steps_in * positions, most))
             _gather(rows[: counts[k, 0]], states[k], h0[k].reshape(positions * d, most))
             gru_forward(weights[k], x[k], h0[k], counts[k], residual, z[k], r[k], g[k], h[k], y[k])
-        gru_forward_dense(weights[3], dense_input, dense_state, residual, dz, dr, dg, dh, mlp)
-        dmlp[:] = ZERO
+        gru_forward_dense(weights[3], dense_input, dense_state, residual, dz, dr, dg, dh, dense)
+        ddense[:] = ZERO
         for k in range(3):
             for j in range(steps_in):
                 for p in range(positions):
@@ -188,8 +191,9 @@ def generator_steps(
             needed = plan.counts[3, s, q]
             item_vectors(slots[:needed], categories[:needed], values[1], values[2], vectors)
             dvectors[:needed] = ZERO
-            total += cross_entropy(plan.user, plan.item, plan.history, plan.offsets, lo, hi, 0, target, lambdas[q],
-                           values[0], vectors, widths, mlp[j], act, dact, grads[0], dvectors, dmlp[j])  # fmt: skip
+            total += cross_entropy(plan.user, plan.item, plan.history, plan.offsets, numeric, lo, hi, 0, target,
+                           lambdas[q], values[0], vectors, widths, dense[j], act, dact, grads[0], dvectors,
+                           ddense[j])  # fmt: skip
             item_vectors_backward(slots[:needed], categories[:needed], dvectors, grads[1], grads[2])
             for k in range(3):
                 dyj = dy[k, j]
@@ -206,7 +210,7 @@ def generator_steps(
             if k < 3:
                 gru_backward(weights[k], x[k], h0[k], counts[k], z[k], r[k], g[k], h[k], dy[k], dw)
             else:
-                gru_backward_dense(weights[k], dense_input, dense_state, dz, dr, dg, dh, dmlp, dw)
+                gru_backward_dense(weights[k], dense_input, dense_state, dz, dr, dg, dh, ddense, dw)
             at += size
         step += 1
         rate = lr * np.sqrt(1 - beta2**step) / (1 - beta1**step)

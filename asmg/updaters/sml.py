@@ -259,9 +259,7 @@ class TransferPhase:
         assert state.previous is not None
         self.updater, self.model, self.transfer = updater, updater.model, updater.transfer
         self.device = updater.execution.torch_device
-        if not self.model.reads_history:
-            data = data.without_history()
-        (self.data,), rows = excerpt([data], self.model.tables, sizes=table_sizes(state.base.params))
+        (self.data,), rows = excerpt([self.model.reads(data)], self.model.tables, sizes=table_sizes(state.base.params))
         self.previous, self.trained = (
             {name: t.to(self.device) for name, t in take(params, rows).items()}
             for params in (state.previous, state.base.params)

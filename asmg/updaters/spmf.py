@@ -75,20 +75,12 @@ class Reservoir:
 
     def take(self, index: Tensor) -> "Reservoir":
         """The rows at `index` (int64, ascending, not empty)."""
-        return Reservoir(select(self.data, index), self.arrival[index])
+        return Reservoir(self.data.select(index), self.arrival[index])
 
     def among(self, newest: PeriodData) -> PeriodData:
         """The rows with the table sizes and item categories of a later period."""
-        own = self.data
-        return replace(
-            newest,
-            user=own.user,
-            item=own.item,
-            history=own.history,
-            offsets=own.offsets,
-            label=own.label,
-            recent=own.recent,
-        )
+        world = {name: getattr(newest, name) for name in ("users", "items", "categories", "item_categories")}
+        return replace(self.data, **world)
 
     def updated(self, fresh: "Reservoir", seen: int, capacity: int | None, rng: torch.Generator) -> "Reservoir":
         """The reservoir after a period that brought `fresh`.
@@ -184,7 +176,7 @@ class ReservoirUpdate(Updater[SpmfState]):
         if not drawn:
             return data
         order = torch.cat([part.arrival for part in drawn]).argsort()
-        return concatenate([select(concatenate([part.among(data) for part in drawn]), order), data])
+        return concatenate([concatenate([part.among(data) for part in drawn]).select(order), data])
 
     def log_weights(self, state: SpmfState, positives: PeriodData) -> Tensor:
         """Rank over R of each positive kept, float64 [R]; the state's model scores the one of rank 0 highest."""
@@ -246,14 +238,6 @@ class ReservoirUpdate(Updater[SpmfState]):
         self.check_parts(parts, {"updater", "base", "optimizer"} | present | ({"pending"} & set(parts)))
         negative, positive = (_load(parts[name]) if name in present else None for name in names)
         return SpmfState(self.base.load(parts), (negative, positive), (seen[0], seen[1]))
-
-
-def select(data: PeriodData, index: Tensor) -> PeriodData:
-    """The interactions at `index` (int64, not empty) in that order."""
-    rows = data.batch(index)
-    user, item, history = rows.user.int(), rows.item.int(), rows.history.int()
-    recent = None if data.recent is None else data.recent[index]
-    return replace(data, user=user, item=item, history=history, offsets=rows.offsets, label=rows.label, recent=recent)
 
 
 def weighted_sample(log_weights: Tensor, count: int, rng: torch.Generator) -> Tensor:

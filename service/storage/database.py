@@ -14,14 +14,14 @@ import asyncpg
 import orjson
 from asyncpg import InternalClientError
 from sqlalchemy import event, text
-from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from service.errors import ConfigurationError, NotReady
 from service.settings import sqlalchemy_dsn
 from service.storage.log import LogWriters
-from service.storage.outages import outage
+from service.storage.outages import FAILURES, driver_error, opening, outage
 from service.storage.pooler import require_sessions
 from service.storage.repositories import (
     Artifacts,
@@ -195,11 +195,9 @@ class Database:
     @asynccontextmanager
     async def _session(self, engine: AsyncEngine, kind: type[SessionT]) -> AsyncIterator[SessionT]:
         async with AsyncExitStack() as stack:
-            try:
+            with opening():
                 connection = await engine.connect()
-                stack.push_async_exit(partial(_leave, connection))
-            except (OSError, SQLAlchemyError) as error:
-                raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
+            stack.push_async_exit(partial(_leave, connection))
             try:
                 yield kind(connection)
             except (DBAPIError, InternalClientError, ConnectionError, TimeoutError) as error:
@@ -242,12 +240,13 @@ class Leadership:
             return True
         connection = self._engine.connect()
         try:
-            async with asyncio.timeout(self._answer_seconds):
-                await connection.start()
-                held = await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": int(self._lock)})
-        except (OSError, SQLAlchemyError) as error:  # a TimeoutError is an OSError
+            with opening():
+                async with asyncio.timeout(self._answer_seconds):
+                    await connection.start()
+                    held = await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": int(self._lock)})
+        except NotReady:
             await _discard(connection)
-            raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
+            raise
         if not held:
             await connection.close()
             return False
@@ -261,8 +260,9 @@ class Leadership:
         try:
             async with asyncio.timeout(self._answer_seconds):
                 await self._connection.execute(text("SELECT 1"))
-        except (OSError, SQLAlchemyError) as error:
-            logger.warning("leadership lost: the connection to Postgres does not answer (%s)", type(error).__name__)
+        except FAILURES as error:  # a TimeoutError is an OSError
+            name = type(driver_error(error)).__name__
+            logger.warning("leadership lost: the connection to Postgres does not answer (%s)", name)
             connection, self._connection = self._connection, None
             await _discard(connection)
             return False
@@ -305,15 +305,15 @@ async def _leave(connection: AsyncConnection, *raised: Any) -> None:
     """
     try:
         await connection.__aexit__(*raised)
-    except (OSError, SQLAlchemyError):
+    except FAILURES:
         await _discard(connection)
 
 
 async def _discard(connection: AsyncConnection) -> None:
     """Close the connection for good, also where it is broken; the server then ends its session and frees its locks."""
-    with suppress(OSError, SQLAlchemyError):
+    with suppress(*FAILURES):
         await connection.invalidate()
-    with suppress(OSError, SQLAlchemyError):
+    with suppress(*FAILURES):
         await connection.close()
 
 

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from asyncpg import Connection, UndefinedTableError
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.errors import NotReady
 from service.storage.events import EventBatch
+from service.storage.outages import opening
 from service.storage.repositories.interactions import COUNT, Raced, Stored, insert_events, judged, known_ids
 
 __all__ = ["LogWriter", "LogWriters"]
@@ -194,10 +194,8 @@ class LogWriters:
         return None
 
     async def _open(self) -> LogWriter:
-        try:
+        with opening():
             connection = await self._engine.raw_connection()
-        except (OSError, SQLAlchemyError) as error:
-            raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
         driver = connection.driver_connection
         connection.detach()
         return LogWriter(driver, self._lock, self._habits)

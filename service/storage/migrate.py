@@ -8,11 +8,13 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from asyncpg import InternalClientError
 from sqlalchemy.exc import DBAPIError
 
 import migrations
 from service.errors import ConfigurationError, NotReady
 from service.settings import sqlalchemy_dsn
+from service.storage.outages import driver_error, outage
 
 __all__ = ["LOCK_SECONDS", "STATEMENT_SECONDS", "alembic_config", "head_revision", "is_described", "migrate"]
 
@@ -47,8 +49,8 @@ def migrate(dsn: str) -> None:
         try:
             command.upgrade(config, "head")
             return
-        except DBAPIError as error:
-            state = getattr(error.orig, "sqlstate", None)
+        except (DBAPIError, InternalClientError, ConnectionError, TimeoutError) as error:
+            state = getattr(driver_error(error), "sqlstate", None)
             if state == LOCK_NOT_AVAILABLE and left:
                 logger.warning("a migration gave way to a transaction that uses its table; it is tried again")
                 time.sleep(PAUSE_SECONDS)
@@ -61,6 +63,10 @@ def migrate(dsn: str) -> None:
                 raise NotReady(
                     f"a statement of a migration took longer than {STATEMENT_SECONDS:,} s and was undone; what was "
                     "done before it stays: see what Postgres is busy with, and run `asmg migrate` again"
+                ) from error
+            elif (trouble := outage(error)) is not None:
+                raise NotReady(
+                    f"{trouble}; the migrations that were done stay: run `asmg migrate` again later"
                 ) from error
             else:
                 raise

@@ -1,9 +1,26 @@
 """Which errors say that Postgres cannot work now, or has lost what it held, rather than that a statement was wrong."""
 
-from asyncpg import InternalClientError, PostgresError
-from sqlalchemy.exc import DBAPIError
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["damage", "outage"]
+from asyncpg import InterfaceError, InternalClientError, PostgresError
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from service.errors import NotReady
+
+__all__ = ["FAILURES", "damage", "driver_error", "opening", "outage"]
+
+FAILURES = (
+    SQLAlchemyError,
+    AsyncAdapt_asyncpg_dbapi.Error,
+    PostgresError,
+    InterfaceError,
+    InternalClientError,
+    OSError,
+)
+"""What a call of Postgres can raise. An error of the driver comes as it is where SQLAlchemy sets up a connection,
+wrapped once where the driver's connection was asked for, and wrapped twice from a statement."""
 
 STATES = (
     "08",  # the connection failed
@@ -34,6 +51,30 @@ def outage(error: DBAPIError | PostgresError | InternalClientError | ConnectionE
     return f"Postgres cannot do it now (SQLSTATE {state})" if state.startswith(STATES) else None
 
 
+@contextmanager
+def opening() -> Iterator[None]:
+    """A block that opens a connection to Postgres; whatever keeps it from being opened becomes `NotReady`.
+
+    That a password is refused or a database is missing does too: an operator can set it right while the service runs,
+    and the message names it.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        cause = driver_error(error)
+        code = f" (SQLSTATE {state})" if (state := _state(cause)) else ""
+        raise NotReady(f"Postgres does not answer: {type(cause).__name__}{code}") from error
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """What the driver raised, of an error that SQLAlchemy may have wrapped it in."""
+    if isinstance(error, DBAPIError):
+        error = error.orig or error
+    if isinstance(error, AsyncAdapt_asyncpg_dbapi.Error):
+        error = error.__cause__ or error
+    return error
+
+
 def damage(error: DBAPIError) -> str | None:
     """What is wrong with rows that were read, where Postgres itself finds them damaged; else None."""
     state = _state(error)
@@ -41,4 +82,4 @@ def damage(error: DBAPIError) -> str | None:
 
 
 def _state(error: BaseException) -> str:
-    return str(getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None) or "")
+    return str(getattr(driver_error(error), "sqlstate", None) or "")

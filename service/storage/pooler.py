@@ -8,18 +8,12 @@ protocol and read from the number of rows, for prepared statements are the other
 import asyncio
 import secrets
 
-from asyncpg import (
-    Connection,
-    ConnectionDoesNotExistError,
-    InterfaceError,
-    PostgresError,
-    ProtocolViolationError,
-    connect,
-)
+from asyncpg import Connection, ConnectionDoesNotExistError, ProtocolViolationError, connect
 from sqlalchemy import make_url
 
-from service.errors import ConfigurationError, NotReady
+from service.errors import ConfigurationError
 from service.settings import sqlalchemy_dsn
+from service.storage.outages import opening
 
 __all__ = ["require_sessions"]
 
@@ -53,20 +47,19 @@ async def require_sessions(dsn: str) -> None:
     _, options = url.get_dialect()().create_connect_args(url)
     options = {name: value for name, value in options.items() if not name.startswith("prepared_statement_")}
     clients: list[Connection] = []
-    try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            for _ in range(2):
-                clients.append(await connect(**options))
-            kept = await _keep_sessions(*clients)
-    except TimeoutError:
-        if len(clients) < 2:
-            raise NotReady("Postgres does not answer: TimeoutError") from None
-        kept = False  # both were let in, and one waits for the other
-    except (PostgresError, InterfaceError, OSError) as error:
-        raise NotReady(f"Postgres does not answer: {type(error).__name__}") from error
-    finally:
-        for client in clients:
-            client.terminate()
+    with opening():
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                for _ in range(2):
+                    clients.append(await connect(**options))
+                kept = await _keep_sessions(*clients)
+        except TimeoutError:
+            if len(clients) < 2:
+                raise
+            kept = False  # both were let in, and one waits for the other
+        finally:
+            for client in clients:
+                client.terminate()
     if not kept:
         raise ConfigurationError(POOLED)
 

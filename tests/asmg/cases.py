@@ -38,10 +38,12 @@ class Case:
         return build_updater(self.updater, self.config, reference=self.reference)
 
     def period(self, t: int, n: int = 300, **changes: Any) -> PeriodData:
-        """The t-th period of a stream in which the tables grow. Its rows are the same with and without categories."""
+        """The t-th period of a stream in which the tables grow. Its rows are the same with and without categories, and
+        with and without numeric inputs."""
         size = 6 if self.reference else t
         items = 9 + 2 * size
         more = {"categories": 2 + items // 3} if self.config.categories else {}
+        more["numeric"] = self.config.numeric
         data = random_period(1000 + t, n, **({"users": 6 + size, "items": items} | more | changes))
         if "labels" in changes:
             return data
@@ -71,6 +73,10 @@ CASES = {
     for suffix, config in (("", SMALL), ("+categories", SMALL_CATEGORIES))
 }
 REFERENCES = {f"{name}@reference": replace(case, reference=True) for name, case in CASES.items()}
+CASES |= {
+    f"{name}+numeric+dot": Case(name, replace(SMALL_CATEGORIES, numeric=2, dot=True))
+    for name in ("iu", "spmf", "sml", "asmg-gru-multi")
+}
 
 
 def to_bytes(updater: Updater[Any], state: Any) -> Parts:

@@ -23,9 +23,28 @@ SMALL_CATEGORIES = EmbeddingMLPConfig(dim=3, hidden=(5, 4), categories=True)
 MF = MatrixFactorizationConfig(dim=3)
 MF_CATEGORIES = MatrixFactorizationConfig(dim=3, categories=True)
 
+NUMERIC = EmbeddingMLPConfig(dim=3, hidden=(5, 4), numeric=7)
+DOT_CATEGORIES = EmbeddingMLPConfig(dim=3, hidden=(5, 4), categories=True, numeric=1, dot=True)
+
 CONFIGS: dict[str, ModelConfig] = {
     "mlp": SMALL, "mlp+categories": SMALL_CATEGORIES, "mf": MF, "mf+categories": MF_CATEGORIES,
+    "mlp+numeric": NUMERIC, "mlp+categories+numeric+dot": DOT_CATEGORIES,
 }  # fmt: skip
+
+SHAPES: dict[str, EmbeddingMLPConfig] = {
+    f"{'categories' if categories else 'plain'}-{numeric}{'+dot' if dot else ''}": EmbeddingMLPConfig(
+        dim=3, hidden=(5, 4), categories=categories, numeric=numeric, dot=dot
+    )
+    for categories in (False, True)
+    for numeric in (0, 1, 7)
+    for dot in (False, True)
+}
+"""Embedding&MLP with everything that it may or may not have."""
+
+
+def inputs_of(config: ModelConfig) -> int:
+    """S, the numeric inputs that a model reads."""
+    return build_model(config).numeric
 
 
 def torch_rng(seed: int = 0) -> torch.Generator:
@@ -67,8 +86,12 @@ def random_period(
     longest: int = 5,
     labels: Sequence[float] | None = None,
     structure: int = 0,
+    numeric: int = 0,
 ) -> PeriodData:
-    """`n` interactions on tables of these sizes. Rows are ≥ 1; the categories of an item depend on `structure` only."""
+    """`n` interactions on tables of these sizes. Rows are ≥ 1; the categories of an item depend on `structure` only.
+
+    The other fields are the same with and without numeric inputs.
+    """
     rng = np.random.default_rng(seed)
     histories = [rng.integers(1, items, size=rng.integers(0, longest + 1)).tolist() for _ in range(n)]
     data = period(
@@ -81,7 +104,11 @@ def random_period(
         categories=categories,
         item_categories=random_categories(items, categories, structure) if categories else None,
     )
-    return replace(data, recent=torch.from_numpy(rng.integers(0, 31, (n, 3), dtype=np.int32)))
+    data = replace(data, recent=torch.from_numpy(rng.integers(0, 31, (n, 3), dtype=np.int32)))
+    if not numeric:
+        return data
+    numbers = np.random.default_rng((seed, numeric)).normal(size=(n, numeric))
+    return replace(data, numeric=torch.tensor(numbers, dtype=torch.float32))
 
 
 def padded(data: PeriodData, rows: int) -> PeriodData:
@@ -144,13 +171,20 @@ def slow_logit(config: ModelConfig, params: Params, data: PeriodData, n: int, co
     pooled = np.zeros(config.dim * (2 if config.categories else 1))
     for row in data.history[start:stop].tolist():
         pooled = pooled + item_vector(row) / (stop - start)
-    x = np.concatenate([user, pooled, item_vector(item)])
+    candidate = item_vector(item)
+    numeric = np.zeros(0) if data.numeric is None else data.numeric[n].double().numpy()
+    x = np.concatenate([user, pooled, candidate, numeric])
     layers = len(config.hidden) + 1
     for i in range(layers):
         x = params[f"mlp.{i}.weight"].double().numpy() @ x + params[f"mlp.{i}.bias"].double().numpy()
         if i < layers - 1:
             x = np.maximum(x, 0)
-    return float(x[0])
+    logit = float(x[0])
+    if config.dot:
+        of_user, of_history = (params[name].double().numpy() for name in ("dot.user", "dot.history"))
+        for k in range(len(candidate)):
+            logit += (of_user[k] * user[k % config.dim] + of_history[k] * pooled[k]) * candidate[k]
+    return logit
 
 
 def whole_table_logits(config: ModelConfig, leaves: Params, data: PeriodData, rows: Sequence[int]) -> Tensor:
@@ -178,12 +212,16 @@ def whole_table_logits(config: ModelConfig, leaves: Params, data: PeriodData, ro
             continue
         history = data.history[int(data.offsets[n]) : int(data.offsets[n + 1])].tolist()
         pooled = torch.stack([vector(row) for row in history]).mean(0) if history else torch.zeros_like(item)
-        x = torch.cat([user, pooled, item])
+        x = torch.cat([user, pooled, item, *([] if data.numeric is None else [data.numeric[n].double()])])
         last = len(config.hidden)
         for i in range(last + 1):
             x = leaves[f"mlp.{i}.weight"] @ x + leaves[f"mlp.{i}.bias"]
             x = x.relu() if i < last else x
-        logits.append(x[0])
+        logit = x[0]
+        if config.dot:
+            wide = torch.cat([user] * (len(item) // len(user)))
+            logit = logit + leaves["dot.user"] @ (wide * item) + leaves["dot.history"] @ (pooled * item)
+        logits.append(logit)
     return torch.stack(logits)
 
 

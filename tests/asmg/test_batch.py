@@ -1,5 +1,6 @@
 """Histories, periods, ragged batches, and excerpts: the rows that a log touches, numbered anew."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from asmg.batch import (
     COLD_ROW,
     NO_CATEGORY,
+    Epoch,
     Excerpt,
     InteractionBatch,
     PeriodData,
@@ -23,17 +25,18 @@ from asmg.batch import (
     excerpt,
 )
 from asmg.models import Params, build_model, table_sizes
-from asmg.updaters.spmf import select
 from tests.asmg.support import (
     CONFIGS,
     SMALL,
     SMALL_CATEGORIES,
     ModelConfig,
+    inputs_of,
     period,
     random_params,
     random_period,
     slow_logit,
     snapshot,
+    torch_rng,
     unchanged,
 )
 
@@ -237,6 +240,12 @@ def valid() -> PeriodData:
         ({"item_categories": torch.full((4, 2), 3)}, r"^item_categories: expected rows under 3 or -1; received 3\.\.3"),
         ({"item_categories": torch.full((4, 2), -2)}, r"^item_categories: expected rows .*; received -2\.\.-2"),
         ({"recent": torch.zeros(2, 3)}, r"^recent: expected shape \(3, 3\); received \(2, 3\)"),
+        ({"numeric": torch.ones(2, 4)}, r"^numeric: expected float32 \[3, S\] with S ≥ 1; received .* \[2, 4\]"),
+        ({"numeric": torch.ones(3)}, r"^numeric: expected float32 \[3, S\] with S ≥ 1; received torch.float32 \[3\]"),
+        ({"numeric": torch.ones(3, 0)}, r"^numeric: expected float32 .*; received torch.float32 \[3, 0\]"),
+        ({"numeric": torch.ones(3, 2).double()}, r"^numeric: expected float32 .*; received torch.float64 \[3, 2\]"),
+        ({"numeric": torch.tensor([[1.0], [math.nan], [0.0]])}, r"^numeric: expected finite numbers; received NaN or"),
+        ({"numeric": torch.tensor([[1.0], [0.0], [-math.inf]])}, r"^numeric: expected finite numbers; received NaN or"),
     ],
 )  # fmt: skip
 def test_a_bad_period_is_refused_by_the_name_of_the_field(changes: dict[str, object], message: str) -> None:
@@ -324,7 +333,7 @@ def test_what_is_recent_goes_where_its_interaction_goes() -> None:
     assert same(one.slice(2, 5), one.recent[2:5])
     assert same(one.forgotten({"user": one.user[:3].long(), "item": one.item[:3].long()}), one.recent)
     assert same(concatenate([one, other]), torch.cat([one.recent, other.recent]))
-    assert same(select(one, torch.tensor([4, 4, 0])), one.recent[[4, 4, 0]])
+    assert same(one.select(torch.tensor([4, 4, 0])), one.recent[[4, 4, 0]])
     small = excerpt([one, other], ("user", "item", "category")).periods
     assert same(small[0], one.recent) and same(small[1], other.recent)
     # A training state of an older release has none.
@@ -349,6 +358,60 @@ def test_the_features_of_a_period_are_the_categories_of_all_its_items() -> None:
     assert random_period(0, 10).features is None
 
 
+# --- numeric inputs
+
+
+def tagged(n: int, first: int = 0) -> PeriodData:
+    """Interactions whose item, and whose two numeric inputs, tell which they are."""
+    data = random_period(first, n, users=6, items=99)
+    item = torch.arange(first + 1, first + n + 1, dtype=torch.int32)
+    return replace(data, item=item, numeric=torch.stack([item.float(), -item.float()], 1))
+
+
+def tells_itself(data: PeriodData | InteractionBatch) -> bool:
+    """Whether every interaction has its own numeric inputs."""
+    assert data.numeric is not None
+    return torch.equal(data.numeric, torch.stack([data.item.float(), -data.item.float()], 1))
+
+
+def test_numeric_inputs_stay_with_their_interactions() -> None:
+    data, index = tagged(9), torch.tensor([7, 2, 2, 5])
+    assert tells_itself(data.batch(index))
+    assert data.select(index).item.tolist() == [8, 3, 3, 6]
+    for part in (data.select(index), data.slice(2, 6), data.without_history(), concatenate([data, tagged(4, 20)])):
+        assert tells_itself(part)
+    forgotten = data.forgotten({"user": torch.tensor([1, 2]), "item": torch.tensor([3])})
+    assert torch.equal(forgotten.inputs, data.inputs)
+    assert data.inputs.shape == (9, 2)
+    assert random_period(0, 9).inputs.shape == (9, 0)
+    assert random_period(0, 9).batch(index).numeric is None
+
+
+def test_an_excerpt_and_an_epoch_have_the_numeric_inputs_of_their_interactions() -> None:
+    periods = [tagged(9), tagged(5, 20)]
+    small, rows = excerpt(periods, ("user", "item"))
+    for data in small:
+        assert tells_itself(replace(data, item=rows["item"][data.item.long()].int(), items=99))
+    orders = [torch.randperm(len(data), generator=torch_rng(k)) for k, data in enumerate(small)]
+    epoch = Epoch(small, [list(order.tensor_split(3)) for order in orders])
+    both = torch.cat([data.inputs for data in small])
+    assert torch.equal(epoch.numeric, both[epoch.order])
+    for step in range(3):
+        local = epoch.local(step, epoch.label)
+        for batch in local.batches:
+            items = rows["item"][local.rows["item"][batch.item]]
+            assert tells_itself(batch._replace(item=items))
+
+
+def test_periods_of_different_numeric_inputs_are_not_one_period() -> None:
+    one, two = random_period(0, 4, numeric=1), random_period(1, 4, numeric=2)
+    for periods, received in (([one, two], r"\[1, 2\]"), ([random_period(2, 4), two], r"\[0, 2\]")):
+        with pytest.raises(
+            ValueError, match=rf"^numeric: expected as many inputs in every period; received {received}"
+        ):
+            concatenate(periods)
+
+
 # --- excerpt
 
 
@@ -371,12 +434,10 @@ all_models = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 CATEGORIES = 4
 
 
-def two_periods(seed: int, n: int, categories: int) -> list[PeriodData]:
+def two_periods(seed: int, n: int, categories: int, numeric: int = 0) -> list[PeriodData]:
     """The second knows more users and items."""
-    return [
-        random_period(seed + k, n, users=6 + k, items=9 + 2 * k, categories=categories, structure=seed)
-        for k in range(2)
-    ]
+    more = {"categories": categories, "structure": seed, "numeric": numeric}
+    return [random_period(seed + k, n, users=6 + k, items=9 + 2 * k, **more) for k in range(2)]
 
 
 @all_models
@@ -385,7 +446,7 @@ def two_periods(seed: int, n: int, categories: int) -> list[PeriodData]:
 def test_logits_on_an_excerpt_are_those_on_whole_tables_and_rows_past_them_read_the_cold_row(
     config: ModelConfig, seed: int, n: int, users: int, items: int
 ) -> None:
-    periods = two_periods(seed, n, CATEGORIES if config.categories else 0)
+    periods = two_periods(seed, n, CATEGORIES if config.categories else 0, inputs_of(config))
     params = random_params(config, seed, user=users, item=items, category=3)
     found = excerpt(periods, build_model(config).tables, sizes=table_sizes(params))
     for data, small, got in zip(periods, found.periods, excerpt_logits(config, params, found), strict=True):
@@ -538,7 +599,7 @@ def test_an_item_past_the_category_matrix_has_no_category() -> None:
 
 @all_models
 def test_a_log_of_empty_histories_pools_zeros(config: ModelConfig) -> None:
-    data = random_period(4, 6, longest=0, categories=CATEGORIES if config.categories else 0)
+    data = random_period(4, 6, longest=0, categories=CATEGORIES if config.categories else 0, numeric=inputs_of(config))
     assert len(data.history) == 0
     params = random_params(config, 2, user=6, item=9, category=4)
     (got,) = excerpt_logits(config, params, excerpt([data], build_model(config).tables))

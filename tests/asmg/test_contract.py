@@ -18,8 +18,6 @@ from asmg.checkpoint import CheckpointError
 from asmg.progressive import progressive_validation
 from asmg.training import DivergedError, predict_logits
 from tests.asmg.cases import (
-    SMALL,
-    SMALL_CATEGORIES,
     Case,
     Contract,
     Parts,
@@ -89,11 +87,7 @@ def the_future_changes_nothing_before_it(case: Case) -> None:
         "with other labels": replace(last, label=1 - last.label),
         "another one": case.period(3, 20, users=50),
     }
-    order = torch.randperm(60, generator=torch_rng(1))
-    b = last.batch(order)
-    futures["in another order"] = replace(
-        last, user=b.user.int(), item=b.item.int(), history=b.history.int(), offsets=b.offsets, label=b.label
-    )
+    futures["in another order"] = last.select(torch.randperm(60, generator=torch_rng(1)))
     seen = []
     for future in futures.values():
         steps = list(progressive_validation(updater, [*periods[:2], future], seed=1))
@@ -105,9 +99,9 @@ def the_future_changes_nothing_before_it(case: Case) -> None:
 
 @check
 def rows_that_nobody_touches_change_nothing_and_cost_nothing_but_in_the_last_stage(case: Case) -> None:
-    """With a catalogue larger by 100,000 rows of each table: the same weights to the bit, and before the last stage no
+    """With a catalogue larger by 60,000 rows of each table: the same weights to the bit, and before the last stage no
     array as large as a table but an int32 look-up for each, and one to spare."""
-    updater, more, largest = case.build(), 100_000, 0
+    updater, more, largest = case.build(), 60_000, 0
     state = other = case.state(1)
     # A row begins where the cold row is when the table grows: here in period 2 and not again.
     sizes = {"users": 14, "items": 25} | ({"categories": 11} if case.config.categories else {})
@@ -150,8 +144,8 @@ def a_rehearsal_is_what_the_base_model_makes_of_a_part(case: Case) -> None:
 
 @check
 def a_rehearsal_touches_no_table(case: Case) -> None:
-    """No array as large as a table with 100,000 more rows, but an int32 look-up for each."""
-    updater, more = case.build(), 100_000
+    """No array as large as a table with 60,000 more rows, but an int32 look-up for each."""
+    updater, more = case.build(), 60_000
     small = case.period(4, users=14, items=25, **({"categories": 11} if case.config.categories else {}))
     data = padded(small, more)
     state = updater.update(case.state(2), padded(case.period(3), more), rng=torch_rng(3))
@@ -190,7 +184,7 @@ def ids_never_seen_read_the_cold_rows_and_get_rows_of_their_own(case: Case) -> N
     # Nobody and nothing in this period was there before; the catalogue is larger, its categories are new too.
     items = 60
     more = {"categories": 2 + items // 3} if case.config.categories else {}
-    data = random_period(0, 80, users=40, items=items, **more)
+    data = random_period(0, 80, users=40, items=items, numeric=updater.model.numeric, **more)
     data = replace(data, user=data.user % 20 + 20, item=data.item % 20 + 40, history=data.history % 20 + 40)
     for params in updater.serving_models(state).values():
         got = predict_logits(updater.model, params, data)
@@ -238,20 +232,18 @@ def a_period_of_a_single_row_is_learned(case: Case) -> None:
 def a_small_period_after_a_large_one_keeps_the_tables(case: Case) -> None:
     """Sizes never shrink in the service; a period that touches little of them is the usual case."""
     updater = case.build()
-    data = replace(case.period(4), **{n: getattr(case.period(4).slice(0, 3), n) for n in
-                   ("user", "item", "history", "offsets", "label")})  # fmt: skip
+    data = case.period(4).slice(0, 3)
     check_served(updater, updater.update(case.state(3), data, rng=torch_rng(0)), data)
 
 
 @check
 def categories_of_the_log_are_of_no_account_without_a_table_for_them(case: Case) -> None:
-    if case.config.categories:
-        case = replace(case, config=SMALL)
+    case = replace(case, config=replace(case.config, categories=False))
     updater = case.build()
     state = other = updater.initial(torch_rng(3))
     for t in (1, 2, 3):
         data = case.period(t, 60)
-        with_categories = Case(case.updater, SMALL_CATEGORIES).period(t, 60)
+        with_categories = replace(case, config=replace(case.config, categories=True)).period(t, 60)
         assert with_categories.categories
         assert unchanged(snapshot([data.history, data.label]), [with_categories.history, with_categories.label])
         state = updater.update(state, data, rng=torch_rng(t))

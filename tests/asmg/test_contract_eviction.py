@@ -225,6 +225,9 @@ def course(
         if t > 1:
             state = updater.forgotten(state, strange)
         data = world.data(t, log, categories)
+        if width := updater.model.numeric:
+            numbers = np.random.default_rng(t).normal(size=(len(data), width))
+            data = replace(data, numeric=torch.tensor(numbers, dtype=torch.float32))
         state = updater.update(state, data, rng=torch_rng(t))
         models = updater.serving_models(state)
         said = {name: predict_logits(updater.model, params, data) for name, params in models.items()}

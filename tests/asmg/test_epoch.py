@@ -16,6 +16,7 @@ from tests.asmg.support import (
     CONFIGS,
     SMALL,
     ModelConfig,
+    inputs_of,
     period,
     random_params,
     random_period,
@@ -157,10 +158,12 @@ def logits_of(config: ModelConfig, params: Params, local: LocalBatches) -> list[
 
 
 def for_model(config: ModelConfig, periods: list[PeriodData]) -> list[PeriodData]:
-    """The logs as an excerpt has them for this model: without categories where it has none."""
-    if config.categories:
-        return periods
-    return [replace(p, categories=0, item_categories=None) for p in periods]
+    """The logs as an excerpt has them for this model: without categories where it has none, with numeric inputs."""
+    if not config.categories:
+        periods = [replace(p, categories=0, item_categories=None) for p in periods]
+    if width := inputs_of(config):
+        periods = [replace(p, numeric=torch.randn(len(p), width, generator=torch_rng(len(p)))) for p in periods]
+    return periods
 
 
 @all_models
@@ -191,7 +194,7 @@ def test_every_batch_of_every_step_reads_its_own_interactions(
 
 @all_models
 def test_with_a_cold_rate_of_one_every_id_is_cold_but_items_keep_their_categories(config: ModelConfig) -> None:
-    data = random_period(5, 12, categories=4 if config.categories else 0, structure=5)
+    data = random_period(5, 12, categories=4 if config.categories else 0, numeric=inputs_of(config), structure=5)
     params = random_params(config, 1, user=6, item=9, category=4)
     epoch = Epoch([data], [in_batches(data, 5)], cold_rate=1.0, rng=torch_rng(0))
     got = torch.cat([logits_of(config, params, epoch.local(s, epoch.label))[0] for s in range(3)])
@@ -248,7 +251,7 @@ def test_the_coins_are_those_of_the_generator() -> None:
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10_000), order=st.permutations(range(9)))
 def test_a_candidate_scores_the_same_wherever_it_stands(config: ModelConfig, seed: int, order: list[int]) -> None:
-    data = random_period(seed, 9, categories=4 if config.categories else 0)
+    data = random_period(seed, 9, categories=4 if config.categories else 0, numeric=inputs_of(config))
     params = {n: p.double() for n, p in random_params(config, seed, user=6, item=9, category=4).items()}
 
     def logits(index: Tensor) -> Tensor:

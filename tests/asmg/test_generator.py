@@ -26,6 +26,7 @@ from tests.asmg.support import (
     SMALL,
     SMALL_CATEGORIES,
     ModelConfig,
+    inputs_of,
     random_params,
     random_period,
     snapshot,
@@ -168,7 +169,7 @@ def test_rows_run_alone_are_those_of_the_whole_table(config: ModelConfig, output
     models = [random_params(config, seed, **rows) for seed in range(3)]
     weights, hidden = random_weights(generator), random_hidden(generator, **rows)
     whole, _ = generator.generate(weights, models, hidden, compiled=compiled)
-    data = random_period(0, 5, users=12, items=15, categories=6 if config.categories else 0)
+    data = random_period(0, 5, users=12, items=15, categories=6 if config.categories else 0, numeric=inputs_of(config))
     (small,), touched = excerpt([data], generator.model.tables)
     steps = Epoch([small], [[torch.arange(5)]])
     assert set(touched) == set(generator.model.tables)

@@ -23,7 +23,14 @@ EXECUTIONS = {"compiled": Execution(device="cpu"), "eager": Execution(device="cp
 if torch.cuda.is_available():
     EXECUTIONS["cuda"] = Execution(device="cuda")
 executions = pytest.mark.parametrize("execution", EXECUTIONS.values(), ids=EXECUTIONS)
+NUMERIC = replace(SMALL, numeric=7)
+DOT_CATEGORIES = replace(SMALL_CATEGORIES, numeric=1, dot=True)
 both = pytest.mark.parametrize("config", [SMALL, SMALL_CATEGORIES], ids=["plain", "categories"])
+shapes = pytest.mark.parametrize(
+    "config",
+    [SMALL, SMALL_CATEGORIES, NUMERIC, DOT_CATEGORIES],
+    ids=["plain", "categories", "numeric", "categories+numeric+dot"],
+)
 
 LAST = 6
 """The period that is learned; the window is of models before it."""
@@ -110,6 +117,7 @@ def slow_training(
             params = {g: outputs[g][j] for g in outputs if g != DENSE}
             params |= generator.dense(outputs[DENSE][j]) if DENSE in outputs else {}
             batch = targets[j].batch(orders[j][n])
+            batch = batch._replace(numeric=None if batch.numeric is None else batch.numeric.double())
             logits = model.logits(params, batch, features)
             loss = loss + weight * functional.binary_cross_entropy_with_logits(logits, batch.label.double())
         loss.backward()
@@ -163,7 +171,7 @@ def test_the_generator_is_trained_on_all_targets_of_the_window(
 @executions
 @pytest.mark.parametrize("output", ["direct", "residual"])
 @pytest.mark.parametrize("d", [1, 3, 5, 8])
-@both
+@shapes
 def test_generators_of_any_shape_are_trained_likewise(
     config: EmbeddingMLPConfig, d: int, output: str, execution: Execution
 ) -> None:
@@ -207,7 +215,7 @@ def test_the_gru_generates_factorizations_likewise() -> None:
     ],
     ids=str,
 )
-@both
+@shapes
 def test_compiled_and_eager_passes_agree(
     config: EmbeddingMLPConfig, lengths: list[int], kind: str, d: int, output: str
 ) -> None:

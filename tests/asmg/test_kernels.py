@@ -20,17 +20,18 @@ from asmg.kernels.embedding_mlp import BLOCK
 from asmg.kernels.gru import LANES
 from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params
 from tests.asmg.support import (
+    SHAPES,
     SMALL,
-    SMALL_CATEGORIES,
     DenseAdam,
     copied,
+    inputs_of,
     random_params,
     random_period,
     slow_logit,
     torch_rng,
 )
 
-both = pytest.mark.parametrize("config", [SMALL, SMALL_CATEGORIES], ids=["plain", "categories"])
+shapes = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 residual_or_not = pytest.mark.parametrize("output", ["direct", "residual"])
 widths = pytest.mark.parametrize("d", [1, 3, 4, 5, 8])
 
@@ -200,20 +201,21 @@ def test_lanes_and_back(d: int, output: str) -> None:
 # --- Embedding&MLP
 
 
-def flat_mlp(model: EmbeddingMLP, params: Params) -> np.ndarray:
+def flat(model: EmbeddingMLP, params: Params) -> np.ndarray:
+    """All dense parameters one after the other."""
     return torch.cat([params[name].reshape(-1) for name in model.dense_shapes]).numpy()
 
 
 def log_of(config: EmbeddingMLPConfig, n: int) -> PeriodData:
     """`n` interactions in which items have up to three categories, one of them twice."""
-    data = random_period(n, n, users=8, items=11, categories=6 if config.categories else 0)
+    data = random_period(n, n, users=8, items=11, categories=6 if config.categories else 0, numeric=inputs_of(config))
     if data.item_categories is not None:
         categories = torch.cat([data.item_categories, data.item_categories[:, :1]], 1)
         return PeriodData(**{**vars(data), "item_categories": categories})
     return data
 
 
-@both
+@shapes
 @pytest.mark.parametrize("n", [1, BLOCK - 1, BLOCK, 2 * BLOCK + 9])
 def test_the_cross_entropy_and_its_gradient_are_those_of_torch(config: EmbeddingMLPConfig, n: int) -> None:
     """On a batch in the middle of an epoch, with soft targets, a weight, and gradients that are there before."""
@@ -233,16 +235,18 @@ def test_the_cross_entropy_and_its_gradient_are_those_of_torch(config: Embedding
     slots, categories = plan.entity_slot[ends], plan.entity_categories[ends]
     kernels.item_vectors(slots, categories, tables[1], tables[2], vectors)
     act, dact = (np.full((sum(model.widths), BLOCK), np.nan, np.float32) for _ in range(2))
-    mlp = flat_mlp(model, params)
-    grads, dvectors, dmlp = [np.ones_like(t) for t in tables], np.zeros_like(vectors), np.ones_like(mlp)
+    dense = flat(model, params)
+    grads, dvectors, ddense = [np.ones_like(t) for t in tables], np.zeros_like(vectors), np.ones_like(dense)
     found = kernels.cross_entropy(
-        plan.user, plan.item, plan.history, plan.offsets, lo, hi, 0, target.numpy(), 0.7, tables[0], vectors,
-        np.array(model.widths), mlp, act, dact, grads[0], dvectors, dmlp,
+        plan.user, plan.item, plan.history, plan.offsets, epoch.numeric.numpy(), lo, hi, 0, target.numpy(), 0.7,
+        tables[0], vectors, np.array(model.widths), dense, act, dact, grads[0], dvectors, ddense,
     )  # fmt: skip
     kernels.item_vectors_backward(slots, categories, dvectors, grads[1], grads[2])
 
     leaves = double(params)
-    logits = model.logits(leaves, data.batch(order[6 : n + 6]), data.features)
+    batch = data.batch(order[6 : n + 6])
+    batch = batch._replace(numeric=None if batch.numeric is None else batch.numeric.double())
+    logits = model.logits(leaves, batch, data.features)
     loss = 0.7 * functional.binary_cross_entropy_with_logits(logits, target[6 : n + 6].double())
     loss.backward()
     assert found == pytest.approx(float(loss.detach()), rel=1e-5)
@@ -251,21 +255,19 @@ def test_the_cross_entropy_and_its_gradient_are_those_of_torch(config: Embedding
         assert whole is not None
         np.testing.assert_allclose(got - 1, whole[own], rtol=1e-4, atol=1e-6)
         assert not np.delete(whole.numpy(), own, 0).any()
-    expected = flat_mlp(model, {name: leaves[name].grad for name in model.dense_shapes})  # type: ignore[misc]
-    np.testing.assert_allclose(dmlp - 1, expected, rtol=1e-4, atol=1e-6)
+    expected = flat(model, {name: leaves[name].grad for name in model.dense_shapes})  # type: ignore[misc]
+    np.testing.assert_allclose(ddense - 1, expected, rtol=1e-4, atol=1e-6)
 
 
-@both
+@shapes
 @pytest.mark.parametrize("n", [1, BLOCK, 2 * BLOCK + 9])
 def test_predictions_are_those_of_plain_numpy(config: EmbeddingMLPConfig, n: int) -> None:
     model, data = EmbeddingMLP(config), log_of(config, n)
     params = random_params(config, 3, user=8, item=11, category=6)
     vectors = model.item_vectors(params, data.features).numpy()
     logits = np.full(n, np.nan, np.float32)
-    arrays = (data.user.numpy(), data.item.numpy(), data.history.numpy(), data.offsets.numpy())
-    kernels.predict(
-        *arrays, params["user"].numpy(), vectors, np.array(model.widths), flat_mlp(model, params), logits
-    )  # fmt: skip
+    arrays = (t.numpy() for t in (data.user, data.item, data.history, data.offsets, data.inputs, params["user"]))
+    kernels.predict(*arrays, vectors, np.array(model.widths), flat(model, params), logits)
     np.testing.assert_allclose(logits, [slow_logit(config, params, data, k) for k in range(n)], rtol=1e-4, atol=1e-4)
 
 

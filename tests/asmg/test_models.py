@@ -19,18 +19,23 @@ from asmg.models import (
     MatrixFactorizationConfig,
     build_model,
     config_from_json,
+    default_config,
     grow,
     masked_mean,
     read_rows,
     table_sizes,
 )
-from asmg.training import predict_logits
+from asmg.training import Execution, predict_logits
+from asmg.updaters import UPDATERS, build_updater
 from tests.asmg.support import (
     CONFIGS,
+    DOT_CATEGORIES,
+    MF,
     MF_CATEGORIES,
     SMALL,
     SMALL_CATEGORIES,
     ModelConfig,
+    inputs_of,
     random_params,
     random_period,
     slow_logit,
@@ -85,7 +90,7 @@ def test_the_logit_of_a_matrix_factorization_by_hand() -> None:
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 8))
 def test_logits_are_those_of_plain_numpy(config: ModelConfig, seed: int, n: int) -> None:
-    data = random_period(seed, n, categories=5 if config.categories else 0, structure=seed)
+    data = random_period(seed, n, categories=5 if config.categories else 0, numeric=inputs_of(config), structure=seed)
     params = random_params(config, seed, user=6, item=9, category=5)
     features = None
     if data.item_categories is not None:
@@ -113,6 +118,64 @@ def test_a_long_padded_sum_and_our_ragged_one_agree() -> None:
     items = params["item"]
     expected = model.head(params, params["user"][[0, 1, 2]], masked_mean(items, padded), items[[1, 2, 3]])
     torch.testing.assert_close(model.logits(params, batch_of([0, 1, 2], [1, 2, 3], histories)), expected)
+
+
+def test_the_logit_of_numeric_inputs_and_dot_products_by_hand() -> None:
+    """dim 1 with categories: an item is (own, category), and the user's number meets both."""
+    model = EmbeddingMLP(EmbeddingMLPConfig(dim=1, hidden=(1,), categories=True, numeric=2, dot=True))
+    params = {
+        "user": torch.tensor([[2.0]]),
+        "item": torch.tensor([[3.0], [5.0]]),
+        "category": torch.tensor([[0.0], [7.0]]),
+        "mlp.0.weight": torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 10.0, 100.0]]),
+        "mlp.0.bias": torch.tensor([0.5]),
+        "mlp.1.weight": torch.tensor([[2.0]]),
+        "mlp.1.bias": torch.tensor([-1.0]),
+        "dot.user": torch.tensor([1.0, 10.0]),
+        "dot.history": torch.tensor([0.1, 0.01]),
+    }
+    model.check(params)
+    features = ItemFeatures(torch.tensor([0, 1]), torch.tensor([[-1], [1]]))
+    batch = batch_of([0, 0], [1, 1], [[0, 1], []])._replace(numeric=torch.tensor([[1.0, 2.0], [-1.0, 0.0]]))
+    got = model.logits(params, batch, features)
+    # The item is (5, 7). MLP: 2·(10 + 200 + .5) - 1 = 420; relu(-10 + .5) = 0 and so -1. User: 2·5 + 10·2·7 = 150.
+    # History: the mean of (3, 0) and (5, 7) is (4, 3.5): .1·4·5 + .01·3.5·7 = 2.245; the other has none.
+    assert got.tolist() == pytest.approx([420 + 150 + 2.245, -1 + 150])
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
+@pytest.mark.parametrize(
+    ("width", "given", "message"),
+    [
+        (7, 0, "^numeric: expected 7 inputs an interaction; received none"),
+        (7, 6, "^numeric: expected 7 inputs an interaction; received 6 inputs an interaction"),
+        (0, 3, "^numeric: expected none; received 3 inputs an interaction"),
+    ],
+)
+def test_data_of_another_number_of_inputs_is_refused(width: int, given: int, message: str, compiled: bool) -> None:
+    """By whatever reads it: scoring, and each stage of each method."""
+    config, data = replace(SMALL, numeric=width), random_period(0, 30, numeric=given)
+    execution = Execution(device="cpu", compiled=compiled)
+    with pytest.raises(ValueError, match=message):
+        predict_logits(build_model(config), random_params(config, 0, user=6, item=9), data, compiled=compiled)
+    for name in UPDATERS:
+        if name == "sml-mf":
+            continue
+        updater = build_updater(name, config, execution=execution)
+        state = updater.initial(torch_rng(0))
+        with pytest.raises(ValueError, match=message):
+            updater.update(state, data, rng=torch_rng(0))
+        if name in ("sml", "asmg-gru-multi"):  # what has something to learn before the base model
+            for t in (1, 2):
+                state = updater.update(state, random_period(t, 30, numeric=width), rng=torch_rng(t))
+            with pytest.raises(ValueError, match=message):
+                updater.run_stage(updater.stages[0], state, data, rng=torch_rng(0))
+
+
+def test_a_factorization_does_not_look_at_numeric_inputs() -> None:
+    data, params = random_period(0, 30, numeric=3), random_params(MF, 0, user=6, item=9)
+    expected = predict_logits(build_model(MF), params, replace(data, numeric=None))
+    assert torch.equal(predict_logits(build_model(MF), params, data), expected)
 
 
 # --- masked_mean
@@ -170,6 +233,9 @@ def test_glorot_parameters_fill_the_range_of_the_authors_release(config: ModelCo
     draws = [model.glorot(sizes, torch_rng(seed)) for seed in range(20)]
     limits = {name: math.sqrt(6 / (sizes[name] + 50)) for name in model.tables}
     for name, shape in model.dense_shapes.items():
+        if name.startswith("dot."):
+            assert all((params[name] == 1).all() for params in draws)
+            continue
         limits[name] = math.sqrt(6 / sum(shape)) if len(shape) == 2 else math.sqrt(3 / shape[0])
     for params in draws:
         model.check(params)
@@ -238,6 +304,39 @@ def test_a_matrix_factorization_is_tables_alone() -> None:
     assert model.table_widths == {"user": 9, "item": 9, "category": 9}
     assert not model.reads_history
     assert EmbeddingMLP(SMALL).reads_history
+
+
+def test_dot_products_are_weighted_place_by_place_behind_the_mlp() -> None:
+    """Nothing may take the last dense parameter for the last bias."""
+    model = EmbeddingMLP(EmbeddingMLPConfig(categories=True, numeric=3, dot=True))
+    assert list(model.dense_shapes)[-3:] == ["mlp.2.bias", "dot.user", "dot.history"]
+    assert (model.dense_shapes["dot.user"], model.dense_shapes["dot.history"]) == ((16,), (16,))
+    assert model.dense_shapes["mlp.0.weight"] == (12, 43)
+    params = model.initial(torch_rng(0))
+    assert (params["mlp.2.bias"] == 0).all()
+    for name in ("dot.user", "dot.history"):
+        assert (params[name] == 1).all()
+
+
+def test_the_default_shape_is_the_papers_with_dot_products_and_what_the_log_has() -> None:
+    paper = EmbeddingMLPConfig()
+    assert default_config(categories=False, numeric=20) == replace(paper, numeric=20, dot=True)
+    assert default_config(categories=True, numeric=0) == replace(paper, categories=True, dot=True)
+
+
+def test_a_configuration_of_before_numeric_inputs_is_read_and_is_still_equal_to_its_own() -> None:
+    """What is stored of a model without them has neither field, now as then."""
+    stored = {"dim": 8, "hidden": [12, 6], "categories": True}
+    config = EmbeddingMLPConfig(categories=True)
+    assert config_from_json(stored) == config
+    assert config.to_json() == stored
+    assert replace(config, numeric=2).to_json() == {**stored, "numeric": 2}
+    assert replace(config, dot=True).to_json() == {**stored, "dot": True}
+
+
+def test_a_negative_number_of_inputs_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^numeric: expected at least 0; received -1"):
+        EmbeddingMLPConfig(numeric=-1)
 
 
 @pytest.mark.parametrize("values", [{"dim": 0}, {"hidden": ()}, {"hidden": (3, 0)}])
@@ -326,7 +425,7 @@ def test_a_grown_table_never_shrinks_and_shares_nothing(rows: int) -> None:
 
 @all_models
 def test_growing_changes_no_prediction(config: ModelConfig) -> None:
-    data = random_period(3, 30, categories=6 if config.categories else 0)
+    data = random_period(3, 30, categories=6 if config.categories else 0, numeric=inputs_of(config))
     model, params = build_model(config), random_params(config, 1, user=3, item=4, category=3)
     grown = {n: grow(p, data.sizes[n]) if n in data.sizes else p for n, p in params.items()}
     torch.testing.assert_close(predict_logits(model, grown, data), predict_logits(model, params, data))
@@ -335,7 +434,7 @@ def test_growing_changes_no_prediction(config: ModelConfig) -> None:
 @all_models
 @pytest.mark.parametrize("shift", [-3.5, 0.25])
 def test_a_shift_raises_every_logit_alike_and_changes_nothing_else(config: ModelConfig, shift: float) -> None:
-    data = random_period(3, 30, categories=6 if config.categories else 0)
+    data = random_period(3, 30, categories=6 if config.categories else 0, numeric=inputs_of(config))
     model, params = build_model(config), random_params(config, 1, user=3, item=4, category=3)
     before = {name: tensor.clone() for name, tensor in params.items()}
     shifted = model.shifted(params, shift)
@@ -351,7 +450,7 @@ def test_a_shift_raises_every_logit_alike_and_changes_nothing_else(config: Model
 
 @both
 def test_gradients_reach_only_the_rows_that_were_looked_up(config: EmbeddingMLPConfig) -> None:
-    data = random_period(2, 3, users=30, items=40, categories=12 if config.categories else 0)
+    data = random_period(2, 3, users=30, items=40, categories=12 if config.categories else 0, numeric=inputs_of(config))
     params = random_params(config, 5, user=30, item=40, category=12)
     leaves = {name: p.requires_grad_() for name, p in params.items()}
     features, items = None, {*data.item.tolist(), *data.history.tolist()}
@@ -372,18 +471,21 @@ def test_gradients_reach_only_the_rows_that_were_looked_up(config: EmbeddingMLPC
     assert all(leaf.grad is not None for leaf in leaves.values())
 
 
-@pytest.mark.parametrize("config", [SMALL_CATEGORIES, MF_CATEGORIES], ids=["mlp", "mf"])
+@pytest.mark.parametrize("config", [DOT_CATEGORIES, MF_CATEGORIES], ids=["mlp", "mf"])
 def test_gradients_are_those_of_finite_differences(config: ModelConfig) -> None:
-    data = random_period(6, 5, categories=4)
+    data = random_period(6, 5, categories=4, numeric=inputs_of(config))
     assert data.item_categories is not None
     features = ItemFeatures(torch.arange(9), data.item_categories.long())
-    data = replace(data, label=data.label.double())
+    batch = data.batch(torch.arange(5))
+    batch = batch._replace(
+        label=batch.label.double(), numeric=None if batch.numeric is None else batch.numeric.double()
+    )
     params = {n: p.double() for n, p in random_params(config, 9, user=6, item=9, category=4).items()}
     names = sorted(params)
     model = build_model(config)
 
     def loss(*values: torch.Tensor) -> torch.Tensor:
-        logits = model.logits(dict(zip(names, values, strict=True)), data.batch(torch.arange(5)), features)
-        return functional.binary_cross_entropy_with_logits(logits, data.label)
+        logits = model.logits(dict(zip(names, values, strict=True)), batch, features)
+        return functional.binary_cross_entropy_with_logits(logits, batch.label)
 
     assert torch.autograd.gradcheck(loss, [params[name].requires_grad_() for name in names], fast_mode=True)

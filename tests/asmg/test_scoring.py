@@ -10,8 +10,12 @@ from asmg.models import EmbeddingMLP, build_model, table_sizes
 from asmg.training import evaluate, narrow, predict_logits
 from tests.asmg.support import (
     CONFIGS,
+    MF,
+    MF_CATEGORIES,
+    SHAPES,
     SMALL,
     ModelConfig,
+    inputs_of,
     random_params,
     random_period,
     slow_logit,
@@ -24,10 +28,10 @@ all_models = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
-@all_models
+@pytest.mark.parametrize("config", [*SHAPES.values(), MF, MF_CATEGORIES], ids=[*SHAPES, "mf", "mf+categories"])
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_predicted_logits_are_in_the_order_of_the_log(config: ModelConfig, batch_size: int, compiled: bool) -> None:
-    data = random_period(9, 23, users=8, items=12, categories=6 if config.categories else 0)
+    data = random_period(9, 23, users=8, items=12, categories=6 if config.categories else 0, numeric=inputs_of(config))
     params = random_params(config, 3, user=5, item=7, category=4)  # the log knows more than the model
     got = predict_logits(build_model(config), params, data, batch_size=batch_size, compiled=compiled)
     assert got.dtype == torch.float32
@@ -36,7 +40,7 @@ def test_predicted_logits_are_in_the_order_of_the_log(config: ModelConfig, batch
 
 @all_models
 def test_models_cut_down_to_a_log_say_the_same_of_it(config: ModelConfig) -> None:
-    data = random_period(9, 23, users=8, items=12, categories=6 if config.categories else 0)
+    data = random_period(9, 23, users=8, items=12, categories=6 if config.categories else 0, numeric=inputs_of(config))
     models = [random_params(config, seed, user=5, item=7, category=4) for seed in (3, 4)]
     before = snapshot([models, data])
     small, log = narrow(build_model(config), models, data)
@@ -51,7 +55,7 @@ def test_models_cut_down_to_a_log_say_the_same_of_it(config: ModelConfig) -> Non
 def test_scoring_leaves_no_graph_and_changes_nothing(config: ModelConfig) -> None:
     params = {n: p.requires_grad_() for n, p in random_params(config, 1, user=6, item=9, category=4).items()}
     before = [p.detach().clone() for p in tensors_in(params)]
-    data = random_period(1, categories=4 if config.categories else 0)
+    data = random_period(1, categories=4 if config.categories else 0, numeric=inputs_of(config))
     assert not predict_logits(build_model(config), params, data).requires_grad
     assert all(torch.equal(a, b) for a, b in zip(before, tensors_in(params), strict=True))
 
@@ -71,7 +75,7 @@ def test_an_evaluation_is_that_of_the_slow_logits() -> None:
 
 @all_models
 def test_a_log_larger_than_the_model_reads_as_one_of_unknown_ids(config: ModelConfig) -> None:
-    data = random_period(2, 30, users=6, items=9)
+    data = random_period(2, 30, users=6, items=9, numeric=inputs_of(config))
     params = random_params(replace(config, categories=False), 1, user=3, item=4)
     cold = replace(
         data,
