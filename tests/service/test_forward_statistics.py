@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.serving.eager import eager_forward
-from service.serving.forward import score_mlp
 from service.serving.snapshot import Snapshot
 from tests.service.serving_support import ITEMS, USERS, Made, random_model, random_statistics
 
