@@ -123,20 +123,16 @@ def _sums(
     mask = np.uint32(len(marks) - 1)
     for q in range(len(clicked)):
         h = clicked[q]
-        root, weight, first, last = (
-            click_root(degrees[h]),
-            click_weight(q),
-            np.int64(firsts[h]),
-            np.int64(firsts[h + 1]),
-        )
+        root, weight = click_root(degrees[h]), click_weight(q)
+        first, last = np.int64(firsts[h]), np.int64(firsts[h + 1])
         for start in range(first, last, TOGETHER):
-            marked = np.uint8(0)
-            if last - start >= TOGETHER:
+            whole, marked = last - start >= TOGETHER, np.uint8(0)
+            if whole:
                 for m in range(TOGETHER):
                     marked |= marks[neighbours[start + m] & mask]
                 if not marked:
                     continue
-            for m in range(start, start + min(TOGETHER, last - start)):
+            for m in range(start, start + TOGETHER if whole else last):
                 row = neighbours[m]
                 if marks[row & mask]:
                     slot = _slot(keys, row)
