@@ -87,6 +87,10 @@ class RequestPool:
         """Candidates of a request."""
         return int(self.items.shape[1])
 
+    def first(self, count: int) -> "RequestPool":
+        """The first `count` of them."""
+        return RequestPool(self.users[:count], self.histories[:count], self.items[:count])
+
     def encode(self, key: str, *, before: bytes = b"", after: bytes = b"") -> list[bytes]:
         """Each request as the bytes of an HTTP/1.1 request that keeps its connection.
 
