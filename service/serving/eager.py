@@ -103,6 +103,6 @@ def _numeric(
         0, 1.0, 1.0, tensors["statistics.average"][0], out,
     )  # fmt: skip
     mean, by = tensors["statistics.scale"]
-    out = np.clip((out - mean) * by, -FURTHEST, FURTHEST)
+    np.clip((out - mean) * by, -FURTHEST, FURTHEST, out=out)
     out[:, USER : USER + ITEM] = own[rows[:n], :ITEM]  # which the snapshot has standardised
     return out
