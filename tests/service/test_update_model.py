@@ -59,6 +59,7 @@ from tests.service.update_support import (
     outcome,
     periods,
     single_thread,
+    statistics_of,
     stored,
     updater_of,
 )
@@ -709,7 +710,9 @@ class TestExcise:
             await self._interrupt(b)
             assert await b.update(3) == 3
             found = await b.outcome()
+            counted = await statistics_of(b, found, 3)
         assert found == cut.outcome
+        assert counted.periods == 2  # those of version 1, and period 3
         assert found["versions"][3]["parent"] == 1
         assert found["versions"][3]["state"]["parts"]["model.1"] == found["versions"][1]["state"]["parts"]["base"]
 

@@ -12,7 +12,9 @@ import torch
 from redis.asyncio import Redis
 from sqlalchemy import select
 
+from asmg.checkpoint import Checkpoint
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
+from asmg.statistics import Statistics
 from asmg.updaters.base import Updater
 from service.settings import Settings
 from service.storage import tables
@@ -135,6 +137,12 @@ async def stored(database: Database) -> set[str]:
     """Digests of all artifacts."""
     async with database.read() as session:
         return set((await session.connection.execute(select(tables.artifacts.c.digest))).scalars())
+
+
+async def statistics_of(b: Bench, outcome: dict[str, Any], version: int) -> Statistics:
+    """Those of a version's training state."""
+    digest = outcome["versions"][version]["state"]["parts"]["statistics"]
+    return Statistics.load(Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)))
 
 
 def named(outcome: dict[str, Any]) -> set[str]:
