@@ -277,7 +277,8 @@ class HistoryStore:
         if self._outage.pausing:
             return [None] * len(user_ids)
         try:
-            return await self._looked(user_ids)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await self._looked(user_ids)
         except (RedisError, TimeoutError) as error:
             self._outage.note(error)
             return [None] * len(user_ids)
@@ -291,10 +292,10 @@ class HistoryStore:
         token = uuid4().hex
         leased = False
         try:
-            [found] = await self._looked([user_id])
-            if found is not None:
-                return StoredPast([item.decode() for item in found.items if isinstance(item, bytes)], found.recent)
             async with asyncio.timeout(ANSWER_SECONDS):
+                [found] = await self._looked([user_id])
+                if found is not None:
+                    return StoredPast([item.decode() for item in found.items if isinstance(item, bytes)], found.recent)
                 leased = bool(await self._redis.set(lease, token, nx=True, ex=LEASE_SECONDS))
         except (RedisError, TimeoutError) as error:
             self._outage.note(error)
@@ -318,24 +319,19 @@ class HistoryStore:
         if self._outage.pausing:
             self._note_outdated(happened.user_ids)
             return
-        columns = zip(*happened, strict=True)
         latest_ms = (time.time() + MAX_FUTURE_SECONDS) * 1000  # what is later would keep all others out
-        waiting = (event for event in columns if event[3] <= latest_ms)
+        sizes = [self._length, RECENT, MOST_MEMBERS]
         try:
             await self._drop_outdated()
-            while part := list(islice(waiting, EVENTS_OF_A_SCRIPT)):
-                users = "\0".join(dict.fromkeys(user for user, *_ in part))
-                text = "".join([f"{user}\0{ms}\0{event}\0{item}\0{kind}\0" for user, item, event, ms, kind in part])
-                sizes = [self._length, RECENT, MOST_MEMBERS]
+            for users, text in happened.parts(EVENTS_OF_A_SCRIPT, latest_ms):
                 await self._append(args=[*sizes, CLICKS_CHANNEL, users, text])
         except RedisError as error:
             self._note_outdated(happened.user_ids)
             self._outage.note(error)
 
     async def _looked(self, user_ids: Sequence[str]) -> list[StoredPast | None]:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            keys, sizes = [_past_key(user_id) for user_id in user_ids], [self._length, RECENT, RECENT_SHORT]
-            found = await self._look(keys=keys, args=sizes)
+        keys, sizes = [_past_key(user_id) for user_id in user_ids], [self._length, RECENT, RECENT_SHORT]
+        found = await self._look(keys=keys, args=sizes)
         return [None if text is None else _parsed(text) for text in found]
 
     async def forget_user(self, user_id: str) -> None:

@@ -12,8 +12,10 @@ import torch
 from redis.asyncio import Redis
 from sqlalchemy import select
 
+from asmg.checkpoint import Checkpoint
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
-from asmg.models import EmbeddingMLPConfig
+from asmg.statistics import Statistics
+from asmg.updaters.base import Updater
 from service.settings import Settings
 from service.storage import tables
 from service.storage.artifacts import ArtifactStore
@@ -26,11 +28,15 @@ from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest
 from service.use_cases.training_state import configured_updater
 from service.use_cases.update_model import PeriodUpdate, Workshop
-from tests.conftest import Servers, execute
+from tests.conftest import Servers, create_database, drop_database
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
-MODEL = EmbeddingMLPConfig(categories=True)
 STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "generate", "count", "gate", "publish")
+
+
+def updater_of(name: str) -> Updater[Any]:
+    """The method of this name as the worker has it where nothing else is set."""
+    return configured_updater(Settings(updater=name))
 
 
 def periods(count: int, *, seed: int = 1, config: DriftConfig = STREAM) -> list[DriftPeriod]:
@@ -133,6 +139,12 @@ async def stored(database: Database) -> set[str]:
         return set((await session.connection.execute(select(tables.artifacts.c.digest))).scalars())
 
 
+async def statistics_of(b: Bench, outcome: dict[str, Any], version: int) -> Statistics:
+    """Those of a version's training state."""
+    digest = outcome["versions"][version]["state"]["parts"]["statistics"]
+    return Statistics.load(Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)))
+
+
 def named(outcome: dict[str, Any]) -> set[str]:
     """Digests that the versions of an outcome name."""
     return {d for v in outcome["versions"].values() for d in _strings([v["serving"], v["state"]])}
@@ -166,11 +178,11 @@ def copies(servers: Servers, template: str, numbers: Iterator[int]) -> Iterator[
 
     def copy(source: str = template) -> str:
         made.append(f"{template}_{next(numbers)}")
-        execute(servers, f"CREATE DATABASE {made[-1]} TEMPLATE {source}")
+        create_database(servers, made[-1], source)
         return made[-1]
 
     try:
         yield copy
     finally:
         for name in made:
-            execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
+            drop_database(servers, name)
