@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,7 @@ __all__ = [
     "MethodJob",
     "Protocol",
     "Settings",
+    "VARIANTS",
     "run_chain",
     "run_method",
     "run_yardstick",
@@ -77,6 +78,17 @@ SENSITIVE = "asmg-gru-multi"
 
 OWN: dict[str, int] = {"k": AsmgConfig().window or 0, "hidden": GeneratorConfig().hidden}
 """Its own sequence length and hidden size."""
+
+VARIANTS: dict[str, Callable[[str], Any]] = {
+    "k": int,
+    "hidden": int,
+    "lr": float,
+    "dense_share": float,
+    "epochs": int,
+    "caution": float,
+}
+"""Settings of the generator that a variant can change (`AsmgConfig`, k its window and hidden that of the GRUs), and how
+their values are read."""
 
 Settings = Literal["default", "paper"]
 
@@ -159,7 +171,7 @@ class MethodJob:
     method: str
     """One of METHODS."""
     variant: str = ""
-    """Nothing, "k=5" (sequence length) or "hidden=8" (hidden size of the GRUs)."""
+    """Nothing, or a setting of the generator (`VARIANTS`), such as "k=5" or "lr=0.01"."""
 
     def __str__(self) -> str:
         return f"{self.method} {self.variant}".rstrip()
@@ -180,12 +192,18 @@ class MethodJob:
             return updater
         name, _, number = self.variant.partition("=")
         shape = updater.config.generator if isinstance(updater, Asmg) else None
-        if not isinstance(shape, GeneratorConfig) or name not in ("k", "hidden") or not number.isdecimal():
-            raise ValueError(f"variant: expected k=… or hidden=… of an ASMG-GRU method; received {self}")
+        try:
+            value = VARIANTS[name](number)
+            if not isinstance(shape, GeneratorConfig):
+                raise ValueError
+        except (KeyError, ValueError):
+            known = ", ".join(f"{known}=…" for known in VARIANTS)
+            raise ValueError(f"variant: expected one of {known} of an ASMG-GRU method; received {self}") from None
         assert isinstance(updater, Asmg)
-        changes: dict[str, Any] = {"window": int(number)}
         if name == "hidden":
-            changes = {"generator": replace(shape, hidden=int(number))}
+            changes: dict[str, Any] = {"generator": replace(shape, hidden=value)}
+        else:
+            changes = {"window" if name == "k" else name: value}
         config = replace(updater.config, **changes)
         return Asmg(updater.base.model.config, config, updater.base.config, updater.execution, name=updater.name)
 

@@ -216,7 +216,7 @@ class TestJobs:
         assert hidden.config.window == 3 and hidden.config.generator.hidden == 2  # type: ignore[attr-defined]
         assert hidden.config.generator.output == "direct" and k.config.generator.output == "residual"  # type: ignore[attr-defined]
         for bad in (MethodJob("iu", "k=2"), MethodJob("asmg-gru-multi", "depth=2"), MethodJob("asmg-gru-multi", "k=x")):
-            with pytest.raises(ValueError, match="variant: expected k=… or hidden=…"):
+            with pytest.raises(ValueError, match="variant: expected one of k=…, hidden=…, lr=…"):
                 bad.build(PROTOCOL)
 
     @pytest.mark.parametrize(
