@@ -671,7 +671,7 @@ def bench(*arguments: str) -> Result:
         (["--versions", "0"], "versions: expected at least 1; received 0"),
         (["--rows", "10", "--during-swap"], "rows: expected at least 1000; received 10"),
         (["--rows", "10000000000000", "--during-swap"], "rows: expected versions that fit; "),
-        (["--variants", "asmg,flask"], "variants: expected some of asmg, plain, noop, litserve, "),
+        (["--variants", "asmg,flask"], "variants: expected some of asmg, asmg-statistics, plain, noop, litserve, "),
         (["--report", "/no/such/folder/report.json"], "/no/such/folder/report.json: expected"),
     ],
 )

@@ -120,25 +120,25 @@ def add_click(
 
 @compiled
 def pair_statistics(sums: Floats, degrees: Floats, places: Rows, average: np.float32, out: Floats) -> None:
-    """Of the pasts of some users and as many candidates; out [PAIR, ≥ N], one pair a column.
+    """Of BLOCK pasts and as many candidates; out [PAIR, BLOCK], one pair a column.
 
-    sums [SUMS, ≥ N]: of the newest clicks (`add_click`); degrees [N]: how often anything was clicked beside the
-    candidate; places [N]: of the candidate itself among the user's clicks, 0 the newest, -1 none.
+    sums [SUMS, BLOCK]: of the newest clicks (`add_click`); degrees [BLOCK]: how often anything was clicked beside the
+    candidate; places [BLOCK]: of the candidate itself among the user's clicks, 0 the newest, -1 none. Who has fewer
+    fills up: of a rest the arithmetic would be another, and a pair's numbers would depend on its place.
     """
-    n = len(places)
     for to, of in ((0, 0), (1, 1), (2, 2), (6, 4), (8, 5)):
-        x, y = sums[of, :n], out[to, :n]
-        for lane in range(n):
+        x, y = sums[of], out[to]
+        for lane in range(BLOCK):
             y[lane] = log1p(x[lane])
     for to, of in ((3, 1), (4, 2)):
-        x, y = sums[of, :n], out[to, :n]
-        for lane in range(n):
+        x, y = sums[of], out[to]
+        for lane in range(BLOCK):
             y[lane] = np.sqrt(x[lane] / click_root(degrees[lane]))
-    clicks, shown, y = sums[3, :n], sums[4, :n], out[5, :n]
-    for lane in range(n):
+    clicks, shown, y = sums[3], sums[4], out[5]
+    for lane in range(BLOCK):
         y[lane] = rate(clicks[lane], shown[lane], average)
-    y = out[7, :n]
-    for lane in range(n):
+    y = out[7]
+    for lane in range(BLOCK):
         y[lane] = ZERO if places[lane] < 0 else ONE / np.float32(1 + places[lane])
 
 
@@ -188,8 +188,8 @@ def interaction_statistics(
     """
     known = len(counts)
     nothing, added = np.zeros(4, np.float32), np.empty(SUMS, np.float32)
-    sums, numbers = np.empty((SUMS, BLOCK), np.float32), np.empty((PAIR, BLOCK), np.float32)
-    degree, place = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
+    sums, numbers = np.zeros((SUMS, BLOCK), np.float32), np.empty((PAIR, BLOCK), np.float32)
+    degree, place = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.int32)
     for low in range(0, len(item), BLOCK):
         size = min(BLOCK, len(item) - low)
         for lane in range(size):
@@ -220,7 +220,7 @@ def interaction_statistics(
                     add_click(q, click_weight(q), together[n] * faded, passed[n] * faded, root, added)
             for k in range(SUMS):
                 sums[k, lane] = added[k]
-        pair_statistics(sums, degree, place[:size], average, numbers)
+        pair_statistics(sums, degree, place, average, numbers)
         for lane in range(size):
             for k in range(PAIR):
                 out[low + lane, USER + ITEM + k] = numbers[k, lane]

@@ -11,8 +11,7 @@ One update, when the data D_{t+1} of a period has arrived:
 Some additions keep a generator that has seen little from doing harm; `AsmgConfig.reference` is without them:
 
 * Θ* is Θ_t plus a correction that begins with zero (`asmg.generator`).
-* ω is the average of the iterates of a pass (Polyak), since the last iterate of Adam at this step size is noisy, and
-  the weights of the MLP's GRUs take smaller steps.
+* ω is the average of the iterates of a pass (Polyak), since the last iterate of Adam at this step size is noisy.
 * Θ*_t is trusted as far as it has earned: what is served is Θ_t + α·(Θ*_t - Θ_t). A few fractions α compete on the
   periods so far, each scored before anything was trained on it, and the one with the largest gain over α = 0, which is
   IU, wins; a gain counts for what is left of it `caution` standard errors below.
@@ -60,7 +59,7 @@ class AsmgConfig:
     """λ: linear = j / Σj (multi), uniform = 1/k (unif), last = the newest period alone (single)."""
     carry_hidden: bool = True
     """Whether the window starts from the hidden state after the models before it; else from zeros (zero)."""
-    lr: float = 1e-2
+    lr: float = 3e-2
     """Adam's step size for ω."""
     dense_share: float = 1.0
     """Share of `lr` by which the weights of the MLP's GRUs move: each scalar has a set of its own, and a small period
@@ -75,7 +74,7 @@ class AsmgConfig:
     """The fractions α that compete, ascending; (1.0,) trusts the generator blindly."""
     evidence_decay: float = 0.9
     """What a period-old gain of a fraction still counts."""
-    caution: float = 2.0
+    caution: float = 1.0
     """Standard errors by which a gain has to exceed zero before it counts."""
     full_window: bool = False
     """Whether training waits until there are k models."""
@@ -107,7 +106,7 @@ class AsmgConfig:
         """The authors' settings (methods.md, sections 6 and 7)."""
         settings: dict[str, Any] = {
             "generator": GeneratorConfig(output="direct"),
-            "dense_share": 1.0,
+            "lr": 1e-2,
             "average": False,
             "blends": (1.0,),
             "full_window": True,

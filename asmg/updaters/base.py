@@ -1,8 +1,8 @@
 """The contract of every update method: previous state + a period's data → new state + serving model.
 
 An update is a sequence of named stages, each a pure function of (state, data, rng), so that a caller can store the
-state between stages and go on after a crash with the same result to the bit. All stages but the last cost what the
-period's traffic costs; the last one writes whole tables.
+state between stages and go on after a crash with the same result to the bit. All stages of a method but its last cost
+what the period's traffic costs; the last one writes whole tables.
 """
 
 from abc import ABC, abstractmethod

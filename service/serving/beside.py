@@ -1,4 +1,4 @@
-"""What the forward pass compares each candidate with: the clicks of the user's past, and what is clicked beside them.
+"""What the forward pass compares each candidate with: the clicks of the user's past, and what was clicked beside them.
 
 All candidates are put into one small table; then each neighbour of the newest clicks is looked up in it. So a request
 costs what its candidates and the neighbours of ten items are, not their product.
@@ -7,7 +7,7 @@ costs what its candidates and the neighbours of ten items are, not their product
 import numpy as np
 from numpy.typing import NDArray
 
-from asmg.kernels.common import ZERO, Floats, Indices, Rows, compiled
+from asmg.kernels.common import ZERO, Floats, Indices, Rows, compiled, inlined
 from asmg.kernels.statistics import LOOKED_AT, SUMS, add_click, click_root, click_weight
 
 __all__ = ["find_beside"]
@@ -17,6 +17,26 @@ FREE = np.uint32(0)
 
 SPARSE = 4
 """Places of the table for each candidate at least: few look-ups take more than one step."""
+
+MARKS_OF_ONE = 64
+MOST_MARKS = 32_768
+"""Marks for each candidate, at least, and in all: they stay in the processor's nearest cache. Nearly all neighbours are
+no candidates, and their place among the marks says so without a branch.
+"""
+
+TOGETHER = 8
+"""Neighbours whose marks are read before one branch."""
+
+
+@inlined
+def _slot(keys: NDArray[np.uint32], row: np.uint32) -> np.int64:
+    """The place of a row in the table, or the free one where it belongs."""
+    # Rows are in the order of hashes, so that their last bits are spread evenly already.
+    mask = len(keys) - 1
+    slot = np.int64(row) & mask
+    while keys[slot] != FREE and keys[slot] != row:
+        slot = (slot + 1) & mask
+    return slot
 
 
 @compiled
@@ -41,64 +61,81 @@ def find_beside(
         firsts: where the neighbours of each item begin, [I + 1].
         neighbours: their rows, those of all items one after the other, [M].
         pairs: how often each was clicked, and shown without a click, beside the item, [M, 2].
-        same: receives the position of the first candidate with the same row, [N].
+        same: receives the position of the first candidate with the same row, [N]. What follows is of these alone.
         places: receives which of the clicks is of the candidate itself, 0 the newest, -1 none, [N].
 
     Returns:
-        [N, SUMS], right for the first candidate of each row.
+        the sums [N, SUMS].
     """
-    n, size = len(candidates), 64
+    n, size, marked = len(candidates), 64, 1024
     while size < SPARSE * n:
         size *= 2
-    mask = np.int64(size - 1)
-    keys, at = np.zeros(size, np.uint32), np.empty(size, np.int32)
-    cold = 0
+    while marked < min(MARKS_OF_ONE * n, MOST_MARKS):
+        marked *= 2
+    keys, at, marks = np.zeros(size, np.uint32), np.empty(size, np.int32), np.zeros(marked, np.uint8)
+    cold = False
     for i in range(n):
         row, same[i], places[i] = np.uint32(candidates[i]), i, -1
         if row == FREE:
-            cold += 1
+            cold = True
             continue
-        # Rows are in the order of hashes, so their last bits are spread evenly already.
-        slot = np.int64(row) & mask
-        while keys[slot] != FREE and keys[slot] != row:
-            slot = (slot + 1) & mask
+        slot = _slot(keys, row)
         if keys[slot] == row:
             same[i] = at[slot]
         else:
-            keys[slot], at[slot] = row, i
+            keys[slot], at[slot], marks[row & np.uint32(marked - 1)] = row, i, 1
     for q in range(len(clicked)):
         row = np.uint32(clicked[q])
         if row != FREE:
-            slot = np.int64(row) & mask
-            while keys[slot] != FREE and keys[slot] != row:
-                slot = (slot + 1) & mask
+            slot = _slot(keys, row)
             if keys[slot] == row and places[at[slot]] < 0:
                 places[at[slot]] = q
         elif cold:  # an item that is too new for the snapshot can be clicked, and come again, all the same
             for i in range(n):
                 if candidates[i] == 0 and places[i] < 0 and asked[i] == history[q]:
                     places[i] = q
-    for i in range(n):
-        places[i] = places[same[i]]
-    sums, looked_at = np.zeros((n, SUMS), np.float32), min(len(clicked), LOOKED_AT)
-    evidence, ahead = ZERO, np.uint32(0)
-    for q in range(looked_at):
+    return _sums(clicked[:LOOKED_AT], degrees, firsts, neighbours, pairs, keys, at, marks, n)
+
+
+@compiled
+def _sums(
+    clicked: Indices,
+    degrees: Floats,
+    firsts: NDArray[np.uint32],
+    neighbours: NDArray[np.uint32],
+    pairs: Floats,
+    keys: NDArray[np.uint32],
+    at: Rows,
+    marks: NDArray[np.uint8],
+    n: int,
+) -> Floats:
+    """Of n candidates that are in the table."""
+    sums, evidence, ahead = np.zeros((n, SUMS), np.float32), ZERO, FREE
+    for h in clicked:
         # All cache lines are asked for before the first is needed: the processor waits once, not once for each.
-        evidence += degrees[clicked[q]]
-        if firsts[clicked[q]] < len(neighbours):
-            ahead |= neighbours[firsts[clicked[q]]]
+        evidence += degrees[h]
+        if firsts[h] < len(neighbours):
+            ahead |= neighbours[firsts[h]]
     for i in range(n):
         sums[i, SUMS - 1] = evidence
     if ahead == FREE:
         return sums
-    for q in range(looked_at):
+    mask = np.uint32(len(marks) - 1)
+    for q in range(len(clicked)):
         h = clicked[q]
         root, weight = click_root(degrees[h]), click_weight(q)
-        for m in range(firsts[h], firsts[h + 1]):
-            row = neighbours[m]
-            slot = np.int64(row) & mask
-            while keys[slot] != FREE and keys[slot] != row:
-                slot = (slot + 1) & mask
-            if keys[slot] == row:
-                add_click(q, weight, pairs[m, 0], pairs[m, 1], root, sums[at[slot]])
+        first, last = np.int64(firsts[h]), np.int64(firsts[h + 1])
+        for start in range(first, last, TOGETHER):
+            whole, marked = last - start >= TOGETHER, np.uint8(0)
+            if whole:
+                for m in range(TOGETHER):
+                    marked |= marks[neighbours[start + m] & mask]
+                if not marked:
+                    continue
+            for m in range(start, start + TOGETHER if whole else last):
+                row = neighbours[m]
+                if marks[row & mask]:
+                    slot = _slot(keys, row)
+                    if keys[slot] == row:
+                        add_click(q, weight, pairs[m, 0], pairs[m, 1], root, sums[at[slot]])
     return sums

@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, inlined
-from asmg.kernels.statistics import ITEM, PAIR, STATISTICS, SUMS, USER, pair_statistics, standard, user_statistics
+from asmg.kernels.statistics import (
+    BLOCK,
+    ITEM,
+    PAIR,
+    STATISTICS,
+    SUMS,
+    USER,
+    pair_statistics,
+    standard,
+    user_statistics,
+)
 from service.serving.beside import find_beside
 from service.text_kernels import BACKSLASH, CLOSING, COMMA, OPENING, QUOTE, SPACE, behind_blanks, xxh64
 
@@ -45,7 +55,7 @@ MINUS, ZERO_DIGIT, NINE_DIGIT = (ord(c) for c in "-09")
 DIGITS = 18
 """Of an integer that 64 bits hold for certain."""
 
-LANES = 64
+LANES = BLOCK
 """Candidates that go through the MLP together."""
 
 LOOK_UPS = 16
@@ -233,74 +243,85 @@ def score_mlp(
     Returns:
         the number of unknown candidates, and whether the user is unknown.
     """
-    n, dim, width, statistics = len(scores), users.shape[1], shape[0], shape[1]
+    n, dim = len(scores), users.shape[1]
+    width, statistics, dot, first = shape[0], shape[1], shape[2], shape[3]
     told = width + statistics * ITEM  # of a candidate by its row
-    own, shared, first = told + statistics * PAIR, dim + width + statistics * USER, shape[3]
+    own = told + statistics * PAIR
     rows = _rows_of(asked, history, user_hashes, user_starts, item_hashes, item_starts)
-    scale = len(dense) - (2 * STATISTICS + 1) * statistics
-    average, by = dense[len(dense) - 1], scale + STATISTICS
-    request = np.zeros(shared, np.float32)
-    request[:dim] = users[rows[0]]
-    pooled = request[dim : dim + width]
-    for j in range(1 + n, len(rows)):
-        for k in range(width):
-            pooled[k] += items[rows[j], k]
-    if len(history) > 1:
-        for k in range(width):
-            pooled[k] /= np.float32(len(history))
-    if statistics:
-        numbers = request[dim + width :]
-        user_statistics(recent, len(history), average, numbers)
-        for k in range(USER):
-            numbers[k] = standard(numbers[k], dense[scale + k], dense[by + k])
+    candidates, clicked = rows[1 : 1 + n], rows[1 + n :]
+    scale = dense[len(dense) - statistics * (2 * STATISTICS + 1) :]
+    request = _request(users[rows[0]], clicked, items, width, recent, scale)
     # The user's and the history's share of the first layer is the same for all candidates.
     base = np.empty(first, np.float32)
     for o in range(first):
-        total = dense[first * shared + o]
-        for k in range(shared):
-            total += dense[o * shared + k] * request[k]
+        total, weights = dense[first * len(request) + o], dense[o * len(request) :]
+        for k in range(len(request)):
+            total += weights[k] * request[k]
         base[o] = total
     # So is what the dot products multiply a candidate with.
-    product = np.zeros(width, np.float32)
-    if shape[2]:
-        for k in range(width):
-            at = scale - 2 * width + k
-            product[k] = dense[at] * request[k % dim] + dense[at + width] * pooled[k]
+    product, weights = np.empty(dot * width, np.float32), dense[len(dense) - len(scale) - 2 * dot * width :]
+    for k in range(len(product)):
+        product[k] = weights[k] * request[k % dim] + weights[width + k] * request[dim + k]
     same, places, sums = np.empty(n, np.int32), np.empty(n, np.int32), np.empty((0, SUMS), np.float32)
     if statistics:
         sums = find_beside(
-            asked[1:], history, rows[1 : 1 + n], rows[1 + n :], items[:, told], firsts, neighbours, pairs, same, places
+            asked[1:], history, candidates, clicked, items[:, told], firsts, neighbours, pairs, same, places
         )
-    block = np.empty((SUMS, LANES), np.float32)
-    act = np.empty((own + shape[3:].sum(), LANES), np.float32)
-    layers = dense[first * (shared + 1) :]
+    work, place = np.zeros((SUMS + 1, LANES), np.float32), np.zeros(LANES, np.int32)
+    act, layers = np.empty((own + shape[3:].sum(), LANES), np.float32), dense[first * (len(request) + 1) :]
     for low in range(0, n, LANES):
         m = min(LANES, n - low)
         for lane in range(m):
-            row = rows[1 + low + lane]
+            row = candidates[low + lane]
             for k in range(told):
                 act[k, lane] = items[row, k]
         if statistics:
-            degrees = act[own, :m]
             for lane in range(m):
-                degrees[lane] = items[rows[1 + low + lane], told]
+                i = same[low + lane]
+                work[SUMS, lane], place[lane] = items[candidates[i], told], places[i]
                 for k in range(SUMS):
-                    block[k, lane] = sums[same[low + lane], k]
-            pair_statistics(block, degrees, places[low : low + m], average, act[told:own])
-            for k in range(PAIR):
-                x, mean, times = act[told + k, :m], dense[scale + USER + ITEM + k], dense[by + USER + ITEM + k]
-                for lane in range(m):
-                    x[lane] = standard(x[lane], mean, times)
+                    work[k, lane] = sums[i, k]
+            _pairs(work, place, scale, act[told:own])
         _layer(layers, base, act[:own], act[own : own + first], m, True)
         last = own + _next_layers(shape, layers[first * own :], act[own:], m)
         logits = act[last, :m]
-        for k in range(shape[2] * width):
+        for k in range(len(product)):
             x, times = act[k, :m], product[k]
             for lane in range(m):
                 logits[lane] += times * x[lane]
         for lane in range(m):
             scores[low + lane] = _probability(logits[lane])
     return _note_cold(rows, cold), rows[0] == 0
+
+
+@compiled
+def _request(user: Floats, clicked: Indices, items: Floats, width: int, recent: Rows, scale: Floats) -> Floats:
+    """What the first layer reads of a request: the user, the mean of its clicks, its statistics."""
+    dim, known = len(user), USER if len(scale) else 0
+    request = np.zeros(dim + width + known, np.float32)
+    request[:dim] = user
+    pooled, numbers = request[dim : dim + width], request[dim + width :]
+    for row in clicked:
+        for k in range(width):
+            pooled[k] += items[row, k]
+    if len(clicked) > 1:
+        for k in range(width):
+            pooled[k] /= np.float32(len(clicked))
+    if known:
+        user_statistics(recent, len(clicked), scale[len(scale) - 1], numbers)
+        for k in range(USER):
+            numbers[k] = standard(numbers[k], scale[k], scale[STATISTICS + k])
+    return request
+
+
+@compiled
+def _pairs(sums: Floats, place: Rows, scale: Floats, out: Floats) -> None:
+    """Out [PAIR, LANES]: what candidates are to the user's clicks, standardised; sums: their degrees behind them."""
+    pair_statistics(sums[:SUMS], sums[SUMS], place, scale[len(scale) - 1], out)
+    for k in range(PAIR):
+        x, mean, by = out[k], scale[USER + ITEM + k], scale[STATISTICS + USER + ITEM + k]
+        for lane in range(LANES):
+            x[lane] = standard(x[lane], mean, by)
 
 
 @compiled

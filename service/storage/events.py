@@ -5,11 +5,10 @@ of it becomes. What else is asked of an event (its id, its fingerprint, its labe
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,29 +98,6 @@ class Kind(IntEnum):
     """An item of an impression, a pass for as long as nothing else is known of it."""
 
 
-class Happened(NamedTuple):
-    """What the pasts of users are told of, as columns of length n."""
-
-    user_ids: list[str]
-    item_ids: list[str]
-    event_ids: list[str]
-    timestamps_ms: list[int]
-    """Since 1970, rounded down."""
-    kinds: list[int]
-    """Values of `Kind`."""
-
-    @classmethod
-    def of(cls, events: Sequence[Interaction], *, shown: bool = False) -> "Happened":
-        """These events, in whose place their impression is where they are `shown`."""
-        return cls(
-            [event.user_id for event in events],
-            [event.item_id for event in events],
-            [event.event_id for event in events],
-            [(event.occurred_at - UNIX_EPOCH) // MILLISECOND for event in events],
-            [Kind.SHOWN if shown else event.label for event in events],
-        )
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class EventBatch:
     """n interactions."""
@@ -193,7 +169,7 @@ class EventBatch:
 
     def ids(self) -> list[str]:
         """The ids of the events."""
-        return self._texts(np.arange(len(self)), 1)
+        return self._texts(np.arange(len(self)), 0)
 
     @property
     def moments(self) -> Indices:
@@ -204,17 +180,27 @@ class EventBatch:
         """For each event a number (XXH64, as Postgres has it, signed) that says what it is, but for its id."""
         return list(self._contents.tolist())
 
-    def happened(self, which: Sequence[int]) -> Happened:
-        """These events."""
-        chosen = np.array(which, np.int64)
-        texts = self._texts(chosen, 3)
-        times = (self._moments[chosen] // 1000).tolist()
-        return Happened(texts[1::3], texts[2::3], texts[::3], times, self._labels[chosen].tolist())
+    def user_ids(self, which: Sequence[int]) -> list[str]:
+        """The users of some of the events."""
+        return self._texts(np.array(which, np.int64), 1)
 
-    def _texts(self, which: Indices, columns: int) -> list[str]:
-        """The first columns, all of which are texts, row by row."""
+    def told(self, which: Indices, kinds: NDArray[np.int8] | None = None) -> bytes:
+        """Some of the events as the pasts of users are told of them: of each its user, time in milliseconds, event,
+        item and kind, NUL behind each.
+
+        Args:
+            which: of them.
+            kinds: int8 [n], a `Kind` for each event; their labels where it is None.
+        """
+        size = int((self._starts[which + 1] - self._starts[which]).sum()) + WORD_BYTES
+        text = np.empty(size, np.uint8)
+        end = _tell(self._rows, self._starts, which, self._moments, self._labels if kinds is None else kinds, text)
+        return text[:end].tobytes()
+
+    def _texts(self, which: Indices, column: int) -> list[str]:
+        """One of the first columns, which are texts."""
         text = np.empty(len(self._rows), np.uint8)
-        size = _join(self._rows, self._starts, which, columns, text)
+        size = _join(self._rows, self._starts, which, column, text)
         return text[:size].tobytes().decode().split(SEPARATOR)[:-1]
 
     def copy(self, which: Sequence[int], period: int) -> bytes:
@@ -226,6 +212,38 @@ class EventBatch:
         end = _gather(self._rows, self._starts, chosen, period, file, len(HEADER))
         file[end : end + len(TRAILER)] = np.frombuffer(TRAILER, np.uint8)
         return file[: end + len(TRAILER)].tobytes()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Happened:
+    """What the pasts of users are told of."""
+
+    _batch: EventBatch
+    _which: Sequence[int]
+    _kinds: NDArray[np.int8] | None
+    user_ids: Sequence[str]
+    """Of each event."""
+
+    @classmethod
+    def of(cls, events: Sequence[Interaction], *, shown: bool = False) -> "Happened":
+        """These events, in whose place their impression is where they are `shown`."""
+        kinds = np.full(len(events), Kind.SHOWN, np.int8) if shown else None
+        return cls(EventBatch.of(events), range(len(events)), kinds, [event.user_id for event in events])
+
+    @classmethod
+    def among(cls, batch: EventBatch, which: Sequence[int]) -> "Happened":
+        """Some of the events of a batch."""
+        return cls(batch, which, None, batch.user_ids(which))
+
+    def parts(self, size: int, latest_ms: float) -> Iterator[tuple[str, bytes]]:
+        """So many events at a time, but for those that are later: their users, each once, with NUL between; and
+        `EventBatch.told`.
+        """
+        for start in range(0, len(self._which), size):
+            end = start + size
+            which = np.array(self._which[start:end], np.int64)
+            which = which[self._batch.moments[which] <= latest_ms * 1000]
+            yield SEPARATOR.join(dict.fromkeys(self.user_ids[start:end])), self._batch.told(which, self._kinds)
 
 
 def in_milliseconds(time: datetime) -> datetime:
@@ -251,7 +269,8 @@ def warm_up() -> None:
     event = f'{{"event_id":"e","user_id":"u","item_id":"i","label":0,"timestamp":"{moment}","request_id":"r"}}'
     batch = EventBatch.parse(f'{{"interactions":[{event}]}}'.encode())
     assert batch is not None, "it is plainly right"
-    batch.happened([0])
+    batch.user_ids([0])
+    batch.told(np.zeros(1, np.int64))
     batch.copy([0], 1)
 
 
@@ -580,18 +599,55 @@ def _put(rows: Bytes, at: int, text: Bytes, start: int, end: int) -> int:
     return at + end - start
 
 
+@inlined
+def _length(rows: Bytes, at: int) -> int:
+    """Of the text whose length stands here."""
+    return int(np.int64(swapped(word_at(rows, at)) >> U(32)))
+
+
+@inlined
+def _put_field(text: Bytes, to: int, rows: Bytes, at: int) -> int:
+    """Write the text of the column that begins here, and a `SEPARATOR`; the place behind it."""
+    to = _put(text, to, rows, at + 4, at + 4 + _length(rows, at))
+    text[to] = 0
+    return to + 1
+
+
 @compiled
-def _join(rows: Bytes, starts: Indices, which: Indices, columns: int, text: Bytes) -> int:
-    """Write the first columns of these rows, a `SEPARATOR` behind each; how many bytes that makes."""
+def _join(rows: Bytes, starts: Indices, which: Indices, column: int, text: Bytes) -> int:
+    """Write one of the first columns of these rows, a `SEPARATOR` behind each; how many bytes that makes."""
     to = 0
     for n in which:
         at = starts[n] + 2
-        for _ in range(columns):
-            length = np.int64(swapped(word_at(rows, at)) >> U(32))
-            to = _put(text, to, rows, at + 4, at + 4 + length)
-            text[to] = 0
-            to += 1
-            at += 4 + length
+        for _ in range(column):
+            at += 4 + _length(rows, at)
+        to = _put_field(text, to, rows, at)
+    return to
+
+
+@compiled
+def _tell(rows: Bytes, starts: Indices, which: Indices, moments: Indices, kinds: NDArray[np.int8], text: Bytes) -> int:
+    """Write what `EventBatch.told` returns; how many bytes that makes. A row without its texts has more room than that
+    needs.
+    """
+    to = 0
+    for n in which:
+        event = starts[n] + 2
+        user = event + 4 + _length(rows, event)
+        item = user + 4 + _length(rows, user)
+        to = _put_field(text, to, rows, user)
+        ms = moments[n] // 1000
+        digits = 1
+        while 10**digits <= ms:
+            digits += 1
+        for k in range(digits):
+            text[to + digits - 1 - k] = ZERO + ms % 10
+            ms //= 10
+        text[to + digits] = 0
+        to = _put_field(text, to + digits + 1, rows, event)
+        to = _put_field(text, to, rows, item)
+        text[to], text[to + 1] = ZERO + kinds[n], 0
+        to += 2
     return to
 
 

@@ -103,10 +103,11 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1
 """
 
-# ARGV: clicks of a history, RECENT, most members, channel, message, and of each event its user, time, event, item and
-# kind, NUL behind each. It is one text, and the keys are made of it, for what a script costs the client goes by its
-# arguments. A click takes the place of the pass that its item was, a pass that of nothing, and an item that was shown
-# not even that of a pass. The expiry stays that of the fill, which bounds how long a cache that missed an append lives.
+# ARGV: clicks of a history, RECENT, most members, channel, the users, which are the message, and of each event its
+# user, time, event, item and kind, NUL behind each. These are two texts, and the keys are made of them, for what a
+# script costs the client goes by its arguments. Of most users nothing is cached, and two commands see to all of them.
+# A click takes the place of the pass that its item was, a pass that of nothing, and an item that was shown not even
+# that of a pass. The expiry stays that of the fill, which bounds how long a cache that missed an append lives.
 APPEND = """
 local length, recent, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local function cut(key)
@@ -118,14 +119,21 @@ local function cut(key)
   end
   redis.call('ZREM', key, unpack(gone))
 end
-local cached, leases = {}, {}
-for user, score, event, item, kind in string.gmatch(ARGV[6], '(%Z+)%z(%Z+)%z(%Z+)%z(%Z+)%z(%Z+)%z') do
+local keys, leases = {}, {}
+for user in string.gmatch(ARGV[5], '%Z+') do
+  keys[#keys + 1] = 'asmg:past:' .. user
+  leases[#leases + 1] = 'asmg:past-lease:' .. user
+end
+redis.call('DEL', unpack(leases))
+local cached = {}
+local function is_cached(key)
+  if cached[key] == nil then cached[key] = redis.call('EXISTS', key) == 1 end
+  return cached[key]
+end
+local events = redis.call('EXISTS', unpack(keys)) > 0 and ARGV[6] or ''
+for user, score, event, item, kind in string.gmatch(events, '(%Z+)%z(%Z+)%z(%Z+)%z(%Z+)%z(%Z+)%z') do
   local key = 'asmg:past:' .. user
-  if cached[key] == nil then
-    cached[key] = redis.call('EXISTS', key) == 1
-    if not cached[key] then leases[#leases + 1] = 'asmg:past-lease:' .. user end
-  end
-  if cached[key] then
+  if is_cached(key) then
     local click = event .. '\\0' .. item
     if kind == '1' then
       redis.call('ZREM', key, '', event)
@@ -137,7 +145,6 @@ for user, score, event, item, kind in string.gmatch(ARGV[6], '(%Z+)%z(%Z+)%z(%Z+
     if redis.call('ZCARD', key) > most then cut(key) end
   end
 end
-if #leases > 0 then redis.call('DEL', unpack(leases)) end
 redis.call('PUBLISH', ARGV[4], ARGV[5])
 """
 
@@ -277,7 +284,8 @@ class HistoryStore:
         if self._outage.pausing:
             return [None] * len(user_ids)
         try:
-            return await self._looked(user_ids)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await self._looked(user_ids)
         except (RedisError, TimeoutError) as error:
             self._outage.note(error)
             return [None] * len(user_ids)
@@ -291,10 +299,10 @@ class HistoryStore:
         token = uuid4().hex
         leased = False
         try:
-            [found] = await self._looked([user_id])
-            if found is not None:
-                return StoredPast([item.decode() for item in found.items if isinstance(item, bytes)], found.recent)
             async with asyncio.timeout(ANSWER_SECONDS):
+                [found] = await self._looked([user_id])
+                if found is not None:
+                    return StoredPast([item.decode() for item in found.items if isinstance(item, bytes)], found.recent)
                 leased = bool(await self._redis.set(lease, token, nx=True, ex=LEASE_SECONDS))
         except (RedisError, TimeoutError) as error:
             self._outage.note(error)
@@ -318,24 +326,19 @@ class HistoryStore:
         if self._outage.pausing:
             self._note_outdated(happened.user_ids)
             return
-        columns = zip(*happened, strict=True)
         latest_ms = (time.time() + MAX_FUTURE_SECONDS) * 1000  # what is later would keep all others out
-        waiting = (event for event in columns if event[3] <= latest_ms)
+        sizes = [self._length, RECENT, MOST_MEMBERS]
         try:
             await self._drop_outdated()
-            while part := list(islice(waiting, EVENTS_OF_A_SCRIPT)):
-                users = "\0".join(dict.fromkeys(user for user, *_ in part))
-                text = "".join([f"{user}\0{ms}\0{event}\0{item}\0{kind}\0" for user, item, event, ms, kind in part])
-                sizes = [self._length, RECENT, MOST_MEMBERS]
+            for users, text in happened.parts(EVENTS_OF_A_SCRIPT, latest_ms):
                 await self._append(args=[*sizes, CLICKS_CHANNEL, users, text])
         except RedisError as error:
             self._note_outdated(happened.user_ids)
             self._outage.note(error)
 
     async def _looked(self, user_ids: Sequence[str]) -> list[StoredPast | None]:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            keys, sizes = [_past_key(user_id) for user_id in user_ids], [self._length, RECENT, RECENT_SHORT]
-            found = await self._look(keys=keys, args=sizes)
+        keys, sizes = [_past_key(user_id) for user_id in user_ids], [self._length, RECENT, RECENT_SHORT]
+        found = await self._look(keys=keys, args=sizes)
         return [None if text is None else _parsed(text) for text in found]
 
     async def forget_user(self, user_id: str) -> None:

@@ -20,7 +20,7 @@ ITEMS_ON_THE_LOOP = 2000
 
 
 NO_PAST = UserPast(np.empty(0, dtype=np.uint64), NOTHING_RECENT)
-WITH_PAST = (False,)
+WITH_HISTORY = (False,)
 
 
 def hash_of_user(user_id: str | None) -> int:
@@ -87,7 +87,7 @@ class PredictResult(NamedTuple):
     period: int
     predictions: list[Prediction]
     without_history: Sequence[bool]
-    """For each, whether it was made without what the user did last, since no server gave it in time."""
+    """For each, whether it was made without the user's history, since no server gave it in time."""
 
 
 def predict_now(serving: ServingModel, histories: Histories, question: Question) -> PredictResult | None:
@@ -101,7 +101,8 @@ def predict_now(serving: ServingModel, histories: Histories, question: Question)
         return None
     # Taken once, after the last wait: the request is of one version, and of the newest there is.
     snapshot = serving.current()
-    return PredictResult(snapshot.version, snapshot.period, _score(snapshot, [question], [past]), WITH_PAST)
+    prediction = snapshot.score(question.asked, *question.given(past))
+    return PredictResult(snapshot.version, snapshot.period, [prediction], WITH_HISTORY)
 
 
 async def predict(serving: ServingModel, histories: Histories, question: Question) -> PredictResult:
@@ -126,7 +127,8 @@ async def predict_many(serving: ServingModel, histories: Histories, questions: S
         predictions = _score(snapshot, questions, pasts)
     else:
         predictions = await asyncio.to_thread(_score, snapshot, questions, pasts)
-    return PredictResult(snapshot.version, snapshot.period, predictions, [past is None for past in found])
+    without = [past is None and question.history is None for past, question in zip(found, questions, strict=True)]
+    return PredictResult(snapshot.version, snapshot.period, predictions, without)
 
 
 def _score(snapshot: Snapshot, questions: Sequence[Question], pasts: Sequence[UserPast]) -> list[Prediction]:

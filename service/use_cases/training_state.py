@@ -17,6 +17,14 @@ from service.storage.repositories import AliasName, ModelVersion
 
 __all__ = ["cannot_go_on", "check_configuration", "configured_updater"]
 
+SHAPE = {
+    "dim": "ASMG_EMBEDDING_DIM",
+    "hidden": "ASMG_HIDDEN_LAYERS",
+    "dot": "ASMG_DOT_PRODUCT",
+    "numeric": "ASMG_STATISTICS",
+}
+"""Field of the base model's configuration → the setting that says it."""
+
 
 def configured_updater(settings: Settings) -> Updater[Any]:
     """The update method with the base model that the settings describe.
@@ -69,9 +77,17 @@ def cannot_go_on(
     updater: Updater[Any], head: ModelVersion, meta: Mapping[str, Any], error: Exception
 ) -> ConfigurationError:
     """What to raise where `error` says why a method cannot go on from the head, whose state has this header."""
+    other = [name for field, name in SHAPE.items() if _differs(meta, updater, field)]
+    advice = f"with another {' and another '.join(other)}" if other else "with a method of the same base model"
     return ConfigurationError(
         f"ASMG_UPDATER={updater.name} cannot go on from the training state of version {head.version}, which "
         f"{meta.get('updater', 'an unknown method')} has left ({error}). No period loses an attempt. Start the worker "
-        'with a method of the same base model, or roll back with sequence "excise" to one that this method can go on '
-        "from (any method can from version 0)"
+        f'{advice}, or roll back with sequence "excise" to one that this method can go on from (any method can from '
+        "version 0)"
     )
+
+
+def _differs(meta: Mapping[str, Any], updater: Updater[Any], field: str) -> bool:
+    """Whether a state with this header was made with another value of this field, by a model of the same kind."""
+    made, now = meta.get("model", {}), updater.model.config.to_json()
+    return "hidden" in made and "hidden" in now and made.get(field) != now.get(field)

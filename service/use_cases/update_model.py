@@ -187,8 +187,7 @@ class PeriodUpdate:
             self._late = newest is not None and newest > self.period
             done = {stage.stage: stage for stage in await work.stages.list(self.period) if stage.status == "done"}
             first = done.get("prepare")
-            origin = {"head": self._head.version, "updater": self._w.updater.name}
-            if first is not None and {name: first.result.get(name) for name in origin} == origin:
+            if first is not None and first.result.get("origin") == self._origin(self._head):
                 self._done = done
             else:  # what was made from another training state is worth nothing now, and must not look done later
                 self._done = {name: done[name] for name in OF_THE_LOG if name in done}
@@ -266,8 +265,11 @@ class PeriodUpdate:
         self._allocations = allocations
         self._data = await asyncio.to_thread(self._w.updater.prepare, await self._load_state(), data)
         digest = await self._write(dump_data(self._data))
-        origin = {"head": self._head.version, "updater": self._w.updater.name}
-        return {**origin, "data": digest, "allocations": allocations}
+        return {"origin": self._origin(self._head), "data": digest, "allocations": allocations}
+
+    def _origin(self, head: ModelVersion) -> dict[str, Any]:
+        """What the stages of this update are made from, beside the log: the training state, and the method."""
+        return {"head": head.version, **self._w.updater.signature()}
 
     async def _score(self, progress: Callable[[float], None]) -> dict[str, Any]:
         """Progressive validation: every model that was there before, on a log that none of them has seen.

@@ -239,13 +239,13 @@ def valid() -> PeriodData:
         ({"item_categories": torch.zeros(3, 2, dtype=torch.int32)}, r"^item_categories: expected 4 rows; received 3"),
         ({"item_categories": torch.full((4, 2), 3)}, r"^item_categories: expected rows under 3 or -1; received 3\.\.3"),
         ({"item_categories": torch.full((4, 2), -2)}, r"^item_categories: expected rows .*; received -2\.\.-2"),
+        ({"recent": torch.zeros(2, 3)}, r"^recent: expected shape \(3, 3\); received \(2, 3\)"),
         ({"numeric": torch.ones(2, 4)}, r"^numeric: expected float32 \[3, S\] with S ≥ 1; received .* \[2, 4\]"),
         ({"numeric": torch.ones(3)}, r"^numeric: expected float32 \[3, S\] with S ≥ 1; received torch.float32 \[3\]"),
         ({"numeric": torch.ones(3, 0)}, r"^numeric: expected float32 .*; received torch.float32 \[3, 0\]"),
         ({"numeric": torch.ones(3, 2).double()}, r"^numeric: expected float32 .*; received torch.float64 \[3, 2\]"),
         ({"numeric": torch.tensor([[1.0], [math.nan], [0.0]])}, r"^numeric: expected finite numbers; received NaN or"),
         ({"numeric": torch.tensor([[1.0], [0.0], [-math.inf]])}, r"^numeric: expected finite numbers; received NaN or"),
-        ({"recent": torch.zeros(2, 3)}, r"^recent: expected shape \(3, 3\); received \(2, 3\)"),
     ],
 )  # fmt: skip
 def test_a_bad_period_is_refused_by_the_name_of_the_field(changes: dict[str, object], message: str) -> None:
@@ -333,7 +333,7 @@ def test_what_is_recent_goes_where_its_interaction_goes() -> None:
     assert same(one.slice(2, 5), one.recent[2:5])
     assert same(one.forgotten({"user": one.user[:3].long(), "item": one.item[:3].long()}), one.recent)
     assert same(concatenate([one, other]), torch.cat([one.recent, other.recent]))
-    assert same(one.select(torch.tensor([4, 4, 0])).recent, one.recent[[4, 4, 0]])
+    assert same(one.select(torch.tensor([4, 4, 0])), one.recent[[4, 4, 0]])
     small = excerpt([one, other], ("user", "item", "category")).periods
     assert same(small[0], one.recent) and same(small[1], other.recent)
     # A training state of an older release has none.

@@ -41,7 +41,8 @@ class Seen:
         self.event_ids: list[str] = []
 
     async def append(self, happened: Happened, /) -> None:
-        self.event_ids += happened.event_ids
+        for _, told in happened.parts(100, 1e15):
+            self.event_ids += told.decode().split("\0")[2::5]
 
 
 async def test_calls_with_the_same_events_at_once_store_them_once(database: Database) -> None:

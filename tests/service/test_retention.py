@@ -135,6 +135,10 @@ async def test_old_versions_let_go_and_aliases_keep_theirs(six: Bench) -> None:
             5: ["previous champion", "sequence"],
             6: ["champion", "head", "sequence"],
         }
+    # The statistics that a version is served with are let go of with its parameters.
+    states = {number: model["state"] for number, model in found["versions"].items()}
+    counted = {number for number, state in states.items() if "serving_statistics" in state}
+    assert counted == {number for number, state in states.items() if "serving" in state} == {1, 3, 4, 5, 6}
     # Exactly what is named is stored: no artifact of a stage on the way is left.
     assert await stored(six.database) == named(found)
     # The story of a version that was let go of is still told.

@@ -245,6 +245,7 @@ async def test_many_users_in_one_append(
 ) -> None:
     monkeypatch.setattr(redis_state, "EVENTS_OF_A_SCRIPT", 7)
     users = [f"u{n}" for n in range(50)]
+    await store.get(users[0])  # the script is known from here on
     await asyncio.gather(*(store.get(user) for user in users))
     events = [event(n, user) for user in users for n in range(3)]
     await store.append(Happened.of(events))

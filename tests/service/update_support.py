@@ -12,8 +12,10 @@ import torch
 from redis.asyncio import Redis
 from sqlalchemy import select
 
+from asmg.checkpoint import Checkpoint
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
-from asmg.models import EmbeddingMLPConfig
+from asmg.statistics import Statistics
+from asmg.updaters.base import Updater
 from service.settings import Settings
 from service.storage import tables
 from service.storage.artifacts import ArtifactStore
@@ -29,8 +31,12 @@ from service.use_cases.update_model import PeriodUpdate, Workshop
 from tests.conftest import Servers, create_database, drop_database
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
-MODEL = EmbeddingMLPConfig(categories=True)
 STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "generate", "count", "gate", "publish")
+
+
+def updater_of(name: str) -> Updater[Any]:
+    """The method of this name as the worker has it where nothing else is set."""
+    return configured_updater(Settings(updater=name))
 
 
 def periods(count: int, *, seed: int = 1, config: DriftConfig = STREAM) -> list[DriftPeriod]:
@@ -131,6 +137,12 @@ async def stored(database: Database) -> set[str]:
     """Digests of all artifacts."""
     async with database.read() as session:
         return set((await session.connection.execute(select(tables.artifacts.c.digest))).scalars())
+
+
+async def statistics_of(b: Bench, outcome: dict[str, Any], version: int) -> Statistics:
+    """Those of a version's training state."""
+    digest = outcome["versions"][version]["state"]["parts"]["statistics"]
+    return Statistics.load(Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)))
 
 
 def named(outcome: dict[str, Any]) -> set[str]:

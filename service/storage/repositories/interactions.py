@@ -331,7 +331,7 @@ async def _order(events: EventBatch) -> tuple[list[str], list[int]]:
 
 
 async def _happened(events: EventBatch, which: Sequence[int]) -> Happened:
-    return events.happened(which)
+    return Happened.among(events, which)
 
 
 async def known_ids(
