@@ -319,7 +319,7 @@ class Demo:
     def end(self, code: int, number: int | None = None) -> None:
         if number is not None:
             self.process.send_signal(number)
-        assert self.process.wait(60) == code, self.err.read_text()
+        assert self.process.wait(180) == code, self.err.read_text()  # where nothing is compiled yet, a minute goes by
         assert left_behind(self._folder) == []
         assert list(self._folder.glob("asmg-demo-*")) == []
         assert "\x1b" not in self.out.read_text()
