@@ -31,8 +31,8 @@ MEANINGS = {
     "best": "best    the true click probabilities, which no model can be expected to beat",
 }
 
-LEAST_SECONDS = 0.1
-"""Stages that took less are not shown: there are many, and a line has to fit into WIDTH."""
+LONGEST = 6
+"""Stages of a period that are shown, those that took longest: a line has to fit into WIDTH."""
 
 INDENT = 4
 """Columns before the second line of a period."""
@@ -58,7 +58,7 @@ class PeriodLine:
     serves: str
     """The version that its update made, or what went wrong."""
     seconds: Mapping[str, float]
-    """Of each stage; those of LEAST_SECONDS and more are shown."""
+    """Of each stage; the LONGEST are shown."""
     requests: tuple[int, int] | None = None
     """Predictions served and failed during the swap."""
     notes: Sequence[str] = field(default_factory=tuple)
@@ -102,9 +102,8 @@ class ScoreLines:
         names = {
             name: name.removeprefix("train_").removeprefix("update_") for name in line.seconds
         }  # for the width's sake
-        stages = " ".join(
-            f"{names[name]} {seconds:.1f}" for name, seconds in line.seconds.items() if seconds >= LEAST_SECONDS
-        )
+        longest = sorted(line.seconds, key=lambda name: -line.seconds[name])[:LONGEST]
+        stages = " ".join(f"{names[name]} {line.seconds[name]:.1f}" for name in line.seconds if name in longest)
         notes = [f"{stages} s"] if stages else []
         self._print(" " * INDENT + "; ".join([*notes, *line.notes]), "dim")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import io
 import json
 import re
 import signal
@@ -22,12 +23,14 @@ import numpy as np
 import orjson
 import psutil
 import pytest
+from rich.console import Console
 
 from asmg.datasets.prepared import PreparedLog
 from asmg.datasets.synthetic import DriftConfig
 from asmg.experiments.log import cut_periods
 from asmg.metrics import scores
 from asmg.yardsticks import build_yardstick
+from service.console import PeriodLine, ScoreLines
 from service.demo import DemoOptions, client, run_demo
 from service.demo.client import Api, CallFailed, _batches
 from service.demo.practitioner import Practitioner
@@ -221,6 +224,25 @@ def test_what_is_averaged_and_what_is_a_problem() -> None:
     assert bad.problems == ["2 predictions failed: status 500", "there was no version to roll back from"]
 
 
+def test_lines_fit_whatever_a_period_took() -> None:
+    """All models and many stages: the six that took longest are shown, in their order."""
+    models = ["generated", "incremental", "frozen", "lightgbm", "best"]
+    out = io.StringIO()
+    lines = ScoreLines(Console(file=out, width=120), models, requests=True)
+    seconds = dict(resolve=0.1, prepare=12.5, score=10.2, train_generator=61.3, update_base=9.4, count=0.2, publish=7.1)
+    scores = dict.fromkeys(models, 0.12345)
+    period = PeriodLine(
+        period=31, events=100_000, auc=scores, logloss=scores, serves="v31 incremental", seconds=seconds,
+        requests=(9_999, 0), notes=["p50/p99 100/1000 ms"],
+    )  # fmt: skip
+    lines.header()
+    lines.period(period)
+    lines.means("mean of 25-31", scores, scores)
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 120
+    assert "prepare 12.5 score 10.2 generator 61.3 base 9.4 count 0.2 publish 7.1 s; p50/p99 100/1000 ms" in text
+
+
 class TestPractitioner:
     """The yardstick beside the service's models."""
 
@@ -297,7 +319,7 @@ class Demo:
     def end(self, code: int, number: int | None = None) -> None:
         if number is not None:
             self.process.send_signal(number)
-        assert self.process.wait(60) == code, self.err.read_text()
+        assert self.process.wait(180) == code, self.err.read_text()  # where nothing is compiled yet, a minute goes by
         assert left_behind(self._folder) == []
         assert list(self._folder.glob("asmg-demo-*")) == []
         assert "\x1b" not in self.out.read_text()
