@@ -103,10 +103,11 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1
 """
 
-# ARGV: clicks of a history, RECENT, most members, channel, message, and of each event its user, time, event, item and
-# kind, NUL behind each. It is one text, and the keys are made of it, for what a script costs the client goes by its
-# arguments. A click takes the place of the pass that its item was, a pass that of nothing, and an item that was shown
-# not even that of a pass. The expiry stays that of the fill, which bounds how long a cache that missed an append lives.
+# ARGV: clicks of a history, RECENT, most members, channel, the users, which are the message, and of each event its
+# user, time, event, item and kind, NUL behind each. These are two texts, and the keys are made of them, for what a
+# script costs the client goes by its arguments. Of most users nothing is cached, and two commands see to all of them.
+# A click takes the place of the pass that its item was, a pass that of nothing, and an item that was shown not even
+# that of a pass. The expiry stays that of the fill, which bounds how long a cache that missed an append lives.
 APPEND = """
 local length, recent, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local function cut(key)
@@ -118,14 +119,21 @@ local function cut(key)
   end
   redis.call('ZREM', key, unpack(gone))
 end
-local cached, leases = {}, {}
-for user, score, event, item, kind in string.gmatch(ARGV[6], '(%Z+)%z(%Z+)%z(%Z+)%z(%Z+)%z(%Z+)%z') do
+local keys, leases = {}, {}
+for user in string.gmatch(ARGV[5], '%Z+') do
+  keys[#keys + 1] = 'asmg:past:' .. user
+  leases[#leases + 1] = 'asmg:past-lease:' .. user
+end
+redis.call('DEL', unpack(leases))
+local cached = {}
+local function is_cached(key)
+  if cached[key] == nil then cached[key] = redis.call('EXISTS', key) == 1 end
+  return cached[key]
+end
+local events = redis.call('EXISTS', unpack(keys)) > 0 and ARGV[6] or ''
+for user, score, event, item, kind in string.gmatch(events, '(%Z+)%z(%Z+)%z(%Z+)%z(%Z+)%z(%Z+)%z') do
   local key = 'asmg:past:' .. user
-  if cached[key] == nil then
-    cached[key] = redis.call('EXISTS', key) == 1
-    if not cached[key] then leases[#leases + 1] = 'asmg:past-lease:' .. user end
-  end
-  if cached[key] then
+  if is_cached(key) then
     local click = event .. '\\0' .. item
     if kind == '1' then
       redis.call('ZREM', key, '', event)
@@ -137,7 +145,6 @@ for user, score, event, item, kind in string.gmatch(ARGV[6], '(%Z+)%z(%Z+)%z(%Z+
     if redis.call('ZCARD', key) > most then cut(key) end
   end
 end
-if #leases > 0 then redis.call('DEL', unpack(leases)) end
 redis.call('PUBLISH', ARGV[4], ARGV[5])
 """
 

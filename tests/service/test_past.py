@@ -11,6 +11,7 @@ from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from asmg.batch import PeriodData
-from service.serving.snapshot import hashes_of
+from service.serving.snapshot import Prediction, Snapshot, hashes_of
 from service.storage.repositories import EntityKind, interaction_id
 from service.use_cases.period_data import prepare_period
 from service.use_cases.resolve_labels import resolve_labels
@@ -253,3 +254,42 @@ async def test_a_shorter_history_leaves_what_is_recent_as_it_is(
             history, recent = await replay.known(user)
             expected = past_of(replay.events, user)
             assert (history, recent) == (expected[0][:history_length], expected[1])
+
+
+async def test_a_history_that_is_sent_replaces_the_history_alone(
+    postgres_dsn: str, redis_url: str, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of somebody who is in memory, who is not, who is unknown, and of a visitor without an id; in a batch too."""
+    seen: list[tuple[int, list[int], list[int]]] = []
+    score = Snapshot.score
+
+    def noted(snapshot: Snapshot, asked: Any, history: Any, recent: Any = None) -> Prediction:
+        seen.append((len(asked) - 1, history.tolist(), recent.tolist()))
+        return score(snapshot, asked, history, recent)
+
+    async with running_app(settings_for(postgres_dsn, redis_url, tmp_path)) as api:
+        replay = Replay(api, redis)
+        for ms in range(12):
+            replay.events += await replay.interact(["ann", "bob"], ms)
+        await replay.known("ann")
+        monkeypatch.setattr(Snapshot, "score", noted)
+        questions = [
+            {"user_id": user, "items": ["i1"] * n, **({} if history is None else {"history": history})}
+            for n, (user, history) in enumerate(
+                [("ann", None), ("ann", ["i5"]), ("bob", ["i5"]), ("bob", None), ("nobody", ["i5"]), ("nobody", None)],
+                1,
+            )
+        ]
+        questions += [{"items": ["i1"] * 7, "history": ["i5"]}, {"items": ["i1"] * 8}]
+        for question in questions:
+            assert (await api.client.post("/predict", json=question)).json()["history"] == "used"
+        one_by_one, seen[:] = list(seen), []
+        assert (await api.client.post("/predict/batch", json={"requests": questions})).status_code == 200
+    expected = []
+    for question in questions:
+        history, recent = past_of(replay.events, str(question.get("user_id")))
+        history = question.get("history", history)  # type: ignore[assignment]
+        expected.append((len(question["items"]), hashes_of(history).tolist(), recent))
+    assert one_by_one == expected
+    assert seen == expected
+    assert [recent for _, _, recent in expected][4:] == [[0, 0, 0]] * 4 and expected[0][2][0] > 10
