@@ -38,7 +38,6 @@ ones fading, and within ±5.
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.kernels.statistics import FURTHEST, ITEM, STATISTICS, USER, count_items, count_pairs, interaction_statistics
 
-__all__ = ["NAMES", "Beside", "Statistics", "StatisticsConfig"]
+__all__ = ["NAMES", "Statistics", "StatisticsConfig"]
 
 NAMES = (
     "user_interactions", "user_rate_10", "user_rate_30", "user_clicks",
@@ -82,21 +81,6 @@ class StatisticsConfig:
         for name in ("decay", "pair_decay", "moments_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number in (0, 1]; received {getattr(self, name)}")
-
-
-class Beside(NamedTuple):
-    """What was clicked beside some items, as of now."""
-
-    offsets: Tensor
-    """int64 [n + 1]: the neighbours of the b-th item are those from offsets[b] to offsets[b + 1] - 1."""
-    neighbours: Tensor
-    """int32 [m], items, ascending for each."""
-    together: Tensor
-    """float32 [m]: how often the neighbour was clicked beside the item."""
-    passed: Tensor
-    """float32 [m]: how often it was shown, and not clicked."""
-    degrees: Tensor
-    """float32 [n]: how often anything was clicked beside the item."""
 
 
 @dataclass(frozen=True)
@@ -199,17 +183,9 @@ class Statistics:
         )
         return self.inputs(data)[:, USER : USER + ITEM]
 
-    def beside(self, items: Tensor) -> Beside:
-        """What is beside these items (int64 [n], any of them unknown)."""
-        known = items.where(items < len(self.counts), 0)
-        starts, lengths = self.starts[known], self.starts[known + 1] - self.starts[known]
-        offsets = torch.zeros(len(items) + 1, dtype=torch.int64)
-        torch.cumsum(lengths, 0, out=offsets[1:])
-        source = torch.repeat_interleave(starts - offsets[:-1], lengths) + torch.arange(int(offsets[-1]))
-        faded = (self.config.pair_decay ** (self.periods - self.paired[known]).double()).float()
-        each = torch.repeat_interleave(faded, lengths)
-        pairs = (self.neighbours[source], self.together[source] * each, self.passed[source] * each)
-        return Beside(offsets, *pairs, self.degrees[known] * faded)
+    def fading(self, items: Tensor) -> Tensor:
+        """What a pair of each of these items (int64 [n], all known) counts now, float32 [n]."""
+        return (self.config.pair_decay ** (self.periods - self.paired[items]).double()).float()
 
     def learned(self, data: PeriodData) -> "Statistics":
         """With one more period: what happened in it counts from the next one on."""

@@ -91,7 +91,8 @@ def _print_head(printer: Printer, options: ServeOptions, facts: dict[str, Any]) 
     if {PLAIN, NOOP} & set(options.names):
         printer.line(
             f"{PLAIN}: FastAPI and eager torch as a tutorial would write it, without key check and with the histories "
-            f"in memory. {NOOP}: reads a request and answers ready bytes. Servers of one model give the same scores, checked."
+            f"in memory. {NOOP}: reads a request and answers ready bytes. "
+            "Servers of one model give the same scores, checked."
         )
 
 

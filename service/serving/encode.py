@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from asmg.batch import COLD_ROW, HISTORY_LENGTH, InteractionBatch, ItemFeatures, PeriodData
+from asmg.kernels.common import Floats, Indices, Rows, compiled
 from asmg.models import BaseModel
 from asmg.statistics import NAMES, Statistics
 from service.serving.forward import EPSILON
@@ -134,11 +135,10 @@ class _Pairs:
             order: int64 [I], the item of each row.
         """
         self._statistics, self._order = statistics, order
-        self._row_of = torch.zeros(1 + int(order.max()), dtype=torch.int64)
-        self._row_of[order] = torch.arange(len(order))
-        self._firsts = np.zeros(len(order) + 1, np.int64)
-        counts = [torch.bincount(owners[rows > 0], minlength=n) for n, owners, rows, _ in self._blocks()]
-        np.cumsum(torch.cat(counts).numpy(), out=self._firsts[1:])
+        self._row_of = np.zeros(1 + int(order.max()), np.uint32)
+        self._row_of[order.numpy()] = np.arange(len(order))
+        lengths = [self._pairs(items)[0] for items in order.split(BLOCK_ROWS)]
+        self._firsts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
         if self._firsts[-1] >= 2**32:
             raise ValueError(f"pairs: expected fewer than 2**32 of items; received {self._firsts[-1]}")
 
@@ -147,22 +147,55 @@ class _Pairs:
         found = int(self._firsts[-1])
         return {
             "pairs.firsts": Blocks(np.uint32, self._firsts.shape, [self._firsts]),
-            "pairs.items": Blocks(np.uint32, (found,), (rows[rows > 0].numpy() for _, _, rows, _ in self._blocks())),
-            "pairs.counts": Blocks(
-                np.float32, (found, 2), (counts[rows > 0].numpy() for _, _, rows, counts in self._blocks())
-            ),
+            "pairs.items": Blocks(np.uint32, (found,), (rows for rows, _ in self._blocks())),
+            "pairs.counts": Blocks(np.float32, (found, 2), (counts for _, counts in self._blocks())),
         }
 
-    def _blocks(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """Of some items at a time their number, and of each of their pairs which of them it belongs to, the neighbour's
-        row (0 where it has none), and how often it was clicked and passed.
-        """
-        for items in self._order.split(BLOCK_ROWS):
-            beside = self._statistics.beside(items)
-            owners = torch.repeat_interleave(torch.arange(len(items)), beside.offsets.diff())
-            near = beside.neighbours.long()
-            rows = self._row_of[near.where(near < len(self._row_of), COLD_ROW)]
-            yield len(items), owners, rows, torch.stack([beside.together, beside.passed], 1)
+    def _blocks(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Rows of the neighbours, and how often each was clicked and passed, of some items at a time."""
+        for start, items in enumerate(self._order.split(BLOCK_ROWS)):
+            first = start * BLOCK_ROWS
+            size = int(self._firsts[first + len(items)] - self._firsts[first])
+            yield self._pairs(items, size)[1:]
+
+    def _pairs(self, items: Tensor, size: int = 0) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        state = self._statistics
+        known = items.where(items < len(state.counts), COLD_ROW)
+        lengths = np.empty(len(items), np.int64)
+        rows, counts = np.empty(size, np.uint32), np.empty((size, 2), np.float32)
+        _copy_pairs(
+            known.numpy(), state.fading(known).numpy(), state.starts.numpy(), state.neighbours.numpy(),
+            state.together.numpy(), state.passed.numpy(), self._row_of, lengths, rows, counts,
+        )  # fmt: skip
+        return lengths, rows, counts
+
+
+@compiled
+def _copy_pairs(
+    items: Indices,
+    fading: Floats,
+    starts: Indices,
+    neighbours: Rows,
+    together: Floats,
+    passed: Floats,
+    row_of: NDArray[np.uint32],
+    lengths: Indices,
+    rows: NDArray[np.uint32],
+    counts: Floats,
+) -> None:
+    """Of some items those pairs whose neighbours have a row, and how many of each; without room for them this alone."""
+    top = 0
+    for b in range(len(items)):
+        first = top
+        for m in range(starts[items[b]], starts[items[b] + 1]):
+            near = neighbours[m]
+            if near >= len(row_of) or row_of[near] == 0:
+                continue
+            if top < len(rows):
+                rows[top] = row_of[near]
+                counts[top, 0], counts[top, 1] = together[m] * fading[b], passed[m] * fading[b]
+            top += 1
+        lengths[b] = top - first
 
 
 def _behind_cold(rows: NDArray[np.int64]) -> Tensor:
@@ -194,7 +227,8 @@ def _item_table(
     vectors = _vectors(model, params, rows, item_categories)
     if statistics is None:
         return vectors
-    degrees = statistics.beside(rows).degrees
+    known = rows.where(rows < len(statistics.counts), COLD_ROW)
+    degrees = statistics.degrees[known] * statistics.fading(known)
     table = torch.cat([vectors, statistics.of_items(rows), degrees.unsqueeze(1)], 1)
     return functional.pad(table, (0, -table.shape[1] % ALIGNED_TO))
 
@@ -268,13 +302,12 @@ def _neighbours(items: Known, statistics: Statistics) -> list[dict[str, int]]:
     place_of = torch.full((1 + max(items.rows, default=0),), -1, dtype=torch.int64)
     rows = torch.as_tensor(items.rows, dtype=torch.int64)
     place_of[rows] = torch.arange(len(rows))
-    known = rows.where(rows < len(statistics.degrees), COLD_ROW)
-    busiest = rows[statistics.degrees[known].topk(min(CANARY_PAIRS, len(rows))).indices]
+    known = rows[rows < len(statistics.counts)]
+    busiest = known[statistics.degrees[known].topk(min(CANARY_PAIRS, len(known))).indices].tolist()
     found = []
-    beside = statistics.beside(busiest)
-    lists = beside.neighbours.split(beside.offsets.diff().tolist())
-    for row, neighbours in zip(busiest.tolist(), lists, strict=True):
-        near = [i for i in neighbours.tolist() if 0 < i < len(place_of) and place_of[i] >= 0][:2]
+    for row in busiest:
+        beside = statistics.neighbours[statistics.starts[row] : statistics.starts[row + 1]].tolist()
+        near = [i for i in beside if i < len(place_of) and place_of[i] >= 0][:2]
         found.append({items.ids[int(place_of[i])]: i for i in (row, *near)})
     return found
 
