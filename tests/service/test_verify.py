@@ -349,8 +349,8 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         ["history of user u1: expected up to 30 clicks, newest first; found "],
     ),
     "an event of passes": (
-        ["INSERT INTO user_passes VALUES ('u1', '{i1,i2}', '{e1}', ARRAY[now(), now()])"],
-        ["passes of user u1: expected up to 30 passes, newest first; found 2 items, 1 events, "],
+        ["UPDATE user_passes SET event_ids = event_ids[2:] WHERE user_id = 'u1'"],
+        ["passes of user u1: expected up to 30 passes, newest first; found "],
     ),
     # artifacts
     "a bit of an artifact": (
