@@ -32,6 +32,10 @@ __all__ = ["BaseState", "BaseTraining", "ModelConfig", "Rehearsal", "TrainingCon
 
 ModelConfig = EmbeddingMLPConfig | MatrixFactorizationConfig
 
+PASSES_DECAY = 0.7
+"""What a period's losses count for, one period later, where the number of passes is chosen: a tail of a tenth of one
+period is noisy, and what is good changes slowly."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -44,13 +48,17 @@ class TrainingConfig:
     batches would hardly move the model."""
     epochs: int = 1
     """Passes over a period."""
+    most_epochs: int | None = None
+    """Most passes over a period, where its newest part (`holdout`) says how many are good, beginning with `epochs`;
+    None for always `epochs`. See `BaseTraining`."""
     first_epochs: int = 8
     """Most passes over the very first period, or over the periods of pretraining."""
     first_lr: float | None = None
     """Adam's step size in these; None for `lr`."""
     holdout: float = 0.1
-    """Newest fraction of the first period that says how many passes are good; it is learned afterwards."""
-    cold_rate: float = 0.1
+    """Newest fraction of the first period (with `most_epochs`, of each) that says how many passes are good; it is
+    learned afterwards."""
+    cold_rate: float = 0.03
     """Probability that an id is read as the cold row throughout a batch (id dropout)."""
     initial: Literal["cold", "glorot"] = "cold"
     """How tables begin: rows near the cold row, or, as in the authors' release, Glorot-uniform for all ids at once (of
@@ -59,6 +67,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.epochs > 0 and self.first_epochs > 0):
             raise ValueError(f"training: expected positive lr, epochs, first_epochs; received {self}")
+        if self.most_epochs is not None and not (self.most_epochs >= self.epochs and self.holdout > 0):
+            raise ValueError(
+                f"most_epochs: expected at least epochs, {self.epochs}, and a holdout above 0, or None; "
+                f"received {self.most_epochs} with holdout {self.holdout}"
+            )
         if self.first_lr is not None and not self.first_lr > 0:
             raise ValueError(f"first_lr: expected a positive number or None; received {self.first_lr}")
         if self.batch_size is not None and self.batch_size < 1:
@@ -93,6 +106,9 @@ class BaseState:
     """Periods learned so far."""
     pending: RowUpdate | None = None
     """What was learned since and is not in the tables yet."""
+    passes: tuple[float, ...] = ()
+    """Of 1, 2, … passes over a period: the losses on its newest part less that after one pass, summed over the periods
+    so far, each counting for PASSES_DECAY of the next one. Empty unless `most_epochs` is set."""
 
 
 class Rehearsal(NamedTuple):
@@ -107,7 +123,12 @@ class Rehearsal(NamedTuple):
 
 
 class BaseTraining:
-    """Training of a base model with one configuration: what all update methods have in common."""
+    """Training of a base model with one configuration: what all update methods have in common.
+
+    With `most_epochs` a period is learned as the first one is: passes over its older part, then one over its newest
+    part. The older part gets the number of passes that did best so far (`BaseState.passes`), and one more is tried, so
+    the choice costs one pass over the older part, as much as a rehearsal.
+    """
 
     def __init__(self, model: ModelConfig, training: TrainingConfig, execution: Execution) -> None:
         self.model: BaseModel = build_model(model)
@@ -147,14 +168,15 @@ class BaseTraining:
         target: Tensor | None = None,
         shuffle: bool = True,
     ) -> BaseState:
-        """`epochs` passes over `data`, or for the very first data as many as are good; the result is pending."""
+        """`epochs` passes over `data`, or, for the very first data and with `most_epochs`, as many as are good.
+
+        The result is pending.
+        """
         if state.periods == 0:
             state = self.begun(state, data.sizes, rng)
             return replace(state, pending=self._first(state, data, rng, progress))
-        session = self.session(state, [data])
-        for epoch in range(self.config.epochs):
-            self.epoch(session, session.periods[0], rng, part_of(progress, epoch, self.config.epochs), target, shuffle)
-        return replace(state, pending=session.finish())
+        session, passes = self._learned(state, data, rng, progress, target=target, shuffle=shuffle)
+        return replace(state, pending=replace(session.finish(), passes=passes))
 
     def rehearsed(
         self,
@@ -170,11 +192,52 @@ class BaseTraining:
         """
         if state.periods == 0:
             return Rehearsal(self.committed(self.train(state, data, rng, progress)).params, None, held_out)
-        session = self.session(state, [data, held_out])
-        for epoch in range(self.config.epochs):
-            self.epoch(session, session.periods[0], rng, part_of(progress, epoch, self.config.epochs))
+        session, _ = self._learned(state, data, rng, progress, held_out=(held_out,))
         learned = session.finish()
-        return Rehearsal(learned.params, learned.rows, session.periods[1])
+        return Rehearsal(learned.params, learned.rows, session.periods[-1])
+
+    def favoured(self, passes: Sequence[float]) -> int:
+        """How many passes over a period are best by what is known of them (`BaseState.passes`)."""
+        return 1 + min(range(len(passes)), key=passes.__getitem__) if passes else self.config.epochs
+
+    def _learned(
+        self,
+        state: BaseState,
+        data: PeriodData,
+        rng: torch.Generator,
+        progress: Progress | None,
+        *,
+        target: Tensor | None = None,
+        shuffle: bool = True,
+        held_out: Sequence[PeriodData] = (),
+    ) -> tuple[RowTraining, tuple[float, ...]]:
+        """A session in which `data` has been learned, and what is known of the number of passes then.
+
+        `held_out` is beside it and not learned.
+        """
+        most, passes = self.config.most_epochs, state.passes
+        cut = len(data) - (0 if most is None else math.floor(len(data) * self.config.holdout))
+        if most is None or cut == len(data):
+            count = self.config.epochs if most is None else min(most, self.favoured(passes))
+            session = self.session(state, [data, *held_out])
+            for epoch in range(count):
+                self.epoch(session, session.periods[0], rng, part_of(progress, epoch, count), target, shuffle)
+            return session, passes
+        session = self.session(state, [data.slice(0, cut), data.slice(cut, len(data)), *held_out])
+        older, newest, *_ = session.periods
+        early, late = (None, None) if target is None else (target[:cut], target[cut:])
+        losses, kept, tried = [], [], min(most, self.favoured(passes) + 1)
+        for epoch in range(tried):
+            self.epoch(session, older, rng, part_of(progress, epoch, tried + 1), early, shuffle)
+            losses.append(logloss(self.predicted(session.params, newest), newest.label))
+            kept.append(session.keep())
+        passes = tuple(
+            PASSES_DECAY * (passes[n] if n < len(passes) else 0.0) + (losses[n] - losses[0] if n < tried else 0.0)
+            for n in range(max(len(passes), tried))
+        )
+        session.restore(kept[min(self.favoured(passes), tried) - 1])
+        self.epoch(session, newest, rng, part_of(progress, tried, tried + 1), late, shuffle)
+        return session, passes
 
     def epoch(
         self,
@@ -204,7 +267,7 @@ class BaseTraining:
         session = self.session(state, parts, self.config.first_lr)
 
         def loss() -> float:
-            return logloss(predict_logits(self.model, session.params, session.periods[1]), session.periods[1].label)
+            return logloss(self.predicted(session.params, session.periods[1]), session.periods[1].label)
 
         self._passes(session, session.periods[0], rng, progress, loss if tail else None, most, most + 1)
         if tail:
@@ -247,19 +310,23 @@ class BaseTraining:
 
         def loss() -> float:
             params, _ = commit(state.params, state.adam, session.finish())
-            found = auc(predict_logits(self.model, params, validation), validation.label)
+            found = auc(self.predicted(params, validation), validation.label)
             return 0.0 if found is None else -found
 
         most = self.config.first_epochs
         self._passes(session, session.periods[0], rng, None, loss, most, most, patience=most)
         return self.committed(replace(state, pending=session.finish()))
 
+    def predicted(self, params: Mapping[str, Tensor], data: PeriodData) -> Tensor:
+        """Logits float32 [N] of a log, computed as training is (`asmg.training.predict_logits`)."""
+        return predict_logits(self.model, params, data, execution=self.execution)
+
     def committed(self, state: BaseState) -> BaseState:
         """The state with what is pending in its tables."""
         if state.pending is None:
             raise ValueError("state: expected one with a pending update; received one without")
         params, adam = commit(state.params, state.adam, state.pending)
-        return BaseState(params, adam, state.periods + 1)
+        return BaseState(params, adam, state.periods + 1, passes=state.pending.passes)
 
     def forgotten(self, state: BaseState, rows: Mapping[str, Tensor]) -> BaseState:
         """The state as if nobody had ever had these rows, see `asmg.updaters.base.Updater.forgotten`."""
@@ -274,14 +341,15 @@ class BaseTraining:
         """The parts "base" and "optimizer", and "pending" where there is any."""
         parts = {
             "base": Checkpoint("model", {"model": self.model.config.to_json()}, state.params),
-            "optimizer": dump_adam(state.adam, periods=state.periods),
+            "optimizer": dump_adam(state.adam, periods=state.periods, **_passes(state.passes)),
         }
         if state.pending is not None:
             update = state.pending
             tensors = {f"rows.{n}": t for n, t in update.rows.items()}
             tensors |= {f"param.{n}": t for n, t in update.params.items()}
             tensors |= dump_adam(update.adam).tensors
-            parts["pending"] = Checkpoint("row-update", {"step": update.adam.step, "sizes": update.sizes}, tensors)
+            meta = {"step": update.adam.step, "sizes": update.sizes, **_passes(update.passes)}
+            parts["pending"] = Checkpoint("row-update", meta, tensors)
         return parts
 
     def load(self, parts: Mapping[str, Checkpoint]) -> BaseState:
@@ -294,14 +362,23 @@ class BaseTraining:
         if "pending" in parts:
             stored = parts["pending"]
             pending = RowUpdate(
-                tensors_of(stored, "rows."), tensors_of(stored, "param."), load_adam(stored), dict(stored.meta["sizes"])
+                tensors_of(stored, "rows."),
+                tensors_of(stored, "param."),
+                load_adam(stored),
+                dict(stored.meta["sizes"]),
+                tuple(stored.meta.get("passes", ())),
             )
             self.model.check(pending.params)
             pending.adam.check(pending.params)
         optimizer = parts["optimizer"]
         adam = load_adam(optimizer)
         adam.check(params)
-        return BaseState(params, adam, optimizer.meta["periods"], pending)
+        return BaseState(params, adam, optimizer.meta["periods"], pending, tuple(optimizer.meta.get("passes", ())))
+
+
+def _passes(passes: tuple[float, ...]) -> dict[str, Any]:
+    """As meta data, which a state without has not."""
+    return {"passes": list(passes)} if passes else {}
 
 
 def part_of(progress: Progress | None, index: int, parts: int) -> Progress | None:

@@ -8,19 +8,21 @@ its histories really hold and padding does not exist.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from asmg.kernels import Plan, plan_epoch, renumber
-from asmg.layout import COLD_ROW, HISTORY_LENGTH, NO_CATEGORY
+from asmg.layout import COLD_ROW, HISTORY_LENGTH, NO_CATEGORY, RECENT, RECENT_SHORT
 
 __all__ = [
     "COLD_ROW",
     "HISTORY_LENGTH",
     "NO_CATEGORY",
+    "RECENT",
+    "RECENT_SHORT",
     "Epoch",
     "Excerpt",
     "InteractionBatch",
@@ -28,6 +30,7 @@ __all__ = [
     "LocalBatches",
     "PeriodData",
     "build_histories",
+    "build_recent",
     "concatenate",
     "excerpt",
 ]
@@ -79,12 +82,17 @@ class PeriodData:
     numeric: Tensor | None = None
     """float32 [N, S], S ≥ 1: numeric inputs of each interaction, standardised (mean 0, deviation 1 or so), made of what
     was known before the interaction happened; None where there are none."""
+    recent: Tensor | None = None
+    """int32 [N, 3]: of the user's last `RECENT` interactions before each one, how many there are, the clicks among the
+    newest `RECENT_SHORT`, and the clicks among all of them; None where nobody has counted."""
 
     def __post_init__(self) -> None:
         n = len(self.user)
         for name, expected in (("item", n), ("label", n), ("offsets", n + 1)):
             if len(getattr(self, name)) != expected:
                 raise ValueError(f"{name}: expected length {expected}; received {len(getattr(self, name))}")
+        if self.recent is not None and self.recent.shape != (n, 3):
+            raise ValueError(f"recent: expected shape ({n}, 3); received {tuple(self.recent.shape)}")
         if n == 0:
             raise ValueError("period: expected at least one interaction; received none")
         if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != len(self.history):
@@ -184,7 +192,8 @@ class PeriodData:
         """The interactions at `index` (int64, not empty) in that order, as a period of their own (same table sizes)."""
         rows = self.batch(index)
         read = {name: getattr(rows, name).int() for name in ("user", "item", "history")}
-        return replace(self, **read, offsets=rows.offsets, label=rows.label, numeric=rows.numeric)
+        recent = None if self.recent is None else self.recent[index]
+        return replace(self, **read, offsets=rows.offsets, label=rows.label, numeric=rows.numeric, recent=recent)
 
     def slice(self, start: int, stop: int) -> "PeriodData":
         """Interactions start..stop-1 as a period of their own (same table sizes)."""
@@ -197,6 +206,7 @@ class PeriodData:
             offsets=self.offsets[start : stop + 1] - low,
             label=self.label[start:stop],
             numeric=None if self.numeric is None else self.numeric[start:stop],
+            recent=None if self.recent is None else self.recent[start:stop],
         )
 
 
@@ -223,6 +233,8 @@ class LocalBatches(NamedTuple):
 def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
     """Several periods as one, oldest first; tables and categories are those of the last.
 
+    `recent` is there where each of them has it: those of an older release's training state do not.
+
     Raises:
         ValueError: they have not all as many numeric inputs.
     """
@@ -230,6 +242,7 @@ def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
     widths = {0 if p.numeric is None else p.numeric.shape[1] for p in periods}
     if len(widths) > 1:
         raise ValueError(f"numeric: expected as many inputs in every period; received {sorted(widths)}")
+    recent = [p.recent for p in periods if p.recent is not None]
     lengths = [0, *(len(p.history) for p in periods[:-1])]
     starts = np.cumsum(lengths).tolist()
     return replace(
@@ -239,6 +252,7 @@ def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
         history=torch.cat([p.history for p in periods]),
         label=torch.cat([p.label for p in periods]),
         numeric=torch.cat(numeric) if numeric else None,
+        recent=torch.cat(recent) if len(recent) == len(periods) else None,
         offsets=torch.cat([periods[0].offsets[:1], *(p.offsets[1:] + s for p, s in zip(periods, starts, strict=True))]),
     )
 
@@ -304,18 +318,9 @@ def excerpt(
         categories = len(rows["category"])
     elif "category" in tables:
         raise ValueError("item_categories: expected them for a model with categories; received none")
-    sizes_of = {"users": len(rows["user"]), "items": len(rows["item"]), "categories": categories}
+    sizes_of: dict[str, Any] = {"users": len(rows["user"]), "items": len(rows["item"]), "categories": categories}
     parts = [
-        PeriodData(
-            user=u,
-            item=i,
-            history=h,
-            offsets=p.offsets,
-            label=p.label,
-            item_categories=small,
-            numeric=p.numeric,
-            **sizes_of,
-        )
+        replace(p, user=u, item=i, history=h, item_categories=small, **sizes_of)
         for p, u, i, h in zip(periods, users, items[::2], items[1::2], strict=True)
     ]
     return Excerpt(parts, rows)
@@ -415,13 +420,17 @@ class Epoch:
         return self._tensors
 
 
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
 def build_histories(
     user: np.ndarray,
     item: np.ndarray,
     label: np.ndarray,
     timestamp: np.ndarray,
     *,
-    earlier: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    earlier: Columns | None = None,
+    ties: tuple[np.ndarray, np.ndarray] | None = None,
     length: int = HISTORY_LENGTH,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each interaction's history: up to `length` positives of its user with a strictly smaller timestamp.
@@ -429,29 +438,80 @@ def build_histories(
     Args:
         user, item: int [N] rows; label: [N] of 0 and 1; timestamp: int64 [N]; in any order.
         earlier: (user, item, timestamp) of positives before this log, in any order.
+        ties: int [N] and int [E], numbers of the interactions and of the earlier ones: of equal timestamps a larger
+            one counts as more recent. Where they are equal too, or not given, the later in the input does, and any
+            interaction of this log as more recent than the earlier ones.
         length: most entries kept.
 
     Returns:
-        values int32 [M] and offsets int64 [N + 1]: the histories in the order of the interactions, most recent first;
-        of equal timestamps the later in the input counts as more recent.
+        values int32 [M] and offsets int64 [N + 1]: the histories in the order of the interactions, most recent first.
     """
-    n = len(user)
     positive = np.flatnonzero(np.asarray(label) == 1)
-    pos_user, pos_item, pos_time = user[positive], item[positive], timestamp[positive]
-    if earlier is not None:
-        pos_user = np.concatenate([earlier[0], pos_user])
-        pos_item = np.concatenate([earlier[1], pos_item])
-        pos_time = np.concatenate([earlier[2], pos_time])
-    order = np.lexsort((np.arange(len(pos_user)), pos_time, pos_user))
-    pos_user, pos_item, pos_time = pos_user[order], pos_item[order], pos_time[order]
-    # Rank (user, time) pairs so that one searchsorted finds, for every row, where its user's earlier positives end.
-    times, time_rank = np.unique(np.concatenate([pos_time, timestamp]), return_inverse=True)
-    width = len(times) + 1
-    pos_key = pos_user.astype(np.int64) * width + time_rank[: len(pos_time)]
-    end = np.searchsorted(pos_key, user.astype(np.int64) * width + time_rank[len(pos_time) :], side="left")
-    begin = np.searchsorted(pos_user, user, side="left")
+    values, begin, end = _past(user, timestamp, item, positive, earlier, ties)
     lengths = np.minimum(end - begin, length)
-    offsets = np.zeros(n + 1, dtype=np.int64)
+    offsets = np.zeros(len(user) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     back = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    return pos_item[np.repeat(end, lengths) - 1 - back].astype(np.int32), offsets
+    return values[np.repeat(end, lengths) - 1 - back].astype(np.int32), offsets
+
+
+def build_recent(
+    user: np.ndarray,
+    label: np.ndarray,
+    timestamp: np.ndarray,
+    *,
+    earlier: Columns | None = None,
+    ties: tuple[np.ndarray, np.ndarray] | None = None,
+    sampled: np.ndarray | None = None,
+) -> np.ndarray:
+    """What the last interactions of each interaction's user were, whose timestamp is strictly smaller.
+
+    Args:
+        user: int [N] rows; label: [N] of 0 and 1; timestamp: int64 [N]; in any order.
+        earlier: (user, label, timestamp) of interactions before this log, in any order.
+        ties: as `build_histories` has them.
+        sampled: bool [N], negatives that nobody was shown: they count for nobody.
+
+    Returns:
+        int32 [N, 3]: how many of the last `RECENT` interactions there are, the clicks among the newest `RECENT_SHORT`,
+        and the clicks among all of them.
+    """
+    counted = np.arange(len(user)) if sampled is None else np.flatnonzero(~sampled)
+    clicks, begin, end = _past(user, timestamp, np.asarray(label) == 1, counted, earlier, ties)
+    before = np.concatenate([[0], np.cumsum(clicks)])  # clicks before each of the sorted interactions
+
+    def clicked(window: int) -> np.ndarray:
+        return np.asarray(before[end] - before[np.maximum(begin, end - window)])
+
+    return np.stack([np.minimum(end - begin, RECENT), clicked(RECENT_SHORT), clicked(RECENT)], axis=1).astype(np.int32)
+
+
+def _past(
+    user: np.ndarray,
+    timestamp: np.ndarray,
+    values: np.ndarray,
+    counted: np.ndarray,
+    earlier: Columns | None,
+    ties: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort what can be in somebody's past: the interactions `counted` (places) and the `earlier` ones.
+
+    Returns:
+        their `values` (of the earlier ones the middle column), oldest first in each user; and for each of the N
+        interactions where in that its user's begin and where those with a smaller timestamp end.
+    """
+    past_user, past_value, past_time = user[counted], values[counted], timestamp[counted]
+    tie = np.arange(len(counted)) if ties is None else ties[0][counted]
+    if earlier is not None:
+        past_user = np.concatenate([earlier[0], past_user])
+        past_value = np.concatenate([earlier[1], past_value])
+        past_time = np.concatenate([earlier[2], past_time])
+        tie = np.concatenate([np.full(len(earlier[0]), -1) if ties is None else ties[1], tie])
+    order = np.lexsort((tie, past_time, past_user))  # stable
+    past_user, past_value, past_time = past_user[order], past_value[order], past_time[order]
+    # Rank (user, time) pairs so that one searchsorted finds, for every row, where its user's earlier ones end.
+    times, time_rank = np.unique(np.concatenate([past_time, timestamp]), return_inverse=True)
+    width = len(times) + 1
+    key = past_user.astype(np.int64) * width + time_rank[: len(past_time)]
+    end = np.searchsorted(key, user.astype(np.int64) * width + time_rank[len(past_time) :], side="left")
+    return past_value, np.searchsorted(past_user, user, side="left"), end

@@ -66,7 +66,7 @@ class Checkpoint:
         return cls(found, meta, tensors)
 
 
-def dump_adam(adam: AdamState, **meta: int) -> Checkpoint:
+def dump_adam(adam: AdamState, **meta: Any) -> Checkpoint:
     """An optimizer as a checkpoint, with any further meta data."""
     tensors = {
         f"{part}.{name}": tensor

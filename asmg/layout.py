@@ -1,12 +1,22 @@
 """Numbers that data, models and serving snapshots agree on. Imports nothing: serving does without torch."""
 
-__all__ = ["COLD_ROW", "HISTORY_LENGTH", "NO_CATEGORY"]
+__all__ = ["COLD_ROW", "DIM", "HIDDEN", "HISTORY_LENGTH", "NO_CATEGORY", "RECENT", "RECENT_SHORT"]
 
 COLD_ROW = 0
 """Row of every embedding table that stands for an unknown user, item or category."""
+
+DIM, HIDDEN = 16, (32, 16)
+"""Width of every embedding and widths of the MLP's hidden layers, where nobody asks for others. The paper's, 8 and
+(12, 6), are 0.002 AUC behind on DIGINETICA and equal on small logs."""
 
 HISTORY_LENGTH = 30
 """Most recent positives of a user that a model looks at."""
 
 NO_CATEGORY = -1
 """Filler of the item × category matrix."""
+
+RECENT = 30
+"""Last interactions of a user, of either label, that are counted beside its history."""
+
+RECENT_SHORT = 10
+"""Those of them, the newest, among which clicks are counted a second time."""

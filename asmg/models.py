@@ -16,6 +16,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, InteractionBatch, ItemFeatures, PeriodData
+from asmg.layout import DIM, HIDDEN
 
 __all__ = [
     "TABLES",
@@ -96,7 +97,7 @@ def default_config(*, categories: bool, numeric: int) -> EmbeddingMLPConfig:
         categories: whether the items have categories.
         numeric: S, the number of numeric inputs.
     """
-    return EmbeddingMLPConfig(dim=8, hidden=(12, 6), categories=categories, numeric=numeric, dot=True)
+    return EmbeddingMLPConfig(dim=DIM, hidden=HIDDEN, categories=categories, numeric=numeric, dot=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,9 +40,11 @@ def progressive_validation(
         the period's report and the state after learning it.
     """
     state = updater.initial(stage_rng(seed, 0, "initial"))
-    for number, data in enumerate(periods, start=1):
-        models = updater.serving_models(state)
-        report = PeriodReport(number, {name: evaluate(updater.model, params, data) for name, params in models.items()})
+    for number, log in enumerate(periods, start=1):
+        models, execution = updater.serving_models(state), updater.base.execution
+        data = updater.prepare(state, log)
+        found = {name: evaluate(updater.model, params, data, execution) for name, params in models.items()}
+        report = PeriodReport(number, found)
         for stage in updater.stages:
             state = updater.run_stage(stage, state, data, rng=stage_rng(seed, number, stage))
         yield report, state

@@ -73,7 +73,14 @@ class Execution:
 
     def uses_kernels(self, model: BaseModel) -> bool:
         """Whether training of this model runs as machine code."""
-        return self.compiled and self.torch_device.type == "cpu" and isinstance(model, EmbeddingMLP)
+        return self.torch_device.type == "cpu" and self.scores_by_kernel(model)
+
+    def scores_by_kernel(self, model: BaseModel) -> bool:
+        """Whether scoring by this model, which is the CPU's whatever the device, runs as machine code.
+
+        Not for a class derived from the one that the kernels are of: its forward pass may be another.
+        """
+        return self.compiled and type(model) is EmbeddingMLP
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,8 @@ class RowUpdate:
     """The optimizer of the same; its `restless` rows are those of the whole tables."""
     sizes: dict[str, int]
     """Rows that the whole tables shall have."""
+    passes: tuple[float, ...] = ()
+    """What is known of the number of passes now (`asmg.base_training.BaseState.passes`)."""
 
 
 def take(params: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Params:
@@ -303,12 +312,25 @@ def narrow(
 
 @torch.no_grad()
 def predict_logits(
-    model: BaseModel, params: Mapping[str, Tensor], data: PeriodData, *, batch_size: int = 8192, compiled: bool = True
+    model: BaseModel,
+    params: Mapping[str, Tensor],
+    data: PeriodData,
+    *,
+    batch_size: int = 8192,
+    execution: Execution | None = None,
 ) -> Tensor:
-    """Logits float32 [N] of a whole log in its own order; ids that `params` has no row for are read as the cold row."""
+    """Logits float32 [N] of a whole log in its own order; ids that `params` has no row for are read as the cold row.
+
+    Args:
+        model, params: on whatever device.
+        data: the log.
+        batch_size: interactions at a time, where it is not done by machine code.
+        execution: whether it is; by default, where there is any. Computed on the CPU in any case.
+    """
     (small,), data = narrow(model, [params], data)
+    small = {name: p.cpu() for name, p in small.items()}
     features = data.features
-    if compiled and isinstance(model, EmbeddingMLP):
+    if (execution or Execution(device="cpu")).scores_by_kernel(model):
         logits = torch.empty(len(data))
         vectors = model.item_vectors(small, features).contiguous()
         dense = _flat(small, list(model.dense_shapes))
@@ -321,6 +343,8 @@ def predict_logits(
     return torch.cat([model.logits(small, batch, features) for batch in batches])
 
 
-def evaluate(model: BaseModel, params: Mapping[str, Tensor], data: PeriodData) -> Scores:
+def evaluate(
+    model: BaseModel, params: Mapping[str, Tensor], data: PeriodData, execution: Execution | None = None
+) -> Scores:
     """Metrics of one model on one log (progressive validation calls it before anything trains on that log)."""
-    return scores(predict_logits(model, params, data), data.label)
+    return scores(predict_logits(model, params, data, execution=execution), data.label)

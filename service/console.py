@@ -21,13 +21,18 @@ WIDTH = 120
 SCORE_WIDTH = 6
 """Columns of a score, and of the name of its model."""
 
-SHORT_NAMES = {"generated": "gen.", "incremental": "incr."}
+SHORT_NAMES = {"generated": "gen.", "incremental": "incr.", "lightgbm": "LGBM", "logistic": "logit"}
 MEANINGS = {
     "generated": "gen.    the model that was generated from the sequence of past models",
     "incremental": "incr.   the incremental model, trained on each period after the other",
     "frozen": "frozen  the first model, never updated",
+    "lightgbm": "LGBM    LightGBM on statistics of the same events, last five periods: what a practitioner has",
+    "logistic": "logit   logistic regression on statistics of the same events: what a practitioner has",
     "best": "best    the true click probabilities, which no model can be expected to beat",
 }
+
+LONGEST = 6
+"""Stages of a period that are shown, those that took longest: a line has to fit into WIDTH."""
 
 INDENT = 4
 """Columns before the second line of a period."""
@@ -53,7 +58,7 @@ class PeriodLine:
     serves: str
     """The version that its update made, or what went wrong."""
     seconds: Mapping[str, float]
-    """Of each stage."""
+    """Of each stage; the LONGEST are shown."""
     requests: tuple[int, int] | None = None
     """Predictions served and failed during the swap."""
     notes: Sequence[str] = field(default_factory=tuple)
@@ -81,15 +86,15 @@ class ScoreLines:
         names = " ".join(f"{SHORT_NAMES.get(name, name):>{SCORE_WIDTH}}" for name in self._models)
         auc, logloss = (f"{metric:<{len(names)}}" for metric in ("AUC", "LogLoss"))
         predictions = "predictions" if self._requests else ""
-        self._print(f"{'':6}  {'':8}   {auc}   {logloss}   {'':15}  {predictions}", "bold")
+        self._print(f"{'':6}  {'':8}  {auc}  {logloss}  {'':15}  {predictions}", "bold")
         requests = f" {'served':>7} {'failed':>6}" if self._requests else ""
-        self._print(f"{'period':>6}  {'events':>8}   {names}   {names}   {'model':<15}{requests}", "bold")
+        self._print(f"{'period':>6}  {'events':>8}  {names}  {names}  {'model':<15}{requests}", "bold")
 
     def period(self, line: PeriodLine) -> None:
         """Print one period."""
-        text = Text(f"{line.period:>6}  {line.events:>8,}   ")
-        text.append(self._scores(line.auc)).append("   ").append(self._scores(line.logloss))
-        text.append(f"   {line.serves:<{15 if line.requests else 0}}")
+        text = Text(f"{line.period:>6}  {line.events:>8,}  ")
+        text.append(self._scores(line.auc)).append("  ").append(self._scores(line.logloss))
+        text.append(f"  {line.serves:<{15 if line.requests else 0}}")
         if line.requests is not None:
             served, failed = line.requests
             text.append(f" {served:>7,}").append(f" {failed:>6,}", "bold red" if failed else "green")
@@ -97,14 +102,15 @@ class ScoreLines:
         names = {
             name: name.removeprefix("train_").removeprefix("update_") for name in line.seconds
         }  # for the width's sake
-        stages = " ".join(f"{names[name]} {seconds:.1f}" for name, seconds in line.seconds.items())
+        longest = sorted(line.seconds, key=lambda name: -line.seconds[name])[:LONGEST]
+        stages = " ".join(f"{names[name]} {line.seconds[name]:.1f}" for name in line.seconds if name in longest)
         notes = [f"{stages} s"] if stages else []
         self._print(" " * INDENT + "; ".join([*notes, *line.notes]), "dim")
 
     def means(self, title: str, auc: Numbers, logloss: Numbers) -> None:
         """Print averages below the periods."""
-        text = Text(f"{title:>16}   ", "bold")
-        self._console.print(text.append(self._scores(auc)).append("   ").append(self._scores(logloss)), soft_wrap=True)
+        text = Text(f"{title:>16}  ", "bold")
+        self._console.print(text.append(self._scores(auc)).append("  ").append(self._scores(logloss)), soft_wrap=True)
 
     def _scores(self, scores: Numbers) -> Text:
         text = Text()

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from asmg.layout import DIM, HIDDEN
 from asmg.log_format import FUTURE_TOLERANCE_SECONDS
 from service.addresses import MAX_PORT, check_postgres_url, check_redis_url
 from service.limits import (
@@ -27,6 +28,9 @@ POSTGRES_SCHEMES = ("postgresql://", "postgres://", ASYNCPG_SCHEME)
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
+MAX_LAYERS, MAX_WIDTH = 8, 1024
+"""Of the base model's hidden layers: more would make a prediction slower than all the rest of a request."""
+
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 
@@ -110,6 +114,14 @@ class Settings(BaseSettings):
     learned from sampled negatives is served as if they were as many as it says."""
     updater: str = "asmg-gru-multi"
     """Name of the update method, see `asmg.updaters.UPDATERS`."""
+    embedding_dim: int = Field(DIM, ge=1, le=256)
+    """Width of every embedding."""
+    hidden_layers: Annotated[tuple[int, ...], NoDecode] = HIDDEN
+    """Widths of the hidden layers of the base model, at most 8 of at most 1024; separated by commas."""
+    dot_product: bool = True
+    """Whether the base model multiplies user and item, and history and item, beside its layers."""
+    statistics: bool = True
+    """Whether the base model reads statistics of user, item and pair (`asmg.statistics`)."""
     device: str = "auto"
     """Where updates compute: `cpu`, `cuda`, or `auto` for a GPU where there is one."""
     history_length: int = Field(MAX_HISTORY, ge=1, le=MAX_HISTORY)
@@ -196,6 +208,18 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("hidden_layers", mode="before")
+    @classmethod
+    def _split_widths(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("hidden_layers")
+    @classmethod
+    def _check_widths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not 1 <= len(value) <= MAX_LAYERS or not all(1 <= width <= MAX_WIDTH for width in value):
+            raise ValueError(f"expected 1 to {MAX_LAYERS} widths from 1 to {MAX_WIDTH}; received {value}")
+        return value
 
     @field_validator("root_path")
     @classmethod

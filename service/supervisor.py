@@ -105,7 +105,9 @@ def configure_logging() -> None:
 def environment_of(settings: Settings) -> dict[str, str]:
     """The variables that make a child read exactly these settings."""
     values = settings.model_dump(exclude_none=True)
-    texts = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
+    texts = {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in values.items()
+    }
     return {f"ASMG_{name.upper()}": text for name, text in texts.items()}
 
 

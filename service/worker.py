@@ -6,9 +6,6 @@ import time
 
 import torch
 
-from asmg.models import EmbeddingMLPConfig
-from asmg.training import Execution
-from asmg.updaters import build_updater
 from service.errors import ConfigurationError, NotReady, ServiceError
 from service.heartbeat import Heartbeat
 from service.settings import Settings
@@ -21,7 +18,7 @@ from service.use_cases.forget import carry_out_pending
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.resolve_labels import resolve_skipped
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
-from service.use_cases.training_state import check_configuration
+from service.use_cases.training_state import check_configuration, configured_updater
 from service.use_cases.update_model import PeriodUpdate, Superseded, Workshop
 
 __all__ = ["run"]
@@ -52,12 +49,7 @@ async def run(settings: Settings) -> None:
     """
     if settings.postgres_dsn is None or settings.redis_url is None:
         raise ConfigurationError("expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither")
-    try:
-        # Always with categories: items without any cost nothing, and a catalogue may come at any time.
-        execution = Execution(device=settings.device)
-        updater = build_updater(settings.updater, EmbeddingMLPConfig(categories=True), execution=execution)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
+    updater = configured_updater(settings)
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core
     database = Database(settings.postgres_dsn, pool_size=4, connection_seconds=settings.connection_seconds)
     redis = connect(settings.redis_url)

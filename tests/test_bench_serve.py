@@ -24,9 +24,11 @@ from typer.testing import CliRunner, Result
 
 from benchmarks.serving.answers import WrongAnswers, check_scores, document_of, like_ours
 from benchmarks.serving.contest import CLOSED, OPEN
+from benchmarks.serving.forward import measure_forward
 from benchmarks.serving.generator import Watched, ask
 from benchmarks.serving.load import Answers, Load, Target
 from benchmarks.serving.options import OURS, PEER_CELL, VARIANTS, Cell, ServeOptions
+from benchmarks.serving.ours import Snapshots
 from benchmarks.serving.peers.arguments import HOST
 from benchmarks.serving.peers.noop import create_app, write_answers
 from benchmarks.serving.peers.tutorial import Predictor
@@ -36,14 +38,18 @@ from benchmarks.serving.servers import MARK, Server, ServerFailed, cpu_seconds, 
 from benchmarks.serving.ticks import _LoopTimer, make_alarm
 from benchmarks.serving.verdict import Swap, judge
 from benchmarks.serving.workload import (
+    WITH_STATISTICS,
     ServingSizes,
     expected_scores,
+    item_id,
     make_workload,
     random_params,
+    random_statistics,
     save_model,
     user_id,
 )
 from service.cli import app
+from service.serving.snapshot import Snapshot
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 ERROR = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 4\r\n\r\noops"
@@ -415,6 +421,26 @@ def test_expected_scores_are_those_of_the_formula() -> None:
     assert np.abs(found - others).min() > 1e-5, "versions can be told apart by any score"
 
 
+def test_the_service_with_statistics_scores_as_expected(tmp_path: Path) -> None:
+    """Of users who have clicked 30 items and passed nothing, as the benchmark tells the service."""
+    workload, statistics = make_workload(SMALL, 0), random_statistics(SMALL, 0, 5)
+    params = random_params(SMALL, 0, WITH_STATISTICS)
+    file = Snapshots(SMALL, tmp_path).make(params, statistics)
+    assert file.path is not None
+    snapshot, pool = Snapshot.open(file.path, 1, 1), workload.requests(9, 3)
+    snapshot.check()
+    expected = expected_scores(params, pool, statistics)
+    for user, items, history, wanted in zip(pool.users, pool.items, pool.histories, expected, strict=True):
+        ids = user_id(user), [item_id(row) for row in items], [item_id(row) for row in history]
+        assert snapshot.predict(*ids, np.array([30, 10, 30], np.int32)).scores == pytest.approx(wanted, abs=1e-6)
+        assert snapshot.predict(*ids).scores != pytest.approx(wanted, abs=1e-3)  # what was done last has a say
+
+
+def test_what_statistics_cost_is_told_beside_the_pass_without(tmp_path: Path) -> None:
+    [(without, with_statistics)] = measure_forward(tmp_path, SMALL, [3], neighbours=5, near=0.5, seconds=0.05)
+    assert without > 0 and with_statistics > 0
+
+
 def test_the_tutorial_scores_as_expected(tmp_path: Path) -> None:
     workload, params = make_workload(SMALL, 0), random_params(SMALL, 0)
     save_model(tmp_path, params, workload)
@@ -671,7 +697,7 @@ def bench(*arguments: str) -> Result:
         (["--versions", "0"], "versions: expected at least 1; received 0"),
         (["--rows", "10", "--during-swap"], "rows: expected at least 1000; received 10"),
         (["--rows", "10000000000000", "--during-swap"], "rows: expected versions that fit; "),
-        (["--variants", "asmg,flask"], "variants: expected some of asmg, plain, noop, litserve, "),
+        (["--variants", "asmg,flask"], "variants: expected some of asmg, asmg-statistics, plain, noop, litserve, "),
         (["--report", "/no/such/folder/report.json"], "/no/such/folder/report.json: expected"),
     ],
 )
@@ -845,4 +871,6 @@ def _command(process: psutil.Process) -> list[str]:
 
 def test_the_real_service_is_a_variant_of_its_own() -> None:
     assert VARIANTS[OURS].file is None
-    assert [name for name, variant in VARIANTS.items() if variant.package is None] == ["asmg", "plain", "noop"]
+    assert [name for name, variant in VARIANTS.items() if variant.package is None] == [
+        *("asmg", "asmg-statistics", "plain", "noop")
+    ]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from asmg.statistics import NAMES
 from service.cli import app
 
 RUN = ["--methods", "iu,asmg-gru-multi", "--seeds", "1", "--periods", "8", "--pretrain", "3", "--test-from", "5"]
@@ -39,7 +40,8 @@ def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_from_the_raw_log_to_the_report(prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = asmg("run", "--data", prepared, "--out", out, *RUN, "--no-sensitivity")
+    shape = ["--dim", "4", "--hidden", "6,3", "--no-dot", "--drop-statistic", "repeat", "--drop-statistic", "pair_last"]
+    result = asmg("run", "--data", prepared, "--out", out, *RUN, *shape, "--no-sensitivity")
     assert result.exit_code == 0, result.output
     assert "2 methods, 1 seeds: 2 runs, 0 of them done already" in result.output and "2 / 2  seed 0" in result.output
     summary = json.loads((out / "summary.json").read_text())
@@ -47,7 +49,11 @@ def test_from_the_raw_log_to_the_report(prepared: Path, tmp_path: Path) -> None:
     for found in summary["methods"].values():
         assert 0 < found["auc"]["mean"] < 1 and found["auc"]["std"] == 0 and found["seconds"] > 0
         assert len(found["auc"]["periods"]) == len(found["logloss"]["periods"]) == 3
-    assert json.loads((out / "run.json").read_text())["options"]["categories"] is True  # as the log has them
+    options = json.loads((out / "run.json").read_text())["options"]
+    assert options["categories"] is True  # as the log has them
+    assert (options["dim"], options["hidden"], options["dropped"]) == (4, [6, 3], ["repeat", "pair_last"])
+    config = json.loads((out / "run.json").read_text())["configs"]["iu"]["model"]
+    assert (config["dim"], config["hidden"], config.get("dot"), config["numeric"]) == (4, [6, 3], None, len(NAMES))
     result = asmg("report", out)
     assert result.exit_code == 0, result.output
     assert result.output.split() == [str(out / "report.md"), str(out / "report.html")]
@@ -61,6 +67,9 @@ def test_from_the_raw_log_to_the_report(prepared: Path, tmp_path: Path) -> None:
         (["--seeds", "0"], 1, "seeds: expected at least 1; received 0"),
         (["--test-from", "8"], 1, "expected pretrain < test_from < periods"),
         (["--settings", "mine"], 1, "settings: expected default or paper; received 'mine'"),
+        (["--drop-statistic", "mood"], 1, "dropped: expected some of user_interactions, "),
+        (["--hidden", "12,x"], 1, "hidden: expected whole numbers separated by commas, such as 32,16; received '12,x'"),
+        (["--dim", "0"], 1, "expected positive widths; received dim=0"),
         (["--periods", "901"], 1, "periods: expected at most 900, the rows of the log; received 901"),
         (["--data", "nowhere"], 2, "expected the card of a log that `asmg experiment prepare` has written"),
     ],
@@ -74,6 +83,34 @@ def test_bad_runs_end_with_one_line(
     assert len(result.output.strip().splitlines()) == 1 and not out.exists()
 
 
+def test_a_log_of_ones_own_is_called_what_its_owner_says(tmp_path: Path) -> None:
+    raw = tmp_path / "clicks.csv"
+    raw.write_text("user_id,item_id,label,timestamp\n" + "".join(f"u{n % 3},i{n},1,{10**9 + n}\n" for n in range(9)))
+    result = asmg("prepare", "log", "--name", "my shop", "--raw", raw, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("my shop: 9 rows")
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["dataset"] == "my shop"
+
+
 def test_a_report_of_no_run(tmp_path: Path) -> None:
     result = asmg("report", tmp_path)
     assert result.exit_code == 1 and "run.json" in result.output and len(result.output.strip().splitlines()) == 1
+
+
+def test_lightgbm_is_left_out_with_a_word_where_it_is_not_installed(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr("asmg.yardsticks.lightgbm_version", lambda: None)
+    monkeypatch.setattr(
+        "asmg.experiments.run.run_experiment", lambda data, out, options, say: ran.append(options.methods)
+    )
+    out = tmp_path / "out"
+    result = asmg("run", "--data", prepared, "--out", out)
+    assert result.exit_code == 0 and result.output.splitlines() == [
+        "without lightgbm: lightgbm needs the package of that name: pip install 'asmg-service[peers]'"
+    ]
+    assert "logistic" in ran[0] and "lightgbm" not in ran[0]
+    result = asmg("run", "--data", prepared, "--out", out, "--methods", "iu,lightgbm")
+    assert result.exit_code == 1 and "methods: lightgbm needs the package of that name" in result.output
+    assert len(ran) == 1 and not out.exists()

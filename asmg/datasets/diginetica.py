@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from asmg.datasets.fields import identifier, read_ids, whole_number
-from asmg.datasets.gathering import Events, Gathering, Ids, Source
+from asmg.datasets.gathering import Events, Gathering, Ids, Source, joined
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.sampling import sample_negatives
 from asmg.datasets.scan import Layout
@@ -110,15 +110,7 @@ def read_period_files(gathering: Gathering, files: Mapping[int, Path]) -> Events
     ]
     step = _line_ms(max(map(len, parts)))
     times = [number * _WEEK_MS + np.arange(1, len(part) + 1) * step for number, part in zip(files, parts, strict=True)]
-    return replace(
-        parts[-1],
-        user=np.concatenate([part.user for part in parts]),
-        item=np.concatenate([part.item for part in parts]),
-        label=np.concatenate([part.label for part in parts]),
-        timestamps_ms=np.concatenate(times),
-        user_ids=ids[0].names(),
-        item_ids=ids[1].names(),
-    )
+    return replace(joined(parts, ids), timestamps_ms=np.concatenate(times))
 
 
 def _line_ms(lines: int) -> int:

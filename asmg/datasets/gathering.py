@@ -1,6 +1,6 @@
 """Interactions as numbers: what a prepared log is made of, gathered block by block."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
 from asmg.log_format import LogFormatError
 
-__all__ = ["Events", "Gathering", "Ids", "Keep", "Progress", "Source"]
+__all__ = ["Events", "Gathering", "Ids", "Keep", "Progress", "Source", "joined"]
 
 Progress = Callable[[str, float], None]
 """Told what is being done, and the fraction of it that is done."""
@@ -77,6 +77,19 @@ class Events:
             label=self.label[rows],
             timestamps_ms=self.timestamps_ms[rows],
         )
+
+
+def joined(parts: Sequence[Events], ids: tuple[Ids, Ids]) -> Events:
+    """The events of several files that were numbered with the same ids, one file after the other."""
+    return replace(
+        parts[-1],
+        user=np.concatenate([part.user for part in parts]),
+        item=np.concatenate([part.item for part in parts]),
+        label=np.concatenate([part.label for part in parts]),
+        timestamps_ms=np.concatenate([part.timestamps_ms for part in parts]),
+        user_ids=ids[0].names(),
+        item_ids=ids[1].names(),
+    )
 
 
 @dataclass

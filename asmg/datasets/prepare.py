@@ -24,6 +24,7 @@ from asmg.datasets.amazon import AMAZON
 from asmg.datasets.diginetica import DIGINETICA
 from asmg.datasets.gathering import Events, Gathering, Progress, Source
 from asmg.datasets.generic import LogOptions, read_generic
+from asmg.datasets.kuairand import KUAIRAND
 from asmg.datasets.movielens import ML_1M, ML_25M, ML_100K, ML_LATEST
 from asmg.datasets.prepared import Card, SourceFile, check_new_folder, sha256, write_prepared
 from asmg.datasets.sampling import draw_negatives
@@ -44,12 +45,16 @@ SOURCES: Mapping[str, Source] = {
     "ml-100k": ML_100K,
     "diginetica": DIGINETICA,
     "yoochoose": YOOCHOOSE,
+    "kuairand": KUAIRAND,
     "amazon": AMAZON,
 }
 """Name → public log."""
 
 GENERIC = "log"
 """Name of a log of one's own."""
+
+TITLE_CHARS = 100
+"""Most characters of what such a log is called: it is a part of headings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,8 @@ class PrepareOptions:
     """The file as it was published, or the folder that holds it."""
     out: Path
     """A new folder."""
+    title: str | None = None
+    """What a GENERIC log is called in its card and in reports, up to TITLE_CHARS characters; None for "log"."""
     seed: int = 0
     """Of the negatives."""
     negatives: int = 1
@@ -76,6 +83,15 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.name not in (*SOURCES, GENERIC):
             raise ValueError(f"name: expected one of {', '.join((*SOURCES, GENERIC))}; received {self.name!r}")
+        if self.title is not None:
+            if self.name != GENERIC:
+                raise ValueError(f"--name: expected none for {self.name}, which has a name; received {self.title!r}")
+            printed = self.title.strip() == self.title and self.title.isprintable()
+            if not printed or not 1 <= len(self.title) <= TITLE_CHARS:
+                raise ValueError(
+                    f"--name: expected 1 to {TITLE_CHARS} printable characters, no blank at either end; "
+                    f"received {self.title!r}"
+                )
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0; received {self.seed}")
         if self.negatives < 1:
@@ -146,7 +162,7 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> Car
         pl.DataFrame({"id": events.user_ids}, schema={"id": pl.String}),
         items,
         {
-            "dataset": options.name,
+            "dataset": options.title or options.name,
             "rows": len(events),
             "positives": int(events.label.sum(dtype=np.int64)),
             "users": len(events.user_ids),

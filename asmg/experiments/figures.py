@@ -35,6 +35,8 @@ GREY, LIGHT = "#595959", "#c4c4c4"
 BLACK, SKY, ORANGE, GREEN, PURPLE, BLUE, VERMILION = (
     "#000000", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00",
 )  # fmt: skip
+BROWN = "#6B4226"
+"""Of the yardsticks; the palette's yellow cannot be seen on white."""
 
 
 class Look(NamedTuple):
@@ -60,9 +62,13 @@ LOOKS = {
     "asmg-gru-full": Look(VERMILION, "s", "-."),
     "asmg-gru-zero": Look(VERMILION, "D", ":"),
     "asmg-gru-unif": Look(VERMILION, "X", (0, (5, 1, 1, 1, 1, 1))),
+    "popularity": Look(BROWN, "v", ":"),
+    "item-ctr": Look(BROWN, "^", "-."),
+    "logistic": Look(BROWN, "s", "--"),
+    "lightgbm": Look(BROWN, "o"),
 }
 
-MAIN = ("iu", "bu-3", "spmf", "incctr", "sml", "asmg-linear", "asmg-gru-multi")
+MAIN = ("iu", "bu-3", "spmf", "incctr", "sml", "asmg-linear", "asmg-gru-multi", "lightgbm")
 """One of each family: in colour where more lines would cover each other."""
 
 METRICS = {"auc": "AUC", "logloss": "LogLoss"}

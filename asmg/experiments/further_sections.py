@@ -1,16 +1,21 @@
-"""The sections of a report that the paper's experiments do not have: cold and warm, calibration, forgetting."""
+"""The sections of a report that the paper's experiments do not have: yardsticks, slices, calibration, forgetting."""
 
 import numpy as np
 
 from asmg.experiments import figures
 from asmg.experiments.blocks import Block, Heading, Paragraph, Row, Table
-from asmg.experiments.cells import best, best_scores, nothing, with_spread
-from asmg.experiments.jobs import SLICES
-from asmg.experiments.paper_sections import BASE, Draw
+from asmg.experiments.cells import best, best_scores, nothing, signed, with_spread
+from asmg.experiments.jobs import BASE, NO_REPEAT, SLICES
+from asmg.experiments.paper_sections import METRICS, Draw, wins
 from asmg.experiments.results import Results, label
-from asmg.experiments.statistics import mean, spread
+from asmg.experiments.statistics import mean, spread, tally
 
-__all__ = ["calibration", "cold_and_warm", "forgetting"]
+__all__ = ["beside_yardsticks", "calibration", "cold_and_warm", "forgetting", "without_repeats"]
+
+LEARNED = ("lightgbm", "logistic")
+"""Yardsticks that learn, which every method is compared with."""
+
+COLD_AND_WARM = tuple(part for part in SLICES if part.startswith(("cold", "warm")))
 
 RELIABLE = ("iu", "bu-3", "sml", "asmg-linear", "asmg-gru-multi")
 """Methods of the reliability figure."""
@@ -19,16 +24,75 @@ LAST = 5
 """Periods that a model "has just learned"."""
 
 
+def beside_yardsticks(results: Results, _: Draw) -> list[Block]:
+    """How far every method is from each yardstick that learns, with all rows and with those that are no repeat."""
+    blocks: list[Block] = [Heading("Beside what a practitioner has")]
+    yardsticks = [name for name in LEARNED if name in results.methods]
+    if not yardsticks or len(yardsticks) == len(results.methods):
+        names = " or ".join(label(name) for name in LEARNED)
+        return [*blocks, nothing(f"this needs {names}, and a method beside it")]
+    parts = {"": "all"} | ({", no repeat": NO_REPEAT} if results.share(NO_REPEAT) < 1 else {})
+    text = (
+        "Scores less those of a yardstick, which is fed with the same statistics. Wins: pairs of seed and period in "
+        "which the method is better."
+    )
+    blocks.append(Paragraph(text))
+    for yardstick in yardsticks:
+        columns, methods = [f"less {label(yardstick)}"], [m for m in results.methods if m != yardstick]
+        rows: list[list[str]] = [[label(method)] for method in methods]
+        for name, part in parts.items():
+            for metric in METRICS:
+                columns += [
+                    f"{METRICS[metric]} {'↑' if metric == 'auc' else '↓'}{name}",
+                    f"{METRICS[metric]} wins{name}",
+                ]
+                for row, method in zip(rows, methods, strict=True):
+                    row += _against(results, metric, method, yardstick, part)
+        blocks.append(Table(columns, rows))
+    return blocks
+
+
+def _against(results: Results, metric: str, method: str, other: str, part: str) -> list[str]:
+    """The mean difference of two methods, and in how many pairs of seed and period the first is better."""
+    difference = results.values(metric, method, part=part) - results.values(metric, other, part=part)
+    better = difference if metric == "auc" else -difference
+    return [signed(float(mean(mean(difference, 1))), 4), wins(tally(better))]
+
+
+def without_repeats(results: Results, _: Draw) -> list[Block]:
+    """Scores of the rows whose item the user has not clicked of late."""
+    blocks: list[Block] = [Heading("Without repeats")]
+    methods, share = results.methods, results.share(NO_REPEAT)
+    if share in (0, 1):
+        return [*blocks, nothing(f"{'no' if share else 'every'} row of the test periods is a repeat")]
+    cells = [
+        best_scores([results.score(metric, m, part=part) for m in methods], highest=metric == "auc")
+        for metric in METRICS
+        for part in ("all", NO_REPEAT)
+    ]
+    columns = ["Method"]
+    for metric, name in METRICS.items():
+        arrow = "↑" if metric == "auc" else "↓"
+        columns += [f"{name} {arrow}, all rows", f"{name} {arrow}, no repeat"]
+    rows: list[Row] = [[label(m), *(column[n] for column in cells)] for n, m in enumerate(methods)]
+    text = (
+        f"A repeat is a row whose item is among the user's last 30 clicks: {1 - share:.1%} of the events of the test "
+        "periods. Sampled negatives are items that their user has not had, so where negatives are sampled, to know a "
+        "repeat is to know a click."
+    )
+    return [*blocks, Paragraph(text), Table(columns, rows)]
+
+
 def cold_and_warm(results: Results, draw: Draw) -> list[Block]:
     """AUC of users and items that are new and that are known."""
     blocks: list[Block] = [Heading("Cold and warm users and items")]
-    methods, parts = results.methods, SLICES[1:]
+    methods, parts = results.methods, COLD_AND_WARM
     scores = {part: {m: results.score("auc", m, part=part) for m in methods} for part in parts}
     shares = {part: results.share(part) for part in parts}
     shown = {part: found for part, found in scores.items() if any(found.values())}
     text = (
-        "AUC within the events of users, or of items, that are new (cold: in no earlier period, not even as a sampled "
-        "negative) or known (warm)."
+        "AUC within the events of users, or of items, that are new (cold: a user in no row, an item in no click of an "
+        "earlier period) or known (warm)."
     )
     missing = [part for part in parts if part not in shown]
     if missing:

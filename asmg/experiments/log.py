@@ -1,6 +1,7 @@
 """A prepared log as the paper's protocol has it: equal periods, histories, table rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -8,10 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories
+from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
 from asmg.datasets.prepared import PreparedLog
+from asmg.statistics import Statistics, StatisticsConfig
 
-__all__ = ["Known", "Periods", "cut_periods"]
+__all__ = ["Known", "Periods", "cut_periods", "with_statistics"]
 
 Known = Literal["all", "so_far"]
 
@@ -28,16 +30,31 @@ class Periods(NamedTuple):
     """The same of the item table, for which a negative counts as an appearance."""
 
     def cold(self, step: int) -> tuple[Tensor, Tensor]:
-        """Of period step + 1: bool [N], [N], whose user and whose item is new to a model that has learned `step`."""
+        """Of period step + 1: bool [N], [N], whose user and whose item is new to a model that has learned `step`.
+
+        A user is new who is in no row of an earlier period. An item is new that nobody has clicked in an earlier
+        period: sampled negatives are drawn from all items of a log, so most items were among them at once.
+        """
         data = self.data[step]
-        return data.user >= self.users[step - 1], data.item >= self.items[step - 1]
+        clicked = torch.zeros(self.items[step], dtype=torch.bool)
+        for earlier in self.data[:step]:
+            clicked[earlier.item[earlier.label == 1].long()] = True
+        return data.user >= self.users[step - 1], ~clicked[data.item.long()]
+
+    def repeats(self, step: int) -> Tensor:
+        """Of period step + 1: bool [N], whose item is among the user's last 30 clicks."""
+        data = self.data[step]
+        owner = torch.repeat_interleave(torch.arange(len(data)), data.offsets.diff())
+        found = torch.zeros(len(data), dtype=torch.bool)
+        found[owner[data.history == data.item[owner]]] = True
+        return found
 
 
 def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool) -> Periods:
     """Cut a log into `count` periods of ⌊rows / count⌋ rows each; what is left over at the end is left out.
 
     (methods.md, section 0.) Histories are the user's earlier positives of the whole log, at most 30, with a strictly
-    smaller timestamp. Table row = number + 1.
+    smaller timestamp; `recent` is of its earlier interactions, drawn negatives left out. Table row = number + 1.
 
     Args:
         log: in time order, its ids numbered by first appearance.
@@ -59,6 +76,9 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
     user, item = (ids[:used].astype(np.int32) + 1 for ids in (log.user, log.item))
     label = log.label[:used]
     history, offsets = build_histories(user, item, label, log.timestamps_ms[:used])
+    # Where negatives were drawn the source has none of its own: all of them are nobody's interactions.
+    drawn = label == 0 if log.card.negatives_per_positive else None
+    recent = build_recent(user, label, log.timestamps_ms[:used], sampled=drawn)
     ends = [rows * (t + 1) for t in range(count)]
     users, items = (_known_after(ids, ends) for ids in (user, item))
     matrix = _category_rows(log.item_categories) if categories and log.item_categories is not None else None
@@ -79,9 +99,26 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
                 items=size_i,
                 categories=0 if features is None else 1 + max(COLD_ROW, int(features.max())),
                 item_categories=features,
+                recent=torch.from_numpy(recent[start:end]),
             )
         )
     return Periods(data, users, items)
+
+
+def with_statistics(periods: Periods, dropped: Sequence[int] = ()) -> Periods:
+    """The periods with statistics as numeric inputs, those of each as they were known before it.
+
+    Args:
+        periods: one after the other, from the first.
+        dropped: columns of the statistics that become zeros.
+    """
+    statistics, data = Statistics.initial(StatisticsConfig()), []
+    for period in periods.data:
+        numeric = statistics.inputs(period)
+        numeric[:, list(dropped)] = 0  # the mean
+        data.append(replace(period, numeric=numeric))
+        statistics = statistics.learned(period)
+    return periods._replace(data=data)
 
 
 def _known_after(rows: npt.NDArray[np.int32], ends: Sequence[int]) -> list[int]:

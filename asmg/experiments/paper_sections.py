@@ -19,14 +19,31 @@ from asmg.experiments.cells import (
     seconds,
     signed,
 )
-from asmg.experiments.jobs import OWN, SENSITIVE
+from asmg.experiments.jobs import BASE, OWN, SENSITIVE
 from asmg.experiments.results import Results, label
-from asmg.experiments.statistics import EXACT_UP_TO, FLIPS, Array, improvement, max_t_p, mean, sign_flip_p
+from asmg.experiments.statistics import (
+    EXACT_UP_TO,
+    FLIPS,
+    Array,
+    Tally,
+    improvement,
+    max_t_p,
+    mean,
+    sign_flip_p,
+    tally,
+)
 
-__all__ = ["BASE", "Draw", "ablation", "by_period", "comparison", "sensitivity", "training_time", "what_was_run"]
-
-BASE = "iu"
-"""The method that the others are compared with."""
+__all__ = [
+    "METRICS",
+    "Draw",
+    "ablation",
+    "by_period",
+    "comparison",
+    "sensitivity",
+    "training_time",
+    "what_was_run",
+    "wins",
+]
 
 METRICS = {"auc": "AUC", "logloss": "LogLoss"}
 
@@ -111,9 +128,11 @@ def comparison(results: Results, _: Draw) -> list[Block]:
                 row += ["–", "–"]
             elif compared and score is not None and base is not None:
                 by = improvement(score.mean, base.mean, higher_is_better=higher)
-                row += [signed(by, 2) + _mark(tests[metric][method]), _wins(_better(results, metric, method))]
+                row += [signed(by, 2) + _mark(tests[metric][method]), wins(tally(_better(results, metric, method)))]
     blocks.append(Table(columns, rows))
-    return blocks + (_explained(results, others, tests) if compared else [])
+    if compared:
+        blocks += _equal_to_base(results, others) + _explained(results, others, tests)
+    return blocks
 
 
 def _better(results: Results, metric: str, method: str) -> Array:
@@ -122,8 +141,18 @@ def _better(results: Results, metric: str, method: str) -> Array:
     return difference if metric == "auc" else -difference
 
 
-def _wins(better: Array) -> str:
-    return f"{int((better > 0).sum())}/{int((~np.isnan(better)).sum())}"
+def wins(found: Tally) -> str:
+    """5/7, or 5/7, 1 tie."""
+    return f"{found.wins}/{found.pairs}" + (f", {counted(found.ties, 'tie')}" if found.ties else "")
+
+
+def _equal_to_base(results: Results, methods: Sequence[str]) -> list[Block]:
+    """A word on those that never differed from IU, which a table of rounded numbers does not show."""
+    found = {method: tally(_better(results, "auc", method)) for method in methods}
+    same = [label(method) for method, one in found.items() if one.pairs and one.ties == one.pairs]
+    if not same:
+        return []
+    return [Paragraph(f"The same AUC as IU, to the last digit, in every pair of seed and period: {listed(same)}.")]
 
 
 class _Test(NamedTuple):
@@ -163,7 +192,7 @@ def _explained(results: Results, methods: Sequence[str], tests: dict[str, dict[s
     blocks: list[Block] = [
         Paragraph(
             "Bold: the best, as printed. imp %: relative to IU, above 0 is better. Wins: pairs of seed and period in "
-            "which the method is better than IU, of how many."
+            "which the method is better than IU, of how many; ties: pairs in which it is neither better nor worse."
         ),
         Paragraph(
             "†: the mean difference from IU is more than chance over the pairs of seed and period; ‡: also over the "

@@ -16,6 +16,8 @@ __all__ = ["write_report"]
 SECTIONS = (
     paper_sections.what_was_run,
     paper_sections.comparison,
+    further_sections.beside_yardsticks,
+    further_sections.without_repeats,
     paper_sections.by_period,
     paper_sections.ablation,
     paper_sections.training_time,

@@ -28,8 +28,12 @@ LABELS = {
     "asmg-gru-full": "ASMG-GRU full",
     "asmg-gru-zero": "ASMG-GRU zero",
     "asmg-gru-unif": "ASMG-GRU unif",
+    "popularity": "Popularity",
+    "item-ctr": "Item CTR",
+    "logistic": "Logistic regression",
+    "lightgbm": "LightGBM",
 }
-"""What the paper calls the methods, in its order."""
+"""What the paper calls the methods, in its order, and the yardsticks behind them."""
 
 # What a report reads of each table.
 _COLUMNS = {

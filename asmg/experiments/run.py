@@ -7,7 +7,8 @@ In the folder of a run:
     timings.parquet       seed, method, variant, step, stage, seconds, cpu_seconds
     calibration.parquet   seed, method, variant, period, bin, count, predicted, clicked
     forgetting.parquet    seed, method, variant, step, period, auc, logloss
-    summary.json          of each method AUC and LogLoss over the test periods: mean and standard deviation over seeds
+    summary.json          of each method AUC and LogLoss over the test periods: mean and standard deviation over seeds;
+                          wins and ties against IU and LightGBM, and the seed that favours the method least
     jobs/                 the same numbers, job by job; what is there is not computed again
     chains/               base models of the seeds that are not done
 
@@ -40,13 +41,35 @@ import polars as pl
 import torch
 
 from asmg.datasets.prepared import Card, read_prepared
-from asmg.experiments.jobs import OWN, SENSITIVE, Chain, MethodJob, Protocol, run_chain, run_method, versions
-from asmg.experiments.log import Known, Periods, cut_periods
-from asmg.experiments.statistics import mean, spread
+from asmg.experiments.jobs import (
+    BASE,
+    METHODS,
+    NO_REPEAT,
+    OWN,
+    SENSITIVE,
+    Chain,
+    MethodJob,
+    Protocol,
+    run_chain,
+    run_method,
+    run_yardstick,
+    versions,
+)
+from asmg.experiments.log import Periods
+from asmg.experiments.statistics import Array, mean, spread, tally
 from asmg.training import DivergedError
 from asmg.updaters import UPDATERS
+from asmg.yardsticks import LIGHTGBM_MISSING, YARDSTICKS, installed_yardsticks
 
-__all__ = ["HIDDEN_SIZES", "LENGTHS", "ExperimentError", "ExperimentOptions", "cores", "run_experiment"]
+__all__ = [
+    "HIDDEN_SIZES",
+    "LENGTHS",
+    "ExperimentError",
+    "ExperimentOptions",
+    "cores",
+    "default_methods",
+    "run_experiment",
+]
 
 LENGTHS = (1, 2, 3, 4, 5, 7)
 """Sequence lengths k of the sensitivity figure."""
@@ -55,7 +78,7 @@ HIDDEN_SIZES = (1, 2, 4, 8, 16)
 """Hidden sizes of the sensitivity figure."""
 
 # Seconds on DIGINETICA (1 core; the others about 20): the longest first, so that no core waits for the last one.
-_COSTS = {"sml": 190, "asmg-gru-full": 160, "sml-mf": 60}
+_COSTS = {"sml": 190, "asmg-gru-full": 160, "lightgbm": 110, "sml-mf": 60}
 
 Say = Callable[[str], None]
 
@@ -69,12 +92,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_methods() -> tuple[str, ...]:
+    """All methods, but for LightGBM where it is not installed."""
+    return (*UPDATERS, *installed_yardsticks())
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExperimentOptions:
     """What is run."""
 
-    methods: tuple[str, ...] = tuple(UPDATERS)
-    """Names of `asmg.updaters.UPDATERS`."""
+    methods: tuple[str, ...] = field(default_factory=default_methods)
+    """Names of `asmg.updaters.UPDATERS` and of `asmg.yardsticks.YARDSTICKS`."""
     seeds: int = 5
     """Seeds 0 … seeds - 1."""
     protocol: Protocol = field(default_factory=Protocol)
@@ -88,8 +116,10 @@ class ExperimentOptions:
         if not self.methods:
             raise ValueError("methods: expected at least one; received none")
         for name in self.methods:
-            if name not in UPDATERS:
-                raise ValueError(f"methods: expected some of {', '.join(UPDATERS)}; received {name!r}")
+            if name not in METHODS:
+                raise ValueError(f"methods: expected some of {', '.join(METHODS)}; received {name!r}")
+            if name in YARDSTICKS and name not in installed_yardsticks():
+                raise ValueError(f"methods: {LIGHTGBM_MISSING}")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods: expected each once; received {', '.join(self.methods)}")
         if self.seeds < 1:
@@ -206,7 +236,11 @@ def _run(
     )
     running: dict[Future[Any], tuple[int, MethodJob | None]] = {}
     try:
-        ready = {seed for seed in waiting if Chain(_chain(out, seed)).complete}
+        ready = {
+            seed
+            for seed, jobs in waiting.items()
+            if all(job.is_yardstick for job in jobs) or Chain(_chain(out, seed)).complete
+        }
 
         def start(job: Callable[..., Any], *arguments: object) -> Future[Any]:
             try:
@@ -252,7 +286,7 @@ def _run(
                     f"{_duration(past)} so far, about {_duration(past / spent * (whole - spent))} left"
                 )
                 if seed not in waiting and seed not in {s for s, _ in running.values()}:
-                    shutil.rmtree(_chain(out, seed))
+                    shutil.rmtree(_chain(out, seed), ignore_errors=True)  # yardsticks alone have none
             submit()
     except BrokenProcessPool:
         raise ExperimentError(
@@ -291,9 +325,7 @@ class _Worker:
     @cached_property
     def periods(self) -> Periods:
         """Of the log."""
-        protocol = self.protocol
-        known: Known = "all" if protocol.settings == "paper" else "so_far"
-        return cut_periods(read_prepared(self.data), protocol.periods, known=known, categories=protocol.categories)
+        return self.protocol.cut(read_prepared(self.data))
 
 
 _worker: _Worker | None = None
@@ -324,8 +356,11 @@ def _chain_job(seed: int) -> float:
 def _method_job(seed: int, job: MethodJob) -> dict[str, Any]:
     assert _worker is not None
     started, protocol = time.monotonic(), _worker.protocol
-    chain = Chain(_chain(_worker.out, seed))
-    found = run_method(job, _worker.periods, protocol, seed, chain, matrix=not job.variant)
+    if job.is_yardstick:
+        found = run_yardstick(job, _worker.periods, protocol)
+    else:
+        chain = Chain(_chain(_worker.out, seed))
+        found = run_method(job, _worker.periods, protocol, seed, chain, matrix=not job.variant)
     _write(_file(_worker.out, seed, job), json.dumps({"versions": versions(), **found}))
     rows = [row for row in found["scores"] if row["test"] and row["slice"] == "all"]
     text = "  ".join(
@@ -402,23 +437,44 @@ def _write_results(out: Path, dataset: str, options: ExperimentOptions) -> dict[
 def _summary(dataset: str, options: ExperimentOptions, scores: pl.DataFrame, timings: pl.DataFrame) -> dict[str, Any]:
     """AUC and LogLoss over the test periods; "periods" are means over seeds, "std" is over the seeds' means.
 
-    A period of one class has no AUC and is left out of the mean.
+    A period of one class has no AUC and is left out of the mean. "no_repeat": the same of the rows whose item is none
+    of the user's last 30 clicks. "against_iu" and "against_lightgbm", where these were run, have of each metric "wins"
+    and "ties" out of all "pairs" of seed and test period, and "worst_seed", the "seed" that favours the method least,
+    with the mean by which it is "better" there (lower LogLoss is better).
     "seconds" is what all updates of one seed took, the mean over seeds.
     """
-    tested = scores.filter(pl.col("test") & (pl.col("slice") == "all"))
+    tested = scores.filter(pl.col("test")).sort("seed", "period")
 
-    def of(job: MethodJob) -> dict[str, Any]:
-        mine = (pl.col("method") == job.method) & (pl.col("variant") == job.variant)
+    def values_of(job: MethodJob, metric: str, part: str = "all") -> Array:
+        """Of each seed in each test period [seeds, periods]."""
+        mine = (pl.col("method") == job.method) & (pl.col("variant") == job.variant) & (pl.col("slice") == part)
+        table = tested.filter(mine).pivot("period", index="seed", values=metric, sort_columns=False)
+        return table.drop("seed").to_numpy().astype(float)
+
+    def against(job: MethodJob, other: str, metric: str) -> dict[str, Any]:
+        better = values_of(job, metric) - values_of(MethodJob(other), metric)
+        found = tally(better if metric == "auc" else -better)
+        worst = None if found.worst is None else {"seed": found.worst_seed, "better": found.worst}
+        return {"wins": found.wins, "ties": found.ties, "pairs": found.pairs, "worst_seed": worst}
+
+    def over(job: MethodJob, part: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for metric in ("auc", "logloss"):
-            table = tested.filter(mine).pivot("period", index="seed", values=metric, sort_columns=False)
-            values = table.drop("seed").to_numpy().astype(float)
+            values = values_of(job, metric, part)
             over_seeds = spread(mean(values, 1))
             found[metric] = {
                 "mean": over_seeds and over_seeds.mean,
                 "std": over_seeds and (over_seeds.std or 0.0),
                 "periods": [None if np.isnan(v) else float(v) for v in mean(values, 0)],
             }
+        return found
+
+    def of(job: MethodJob) -> dict[str, Any]:
+        mine = (pl.col("method") == job.method) & (pl.col("variant") == job.variant)
+        found = {**over(job, "all"), "no_repeat": over(job, NO_REPEAT)}
+        for other in (BASE, "lightgbm"):
+            if other in options.methods and job.method != other:
+                found[f"against_{other}"] = {metric: against(job, other, metric) for metric in ("auc", "logloss")}
         found["seconds"] = timings.filter(mine)["seconds"].sum() / options.seeds
         return found
 

@@ -10,12 +10,14 @@ __all__ = [
     "FLIPS",
     "Array",
     "Spread",
+    "Tally",
     "calibration_error",
     "improvement",
     "max_t_p",
     "mean",
     "sign_flip_p",
     "spread",
+    "tally",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -57,6 +59,33 @@ def spread(values: npt.ArrayLike) -> Spread | None:
 def improvement(value: float, base: float, *, higher_is_better: bool) -> float:
     """By how many per cent a value is better than the base, relative to the base: 1.33 of AUC .8289 over .8180."""
     return 100 * (value - base) / base * (1 if higher_is_better else -1)
+
+
+class Tally(NamedTuple):
+    """How a method did against another one, pair by pair of seed and period."""
+
+    wins: int
+    """Pairs in which it is better."""
+    ties: int
+    """Pairs in which both have the very same number."""
+    pairs: int
+    """Pairs that both have a number of."""
+    worst: float | None
+    """By how much it is better with the seed that favours it least, the mean over the periods; None of no pairs."""
+    worst_seed: int | None
+    """The place of that seed."""
+
+
+def tally(better: Array) -> Tally:
+    """Count.
+
+    Args:
+        better: by how much the method is better, of each seed in each period [seeds, periods]; NaN: no number.
+    """
+    by_seed = mean(better, 1)
+    at = None if np.isnan(by_seed).all() else int(np.nanargmin(by_seed))
+    wins, ties, pairs = (int(found.sum()) for found in (better > 0, better == 0, ~np.isnan(better)))
+    return Tally(wins, ties, pairs, None if at is None else float(by_seed[at]), at)
 
 
 def sign_flip_p(differences: npt.ArrayLike) -> float:

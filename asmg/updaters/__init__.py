@@ -1,11 +1,13 @@
 """Update methods, one file each, and the names by which settings and experiments call them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from asmg.base_training import TrainingConfig
+from asmg.checkpoint import Checkpoint
 from asmg.generator import LinearConfig
-from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig
+from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig, config_from_json
+from asmg.statistics import StatisticsConfig
 from asmg.training import Execution
 from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.base import Updater
@@ -14,8 +16,10 @@ from asmg.updaters.incctr import IncCTR
 from asmg.updaters.iu import IncrementalUpdate
 from asmg.updaters.sml import Sml, SmlConfig
 from asmg.updaters.spmf import ReservoirUpdate, SpmfConfig
+from asmg.updaters.with_statistics import PART as STATISTICS
+from asmg.updaters.with_statistics import WithStatistics
 
-__all__ = ["UPDATERS", "build_updater"]
+__all__ = ["UPDATERS", "build_updater", "updater_of_dump"]
 
 Builder = Callable[[str, EmbeddingMLPConfig, bool, Execution | None], Updater[Any]]
 """From the name, the base model, whether with the authors' settings, and the execution."""
@@ -79,7 +83,12 @@ UPDATERS: dict[str, Builder] = {
 
 
 def build_updater(
-    name: str, model: EmbeddingMLPConfig, *, reference: bool = False, execution: Execution | None = None
+    name: str,
+    model: EmbeddingMLPConfig,
+    *,
+    reference: bool = False,
+    execution: Execution | None = None,
+    statistics: StatisticsConfig | None = None,
 ) -> Updater[Any]:
     """The update method of this name.
 
@@ -88,10 +97,30 @@ def build_updater(
         model: shape of the base model. SML-MF takes a matrix factorization of the same `dim` instead.
         reference: with the authors' settings instead of ours.
         execution: where it computes.
+        statistics: counted along, as the numeric inputs of the model; None where the data brings these, or the model
+            has none. A matrix factorization reads none.
 
     Raises:
-        ValueError: there is no such method.
+        ValueError: there is no such method, or the model has another number of numeric inputs.
     """
     if name not in UPDATERS:
         raise ValueError(f"updater: expected one of {', '.join(UPDATERS)}; received {name!r}")
-    return UPDATERS[name](name, model, reference, execution)
+    updater = UPDATERS[name](name, model, reference, execution)
+    if statistics is None or not isinstance(updater.model.config, EmbeddingMLPConfig):
+        return updater
+    return WithStatistics(updater, statistics)
+
+
+def updater_of_dump(parts: Mapping[str, Checkpoint]) -> Updater[Any]:
+    """The method that can load this dump, by its part "updater".
+
+    Raises:
+        ValueError: there is no such method.
+        LookupError: the part is missing, or says too little.
+    """
+    meta = parts["updater"].meta
+    shape, counted = config_from_json(meta["model"]), meta.get(STATISTICS)
+    if isinstance(shape, MatrixFactorizationConfig):
+        shape = EmbeddingMLPConfig(dim=shape.dim, categories=shape.categories)
+    statistics = None if counted is None else StatisticsConfig(**counted)
+    return build_updater(meta["updater"], shape, statistics=statistics)

@@ -11,8 +11,7 @@ One update, when the data D_{t+1} of a period has arrived:
 Some additions keep a generator that has seen little from doing harm; `AsmgConfig.reference` is without them:
 
 * Θ* is Θ_t plus a correction that begins with zero (`asmg.generator`).
-* ω is the average of the iterates of a pass (Polyak), since the last iterate of Adam at this step size is noisy, and
-  the weights of the MLP's GRUs take smaller steps.
+* ω is the average of the iterates of a pass (Polyak), since the last iterate of Adam at this step size is noisy.
 * Θ*_t is trusted as far as it has earned: what is served is Θ_t + α·(Θ*_t - Θ_t). A few fractions α compete on the
   periods so far, each scored before anything was trained on it, and the one with the largest gain over α = 0, which is
   IU, wins; a gain counts for what is left of it `caution` standard errors below.
@@ -42,7 +41,7 @@ from asmg.generator import (
 )
 from asmg.generator_training import GeneratorTraining
 from asmg.models import Params, forget, read_rows
-from asmg.training import Execution, Progress, narrow, predict_logits, take
+from asmg.training import Execution, Progress, narrow, take
 from asmg.updaters.base import Updater
 
 __all__ = ["Asmg", "AsmgConfig", "AsmgState"]
@@ -60,9 +59,9 @@ class AsmgConfig:
     """λ: linear = j / Σj (multi), uniform = 1/k (unif), last = the newest period alone (single)."""
     carry_hidden: bool = True
     """Whether the window starts from the hidden state after the models before it; else from zeros (zero)."""
-    lr: float = 1e-2
+    lr: float = 3e-2
     """Adam's step size for ω."""
-    dense_share: float = 0.3
+    dense_share: float = 1.0
     """Share of `lr` by which the weights of the MLP's GRUs move: each scalar has a set of its own, and a small period
     says little about so many."""
     batch_size: int = 256
@@ -75,7 +74,7 @@ class AsmgConfig:
     """The fractions α that compete, ascending; (1.0,) trusts the generator blindly."""
     evidence_decay: float = 0.9
     """What a period-old gain of a fraction still counts."""
-    caution: float = 2.0
+    caution: float = 1.0
     """Standard errors by which a gain has to exceed zero before it counts."""
     full_window: bool = False
     """Whether training waits until there are k models."""
@@ -107,7 +106,7 @@ class AsmgConfig:
         """The authors' settings (methods.md, sections 6 and 7)."""
         settings: dict[str, Any] = {
             "generator": GeneratorConfig(output="direct"),
-            "dense_share": 1.0,
+            "lr": 1e-2,
             "average": False,
             "blends": (1.0,),
             "full_window": True,
@@ -186,9 +185,14 @@ class Asmg(Updater[AsmgState]):
 
     @override
     def initial(self, rng: torch.Generator) -> AsmgState:
+        """See Updater. The base model is drawn first: it is the same whatever the generator is."""
+        return self._begun(self.base.initial(rng), rng)
+
+    def _begun(self, base: BaseState, rng: torch.Generator) -> AsmgState:
+        """A state with a fresh generator."""
         weights = self.generator.initial(rng)
         return AsmgState(
-            base=self.base.initial(rng),
+            base=base,
             models=(),
             weights=weights,
             adam=AdamState.zeros(weights),
@@ -201,7 +205,7 @@ class Asmg(Updater[AsmgState]):
     @override
     def started(self, base: BaseState, periods: Sequence[PeriodData], *, rng: torch.Generator) -> AsmgState:
         """See Updater. Where `skip_first`, the given model is not part of the sequence."""
-        state = replace(self.initial(rng), base=base, models=(base.params,), generated=base.params)
+        state = replace(self._begun(base, rng), models=(base.params,), generated=base.params)
         return replace(state, models=()) if self.config.skip_first else state
 
     @override
@@ -264,7 +268,7 @@ class Asmg(Updater[AsmgState]):
         (plain, generated), small = narrow(self.model, [state.base.params, state.generated], data)
 
         def losses(params: Params) -> Tensor:
-            logits = predict_logits(self.model, params, small, compiled=self.execution.compiled).double()
+            logits = self.base.predicted(params, small).double()
             return functional.binary_cross_entropy_with_logits(logits, small.label.double(), reduction="none")
 
         base = losses(plain)
@@ -335,7 +339,7 @@ class Asmg(Updater[AsmgState]):
             hidden = {group: read_rows(h, rows[group]) if group in rows else h for group, h in state.hidden.items()}
             generated, _, _ = self._read(state.weights, [*(take(m, rows) for m in state.models), found.params], hidden)
             models["generated"] = blend(found.params, generated, self.trust(state))
-        return {name: predict_logits(self.model, params, found.held_out) for name, params in models.items()}
+        return {name: self.base.predicted(params, found.held_out) for name, params in models.items()}
 
     def _generate(self, state: AsmgState) -> AsmgState:
         """The tables of Θ_{t+1}, the state before the next window, and Θ*_{t+1}: all that is as large as the tables."""

@@ -1,8 +1,8 @@
 """The contract of every update method: previous state + a period's data → new state + serving model.
 
 An update is a sequence of named stages, each a pure function of (state, data, rng), so that a caller can store the
-state between stages and go on after a crash with the same result to the bit. All stages but the last cost what the
-period's traffic costs; the last one writes whole tables.
+state between stages and go on after a crash with the same result to the bit. All stages of a method but its last cost
+what the period's traffic costs; the last one writes whole tables.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,8 @@ from asmg.base_training import BaseState, BaseTraining
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import BaseModel, Params
-from asmg.training import Progress, predict_logits
+from asmg.statistics import Statistics
+from asmg.training import Progress
 
 __all__ = ["StateT", "Updater"]
 
@@ -96,6 +97,17 @@ class Updater(ABC, Generic[StateT]):
             state = self.run_stage(stage, state, data, rng=rng, progress=part)
         return state
 
+    def prepare(self, state: StateT, data: PeriodData) -> PeriodData:
+        """The data as the models of this state read it; to be called before any of them is asked about it.
+
+        A method whose models read statistics adds those that were known before the period.
+        """
+        return data
+
+    def statistics_of(self, state: StateT) -> Statistics | None:
+        """The statistics that the models of this state are served with; None where they read none."""
+        return None
+
     def base_of(self, state: StateT) -> BaseState:
         """The base model within the state."""
         return state if isinstance(state, BaseState) else state.base  # type: ignore[attr-defined]  # every other has one
@@ -127,7 +139,7 @@ class Updater(ABC, Generic[StateT]):
             DivergedError: when training met a loss that is not finite.
         """
         found = self.base.rehearsed(self.base_of(state), data, held_out, rng, progress)
-        return {"incremental": predict_logits(self.model, found.params, found.held_out)}
+        return {"incremental": self.base.predicted(found.params, found.held_out)}
 
     @abstractmethod
     def forgotten(self, state: StateT, rows: Mapping[str, Tensor]) -> StateT:

@@ -17,7 +17,7 @@ from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingCon
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint
 from asmg.models import Params
-from asmg.training import Execution, Progress, predict_logits
+from asmg.training import Execution, Progress
 from asmg.updaters.base import Updater
 
 __all__ = ["IncCTR", "IncCTRConfig"]
@@ -76,7 +76,7 @@ class IncCTR(Updater[BaseState]):
 
         Of ids that it does not know it says what its cold row says.
         """
-        teacher = predict_logits(self.model, state.params, data, compiled=self.base.execution.compiled).sigmoid()
+        teacher = self.base.predicted(state.params, data).sigmoid()
         return data.label.lerp(teacher, self.config.distillation)
 
     @override

@@ -33,7 +33,7 @@ from asmg.batch import Epoch, PeriodData, excerpt
 from asmg.checkpoint import Checkpoint, dump_adam, load_adam, tensors_of
 from asmg.metrics import auc
 from asmg.models import MatrixFactorizationConfig, Params, forget, grow, table_sizes
-from asmg.training import DivergedError, Execution, Progress, RowUpdate, finite, predict_logits, take
+from asmg.training import DivergedError, Execution, Progress, RowUpdate, finite, take
 from asmg.transfer import Output, Transfer
 from asmg.updaters.base import Updater
 
@@ -110,6 +110,10 @@ class Sml(Updater[SmlState]):
     ) -> None:
         self.name = "sml-mf" if isinstance(model, MatrixFactorizationConfig) else "sml"
         self.config = config or SmlConfig()
+        if training is not None and training.most_epochs is not None:
+            raise ValueError(
+                f"most_epochs: expected None, for SML has no held-out part; received {training.most_epochs}"
+            )
         self.base = BaseTraining(model, training or TrainingConfig(), execution or Execution())
         self.model, self.execution = self.base.model, self.base.execution
         self.transfer = Transfer(self.model, self.config.output)
@@ -298,9 +302,7 @@ class TransferPhase:
     def auc(self) -> float | None:
         """That of T(Θ', Θ) on the period; None where it is of one class."""
         used = self.transfer.generate([self.weights], self.previous, self.trained)
-        params = {name: t.cpu() for name, t in used.items()}
-        compiled = self.updater.execution.compiled
-        return auc(predict_logits(self.model, params, self.data, compiled=compiled), self.data.label)
+        return auc(self.updater.base.predicted(used, self.data), self.data.label)
 
     def assign(self) -> None:
         """Θ := T(Θ', Θ)."""

@@ -24,7 +24,7 @@ from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingCon
 from asmg.batch import PeriodData, concatenate
 from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.models import Params
-from asmg.training import Execution, Progress, predict_logits
+from asmg.training import Execution, Progress
 from asmg.updaters.base import Updater
 
 __all__ = ["Reservoir", "ReservoirUpdate", "SpmfConfig", "SpmfState", "weighted_sample"]
@@ -180,7 +180,7 @@ class ReservoirUpdate(Updater[SpmfState]):
 
     def log_weights(self, state: SpmfState, positives: PeriodData) -> Tensor:
         """Rank over R of each positive kept, float64 [R]; the state's model scores the one of rank 0 highest."""
-        scores = predict_logits(self.model, state.base.params, positives, compiled=self.base.execution.compiled)
+        scores = self.base.predicted(state.base.params, positives)
         weights = torch.empty(len(scores), dtype=torch.float64)
         weights[scores.argsort(descending=True, stable=True)] = torch.arange(len(scores)).double() / len(scores)
         return weights

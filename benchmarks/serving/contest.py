@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from asmg.models import Params
+from asmg.statistics import Statistics
 from benchmarks.serving.answers import WrongAnswers, check_scores, like_ours
 from benchmarks.serving.load import Load
 from benchmarks.serving.measuring import measure
@@ -15,7 +20,14 @@ from benchmarks.serving.options import NOOP, OURS, VARIANTS, Cell, ServeOptions,
 from benchmarks.serving.ours import Installation, Snapshots, served_version
 from benchmarks.serving.peers.noop import write_answers
 from benchmarks.serving.servers import Server, ServerFailed, environment_without_settings, free_port
-from benchmarks.serving.workload import expected_scores, make_workload, random_params, save_model
+from benchmarks.serving.workload import (
+    WITH_STATISTICS,
+    expected_scores,
+    make_workload,
+    random_params,
+    random_statistics,
+    save_model,
+)
 from service.processes import StopRequest
 
 __all__ = ["CLOSED", "OPEN", "Contest", "Key", "service_server", "wait_for_version"]
@@ -77,19 +89,38 @@ class Contest:
         params = random_params(options.sizes, options.seed)
         save_model(self._folder, params, self._workload)
         self._pools = {n: self._workload.requests(n, POOL) for n in options.items}
-        self._expected = {n: expected_scores(params, pool)[:CHECKED] for n, pool in self._pools.items()}
+        self._expected: dict[bool, dict[int, NDArray[np.float64]]] = {}
+        self._expect(params, None)
         self._samples: dict[int, bytes] = {}
+        self._installations: dict[str, Installation] = {}
         with ExitStack() as stack:
-            self._installation: Installation | None = None
-            if OURS in options.names:
-                self._say("installing the service")
-                self._installation = stack.enter_context(Installation(self._folder))
-                snapshot = Snapshots(options.sizes, self._folder).make(params)
-                self._installation.publish(VERSION, self._installation.store(snapshot))
-                self._installation.remember(self._workload)
+            for variant in self._variants:
+                if variant.file is None:
+                    self._say(f"installing the service: {variant.name}")
+                    self._installations[variant.name] = stack.enter_context(self._installed(variant, params))
             for number in range(options.rounds):
                 for workers in options.workers:
                     self._play_round(number, workers)
+
+    @contextmanager
+    def _installed(self, variant: Variant, params: Params) -> Iterator[Installation]:
+        """The service with the model in its log and its tables."""
+        sizes, seed, statistics = self._options.sizes, self._options.seed, None
+        if variant.statistics:
+            params, statistics = random_params(sizes, seed, WITH_STATISTICS), random_statistics(sizes, seed)
+            self._expect(params, statistics)
+        (folder := self._folder / variant.name[-1]).mkdir()  # short, for the sockets in it
+        with Installation(folder) as installation:
+            snapshot = Snapshots(sizes, folder).make(params, statistics)
+            installation.publish(VERSION, installation.store(snapshot))
+            installation.remember(self._workload)
+            yield installation
+
+    def _expect(self, params: Params, statistics: Statistics | None) -> None:
+        pools = self._pools.items()
+        self._expected[statistics is not None] = {
+            n: expected_scores(params, p.first(CHECKED), statistics) for n, p in pools
+        }
 
     def _play_round(self, number: int, workers: int) -> None:
         """Those of no great weight stay up and are measured in turn for each cell, the others one after the other."""
@@ -134,7 +165,7 @@ class Contest:
         options, name = self._options, one.variant.name
         if name in self.left_out:
             return
-        stores = self._installation.store_processes() if name == OURS and self._installation is not None else []
+        stores = self._installations[name].store_processes() if name in self._installations else []
         try:
             entry = measure(one.server, one.requests[cell.n], cell, options, rate=rate, stores=stores)
         except ServerFailed as error:
@@ -160,12 +191,13 @@ class Contest:
             yield one
 
     def _start(self, variant: Variant, workers: int, stack: ExitStack) -> _Running:
-        key = self._installation.key if self._installation is not None else "none"
+        keys = {name: installation.key for name, installation in self._installations.items()}
+        key = keys.get(variant.name, next(iter(keys.values()), "none"))
         requests = {n: p.encode(key, before=variant.before, after=variant.after) for n, p in self._pools.items()}
         first = requests[self._options.items[0]][0]
-        if variant.name == OURS:
-            assert self._installation is not None
-            server = stack.enter_context(service_server(self._installation, self._folder, workers, self._stop))
+        if variant.name in self._installations:
+            installation = self._installations[variant.name]
+            server = stack.enter_context(service_server(installation, self._folder, workers, self._stop, variant.name))
             wait_for_version(server, VERSION)
             everyone = self._workload.one_each().encode(key)  # so that no history is looked up for the first time
             load = Load(
@@ -197,7 +229,7 @@ class Contest:
         )
 
     def _check(self, one: _Running) -> None:
-        for n, expected in self._expected.items():
+        for n, expected in self._expected[one.variant.statistics].items():
             load = Load(
                 requests=one.requests[n][:CHECKED], connections=1, count=CHECKED, seconds=30.0, keep_bodies=True
             )
@@ -211,18 +243,20 @@ class Contest:
     def _noop_answer(self, n: int) -> tuple[int, bytes]:
         """For requests of up to so many bytes, a body of the length that the real service's have."""
         longest = max(len(request.partition(b"\r\n\r\n")[2]) for request in self._pools[n].encode(""))
-        return longest, self._samples.get(n) or like_ours(self._expected[n][0])
+        return longest, self._samples.get(n) or like_ours(self._expected[False][n][0])
 
 
-def service_server(installation: Installation, folder: Path, workers: int, stop: StopRequest) -> Server:
+def service_server(
+    installation: Installation, folder: Path, workers: int, stop: StopRequest, name: str = OURS
+) -> Server:
     """The api processes of an installation."""
     port = free_port()
     return Server(
-        OURS,
+        name,
         installation.command(workers, port),
         port,
         environment=installation.environment(),
-        log=folder / f"{OURS}.log",
+        log=folder / f"{name}.log",
         check=stop.check,
         hurried=lambda: stop.hurried,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.serving.workload import ServingSizes
 from service.limits import MAX_ITEMS
 
-__all__ = ["NOOP", "OURS", "PLAIN", "VARIANTS", "Cell", "ServeOptions", "Variant"]
+__all__ = ["DEFAULT", "NOOP", "OURS", "PLAIN", "VARIANTS", "Cell", "ServeOptions", "Variant"]
 
 
 @dataclass(frozen=True, order=True)
@@ -36,6 +36,8 @@ class Variant:
     before: bytes = b""
     after: bytes = b""
     """What it wants around the document of a request."""
+    statistics: bool = False
+    """Whether its model reads statistics, as the one that is served by default; the others' does not."""
 
     @property
     def installed(self) -> bool:
@@ -43,12 +45,13 @@ class Variant:
         return self.package is None or find_spec(self.package) is not None
 
 
-OURS, PLAIN, NOOP = "asmg", "plain", "noop"
+OURS, DEFAULT, PLAIN, NOOP = "asmg", "asmg-statistics", "plain", "noop"
 
 VARIANTS = {
     variant.name: variant
     for variant in (
         Variant(name=OURS),
+        Variant(name=DEFAULT, statistics=True),
         Variant(name=PLAIN, file="plain"),
         Variant(name=NOOP, file="noop"),
         Variant(name="litserve", file="lit_serve", package="litserve"),

@@ -25,8 +25,9 @@ import numpy as np
 import psutil
 
 from asmg.models import Params
+from asmg.statistics import Statistics
 from benchmarks.serving.servers import environment_without_settings
-from benchmarks.serving.workload import MODEL, ServingSizes, ServingWorkload, item_id, user_id
+from benchmarks.serving.workload import MODEL, WITH_STATISTICS, ServingSizes, ServingWorkload, item_id, user_id
 from service.files import DigestedFile, create, find
 from service.serving.encode import Known, encode_model
 from service.settings import Settings
@@ -88,10 +89,11 @@ class Snapshots:
         self._users = Known(_Ids(user_id, sizes.users), np.arange(1, sizes.users + 1))
         self._items = Known(_Ids(item_id, sizes.items), np.arange(1, sizes.items + 1))
 
-    def make(self, params: Params) -> DigestedFile:
-        """The snapshot of a model, as a file."""
+    def make(self, params: Params, statistics: Statistics | None = None) -> DigestedFile:
+        """The snapshot of a model, as a file; of one with statistics, where they are given."""
+        model = MODEL if statistics is None else WITH_STATISTICS
         with create(self._folder, FILE_SUFFIX) as file:
-            encode_model(file, MODEL, params, self._users, self._items)
+            encode_model(file, model, params, self._users, self._items, None, statistics)
         return file
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.printing import Printer, times
 from benchmarks.serving.contest import CLOSED, OPEN, Key
-from benchmarks.serving.options import NOOP, OURS, PLAIN, VARIANTS, Cell
+from benchmarks.serving.options import DEFAULT, NOOP, OURS, PLAIN, VARIANTS, Cell
 
 __all__ = ["print_cells", "summaries"]
 
@@ -52,7 +52,8 @@ def summaries(raw: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[Summary]:
 def print_cells(printer: Printer, cells: Sequence[Summary], rounds: int) -> None:
     """Ratios where there is something to compare with, then the figures themselves."""
     closed = [cell for cell in cells if cell["loop"] == CLOSED]
-    _print_ratios(printer, closed)
+    for name in (OURS, DEFAULT):
+        _print_ratios(printer, closed, name)
     _print_figures(printer, closed, f"Closed loop, medians of {rounds} rounds")
     _print_figures(printer, [cell for cell in cells if cell["loop"] == OPEN], "Open loop", rate=True)
     stores = [cell["stores_cpu_us"] for cell in closed if cell.get("stores_cpu_us") is not None]
@@ -64,16 +65,17 @@ def print_cells(printer: Printer, cells: Sequence[Summary], rounds: int) -> None
         )
 
 
-def _print_ratios(printer: Printer, cells: Sequence[Summary]) -> None:
+def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None:
+    """Of a variant of the service against those of others, and its CPU against that of the model without statistics."""
     by_cell: dict[Cell, dict[str, Summary]] = {}
     for one in cells:
         by_cell.setdefault(Cell(one["n"], one["concurrency"], one["workers"]), {})[one["variant"]] = one
     rows = []
     for cell, found in by_cell.items():
-        ours = found.get(OURS)
+        ours = found.get(name)
         if ours is None or len(found) == 1:
             continue
-        peers = [found[name] for name in found if VARIANTS[name].package is not None]
+        peers = [one for other, one in found.items() if VARIANTS[other].package is not None]
         best = max(peers, key=lambda peer: float(peer["rps"]), default=None)
         share = _ratio(ours, found.get(NOOP), "rps")
         rows.append(
@@ -87,12 +89,16 @@ def _print_ratios(printer: Printer, cells: Sequence[Summary]) -> None:
                 "" if best is None else best["variant"],
                 _times(min((r for peer in peers if (r := _ratio(peer, ours, "cpu_us"))), default=None)),
                 "" if share is None else f"{100 * share:.0f} %",
+                *([_times(_ratio(ours, found.get(OURS), "cpu_us"))] if name == DEFAULT else []),
             )
         )
     if rows:
         printer.table(
-            f"{OURS} against the others: times the requests a second, times less CPU",
-            ("items", "conns", "workers", "plain", "its CPU", "best peer", "which", "least CPU", "of no-op"),
+            f"{name} against the others: times the requests a second, times less CPU",
+            (
+                *("items", "conns", "workers", "plain", "its CPU", "best peer", "which", "least CPU", "of no-op"),
+                *([f"CPU of {OURS}"] if name == DEFAULT else []),
+            ),
             rows,
             words=0,
         )

@@ -11,9 +11,10 @@ from typing import Any
 
 from benchmarks.printing import Printer, check_writable
 from benchmarks.serving.contest import Contest
-from benchmarks.serving.options import NOOP, OURS, PLAIN, ServeOptions
+from benchmarks.serving.options import DEFAULT, NOOP, OURS, PLAIN, ServeOptions
 from benchmarks.serving.results import print_cells, summaries
 from benchmarks.serving.swap import measure_swap, need_room, print_swap
+from benchmarks.serving.workload import NEIGHBOURS
 from benchmarks.timing import machine_facts
 from service.processes import INTERRUPTED, Interrupted, StopRequest
 
@@ -82,10 +83,16 @@ def _print_head(printer: Printer, options: ServeOptions, facts: dict[str, Any]) 
     load = facts["load_average"]
     if load and load[0] > facts["cpus_usable"] / 2:
         printer.line(f"Other programs were running (load average {load[0]:.1f}): take the figures with care.")
+    if DEFAULT in options.names:
+        printer.line(
+            f"{DEFAULT}: with statistics ({NEIGHBOURS} neighbours of an item) and dot products, as served by default; "
+            "the other servers do without."
+        )
     if {PLAIN, NOOP} & set(options.names):
         printer.line(
             f"{PLAIN}: FastAPI and eager torch as a tutorial would write it, without key check and with the histories "
-            f"in memory. {NOOP}: reads a request and answers ready bytes. All servers give the same scores, checked."
+            f"in memory. {NOOP}: reads a request and answers ready bytes. "
+            "Servers of one model give the same scores, checked."
         )
 
 

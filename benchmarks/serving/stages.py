@@ -20,7 +20,14 @@ from starlette.types import Scope
 
 from benchmarks.printing import Printer
 from benchmarks.serving.ours import Installation, Snapshots
-from benchmarks.serving.workload import ServingSizes, make_workload, random_params
+from benchmarks.serving.workload import (
+    MODEL,
+    WITH_STATISTICS,
+    ServingSizes,
+    make_workload,
+    random_params,
+    random_statistics,
+)
 from service.app import create_app
 from service.bodies import quick_question
 from service.dependencies import Parts, Requires
@@ -38,7 +45,13 @@ WHOLE, NOTHING = "all of the application", "nothing"
 
 
 def measure_stages(
-    folder: Path, n: int, *, calls: int = CALLS, rounds: int = ROUNDS, rate_limit: float = 0.0
+    folder: Path,
+    n: int,
+    *,
+    calls: int = CALLS,
+    rounds: int = ROUNDS,
+    rate_limit: float = 0.0,
+    statistics: bool = False,
 ) -> dict[str, float]:
     """Microseconds of a request with `n` items, by stage, and of all of it.
 
@@ -48,12 +61,16 @@ def measure_stages(
         calls: of each stage in a round.
         rounds: of which the median is taken.
         rate_limit: of the key, requests a second; 0 for none.
+        statistics: whether the model is the one that is served by default, with statistics, or the one without.
     """
     sizes = ServingSizes()
+    model, known = (WITH_STATISTICS, random_statistics(sizes, 0)) if statistics else (MODEL, None)
     workload = make_workload(sizes, 0)
     with Installation(folder) as installation:
         installation.remember(workload)
-        installation.publish(1, installation.store(Snapshots(sizes, folder).make(random_params(sizes, 0))))
+        installation.publish(
+            1, installation.store(Snapshots(sizes, folder).make(random_params(sizes, 0, model), known))
+        )
         heads = [request.partition(b"\r\n\r\n") for request in workload.requests(n, POOL).encode(installation.key)]
         values = {name.removeprefix("ASMG_").lower(): v for name, v in installation.environment().items()}
         places = {name: values[name] for name in ("postgres_dsn", "redis_url", "data_dir")}
@@ -107,12 +124,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.stages", description=__doc__)
     parser.add_argument("--items", default="1,50,500", help="Items of a request.")
     parser.add_argument("--rate-limit", type=float, default=0.0, help="Requests a second of the key; 0 for none.")
+    parser.add_argument("--statistics", action="store_true", help="Of a model with statistics, as served by default.")
     options = parser.parse_args()
     numbers = [int(part) for part in options.items.split(",")]
     columns = []
     for n in numbers:
         with tempfile.TemporaryDirectory(prefix="asmg-stages-", ignore_cleanup_errors=True) as folder:
-            columns.append(measure_stages(Path(folder), n, rate_limit=options.rate_limit))
+            columns.append(
+                measure_stages(Path(folder), n, rate_limit=options.rate_limit, statistics=options.statistics)
+            )
     rows = []
     for name in columns[0]:
         rows.append((name, *(f"{column[name]:.1f}" for column in columns)))

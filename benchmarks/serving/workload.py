@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from asmg.batch import HISTORY_LENGTH
-from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params
+from asmg.batch import HISTORY_LENGTH, PeriodData
+from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params, default_config
+from asmg.statistics import NAMES, Statistics, StatisticsConfig
 
 __all__ = [
+    "NEIGHBOURS",
+    "WITH_STATISTICS",
     "RequestPool",
     "ServingSizes",
     "ServingWorkload",
@@ -26,12 +29,19 @@ __all__ = [
     "load_model",
     "make_workload",
     "random_params",
+    "random_statistics",
     "save_model",
     "user_id",
 ]
 
 MODEL = EmbeddingMLP(EmbeddingMLPConfig())
 """Embedding&MLP with dims 8 and an MLP 24-12-6-1, without categories."""
+
+WITH_STATISTICS = EmbeddingMLP(default_config(categories=False, numeric=len(NAMES)))
+"""The shape that is served by default: the same with statistics and dot products."""
+
+NEIGHBOURS = 47
+"""Items beside each item, as many as DIGINETICA's have on average."""
 
 BIAS_STEP = 0.3
 """By how much the last bias of one model differs from that of the next, beside all other numbers."""
@@ -76,6 +86,10 @@ class RequestPool:
     def n(self) -> int:
         """Candidates of a request."""
         return int(self.items.shape[1])
+
+    def first(self, count: int) -> "RequestPool":
+        """The first `count` of them."""
+        return RequestPool(self.users[:count], self.histories[:count], self.items[:count])
 
     def encode(self, key: str, *, before: bytes = b"", after: bytes = b"") -> list[bytes]:
         """Each request as the bytes of an HTTP/1.1 request that keeps its connection.
@@ -129,26 +143,66 @@ def make_workload(sizes: ServingSizes, seed: int, *, active: int | None = None) 
     return ServingWorkload(sizes, users, histories, seed)
 
 
-def random_params(sizes: ServingSizes, seed: int) -> Params:
+def random_params(sizes: ServingSizes, seed: int, model: EmbeddingMLP = MODEL) -> Params:
     """A model whose scores tell its rows apart; another seed gives other numbers everywhere."""
     rng = torch.Generator().manual_seed(seed)
-    params = MODEL.initial(rng)
-    params["user"] = torch.randn(sizes.users + 1, MODEL.config.dim, generator=rng)
-    params["item"] = torch.randn(sizes.items + 1, MODEL.config.dim, generator=rng)
-    last = list(MODEL.dense_shapes)[-1]
-    params[last] = params[last] + BIAS_STEP * (seed % 4 - 1.5)
-    return params
+    params = model.initial(rng)
+    params["user"] = torch.randn(sizes.users + 1, model.config.dim, generator=rng)
+    params["item"] = torch.randn(sizes.items + 1, model.config.dim, generator=rng)
+    return model.shifted(params, BIAS_STEP * (seed % 4 - 1.5))
+
+
+def random_statistics(sizes: ServingSizes, seed: int, neighbours: int = NEIGHBOURS) -> Statistics:
+    """Of one period, in which every item was clicked beside `neighbours` others at random."""
+    rng, items = np.random.default_rng([seed, 3]), sizes.items + 1
+    near = np.sort(rng.integers(1, items, (items, min(neighbours, sizes.items))).astype(np.int32), 1)
+    near[0], distinct = 0, np.ones(near.shape, dtype=bool)
+    distinct[:, 1:] = near[:, 1:] > near[:, :-1]
+    distinct[0] = False
+    starts = np.concatenate([[0], np.cumsum(distinct.sum(1))])
+    shown = 1 + torch.from_numpy(rng.integers(0, 100, (items, 2)).astype(np.float32))
+    counts = torch.stack([shown.amin(1), shown.amax(1)], 1).repeat(1, 2)
+    counts[0] = 0
+    together, passed = (torch.from_numpy(rng.integers(1, 9, starts[-1]).astype(np.float32)) for _ in range(2))
+    degrees = torch.zeros(items).index_add_(0, torch.repeat_interleave(torch.from_numpy(np.diff(starts))), together)
+    moments = torch.ones(2, len(NAMES) + 2, dtype=torch.float64)
+    moments[0, 1], moments[1] = 0.3, 2.0
+    once = torch.ones(items, dtype=torch.int32)
+    return Statistics(
+        StatisticsConfig(), 1, counts, once, torch.from_numpy(starts), torch.from_numpy(near[distinct]),
+        together, passed, degrees, once, moments,
+    )  # fmt: skip
 
 
 @torch.inference_mode()
-def expected_scores(params: Mapping[str, Tensor], pool: RequestPool) -> NDArray[np.float64]:
-    """What the plain torch forward says of each candidate, [R, n]."""
+def expected_scores(
+    params: Mapping[str, Tensor], pool: RequestPool, statistics: Statistics | None = None
+) -> NDArray[np.float64]:
+    """What the plain torch forward says of each candidate, [R, n]: of a model with statistics, where they are given."""
     count, n = pool.items.shape
     pooled = params["item"][torch.from_numpy(pool.histories)].mean(1)
     user = params["user"][torch.from_numpy(pool.users)]
-    item = params["item"][torch.from_numpy(pool.items.reshape(-1))]
-    logits = MODEL.head(params, user.repeat_interleave(n, 0), pooled.repeat_interleave(n, 0), item)
-    return torch.sigmoid(logits).double().view(count, n).numpy()
+    rows = torch.from_numpy(pool.items.reshape(-1))
+    model = MODEL if statistics is None else WITH_STATISTICS
+    about = (user.repeat_interleave(n, 0), pooled.repeat_interleave(n, 0), params["item"][rows])
+    numeric = None if statistics is None else statistics.inputs(_log_of(pool))
+    return torch.sigmoid(model.head(params, *about, numeric)).double().view(count, n).numpy()
+
+
+def _log_of(pool: RequestPool) -> PeriodData:
+    """The requests as interactions of users who have clicked their histories and have passed nothing."""
+    count, n = pool.items.shape
+    length = pool.histories.shape[1]
+    return PeriodData(
+        user=torch.zeros(count * n, dtype=torch.int32),
+        item=torch.from_numpy(pool.items.reshape(-1).astype(np.int32)),
+        history=torch.from_numpy(np.repeat(pool.histories, n, 0).reshape(-1).astype(np.int32)),
+        offsets=torch.arange(count * n + 1) * length,
+        label=torch.zeros(count * n),
+        recent=torch.tensor([[length, 10, length]], dtype=torch.int32).repeat(count * n, 1),
+        users=1,
+        items=1 + int(max(pool.items.max(), pool.histories.max())),
+    )
 
 
 def save_model(folder: Path, params: Params, workload: ServingWorkload) -> None:

@@ -34,12 +34,15 @@ def prepare_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, amazon; or log: one of "
-            "your own, CSV (also compressed by gzip) or Parquet."
+            help="tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, kuairand, amazon; or log: "
+            "one of your own, CSV (also compressed by gzip) or Parquet."
         ),
     ],
     raw: Annotated[Path, typer.Option(help="The file as it was published, or the folder that holds it.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
+    title: Annotated[
+        str | None, typer.Option("--name", help="What your own log is called in the card and in reports.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the sampled negatives.")] = 0,
     negatives: Negatives = 1,
     malformed: MalformedRows = "error",
@@ -72,6 +75,7 @@ def prepare_command(
             name=name,
             raw=raw,
             out=out,
+            title=title,
             seed=seed,
             negatives=negatives,
             malformed=malformed,  # type: ignore[arg-type] # checked by PrepareOptions
@@ -98,7 +102,7 @@ def prepare_command(
 def run_command(
     data: Annotated[Path, typer.Option(help="A folder of `asmg experiment prepare`.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; one of an earlier run is gone on with.")],
-    methods: Annotated[str | None, typer.Option(help="Separated by commas; all by default.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Separated by commas; by default all that are installed.")] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each method, seeds 0, 1, …")] = 5,
     periods: Annotated[int, typer.Option(help="Equal periods that the log is cut into.")] = 31,
     pretrain: Annotated[int, typer.Option(help="Of these, learned together beforehand.")] = 10,
@@ -112,23 +116,47 @@ def run_command(
     sensitivity: Annotated[
         bool, typer.Option(help="Also run asmg-gru-multi with other sequence lengths and hidden sizes.")
     ] = True,
+    statistics: Annotated[
+        bool | None,
+        typer.Option(help="Whether the base model reads statistics; by default with our settings it does."),
+    ] = None,
+    drop_statistic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A statistic in whose place every method reads zeros; may be repeated."),
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option(help="Width of the base model's embeddings, if not as in settings.")
+    ] = None,
+    hidden: Annotated[
+        str | None, typer.Option(help="Widths of its hidden layers, separated by commas, if not as in settings.")
+    ] = None,
+    dot: Annotated[
+        bool | None, typer.Option(help="Whether it has the dot products; by default with our settings it has.")
+    ] = None,
     processes: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each core.")] = None,
 ) -> None:
     """Run methods over the periods of a log, with several seeds; stopped and started again, it goes on where it was."""
     # With the training library, which takes seconds to import.
     from asmg.datasets.prepared import read_card
     from asmg.experiments.jobs import Protocol
-    from asmg.experiments.run import ExperimentError, ExperimentOptions, run_experiment
-    from asmg.updaters import UPDATERS
+    from asmg.experiments.run import ExperimentError, ExperimentOptions, default_methods, run_experiment
+    from asmg.yardsticks import LIGHTGBM_MISSING
 
     with plain_errors(), unusable_files():
-        names = tuple(UPDATERS) if methods is None else tuple(name.strip() for name in methods.split(","))
+        names = default_methods() if methods is None else tuple(name.strip() for name in methods.split(","))
+        if methods is None and "lightgbm" not in names:
+            print(f"without lightgbm: {LIGHTGBM_MISSING}", flush=True)
         protocol = Protocol(
             periods=periods,
             pretrain=pretrain,
             test_from=test_from,
             settings=settings,  # type: ignore[arg-type] # checked by Protocol
             categories=read_card(data).categories > 0 if categories is None else categories,
+            statistics=statistics,
+            dropped=tuple(drop_statistic or ()),
+            dim=dim,
+            hidden=None if hidden is None else _widths(hidden),
+            dot=dot,
         )
         options = ExperimentOptions(
             methods=names, seeds=seeds, protocol=protocol, sensitivity=sensitivity, processes=processes
@@ -142,6 +170,18 @@ def run_command(
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", flush=True)
             raise typer.Exit(130) from None
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    """The numbers of a list such as 32,16.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
+        raise ValueError(f"hidden: expected whole numbers separated by commas, such as 32,16; received {text!r}")
+    return tuple(map(int, parts))
 
 
 @experiment.command("report")

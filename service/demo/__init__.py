@@ -20,7 +20,8 @@ from rich.markup import escape
 
 from asmg.datasets.synthetic import DriftConfig
 from service.console import ScoreLines, StageBar, make_console
-from service.demo.report import MODELS, Report
+from service.demo.practitioner import Practitioner
+from service.demo.report import API_NAMES, BEST, Report
 from service.demo.story import Story
 from service.demo.streams import SYNTHETIC_PERIODS, Stream, folder_stream, synthetic_stream
 from service.errors import ServiceError
@@ -180,12 +181,13 @@ class _Demo:
 
     def _play(self, stream: Stream, url: str, key: str, server: Child) -> tuple[Report, dict[str, Any]]:
         """The report, and a question to ask the service with."""
-        models = MODELS if stream.name == "synthetic" else MODELS[:3]
+        practitioner = Practitioner()
+        models = [*API_NAMES, practitioner.name, *([BEST] if stream.name == "synthetic" else [])]
         lines = ScoreLines(self._console, models, requests=True)
         self._say("")
         lines.header()
         with StageBar(self._console) as bar:
-            story = Story(url, key, bar, self._options.seed)
+            story = Story(url, key, bar, self._options.seed, practitioner)
             report = self._stop.run(
                 lambda: server.beside(
                     story.play(stream, self._options.seed, lambda period: lines.period(period.line()))

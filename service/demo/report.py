@@ -4,16 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from asmg.metrics import Scores
 from service.console import Numbers, PeriodLine
 from service.demo.traffic import Window
 
-__all__ = ["MODELS", "PeriodReport", "Report", "RollbackReport", "mean_scores"]
+__all__ = ["API_NAMES", "BEST", "PeriodReport", "Report", "RollbackReport", "mean_scores"]
 
-MODELS = ("generated", "incremental", "frozen", "best")
-"""Keys of the scores. `frozen` is the API's `baseline`, the first trained model, never updated; `best` is what the true
-click probabilities reach."""
+BEST = "best"
+"""Key of what the true click probabilities reach."""
 
 API_NAMES = {"generated": "generated", "incremental": "incremental", "frozen": "baseline"}
+"""Keys of the scores of the service's models, and what the API calls them: `frozen` is the first trained model, never
+updated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class PeriodReport:
     """Why."""
     error: str | None
     auc: Numbers
-    """By model; None where it is not known."""
+    """By model, the yardstick among them; None where it is not known."""
     logloss: Numbers
     seconds: Mapping[str, float]
     """Of each stage."""
@@ -44,15 +46,16 @@ class PeriodReport:
         model: Mapping[str, Any] | None,
         requests: Window,
         *,
+        yardstick: tuple[str, Scores | None],
         best_auc: float | None,
         best_logloss: float | None,
     ) -> "PeriodReport":
-        """From the documents of the period and of the version that it made."""
-        scores = document["scores"]
+        """From the documents of the period and of the version that it made, and what others reached on its log."""
+        scores, (name_of_yardstick, others) = document["scores"], yardstick
 
         def by_model(metric: str, best: float | None) -> dict[str, float | None]:
             found = {name: scores.get(api, {}).get(metric) for name, api in API_NAMES.items()}
-            return {**found, "best": best}
+            return {**found, name_of_yardstick: None if others is None else getattr(others, metric), BEST: best}
 
         return cls(
             period=document["period"],
@@ -136,6 +139,8 @@ class Report:
 
     data: str
     seed: int
+    yardstick: str
+    """Key of its scores: what a practitioner would have."""
     periods: Sequence[PeriodReport]
     rollback: RollbackReport | None
     """None where no version was ever published."""
@@ -175,6 +180,7 @@ class Report:
         return {
             "data": self.data,
             "seed": self.seed,
+            "yardstick": self.yardstick,
             "periods": [period.to_json() for period in self.periods],
             "means": {
                 "periods": [period.period for period in recent],
@@ -191,7 +197,7 @@ class Report:
 def mean_scores(scores: Sequence[Numbers]) -> dict[str, float | None]:
     """The mean of each model over periods; None for one that is not known in all of them."""
     means: dict[str, float | None] = {}
-    for name in MODELS:
+    for name in scores[0] if scores else ():
         values = [value for value in (of_period[name] for of_period in scores) if value is not None]
         means[name] = sum(values) / len(values) if values and len(values) == len(scores) else None
     return means

@@ -8,6 +8,7 @@ from typing import Any
 
 from service.console import StageBar
 from service.demo.client import Api, CallFailed
+from service.demo.practitioner import Practitioner
 from service.demo.report import PeriodReport, Report, RollbackReport
 from service.demo.streams import PlayedPeriod, Stream
 from service.demo.traffic import Traffic, VersionOrder
@@ -32,22 +33,24 @@ class Story:
         key: with all scopes.
         bar: shows what goes on.
         seed: of the questions.
+        practitioner: is told the same events.
     """
 
-    def __init__(self, url: str, key: str, bar: StageBar, seed: int) -> None:
+    def __init__(self, url: str, key: str, bar: StageBar, seed: int, practitioner: Practitioner) -> None:
         self._api = Api.connect(url, key)
-        self._bar = bar
+        self._bar, self._practitioner = bar, practitioner
         # Connections of its own, so that no prediction waits behind a batch of the log.
         self._traffic_api = Api.connect(url, key)
         self._traffic = Traffic(self._traffic_api.http, VersionOrder(0), seed)
         self._random = random.Random(seed)
         self._probes: list[dict[str, Any]] = []
+        self._example: dict[str, Any] = {}
         self._recorded: dict[int, ProbeScores] = {}
 
     @property
     def example(self) -> dict[str, Any]:
         """A short question about a user and items of the stream; there is none before the first period."""
-        return {"user_id": self._probes[0]["user_id"], "items": self._probes[0]["items"][:3]}
+        return self._example
 
     async def play(self, stream: Stream, seed: int, show: Callable[[PeriodReport], None]) -> Report:
         """Play all periods, then the rollback.
@@ -76,6 +79,7 @@ class Story:
         return Report(
             data=stream.name,
             seed=seed,
+            yardstick=self._practitioner.name,
             periods=periods,
             rollback=rollback,
             requests=self._traffic.total,
@@ -90,6 +94,8 @@ class Story:
         self._traffic.begin_window()
         closed = await self._api.call("POST", "/periods/close", {}, **{"Idempotency-Key": f"demo-{name}"})
         self._bar.begin(f"{title}: sealed")
+        # Beside the update, in a thread of its own: the clients go on asking.
+        judged = asyncio.create_task(asyncio.to_thread(self._practitioner.score_and_learn, period))
         document: dict[str, Any] = {}
         async for document in self._api.watch(closed["period"]):
             stage, progress = document["stage"], document["progress"]
@@ -104,14 +110,26 @@ class Story:
             await self._record(version)
         else:
             window = self._traffic.window
-        return PeriodReport.of(document, model, window, best_auc=period.best_auc, best_logloss=period.best_logloss)
+        return PeriodReport.of(
+            document,
+            model,
+            window,
+            yardstick=(self._practitioner.name, await judged),
+            best_auc=period.best_auc,
+            best_logloss=period.best_logloss,
+        )
 
     def _choose_probes(self, users: Sequence[str], items: Sequence[str]) -> None:
-        """Questions whose answers depend on nothing but the model: they bring their histories along."""
-        for _ in range(PROBES):
+        """Questions whose answers depend on nothing but the model.
+
+        They bring their histories along, and nothing else is known of who asks: what a user of the stream did of late
+        goes on changing, and the model reads it.
+        """
+        self._example = {"user_id": self._random.choice(users), "items": self._random.sample(items, min(3, len(items)))}
+        for number in range(PROBES):
             self._probes.append(
                 {
-                    "user_id": self._random.choice(users),
+                    "user_id": f"demo-probe-{number}",
                     "items": self._random.sample(items, min(PROBE_ITEMS, len(items))),
                     "history": self._random.sample(items, min(PROBE_HISTORY, len(items))),
                 }

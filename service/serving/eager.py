@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from asmg.kernels.statistics import FURTHEST, ITEM, STATISTICS, USER, interaction_statistics
 from asmg.layout import COLD_ROW
 from asmg.models import build_model, config_from_json
-from service.serving.forward import EPSILON, Forward
+from service.serving.forward import EPSILON, Forward, item_width
 from service.serving.id_index import IdIndex
 
 __all__ = ["eager_forward"]
@@ -25,23 +26,83 @@ def eager_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
     users = IdIndex(tensors["users.hashes"], tensors["users.starts"])
     items = IdIndex(tensors["items.hashes"], tensors["items.starts"])
     params = {name: torch.tensor(tensors[name]) for name in model.dense_shapes}
+    width = item_width(config) if "hidden" in config else tensors["items.vectors"].shape[1]
 
     def rows_of(table: str, rows: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(tensors[table][rows])  # a copy, so that torch does not mind that a file is read-only
 
     @torch.inference_mode()
     def forward(
-        asked: NDArray[np.uint64], history: NDArray[np.uint64], scores: NDArray[np.float32], cold: NDArray[np.int32], /
+        asked: NDArray[np.uint64],
+        history: NDArray[np.uint64],
+        recent: NDArray[np.int32],
+        scores: NDArray[np.float32],
+        cold: NDArray[np.int32],
+        /,
     ) -> tuple[int, bool]:
         n, user, rows = len(scores), users.lookup(asked[:1]), items.lookup(asked[1:])
-        vectors = rows_of("items.vectors", rows)
+        vectors = rows_of("items.vectors", rows)[:, :width]
+        numeric = None
+        if model.numeric:
+            ids = np.concatenate([asked[1:], history])
+            numeric = torch.from_numpy(_numeric(tensors, ids, items.lookup(ids), width, n, recent))
         pooled = torch.zeros(1, vectors.shape[1])
         if len(history):
-            pooled = rows_of("items.vectors", items.lookup(history)).mean(0, keepdim=True)
-        logits = model.head(params, rows_of("users.vectors", user).expand(n, -1), pooled.expand(n, -1), vectors)
+            pooled = rows_of("items.vectors", items.lookup(history))[:, :width].mean(0, keepdim=True)
+        about = (rows_of("users.vectors", user).expand(n, -1), pooled.expand(n, -1), vectors)
+        logits = model.head(params, *about, numeric)
         scores[:] = torch.sigmoid(logits).nan_to_num(0).clamp(EPSILON, 1 - EPSILON).numpy()
         (unknown,) = np.nonzero(rows == COLD_ROW)
         cold[: len(unknown)] = unknown
         return len(unknown), bool(user[0] == COLD_ROW)
 
     return forward
+
+
+def _numeric(
+    tensors: Mapping[str, NDArray[Any]],
+    ids: NDArray[np.uint64],
+    rows: NDArray[np.int64],
+    width: int,
+    n: int,
+    recent: NDArray[np.int32],
+) -> NDArray[np.float32]:
+    """The statistics of a request, [n, S], as the library computes them of a log.
+
+    The log has the items of this request alone, those that the snapshot knows first: the others are past the end of
+    what was counted.
+
+    Args:
+        tensors: of the snapshot.
+        ids: hashes of the n candidates and, behind them, of the user's clicks.
+        rows: their rows.
+        width: W, of an item's vector.
+        n: candidates.
+        recent: int32 [3].
+    """
+    known, others = np.unique(rows[rows != COLD_ROW]), np.unique(ids[rows == COLD_ROW])
+    mine, theirs = 1 + np.searchsorted(known, rows), 1 + len(known) + np.searchsorted(others, ids)
+    item = np.where(rows != COLD_ROW, mine, theirs).astype(np.int32)
+    # Of the neighbours of each item those that are among the known, ascending.
+    size, firsts = 1 + len(known), tensors["pairs.firsts"].astype(np.int64)
+    lengths = firsts[known + 1] - firsts[known]
+    owners = np.repeat(np.arange(1, size), lengths)
+    source = np.arange(len(owners)) + np.repeat(firsts[known] - np.cumsum(lengths) + lengths, lengths)
+    near = tensors["pairs.items"][source].astype(np.int64)
+    owners, source, near = (values[np.isin(near, known)] for values in (owners, source, near))
+    order = np.lexsort((near, owners))
+    neighbours = (1 + np.searchsorted(known, near[order])).astype(np.int32)
+    together, passed = np.ascontiguousarray(tensors["pairs.counts"][source[order]].T)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=size))])
+    own = tensors["items.vectors"][:, width : width + ITEM + 1]
+    degrees = np.concatenate([np.zeros(1, np.float32), own[known, ITEM]])
+    out, nobody = np.empty((n, STATISTICS), np.float32), np.zeros(size, np.int32)
+    interaction_statistics(
+        item[:n], np.tile(item[n:], n), np.arange(n + 1) * (len(item) - n), np.tile(recent, (n, 1)),
+        np.zeros((size, 4), np.float32), nobody, starts, neighbours, together, passed, degrees, nobody,
+        0, 1.0, 1.0, tensors["statistics.average"][0], out,
+    )  # fmt: skip
+    mean, by = tensors["statistics.scale"]
+    np.clip((out - mean) * by, -FURTHEST, FURTHEST, out=out)
+    out[:, USER : USER + ITEM] = own[rows[:n], :ITEM]  # which the snapshot has standardised
+    return out

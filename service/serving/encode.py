@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from asmg.batch import COLD_ROW, HISTORY_LENGTH, InteractionBatch, ItemFeatures
-from asmg.models import BaseModel, EmbeddingMLP
+from asmg.batch import COLD_ROW, HISTORY_LENGTH, InteractionBatch, ItemFeatures, PeriodData
+from asmg.kernels.common import Floats, Indices, Rows, compiled
+from asmg.models import BaseModel
+from asmg.statistics import NAMES, Statistics
 from service.serving.forward import EPSILON
 from service.serving.id_index import IdIndex
 from service.serving.snapshot import hashes_of, write_snapshot
@@ -22,12 +25,12 @@ __all__ = ["Known", "encode_model", "encode_snapshot"]
 BLOCK_ROWS = 262_144
 """Rows that are put in order and written at a time."""
 
-SHARE_ROWS = 1_000_000
-"""Items up to which their share of the first layer is in the snapshot. It saves a third of the forward pass of 500
-candidates while tables are small; in large ones the pass waits for memory, whatever it reads.
-"""
+ALIGNED_TO = 8
+"""Numbers of 32 bytes. A row of a table with statistics has a multiple of it: with vectors of 8 it is a cache line."""
 
 CANARY_ITEMS = 8
+CANARY_PAIRS = 4
+"""Items whose neighbours it asks about."""
 STRANGER = "\x7fnobody"
 """An id that no client is likely to have."""
 
@@ -48,6 +51,7 @@ def encode_model(
     users: Known,
     items: Known,
     item_categories: Tensor | None = None,
+    statistics: Statistics | None = None,
 ) -> None:
     """Write the snapshot of a model; equal models give equal bytes.
 
@@ -56,14 +60,17 @@ def encode_model(
         model, params: the model to serve.
         users, items: the ids it knows.
         item_categories: int [I, C] for a model with categories.
+        statistics: what the model's numeric inputs are made of, with all periods that it has learned; others do not
+            read it.
 
     Raises:
-        ValueError: a parameter is not finite.
+        ValueError: a parameter is not finite, or there are no statistics for a model that reads them.
     """
     user_index, user_rows = IdIndex.build(users.ids, users.rows)
     item_index, item_rows = IdIndex.build(items.ids, items.rows)
     user_order, item_order = _behind_cold(user_rows), _behind_cold(item_rows)
-    width = _vectors(model, params, item_order[:1], item_categories).shape[1]
+    read = _read(model, statistics)
+    one = _item_table(model, params, item_order[:1], item_categories, read)
     tables: dict[str, NDArray[Any] | Blocks] = {
         name: _finite(name, params[name]).float().numpy() for name in model.dense_shapes
     }
@@ -74,22 +81,17 @@ def encode_model(
     )
     tables["items.vectors"] = Blocks(
         np.float32,
-        (len(item_order), width),
-        (_vectors(model, params, rows, item_categories).numpy() for rows in item_order.split(BLOCK_ROWS)),
+        (len(item_order), one.shape[1]),
+        (_item_table(model, params, rows, item_categories, read).numpy() for rows in item_order.split(BLOCK_ROWS)),
     )
-    if isinstance(model, EmbeddingMLP):
-        first = params["mlp.0.weight"][:, -width:]
-        worth_it = len(first) < width and len(item_order) <= SHARE_ROWS
-        shared = item_order if worth_it else item_order[:0]
-        tables["items.share"] = Blocks(
-            np.float32,
-            (len(shared), len(first)),
-            ((_vectors(model, params, rows, item_categories) @ first.T).numpy() for rows in shared.split(BLOCK_ROWS)),
-        )
+    if read is not None:
+        tables |= _Pairs(read, item_order).tables()
+        tables["statistics.scale"] = torch.stack(read.scale).numpy()
+        tables["statistics.average"] = np.array([read.average], np.float32)
     write_snapshot(
         file,
         model=model.config.to_json(),
-        canary=list(_canary(model, params, users, items, item_categories)),
+        canary=list(_canary(model, params, users, items, item_categories, read)),
         users=user_index,
         items=item_index,
         tables=tables,
@@ -102,11 +104,98 @@ def encode_snapshot(
     users: Known,
     items: Known,
     item_categories: Tensor | None = None,
+    statistics: Statistics | None = None,
 ) -> bytes:
     """What `encode_model` writes, in memory."""
     with BytesIO() as file:
-        encode_model(file, model, params, users, items, item_categories)
+        encode_model(file, model, params, users, items, item_categories, statistics)
         return file.getvalue()
+
+
+def _read(model: BaseModel, statistics: Statistics | None) -> Statistics | None:
+    """The statistics, where the model reads them."""
+    if not model.numeric:
+        return None
+    if model.numeric != len(NAMES) or statistics is None or not statistics.periods:
+        received = "none" if statistics is None else f"those of {statistics.periods} periods, {len(NAMES)} of each"
+        raise ValueError(
+            f"statistics: expected those of at least one period for {model.numeric} numeric inputs; received {received}"
+        )
+    return statistics
+
+
+class _Pairs:
+    """What is beside the items of a snapshot, in the order of its rows; items without a row there are left out."""
+
+    def __init__(self, statistics: Statistics, order: Tensor) -> None:
+        """Count it.
+
+        Args:
+            statistics: of all items.
+            order: int64 [I], the item of each row.
+        """
+        self._statistics, self._order = statistics, order
+        self._row_of = np.zeros(1 + int(order.max()), np.uint32)
+        self._row_of[order.numpy()] = np.arange(len(order))
+        lengths = [self._pairs(items)[0] for items in order.split(BLOCK_ROWS)]
+        self._firsts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
+        if self._firsts[-1] >= 2**32:
+            raise ValueError(f"pairs: expected fewer than 2**32 of items; received {self._firsts[-1]}")
+
+    def tables(self) -> dict[str, Blocks]:
+        """As `service.serving.snapshot` has them."""
+        found = int(self._firsts[-1])
+        return {
+            "pairs.firsts": Blocks(np.uint32, self._firsts.shape, [self._firsts]),
+            "pairs.items": Blocks(np.uint32, (found,), (rows for rows, _ in self._blocks())),
+            "pairs.counts": Blocks(np.float32, (found, 2), (counts for _, counts in self._blocks())),
+        }
+
+    def _blocks(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Rows of the neighbours, and how often each was clicked and passed, of some items at a time."""
+        for start, items in enumerate(self._order.split(BLOCK_ROWS)):
+            first = start * BLOCK_ROWS
+            size = int(self._firsts[first + len(items)] - self._firsts[first])
+            yield self._pairs(items, size)[1:]
+
+    def _pairs(self, items: Tensor, size: int = 0) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        state = self._statistics
+        known = items.where(items < len(state.counts), COLD_ROW)
+        lengths = np.empty(len(items), np.int64)
+        rows, counts = np.empty(size, np.uint32), np.empty((size, 2), np.float32)
+        _copy_pairs(
+            known.numpy(), state.fading(known).numpy(), state.starts.numpy(), state.neighbours.numpy(),
+            state.together.numpy(), state.passed.numpy(), self._row_of, lengths, rows, counts,
+        )  # fmt: skip
+        return lengths, rows, counts
+
+
+@compiled
+def _copy_pairs(
+    items: Indices,
+    fading: Floats,
+    starts: Indices,
+    neighbours: Rows,
+    together: Floats,
+    passed: Floats,
+    row_of: NDArray[np.uint32],
+    lengths: Indices,
+    rows: NDArray[np.uint32],
+    counts: Floats,
+) -> None:
+    """Of some items those pairs whose neighbours have a row, and how many of each; without room for them this alone."""
+    top = 0
+    for b in range(len(items)):
+        first = top
+        for m in range(starts[items[b]], starts[items[b] + 1]):
+            near = neighbours[m]
+            if near >= len(row_of) or row_of[near] == 0:
+                continue
+            if top < len(rows):
+                rows[top] = row_of[near]
+                counts[top, 0], counts[top, 1] = together[m] * fading[b], passed[m] * fading[b]
+            top += 1
+        lengths[b] = top - first
 
 
 def _behind_cold(rows: NDArray[np.int64]) -> Tensor:
@@ -127,19 +216,47 @@ def _vectors(model: BaseModel, params: Mapping[str, Tensor], rows: Tensor, item_
     return _finite("item", model.item_vectors(params, features))
 
 
+def _item_table(
+    model: BaseModel,
+    params: Mapping[str, Tensor],
+    rows: Tensor,
+    item_categories: Tensor | None,
+    statistics: Statistics | None,
+) -> Tensor:
+    """Rows of "items.vectors"."""
+    vectors = _vectors(model, params, rows, item_categories)
+    if statistics is None:
+        return vectors
+    known = rows.where(rows < len(statistics.counts), COLD_ROW)
+    degrees = statistics.degrees[known] * statistics.fading(known)
+    table = torch.cat([vectors, statistics.of_items(rows), degrees.unsqueeze(1)], 1)
+    return functional.pad(table, (0, -table.shape[1] % ALIGNED_TO))
+
+
 def _canary(
     model: BaseModel,
     params: Mapping[str, Tensor],
     users: Known,
     items: Known,
     item_categories: Tensor | None,
+    statistics: Statistics | None,
 ) -> Iterator[dict[str, Any]]:
-    """Questions about ids from everywhere in the tables, and their scores by the library's forward pass."""
+    """Questions about ids from everywhere in the tables, and their scores by the library's forward pass.
+
+    With statistics each asks about neighbours of a clicked item and about that item again.
+    """
     user_of, item_of = ({STRANGER: COLD_ROW, **_some(known)} for known in (users, items))
     names = list(item_of)
+    beside = [] if statistics is None else _neighbours(items, statistics)
+    item_of |= {name: row for places in beside for name, row in places.items()}
     for n, (user_id, user) in enumerate(user_of.items()):
         asked = [names[(n + k) % len(names)] for k in range(min(CANARY_ITEMS, len(names)))]
         past = [names[(2 * n + k) % len(names)] for k in range(n % (HISTORY_LENGTH + 1))]
+        if beside:
+            clicked, *near = beside[n % len(beside)]
+            asked, past = [*near, *asked, clicked], [*past[: n // 2], clicked, *past[n // 2 :]]
+        done = (7 * n + 3) % (HISTORY_LENGTH + 1)
+        recent = [done, min(done, 10) // 2, done // 2]
         rows = torch.tensor([item_of[name] for name in (*asked, *past)])
         batch = InteractionBatch(
             user=torch.zeros(len(asked), dtype=torch.int64),
@@ -147,6 +264,7 @@ def _canary(
             history=torch.arange(len(asked), len(rows)).repeat(len(asked)),
             offsets=torch.arange(len(asked) + 1) * len(past),
             label=torch.zeros(len(asked)),
+            numeric=None if statistics is None else _numeric(statistics, rows, len(asked), recent),
         )
         excerpt = {**params, "user": params["user"][user : user + 1]}
         features = None
@@ -157,7 +275,41 @@ def _canary(
         with torch.inference_mode():
             scores = torch.sigmoid(model.logits(excerpt, batch, features)).nan_to_num(0).clamp(EPSILON, 1 - EPSILON)
         asked_hashes, past_hashes = hashes_of([user_id, *asked]).tolist(), hashes_of(past).tolist()
-        yield {"asked": asked_hashes, "history": past_hashes, "scores": scores.tolist()}
+        question = {"asked": asked_hashes, "history": past_hashes}
+        yield question | ({} if statistics is None else {"recent": recent}) | {"scores": scores.tolist()}
+
+
+def _numeric(statistics: Statistics, rows: Tensor, n: int, recent: Sequence[int]) -> Tensor:
+    """Inputs [n, S] of the first n of these items, of somebody who has clicked the others, newest first."""
+    # Two unknown items are the same here, as `STRANGER` is the only one, and in no row of the statistics.
+    items = rows.where(rows != COLD_ROW, max(int(rows.max()) + 1, len(statistics.counts))).int()
+    past = items[n:]
+    data = PeriodData(
+        user=torch.zeros(n, dtype=torch.int32),
+        item=items[:n],
+        history=past.repeat(n),
+        offsets=torch.arange(n + 1) * len(past),
+        label=torch.zeros(n),
+        recent=torch.tensor([recent] * n, dtype=torch.int32),
+        users=1,
+        items=int(items.max()) + 1,
+    )
+    return statistics.inputs(data)
+
+
+def _neighbours(items: Known, statistics: Statistics) -> list[dict[str, int]]:
+    """Ids and rows of some items with the most clicks beside them, each before two of its neighbours."""
+    place_of = torch.full((1 + max(items.rows, default=0),), -1, dtype=torch.int64)
+    rows = torch.as_tensor(items.rows, dtype=torch.int64)
+    place_of[rows] = torch.arange(len(rows))
+    known = rows[rows < len(statistics.counts)]
+    busiest = known[statistics.degrees[known].topk(min(CANARY_PAIRS, len(known))).indices].tolist()
+    found = []
+    for row in busiest:
+        beside = statistics.neighbours[statistics.starts[row] : statistics.starts[row + 1]].tolist()
+        near = [i for i in beside if i < len(place_of) and place_of[i] >= 0][:2]
+        found.append({items.ids[int(place_of[i])]: i for i in (row, *near)})
+    return found
 
 
 def _some(known: Known) -> dict[str, int]:

@@ -13,10 +13,32 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from asmg.kernels.common import ONE, ZERO, Floats, Indices, compiled, inlined
+from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, inlined
+from asmg.kernels.statistics import (
+    BLOCK,
+    ITEM,
+    PAIR,
+    STATISTICS,
+    SUMS,
+    USER,
+    pair_statistics,
+    standard,
+    user_statistics,
+)
+from service.serving.beside import find_beside
 from service.text_kernels import BACKSLASH, CLOSING, COMMA, OPENING, QUOTE, SPACE, behind_blanks, xxh64
 
-__all__ = ["EPSILON", "SEPARATOR", "Forward", "compiled_forward", "hash_json", "hash_text", "score_mf", "score_mlp"]
+__all__ = [
+    "EPSILON",
+    "SEPARATOR",
+    "Forward",
+    "compiled_forward",
+    "hash_json",
+    "hash_text",
+    "item_width",
+    "score_mf",
+    "score_mlp",
+]
 
 Hashes = NDArray[np.uint64]
 Starts = NDArray[np.uint32]
@@ -33,7 +55,7 @@ MINUS, ZERO_DIGIT, NINE_DIGIT = (ord(c) for c in "-09")
 DIGITS = 18
 """Of an integer that 64 bits hold for certain."""
 
-LANES = 64
+LANES = BLOCK
 """Candidates that go through the MLP together."""
 
 LOOK_UPS = 16
@@ -185,15 +207,18 @@ def _probability(logit: np.float32) -> np.float32:
 def score_mlp(
     asked: Hashes,
     history: Hashes,
+    recent: Rows,
     user_hashes: Hashes,
     user_starts: Starts,
     item_hashes: Hashes,
     item_starts: Starts,
     users: Floats,
     items: Floats,
-    share: Floats,
-    widths: Indices,
-    mlp: Floats,
+    firsts: Starts,
+    neighbours: Starts,
+    pairs: Floats,
+    shape: Indices,
+    dense: Floats,
     scores: Floats,
     cold: NDArray[np.int32],
 ) -> tuple[int, bool]:
@@ -202,90 +227,150 @@ def score_mlp(
     Args:
         asked: hashes of the user and of the N candidates, [1 + N].
         history: hashes of the user's earlier items.
+        recent: what the user did of late, int32 [3] (`asmg.kernels.statistics.user_statistics`).
         user_hashes, user_starts, item_hashes, item_starts: `IdIndex`.
-        users, items: tables [U, D] and [I, W].
-        share: what an item adds to the first layer as a candidate, [I, widths[1]]; [0, widths[1]] to compute it here.
-        widths: of the input (D + 2W) and of the layers.
-        mlp: of each layer its weights [out, in], then its biases.
+        users, items: tables [U, D] and [I, ≥ W]; with statistics an item has its own ITEM behind its vector, and how
+            often anything was clicked beside it.
+        firsts, neighbours, pairs: what is beside the items (`service.serving.beside`); empty without statistics.
+        shape: W; 1 with statistics, else 0; 1 with dot products, else 0; the widths of the layers, from the first on.
+        dense: one after the other the first layer's weights of what a request knows [out, D + W + USER], its biases,
+            its weights of a candidate [out, W + ITEM + PAIR], weights [out, in] and biases of the layers behind it,
+            the dot products' weights of the user and of the history [W], and mean, factor [S] and average rate of the
+            statistics; without what the model has not.
         scores: receives the click probabilities, [N].
         cold: receives the positions of unknown candidates, [N].
 
     Returns:
         the number of unknown candidates, and whether the user is unknown.
     """
-    n, dim, width, first = len(scores), users.shape[1], items.shape[1], widths[1]
+    n, dim = len(scores), users.shape[1]
+    width, statistics, dot, first = shape[0], shape[1], shape[2], shape[3]
+    told = width + statistics * ITEM  # of a candidate by its row
+    own = told + statistics * PAIR
     rows = _rows_of(asked, history, user_hashes, user_starts, item_hashes, item_starts)
+    candidates, clicked = rows[1 : 1 + n], rows[1 + n :]
+    scale = dense[len(dense) - statistics * (2 * STATISTICS + 1) :]
+    request = _request(users[rows[0]], clicked, items, width, recent, scale)
     # The user's and the history's share of the first layer is the same for all candidates.
-    pooled = np.zeros(width, np.float32)
-    for j in range(1 + n, len(rows)):
-        for k in range(width):
-            pooled[k] += items[rows[j], k]
     base = np.empty(first, np.float32)
     for o in range(first):
-        total, at = ZERO, o * widths[0]
-        for k in range(width):
-            total += mlp[at + dim + k] * pooled[k]
-        if len(history) > 1:
-            total /= np.float32(len(history))
-        for k in range(dim):
-            total += mlp[at + k] * users[rows[0], k]
-        base[o] = total + mlp[first * widths[0] + o]
-    act = np.empty((width + widths[1:].sum(), LANES), np.float32)
+        total, weights = dense[first * len(request) + o], dense[o * len(request) :]
+        for k in range(len(request)):
+            total += weights[k] * request[k]
+        base[o] = total
+    # So is what the dot products multiply a candidate with.
+    product, weights = np.empty(dot * width, np.float32), dense[len(dense) - len(scale) - 2 * dot * width :]
+    for k in range(len(product)):
+        product[k] = weights[k] * request[k % dim] + weights[width + k] * request[dim + k]
+    same, places, sums = np.empty(n, np.int32), np.empty(n, np.int32), np.empty((0, SUMS), np.float32)
+    if statistics:
+        sums = find_beside(
+            asked[1:], history, candidates, clicked, items[:, told], firsts, neighbours, pairs, same, places
+        )
+    work, place = np.zeros((SUMS + 1, LANES), np.float32), np.zeros(LANES, np.int32)
+    act, layers = np.empty((own + shape[3:].sum(), LANES), np.float32), dense[first * (len(request) + 1) :]
     for low in range(0, n, LANES):
         m = min(LANES, n - low)
-        _first_layer(rows[1 + low : 1 + low + m], items, share, base, widths[0], mlp, act)
-        last = _next_layers(widths, mlp, act[width:], m)
         for lane in range(m):
-            scores[low + lane] = _probability(act[width + last, lane])
+            row = candidates[low + lane]
+            for k in range(told):
+                act[k, lane] = items[row, k]
+        if statistics:
+            for lane in range(m):
+                i = same[low + lane]
+                work[SUMS, lane], place[lane] = items[candidates[i], told], places[i]
+                for k in range(SUMS):
+                    work[k, lane] = sums[i, k]
+            _pairs(work, place, scale, act[told:own])
+        _layer(layers, base, act[:own], act[own : own + first], m, True)
+        last = own + _next_layers(shape, layers[first * own :], act[own:], m)
+        logits = act[last, :m]
+        for k in range(len(product)):
+            x, times = act[k, :m], product[k]
+            for lane in range(m):
+                logits[lane] += times * x[lane]
+        for lane in range(m):
+            scores[low + lane] = _probability(logits[lane])
     return _note_cold(rows, cold), rows[0] == 0
 
 
 @compiled
-def _first_layer(
-    rows: Indices, items: Floats, share: Floats, base: Floats, fan_in: int, mlp: Floats, act: Floats
-) -> None:
-    """Activations of the first layer, behind the candidates' vectors, one candidate a lane."""
-    width, first, m = items.shape[1], len(base), len(rows)
-    if len(share):
-        for lane in range(m):
-            for o in range(first):
-                act[width + o, lane] = max(base[o] + share[rows[lane], o], ZERO)
-        return
-    for lane in range(m):
+def _request(user: Floats, clicked: Indices, items: Floats, width: int, recent: Rows, scale: Floats) -> Floats:
+    """What the first layer reads of a request: the user, the mean of its clicks, its statistics."""
+    dim, known = len(user), USER if len(scale) else 0
+    request = np.zeros(dim + width + known, np.float32)
+    request[:dim] = user
+    pooled, numbers = request[dim : dim + width], request[dim + width :]
+    for row in clicked:
         for k in range(width):
-            act[k, lane] = items[rows[lane], k]
-    for o in range(first):
-        out, at = act[width + o, :m], (o + 1) * fan_in - width
-        for lane in range(m):
-            out[lane] = base[o]
+            pooled[k] += items[row, k]
+    if len(clicked) > 1:
         for k in range(width):
-            w, x = mlp[at + k], act[k, :m]
-            for lane in range(m):
-                out[lane] += w * x[lane]
-        for lane in range(m):
-            out[lane] = max(out[lane], ZERO)
+            pooled[k] /= np.float32(len(clicked))
+    if known:
+        user_statistics(recent, len(clicked), scale[len(scale) - 1], numbers)
+        for k in range(USER):
+            numbers[k] = standard(numbers[k], scale[k], scale[STATISTICS + k])
+    return request
 
 
 @compiled
-def _next_layers(widths: Indices, mlp: Floats, act: Floats, m: int) -> int:
-    """The layers behind the first, whose activations are there; the row of the logits."""
-    at, top = (widths[0] + 1) * widths[1], 0
-    for layer in range(1, len(widths) - 1):
-        fan_in, fan_out = widths[layer], widths[layer + 1]
-        for o in range(fan_out):
-            out = act[top + fan_in + o, :m]
-            bias = mlp[at + fan_in * fan_out + o]
+def _pairs(sums: Floats, place: Rows, scale: Floats, out: Floats) -> None:
+    """Out [PAIR, LANES]: what candidates are to the user's clicks, standardised; sums: their degrees behind them."""
+    pair_statistics(sums[:SUMS], sums[SUMS], place, scale[len(scale) - 1], out)
+    for k in range(PAIR):
+        x, mean, by = out[k], scale[USER + ITEM + k], scale[STATISTICS + USER + ITEM + k]
+        for lane in range(LANES):
+            x[lane] = standard(x[lane], mean, by)
+
+
+@compiled
+def _layer(weights: Floats, bias: Floats, x: Floats, out: Floats, m: int, hidden: bool) -> None:
+    """Out [O, m] = weights [O, I] · x [I, m] + bias, of a hidden layer no less than 0; one candidate a lane.
+
+    Two outputs and four inputs at a time, so that fewer numbers are loaded and stored than multiplied.
+    """
+    inputs, outputs = len(x), len(out)
+    for o in range(outputs):
+        y = out[o, :m]
+        for lane in range(m):
+            y[lane] = bias[o]
+    for o in range(0, outputs - 1, 2):
+        y, z, at, to = out[o, :m], out[o + 1, :m], o * inputs, (o + 1) * inputs
+        for i in range(0, inputs - 3, 4):
+            a, b, c, d = weights[at + i], weights[at + i + 1], weights[at + i + 2], weights[at + i + 3]
+            e, f, g, h = weights[to + i], weights[to + i + 1], weights[to + i + 2], weights[to + i + 3]
+            p, q, r, s = x[i, :m], x[i + 1, :m], x[i + 2, :m], x[i + 3, :m]
             for lane in range(m):
-                out[lane] = bias
-            for i in range(fan_in):
-                w, x = mlp[at + o * fan_in + i], act[top + i, :m]
-                for lane in range(m):
-                    out[lane] += w * x[lane]
-            if layer < len(widths) - 2:
-                for lane in range(m):
-                    out[lane] = max(out[lane], ZERO)
-        at += (fan_in + 1) * fan_out
-        top += fan_in
+                y[lane] += a * p[lane] + b * q[lane] + c * r[lane] + d * s[lane]
+                z[lane] += e * p[lane] + f * q[lane] + g * r[lane] + h * s[lane]
+        for i in range(inputs - inputs % 4, inputs):
+            a, e, p = weights[at + i], weights[to + i], x[i, :m]
+            for lane in range(m):
+                y[lane] += a * p[lane]
+                z[lane] += e * p[lane]
+    for o in range(outputs - outputs % 2, outputs):
+        y = out[o, :m]
+        for i in range(inputs):
+            a, p = weights[o * inputs + i], x[i, :m]
+            for lane in range(m):
+                y[lane] += a * p[lane]
+    if hidden:
+        for o in range(outputs):
+            y = out[o, :m]
+            for lane in range(m):
+                y[lane] = max(y[lane], ZERO)
+
+
+@compiled
+def _next_layers(shape: Indices, dense: Floats, act: Floats, m: int) -> int:
+    """The layers behind the first, whose activations are there; the row of the logits."""
+    at, top = 0, 0
+    for layer in range(3, len(shape) - 1):
+        fan_in, fan_out = shape[layer], shape[layer + 1]
+        behind, end = at + fan_in * fan_out, top + fan_in
+        _layer(dense[at:], dense[behind:], act[top:end], act[end : end + fan_out], m, layer < len(shape) - 2)
+        at, top = behind + fan_out, end
     return top
 
 
@@ -318,8 +403,15 @@ def score_mf(
 class Forward(Protocol):
     """A way to compute a snapshot's scores: compiled or eager."""
 
-    def __call__(self, asked: Hashes, history: Hashes, scores: Floats, cold: NDArray[np.int32], /) -> tuple[int, bool]:
+    def __call__(
+        self, asked: Hashes, history: Hashes, recent: Rows, scores: Floats, cold: NDArray[np.int32], /
+    ) -> tuple[int, bool]:
         """Fill `scores` and `cold`; see `score_mlp` for arguments and result."""
+
+
+def item_width(config: Mapping[str, Any]) -> int:
+    """W, the length of what an item is to Embedding&MLP."""
+    return int(config["dim"]) * (2 if config["categories"] else 1)
 
 
 def compiled_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Forward:
@@ -327,18 +419,43 @@ def compiled_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[An
     parts = ("users.hashes", "users.starts", "items.hashes", "items.starts", "users.vectors", "items.vectors")
     uh, us, ih, starts, users, items = (tensors[name] for name in parts)
     if "hidden" not in config:
-        return lambda asked, history, scores, cold: score_mf(
+        return lambda asked, history, recent, scores, cold: score_mf(
             asked, history, uh, us, ih, starts, users, items, scores, cold
         )
-    layers = range(len(config["hidden"]) + 1)
-    weights = [tensors[f"mlp.{layer}.weight"] for layer in layers]
-    widths = np.array([weights[0].shape[1], *(len(weight) for weight in weights)], dtype=np.int64)
-    dense = [part.ravel() for layer in layers for part in (weights[layer], tensors[f"mlp.{layer}.bias"])]
-    mlp, share = np.concatenate(dense), tensors["items.share"]
+    shape, dense = _dense(config, tensors)
+    nothing = (_read_only((0,), np.uint32), _read_only((0,), np.uint32), _read_only((0, 2), np.float32))
+    names = ("pairs.firsts", "pairs.items", "pairs.counts")
+    firsts, neighbours, pairs = (tensors.get(name, empty) for name, empty in zip(names, nothing, strict=True))
 
-    def forward(asked: Hashes, history: Hashes, scores: Floats, cold: NDArray[np.int32]) -> tuple[int, bool]:
+    def forward(
+        asked: Hashes, history: Hashes, recent: Rows, scores: Floats, cold: NDArray[np.int32]
+    ) -> tuple[int, bool]:
         return score_mlp(
-            asked, history, uh, us, ih, starts, users, items, share, widths, mlp, scores, cold
+            asked, history, recent, uh, us, ih, starts, users, items, firsts, neighbours, pairs, shape, dense,
+            scores, cold,
         )  # fmt: skip
 
     return forward
+
+
+def _read_only(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """No numbers, of one type with those of a file: else the kernel would be compiled once more."""
+    array = np.empty(shape, dtype)
+    array.flags.writeable = False
+    return array
+
+
+def _dense(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> tuple[Indices, Floats]:
+    """Arguments `shape` and `dense` of `score_mlp`."""
+    layers = range(len(config["hidden"]) + 1)
+    weights = [tensors[f"mlp.{layer}.weight"] for layer in layers]
+    biases = [tensors[f"mlp.{layer}.bias"] for layer in layers]
+    width, statistics, dot = item_width(config), bool(config.get("numeric")), bool(config.get("dot"))
+    shared = int(config["dim"]) + width
+    _, request, candidate, user, rest = np.split(weights[0], np.cumsum([0, shared, width, USER * statistics]), axis=1)
+    parts = [np.concatenate([request, user], 1), biases[0], np.concatenate([candidate, rest], 1)]
+    parts += [part for layer in layers[1:] for part in (weights[layer], biases[layer])]
+    parts += [tensors["dot.user"], tensors["dot.history"]] if dot else []
+    parts += [tensors["statistics.scale"], tensors["statistics.average"]] if statistics else []
+    shape = np.array([width, statistics, dot, *map(len, weights)], dtype=np.int64)
+    return shape, np.concatenate([part.ravel() for part in parts])

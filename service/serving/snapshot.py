@@ -4,10 +4,21 @@ a copy that nothing can change (`service.serving.sealed`).
     items.hashes  u64  users.hashes  u64     IdIndex
     items.vectors f32 [I, W]                 what an item is to the model, categories mixed in; row 0 is the cold row,
                                              row n + 1 that of items.hashes[n]
-    items.share   f32 [I, first layer]       its part of the first layer as a candidate, where that is worth its bytes
     users.vectors f32 [U, D]
-    mlp.…         f32                        the dense parameters
+    mlp.…  dot.…  f32                        the dense parameters
     items.starts  u32  users.starts  u32     IdIndex
+
+and, of a model that reads statistics (`asmg.statistics`), as of the period that it learned last:
+
+    items.vectors f32 [I, W + ITEM + 1 + …]  behind W: the item's own statistics, standardised; how often anything was
+                                             clicked beside it; zeros to a multiple of 32 bytes
+    pairs.firsts  u32 [I + 1]                where the neighbours of each item begin among
+    pairs.items   u32 [M]                    rows of items that were clicked beside it, none of them 0
+    pairs.counts  f32 [M, 2]                 how often, and how often they were shown and not clicked
+    statistics.average f32 [1]               the average click rate
+    statistics.scale   f32 [2, S]            what is taken off each statistic, and what it is multiplied by then
+
+(Older files have items.share beside them, which nothing reads any more.)
 
 The header has the model's configuration and a *canary*: some questions, by the hashes of ids, with the scores that the
 model gave before it was written. A process serves a file only if it comes to the same scores (`service.serving.encode`
@@ -29,13 +40,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from asmg.header import CheckpointError, make_header, parse_header
+from asmg.kernels.statistics import ITEM, STATISTICS
 from asmg.layout import HISTORY_LENGTH
-from service.serving.forward import EPSILON, SEPARATOR, Forward, compiled_forward, hash_text
+from service.serving.forward import EPSILON, SEPARATOR, Forward, compiled_forward, hash_text, item_width
 from service.serving.id_index import IdIndex
 from service.serving.tensor_file import Blocks, TensorFile, Writable, write_tensors
 
 __all__ = [
     "KIND",
+    "NOTHING_RECENT",
     "PAUSE_SECONDS",
     "CanaryFailed",
     "Prediction",
@@ -47,6 +60,9 @@ __all__ = [
 ]
 
 KIND = "snapshot"
+
+FORMER = "items.share"
+"""A tensor of older files: the items' part of the first layer, which is computed as fast as it was looked up."""
 
 CANARY_TOLERANCE = 1e-5
 """By how much a score of the canary may differ: float32 sums in another order."""
@@ -102,6 +118,11 @@ def read_through(mapping: mmap.mmap, *, pause_seconds: float = 0.0) -> str:
     return digest.hexdigest()
 
 
+NOTHING_RECENT = np.zeros(3, np.int32)
+"""What somebody did last of whom nothing is known. Nobody writes to it; were it read-only, it would have another type
+than all others, and the kernel would be compiled for it once more."""
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """One model version, ready to predict. Nothing in it ever changes."""
@@ -130,15 +151,15 @@ class Snapshot:
         file = TensorFile(pages)
         _, meta = parse_header(file.metadata, KIND)
         config, tensors = meta["model"], file.tensors
-        dense = [f"mlp.{i}.{part}" for i in range(len(config.get("hidden", ())) + 1) for part in ("weight", "bias")]
-        expected = {f"{kind}.{part}" for kind in ("items", "users") for part in ("hashes", "starts", "vectors")}
-        expected |= {"items.share", *dense} if "hidden" in config else set()
-        if set(tensors) != expected:
+        expected = _expected(config)
+        if set(tensors) - {FORMER} != expected:
             raise CheckpointError(f"snapshot: expected tensors {sorted(expected)}; received {sorted(tensors)}")
         for kind in ("items", "users"):
             known, rows = int(tensors[f"{kind}.starts"][-1]), len(tensors[f"{kind}.vectors"])
             if rows != known + 1 or len(tensors[f"{kind}.hashes"]) <= known:
                 raise CheckpointError(f"{kind}: expected {known + 1} rows for {known} ids; received {rows}")
+        if config.get("numeric"):
+            _check_statistics(config, tensors)
         return cls(version, period, meta, tensors, file.mapping, compiled_forward(config, tensors))
 
     def let_go(self) -> None:
@@ -157,7 +178,7 @@ class Snapshot:
             CanaryFailed: one gets another.
         """
         for question in self.meta["canary"]:
-            scores = self.score(*_hashes(question)).scores
+            scores = self.score(*_question(question)).scores
             worst = float(np.abs(scores - np.array(question["scores"], dtype=np.float32)).max())
             if not worst <= CANARY_TOLERANCE:
                 raise CanaryFailed(
@@ -165,34 +186,73 @@ class Snapshot:
                     f"received some that are {worst:.1g} off"
                 )
 
-    def predict(self, user_id: str, items: Sequence[str], history: Sequence[str]) -> Prediction:
+    def predict(
+        self,
+        user_id: str,
+        items: Sequence[str],
+        history: Sequence[str],
+        recent: NDArray[np.int32] = NOTHING_RECENT,
+    ) -> Prediction:
         """Score candidates for one user.
 
         Args:
             user_id: may be unknown.
             items: candidate ids; may be unknown.
             history: ids of the user's clicked items, most recent first; the first 30 count.
+            recent: see `score`.
         """
-        return self.score(hashes_of([user_id, *items]), hashes_of(history[:HISTORY_LENGTH]))
+        return self.score(hashes_of([user_id, *items]), hashes_of(history[:HISTORY_LENGTH]), recent)
 
-    def score(self, asked: NDArray[np.uint64], history: NDArray[np.uint64]) -> Prediction:
+    def score(
+        self, asked: NDArray[np.uint64], history: NDArray[np.uint64], recent: NDArray[np.int32] = NOTHING_RECENT
+    ) -> Prediction:
         """The same with hashes (`hashes_of`).
 
         Args:
             asked: of the user and of the N candidates, [1 + N].
             history: of at most 30 items.
+            recent: int32 [3], what the user did of late as `PeriodData.recent` has it: interactions of either label,
+                clicks among the newest ten, clicks among all of them. Only models with statistics read it.
         """
         n = len(asked) - 1
         scores, cold = np.empty(n, dtype=np.float32), np.empty(n, dtype=np.int32)
-        found, cold_user = self.forward(asked, history, scores, cold)
+        found, cold_user = self.forward(asked, history, recent, scores, cold)
         return Prediction(scores, cold_user, cold[:found])
 
 
-def _hashes(question: Mapping[str, Any]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """The hashes that a question of the canary asks about, as `Snapshot.score` takes them."""
+def _expected(config: Mapping[str, Any]) -> set[str]:
+    """Names of the tensors of a snapshot whose model has this configuration."""
+    expected = {f"{kind}.{part}" for kind in ("items", "users") for part in ("hashes", "starts", "vectors")}
+    if "hidden" in config:
+        expected |= {f"mlp.{i}.{part}" for i in range(len(config["hidden"]) + 1) for part in ("weight", "bias")}
+    if config.get("dot"):
+        expected |= {"dot.user", "dot.history"}
+    if config.get("numeric"):
+        expected |= {"pairs.firsts", "pairs.items", "pairs.counts", "statistics.average", "statistics.scale"}
+    return expected
+
+
+def _check_statistics(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Raise CheckpointError where compiled code would read past the end of a tensor, or numbers of another meaning."""
+    if config["numeric"] != STATISTICS:
+        raise CheckpointError(f"snapshot: expected {STATISTICS} statistics; received {config['numeric']}")
+    items, firsts = tensors["items.vectors"], tensors["pairs.firsts"]
+    found = int(firsts[-1]) if len(firsts) else -1
+    width = item_width(config) + ITEM + 1
+    shapes = {"pairs.firsts": (len(items) + 1,), "pairs.items": (found,), "pairs.counts": (found, 2)}
+    shapes |= {"statistics.average": (1,), "statistics.scale": (2, STATISTICS)}
+    wrong = [name for name, shape in shapes.items() if tensors[name].shape != shape]
+    if wrong or items.shape[1] < width:
+        shape = {name: tensors[name].shape for name in (*shapes, "items.vectors")}
+        raise CheckpointError(f"snapshot: expected statistics of {len(items)} items; received shapes {shape}")
+
+
+def _question(question: Mapping[str, Any]) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32]]:
+    """What a question of the canary asks, as `Snapshot.score` takes it."""
+    recent = np.array(question.get("recent", NOTHING_RECENT), np.int32)
     if "user_id" in question:  # stored before headers were without ids
-        return hashes_of([question["user_id"], *question["items"]]), hashes_of(question["history"])
-    return np.array(question["asked"], np.uint64), np.array(question["history"], np.uint64)
+        return hashes_of([question["user_id"], *question["items"]]), hashes_of(question["history"]), recent
+    return np.array(question["asked"], np.uint64), np.array(question["history"], np.uint64), recent
 
 
 def write_snapshot(
@@ -210,11 +270,12 @@ def write_snapshot(
         file: takes bytes.
         model: the configuration.
         canary: questions with their `scores`: the hashes (`hashes_of`) of a user and of the candidates, `asked`, and of
-            the clicked items, `history`. No id is in it, for a snapshot stays as it is when somebody is deleted.
+            the clicked items, `history`, and `recent`, where something was. No id is in it, for a snapshot stays as it
+            is when somebody is deleted.
         users, items: what ids it knows.
-        tables: "items.vectors", "users.vectors" and the dense parameters, for Embedding&MLP also "items.share".
+        tables: what else the module's docstring lists.
     """
-    first = ("items.vectors", "items.share", "users.vectors")
+    first = ("items.vectors", "users.vectors")
     tensors: dict[str, NDArray[Any] | Blocks] = {"items.hashes": items.hashes, "users.hashes": users.hashes}
     # Hashes come in whole cache lines and tables next, so that rows of a power of two do not straddle lines either.
     tensors |= {name: tables[name] for name in (*first, *sorted(set(tables) - {*first})) if name in tables}
@@ -227,7 +288,6 @@ def prior_snapshot(ctr: float) -> bytes:
     widths = (24, 12, 6, 1)
     tables: dict[str, NDArray[Any] | Blocks] = {
         "items.vectors": np.zeros((1, 8), dtype=np.float32),
-        "items.share": np.zeros((0, widths[1]), dtype=np.float32),
         "users.vectors": np.zeros((1, 8), dtype=np.float32),
     }
     for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):

@@ -34,6 +34,7 @@ from service.storage.repositories import (
     Keys,
     Labels,
     Models,
+    Past,
     Periods,
     Stages,
     Traces,
@@ -101,6 +102,7 @@ class _Session:
         self.stages = Stages(connection)
         self.interactions = Interactions(connection)
         self.labels = Labels(connection)
+        self.past = Past(connection)
         self.items = Items(connection)
         self.entities = Entities(connection)
         self.models = Models(connection)

@@ -1,14 +1,14 @@
 """Events on their way from JSON to Postgres: one pass of machine code, and no Python object for each of them.
 
 A batch of events is kept as the rows of a binary COPY (PostgreSQL manual, COPY, binary format), since that is what most
-of it becomes. What else is asked of an event (its id, its fingerprint, whether it is a click) lies beside its row.
+of it becomes. What else is asked of an event (its id, its fingerprint, its label) lies beside its row.
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,17 @@ from service.text_kernels import (
     xxh64,
 )
 
-__all__ = ["COLUMNS", "Clicks", "EventBatch", "Interaction", "moments_of", "sizes_of", "warm_up"]
+__all__ = [
+    "COLUMNS",
+    "EventBatch",
+    "Happened",
+    "Interaction",
+    "Kind",
+    "in_milliseconds",
+    "moments_of",
+    "sizes_of",
+    "warm_up",
+]
 
 COLUMNS = ("event_id", "user_id", "item_id", "label", "occurred_at", "request_id", "content", "period")
 """Of a row, in this order. Number of fields, then of each field its length (-1: null) and its bytes, big-endian."""
@@ -79,25 +89,13 @@ class Interaction:
     request_id: str | None = None
 
 
-class Clicks(NamedTuple):
-    """Clicks as columns of length n."""
+class Kind(IntEnum):
+    """What an interaction is to the past of its user."""
 
-    user_ids: list[str]
-    item_ids: list[str]
-    event_ids: list[str]
-    timestamps_ms: list[int]
-    """Since 1970, rounded down."""
-
-    @classmethod
-    def of(cls, events: Iterable[Interaction]) -> "Clicks":
-        """Those of the events that are clicks."""
-        clicks = [event for event in events if event.label]
-        return cls(
-            [click.user_id for click in clicks],
-            [click.item_id for click in clicks],
-            [click.event_id for click in clicks],
-            [(click.occurred_at - UNIX_EPOCH) // MILLISECOND for click in clicks],
-        )
+    PASS = 0
+    CLICK = 1
+    SHOWN = 2
+    """An item of an impression, a pass for as long as nothing else is known of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +108,7 @@ class EventBatch:
     """int64 [n + 1]: where the rows begin, and where the last one ends."""
     _labels: NDArray[np.int8]
     _moments: Indices
-    """Microseconds since 1970."""
+    """Microseconds since 1970; the rows have the milliseconds only."""
     _contents: Indices
 
     @classmethod
@@ -122,9 +120,11 @@ class EventBatch:
             first = len(rows)
             moments.append((event.occurred_at - UNIX_EPOCH) // MICROSECOND)
             rows += _text(event.user_id) + _text(event.item_id)
-            rows += struct.pack(">ihiq", 2, event.label, 8, moments[-1] - SHIFT)
-            rows += _text(event.request_id)
+            rows += struct.pack(">ihi", 2, event.label, 8)
+            time = len(rows)
+            rows += struct.pack(">q", moments[-1] - SHIFT) + _text(event.request_id)
             content = xxh64_digest(rows[first:])
+            rows[time : time + 8] = struct.pack(">q", moments[-1] - moments[-1] % 1000 - SHIFT)
             contents.append(int.from_bytes(content, "big", signed=True))
             rows += struct.pack(">i8sii", 8, content, 4, 0)
             starts.append(len(rows))
@@ -169,7 +169,7 @@ class EventBatch:
 
     def ids(self) -> list[str]:
         """The ids of the events."""
-        return self._texts(np.arange(len(self)), 1)
+        return self._texts(np.arange(len(self)), 0)
 
     @property
     def moments(self) -> Indices:
@@ -180,17 +180,27 @@ class EventBatch:
         """For each event a number (XXH64, as Postgres has it, signed) that says what it is, but for its id."""
         return list(self._contents.tolist())
 
-    def clicks(self, which: Sequence[int]) -> Clicks:
-        """Those of these events that are clicks."""
-        chosen = np.array(which, np.int64)
-        chosen = chosen[self._labels[chosen] == 1]
-        texts = self._texts(chosen, 3)
-        return Clicks(texts[1::3], texts[2::3], texts[::3], (self._moments[chosen] // 1000).tolist())
+    def user_ids(self, which: Sequence[int]) -> list[str]:
+        """The users of some of the events."""
+        return self._texts(np.array(which, np.int64), 1)
 
-    def _texts(self, which: Indices, columns: int) -> list[str]:
-        """The first columns, all of which are texts, row by row."""
+    def told(self, which: Indices, kinds: NDArray[np.int8] | None = None) -> bytes:
+        """Some of the events as the pasts of users are told of them: of each its user, time in milliseconds, event,
+        item and kind, NUL behind each.
+
+        Args:
+            which: of them.
+            kinds: int8 [n], a `Kind` for each event; their labels where it is None.
+        """
+        size = int((self._starts[which + 1] - self._starts[which]).sum()) + WORD_BYTES
+        text = np.empty(size, np.uint8)
+        end = _tell(self._rows, self._starts, which, self._moments, self._labels if kinds is None else kinds, text)
+        return text[:end].tobytes()
+
+    def _texts(self, which: Indices, column: int) -> list[str]:
+        """One of the first columns, which are texts."""
         text = np.empty(len(self._rows), np.uint8)
-        size = _join(self._rows, self._starts, which, columns, text)
+        size = _join(self._rows, self._starts, which, column, text)
         return text[:size].tobytes().decode().split(SEPARATOR)[:-1]
 
     def copy(self, which: Sequence[int], period: int) -> bytes:
@@ -202,6 +212,43 @@ class EventBatch:
         end = _gather(self._rows, self._starts, chosen, period, file, len(HEADER))
         file[end : end + len(TRAILER)] = np.frombuffer(TRAILER, np.uint8)
         return file[: end + len(TRAILER)].tobytes()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Happened:
+    """What the pasts of users are told of."""
+
+    _batch: EventBatch
+    _which: Sequence[int]
+    _kinds: NDArray[np.int8] | None
+    user_ids: Sequence[str]
+    """Of each event."""
+
+    @classmethod
+    def of(cls, events: Sequence[Interaction], *, shown: bool = False) -> "Happened":
+        """These events, in whose place their impression is where they are `shown`."""
+        kinds = np.full(len(events), Kind.SHOWN, np.int8) if shown else None
+        return cls(EventBatch.of(events), range(len(events)), kinds, [event.user_id for event in events])
+
+    @classmethod
+    def among(cls, batch: EventBatch, which: Sequence[int]) -> "Happened":
+        """Some of the events of a batch."""
+        return cls(batch, which, None, batch.user_ids(which))
+
+    def parts(self, size: int, latest_ms: float) -> Iterator[tuple[str, bytes]]:
+        """So many events at a time, but for those that are later: their users, each once, with NUL between; and
+        `EventBatch.told`.
+        """
+        for start in range(0, len(self._which), size):
+            end = start + size
+            which = np.array(self._which[start:end], np.int64)
+            which = which[self._batch.moments[which] <= latest_ms * 1000]
+            yield SEPARATOR.join(dict.fromkeys(self.user_ids[start:end])), self._batch.told(which, self._kinds)
+
+
+def in_milliseconds(time: datetime) -> datetime:
+    """The time as the log has it: what users did is in the order of the millisecond, and then of the event id."""
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
 
 
 def moments_of(times: Iterable[datetime]) -> Indices:
@@ -222,7 +269,8 @@ def warm_up() -> None:
     event = f'{{"event_id":"e","user_id":"u","item_id":"i","label":0,"timestamp":"{moment}","request_id":"r"}}'
     batch = EventBatch.parse(f'{{"interactions":[{event}]}}'.encode())
     assert batch is not None, "it is plainly right"
-    batch.clicks([0])
+    batch.user_ids([0])
+    batch.told(np.zeros(1, np.int64))
     batch.copy([0], 1)
 
 
@@ -383,10 +431,12 @@ def _parse_event(
         to = _put_text(rows, first, text, user, user_end)
         to = _put_text(rows, to, text, item, item_end)
         to = _put_number(rows, _put_number(rows, to, 2, 4), label, 2)
-        to = _put_number(rows, _put_number(rows, to, 8, 4), moment - SHIFT, 8)
+        time = _put_number(rows, to, 8, 4)
+        to = _put_number(rows, time, moment - SHIFT, 8)
         to = _put_text(rows, to, text, request, request_end) if request > 0 else _put_number(rows, to, -1, 4)
         labels[n], moments[n] = label, moment
         contents[n] = np.int64(xxh64(rows, first, to))
+        _put_number(rows, time, moment - moment % 1000 - SHIFT, 8)
         to = _put_number(rows, _put_number(rows, to, 8, 4), contents[n], 8)
         starts[n + 1] = to + PERIOD_BYTES
         return at + 1
@@ -549,18 +599,55 @@ def _put(rows: Bytes, at: int, text: Bytes, start: int, end: int) -> int:
     return at + end - start
 
 
+@inlined
+def _length(rows: Bytes, at: int) -> int:
+    """Of the text whose length stands here."""
+    return int(np.int64(swapped(word_at(rows, at)) >> U(32)))
+
+
+@inlined
+def _put_field(text: Bytes, to: int, rows: Bytes, at: int) -> int:
+    """Write the text of the column that begins here, and a `SEPARATOR`; the place behind it."""
+    to = _put(text, to, rows, at + 4, at + 4 + _length(rows, at))
+    text[to] = 0
+    return to + 1
+
+
 @compiled
-def _join(rows: Bytes, starts: Indices, which: Indices, columns: int, text: Bytes) -> int:
-    """Write the first columns of these rows, a `SEPARATOR` behind each; how many bytes that makes."""
+def _join(rows: Bytes, starts: Indices, which: Indices, column: int, text: Bytes) -> int:
+    """Write one of the first columns of these rows, a `SEPARATOR` behind each; how many bytes that makes."""
     to = 0
     for n in which:
         at = starts[n] + 2
-        for _ in range(columns):
-            length = np.int64(swapped(word_at(rows, at)) >> U(32))
-            to = _put(text, to, rows, at + 4, at + 4 + length)
-            text[to] = 0
-            to += 1
-            at += 4 + length
+        for _ in range(column):
+            at += 4 + _length(rows, at)
+        to = _put_field(text, to, rows, at)
+    return to
+
+
+@compiled
+def _tell(rows: Bytes, starts: Indices, which: Indices, moments: Indices, kinds: NDArray[np.int8], text: Bytes) -> int:
+    """Write what `EventBatch.told` returns; how many bytes that makes. A row without its texts has more room than that
+    needs.
+    """
+    to = 0
+    for n in which:
+        event = starts[n] + 2
+        user = event + 4 + _length(rows, event)
+        item = user + 4 + _length(rows, user)
+        to = _put_field(text, to, rows, user)
+        ms = moments[n] // 1000
+        digits = 1
+        while 10**digits <= ms:
+            digits += 1
+        for k in range(digits):
+            text[to + digits - 1 - k] = ZERO + ms % 10
+            ms //= 10
+        text[to + digits] = 0
+        to = _put_field(text, to + digits + 1, rows, event)
+        to = _put_field(text, to, rows, item)
+        text[to], text[to + 1] = ZERO + kinds[n], 0
+        to += 2
     return to
 
 

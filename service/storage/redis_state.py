@@ -1,6 +1,6 @@
-"""What Redis does: recent user histories at the speed of a cache, notices between processes, shared rate limits.
+"""What Redis does: what users did last at the speed of a cache, notices between processes, shared rate limits.
 
-Nothing here is the only copy. Every call works on when Redis is away: histories come from Postgres, notices are
+Nothing here is the only copy. Every call works on when Redis is away: what users did comes from Postgres, notices are
 dropped (their receivers poll Postgres too), limits are each process's own, and a log line a minute says so.
 """
 
@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import orjson
@@ -19,13 +19,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 
+from asmg.layout import RECENT, RECENT_SHORT
 from service.errors import NotReady
 from service.limits import MAX_FUTURE_SECONDS, MAX_HISTORY
 from service.storage.database import Database
-from service.storage.repositories import Clicks, HistoryEntry
+from service.storage.repositories import Happened, PastEvent
 from service.tasks import start_alone
 
-__all__ = ["HistoryStore", "Notices", "RateBuckets", "connect", "purge", "unusable"]
+__all__ = ["HistoryStore", "Notices", "RateBuckets", "StoredPast", "connect", "purge", "unusable"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +38,10 @@ LEASE_SECONDS = 10
 PROGRESS_SECONDS = 24 * 3600
 LEADER_SECONDS = 24 * 3600
 # What one command may hold: Redis does nothing else meanwhile, nor does the event loop that packs it.
-CLICKS_OF_A_SCRIPT = 250
+EVENTS_OF_A_SCRIPT = 250
 KEYS_OF_A_PAGE = 1000
 
-# Of an outage. After more clicks than that nobody remembers whose histories are old: all are dropped.
+# Of an outage. After more users than that nobody remembers whose histories are old: all are dropped.
 MOST_OUTDATED_USERS = 100_000
 
 # While Redis is away, one call a second finds that out; the others do not wait for its timeout.
@@ -60,19 +61,40 @@ EVERYBODY = b""
 RECONNECT_SECONDS = (0.1, 5.0)
 LISTEN_SECONDS = 15.0
 
-# A user without positives is cached as this one member; real members begin with an item.
+# What a user did last is one sorted set, by the time in milliseconds and then by the member: of a click its event, NUL
+# and its item, of a pass (an interaction without a click) its event. NUL is in no id, and before all that is: so the
+# order is that of the log. A user without any is cached as this one member.
 NOTHING = b""
 
-# KEYS: histories. ARGV: index of the last member. One command, however many users: a command costs the client more than
-# the server's work on it.
+MOST_MEMBERS = 90
+"""From here on a set is cut to what is asked for: seldom, for that looks at each of them."""
+
+# KEYS: users' sets. ARGV: clicks of a history, RECENT, RECENT_SHORT. Of each set that is there one text: the three
+# numbers, and with NUL before each the items clicked, newest first. One command, however many users: a command costs
+# the client more than the server's work on it, and each part of an answer costs it too.
 LOOK = """
+local length, recent, short = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local found = {}
-for i, key in ipairs(KEYS) do found[i] = redis.call('ZREVRANGE', key, 0, ARGV[1]) end
+for i, key in ipairs(KEYS) do
+  local members = redis.call('ZREVRANGE', key, 0, -1)
+  local few, clicks, past = 0, 0, {''}
+  for n, member in ipairs(members) do
+    local item = string.match(member, '%z(.*)')
+    if item then
+      if n <= short then few = few + 1 end
+      if n <= recent then clicks = clicks + 1 end
+      if #past <= length then past[#past + 1] = item end
+    end
+  end
+  local size = members[1] == '' and 0 or math.min(#members, recent)
+  past[1] = size .. ' ' .. few .. ' ' .. clicks
+  found[i] = #members > 0 and table.concat(past, '\\0')
+end
 return found
 """
 
-# KEYS: history, lease. ARGV: token, seconds, score, member, score, member, …
-# A lease that is gone means that positives were committed after the reader looked: its answer may lack them.
+# KEYS: set, lease. ARGV: token, seconds, score, member, score, member, …
+# A lease that is gone means that something was committed after the reader looked: its answer may lack it.
 FILL = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1], KEYS[2])
@@ -81,23 +103,49 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1
 """
 
-# ARGV: length, channel, message, and of each click its user, time, item and event, NUL behind each. It is one text, and
-# the keys are made of it, for what a script costs the client goes by its arguments.
-# The expiry stays that of the fill, which bounds how long a cache that missed an append can live.
+# ARGV: clicks of a history, RECENT, most members, channel, the users, which are the message, and of each event its
+# user, time, event, item and kind, NUL behind each. These are two texts, and the keys are made of them, for what a
+# script costs the client goes by its arguments. Of most users nothing is cached, and two commands see to all of them.
+# A click takes the place of the pass that its item was, a pass that of nothing, and an item that was shown not even
+# that of a pass. The expiry stays that of the fill, which bounds how long a cache that missed an append lives.
 APPEND = """
-local leases = {}
-for user, score, member in string.gmatch(ARGV[4], '(%Z+)%z(%Z+)%z(%Z+%z%Z+)%z') do
-  local key = 'asmg:history:' .. user
-  if redis.call('EXISTS', key) == 1 then
-    redis.call('ZADD', key, score, member)
-    redis.call('ZREM', key, '')
-    redis.call('ZREMRANGEBYRANK', key, 0, -tonumber(ARGV[1]) - 1)
-  else
-    leases[#leases + 1] = 'asmg:history-lease:' .. user
+local length, recent, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local function cut(key)
+  local clicks, gone = 0, {}
+  for n, member in ipairs(redis.call('ZREVRANGE', key, 0, -1)) do
+    local click = string.find(member, '%z')
+    if click then clicks = clicks + 1 end
+    if n > recent and not (click and clicks <= length) then gone[#gone + 1] = member end
+  end
+  redis.call('ZREM', key, unpack(gone))
+end
+local keys, leases = {}, {}
+for user in string.gmatch(ARGV[5], '%Z+') do
+  keys[#keys + 1] = 'asmg:past:' .. user
+  leases[#leases + 1] = 'asmg:past-lease:' .. user
+end
+redis.call('DEL', unpack(leases))
+local cached = {}
+local function is_cached(key)
+  if cached[key] == nil then cached[key] = redis.call('EXISTS', key) == 1 end
+  return cached[key]
+end
+local events = redis.call('EXISTS', unpack(keys)) > 0 and ARGV[6] or ''
+for user, score, event, item, kind in string.gmatch(events, '(%Z+)%z(%Z+)%z(%Z+)%z(%Z+)%z(%Z+)%z') do
+  local key = 'asmg:past:' .. user
+  if is_cached(key) then
+    local click = event .. '\\0' .. item
+    if kind == '1' then
+      redis.call('ZREM', key, '', event)
+      redis.call('ZADD', key, score, click)
+    elseif not redis.call('ZSCORE', key, click) then
+      redis.call('ZREM', key, '')
+      if kind == '0' then redis.call('ZADD', key, score, event) else redis.call('ZADD', key, 'NX', score, event) end
+    end
+    if redis.call('ZCARD', key) > most then cut(key) end
   end
 end
-if #leases > 0 then redis.call('DEL', unpack(leases)) end
-redis.call('PUBLISH', ARGV[2], ARGV[3])
+redis.call('PUBLISH', ARGV[4], ARGV[5])
 """
 
 # KEYS: bucket, which holds the moment at which it is full again. ARGV: seconds to take, of how many when it is full,
@@ -175,19 +223,38 @@ async def purge(redis: Redis) -> int:
     return removed
 
 
-class HistoryStore:
-    """The last positives of each user, newest first: a sorted set each in Redis, filled from Postgres.
+class StoredPast(NamedTuple):
+    """What a user did last."""
 
-    The cache is never filled with an answer that misses a committed positive. A reader that finds nothing takes a
-    lease before it reads Postgres, and fills only while it holds the lease; `append`, which runs after the commit,
-    adds to a cached history or else takes the lease away. The other way round, an append that Redis did not get is
-    remembered, and the histories it concerned are dropped before this process appends again; at the latest they expire.
+    items: Sequence[str] | Sequence[bytes]
+    """Clicked last, newest first: the history; as text, or as UTF-8 where Redis had them."""
+    recent: tuple[int, int, int]
+    """Of the last `RECENT` interactions how many there are, the clicks among the newest `RECENT_SHORT`, all clicks."""
+
+    @classmethod
+    def of(cls, events: Sequence[PastEvent], length: int) -> "StoredPast":
+        """These events, newest first; the history of at most `length` items."""
+        labels = [event.label for event in events[:RECENT]]
+        items = [event.item_id for event in events if event.label][:length]
+        return cls(items, (len(labels), sum(labels[:RECENT_SHORT]), sum(labels)))
+
+
+class HistoryStore:
+    """What each user did last: the items of the last clicks, and how many clicks are among the last interactions.
+
+    A sorted set each in Redis, filled from Postgres. The cache is never filled with an answer that misses something
+    committed. A reader that finds nothing takes a lease before it reads Postgres, and fills only while it holds the
+    lease; `append`, which runs after the commit, adds to a cached set or else takes the lease away. The other way
+    round, an append that Redis did not get is remembered, and the sets it concerned are dropped before this process
+    appends again; at the latest they expire.
+
+    A set has the last `RECENT` interactions, and the last clicks of a history; what it has beyond is of no account.
 
     Args:
         redis: a client that returns bytes.
-        database: where histories are rebuilt from.
+        database: where sets are rebuilt from.
         length: items of a history.
-        on_fallback: called for each history that is read from Postgres because Redis did not answer.
+        on_fallback: called for each user whose past is read from Postgres because Redis did not answer.
     """
 
     def __init__(
@@ -209,8 +276,8 @@ class HistoryStore:
         self._outdated: set[str] = set()
         self._all_outdated = False
 
-    async def cached(self, user_ids: Sequence[str]) -> list[list[bytes] | None]:
-        """What Redis has of the users' histories, as UTF-8 and otherwise as `get` returns them, in one round trip.
+    async def cached(self, user_ids: Sequence[str]) -> list[StoredPast | None]:
+        """What Redis has of the users, otherwise as `get` returns it, in one round trip.
 
         None stands for what `get` has to find out; that Redis is away as well, for this never raises.
         """
@@ -218,77 +285,78 @@ class HistoryStore:
             return [None] * len(user_ids)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                found = await self._look(keys=[_history_key(user_id) for user_id in user_ids], args=[self._length - 1])
+                return await self._looked(user_ids)
         except (RedisError, TimeoutError) as error:
             self._outage.note(error)
             return [None] * len(user_ids)
-        return [_items_of(members) if members else None for members in found]
 
-    async def get(self, user_id: str) -> list[str]:
-        """Item ids of the user's last positives, newest first, at most `length`; empty for an unknown user."""
+    async def get(self, user_id: str) -> StoredPast:
+        """What the user did last; nothing of an unknown one."""
         if self._outage.pausing:
             self._on_fallback()
-            return [entry.item_id for entry in await self._read(user_id)]
-        history, lease = _history_key(user_id), _lease_key(user_id)
+            return StoredPast.of(await self._read(user_id), self._length)
+        past, lease = _past_key(user_id), _lease_key(user_id)
         token = uuid4().hex
         leased = False
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                members = await self._redis.zrange(history, 0, self._length - 1, desc=True)
-                if members:
-                    return [item.decode() for item in _items_of(cast(list[bytes], members))]  # no scores were asked for
+                [found] = await self._looked([user_id])
+                if found is not None:
+                    return StoredPast([item.decode() for item in found.items if isinstance(item, bytes)], found.recent)
                 leased = bool(await self._redis.set(lease, token, nx=True, ex=LEASE_SECONDS))
         except (RedisError, TimeoutError) as error:
             self._outage.note(error)
             self._on_fallback()
-        entries = await self._read(user_id)
+        events = await self._read(user_id)
         if leased:
-            pairs = [part for entry in entries for part in (entry.timestamp_ms, _member(entry.item_id, entry.event_id))]
+            pairs = [part for event in events for part in (event.timestamp_ms, _member(event))]
             try:
-                await self._fill(keys=[history, lease], args=[token, HISTORY_SECONDS, *(pairs or ("-inf", NOTHING))])
+                await self._fill(keys=[past, lease], args=[token, HISTORY_SECONDS, *(pairs or ("-inf", NOTHING))])
             except RedisError as error:
                 self._outage.note(error)
-        return [entry.item_id for entry in entries]
+        return StoredPast.of(events, self._length)
 
-    async def append(self, clicks: Clicks) -> None:
-        """Add committed clicks to the histories of their users.
+    async def append(self, happened: Happened) -> None:
+        """Add what was committed to the pasts of the users.
 
         To be called after the commit, and only with what was accepted by it; calling it twice does no harm.
         """
-        if not clicks.user_ids:
+        if not happened.user_ids:
             return
         if self._outage.pausing:
-            self._note_outdated(clicks.user_ids)
+            self._note_outdated(happened.user_ids)
             return
-        columns = zip(clicks.user_ids, clicks.timestamps_ms, clicks.item_ids, clicks.event_ids, strict=True)
         latest_ms = (time.time() + MAX_FUTURE_SECONDS) * 1000  # what is later would keep all others out
-        waiting = (click for click in columns if click[1] <= latest_ms)
+        sizes = [self._length, RECENT, MOST_MEMBERS]
         try:
             await self._drop_outdated()
-            while part := list(islice(waiting, CLICKS_OF_A_SCRIPT)):
-                users = "\0".join(dict.fromkeys(user for user, *_ in part))
-                text = "".join([f"{user}\0{ms}\0{item}\0{event}\0" for user, ms, item, event in part])
-                await self._append(args=[self._length, CLICKS_CHANNEL, users, text])
+            for users, text in happened.parts(EVENTS_OF_A_SCRIPT, latest_ms):
+                await self._append(args=[*sizes, CLICKS_CHANNEL, users, text])
         except RedisError as error:
-            self._note_outdated(clicks.user_ids)
+            self._note_outdated(happened.user_ids)
             self._outage.note(error)
 
+    async def _looked(self, user_ids: Sequence[str]) -> list[StoredPast | None]:
+        keys, sizes = [_past_key(user_id) for user_id in user_ids], [self._length, RECENT, RECENT_SHORT]
+        found = await self._look(keys=keys, args=sizes)
+        return [None if text is None else _parsed(text) for text in found]
+
     async def forget_user(self, user_id: str) -> None:
-        """Drop a history, also where it is being filled just now, and have every process drop what it remembers.
+        """Drop a user's past, also where it is being filled just now, and have every process drop what it remembers.
 
         Raises:
             NotReady: Redis does not answer.
         """
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.delete(_history_key(user_id), _lease_key(user_id))
+                pipeline.delete(_past_key(user_id), _lease_key(user_id))
                 pipeline.publish(CLICKS_CHANNEL, user_id)
                 await pipeline.execute()
         except RedisError as error:
             raise NotReady(f"Redis does not answer: {type(error).__name__}") from error
 
     async def forget_all(self) -> None:
-        """The same for the histories of all users.
+        """The same for all users.
 
         Raises:
             NotReady: Redis does not answer.
@@ -313,18 +381,18 @@ class HistoryStore:
             except BaseException:
                 self._all_outdated = True
                 raise
-        while chunk := list(islice(self._outdated, CLICKS_OF_A_SCRIPT)):
-            await self._redis.delete(*(make(user_id) for user_id in chunk for make in (_history_key, _lease_key)))
+        while chunk := list(islice(self._outdated, EVENTS_OF_A_SCRIPT)):
+            await self._redis.delete(*(make(user_id) for user_id in chunk for make in (_past_key, _lease_key)))
             self._outdated.difference_update(chunk)
 
     async def _drop_all(self) -> None:
-        """Leases first: then nobody who has looked before can fill a history behind this."""
-        async for keys in _pages(self._redis, _lease_key("*"), _history_key("*")):
+        """Leases first: then nobody who has looked before can fill one behind this."""
+        async for keys in _pages(self._redis, _lease_key("*"), _past_key("*")):
             await self._redis.unlink(*keys)
 
-    async def _read(self, user_id: str) -> list[HistoryEntry]:
+    async def _read(self, user_id: str) -> list[PastEvent]:
         async with self._database.read() as session:
-            return await session.interactions.recent_positives(user_id, self._length)
+            return await session.past.recent(user_id)
 
 
 class Notices:
@@ -347,7 +415,7 @@ class Notices:
             yield None
 
     async def clicks(self) -> AsyncIterator[list[str] | None]:
-        """Users whose history has changed, whichever process changed it; None where that may be any: also for each
+        """Users whose past has changed, whichever process changed it; None where that may be any: also for each
         (re)connection, for some may be missing.
         """
         async for data in self._messages(CLICKS_CHANNEL):
@@ -492,18 +560,20 @@ async def _pages(redis: Redis, *patterns: str) -> AsyncIterator[list[bytes | str
                 break
 
 
-def _history_key(user_id: str) -> str:
-    return f"asmg:history:{user_id}"
+def _past_key(user_id: str) -> str:
+    return f"asmg:past:{user_id}"
 
 
 def _lease_key(user_id: str) -> str:
-    return f"asmg:history-lease:{user_id}"
+    return f"asmg:past-lease:{user_id}"
 
 
-def _member(item_id: str, event_id: str) -> bytes:
-    # The event id makes a repeated item a member of its own; NUL, which no id holds, tells the two apart again.
-    return f"{item_id}\0{event_id}".encode()
+def _member(event: PastEvent) -> bytes:
+    return (f"{event.event_id}\0{event.item_id}" if event.label else event.event_id).encode()
 
 
-def _items_of(members: Iterable[bytes]) -> list[bytes]:
-    return [member.partition(b"\0")[0] for member in members if member != NOTHING]
+def _parsed(text: bytes) -> StoredPast:
+    """What `LOOK` says of one user."""
+    numbers, *items = text.split(b"\0")
+    seen, few, clicks = map(int, numbers.split())
+    return StoredPast(items, (seen, few, clicks))

@@ -47,6 +47,7 @@ __all__ = [
     "seen_rows",
     "unresolved_positives",
     "user_histories",
+    "user_passes",
 ]
 
 metadata = MetaData(
@@ -75,7 +76,7 @@ periods = Table(
     Column("error", Text),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("version", Integer, comment="the model version that the period produced"),
-    Column("log_folded_at", TIMESTAMP, comment="when the clicks of its log were added to user_histories"),
+    Column("log_folded_at", TIMESTAMP, comment="when its log was added to user_histories and user_passes"),
     Column("log_dropped_at", TIMESTAMP),
     Column("ids_merged_at", TIMESTAMP, comment="when the ids of its events were noted in event_ids"),
     Column("labels", JSONB, comment="what became of its impressions and clicks; null until they are resolved"),
@@ -142,6 +143,13 @@ interactions = Table(
         desc("event_id"),
         postgresql_where=text("label = 1"),
     ),
+    Index(
+        "ix_interactions_passes",
+        "user_id",
+        desc("occurred_at"),
+        desc("event_id"),
+        postgresql_where=text("label = 0 AND NOT sampled"),
+    ),
     postgresql_partition_by="LIST (period)",
 )
 
@@ -168,6 +176,7 @@ impressions = Table(
     Column("positions", ARRAY(Integer), comment="null for 0, 1, 2, …"),
     Column("shown_at", TIMESTAMP, nullable=False),
     Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Index("ix_impressions_user_id", "user_id", desc("shown_at")),
     postgresql_partition_by="LIST (period)",
 )
 
@@ -210,15 +219,21 @@ unresolved_positives = Table(
     Index("ix_unresolved_positives_user_id", "user_id", desc("shown_at"), desc("interaction_id")),
 )
 
-user_histories = Table(
-    "user_histories",
-    metadata,
-    # The last positives of each user in the periods whose log is dropped, newest first.
-    Column("user_id", BYTEWISE, primary_key=True),
-    Column("item_ids", ARRAY(Text), nullable=False),
-    Column("event_ids", ARRAY(Text), nullable=False),
-    Column("times", ARRAY(TIMESTAMP), nullable=False),
-)
+
+def _folded(name: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("user_id", BYTEWISE, primary_key=True),
+        Column("item_ids", ARRAY(Text), nullable=False),
+        Column("event_ids", ARRAY(Text), nullable=False),
+        Column("times", ARRAY(TIMESTAMP), nullable=False),
+    )
+
+
+# The last positives of each user in the periods whose log is dropped, newest first; and its last other interactions.
+user_histories = _folded("user_histories")
+user_passes = _folded("user_passes")
 
 items = Table(
     "items",

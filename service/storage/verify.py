@@ -13,9 +13,9 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.limits import MAX_HISTORY
 from service.storage import tables
 from service.storage.migrate import head_revision, is_described
+from service.storage.repositories.past import KEPT
 from service.storage.structure import StoredTable, counters, references
 
 __all__ = ["Finding", "find_faults"]
@@ -44,6 +44,18 @@ def _unknown(what: str, table: str, column: str, where: str) -> str:
               FROM {table}, jsonb_path_query({column}, 'strict $.** ? (@.type() == "string")') AS value
               WHERE {where}) AS named
         WHERE digest ~ '^[0-9a-f]{{64}}$' AND digest NOT IN (SELECT digest FROM artifacts)
+    """
+
+
+def _folded(table: str, name: str, what: str) -> str:
+    """The check of a table of what is left of dropped logs."""
+    return f"""
+        SELECT format('{name} of user %s', user_id), 'up to {KEPT} {what}, newest first',
+               format('%s items, %s events, %s times', cardinality(item_ids), cardinality(event_ids), times)
+        FROM {table}
+        WHERE cardinality(item_ids) NOT BETWEEN 1 AND {KEPT} OR cardinality(item_ids) <> cardinality(event_ids)
+           OR times <> ARRAY(SELECT time FROM unnest(times) AS time ORDER BY time DESC)
+           OR cardinality(item_ids) <> cardinality(times)
     """
 
 
@@ -219,14 +231,8 @@ CHECKS = {
         SELECT format('item %s', item_id), 'the period in which it was stored', format('%s, which is not there', period)
         FROM items WHERE period NOT IN (SELECT number FROM periods)
     """,
-    "folded histories": f"""
-        SELECT format('history of user %s', user_id), 'up to {MAX_HISTORY} clicks, newest first',
-               format('%s items, %s events, %s times', cardinality(item_ids), cardinality(event_ids), times)
-        FROM user_histories
-        WHERE cardinality(item_ids) NOT BETWEEN 1 AND {MAX_HISTORY} OR cardinality(item_ids) <> cardinality(event_ids)
-           OR times <> ARRAY(SELECT time FROM unnest(times) AS time ORDER BY time DESC)
-           OR cardinality(item_ids) <> cardinality(times)
-    """,
+    "folded histories": _folded("user_histories", "history", "clicks"),
+    "folded passes": _folded("user_passes", "passes", "passes"),
     "sizes of artifacts": """
         SELECT format('artifact %s', digest), format('%s bytes in chunks from 0 on', size),
                format('%s bytes in %s chunks up to %s', coalesce(sum(length(data)), 0), count(index), max(index))

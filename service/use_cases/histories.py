@@ -1,4 +1,4 @@
-"""The histories that predictions read: in this process for a moment, else in Redis, else in Postgres."""
+"""What predictions read of users: in this process for a moment, else in Redis, else in Postgres."""
 
 import asyncio
 import logging
@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from asmg.layout import HISTORY_LENGTH
 from service.errors import NotReady
 from service.serving.snapshot import hashes_of
-from service.storage.redis_state import HistoryStore
-from service.storage.repositories import Clicks
+from service.storage.redis_state import HistoryStore, StoredPast
+from service.storage.repositories import Happened
 from service.tasks import end_tasks, start_alone
 
-__all__ = ["Hashes", "Histories"]
+__all__ = ["Hashes", "Histories", "UserPast"]
 
 logger = logging.getLogger(__name__)
 
 MOST_USERS = 20_000
-"""Of the memory of a process: about 10 MB."""
+"""Of the memory of a process: about 15 MB."""
 
 USERS_OF_A_TRIP = 256
 """Whom one round trip to Redis asks about."""
@@ -38,7 +38,18 @@ PAUSE_SECONDS = 1.0
 """For how long Postgres is not asked after it failed: the predictions of an outage do not wait one after another."""
 
 Hashes = NDArray[np.uint64]
-_Answer = asyncio.Future[Hashes]
+
+
+class UserPast(NamedTuple):
+    """What a user did last."""
+
+    history: Hashes
+    """Hashes of the items clicked last, newest first, at most `HISTORY_LENGTH`: uint64 [n]."""
+    recent: NDArray[np.int32]
+    """int32 [3]: as `PeriodData.recent` has it of an interaction that happens now."""
+
+
+_Answer = asyncio.Future[UserPast]
 
 
 async def _silence() -> AsyncIterator[list[str] | None]:
@@ -49,20 +60,20 @@ async def _silence() -> AsyncIterator[list[str] | None]:
 class _Remembered(NamedTuple):
     until: float
     """Of the monotonic clock."""
-    history: Hashes
+    past: UserPast
 
 
 class Histories:
-    """The last positives of users as the hashes that a snapshot looks up, remembered for `seconds`.
+    """What users did last, histories as the hashes that a snapshot looks up, remembered for `seconds`.
 
-    A click that this process takes in counts at once; one that another process takes in counts as soon as its notice
-    arrives, and after `seconds` where that was lost. What is not remembered comes from Redis in one round trip,
+    What this process takes in counts at once; what another process takes in counts as soon as its notice arrives, and
+    after `seconds` where that was lost. What is not remembered comes from Redis in one round trip,
     together with what the other requests of the moment want: the next trip takes along whoever came during the last.
 
     Args:
         store: Redis, with Postgres behind it.
-        clicks: an endless stream of users who have clicked; None where some may be missing.
-        seconds: how long a history is remembered; 0 for not at all.
+        clicks: an endless stream of users whose past has changed; None where some may be missing.
+        seconds: how long a past is remembered; 0 for not at all.
         deadline_seconds: how long one call waits at most.
     """
 
@@ -87,19 +98,19 @@ class Histories:
         self._reading: set[_Answer] = set()
         self._read_at = self._failed_at = -float("inf")
 
-    def known(self, user_id: str) -> Hashes | None:
-        """The history, where it is remembered."""
+    def known(self, user_id: str) -> UserPast | None:
+        """The user's past, where it is remembered."""
         known = self._known.get(user_id)
-        return known.history if known is not None and known.until > time.monotonic() else None
+        return known.past if known is not None and known.until > time.monotonic() else None
 
-    async def get(self, user_id: str) -> Hashes | None:
-        """Hashes of the user's last positives, newest first, at most `HISTORY_LENGTH`; none for an unknown user.
+    async def get(self, user_id: str) -> UserPast | None:
+        """What the user did last; nothing where nobody knows it.
 
-        None stands for a history that neither Redis nor Postgres gave in time.
+        None stands for what neither Redis nor Postgres gave in time.
         """
         return (await self.get_many([user_id]))[0]
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[Hashes | None]:
+    async def get_many(self, user_ids: Sequence[str]) -> list[UserPast | None]:
         """The same for several users, with one round trip for all."""
         found = [known if (known := self.known(user)) is not None else self._ask(user) for user in user_ids]
         if waiting := {answer for answer in found if isinstance(answer, asyncio.Future)}:
@@ -119,13 +130,13 @@ class Histories:
                 self._spawn(self._travel())
         return answer
 
-    async def append(self, clicks: Clicks) -> None:
-        """Add clicks that were committed: whoever asks from now on gets a history with them."""
-        await self._store.append(clicks)
-        self._forget(clicks.user_ids)
+    async def append(self, happened: Happened) -> None:
+        """Add what was committed: whoever asks from now on gets a past with it."""
+        await self._store.append(happened)
+        self._forget(happened.user_ids)
 
     async def forget_user(self, user_id: str) -> None:
-        """Forget a history everywhere.
+        """Forget the past of a user everywhere.
 
         Raises:
             NotReady: Redis does not answer.
@@ -134,7 +145,7 @@ class Histories:
         self._forget([user_id])
 
     async def forget_all(self) -> None:
-        """Forget the histories of all users everywhere.
+        """Forget the pasts of all users everywhere.
 
         Raises:
             NotReady: Redis does not answer.
@@ -143,7 +154,7 @@ class Histories:
         self._forget_all()
 
     async def listen(self) -> None:
-        """Hear of the clicks that other processes take in, until cancelled."""
+        """Hear of what other processes take in, until cancelled."""
         while True:
             try:
                 async for users in self._clicks():
@@ -177,14 +188,14 @@ class Histories:
                 for user_id, answer in trip:
                     self._fail(user_id, answer, error)
                 continue
-            for (user_id, answer), items in zip(trip, found, strict=True):
-                if items is None and self._refuses_reads:
+            for (user_id, answer), stored in zip(trip, found, strict=True):
+                if stored is None and self._refuses_reads:
                     self._fail(user_id, answer, NotReady("Postgres does not answer"))
-                elif items is None:
+                elif stored is None:
                     self._reading.add(answer)
                     self._spawn(self._read(user_id, answer))
                 else:
-                    self._give(user_id, answer, items)
+                    self._give(user_id, answer, stored)
         self._travelling = False
 
     @property
@@ -194,9 +205,9 @@ class Histories:
     async def _read(self, user_id: str, answer: _Answer) -> None:
         try:
             async with self._readers:
-                items = await self._store.get(user_id)
+                stored = await self._store.get(user_id)
             self._read_at = time.monotonic()
-            self._give(user_id, answer, items)
+            self._give(user_id, answer, stored)
         except Exception as error:
             if isinstance(error, NotReady):
                 self._failed_at = time.monotonic()
@@ -210,9 +221,9 @@ class Histories:
         answer.set_exception(error)
         answer.exception()  # seen, also where nobody waits for it any more
 
-    def _give(self, user_id: str, answer: _Answer, items: Sequence[str] | Sequence[bytes]) -> None:
-        history = hashes_of(items[:HISTORY_LENGTH])
-        answer.set_result(history)
+    def _give(self, user_id: str, answer: _Answer, stored: StoredPast) -> None:
+        past = UserPast(hashes_of(stored.items[:HISTORY_LENGTH]), np.array(stored.recent, np.int32))
+        answer.set_result(past)
         if self._asked.get(user_id) is not answer:
             return
         del self._asked[user_id]
@@ -220,14 +231,14 @@ class Histories:
             self._known.pop(user_id, None)  # so that the one remembered first stands first
             if len(self._known) >= MOST_USERS:
                 del self._known[next(iter(self._known))]
-            self._known[user_id] = _Remembered(time.monotonic() + self._seconds, history)
+            self._known[user_id] = _Remembered(time.monotonic() + self._seconds, past)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.add(task := start_alone(work))
         task.add_done_callback(self._tasks.discard)
 
 
-def _found(answer: _Answer) -> Hashes | None:
+def _found(answer: _Answer) -> UserPast | None:
     """None where it is not there, for want of time or of a server; a bug is raised."""
     if not answer.done() or isinstance(answer.exception(), NotReady):
         return None

@@ -12,10 +12,10 @@ import numpy as np
 
 from service.errors import NotReady
 from service.storage.database import Database, Lock, UnitOfWork
-from service.storage.repositories import Click, Clicks, EventBatch, Impression, Inserted, Raced, Stored
+from service.storage.repositories import Click, EventBatch, Happened, Impression, Inserted, Raced, Stored
 from service.tasks import end_tasks, start_alone
 
-__all__ = ["IngestResult", "Ingestion", "ToldOfClicks", "ingest", "ingest_clicks", "ingest_impressions"]
+__all__ = ["IngestResult", "Ingestion", "KeepsPasts", "ingest", "ingest_clicks", "ingest_impressions"]
 
 MOST_RACES = 8
 """Transactions that store events with the same ids at the same moment, and that one gives way to."""
@@ -40,11 +40,11 @@ class IngestResult:
     """The period that holds the accepted events."""
 
 
-class ToldOfClicks(Protocol):
-    """What keeps the histories of users."""
+class KeepsPasts(Protocol):
+    """What keeps what users did last."""
 
-    async def append(self, clicks: Clicks, /) -> None:
-        """Add clicks that were committed."""
+    async def append(self, happened: Happened, /) -> None:
+        """Add what was committed."""
 
 
 class _Call(NamedTuple):
@@ -62,14 +62,14 @@ class Ingestion:
     in histories it has the place of its time.
     """
 
-    def __init__(self, database: Database, histories: ToldOfClicks) -> None:
+    def __init__(self, database: Database, histories: KeepsPasts) -> None:
         self._database, self._histories = database, histories
         self._waiting: deque[_Call] = deque()
         self._lanes = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def ingest(self, events: EventBatch) -> IngestResult:
-        """Store the events that are new, durably, then append the clicks among them to the histories of their users.
+        """Store the events that are new, durably, then add them to what their users did last.
 
         Raises:
             NotReady: Postgres cannot store them now; nothing is stored.
@@ -130,7 +130,7 @@ class Ingestion:
 
     async def _answer(self, calls: list[_Call], events: EventBatch, stored: Stored) -> None:
         try:
-            await self._histories.append(stored.clicks)
+            await self._histories.append(stored.happened)
             results = _results(calls, events, stored)
         except BaseException as error:
             _fail(calls, error)
@@ -146,7 +146,7 @@ class Ingestion:
         task.add_done_callback(self._tasks.discard)
 
 
-async def ingest(database: Database, histories: ToldOfClicks, events: EventBatch) -> IngestResult:
+async def ingest(database: Database, histories: KeepsPasts, events: EventBatch) -> IngestResult:
     """The same for one call on its own."""
     ingestion = Ingestion(database, histories)
     try:
@@ -175,9 +175,9 @@ def _results(calls: Sequence[_Call], events: EventBatch, stored: Stored) -> list
 
 
 async def ingest_impressions(
-    database: Database, histories: ToldOfClicks, impressions: Sequence[Impression], window: timedelta
+    database: Database, histories: KeepsPasts, impressions: Sequence[Impression], window: timedelta
 ) -> IngestResult:
-    """Store the impressions that are new, durably.
+    """Store the impressions that are new, durably; their items are passes of the user until they are clicked.
 
     Clicks that came before them, but within `window` of what they tell, count in histories from then on.
     """
@@ -187,12 +187,13 @@ async def ingest_impressions(
         new = [impressions[n] for n in inserted.accepted]
         clicks = await work.labels.note_impressions(period, new, window)
         await work.commit()
-    await histories.append(Clicks.of(clicks))
+    await histories.append(Happened.of([passed for shown in new for passed in shown.newest], shown=True))
+    await histories.append(Happened.of(clicks))
     return _result(impressions, inserted, period)
 
 
 async def ingest_clicks(
-    database: Database, histories: ToldOfClicks, clicks: Sequence[Click], window: timedelta
+    database: Database, histories: KeepsPasts, clicks: Sequence[Click], window: timedelta
 ) -> IngestResult:
     """Store the clicks that are new, durably; in histories they count at once, as the interactions that they will be.
 
@@ -204,7 +205,7 @@ async def ingest_clicks(
         new = [clicks[n] for n in inserted.accepted]
         positives = await work.labels.note_clicks(period, new, window)
         await work.commit()
-    await histories.append(Clicks.of(positives))
+    await histories.append(Happened.of(positives))
     return _result(clicks, inserted, period)
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories
+from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
 from service.storage.database import Database
-from service.storage.repositories import Catalogue, EntityKind, PeriodLog, Positives
+from service.storage.repositories import Catalogue, Earlier, EntityKind, PeriodLog
 
 __all__ = ["PreparedPeriod", "prepare_period"]
 
 logger = logging.getLogger(__name__)
+
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class PreparedPeriod(NamedTuple):
 async def prepare_period(
     database: Database, period: int, history_length: int, *, evict_after: int | None = None
 ) -> PreparedPeriod:
-    """The log of a period as rows, with every user's history as it was at each interaction.
+    """The log of a period as rows, with what every user did last as it was at each interaction.
 
     An id without a row gets one here, as do the catalogue's items and categories, so that a new item is at least the
     sum of its categories; before that, users and items lose theirs that were not seen for `evict_after` periods, this
@@ -69,7 +71,7 @@ async def _prepared(
     async with database.read() as session:
         deletions = await session.deletions.finished()
         log = await session.interactions.log(period)
-        earlier = await session.interactions.earlier_positives(period, history_length)
+        earlier = await session.past.earlier(period, history_length)
         shown = [] if evict_after is None else await session.interactions.shown_items(period)
         catalogue = await session.items.catalogue()
     async with database.unit_of_work() as work:
@@ -108,13 +110,28 @@ async def _prepared(
     return PreparedPeriod(data, allocations)
 
 
-def _encode(log: PeriodLog, earlier: Positives, catalogue: Catalogue, rows: _Rows, history_length: int) -> PeriodData:
+def _encode(log: PeriodLog, earlier: Earlier, catalogue: Catalogue, rows: _Rows, history_length: int) -> PeriodData:
     user, item = _lookup(rows.user, log.user_ids), _lookup(rows.item, log.item_ids)
-    before = (_lookup(rows.user, earlier.user_ids), _lookup(rows.item, earlier.item_ids), earlier.timestamps_ms)
-    # Newest first there; of equal times the last one counts as the most recent here.
-    oldest_first = (before[0][::-1], before[1][::-1], before[2][::-1])
+    # Newest first there; of equal ties the last one counts as the most recent here.
+    past_user = _lookup(rows.user, sorted(set(log.user_ids)))[earlier.users][::-1]
+    past_time, behind, clicks = earlier.timestamps_ms[::-1], earlier.behind[::-1], earlier.in_history[::-1]
+    places = _places(user, log.timestamps_ms, log.sampled)
     history, offsets = build_histories(
-        user, item, log.labels, log.timestamps_ms, earlier=oldest_first, length=history_length
+        user,
+        item,
+        log.labels,
+        log.timestamps_ms,
+        earlier=(past_user[clicks], _lookup(rows.item, earlier.item_ids)[::-1], past_time[clicks]),
+        ties=(2 * places + 1, 2 * behind[clicks]),
+        length=history_length,
+    )
+    recent = build_recent(
+        user,
+        log.labels,
+        log.timestamps_ms,
+        earlier=(past_user, earlier.labels[::-1], past_time),
+        ties=(2 * places + 1, 2 * behind),
+        sampled=log.sampled,
     )
     width = max((len(names) for names in catalogue.categories), default=1) or 1
     categories = np.full((rows.sizes[EntityKind.ITEM], width), NO_CATEGORY, dtype=np.int32)
@@ -131,8 +148,22 @@ def _encode(log: PeriodLog, earlier: Positives, catalogue: Catalogue, rows: _Row
         items=rows.sizes[EntityKind.ITEM],
         categories=rows.sizes[EntityKind.CATEGORY],
         item_categories=torch.from_numpy(categories),
+        recent=torch.from_numpy(recent),
     )
 
 
-def _lookup(rows: Mapping[str, int], ids: Sequence[str]) -> NDArray[np.int64]:
+def _places(user: Rows, timestamps_ms: Rows, sampled: NDArray[np.bool_]) -> Rows:
+    """For each interaction of a log how many of the same user and timestamp come before it, sampled ones left out."""
+    order = np.lexsort((timestamps_ms, user))  # stable: of equal ones as the log has them
+    counted = (~sampled[order]).astype(np.int64)
+    before = np.cumsum(counted) - counted
+    new = np.ones(len(order), bool)
+    new[1:] = (np.diff(user[order]) != 0) | (np.diff(timestamps_ms[order]) != 0)
+    first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    places = np.empty(len(order), np.int64)
+    places[order] = before - before[first]
+    return places
+
+
+def _lookup(rows: Mapping[str, int], ids: Sequence[str]) -> Rows:
     return np.fromiter((rows[i] for i in ids), dtype=np.int64, count=len(ids))

@@ -9,9 +9,9 @@ from xxhash import xxh64_intdigest
 
 from service.limits import MAX_HISTORY
 from service.serving.id_index import NOBODY
-from service.serving.snapshot import Prediction, Snapshot, hashes_of
+from service.serving.snapshot import NOTHING_RECENT, Prediction, Snapshot, hashes_of
 from service.serving.swap import ServingModel
-from service.use_cases.histories import Hashes, Histories
+from service.use_cases.histories import Hashes, Histories, UserPast
 
 __all__ = ["PredictResult", "Question", "ToLog", "hash_of_user", "predict", "predict_many", "predict_now"]
 
@@ -19,7 +19,7 @@ ITEMS_ON_THE_LOOP = 2000
 """Candidates that are scored at once; more take longer than the event loop should be kept, and go to a thread."""
 
 
-NO_HISTORY = np.empty(0, dtype=np.uint64)
+NO_PAST = UserPast(np.empty(0, dtype=np.uint64), NOTHING_RECENT)
 WITH_HISTORY = (False,)
 
 
@@ -41,11 +41,11 @@ class Question(NamedTuple):
     """Who is asked about, and what."""
 
     user_id: str | None
-    """Known or not; None for a visitor without an id, who is a cold user and whose history nobody keeps."""
+    """Known or not; None for a visitor without an id, who is a cold user and whose past nobody keeps."""
     asked: Hashes
     """Hashes of the user and of the N candidates, known or not, [1 + N]."""
     history: Hashes | None
-    """Hashes of the items clicked before, newest first, in place of what the service remembers."""
+    """Hashes of the items clicked before, newest first, in place of those that the service remembers."""
     request_id: str | None
     """The client's name for it."""
     to_log: ToLog | None = None
@@ -75,10 +75,9 @@ class Question(NamedTuple):
         asked[0], asked[1:] = hash_of_user(user_id), hashes_of(items)
         return cls(user_id, asked, past, request_id, to_log)
 
-    @property
-    def given(self) -> Hashes | None:
-        """The history, where nothing that is stored decides it: as it was sent, or none of a visitor without an id."""
-        return NO_HISTORY if self.history is None and self.user_id is None else self.history
+    def given(self, past: UserPast) -> UserPast:
+        """What the user did last, with the history that was sent in place of the one that is stored."""
+        return past if self.history is None else past._replace(history=self.history)
 
 
 class PredictResult(NamedTuple):
@@ -92,17 +91,18 @@ class PredictResult(NamedTuple):
 
 
 def predict_now(serving: ServingModel, histories: Histories, question: Question) -> PredictResult | None:
-    """What `predict` returns, where nothing has to be waited for; None where the history is not in memory.
+    """What `predict` returns, where nothing has to be waited for; None where the user's past is not in memory.
 
     Raises:
         NotReady: no model is loaded.
     """
-    history, user_id = question.given, question.user_id
-    if history is None and (user_id is None or (history := histories.known(user_id)) is None):
+    past = NO_PAST if question.user_id is None else histories.known(question.user_id)
+    if past is None:
         return None
     # Taken once, after the last wait: the request is of one version, and of the newest there is.
     snapshot = serving.current()
-    return PredictResult(snapshot.version, snapshot.period, [snapshot.score(question.asked, history)], WITH_HISTORY)
+    prediction = snapshot.score(question.asked, *question.given(past))
+    return PredictResult(snapshot.version, snapshot.period, [prediction], WITH_HISTORY)
 
 
 async def predict(serving: ServingModel, histories: Histories, question: Question) -> PredictResult:
@@ -117,21 +117,21 @@ async def predict(serving: ServingModel, histories: Histories, question: Questio
 
 
 async def predict_many(serving: ServingModel, histories: Histories, questions: Sequence[Question]) -> PredictResult:
-    """The same for several questions; all answers are of one version, and all histories come in one round trip."""
+    """The same for several questions; all answers are of one version, and all pasts come in one round trip."""
     serving.current()  # who cannot be answered does not wait
-    given = [question.given for question in questions]
-    asked = [question.user_id for question in questions if question.given is None and question.user_id is not None]
-    kept = iter(await histories.get_many(asked))
-    found = [next(kept) if history is None else history for history in given]
-    past = [NO_HISTORY if history is None else history for history in found]
+    kept = iter(await histories.get_many([question.user_id for question in questions if question.user_id is not None]))
+    found = [NO_PAST if question.user_id is None else next(kept) for question in questions]
+    pasts = [NO_PAST if past is None else past for past in found]
     snapshot = serving.current()
     if sum(question.items for question in questions) <= ITEMS_ON_THE_LOOP:
-        predictions = _score(snapshot, questions, past)
+        predictions = _score(snapshot, questions, pasts)
     else:
-        predictions = await asyncio.to_thread(_score, snapshot, questions, past)
-    return PredictResult(snapshot.version, snapshot.period, predictions, [history is None for history in found])
+        predictions = await asyncio.to_thread(_score, snapshot, questions, pasts)
+    without = [past is None and question.history is None for past, question in zip(found, questions, strict=True)]
+    return PredictResult(snapshot.version, snapshot.period, predictions, without)
 
 
-def _score(snapshot: Snapshot, questions: Sequence[Question], past: Sequence[Hashes]) -> list[Prediction]:
-    pairs = zip(questions, past, strict=True)
-    return [snapshot.score(question.asked, history) for question, history in pairs]
+def _score(snapshot: Snapshot, questions: Sequence[Question], pasts: Sequence[UserPast]) -> list[Prediction]:
+    return [
+        snapshot.score(question.asked, *question.given(past)) for question, past in zip(questions, pasts, strict=True)
+    ]

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from service.errors import NotReady
 from service.storage.database import Database, Lock
-from service.storage.repositories import Clicks, Period
-from service.use_cases.ingest import ToldOfClicks
+from service.storage.repositories import Happened, Period
+from service.use_cases.ingest import KeepsPasts
 from service.use_cases.negatives import sample_negatives
 
 __all__ = ["resolve_labels", "resolve_skipped"]
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 async def resolve_labels(
     database: Database,
-    histories: ToldOfClicks,
+    histories: KeepsPasts,
     number: int,
     window: timedelta,
     *,
@@ -67,7 +67,7 @@ async def resolve_labels(
             await work.commit()
     async with database.read() as session:
         news = await session.labels.news(number)
-    await histories.append(Clicks.of(news))
+    await histories.append(Happened.of(news))
     async with database.unit_of_work() as work:
         await work.labels.forget_notes(number)
         await work.commit()
@@ -75,7 +75,7 @@ async def resolve_labels(
 
 
 async def resolve_skipped(
-    database: Database, histories: ToldOfClicks, window: timedelta, *, beat: Callable[[], None] = lambda: None
+    database: Database, histories: KeepsPasts, window: timedelta, *, beat: Callable[[], None] = lambda: None
 ) -> None:
     """The same for each period that is skipped and came to no update: what waits in it moves on, and its clicks stay in
     the histories of users.

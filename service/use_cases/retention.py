@@ -79,8 +79,9 @@ async def drop_old_logs(
     """Drop the logs that nothing needs any more; return the numbers of their periods.
 
     Three transactions, so that the one which others wait for does nothing else, and none undoes what another has done:
-    the clicks of the log are added to the histories that stay; the log is dropped, or stays until the next period where
-    somebody reads it; its event ids are forgotten. A worker that dies in between goes on with the next one.
+    what users did last in the log is added to what stays of dropped ones; the log is dropped, or stays until the next
+    period where somebody reads it; its event ids are forgotten. A worker that dies in between goes on with the next
+    one.
 
     A period that is not learned keeps its log.
 
@@ -96,7 +97,7 @@ async def drop_old_logs(
     for number in old:
         try:
             async with database.unit_of_work() as work:
-                await work.interactions.fold(number)
+                await work.past.fold(number)
                 await work.commit()
             async with database.unit_of_work() as work:
                 await work.periods.get_locked(number)  # before the log, as deletions do

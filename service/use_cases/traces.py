@@ -8,12 +8,14 @@ from datetime import datetime
 
 from asmg.layout import COLD_ROW
 from service.errors import NothingStored
+from service.limits import MAX_HISTORY
 from service.serving.id_index import IdIndex, hash_ids
 from service.serving.snapshot import Snapshot
 from service.storage.database import Database, ReadSession
+from service.storage.redis_state import StoredPast
 from service.storage.repositories import Deletable, EntityKind, PeriodTraces
 
-__all__ = ["ItemDocument", "LogDocument", "UserDocument", "get_item", "get_user"]
+__all__ = ["ItemDocument", "LogDocument", "RecentDocument", "UserDocument", "get_item", "get_user"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,18 @@ class LogDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class RecentDocument:
+    """What the user did last, of what it was shown: the newest interactions, clicks or not."""
+
+    interactions: int
+    """How many there are, at most `RECENT`."""
+    clicks_of_newest: int
+    """Clicks among the newest `RECENT_SHORT`."""
+    clicks: int
+    """Clicks among all of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class UserDocument:
     """What is stored about a user."""
 
@@ -47,6 +61,7 @@ class UserDocument:
     """Whether the version that is served now has an embedding of the user."""
     history: list[str]
     """The items clicked last, newest first."""
+    recent: RecentDocument
     log: LogDocument
 
 
@@ -63,6 +78,8 @@ class ItemDocument:
     """Of the catalogue; null where it is not in it."""
     histories: int
     """Users in whose history the item is by a click whose log is dropped."""
+    passes: int
+    """Users among whose last interactions without a click the item is, whose log is dropped."""
     unresolved: int
     """Clicks on impressions whose period is not resolved yet; they are in the histories of their users all the same."""
     log: LogDocument
@@ -79,10 +96,11 @@ async def get_user(
     known = _known(snapshot, "user", user_id)
     async with database.read() as session:
         row, traces = await _row(session, "user", user_id), await session.traces.by_period("user", user_id)
-        history = [entry.item_id for entry in await session.interactions.recent_positives(user_id)]
-    if not (known or row or traces or history):
+        past = StoredPast.of(await session.past.recent(user_id), MAX_HISTORY)
+    if not (known or row or traces or past.recent[0]):
         raise NothingStored("user")
-    return UserDocument(user_id, row, known, history, _log(traces, limit, before))
+    history, recent = [str(item) for item in past.items], RecentDocument(*past.recent)
+    return UserDocument(user_id, row, known, history, recent, _log(traces, limit, before))
 
 
 async def get_item(

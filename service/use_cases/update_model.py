@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -22,8 +22,10 @@ from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.metrics import Scores
 from asmg.models import BaseModel, Params, build_model, config_from_json, forget, table_sizes
 from asmg.progressive import stage_rng
+from asmg.statistics import Statistics
 from asmg.training import evaluate, predict_logits
 from asmg.updaters.base import Updater
+from asmg.updaters.with_statistics import PART as STATISTICS
 from service.files import DigestedFile, create, keep_newest
 from service.serving.encode import Known, encode_model
 from service.settings import Settings
@@ -66,8 +68,9 @@ NOTHING_TO_LEARN = "the log is empty, what was shown waits for its clicks; the m
 
 NOTHING_LEFT = "all that was in the log has been deleted; the model served before stays"
 
-SERVED = ("serving", "serving_allocations", "logit_correction")
-"""Of a version's state: the parameters that it serves, which ids these know, and what is added to their logits."""
+SERVED = ("serving", "serving_allocations", "serving_statistics", "logit_correction")
+"""Of a version's state: the parameters that it serves, which ids these know, the statistics that go with them, and what
+is added to their logits."""
 
 ACTOR = "worker"
 
@@ -184,8 +187,7 @@ class PeriodUpdate:
             self._late = newest is not None and newest > self.period
             done = {stage.stage: stage for stage in await work.stages.list(self.period) if stage.status == "done"}
             first = done.get("prepare")
-            origin = {"head": self._head.version, "updater": self._w.updater.name}
-            if first is not None and {name: first.result.get(name) for name in origin} == origin:
+            if first is not None and first.result.get("origin") == self._origin(self._head):
                 self._done = done
             else:  # what was made from another training state is worth nothing now, and must not look done later
                 self._done = {name: done[name] for name in OF_THE_LOG if name in done}
@@ -257,12 +259,17 @@ class PeriodUpdate:
     async def _prepare(self, _: Callable[[float], None]) -> dict[str, Any]:
         assert self._head is not None
         settings = self._w.settings
-        self._data, allocations = await prepare_period(
+        data, allocations = await prepare_period(
             self._w.database, self.period, settings.history_length, evict_after=settings.evict_after_periods
         )
+        self._allocations = allocations
+        self._data = await asyncio.to_thread(self._w.updater.prepare, await self._load_state(), data)
         digest = await self._write(dump_data(self._data))
-        origin = {"head": self._head.version, "updater": self._w.updater.name}
-        return {**origin, "data": digest, "allocations": allocations}
+        return {"origin": self._origin(self._head), "data": digest, "allocations": allocations}
+
+    def _origin(self, head: ModelVersion) -> dict[str, Any]:
+        """What the stages of this update are made from, beside the log: the training state, and the method."""
+        return {"head": head.version, **self._w.updater.signature()}
 
     async def _score(self, progress: Callable[[float], None]) -> dict[str, Any]:
         """Progressive validation: every model that was there before, on a log that none of them has seen.
@@ -272,8 +279,9 @@ class PeriodUpdate:
         """
         assert self._head is not None and self._data is not None
         updater, data, state = self._w.updater, self._data, await self._load_state()
-        models: dict[str, tuple[int, BaseModel, Params]] = {
-            name: (self._head.version, updater.model, params) for name, params in updater.serving_models(state).items()
+        models: dict[str, tuple[int, BaseModel, Params, PeriodData]] = {
+            name: (self._head.version, updater.model, params, data)
+            for name, params in updater.serving_models(state).items()
         }
         async with self._w.database.read() as session:
             champion = await session.models.alias(AliasName.CHAMPION)
@@ -294,8 +302,8 @@ class PeriodUpdate:
         found: dict[str, Any] = {}
         rows = []
         logits: Tensor | None = None
-        for name, (number, model, params) in models.items():
-            answers = await asyncio.to_thread(predict_logits, model, params, data)
+        for name, (number, model, params, read) in models.items():
+            answers = await asyncio.to_thread(predict_logits, model, params, read)
             logits = answers if name == served else logits
             if self._late:
                 continue
@@ -319,11 +327,18 @@ class PeriodUpdate:
             await work.commit()
         return {"scores": found, "trial": trial.to_json()}
 
-    async def _served_by(self, version: ModelVersion) -> tuple[BaseModel, Params]:
-        """The model that a version serves, which may be another method's, without rows that changed hands since."""
+    async def _served_by(self, version: ModelVersion) -> tuple[BaseModel, Params, PeriodData]:
+        """The model that a version serves, which may be another method's, without rows that changed hands since; and
+        the period as it reads it, with the statistics that it is served with.
+        """
+        assert self._data is not None
         stored = await self._read(version.state["serving"], "model")
         strange = await self._rows_of_nobody(version.state.get("serving_allocations", {}))
-        return build_model(config_from_json(stored.meta["model"])), forget(stored.tensors, strange)
+        data = replace(self._data, numeric=None)
+        if digest := version.state.get("serving_statistics"):
+            statistics = Statistics.load(await self._read(digest, "statistics")).forgotten(strange["item"])
+            data = await asyncio.to_thread(statistics.prepare, data)
+        return build_model(config_from_json(stored.meta["model"])), forget(stored.tensors, strange), data
 
     def _try_out(self, state: Any, served: Tensor | None, progress: Callable[[float], None]) -> Trial:
         """What the gate wants to know of the period before anything is learned from it."""
@@ -424,6 +439,8 @@ class PeriodUpdate:
             params = self._w.updater.serving_models(await self._load_state())[kind]
             serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
             served = {"serving": serving, "serving_allocations": self._allocations}
+            if STATISTICS in self._parts:
+                served["serving_statistics"] = self._parts[STATISTICS]
             prior_ctr = self._w.settings.prior_ctr
             if self._sampling is not None and self._sampling.negatives and prior_ctr is not None:
                 # In what is served alone: training goes on from what was trained.
@@ -478,6 +495,7 @@ class PeriodUpdate:
         """The digest of the serving snapshot, which lies in Postgres and, for the processes of this host, as a file."""
         assert self._data is not None
         categories = self._data.item_categories
+        statistics = self._w.updater.statistics_of(await self._load_state())
         async with self._w.database.read() as session:
             known = {
                 kind: await session.entities.rows(kind, self._allocations.get(kind, 0))
@@ -493,7 +511,7 @@ class PeriodUpdate:
         def write() -> DigestedFile:
             users, items = within(EntityKind.USER), within(EntityKind.ITEM)
             with create(self._w.settings.serving_dir, FILE_SUFFIX) as file:
-                encode_model(file, self._w.updater.model, params, users, items, categories)
+                encode_model(file, self._w.updater.model, params, users, items, categories, statistics)
             assert file.path is not None
             keep_newest(file.path)
             return file

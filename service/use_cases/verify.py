@@ -97,9 +97,7 @@ async def _learned(session: Session) -> Finding | None:
 
 def _load_state(blobs: Mapping[str, bytes]) -> Any:
     from asmg.checkpoint import Checkpoint  # with torch, which takes seconds
-    from asmg.models import EmbeddingMLPConfig
-    from asmg.updaters import build_updater
+    from asmg.updaters import updater_of_dump
 
     parts = {name: Checkpoint.from_bytes(data) for name, data in blobs.items()}
-    owner = parts["updater"].meta["updater"]
-    return build_updater(owner, EmbeddingMLPConfig(categories=True)).load(parts)
+    return updater_of_dump(parts).load(parts)

@@ -13,6 +13,7 @@ from torch import Tensor
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint
 from asmg.models import EmbeddingMLPConfig, table_sizes
+from asmg.statistics import NAMES, StatisticsConfig
 from asmg.training import predict_logits
 from asmg.updaters import UPDATERS, build_updater
 from asmg.updaters.base import Updater
@@ -33,9 +34,12 @@ class Case:
     config: EmbeddingMLPConfig
     reference: bool = False
     """With the authors' settings: their tables never grow."""
+    statistics: bool = False
+    """Whether the numeric inputs are statistics, that the method counts itself."""
 
     def build(self) -> Updater[Any]:
-        return build_updater(self.updater, self.config, reference=self.reference)
+        statistics = StatisticsConfig(neighbours=4) if self.statistics else None
+        return build_updater(self.updater, self.config, reference=self.reference, statistics=statistics)
 
     def period(self, t: int, n: int = 300, **changes: Any) -> PeriodData:
         """The t-th period of a stream in which the tables grow. Its rows are the same with and without categories, and
@@ -43,7 +47,7 @@ class Case:
         size = 6 if self.reference else t
         items = 9 + 2 * size
         more = {"categories": 2 + items // 3} if self.config.categories else {}
-        more["numeric"] = self.config.numeric
+        more["numeric"] = 0 if self.statistics else self.config.numeric
         data = random_period(1000 + t, n, **({"users": 6 + size, "items": items} | more | changes))
         if "labels" in changes:
             return data
@@ -73,10 +77,12 @@ CASES = {
     for suffix, config in (("", SMALL), ("+categories", SMALL_CATEGORIES))
 }
 REFERENCES = {f"{name}@reference": replace(case, reference=True) for name, case in CASES.items()}
-CASES |= {
-    f"{name}+numeric+dot": Case(name, replace(SMALL_CATEGORIES, numeric=2, dot=True))
-    for name in ("iu", "spmf", "sml", "asmg-gru-multi")
-}
+# One of each kind of method has everything that a base model can have instead of categories alone.
+for _name, _counts in (("iu", True), ("spmf", False), ("sml", False), ("asmg-gru-multi", True)):
+    del CASES[f"{_name}+categories"]
+    _config = replace(SMALL_CATEGORIES, numeric=len(NAMES) if _counts else 2, dot=True)
+    _more = "statistics" if _counts else "numeric"
+    CASES[f"{_name}+categories+{_more}+dot"] = Case(_name, _config, statistics=_counts)
 
 
 def to_bytes(updater: Updater[Any], state: Any) -> Parts:
@@ -103,6 +109,7 @@ def check_served(updater: Updater[Any], state: Any, data: PeriodData) -> None:
     """There are models to serve, finite, of the right shapes and as large as the period's tables."""
     models = updater.serving_models(state)
     assert models
+    data = updater.prepare(state, data)
     for params in models.values():
         updater.model.check(params)
         assert table_sizes(params) == {name: data.sizes[name] for name in updater.model.tables}

@@ -104,6 +104,7 @@ def random_period(
         categories=categories,
         item_categories=random_categories(items, categories, structure) if categories else None,
     )
+    data = replace(data, recent=torch.from_numpy(rng.integers(0, 31, (n, 3), dtype=np.int32)))
     if not numeric:
         return data
     numbers = np.random.default_rng((seed, numeric)).normal(size=(n, numeric))

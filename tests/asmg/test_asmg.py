@@ -18,7 +18,7 @@ from asmg.training import DivergedError, Execution, predict_logits
 from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig, Gain
 from asmg.updaters.iu import IncrementalUpdate
-from tests.asmg.cases import CASES, SMALL, Case, from_bytes, to_bytes
+from tests.asmg.cases import SMALL, SMALL_CATEGORIES, Case, from_bytes, to_bytes
 from tests.asmg.support import slow_logit, snapshot, torch_rng, unchanged
 
 GRU = Case("asmg-gru-multi", SMALL)
@@ -138,6 +138,24 @@ def test_the_authors_sequence_begins_behind_pretraining_and_waits_for_a_full_win
         assert moved == (t >= 6)
         # Nobody asks for evidence: the generator is trusted, as bad as it is at first.
         assert unchanged(snapshot(state.generated), updater.serving_models(state)["generated"])
+
+
+def test_the_base_model_is_the_same_whatever_the_generator_is() -> None:
+    """So that methods can be compared without pretraining: they begin with one base model, and learn one chain."""
+    chains = []
+    for name in ("iu", "asmg-linear", "asmg-gru-single", "asmg-gru-multi", "asmg-gru-full"):
+        updater = build_updater(name, SMALL)
+        state = updater.initial(torch_rng(3))
+        begun = updater.base_of(state)
+        for t in (1, 2):
+            for stage in updater.stages:
+                state = updater.run_stage(stage, state, Case(name, SMALL).period(t, 60), rng=torch_rng(t))
+        chains.append([begun, updater.base_of(state)])
+    for hidden in (1, 9):
+        config = AsmgConfig(generator=GeneratorConfig(hidden=hidden))
+        chains.append([Asmg(SMALL, config).initial(torch_rng(3)).base, chains[0][1]])
+    for chain in chains[1:]:
+        assert unchanged(snapshot(chains[0]), chain)
 
 
 def test_a_window_of_all_models_is_never_full_and_waits_for_none() -> None:
@@ -277,7 +295,7 @@ def test_evidence_is_the_decayed_sum_of_reductions_of_losses_from_before_trainin
 @pytest.mark.parametrize("periods", [1, 2, 4])
 def test_a_rehearsal_ends_the_sequence_with_what_was_learned_of_a_part(name: str, periods: int) -> None:
     """As the last stage does on whole tables; ω is still that of before."""
-    case = CASES[f"{name}+categories"]
+    case = Case(name, SMALL_CATEGORIES)
     updater, data = case.build(), case.period(periods + 1)
     assert isinstance(updater, Asmg)
     state = replace(case.state(periods), evidence=evidence(0, 1, 2, 3, 2))  # three quarters of the correction

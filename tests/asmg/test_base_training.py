@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
-from asmg.base_training import BaseTraining, TrainingConfig
+from asmg.base_training import BaseState, BaseTraining, TrainingConfig
 from asmg.batch import PeriodData, concatenate
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.metrics import auc
@@ -19,7 +20,11 @@ from asmg.models import table_sizes
 from asmg.training import DivergedError, Execution, RowTraining, commit, predict_logits
 from asmg.updaters import UPDATERS, build_updater
 from asmg.updaters.asmg import Asmg
+from asmg.updaters.bu import BatchUpdate
+from asmg.updaters.incctr import IncCTR
 from asmg.updaters.iu import IncrementalUpdate
+from asmg.updaters.sml import Sml
+from asmg.updaters.spmf import ReservoirUpdate
 from tests.asmg.cases import SMALL, SMALL_CATEGORIES, Case
 from tests.asmg.support import CONFIGS, ModelConfig, padded, snapshot, torch_rng, unchanged
 
@@ -110,6 +115,107 @@ def test_other_targets_and_the_order_of_the_log_can_be_had() -> None:
     )  # fmt: skip
     assert unchanged(snapshot(session.finish()), got)
     assert not unchanged(snapshot(base.train(state, data, torch_rng(0)).pending), got)
+
+
+# --- passes that are chosen
+
+
+def chosen_by_hand(
+    base: BaseTraining, state: BaseState, data: PeriodData, seed: int, most: int
+) -> tuple[list[torch.Tensor], list[float]]:
+    """What comes out and what is known of the passes then: each number of passes trained from the start, one by one."""
+    older, newest = data.slice(0, 270), data.slice(270, 300)
+    best = min(range(len(state.passes)), key=lambda n: state.passes[n]) if state.passes else 0
+    tried, cold_rate = min(most, best + 2), base.config.cold_rate
+
+    def trained(count: int, *, then: bool = False) -> RowTraining:
+        """`count` passes, and perhaps one over the newest part, in an order drawn after those of all tried."""
+        session, other = (
+            RowTraining(base.model, state.params, state.adam, [older, newest], lr=3e-3, execution=Execution())
+            for _ in range(2)
+        )
+        rng = torch_rng(seed)
+        for n in range(tried):
+            (session if n < count else other).epoch(
+                session.periods[0], batch_size=64, rng=rng, cold_rate=base.config.cold_rate
+            )
+        if then:
+            session.epoch(session.periods[1], batch_size=64, rng=rng, cold_rate=cold_rate)
+        return session
+
+    losses = []
+    for count in range(1, tried + 1):
+        session = trained(count)
+        logits = predict_logits(base.model, session.params, session.periods[1]).double()
+        losses.append(float(functional.binary_cross_entropy_with_logits(logits, newest.label.double())))
+    known = [0.7 * (state.passes[n] if n < len(state.passes) else 0) for n in range(max(tried, len(state.passes)))]
+    known = [k + (losses[n] - losses[0] if n < tried else 0) for n, k in enumerate(known)]
+    count = min(1 + known.index(min(known)), tried)
+    update = trained(count, then=True).finish()
+    return snapshot(commit(state.params, state.adam, update)), known
+
+
+def test_the_passes_over_a_period_are_those_that_its_tail_and_earlier_ones_favour() -> None:
+    """To the bit, along a stream that favours more passes, and then one that favours fewer."""
+    base = BaseTraining(SMALL, TrainingConfig(most_epochs=3), Execution())
+    state, counts = IncrementalUpdate(SMALL).update(PLAIN.state(0), PLAIN.period(1), rng=torch_rng(0)), []
+    for t in range(2, 9):
+        data = PLAIN.period(t)
+        if t > 5:  # the tail contradicts the rest
+            data = replace(data, label=torch.cat([(data.item % 2).float()[:270], 1 - (data.item % 2).float()[270:]]))
+        expected, known = chosen_by_hand(base, state, data, t, 3)
+        got = base.committed(base.train(state, data, torch_rng(t)))
+        assert unchanged(expected, [got.params, got.adam])
+        assert got.passes == pytest.approx(known, abs=1e-6)
+        counts.append(base.favoured(got.passes))
+        state = got
+    assert counts[0] == 2 and max(counts) == 3 and counts[-1] == 1
+
+
+def test_without_a_choice_there_is_no_memory_of_it() -> None:
+    state = PLAIN.state(3)
+    assert state.passes == ()
+    base, chooses = BaseTraining(SMALL, TrainingConfig(), Execution()), TrainingConfig(most_epochs=3)
+    choosing = BaseTraining(SMALL, chooses, Execution())
+    remembered = choosing.committed(choosing.train(state, PLAIN.period(4), torch_rng(0)))
+    assert len(remembered.passes) == 2
+    # Whoever does not choose makes as many passes as he is told, whatever was favoured before.
+    plain = base.train(replace(state, passes=(0.0, -1.0)), PLAIN.period(4), torch_rng(1)).pending
+    assert unchanged(snapshot(base.train(state, PLAIN.period(4), torch_rng(1)).pending), plain)
+    # A period without a tail is learned as often as was favoured.
+    tiny = PLAIN.period(4, 9)
+    twice = BaseTraining(SMALL, TrainingConfig(epochs=2), Execution())
+    got = choosing.train(replace(state, passes=(0.0, -1.0)), tiny, torch_rng(1)).pending
+    assert got is not None
+    assert unchanged(snapshot(twice.train(state, tiny, torch_rng(1)).pending), got)
+    assert got.passes == (0.0, -1.0)
+
+
+@pytest.mark.parametrize("make", [IncrementalUpdate, IncCTR, ReservoirUpdate, BatchUpdate, Asmg])
+def test_methods_choose_and_remember_through_storage(make: Any) -> None:
+    training = TrainingConfig(most_epochs=3)
+    updater = make(SMALL, training) if make is IncrementalUpdate else make(SMALL, None, training)
+    state = updater.initial(torch_rng(0))
+    for t in (1, 2, 3, 4):
+        told: list[float] = []
+        for stage in updater.stages:
+            stored = {n: Checkpoint.from_bytes(p.to_bytes()) for n, p in updater.dump(state).items()}
+            again = updater.run_stage(stage, updater.load(stored), PLAIN.period(t), rng=torch_rng(t))
+            state = updater.run_stage(stage, state, PLAIN.period(t), rng=torch_rng(t), progress=told.append)
+            assert unchanged(snapshot(state), again)
+            assert updater.base_of(again).passes == updater.base_of(state).passes
+        assert all(0 <= fraction <= 1 for fraction in told)
+        assert len(updater.base_of(state).passes) >= (2 if t > 1 else 0)
+    # A rehearsal is what learning the older part alone comes to, here too.
+    older, newest = PLAIN.period(5).slice(0, 270), PLAIN.period(5).slice(270, 300)
+    base = updater.base.committed(updater.base.train(updater.base_of(state), older, torch_rng(5)))
+    found = updater.rehearse(state, older, newest, rng=torch_rng(5))
+    assert torch.equal(found["incremental"], predict_logits(updater.model, base.params, newest))
+
+
+def test_sml_has_no_passes_to_choose() -> None:
+    with pytest.raises(ValueError, match=r"^most_epochs: expected None, for SML has no held-out part; received 2"):
+        Sml(SMALL, None, TrainingConfig(most_epochs=2))
 
 
 # --- the first period
@@ -228,6 +334,18 @@ def test_pretraining_that_nothing_can_be_said_of_keeps_the_first_pass() -> None:
     assert got.adam.step == math.ceil(350 / 64)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_learns_the_first_period_and_pretrains_as_a_cpu_does() -> None:
+    periods, validation = pretraining()
+    made = []
+    for device in ("cpu", "cuda"):
+        base = BaseTraining(SMALL, TrainingConfig(first_epochs=2, cold_rate=0.0), Execution(device=device))
+        first = base.train(base.initial(torch_rng(1)), periods[0], torch_rng(2))
+        made.append([first, base.pretrained(periods, validation, torch_rng(3))])
+    for a, b in zip(snapshot(made[0]), snapshot(made[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)
+
+
 # --- configuration
 
 
@@ -250,6 +368,9 @@ def test_the_authors_settings() -> None:
         ({"first_lr": 0.0}, r"^first_lr: expected a positive number or None; received 0.0"),
         ({"holdout": 1.0}, r"^holdout: expected a number in \[0, 1\); received 1.0"),
         ({"cold_rate": -0.1}, r"^cold_rate: expected a number in \[0, 1\); received -0.1"),
+        ({"most_epochs": 0}, "^most_epochs: expected at least epochs, 1, and a holdout above 0, or None; received 0"),
+        ({"most_epochs": 2, "epochs": 3}, "^most_epochs: expected at least epochs, 3"),
+        ({"most_epochs": 2, "holdout": 0.0}, r"^most_epochs: .*; received 2 with holdout 0\.0"),
         ({"initial": "zeros"}, r"^initial: expected cold or glorot; received 'zeros'"),
     ],
 )

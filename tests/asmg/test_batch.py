@@ -1,8 +1,10 @@
 """Histories, periods, ragged batches, and excerpts: the rows that a log touches, numbered anew."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from asmg.batch import (
     InteractionBatch,
     PeriodData,
     build_histories,
+    build_recent,
     concatenate,
     excerpt,
 )
@@ -112,6 +115,99 @@ def test_without_an_earlier_log_nothing_precedes_the_first_rows() -> None:
     assert offsets.tolist() == [0, 0, 0]
 
 
+# --- build_recent, and ties
+
+
+class Event(NamedTuple):
+    user: int
+    item: int
+    label: int
+    time: int
+    tie: int
+    """Between events of one user and time; a later place in the list decides where it is the same."""
+    sampled: bool = False
+
+
+events = st.lists(
+    st.builds(
+        Event,
+        st.integers(1, 3),
+        st.integers(1, 20),
+        st.integers(0, 1),
+        st.integers(-3, 12),
+        st.integers(0, 4),
+        st.booleans(),
+    ).map(lambda event: event._replace(sampled=event.sampled and event.label == 0)),
+    max_size=90,
+)
+
+
+def columns(rows: Sequence[Event], *names: str) -> tuple[np.ndarray, ...]:
+    return tuple(np.array([getattr(row, name) for row in rows], np.int64) for name in names)
+
+
+def past_of(row: Event, rows: Sequence[Event]) -> list[Event]:
+    """What the user of a row did strictly before it, newest first."""
+    numbered = [(e.time, e.tie, n, e) for n, e in enumerate(rows) if e.user == row.user and e.time < row.time]
+    return [e for *_, e in sorted(numbered, reverse=True) if not e.sampled]
+
+
+def counts(past: Sequence[Event]) -> list[int]:
+    return [len(past[:30]), sum(e.label for e in past[:10]), sum(e.label for e in past[:30])]
+
+
+@settings(deadline=None, max_examples=150)
+@given(events, events, st.sampled_from([1, 3, 30]), st.booleans())
+def test_recent_and_histories_are_those_of_a_slow_loop_whatever_the_ties(
+    rows: list[Event], before: list[Event], length: int, tied: bool
+) -> None:
+    """Late events among them: earlier rows may be of a later time."""
+    before = [e._replace(sampled=False) for e in before]
+    if not tied:  # then those of the log follow the earlier ones
+        rows = [e._replace(tie=1) for e in rows]
+        before = [e._replace(tie=0) for e in before]
+    ties = (columns(rows, "tie")[0], columns(before, "tie")[0]) if tied else None
+    sampled = np.array([e.sampled for e in rows], bool)
+    earlier = columns(before, "user", "label", "time")
+    recent = build_recent(*columns(rows, "user", "label", "time"), earlier=earlier, ties=ties, sampled=sampled)  # type: ignore[arg-type]
+    assert recent.dtype == np.int32
+    assert recent.shape == (len(rows), 3)
+    assert recent.tolist() == [counts(past_of(row, [*before, *rows])) for row in rows]
+    clicks = [e for e in before if e.label]
+    values, offsets = build_histories(
+        *columns(rows, "user", "item", "label", "time"),
+        earlier=columns(clicks, "user", "item", "time"),  # type: ignore[arg-type]
+        ties=(columns(rows, "tie")[0], columns(clicks, "tie")[0]) if tied else None,
+        length=length,
+    )
+    expected = [[e.item for e in past_of(row, [*before, *rows]) if e.label][:length] for row in rows]
+    assert split(values, offsets) == expected
+
+
+def test_recent_by_hand() -> None:
+    n = 45  # clicks on every third, one a moment
+    label = np.arange(n) % 3 == 0
+    recent = build_recent(np.ones(n, np.int64), label, np.arange(n)).tolist()
+    assert recent[:4] == [[0, 0, 0], [1, 1, 1], [2, 1, 1], [3, 1, 1]]
+    # Before 11: places 1…10 with 3, 6, 9, and 0. Before 40: 30…39 with 30, 33, 36, 39, and 10…29 with six.
+    assert recent[11] == [11, 3, 4]
+    assert recent[40] == [30, 4, 10]
+    shuffled = np.random.default_rng(0).permutation(n)
+    assert build_recent(np.ones(n, np.int64), label[shuffled], shuffled).tolist() == [recent[k] for k in shuffled]
+
+
+def test_the_future_changes_nothing() -> None:
+    rng = np.random.default_rng(1)
+    user, label, time = rng.integers(1, 5, 400), rng.integers(0, 2, 400), np.sort(rng.integers(0, 150, 400))
+    cut = int(np.flatnonzero(time >= 100)[0])
+    future = cut + rng.permutation(400 - cut)
+    there = np.concatenate([np.arange(cut), future])
+    before = build_recent(user, label, time)[:cut]
+    assert (build_recent(user[there], 1 - label[there], time)[:cut] != before).any()
+    labels = np.concatenate([label[:cut], 1 - label[future]])
+    assert (build_recent(user[there], labels, time)[:cut] == before).all()
+
+
 # --- PeriodData
 
 
@@ -143,6 +239,7 @@ def valid() -> PeriodData:
         ({"item_categories": torch.zeros(3, 2, dtype=torch.int32)}, r"^item_categories: expected 4 rows; received 3"),
         ({"item_categories": torch.full((4, 2), 3)}, r"^item_categories: expected rows under 3 or -1; received 3\.\.3"),
         ({"item_categories": torch.full((4, 2), -2)}, r"^item_categories: expected rows .*; received -2\.\.-2"),
+        ({"recent": torch.zeros(2, 3)}, r"^recent: expected shape \(3, 3\); received \(2, 3\)"),
         ({"numeric": torch.ones(2, 4)}, r"^numeric: expected float32 \[3, S\] with S ≥ 1; received .* \[2, 4\]"),
         ({"numeric": torch.ones(3)}, r"^numeric: expected float32 \[3, S\] with S ≥ 1; received torch.float32 \[3\]"),
         ({"numeric": torch.ones(3, 0)}, r"^numeric: expected float32 .*; received torch.float32 \[3, 0\]"),
@@ -224,6 +321,23 @@ def test_periods_one_after_the_other_are_one_period(parts: list[tuple[int, int]]
     assert whole.item_categories is periods[-1].item_categories
     for name in ("user", "item", "history", "offsets", "label"):
         assert getattr(whole, name).dtype == getattr(periods[0], name).dtype
+
+
+def test_what_is_recent_goes_where_its_interaction_goes() -> None:
+    one, other = random_period(1, 9, categories=3), random_period(2, 7, categories=3)
+    assert one.recent is not None and other.recent is not None
+
+    def same(data: PeriodData, expected: torch.Tensor) -> bool:
+        return data.recent is not None and torch.equal(data.recent, expected)
+
+    assert same(one.slice(2, 5), one.recent[2:5])
+    assert same(one.forgotten({"user": one.user[:3].long(), "item": one.item[:3].long()}), one.recent)
+    assert same(concatenate([one, other]), torch.cat([one.recent, other.recent]))
+    assert same(one.select(torch.tensor([4, 4, 0])), one.recent[[4, 4, 0]])
+    small = excerpt([one, other], ("user", "item", "category")).periods
+    assert same(small[0], one.recent) and same(small[1], other.recent)
+    # A training state of an older release has none.
+    assert concatenate([replace(one, recent=None), other]).recent is None
 
 
 def test_a_period_without_history_is_the_same_but_for_that() -> None:

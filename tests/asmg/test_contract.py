@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from asmg import kernels
 from asmg.batch import PeriodData
 from asmg.checkpoint import CheckpointError
 from asmg.progressive import progressive_validation
-from asmg.training import DivergedError, predict_logits
+from asmg.training import DivergedError, Execution, predict_logits
+from asmg.updaters import UPDATERS, build_updater
 from tests.asmg.cases import (
+    SMALL_CATEGORIES,
     Case,
     Contract,
     Parts,
@@ -133,7 +136,7 @@ def a_rehearsal_is_what_the_base_model_makes_of_a_part(case: Case) -> None:
     updater = case.build()
     for t in (1, 3):
         state, data = case.state(t - 1), case.period(t)
-        older, newest = data.slice(0, 270), data.slice(270, 300)
+        older, newest = (updater.prepare(state, data.slice(*part)) for part in ((0, 270), (270, 300)))
         before = snapshot([state, data])
         found = updater.rehearse(state, older, newest, rng=torch_rng(t))
         assert unchanged(before, [state, data])
@@ -184,8 +187,10 @@ def ids_never_seen_read_the_cold_rows_and_get_rows_of_their_own(case: Case) -> N
     # Nobody and nothing in this period was there before; the catalogue is larger, its categories are new too.
     items = 60
     more = {"categories": 2 + items // 3} if case.config.categories else {}
-    data = random_period(0, 80, users=40, items=items, numeric=updater.model.numeric, **more)
+    numeric = 0 if case.statistics else updater.model.numeric
+    data = random_period(0, 80, users=40, items=items, numeric=numeric, **more)
     data = replace(data, user=data.user % 20 + 20, item=data.item % 20 + 40, history=data.history % 20 + 40)
+    data = updater.prepare(state, data)
     for params in updater.serving_models(state).values():
         got = predict_logits(updater.model, params, data)
         expected = [slow_logit(updater.model.config, params, data, n, cold=("user", "item")) for n in range(80)]
@@ -318,7 +323,7 @@ def what_is_plain_to_see_is_learned(case: Case) -> None:
 
     for t in (1, 2, 3):
         state = updater.update(state, easy(t), rng=torch_rng(t))
-    last = easy(4)
+    last = updater.prepare(state, easy(4))
     for params in updater.serving_models(state).values():
         score = predict_logits(updater.model, params, last)
         right = score[last.label == 1][:, None] > score[last.label == 0][None, :]
@@ -330,8 +335,9 @@ def the_models_of_this_suite_tell_interactions_apart(case: Case) -> None:
     """Guards the other checks: a model that says the same of everything would pass many of them."""
     updater = case.build()
     for t in (1, 3, 5):
+        data = updater.prepare(case.state(t), case.period(t))
         for params in updater.serving_models(case.state(t)).values():
-            assert float(predict_logits(updater.model, params, case.period(t)).std()) > 0.02
+            assert float(predict_logits(updater.model, params, data).std()) > 0.02
 
 
 # --- other beginnings
@@ -378,6 +384,25 @@ def the_base_model_of_another_method_is_adopted(case: Case) -> None:
     for bad in ({}, {"base": parts["base"]}, {"optimizer": parts["optimizer"]}, unfinished):
         with pytest.raises(CheckpointError):
             updater.adopted(bad, rng=torch_rng(0))
+
+
+@pytest.mark.parametrize("name", UPDATERS)
+def test_without_machine_code_no_kernel_computes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the first period nor in pretraining, a rehearsal or validation; only the planning of an epoch is."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("a kernel was asked")
+
+    for kernel in set(kernels.__all__) - {"Plan", "plan_epoch", "renumber", "sigmoid", "tanh"}:
+        monkeypatch.setattr(kernels, kernel, refused)
+    case = Case(name, replace(SMALL_CATEGORIES, numeric=2, dot=True))
+    updater = build_updater(name, case.config, execution=Execution(device="cpu", compiled=False))
+    sizes = {n: getattr(case.period(4), n) for n in ("users", "items", "categories", "item_categories")}
+    periods = [replace(case.period(t, 40), **sizes) for t in (1, 2, 3, 4)]
+    *_, (report, state) = progressive_validation(updater, periods)
+    assert set(report.scores) == set(updater.serving_models(state))
+    updater.rehearse(state, periods[0], periods[1], rng=torch_rng(0))
+    updater.update(updater.pretrained(periods[:2], periods[2], rng=torch_rng(0)), periods[3], rng=torch_rng(0))
 
 
 @pytest.mark.parametrize(("case", "function"), contract.params())

@@ -225,9 +225,12 @@ def course(
         if t > 1:
             state = updater.forgotten(state, strange)
         data = world.data(t, log, categories)
-        if width := updater.model.numeric:
-            numbers = np.random.default_rng(t).normal(size=(len(data), width))
-            data = replace(data, numeric=torch.tensor(numbers, dtype=torch.float32))
+        rng = np.random.default_rng(t)
+        if case.statistics:
+            data = replace(data, recent=torch.from_numpy(rng.integers(0, 31, (len(data), 3), dtype=np.int32)))
+        elif width := updater.model.numeric:
+            data = replace(data, numeric=torch.tensor(rng.normal(size=(len(data), width)), dtype=torch.float32))
+        data = updater.prepare(state, data)
         state = updater.update(state, data, rng=torch_rng(t))
         models = updater.serving_models(state)
         said = {name: predict_logits(updater.model, params, data) for name, params in models.items()}

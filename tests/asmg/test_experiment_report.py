@@ -20,18 +20,20 @@ import pytest
 from asmg.experiments.blocks import Cell, Heading, Paragraph, Table, to_html, to_markdown
 from asmg.experiments.cells import best, counted, listed, p_value, seconds, signed
 from asmg.experiments.figures import training_time
-from asmg.experiments.jobs import BINS, SLICES, Protocol
+from asmg.experiments.jobs import BINS, METHODS, SLICES, Protocol
 from asmg.experiments.results import LABELS
 from asmg.experiments.run import ExperimentOptions, run_experiment
 from asmg.updaters import UPDATERS
+from asmg.yardsticks import YARDSTICKS
 from tests.asmg.logs import prepare_small
 
 pytest.importorskip("matplotlib", reason="comes with the extra `experiments`")
 from asmg.experiments.report import PICTURES, write_report
 
-ALL = tuple(UPDATERS)
+ALL = METHODS
 PERIODS, PRETRAIN, TEST_FROM = 31, 10, 24
-SHARES = {"all": 1.0, "cold user": 0.25, "warm user": 0.75, "cold item": 0.05, "warm item": 0.95}
+SHARES = {"all": 1.0, "cold user": 0.25, "warm user": 0.75, "cold item": 0.05, "warm item": 0.95, "no repeat": 0.9}
+COLD_AND_WARM = SLICES[1:5]
 
 Rows = list[dict[str, Any]]
 
@@ -51,7 +53,7 @@ def fake_run(
 
     Args:
         out: the folder, which is made.
-        methods: of `UPDATERS`.
+        methods: of `METHODS`.
         seeds: how many.
         sensitivity: whether with other sequence lengths and hidden sizes.
         matrix: whether models were scored on every period.
@@ -84,7 +86,7 @@ def fake_run(
                 predicted = (n + 0.5) / BINS / 2 + 0.005 * rng.standard_normal()
                 row = {"bin": n, "count": 200 - (n % 3), "predicted": predicted, "clicked": max(0.0, predicted - 0.02)}
                 rows["calibration"].append({**who, "period": period, **row})
-            for other in range(1, PERIODS + 1) if matrix and not variant else ():
+            for other in range(1, PERIODS + 1) if matrix and not variant and method in UPDATERS else ():
                 known = 0.06 * math.exp((other - step) / 9) if other <= step else 0.0
                 auc = difficulty[other] + good[method] + known + noise * rng.standard_normal()
                 gone = None if other in one_class else auc
@@ -180,7 +182,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_labels_are_of_all_methods_in_their_order() -> None:
-    assert list(LABELS) == list(UPDATERS)
+    assert list(LABELS) == [*UPDATERS, *YARDSTICKS]
 
 
 class TestNumbers:
@@ -252,6 +254,23 @@ class TestNumbers:
         assert found["ASMG-GRU multi"]["wins"] == "24/24"
         assert "out of reach" not in (out / "report.md").read_text(encoding="utf-8")
 
+    def test_ties_are_told(self, tmp_path: Path) -> None:
+        """A method that is IU in every period, and one that is IU in some."""
+        out = fake_run(tmp_path / "out", ("iu", "asmg-linear", "asmg-gru-multi"), seeds=2, matrix=False)
+        frame = pl.read_parquet(out / "scores.parquet")
+        base = {(r["seed"], r["period"], r["slice"]): r for r in frame.filter(pl.col("method") == "iu").to_dicts()}
+        rows = frame.to_dicts()
+        for row in rows:
+            if row["method"] == "asmg-linear" or (row["method"] == "asmg-gru-multi" and row["period"] == 31):
+                row |= {metric: base[row["seed"], row["period"], row["slice"]][metric] for metric in ("auc", "logloss")}
+        pl.DataFrame(rows, frame.schema).write_parquet(out / "scores.parquet")
+        write_report(out)
+        text, found = sections(out)["Comparison of the methods"], table(out, "Comparison of the methods")
+        for column in ("wins", "wins 2"):
+            assert found["ASMG-Linear"][column] == "0/14, 14 ties"
+            assert found["ASMG-GRU multi"][column].endswith("/14, 2 ties")
+        assert "to the last digit, in every pair of seed and period: ASMG-Linear." in text
+
     def test_by_period(self, full: Path) -> None:
         rows = frame_rows(full, "scores", variant="", slice="all", test=True)
         auc, gain = (table(full, "Period by period", n) for n in range(2))
@@ -308,12 +327,40 @@ class TestNumbers:
 
     def test_slices(self, full: Path) -> None:
         found = table(full, "Cold and warm users and items")
-        for part in SLICES[1:]:
+        for part in COLD_AND_WARM:
             rows = frame_rows(full, "scores", variant="", slice=part, test=True)
             column = f"{part}s ({100 * SHARES[part]:.1f}% of events)"
             for method, name in LABELS.items():
                 mine = seed_means([r for r in rows if r["method"] == method], "auc")
                 assert plain(found[name][column]) == mean_and_std(mine)
+
+    def test_beside_yardsticks(self, full: Path) -> None:
+        rows = frame_rows(full, "scores", variant="", test=True)
+        for number, yardstick in enumerate(("lightgbm", "logistic")):
+            found = table(full, "Beside what a practitioner has", number)
+            assert list(found) == [name for method, name in LABELS.items() if method != yardstick]
+            for part, suffix in (("all", ""), ("no repeat", ", no repeat")):
+                for metric, title in (("auc", "AUC ↑"), ("logloss", "LogLoss ↓")):
+                    values = {
+                        (r["method"], r["seed"], r["period"]): r[metric] for r in rows if r["slice"] == part
+                    }  # fmt: skip
+                    pairs = [(seed, period) for seed in range(5) for period in range(25, 32)]
+                    for method in ("iu", "asmg-gru-multi", "popularity"):
+                        cells = found[LABELS[method]]
+                        apart = [values[method, *pair] - values[yardstick, *pair] for pair in pairs]
+                        assert cells[f"{title}{suffix}"] == signed(statistics.fmean(apart), 4)
+                        won = sum(d > 0 if metric == "auc" else d < 0 for d in apart)
+                        assert cells[f"{title.split()[0]} wins{suffix}"] == f"{won}/35"
+
+    def test_without_repeats(self, full: Path) -> None:
+        rows = frame_rows(full, "scores", variant="", test=True)
+        text, found = sections(full)["Without repeats"], table(full, "Without repeats")
+        assert "10.0% of the events" in text
+        for method, name in LABELS.items():
+            for part, suffix in (("all", "all rows"), ("no repeat", "no repeat")):
+                mine = [r for r in rows if (r["method"], r["slice"]) == (method, part)]
+                assert plain(found[name][f"AUC ↑, {suffix}"]) == mean_and_std(seed_means(mine, "auc"))
+                assert plain(found[name][f"LogLoss ↓, {suffix}"]) == mean_and_std(seed_means(mine, "logloss"))
 
     def test_calibration(self, full: Path) -> None:
         rows = frame_rows(full, "calibration", variant="")
@@ -339,7 +386,9 @@ class TestNumbers:
     def test_forgetting(self, full: Path) -> None:
         rows = [r for r in frame_rows(full, "forgetting") if r["step"] >= TEST_FROM]
         found = table(full, "Forgetting")
-        for method, name in LABELS.items():
+        assert list(found) == [LABELS[method] for method in UPDATERS]  # yardsticks are not in it
+        for method in UPDATERS:
+            name = LABELS[method]
             mine = [r for r in rows if r["method"] == method]
             groups = {
                 "next period": [r for r in mine if r["period"] == r["step"] + 1],
@@ -372,7 +421,7 @@ class TestBold:
     """The best is bold, and nothing else."""
 
     def test_every_column_that_has_a_best(self, full: Path) -> None:
-        parts = [f"{part}s ({100 * SHARES[part]:.1f}% of events)" for part in SLICES[1:]]
+        parts = [f"{part}s ({100 * SHARES[part]:.1f}% of events)" for part in COLD_AND_WARM]
         judged = {
             ("Comparison of the methods", 0): (["AUC ↑"], ["LogLoss ↓"]),
             ("Period by period", 0): ([f"period {period}" for period in range(25, 32)], []),
@@ -380,6 +429,10 @@ class TestBold:
             ("Sensitivity", 0): (["AUC ↑"], ["LogLoss ↓"]),
             ("Sensitivity", 1): (["AUC ↑"], ["LogLoss ↓"]),
             ("Cold and warm users and items", 0): (parts, []),
+            ("Without repeats", 0): (
+                ["AUC ↑, all rows", "AUC ↑, no repeat"],
+                ["LogLoss ↓, all rows", "LogLoss ↓, no repeat"],
+            ),
             ("Calibration", 0): ([], ["ECE ↓", "predicted / clicked"]),
             ("Forgetting", 0): (["next period", "last 5 learned", "all learned"], []),
         }
@@ -421,6 +474,7 @@ class TestMissing:
         assert "No figure: this run has no ASMG method." in found["Training time"]
         assert "Nothing to show: these are runs of ASMG-GRU multi" in found["Sensitivity"]
         assert "Nothing to show: this run did not score its models on every period." in found["Forgetting"]
+        assert "Nothing to show: this needs LightGBM or Logistic" in found["Beside what a practitioner has"]
         assert pictures(small) == {"periods", "slices", "reliability"}
 
     def test_one_seed_of_many_methods(self, tmp_path: Path) -> None:
@@ -470,6 +524,17 @@ class TestMissing:
         out = fake_run(tmp_path / "out", methods, seeds=1)
         write_report(out)
         assert f"of IU and {other}, and their difference" in sections(out)["Forgetting"]
+
+    @pytest.mark.parametrize(("share", "what"), [(0.0, "every"), (1.0, "no")])
+    def test_only_repeats_or_none(
+        self, tmp_path: Path, share: float, what: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(SHARES, "no repeat", share)
+        out = fake_run(tmp_path / "out", ("iu", "lightgbm"), seeds=1, matrix=False)
+        write_report(out)
+        found = sections(out)
+        assert f"Nothing to show: {what} row of the test periods is a repeat." in found["Without repeats"]
+        assert ("no repeat" in found["Beside what a practitioner has"]) == (share < 1)
 
     def test_a_period_of_one_class(self, tmp_path: Path) -> None:
         """It has no AUC, and is in no mean of AUC; LogLoss has it."""
@@ -565,7 +630,7 @@ class TestFiles:
         ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
         assert len(set(ids)) == len(ids)
         links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
-        assert len(links) == 9 and all(str(link).removeprefix("#") in ids for link in links)
+        assert len(links) == 11 and all(str(link).removeprefix("#") in ids for link in links)
         images = [attributes for tag, attributes in page.tags if tag == "img"]
         assert len(images) == len(pictures(out)) and all(image["alt"] for image in images)
         assert all(str(image["src"]).startswith("data:image/svg+xml;base64,") for image in images)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ import polars as pl
 import pytest
 import torch
 
-from asmg.batch import NO_CATEGORY
+from asmg.batch import NO_CATEGORY, PeriodData
 from asmg.datasets.prepared import PreparedLog, read_prepared
-from asmg.experiments.jobs import BINS, SLICES, Chain, MethodJob, Protocol, run_chain, run_method
+from asmg.experiments.jobs import BINS, SLICES, Chain, MethodJob, Protocol, run_chain, run_method, run_yardstick
 from asmg.experiments.log import Periods, cut_periods
 from asmg.experiments.run import ExperimentError, ExperimentOptions, run_experiment
 from asmg.metrics import auc, logloss
+from asmg.models import EmbeddingMLPConfig, default_config
 from asmg.progressive import stage_rng
+from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from asmg.training import evaluate, predict_logits
 from asmg.updaters import UPDATERS
+from asmg.yardsticks import YARDSTICKS, build_yardstick, installed_yardsticks
 from tests.asmg.logs import prepare_small
 
 PROTOCOL = Protocol(periods=8, pretrain=3, test_from=5)
@@ -88,13 +92,35 @@ class TestPeriods:
                 assert [names.setdefault(c, name) for c, name in zip(mine, theirs, strict=True)] == theirs
         assert len(set(names.values())) == len(names)
 
-    def test_cold_is_in_no_earlier_period(self, log: PreparedLog) -> None:
-        periods = cut_periods(log, 8, known="all", categories=False)
-        users, items = set(log.user[:1000].tolist()), set(log.item[:1000].tolist())
+    @pytest.mark.parametrize("known", ["all", "so_far"])
+    def test_cold_is_a_user_in_no_row_and_an_item_in_no_click_of_an_earlier_period(
+        self, log: PreparedLog, known: Any
+    ) -> None:
+        periods = cut_periods(log, 8, known=known, categories=False)
+        users, clicked = set(log.user[:1000].tolist()), set(log.item[:1000][log.label[:1000] == 1].tolist())
         cold_user, cold_item = periods.cold(5)
         assert cold_user.tolist() == [u not in users for u in log.user[1000:1200].tolist()]
-        assert cold_item.tolist() == [i not in items for i in log.item[1000:1200].tolist()]
+        assert cold_item.tolist() == [i not in clicked for i in log.item[1000:1200].tolist()]
         assert cold_user.any() and cold_item.any() and not cold_user.all()
+
+    def test_an_item_that_was_only_a_negative_is_cold(self) -> None:
+        """Where negatives are drawn from all items of the log, all of them are in its first rows: by hand."""
+        rows = [(0, 0, 1), (0, 1, 0), (0, 2, 0), (0, 3, 0), (1, 1, 1), (1, 0, 0), (1, 3, 0), (1, 2, 0)]
+        user, item, label = (np.array(column) for column in zip(*rows, strict=True))
+        periods = Periods(
+            [
+                PeriodData(
+                    user=torch.from_numpy(user[part]).int() + 1, item=torch.from_numpy(item[part]).int() + 1,
+                    history=torch.empty(0, dtype=torch.int32), offsets=torch.zeros(5, dtype=torch.int64),
+                    label=torch.from_numpy(label[part]).float(), users=3, items=5,
+                )
+                for part in (slice(0, 4), slice(4, 8))
+            ],
+            [2, 3], [5, 5],
+        )  # fmt: skip
+        cold_user, cold_item = periods.cold(1)
+        assert cold_user.tolist() == [True] * 4
+        assert cold_item.tolist() == [True, False, True, True]
 
     def test_bad_input(self, log: PreparedLog) -> None:
         with pytest.raises(ValueError, match="periods: expected from 1 to 1603"):
@@ -103,11 +129,6 @@ class TestPeriods:
             cut_periods(log, 0, known="all", categories=False)
         with pytest.raises(ValueError, match="categories: expected a log whose items have them"):
             cut_periods(replace(log, item_categories=None), 8, known="all", categories=True)
-
-
-def periods_of(log: PreparedLog, protocol: Protocol) -> Periods:
-    known: Any = "all" if protocol.settings == "paper" else "so_far"
-    return cut_periods(log, protocol.periods, known=known, categories=protocol.categories)
 
 
 class TestJobs:
@@ -121,7 +142,7 @@ class TestJobs:
     ) -> None:
         """The shared chain changes nothing, and every number is that of a plain loop, to the bit."""
         protocol = replace(PROTOCOL, settings=settings, categories=categories)
-        periods = periods_of(log, protocol)
+        periods = protocol.cut(log)
         job = MethodJob(method)
         found = run_method(job, periods, protocol, 4, run_chain(tmp_path / "c", periods, protocol, 4))
 
@@ -153,7 +174,7 @@ class TestJobs:
         assert stages == {(step, stage) for step in range(4, 8) for stage in updater.stages}
 
     def test_slices_and_bins(self, log: PreparedLog, tmp_path: Path) -> None:
-        periods = periods_of(log, PROTOCOL)
+        periods = PROTOCOL.cut(log)
         found = run_method(MethodJob("iu"), periods, PROTOCOL, 0, run_chain(tmp_path / "c", periods, PROTOCOL, 0))
         updater = MethodJob("iu").build(PROTOCOL)
         chain = Chain(tmp_path / "c")
@@ -162,7 +183,11 @@ class TestJobs:
             state = updater.base.committed(chain.update(updater.base, state, step))
         logits, label = predict_logits(updater.model, state.params, periods.data[6]), periods.data[6].label
         cold_user, cold_item = periods.cold(6)
-        masks = [torch.ones(200, dtype=torch.bool), cold_user, ~cold_user, cold_item, ~cold_item]
+        data = periods.data[6]
+        past = [data.history[start:end].tolist() for start, end in pairwise(data.offsets.tolist())]
+        fresh = torch.tensor([item not in mine for item, mine in zip(data.item.tolist(), past, strict=True)])
+        assert fresh.any() and not fresh.all()
+        masks = [torch.ones(200, dtype=torch.bool), cold_user, ~cold_user, cold_item, ~cold_item, fresh]
         for name, mask in zip(SLICES, masks, strict=True):
             (row,) = [r for r in found["scores"] if r["step"] == 6 and r["slice"] == name]
             assert (row["events"], row["clicks"]) == (int(mask.sum()), int(label[mask].sum()))
@@ -178,7 +203,7 @@ class TestJobs:
         assert {row["period"] for row in found["calibration"]} == {6, 7, 8}
 
     def test_a_slice_without_events(self, log: PreparedLog, tmp_path: Path) -> None:
-        periods = periods_of(log, PROTOCOL)
+        periods = PROTOCOL.cut(log)
         nobody_new = periods._replace(users=[10**6] * 8)
         found = run_method(MethodJob("iu"), nobody_new, PROTOCOL, 0, run_chain(tmp_path / "c", periods, PROTOCOL, 0))
         row = next(r for r in found["scores"] if r["slice"] == "cold user")
@@ -191,7 +216,7 @@ class TestJobs:
         assert hidden.config.window == 3 and hidden.config.generator.hidden == 2  # type: ignore[attr-defined]
         assert hidden.config.generator.output == "direct" and k.config.generator.output == "residual"  # type: ignore[attr-defined]
         for bad in (MethodJob("iu", "k=2"), MethodJob("asmg-gru-multi", "depth=2"), MethodJob("asmg-gru-multi", "k=x")):
-            with pytest.raises(ValueError, match="variant: expected k=… or hidden=…"):
+            with pytest.raises(ValueError, match="variant: expected one of k=…, hidden=…, lr=…"):
                 bad.build(PROTOCOL)
 
     @pytest.mark.parametrize(
@@ -201,11 +226,111 @@ class TestJobs:
             ({"test_from": 3}, "expected pretrain < test_from < periods"),
             ({"test_from": 8}, "expected pretrain < test_from < periods"),
             ({"settings": "mine"}, "settings: expected default or paper; received 'mine'"),
+            ({"dropped": ("repeat", "mood")}, "dropped: expected some of user_interactions, .*; received 'mood'"),
+            ({"dim": 0}, "expected positive widths; received dim=0"),
+            ({"hidden": ()}, r"expected positive widths; received dim=.*, hidden=\(\)"),
         ],
     )
     def test_bad_protocols(self, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             replace(PROTOCOL, **changes)
+
+
+class TestShape:
+    """What the base model is, and what it reads."""
+
+    def test_settings_and_changes(self) -> None:
+        ours, theirs = Protocol(), Protocol(settings="paper")
+        assert ours.model == default_config(categories=False, numeric=len(NAMES))
+        assert theirs.model == EmbeddingMLPConfig()
+        plain = replace(default_config(categories=False, numeric=0), dot=False)
+        assert replace(ours, statistics=False, dot=False).model == plain
+        assert replace(theirs, statistics=True, dot=True).model == EmbeddingMLPConfig(numeric=len(NAMES), dot=True)
+        other = replace(ours, dim=5, hidden=(7, 3), categories=True).model
+        assert (other.dim, other.hidden, other.categories) == (5, (7, 3), True)
+
+    def test_statistics_are_those_known_before_each_period(self, log: PreparedLog) -> None:
+        assert {data.numeric for data in replace(PROTOCOL, settings="paper").cut(log).data} == {None}
+        periods, known = PROTOCOL.cut(log).data, Statistics.initial(StatisticsConfig())
+        less = replace(PROTOCOL, dropped=("repeat", "user_clicks")).cut(log).data
+        for data, other in zip(periods, less, strict=True):
+            expected = known.inputs(data)
+            assert data.numeric is not None and torch.equal(data.numeric, expected)
+            expected[:, [NAMES.index("repeat"), NAMES.index("user_clicks")]] = 0
+            assert other.numeric is not None and torch.equal(other.numeric, expected)
+            known = known.learned(data)
+
+    def test_the_future_changes_nothing_that_is_read(self, log: PreparedLog) -> None:
+        """Whatever happens after a moment, all that models read of the rows until then stays to the bit."""
+        later = int(np.searchsorted(log.timestamps_ms, log.timestamps_ms[1_100], side="right"))
+        order = np.arange(len(log.label))
+        np.random.default_rng(1).shuffle(order[later:])
+        label = np.where(np.arange(len(order)) < later, log.label, 1 - log.label)
+        changed = PROTOCOL.cut(replace(log, item=log.item[order], label=label)).data
+        until = later - 1_000
+        assert 50 < until < 150
+        for step, (one, two) in enumerate(zip(PROTOCOL.cut(log).data[:6], changed[:6], strict=True)):
+            rows = until if step == 5 else 200
+            assert one.numeric is not None and two.numeric is not None
+            assert torch.equal(one.numeric[:rows], two.numeric[:rows])
+            assert torch.equal(one.history[: one.offsets[rows]], two.history[: two.offsets[rows]])
+
+
+class TestYardsticks:
+    """Methods that no service serves."""
+
+    @pytest.mark.parametrize("name", YARDSTICKS)
+    def test_scores_are_those_of_the_yardstick_alone(self, log: PreparedLog, name: str) -> None:
+        if name == "lightgbm":
+            pytest.importorskip("lightgbm")
+        periods = replace(PROTOCOL, settings="paper").cut(log)  # they read statistics whatever the base model does
+        found, data = run_yardstick(MethodJob(name), periods, PROTOCOL), periods.data
+        yardstick = build_yardstick(name)
+        yardstick.learn(data[:3])
+        for step in range(3, 8):
+            if step > 3:
+                yardstick.learn([data[step - 1]])
+            (row,) = [r for r in found["scores"] if r["step"] == step and r["slice"] == "all"]
+            logits = yardstick.logits(data[step])
+            assert (row["auc"], row["logloss"]) == (auc(logits, data[step].label), logloss(logits, data[step].label))
+            assert (row["period"], row["test"], row["events"]) == (step + 1, step >= 5, 200)
+        assert {row["slice"] for row in found["scores"]} == set(SLICES)
+        assert [(t["step"], t["stage"]) for t in found["timings"]] == [(step, "learn") for step in range(4, 8)]
+        assert {row["period"] for row in found["calibration"]} == {6, 7, 8} and found["forgetting"] == []
+        assert found["config"] == yardstick.config
+
+    def test_a_run_beside_methods_and_alone(self, folder: Path, finished: Path, tmp_path: Path) -> None:
+        """They change nothing of the others' numbers, and need no chain."""
+        options = replace(QUICK, methods=("popularity", "item-ctr"), seeds=1, processes=1)
+        lines: list[str] = []
+        run_experiment(folder, tmp_path / "out", options, say=lines.append)
+        assert not [line for line in lines if "pretrained" in line] and len(lines) == 4
+        alone = numbers(tmp_path / "out")["summary"]["methods"]
+        run_experiment(folder, tmp_path / "out", replace(options, methods=("logistic", "iu", "item-ctr")), say=quiet)
+        both = numbers(tmp_path / "out")
+        assert both["summary"]["methods"]["item-ctr"].items() > alone["item-ctr"].items()  # and against IU
+        mine = [row for row in both["scores"] if "iu" in row]
+        assert mine and mine == [row for row in numbers(finished)["scores"] if "iu" in row and row[2] == 0]
+        assert {row[1] for row in both["timings"]} == {"logistic", "iu", "item-ctr"}
+
+    def test_summary_against_lightgbm(self, folder: Path, tmp_path: Path) -> None:
+        pytest.importorskip("lightgbm")
+        options = replace(QUICK, methods=("logistic", "lightgbm"), seeds=1, processes=1)
+        summary = run_experiment(folder, tmp_path / "out", options, say=quiet)
+        scores = pl.read_parquet(tmp_path / "out" / "scores.parquet").filter(pl.col("slice") == "all", pl.col("test"))
+        rows = {(row["method"], row["period"]): row for row in scores.to_dicts()}
+        assert "against_lightgbm" not in summary["methods"]["lightgbm"]
+        for metric, sign in (("auc", 1), ("logloss", -1)):
+            better = [sign * (rows["logistic", p][metric] - rows["lightgbm", p][metric]) for p in (6, 7, 8)]
+            found = summary["methods"]["logistic"]["against_lightgbm"][metric]
+            assert (found["wins"], found["ties"], found["pairs"]) == (sum(b > 0 for b in better), 0, 3)
+            assert found["worst_seed"] == {"seed": 0, "better": pytest.approx(np.mean(better), abs=1e-12)}
+
+    def test_lightgbm_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("asmg.yardsticks.lightgbm_version", lambda: None)
+        assert ExperimentOptions().methods == (*UPDATERS, "popularity", "item-ctr", "logistic")
+        with pytest.raises(ValueError, match=r"methods: lightgbm needs .* pip install 'asmg-service\[peers\]'"):
+            ExperimentOptions(methods=("iu", "lightgbm"))
 
 
 QUICK = ExperimentOptions(methods=("iu", "sml-mf", "asmg-gru-multi"), seeds=2, protocol=PROTOCOL, processes=2)
@@ -270,6 +395,7 @@ class TestRun:
         summary = json.loads((finished / "summary.json").read_text())
         scores = pl.read_parquet(finished / "scores.parquet")
         timings = pl.read_parquet(finished / "timings.parquet")
+        tables: dict[tuple[str, str], np.ndarray] = {}
         assert list(summary["methods"]) == list(QUICK.methods)
         for method, found in summary["methods"].items():
             for metric in ("auc", "logloss"):
@@ -288,9 +414,27 @@ class TestRun:
                 assert found[metric]["mean"] == pytest.approx(values.mean(), abs=1e-12)
                 assert found[metric]["std"] == pytest.approx(values.mean(1).std(), abs=1e-12)
                 assert found[metric]["periods"] == pytest.approx(values.mean(0).tolist(), abs=1e-12)
+                tables[method, metric] = values
             mine = timings.filter((pl.col("method") == method) & (pl.col("variant") == ""))
             assert found["seconds"] == pytest.approx(sum(mine["seconds"]) / 2)
+            fresh = scores.filter((pl.col("method") == method) & (pl.col("variant") == "") & pl.col("test"))
+            fresh = fresh.filter(pl.col("slice") == "no repeat")
+            for metric in ("auc", "logloss"):
+                assert found["no_repeat"][metric]["mean"] == pytest.approx(np.mean(fresh[metric].to_numpy()), abs=1e-12)
+                assert found["no_repeat"][metric]["mean"] != found[metric]["mean"]
         assert summary["sensitivity"]["asmg-gru-multi k=1"]["auc"]["mean"] > 0
+        assert "against_iu" not in summary["methods"]["iu"]
+        for (method, metric), values in tables.items():
+            if method == "iu":
+                continue
+            better = (values - tables["iu", metric]) * (1 if metric == "auc" else -1)
+            found = summary["methods"][method]["against_iu"][metric]
+            assert (found["wins"], found["ties"]) == (int((better > 0).sum()), int((better == 0).sum()))
+            assert found["pairs"] == 6
+            by_seed = better.mean(1).tolist()
+            assert found["worst_seed"]["seed"] == by_seed.index(min(by_seed))
+            assert found["worst_seed"]["better"] == pytest.approx(min(by_seed), abs=1e-12)
+        assert "against_iu" in summary["sensitivity"]["asmg-gru-multi k=1"]
 
     def test_goes_on_with_what_is_left(self, folder: Path, finished: Path, tmp_path: Path) -> None:
         """Fewer runs first, then all of them: the same numbers; and nothing is computed twice."""
@@ -350,7 +494,7 @@ class TestRun:
         """It is computed again, and the numbers are those of these versions."""
         out, options = tmp_path / "out", replace(QUICK, methods=("iu",), seeds=1)
         (out / "chains").mkdir(parents=True)
-        chain = run_chain(out / "chains" / "seed-0", periods_of(log, PROTOCOL), PROTOCOL, seed=1)  # of another seed
+        chain = run_chain(out / "chains" / "seed-0", PROTOCOL.cut(log), PROTOCOL, seed=1)  # of another seed
         assert chain.complete
         note = json.loads((chain.folder / "chain.json").read_text())
         (chain.folder / "chain.json").write_text(json.dumps(note | {"versions": note["versions"] | {"torch": "1.0"}}))
@@ -384,14 +528,14 @@ class TestRun:
             replace(QUICK, **changes)
 
     def test_all_methods_by_default(self) -> None:
-        assert ExperimentOptions().methods == tuple(UPDATERS)
+        assert ExperimentOptions().methods == (*UPDATERS, *installed_yardsticks())
         assert not [job for job in ExperimentOptions(sensitivity=False).jobs if job.variant]
 
 
 def test_a_method_that_diverges_is_named_and_the_others_stay(folder: Path, log: PreparedLog, tmp_path: Path) -> None:
     out, options = tmp_path / "out", replace(QUICK, methods=("iu",), seeds=1)
     run_experiment(folder, out, options, say=quiet)
-    periods, training = periods_of(log, PROTOCOL), MethodJob("bu-3").build(PROTOCOL).base
+    periods, training = PROTOCOL.cut(log), MethodJob("bu-3").build(PROTOCOL).base
     base = training.pretrained(periods.data[:3], periods.data[3], stage_rng(0, 0, "pretrain"))
     run_chain(out / "chains" / "seed-0", periods, PROTOCOL, 0, start=base)
     huge = replace(base, params={name: 1e30 * p.sign() for name, p in base.params.items()})

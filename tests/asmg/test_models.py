@@ -157,7 +157,7 @@ def test_data_of_another_number_of_inputs_is_refused(width: int, given: int, mes
     config, data = replace(SMALL, numeric=width), random_period(0, 30, numeric=given)
     execution = Execution(device="cpu", compiled=compiled)
     with pytest.raises(ValueError, match=message):
-        predict_logits(build_model(config), random_params(config, 0, user=6, item=9), data, compiled=compiled)
+        predict_logits(build_model(config), random_params(config, 0, user=6, item=9), data, execution=execution)
     for name in UPDATERS:
         if name == "sml-mf":
             continue
@@ -318,10 +318,11 @@ def test_dot_products_are_weighted_place_by_place_behind_the_mlp() -> None:
         assert (params[name] == 1).all()
 
 
-def test_the_default_shape_is_the_papers_with_dot_products_and_what_the_log_has() -> None:
+def test_the_default_shape_is_a_wider_one_with_dot_products_and_what_the_log_has() -> None:
     paper = EmbeddingMLPConfig()
-    assert default_config(categories=False, numeric=20) == replace(paper, numeric=20, dot=True)
-    assert default_config(categories=True, numeric=0) == replace(paper, categories=True, dot=True)
+    wide = replace(paper, dim=16, hidden=(32, 16), dot=True)
+    assert default_config(categories=False, numeric=20) == replace(wide, numeric=20)
+    assert default_config(categories=True, numeric=0) == replace(wide, categories=True)
 
 
 def test_a_configuration_of_before_numeric_inputs_is_read_and_is_still_equal_to_its_own() -> None:

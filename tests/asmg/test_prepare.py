@@ -339,6 +339,44 @@ def test_period_files(tmp_path: Path, name: str) -> None:
     check_sources(card, tmp_path / "raw", [f"period_{period:02}.txt.gz" for period in (0, 2, 11)])
 
 
+# --- KuaiRand
+
+KUAIRAND_HEADER = "user_id,video_id,date,hourmin,time_ms,is_click,is_like,play_time_ms,is_rand,tab"
+
+
+def kuairand_rows(count: int, seed: int, start: int) -> list[Row]:
+    """Impressions in no order; some are in the file twice, some once more with another outcome."""
+    rng = random.Random(seed)
+    rows = [
+        (f"{rng.randrange(9)}", f"{rng.randrange(12)}", int(rng.random() < 0.4), start + rng.randrange(90))
+        for _ in range(count)
+    ]
+    return rows + rows[4:9] + [(user, item, 1 - label, time) for user, item, label, time in rows[10:14]]
+
+
+def kuairand_file(rows: list[Row]) -> str:
+    lines = [f"{user},{item},20220425,0,{time},{label},0,61802,0,1" for user, item, label, time in rows]
+    return "\n".join([KUAIRAND_HEADER, *lines]) + "\n"
+
+
+@BLOCKS
+def test_kuairand(tmp_path: Path, block_bytes: int) -> None:
+    first, second = kuairand_rows(120, 1, T0 * 1000), kuairand_rows(60, 2, T0 * 1000 + 90)
+    folder = tmp_path / "raw" / "data"
+    write(folder / "log_standard_pure_first_week.csv.gz", kuairand_file(first))
+    write(folder / "log_standard_pure_second_week.csv", kuairand_file(second))
+    write(folder / "log_standard_pure_second_week.csv.gz", "the same, compressed: not read")
+    write(folder / "log_random_pure.csv", "videos shown at random: not read")
+    write(folder / "user_features_pure.csv", "not read")
+    card = run("kuairand", tmp_path / "raw", tmp_path / "out", block_bytes=block_bytes)
+    rows = first + second
+    check(card, tmp_path / "out", rows, rows, {}, unique=True)
+    check_sources(card, tmp_path / "raw", [f"data/log_standard_pure_{n}" for n in
+                                           ("first_week.csv.gz", "second_week.csv")])  # fmt: skip
+    assert card.dropped["rows that repeat an earlier one"] >= 10
+    assert len(set(rows)) < len(rows) and len({row[:2] for row in rows}) < card.rows
+
+
 # --- sources of ratings
 
 
@@ -506,6 +544,14 @@ def test_a_log_of_ones_own(
     check_sources(card, tmp_path, [name])
 
 
+def test_a_log_of_ones_own_has_the_name_that_it_is_given(tmp_path: Path) -> None:
+    raw = write(tmp_path / "log.csv", f"user_id,item_id,label,timestamp\nu,i,0,{T0}\n")
+    title = "KuaiRand <pure>, Woche 1 · é"
+    for n, (called, expected) in enumerate(((title, title), ("a" * 100, "a" * 100), (None, "log"))):
+        card = run("log", raw, tmp_path / str(n), title=called)
+        assert card.dataset == read_prepared(tmp_path / str(n)).card.dataset == expected
+
+
 @BLOCKS
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_log_of_positives(tmp_path: Path, seed: int, block_bytes: int) -> None:
@@ -667,6 +713,11 @@ def test_seeds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("more", "said"), [
     ({"name": "netflix"}, "name: expected one of tmall, sobazaar, ml-25m, .*, amazon, log; received 'netflix'"),
+    ({"name": "ml-1m", "title": "mine"}, "--name: expected none for ml-1m, which has a name; received 'mine'"),
+    *(
+        ({"title": title}, "--name: expected 1 to 100 printable characters, no blank at either end; received")
+        for title in ("", " ", "a ", "a\nb", "\x1b[1m", "a" * 101)
+    ),
     ({"seed": -1}, "seed: expected at least 0; received -1"),
     ({"negatives": 0}, "negatives: expected at least 1; received 0"),
     ({"malformed": "ignore"}, "malformed: expected error or drop; received 'ignore'"),
@@ -712,6 +763,10 @@ def test_nothing_where_the_source_should_be(tmp_path: Path, name: str) -> None:
     ("diginetica", "train-item-views.csv", "sessionId;userId;itemId;timeframe;eventdate\n1;NA;2;-1;2016-05-09\n",
      "line 2, column 'timeframe'"),
     ("diginetica", "period_00.txt.gz", "1 2\n1\n", "line 2: expected 2 values; received 1"),
+    ("kuairand", "log_standard_pure.csv", f"{KUAIRAND_HEADER}\n1,2,20220425,0,{T0}000,2,0,1,0,1\n",
+     r"line 2, column 'is_click': expected 0 or 1; received '2'"),
+    ("kuairand", "log_standard_pure.csv", f"{KUAIRAND_HEADER}\n1,2,20220425,0,{T0},1,0,1,0,1\n", "column 'time_ms'"),
+    ("kuairand", "log_random_pure.csv", f"{KUAIRAND_HEADER}\n", r"expected files log_standard\*.csv \(or .gz\) in it"),
     ("yoochoose", "yoochoose-clicks.dat", "1,2014-04-07T10:51:09.277Z,214536502\n", "line 1: expected 4 values"),
 ])  # fmt: skip
 def test_files_that_are_not_as_published(tmp_path: Path, name: str, file: str, content: str, said: str) -> None:
@@ -764,6 +819,14 @@ def test_progress_is_told(tmp_path: Path) -> None:
 def test_real_ml_100k(tmp_path: Path) -> None:
     card = run("ml-100k", DATA / "ml-100k", tmp_path / "out")
     assert (card.rows, card.users, card.items, card.categories, card.positives) == (100_000, 943, 1_682, 19, 55_375)
+    read_prepared(tmp_path / "out")
+
+
+@needs("kuairand")
+def test_real_kuairand(tmp_path: Path) -> None:
+    card = run("kuairand", DATA / "kuairand", tmp_path / "out")
+    assert (card.rows, card.positives, card.users, card.items) == (91_806, 41_096, 21_184, 5_564)
+    assert (card.rows_read, card.negatives_per_positive) == (94_784, 0)
     read_prepared(tmp_path / "out")
 
 

@@ -30,7 +30,8 @@ class Spy:
     models: list[Params]
     notes: list[Any]
     stages = ("first", "second")
-    model = build_updater("iu", SMALL).model
+    base = build_updater("iu", SMALL).base
+    model = base.model
 
     def initial(self, rng: torch.Generator) -> int:
         self.notes.append(("initial", rng.initial_seed()))
@@ -39,6 +40,9 @@ class Spy:
     def serving_models(self, state: int) -> dict[str, Params]:
         self.notes.append(("score", state))
         return {"incremental": self.models[state]} if state else {}
+
+    def prepare(self, state: int, data: PeriodData) -> PeriodData:
+        return data
 
     def run_stage(self, stage: str, state: int, data: PeriodData, *, rng: torch.Generator) -> int:
         self.notes.append((stage, state, id(data), rng.initial_seed()))

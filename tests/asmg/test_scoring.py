@@ -1,13 +1,14 @@
 """Predictions of whole logs, against the slow model, compiled and eager."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from asmg.models import EmbeddingMLP, build_model, table_sizes
-from asmg.training import evaluate, narrow, predict_logits
+from asmg.training import Execution, evaluate, narrow, predict_logits
 from tests.asmg.support import (
     CONFIGS,
     MF,
@@ -33,7 +34,8 @@ all_models = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_predicted_logits_are_in_the_order_of_the_log(config: ModelConfig, batch_size: int, compiled: bool) -> None:
     data = random_period(9, 23, users=8, items=12, categories=6 if config.categories else 0, numeric=inputs_of(config))
     params = random_params(config, 3, user=5, item=7, category=4)  # the log knows more than the model
-    got = predict_logits(build_model(config), params, data, batch_size=batch_size, compiled=compiled)
+    execution = Execution(device="cpu", compiled=compiled)
+    got = predict_logits(build_model(config), params, data, batch_size=batch_size, execution=execution)
     assert got.dtype == torch.float32
     np.testing.assert_allclose(got, [slow_logit(config, params, data, n) for n in range(23)], rtol=1e-4, atol=1e-4)
 
@@ -71,6 +73,48 @@ def test_an_evaluation_is_that_of_the_slow_logits() -> None:
     assert got.logloss == pytest.approx(float(np.mean(np.logaddexp(0, logits) - labels * logits)), rel=1e-5)
     wins = np.sign(logits[labels == 1][:, None] - logits[labels == 0][None, :]) / 2 + 0.5
     assert got.auc == pytest.approx(float(wins.mean()))
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that behaves as one on a GPU in this: numpy cannot read it before it is on the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        if func is torch.Tensor.numpy:
+            raise TypeError("can't convert a device's tensor to numpy")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
+@all_models
+def test_parameters_may_be_on_a_device(config: ModelConfig, compiled: bool) -> None:
+    """As those of a training that is under way there."""
+    params = random_params(config, 1, user=6, item=9, category=4)
+    data = random_period(1, categories=4 if config.categories else 0, numeric=inputs_of(config))
+    there = {name: p.as_subclass(OnDevice) for name, p in params.items()}
+    with pytest.raises(TypeError, match="device"):
+        there["user"].numpy()
+    execution = Execution(device="cpu", compiled=compiled)
+    got = predict_logits(build_model(config), there, data, execution=execution)
+    assert type(got) is torch.Tensor
+    assert torch.equal(got, predict_logits(build_model(config), params, data, execution=execution))
+
+
+class Negated(EmbeddingMLP):
+    """A model with another forward pass than the one that there are kernels for."""
+
+    def head(self, *args: Any) -> torch.Tensor:
+        return -super().head(*args)
+
+
+def test_a_derived_model_is_not_scored_by_the_kernel_of_the_one_that_it_derives_from() -> None:
+    data, params = random_period(1), random_params(SMALL, 1, user=6, item=9)
+    for execution in (None, Execution(device="cpu"), Execution(device="cpu", compiled=False)):
+        got = predict_logits(Negated(SMALL), params, data, execution=execution)
+        torch.testing.assert_close(got, -predict_logits(EmbeddingMLP(SMALL), params, data), rtol=1e-5, atol=1e-5)
+    assert not Execution(device="cpu").uses_kernels(Negated(SMALL))
 
 
 @all_models

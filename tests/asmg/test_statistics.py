@@ -19,6 +19,7 @@ from asmg.experiments.statistics import (
     mean,
     sign_flip_p,
     spread,
+    tally,
 )
 
 numbers = st.lists(st.integers(-9, 9).map(lambda n: n / 7), min_size=1, max_size=8)
@@ -33,6 +34,21 @@ def brute_force_p(differences: list[float]) -> float:
         for signs in patterns
     ]  # fmt: skip
     return sum(far) / len(far)
+
+
+class TestTally:
+    """tally."""
+
+    def test_by_hand(self) -> None:
+        nan = math.nan
+        better = np.array([[0.1, 0.0, nan, -0.2], [0.3, 0.3, 0.0, nan], [-0.1, nan, nan, nan]])
+        assert tally(better) == (3, 2, 7, -0.1, 2)
+        assert tally(np.zeros((2, 3))) == (0, 6, 6, 0.0, 0)
+        assert tally(np.array([[-1e-9]])) == (0, 0, 1, -1e-9, 0)
+        assert tally(np.array([[nan], [0.5]])) == (1, 0, 1, 0.5, 1)
+
+    def test_of_no_pairs(self) -> None:
+        assert tally(np.full((2, 3), math.nan)) == (0, 0, 0, None, None)
 
 
 class TestSignFlip:

@@ -117,9 +117,11 @@ def recorded_histories(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     seen: list[list[int]] = []
     score = Snapshot.score
 
-    def noted(snapshot: Snapshot, asked: NDArray[np.uint64], history: NDArray[np.uint64]) -> Prediction:
+    def noted(
+        snapshot: Snapshot, asked: NDArray[np.uint64], history: NDArray[np.uint64], recent: NDArray[np.int32]
+    ) -> Prediction:
         seen.append(history.tolist())
-        return score(snapshot, asked, history)
+        return score(snapshot, asked, history, recent)
 
     monkeypatch.setattr(Snapshot, "score", noted)
     return seen

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asmg.batch import COLD_ROW, NO_CATEGORY, InteractionBatch, ItemFeatures
+from asmg.batch import COLD_ROW, HISTORY_LENGTH, NO_CATEGORY, InteractionBatch, ItemFeatures, PeriodData
 from asmg.models import (
     EmbeddingMLP,
     EmbeddingMLPConfig,
@@ -18,6 +18,7 @@ from asmg.models import (
     Params,
     build_model,
 )
+from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from service.serving.encode import Known, encode_snapshot
 from service.serving.snapshot import Snapshot
 
@@ -45,16 +46,20 @@ class Made:
     item_categories: Tensor | None
     users: Sequence[str]
     items: Sequence[str]
+    statistics: Statistics | None = None
 
     def encoded(self) -> bytes:
-        return encode_snapshot(self.model, self.params, known(self.users), known(self.items), self.item_categories)
+        ids = known(self.users), known(self.items)
+        return encode_snapshot(self.model, self.params, *ids, self.item_categories, self.statistics)
 
     def snapshot(self, folder: Path) -> Snapshot:
         path = folder / "snapshot.safetensors"
         path.write_bytes(self.encoded())
         return Snapshot.open(path, 1, 1)
 
-    def scores(self, user: str, items: Sequence[str], history: Sequence[str]) -> Tensor:
+    def scores(
+        self, user: str, items: Sequence[str], history: Sequence[str], recent: Sequence[int] = (0, 0, 0)
+    ) -> Tensor:
         """The library's forward pass over whole tables, one interaction for each candidate."""
         past = [_row(self.items, item) for item in history]
         batch = InteractionBatch(
@@ -63,11 +68,63 @@ class Made:
             history=torch.tensor(past * len(items), dtype=torch.int64),
             offsets=torch.arange(len(items) + 1) * len(past),
             label=torch.zeros(len(items)),
+            numeric=self.numeric(items, history, recent),
         )
         features = None
         if self.item_categories is not None:
             features = ItemFeatures(torch.arange(len(self.item_categories)), self.item_categories)
         return torch.sigmoid(self.model.logits(self.params, batch, features))
+
+    def numeric(self, items: Sequence[str], history: Sequence[str], recent: Sequence[int]) -> Tensor | None:
+        """The statistics of the candidates, as those of a log in which new items have rows past all tables."""
+        if self.statistics is None or not self.model.numeric:
+            return None
+        known = max(len(self.items) + 1, len(self.statistics.counts))
+        new = {name: known + n for n, name in enumerate({*items, *history} - {*self.items})}
+        rows = [new.get(name) or _row(self.items, name) for name in (*items, *history)]
+        past = torch.tensor(rows[len(items) :], dtype=torch.int32)
+        return self.statistics.inputs(
+            PeriodData(
+                user=torch.zeros(len(items), dtype=torch.int32),
+                item=torch.tensor(rows[: len(items)], dtype=torch.int32),
+                history=past.repeat(len(items)),
+                offsets=torch.arange(len(items) + 1) * len(past),
+                label=torch.zeros(len(items)),
+                recent=torch.tensor([list(recent)] * len(items), dtype=torch.int32),
+                users=1,
+                items=max(rows) + 1,
+            )
+        )
+
+
+def random_log(rng: np.random.Generator, items: int, *, size: int = 400, users: int = 20) -> PeriodData:
+    """A period of clicks and passes on some of the items 1, …, `items`, of which few are frequent."""
+
+    def some(count: int) -> Tensor:
+        return torch.from_numpy((1 + rng.zipf(1.3, count) % items).astype(np.int32))
+
+    lengths = rng.integers(0, HISTORY_LENGTH + 1, size)
+    offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
+    recent = np.sort(rng.integers(0, 31, (size, 3)))[:, [2, 0, 1]].astype(np.int32)
+    recent[:, 1] = np.minimum(recent[:, 1], 10)
+    return PeriodData(
+        user=torch.from_numpy(rng.integers(1, users, size).astype(np.int32)),
+        item=some(size),
+        history=some(int(offsets[-1])),
+        offsets=offsets,
+        label=torch.from_numpy((rng.random(size) < 0.4).astype(np.float32)),
+        recent=torch.from_numpy(recent),
+        users=users,
+        items=items + 1,
+    )
+
+
+def random_statistics(seed: int, items: int, *, periods: int = 3, neighbours: int = 4, size: int = 400) -> Statistics:
+    """Of some periods; with so few neighbours that many pairs are forgotten."""
+    rng, found = np.random.default_rng(seed), Statistics.initial(StatisticsConfig(neighbours=neighbours))
+    for _ in range(periods):
+        found = found.learned(random_log(rng, items, size=size))
+    return found
 
 
 def _row(ids: Sequence[str], name: str) -> int:
@@ -82,12 +139,15 @@ def random_model(
     categories: bool = False,
     users: Sequence[str] = USERS,
     items: Sequence[str] = ITEMS,
+    dot: bool = False,
+    statistics: Statistics | None = None,
 ) -> Made:
     """A model whose logits are mostly within ±5, so that scores differ; one without layers factorizes a matrix."""
     rng = torch.Generator().manual_seed(seed)
     config: EmbeddingMLPConfig | MatrixFactorizationConfig
     if hidden:
-        config = EmbeddingMLPConfig(dim=dim, hidden=hidden, categories=categories)
+        numeric = 0 if statistics is None else len(NAMES)
+        config = EmbeddingMLPConfig(dim=dim, hidden=hidden, categories=categories, numeric=numeric, dot=dot)
     else:
         config = MatrixFactorizationConfig(dim=dim, categories=categories)
     model = build_model(config)
@@ -96,8 +156,8 @@ def random_model(
         n: torch.randn(size, model.table_widths[n], generator=rng) for n, size in sizes.items() if n in model.tables
     }
     for name, shape in model.dense_shapes.items():
-        if len(shape) == 1:
-            params[name] = torch.rand(shape, generator=rng)  # so that few hidden units are closed for all items
+        if len(shape) == 1:  # biases so that few hidden units are closed for all items; weights of dot products
+            params[name] = torch.rand(shape, generator=rng) / (1 + name.startswith("dot") * shape[0] ** 0.5)
         else:
             params[name] = 1.5 / math.sqrt(shape[1]) * torch.randn(shape, generator=rng)
     table = None
@@ -105,4 +165,4 @@ def random_model(
         table = torch.randint(1, CATEGORIES, (sizes["item"], 3), generator=rng)
         table[torch.rand(table.shape, generator=rng) < 0.4] = NO_CATEGORY
         table[COLD_ROW] = NO_CATEGORY
-    return Made(model, params, table, users, items)
+    return Made(model, params, table, users, items, statistics)

@@ -217,6 +217,7 @@ def test_children_get_the_settings_of_their_parent(monkeypatch: pytest.MonkeyPat
         trusted_proxies=("10.0.0.0/8", "::1"),
         cors_origins=("https://a.example", "https://b.example"),
         start_without_redis=True,
+        hidden_layers=(5, 3),
     )
     for name, value in environment_of(settings).items():
         monkeypatch.setenv(name, value)

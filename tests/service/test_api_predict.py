@@ -335,6 +335,7 @@ class TestTheEventLoop:
 
     async def test_goes_on_while_a_thread_is_at_work(self, learned: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         score, go = predict_use_case._score, threading.Event()
+        await post(learned.client, "/predict", questions(1)[0])  # what the user did last is in memory from here on
 
         def waiting(*arguments: Any) -> Any:
             assert go.wait(10)

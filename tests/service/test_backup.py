@@ -450,7 +450,7 @@ class TestTheSameAgain:
     ) -> None:
         original = copy(past.name)
         async with connected(redis_url) as redis:
-            await redis.set("asmg:history:u1", "of another past")
+            await redis.set("asmg:past:u1", "of another past")
             await restored(empty, redis, backup)
             assert await redis.keys("*") == []
         async with opened(original) as one, opened(empty) as two:
@@ -706,7 +706,7 @@ def test_served_on_another_host_it_answers_the_same(data_dir: Path, tmp_path: Pa
 
 
 async def test_purging_removes_what_is_ours_alone(redis: Redis) -> None:
-    await redis.mset({f"asmg:history:{n}": n for n in range(2500)} | {"other:key": 1})
+    await redis.mset({f"asmg:past:{n}": n for n in range(2500)} | {"other:key": 1})
     assert await purge(redis) == 2500
     assert await redis.keys("*") == [b"other:key"]
     assert await purge(redis) == 0

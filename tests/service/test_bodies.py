@@ -31,6 +31,7 @@ from service.errors import BodyTooLarge, InvalidInput
 from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_IMPRESSIONS, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_PARTS
 from service.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
 from service.serving.id_index import NOBODY, hash_ids
+from service.storage.events import in_milliseconds
 from service.storage.repositories import Click, EventBatch, Impression, Interaction
 from service.use_cases.predict import Question
 from tests.service.api_support import NOON, event
@@ -61,9 +62,12 @@ def plain(value: Any) -> Any:
         return value._asdict() | {"asked": value.asked.tolist(), "history": past}
     if isinstance(value, EventBatch):
         events = copied(value)
-        assert value.contents() == EventBatch.of(events).contents()
+        if not (value.moments % 1000).any():  # of which the rows have the milliseconds alone
+            assert value.contents() == EventBatch.of(events).contents()
         return [plain(event) for event in events]
-    assert isinstance(value, Interaction | Impression | Click)
+    if isinstance(value, Interaction):  # as the log has it
+        return dataclasses.asdict(dataclasses.replace(value, occurred_at=in_milliseconds(value.occurred_at)))
+    assert isinstance(value, Impression | Click)
     return dataclasses.asdict(value)
 
 

@@ -264,4 +264,4 @@ def test_histories_come_back_when_redis_has_lost_them(installation: Installation
         events = [event(n, label=1, user_id="known") for n in range(4)]
         assert installation.client.post("/interactions", json={"interactions": events}).json()["accepted"] == 1
         assert installation.predict("known").json()["history"] == "used"
-        assert redis.zcard("asmg:history:known") == 4
+        assert redis.zcard("asmg:past:known") == 4

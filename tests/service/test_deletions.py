@@ -26,7 +26,7 @@ from service.storage.backup import read_backup
 from service.storage.database import Database
 from service.storage.journal import read_journal
 from service.storage.redis_state import HistoryStore
-from service.storage.repositories import Click, EventBatch, HistoryEntry, Impression, Interaction, Interactions, Items
+from service.storage.repositories import Click, EventBatch, Impression, Interaction, Interactions, Items, PastEvent
 from service.storage.repositories.traces import Traces
 from service.storage.structure import stored_tables
 from service.use_cases import forget, retention, update_model
@@ -203,6 +203,7 @@ EVERYWHERE = {f"{table}_p{n}" for table in LOGS for n in range(3, 6)} | {
     "event_ids",
     "unresolved_positives",
     "user_histories",
+    "user_passes",
     "entity_rows",
 }
 """Where the past has something about Ann, and something about the lamp."""
@@ -229,6 +230,7 @@ class TestNothingStays:
             "clicks": 3,
             "unresolved": 2,
             "histories": 1,
+            "passes": 1,
         }
         assert await scalar(past.database, "SELECT count(*) FROM interactions WHERE user_id <> :ann", ann=ANN) == others
         assert (await verify(past.database, tmp_path)).findings == []
@@ -250,7 +252,7 @@ class TestNothingStays:
         assert (await verify(past.database, tmp_path)).findings == []
         # Ann's other clicks are in her history yet.
         async with past.database.read() as session:
-            history = [entry.item_id for entry in await session.interactions.recent_positives(ANN)]
+            history = [event.item_id for event in await session.past.recent(ANN)]
         assert LAMP not in history and history
 
     async def test_again_it_changes_nothing_but_what_came_since(self, past: Bench) -> None:
@@ -348,6 +350,14 @@ async def tensors(b: Bench, digest: str) -> dict[str, torch.Tensor]:
     return dict(Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)).tensors)
 
 
+async def counted_of(b: Bench, parts: dict[str, str], item: int) -> set[str]:
+    """Where the statistics of a training state have anything about an item, by its row."""
+    found = await tensors(b, parts["statistics"])
+    of_item = {name: found[name][item] for name in ("counts", "counted", "degrees", "paired")}
+    of_item |= {"starts": found["starts"].diff()[item], "neighbours": found["neighbours"] == item}
+    return {name for name, values in of_item.items() if bool(values.any())}
+
+
 class TestTheNextModel:
     @pytest.mark.parametrize("updater", ["asmg-gru-multi", "asmg-gru-full", "iu", "bu-3"])
     async def test_knows_nothing_of_whom_was_deleted(
@@ -364,7 +374,16 @@ class TestTheNextModel:
                 "item": await scalar(b.database, "SELECT row FROM entity_rows WHERE id = :id", id=LAMP),
             }
             before = await served(b, 3, tmp_path)
-            base_before = await tensors(b, (await b.outcome())["versions"][3]["state"]["parts"]["base"])
+            parts = (await b.outcome())["versions"][3]["state"]["parts"]
+            base_before = await tensors(b, parts["base"])
+            assert await counted_of(b, parts, rows["item"]) == {
+                "counts",
+                "counted",
+                "degrees",
+                "paired",
+                "starts",
+                "neighbours",
+            }
             assert not before.predict(ANN, [LAMP], []).cold_user
             await delete(b)
             await delete(b, "item", LAMP)
@@ -383,6 +402,7 @@ class TestTheNextModel:
                     tensor for name, tensor in optimizer.items() if name.split(".")[-1] == kind and tensor.ndim > 1
                 ]
                 assert moments and not any(tensor[row].any() for tensor in moments)
+            assert await counted_of(b, parts, rows["item"]) == set()
             # An older version, which one can go back to until it is let go of, has an index of its own.
             assert not before.predict(ANN, ["item1"], []).cold_user
 
@@ -413,7 +433,9 @@ class TestTheNextModel:
                     await delete(b)
                 period = 2 + len(states) + 1
                 event = Interaction(f"{period} again", name, "item1", 1, moment(START_MS + 9 * HOUR_MS))
-                await ingest(b.database, b.workshop.histories, EventBatch.of([event]))
+                # With others, for of a single event the gate may make anything.
+                for batch in (EventBatch.of([event]), single(period, ann=False)):
+                    await ingest(b.database, b.workshop.histories, batch)
                 await b.close(period)
                 if states:
                     back: dict[str, Any] = {"reason": "test", "actor": "test", "lead_seconds": 0.0}
@@ -612,7 +634,7 @@ class TestMeanwhile:
         has_read, may_fill = asyncio.Event(), asyncio.Event()
         read, pages = store._read, redis_state._pages
 
-        async def read_then_wait(user_id: str) -> list[HistoryEntry]:
+        async def read_then_wait(user_id: str) -> list[PastEvent]:
             found = await read(user_id)
             has_read.set()
             await may_fill.wait()
@@ -632,7 +654,7 @@ class TestMeanwhile:
         store._all_outdated = True
         await getattr(store, drop)()
         assert await reader
-        assert await past.redis.keys("asmg:history*") == []
+        assert await past.redis.keys("asmg:past*") == []
 
     async def test_a_killed_one_is_gone_on_with_by_the_worker(
         self, past: Bench, redis_url: str, tmp_path: Path
@@ -870,7 +892,7 @@ class TestRestored:
 
 # --- the calls
 
-ONLY_FOLDED = "INSERT INTO user_histories VALUES ('old user', '{folded,item1}', '{e1,e2}', ARRAY[now(), now()])"
+ONLY_FOLDED = "INSERT INTO {} VALUES ('old user', '{{{},item1}}', '{{e1,e2}}', ARRAY[now(), now()])"
 ONLY_WAITING = """
     INSERT INTO unresolved_positives (interaction_id, period, user_id, item_id, shown_at)
     VALUES ('i', 5, 'old user', 'waiting', now())
@@ -886,6 +908,7 @@ class TestCalls:
             found = (await one.client.get(user)).json()
             assert found["user_id"] == ANN and found["known_to_model"] and found["row"] >= 1
             assert LAMP in found["history"] and len(found["history"]) <= 30
+            assert found["recent"]["interactions"] == 30 > found["recent"]["clicks"] > 0
             log = found["log"]
             assert [period["period"] for period in log["periods"]] == [5, 4, 3]
             assert (log["interactions"], log["impressions"], log["clicks"]) == (3 * OF_ANN + 2, 3, 3)
@@ -909,7 +932,7 @@ class TestCalls:
                 entries = (await one.client.get("/admin/audit?limit=4")).json()["entries"]
                 assert {entry["action"] for entry in entries} == {f"delete_{kind}", f"deleted_{kind}"}
                 assert MARK not in str(entries)
-            assert (await past.redis.keys("asmg:history*")) == []
+            assert (await past.redis.keys("asmg:past*")) == []
             for _ in range(100):
                 if two.parts.histories.known(ANN) is None:
                     break
@@ -922,12 +945,17 @@ class TestCalls:
                 answer = await one.client.get(path)
                 assert (answer.status_code, answer.json()["title"]) == (404, "Nothing stored")
             async with past.database.unit_of_work() as work:  # what is nowhere else
-                await work.connection.execute(text(ONLY_FOLDED))
+                await work.connection.execute(text(ONLY_FOLDED.format("user_histories", "folded")))
+                await work.connection.execute(text(ONLY_FOLDED.format("user_passes", "passed")))
                 await work.connection.execute(text(ONLY_WAITING))
                 await work.commit()
-            for path, counts in (("/items/folded", (1, 0)), ("/items/waiting", (0, 1))):
+            for path, counts in (
+                ("/items/folded", (1, 0, 0)),
+                ("/items/passed", (0, 1, 0)),
+                ("/items/waiting", (0, 0, 1)),
+            ):
                 found = (await one.client.get(path)).json()
-                assert (found["histories"], found["unresolved"]) == counts
+                assert (found["histories"], found["passes"], found["unresolved"]) == counts
                 assert (await one.client.delete(path)).json()["status"] == "done"
                 assert (await one.client.get(path)).status_code == 404
 

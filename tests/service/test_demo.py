@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import io
 import json
 import re
 import signal
@@ -10,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,10 +23,17 @@ import numpy as np
 import orjson
 import psutil
 import pytest
+from rich.console import Console
 
+from asmg.datasets.prepared import PreparedLog
 from asmg.datasets.synthetic import DriftConfig
+from asmg.experiments.log import cut_periods
+from asmg.metrics import scores
+from asmg.yardsticks import build_yardstick
+from service.console import PeriodLine, ScoreLines
 from service.demo import DemoOptions, client, run_demo
 from service.demo.client import Api, CallFailed, _batches
+from service.demo.practitioner import Practitioner
 from service.demo.report import PeriodReport, Report, RollbackReport
 from service.demo.streams import folder_stream, synthetic_stream
 from service.demo.traffic import CLIENTS, Traffic, VersionOrder, Window
@@ -172,7 +182,7 @@ def test_folders_as_streams(tmp_path: Path) -> None:
 
 
 def period_report(number: int, generated: float | None, failed: int = 0) -> PeriodReport:
-    scores = {"generated": generated, "incremental": 0.6, "frozen": 0.5, "best": None}
+    scores = {"generated": generated, "incremental": 0.6, "frozen": 0.5, "logistic": 0.55, "best": None}
     return PeriodReport(
         period=number,
         events=10,
@@ -195,13 +205,14 @@ def rollback_report(restored: bool) -> RollbackReport:
 
 def test_what_is_averaged_and_what_is_a_problem() -> None:
     periods = [period_report(number, None if number == 1 else number / 10) for number in range(1, 7)]
-    values = {"seed": 0, "periods": periods, "requests": Window(served=9), "faults": []}
+    values = {"seed": 0, "yardstick": "logistic", "periods": periods, "requests": Window(served=9), "faults": []}
     report = Report(data="synthetic", rollback=rollback_report(True), **values)
     assert report.to_json()["means"]["periods"] == [4, 5, 6]
     assert report.to_json()["means"]["auc"] == {
         "generated": pytest.approx(0.5),
         "incremental": pytest.approx(0.6),
         "frozen": pytest.approx(0.5),
+        "logistic": pytest.approx(0.55),
         "best": None,
     }
     assert report.problems == []
@@ -211,6 +222,61 @@ def test_what_is_averaged_and_what_is_a_problem() -> None:
     assert len(real.problems) == 1
     bad = Report(data="ml-100k", rollback=None, **{**values, "requests": Window(failed=2), "faults": ["status 500"]})
     assert bad.problems == ["2 predictions failed: status 500", "there was no version to roll back from"]
+
+
+def test_lines_fit_whatever_a_period_took() -> None:
+    """All models and many stages: the six that took longest are shown, in their order."""
+    models = ["generated", "incremental", "frozen", "lightgbm", "best"]
+    out = io.StringIO()
+    lines = ScoreLines(Console(file=out, width=120), models, requests=True)
+    seconds = dict(resolve=0.1, prepare=12.5, score=10.2, train_generator=61.3, update_base=9.4, count=0.2, publish=7.1)
+    scores = dict.fromkeys(models, 0.12345)
+    period = PeriodLine(
+        period=31, events=100_000, auc=scores, logloss=scores, serves="v31 incremental", seconds=seconds,
+        requests=(9_999, 0), notes=["p50/p99 100/1000 ms"],
+    )  # fmt: skip
+    lines.header()
+    lines.period(period)
+    lines.means("mean of 25-31", scores, scores)
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 120
+    assert "prepare 12.5 score 10.2 generator 61.3 base 9.4 count 0.2 publish 7.1 s; p50/p99 100/1000 ms" in text
+
+
+class TestPractitioner:
+    """The yardstick beside the service's models."""
+
+    @pytest.mark.parametrize("name", ["lightgbm", "logistic"])
+    def test_it_is_the_yardstick_of_the_experiments(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On the same events it has the numbers that `asmg experiment run` would give it."""
+        if name == "lightgbm":
+            pytest.importorskip("lightgbm")
+        else:
+            monkeypatch.setattr("asmg.yardsticks.lightgbm_version", lambda: None)
+        periods = list(synthetic_stream(SMALL, 3, seed=2).periods)
+        numbers: dict[str, dict[str, int]] = {"user": {}, "item": {}}
+
+        def numbered(kind: str, ids: Sequence[str]) -> list[int]:
+            known = numbers[kind]
+            return [known.setdefault(id_, len(known)) for id_ in ids]
+
+        log = PreparedLog(
+            card=SimpleNamespace(negatives_per_positive=0),  # type: ignore[arg-type] # all that is asked of it
+            user=np.array([n for p in periods for n in numbered("user", p.user_ids)], np.uint32),
+            item=np.array([n for p in periods for n in numbered("item", p.item_ids)], np.uint32),
+            label=np.concatenate([p.labels for p in periods]),
+            timestamps_ms=np.concatenate([p.timestamps_ms for p in periods]),
+        )
+        yardstick, practitioner = build_yardstick(name), Practitioner()
+        assert practitioner.name == name
+        data_of_periods = cut_periods(log, 3, known="so_far", categories=False).data
+        for number, (period, data) in enumerate(zip(periods, data_of_periods, strict=True)):
+            found = practitioner.score_and_learn(period)
+            if number == 0:
+                assert found is None
+            else:
+                assert found == scores(yardstick.logits(data), data.label) and found.events == SMALL.events
+            yardstick.learn([data])
 
 
 @pytest.fixture
@@ -253,7 +319,7 @@ class Demo:
     def end(self, code: int, number: int | None = None) -> None:
         if number is not None:
             self.process.send_signal(number)
-        assert self.process.wait(60) == code, self.err.read_text()
+        assert self.process.wait(180) == code, self.err.read_text()  # where nothing is compiled yet, a minute goes by
         assert left_behind(self._folder) == []
         assert list(self._folder.glob("asmg-demo-*")) == []
         assert "\x1b" not in self.out.read_text()
@@ -271,7 +337,9 @@ def test_the_whole_story(folder: Path) -> None:
     report = json.loads((folder / "r.json").read_text())
     assert [period["period"] for period in report["periods"]] == [1, 2, 3]
     assert [period["version"] for period in report["periods"]] == [1, 2, 3]
-    models = {"generated", "incremental", "frozen", "best"}
+    assert report["yardstick"] == ("lightgbm" if find_spec("lightgbm") else "logistic")
+    assert {"lightgbm": " LGBM ", "logistic": " logit "}[report["yardstick"]] in out
+    models = {"generated", "incremental", "frozen", report["yardstick"], "best"}
     for period in report["periods"]:
         assert period["events"] == SMALL.events
         assert period["auc"].keys() == period["logloss"].keys() == models

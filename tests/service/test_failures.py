@@ -391,7 +391,7 @@ class TestDisk:
             await until(database, 2, "updated")
             assert await outcome(database) == sealed.outcome
         assert len(tried) == 5
-        assert trained == ["train_generator", "update_base", "generate"]
+        assert trained == ["train_generator", "update_base", "generate", "count"]
         # Each time it waits twice as long.
         waits = [record.args[0] for record in caplog.records if record.msg.startswith("worker waits")]  # type: ignore[index]
         assert waits == [0.02, 0.04, 0.08, 0.16]

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.serving import encode
 from service.serving.eager import eager_forward
 from service.serving.forward import Forward
 from service.serving.id_index import NOBODY, hash_ids
-from service.serving.snapshot import Prediction, Snapshot
-from tests.service.serving_support import ITEMS, TOLERANCE, USERS, Made, random_model
+from service.serving.snapshot import NOTHING_RECENT, Prediction, Snapshot
+from tests.service.serving_support import ITEMS, TOLERANCE, USERS, random_model, random_statistics
 
 # Of one character each up to 256 of four bytes, the longest that a client may send.
 ODD_IDS = ["é", "日本語", "😀" * 256, "a" * 255 + "😀", "ß", "i", "\x7f", "\r\n", "0", " "]
@@ -39,24 +38,13 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("dim, hidden, categories", SHAPES)
-def test_compiled_and_eager_agree(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    dim: int,
-    hidden: tuple[int, ...],
-    categories: bool,
-    share: bool,
-) -> None:
+def test_compiled_and_eager_agree(tmp_path: Path, dim: int, hidden: tuple[int, ...], categories: bool) -> None:
     """On every shape of a model, for 1 to 1000 candidates of which some are unknown, and any length of a history."""
-    monkeypatch.setattr(encode, "SHARE_ROWS", 10**9 if share else 0)
     items = [*ITEMS, *ODD_IDS]
     made = random_model(2, dim=dim, hidden=hidden, categories=categories, users=[*USERS, *ODD_IDS], items=items)
     snapshot = made.snapshot(tmp_path)
     snapshot.check()
-    width = snapshot.tensors["items.vectors"].shape[1]
-    assert bool(len(snapshot.tensors.get("items.share", ()))) is (share and len(hidden) > 0 and hidden[0] < width)
     oracle = eager(snapshot)
     oracle.check()
     rng = np.random.default_rng(dim)
@@ -75,13 +63,14 @@ def test_compiled_and_eager_agree(
     assert max(seen) - min(seen) > 0.05  # scores that could not be mistaken for one another
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["share", "no share"])
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "statistics"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Snapshot, Snapshot]:
     """A snapshot, and the same with the eager forward pass."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "SHARE_ROWS", 10**9 if request.param else 0)
-        made = random_model(11, dim=8, hidden=(7, 5), users=[*USERS, *ODD_IDS], items=[*ITEMS, *ODD_IDS])
-        snapshot = made.snapshot(tmp_path_factory.mktemp("snapshot"))
+    items = [*ITEMS, *ODD_IDS]
+    statistics = random_statistics(11, len(items)) if request.param else None
+    ids = {"users": [*USERS, *ODD_IDS], "items": items}
+    made = random_model(11, dim=8, hidden=(7, 5), dot=request.param, statistics=statistics, **ids)
+    snapshot = made.snapshot(tmp_path_factory.mktemp("snapshot"))
     return snapshot, eager(snapshot)
 
 
@@ -151,19 +140,9 @@ def test_only_what_belongs_to_a_request_is_written(pair: tuple[Snapshot, Snapsho
         items = ["unknown"] * 100
 
         def ask(forward: Forward, some: NDArray[np.float32], few: NDArray[np.int32], items: list[str] = items) -> None:
-            assert forward(hash_ids(["u1", *items]), hash_ids(["i1"]), some, few) == (100, False)
+            asked, past = hash_ids(["u1", *items]), hash_ids(["i1"])
+            assert forward(asked, past, NOTHING_RECENT, some, few) == (100, False)
 
         ask(snapshot.forward, scores[100:200], cold[100:200])
         assert {*scores[:100].tolist(), *scores[200:].tolist(), *cold[:100].tolist(), *cold[200:].tolist()} == {7}
         assert cold[100:200].tolist() == list(range(100))
-
-
-def test_large_tables_have_no_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """From one item more than `SHARE_ROWS` on, cold row included."""
-    made = random_model(15, dim=8, hidden=(4,))
-    monkeypatch.setattr(encode, "SHARE_ROWS", len(ITEMS) + 1)
-    assert len(made.snapshot(tmp_path).tensors["items.share"]) == len(ITEMS) + 1
-    more: Made = random_model(15, dim=8, hidden=(4,), items=[*ITEMS, "one more"])
-    snapshot = more.snapshot(tmp_path)
-    assert snapshot.tensors["items.share"].shape == (0, 4)
-    snapshot.check()

@@ -14,7 +14,6 @@ import pytest
 from typing_extensions import override
 
 from asmg.batch import PeriodData
-from asmg.updaters import build_updater
 from service import worker
 from service.errors import NotReady
 from service.heartbeat import Heartbeat, check_workers
@@ -22,7 +21,7 @@ from service.settings import Settings
 from service.storage.redis_state import Notices
 from tests.service.programs import asmg, wait_for
 from tests.service.test_update_model import Meddled
-from tests.service.update_support import MODEL, bench, periods, single_thread
+from tests.service.update_support import bench, periods, single_thread, updater_of
 from tests.service.worker_processes import forked_worker
 
 LIMIT = 1.0
@@ -121,7 +120,7 @@ class Slow(Meddled):
     """Before it trains, it takes its time: with signs of progress, or without."""
 
     def __init__(self, name: str, go_on: threading.Event, *, tells: bool) -> None:
-        super().__init__(build_updater(name, MODEL), lambda stage, data: None)
+        super().__init__(updater_of(name), lambda stage, data: None)
         self._go_on, self._tells = go_on, tells
 
     @override
@@ -138,7 +137,7 @@ async def test_a_long_training_is_well_and_one_that_hangs_is_not(
 ) -> None:
     """The event loop of both goes on all the time: it is the work that tells."""
     go_on = threading.Event()
-    monkeypatch.setattr(worker, "build_updater", lambda *_, **__: Slow("iu", go_on, tells=tells))
+    monkeypatch.setattr(worker, "configured_updater", lambda _: Slow("iu", go_on, tells=tells))
     monkeypatch.setattr(worker, "TELL_SECONDS", 0.05)
     settings = Settings(
         postgres_dsn=postgres_dsn, redis_url=redis_url, data_dir=tmp_path, worker_poll_seconds=0.02, updater="iu"

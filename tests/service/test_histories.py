@@ -12,11 +12,11 @@ from redis.asyncio import Redis
 from service.errors import NotReady
 from service.serving.snapshot import hashes_of
 from service.storage.database import Database
-from service.storage.redis_state import HistoryStore, Notices, connect
+from service.storage.redis_state import HistoryStore, Notices, StoredPast, connect
 from service.storage.repositories import EventBatch
 from service.tasks import end_tasks
 from service.use_cases import histories as module
-from service.use_cases.histories import Hashes, Histories
+from service.use_cases.histories import Histories, UserPast
 from service.use_cases.ingest import ingest
 from tests.service.api_support import eventually
 from tests.service.test_storage_redis_state import NoDatabase, PausedDatabase, commit, event
@@ -50,13 +50,13 @@ class Counting:
         self.go = asyncio.Event()
         self.go.set()
 
-    async def cached(self, user_ids: Sequence[str]) -> list[list[bytes] | None]:
+    async def cached(self, user_ids: Sequence[str]) -> list[StoredPast | None]:
         self.trips.append(list(user_ids))
         found = await self.store.cached(user_ids)
         await self.go.wait()
         return found
 
-    async def get(self, user_id: str) -> list[str]:
+    async def get(self, user_id: str) -> StoredPast:
         self.reads.append(user_id)
         if self.error is not None:
             raise self.error
@@ -87,8 +87,11 @@ def remembering(store: Counting | HistoryStore, seconds: float = 5.0) -> Histori
     return Histories(store, seconds=seconds, deadline_seconds=NO_HURRY)  # type: ignore[arg-type]
 
 
-def same(history: Hashes | None, *items: str) -> bool:
-    return history is not None and history.tolist() == hashes_of(items).tolist()
+def same(past: UserPast | None, *items: str) -> bool:
+    """The history is of these items; all that is ingested here are clicks, fewer than are counted or all of them."""
+    if past is None or past.history.tolist() != hashes_of(items).tolist():
+        return False
+    return past.recent.tolist() == [len(items), min(10, len(items)), len(items)]
 
 
 class TestRemembered:
@@ -235,13 +238,13 @@ class TestRoundTrips:
     ) -> None:
         asking, most = 0, 0
 
-        async def get(user_id: str) -> list[str]:
+        async def get(user_id: str) -> StoredPast:
             nonlocal asking, most
             asking += 1
             most = max(most, asking)
             await asyncio.sleep(0.001)
             asking -= 1
-            return [user_id]
+            return StoredPast([user_id], (1, 1, 1))
 
         monkeypatch.setattr(store, "get", get)
         users = [f"u{n}" for n in range(50)]
@@ -253,16 +256,21 @@ class TestRoundTrips:
 class TestClicks:
     async def test_of_this_process_count_at_once(self, histories: Histories, database: Database) -> None:
         for number in range(1, 5):
-            await ingest(database, histories, EventBatch.of([event(number), event(number + 100, label=0)]))
+            await ingest(database, histories, EventBatch.of([event(number)]))
             assert same(await histories.get("u"), *(f"i{n}" for n in range(number, 0, -1)))
+        await ingest(database, histories, EventBatch.of([event(5, label=0)]))  # which is no click, and counts too
+        past = await histories.get("u")
+        assert past is not None
+        assert (len(past.history), past.recent.tolist(), past.recent.dtype) == (4, [5, 4, 4], np.int32)
 
     async def test_only_what_they_change_is_forgotten(
         self, histories: Histories, store: Counting, database: Database
     ) -> None:
-        await histories.get_many(["u", "v"])
+        await histories.get_many(["u", "v", "w"])
         await ingest(database, histories, EventBatch.of([event(1, "u"), event(2, "v", label=0)]))
         assert histories.known("u") is None
-        assert histories.known("v") is not None
+        assert histories.known("v") is None
+        assert histories.known("w") is not None
 
     async def test_during_a_round_trip_to_redis(
         self, histories: Histories, store: Counting, database: Database
@@ -310,14 +318,14 @@ async def listening(redis: Redis, database: Database) -> AsyncIterator[Histories
 
 
 class TestNotices:
-    async def test_a_click_of_another_process_counts_a_moment_later(
+    async def test_what_another_process_takes_in_counts_a_moment_later(
         self, listening: Histories, histories: Histories, database: Database
     ) -> None:
-        for user in ("u", "ü\n1", "v"):
+        for user in ("u", "ü\n1", "v", "w"):
             assert same(await listening.get(user))
         await ingest(database, histories, EventBatch.of([event(1, "u"), event(2, "ü\n1"), event(3, "v", label=0)]))
-        await eventually(lambda: listening.known("u") is None and listening.known("ü\n1") is None)
-        assert listening.known("v") is not None
+        await eventually(lambda: all(listening.known(user) is None for user in ("u", "ü\n1", "v")))
+        assert listening.known("w") is not None
         assert same(await listening.get("u"), "i1")
         assert same(await listening.get("ü\n1"), "i2")
 
@@ -386,7 +394,7 @@ class TestFailures:
         store.error = NotReady("away")
         kept, lost = await asyncio.gather(histories.get("kept"), histories.get("lost"))
         assert lost is None
-        assert isinstance(kept, np.ndarray)
+        assert isinstance(kept, UserPast)
 
     async def test_are_followed_by_a_pause(self, histories: Histories, store: Counting, database: Database) -> None:
         """Predictions of an outage do not ask one after another; what Redis has is had."""

@@ -152,7 +152,17 @@ def test_the_loop(service: Program, postgres_dsn: str, redis_url: str, tmp_path:
 
         document = client.get("/periods/3").json()
         assert set(document["scores"]) == {"generated", "incremental", "previous", "baseline"}
-        stages = ["resolve", "prepare", "score", "train_generator", "update_base", "generate", "gate", "publish"]
+        stages = [
+            "resolve",
+            "prepare",
+            "score",
+            "train_generator",
+            "update_base",
+            "generate",
+            "count",
+            "gate",
+            "publish",
+        ]
         assert [stage["stage"] for stage in document["stages"]] == stages
         models = client.get("/admin/models").json()["models"]
         assert [(model["version"], model["champion"]) for model in models] == [

@@ -18,11 +18,11 @@ from starlette.exceptions import HTTPException
 from service import bodies as bodies_module
 from service.bodies import SMALL_BYTES, Bodies, gunzipped, read_body
 from service.errors import BodyTooLarge, NotReady
-from service.limits import MAX_BODY_BYTES, MAX_GZIP_MEMBERS, MAX_HISTORY, MAX_ID_LENGTH, within_id_length
+from service.limits import MAX_BODY_BYTES, MAX_GZIP_MEMBERS, MAX_ID_LENGTH, within_id_length
 from service.serving.snapshot import hashes_of
 from service.storage.database import Database
 from service.storage.repositories import EventBatch, Interaction, interaction_id
-from service.storage.repositories.interactions import FOLD, SAMPLED_ID
+from service.storage.repositories.interactions import SAMPLED_ID
 from service.storage.repositories.labels import INTERACTION_ID
 from service.use_cases.ingest import ingest as store
 from tests.service.api_support import (
@@ -162,7 +162,7 @@ class TestTimes:
             assert (await api.client.post("/predict", json={"user_id": "u", "items": ["a"]})).is_success
         assert seen == [hashes_of(["first"]).tolist(), hashes_of(["second", "first"]).tolist()]
         async with database.unit_of_work() as work:
-            await work.connection.execute(FOLD, {"period": 1, "length": MAX_HISTORY})
+            assert await work.past.fold(1)
             kept = (await work.connection.execute(text("SELECT item_ids FROM user_histories"))).scalar_one()
         assert kept == ["second", "first"]
 

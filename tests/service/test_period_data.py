@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 import torch
+from sqlalchemy import text
 
 from asmg.batch import PeriodData
 from service.storage.database import Database
@@ -252,6 +253,30 @@ async def test_clicks_said_to_be_in_the_future_do_not_hide_the_others(logs: Logs
     await prepared_data(logs.database, 1, 30)
     data = await prepared_data(logs.database, 2, 30)
     assert histories(data) == [[1]]
+
+
+async def test_sampled_negatives_are_nobodys_past(logs: Logs) -> None:
+    """Neither those of the period nor those of earlier ones, and their own past is that of their user."""
+    for number in (1, 2):
+        first = 100 * number
+        clicks = [event(f"{number}c{n}", "u", f"i{n}", 1, first + n) for n in range(8)]
+        # Of the moment of their click, and in between by their ids.
+        drawn = [event(f"{number}c{n}~sampled1", "u", "other", 0, first + n) for n in range(8)]
+        passed = [event(f"{number}p{n}", "u", "passed", 0, first + 3) for n in range(2)]
+        await logs.add(sorted([*clicks, *drawn, *passed], key=lambda e: e.event_id))
+    async with logs.database.unit_of_work() as work:
+        await work.connection.execute(text("UPDATE interactions SET sampled = true WHERE event_id LIKE '%~sampled1'"))
+        await work.commit()
+    recent = []
+    for number in (1, 2):
+        data = await prepared_data(logs.database, number, 30)
+        assert data.recent is not None
+        recent.append(data.recent.tolist())
+    # By hand: each click with its sampled negative, and behind the fourth pair the two passes.
+    before = [[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 3, 3], [6, 4, 4], [7, 5, 5], [8, 6, 6], [9, 7, 7]]
+    assert recent[0] == [row for n, row in enumerate(before) for _ in range(4 if n == 3 else 2)]
+    # Among the newest ten are both passes still, and as many clicks.
+    assert recent[1][:8:2] == [[10 + n, 8, 8 + n] for n in range(4)]
 
 
 async def test_catalogue_items_have_rows_before_anyone_sees_them(logs: Logs) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sqlalchemy import make_url, text
 from typer.testing import CliRunner
 
 from asmg.batch import PeriodData
+from asmg.checkpoint import Checkpoint, load_data
 from asmg.datasets.synthetic import DriftPeriod
 from asmg.training import DivergedError
 from service.cli import app
@@ -28,7 +30,7 @@ from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
 from tests.service.programs import asmg
 from tests.service.test_update_model import Meddled, working
-from tests.service.update_support import Bench, bench, copies, periods, single_thread, stored
+from tests.service.update_support import Bench, bench, copies, periods, single_thread, statistics_of, stored
 
 SEED = 1
 WHY = {"reason": "the catalogue is repaired", "actor": "test"}
@@ -175,6 +177,14 @@ class TestRetry:
         assert late["gate"]["decision"] == "generated"
         assert found["aliases"] == {"champion": 3, "head": 3, "baseline": 1}
         assert message(found, 2) == ("updated", 3, 0, None)
+        # It is counted last, too, and what the update learned with is what was counted before.
+        assert (await statistics_of(b, found, 3)).periods == 3
+        async with b.database.read() as session:
+            prepared = await session.stages.get(2, "prepare")
+        assert prepared is not None
+        read = load_data(Checkpoint.from_bytes(await b.workshop.artifacts.get(prepared.result["data"])))
+        assert read.numeric is not None
+        assert torch.equal(read.numeric, (await statistics_of(b, found, 2)).inputs(read))
         # What was measured in its own time stays.
         assert (await get_period(b.database, b.workshop.notices, 2)).scores == own_time
         # The next period goes on from there: the window is that of what was learned last.
@@ -187,6 +197,7 @@ class TestRetry:
         assert (parts["model.1"], parts["model.2"]) == (before["base"], found["versions"][2]["state"]["parts"]["base"])
         assert parts["data.1"] == before["data.0"]
         assert set(found["versions"][4]["scores"]) == {"generated", "incremental", "previous", "baseline"}
+        assert (await statistics_of(b, found, 4)).periods == 4
 
     async def test_one_that_fails_again_is_in_quarantine_again(self, b: Bench) -> None:
         await retry_period(b.database, 2, **WHY)
@@ -254,8 +265,9 @@ class TestSkip:
         async with b.database.read() as session:
             log = await session.interactions.log(2)
             clicked = {user for user, label in zip(log.user_ids, log.labels, strict=True) if label}
-            found = await session.interactions.earlier_positives(3)
-        assert clicked & set(found.user_ids)
+            found = await session.past.earlier(3)
+            users = sorted(set((await session.interactions.log(3)).user_ids))
+        assert clicked & {users[n] for n in found.users[found.labels == 1]}
 
 
 class TestRefusals:

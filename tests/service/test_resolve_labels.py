@@ -259,7 +259,7 @@ async def test_a_period_that_is_skipped_loses_nothing(log: Log) -> None:
     await log.seal(2, at("12:50"))
     for number in (1, 2):
         await skip_period(log.database, number, reason="test", actor="test")
-    assert await log.histories.get("bob") == ["b"]
+    assert (await log.histories.get("bob")).items == ["b"]
     await log.add(*THIRD)
     await log.seal(3, at("13:05"))
     await resolve_skipped(log.database, log.histories, WINDOW)
@@ -270,7 +270,7 @@ async def test_a_period_that_is_skipped_loses_nothing(log: Log) -> None:
     assert logs[1] == EXPECTED[1][1]
     assert logs[2] == []
     assert logs[3] == [*EXPECTED[2][1], *EXPECTED[3][1]]
-    assert await log.histories.get("bob") == ["b"]
+    assert (await log.histories.get("bob")).items == ["b"]
 
 
 async def test_an_interaction_that_is_there_already_stays(log: Log) -> None:
@@ -325,21 +325,21 @@ async def test_ids_are_those_that_clients_would_make(log: Log) -> None:
 
 async def test_histories_are_told_what_they_missed(log: Log, redis: Redis) -> None:
     """A click and its impression that came at one moment do not see each other; the stage makes up for it, once."""
-    assert await log.histories.get("ann") == []
+    assert (await log.histories.get("ann")).items == []
     await log.add(shown("r", "ann", "abc", at("12:00")))
     await log.add(clicked("r", "b", at("12:01")), clicked("r", "c", at("12:02")))
-    assert await log.histories.get("ann") == ["c", "b"]
+    assert (await log.histories.get("ann")).items == ["c", "b"]
     async with log.database.unit_of_work() as work:
         await work.connection.execute(text("DELETE FROM unresolved_positives WHERE item_id = 'b'"))
         await work.commit()
     await redis.flushdb()
-    assert await log.histories.get("ann") == ["c"]
+    assert (await log.histories.get("ann")).items == ["c"]
     await log.seal(1, at("12:40"))
     for _ in range(2):
         await log.resolve(1)
-        assert await log.histories.get("ann") == ["c", "b"]
+        assert (await log.histories.get("ann")).items == ["c", "b"]
         async with log.database.read() as session:
-            assert [e.item_id for e in await session.interactions.recent_positives("ann")] == ["c", "b"]
+            assert [e.item_id for e in await session.past.recent("ann") if e.label] == ["c", "b"]
             assert (await session.connection.execute(text("SELECT * FROM unresolved_positives"))).all() == []
 
 

@@ -5,7 +5,9 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +17,14 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from asmg.checkpoint import Checkpoint, CheckpointError
+from asmg.kernels.statistics import ITEM, USER
+from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from service.files import create
-from service.serving.encode import STRANGER, encode_model, encode_snapshot
+from service.serving.encode import STRANGER, Known, encode_model, encode_snapshot
+from service.serving.forward import score_mlp
 from service.serving.id_index import IdIndex, hash_ids
 from service.serving.snapshot import CanaryFailed, Prediction, Snapshot, hashes_of, prior_snapshot, read_through
-from tests.service.serving_support import ITEMS, USERS, Made, known, random_model
+from tests.service.serving_support import ITEMS, USERS, Made, known, random_model, random_statistics
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "categories"])
@@ -217,6 +222,10 @@ class TestEncode:
             made.encoded()
 
 
+OF_ITEM = range(USER, USER + ITEM)
+"""Statistics that the snapshot has standardised."""
+
+
 class TestCanary:
     def test_has_questions_about_known_and_unknown(self, made: Made, snapshot: Snapshot) -> None:
         names = {int(hashes_of([name])[0]): name for name in (*USERS, *ITEMS, STRANGER)}
@@ -251,7 +260,7 @@ class TestCanary:
     def test_fails_where_the_scores_are_others(self, made: Made, snapshot: Snapshot, off: float) -> None:
         def wrong(*arguments: object) -> tuple[int, bool]:
             found = snapshot.forward(*arguments)  # type: ignore[arg-type]
-            scores = arguments[2]
+            scores = arguments[3]
             assert isinstance(scores, np.ndarray)
             scores[-1] += off
             return found
@@ -268,6 +277,149 @@ class TestCanary:
         path.write_bytes(save_tensors(tensors, metadata_of(good)))
         with pytest.raises(CanaryFailed):
             Snapshot.open(path, 1, 1).check()
+
+    @pytest.mark.parametrize("known", [ITEMS, ITEMS[:3], []], ids=["many", "few", "none"])
+    def test_asks_about_neighbours_and_repeats(self, tmp_path: Path, known: list[str]) -> None:
+        snapshot = with_statistics(known).snapshot(tmp_path)
+        snapshot.check()
+        canary = snapshot.meta["canary"]
+        assert any(sum(question["recent"]) for question in canary)
+        if known:
+            assert all(set(question["asked"][1:]) & set(question["history"]) for question in canary)
+
+    @pytest.mark.parametrize(
+        "name, column",
+        [
+            *((f"pairs.counts, column {column}", ("pairs.counts", np.s_[:, column])) for column in range(2)),
+            *((f"own statistic {k}", ("items.vectors", np.s_[:, 4 + k])) for k in range(ITEM + 1)),
+            *((f"{part} of {name}", ("statistics.scale", np.s_[n, k]))
+              for n, part in enumerate(("mean", "factor")) for k, name in enumerate(NAMES) if k not in OF_ITEM),
+            ("average", ("statistics.average", np.s_[:])),
+            *((dot, (dot, np.s_[0])) for dot in ("dot.user", "dot.history")),
+        ],
+    )  # fmt: skip
+    def test_fails_for_another_statistic(self, busy: bytes, tmp_path: Path, name: str, column: tuple[str, Any]) -> None:
+        tensors = load_tensors(busy)
+        tensor, place = column
+        changed = tensors[tensor].copy()
+        changed[place] = 1.5 * changed[place] + np.float32(0.1)
+        path = tmp_path / "other.safetensors"
+        path.write_bytes(save_tensors(tensors | {tensor: changed}, metadata_of(busy)))
+        with pytest.raises(CanaryFailed):
+            Snapshot.open(path, 1, 1).check()
+
+    def test_fails_for_other_neighbours(self, busy: bytes, tmp_path: Path) -> None:
+        tensors = load_tensors(busy)
+        tensors["pairs.items"] = np.roll(tensors["pairs.items"], 1)
+        path = tmp_path / "other.safetensors"
+        path.write_bytes(save_tensors(tensors, metadata_of(busy)))
+        with pytest.raises(CanaryFailed):
+            Snapshot.open(path, 1, 1).check()
+
+
+def with_statistics(items: list[str] = ITEMS, **shape: Any) -> Made:
+    statistics = random_statistics(3, len(items) or 1)
+    return random_model(10, dot=True, items=items, statistics=statistics, **shape)
+
+
+@pytest.fixture(scope="module")
+def busy() -> bytes:
+    return with_statistics().encoded()
+
+
+class TestStatistics:
+    def test_a_model_that_reads_them_is_not_written_without(self) -> None:
+        made = with_statistics()
+        for statistics in (None, Statistics.initial(StatisticsConfig())):
+            with pytest.raises(ValueError, match="statistics: expected those of at least one period for 18 numeric"):
+                replace(made, statistics=statistics).encoded()
+
+    def test_a_model_that_reads_none_is_the_same_with_them(self) -> None:
+        made = random_model(10)
+        assert replace(made, statistics=random_statistics(3, len(ITEMS))).encoded() == made.encoded()
+
+    def test_the_same_state_has_the_same_bytes(self, busy: bytes) -> None:
+        assert with_statistics().encoded() == busy
+
+    def test_pairs_are_those_of_known_items(self, tmp_path: Path) -> None:
+        """Of the state, by ids: what is beside an item that has lost its row is left out."""
+        made = with_statistics()
+        statistics, few = made.statistics, ITEMS[::2]
+        assert statistics is not None
+        rows = known(ITEMS).rows[::2]
+        file = BytesIO()
+        encode_model(file, made.model, made.params, known(USERS), Known(few, rows), None, statistics)
+        tensors = load_tensors(file.getvalue())
+        index = IdIndex(tensors["items.hashes"], tensors["items.starts"])
+        name_of = dict(zip(index.lookup(hash_ids(few)).tolist(), few, strict=True))
+        found, expected = {}, {}
+        for row, name in name_of.items():
+            for at in range(*tensors["pairs.firsts"][row : row + 2].tolist()):
+                found[name, name_of[tensors["pairs.items"][at]]] = tensors["pairs.counts"][at].tolist()
+        for one, item in zip(few, rows.tolist(), strict=True):
+            faded = 0.95 ** int(statistics.periods - statistics.paired[item])
+            for at in range(*statistics.starts[item : item + 2].tolist()):
+                other = int(statistics.neighbours[at])
+                if other in rows:
+                    counts = (float(statistics.together[at]) * faded, float(statistics.passed[at]) * faded)
+                    expected[one, ITEMS[other - 1]] = pytest.approx(counts, rel=1e-6)
+        assert len(found) > 20
+        assert found == expected
+
+    @pytest.mark.parametrize("missing", ["pairs.firsts", "pairs.items", "pairs.counts", "statistics.scale", "dot.user"])
+    def test_a_tensor_is_missing(self, busy: bytes, tmp_path: Path, missing: str) -> None:
+        tensors = {name: tensor for name, tensor in load_tensors(busy).items() if name != missing}
+        path = tmp_path / "bad.safetensors"
+        path.write_bytes(save_tensors(tensors, metadata_of(busy)))
+        with pytest.raises(CheckpointError, match="snapshot: expected tensors"):
+            Snapshot.open(path, 1, 1)
+
+    @pytest.mark.parametrize(
+        "name", ["pairs.firsts", "pairs.items", "pairs.counts", "statistics.average", "statistics.scale"]
+    )
+    def test_a_tensor_is_short(self, busy: bytes, tmp_path: Path, name: str) -> None:
+        tensors = load_tensors(busy)
+        tensors[name] = tensors[name][:-1].copy()
+        path = tmp_path / "bad.safetensors"
+        path.write_bytes(save_tensors(tensors, metadata_of(busy)))
+        with pytest.raises(CheckpointError, match="snapshot: expected statistics of"):
+            Snapshot.open(path, 1, 1)
+
+    def test_other_statistics_than_this_release_computes(self, busy: bytes, tmp_path: Path) -> None:
+        header = json.loads(metadata_of(busy)["asmg"])
+        header["meta"]["model"]["numeric"] = 17
+        path = tmp_path / "bad.safetensors"
+        path.write_bytes(save_tensors(load_tensors(busy), {"asmg": json.dumps(header)}))
+        with pytest.raises(CheckpointError, match="snapshot: expected 18 statistics; received 17"):
+            Snapshot.open(path, 1, 1)
+
+    def test_a_file_of_an_earlier_release(self, tmp_path: Path) -> None:
+        """Which had a share of the first layer, and neither statistics nor dot products in its configuration."""
+        made = random_model(7, categories=True)
+        good = made.encoded()
+        tensors = load_tensors(good)
+        tensors["items.share"] = tensors["items.vectors"] @ tensors["mlp.0.weight"][:, -8:].T
+        path = tmp_path / "old.safetensors"
+        path.write_bytes(save_tensors(tensors, metadata_of(good)))
+        assert json.loads(metadata_of(good)["asmg"])["meta"]["model"].keys() == {"dim", "hidden", "categories"}
+        snapshot = Snapshot.open(path, 1, 1)
+        snapshot.check()
+        assert snapshot.predict("u1", ["i1", "i2"], ["i3"]).scores == pytest.approx(
+            made.scores("u1", ["i1", "i2"], ["i3"]).numpy(), rel=1e-5
+        )
+
+    def test_the_kernel_is_compiled_once(self, busy: bytes, tmp_path: Path) -> None:
+        """Whatever model, and whoever asks: no request waits for a compiler."""
+        path = tmp_path / "snapshot.safetensors"
+        path.write_bytes(busy)
+        Snapshot.open(path, 1, 1).check()
+        before = len(score_mlp.signatures)  # type: ignore[attr-defined] # of numba's
+        path.write_bytes(prior_snapshot(0.5))
+        Snapshot.open(path, 1, 1).check()
+        plain = random_model(3).snapshot(tmp_path)
+        plain.predict("u1", ["i1"], [])
+        plain.predict("u1", ["i1"], ["i2"], np.array([1, 0, 1], np.int32))
+        assert len(score_mlp.signatures) == before == 1  # type: ignore[attr-defined]
 
 
 def metadata_of(data: bytes) -> dict[str, str]:
@@ -312,7 +464,7 @@ class TestBadFiles:
         with pytest.raises(CheckpointError, match="expected format version 1; received 2"):
             self.open(tmp_path, data)
 
-    @pytest.mark.parametrize("missing", ["items.vectors", "items.share", "mlp.0.bias", "users.hashes", "items.starts"])
+    @pytest.mark.parametrize("missing", ["items.vectors", "mlp.0.bias", "users.hashes", "items.starts"])
     def test_a_tensor_is_missing(self, tmp_path: Path, good: bytes, missing: str) -> None:
         tensors = {name: tensor for name, tensor in load_tensors(good).items() if name != missing}
         with pytest.raises(CheckpointError, match="snapshot: expected tensors"):

@@ -46,6 +46,7 @@ FILL = (
     "INSERT INTO unresolved_positives (interaction_id, period, user_id, item_id, shown_at) "
     "VALUES ('r/i', 3, 'u', 'i', now())",
     "INSERT INTO user_histories (user_id, item_ids, event_ids, times) VALUES ('u', '{i}', '{e2}', ARRAY[now()])",
+    "INSERT INTO user_passes (user_id, item_ids, event_ids, times) VALUES ('u', '{i}', '{e4}', ARRAY[now()])",
     "INSERT INTO items (item_id, categories, period) VALUES ('i', '{c}', 2)",
     "INSERT INTO entity_rows (kind, row, id, first_period, allocation) "
     "VALUES ('user', 1, null, 1, 1), ('user', 2, 'u', 1, 4)",

@@ -18,6 +18,7 @@ from service.storage.migrate import alembic_config, migrate
 from service.storage.repositories import AliasName, EntityKind, EventBatch, Interaction
 from tests.conftest import in_thread
 from tests.service.backup_support import sql
+from tests.service.update_support import moment
 
 
 def downgrade(dsn: str, revision: str, *lose: str) -> None:
@@ -35,6 +36,7 @@ def test_the_migrations_make_the_tables(postgres_dsn: str) -> None:
     "drift",
     [
         "DROP INDEX ix_interactions_positives",
+        "DROP INDEX ix_interactions_passes",
         "ALTER TABLE periods DROP COLUMN error",
         "ALTER TABLE periods ALTER COLUMN attempts DROP DEFAULT",
         "ALTER TABLE aliases DROP CONSTRAINT fk_aliases_version_model_versions",
@@ -228,6 +230,48 @@ async def test_an_index_that_was_half_built_is_built_anew(postgres_dsn: str, dat
     async with database.read() as session:
         valid = text("SELECT indisvalid FROM pg_index WHERE indexrelid = 'pk_entity_rows'::regclass")
         assert await session.connection.scalar(valid)
+    await asyncio.to_thread(command.check, alembic_config(postgres_dsn))
+
+
+async def test_an_index_of_partitions_is_built_part_by_part_and_goes_on(postgres_dsn: str, database: Database) -> None:
+    """One part is done, another was half built, a third comes with its period, and the last has nothing yet."""
+    name, columns = (
+        "ix_interactions_passes",
+        "(user_id, occurred_at DESC, event_id DESC) WHERE label = 0 AND NOT sampled",
+    )
+    downgrade(postgres_dsn, "0010")
+    async with database.unit_of_work() as work:
+        for number in (1, 2, 3):
+            events = [Interaction(f"e{number}-{n}", f"u{n % 3}", "i", n % 2, moment(n)) for n in range(20)]
+            await work.interactions.insert(number, EventBatch.of(events))
+            await work.periods.seal(number, 20)
+            await work.periods.create(number + 1)
+        await work.commit()
+    await sql(
+        database,
+        f"CREATE INDEX {name} ON ONLY interactions {columns}",
+        f"CREATE INDEX interactions_p1_{name} ON interactions_p1 {columns}",
+        f"ALTER INDEX {name} ATTACH PARTITION interactions_p1_{name}",
+        f"CREATE INDEX interactions_p2_{name} ON interactions_p2 {columns}",
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'interactions_p2_{name}'::regclass",
+    )
+    files = text(f"SELECT pg_relation_filenode('interactions_p1_{name}')")
+    async with database.unit_of_work() as work:
+        done = await work.connection.scalar(files)
+        await work.periods.seal(4, 0)
+        await work.periods.create(5)
+        await work.commit()
+    await asyncio.to_thread(migrate, postgres_dsn)
+    async with database.read() as session:
+        assert await session.connection.scalar(files) == done
+        for index, parts in ((name, 5), ("ix_impressions_user_id", 5)):
+            query = f"""
+                SELECT (SELECT indisvalid FROM pg_index WHERE indexrelid = '{index}'::regclass),
+                       count(*), bool_and(indisvalid)
+                FROM pg_inherits JOIN pg_index ON indexrelid = inhrelid WHERE inhparent = '{index}'::regclass
+            """
+            assert tuple((await session.connection.execute(text(query))).one()) == (True, parts, True)
+        assert [event.event_id for event in (await session.past.recent("u0"))[:2]] == ["e3-18", "e2-18"]
     await asyncio.to_thread(command.check, alembic_config(postgres_dsn))
 
 

@@ -15,8 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.storage import redis_state
 from service.storage.database import Database, ReadSession
-from service.storage.redis_state import HistoryStore, Notices, connect
-from service.storage.repositories import Clicks, EventBatch, Interaction
+from service.storage.redis_state import HistoryStore, Notices, StoredPast, connect
+from service.storage.repositories import EventBatch, Happened, Interaction
 
 START = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -59,6 +59,10 @@ class NoDatabase:
         raise AssertionError("Postgres was asked")
 
 
+async def history(store: HistoryStore, user_id: str) -> list[str]:
+    return [str(item) for item in (await store.get(user_id)).items]
+
+
 @pytest.fixture
 def store(redis: Redis, database: Database) -> HistoryStore:
     return HistoryStore(redis, database)
@@ -74,20 +78,20 @@ async def test_newest_first_and_no_longer_than_asked(
 ) -> None:
     await commit(database, *(event(n, label=n % 2) for n in range(80)))
     expected = [f"i{n}" for n in range(79, 19, -2)]
-    assert await store.get("u") == expected
-    assert await cached.get("u") == expected
+    assert await history(store, "u") == expected
+    assert await history(cached, "u") == expected
     assert len(expected) == 30
-    assert 0 < await redis.ttl("asmg:history:u") <= 3600
+    assert 0 < await redis.ttl("asmg:past:u") <= 3600
 
 
 async def test_an_empty_history_is_cached_and_ends_with_the_first_positive(
     store: HistoryStore, cached: HistoryStore, database: Database
 ) -> None:
-    assert await store.get("u") == []
-    assert await cached.get("u") == []
+    assert await history(store, "u") == []
+    assert await history(cached, "u") == []
     await commit(database, event(1))
-    await store.append(Clicks.of([event(1)]))
-    assert await cached.get("u") == ["i1"]
+    await store.append(Happened.of([event(1)]))
+    assert await history(cached, "u") == ["i1"]
 
 
 async def test_append_to_a_cached_history(store: HistoryStore, cached: HistoryStore, database: Database) -> None:
@@ -95,20 +99,94 @@ async def test_append_to_a_cached_history(store: HistoryStore, cached: HistorySt
     await store.get("u")
     new = [event(100), event(101, label=0), event(102), event(103, seconds=28.5), event(104, seconds=-5)]
     await commit(database, *new)
-    await store.append(Clicks.of(new))
-    await store.append(Clicks.of(new))  # twice is once
+    await store.append(Happened.of(new))
+    await store.append(Happened.of(new))  # twice is once
     # by hand: 102 and 100 are newest, 103 is between 29 and 28, 104 is older than all that fit, 101 is no positive
-    assert await cached.get("u") == ["i102", "i100", "i29", "i103", *(f"i{n}" for n in range(28, 2, -1))]
+    assert await history(cached, "u") == ["i102", "i100", "i29", "i103", *(f"i{n}" for n in range(28, 2, -1))]
 
 
-async def test_a_member_is_an_item_and_the_event_that_it_comes_from(store: HistoryStore, redis: Redis) -> None:
-    assert await store.get("u") == []
-    assert await redis.zrange("asmg:history:u", 0, -1) == [b""]
-    await store.append(Clicks.of([event(1), event(2)]))
-    assert await redis.zrange("asmg:history:u", 0, -1, withscores=True) == [
-        (b"i1\0u-e1", 1714564801000),
-        (b"i2\0u-e2", 1714564802000),
+async def test_a_member_begins_with_the_event_and_that_of_a_click_has_its_item(
+    store: HistoryStore, redis: Redis
+) -> None:
+    assert await history(store, "u") == []
+    assert await redis.zrange("asmg:past:u", 0, -1) == [b""]
+    await store.append(Happened.of([event(1), event(2, label=0), event(3)]))
+    assert await redis.zrange("asmg:past:u", 0, -1, withscores=True) == [
+        (b"u-e1\0i1", 1714564801000),
+        (b"u-e2", 1714564802000),
+        (b"u-e3\0i3", 1714564803000),
     ]
+
+
+async def test_what_is_recent_is_of_the_last_interactions_of_either_label(
+    store: HistoryStore, cached: HistoryStore, database: Database
+) -> None:
+    """By hand; from Postgres, then from Redis, then with what is appended, whatever comes in what order."""
+    assert await store.get("nobody") == StoredPast([], (0, 0, 0)) == await cached.get("nobody")
+    await commit(database, event(1, label=0))
+    assert await store.get("u") == StoredPast([], (1, 0, 0)) == await cached.get("u")  # no history, and yet a past
+
+    async def happen(*events: Interaction) -> StoredPast:
+        await commit(database, *events)
+        await store.append(Happened.of(events))
+        await store.append(Happened.of(events))  # twice is once
+        found = await cached.get("u")
+        async with database.read() as session:
+            assert found == StoredPast.of(await session.past.recent("u"), 30)
+        return found
+
+    # 2…40: clicks on 4, 8, …, 40. Of 11…40 these are 12, 16, …, 40, and of 31…40 they are 32, 36, 40.
+    found = await happen(*(event(n, label=int(n % 4 == 0)) for n in range(2, 41)))
+    assert found == StoredPast([f"i{n}" for n in range(40, 0, -4)], (30, 3, 8))
+    # What comes late, 10.5 and 30.5: before the thirty that count, and in the place of 11 among them.
+    assert (await happen(event(101, seconds=10.5, label=0))).recent == (30, 3, 8)
+    assert (await happen(event(102, seconds=30.5))).recent == (30, 3, 9)
+    # Of one moment by event id: u-e201 < u-e202 < … push out 12 (a click), 13, … and 30.5 … 36 of the ten.
+    found = await happen(*(event(n, seconds=50, label=int(n == 203)) for n in (203, 201, 202)))
+    assert found.recent == (30, 2 + 1, 9)  # of the last ten: 203; 36, 40
+    assert found.items[:3] == ["i203", "i40", "i36"]
+
+
+async def test_a_click_takes_the_place_of_what_was_shown_whichever_comes_first(
+    store: HistoryStore, cached: HistoryStore, redis: Redis
+) -> None:
+    passed, clicked = event(1, label=0), event(1)
+    for first, second in (([passed], [clicked]), ([clicked], [passed])):
+        await redis.flushdb()
+        await store.get("u")
+        for events in (first, second):
+            await store.append(Happened.of(events, shown=events == [passed]))
+        assert await cached.get("u") == StoredPast(["i1"], (1, 1, 1))
+
+
+async def test_an_interaction_is_right_about_its_time_and_not_the_impression(store: HistoryStore, redis: Redis) -> None:
+    shown, happened = event(1, label=0, seconds=1), event(1, label=0, seconds=2)
+    for order in (1, -1):
+        await redis.flushdb()
+        await store.get("u")
+        for events, is_shown in (([shown], True), ([happened], False))[::order]:
+            await store.append(Happened.of(events, shown=is_shown))
+        assert await redis.zrange("asmg:past:u", 0, -1, withscores=True) == [(b"u-e1", 1714564802000)]
+
+
+async def test_a_set_is_cut_to_what_is_asked_for(
+    store: HistoryStore, cached: HistoryStore, database: Database, redis: Redis
+) -> None:
+    """However much one user does, its set stays small; and nothing that counts is lost by it."""
+    random = Random(5)
+    await store.get("u")
+    for step in range(40):
+        # Long runs without a click, so that histories reach back far beyond what is recent; some of it comes late.
+        events = [
+            event(100 * step + n, label=int(random.random() < 0.1 * (step % 3 == 0)), seconds=random.gauss(step, 2))
+            for n in range(12)
+        ]
+        await commit(database, *events)
+        await store.append(Happened.of(events))
+        assert await redis.zcard("asmg:past:u") <= redis_state.MOST_MEMBERS
+        async with database.read() as session:
+            assert await cached.get("u") == StoredPast.of(await session.past.recent("u"), 30)
+    assert len((await cached.get("u")).items) > 10
 
 
 async def test_what_is_cached_of_many_users_comes_in_one_command(
@@ -128,10 +206,10 @@ async def test_what_is_cached_of_many_users_comes_in_one_command(
     monkeypatch.setattr(Redis, "execute_command", noted)
     found = await cached.cached(["nobody", "u", "not asked for", "ü 2", "u"])
     assert sent == ["EVALSHA"]
-    newest = [f"i{n}".encode() for n in range(79, 49, -1)]
-    assert found == [[], newest, None, [b"i1"], newest]
+    newest = StoredPast([f"i{n}".encode() for n in range(79, 49, -1)], (30, 10, 30))
+    assert found == [StoredPast([], (0, 0, 0)), newest, None, StoredPast([b"i1"], (1, 1, 1)), newest]
     assert await cached.cached([]) == []
-    assert await redis.exists("asmg:history:not asked for", "asmg:history-lease:not asked for") == 0
+    assert await redis.exists("asmg:past:not asked for", "asmg:past-lease:not asked for") == 0
 
 
 async def test_what_is_cached_is_what_get_returns(
@@ -140,15 +218,15 @@ async def test_what_is_cached_is_what_get_returns(
     odd = ["a:b", "日本", "😀" * 256, "é", ":", "7"]
     events = [replace(event(n, "ü:1"), item_id=item, event_id=f"x\u2028:{n}") for n, item in enumerate(odd)]
     await commit(database, *events)
-    expected = await store.get("ü:1")
+    expected = await history(store, "ü:1")
     assert expected == odd[::-1]
     [found] = await cached.cached(["ü:1"])
     assert found is not None
-    assert [item.decode() for item in found] == expected
+    assert [item.decode() for item in found.items if isinstance(item, bytes)] == expected
 
 
 async def test_append_does_not_cache_what_was_not_cached(store: HistoryStore, redis: Redis) -> None:
-    await store.append(Clicks.of([event(1)]))
+    await store.append(Happened.of([event(1)]))
     assert await redis.dbsize() == 0
 
 
@@ -158,20 +236,21 @@ async def test_odd_ids_and_repeated_items(store: HistoryStore, cached: HistorySt
         for n, item in enumerate(["1:2", "日本:", "日本:", "7"])
     ]
     await commit(database, *events)
-    assert await store.get("ü:1") == ["7", "日本:", "日本:", "1:2"]
-    assert await cached.get("ü:1") == ["7", "日本:", "日本:", "1:2"]
+    assert await history(store, "ü:1") == ["7", "日本:", "日本:", "1:2"]
+    assert await history(cached, "ü:1") == ["7", "日本:", "日本:", "1:2"]
 
 
 async def test_many_users_in_one_append(
     store: HistoryStore, cached: HistoryStore, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_state, "CLICKS_OF_A_SCRIPT", 7)
+    monkeypatch.setattr(redis_state, "EVENTS_OF_A_SCRIPT", 7)
     users = [f"u{n}" for n in range(50)]
+    await store.get(users[0])  # the script is known from here on
     await asyncio.gather(*(store.get(user) for user in users))
     events = [event(n, user) for user in users for n in range(3)]
-    await store.append(Clicks.of(events))
+    await store.append(Happened.of(events))
     for user in users:
-        assert await cached.get(user) == ["i2", "i1", "i0"]
+        assert await history(cached, user) == ["i2", "i1", "i0"]
 
 
 async def test_a_reader_that_answered_before_a_commit_does_not_fill(
@@ -182,11 +261,11 @@ async def test_a_reader_that_answered_before_a_commit_does_not_fill(
     slow = asyncio.create_task(HistoryStore(redis, paused).get("u"))  # type: ignore[arg-type]
     await paused.has_answered()
     await commit(database, event(2))
-    await store.append(Clicks.of([event(2)]))  # nothing is cached, so this takes the lease away
+    await store.append(Happened.of([event(2)]))  # nothing is cached, so this takes the lease away
     paused.go.set()
-    assert await slow == ["i1"]
-    assert await redis.exists("asmg:history:u") == 0
-    assert await store.get("u") == ["i2", "i1"]
+    assert (await slow).items == ["i1"]
+    assert await redis.exists("asmg:past:u") == 0
+    assert await history(store, "u") == ["i2", "i1"]
 
 
 async def test_a_flush_between_lease_and_fill_leaves_nothing_stale(
@@ -197,17 +276,17 @@ async def test_a_flush_between_lease_and_fill_leaves_nothing_stale(
     await paused.has_answered()
     await redis.flushdb()
     await commit(database, event(1))
-    assert await store.get("u") == ["i1"]
+    assert await history(store, "u") == ["i1"]
     paused.go.set()
-    assert await slow == []
-    assert await store.get("u") == ["i1"]
+    assert await slow == StoredPast([], (0, 0, 0))
+    assert await history(store, "u") == ["i1"]
 
 
 async def test_one_of_many_readers_fills_and_all_answer(store: HistoryStore, redis: Redis, database: Database) -> None:
     await commit(database, *(event(n) for n in range(5)))
     answers = await asyncio.gather(*(store.get("u") for _ in range(20)))
-    assert answers == [["i4", "i3", "i2", "i1", "i0"]] * 20
-    assert await redis.exists("asmg:history:u", "asmg:history-lease:u") == 1
+    assert answers == [StoredPast(["i4", "i3", "i2", "i1", "i0"], (5, 5, 5))] * 20
+    assert await redis.exists("asmg:past:u", "asmg:past-lease:u") == 1
 
 
 async def test_readers_writers_and_flushes_at_once_end_in_agreement(
@@ -219,9 +298,18 @@ async def test_readers_writers_and_flushes_at_once_end_in_agreement(
     async def write(writer: int) -> None:
         random = Random(writer)
         for step in range(40):
-            events = [event(1000 * writer + 10 * step + n, random.choice(users)) for n in range(3)]
+            # Times collide across writers, so that the event ids decide as well.
+            events = [
+                event(
+                    1000 * writer + 10 * step + n,
+                    random.choice(users),
+                    random.randrange(2),
+                    float(random.randrange(30)),
+                )
+                for n in range(3)
+            ]
             await commit(database, *events)
-            await store.append(Clicks.of(events))
+            await store.append(Happened.of(events))
 
     async def read(seed: int) -> None:
         random = Random(seed)
@@ -238,10 +326,8 @@ async def test_readers_writers_and_flushes_at_once_end_in_agreement(
     done.set()
     await asyncio.gather(*others)
     async with database.read() as session:
-        truth = {
-            user: [entry.item_id for entry in await session.interactions.recent_positives(user, 30)] for user in users
-        }
-    assert sum(map(len, truth.values())) > 100
+        truth = {user: StoredPast.of(await session.past.recent(user), 30) for user in users}
+    assert sum(len(past.items) for past in truth.values()) > 100
     for user in users:
         assert await store.get(user) == truth[user]
         assert await cached.get(user) == truth[user]
@@ -254,9 +340,9 @@ async def test_redis_away_costs_nothing_but_speed(database: Database, caplog: py
     await commit(database, event(1))
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert await store.get("u") == ["i1"]
+            assert await history(store, "u") == ["i1"]
             assert await store.cached(["u", "v"]) == [None, None]
-            await store.append(Clicks.of([event(1)]))
+            await store.append(Happened.of([event(1)]))
     assert len(caplog.records) == 1
     await notices.publish_swap()
     await notices.publish_progress(1, {"stage": "score"})
@@ -292,7 +378,7 @@ async def test_only_now_and_then_is_a_redis_that_is_away_asked(
 async def test_histories_that_missed_an_append_are_dropped_when_redis_is_back(
     store: HistoryStore, cached: HistoryStore, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await store.get("u") == []
+    assert await history(store, "u") == []
 
     async def fail(*_: object, **__: object) -> None:
         raise RedisConnectionError("away")
@@ -300,13 +386,13 @@ async def test_histories_that_missed_an_append_are_dropped_when_redis_is_back(
     await commit(database, event(1))
     with monkeypatch.context() as patch:
         patch.setattr(store, "_append", fail)
-        await store.append(Clicks.of([event(1)]))
-    assert await cached.get("u") == []  # what the append missed
+        await store.append(Happened.of([event(1)]))
+    assert await history(cached, "u") == []  # what the append missed
 
     monkeypatch.setattr(redis_state, "PAUSE_SECONDS", 0)
     await commit(database, event(2, "v"))
-    await store.append(Clicks.of([event(2, "v")]))
-    assert await store.get("u") == ["i1"]
+    await store.append(Happened.of([event(2, "v")]))
+    assert await history(store, "u") == ["i1"]
 
 
 async def test_an_outage_of_more_clicks_than_can_be_noted_drops_all_histories(
@@ -317,8 +403,8 @@ async def test_an_outage_of_more_clicks_than_can_be_noted_drops_all_histories(
     monkeypatch.setattr(redis_state, "KEYS_OF_A_PAGE", 2)
     users = [f"u{number}" for number in range(9)]
     for user in users:
-        assert await store.get(user) == []
-    await redis.set("asmg:history-lease:slow", "token")
+        assert await history(store, user) == []
+    await redis.set("asmg:past-lease:slow", "token")
     await redis.set("asmg:artifact:other", "stays")
     clicks = [event(1, user) for user in users]
     await commit(database, *clicks)
@@ -329,22 +415,22 @@ async def test_an_outage_of_more_clicks_than_can_be_noted_drops_all_histories(
     with monkeypatch.context() as patch:
         patch.setattr(store, "_append", fail)
         for click in clicks:
-            await store.append(Clicks.of([click]))
+            await store.append(Happened.of([click]))
             assert len(store._outdated) <= 3
-    assert await cached.get("u0") == []  # what the append missed
+    assert await history(cached, "u0") == []  # what the append missed
 
     monkeypatch.setattr(redis_state, "PAUSE_SECONDS", 0)
     await commit(database, event(2, "v"))
     with monkeypatch.context() as patch:  # it goes away again in the middle
         patch.setattr(redis, "unlink", fail)
-        await store.append(Clicks.of([event(2, "v")]))
-    assert len(await redis.keys("asmg:history*")) == 10
-    await store.append(Clicks.of([event(2, "v")]))
+        await store.append(Happened.of([event(2, "v")]))
+    assert len(await redis.keys("asmg:past*")) == 10
+    await store.append(Happened.of([event(2, "v")]))
     assert await redis.keys() == [b"asmg:artifact:other"]
     for user in users:
-        assert await store.get(user) == ["i1"]
-    await store.append(Clicks.of([event(3, "v")]))
-    assert len(await redis.keys("asmg:history:*")) == 9  # once
+        assert await history(store, user) == ["i1"]
+    await store.append(Happened.of([event(3, "v")]))
+    assert len(await redis.keys("asmg:past:*")) == 9  # once
 
 
 async def test_swap_notices_come_on_subscription_and_on_each_swap(redis: Redis) -> None:
@@ -375,14 +461,14 @@ async def test_swap_notices_reconnect(redis: Redis) -> None:
     await listener.aclose()  # type: ignore[attr-defined]
 
 
-async def test_clicks_are_told_with_the_append(store: HistoryStore, redis: Redis) -> None:
+async def test_who_did_something_is_told_with_the_append(store: HistoryStore, redis: Redis) -> None:
     listener = Notices(redis).clicks()
     async with asyncio.timeout(5):
         assert await anext(listener) is None  # the subscription itself
-        await store.append(Clicks.of([event(1, "u"), event(2, "ü 2"), event(3, "u"), event(4, "v", label=0)]))
-        assert await anext(listener) == ["u", "ü 2"]
-        await store.append(Clicks.of([event(5, "w", label=0)]))  # no click
-        await store.append(Clicks.of([event(6, "x")]))
+        await store.append(Happened.of([event(1, "u"), event(2, "ü 2"), event(3, "u"), event(4, "v", label=0)]))
+        assert await anext(listener) == ["u", "ü 2", "v"]
+        await store.append(Happened.of([]))
+        await store.append(Happened.of([event(6, "x")]))
         assert await anext(listener) == ["x"]
         await redis.client_kill_filter(_type="pubsub")
         assert await anext(listener) is None

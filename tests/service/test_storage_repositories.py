@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 from asyncpg import CheckViolationError
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.errors import NotReady, PeriodNotFound
@@ -17,17 +17,20 @@ from service.storage.database import Database
 from service.storage.repositories import (
     AliasName,
     ApiKey,
+    Click,
+    Earlier,
     EntityKind,
     Evaluation,
     EventBatch,
-    HistoryEntry,
+    Impression,
     Interaction,
     ModelKind,
     ModelVersion,
+    PastEvent,
     PeriodStatus,
-    Positives,
     Raced,
     interactions,
+    past,
 )
 
 START = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -246,24 +249,50 @@ class TestInteractions:
         assert (len(log), len(empty), empty.labels.dtype) == (50, 0, np.int8)
 
     @pytest.mark.parametrize("page", [1, 20_000])
-    async def test_earlier_positives(self, database: Database, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
-        monkeypatch.setattr(interactions, "USERS_OF_A_PAGE", page)
+    async def test_earlier(self, database: Database, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+        monkeypatch.setattr(past, "USERS_OF_A_PAGE", page)
+        monkeypatch.setattr(past, "KEPT", 4)
         await insert(database, [event(f"a{n}", "ann", f"i{n}", 1, n) for n in range(5)])
-        await insert(database, [event("a-no", "ann", "no", 0, 9), event("z", "zed", "z", 1, 1)])
+        await insert(database, [event(f"a-no{n}", "ann", "no", 0, 0.5 * n) for n in range(8)])
+        await insert(database, [event("z", "zed", "z", 1, 1)])
         await open_next(database, 2)
         await insert(database, [event("a5", "ann", "i5", 1, 2.5), event("b5", "bob", "x", 1, 0)], period=2)
         await open_next(database, 3)
         now = [event("n1", "ann", "now", 1, 50), event("n2", "bob", "now", 0, 50), event("n3", "new", "now", 1, 50)]
         await insert(database, now, period=3)
         async with database.read() as session:
-            found = await session.interactions.earlier_positives(3, limit=3)
-        # by hand: ann's newest three of periods 1 and 2 are i4 (4 s), i3 (3 s), i5 (2.5 s); zed is not in period 3
-        assert list(zip(found.user_ids, found.item_ids, found.timestamps_ms.tolist(), strict=True)) == [
-            ("ann", "i4", to_ms(START) + 4000),
-            ("ann", "i3", to_ms(START) + 3000),
-            ("ann", "i5", to_ms(START) + 2500),
-            ("bob", "x", to_ms(START)),
-        ]
+            found = await session.past.earlier(3, length=3)
+        # By hand. Ann's newest four clicks of periods 1 and 2 are i4 (4 s), i3 (3 s), i5 (2.5 s) and i2 (2 s), of which
+        # a history takes three; her newest four passes are of 3.5, 3, 2.5 and 2 s. Of equal times the larger event id
+        # is newer: a… < a-no… does not hold. Zed is not in period 3; new has no past.
+        assert [(user, label, ms - to_ms(START)) for user, label, ms in zip(
+            found.users.tolist(), found.labels.tolist(), found.timestamps_ms.tolist(), strict=True
+        )] == [
+            (0, 1, 4000), (0, 0, 3500), (0, 1, 3000), (0, 0, 3000), (0, 1, 2500), (0, 0, 2500), (0, 1, 2000),
+            (0, 0, 2000), (1, 1, 0),
+        ]  # fmt: skip
+        assert found.item_ids == ["i4", "i3", "i5", "x"]
+        assert np.flatnonzero(found.in_history).tolist() == [0, 2, 4, 8]
+        assert not found.behind.any()
+
+    async def test_earlier_says_where_an_event_is_among_those_of_its_moment(self, database: Database) -> None:
+        """And a late event of the period has all that came after it in addition."""
+        before = [event(f"b{n}", "ann", f"i{n}", n % 2, 5) for n in range(4)]
+        await insert(database, [*before, *(event(f"c{n:02}", "ann", "later", 0, 6 + n) for n in range(40))])
+        await open_next(database, 2)
+        now = [event("a", "ann", "now", 1, 5), event("b1x", "ann", "now", 0, 5), event("b2x", "bob", "now", 0, 5)]
+        await insert(database, [*now, event("a~", "ann", "now", 0, 5)], period=2)
+        async with database.unit_of_work() as work:  # it counts for nobody
+            await work.connection.execute(text("UPDATE interactions SET sampled = true WHERE event_id = 'a~'"))
+            await work.commit()
+        async with database.read() as session:
+            found = await session.past.earlier(2)
+        assert len(found) == 44  # all: the forty do not count towards the thirty
+        # By hand: of the moment 5 s there are a < b0 < b1 < b1x < b2 < b3.
+        assert found.timestamps_ms[-4:].tolist() == [to_ms(START) + 5000] * 4
+        assert found.behind.tolist() == [0] * 40 + [2, 2, 1, 1]
+        assert found.labels[-4:].tolist() == [1, 0, 1, 0]
+        assert found.item_ids == ["i3", "i1"]
 
     async def test_a_conflict_with_a_batch_under_way_is_found(self, database: Database) -> None:
         """The other batch has claimed the id, and is not committed yet."""
@@ -285,30 +314,31 @@ class TestInteractions:
             await open_next(database, period + 1)
         await insert(database, [event("now", "u", "now", 1, 100), event("v", "v", "now", 1, 100)], period=4)
 
-        async def seen() -> tuple[list[HistoryEntry], Positives]:
+        async def seen() -> tuple[list[PastEvent], list[PastEvent], Earlier]:
+            """What can count of what u and v did: all that is asked for, and it may be more that is known."""
             async with database.read() as session:
-                return (
-                    await session.interactions.recent_positives("u", 30),
-                    await session.interactions.earlier_positives(4, 30),
-                )
+                recent = [await session.past.recent(user) for user in ("u", "v")]
+                clicks = [event for event in recent[0] if event.label][:30]
+                return clicks, recent[1][:30], await session.past.earlier(4, 30)
 
         await merge(database, 1, 2, 3)
         before = await seen()
-        assert len(before[0]) == len(before[1]) == 30
+        # v has passed by three times before, and clicks now.
+        assert [len(part) for part in before] == [30, 4, 33]
 
         async def unchanged() -> None:
             after = await seen()
-            assert after[0] == before[0]
-            assert after[1].item_ids == before[1].item_ids
-            assert after[1].timestamps_ms.tolist() == before[1].timestamps_ms.tolist()
+            assert after[:2] == before[:2]
+            for name in Earlier.__dataclass_fields__:
+                assert list(getattr(after[2], name)) == list(getattr(before[2], name)), name
 
         for period in (1, 2):
             async with database.unit_of_work() as uow:
-                assert await uow.interactions.fold(period)
+                assert await uow.past.fold(period)
                 await uow.commit()
             await unchanged()  # the same clicks are in both, and are seen once
             async with database.unit_of_work() as uow:
-                assert not await uow.interactions.fold(period)
+                assert not await uow.past.fold(period)
                 await uow.interactions.drop(period, lock_seconds=5)
                 await uow.commit()
             await unchanged()
@@ -349,17 +379,53 @@ class TestInteractions:
         async with database.read() as session:
             assert await session.interactions.count(1) == 0  # its partition is there
 
-    async def test_recent_positives(self, database: Database) -> None:
+    async def test_recent(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(past, "KEPT", 3)
         await insert(database, [event(f"e{n}", "u", f"i{n}", n % 2, n) for n in range(10)])
         await open_next(database, 2)
-        await insert(database, [event("late", "u", "i-late", 1, 6.5), event("other", "v", "i", 1, 99)], period=2)
+        late = [event("late", "u", "i-late", 1, 6.5), event("e7x", "u", "same", 0, 7), event("other", "v", "i", 1, 99)]
+        await insert(database, late, period=2)
+        async with database.unit_of_work() as work:
+            await work.connection.execute(text("UPDATE interactions SET sampled = true WHERE event_id = 'e8'"))
+            await work.commit()
         async with database.read() as session:
-            assert await session.interactions.recent_positives("u", 3) == [
-                HistoryEntry("i9", "e9", to_ms(START) + 9000),
-                HistoryEntry("i7", "e7", to_ms(START) + 7000),
-                HistoryEntry("i-late", "late", to_ms(START) + 6500),
+            assert await session.past.recent("u") == [
+                PastEvent(1, "i9", "e9", to_ms(START) + 9000),
+                PastEvent(0, "same", "e7x", to_ms(START) + 7000),
+                PastEvent(1, "i7", "e7", to_ms(START) + 7000),
+                PastEvent(1, "i-late", "late", to_ms(START) + 6500),
+                PastEvent(0, "i6", "e6", to_ms(START) + 6000),
+                PastEvent(0, "i4", "e4", to_ms(START) + 4000),
             ]
-            assert await session.interactions.recent_positives("nobody", 3) == []
+            assert await session.past.recent("nobody") == []
+
+    async def test_what_was_shown_is_recent_until_it_is_something_else(self, database: Database) -> None:
+        """Whether it is clicked, resolved, or known as an interaction besides."""
+
+        async def recent(user: str = "u") -> list[tuple[str, int]]:
+            async with database.read() as session:
+                return [(event.event_id, event.label) for event in await session.past.recent(user)]
+
+        shown = [
+            Impression("r2", "u", ["b", "a"], None, START + timedelta(seconds=2)),
+            Impression("r1", "u", ["c"], None, START + timedelta(seconds=1)),
+            Impression("r3", "v", [f"i{n:02}" for n in range(40)], None, START),
+            Impression("r4", "v", ["x"], None, START - timedelta(seconds=1)),
+        ]
+        clicked = Click("r2/b", "r2", "b", START + timedelta(seconds=5))
+        async with database.unit_of_work() as work:
+            await work.labels.insert_impressions(1, shown)
+            await work.commit()
+        assert await recent() == [("r2/b", 0), ("r2/a", 0), ("r1/c", 0)]
+        # The newest impression is enough, and is there as a whole: its items are of one moment.
+        assert await recent("v") == [(f"r3/i{n:02}", 0) for n in range(39, -1, -1)]
+        async with database.unit_of_work() as work:
+            await work.labels.insert_clicks(1, [clicked])
+            await work.labels.note_clicks(1, [clicked], timedelta(minutes=1))
+            await work.commit()
+        assert await recent() == [("r2/b", 1), ("r2/a", 0), ("r1/c", 0)]
+        await insert(database, [event("r1/c", "u", "c", 1, 3)])
+        assert await recent() == [("r1/c", 1), ("r2/b", 1), ("r2/a", 0)]
 
 
 class TestCatalogue:

@@ -27,10 +27,12 @@ from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, load_data
 from asmg.datasets.synthetic import DriftPeriod
 from asmg.progressive import stage_rng
+from asmg.statistics import Statistics
 from asmg.training import DivergedError
-from asmg.updaters import UPDATERS, build_updater
+from asmg.updaters import UPDATERS
 from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.base import Updater
+from asmg.updaters.with_statistics import WithStatistics
 from service import worker
 from service.errors import ConfigurationError
 from service.files import find
@@ -43,11 +45,11 @@ from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName, EventBatch, PeriodStatus
 from service.use_cases.period_data import prepare_period
 from service.use_cases.rollback import rollback
+from service.use_cases.training_state import configured_updater
 from service.use_cases.update_model import Superseded
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.programs import start, wait_for
 from tests.service.update_support import (
-    MODEL,
     STAGES,
     Bench,
     bench,
@@ -57,12 +59,14 @@ from tests.service.update_support import (
     outcome,
     periods,
     single_thread,
+    statistics_of,
     stored,
+    updater_of,
 )
 from tests.service.worker_processes import ForkedWorker, forked_worker
 
 SEED = 1
-TRAINING = ("train_generator", "update_base", "generate")
+TRAINING = ("train_generator", "update_base", "generate", "count")
 
 
 class Stopped(Exception):
@@ -150,6 +154,22 @@ class Meddled(Updater[Any]):
     def started(self, base: Any, periods: Any, *, rng: torch.Generator) -> Any:
         return self._inner.started(base, periods, rng=rng)
 
+    @override
+    def adopted(self, parts: Any, *, rng: torch.Generator) -> Any:
+        return self._inner.adopted(parts, rng=rng)
+
+    @override
+    def prepare(self, state: Any, data: PeriodData) -> PeriodData:
+        return self._inner.prepare(state, data)
+
+    @override
+    def statistics_of(self, state: Any) -> Any:
+        return self._inner.statistics_of(state)
+
+    @override
+    def signature(self) -> dict[str, Any]:
+        return self._inner.signature()
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -230,7 +250,16 @@ class TestVersions:
         # The api processes of this host find the last ones as files.
         newest = [find(b.settings.serving_dir, versions[n]["serving"], FILE_SUFFIX) for n in (2, 3, 4)]
         assert set(b.settings.serving_dir.iterdir()) == set(newest)
-        always = {"updater", "base", "optimizer", "generator", "generator_optimizer", "hidden", "generated"}
+        always = {
+            "updater",
+            "base",
+            "optimizer",
+            "generator",
+            "generator_optimizer",
+            "hidden",
+            "generated",
+            "statistics",
+        }
         # A window of three models: the newest is `base`, and the logs after all of them but it are kept.
         full = {"model.1", "model.2", "data.0", "data.1"}
         more = [set(), {"model.1", "data.0"}, full, full]
@@ -241,6 +270,10 @@ class TestVersions:
             assert parts["model.1"] == before["base"]
             if number > 2:
                 assert parts["data.1"] == before["data.0"]
+        for number in range(1, 5):
+            state = versions[number]["state"]
+            if versions[number]["kind"] != "previous":
+                assert state["serving_statistics"] == state["parts"]["statistics"]
         # Who was scored on what: nobody on the first log, and "previous" is the one served before the champion.
         assert [(e.period, e.model, e.version) for e in found["evaluations"]] == [
             (2, "baseline", 1),
@@ -276,7 +309,8 @@ class TestVersions:
         self, postgres_dsn: str, redis_url: str, tmp_path: Path
     ) -> None:
         # A generator that is trusted from the first, so that its model is another than the incremental one.
-        updater = Asmg(MODEL, AsmgConfig(blends=(1.0,)))
+        shape = updater_of("asmg-gru-multi").model.config
+        updater = WithStatistics(Asmg(shape, AsmgConfig(blends=(1.0,))))
         async with bench(postgres_dsn, redis_url, tmp_path) as b:
             for period in periods(3, seed=SEED):
                 await b.log(period)
@@ -286,17 +320,21 @@ class TestVersions:
                 await b.update(period.number, updater=updater)
             found = {e.model: e for e in (await b.outcome())["evaluations"] if e.period == 3}
             versions = before["versions"]
+            two, one = versions[2]["state"]["parts"], versions[1]["state"]
+            served = (one["serving"], one["serving_statistics"])
             digests = {
-                "generated": versions[2]["state"]["parts"]["generated"],
-                "incremental": versions[2]["state"]["parts"]["base"],
-                "previous": versions[1]["state"]["serving"],
-                "baseline": versions[1]["state"]["serving"],
+                "generated": (two["generated"], two["statistics"]),
+                "incremental": (two["base"], two["statistics"]),
+                "previous": served,
+                "baseline": served,
             }
             assert set(digests) == set(found) == set(NAMES)
+            assert two["statistics"] != one["serving_statistics"]
             label = data.label.numpy()
-            for name, digest in digests.items():
-                tensors = Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)).tensors
-                guess = clicks_by_hand({n: t.double().numpy() for n, t in tensors.items()}, data)
+            for name, pair in digests.items():
+                stored_model, counted = [Checkpoint.from_bytes(await b.workshop.artifacts.get(d)) for d in pair]
+                numeric = Statistics.load(counted).inputs(data).double().numpy()
+                guess = clicks_by_hand({n: t.double().numpy() for n, t in stored_model.tensors.items()}, data, numeric)
                 assert found[name].events == len(label) == 300
                 assert found[name].logloss == pytest.approx(log_loss(label, guess), rel=1e-5)
                 assert found[name].auc == pytest.approx(roc_auc_score(label, guess), abs=1e-4)
@@ -402,7 +440,7 @@ class TestVersions:
 NAMES = ("baseline", "generated", "incremental", "previous")
 
 
-def clicks_by_hand(params: dict[str, np.ndarray], data: PeriodData) -> np.ndarray:
+def clicks_by_hand(params: dict[str, np.ndarray], data: PeriodData, numeric: np.ndarray) -> np.ndarray:
     """The click probability of each interaction, one after the other, in double precision."""
     assert data.item_categories is not None
 
@@ -416,11 +454,15 @@ def clicks_by_hand(params: dict[str, np.ndarray], data: PeriodData) -> np.ndarra
         user = int(data.user[n])
         past = [item(int(row)) for row in data.history[data.offsets[n] : data.offsets[n + 1]]]
         pooled = np.mean(past, 0) if past else np.zeros(2 * params["item"].shape[1])
-        x = np.concatenate([params["user"][user if user < len(params["user"]) else 0], pooled, item(int(data.item[n]))])
+        about = params["user"][user if user < len(params["user"]) else 0]
+        candidate = item(int(data.item[n]))
+        doubled = np.concatenate([about, about])  # as wide as an item, which is itself and its categories
+        dots = (params["dot.user"] * doubled * candidate).sum() + (params["dot.history"] * pooled * candidate).sum()
+        x = np.concatenate([about, pooled, candidate, numeric[n]])
         for layer in range(3):
             x = params[f"mlp.{layer}.weight"] @ x + params[f"mlp.{layer}.bias"]
             x = np.maximum(x, 0) if layer < 2 else x
-        guesses.append(1 / (1 + np.exp(-x[0])))
+        guesses.append(1 / (1 + np.exp(-x[0] - dots)))
     return np.array(guesses)
 
 
@@ -668,7 +710,9 @@ class TestExcise:
             await self._interrupt(b)
             assert await b.update(3) == 3
             found = await b.outcome()
+            counted = await statistics_of(b, found, 3)
         assert found == cut.outcome
+        assert counted.periods == 2  # those of version 1, and period 3
         assert found["versions"][3]["parent"] == 1
         assert found["versions"][3]["state"]["parts"]["model.1"] == found["versions"][1]["state"]["parts"]["base"]
 
@@ -756,9 +800,7 @@ async def working(
     """The worker, in this process, while the block runs; somebody may be called before each stage."""
     if before is not None:
         monkeypatch.setattr(
-            worker,
-            "build_updater",
-            lambda name, model, execution: Meddled(build_updater(name, model, execution=execution), before),
+            worker, "configured_updater", lambda settings: Meddled(configured_updater(settings), before)
         )
     settings = Settings(
         postgres_dsn=dsn, redis_url=redis_url, data_dir=folder, **{"worker_poll_seconds": 0.02, **changes}
@@ -835,7 +877,7 @@ class TestWorker:
             await _updated(database, 2)
             found = await outcome(database)
         # What was done before a trouble is not done again.
-        assert tried == ["train_generator", "update_base", "update_base", "update_base", "generate"]
+        assert tried == ["train_generator", "update_base", "update_base", "update_base", "generate", "count"]
         assert found["periods"].pop(2) == ("updated", 2, 2, None)
         assert found["versions"] == prepared.outcome["versions"]
 
@@ -934,18 +976,25 @@ class TestWorker:
             found = await b.outcome()
             artifacts = b.workshop.artifacts
             data = load_data(Checkpoint.from_bytes(await artifacts.get(await self._data_digest(b, 3))))
-            iu = build_updater("iu", MODEL)
+            iu = updater_of("iu")
             parts = found["versions"][2]["state"]["parts"]
             state = iu.adopted(
-                {n: Checkpoint.from_bytes(await artifacts.get(parts[n])) for n in ("base", "optimizer")},
+                {n: Checkpoint.from_bytes(await artifacts.get(parts[n])) for n in ("base", "optimizer", "statistics")},
                 rng=stage_rng(SEED, 3, "adopted"),
             )
             for stage in iu.stages:
                 state = iu.run_stage(stage, state, data, rng=stage_rng(b.settings.seed, 3, stage))
-            now = Checkpoint.from_bytes(await artifacts.get(found["versions"][3]["state"]["parts"]["base"])).tensors
-            assert all(torch.equal(now[name], p) for name, p in state.params.items())
+            made = found["versions"][3]["state"]["parts"]
+            now = Checkpoint.from_bytes(await artifacts.get(made["base"])).tensors
+            assert all(torch.equal(now[name], p) for name, p in iu.base_of(state).params.items())
+            counted = Checkpoint.from_bytes(await artifacts.get(made["statistics"]))
+            assert counted.meta["periods"] == 3  # those that the other method had counted, and this one
+            expected = iu.statistics_of(state)
+            assert expected is not None
+            for name, tensor in expected.dump().tensors.items():
+                assert torch.equal(counted.tensors[name], tensor), name
         assert found["versions"][2]["state"]["parts"]["base"] == base
-        assert set(found["versions"][3]["state"]["parts"]) == {"updater", "base", "optimizer"}
+        assert set(found["versions"][3]["state"]["parts"]) == {"updater", "base", "optimizer", "statistics"}
 
     async def _data_digest(self, b: Bench, number: int) -> str:
         async with b.database.read() as session:

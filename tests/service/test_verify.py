@@ -348,6 +348,10 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["history of user u1: expected up to 30 clicks, newest first; found "],
     ),
+    "an event of passes": (
+        ["INSERT INTO user_passes VALUES ('somebody', '{i1,i2}', '{e1}', ARRAY[now(), now()])"],
+        ["passes of user somebody: expected up to 30 passes, newest first; found 2 items, 1 events, "],
+    ),
     # artifacts
     "a bit of an artifact": (
         [flipped(HIDDEN)],

@@ -11,20 +11,21 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from typing_extensions import override
 
 from asmg.checkpoint import Checkpoint
-from asmg.updaters import build_updater
 from service import worker
 from service.errors import ConfigurationError
 from service.settings import Settings
 from service.storage.database import Leadership
+from service.storage.redis_state import Notices
 from service.storage.repositories import AliasName, ModelVersion
 from service.use_cases.rollback import rollback
-from service.use_cases.training_state import check_configuration
+from service.use_cases.training_state import check_configuration, configured_updater
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.programs import ASMG, environment
 from tests.service.test_update_model import working
-from tests.service.update_support import MODEL, Bench, bench, copies, periods, single_thread
+from tests.service.update_support import Bench, bench, copies, periods, single_thread, updater_of
 
 CANNOT = (
     r"ASMG_UPDATER={} cannot go on from the training state of version {}, which {} has left \({}.*No period loses an"
@@ -118,6 +119,50 @@ async def test_the_right_method_then_learns_the_period(b: Bench, monkeypatch: An
     assert (period.attempts, period.error) == (0, None)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("statistics", False), ("dot_product", False), ("embedding_dim", 4), ("hidden_layers", (12, 6, 3))],
+)
+async def test_another_base_model_is_refused_with_the_name_of_the_setting(
+    b: Bench, monkeypatch: Any, setting: str, value: Any
+) -> None:
+    """Also of the same method; with the setting as it was the period is learned, as if nothing had been."""
+    settings = settings_of(b, updater="iu", **{setting: value})
+    other = f"Start the worker with another ASMG_{setting.upper()}, or roll back"
+    with pytest.raises(ConfigurationError, match=CANNOT.format("iu", 1, "iu", "updater: expected") + f".*{other}"):
+        await asyncio.wait_for(worker.run(settings), 30)
+    assert await untouched(b)
+    assert await b.update(2, updater=updater_of("iu")) == 2
+
+
+async def test_an_update_begins_again_where_the_base_model_is_another(b: Bench) -> None:
+    """From version 0 any base model can begin; what an update had made of the period for another one is not used."""
+    back: dict[str, Any] = {"sequence": "excise", "reason": "to begin again", "actor": "test", "lead_seconds": 0.0}
+    await rollback(b.database, b.workshop.notices, to_version=0, **back)
+    plain = configured_updater(b.settings.model_copy(update={"updater": "iu", "statistics": False}))
+
+    class Stopped(Exception):
+        pass
+
+    class Stopping(Notices):
+        @override
+        async def publish_progress(self, period: int, progress: Any) -> None:
+            if progress["stage"] == "gate":
+                raise Stopped
+
+    parts = {}
+    for name, updater in (("plain", plain), ("counted", updater_of("iu")), ("plain again", plain)):
+        with pytest.raises(Stopped):
+            await b.update(2, updater=updater, notices=Stopping(b.redis))
+        async with b.database.read() as session:
+            stages = {stage.stage: stage for stage in await session.stages.list(2)}
+        assert set(stages) == {"resolve", "prepare", "score", *updater.stages, "gate"}
+        parts[name] = stages[updater.stages[-1]].result["state"]
+    assert parts["plain"] == parts["plain again"]
+    assert set(parts["counted"]) - set(parts["plain"]) == {"statistics"}
+    assert await b.update(2, updater=updater_of("iu")) == 2
+
+
 def without(*names: str) -> Callable[[dict[str, Checkpoint]], dict[str, Checkpoint]]:
     return lambda parts: {name: part for name, part in parts.items() if name not in names}
 
@@ -161,7 +206,7 @@ async def test_whatever_cannot_be_gone_on_from_costs_no_attempt(
     digests = {name: await artifacts.put(part.to_bytes(), part.kind) for name, part in change(parts).items()}
     await change_state(b, head, digests)
 
-    checking = check_configuration(b.database, artifacts, build_updater(updater, MODEL))
+    checking = check_configuration(b.database, artifacts, updater_of(updater))
     if at_start:
         with pytest.raises(ConfigurationError, match=message):
             await checking

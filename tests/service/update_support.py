@@ -12,9 +12,10 @@ import torch
 from redis.asyncio import Redis
 from sqlalchemy import select
 
+from asmg.checkpoint import Checkpoint
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
-from asmg.models import EmbeddingMLPConfig
-from asmg.updaters import build_updater
+from asmg.statistics import Statistics
+from asmg.updaters.base import Updater
 from service.settings import Settings
 from service.storage import tables
 from service.storage.artifacts import ArtifactStore
@@ -25,12 +26,17 @@ from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.catalogue import put_items
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest
+from service.use_cases.training_state import configured_updater
 from service.use_cases.update_model import PeriodUpdate, Workshop
 from tests.conftest import Servers, create_database, drop_database
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
-MODEL = EmbeddingMLPConfig(categories=True)
-STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "generate", "gate", "publish")
+STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "generate", "count", "gate", "publish")
+
+
+def updater_of(name: str) -> Updater[Any]:
+    """The method of this name as the worker has it where nothing else is set."""
+    return configured_updater(Settings(updater=name))
 
 
 def periods(count: int, *, seed: int = 1, config: DriftConfig = STREAM) -> list[DriftPeriod]:
@@ -62,7 +68,7 @@ class Bench:
     workshop: Workshop = field(init=False)
 
     def __post_init__(self) -> None:
-        updater = build_updater(self.settings.updater, MODEL)
+        updater = configured_updater(self.settings)
         artifacts, notices = ArtifactStore(self.database, self.redis), Notices(self.redis)
         histories = HistoryStore(self.redis, self.database)
         self.workshop = Workshop(self.settings, self.database, artifacts, notices, updater, histories)
@@ -131,6 +137,12 @@ async def stored(database: Database) -> set[str]:
     """Digests of all artifacts."""
     async with database.read() as session:
         return set((await session.connection.execute(select(tables.artifacts.c.digest))).scalars())
+
+
+async def statistics_of(b: Bench, outcome: dict[str, Any], version: int) -> Statistics:
+    """Those of a version's training state."""
+    digest = outcome["versions"][version]["state"]["parts"]["statistics"]
+    return Statistics.load(Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)))
 
 
 def named(outcome: dict[str, Any]) -> set[str]:

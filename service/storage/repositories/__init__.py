@@ -3,17 +3,15 @@
 Repositories neither begin nor commit; the session that holds them (`service.storage.database`) does.
 """
 
-from service.storage.events import Clicks, EventBatch, Interaction
+from service.storage.events import EventBatch, Happened, Interaction
 from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
 from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
 from service.storage.repositories.deletions import Deletable, Deletion, Deletions, id_digest
 from service.storage.repositories.interactions import (
-    HistoryEntry,
     Inserted,
     Interactions,
     PeriodLog,
-    Positives,
     Raced,
     Stored,
 )
@@ -28,6 +26,7 @@ from service.storage.repositories.models import (
     Models,
     ModelVersion,
 )
+from service.storage.repositories.past import Earlier, Past, PastEvent
 from service.storage.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus, Stage, Stages
 from service.storage.repositories.traces import FOUND_AT_ONCE, LOG_ROWS, PeriodTraces, Traces
 
@@ -45,10 +44,10 @@ __all__ = [
     "AuditEntry",
     "Catalogue",
     "Click",
-    "Clicks",
     "Deletable",
     "Deletion",
     "Deletions",
+    "Earlier",
     "Entities",
     "EntityKind",
     "Evaluation",
@@ -56,7 +55,7 @@ __all__ = [
     "EventBatch",
     "Extent",
     "GateSummary",
-    "HistoryEntry",
+    "Happened",
     "Impression",
     "Inserted",
     "Interaction",
@@ -67,12 +66,13 @@ __all__ = [
     "ModelKind",
     "ModelVersion",
     "Models",
+    "Past",
+    "PastEvent",
     "Period",
     "PeriodLog",
     "PeriodStatus",
     "PeriodTraces",
     "Periods",
-    "Positives",
     "Raced",
     "Resolved",
     "Stage",

@@ -1,4 +1,4 @@
-"""The log of what happened: ingestion, reading a period in order, and the positives behind user histories.
+"""The log of what happened: ingestion, and reading a period in order.
 
 Rows travel as columns, one array for each, unnested or aggregated by Postgres, or by binary COPY. It saves round trips,
 and when reading a Python object for each row.
@@ -18,24 +18,23 @@ from sqlalchemy import delete, exists, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import NotReady
-from service.limits import MAX_FUTURE_SECONDS, MAX_HISTORY, MAX_ID_LENGTH
+from service.limits import MAX_ID_LENGTH
 from service.storage import tables
-from service.storage.events import COLUMNS, Clicks, EventBatch
+from service.storage.events import COLUMNS, EventBatch, Happened
 from service.storage.outages import outage
 from service.storage.repositories.periods import UNMERGED, open_and_unmerged
 
 __all__ = [
     "COUNT",
-    "HistoryEntry",
     "Inserted",
     "Interactions",
     "PeriodLog",
-    "Positives",
     "Raced",
     "Stored",
     "driver_of",
     "firsts",
     "insert_events",
+    "join",
     "judged",
     "known_ids",
 ]
@@ -44,18 +43,8 @@ ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 # Postgres builds an array of at most 1 GB: pages keep far from it at the longest ids, and memory flat on the server.
 ROWS_OF_A_PAGE = 200_000
-USERS_OF_A_PAGE = 20_000
 # The event loop does nothing else while the driver takes them in.
 ROWS_OF_AN_INSERT = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
-    """One positive of a user."""
-
-    item_id: str
-    event_id: str
-    timestamp_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +56,8 @@ class PeriodLog:
     labels: NDArray[np.int8]
     """0 or 1."""
     timestamps_ms: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.user_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Positives:
-    """Positives of many users as columns of length n: users in the order of their ids, newest first in each."""
-
-    user_ids: list[str]
-    item_ids: list[str]
-    timestamps_ms: NDArray[np.int64]
+    sampled: NDArray[np.bool_]
+    """Negatives that nobody was shown."""
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -99,8 +78,8 @@ class Stored(NamedTuple):
     period: int
     """That holds it."""
     inserted: Inserted
-    clicks: Clicks
-    """Those among the events that were stored."""
+    happened: Happened
+    """The events that were stored."""
 
 
 class Raced(Exception):
@@ -163,9 +142,10 @@ ROWS_OF_A_COPY = 5000
 
 LOG = text("""
     SELECT array_agg(user_id ORDER BY n) AS user_ids, array_agg(item_id ORDER BY n) AS item_ids,
-           array_agg(label ORDER BY n) AS labels, array_agg(ms ORDER BY n) AS timestamps_ms
+           array_agg(label ORDER BY n) AS labels, array_agg(ms ORDER BY n) AS timestamps_ms,
+           array_agg(sampled ORDER BY n) AS sampled
     FROM (
-        SELECT user_id, item_id, label, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS ms,
+        SELECT user_id, item_id, label, sampled, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS ms,
                row_number() OVER (ORDER BY occurred_at, event_id) AS n
         FROM interactions
         WHERE period = :period
@@ -173,80 +153,6 @@ LOG = text("""
     GROUP BY (n - 1) / :size
     ORDER BY (n - 1) / :size
 """)
-
-# An event that came late needs the clicks before its own time: those at or after the user's first event of the period
-# (at the log's resolution) do not count towards the limit.
-EARLIER_POSITIVES = text("""
-    WITH active AS MATERIALIZED (
-        SELECT user_id, date_trunc('milliseconds', min(occurred_at)) AS first,
-               (row_number() OVER (ORDER BY user_id) - 1) / :size AS page
-        FROM interactions
-        WHERE period = :period
-        GROUP BY user_id
-    )
-    SELECT array_agg(user_id ORDER BY user_id, occurred_at DESC, event_id DESC) AS user_ids,
-           array_agg(item_id ORDER BY user_id, occurred_at DESC, event_id DESC) AS item_ids,
-           array_agg(floor(extract(epoch FROM occurred_at) * 1000)::bigint
-                     ORDER BY user_id, occurred_at DESC, event_id DESC) AS timestamps_ms
-    FROM active CROSS JOIN LATERAL (
-        SELECT :limit + count(*) AS most FROM interactions
-        WHERE interactions.user_id = active.user_id AND label = 1 AND period < :period
-          AND occurred_at >= active.first
-    ) AS counted CROSS JOIN LATERAL (
-        SELECT item_id, event_id, occurred_at FROM (
-            (
-                SELECT item_id, event_id, occurred_at FROM interactions
-                WHERE interactions.user_id = active.user_id AND label = 1 AND period < :period
-                ORDER BY occurred_at DESC, event_id DESC
-                LIMIT most
-            )
-            UNION -- those of a log that is about to be dropped are in both
-            SELECT folded.item_id, folded.event_id, folded.occurred_at
-            FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
-                 AS folded (item_id, event_id, occurred_at)
-            WHERE user_histories.user_id = active.user_id
-        ) AS positive
-        ORDER BY occurred_at DESC, event_id DESC
-        LIMIT most
-    ) AS past
-    GROUP BY page
-    ORDER BY page
-""")
-
-# What is dated ahead of now would keep everything later out of a history: it counts when its time has come. (What is
-# taken in is not; earlier development versions stored any time.)
-NOT_AHEAD = f"{{}} <= now() + interval '{MAX_FUTURE_SECONDS} seconds'"
-OCCURRED = NOT_AHEAD.format("occurred_at")
-
-# Clicks of impressions are not in the log before their period is resolved; for a moment they are in both. Those of a
-# log that is about to be dropped are in `user_histories` too. The last UNION leaves each once.
-RECENT_POSITIVES = text(f"""
-    SELECT item_id, event_id, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS timestamp_ms
-    FROM (
-        (
-            SELECT item_id, event_id, occurred_at FROM interactions
-            WHERE user_id = :user_id AND label = 1 AND {OCCURRED}
-            ORDER BY occurred_at DESC, event_id DESC
-            LIMIT :limit
-        )
-        UNION ALL
-        SELECT folded.item_id, folded.event_id, folded.occurred_at
-        FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
-             AS folded (item_id, event_id, occurred_at)
-        WHERE user_histories.user_id = :user_id AND {NOT_AHEAD.format("folded.occurred_at")}
-        UNION (
-            SELECT item_id, interaction_id, shown_at FROM unresolved_positives
-            WHERE user_id = :user_id AND {NOT_AHEAD.format("shown_at")}
-            ORDER BY shown_at DESC, interaction_id DESC
-            LIMIT :limit
-        )
-    ) AS positive
-    ORDER BY occurred_at DESC, event_id DESC
-    LIMIT :limit
-""")
-
-# Who folds a log into them, and who removes somebody from them, have read them before: they wait for each other.
-LOCK_HISTORIES = "LOCK TABLE user_histories IN SHARE ROW EXCLUSIVE MODE"
 
 FORGET_DROPPED_IDS = text("""
     WITH RECURSIVE known (period) AS (
@@ -257,28 +163,6 @@ FORGET_DROPPED_IDS = text("""
     DELETE FROM event_ids WHERE period IN (
         SELECT number FROM known JOIN periods ON number = period WHERE log_dropped_at IS NOT NULL
     )
-""")
-
-FOLD = text(f"""
-    INSERT INTO user_histories (user_id, item_ids, event_ids, times)
-    SELECT user_id, array_agg(item_id ORDER BY n), array_agg(event_id ORDER BY n), array_agg(occurred_at ORDER BY n)
-    FROM (
-        SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY occurred_at DESC, event_id DESC) AS n
-        FROM (
-            SELECT user_id, item_id, event_id, occurred_at FROM interactions
-            WHERE period = :period AND label = 1 AND {OCCURRED}
-            UNION
-            SELECT user_id, folded.item_id, folded.event_id, folded.occurred_at
-            FROM user_histories CROSS JOIN LATERAL unnest(item_ids, event_ids, times)
-                 AS folded (item_id, event_id, occurred_at)
-            WHERE user_id IN (SELECT user_id FROM interactions WHERE period = :period AND label = 1)
-              AND {NOT_AHEAD.format("folded.occurred_at")}
-        ) AS positive
-    ) AS ranked
-    WHERE n <= :length
-    GROUP BY user_id
-    ON CONFLICT (user_id) DO UPDATE
-    SET item_ids = excluded.item_ids, event_ids = excluded.event_ids, times = excluded.times
 """)
 
 
@@ -386,44 +270,16 @@ class Interactions:
         item_ids: list[str] = []
         labels: list[NDArray[np.int8]] = []
         timestamps_ms: list[NDArray[np.int64]] = []
+        sampled: list[NDArray[np.bool_]] = []
         async with self._connection.stream(LOG, {"period": period, "size": ROWS_OF_A_PAGE}) as pages:
             async for page in pages:
                 user_ids += page.user_ids
                 item_ids += page.item_ids
                 labels.append(np.array(page.labels, dtype=np.int8))
                 timestamps_ms.append(np.array(page.timestamps_ms, dtype=np.int64))
-        return PeriodLog(user_ids, item_ids, _join(labels, np.int8), _join(timestamps_ms, np.int64))
-
-    async def earlier_positives(self, period: int, limit: int = MAX_HISTORY) -> Positives:
-        """For each user of a period, the last `limit` positives of the periods before it.
-
-        Positives that happened after the user's first event of the period, which came late then, do not count towards
-        the limit: they come in addition. Of periods whose log is dropped, the last `MAX_HISTORY` are left.
-        """
-        user_ids: list[str] = []
-        item_ids: list[str] = []
-        timestamps_ms: list[NDArray[np.int64]] = []
-        values = {"period": period, "limit": limit, "size": USERS_OF_A_PAGE}
-        async with self._connection.stream(EARLIER_POSITIVES, values) as pages:
-            async for page in pages:
-                user_ids += page.user_ids
-                item_ids += page.item_ids
-                timestamps_ms.append(np.array(page.timestamps_ms, dtype=np.int64))
-        return Positives(user_ids, item_ids, _join(timestamps_ms, np.int64))
-
-    async def fold(self, period: int) -> bool:
-        """Add what the histories of users need of a period's log to `user_histories`, once; whether it was done now."""
-        periods = tables.periods.c
-        noted = update(tables.periods).where(periods.number == period, periods.log_folded_at.is_(None))
-        # The row stays locked to the end: of two workers at once the other finds that it is done.
-        row = await self._connection.execute(
-            noted.values(log_folded_at=func.clock_timestamp()).returning(periods.number)
-        )
-        if row.first() is None:
-            return False
-        await self._connection.execute(text(LOCK_HISTORIES))
-        await self._connection.execute(FOLD, {"period": period, "length": MAX_HISTORY})
-        return True
+                sampled.append(np.array(page.sampled, dtype=np.bool_))
+        columns = join(labels, np.int8), join(timestamps_ms, np.int64), join(sampled, np.bool_)
+        return PeriodLog(user_ids, item_ids, *columns)
 
     async def drop(self, period: int, *, lock_seconds: float) -> None:
         """Let go of a period's log that is folded. The transaction should do nothing else: it holds up whoever comes.
@@ -444,14 +300,6 @@ class Interactions:
         """Forget the ids of the periods whose log is dropped."""
         await self._connection.execute(FORGET_DROPPED_IDS)
 
-    async def recent_positives(self, user_id: str, limit: int = MAX_HISTORY) -> list[HistoryEntry]:
-        """The last `limit` positives of a user over all periods, the open one included, newest first.
-
-        Clicks of impressions whose period is not resolved yet are there as the interactions that they will be.
-        """
-        rows = await self._connection.execute(RECENT_POSITIVES, {"user_id": user_id, "limit": limit})
-        return [HistoryEntry(row.item_id, row.event_id, row.timestamp_ms) for row in rows]
-
 
 async def insert_events(
     driver: Connection, events: EventBatch, look: Look, *, after: Coroutine[Any, Any, object] | None = None
@@ -464,16 +312,16 @@ async def insert_events(
     *_, (ids, order) = await asyncio.gather(*before, _order(events))
     period, known = await look([ids[n] for n in order])
     accepted = [n for n in order if ids[n] not in known] if known else order
-    clicks = Clicks.of([])
+    happened = Happened.of([])
     if accepted:
         copying = _copy(driver, period, events.copy(accepted, period))
-        _, clicks = await asyncio.gather(copying, _clicks(events, accepted))
+        _, happened = await asyncio.gather(copying, _happened(events, accepted))
     if len(accepted) == len(ids):
-        return Stored(period, Inserted(accepted, []), clicks)
+        return Stored(period, Inserted(accepted, []), happened)
     contents = events.contents()
     stored = {**known, **{ids[n]: contents[n] for n in accepted}}
     conflicts = [n for n, id_ in enumerate(ids) if stored[id_] not in (None, contents[n])]
-    return Stored(period, Inserted(accepted, conflicts), clicks)
+    return Stored(period, Inserted(accepted, conflicts), happened)
 
 
 async def _order(events: EventBatch) -> tuple[list[str], list[int]]:
@@ -482,8 +330,8 @@ async def _order(events: EventBatch) -> tuple[list[str], list[int]]:
     return ids, firsts(ids)
 
 
-async def _clicks(events: EventBatch, which: Sequence[int]) -> Clicks:
-    return events.clicks(which)
+async def _happened(events: EventBatch, which: Sequence[int]) -> Happened:
+    return Happened.among(events, which)
 
 
 async def known_ids(
@@ -553,5 +401,6 @@ def firsts(ids: Sequence[str]) -> list[int]:
     return [first_of_each[id_] for id_ in sorted(first_of_each)]
 
 
-def _join(parts: Sequence[NDArray[ScalarT]], dtype: type[ScalarT]) -> NDArray[ScalarT]:
+def join(parts: Sequence[NDArray[ScalarT]], dtype: type[ScalarT]) -> NDArray[ScalarT]:
+    """The columns of pages as one; there may be none."""
     return np.concatenate(parts) if parts else np.empty(0, dtype)

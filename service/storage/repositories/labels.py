@@ -13,9 +13,10 @@ from sqlalchemy import delete, exists, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from xxhash import xxh64_intdigest
 
+from asmg.layout import RECENT
 from service.limits import MAX_ID_LENGTH, within_id_length
 from service.storage import tables
-from service.storage.events import Interaction
+from service.storage.events import Interaction, in_milliseconds
 from service.storage.repositories.interactions import ROWS_OF_AN_INSERT, Inserted, driver_of, firsts
 
 __all__ = ["Click", "Impression", "Labels", "Resolved", "interaction_id"]
@@ -55,6 +56,12 @@ class Impression:
     def event_id(self) -> str:
         """What it is recognised by."""
         return self.request_id
+
+    @property
+    def newest(self) -> list[Interaction]:
+        """What its items are until they are clicked, in the order of the event ids; of more than `RECENT` the last."""
+        made = sorted((interaction_id(self.request_id, item), item) for item in self.item_ids)[-RECENT:]
+        return [Interaction(name, self.user_id, item, 0, self.shown_at) for name, item in made]
 
     @property
     def content(self) -> str:
@@ -296,7 +303,9 @@ class Labels:
         """Store the impressions that are new, by the rules of `Interactions.insert`."""
         inserted = await self._claim(IMPRESSION, period, impressions)
         for part in _parts([impressions[n] for n in inserted.accepted]):
-            rows = [(i.request_id, period, i.user_id, i.item_ids, i.positions, i.shown_at) for i in part]
+            rows = [
+                (i.request_id, period, i.user_id, i.item_ids, i.positions, in_milliseconds(i.shown_at)) for i in part
+            ]
             async with driver_of(self._connection) as driver:
                 table = f"impressions_p{int(period)}"
                 await driver.copy_records_to_table(table, records=rows, columns=IMPRESSION_COLUMNS)

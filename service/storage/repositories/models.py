@@ -225,7 +225,8 @@ class Models:
                 released += state.pop("parts", {}).values()
                 state.pop("allocations", None)
             if row.serving_ends:
-                released += [digest for digest in (state.pop("serving", None), serving) if digest]
+                gone = (state.pop("serving", None), state.pop("serving_statistics", None), serving)
+                released += [digest for digest in gone if digest]
                 state.pop("serving_allocations", None)
                 serving = None
             if (state, serving) != (row.state, row.serving_digest):

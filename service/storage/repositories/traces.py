@@ -1,8 +1,8 @@
 """All that is stored about one user or one item: to be looked at, and to be removed.
 
 A statement names the period whose partitions it is about, so that it locks and plans these alone. Rows are found by a
-scan that holds up nobody, for no index leads from a user to negatives, or from an item to anything; then they are
-removed by their keys, some at a time.
+scan that holds up nobody, for no index leads from a user to sampled negatives, or from an item to anything; then they
+are removed by their keys, some at a time.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,8 +14,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage.repositories.deletions import Deletable
-from service.storage.repositories.interactions import LOCK_HISTORIES
 from service.storage.repositories.labels import INTERACTION_ID
+from service.storage.repositories.past import FOLDED, LOCK_FOLDED
 
 __all__ = ["FOUND_AT_ONCE", "LOG_ROWS", "PeriodTraces", "Traces"]
 
@@ -122,28 +122,31 @@ REMOVE_NOTES = """
     WITH gone AS (DELETE FROM unresolved_positives WHERE {kind}_id = :id RETURNING 1)
     SELECT count(*) AS unresolved FROM gone
 """
-REMOVE_HISTORY = """
-    WITH gone AS (DELETE FROM user_histories WHERE user_id = :id RETURNING 1) SELECT count(*) AS histories FROM gone
+COUNTED_AS = {"user_histories": "histories", "user_passes": "passes"}
+"""What the rows of folded logs are called where they are counted."""
+
+REMOVE_USER_OF_FOLDED = """
+    WITH gone AS (DELETE FROM {folded} WHERE user_id = :id RETURNING 1) SELECT count(*) AS {name} FROM gone
 """
-REMOVE_ITEM_OF_HISTORIES = """
+REMOVE_ITEM_OF_FOLDED = """
     WITH rest AS MATERIALIZED (
         SELECT user_id,
                array_agg(item ORDER BY n) FILTER (WHERE item <> :id) AS item_ids,
                array_agg(event ORDER BY n) FILTER (WHERE item <> :id) AS event_ids,
                array_agg(time ORDER BY n) FILTER (WHERE item <> :id) AS times
-        FROM user_histories
+        FROM {folded}
         CROSS JOIN LATERAL unnest(item_ids, event_ids, times) WITH ORDINALITY AS folded (item, event, time, n)
         WHERE :id = ANY (item_ids)
         GROUP BY user_id
     ), changed AS (
-        UPDATE user_histories AS history
+        UPDATE {folded} AS history
         SET item_ids = rest.item_ids, event_ids = rest.event_ids, times = rest.times FROM rest
         WHERE history.user_id = rest.user_id AND rest.item_ids IS NOT NULL
     ), gone AS (
-        DELETE FROM user_histories AS history USING rest
+        DELETE FROM {folded} AS history USING rest
         WHERE history.user_id = rest.user_id AND rest.item_ids IS NULL
     )
-    SELECT count(*) AS histories FROM rest
+    SELECT count(*) AS {name} FROM rest
 """
 
 RELEASE = """
@@ -157,12 +160,14 @@ REMOVE_FROM_CATALOGUE = """
 IDS = {
     "user": """
         SELECT user_id FROM interactions UNION SELECT user_id FROM impressions UNION SELECT user_id FROM user_histories
-        UNION SELECT user_id FROM unresolved_positives UNION SELECT id FROM entity_rows WHERE kind = 'user'
+        UNION SELECT user_id FROM user_passes UNION SELECT user_id FROM unresolved_positives
+        UNION SELECT id FROM entity_rows WHERE kind = 'user'
         UNION SELECT id FROM deletions WHERE kind = 'user'
     """,
     "item": """
         SELECT item_id FROM interactions UNION SELECT unnest(item_ids) FROM impressions UNION SELECT item_id FROM clicks
-        UNION SELECT unnest(item_ids) FROM user_histories UNION SELECT item_id FROM unresolved_positives
+        UNION SELECT unnest(item_ids) FROM user_histories UNION SELECT unnest(item_ids) FROM user_passes
+        UNION SELECT item_id FROM unresolved_positives
         UNION SELECT item_id FROM items UNION SELECT id FROM entity_rows WHERE kind = 'item'
         UNION SELECT id FROM deletions WHERE kind = 'item'
     """,
@@ -185,6 +190,7 @@ CLICKS = """
 """
 BESIDE_LOGS = """
     SELECT (SELECT count(*) FROM user_histories WHERE :id = ANY (item_ids)) AS histories,
+           (SELECT count(*) FROM user_passes WHERE :id = ANY (item_ids)) AS passes,
            (SELECT count(*) FROM unresolved_positives WHERE item_id = :id) AS unresolved
 """
 OF_USER = ("user_id = :id", "request_id IN (SELECT request_id FROM impressions WHERE user_id = :id)")
@@ -229,8 +235,8 @@ class Traces:
         return [PeriodTraces(**{**none, **found[period]}) for period in sorted(found, reverse=True)]
 
     async def beside_logs(self, item_id: str) -> Mapping[str, int]:
-        """`histories`: how many of those that dropped logs were folded into have the item. `unresolved`: how many
-        clicks on it wait until the period of their impression is resolved.
+        """`histories` and `passes`: of how many users a click on the item, or a pass, is left of dropped logs.
+        `unresolved`: how many clicks on it wait until the period of their impression is resolved.
         """
         return await self._counts(BESIDE_LOGS, id=item_id)
 
@@ -245,13 +251,13 @@ class Traces:
         return await self._counts(statement, id=id_, keys=list(keys))
 
     async def remove_histories(self, kind: Deletable, id_: str) -> Mapping[str, int]:
-        """Remove what histories are made of beside the logs."""
-        await self._connection.execute(text(LOCK_HISTORIES))
-        folded = REMOVE_HISTORY if kind == "user" else REMOVE_ITEM_OF_HISTORIES
-        return {
-            **await self._counts(REMOVE_NOTES.format(kind=kind), id=id_),
-            **await self._counts(folded, id=id_),
-        }
+        """Remove what histories and the counts beside them are made of beside the logs."""
+        await self._connection.execute(text(LOCK_FOLDED))
+        statement = REMOVE_USER_OF_FOLDED if kind == "user" else REMOVE_ITEM_OF_FOLDED
+        removed = dict(await self._counts(REMOVE_NOTES.format(kind=kind), id=id_))
+        for folded in FOLDED.values():
+            removed |= await self._counts(statement.format(folded=folded, name=COUNTED_AS[folded]), id=id_)
+        return removed
 
     async def release(self, kind: Deletable, id_: str) -> Mapping[str, int]:
         """Free the id's row, as if it were evicted, and remove it from the catalogue; under the lock of the kind."""

@@ -1,0 +1,172 @@
+"""An update method whose base model also reads statistics (`asmg.statistics`).
+
+It holds another method, which learns each period with the statistics as numeric inputs, and counts the period at the
+end: statistics of a period come from the periods before it, in training as in what is served.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Generic
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from asmg.base_training import BaseState
+from asmg.batch import PeriodData
+from asmg.checkpoint import Checkpoint, CheckpointError
+from asmg.models import EmbeddingMLPConfig, Params
+from asmg.statistics import NAMES, Statistics, StatisticsConfig
+from asmg.training import Progress
+from asmg.updaters.base import StateT, Updater
+
+__all__ = ["WithStatistics", "WithStatisticsState"]
+
+PART = "statistics"
+"""Name of the dump's part beside those of the inner method."""
+
+COUNT = "count"
+"""Name of the last stage."""
+
+
+@dataclass(frozen=True)
+class WithStatisticsState(Generic[StateT]):
+    """What is kept between periods."""
+
+    statistics: Statistics
+    """Of the periods learned."""
+    inner: StateT
+    """Of the inner method."""
+
+
+class WithStatistics(Updater[WithStatisticsState[StateT]]):
+    """Another update method, with statistics as inputs of its base model.
+
+    Args:
+        inner: its base model has as many numeric inputs as there are statistics.
+        config: what is counted.
+    """
+
+    stages: tuple[str, ...]  # type: ignore[misc]  # those of the inner method, and one
+
+    def __init__(self, inner: Updater[StateT], config: StatisticsConfig | None = None) -> None:
+        shape = inner.model.config
+        if not isinstance(shape, EmbeddingMLPConfig) or shape.numeric != len(NAMES):
+            raise ValueError(f"inner: expected a method whose model has {len(NAMES)} numeric inputs; received {shape}")
+        self.inner, self.config = inner, config or StatisticsConfig()
+        self.name, self.model, self.base = inner.name, inner.model, inner.base
+        self.stages = (*inner.stages, COUNT)
+
+    @override
+    def initial(self, rng: torch.Generator) -> WithStatisticsState[StateT]:
+        return WithStatisticsState(Statistics.initial(self.config), self.inner.initial(rng))
+
+    @override
+    def started(
+        self, base: BaseState, periods: Sequence[PeriodData], *, rng: torch.Generator
+    ) -> WithStatisticsState[StateT]:
+        statistics, prepared = self._followed(periods)
+        return WithStatisticsState(statistics, self.inner.started(base, prepared, rng=rng))
+
+    @override
+    def pretrained(
+        self, periods: Sequence[PeriodData], validation: PeriodData, *, rng: torch.Generator
+    ) -> WithStatisticsState[StateT]:
+        statistics, prepared = self._followed(periods)
+        return WithStatisticsState(statistics, self.inner.pretrained(prepared, statistics.prepare(validation), rng=rng))
+
+    @override
+    def adopted(self, parts: Mapping[str, Checkpoint], *, rng: torch.Generator) -> WithStatisticsState[StateT]:
+        """See Updater; with the statistics that the other method has left."""
+        return WithStatisticsState(self._loaded(parts), self.inner.adopted(_without(parts), rng=rng))
+
+    @override
+    def prepare(self, state: WithStatisticsState[StateT], data: PeriodData) -> PeriodData:
+        """See Updater; data that has its statistics already is left as it is."""
+        return data if data.numeric is not None else state.statistics.prepare(data)
+
+    @override
+    def run_stage(
+        self,
+        stage: str,
+        state: WithStatisticsState[StateT],
+        data: PeriodData,
+        *,
+        rng: torch.Generator,
+        progress: Progress | None = None,
+    ) -> WithStatisticsState[StateT]:
+        if stage == COUNT:
+            return replace(state, statistics=state.statistics.learned(data))
+        inner = self.inner.run_stage(stage, state.inner, self.prepare(state, data), rng=rng, progress=progress)
+        return replace(state, inner=inner)
+
+    @override
+    def base_of(self, state: WithStatisticsState[StateT]) -> BaseState:
+        return self.inner.base_of(state.inner)
+
+    @override
+    def rehearse(
+        self,
+        state: WithStatisticsState[StateT],
+        data: PeriodData,
+        held_out: PeriodData,
+        *,
+        rng: torch.Generator,
+        progress: Progress | None = None,
+    ) -> dict[str, Tensor]:
+        parts = (self.prepare(state, part) for part in (data, held_out))
+        return self.inner.rehearse(state.inner, *parts, rng=rng, progress=progress)
+
+    @override
+    def forgotten(self, state: WithStatisticsState[StateT], rows: Mapping[str, Tensor]) -> WithStatisticsState[StateT]:
+        items = rows.get("item", torch.empty(0, dtype=torch.int64))
+        return WithStatisticsState(state.statistics.forgotten(items), self.inner.forgotten(state.inner, rows))
+
+    @override
+    def serving_models(self, state: WithStatisticsState[StateT]) -> dict[str, Params]:
+        return self.inner.serving_models(state.inner)
+
+    @override
+    def statistics_of(self, state: WithStatisticsState[StateT]) -> Statistics:
+        return state.statistics
+
+    @override
+    def dump(self, state: WithStatisticsState[StateT]) -> dict[str, Checkpoint]:
+        parts = self.inner.dump(state.inner)
+        header = replace(parts["updater"], meta={**parts["updater"].meta, PART: self.signature()[PART]})
+        return {**parts, "updater": header, PART: state.statistics.dump()}
+
+    @override
+    def load(self, parts: Mapping[str, Checkpoint]) -> WithStatisticsState[StateT]:
+        self.check_header(parts)
+        return WithStatisticsState(self._loaded(parts), self.inner.load(_without(parts)))
+
+    @override
+    def check_continuable(self, meta: Mapping[str, Any], names: Collection[str]) -> None:
+        super().check_continuable(meta, names)
+        if meta.get(PART) != (expected := self.signature()[PART]):
+            raise CheckpointError(f"{PART}: expected {expected}; received {meta.get(PART)}")
+
+    @override
+    def signature(self) -> dict[str, Any]:
+        return {**self.inner.signature(), PART: asdict(self.config)}
+
+    def _followed(self, periods: Sequence[PeriodData]) -> tuple[Statistics, list[PeriodData]]:
+        """The statistics after these periods, and the periods with those before each."""
+        statistics, prepared = Statistics.initial(self.config), []
+        for data in periods:
+            prepared.append(statistics.prepare(data))
+            statistics = statistics.learned(data)
+        return statistics, prepared
+
+    def _loaded(self, parts: Mapping[str, Checkpoint]) -> Statistics:
+        if PART not in parts:
+            raise CheckpointError(f"{self.name}: expected the part {PART} too; received {sorted(parts)}")
+        statistics = Statistics.load(parts[PART])
+        if statistics.config != self.config:
+            raise CheckpointError(f"{PART}: expected those of {self.config}; received those of {statistics.config}")
+        return statistics
+
+
+def _without(parts: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
+    return {name: part for name, part in parts.items() if name != PART}

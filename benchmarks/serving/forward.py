@@ -1,0 +1,128 @@
+"""What statistics cost in the forward pass: the model that is served by default beside the same without them.
+
+    python -m benchmarks.serving.forward
+
+asks two snapshots the same questions in turn, in this process and without a server, some thousand times each, and
+prints the microseconds of a question and their ratio. Of the calls of each the tenth part that was quickest counts:
+other programs only ever make a call slower.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.printing import Printer, times
+from benchmarks.serving.ours import Snapshots
+from benchmarks.serving.workload import (
+    NEIGHBOURS,
+    WITH_STATISTICS,
+    RequestPool,
+    ServingSizes,
+    item_id,
+    make_workload,
+    random_params,
+    random_statistics,
+    user_id,
+)
+from service.serving.snapshot import Snapshot, hashes_of
+
+__all__ = ["measure_forward"]
+
+QUESTIONS = 200
+CALLS = 20
+"""Timed together."""
+QUICKEST = 0.1
+RECENT = np.array([30, 10, 30], np.int32)
+
+Question = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32]]
+
+
+def measure_forward(
+    folder: Path, sizes: ServingSizes, items: Sequence[int], *, neighbours: int, near: float, seconds: float
+) -> list[tuple[float, float]]:
+    """Microseconds of a question without and with statistics, for each number of items.
+
+    Args:
+        folder: for the snapshots.
+        sizes: of the tables.
+        items: candidates of a question.
+        neighbours: of each item.
+        near: the share of the candidates that are neighbours of the user's newest clicks.
+        seconds: that are measured for each number of items.
+    """
+    statistics, workload = random_statistics(sizes, 0, neighbours), make_workload(sizes, 0)
+    files = [
+        Snapshots(sizes, folder / "plain").make(random_params(sizes, 0)),
+        Snapshots(sizes, folder / "statistics").make(random_params(sizes, 0, WITH_STATISTICS), statistics),
+    ]
+    snapshots = [Snapshot.open(file.path, 1, 1) for file in files if file.path is not None]
+    rng, found = np.random.default_rng(0), []
+    for n in items:
+        pool = workload.requests(n, QUESTIONS)
+        for clicked, candidates in zip(pool.histories, pool.items, strict=True):
+            beside = np.concatenate(
+                [statistics.neighbours[statistics.starts[h] : statistics.starts[h + 1]].numpy() for h in clicked[:10]]
+            )
+            some = np.unique(beside)
+            count = min(round(near * n), len(some))
+            candidates[:count] = rng.choice(some, count, replace=False)
+        found.append(_time(snapshots, _questions(pool), seconds))
+    return found
+
+
+def _questions(pool: RequestPool) -> list[Question]:
+    ids = zip(pool.users.tolist(), pool.items.tolist(), pool.histories.tolist(), strict=True)
+    return [
+        (hashes_of([user_id(user), *map(item_id, items)]), hashes_of([*map(item_id, history)]), RECENT)
+        for user, items, history in ids
+    ]
+
+
+def _time(snapshots: Sequence[Snapshot], questions: Sequence[Question], seconds: float) -> tuple[float, float]:
+    taken: list[list[float]] = [[] for _ in snapshots]
+    for snapshot in snapshots:
+        snapshot.check()
+    end, at = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end:
+        for snapshot, own in zip(snapshots, taken, strict=True):
+            started = time.perf_counter()
+            for call in range(at, at + CALLS):
+                snapshot.score(*questions[call % len(questions)])
+            own.append((time.perf_counter() - started) / CALLS * 1e6)
+        at += CALLS
+    plain, other = (float(np.quantile(own, QUICKEST)) for own in taken)
+    return plain, other
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.forward", description=__doc__)
+    parser.add_argument("--items", default="1,50,500", help="Candidates of a question.")
+    parser.add_argument("--catalogue", type=int, default=20_000, help="Items of the tables.")
+    parser.add_argument("--neighbours", type=int, default=NEIGHBOURS, help="Of each item.")
+    parser.add_argument("--near", type=float, default=0.3, help="Share of candidates beside the newest clicks.")
+    parser.add_argument("--seconds", type=float, default=5.0, help="Of each number of candidates.")
+    options = parser.parse_args()
+    items = [int(part) for part in options.items.split(",")]
+    sizes = ServingSizes(items=options.catalogue)
+    with tempfile.TemporaryDirectory(prefix="asmg-forward-") as folder:
+        found = measure_forward(
+            Path(folder), sizes, items,
+            neighbours=options.neighbours, near=options.near, seconds=options.seconds,
+        )  # fmt: skip
+    rows = [
+        (f"{n}", f"{plain:.1f}", f"{other:.1f}", times(other / plain))
+        for n, (plain, other) in zip(items, found, strict=True)
+    ]
+    Printer(None).table(
+        "Microseconds of a forward pass", ("items", "without", "with statistics", "ratio"), rows, words=0
+    )
+
+
+if __name__ == "__main__":
+    main()

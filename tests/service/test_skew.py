@@ -1,0 +1,335 @@
+"""No look-ahead, no skew: what /predict says is what can be computed later from the stored log and the version alone.
+
+A log is replayed through HTTP, and every score is noted. Afterwards each is computed again: what the user had done from
+the interactions with a strictly earlier time, by a slow and obvious definition; the statistics and the model from the
+artifacts of the version that answered; the forward pass by hand, in double precision.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sqlalchemy import text
+
+from asmg.batch import NO_CATEGORY, PeriodData
+from asmg.checkpoint import Checkpoint, load_data
+from asmg.datasets.synthetic import DriftPeriod
+from asmg.statistics import Statistics
+from asmg.training import predict_logits
+from service.storage.repositories import EntityKind, ModelVersion
+from service.use_cases.period_data import prepare_period
+from tests.conftest import Servers, database_dsn
+from tests.service.api_support import Api, eventually, running_app, settings_for
+from tests.service.test_past import Event, past_of
+from tests.service.test_update_model import clicks_by_hand
+from tests.service.update_support import Bench, bench, copies, moment, periods, single_thread
+
+PRIOR = 0.25
+"""What version 0 says to everything."""
+
+WINDOW_SECONDS = 0.05
+USERS = [f"u{n}" for n in range(8)]
+ITEMS = [f"i{n}" for n in range(24)]
+OFFERED = (16, 20, 24)
+"""How many of the items there are in each period; the others nobody has seen before."""
+STEPS = (50, 40, 40)
+"""Moments of each period."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    with single_thread():
+        yield
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prediction, made at a moment (ms) before which everything earlier was stored, and nothing of that moment."""
+
+    user: str
+    items: list[str]
+    ms: int
+    version: int
+    scores: list[float]
+
+
+@dataclass
+class Replay:
+    """A log that happens now, at a running service."""
+
+    api: Api
+    bench: Bench
+    random: Random = field(default_factory=lambda: Random(11))
+    asked: list[Asked] = field(default_factory=list)
+    period: int = 1
+    last_ms: int = 0
+    count: int = 0
+
+    def now(self) -> int:
+        """A millisecond that has begun, and in which nothing has happened yet."""
+        while (ms := time.time_ns() // 1_000_000) <= self.last_ms:
+            time.sleep(0.0002)
+        self.last_ms = ms
+        return ms
+
+    def sent(self, ms: int) -> str:
+        """Clients know microseconds, which decide nothing."""
+        return (moment(ms) + timedelta(microseconds=self.random.randrange(1000))).isoformat()
+
+    def name(self) -> str:
+        """Event ids are in no order."""
+        self.count += 1
+        return f"{self.random.choice('azé~B')}{self.count}"
+
+    def likes(self, user: str, item: str) -> int:
+        return int(self.random.random() < (0.75 if (int(user[1:]) + int(item[1:])) % 3 == 0 else 0.2))
+
+    async def post(self, path: str, **document: Any) -> dict[str, Any]:
+        answer = await self.api.client.post(path, json=document)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def ask(self, user: str, items: list[str], ms: int) -> None:
+        answer = await self.post("/predict", user_id=user, items=items)
+        assert answer["history"] != "unavailable"
+        self.asked.append(Asked(user, items, ms, answer["model_version"], answer["scores"]))
+
+    async def step(self) -> None:
+        """Some users are asked about, and then all of them do something at one and the same moment."""
+        users, ms = self.random.sample(USERS[: 4 + 2 * self.period], self.random.choice([1, 1, 2])), self.now()
+        slates = {user: self.random.sample(ITEMS[: OFFERED[self.period - 1]], 2) for user in users}
+        for user, items in slates.items():
+            await self.ask(user, [*items, f"nobody's {self.random.randrange(3)}"], ms)
+        if self.random.random() < 0.25:  # a slate is shown, of which an item is clicked
+            user = users.pop()
+            await self.show(user, slates[user], ms)
+        events = [
+            {"event_id": self.name(), "user_id": user, "item_id": item, "label": self.likes(user, item)}
+            for user in users
+            for item in slates[user]
+        ]
+        if events:
+            await self.post("/interactions", interactions=[e | {"timestamp": self.sent(ms)} for e in events])
+
+    async def show(self, user: str, items: list[str], ms: int) -> None:
+        request = self.name()
+        shown = {"request_id": request, "user_id": user, "items": items, "timestamp": self.sent(ms)}
+        await self.post("/impressions", impressions=[shown])
+        clicked = {"request_id": request, "item_id": items[0], "timestamp": (moment(ms) + timedelta(milliseconds=1))}
+        await self.post("/clicks", clicks=[clicked | {"timestamp": clicked["timestamp"].isoformat()}])
+
+    async def live(self) -> None:
+        """A period: what is new on offer, what happens, and the update."""
+        offered = [{"item_id": item, "categories": categories_of(item)} for item in ITEMS[: OFFERED[self.period - 1]]]
+        assert (await self.api.client.put("/items", json={"items": offered})).status_code == 200
+        for _ in range(STEPS[self.period - 1]):
+            await self.step()
+        await asyncio.sleep(2 * WINDOW_SECONDS)  # all that was shown has had its time to be clicked
+        answer = await self.api.client.post("/periods/close", json={"expected_period": self.period})
+        assert answer.status_code == 202, answer.text
+        version = await self.bench.update(self.period)
+        await eventually(lambda: self.api.parts.serving.current().version == version)
+        self.period += 1
+
+    async def log(self) -> list[Event]:
+        """The stored interactions."""
+        query = "SELECT event_id, user_id, item_id, label, occurred_at, period FROM interactions WHERE NOT sampled"
+        async with self.bench.database.read() as session:
+            rows = (await session.connection.execute(text(query))).all()
+        epoch = moment(0)
+        return [
+            Event(
+                r.event_id,
+                r.user_id,
+                r.item_id,
+                r.label,
+                (r.occurred_at - epoch) // timedelta(milliseconds=1),
+                r.period,
+            )
+            for r in rows
+        ]
+
+
+def categories_of(item: str) -> list[str]:
+    return [f"c{int(item[1:]) % 4}"] if int(item[1:]) % 5 else []
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What a version says to questions, in their order, all their items one after the other."""
+
+    scores: np.ndarray
+    numeric: torch.Tensor
+
+
+class Version:
+    """A version with what it knows, by its artifacts."""
+
+    def __init__(self, model: Checkpoint, statistics: Checkpoint, correction: float, rows: dict[str, dict[str, int]]):
+        self.params = {name: tensor.double().numpy() for name, tensor in model.tensors.items()}
+        last = f"mlp.{len(model.meta['model']['hidden'])}.bias"
+        self.params[last] = self.params[last] + correction
+        self.statistics, self.rows = Statistics.load(statistics), rows
+
+    @classmethod
+    async def of(cls, b: Bench, version: ModelVersion) -> "Version":
+        artifacts, state = b.workshop.artifacts, version.state
+        rows = {}
+        async with b.database.read() as session:
+            for kind in EntityKind:
+                ids, numbers = await session.entities.rows(kind, state["serving_allocations"][str(kind)])
+                rows[str(kind)] = dict(zip(ids, numbers.tolist(), strict=True))
+        read = [Checkpoint.from_bytes(await artifacts.get(state[n])) for n in ("serving", "serving_statistics")]
+        return cls(*read, state.get("logit_correction", 0.0), rows)
+
+    def answers(self, asked: Sequence[Asked], log: list[Event]) -> Recomputed:
+        """What it says with the log as it was before each question."""
+        new: dict[str, int] = {}
+        known = 1 + max(self.rows["item"].values())
+
+        def row(item: str) -> int:
+            """Items that the version does not know are past the ends of its tables, each for itself."""
+            return self.rows["item"].get(item) or new.setdefault(item, known + len(new))
+
+        users, items, history, offsets, recent = [], [], [], [0], []
+        for question in asked:
+            clicked, counts = past_of(log, question.user, question.ms)
+            for item in question.items:
+                users.append(self.rows["user"].get(question.user, 0))
+                items.append(row(item))
+                history += [row(click) for click in clicked]
+                offsets.append(len(history))
+                recent.append(counts)
+        size = known + len(new)
+        categories = torch.full((size, 1), NO_CATEGORY, dtype=torch.int32)
+        for item, number in self.rows["item"].items():
+            for name in categories_of(item):
+                categories[number] = self.rows["category"][name]
+        data = PeriodData(
+            user=torch.tensor(users, dtype=torch.int32),
+            item=torch.tensor(items, dtype=torch.int32),
+            history=torch.tensor(history, dtype=torch.int32),
+            offsets=torch.tensor(offsets),
+            label=torch.zeros(len(items)),
+            recent=torch.tensor(recent, dtype=torch.int32),
+            users=1 + max(users),
+            items=size,
+            categories=1 + max(self.rows["category"].values()),
+            item_categories=categories,
+        )
+        numeric = self.statistics.inputs(data)
+        return Recomputed(clicks_by_hand(self.params, data, numeric.double().numpy()), numeric)
+
+
+async def test_every_score_is_the_one_that_the_stored_log_gives(
+    postgres_dsn: str, redis_url: str, tmp_path: Path
+) -> None:
+    changes = {"attribution_window_seconds": WINDOW_SECONDS, "swap_lead_seconds": 0.0, "prior_ctr": PRIOR}
+    settings = settings_for(postgres_dsn, redis_url, tmp_path, **changes)
+    async with bench(postgres_dsn, redis_url, tmp_path, **changes) as b:
+        async with running_app(settings) as api:
+            replay = Replay(api, b)
+            for _ in STEPS:
+                await replay.live()
+        log = await replay.log()
+        async with b.database.read() as session:
+            versions = {number: await session.models.get(number) for number in {a.version for a in replay.asked}}
+        assert set(versions) == {0, 1, 2}
+        asked = {number: [a for a in replay.asked if a.version == number] for number in versions}
+        assert all(a.scores == pytest.approx([PRIOR] * 3, abs=1e-6) for a in asked[0])
+        compared, repeats, strangers = 0, 0, 0
+        for number in (1, 2):
+            version = versions[number]
+            assert version is not None
+            known = await Version.of(b, version)
+            found = known.answers(asked[number], log)
+            given = np.array([score for a in asked[number] for score in a.scores])
+            np.testing.assert_allclose(given, found.scores, rtol=0, atol=1e-6)
+            assert given.std() > 0.02
+            compared += len(given)
+            strangers += sum(not past_of(log, a.user, a.ms)[1][0] for a in asked[number])
+            repeats += sum(item in past_of(log, a.user, a.ms)[0] for a in asked[number] for item in a.items)
+            # The next update learned from the very same statistics.
+            assert await learned(b, number + 1, log) == shown(found, asked[number], log)
+        assert compared >= 250
+        assert repeats > 10 and strangers > 1
+
+
+Learned = dict[tuple[str, str, int], list[float]]
+"""User, item and moment → the statistics."""
+
+
+async def learned(b: Bench, period: int, log: list[Event]) -> Learned:
+    """What an update has learned from."""
+    async with b.database.read() as session:
+        stage = await session.stages.get(period, "prepare")
+    assert stage is not None
+    data = load_data(Checkpoint.from_bytes(await b.workshop.artifacts.get(stage.result["data"])))
+    assert data.numeric is not None
+    events = sorted((e for e in log if e.period == period), key=lambda e: (e.ms, e.name.encode()))
+    return {(e.user, e.item, e.ms): row for e, row in zip(events, data.numeric.tolist(), strict=True)}
+
+
+def shown(found: Recomputed, asked: Sequence[Asked], log: list[Event]) -> Learned:
+    """The statistics of the answers about what happened then."""
+    happened = {(e.user, e.item, e.ms) for e in log}
+    keys = [(a.user, item, a.ms) for a in asked for item in a.items]
+    return {key: row for key, row in zip(keys, found.numeric.tolist(), strict=True) if key in happened}
+
+
+def permuted(period: DriftPeriod, cut: int, seed: int) -> DriftPeriod:
+    """The same until the first interactions are over; who does what then is another."""
+    order = np.concatenate([np.arange(cut), cut + np.random.default_rng(seed).permutation(len(period.labels) - cut)])
+    return replace(
+        period,
+        user_ids=[period.user_ids[n] for n in order],
+        item_ids=[period.item_ids[n] for n in order],
+        labels=period.labels[order],
+    )
+
+
+async def test_the_future_changes_no_score(
+    servers: Servers, migrated_template: str, database_numbers: Iterator[int], redis_url: str, tmp_path: Path
+) -> None:
+    """Whatever happens from a moment on, what is learned of before and what is said of it is the same to the bit."""
+    first, second, third = periods(3)
+    cut = len(second.labels) // 2
+    futures = [(second, None), (permuted(second, cut, 1), None), (permuted(second, cut, 2), third)]
+    found = []
+    with copies(servers, migrated_template, database_numbers) as copy:
+        name = copy()
+        async with bench(database_dsn(servers, name), redis_url, tmp_path) as b:
+            await b.log(first)
+            await b.update(1)
+        for future, later in futures:
+            async with bench(database_dsn(servers, copy(name)), redis_url, tmp_path) as b:
+                await b.log(future)
+                if later is not None:
+                    await b.log(later, close=False)
+                found.append(await read_and_said(b))
+    for numeric, logits in found[1:]:
+        assert torch.equal(numeric[:cut], found[0][0][:cut])
+        assert torch.equal(logits[:cut], found[0][1][:cut])
+        assert not torch.equal(numeric[cut:], found[0][0][cut:])
+        assert not torch.equal(logits[cut:], found[0][1][cut:])
+
+
+async def read_and_said(b: Bench) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the interactions of period 2: the statistics, and what version 1 says to them."""
+    updater, artifacts = b.workshop.updater, b.workshop.artifacts
+    async with b.database.read() as session:
+        head = await session.models.get(1)
+    assert head is not None
+    parts = {n: Checkpoint.from_bytes(await artifacts.get(digest)) for n, digest in head.state["parts"].items()}
+    state = updater.load(parts)
+    data = updater.prepare(state, (await prepare_period(b.database, 2, 30)).data)
+    assert data.numeric is not None
+    return data.numeric, predict_logits(updater.model, updater.serving_models(state)["generated"], data)
