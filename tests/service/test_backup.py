@@ -30,7 +30,7 @@ from service.use_cases.backup import back_up, require_empty_database, restore
 from service.use_cases.ingest import ingest
 from service.use_cases.retention import drop_old_logs, merge_event_ids
 from service.use_cases.verify import verify
-from tests.conftest import Servers, database_dsn, execute, flush, in_thread
+from tests.conftest import Servers, create_database, database_dsn, drop_database, flush, in_thread
 from tests.service.api_support import running_app, settings_for
 from tests.service.backup_support import (
     LEARNED,
@@ -76,9 +76,9 @@ def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[in
 def empty(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[str]:
     """DSN of a database in which nothing was ever done."""
     name = f"{migrated_template}_{next(database_numbers)}"
-    execute(servers, f"CREATE DATABASE {name} TEMPLATE template0")
+    create_database(servers, name, "template0")
     yield database_dsn(servers, name)
-    execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
+    drop_database(servers, name)
 
 
 @asynccontextmanager
@@ -400,7 +400,7 @@ class TestTheFolder:
         name = make_url(postgres_dsn).database
         role, free = f"reader_{name}", "SET LOCAL ROLE NONE"
         await sql(database, f"CREATE ROLE {role}", f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
-        execute(servers, f"ALTER DATABASE {name} SET role = {role}")  # of connections from now on
+        servers.execute(f"ALTER DATABASE {name} SET role = {role}")  # of connections from now on
         try:
             async with opened(postgres_dsn) as reader:
                 with pytest.raises(BackupError, match=r"Postgres does not give .*permission denied for sequence"):
@@ -408,7 +408,7 @@ class TestTheFolder:
                 await sql(reader, free, f"GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO {role}")
                 await back_up(reader, tmp_path / "backup")
         finally:
-            execute(servers, f"ALTER DATABASE {name} RESET role")
+            servers.execute(f"ALTER DATABASE {name} RESET role")
             await sql(database, free, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
     def test_another_files_in_the_folder_stay(self, tmp_path: Path) -> None:
@@ -519,7 +519,7 @@ class TestTheSameAgain:
         dsns = copy(past.name), copy()
         for dsn in dsns:
             for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
-                execute(servers, f"ALTER DATABASE {make_url(dsn).database} SET {name} = 500")
+                servers.execute(f"ALTER DATABASE {make_url(dsn).database} SET {name} = 500")
         async with opened(dsns[0]) as one, opened(dsns[1]) as two:
             async with frozen(one) as (session, _):
                 await asyncio.sleep(0.8)

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -61,11 +63,20 @@ class Installation:
         self.stack.enter_context(EmbeddedServers(self.folder))
 
 
+@pytest.fixture(scope="module")
+def migrated() -> Iterator[Path]:
+    """A folder of servers that have been stopped, with the schema, to make copies of."""
+    with tempfile.TemporaryDirectory(prefix="asmg-", ignore_cleanup_errors=True) as folder:
+        with EmbeddedServers(Path(folder) / "data") as servers:
+            in_thread(migrate, servers.postgres_dsn)
+        yield Path(folder) / "data"
+
+
 @pytest.fixture
-def installation(data_dir: Path, tmp_path: Path) -> Iterator[Installation]:
+def installation(migrated: Path, data_dir: Path, tmp_path: Path) -> Iterator[Installation]:
+    subprocess.run(["cp", "-a", migrated, data_dir], check=True)  # Postgres may be another user, whose the files stay
     with contextlib.ExitStack() as stack:
         servers = stack.enter_context(EmbeddedServers(data_dir))
-        in_thread(migrate, servers.postgres_dsn)
         key = in_thread(asyncio.run, make_key(servers.postgres_dsn))
         settings = settings_for(
             servers.postgres_dsn, servers.redis_url, tmp_path, store_deadline_seconds=0.5, history_cache_seconds=60

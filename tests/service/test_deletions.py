@@ -41,8 +41,9 @@ from service.use_cases.verify import verify
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app, settings_for
 from tests.service.backup_support import opened
+from tests.service.programs import FORKED
 from tests.service.update_support import Bench, bench, copies, moment, single_thread
-from tests.service.worker_processes import CONTEXT, forked_worker
+from tests.service.worker_processes import forked_worker
 
 ANN = "ann/gone é%"
 """A user of all logs. Nothing else that is stored has `gone` in it."""
@@ -641,7 +642,7 @@ class TestMeanwhile:
         deletion = await request_deletion(past.database, "user", ANN, actor="test")
         before = await scalar(past.database, "SELECT count(*) FROM interactions WHERE user_id = :a", a=ANN)
         dsn = past.settings.postgres_dsn
-        process = CONTEXT.Process(target=delete_slowly, args=(dsn, redis_url, tmp_path / "journal"), daemon=True)
+        process = FORKED.Process(target=delete_slowly, args=(dsn, redis_url, tmp_path / "journal"), daemon=True)
         process.start()
         await until(past.database, f"SELECT count(*) < {before} FROM interactions WHERE user_id = :a", a=ANN)
         process.kill()

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from service.demo.traffic import CLIENTS, Traffic, VersionOrder, Window
 from tests.service.programs import asmg, environment, wait_for
 
 SMALL = DriftConfig(users=100, items=40, events=1_500, categories=4)
+TINY: dict[str, Any] = {"drift": replace(SMALL, events=300), "workers": 1, "port": 0}
+"""Options of a demo of which no more is wanted than that it is under way."""
 
 
 def test_versions_go_forward_unless_they_were_announced() -> None:
@@ -228,12 +231,12 @@ def left_behind(folder: Path) -> list[psutil.Process]:
 
 
 class Demo:
-    """A running demo of the small stream."""
+    """A running demo."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         program = (
             "import sys; from pathlib import Path; from service.demo import *; from asmg.datasets.synthetic import *\n"
-            f"sys.exit(run_demo(DemoOptions(drift={SMALL!r}, {', '.join(f'{k}={v!r}' for k, v in options.items())})))"
+            f"sys.exit(run_demo(DemoOptions({', '.join(f'{k}={v!r}' for k, v in options.items())})))"
         ).replace("PosixPath", "Path")
         self.out, self.err = folder / "out", folder / "err"
         with self.out.open("w") as out, self.err.open("w") as err:
@@ -260,7 +263,7 @@ class Demo:
 def test_the_whole_story(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        demo = Demo(folder, periods=3, exit=True, report=folder / "r.json", port=port)
+        demo = Demo(folder, drift=SMALL, periods=3, exit=True, report=folder / "r.json", port=port)
         demo.end(0)
     out = demo.out.read_text()
     assert f"port {port} is taken" in out
@@ -288,7 +291,7 @@ def test_the_whole_story(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_it_stays_up_and_wants_its_key(folder: Path) -> None:
-    demo = Demo(folder, periods=1, port=0)
+    demo = Demo(folder, periods=1, **TINY)
     demo.wait_for("stays up until Ctrl-C")
     out = demo.out.read_text()
     docs, key = re.search(r"^API docs: (\S+)$", out, re.M), re.search(r"^KEY=(\S+)$", out, re.M)
@@ -304,7 +307,7 @@ def test_it_stays_up_and_wants_its_key(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_interrupted_in_the_middle(folder: Path) -> None:
-    demo = Demo(folder, periods=50, exit=True, port=0)
+    demo = Demo(folder, periods=50, exit=True, **TINY)
     demo.wait_for("v1 generated")
     time.sleep(0.5)
     demo.end(130, signal.SIGINT)
@@ -314,7 +317,7 @@ def test_interrupted_in_the_middle(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_service_that_dies_is_said_and_cleaned_up(folder: Path) -> None:
-    demo = Demo(folder, periods=50, exit=True, port=0)
+    demo = Demo(folder, periods=50, exit=True, **TINY)
     demo.wait_for("v1 generated")
     [server] = psutil.Process(demo.process.pid).children()
     server.kill()

@@ -35,8 +35,9 @@ from service.use_cases.quarantine import retry_period
 from service.use_cases.rollback import rollback
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.backup_support import sql
-from tests.service.test_update_model import Stopped, Watched, clicks_by_hand, closing, worker_process
+from tests.service.test_update_model import Stopped, Watched, clicks_by_hand, closing
 from tests.service.update_support import MODEL, Bench, bench, copies, moment, outcome, single_thread
+from tests.service.worker_processes import forked_worker
 
 NEVER_KNOWN = "nobody at all"
 EVICT_AFTER = 7
@@ -713,7 +714,7 @@ class TestInterruptions:
         async with database.unit_of_work() as work:
             for statement in (
                 "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
-                "'BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END'",
+                "'BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END'",
                 "CREATE TRIGGER evicting BEFORE UPDATE ON entity_rows FOR EACH ROW WHEN (NEW.id IS NULL) "
                 "EXECUTE FUNCTION slow()",
                 "CREATE TRIGGER evicted BEFORE INSERT ON artifacts FOR EACH ROW WHEN (NEW.kind = 'period-data') "
@@ -728,10 +729,9 @@ class TestInterruptions:
         learned = "SELECT count(*) FROM periods WHERE number = 8 AND status = 'updated'"
         # A worker prunes after it has published, maybe before it is stopped; all that is compared is to be left.
         changes = {**EVICTING, "keep_states": 50}
-        setting = {f"ASMG_{name.upper()}": str(value) for name, value in changes.items()}
         gone = [await scalar(database, "SELECT count(*) FROM entity_rows WHERE id = 'gone'")]
         for sign in (evicting, evicted):
-            with worker_process(eighth, redis_url, tmp_path, **setting) as worker:
+            with forked_worker(eighth, redis_url, tmp_path, **changes) as worker:
                 await until(database, sign)
                 worker.kill()
             assert await scalar(database, noted) == 0
@@ -740,7 +740,7 @@ class TestInterruptions:
         async with database.unit_of_work() as work:
             await work.connection.execute(text("DROP FUNCTION slow CASCADE"))
             await work.commit()
-        with worker_process(eighth, redis_url, tmp_path, **setting) as worker:
+        with forked_worker(eighth, redis_url, tmp_path, **changes) as worker:
             await until(database, learned)
             worker.stop()
         assert await outcome(database) == prepared.outcome

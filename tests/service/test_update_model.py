@@ -1,6 +1,7 @@
 """The period cycle: what a version is made of, and that nothing on the way to it can make another."""
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -44,7 +45,7 @@ from service.use_cases.period_data import prepare_period
 from service.use_cases.rollback import rollback
 from service.use_cases.update_model import Superseded
 from tests.conftest import Servers, database_dsn, in_thread
-from tests.service.programs import ASMG, environment, wait_for
+from tests.service.programs import start, wait_for
 from tests.service.update_support import (
     MODEL,
     STAGES,
@@ -981,15 +982,10 @@ class WorkerProcess:
     def __init__(self, dsn: str, redis_url: str, folder: Path, **changes: str) -> None:
         self._log = folder / f"worker-{random.randrange(10**9)}.log"
         variables = {"POSTGRES_DSN": dsn, "REDIS_URL": redis_url, "DATA_DIR": str(folder / "data")}
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*ASMG, "worker"],
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                env=environment(
-                    ASMG_WORKER_POLL_SECONDS="0.05", **{f"ASMG_{n}": v for n, v in variables.items()}, **changes
-                ),
-            )
+        variables |= {"WORKER_POLL_SECONDS": "0.05"}
+        self._log.touch()
+        changes |= {f"ASMG_{name}": value for name, value in variables.items()}
+        self.process = start(Path(os.devnull), self._log, "worker", **changes)
 
     @property
     def log(self) -> str:
@@ -997,11 +993,13 @@ class WorkerProcess:
 
     def kill(self) -> None:
         self.process.kill()
-        assert self.process.wait(20) == -signal.SIGKILL, self.log
+        self.process.join(20)
+        assert self.process.exitcode == -signal.SIGKILL, self.log
 
     def stop(self) -> None:
         self.process.terminate()
-        assert self.process.wait(20) == 0, self.log
+        self.process.join(20)
+        assert self.process.exitcode == 0, self.log
 
 
 @contextmanager
@@ -1010,9 +1008,8 @@ def worker_process(dsn: str, redis_url: str, folder: Path, **changes: str) -> It
     try:
         yield running
     finally:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait()
+        if running.process.is_alive():
+            running.kill()
 
 
 async def slow_down(database: Database) -> None:

@@ -26,7 +26,7 @@ from service.use_cases.catalogue import put_items
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest
 from service.use_cases.update_model import PeriodUpdate, Workshop
-from tests.conftest import Servers, execute
+from tests.conftest import Servers, create_database, drop_database
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
 MODEL = EmbeddingMLPConfig(categories=True)
@@ -166,11 +166,11 @@ def copies(servers: Servers, template: str, numbers: Iterator[int]) -> Iterator[
 
     def copy(source: str = template) -> str:
         made.append(f"{template}_{next(numbers)}")
-        execute(servers, f"CREATE DATABASE {made[-1]} TEMPLATE {source}")
+        create_database(servers, made[-1], source)
         return made[-1]
 
     try:
         yield copy
     finally:
         for name in made:
-            execute(servers, f"DROP DATABASE {name} WITH (FORCE)")
+            drop_database(servers, name)

@@ -1,6 +1,5 @@
 """`asmg worker` as processes to be killed: forked from one that has imported it, so that a start takes no seconds."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -10,8 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["service.supervisor", "service.worker"])
+from tests.service.programs import FORKED
+
 NUMBERS = count(1)
 
 
@@ -39,7 +38,7 @@ class ForkedWorker:
         self._log = folder / f"forked-{next(NUMBERS)}.log"
         settings = {"postgres_dsn": dsn, "redis_url": redis_url, "data_dir": folder / "data"}
         settings |= {"worker_poll_seconds": 0.05, **changes}
-        self._process = CONTEXT.Process(target=work, args=(self._log, settings, silence_seconds), daemon=True)
+        self._process = FORKED.Process(target=work, args=(self._log, settings, silence_seconds), daemon=True)
         self._process.start()
 
     @property
