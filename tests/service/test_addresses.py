@@ -216,6 +216,9 @@ def test_children_get_the_settings_of_their_parent(monkeypatch: pytest.MonkeyPat
         root_path="/a",
         trusted_proxies=("10.0.0.0/8", "::1"),
         cors_origins=("https://a.example", "https://b.example"),
+        hidden_layers=(32, 16, 8),
+        statistics=False,
+        evict_after_periods=9,
         start_without_redis=True,
     )
     for name, value in environment_of(settings).items():
