@@ -105,10 +105,8 @@ def configure_logging() -> None:
 def environment_of(settings: Settings) -> dict[str, str]:
     """The variables that make a child read exactly these settings."""
     values = settings.model_dump(exclude_none=True)
-    texts = {
-        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in values.items()
-    }
-    return {f"ASMG_{name.upper()}": text for name, text in texts.items()}
+    lists = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
+    return {f"ASMG_{name.upper()}": ",".join(map(str, value)) for name, value in lists.items()}
 
 
 @contextmanager

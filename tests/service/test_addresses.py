@@ -216,8 +216,10 @@ def test_children_get_the_settings_of_their_parent(monkeypatch: pytest.MonkeyPat
         root_path="/a",
         trusted_proxies=("10.0.0.0/8", "::1"),
         cors_origins=("https://a.example", "https://b.example"),
+        hidden_layers=(32, 16, 8),
+        statistics=False,
+        evict_after_periods=9,
         start_without_redis=True,
-        hidden_layers=(5, 3),
     )
     for name, value in environment_of(settings).items():
         monkeypatch.setenv(name, value)
