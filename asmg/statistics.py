@@ -58,9 +58,9 @@ NAMES = (
 """What the columns are, in order."""
 
 LEAST_DEVIATION = 1e-3
-"""Added to every standard deviation; a number whose deviation is not even that is not read. In the first period all counts
-of items are zero: no model has learned what they mean, and scaled by next to nothing they would drown the rest in the
-second."""
+"""Added to every standard deviation; a number whose deviation is not even that is not read. In the first period all
+counts of items are zero: no model has learned what they mean, and scaled by next to nothing they would drown the rest
+in the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
