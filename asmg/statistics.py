@@ -58,7 +58,9 @@ NAMES = (
 """What the columns are, in order."""
 
 LEAST_DEVIATION = 1e-3
-"""Added to every standard deviation: a number that was always the same tells nothing, and shall not become huge."""
+"""Added to every standard deviation; a number whose deviation is not even that is not read. In the first period all
+counts of items are zero: no model has learned what they mean, and scaled by next to nothing they would drown the rest
+in the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,8 @@ class Statistics:
         events = self.moments[0, 0].clamp(min=1e-9)
         mean, square = self.moments[0, 2:] / events, self.moments[1, 2:] / events
         deviation = (square - mean**2).clamp(min=0).sqrt()
-        return mean.float(), (1 / (deviation + LEAST_DEVIATION)).float()
+        by = torch.where(deviation > LEAST_DEVIATION, 1 / (deviation + LEAST_DEVIATION), 0.0)
+        return mean.float(), by.float()
 
     def raw(self, data: PeriodData) -> Tensor:
         """The statistics of a log's interactions as the table above has them, float32 [N, S].

@@ -202,6 +202,17 @@ def test_the_first_period_is_standardised_by_its_own_moments() -> None:
     torch.testing.assert_close(inputs[:, varying].mean(0), torch.zeros(5), atol=2e-2, rtol=0)
 
 
+def test_what_was_always_the_same_is_not_read() -> None:
+    """Before the second period every item had counts of zero: no model knows yet what other counts mean."""
+    first, second = log_of(1), log_of(2)
+    known = Statistics.initial(StatisticsConfig()).learned(first)
+    raw, read = known.raw(second), known.inputs(second)
+    of_items = slice(NAMES.index("item_clicks_late"), NAMES.index("item_rate") + 1)
+    assert raw[:, of_items].std(0).min() > 0.01
+    assert not read[:, of_items].any()
+    assert known.learned(second).inputs(log_of(3))[:, of_items].std(0).min() > 0.1
+
+
 def test_dump_and_load_lose_nothing() -> None:
     statistics = after(StatisticsConfig(neighbours=3), 3)
     again = Statistics.load(Checkpoint.from_bytes(statistics.dump().to_bytes()))
