@@ -294,8 +294,9 @@ def test_an_interaction_of_a_stranger_is_that_of_a_user_without_row_or_past() ->
 
 
 def test_strangers_are_learned_where_everybody_has_a_past() -> None:
-    """Everybody has clicked a lot and clicks half of the time; so does a stranger, whom no log ever had."""
-    torch.manual_seed(0)
+    """Everybody has clicked a lot, and who did so more of late clicks more: half of the time on average. No log ever had
+    a stranger, of whom the same would say that it never clicks.
+    """
     config = EmbeddingMLPConfig(dim=4, hidden=(8,), numeric=len(NAMES))
     updater = build_updater("iu", config, statistics=StatisticsConfig())
     state = updater.initial(torch_rng(0))
@@ -303,7 +304,8 @@ def test_strangers_are_learned_where_everybody_has_a_past() -> None:
         data = random_period(t, 3_000, users=50, items=20)
         rng = np.random.default_rng(t)
         recent = np.stack([np.full(3_000, 30), rng.integers(8, 11, 3_000), rng.integers(26, 31, 3_000)], 1)
-        data = replace(data, recent=torch.from_numpy(recent.astype(np.int32)), label=(torch.rand(3_000) < 0.5).float())
+        label = torch.from_numpy(rng.random(3_000) < 0.4 * recent[:, 1] - 3.1).float()
+        data = replace(data, recent=torch.from_numpy(recent.astype(np.int32)), label=label)
         state = updater.update(state, data, rng=torch_rng(t))
     stranger = replace(
         data,
@@ -314,4 +316,4 @@ def test_strangers_are_learned_where_everybody_has_a_past() -> None:
     )
     (params,) = updater.serving_models(state).values()
     found = torch.sigmoid(predict_logits(updater.model, params, updater.prepare(state, stranger)))
-    assert 0.4 < float(found.mean()) < 0.6
+    assert 0.2 < float(found.mean()) < 0.7
