@@ -59,7 +59,8 @@ class TrainingConfig:
     """Newest fraction of the first period (with `most_epochs`, of each) that says how many passes are good; it is
     learned afterwards."""
     cold_rate: float = 0.03
-    """Probability that an id is read as the cold row throughout a batch (id dropout)."""
+    """Probability that an id is read as the cold row throughout a batch (id dropout); and, where numeric inputs tell
+    what a user did before, that an interaction is learned as one of a stranger, who did nothing."""
     initial: Literal["cold", "glorot"] = "cold"
     """How tables begin: rows near the cold row, or, as in the authors' release, Glorot-uniform for all ids at once (of
     which no period may bring more than the first)."""
@@ -249,6 +250,8 @@ class BaseTraining:
         shuffle: bool = True,
     ) -> None:
         """One pass with this configuration."""
+        if data.nobody is not None and self.config.cold_rate > 0:
+            data = data.with_strangers(torch.rand(len(data), generator=rng) < self.config.cold_rate)
         session.epoch(
             data,
             batch_size=self.config.batch(len(data)),

@@ -82,6 +82,9 @@ class PeriodData:
     numeric: Tensor | None = None
     """float32 [N, S], S ≥ 1: numeric inputs of each interaction, standardised (mean 0, deviation 1 or so), made of what
     was known before the interaction happened; None where there are none."""
+    nobody: Tensor | None = None
+    """float32 [S]: what each numeric input is of a user without a past, NaN where it is the item's alone; None where
+    that is not known."""
     recent: Tensor | None = None
     """int32 [N, 3]: of the user's last `RECENT` interactions before each one, how many there are, the clicks among the
     newest `RECENT_SHORT`, and the clicks among all of them; None where nobody has counted."""
@@ -127,6 +130,8 @@ class PeriodData:
                 raise ValueError(f"numeric: expected float32 [{n}, S] with S ≥ 1; received {dtype} {list(shape)}")
             if not all(math.isfinite(float(end)) for end in self.numeric.aminmax()):
                 raise ValueError("numeric: expected finite numbers; received NaN or infinity")
+            if self.nobody is not None and self.nobody.shape != self.numeric.shape[1:]:
+                raise ValueError(f"nobody: expected shape ({shape[1]},); received {tuple(self.nobody.shape)}")
 
     def __len__(self) -> int:
         return len(self.user)
@@ -170,6 +175,27 @@ class PeriodData:
             user=cold(self.user, "user", self.users),
             item=cold(self.item, "item", self.items),
             history=cold(self.history, "item", self.items),
+        )
+
+    def with_strangers(self, where: Tensor) -> "PeriodData":
+        """The log with strangers, users without a row or a past, in the interactions at `where` (bool [N]).
+
+        Raises:
+            ValueError: it is not known what the numeric inputs of a stranger are.
+        """
+        if self.numeric is None or self.nobody is None:
+            raise ValueError("nobody: expected the numeric inputs of a user without a past; received none")
+        lengths = self.offsets.diff()
+        kept = ~torch.repeat_interleave(where, lengths)
+        offsets = torch.zeros_like(self.offsets)
+        torch.cumsum(lengths.masked_fill(where, 0), 0, out=offsets[1:])
+        theirs = torch.where(self.nobody.isnan(), self.numeric[where], self.nobody)
+        return replace(
+            self,
+            user=self.user.masked_fill(where, COLD_ROW),
+            history=self.history[kept],
+            offsets=offsets,
+            numeric=self.numeric.index_put((where,), theirs),
         )
 
     def batch(self, index: Tensor) -> InteractionBatch:

@@ -58,7 +58,9 @@ NAMES = (
 """What the columns are, in order."""
 
 LEAST_DEVIATION = 1e-3
-"""Added to every standard deviation: a number that was always the same tells nothing, and shall not become huge."""
+"""Added to every standard deviation; a number whose deviation is not even that is not read. In the first period all
+counts of items are zero: no model has learned what they mean, and scaled by next to nothing they would drown the rest
+in the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,8 @@ class Statistics:
         events = self.moments[0, 0].clamp(min=1e-9)
         mean, square = self.moments[0, 2:] / events, self.moments[1, 2:] / events
         deviation = (square - mean**2).clamp(min=0).sqrt()
-        return mean.float(), (1 / (deviation + LEAST_DEVIATION)).float()
+        by = torch.where(deviation > LEAST_DEVIATION, 1 / (deviation + LEAST_DEVIATION), 0.0)
+        return mean.float(), by.float()
 
     def raw(self, data: PeriodData) -> Tensor:
         """The statistics of a log's interactions as the table above has them, float32 [N, S].
@@ -160,28 +163,28 @@ class Statistics:
     def inputs(self, data: PeriodData) -> Tensor:
         """The same, standardised; of the very first period, before which nothing was counted, by its own moments."""
         raw = self.raw(data)
-        known = self if self.periods else replace(self, moments=_moments(raw, data.label))
-        mean, by = known.scale
+        return self._scaled_by(raw, data).standardised(raw)
+
+    def standardised(self, raw: Tensor) -> Tensor:
+        """Statistics [N, S] as a model reads them."""
+        mean, by = self.scale
         return ((raw - mean) * by).clamp_(-float(FURTHEST), float(FURTHEST))
 
     def prepare(self, data: PeriodData) -> PeriodData:
-        """The log with these statistics as numeric inputs."""
-        return replace(data, numeric=self.inputs(data))
+        """The log with these statistics as numeric inputs, and with those of a user without a past."""
+        raw = self.raw(data)
+        scaled = self._scaled_by(raw, data)
+        nobody = scaled.standardised(self.raw(_by_strangers(torch.zeros(1, dtype=torch.int64))))[0]
+        nobody[USER : USER + ITEM] = torch.nan
+        return replace(data, numeric=scaled.standardised(raw), nobody=nobody)
+
+    def _scaled_by(self, raw: Tensor, data: PeriodData) -> "Statistics":
+        """These, or before the first period ones with its moments."""
+        return self if self.periods else replace(self, moments=_moments(raw, data.label))
 
     def of_items(self, items: Tensor) -> Tensor:
         """The part of `inputs` that is the items' alone, float32 [n, ITEM]; items int64 [n], any of them unknown."""
-        n, nothing = len(items), torch.zeros(len(items), dtype=torch.int32)
-        data = PeriodData(
-            user=nothing,
-            item=items.int(),
-            history=nothing[:0],
-            offsets=torch.zeros(n + 1, dtype=torch.int64),
-            label=torch.zeros(n),
-            recent=torch.zeros(n, 3, dtype=torch.int32),
-            users=1,
-            items=int(items.max()) + 1,
-        )
-        return self.inputs(data)[:, USER : USER + ITEM]
+        return self.inputs(_by_strangers(items))[:, USER : USER + ITEM]
 
     def fading(self, items: Tensor) -> Tensor:
         """What a pair of each of these items (int64 [n], all known) counts now, float32 [n]."""
@@ -250,6 +253,21 @@ _BY_PAIR = ("neighbours", "together", "passed")
 def _grown(tensor: Tensor, items: int) -> Tensor:
     """A copy with rows for so many items."""
     return torch.cat([tensor, tensor.new_zeros(items - len(tensor), *tensor.shape[1:])])
+
+
+def _by_strangers(items: Tensor) -> PeriodData:
+    """One interaction with each of these items (int64 [n]), by users without a past."""
+    n, nothing = len(items), torch.zeros(len(items), dtype=torch.int32)
+    return PeriodData(
+        user=nothing,
+        item=items.int(),
+        history=nothing[:0],
+        offsets=torch.zeros(n + 1, dtype=torch.int64),
+        label=torch.zeros(n),
+        recent=torch.zeros(n, 3, dtype=torch.int32),
+        users=1,
+        items=int(items.max()) + 1,
+    )
 
 
 def _moments(raw: Tensor, label: Tensor) -> Tensor:

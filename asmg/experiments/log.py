@@ -1,7 +1,6 @@
 """A prepared log as the paper's protocol has it: equal periods, histories, table rows."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -114,9 +113,11 @@ def with_statistics(periods: Periods, dropped: Sequence[int] = ()) -> Periods:
     """
     statistics, data = Statistics.initial(StatisticsConfig()), []
     for period in periods.data:
-        numeric = statistics.inputs(period)
-        numeric[:, list(dropped)] = 0  # the mean
-        data.append(replace(period, numeric=numeric))
+        prepared = statistics.prepare(period)
+        assert prepared.numeric is not None and prepared.nobody is not None
+        for numbers in (prepared.numeric.T, prepared.nobody):
+            numbers[list(dropped)] = 0  # the mean
+        data.append(prepared)
         statistics = statistics.learned(period)
     return periods._replace(data=data)
 

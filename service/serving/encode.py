@@ -247,6 +247,8 @@ def _canary(
     """
     user_of, item_of = ({STRANGER: COLD_ROW, **_some(known)} for known in (users, items))
     names = list(item_of)
+    # In double precision: a float32 sum depends on where in memory it lies, and equal models shall have equal files.
+    shared = {name: tensor.double() for name, tensor in params.items() if name not in ("user", "item")}
     beside = [] if statistics is None else _neighbours(items, statistics)
     item_of |= {name: row for places in beside for name, row in places.items()}
     for n, (user_id, user) in enumerate(user_of.items()):
@@ -264,16 +266,16 @@ def _canary(
             history=torch.arange(len(asked), len(rows)).repeat(len(asked)),
             offsets=torch.arange(len(asked) + 1) * len(past),
             label=torch.zeros(len(asked)),
-            numeric=None if statistics is None else _numeric(statistics, rows, len(asked), recent),
+            numeric=None if statistics is None else _numeric(statistics, rows, len(asked), recent).double(),
         )
-        excerpt = {**params, "user": params["user"][user : user + 1]}
+        excerpt = {**shared, "user": params["user"][user : user + 1].double(), "item": params["item"][rows].double()}
         features = None
-        if item_categories is None:
-            excerpt["item"] = params["item"][rows]
-        else:
-            features = ItemFeatures(row=rows, categories=item_categories[rows].long())
+        if item_categories is not None:
+            features = ItemFeatures(row=torch.arange(len(rows)), categories=item_categories[rows].long())
         with torch.inference_mode():
-            scores = torch.sigmoid(model.logits(excerpt, batch, features)).nan_to_num(0).clamp(EPSILON, 1 - EPSILON)
+            scores = (
+                torch.sigmoid(model.logits(excerpt, batch, features)).nan_to_num(0).clamp(EPSILON, 1 - EPSILON).float()
+            )
         asked_hashes, past_hashes = hashes_of([user_id, *asked]).tolist(), hashes_of(past).tolist()
         question = {"asked": asked_hashes, "history": past_hashes}
         yield question | ({} if statistics is None else {"recent": recent}) | {"scores": scores.tolist()}

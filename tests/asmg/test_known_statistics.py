@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
+from asmg.models import EmbeddingMLPConfig
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
-from tests.asmg.support import random_period
+from asmg.training import predict_logits
+from asmg.updaters import build_updater
+from tests.asmg.support import random_period, torch_rng
 
 EVERYTHING = StatisticsConfig()
 
@@ -202,6 +205,17 @@ def test_the_first_period_is_standardised_by_its_own_moments() -> None:
     torch.testing.assert_close(inputs[:, varying].mean(0), torch.zeros(5), atol=2e-2, rtol=0)
 
 
+def test_what_was_always_the_same_is_not_read() -> None:
+    """Before the second period every item had counts of zero: no model knows yet what other counts mean."""
+    first, second = log_of(1), log_of(2)
+    known = Statistics.initial(StatisticsConfig()).learned(first)
+    raw, read = known.raw(second), known.inputs(second)
+    of_items = slice(NAMES.index("item_clicks_late"), NAMES.index("item_rate") + 1)
+    assert raw[:, of_items].std(0).min() > 0.01
+    assert not read[:, of_items].any()
+    assert known.learned(second).inputs(log_of(3))[:, of_items].std(0).min() > 0.1
+
+
 def test_dump_and_load_lose_nothing() -> None:
     statistics = after(StatisticsConfig(neighbours=3), 3)
     again = Statistics.load(Checkpoint.from_bytes(statistics.dump().to_bytes()))
@@ -252,3 +266,54 @@ def test_a_log_without_what_users_did_before_is_refused() -> None:
 def test_what_cannot_be_counted_is_refused(field: str, value: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StatisticsConfig(**{field: value})
+
+
+def test_an_interaction_of_a_stranger_is_that_of_a_user_without_row_or_past() -> None:
+    """As what such a user would have been given, the item's own numbers among it; all other interactions stay."""
+    statistics, data = after(StatisticsConfig(), 3), log_of(4)
+    prepared, where = statistics.prepare(data), torch.arange(len(data)) % 3 == 0
+    strange = prepared.with_strangers(where)
+    alone = replace(
+        data,
+        user=torch.zeros_like(data.user),
+        history=data.history[:0],
+        offsets=torch.zeros_like(data.offsets),
+        recent=torch.zeros_like(data.recent),  # type: ignore[arg-type]
+    )
+    assert prepared.numeric is not None and strange.numeric is not None
+    assert torch.equal(strange.numeric[where], statistics.inputs(alone)[where])
+    assert torch.equal(strange.numeric[~where], prepared.numeric[~where])
+    for n in range(len(data)):
+        now, then = (d.history[d.offsets[n] : d.offsets[n + 1]].tolist() for d in (strange, prepared))
+        assert now == ([] if where[n] else then)
+        assert strange.user[n] == (0 if where[n] else prepared.user[n])
+    assert torch.equal(strange.item, data.item) and torch.equal(strange.label, data.label)
+    assert torch.equal(prepared.with_strangers(torch.zeros_like(where)).numeric, prepared.numeric)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="nobody: expected the numeric inputs of a user without a past; received none"):
+        data.with_strangers(where)
+
+
+def test_strangers_are_learned_where_everybody_has_a_past() -> None:
+    """Everybody has clicked a lot, and who did so more of late clicks more: half of the time on average. No log ever had
+    a stranger, of whom the same would say that it never clicks.
+    """
+    config = EmbeddingMLPConfig(dim=4, hidden=(8,), numeric=len(NAMES))
+    updater = build_updater("iu", config, statistics=StatisticsConfig())
+    state = updater.initial(torch_rng(0))
+    for t in range(1, 5):
+        data = random_period(t, 3_000, users=50, items=20)
+        rng = np.random.default_rng(t)
+        recent = np.stack([np.full(3_000, 30), rng.integers(8, 11, 3_000), rng.integers(26, 31, 3_000)], 1)
+        label = torch.from_numpy(rng.random(3_000) < 0.4 * recent[:, 1] - 3.1).float()
+        data = replace(data, recent=torch.from_numpy(recent.astype(np.int32)), label=label)
+        state = updater.update(state, data, rng=torch_rng(t))
+    stranger = replace(
+        data,
+        user=torch.zeros_like(data.user),
+        history=data.history[:0],
+        offsets=torch.zeros_like(data.offsets),
+        recent=torch.zeros_like(data.recent),  # type: ignore[arg-type]
+    )
+    (params,) = updater.serving_models(state).values()
+    found = torch.sigmoid(predict_logits(updater.model, params, updater.prepare(state, stranger)))
+    assert 0.2 < float(found.mean()) < 0.7

@@ -25,7 +25,8 @@ from tests.service.programs import Program, program, wait_for
 pytestmark = pytest.mark.slow
 
 STREAM = DriftConfig(users=200, items=60, events=3_000, categories=6)
-PROBE = {"user_id": "u3", "items": [f"i{n}" for n in range(12)], "history": ["i5", "i7", "i5"]}
+# Of somebody of whom nothing goes on changing: models read what users did last.
+PROBE = {"user_id": "a stranger", "items": [f"i{n}" for n in range(12)], "history": ["i5", "i7", "i5"]}
 ADMIN = {"sequence": "keep", "reason": "a test"}
 
 
@@ -245,7 +246,7 @@ def test_a_period_of_noise_is_not_served_and_the_service_recovers(service: Progr
             close(client, period.number)
             scores = client.get(f"/periods/{period.number}").json()["scores"]
             losses[period.number] = {name: found["logloss"] for name, found in scores.items()}
-        assert losses[6]["incremental"] > 1.5
+        assert losses[6]["incremental"] > 0.95
         assert losses[6]["previous"] < 0.75
         newest = client.get("/admin/models").json()["models"][0]
         assert (newest["champion"], newest["kind"]) == (True, "generated")

@@ -206,8 +206,7 @@ class TestCorrection:
             )
         found = {}
         for prior in (0.02, None):
-            # Without statistics, which would tell that somebody of whom nothing is known is nobody of this log.
-            b = await make(negatives_per_positive=4, prior_ctr=prior, statistics=False)
+            b = await make(negatives_per_positive=4, prior_ctr=prior)
             for number, events in enumerate(logs, start=1):
                 await close(b, number, events)
                 await b.update(number)
