@@ -83,8 +83,8 @@ class PeriodData:
     """float32 [N, S], S ≥ 1: numeric inputs of each interaction, standardised (mean 0, deviation 1 or so), made of what
     was known before the interaction happened; None where there are none."""
     nobody: Tensor | None = None
-    """float32 [S]: what each numeric input is of a user without a past, NaN where it is the item's alone; None where
-    that is not known."""
+    """float32 [2, S]: 1 for each numeric input that tells of the user (0 where it is the item's alone), and what it is
+    of a user without a past; None where that is not known."""
     recent: Tensor | None = None
     """int32 [N, 3]: of the user's last `RECENT` interactions before each one, how many there are, the clicks among the
     newest `RECENT_SHORT`, and the clicks among all of them; None where nobody has counted."""
@@ -130,8 +130,10 @@ class PeriodData:
                 raise ValueError(f"numeric: expected float32 [{n}, S] with S ≥ 1; received {dtype} {list(shape)}")
             if not all(math.isfinite(float(end)) for end in self.numeric.aminmax()):
                 raise ValueError("numeric: expected finite numbers; received NaN or infinity")
-            if self.nobody is not None and self.nobody.shape != self.numeric.shape[1:]:
-                raise ValueError(f"nobody: expected shape ({shape[1]},); received {tuple(self.nobody.shape)}")
+            if self.nobody is not None and self.nobody.shape != (2, shape[1]):
+                raise ValueError(f"nobody: expected shape (2, {shape[1]}); received {tuple(self.nobody.shape)}")
+            if self.nobody is not None and not bool(torch.isfinite(self.nobody).all()):
+                raise ValueError("nobody: expected finite numbers; received NaN or infinity")
 
     def __len__(self) -> int:
         return len(self.user)
@@ -189,7 +191,7 @@ class PeriodData:
         kept = ~torch.repeat_interleave(where, lengths)
         offsets = torch.zeros_like(self.offsets)
         torch.cumsum(lengths.masked_fill(where, 0), 0, out=offsets[1:])
-        theirs = torch.where(self.nobody.isnan(), self.numeric[where], self.nobody)
+        theirs = torch.where(self.nobody[0] > 0, self.nobody[1], self.numeric[where])
         return replace(
             self,
             user=self.user.masked_fill(where, COLD_ROW),

@@ -174,9 +174,10 @@ class Statistics:
         """The log with these statistics as numeric inputs, and with those of a user without a past."""
         raw = self.raw(data)
         scaled = self._scaled_by(raw, data)
-        nobody = scaled.standardised(self.raw(_by_strangers(torch.zeros(1, dtype=torch.int64))))[0]
-        nobody[USER : USER + ITEM] = torch.nan
-        return replace(data, numeric=scaled.standardised(raw), nobody=nobody)
+        nobody = scaled.standardised(self.raw(_by_strangers(torch.zeros(1, dtype=torch.int64))))
+        of_the_user = torch.ones_like(nobody)
+        of_the_user[:, USER : USER + ITEM] = 0
+        return replace(data, numeric=scaled.standardised(raw), nobody=torch.cat([of_the_user, nobody]))
 
     def _scaled_by(self, raw: Tensor, data: PeriodData) -> "Statistics":
         """These, or before the first period ones with its moments."""
@@ -242,6 +243,9 @@ class Statistics:
         """
         if stored.kind != "statistics" or stored.meta.get("names") != list(NAMES):
             raise CheckpointError(f"statistics: expected {list(NAMES)}; received {stored.meta.get('names')}")
+        for name, tensor in stored.tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"statistics: {name}: expected finite numbers; received NaN or infinity")
         config = StatisticsConfig(**stored.meta["config"])
         return cls(config=config, periods=int(stored.meta["periods"]), **stored.tensors)
 

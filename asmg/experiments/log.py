@@ -115,8 +115,8 @@ def with_statistics(periods: Periods, dropped: Sequence[int] = ()) -> Periods:
     for period in periods.data:
         prepared = statistics.prepare(period)
         assert prepared.numeric is not None and prepared.nobody is not None
-        for numbers in (prepared.numeric.T, prepared.nobody):
-            numbers[list(dropped)] = 0  # the mean
+        for numbers in (prepared.numeric, prepared.nobody):
+            numbers[:, list(dropped)] = 0  # the mean; and so it is of everybody
         data.append(prepared)
         statistics = statistics.learned(period)
     return periods._replace(data=data)

@@ -12,6 +12,7 @@ from service.demo.practitioner import Practitioner
 from service.demo.report import PeriodReport, Report, RollbackReport
 from service.demo.streams import PlayedPeriod, Stream
 from service.demo.traffic import Traffic, VersionOrder
+from service.tasks import start_alone
 
 __all__ = ["Story"]
 
@@ -95,7 +96,7 @@ class Story:
         closed = await self._api.call("POST", "/periods/close", {}, **{"Idempotency-Key": f"demo-{name}"})
         self._bar.begin(f"{title}: sealed")
         # Beside the update, in a thread of its own: the clients go on asking.
-        judged = asyncio.create_task(asyncio.to_thread(self._practitioner.score_and_learn, period))
+        judged = start_alone(asyncio.to_thread(self._practitioner.score_and_learn, period))
         document: dict[str, Any] = {}
         async for document in self._api.watch(closed["period"]):
             stage, progress = document["stage"], document["progress"]

@@ -38,7 +38,7 @@ class Case:
     """Whether the numeric inputs are statistics, that the method counts itself."""
 
     def build(self) -> Updater[Any]:
-        statistics = StatisticsConfig(neighbours=4) if self.statistics else None
+        statistics = StatisticsConfig() if self.statistics else None
         return build_updater(self.updater, self.config, reference=self.reference, statistics=statistics)
 
     def period(self, t: int, n: int = 300, **changes: Any) -> PeriodData:

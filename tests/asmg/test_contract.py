@@ -103,7 +103,7 @@ def the_future_changes_nothing_before_it(case: Case) -> None:
 @check
 def rows_that_nobody_touches_change_nothing_and_cost_nothing_but_in_the_last_stage(case: Case) -> None:
     """With a catalogue larger by 60,000 rows of each table: the same weights to the bit, and before the last stage no
-    array as large as a table but an int32 look-up for each, and one to spare."""
+    array as large as a table but an int32 look-up for each, and one to spare. (With statistics the last two stages.)"""
     updater, more, largest = case.build(), 60_000, 0
     state = other = case.state(1)
     # A row begins where the cold row is when the table grows: here in period 2 and not again.
@@ -118,8 +118,8 @@ def rows_that_nobody_touches_change_nothing_and_cost_nothing_but_in_the_last_sta
                 other = updater.run_stage(stage, other, large, rng=other_rng)
             if footprint is None:
                 continue
-            if stage != updater.stages[-1]:
-                assert footprint.elements < more // 4, stage
+            if stage not in updater.stages[-2 if case.statistics else -1 :]:
+                assert footprint.elements < more // 2, stage
                 assert footprint.numpy_bytes < (len(updater.model.tables) + 1) * 4 * more + 400_000, stage
             largest = max(largest, footprint.elements)
         served = updater.serving_models(other)
@@ -364,7 +364,7 @@ def a_pretrained_state_serves_and_goes_on(case: Case) -> None:
 
 @check
 def the_base_model_of_another_method_is_adopted(case: Case) -> None:
-    updater, donor = case.build(), Case("iu", case.config)
+    updater, donor = case.build(), Case("iu", case.config, statistics=case.statistics)
     parts = donor.build().dump(donor.state(3))
     if updater.model.config != case.config:
         with pytest.raises(CheckpointError):
@@ -380,7 +380,7 @@ def the_base_model_of_another_method_is_adopted(case: Case) -> None:
     beginning = updater.adopted(updater.dump(case.state(0)), rng=torch_rng(0))
     assert updater.serving_models(beginning) == {}
     check_served(updater, updater.update(beginning, case.period(1), rng=torch_rng(0)), case.period(1))
-    unfinished = case.build().dump(stages_of(case, 4)[-2])
+    unfinished = case.build().dump(stages_of(case, 4)[-3 if case.statistics else -2])
     for bad in ({}, {"base": parts["base"]}, {"optimizer": parts["optimizer"]}, unfinished):
         with pytest.raises(CheckpointError):
             updater.adopted(bad, rng=torch_rng(0))

@@ -294,8 +294,8 @@ def test_an_interaction_of_a_stranger_is_that_of_a_user_without_row_or_past() ->
 
 
 def test_strangers_are_learned_where_everybody_has_a_past() -> None:
-    """Everybody has clicked a lot, and who did so more of late clicks more: half of the time on average. No log ever had
-    a stranger, of whom the same would say that it never clicks.
+    """Everybody has clicked a lot, and who did so more of late clicks more: half of the time on average. No log had a
+    stranger, of whom the same would say that it never clicks.
     """
     config = EmbeddingMLPConfig(dim=4, hidden=(8,), numeric=len(NAMES))
     updater = build_updater("iu", config, statistics=StatisticsConfig())

@@ -301,7 +301,7 @@ def said_in_one_line(result: Result, code: int) -> str:
 
 
 def test_mistakes_that_end_the_command_with_1(tmp_path: Path, raw: Path) -> None:
-    names = "tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, amazon, log"
+    names = "tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, kuairand, amazon, log"
     said = said_in_one_line(command("netflix", "--raw", raw, "--out", tmp_path / "out"), 1)
     assert said == f"asmg: name: expected one of {names}; received 'netflix'"
     said = said_in_one_line(command("log", "--raw", raw, "--out", tmp_path), 1)
