@@ -250,7 +250,7 @@ class BaseTraining:
         shuffle: bool = True,
     ) -> None:
         """One pass with this configuration."""
-        if data.nobody is not None and self.config.cold_rate > 0:
+        if self.model.numeric and data.nobody is not None and self.config.cold_rate > 0:
             data = data.with_strangers(torch.rand(len(data), generator=rng) < self.config.cold_rate)
         session.epoch(
             data,

@@ -358,7 +358,7 @@ class MatrixFactorization(BaseModel):
 
     @override
     def reads(self, data: PeriodData) -> PeriodData:
-        return replace(super().reads(data), numeric=None)
+        return replace(super().reads(data), numeric=None, nobody=None)
 
     @override
     def head(

@@ -334,7 +334,7 @@ class PeriodUpdate:
         assert self._data is not None
         stored = await self._read(version.state["serving"], "model")
         strange = await self._rows_of_nobody(version.state.get("serving_allocations", {}))
-        data = replace(self._data, numeric=None)
+        data = replace(self._data, numeric=None, nobody=None)
         if digest := version.state.get("serving_statistics"):
             statistics = Statistics.load(await self._read(digest, "statistics")).forgotten(strange["item"])
             data = await asyncio.to_thread(statistics.prepare, data)
