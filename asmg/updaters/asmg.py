@@ -62,8 +62,7 @@ class AsmgConfig:
     lr: float = 3e-2
     """Adam's step size for ω."""
     dense_share: float = 1.0
-    """Share of `lr` by which the weights of the MLP's GRUs move: each scalar has a set of its own, and a small period
-    says little about so many."""
+    """Share of `lr` by which the weights of the MLP's GRUs move, of which each scalar has a set of its own."""
     batch_size: int = 256
     """Interactions a batch of the newest period; the others are cut into as many batches."""
     epochs: int = 1
