@@ -61,6 +61,8 @@ class TrainingConfig:
     cold_rate: float = 0.03
     """Probability that an id is read as the cold row throughout a batch (id dropout); and, where numeric inputs tell
     what a user did before, that an interaction is learned as one of a stranger, who did nothing."""
+    neutral_rate: float = 0.1
+    """Probability that an interaction is learned with a training-only field neutral, as it is when a model predicts."""
     initial: Literal["cold", "glorot"] = "cold"
     """How tables begin: rows near the cold row, or, as in the authors' release, Glorot-uniform for all ids at once (of
     which no period may bring more than the first)."""
@@ -77,7 +79,7 @@ class TrainingConfig:
             raise ValueError(f"first_lr: expected a positive number or None; received {self.first_lr}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, or None; received {self.batch_size}")
-        for name in ("holdout", "cold_rate"):
+        for name in ("holdout", "cold_rate", "neutral_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1); received {getattr(self, name)}")
         if self.initial not in ("cold", "glorot"):
@@ -252,6 +254,9 @@ class BaseTraining:
         """One pass with this configuration."""
         if self.model.numeric and data.nobody is not None and self.config.cold_rate > 0:
             data = data.with_strangers(torch.rand(len(data), generator=rng) < self.config.cold_rate)
+        if data.fields is not None and data.fields.trains_only:
+            where = torch.rand(data.fields.rows.shape, generator=rng) < self.config.neutral_rate
+            data = replace(data, fields=data.fields.with_neutral(where))
         session.epoch(
             data,
             batch_size=self.config.batch(len(data)),

@@ -14,15 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asmg.field_columns import FieldColumns
 from asmg.kernels import Plan, plan_epoch, renumber
-from asmg.layout import COLD_ROW, HISTORY_LENGTH, NO_CATEGORY, RECENT, RECENT_SHORT
+from asmg.layout import COLD_ROW, HISTORY_LENGTH, NO_CATEGORY, NO_VALUE, RECENT, RECENT_SHORT
 
 __all__ = [
     "COLD_ROW",
     "HISTORY_LENGTH",
     "NO_CATEGORY",
+    "NO_VALUE",
     "RECENT",
     "RECENT_SHORT",
+    "TABLES",
+    "BatchFields",
     "Epoch",
     "Excerpt",
     "InteractionBatch",
@@ -34,6 +38,10 @@ __all__ = [
     "concatenate",
     "excerpt",
 ]
+
+
+TABLES = ("user", "item", "category", "field")
+"""Names of the embedding tables, [rows, dim] each, in the order in which the kernels have them."""
 
 
 class InteractionBatch(NamedTuple):
@@ -51,6 +59,19 @@ class InteractionBatch(NamedTuple):
     """float32 [B], 1 for a click."""
     numeric: Tensor | None = None
     """float32 [B, S], the numeric inputs; None where there are none."""
+    fields: "BatchFields | None" = None
+    """What is read of the field table; None where there is none."""
+
+
+class BatchFields(NamedTuple):
+    """What the interactions of a batch read of the field table; see `asmg.field_columns.FieldColumns`."""
+
+    rows: Tensor
+    """int64 [B, C], NO_VALUE for nothing."""
+    weights: Tensor
+    """float32 [B, C]"""
+    sums: Tensor
+    """int64 [C], the sum that each column belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +109,8 @@ class PeriodData:
     recent: Tensor | None = None
     """int32 [N, 3]: of the user's last `RECENT` interactions before each one, how many there are, the clicks among the
     newest `RECENT_SHORT`, and the clicks among all of them; None where nobody has counted."""
+    fields: FieldColumns | None = None
+    """Context, features of the users and features of the items, as of each interaction; None where there are none."""
 
     def __post_init__(self) -> None:
         n = len(self.user)
@@ -96,6 +119,8 @@ class PeriodData:
                 raise ValueError(f"{name}: expected length {expected}; received {len(getattr(self, name))}")
         if self.recent is not None and self.recent.shape != (n, 3):
             raise ValueError(f"recent: expected shape ({n}, 3); received {tuple(self.recent.shape)}")
+        if self.fields is not None and len(self.fields) != n:
+            raise ValueError(f"fields: expected length {n}; received {len(self.fields)}")
         if n == 0:
             raise ValueError("period: expected at least one interaction; received none")
         if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != len(self.history):
@@ -142,7 +167,8 @@ class PeriodData:
     def sizes(self) -> dict[str, int]:
         """Rows of each embedding table after this period, by table name."""
         sizes = {"user": self.users, "item": self.items}
-        return sizes | {"category": self.categories} if self.categories else sizes
+        sizes |= {"category": self.categories} if self.categories else {}
+        return sizes | ({} if self.fields is None else {"field": self.fields.size})
 
     @property
     def features(self) -> "ItemFeatures | None":
@@ -161,9 +187,9 @@ class PeriodData:
         return replace(self, history=self.history[:0], offsets=torch.zeros_like(self.offsets))
 
     def forgotten(self, rows: Mapping[str, Tensor]) -> "PeriodData":
-        """The log with the cold row in the place of these users and items.
+        """The log with the cold row in the place of these users, items and values of fields.
 
-        `rows`: "user" and "item" → int64 [n], any of which may be past the tables' ends.
+        `rows`: "user", "item" and perhaps "field" → int64 [n], any of which may be past the tables' ends.
         """
 
         def cold(values: Tensor, table: str, size: int) -> Tensor:
@@ -177,6 +203,7 @@ class PeriodData:
             user=cold(self.user, "user", self.users),
             item=cold(self.item, "item", self.items),
             history=cold(self.history, "item", self.items),
+            fields=self.fields if self.fields is None or "field" not in rows else self.fields.forgotten(rows["field"]),
         )
 
     def with_strangers(self, where: Tensor) -> "PeriodData":
@@ -214,14 +241,24 @@ class PeriodData:
             offsets=offsets,
             label=self.label[index],
             numeric=None if self.numeric is None else self.numeric[index],
+            fields=None
+            if self.fields is None
+            else BatchFields(self.fields.rows[index].long(), self.fields.weights[index], self.fields.sums.long()),
         )
 
     def select(self, index: Tensor) -> "PeriodData":
         """The interactions at `index` (int64, not empty) in that order, as a period of their own (same table sizes)."""
         rows = self.batch(index)
         read = {name: getattr(rows, name).int() for name in ("user", "item", "history")}
-        recent = None if self.recent is None else self.recent[index]
-        return replace(self, **read, offsets=rows.offsets, label=rows.label, numeric=rows.numeric, recent=recent)
+        return replace(
+            self,
+            **read,
+            offsets=rows.offsets,
+            label=rows.label,
+            numeric=rows.numeric,
+            recent=None if self.recent is None else self.recent[index],
+            fields=None if self.fields is None else self.fields.at(index),
+        )
 
     def slice(self, start: int, stop: int) -> "PeriodData":
         """Interactions start..stop-1 as a period of their own (same table sizes)."""
@@ -235,6 +272,7 @@ class PeriodData:
             label=self.label[start:stop],
             numeric=None if self.numeric is None else self.numeric[start:stop],
             recent=None if self.recent is None else self.recent[start:stop],
+            fields=None if self.fields is None else self.fields.cut(start, stop),
         )
 
 
@@ -251,7 +289,7 @@ class LocalBatches(NamedTuple):
     """Batches whose rows are numbered within the few table rows that they touch together."""
 
     batches: list[InteractionBatch]
-    """Users count within rows["user"]; items within `features`, or where that is None within rows["item"]."""
+    """Users and fields count within `rows`; items within `features`, or where that is None within rows["item"]."""
     rows: dict[str, Tensor]
     """Table name → int64 [R], distinct rows of the whole table, the cold row first."""
     features: ItemFeatures | None
@@ -271,6 +309,7 @@ def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
     if len(widths) > 1:
         raise ValueError(f"numeric: expected as many inputs in every period; received {sorted(widths)}")
     recent = [p.recent for p in periods if p.recent is not None]
+    fields = [p.fields or FieldColumns.none(len(p)) for p in periods]
     lengths = [0, *(len(p.history) for p in periods[:-1])]
     starts = np.cumsum(lengths).tolist()
     return replace(
@@ -281,6 +320,7 @@ def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
         label=torch.cat([p.label for p in periods]),
         numeric=torch.cat(numeric) if numeric else None,
         recent=torch.cat(recent) if len(recent) == len(periods) else None,
+        fields=FieldColumns.concatenate(fields) if any(p.fields is not None for p in periods) else None,
         offsets=torch.cat([periods[0].offsets[:1], *(p.offsets[1:] + s for p, s in zip(periods, starts, strict=True))]),
     )
 
@@ -308,7 +348,7 @@ def excerpt(
 
     Args:
         periods: the last one knows the categories of all items.
-        tables: those of the model; without "category" the items' categories are left out.
+        tables: those of the model; without "category" the items' categories are left out, without "field" the fields.
         sizes: rows of the models' tables, where ids past them need no rows of their own: all of them read the cold
             row. (Not so an item that has categories.)
         more: further rows that shall be in the excerpt.
@@ -346,10 +386,24 @@ def excerpt(
         categories = len(rows["category"])
     elif "category" in tables:
         raise ValueError("item_categories: expected them for a model with categories; received none")
+    columns: Sequence[FieldColumns | None] = [None] * len(periods)
+    if "field" in tables:
+        own = [(p.fields or FieldColumns.none(len(p))).within(limits["field"]) for p in periods]
+        present = [values != NO_VALUE for f in own for values in (f.rows, f.neutral)]
+        read = [values for f in own for values in (f.rows, f.neutral)]
+        numbered = number("field", [values[at] for values, at in zip(read, present, strict=True)])
+        placed = [
+            torch.full_like(values, NO_VALUE).masked_scatter_(at, found)
+            for values, at, found in zip(read, present, numbered, strict=True)
+        ]
+        columns = [
+            replace(f, rows=r, neutral=n, size=len(rows["field"]))
+            for f, r, n in zip(own, placed[::2], placed[1::2], strict=True)
+        ]
     sizes_of: dict[str, Any] = {"users": len(rows["user"]), "items": len(rows["item"]), "categories": categories}
     parts = [
-        replace(p, user=u, item=i, history=h, item_categories=small, **sizes_of)
-        for p, u, i, h in zip(periods, users, items[::2], items[1::2], strict=True)
+        replace(p, user=u, item=i, history=h, item_categories=small, fields=f, **sizes_of)
+        for p, u, i, h, f in zip(periods, users, items[::2], items[1::2], columns, strict=True)
     ]
     return Excerpt(parts, rows)
 
@@ -388,10 +442,16 @@ class Epoch:
         """float32 [N], in that order."""
         self.numeric = data.inputs[self.order]
         """float32 [N, S], in that order; S = 0 where there are no numeric inputs."""
+        columns = data.fields or FieldColumns.none(len(data))
+        self.weights = columns.weights[self.order].contiguous()
+        """float32 [N, C], those of the fields, in that order."""
+        self.sums = columns.sums
+        """int32 [C], the sum that each of their columns belongs to."""
         categories = periods[0].item_categories if self.features else torch.empty(data.items, 0, dtype=torch.int32)
         assert categories is not None
-        coins = torch.rand(2 * len(data) + len(data.history), generator=rng) if cold_rate > 0 else torch.ones(1)
-        fields = plan_epoch(
+        ids = 2 * len(data) + len(data.history) + columns.rows.numel()
+        coins = torch.rand(ids, generator=rng) if cold_rate > 0 else torch.ones(1)
+        planned = plan_epoch(
             self.order.numpy(),
             bounds,
             len(periods),
@@ -400,11 +460,14 @@ class Epoch:
             data.history.numpy(),
             data.offsets.numpy(),
             categories.contiguous().numpy(),
-            np.array([data.users, data.items, max(1, periods[0].categories)]),
+            columns.rows.contiguous().numpy(),
+            columns.weights.contiguous().numpy(),
+            np.array([data.users, data.items, max(1, periods[0].categories), columns.size]),
             cold_rate,
             coins.numpy(),
         )
-        self.plan = Plan(self.order.numpy(), bounds, *fields)
+        self.plan = Plan(self.order.numpy(), bounds, *planned)
+        self.tables = tuple(t for t in TABLES if t in periods[0].sizes)
         self.periods = len(periods)
         self._tensors: dict[str, Tensor] = {}
 
@@ -430,21 +493,26 @@ class Epoch:
                 item, history = slots[item], slots[history]
             offsets = on["offsets"][own.start : own.stop + 1] - past.start
             numeric = on["numeric"][own] if self.numeric.shape[1] else None
-            batches.append(InteractionBatch(on["user"][own], item, history, offsets, target[own], numeric))
-        tables = ("user", "item", "category") if self.features else ("user", "item")
-        rows = {table: on[f"rows.{table}"][ends(plan.row_bounds[k], step)] for k, table in enumerate(tables)}
+            fields = BatchFields(on["fields"][own], on["weights"][own], on["sums"]) if "field" in self.tables else None
+            batches.append(InteractionBatch(on["user"][own], item, history, offsets, target[own], numeric, fields))
+        rows = {
+            table: on[f"rows.{table}"][ends(plan.row_bounds[k], step)]
+            for k, table in enumerate(TABLES)
+            if table in self.tables
+        }
         features = ItemFeatures(slots, on["categories"][entities]) if self.features else None
         return LocalBatches(batches, rows, features)
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
-        """The plan as int64 tensors on a device, and the numeric inputs beside it, made once."""
+        """The plan as int64 tensors on a device, and beside it the numbers of each interaction, made once."""
         if not self._tensors or self._tensors["user"].device != device:
             plan = self.plan
             arrays = {"user": plan.user, "item": plan.item, "history": plan.history, "offsets": plan.offsets}
             arrays |= {"slots": plan.entity_slot, "categories": plan.entity_categories}
-            arrays |= {f"rows.{t}": r for t, r in zip(("user", "item", "category"), plan.rows, strict=True)}
+            arrays |= {"fields": plan.fields, "sums": self.sums.numpy()}
+            arrays |= {f"rows.{t}": r for t, r in zip(TABLES, plan.rows, strict=True)}
             self._tensors = {name: torch.from_numpy(array).to(device).long() for name, array in arrays.items()}
-            self._tensors["numeric"] = self.numeric.to(device)
+            self._tensors |= {"numeric": self.numeric.to(device), "weights": self.weights.to(device)}
         return self._tensors
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from asmg.adam import AdamState
 from asmg.batch import PeriodData
+from asmg.field_columns import FieldColumns
 from asmg.header import FORMAT_VERSION, CheckpointError, make_header, parse_header
 from asmg.models import Params
 
@@ -91,10 +92,18 @@ def dump_data(data: PeriodData) -> Checkpoint:
     """A period's data as a checkpoint."""
     values = {field.name: getattr(data, field.name) for field in fields(data)}
     tensors = {name: v for name, v in values.items() if isinstance(v, Tensor)}
-    return Checkpoint("period-data", {n: v for n, v in values.items() if isinstance(v, int)}, tensors)
+    meta = {n: v for n, v in values.items() if isinstance(v, int)}
+    if data.fields is not None:
+        tensors |= {f"fields.{name}": t for name, t in data.fields.tensors().items()}
+        meta["fields"] = data.fields.meta()
+    return Checkpoint("period-data", meta, tensors)
 
 
 def load_data(checkpoint: Checkpoint) -> PeriodData:
     """The inverse of `dump_data`."""
-    values: dict[str, Any] = {**checkpoint.meta, **checkpoint.tensors}
+    of_fields = tensors_of(checkpoint, "fields.")
+    tensors = {name: t for name, t in checkpoint.tensors.items() if not name.startswith("fields.")}
+    values: dict[str, Any] = {**checkpoint.meta, **tensors}
+    if of_fields:
+        values["fields"] = FieldColumns.of(of_fields, checkpoint.meta["fields"])
     return PeriodData(**values)

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from asmg import kernels
 from asmg.adam import Adam, AdamState
-from asmg.batch import Epoch, PeriodData, excerpt
+from asmg.batch import TABLES, Epoch, PeriodData, excerpt
 from asmg.generator import DENSE, Generator, GRUGenerator, HiddenState, from_lanes, to_lanes
-from asmg.models import TABLES, EmbeddingMLP, Params, read_rows, table_sizes
+from asmg.models import EmbeddingMLP, Params, read_rows, table_sizes
 from asmg.training import CHUNK, DivergedError, Execution, Progress, finite
 
 __all__ = ["GeneratorTraining"]
@@ -162,10 +162,12 @@ class GeneratorTraining:
         for start in range(0, len(epoch), CHUNK):
             stop = min(start + CHUNK, len(epoch))
             kernels.generator_steps(
-                epoch.plan, start, stop, epoch.label.numpy(), epoch.numeric.numpy(),
+                epoch.plan, start, stop, epoch.label.numpy(),
+                epoch.numeric.numpy(), epoch.weights.numpy(), epoch.sums.numpy(),
                 np.array(self.loss_weights), np.array(self.used), inputs, states, dense_input, dense_state,
                 generator.residual, views, weights, moments, mean,
-                np.array(model.widths), adam.steps, self.lr, self.dense_share, beta1, beta2, adam.eps, losses,
+                np.array(model.widths), model.item_width, adam.steps, self.lr, self.dense_share,
+                beta1, beta2, adam.eps, losses,
             )  # fmt: skip
             for loss in losses[start:stop]:
                 finite(float(loss))

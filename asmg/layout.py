@@ -1,9 +1,9 @@
 """Numbers that data, models and serving snapshots agree on. Imports nothing: serving does without torch."""
 
-__all__ = ["COLD_ROW", "DIM", "HIDDEN", "HISTORY_LENGTH", "NO_CATEGORY", "RECENT", "RECENT_SHORT"]
+__all__ = ["COLD_ROW", "DIM", "HIDDEN", "HISTORY_LENGTH", "NO_CATEGORY", "NO_VALUE", "RECENT", "RECENT_SHORT"]
 
 COLD_ROW = 0
-"""Row of every embedding table that stands for an unknown user, item or category."""
+"""Row of every embedding table that stands for an unknown user, item, category or value of a field."""
 
 DIM, HIDDEN = 16, (32, 16)
 """Width of every embedding and widths of the MLP's hidden layers, where nobody asks for others. The paper's, 8 and
@@ -14,6 +14,9 @@ HISTORY_LENGTH = 30
 
 NO_CATEGORY = -1
 """Filler of the item × category matrix."""
+
+NO_VALUE = -1
+"""Filler of the interaction × field column matrix."""
 
 RECENT = 30
 """Last interactions of a user, of either label, that are counted beside its history."""

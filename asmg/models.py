@@ -1,8 +1,8 @@
 """The base models: Embedding&MLP (the paper's) and matrix factorization (SML-MF's), one functional forward pass each.
 
-A model is a configuration and a dictionary of tensors. The tables are called "user", "item" and (with categories)
-"category"; the rest is the MLP. Everything that predicts — training, evaluation, generated parameters, the serving
-snapshot — goes through `EmbeddingMLP.logits`.
+A model is a configuration and a dictionary of tensors. The tables are called "user", "item", (with categories)
+"category" and (with fields) "field"; the rest is the MLP. Everything that predicts — training, evaluation, generated
+parameters, the serving snapshot — goes through `EmbeddingMLP.logits`.
 """
 
 import math
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from asmg.batch import COLD_ROW, NO_CATEGORY, InteractionBatch, ItemFeatures, PeriodData
+from asmg.batch import COLD_ROW, NO_CATEGORY, NO_VALUE, TABLES, BatchFields, InteractionBatch, ItemFeatures, PeriodData
+from asmg.field_columns import SUMS
 from asmg.layout import DIM, HIDDEN
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "build_model",
     "config_from_json",
     "default_config",
+    "field_sums",
     "forget",
     "grow",
     "masked_mean",
@@ -41,11 +43,8 @@ __all__ = [
 Params = dict[str, Tensor]
 """Parameter name → tensor."""
 
-TABLES = ("user", "item", "category")
-"""Names of the embedding tables, [rows, dim] each; every other parameter is dense."""
-
 DOTS = ("dot.user", "dot.history")
-"""Names of the weights of the dot products, [item width] each."""
+"""Names of the weights of the dot products with an item, [item width] each."""
 
 ROW_STD = 0.05
 """Standard deviation of the numbers that embedding rows begin with."""
@@ -68,6 +67,8 @@ class EmbeddingMLPConfig:
     """S, the numeric inputs beside the embeddings (`asmg.batch.PeriodData.numeric`)."""
     dot: bool = False
     """Whether weighted dot products of user and item, and of history and item, are added to the MLP's logit."""
+    fields: bool = False
+    """Whether it reads the fields of the context, the user and the item (`asmg.field_columns`)."""
 
     def __post_init__(self) -> None:
         if self.dim < 1 or not self.hidden or min(self.hidden) < 1:
@@ -78,11 +79,11 @@ class EmbeddingMLPConfig:
     def to_json(self) -> dict[str, object]:
         """As plain JSON values.
 
-        Without `numeric` and `dot` where the model has none: so a configuration equals one that was stored before there
-        were these two.
+        Without `numeric`, `dot` and `fields` where the model has none: so a configuration equals one that was stored
+        before there were these.
         """
         values = asdict(self) | {"hidden": list(self.hidden)}
-        return {name: value for name, value in values.items() if value or name not in ("numeric", "dot")}
+        return {name: value for name, value in values.items() if value or name not in ("numeric", "dot", "fields")}
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "EmbeddingMLPConfig":
@@ -90,14 +91,15 @@ class EmbeddingMLPConfig:
         return cls(**{**values, "hidden": tuple(values["hidden"])})  # type: ignore[arg-type] # checked by __post_init__
 
 
-def default_config(*, categories: bool, numeric: int) -> EmbeddingMLPConfig:
+def default_config(*, categories: bool, numeric: int, fields: bool = False) -> EmbeddingMLPConfig:
     """The shape of the base model that is served and trained where nobody asks for another.
 
     Args:
         categories: whether the items have categories.
         numeric: S, the number of numeric inputs.
+        fields: whether there are fields.
     """
-    return EmbeddingMLPConfig(dim=DIM, hidden=HIDDEN, categories=categories, numeric=numeric, dot=True)
+    return EmbeddingMLPConfig(dim=DIM, hidden=HIDDEN, categories=categories, numeric=numeric, dot=True, fields=fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,14 @@ def masked_mean(table: Tensor, rows: Tensor, fill: int = NO_CATEGORY) -> Tensor:
     present = (rows != fill).unsqueeze(-1)
     total = (table[rows.clamp(min=0)] * present).sum(1)
     return total / present.sum(1).clamp(min=1)
+
+
+def field_sums(table: Tensor, fields: BatchFields) -> Tensor:
+    """What a batch reads of the field table, [B, 3·dim]: the weighted sums of context, user and item (`SUMS`)."""
+    weights = fields.weights.masked_fill(fields.rows == NO_VALUE, 0.0)
+    read = table[fields.rows.clamp(min=0)] * weights.unsqueeze(-1)
+    sums = read.new_zeros(len(read), len(SUMS), read.shape[2])
+    return sums.index_add(1, fields.sums, read).flatten(1)
 
 
 class BaseModel(ABC):
@@ -163,7 +173,13 @@ class BaseModel(ABC):
 
     @abstractmethod
     def head(
-        self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor, numeric: Tensor | None = None
+        self,
+        params: Mapping[str, Tensor],
+        user: Tensor,
+        pooled: Tensor,
+        item: Tensor,
+        numeric: Tensor | None = None,
+        fields: Tensor | None = None,
     ) -> Tensor:
         """Logits [B].
 
@@ -173,6 +189,7 @@ class BaseModel(ABC):
             pooled: the means of the histories [B, item width].
             item: the candidates [B, item width].
             numeric: float32 [B, S]; None for a model without numeric inputs.
+            fields: [B, 3·dim] of `field_sums`; None for a model without fields.
         """
 
     @abstractmethod
@@ -195,7 +212,8 @@ class BaseModel(ABC):
             pooled = functional.embedding_bag(
                 batch.history, items, batch.offsets, mode="mean", include_last_offset=True
             )  # fmt: skip
-        return self.head(params, params["user"][batch.user], pooled, items[batch.item], batch.numeric)
+        sums = None if batch.fields is None or "field" not in params else field_sums(params["field"], batch.fields)
+        return self.head(params, params["user"][batch.user], pooled, items[batch.item], batch.numeric, sums)
 
     def reads(self, data: PeriodData) -> PeriodData:
         """The log without what this model does not look at.
@@ -226,10 +244,11 @@ class BaseModel(ABC):
 
 
 class EmbeddingMLP(BaseModel):
-    """user | mean of history | item | numeric → MLP with ReLU → logit of the click probability.
+    """user | mean of history | item | fields | numeric → MLP with ReLU → logit of the click probability.
 
-    With `dot` there is added Σ_k a_k·user[k mod dim]·item[k] + Σ_k b_k·history[k]·item[k]: an MLP of few hidden units
-    multiplies two of its inputs badly. The weights a ("dot.user") and b ("dot.history") are as long as an item.
+    With `fields` its input has the sums of what the context, the user and the item have of the field table. With `dot`
+    there is added Σ_k a_k·user[k mod dim]·item[k] + Σ_k b_k·history[k]·item[k]: an MLP of few hidden units multiplies
+    two of its inputs badly. The weights a ("dot.user") and b ("dot.history") are as long as an item.
     """
 
     config: EmbeddingMLPConfig
@@ -238,17 +257,20 @@ class EmbeddingMLP(BaseModel):
     def __init__(self, config: EmbeddingMLPConfig) -> None:
         self.config = config
         self.numeric = config.numeric
-        item_width = config.dim * (2 if config.categories else 1)
-        self.widths = (config.dim + 2 * item_width + config.numeric, *config.hidden, 1)
+        self.item_width = config.dim * (2 if config.categories else 1)
+        """Of an item's vector."""
+        inputs = config.dim + 2 * self.item_width + (len(SUMS) * config.dim if config.fields else 0) + config.numeric
+        self.widths = (inputs, *config.hidden, 1)
         """Of the MLP's input and of its layers."""
-        self.table_widths = dict.fromkeys(TABLES if config.categories else TABLES[:2], config.dim)
+        has = {"user": True, "item": True, "category": config.categories, "field": config.fields}
+        self.table_widths = {name: config.dim for name in TABLES if has[name]}
         self.dense_shapes = {}
         for i, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
             self.dense_shapes[f"mlp.{i}.weight"] = (fan_out, fan_in)
             self.dense_shapes[f"mlp.{i}.bias"] = (fan_out,)
         self._last_bias = f"mlp.{len(config.hidden)}.bias"
         if config.dot:
-            self.dense_shapes |= dict.fromkeys(DOTS, (item_width,))
+            self.dense_shapes |= dict.fromkeys(DOTS, (self.item_width,))
 
     @override
     def initial(self, rng: torch.Generator) -> Params:
@@ -292,14 +314,27 @@ class EmbeddingMLP(BaseModel):
     @override
     def reads(self, data: PeriodData) -> PeriodData:
         _check_numeric(self.numeric, data.numeric)
+        if not self.config.fields:
+            return replace(data, fields=None)
+        if data.fields is not None and bool((data.fields.numbers != NO_VALUE).any()):
+            raise ValueError("fields.numbers: expected standardised numbers; received some that are not")
         return data
 
     @override
     def head(
-        self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor, numeric: Tensor | None = None
+        self,
+        params: Mapping[str, Tensor],
+        user: Tensor,
+        pooled: Tensor,
+        item: Tensor,
+        numeric: Tensor | None = None,
+        fields: Tensor | None = None,
     ) -> Tensor:
         _check_numeric(self.numeric, numeric)
-        x = torch.cat([user, pooled, item, *([] if numeric is None else [numeric])], 1)
+        if (fields is not None) != self.config.fields:
+            expected, received = ("none", "some") if fields is not None else ("those of a model with fields", "none")
+            raise ValueError(f"fields: expected {expected}; received {received}")
+        x = torch.cat([user, pooled, item, *(part for part in (fields, numeric) if part is not None)], 1)
         last = len(self.widths) - 2
         for i in range(last + 1):
             x = functional.linear(x, params[f"mlp.{i}.weight"], params[f"mlp.{i}.bias"])
@@ -330,7 +365,7 @@ class MatrixFactorization(BaseModel):
 
     def __init__(self, config: MatrixFactorizationConfig) -> None:
         self.config = config
-        self.table_widths = dict.fromkeys(TABLES if config.categories else TABLES[:2], config.dim + 1)
+        self.table_widths = dict.fromkeys(TABLES[:3] if config.categories else TABLES[:2], config.dim + 1)
         self.dense_shapes = {}
 
     @override
@@ -358,11 +393,17 @@ class MatrixFactorization(BaseModel):
 
     @override
     def reads(self, data: PeriodData) -> PeriodData:
-        return replace(super().reads(data), numeric=None, nobody=None)
+        return replace(super().reads(data), numeric=None, nobody=None, fields=None)
 
     @override
     def head(
-        self, params: Mapping[str, Tensor], user: Tensor, pooled: Tensor, item: Tensor, numeric: Tensor | None = None
+        self,
+        params: Mapping[str, Tensor],
+        user: Tensor,
+        pooled: Tensor,
+        item: Tensor,
+        numeric: Tensor | None = None,
+        fields: Tensor | None = None,
     ) -> Tensor:
         dim = self.config.dim
         return (user[:, :dim] * item[:, :dim]).sum(1) + user[:, dim] + item[:, dim]

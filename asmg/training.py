@@ -19,9 +19,10 @@ from torch.nn import functional
 
 from asmg import kernels
 from asmg.adam import Adam, AdamState
-from asmg.batch import COLD_ROW, Epoch, PeriodData, excerpt
+from asmg.batch import COLD_ROW, TABLES, Epoch, PeriodData, excerpt
+from asmg.field_columns import FieldColumns
 from asmg.metrics import Scores, scores
-from asmg.models import TABLES, BaseModel, EmbeddingMLP, Params, read_rows, table_sizes
+from asmg.models import BaseModel, EmbeddingMLP, Params, read_rows, table_sizes
 
 __all__ = [
     "DivergedError",
@@ -227,7 +228,7 @@ class RowTraining:
     def _compiled(self, epoch: Epoch, target: Tensor, progress: Progress | None) -> np.ndarray:
         losses, optimizer = np.zeros(len(epoch)), self.optimizer
         parts = (self.params, optimizer.first, optimizer.second)
-        tables, firsts, seconds = (_three(values, self.model) for values in parts)
+        tables, firsts, seconds = (_tables(values, self.model) for values in parts)
         moved = tuple(optimizer.moved[t].numpy() if t in self.rows else np.zeros(1, np.int32) for t in TABLES)
         dense = list(self.model.dense_shapes)
         flat, first, second = (_flat(values, dense) for values in parts)
@@ -235,9 +236,10 @@ class RowTraining:
         for start in range(0, len(epoch), CHUNK):
             stop = min(start + CHUNK, len(epoch))
             kernels.base_steps(
-                epoch.plan, start, stop, target.numpy(), epoch.numeric.numpy(),
+                epoch.plan, start, stop, target.numpy(),
+                epoch.numeric.numpy(), epoch.weights.numpy(), epoch.sums.numpy(),
                 tables, firsts, seconds, moved, flat, first, second,
-                _widths(self.model), optimizer.steps, optimizer.lr, beta1, beta2, optimizer.eps,
+                *_widths(self.model), optimizer.steps, optimizer.lr, beta1, beta2, optimizer.eps,
                 optimizer.tail.numpy(), losses,
             )  # fmt: skip
             for loss in losses[start:stop]:
@@ -286,8 +288,8 @@ def finite(loss: float) -> float:
     return loss
 
 
-def _three(params: Mapping[str, Tensor], model: BaseModel) -> tuple[np.ndarray, ...]:
-    """The tables user, item, category as arrays; a row of zeros for one that the model has not."""
+def _tables(params: Mapping[str, Tensor], model: BaseModel) -> tuple[np.ndarray, ...]:
+    """All of TABLES as arrays; a row of zeros for one that the model has not."""
     none = np.zeros((1, model.table_widths["user"]), np.float32)
     return tuple(params[table].numpy() if table in model.tables else none for table in TABLES)
 
@@ -297,15 +299,18 @@ def _flat(params: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:
     return torch.cat([params[n].reshape(-1) for n in names]).numpy()
 
 
-def _widths(model: BaseModel) -> np.ndarray:
+def _widths(model: BaseModel) -> tuple[np.ndarray, int]:
+    """Of the MLP's input and layers, and of an item."""
     assert isinstance(model, EmbeddingMLP), "the only model with kernels"
-    return np.array(model.widths)
+    return np.array(model.widths), model.item_width
 
 
 def narrow(
     model: BaseModel, models: Sequence[Mapping[str, Tensor]], data: PeriodData
 ) -> tuple[list[Params], PeriodData]:
-    """Models of one size, cut down to the rows that a log reads of them, and the log in these rows."""
+    """Models of one size, cut down to the rows that a log reads of them when they predict, and the log in these."""
+    if data.fields is not None:
+        data = replace(data, fields=data.fields.when_predicting())
     (small,), rows = excerpt([model.reads(data)], model.tables, sizes=table_sizes(models[0]))
     return [take(params, rows) for params in models], small
 
@@ -334,9 +339,12 @@ def predict_logits(
         logits = torch.empty(len(data))
         vectors = model.item_vectors(small, features).contiguous()
         dense = _flat(small, list(model.dense_shapes))
+        fields = data.fields or FieldColumns.none(len(data))
         kernels.predict(
-            data.user.numpy(), data.item.numpy(), data.history.numpy(), data.offsets.numpy(), data.inputs.numpy(),
-            small["user"].numpy(), vectors.numpy(), _widths(model), dense, logits.numpy(),
+            data.user.numpy(), data.item.numpy(), data.history.numpy(), data.offsets.numpy(),
+            fields.rows.contiguous().numpy(), fields.weights.contiguous().numpy(), fields.sums.numpy(),
+            data.inputs.numpy(), small["user"].numpy(), vectors.numpy(), _tables(small, model)[3],
+            _widths(model)[0], dense, logits.numpy(),
         )  # fmt: skip
         return logits
     batches = [data.batch(index) for index in torch.arange(len(data)).split(batch_size)]

@@ -55,22 +55,28 @@ def _forward_block(
     item: Rows,
     history: Rows,
     offsets: Indices,
+    fields: Rows,
+    weights: Floats,
+    sums: Rows,
     numeric: Floats,
     lo: int,
     n: int,
     base: int,
     users: Floats,
     vectors: Floats,
+    values: Floats,
     widths: Indices,
     dense: Floats,
     act: Floats,
 ) -> None:
     """Activations act [Σ widths, BLOCK] of the interactions lo … lo+n-1, the logits in the last row.
 
-    `offsets` count from `base` within `history`. numeric [N, S]. dense: the weights and biases of the MLP's layers, and
-    behind them, where there are any, those of the dot products.
+    `offsets` count from `base` within `history`. fields, weights [N, C]: rows of `values` (-1 is none) and what each
+    counts; sums [C]: in which sum, for a model whose input has such sums. numeric [N, S]. dense: the weights and biases
+    of the MLP's layers, and behind them, where there are any, those of the dot products.
     """
     dim, width = users.shape[1], vectors.shape[1]
+    before, after = dim + 2 * width, widths[0] - numeric.shape[1]
     for lane in range(n):
         b = lo + lane
         u, e = user[b], item[b]
@@ -89,8 +95,16 @@ def _forward_block(
                 act[dim + k, lane] *= share
         for k in range(width):
             act[dim + width + k, lane] = vectors[e, k]
+        if after > before:
+            for k in range(before, after):
+                act[k, lane] = ZERO
+            for c in range(fields.shape[1]):
+                v, weight, into = fields[b, c], weights[b, c], before + dim * sums[c]
+                if v >= 0:
+                    for k in range(dim):
+                        act[into + k, lane] += weight * values[v, k]
         for k in range(numeric.shape[1]):
-            act[dim + 2 * width + k, lane] = numeric[b, k]
+            act[after + k, lane] = numeric[b, k]
     top, at = 0, 0
     for layer in range(len(widths) - 1):
         fan_in, fan_out = widths[layer], widths[layer + 1]
@@ -145,6 +159,10 @@ def _backward_block(
     item: Rows,
     history: Rows,
     offsets: Indices,
+    fields: Rows,
+    weights: Floats,
+    sums: Rows,
+    numeric: int,
     lo: int,
     n: int,
     base: int,
@@ -154,10 +172,12 @@ def _backward_block(
     dact: Floats,
     dusers: Floats,
     dvectors: Floats,
+    dvalues: Floats,
     ddense: Floats,
 ) -> None:
-    """Add the gradients; the last row of dact holds those of the logits."""
+    """Add the gradients; the last row of dact holds those of the logits. `numeric` is S."""
     dim, width = dusers.shape[1], dvectors.shape[1]
+    before, after = dim + 2 * width, widths[0] - numeric
     end = 0
     for layer in range(len(widths) - 1):
         end += (widths[layer] + 1) * widths[layer + 1]
@@ -166,7 +186,7 @@ def _backward_block(
         fan_in, fan_out = widths[layer], widths[layer + 1]
         at -= (fan_in + 1) * fan_out
         top = out - fan_in
-        reached = fan_in if layer > 0 else dim + 2 * width  # the numeric inputs need no gradient
+        reached = fan_in if layer > 0 else after  # the numeric inputs need no gradient
         for i in range(fan_in):
             di, ai = dact[top + i, :n], act[top + i, :n]
             for lane in range(n):
@@ -202,6 +222,12 @@ def _backward_block(
                     dvectors[v, k] += dact[dim + k, lane] * share
         for k in range(width):
             dvectors[e, k] += dact[dim + width + k, lane]
+        if after > before:
+            for c in range(fields.shape[1]):
+                v, weight, into = fields[b, c], weights[b, c], before + dim * sums[c]
+                if v >= 0:
+                    for k in range(dim):
+                        dvalues[v, k] += weight * dact[into + k, lane]
 
 
 @compiled
@@ -210,6 +236,9 @@ def cross_entropy(
     item: Rows,
     history: Rows,
     offsets: Indices,
+    fields: Rows,
+    weights: Floats,
+    sums: Rows,
     numeric: Floats,
     lo: int,
     hi: int,
@@ -218,27 +247,30 @@ def cross_entropy(
     weight: float,
     users: Floats,
     vectors: Floats,
+    values: Floats,
     widths: Indices,
     dense: Floats,
     act: Floats,
     dact: Floats,
     dusers: Floats,
     dvectors: Floats,
+    dvalues: Floats,
     ddense: Floats,
 ) -> float:
     """Weight · mean cross-entropy of the interactions lo … hi-1; adds its gradients."""
     total, scale, last = 0.0, weight / (hi - lo), act.shape[0] - 1
     for start in range(lo, hi, BLOCK):
         n = min(BLOCK, hi - start)
-        _forward_block(user, item, history, offsets, numeric, start, n, base, users, vectors, widths, dense, act)
+        _forward_block(user, item, history, offsets, fields, weights, sums, numeric, start, n, base,
+                       users, vectors, values, widths, dense, act)  # fmt: skip
         for lane in range(n):
             x, y = np.float64(act[last, lane]), np.float64(target[start + lane])
             e = np.exp(-abs(x))
             total += max(x, 0.0) - x * y + np.log1p(e)
             probability = 1.0 / (1.0 + e) if x >= 0 else e / (1.0 + e)
             dact[last, lane] = np.float32((probability - y) * scale)
-        _backward_block(user, item, history, offsets, start, n, base, widths, dense, act, dact,
-                        dusers, dvectors, ddense)  # fmt: skip
+        _backward_block(user, item, history, offsets, fields, weights, sums, numeric.shape[1], start, n, base,
+                        widths, dense, act, dact, dusers, dvectors, dvalues, ddense)  # fmt: skip
     return total * scale
 
 
@@ -248,17 +280,22 @@ def predict(
     item: Rows,
     history: Rows,
     offsets: Indices,
+    fields: Rows,
+    weights: Floats,
+    sums: Rows,
     numeric: Floats,
     users: Floats,
     vectors: Floats,
+    values: Floats,
     widths: Indices,
     dense: Floats,
     logits: Floats,
 ) -> None:
-    """Logits [N] of interactions on whole (small) tables: users [U, D], vectors [I, W]."""
+    """Logits [N] of interactions on whole (small) tables: users [U, D], vectors [I, W], values [V, D]."""
     act = np.empty((widths.sum(), BLOCK), np.float32)
     for lo in range(0, len(user), BLOCK):
         n = min(BLOCK, len(user) - lo)
-        _forward_block(user, item, history, offsets, numeric, lo, n, 0, users, vectors, widths, dense, act)
+        _forward_block(user, item, history, offsets, fields, weights, sums, numeric, lo, n, 0,
+                       users, vectors, values, widths, dense, act)  # fmt: skip
         for lane in range(n):
             logits[lo + lane] = act[act.shape[0] - 1, lane]

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from asmg.kernels.common import Floats, Indices, Rows, compiled
+from asmg.kernels.common import ONE, Floats, Indices, Rows, compiled
 
 __all__ = ["Plan", "plan_epoch", "renumber"]
 
@@ -46,18 +46,20 @@ class Plan(NamedTuple):
     """int32 [M], entities of the histories."""
     offsets: np.ndarray
     """int64 [N + 1]"""
+    fields: np.ndarray
+    """int32 [N, C], slots in the field table; -1 is none."""
     entity_slot: np.ndarray
     """int32 [ΣE], slots of the entities in the item table."""
     entity_categories: np.ndarray
     """int32 [ΣE, C], slots of their categories; -1 is none."""
     entity_bounds: np.ndarray
     """int64 [S + 1]"""
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray]
-    """int32 [ΣR] each: the rows of the slots in the tables user, item and category."""
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    """int32 [ΣR] each: the rows of the slots in the tables user, item, category and field."""
     row_bounds: np.ndarray
-    """int64 [3, S + 1]"""
+    """int64 [4, S + 1]"""
     counts: np.ndarray
-    """int64 [4, S, k]: slots of the tables, and entities, in use after the batches 0 … q."""
+    """int64 [5, S, k]: slots of the tables, and entities, in use after the batches 0 … q."""
 
 
 @compiled
@@ -70,14 +72,17 @@ def plan_epoch(
     history: Rows,
     offsets: Indices,
     categories: Rows,
+    fields: Rows,
+    weights: Floats,
     sizes: Indices,
     cold_rate: float,
     coins: Floats,
 ) -> tuple[Any, ...]:
     """The fields of a Plan from `user` on; see there.
 
-    user, item [N], history, offsets: the interactions of all periods; categories [items, C]; sizes of the three tables;
-    coins [2N + M]: uniform numbers for id dropout, one for each distinct id of a step as it appears.
+    user, item [N], history, offsets: the interactions of all periods; categories [items, C]; fields, weights [N, F];
+    sizes of the four tables; coins [2N + M + N·F]: uniform numbers for id dropout, one for each distinct id of a step
+    as it appears. A row of the field table that is read with another weight than 1, a number's, is never dropped.
     """
     n, steps, width = len(order), (len(bounds) - 1) // batches, categories.shape[1]
     total = 0
@@ -88,18 +93,24 @@ def plan_epoch(
     user_rows, item_rows = np.empty(n + steps, np.int32), np.empty(n + total + steps, np.int32)
     category_rows = np.empty(steps + min((n + total) * width, steps * sizes[2]), np.int32)
     entity_slot, entity_categories = np.empty(n + total, np.int32), np.empty((n + total, width), np.int32)
-    entity_bounds, row_bounds = np.zeros(steps + 1, np.int64), np.zeros((3, steps + 1), np.int64)
-    counts = np.zeros((4, steps, batches), np.int64)
+    columns = fields.shape[1]
+    out_fields = np.empty((n, columns), np.int32)
+    field_rows = np.empty(steps + min(n * columns, steps * sizes[3]), np.int32)
+    entity_bounds, row_bounds = np.zeros(steps + 1, np.int64), np.zeros((4, steps + 1), np.int64)
+    counts = np.zeros((5, steps, batches), np.int64)
     user_step, user_slot = np.full(sizes[0], -1, np.int32), np.empty(sizes[0], np.int32)
     item_step, item_entity = np.full(sizes[1], -1, np.int32), np.empty(sizes[1], np.int32)
     category_step, category_slot = np.full(sizes[2], -1, np.int32), np.empty(sizes[2], np.int32)
+    field_step, field_slot = np.full(sizes[3], -1, np.int32), np.empty(sizes[3], np.int32)
     ids = np.empty(1 + (np.max(offsets[1:] - offsets[:-1]) if n else 0), np.int32)
-    users = items = cats = entities = at = coin = 0
+    users = items = cats = values = entities = at = coin = 0
     for s in range(steps):
         first_user, first_item, first_cat, first_entity = users, items, cats, entities
-        user_rows[users] = item_rows[items] = category_rows[cats] = 0
-        users, items, cats = users + 1, items + 1, cats + 1
+        first_value = values
+        user_rows[users] = item_rows[items] = category_rows[cats] = field_rows[values] = 0
+        users, items, cats, values = users + 1, items + 1, cats + 1, values + 1
         user_step[0], user_slot[0], category_step[0], category_slot[0] = s, 0, s, 0
+        field_step[0], field_slot[0] = s, 0
         for q in range(batches):
             for k in range(bounds[s * batches + q], bounds[s * batches + q + 1]):
                 b = order[k]
@@ -145,12 +156,26 @@ def plan_epoch(
                         out_history[at] = item_entity[i]
                         at += 1
                 out_offsets[k + 1] = at
+                for c in range(columns):
+                    row = fields[b, c]
+                    if row >= 0 and field_step[row] != s:
+                        field_step[row] = s
+                        if cold_rate > 0 and weights[b, c] == ONE and coins[coin] < cold_rate:
+                            field_slot[row] = 0
+                        else:
+                            field_slot[row] = values - first_value
+                            field_rows[values] = row
+                            values += 1
+                        coin += 1
+                    out_fields[k, c] = field_slot[row] if row >= 0 else -1
             counts[0, s, q], counts[1, s, q] = users - first_user, items - first_item
-            counts[2, s, q], counts[3, s, q] = cats - first_cat, entities - first_entity
+            counts[2, s, q], counts[3, s, q] = cats - first_cat, values - first_value
+            counts[4, s, q] = entities - first_entity
         entity_bounds[s + 1] = entities
         row_bounds[0, s + 1], row_bounds[1, s + 1], row_bounds[2, s + 1] = users, items, cats
+        row_bounds[3, s + 1] = values
     return (
-        out_user, out_item, out_history, out_offsets,
+        out_user, out_item, out_history, out_offsets, out_fields,
         entity_slot[:entities], entity_categories[:entities], entity_bounds,
-        (user_rows[:users], item_rows[:items], category_rows[:cats]), row_bounds, counts,
+        (user_rows[:users], item_rows[:items], category_rows[:cats], field_rows[:values]), row_bounds, counts,
     )  # fmt: skip

@@ -13,7 +13,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from asmg.batch import NO_CATEGORY, PeriodData
+from asmg.batch import NO_CATEGORY, NO_VALUE, TABLES, PeriodData
+from asmg.field_columns import FieldColumns
 from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig, Params, build_model
 
 ModelConfig = EmbeddingMLPConfig | MatrixFactorizationConfig
@@ -25,26 +26,37 @@ MF_CATEGORIES = MatrixFactorizationConfig(dim=3, categories=True)
 
 NUMERIC = EmbeddingMLPConfig(dim=3, hidden=(5, 4), numeric=7)
 DOT_CATEGORIES = EmbeddingMLPConfig(dim=3, hidden=(5, 4), categories=True, numeric=1, dot=True)
+FIELDS = EmbeddingMLPConfig(dim=3, hidden=(5, 4), categories=True, dot=True, fields=True)
 
 CONFIGS: dict[str, ModelConfig] = {
     "mlp": SMALL, "mlp+categories": SMALL_CATEGORIES, "mf": MF, "mf+categories": MF_CATEGORIES,
-    "mlp+numeric": NUMERIC, "mlp+categories+numeric+dot": DOT_CATEGORIES,
+    "mlp+numeric": NUMERIC, "mlp+categories+numeric+dot": DOT_CATEGORIES, "mlp+categories+dot+fields": FIELDS,
 }  # fmt: skip
 
 SHAPES: dict[str, EmbeddingMLPConfig] = {
-    f"{'categories' if categories else 'plain'}-{numeric}{'+dot' if dot else ''}": EmbeddingMLPConfig(
-        dim=3, hidden=(5, 4), categories=categories, numeric=numeric, dot=dot
+    f"{'categories' if categories else 'plain'}-{numeric}{'+dot' if dot else ''}{'+fields' if fields else ''}": (
+        EmbeddingMLPConfig(dim=3, hidden=(5, 4), categories=categories, numeric=numeric, dot=dot, fields=fields)
     )
     for categories in (False, True)
-    for numeric in (0, 1, 7)
+    for numeric in (0, 7)
     for dot in (False, True)
+    for fields in (False, True)
 }
 """Embedding&MLP with everything that it may or may not have."""
+
+
+FIELD_ROWS = 8
+"""Rows of the field table of a random period."""
 
 
 def inputs_of(config: ModelConfig) -> int:
     """S, the numeric inputs that a model reads."""
     return build_model(config).numeric
+
+
+def read_by(config: ModelConfig) -> dict[str, Any]:
+    """What `random_period` has to make for a model: `numeric` and `fields`."""
+    return {"numeric": inputs_of(config), "fields": "field" in build_model(config).tables}
 
 
 def torch_rng(seed: int = 0) -> torch.Generator:
@@ -87,10 +99,11 @@ def random_period(
     labels: Sequence[float] | None = None,
     structure: int = 0,
     numeric: int = 0,
+    fields: bool = False,
 ) -> PeriodData:
     """`n` interactions on tables of these sizes. Rows are ≥ 1; the categories of an item depend on `structure` only.
 
-    The other fields are the same with and without numeric inputs.
+    All else is the same with and without numeric inputs and fields.
     """
     rng = np.random.default_rng(seed)
     histories = [rng.integers(1, items, size=rng.integers(0, longest + 1)).tolist() for _ in range(n)]
@@ -105,10 +118,30 @@ def random_period(
         item_categories=random_categories(items, categories, structure) if categories else None,
     )
     data = replace(data, recent=torch.from_numpy(rng.integers(0, 31, (n, 3), dtype=np.int32)))
+    if fields:
+        data = replace(data, fields=random_fields(seed, n))
     if not numeric:
         return data
     numbers = np.random.default_rng((seed, numeric)).normal(size=(n, numeric))
     return replace(data, numeric=torch.tensor(numbers, dtype=torch.float32))
+
+
+def random_fields(seed: int, n: int) -> FieldColumns:
+    """Five columns: one now and then has no value, and the last is a number."""
+    columns, rng = 5, np.random.default_rng((seed, 5))
+    rows = rng.integers(1, FIELD_ROWS - 1, (n, columns))
+    rows[:, 2] = np.where(rng.random(n) < 0.4, NO_VALUE, rows[:, 2])
+    rows[:, -1], weights = FIELD_ROWS - 1, np.ones((n, columns))
+    weights[:, -1] = rng.normal(size=n)
+    settled = torch.full((columns,), NO_VALUE, dtype=torch.int32)
+    return FieldColumns(
+        rows=torch.tensor(rows, dtype=torch.int32),
+        weights=torch.tensor(weights, dtype=torch.float32),
+        sums=torch.tensor([0, 1, 0, 2, 2], dtype=torch.int32),
+        size=FIELD_ROWS,
+        neutral=settled,
+        numbers=settled,
+    )
 
 
 def padded(data: PeriodData, rows: int) -> PeriodData:
@@ -138,6 +171,7 @@ def random_params(config: ModelConfig, seed: int = 0, **rows: int) -> Params:
     """Standard normal parameters, biases too; `rows` of each table."""
     rng = np.random.default_rng(seed)
     model = build_model(config)
+    rows = {"field": FIELD_ROWS, **rows}
     shapes: dict[str, tuple[int, ...]] = {name: (rows[name], width) for name, width in model.table_widths.items()}
     shapes |= model.dense_shapes
     return {name: torch.tensor(rng.normal(size=shape), dtype=torch.float32) for name, shape in shapes.items()}
@@ -148,7 +182,7 @@ def slow_logit(config: ModelConfig, params: Params, data: PeriodData, n: int, co
 
     A row past a table's end is read as row 0, and so is every row of the tables named in `cold`.
     """
-    table = {name: params[name].double().numpy() for name in ("user", "item", "category") if name in params}
+    table = {name: params[name].double().numpy() for name in TABLES if name in params}
 
     def look_up(name: str, row: int) -> np.ndarray:
         return table[name][0 if name in cold or row >= len(table[name]) else row]
@@ -172,8 +206,17 @@ def slow_logit(config: ModelConfig, params: Params, data: PeriodData, n: int, co
     for row in data.history[start:stop].tolist():
         pooled = pooled + item_vector(row) / (stop - start)
     candidate = item_vector(item)
+    sums = np.zeros((3, config.dim))
+    if config.fields:
+        assert data.fields is not None
+        for c, (row, weight) in enumerate(
+            zip(data.fields.rows[n].tolist(), data.fields.weights[n].tolist(), strict=True)
+        ):
+            if row != NO_VALUE:
+                number = weight != 1 and row < len(table["field"])  # id dropout lets numbers be
+                sums[int(data.fields.sums[c])] += weight * (table["field"][row] if number else look_up("field", row))
     numeric = np.zeros(0) if data.numeric is None else data.numeric[n].double().numpy()
-    x = np.concatenate([user, pooled, candidate, numeric])
+    x = np.concatenate([user, pooled, candidate, *(sums if config.fields else ()), numeric])
     layers = len(config.hidden) + 1
     for i in range(layers):
         x = params[f"mlp.{i}.weight"].double().numpy() @ x + params[f"mlp.{i}.bias"].double().numpy()
@@ -212,7 +255,8 @@ def whole_table_logits(config: ModelConfig, leaves: Params, data: PeriodData, ro
             continue
         history = data.history[int(data.offsets[n]) : int(data.offsets[n + 1])].tolist()
         pooled = torch.stack([vector(row) for row in history]).mean(0) if history else torch.zeros_like(item)
-        x = torch.cat([user, pooled, item, *([] if data.numeric is None else [data.numeric[n].double()])])
+        sums = field_sums_of(leaves["field"], data, n) if config.fields else []
+        x = torch.cat([user, pooled, item, *sums, *([] if data.numeric is None else [data.numeric[n].double()])])
         last = len(config.hidden)
         for i in range(last + 1):
             x = leaves[f"mlp.{i}.weight"] @ x + leaves[f"mlp.{i}.bias"]
@@ -223,6 +267,17 @@ def whole_table_logits(config: ModelConfig, leaves: Params, data: PeriodData, ro
             logit = logit + leaves["dot.user"] @ (wide * item) + leaves["dot.history"] @ (pooled * item)
         logits.append(logit)
     return torch.stack(logits)
+
+
+def field_sums_of(table: Tensor, data: PeriodData, n: int) -> list[Tensor]:
+    """The sums of context, user and item of interaction `n`."""
+    assert data.fields is not None
+    sums = [torch.zeros(table.shape[1], dtype=torch.float64) for _ in range(3)]
+    for c, row in enumerate(data.fields.rows[n].tolist()):
+        if row != NO_VALUE:
+            at = int(data.fields.sums[c])
+            sums[at] = sums[at] + float(data.fields.weights[n, c]) * table[row]
+    return sums
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Params:

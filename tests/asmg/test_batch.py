@@ -30,10 +30,10 @@ from tests.asmg.support import (
     SMALL,
     SMALL_CATEGORIES,
     ModelConfig,
-    inputs_of,
     period,
     random_params,
     random_period,
+    read_by,
     slow_logit,
     snapshot,
     torch_rng,
@@ -434,9 +434,9 @@ all_models = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 CATEGORIES = 4
 
 
-def two_periods(seed: int, n: int, categories: int, numeric: int = 0) -> list[PeriodData]:
+def two_periods(seed: int, n: int, categories: int, numeric: int = 0, fields: bool = False) -> list[PeriodData]:
     """The second knows more users and items."""
-    more = {"categories": categories, "structure": seed, "numeric": numeric}
+    more = {"categories": categories, "structure": seed, "numeric": numeric, "fields": fields}
     return [random_period(seed + k, n, users=6 + k, items=9 + 2 * k, **more) for k in range(2)]
 
 
@@ -446,7 +446,7 @@ def two_periods(seed: int, n: int, categories: int, numeric: int = 0) -> list[Pe
 def test_logits_on_an_excerpt_are_those_on_whole_tables_and_rows_past_them_read_the_cold_row(
     config: ModelConfig, seed: int, n: int, users: int, items: int
 ) -> None:
-    periods = two_periods(seed, n, CATEGORIES if config.categories else 0, inputs_of(config))
+    periods = two_periods(seed, n, CATEGORIES if config.categories else 0, **read_by(config))
     params = random_params(config, seed, user=users, item=items, category=3)
     found = excerpt(periods, build_model(config).tables, sizes=table_sizes(params))
     for data, small, got in zip(periods, found.periods, excerpt_logits(config, params, found), strict=True):
@@ -599,7 +599,7 @@ def test_an_item_past_the_category_matrix_has_no_category() -> None:
 
 @all_models
 def test_a_log_of_empty_histories_pools_zeros(config: ModelConfig) -> None:
-    data = random_period(4, 6, longest=0, categories=CATEGORIES if config.categories else 0, numeric=inputs_of(config))
+    data = random_period(4, 6, longest=0, categories=CATEGORIES if config.categories else 0, **read_by(config))
     assert len(data.history) == 0
     params = random_params(config, 2, user=6, item=9, category=4)
     (got,) = excerpt_logits(config, params, excerpt([data], build_model(config).tables))

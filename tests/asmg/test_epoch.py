@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asmg.batch import NO_CATEGORY, Epoch, LocalBatches, PeriodData
+from asmg.batch import NO_CATEGORY, NO_VALUE, Epoch, LocalBatches, PeriodData
 from asmg.models import Params, build_model
 from tests.asmg.support import (
     CONFIGS,
@@ -18,8 +18,10 @@ from tests.asmg.support import (
     ModelConfig,
     inputs_of,
     period,
+    random_fields,
     random_params,
     random_period,
+    read_by,
     slow_logit,
     torch_rng,
 )
@@ -33,9 +35,10 @@ def in_batches(data: PeriodData, size: int) -> list[Tensor]:
     return list(torch.arange(len(data)).split(size))
 
 
-def logs(seed: int, lengths: list[int], categories: int = 0) -> list[PeriodData]:
+def logs(seed: int, lengths: list[int], categories: int = 0, fields: bool = False) -> list[PeriodData]:
     """Periods on the same tables; some items are of category 0, as an excerpt has it where no table knows theirs."""
-    periods = [random_period(seed + k, n, categories=categories, structure=seed) for k, n in enumerate(lengths)]
+    more: dict[str, Any] = {"categories": categories, "structure": seed, "fields": fields}
+    periods = [random_period(seed + k, n, **more) for k, n in enumerate(lengths)]
     if periods[0].item_categories is None:
         return periods
     own = periods[0].item_categories
@@ -58,14 +61,17 @@ def cut(draw: st.DataObject, periods: list[PeriodData], steps: int) -> Batches:
 def slow_plan(periods: list[PeriodData], batches: Batches, cold_rate: float, coins: list[float]) -> dict[str, Any]:
     """What asmg.kernels.Plan says that it holds, interaction by interaction."""
     order: list[int] = []
-    lists: dict[str, list[Any]] = {name: [] for name in ("user", "item", "history", "slot", "categories", "counts")}
-    offsets, bounds, entity_bounds, row_bounds = [0], [0], [0], [[0], [0], [0]]
-    rows: list[list[int]] = [[], [], []]
+    lists: dict[str, list[Any]] = {
+        name: [] for name in ("user", "item", "history", "fields", "slot", "categories", "counts")
+    }
+    offsets, bounds, entity_bounds, row_bounds = [0], [0], [0], [[0], [0], [0], [0]]
+    rows: list[list[int]] = [[], [], [], []]
     matrix = periods[0].item_categories
     starts = [sum(len(p) for p in periods[:k]) for k in range(len(periods))]
     tossed = iter(coins)
     for step in zip(*batches, strict=True):
-        users, items, categories = {0: 0}, [0], [0]
+        users, items, categories, values = {0: 0}, [0], [0], {0: 0}
+        value_rows = [0]
         entities: dict[int, int] = {}
         user_rows, counts = [0], []
         for data, index, start in zip(periods, step, starts, strict=True):
@@ -92,11 +98,22 @@ def slow_plan(periods: list[PeriodData], batches: Batches, cold_rate: float, coi
                 lists["item"].append(entities[int(data.item[n])])
                 lists["history"] += [entities[item] for item in history]
                 offsets.append(len(lists["history"]))
+                columns = (
+                    [] if data.fields is None else list(zip(data.fields.rows[n], data.fields.weights[n], strict=True))
+                )
+                for row, weight in ((int(row), float(weight)) for row, weight in columns):
+                    if row != NO_VALUE and row not in values:
+                        heads = cold_rate > 0 and weight == 1 and next(tossed) < cold_rate
+                        if cold_rate > 0 and weight != 1:
+                            next(tossed)
+                        values[row] = 0 if heads else len(value_rows)
+                        value_rows += [] if heads else [row]
+                lists["fields"].append([values[int(row)] if row != NO_VALUE else -1 for row, _ in columns])
             bounds.append(len(order))
-            counts.append((len(user_rows), len(items), len(categories), len(entities)))
+            counts.append((len(user_rows), len(items), len(categories), len(value_rows), len(entities)))
         lists["counts"].append(counts)
         entity_bounds.append(len(lists["slot"]))
-        for k, own_rows in enumerate((user_rows, items, categories)):
+        for k, own_rows in enumerate((user_rows, items, categories, value_rows)):
             rows[k] += own_rows
             row_bounds[k].append(len(rows[k]))
     return lists | {
@@ -106,28 +123,28 @@ def slow_plan(periods: list[PeriodData], batches: Batches, cold_rate: float, coi
 
 
 @pytest.mark.parametrize("cold_rate", [0.0, 0.4])
-@pytest.mark.parametrize("categories", [0, 5])
+@pytest.mark.parametrize(("categories", "fields"), [(0, False), (5, True)])
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10_000), lengths=st.lists(st.integers(1, 8), min_size=1, max_size=3),
     steps=st.integers(1, 4), draw=st.data(),
 )  # fmt: skip
 def test_a_plan_is_that_of_a_slow_loop(
-    categories: int, cold_rate: float, seed: int, lengths: list[int], steps: int, draw: st.DataObject
+    categories: int, fields: bool, cold_rate: float, seed: int, lengths: list[int], steps: int, draw: st.DataObject
 ) -> None:
-    periods = logs(seed, lengths, categories)
+    periods = logs(seed, lengths, categories, fields)
     if cold_rate == 0:  # the cold row itself is in a log where an id was past the tables
         periods = [
             replace(p, user=p.user // 2, item=p.item - p.item % 2, history=p.history - p.history % 3) for p in periods
         ]
     batches = cut(draw, periods, steps)
-    total = 2 * sum(lengths) + sum(len(p.history) for p in periods)
+    total = 2 * sum(lengths) + sum(len(p.history) + (0 if p.fields is None else p.fields.rows.numel()) for p in periods)
     coins = torch.rand(total, generator=torch_rng(seed)).tolist()  # in the order in which the ids appear
     got = Epoch(periods, batches, cold_rate=cold_rate, rng=torch_rng(seed))
     expected = slow_plan(periods, batches, cold_rate, coins)
     plan = got.plan
     assert len(got) == steps
-    for name in ("order", "bounds", "user", "item", "history", "offsets", "entity_bounds", "row_bounds"):
+    for name in ("order", "bounds", "user", "item", "history", "offsets", "fields", "entity_bounds", "row_bounds"):
         assert getattr(plan, name).tolist() == expected[name], name
     assert plan.entity_slot.tolist() == expected["slot"]
     assert [rows.tolist() for rows in plan.rows] == expected["rows"]
@@ -158,9 +175,11 @@ def logits_of(config: ModelConfig, params: Params, local: LocalBatches) -> list[
 
 
 def for_model(config: ModelConfig, periods: list[PeriodData]) -> list[PeriodData]:
-    """The logs as an excerpt has them for this model: without categories where it has none, with numeric inputs."""
+    """The logs as an excerpt has them for this model: without categories where it has none, with fields and numbers."""
     if not config.categories:
         periods = [replace(p, categories=0, item_categories=None) for p in periods]
+    if "field" in build_model(config).tables:
+        periods = [replace(p, fields=random_fields(len(p) + k, len(p))) for k, p in enumerate(periods)]
     if width := inputs_of(config):
         periods = [replace(p, numeric=torch.randn(len(p), width, generator=torch_rng(len(p)))) for p in periods]
     return periods
@@ -194,11 +213,11 @@ def test_every_batch_of_every_step_reads_its_own_interactions(
 
 @all_models
 def test_with_a_cold_rate_of_one_every_id_is_cold_but_items_keep_their_categories(config: ModelConfig) -> None:
-    data = random_period(5, 12, categories=4 if config.categories else 0, numeric=inputs_of(config), structure=5)
+    data = random_period(5, 12, categories=4 if config.categories else 0, **read_by(config), structure=5)
     params = random_params(config, 1, user=6, item=9, category=4)
     epoch = Epoch([data], [in_batches(data, 5)], cold_rate=1.0, rng=torch_rng(0))
     got = torch.cat([logits_of(config, params, epoch.local(s, epoch.label))[0] for s in range(3)])
-    expected = [slow_logit(config, params, data, n, cold=("user", "item")) for n in range(12)]
+    expected = [slow_logit(config, params, data, n, cold=("user", "item", "field")) for n in range(12)]
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -251,7 +270,7 @@ def test_the_coins_are_those_of_the_generator() -> None:
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10_000), order=st.permutations(range(9)))
 def test_a_candidate_scores_the_same_wherever_it_stands(config: ModelConfig, seed: int, order: list[int]) -> None:
-    data = random_period(seed, 9, categories=4 if config.categories else 0, numeric=inputs_of(config))
+    data = random_period(seed, 9, categories=4 if config.categories else 0, **read_by(config))
     params = {n: p.double() for n, p in random_params(config, seed, user=6, item=9, category=4).items()}
 
     def logits(index: Tensor) -> Tensor:

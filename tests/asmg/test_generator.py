@@ -23,12 +23,13 @@ from asmg.generator import (
 from asmg.models import EmbeddingMLPConfig, Params, build_model, grow, read_rows
 from tests.asmg.support import (
     CONFIGS,
+    FIELD_ROWS,
     SMALL,
     SMALL_CATEGORIES,
     ModelConfig,
-    inputs_of,
     random_params,
     random_period,
+    read_by,
     snapshot,
     torch_rng,
     unchanged,
@@ -113,7 +114,7 @@ def places(generator: Generator, rows: dict[str, int]) -> list[tuple[str, int, i
 @pytest.mark.parametrize("d", [1, 4, 5])
 def test_generation_is_a_gru_on_every_single_scalar(config: ModelConfig, output: str, compiled: bool, d: int) -> None:
     generator = make(config, output, d)
-    rows = {"user": 4, "item": 5, "category": 3}
+    rows = {"user": 4, "item": 5, "category": 3, "field": 4}
     models = [random_params(config, seed, **rows) for seed in range(3)]
     weights, hidden = random_weights(generator), random_hidden(generator, **rows)
     advanced = {}
@@ -165,17 +166,17 @@ def test_every_step_of_a_run_is_the_last_of_a_shorter_one(output: str) -> None:
 @all_models
 def test_rows_run_alone_are_those_of_the_whole_table(config: ModelConfig, output: str, compiled: bool) -> None:
     generator = make(config, output)
-    rows = {"user": 12, "item": 15, "category": 6}
+    rows = {"user": 12, "item": 15, "category": 6, "field": FIELD_ROWS}
     models = [random_params(config, seed, **rows) for seed in range(3)]
     weights, hidden = random_weights(generator), random_hidden(generator, **rows)
     whole, _ = generator.generate(weights, models, hidden, compiled=compiled)
-    data = random_period(0, 5, users=12, items=15, categories=6 if config.categories else 0, numeric=inputs_of(config))
+    data = random_period(0, 5, users=12, items=15, categories=6 if config.categories else 0, **read_by(config))
     (small,), touched = excerpt([data], generator.model.tables)
     steps = Epoch([small], [[torch.arange(5)]])
     assert set(touched) == set(generator.model.tables)
     for table, index in touched.items():
         own = index[steps.local(0, steps.label).rows[table]]
-        assert 1 < len(own) < rows[table]
+        assert len(own) > 1 and (len(own) < rows[table] or table == "field")
         ys, _ = generator.run(weights, table, generator.inputs(models, table, own), read_rows(hidden[table], own))
         torch.testing.assert_close(ys[-1], whole[table][own])
     if generator.model.dense_shapes:
@@ -241,7 +242,7 @@ def test_the_state_advances_for_every_row_of_the_model(compiled: bool) -> None:
 @all_models
 def test_an_untrained_residual_generator_is_the_identity(config: ModelConfig, compiled: bool) -> None:
     generator = make(config, "residual")
-    rows = {"user": 4, "item": 5, "category": 3}
+    rows = {"user": 4, "item": 5, "category": 3, "field": 4}
     models = [random_params(config, seed, **rows) for seed in range(3)]
     got, _ = generator.generate(
         generator.initial(torch_rng(5)), models, generator.initial_hidden(), compiled=compiled
@@ -372,7 +373,7 @@ def linear(config: ModelConfig, window: int = 3) -> LinearGenerator:
 def test_the_linear_generator_is_a_convex_combination_of_every_single_scalar(config: ModelConfig, length: int) -> None:
     """methods.md, section 6: logits for each embedding dimension, shared by all ids, and for each scalar of the MLP."""
     generator = linear(config)
-    rows = {"user": 4, "item": 5, "category": 3}
+    rows = {"user": 4, "item": 5, "category": 3, "field": 4}
     models = [random_params(config, seed, **rows) for seed in range(length)]
     weights = random_weights(generator)
     got, _ = generator.generate(weights, models, generator.initial_hidden())
@@ -399,7 +400,7 @@ def test_every_output_of_the_linear_generator_is_the_last_of_a_shorter_sequence(
 @all_models
 def test_an_untrained_linear_generator_is_the_plain_average(config: ModelConfig) -> None:
     generator = linear(config)
-    rows = {"user": 4, "item": 5, "category": 3}
+    rows = {"user": 4, "item": 5, "category": 3, "field": 4}
     models = [random_params(config, seed, **rows) for seed in range(3)]
     weights = generator.initial(torch_rng())
     generator.check(weights)

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from asmg import kernels
 from asmg.adam import Adam, AdamState
-from asmg.batch import Epoch, PeriodData
+from asmg.batch import TABLES, Epoch, PeriodData
+from asmg.field_columns import FieldColumns
 from asmg.generator import DENSE, GeneratorConfig, GRUGenerator, from_lanes, to_lanes
 from asmg.kernels.embedding_mlp import BLOCK
 from asmg.kernels.gru import LANES
@@ -24,9 +25,9 @@ from tests.asmg.support import (
     SMALL,
     DenseAdam,
     copied,
-    inputs_of,
     random_params,
     random_period,
+    read_by,
     slow_logit,
     torch_rng,
 )
@@ -208,7 +209,7 @@ def flat(model: EmbeddingMLP, params: Params) -> np.ndarray:
 
 def log_of(config: EmbeddingMLPConfig, n: int) -> PeriodData:
     """`n` interactions in which items have up to three categories, one of them twice."""
-    data = random_period(n, n, users=8, items=11, categories=6 if config.categories else 0, numeric=inputs_of(config))
+    data = random_period(n, n, users=8, items=11, categories=6 if config.categories else 0, **read_by(config))
     if data.item_categories is not None:
         categories = torch.cat([data.item_categories, data.item_categories[:, :1]], 1)
         return PeriodData(**{**vars(data), "item_categories": categories})
@@ -226,10 +227,10 @@ def test_the_cross_entropy_and_its_gradient_are_those_of_torch(config: Embedding
     plan, target = epoch.plan, torch.rand(n + 12, generator=torch_rng(2))
     lo, hi = (int(b) for b in plan.bounds[1:3])
     ends = slice(*(int(b) for b in plan.entity_bounds[1:3]))
-    rows = [plan.rows[k][plan.row_bounds[k, 1] : plan.row_bounds[k, 2]] for k in range(3)]
+    rows = [plan.rows[k][plan.row_bounds[k, 1] : plan.row_bounds[k, 2]] for k in range(4)]
 
-    tables = [params[name].numpy()[own] for name, own in zip(model.tables, rows, strict=False)]
-    tables += [np.zeros((1, 3), np.float32)] * (3 - len(tables))
+    none = np.zeros((1, 3), np.float32)
+    tables = [params[name].numpy()[own] if name in params else none for name, own in zip(TABLES, rows, strict=True)]
     width = 6 if config.categories else 3
     vectors = np.full((ends.stop - ends.start, width), np.nan, np.float32)
     slots, categories = plan.entity_slot[ends], plan.entity_categories[ends]
@@ -238,8 +239,9 @@ def test_the_cross_entropy_and_its_gradient_are_those_of_torch(config: Embedding
     dense = flat(model, params)
     grads, dvectors, ddense = [np.ones_like(t) for t in tables], np.zeros_like(vectors), np.ones_like(dense)
     found = kernels.cross_entropy(
-        plan.user, plan.item, plan.history, plan.offsets, epoch.numeric.numpy(), lo, hi, 0, target.numpy(), 0.7,
-        tables[0], vectors, np.array(model.widths), dense, act, dact, grads[0], dvectors, ddense,
+        plan.user, plan.item, plan.history, plan.offsets, plan.fields, epoch.weights.numpy(), epoch.sums.numpy(),
+        epoch.numeric.numpy(), lo, hi, 0, target.numpy(), 0.7, tables[0], vectors, tables[3], np.array(model.widths),
+        dense, act, dact, grads[0], dvectors, grads[3], ddense,
     )  # fmt: skip
     kernels.item_vectors_backward(slots, categories, dvectors, grads[1], grads[2])
 
@@ -250,7 +252,9 @@ def test_the_cross_entropy_and_its_gradient_are_those_of_torch(config: Embedding
     loss = 0.7 * functional.binary_cross_entropy_with_logits(logits, target[6 : n + 6].double())
     loss.backward()
     assert found == pytest.approx(float(loss.detach()), rel=1e-5)
-    for name, own, got in zip(model.tables, rows, grads, strict=False):
+    for name, own, got in zip(TABLES, rows, grads, strict=True):
+        if name not in leaves:
+            continue
         whole = leaves[name].grad
         assert whole is not None
         np.testing.assert_allclose(got - 1, whole[own], rtol=1e-4, atol=1e-6)
@@ -266,8 +270,13 @@ def test_predictions_are_those_of_plain_numpy(config: EmbeddingMLPConfig, n: int
     params = random_params(config, 3, user=8, item=11, category=6)
     vectors = model.item_vectors(params, data.features).numpy()
     logits = np.full(n, np.nan, np.float32)
-    arrays = (t.numpy() for t in (data.user, data.item, data.history, data.offsets, data.inputs, params["user"]))
-    kernels.predict(*arrays, vectors, np.array(model.widths), flat(model, params), logits)
+    read = data.fields or FieldColumns.none(n)
+    user, item, history, offsets = (t.numpy() for t in (data.user, data.item, data.history, data.offsets))
+    values = params["field"].numpy() if config.fields else np.zeros((1, 3), np.float32)
+    kernels.predict(
+        user, item, history, offsets, read.rows.numpy(), read.weights.numpy(), read.sums.numpy(), data.inputs.numpy(),
+        params["user"].numpy(), vectors, values, np.array(model.widths), flat(model, params), logits,
+    )  # fmt: skip
     np.testing.assert_allclose(logits, [slow_logit(config, params, data, k) for k in range(n)], rtol=1e-4, atol=1e-4)
 
 

@@ -35,9 +35,9 @@ from tests.asmg.support import (
     SMALL,
     SMALL_CATEGORIES,
     ModelConfig,
-    inputs_of,
     random_params,
     random_period,
+    read_by,
     slow_logit,
     torch_rng,
 )
@@ -90,7 +90,7 @@ def test_the_logit_of_a_matrix_factorization_by_hand() -> None:
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 8))
 def test_logits_are_those_of_plain_numpy(config: ModelConfig, seed: int, n: int) -> None:
-    data = random_period(seed, n, categories=5 if config.categories else 0, numeric=inputs_of(config), structure=seed)
+    data = random_period(seed, n, categories=5 if config.categories else 0, **read_by(config), structure=seed)
     params = random_params(config, seed, user=6, item=9, category=5)
     features = None
     if data.item_categories is not None:
@@ -229,7 +229,7 @@ def test_glorot_parameters_fill_the_range_of_the_authors_release(config: ModelCo
     """methods.md, section 0: L = √(6 / (rows + dim)) for a table, √(3 / n) for a bias of size n, and no bias in MF's
     (section 9)."""
     wide = replace(config, dim=50, **({"hidden": (40, 30)} if isinstance(config, EmbeddingMLPConfig) else {}))
-    model, sizes = build_model(wide), {"user": 300, "item": 500, "category": 40}
+    model, sizes = build_model(wide), {"user": 300, "item": 500, "category": 40, "field": 60}
     draws = [model.glorot(sizes, torch_rng(seed)) for seed in range(20)]
     limits = {name: math.sqrt(6 / (sizes[name] + 50)) for name in model.tables}
     for name, shape in model.dense_shapes.items():
@@ -426,7 +426,7 @@ def test_a_grown_table_never_shrinks_and_shares_nothing(rows: int) -> None:
 
 @all_models
 def test_growing_changes_no_prediction(config: ModelConfig) -> None:
-    data = random_period(3, 30, categories=6 if config.categories else 0, numeric=inputs_of(config))
+    data = random_period(3, 30, categories=6 if config.categories else 0, **read_by(config))
     model, params = build_model(config), random_params(config, 1, user=3, item=4, category=3)
     grown = {n: grow(p, data.sizes[n]) if n in data.sizes else p for n, p in params.items()}
     torch.testing.assert_close(predict_logits(model, grown, data), predict_logits(model, params, data))
@@ -435,7 +435,7 @@ def test_growing_changes_no_prediction(config: ModelConfig) -> None:
 @all_models
 @pytest.mark.parametrize("shift", [-3.5, 0.25])
 def test_a_shift_raises_every_logit_alike_and_changes_nothing_else(config: ModelConfig, shift: float) -> None:
-    data = random_period(3, 30, categories=6 if config.categories else 0, numeric=inputs_of(config))
+    data = random_period(3, 30, categories=6 if config.categories else 0, **read_by(config))
     model, params = build_model(config), random_params(config, 1, user=3, item=4, category=3)
     before = {name: tensor.clone() for name, tensor in params.items()}
     shifted = model.shifted(params, shift)
@@ -451,7 +451,7 @@ def test_a_shift_raises_every_logit_alike_and_changes_nothing_else(config: Model
 
 @both
 def test_gradients_reach_only_the_rows_that_were_looked_up(config: EmbeddingMLPConfig) -> None:
-    data = random_period(2, 3, users=30, items=40, categories=12 if config.categories else 0, numeric=inputs_of(config))
+    data = random_period(2, 3, users=30, items=40, categories=12 if config.categories else 0, **read_by(config))
     params = random_params(config, 5, user=30, item=40, category=12)
     leaves = {name: p.requires_grad_() for name, p in params.items()}
     features, items = None, {*data.item.tolist(), *data.history.tolist()}
@@ -474,7 +474,7 @@ def test_gradients_reach_only_the_rows_that_were_looked_up(config: EmbeddingMLPC
 
 @pytest.mark.parametrize("config", [DOT_CATEGORIES, MF_CATEGORIES], ids=["mlp", "mf"])
 def test_gradients_are_those_of_finite_differences(config: ModelConfig) -> None:
-    data = random_period(6, 5, categories=4, numeric=inputs_of(config))
+    data = random_period(6, 5, categories=4, **read_by(config))
     assert data.item_categories is not None
     features = ItemFeatures(torch.arange(9), data.item_categories.long())
     batch = data.batch(torch.arange(5))

@@ -26,9 +26,9 @@ from tests.asmg.support import (
     SMALL,
     DenseAdam,
     ModelConfig,
-    inputs_of,
     random_params,
     random_period,
+    read_by,
     slow_logit,
     snapshot,
     torch_rng,
@@ -45,7 +45,7 @@ def period(config: ModelConfig, t: int, n: int = 60, **changes: Any) -> PeriodDa
     """The t-th period of a stream in which the tables grow; odd items and odd users click more."""
     items = 9 + 2 * t
     more = {"categories": 2 + items // 3} if config.categories else {}
-    more["numeric"] = inputs_of(config)
+    more |= read_by(config)
     data = random_period(2000 + t, n, **({"users": 6 + t, "items": items} | more | changes))
     if "labels" in changes:
         return data
@@ -537,7 +537,7 @@ def test_ids_never_seen_read_the_cold_rows_and_get_rows_of_their_own(config: Mod
     updater, state = sml(config, output=output), learned(config, 3, output)
     items = 60
     categories = 2 + items // 3 if config.categories else 0
-    data = random_period(0, 80, users=40, items=items, categories=categories, numeric=inputs_of(config))
+    data = random_period(0, 80, users=40, items=items, categories=categories, **read_by(config))
     data = replace(data, user=data.user % 10 + 20, item=data.item % 10 + 40, history=data.history % 10 + 40)
     for params in updater.serving_models(state).values():
         got = predict_logits(updater.model, params, data)

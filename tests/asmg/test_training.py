@@ -25,11 +25,11 @@ from tests.asmg.support import (
     ModelConfig,
     SlowTraining,
     copied,
-    inputs_of,
     padded,
     period,
     random_params,
     random_period,
+    read_by,
     snapshot,
     tensors_in,
     torch_rng,
@@ -75,7 +75,7 @@ def categories_of(config: ModelConfig, count: int = 6) -> int:
 @all_models
 def test_one_epoch_is_dense_adam_on_whole_tables(config: ModelConfig, execution: Execution) -> None:
     """The same permutation, whole tables in float64, dense Adam, mean loss over each batch's own size."""
-    data = random_period(0, 70, users=12, items=15, categories=categories_of(config), numeric=inputs_of(config))
+    data = random_period(0, 70, users=12, items=15, categories=categories_of(config), **read_by(config))
     start = random_params(config, 1, user=12, item=15, category=6)
     ours, slow = Training(config, start, execution), SlowTraining(config, start, 0.05)
     loss = ours.learn(data, seed=4)
@@ -89,7 +89,7 @@ def test_one_epoch_is_dense_adam_on_whole_tables(config: ModelConfig, execution:
 @executions
 @all_models
 def test_soft_targets_in_the_order_of_the_log_are_learned_likewise(config: ModelConfig, execution: Execution) -> None:
-    data = random_period(0, 70, users=12, items=15, categories=categories_of(config), numeric=inputs_of(config))
+    data = random_period(0, 70, users=12, items=15, categories=categories_of(config), **read_by(config))
     start = random_params(config, 1, user=12, item=15, category=6)
     target = torch.rand(70, generator=torch_rng(3))
     ours, slow = Training(config, start, execution), SlowTraining(config, start, 0.05)
@@ -103,7 +103,7 @@ def stream(config: ModelConfig) -> Iterator[PeriodData]:
     """Periods whose tables grow, with tiny ones of two users and items in between. The cold rows are in use."""
     for t, n in enumerate((60, 1, 3, 1, 40, 2, 1, 1, 50)):
         users, items = 12 + 2 * t, 15 + t
-        more = {"categories": categories_of(config, 9), "numeric": inputs_of(config)}
+        more = {"categories": categories_of(config, 9), **read_by(config)}
         data = random_period(t, n, users=users, items=items, **more)
         if n < 10:
             data = replace(data, user=data.user % 2 + 1, item=data.item % 2 + 1, history=data.history % 2 + 1)
@@ -174,7 +174,7 @@ def test_a_period_of_smaller_tables_leaves_nobody_behind() -> None:
 def test_compiled_and_eager_steps_agree(config: ModelConfig, cold_rate: float) -> None:
     """From one state in the middle of training, with the same rng: permutation, coins and all."""
     rows = {"user": 30, "item": 40, "category": 12}
-    more = {"categories": categories_of(config, 12), "numeric": inputs_of(config)}
+    more = {"categories": categories_of(config, 12), **read_by(config)}
     data = random_period(0, 900, users=34, items=44, **more)
     start = Training(config, random_params(config, 1, **rows), EXECUTIONS["compiled"], lr=1e-2)
     start.learn(random_period(1, 300, users=30, items=40, **more), cold_rate=0.3)
@@ -258,7 +258,7 @@ def test_the_rows_of_others_stay_as_they_are() -> None:
 def test_id_dropout_trains_the_cold_rows_and_nothing_else_of_the_tables_at_a_rate_of_one(
     config: ModelConfig, execution: Execution
 ) -> None:
-    data = random_period(1, 60, categories=categories_of(config, 4), numeric=inputs_of(config))
+    data = random_period(1, 60, categories=categories_of(config, 4), **read_by(config))
     start = random_params(config, 1, user=6, item=9, category=4)
     ours = Training(config, start, execution)
     ours.learn(data, cold_rate=1.0)
@@ -288,8 +288,8 @@ def padded_tables(params: Params, adam: AdamState) -> tuple[Params, AdamState]:
 def test_the_cost_of_training_does_not_depend_on_the_tables(config: ModelConfig, execution: Execution) -> None:
     """Nothing as large as a table is made but one int32 look-up array for each; the result is the same to the bit."""
     small = Training(config, random_params(config, 1, user=6, item=9, category=4), execution)
-    small.learn(random_period(0, 60, categories=categories_of(config, 4), numeric=inputs_of(config)))
-    data = random_period(1, 30, categories=categories_of(config, 4), numeric=inputs_of(config))
+    small.learn(random_period(0, 60, categories=categories_of(config, 4), **read_by(config)))
+    data = random_period(1, 30, categories=categories_of(config, 4), **read_by(config))
     params, adam = padded_tables(small.params, small.adam)
     large = padded(data, PADDING)
     updates = []
