@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asmg.field_columns import FieldColumns
+from asmg.field_columns import BatchFields, FieldColumns
 from asmg.kernels import Plan, plan_epoch, renumber
 from asmg.layout import COLD_ROW, HISTORY_LENGTH, NO_CATEGORY, NO_VALUE, RECENT, RECENT_SHORT
 
@@ -26,7 +26,6 @@ __all__ = [
     "RECENT",
     "RECENT_SHORT",
     "TABLES",
-    "BatchFields",
     "Epoch",
     "Excerpt",
     "InteractionBatch",
@@ -59,19 +58,8 @@ class InteractionBatch(NamedTuple):
     """float32 [B], 1 for a click."""
     numeric: Tensor | None = None
     """float32 [B, S], the numeric inputs; None where there are none."""
-    fields: "BatchFields | None" = None
+    fields: BatchFields | None = None
     """What is read of the field table; None where there is none."""
-
-
-class BatchFields(NamedTuple):
-    """What the interactions of a batch read of the field table; see `asmg.field_columns.FieldColumns`."""
-
-    rows: Tensor
-    """int64 [B, C], NO_VALUE for nothing."""
-    weights: Tensor
-    """float32 [B, C]"""
-    sums: Tensor
-    """int64 [C], the sum that each column belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +229,7 @@ class PeriodData:
             offsets=offsets,
             label=self.label[index],
             numeric=None if self.numeric is None else self.numeric[index],
-            fields=None
-            if self.fields is None
-            else BatchFields(self.fields.rows[index].long(), self.fields.weights[index], self.fields.sums.long()),
+            fields=None if self.fields is None else self.fields.batch(index),
         )
 
     def select(self, index: Tensor) -> "PeriodData":
@@ -389,13 +375,10 @@ def excerpt(
     columns: Sequence[FieldColumns | None] = [None] * len(periods)
     if "field" in tables:
         own = [(p.fields or FieldColumns.none(len(p))).within(limits["field"]) for p in periods]
-        present = [values != NO_VALUE for f in own for values in (f.rows, f.neutral)]
+        present = [values >= COLD_ROW for f in own for values in (f.rows, f.neutral)]
         read = [values for f in own for values in (f.rows, f.neutral)]
         numbered = number("field", [values[at] for values, at in zip(read, present, strict=True)])
-        placed = [
-            torch.full_like(values, NO_VALUE).masked_scatter_(at, found)
-            for values, at, found in zip(read, present, numbered, strict=True)
-        ]
+        placed = [values.masked_scatter(at, found) for values, at, found in zip(read, present, numbered, strict=True)]
         columns = [
             replace(f, rows=r, neutral=n, size=len(rows["field"]))
             for f, r, n in zip(own, placed[::2], placed[1::2], strict=True)

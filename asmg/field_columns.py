@@ -7,18 +7,29 @@ more, or one fewer, changes no shape.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from asmg.layout import COLD_ROW, NO_VALUE
+from asmg.layout import COLD_ROW, FURTHEST, NO_VALUE, OWN_VALUE
 
-__all__ = ["SUMS", "FieldColumns"]
+__all__ = ["SUMS", "BatchFields", "FieldColumns", "unscaled"]
 
 SUMS = ("context", "user", "item")
 """What a field is of, in the order of the sums."""
+
+
+class BatchFields(NamedTuple):
+    """What the interactions of a batch read of the field table; see `FieldColumns`."""
+
+    rows: Tensor
+    """int64 [B, C], NO_VALUE for nothing."""
+    weights: Tensor
+    """float32 [B, C]"""
+    sums: Tensor
+    """int64 [C], the sum that each column belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +39,20 @@ class FieldColumns:
     rows: Tensor
     """int32 [N, C], rows of the field table, NO_VALUE where a column has no (further) value."""
     weights: Tensor
-    """float32 [N, C], what each row counts in the sum: 1, or, for a number, the number (standardised, once it is
-    prepared)."""
+    """float32 [N, C], what each row counts in the sum: 1, or, for a number, the number before `scale`."""
     sums: Tensor
     """int32 [C]: of what each column is, and so the sum that it belongs to: 0 context, 1 user, 2 item (`SUMS`)."""
     size: int
     """Rows of the field table after this period, the cold row included."""
     neutral: Tensor
-    """int32 [C]: the row (that of the missing value) which a training-only column reads when a model predicts; NO_VALUE
-    for all other columns."""
+    """int32 [C]: the row (that of the missing value, or NO_VALUE) which a training-only column reads when a model
+    predicts; OWN_VALUE for all other columns."""
     numbers: Tensor
-    """int32 [C]: the row of each column whose weights are numbers yet to be standardised; NO_VALUE for the others."""
+    """int32 [C]: of a column whose weights are numbers, the row that they weigh (a missing number reads another one);
+    NO_VALUE for all other columns."""
+    scale: Tensor
+    """float32 [2, C]: what is taken off each number, and what it is multiplied by then; 0 and 1 in all other columns,
+    and in every column as long as nobody knows (`asmg.numbers`)."""
 
     def __post_init__(self) -> None:
         n, c = self.rows.shape if self.rows.dim() == 2 else (-1, -1)
@@ -55,16 +69,24 @@ class FieldColumns:
             raise ValueError(f"fields.sums: expected numbers from 0 to {len(SUMS) - 1}; received {low}..{top}")
         if self.size < 1:
             raise ValueError(f"fields.size: expected at least 1 row; received {self.size}")
-        for name in ("rows", "neutral", "numbers"):
+        if self.scale.shape != (2, c):
+            raise ValueError(f"fields.scale: expected shape (2, {c}); received {tuple(self.scale.shape)}")
+        for name, least in (("rows", NO_VALUE), ("neutral", OWN_VALUE), ("numbers", NO_VALUE)):
             rows = getattr(self, name)
-            if rows.numel() and not (int(rows.min()) >= NO_VALUE and int(rows.max()) < self.size):
-                low, top = int(rows.min()), int(rows.max())
-                raise ValueError(f"fields.{name}: expected rows under {self.size} or {NO_VALUE}; received {low}..{top}")
-        if not bool(torch.isfinite(self.weights).all()):
-            raise ValueError("fields.weights: expected finite numbers; received NaN or infinity")
+            if rows.numel() and not (int(rows.min()) >= least and int(rows.max()) < self.size):
+                received = f"{int(rows.min())}..{int(rows.max())}"
+                raise ValueError(f"fields.{name}: expected rows from {least} to {self.size - 1}; received {received}")
+        for name in ("weights", "scale"):
+            if not bool(torch.isfinite(getattr(self, name)).all()):
+                raise ValueError(f"fields.{name}: expected finite numbers; received NaN or infinity")
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def batch(self, index: Tensor) -> "BatchFields":
+        """Those of the interactions at `index` (int64), standardised, as a forward pass reads them."""
+        read = self.at(index).standardised()
+        return BatchFields(read.rows.long(), read.weights, read.sums.long())
 
     def at(self, index: Tensor) -> "FieldColumns":
         """Those of the interactions at `index` (int64 or a bool mask)."""
@@ -79,16 +101,24 @@ class FieldColumns:
         """Of `n` interactions of which no field is known."""
         nothing = torch.empty(0, dtype=torch.int32)
         rows = torch.empty(n, 0, dtype=torch.int32)
-        return cls(rows=rows, weights=torch.empty(n, 0), size=1, sums=nothing, neutral=nothing, numbers=nothing)
+        return cls(
+            rows=rows,
+            weights=torch.empty(n, 0),
+            size=1,
+            sums=nothing,
+            neutral=nothing,
+            numbers=nothing,
+            scale=torch.empty(2, 0),
+        )
 
     def within(self, size: int) -> "FieldColumns":
-        """For a table of `size` rows: the cold row in the place of those past its end."""
+        """With standardised numbers, for a table of `size` rows: the cold row in the place of those past its end."""
         rows, neutral = (torch.where(values < size, values, COLD_ROW) for values in (self.rows, self.neutral))
-        return replace(self, rows=rows, neutral=neutral, size=max(size, self.size))
+        return replace(self.standardised(), rows=rows, neutral=neutral, size=max(size, self.size))
 
     def forgotten(self, rows: Tensor) -> "FieldColumns":
         """With the cold row in the place of these rows (int64 [n], any of which may be past the table's end)."""
-        gone = torch.zeros(self.size + 1, dtype=torch.bool)  # NO_VALUE finds the last place, which no row has
+        gone = torch.zeros(self.size + 2, dtype=torch.bool)  # NO_VALUE and OWN_VALUE find the last, which are no rows'
         gone[rows[rows < self.size]] = True
 
         def cold(values: Tensor) -> Tensor:
@@ -102,21 +132,37 @@ class FieldColumns:
 
     def with_neutral(self, where: Tensor) -> "FieldColumns":
         """With the training-only columns neutral in the places of `where` (bool [N, C], or [N, 1] for all of them)."""
-        where = where & (self.neutral != NO_VALUE) & (self.rows != NO_VALUE)
+        where = where & (self.neutral != OWN_VALUE) & (self.rows != NO_VALUE)
         rows = torch.where(where, self.neutral, self.rows)
         return replace(self, rows=rows, weights=self.weights.masked_fill(where, 1.0))
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether there is a column of numbers."""
+        return bool((self.numbers != NO_VALUE).any())
+
+    def standardised(self) -> "FieldColumns":
+        """With every number as models read it, scaled and within ±5: a weight like any other."""
+        if not self.has_numbers:
+            return self
+        mean, by = self.scale
+        scaled = ((self.weights - mean) * by).clamp(-FURTHEST, FURTHEST)
+        weights = torch.where(self.rows == self.numbers, scaled, self.weights)
+        settled = torch.full_like(self.numbers, NO_VALUE)
+        return replace(self, weights=weights, numbers=settled, scale=unscaled(len(settled)))
+
+    @property
     def trains_only(self) -> bool:
         """Whether there is a training-only column."""
-        return bool((self.neutral != NO_VALUE).any())
+        return bool((self.neutral != OWN_VALUE).any())
 
     @classmethod
     def concatenate(cls, parts: "Sequence[FieldColumns]") -> "FieldColumns":
-        """Several periods' fields as one, oldest first; the table is that of the last.
+        """Several periods' fields as one, oldest first, the numbers standardised by each period's own scale.
 
         Columns of different schemas stand side by side.
         """
+        parts = [part.standardised() for part in parts]
         newest = replace(parts[-1], size=max(part.size for part in parts))
         if all(part._like(newest) for part in parts):
             rows, weights = (torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "weights"))
@@ -128,16 +174,16 @@ class FieldColumns:
             own = slice(at, at + len(part.sums))
             rows[start:stop, own], weights[start:stop, own] = part.rows, part.weights
             at = own.stop
-        columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("sums", "neutral", "numbers")}
+        columns = {name: torch.cat([getattr(part, name) for part in parts], -1) for name in _BY_COLUMN}
         return replace(newest, rows=rows, weights=weights, **columns)
 
     def _like(self, other: "FieldColumns") -> bool:
         """Whether columns of both mean the same to a model."""
-        return all(torch.equal(getattr(self, name), getattr(other, name)) for name in ("sums", "neutral", "numbers"))
+        return all(torch.equal(getattr(self, name), getattr(other, name)) for name in _BY_COLUMN)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps beside `meta`."""
-        return {name: getattr(self, name) for name in ("rows", "weights", "sums", "neutral", "numbers")}
+        return {name: getattr(self, name) for name in ("rows", "weights", *_BY_COLUMN)}
 
     def meta(self) -> dict[str, Any]:
         """The rest, as plain JSON values."""
@@ -147,3 +193,11 @@ class FieldColumns:
     def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> "FieldColumns":
         """The inverse of `tensors` and `meta`."""
         return cls(**tensors, **meta)
+
+
+_BY_COLUMN = ("sums", "neutral", "numbers", "scale")
+
+
+def unscaled(columns: int) -> Tensor:
+    """The scale [2, C] that leaves every number as it is."""
+    return torch.stack([torch.zeros(columns), torch.ones(columns)])

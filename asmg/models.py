@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from asmg.batch import COLD_ROW, NO_CATEGORY, NO_VALUE, TABLES, BatchFields, InteractionBatch, ItemFeatures, PeriodData
-from asmg.field_columns import SUMS
+from asmg.batch import COLD_ROW, NO_CATEGORY, NO_VALUE, TABLES, InteractionBatch, ItemFeatures, PeriodData
+from asmg.field_columns import SUMS, BatchFields
 from asmg.layout import DIM, HIDDEN
 
 __all__ = [
@@ -314,11 +314,7 @@ class EmbeddingMLP(BaseModel):
     @override
     def reads(self, data: PeriodData) -> PeriodData:
         _check_numeric(self.numeric, data.numeric)
-        if not self.config.fields:
-            return replace(data, fields=None)
-        if data.fields is not None and bool((data.fields.numbers != NO_VALUE).any()):
-            raise ValueError("fields.numbers: expected standardised numbers; received some that are not")
-        return data
+        return data if self.config.fields or data.fields is None else replace(data, fields=None)
 
     @override
     def head(

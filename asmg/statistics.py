@@ -46,6 +46,7 @@ from torch import Tensor
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.kernels.statistics import FURTHEST, ITEM, STATISTICS, USER, count_items, count_pairs, interaction_statistics
+from asmg.numbers import LEAST_DEVIATION, NumberMoments
 
 __all__ = ["NAMES", "Statistics", "StatisticsConfig"]
 
@@ -56,11 +57,6 @@ NAMES = (
     "repeat", "pair_evidence",
 )  # fmt: skip
 """What the columns are, in order."""
-
-LEAST_DEVIATION = 1e-3
-"""Added to every standard deviation; a number whose deviation is not even that is not read. In the first period all
-counts of items are zero: no model has learned what they mean, and scaled by next to nothing they would drown the rest
-in the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +106,8 @@ class Statistics:
     """int32 [I]: the last period that brought the item a pair."""
     moments: Tensor
     """float64 [2, S + 2]: fading sums of 1, of the labels and of the statistics, and of their squares."""
+    numbers: NumberMoments
+    """The same of the fields that enter as numbers."""
 
     @classmethod
     def initial(cls, config: StatisticsConfig) -> "Statistics":
@@ -126,6 +124,7 @@ class Statistics:
             degrees=torch.zeros(1),
             paired=torch.zeros(1, dtype=torch.int32),
             moments=torch.zeros(2, len(NAMES) + 2, dtype=torch.float64),
+            numbers=NumberMoments.initial(),
         )
 
     @property
@@ -140,6 +139,8 @@ class Statistics:
         events = self.moments[0, 0].clamp(min=1e-9)
         mean, square = self.moments[0, 2:] / events, self.moments[1, 2:] / events
         deviation = (square - mean**2).clamp(min=0).sqrt()
+        # In the first period all counts of items are zero: no model has learned what they mean, and scaled by next to
+        # nothing they would drown the rest in the second.
         by = torch.where(deviation > LEAST_DEVIATION, 1 / (deviation + LEAST_DEVIATION), 0.0)
         return mean.float(), by.float()
 
@@ -171,13 +172,14 @@ class Statistics:
         return ((raw - mean) * by).clamp_(-float(FURTHEST), float(FURTHEST))
 
     def prepare(self, data: PeriodData) -> PeriodData:
-        """The log with these statistics as numeric inputs, and with those of a user without a past."""
+        """The log with these statistics as numeric inputs, with those of a user without a past, and with scaled fields."""
         raw = self.raw(data)
         scaled = self._scaled_by(raw, data)
         nobody = scaled.standardised(self.raw(_by_strangers(torch.zeros(1, dtype=torch.int64))))
         of_the_user = torch.ones_like(nobody)
         of_the_user[:, USER : USER + ITEM] = 0
-        return replace(data, numeric=scaled.standardised(raw), nobody=torch.cat([of_the_user, nobody]))
+        fields = None if data.fields is None else self.numbers.prepare(data.fields)
+        return replace(data, numeric=scaled.standardised(raw), nobody=torch.cat([of_the_user, nobody]), fields=fields)
 
     def _scaled_by(self, raw: Tensor, data: PeriodData) -> "Statistics":
         """These, or before the first period ones with its moments."""
@@ -205,7 +207,8 @@ class Statistics:
             grown["degrees"].numpy(), grown["paired"].numpy(), config.neighbours, now, config.pair_decay,
         )  # fmt: skip
         lists = dict(zip(("starts", *_BY_PAIR), (torch.from_numpy(array) for array in pairs), strict=True))
-        return Statistics(config=config, periods=now, moments=moments, **grown, **lists)
+        numbers = self.numbers.learned(data.fields, config.moments_decay)
+        return Statistics(config=config, periods=now, moments=moments, numbers=numbers, **grown, **lists)
 
     def forgotten(self, items: Tensor) -> "Statistics":
         """As if nobody had ever seen these items (int64 [n], rows ≥ 1, any of which may be unknown)."""
@@ -223,7 +226,7 @@ class Statistics:
         for tensor in own.values():
             tensor[items] = 0
         pairs = {name: getattr(self, name)[kept] for name in _BY_PAIR}
-        return Statistics(self.config, self.periods, starts=starts, moments=self.moments, **own, **pairs)
+        return replace(self, starts=starts, **own, **pairs)
 
     def dump(self) -> Checkpoint:
         """As a checkpoint of the kind "statistics"."""
@@ -231,7 +234,7 @@ class Statistics:
         return Checkpoint(
             "statistics",
             meta,
-            {name: getattr(self, name) for name in ("moments", "starts", *_BY_ITEM, *_BY_PAIR)},
+            {name: getattr(self, name) for name in _TENSORS} | self.numbers.tensors(),
         )
 
     @classmethod
@@ -247,11 +250,14 @@ class Statistics:
             if not bool(torch.isfinite(tensor).all()):
                 raise CheckpointError(f"statistics: {name}: expected finite numbers; received NaN or infinity")
         config = StatisticsConfig(**stored.meta["config"])
-        return cls(config=config, periods=int(stored.meta["periods"]), **stored.tensors)
+        tensors = {name: stored.tensors[name] for name in _TENSORS}
+        numbers = NumberMoments.of(stored.tensors)
+        return cls(config=config, periods=int(stored.meta["periods"]), numbers=numbers, **tensors)
 
 
 _BY_ITEM = ("counts", "counted", "degrees", "paired")
 _BY_PAIR = ("neighbours", "together", "passed")
+_TENSORS = ("moments", "starts", *_BY_ITEM, *_BY_PAIR)
 
 
 def _grown(tensor: Tensor, items: int) -> Tensor:

@@ -5,6 +5,7 @@ Meaning and formulas: `asmg.statistics`. The serving snapshot computes its input
 
 import numpy as np
 
+from asmg import layout
 from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, inlined, log1p
 
 __all__ = [
@@ -37,7 +38,7 @@ SUMS = 6
 weighted sum of all shares, its clicks, its impressions; how often anything was clicked beside the user's clicks.
 """
 
-FURTHEST = np.float32(5.0)
+FURTHEST = np.float32(layout.FURTHEST)
 """Standard deviations that a standardised number is from the mean at most."""
 
 BLOCK = 64

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from asmg.batch import NO_CATEGORY, NO_VALUE, TABLES, PeriodData
-from asmg.field_columns import FieldColumns
+from asmg.field_columns import FieldColumns, unscaled
+from asmg.layout import OWN_VALUE
 from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig, Params, build_model
 
 ModelConfig = EmbeddingMLPConfig | MatrixFactorizationConfig
@@ -134,13 +135,15 @@ def random_fields(seed: int, n: int) -> FieldColumns:
     rows[:, -1], weights = FIELD_ROWS - 1, np.ones((n, columns))
     weights[:, -1] = rng.normal(size=n)
     settled = torch.full((columns,), NO_VALUE, dtype=torch.int32)
+    own = torch.full((columns,), OWN_VALUE, dtype=torch.int32)
     return FieldColumns(
         rows=torch.tensor(rows, dtype=torch.int32),
         weights=torch.tensor(weights, dtype=torch.float32),
         sums=torch.tensor([0, 1, 0, 2, 2], dtype=torch.int32),
         size=FIELD_ROWS,
-        neutral=settled,
+        neutral=own,
         numbers=settled,
+        scale=unscaled(columns),
     )
 
 
