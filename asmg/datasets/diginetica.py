@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from asmg.datasets.fields import identifier, read_ids, whole_number
+from asmg.datasets.columns import identifier, read_ids, whole_number
 from asmg.datasets.gathering import Events, Gathering, Ids, Source, joined
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.sampling import sample_negatives
@@ -126,7 +126,7 @@ def read_diginetica_raw(gathering: Gathering) -> Events:
     """
     if files := find_period_files(gathering):
         return read_period_files(gathering, files)
-    fields = {
+    readings = {
         "sessionId": identifier(),
         "itemId": identifier(),
         "timeframe": whole_number(0, 365 * DAY_MS),
@@ -135,7 +135,7 @@ def read_diginetica_raw(gathering: Gathering) -> Events:
     events = gathering.gather(
         gathering.find("train-item-views.csv"),
         Layout(delimiter=";"),
-        fields,
+        readings,
         ("sessionId", "itemId", "eventdate"),
         time=lambda block: block["eventdate"] + block["timeframe"],
     )

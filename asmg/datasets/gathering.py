@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from asmg.datasets.fields import Field
+from asmg.datasets.columns import Reading
 from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
 from asmg.log_format import LogFormatError
@@ -150,7 +150,7 @@ class Gathering:
         if count:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
-    def scan(self, path: Path, layout: Layout, fields: dict[str, Field]) -> Scan:
+    def scan(self, path: Path, layout: Layout, readings: dict[str, Reading]) -> Scan:
         """A pass over a file of the log, in the way that was asked for."""
         told = self.progress
 
@@ -158,13 +158,13 @@ class Gathering:
             if told:
                 told(f"reading {path.name}", fraction)
 
-        return Scan(path, layout, fields, self.malformed, self.block_bytes, show if told else None)
+        return Scan(path, layout, readings, self.malformed, self.block_bytes, show if told else None)
 
     def gather(
         self,
         path: Path,
         layout: Layout,
-        fields: dict[str, Field],
+        readings: dict[str, Reading],
         columns: tuple[str, str, str],
         *,
         label: str | None = None,
@@ -178,7 +178,7 @@ class Gathering:
         """The interactions of a file.
 
         Args:
-            path, layout, fields: of the file.
+            path, layout, readings: of the file.
             columns: which are the user's id, the item's id and the time in milliseconds.
             label: the column of labels; None where every row is a positive.
             category: the column of an item's categories.
@@ -191,7 +191,7 @@ class Gathering:
         (users, items), categories = ids or (Ids(), Ids()), Ids()
         parts: list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
         parts, of_item, last = [], np.zeros(0, np.uint32), None
-        scan = self.scan(path, layout, fields)
+        scan = self.scan(path, layout, readings)
         for block in scan.blocks():
             when = block[columns[2]] if time is None else time(block)
             moments = when.to_numpy()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from asmg.datasets.fields import Field, category_list, identifier, labels, rating, split_categories, whole_number
+from asmg.datasets.columns import Reading, category_list, identifier, labels, rating, split_categories, whole_number
 from asmg.datasets.gathering import Events, Gathering, Ids
 from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
@@ -48,7 +48,7 @@ class LogForm:
 
     path: Path
     layout: Layout
-    fields: dict[str, Field]
+    readings: dict[str, Reading]
     user: str
     item: str
     time: str
@@ -59,7 +59,7 @@ class LogForm:
 
     def scan(self, malformed: Malformed = "error", block_bytes: int = BLOCK_BYTES) -> Scan:
         """A pass over the file."""
-        return Scan(self.path, self.layout, self.fields, malformed, block_bytes)
+        return Scan(self.path, self.layout, self.readings, malformed, block_bytes)
 
 
 def find_form(path: Path, options: LogOptions) -> LogForm:
@@ -76,10 +76,10 @@ def find_form(path: Path, options: LogOptions) -> LogForm:
     said = columns.label is not None or options.positives_only is False or options.positive_from is not None
     has_labels = not options.positives_only and (said or label in header)
     has_categories = categories in header or columns.categories is not None
-    label_field = labels() if options.positive_from is None else rating(options.positive_from)
+    label_reading = labels() if options.positive_from is None else rating(options.positive_from)
     time = time_of(options.timestamp_format, options.timezone, future_seconds=options.future_seconds)
     wanted = [(columns.user_id, identifier()), (columns.item_id, identifier()), (columns.timestamp, time)]
-    wanted += [(label, label_field)] if has_labels else []
+    wanted += [(label, label_reading)] if has_labels else []
     wanted += [(categories, category_list())] if has_categories else []
     wanted += [(columns.period, whole_number(-(10**15), 10**15))] if columns.period is not None else []
     if len(dict(wanted)) != len(wanted):
@@ -87,7 +87,7 @@ def find_form(path: Path, options: LogOptions) -> LogForm:
     return LogForm(
         path=path,
         layout=layout,
-        fields=dict(wanted),
+        readings=dict(wanted),
         user=columns.user_id,
         item=columns.item_id,
         time=columns.timestamp,
@@ -126,7 +126,7 @@ def read_generic(gathering: Gathering, options: LogOptions) -> Events:
     return gathering.gather(
         path,
         form.layout,
-        form.fields,
+        form.readings,
         (form.user, form.item, form.time),
         label=form.label,
         category=form.categories,

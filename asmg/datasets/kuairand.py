@@ -6,7 +6,7 @@ Only ids and time are read: what else the files say of an impression is not know
 from dataclasses import replace
 from pathlib import Path
 
-from asmg.datasets.fields import identifier, labels
+from asmg.datasets.columns import identifier, labels
 from asmg.datasets.gathering import Events, Gathering, Ids, Source, joined
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
@@ -19,7 +19,7 @@ _FILES = "log_standard*.csv"
 
 def read_kuairand(gathering: Gathering) -> Events:
     """Every row of all files, in the order of their names; it is a positive where the video was clicked."""
-    fields = {
+    readings = {
         "user_id": identifier(),
         "video_id": identifier(),
         "time_ms": time_of("ms"),
@@ -27,7 +27,7 @@ def read_kuairand(gathering: Gathering) -> Events:
     }
     ids, columns = (Ids(), Ids()), ("user_id", "video_id", "time_ms")
     parts = [
-        gathering.gather(gathering.read(path), Layout(), fields, columns, label="is_click", ids=ids)
+        gathering.gather(gathering.read(path), Layout(), readings, columns, label="is_click", ids=ids)
         for path in _find_files(gathering)
     ]
     return joined(parts, ids)

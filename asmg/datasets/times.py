@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from asmg.datasets.fields import Field
+from asmg.datasets.columns import Reading
 from asmg.log_format import EARLIEST_MS, FUTURE_TOLERANCE_SECONDS, LATEST_MS
 
 __all__ = ["DAY_MS", "TimeForm", "UnixUnit", "check_form", "day_of_year_2014", "find_zone", "time_of"]
@@ -33,7 +33,7 @@ def time_of(
     *,
     future_seconds: float = FUTURE_TOLERANCE_SECONDS,
     now_ms: int | None = None,
-) -> Field:
+) -> Reading:
     """A time, read as milliseconds since 1970.
 
     Args:
@@ -97,7 +97,7 @@ def time_of(
 
     years = f"of the years {_year(EARLIEST_MS)} to {_year(LATEST_MS - 1)}"
     whole = f"{expected}, {years} and not ahead of now"
-    return Field(pl.Int64, _by_series(parse_all), convert, whole, hint=hint)
+    return Reading(pl.Int64, _by_series(parse_all), convert, whole, hint=hint)
 
 
 def check_form(form: TimeForm | None, zone: str | None) -> None:
@@ -355,7 +355,7 @@ def _hint(value: str, form: TimeForm | None, zone: str | None) -> str:
     return ""
 
 
-def day_of_year_2014() -> Field:
+def day_of_year_2014() -> Reading:
     """MMDD of 2014, with or without a leading zero, read as that day's midnight (UTC) in milliseconds since 1970."""
 
     def parse(column: pl.Expr) -> pl.Expr:
@@ -368,4 +368,4 @@ def day_of_year_2014() -> Field:
         day = datetime.strptime(f"2014{value.zfill(4)}", "%Y%m%d")
         return (day - _EPOCH) // timedelta(milliseconds=1)
 
-    return Field(pl.Int64, parse, convert, "a day of 2014 as MMDD")
+    return Reading(pl.Int64, parse, convert, "a day of 2014 as MMDD")

@@ -14,7 +14,7 @@ from asmg.datasets.table import LIST_SEPARATOR, Column
 __all__ = [
     "BLANKS",
     "MAX_ID_LENGTH",
-    "Field",
+    "Reading",
     "category_list",
     "identifier",
     "labels",
@@ -37,7 +37,7 @@ def _no_hint(value: str) -> str:
 
 
 @dataclass(frozen=True)
-class Field:
+class Reading:
     """How the text of a column is read, twice: all of a block at once, and a single value.
 
     What `parse` reads, `convert` reads as the same value; `parse` may leave more to `convert` than is wrong.
@@ -62,7 +62,7 @@ _MISSING = ("nan", "NaN", "None", "null", "NULL")
 _FLOAT_ID = r"^[+-]?[0-9]+(\.0+|(\.[0-9]+)?[eE]\+[0-9]+)$"
 
 
-def identifier() -> Field:
+def identifier() -> Reading:
     """An id of 1 to 256 characters, compared with others character by character.
 
     Refused is what writers of tables put for a missing id (nan, None, null …), and a whole number of which a writer
@@ -87,23 +87,23 @@ def identifier() -> Field:
         return ""
 
     expected = f"an id of 1 to {MAX_ID_LENGTH} characters without NUL"
-    return Field(pl.String, parse, convert, expected, ("Float", "Date"), hint)
+    return Reading(pl.String, parse, convert, expected, ("Float", "Date"), hint)
 
 
 def read_ids(column: Column) -> IdArray:
     """[n] the ids of a column of a small file."""
-    field = identifier()
+    reading = identifier()
     ids = np.empty(len(column.values), np.object_)
-    ids[:] = column.convert(field.convert, field.expected)
+    ids[:] = column.convert(reading.convert, reading.expected)
     return ids
 
 
-def text() -> Field:
+def text() -> Reading:
     """Any text, an empty one too."""
-    return Field(pl.String, lambda column: column.fill_null(""), str, "text")
+    return Reading(pl.String, lambda column: column.fill_null(""), str, "text")
 
 
-def category_list() -> Field:
+def category_list() -> Reading:
     """Categories of 1 to 256 characters, separated by `|`, read as that text without its empty parts."""
 
     def parse(column: pl.Expr) -> pl.Expr:
@@ -119,7 +119,7 @@ def category_list() -> Field:
         return LIST_SEPARATOR.join(parts)
 
     expected = f"categories of 1 to {MAX_ID_LENGTH} characters, separated by {LIST_SEPARATOR!r}"
-    return Field(pl.String, parse, convert, expected)
+    return Reading(pl.String, parse, convert, expected)
 
 
 def split_categories(value: str) -> list[str]:
@@ -127,7 +127,7 @@ def split_categories(value: str) -> list[str]:
     return [part for part in (part.strip(BLANKS) for part in value.split(LIST_SEPARATOR)) if part]
 
 
-def whole_number(low: int, high: int) -> Field:
+def whole_number(low: int, high: int) -> Reading:
     """A whole number from `low` to `high`."""
 
     def parse(column: pl.Expr) -> pl.Expr:
@@ -139,10 +139,10 @@ def whole_number(low: int, high: int) -> Field:
             raise ValueError
         return int(value)
 
-    return Field(pl.Int64, parse, convert, f"a whole number from {low} to {high}")
+    return Reading(pl.Int64, parse, convert, f"a whole number from {low} to {high}")
 
 
-def rating(liked: float, low: float | None = None, high: float | None = None) -> Field:
+def rating(liked: float, low: float | None = None, high: float | None = None) -> Reading:
     """The label of a rating: 1 from `liked` on.
 
     Args:
@@ -162,7 +162,7 @@ def rating(liked: float, low: float | None = None, high: float | None = None) ->
         return int(float(value) >= liked)
 
     bounds = "" if low is None or high is None else f" from {low:g} to {high:g}"
-    return Field(pl.UInt8, parse, convert, f"a rating{bounds}" if bounds else "a rating (a number such as 4.5)")
+    return Reading(pl.UInt8, parse, convert, f"a rating{bounds}" if bounds else "a rating (a number such as 4.5)")
 
 
 _LABELS = {
@@ -172,7 +172,7 @@ _LABELS = {
 }
 
 
-def labels() -> Field:
+def labels() -> Reading:
     """0 or 1, also as 1.0 or True."""
 
     def parse(column: pl.Expr) -> pl.Expr:
@@ -189,4 +189,4 @@ def labels() -> Field:
         number = re.fullmatch(r"-?\d{1,9}(\.\d{1,9})?", value, re.ASCII)
         return "--positive-from 4 makes labels of ratings, 1 from 4 on" if number else ""
 
-    return Field(pl.UInt8, parse, convert, "0 or 1", hint=hint)
+    return Reading(pl.UInt8, parse, convert, "0 or 1", hint=hint)
