@@ -1,4 +1,4 @@
-"""How the values of a column are read: ids, labels, categories, ratings, whole numbers. Times are in `times.py`."""
+"""How the values of a column are read: ids, labels, categories, ratings, numbers, fields. Times are in `times.py`."""
 
 import re
 from collections.abc import Callable
@@ -10,17 +10,19 @@ import polars as pl
 
 from asmg.datasets.log import IdArray
 from asmg.datasets.table import LIST_SEPARATOR, Column
+from asmg.features import MAX_NUMBER, MAX_VALUE_LENGTH, MISSING, Field, check
 
 __all__ = [
     "BLANKS",
     "MAX_ID_LENGTH",
     "Reading",
     "category_list",
+    "field_value",
     "identifier",
     "labels",
     "rating",
     "read_ids",
-    "split_categories",
+    "split_values",
     "text",
     "whole_number",
 ]
@@ -113,7 +115,7 @@ def category_list() -> Reading:
         return pl.when(good).then(column)
 
     def convert(value: str) -> str:
-        parts = split_categories(value)
+        parts = split_values(value)
         if any(len(part) > MAX_ID_LENGTH or "\0" in part for part in parts):
             raise ValueError
         return LIST_SEPARATOR.join(parts)
@@ -122,9 +124,9 @@ def category_list() -> Reading:
     return Reading(pl.String, parse, convert, expected)
 
 
-def split_categories(value: str) -> list[str]:
-    """The parts of a text that are not empty, as often as they are there."""
-    return [part for part in (part.strip(BLANKS) for part in value.split(LIST_SEPARATOR)) if part]
+def split_values(value: str, separator: str = LIST_SEPARATOR) -> list[str]:
+    """The parts of a text that are not empty, as often as they are there, without blanks around them."""
+    return [part for part in (part.strip(BLANKS) for part in value.split(separator)) if part]
 
 
 def whole_number(low: int, high: int) -> Reading:
@@ -190,3 +192,55 @@ def labels() -> Reading:
         return "--positive-from 4 makes labels of ratings, 1 from 4 on" if number else ""
 
     return Reading(pl.UInt8, parse, convert, "0 or 1", hint=hint)
+
+
+_DECIMAL = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
+
+
+def field_value(field: Field, separator: str = LIST_SEPARATOR) -> Reading:
+    """A value of a field, which may be missing: nothing, or what writers of tables put for that (nan, None, null …).
+
+    A number is read as a float, NaN where it is missing; all else as its text, "" where it is missing.
+
+    Args:
+        field: says what the column may hold.
+        separator: one character, between the values of a multi field.
+    """
+    if field.kind == "numeric":
+        return _field_number(field)
+
+    def parse(column: pl.Expr) -> pl.Expr:
+        bare = pl.when(column.is_null() | column.is_in(_MISSING)).then(pl.lit(MISSING)).otherwise(column)
+        good = (bare.str.len_chars() <= MAX_VALUE_LENGTH) & ~bare.str.contains("\0", literal=True)
+        if field.kind == "multi":
+            good &= bare.str.count_matches(separator, literal=True) < field.most
+        return pl.when(good).then(bare)
+
+    def convert(value: str) -> str:
+        bare = MISSING if value in _MISSING else value
+        check(field, split_values(bare, separator) if field.kind == "multi" else bare)
+        return bare
+
+    one = f"text of at most {MAX_VALUE_LENGTH} characters without NUL"
+    several = f"at most {field.most} values, separated by {separator!r}, each {one}"
+    refused = ("Float",) if field.kind == "categorical" else ()
+    return Reading(pl.String, parse, convert, several if field.kind == "multi" else one, refused)
+
+
+def _field_number(field: Field) -> Reading:
+    def parse(column: pl.Expr) -> pl.Expr:
+        missing = column.is_null() | (column == MISSING) | column.is_in(_MISSING)
+        plain = pl.when(column.str.contains(f"^{_DECIMAL}$")).then(column)
+        number = plain.cast(pl.Float64, strict=False)
+        good = pl.when(number.abs() <= MAX_NUMBER).then(number)
+        return pl.when(missing).then(pl.lit(float("nan"))).otherwise(good)
+
+    def convert(value: str) -> float:
+        if not value or value in _MISSING:
+            return float("nan")
+        if not re.fullmatch(_DECIMAL, value):
+            raise ValueError
+        check(field, float(value))
+        return float(value)
+
+    return Reading(pl.Float64, parse, convert, f"a number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}, or nothing")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from asmg.datasets.columns import Reading, category_list, identifier, labels, rating, split_categories, whole_number
+from asmg.datasets.columns import Reading, category_list, identifier, labels, rating, split_values, whole_number
 from asmg.datasets.gathering import Events, Gathering, Ids
 from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
@@ -137,7 +137,7 @@ def read_generic(gathering: Gathering, options: LogOptions) -> Events:
 
 def distinct_categories(text: str) -> tuple[str, ...]:
     """The categories that the text of a column names, each once."""
-    return tuple(dict.fromkeys(split_categories(text)))
+    return tuple(dict.fromkeys(split_values(text)))
 
 
 def read_log(path: str | Path, options: LogOptions | None = None) -> InteractionLog:
