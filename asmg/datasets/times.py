@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Literal
-from zoneinfo import ZoneInfo
 
 import polars as pl
 
 from asmg.datasets.columns import Reading
+from asmg.features import find_zone
 from asmg.log_format import EARLIEST_MS, FUTURE_TOLERANCE_SECONDS, LATEST_MS
 
-__all__ = ["DAY_MS", "TimeForm", "UnixUnit", "check_form", "day_of_year_2014", "find_zone", "time_of"]
+__all__ = ["DAY_MS", "TimeForm", "UnixUnit", "check_form", "day_of_year_2014", "time_of"]
 
 DAY_MS = 86_400_000
 _MINUTE_MS = 60_000
@@ -117,20 +117,6 @@ def check_form(form: TimeForm | None, zone: str | None) -> None:
         if form is not None and "%" not in form:
             raise ValueError(f"timezone: expected none with the timestamp format {form}; received {zone!r}")
         find_zone(zone)
-
-
-def find_zone(name: str) -> ZoneInfo:
-    """A zone of the IANA database.
-
-    Raises:
-        ValueError: it has none of this name.
-    """
-    try:
-        return ZoneInfo(name)
-    except (ValueError, OSError, KeyError):  # a missing name is a KeyError, a folder's an OSError
-        raise ValueError(
-            f"timezone: expected a name of the IANA database, such as Europe/Berlin; received {name!r}"
-        ) from None
 
 
 def _year(milliseconds: int) -> int:
