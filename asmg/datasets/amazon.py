@@ -30,7 +30,9 @@ def read_amazon(gathering: Gathering) -> Events:
         "timestamp": time_of("s"),
     }
     layout = Layout(names=_NAMES, header_optional=True, quoted=True)
-    return gathering.gather(gathering.read(path), layout, readings, ("user", "item", "timestamp"), label="rating")
+    columns = ("user", "item", "timestamp")
+    events = gathering.gather(gathering.read(path), layout, readings, columns, label="rating")
+    return events.with_time("weekday")  # all of them are midnights
 
 
 AMAZON = Source(

@@ -103,14 +103,14 @@ def read_period_files(gathering: Gathering, files: Mapping[int, Path]) -> Events
             layout,
             {"session": identifier(), "item": identifier()},
             ("session", "item", "time"),
-            time=lambda block: pl.repeat(0, block.height, dtype=pl.Int64, eager=True),
+            derive=lambda block: block.with_columns(time=pl.lit(0, pl.Int64)),
             ids=ids,
         )
         for path in files.values()
     ]
     step = _line_ms(max(map(len, parts)))
     times = [number * _WEEK_MS + np.arange(1, len(part) + 1) * step for number, part in zip(files, parts, strict=True)]
-    return replace(joined(parts, ids), timestamps_ms=np.concatenate(times))
+    return replace(joined(parts, ids), timestamps_ms=np.concatenate(times)).with_time()
 
 
 def _line_ms(lines: int) -> int:
@@ -137,9 +137,9 @@ def read_diginetica_raw(gathering: Gathering) -> Events:
         Layout(delimiter=";"),
         readings,
         ("sessionId", "itemId", "eventdate"),
-        time=lambda block: block["eventdate"] + block["timeframe"],
+        derive=lambda block: block.with_columns(pl.col("eventdate") + pl.col("timeframe")),
     )
-    return leave_out_rare(gathering, events)
+    return leave_out_rare(gathering, events.with_time("weekday"))
 
 
 def leave_out_rare(gathering: Gathering, events: Events) -> Events:

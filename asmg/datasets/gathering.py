@@ -1,6 +1,6 @@
 """Interactions as numbers: what a prepared log is made of, gathered block by block."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -188,6 +188,18 @@ class Gathering:
             raise LogFormatError(self.raw, "a folder that holds the files", received)
         return [self.raw, *sorted(place for place in self.raw.iterdir() if place.is_dir())]
 
+    def glob(self, pattern: str) -> list[Path]:
+        """The files whose names match, by name, of the first folder that has any: `raw`, or one in it."""
+        if self.raw.is_file():
+            return []
+        return next((found for place in self.folders() if (found := self.files_in(place, pattern))), [])
+
+    @staticmethod
+    def files_in(place: Path, pattern: str) -> list[Path]:
+        """The files in a folder whose names match, plain or with ".gz" (of both the plain one), by name."""
+        found = {path.stem: path for path in place.glob(f"{pattern}.gz")} | {p.name: p for p in place.glob(pattern)}
+        return [found[name] for name in sorted(found)]
+
     def read(self, path: Path) -> Path:
         """Note that a file is read."""
         self.files.append(path)
@@ -219,7 +231,7 @@ class Gathering:
         category: str | None = None,
         believed: Literal["first", "last"] = "first",
         keep: Keep = None,
-        time: Callable[[pl.DataFrame], pl.Series] | None = None,
+        derive: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
         split: Callable[[str], tuple[str, ...]] | None = None,
         ids: tuple[Ids, Ids] | None = None,
         fields: Mapping[str, Field] | None = None,
@@ -234,7 +246,7 @@ class Gathering:
             category: the column of an item's categories.
             believed: which of its rows that have any says them.
             keep: leaves rows out.
-            time: makes the time from more than its column.
+            derive: makes of a block, before all else, one that has these columns and those of `fields`.
             split: from a category's text to the categories; by default the text is one category.
             ids: numbers of users and items that go on from another file's.
             fields: columns that hold fields, which need not be among `readings`; each row has its own values.
@@ -248,11 +260,10 @@ class Gathering:
         of_fields = {column: field_value(field, separator) for column, field in fields.items()}
         scan = self.scan(path, layout, {**readings, **of_fields})
         for block in scan.blocks():
-            when = block[columns[2]] if time is None else time(block)
-            moments = when.to_numpy()
+            block = block if derive is None else derive(block)
+            moments = block[columns[2]].to_numpy()
             self.out_of_order += int((np.diff(moments) < 0).sum()) + int(last is not None and moments[0] < last)
             last = int(moments[-1])
-            block = block.with_columns(when.alias(columns[2]))
             for reason, left_in in keep(block) if keep else ():
                 self.drop(reason, int((~left_in).sum()))
                 block = block.filter(left_in)
@@ -320,8 +331,7 @@ class Gathering:
         told = np.zeros(len(ids), np.bool_)
         readings = {key: identifier(), **{column: field_value(field, separator) for column, field in fields.items()}}
         for path in paths:
-            scan = self.scan(self.read(path), layout, readings)
-            for block in scan.blocks():
+            for block in self.beside(path, layout, readings):
                 known = block.join(numbers, on=key, how="inner", maintain_order="left").unique(
                     key, keep="first", maintain_order=True
                 )
@@ -330,9 +340,14 @@ class Gathering:
                 told[places] = True
                 for column, found in values.items():
                     columns[column][places] = found.encode(known[column])
-            for reason, count in scan.dropped.items():
-                self.drop(f"{reason}, in {path.name}", count)
         return {field.name: values[column].column(columns[column], by) for column, field in fields.items()}
+
+    def beside(self, path: Path, layout: Layout, readings: dict[str, Reading]) -> Iterator[pl.DataFrame]:
+        """The blocks of a file beside the log."""
+        scan = self.scan(self.read(path), layout, readings)
+        yield from scan.blocks()
+        for reason, count in scan.dropped.items():
+            self.drop(f"{reason}, in {path.name}", count)
 
     def gather_log(self, log: InteractionLog) -> Events:
         """The interactions of a small log that was read as a whole."""

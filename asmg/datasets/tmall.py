@@ -48,6 +48,7 @@ def read_tmall(gathering: Gathering, rule: TmallRule | None = None) -> Events:
     }
     columns = ("user_id", "item_id", "time_stamp")
     events = gathering.gather(gathering.find(_FILE), Layout(), readings, columns, category="cat_id", keep=keep)
+    events = events.with_time("weekday")
     clicks = np.bincount(events.user, minlength=len(events.user_ids))
     best = np.argsort(-clicks, kind="stable")[: rule.users]
     known = np.isin(events.user, best)

@@ -351,6 +351,15 @@ class Schema:
             "fields": [field.to_json() for field in self.fields],
         }
 
+    def to_toml(self) -> str:
+        """The schema as the TOML text that `from_toml` reads."""
+        lines = [f"timezone = {json.dumps(self.timezone)}", f"time = {json.dumps(self.time)}"]
+        for field in self.fields:
+            settings = field.to_json()
+            lines += ["", f"[fields.{settings.pop('name')}]"]
+            lines += [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+        return "\n".join([*lines, ""])
+
 
 DEFAULT = Schema()
 """The schema of who declares none: hour and weekday, in UTC."""
