@@ -7,7 +7,7 @@ anonymous columns of the advertisement (C14–C17) the one with the most values;
 
 import polars as pl
 
-from asmg.datasets.columns import identifier, labels
+from asmg.datasets.columns import click, identifier
 from asmg.datasets.gathering import Events, Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
@@ -32,7 +32,7 @@ it is not learned in training alone."""
 def read_avazu(gathering: Gathering) -> Events:
     """Every row; each hour's have the time at which it begins (UTC)."""
     readings = {name: identifier() for name in ("device_id", "device_ip", "device_model", "C14")}
-    readings |= {"hour": time_of("%y%m%d%H"), "click": labels()}
+    readings |= {"hour": time_of("%y%m%d%H"), "click": click()}
 
     def derive(block: pl.DataFrame) -> pl.DataFrame:
         device = pl.concat_str("device_ip", "device_model", separator=" ")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ __all__ = [
     "MAX_ID_LENGTH",
     "Reading",
     "category_list",
+    "click",
     "field_value",
     "identifier",
     "labels",
@@ -192,6 +193,11 @@ def labels() -> Reading:
         return "--positive-from 4 makes labels of ratings, 1 from 4 on" if number else ""
 
     return Reading(pl.UInt8, parse, convert, "0 or 1", hint=hint)
+
+
+def click() -> Reading:
+    """0 or 1, of a log that is not one's own: `labels` without a hint at options that it does not have."""
+    return replace(labels(), hint=_no_hint)
 
 
 _DECIMAL = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"

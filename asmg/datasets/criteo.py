@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import polars as pl
 
-from asmg.datasets.columns import labels, text
+from asmg.datasets.columns import click, text
 from asmg.datasets.gathering import Events, Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.features import Field
@@ -32,7 +32,7 @@ _NAMES = ("label", *(f"I{n}" for n in range(1, 14)), *(f"C{n}" for n in range(1,
 
 def read_criteo(gathering: Gathering) -> Events:
     """Every row, in the order of the file."""
-    readings = {"label": labels(), USER: text(), ITEM: text()}
+    readings = {"label": click(), USER: text(), ITEM: text()}
     path = gathering.find("train.txt")
     events = gathering.gather(
         path, Layout(delimiter="\t", names=_NAMES), readings, (USER, ITEM, "time"), label="label", derive=_in_order(),

@@ -4,10 +4,9 @@ Beside it `user_features*.csv` and `video_features_basic*.csv` say more of users
 video was received (is_like, long_view, play_time_ms …) is not read: nobody knows it before it is shown.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
-from asmg.datasets.columns import identifier, labels
+from asmg.datasets.columns import click, identifier
 from asmg.datasets.gathering import Events, Gathering, Ids, Source, joined
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
@@ -55,7 +54,7 @@ def read_kuairand(gathering: Gathering) -> Events:
         "user_id": identifier(),
         "video_id": identifier(),
         "time_ms": time_of("ms"),
-        "is_click": replace(labels(), hint=lambda value: ""),  # its options are for a log of one's own
+        "is_click": click(),
     }
     ids, columns = (Ids(), Ids()), ("user_id", "video_id", "time_ms")
     parts = [

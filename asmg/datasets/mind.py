@@ -1,8 +1,7 @@
 """MIND (ACL 2020): what readers of Microsoft News were shown and clicked in a week or two, `behaviors.tsv`, `news.tsv`.
 
-Each row of behaviors.tsv is a page of several impressions, N1-0 N2-1 …, in an order that says nothing. Its column of
-earlier clicks has no times, so a user's history is made of the log's own clicks; what is kept of that column is what the
-user had read about before the log begins.
+Each row of behaviors.tsv is a page of several impressions, N1-0 N2-1 …. Its column of earlier clicks has no times, so a
+user's history is made of the log's own clicks; what is kept of that column is what the user had read about before.
 """
 
 import re
@@ -103,10 +102,8 @@ def _topics(gathering: Gathering, pages: list[Path], news: pl.DataFrame, users: 
     topics = news.filter(pl.col("subcategory") != "").select("news", pl.col("subcategory").alias(topic))
     clicks = first.select("user", pl.col("history").str.split(" ").alias("news")).explode("news")
     counts = clicks.join(topics, on="news").group_by("user", topic, maintain_order=True).len()
-    best = (
-        counts.sort("len", descending=True, maintain_order=True).group_by("user", maintain_order=True).head(TOPICS.most)
-    )
-    lists = best.group_by("user", maintain_order=True).agg(topic)
+    counts = counts.sort("len", descending=True, maintain_order=True)
+    lists = counts.group_by("user", maintain_order=True).agg(pl.col(topic).head(TOPICS.most))
     known = dict(zip(lists["user"], lists[topic].to_list(), strict=True))
     return FieldColumn.of(TOPICS, (known.get(user) for user in users), "user")
 

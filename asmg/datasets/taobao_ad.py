@@ -3,7 +3,7 @@
 Beside it `ad_feature.csv` and `user_profile.csv` say more of advertisements and users; `behavior_log.csv` is not read.
 """
 
-from asmg.datasets.columns import identifier, labels
+from asmg.datasets.columns import click, identifier
 from asmg.datasets.gathering import Events, Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
@@ -38,7 +38,7 @@ AD = {
 
 def read_taobao_ad(gathering: Gathering) -> Events:
     """Every row; it is a positive where the advertisement was clicked."""
-    readings = {"user": identifier(), "adgroup_id": identifier(), "time_stamp": time_of("s"), "clk": labels()}
+    readings = {"user": identifier(), "adgroup_id": identifier(), "time_stamp": time_of("s"), "clk": click()}
     layout = Layout(blanks=True)  # the published header of the users has a blank behind its last name
     columns = ("user", "adgroup_id", "time_stamp")
     path = gathering.find("raw_sample.csv")
