@@ -101,7 +101,7 @@ def _topics(gathering: Gathering, pages: list[Path], news: pl.DataFrame, users: 
     first = pl.concat(found).sort("time", maintain_order=True).unique("user", keep="first", maintain_order=True)
     topics = news.filter(pl.col("subcategory") != "").select("news", pl.col("subcategory").alias(topic))
     clicks = first.select("user", pl.col("history").str.split(" ").alias("news")).explode("news")
-    counts = clicks.join(topics, on="news").group_by("user", topic, maintain_order=True).len()
+    counts = clicks.join(topics, on="news", maintain_order="left").group_by("user", topic, maintain_order=True).len()
     counts = counts.sort("len", descending=True, maintain_order=True)
     lists = counts.group_by("user", maintain_order=True).agg(pl.col(topic).head(TOPICS.most))
     known = dict(zip(lists["user"], lists[topic].to_list(), strict=True))

@@ -120,6 +120,12 @@ def run_command(
         bool | None,
         typer.Option(help="Whether the base model reads statistics; by default with our settings it does."),
     ] = None,
+    fields: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether methods read the log's fields, hour and weekday too; by default with our settings they do."
+        ),
+    ] = None,
     drop_statistic: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A statistic in whose place every method reads zeros; may be repeated."),
@@ -153,6 +159,7 @@ def run_command(
             settings=settings,  # type: ignore[arg-type] # checked by Protocol
             categories=read_card(data).categories > 0 if categories is None else categories,
             statistics=statistics,
+            fields=fields,
             dropped=tuple(drop_statistic or ()),
             dim=dim,
             hidden=None if hidden is None else _widths(hidden),
