@@ -1,7 +1,9 @@
 """LightGBM on the statistics and the fields of the last five periods, trained anew for each; usual settings, untuned.
 
-(Ke et al., NeurIPS 2017.) Its package comes with the extra `peers`. A categorical field is a column of numbers that
-LightGBM is told to be categorical, a multi field several of them; numbers and buckets are columns of numbers.
+(Ke et al., NeurIPS 2017.) Its package comes with the extra `peers`. A categorical field is a column of numbers, given
+by first appearance, so that common values tend to have small ones; a multi field is several. LightGBM is not told that
+they are categorical: with fields of thousands of values it then learns by heart (on KuaiRand's week an AUC of 0.706
+instead of 0.730, and 0.730 with ten times its smoothing).
 """
 
 import importlib
@@ -55,8 +57,7 @@ class LightGBM:
     def __init__(self) -> None:
         self._periods: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=PERIODS)
         self._trees: Any = None
-        self._columns: list[str] = list(NAMES)
-        self._categorical: list[int] = []
+        self._columns = list(NAMES)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -65,9 +66,7 @@ class LightGBM:
 
     def learn(self, period: Measured) -> None:
         """See Predictor."""
-        columns, fields = [f"{field.name}.{n}" for n, field in enumerate(period.fields.fields)], period.fields.fields
-        self._columns = [*NAMES, *columns]
-        self._categorical = [len(NAMES) + n for n, field in enumerate(fields) if field.kind != "numeric"]
+        self._columns = [*NAMES, *(f"{field.name}.{n}" for n, field in enumerate(period.fields.fields))]
         self._periods.append((_matrix(period), period.data.label.numpy()))
 
     def fit(self) -> None:
@@ -75,9 +74,7 @@ class LightGBM:
         import lightgbm
 
         rows, labels = (np.concatenate(part) for part in zip(*self._periods, strict=True))
-        data = lightgbm.Dataset(
-            rows, labels, feature_name=self._columns, categorical_feature=self._categorical, free_raw_data=True
-        )
+        data = lightgbm.Dataset(rows, labels, feature_name=self._columns, free_raw_data=True)
         self._trees = lightgbm.train(SETTINGS, data, num_boost_round=TREES)
 
     def logits(self, period: Measured) -> Tensor:
