@@ -21,6 +21,7 @@ __all__ = [
     "field_value",
     "identifier",
     "labels",
+    "number_like",
     "rating",
     "read_ids",
     "split_values",
@@ -231,6 +232,13 @@ def field_value(field: Field, separator: str = LIST_SEPARATOR) -> Reading:
     several = f"at most {field.most} values, separated by {separator!r}, each {one}"
     refused = ("Float",) if field.kind == "categorical" else ()
     return Reading(pl.String, parse, convert, several if field.kind == "multi" else one, refused)
+
+
+def number_like(values: pl.Series) -> tuple[bool, bool]:
+    """Whether all of the texts that are there are numbers, and whether one of them has a fraction."""
+    there = values.filter((values != MISSING) & ~values.is_in(_MISSING))
+    numbers = there.str.contains(f"^{_DECIMAL}$")
+    return bool(numbers.all()), bool(there.str.contains(".", literal=True).any())
 
 
 def _field_number(field: Field) -> Reading:

@@ -100,6 +100,8 @@ class PrepareOptions:
                     f"--name: expected 1 to {TITLE_CHARS} printable characters, no blank at either end; "
                     f"received {self.title!r}"
                 )
+        if self.name != GENERIC and (self.log.features is not None or any(self.log.named.values())):
+            raise ValueError(f"features: expected none for {self.name}, whose fields are known; received some")
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0; received {self.seed}")
         if self.negatives < 1:
