@@ -9,9 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from asmg.features import DEFAULT, Schema, SchemaError
 from asmg.layout import DIM, HIDDEN
 from asmg.log_format import FUTURE_TOLERANCE_SECONDS
 from service.addresses import MAX_PORT, check_postgres_url, check_redis_url
+from service.errors import ConfigurationError
 from service.limits import (
     KEPT_FOR_TRAINING,
     MAX_FUTURE_SECONDS,
@@ -122,6 +124,8 @@ class Settings(BaseSettings):
     """Whether the base model multiplies user and item, and history and item, beside its layers."""
     statistics: bool = True
     """Whether the base model reads statistics of user, item and pair (`asmg.statistics`)."""
+    features: Path | None = None
+    """File of the schema of the fields (TOML, `asmg.features`); unset for hour and weekday alone."""
     device: str = "auto"
     """Where updates compute: `cpu`, `cuda`, or `auto` for a GPU where there is one."""
     history_length: int = Field(MAX_HISTORY, ge=1, le=MAX_HISTORY)
@@ -183,7 +187,8 @@ class Settings(BaseSettings):
         return value.expanduser().absolute()
 
     @field_validator(
-        "postgres_dsn", "redis_url", "tls_cert", "tls_key", "evict_after_periods", "deletion_journal", mode="before"
+        *("postgres_dsn", "redis_url", "tls_cert", "tls_key", "features", "evict_after_periods", "deletion_journal"),
+        mode="before",
     )
     @classmethod
     def _unset_when_empty(cls, value: object) -> object:
@@ -292,6 +297,23 @@ class Settings(BaseSettings):
     def journal(self) -> Path:
         """`deletion_journal`, where it is."""
         return self.data_dir / "deletions.jsonl" if self.deletion_journal is None else self.deletion_journal.absolute()
+
+    def read_features(self) -> Schema:
+        """The schema in the file `features`; the default one where there is none.
+
+        Raises:
+            ConfigurationError: the file cannot be read, or holds no schema.
+        """
+        if self.features is None:
+            return DEFAULT
+        try:
+            return Schema.read(self.features)
+        except OSError as error:
+            raise ConfigurationError(f"ASMG_FEATURES={self.features}: {error.strerror or error}") from None
+        except SchemaError as error:
+            first, *more = error.faults
+            rest = f"; {len(more)} more: `asmg features check {self.features}` lists all" if more else ""
+            raise ConfigurationError(f"ASMG_FEATURES={first}{rest}") from None
 
     @property
     def attribution_window(self) -> timedelta:

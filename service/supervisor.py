@@ -319,6 +319,7 @@ def serve(settings: Settings, *, worker: bool | None = None, migrate_first: bool
                 flush=True,
             )
         _check_certificate(settings)
+        settings.read_features()  # the same: what is wrong with it is one message
         listener = stack.enter_context(listen(host, settings.port))
         port = int(listener.getsockname()[1])
         environment = environment_of(settings)
@@ -459,7 +460,12 @@ def _run_api(settings: Settings, listener: int) -> None:
 
 
 def run_worker(settings: Settings) -> None:
-    """Run the worker of an installation until SIGINT or SIGTERM."""
+    """Run the worker of an installation until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigurationError: something is set so that the worker cannot work.
+    """
+    settings.read_features()
     from service.worker import run  # with the training library, which takes seconds to import
 
     async def until_signal() -> None:

@@ -1,6 +1,6 @@
 """Amazon reviews: the CSV files of user, item, rating and timestamp (seconds), one for each department."""
 
-from asmg.datasets.fields import identifier, rating
+from asmg.datasets.columns import identifier, rating
 from asmg.datasets.gathering import Events, Gathering, Source
 from asmg.datasets.movielens import LIKED
 from asmg.datasets.scan import Layout
@@ -23,14 +23,16 @@ def read_amazon(gathering: Gathering) -> Events:
         path = files[0]
     elif not path.is_file():
         raise LogFormatError(path, "a file or a folder", "nothing there")
-    fields = {
+    readings = {
         "user": identifier(),
         "item": identifier(),
         "rating": rating(LIKED, 1, 5),
         "timestamp": time_of("s"),
     }
     layout = Layout(names=_NAMES, header_optional=True, quoted=True)
-    return gathering.gather(gathering.read(path), layout, fields, ("user", "item", "timestamp"), label="rating")
+    columns = ("user", "item", "timestamp")
+    events = gathering.gather(gathering.read(path), layout, readings, columns, label="rating")
+    return events.with_time("weekday")  # all of them are midnights
 
 
 AMAZON = Source(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from asmg.datasets.fields import identifier, read_ids, whole_number
+from asmg.datasets.columns import identifier, read_ids, whole_number
 from asmg.datasets.gathering import Events, Gathering, Ids, Source, joined
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.sampling import sample_negatives
@@ -103,14 +103,14 @@ def read_period_files(gathering: Gathering, files: Mapping[int, Path]) -> Events
             layout,
             {"session": identifier(), "item": identifier()},
             ("session", "item", "time"),
-            time=lambda block: pl.repeat(0, block.height, dtype=pl.Int64, eager=True),
+            derive=lambda block: block.with_columns(time=pl.lit(0, pl.Int64)),
             ids=ids,
         )
         for path in files.values()
     ]
     step = _line_ms(max(map(len, parts)))
     times = [number * _WEEK_MS + np.arange(1, len(part) + 1) * step for number, part in zip(files, parts, strict=True)]
-    return replace(joined(parts, ids), timestamps_ms=np.concatenate(times))
+    return replace(joined(parts, ids), timestamps_ms=np.concatenate(times)).with_time()
 
 
 def _line_ms(lines: int) -> int:
@@ -126,7 +126,7 @@ def read_diginetica_raw(gathering: Gathering) -> Events:
     """
     if files := find_period_files(gathering):
         return read_period_files(gathering, files)
-    fields = {
+    readings = {
         "sessionId": identifier(),
         "itemId": identifier(),
         "timeframe": whole_number(0, 365 * DAY_MS),
@@ -135,11 +135,11 @@ def read_diginetica_raw(gathering: Gathering) -> Events:
     events = gathering.gather(
         gathering.find("train-item-views.csv"),
         Layout(delimiter=";"),
-        fields,
+        readings,
         ("sessionId", "itemId", "eventdate"),
-        time=lambda block: block["eventdate"] + block["timeframe"],
+        derive=lambda block: block.with_columns(pl.col("eventdate") + pl.col("timeframe")),
     )
-    return leave_out_rare(gathering, events)
+    return leave_out_rare(gathering, events.with_time("weekday"))
 
 
 def leave_out_rare(gathering: Gathering, events: Events) -> Events:

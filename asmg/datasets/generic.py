@@ -1,16 +1,31 @@
 """A log of one's own, CSV or Parquet, of any size: what `asmg import` and `asmg experiment prepare` both read with."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from asmg.datasets.fields import Field, category_list, identifier, labels, rating, split_categories, whole_number
+from asmg.datasets.columns import (
+    Reading,
+    category_list,
+    field_value,
+    identifier,
+    labels,
+    number_like,
+    rating,
+    split_values,
+    text,
+    whole_number,
+)
+from asmg.datasets.field_columns import FieldColumn
 from asmg.datasets.gathering import Events, Gathering, Ids
 from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
+from asmg.datasets.table import LIST_SEPARATOR
 from asmg.datasets.times import TimeForm, check_form, time_of
+from asmg.features import MAX_LIST_VALUES, TIME_FIELDS, Field, Kind, Of, Schema, SchemaError
 from asmg.log_format import FUTURE_TOLERANCE_SECONDS, ColumnMap, LogFormatError
 
 __all__ = ["LogForm", "LogOptions", "distinct_categories", "find_form", "read_generic", "read_log"]
@@ -35,6 +50,20 @@ class LogOptions:
     """Of a CSV file; None: the one of comma, semicolon, tab and | that parts the header into the columns."""
     future_seconds: float = FUTURE_TOLERANCE_SECONDS
     """How far an event may be ahead of now."""
+    features: Schema | None = None
+    """The fields that the log has; None: those named below, of the kinds that their values look like."""
+    context: Mapping[str, str] = field(default_factory=dict)
+    """Name of a field → its column; by default a column has the name of its field."""
+    user_features: Mapping[str, str] = field(default_factory=dict)
+    """The same for what is known of the users."""
+    item_features: Mapping[str, str] = field(default_factory=dict)
+    """The same for what is known of the items."""
+
+    @property
+    def named(self) -> dict[Of, dict[str, str]]:
+        """The names of fields and columns that were given. Hour and weekday, which no column holds, are left out."""
+        context = {name: column for name, column in self.context.items() if name not in TIME_FIELDS}
+        return {"context": context, "user": dict(self.user_features), "item": dict(self.item_features)}
 
     def __post_init__(self) -> None:
         check_form(self.timestamp_format, self.timezone)
@@ -48,7 +77,7 @@ class LogForm:
 
     path: Path
     layout: Layout
-    fields: dict[str, Field]
+    readings: dict[str, Reading]
     user: str
     item: str
     time: str
@@ -56,17 +85,20 @@ class LogForm:
     """None: each row is a positive."""
     categories: str | None
     period: str | None
+    fields: dict[str, Field]
+    """Column → the field whose values it holds, in the order of `schema`."""
+    schema: Schema
 
     def scan(self, malformed: Malformed = "error", block_bytes: int = BLOCK_BYTES) -> Scan:
         """A pass over the file."""
-        return Scan(self.path, self.layout, self.fields, malformed, block_bytes)
+        return Scan(self.path, self.layout, self.readings, malformed, block_bytes)
 
 
 def find_form(path: Path, options: LogOptions) -> LogForm:
-    """What the header and the options say of a file.
+    """What the header and the options say of a file, which is read to its end where the kinds of fields are guessed.
 
     Raises:
-        LogFormatError: the file has no header.
+        LogFormatError: the file has no header, or none of the columns.
         ValueError: one column is to be two things.
         OSError: it cannot be opened.
     """
@@ -76,31 +108,93 @@ def find_form(path: Path, options: LogOptions) -> LogForm:
     said = columns.label is not None or options.positives_only is False or options.positive_from is not None
     has_labels = not options.positives_only and (said or label in header)
     has_categories = categories in header or columns.categories is not None
-    label_field = labels() if options.positive_from is None else rating(options.positive_from)
+    label_reading = labels() if options.positive_from is None else rating(options.positive_from)
     time = time_of(options.timestamp_format, options.timezone, future_seconds=options.future_seconds)
     wanted = [(columns.user_id, identifier()), (columns.item_id, identifier()), (columns.timestamp, time)]
-    wanted += [(label, label_field)] if has_labels else []
+    wanted += [(label, label_reading)] if has_labels else []
     wanted += [(categories, category_list())] if has_categories else []
     wanted += [(columns.period, whole_number(-(10**15), 10**15))] if columns.period is not None else []
+    schema, of_columns = _find_fields(path, layout, options)
+    wanted += [(column, field_value(field)) for column, field in of_columns]
     if len(dict(wanted)) != len(wanted):
-        raise ValueError(f"columns: expected a column of its own for each; received {columns}")
+        names = ", ".join(name for name, _ in wanted)
+        raise ValueError(f"columns: expected a column of its own for each; received {names}")
     return LogForm(
         path=path,
         layout=layout,
-        fields=dict(wanted),
+        readings=dict(wanted),
         user=columns.user_id,
         item=columns.item_id,
         time=columns.timestamp,
         label=label if has_labels else None,
         categories=categories if has_categories else None,
         period=columns.period,
+        fields=dict(of_columns),
+        schema=schema,
     )
+
+
+def _find_fields(path: Path, layout: Layout, options: LogOptions) -> tuple[Schema, list[tuple[str, Field]]]:
+    """The fields of a file, and for each of them the column that holds its values."""
+    schema, named = options.features, options.named
+    if schema is not None:
+        for of, columns in named.items():
+            known = schema.declared(of)
+            if unknown := [name for name in columns if name not in known]:
+                expected = f"a field of the {of} that the schema has ({', '.join(known) or 'it has none'})"
+                raise ValueError(f"{_OPTIONS[of]}: expected {expected}; received {unknown[0]}")
+        return schema, [(named[field.of].get(field.name, field.name), field) for field in schema.fields]
+    columns_of = [(of, name, column) for of, columns in named.items() for name, column in columns.items()]
+    kinds = _guess_kinds(path, layout, [column for _, _, column in columns_of])
+    try:
+        fields = tuple(Field(name, of, *kinds[column]) for of, name, column in columns_of)
+        schema = Schema(fields, options.timezone or "UTC")
+    except SchemaError as error:
+        hint = "a column of another name is given as name=column"
+        raise ValueError(f"{error.faults[0]}; {hint}") from None
+    return schema, [(column, field) for (_, _, column), field in zip(columns_of, fields, strict=True)]
+
+
+_OPTIONS: dict[Of, str] = {"context": "context", "user": "user-feature", "item": "item-feature"}
+
+
+def _guess_kinds(path: Path, layout: Layout, columns: list[str]) -> dict[str, tuple[Kind, int]]:
+    """What kind of field each column looks like, and how many values of it an interaction has.
+
+    Numeric are numbers one of which has a fraction; whole numbers may be codes, so they are categorical as text is.
+    Lists, which Parquet has, are multi.
+    """
+    if not columns:
+        return {}
+    with path.open("rb") as file:
+        parquet = pl.read_parquet_schema(path) if file.read(4) == b"PAR1" else {}
+    lists = {column for column in columns if isinstance(parquet.get(column), pl.List)}
+    longest = dict.fromkeys(columns, 1)
+    numbers, fractions = set(columns), set[str]()
+    # A row that cannot be read is for the pass after this one to tell of.
+    for block in Scan(path, layout, {column: text() for column in columns}, "drop").blocks():
+        for column in columns:
+            if column in lists:
+                counts = block[column].str.count_matches(LIST_SEPARATOR, literal=True).to_numpy()
+                longest[column] = max(longest[column], int(counts.max()) + 1)
+                continue
+            plain, broken = number_like(block[column])
+            numbers -= set() if plain else {column}
+            fractions |= {column} if broken else set()
+    found: dict[str, tuple[Kind, int]] = {}
+    for column in columns:
+        if column in lists:
+            found[column] = "multi", min(longest[column], MAX_LIST_VALUES)
+        else:
+            found[column] = "numeric" if column in numbers & fractions else "categorical", 1
+    return found
 
 
 def _find_layout(path: Path, options: LogOptions) -> tuple[Layout, tuple[str, ...]]:
     """The layout whose delimiter parts the header into most of the wanted columns, and that header."""
     columns = options.columns
     wanted = {columns.user_id, columns.item_id, columns.timestamp, columns.label, columns.categories, columns.period}
+    wanted |= {column for named in options.named.values() for column in named.values()}
     found: list[tuple[int, int, int, Layout, tuple[str, ...]]] = []
     errors = []
     for n, delimiter in enumerate(options.delimiter or _DELIMITERS):
@@ -123,21 +217,23 @@ def read_generic(gathering: Gathering, options: LogOptions) -> Events:
     if not path.is_file():
         raise LogFormatError(path, "a CSV or Parquet file", "a folder" if path.is_dir() else "nothing there")
     form = find_form(gathering.read(path), options)
-    return gathering.gather(
+    events = gathering.gather(
         path,
         form.layout,
-        form.fields,
+        form.readings,
         (form.user, form.item, form.time),
         label=form.label,
         category=form.categories,
         believed="last",
         split=distinct_categories,
+        fields=form.fields,
     )
+    return replace(events, schema=form.schema)
 
 
 def distinct_categories(text: str) -> tuple[str, ...]:
     """The categories that the text of a column names, each once."""
-    return tuple(dict.fromkeys(split_categories(text)))
+    return tuple(dict.fromkeys(split_values(text)))
 
 
 def read_log(path: str | Path, options: LogOptions | None = None) -> InteractionLog:
@@ -162,7 +258,16 @@ def read_log(path: str | Path, options: LogOptions | None = None) -> Interaction
         categories=categories,
         period=None if form.period is None else frame[form.period].to_numpy(),
         positives_only=form.label is None,
+        fields={field.name: _values_of(field, frame[column]) for column, field in form.fields.items()},
     )
+
+
+def _values_of(field: Field, values: pl.Series) -> FieldColumn:
+    if field.kind == "numeric":
+        return FieldColumn(field, values.to_numpy())
+    if field.kind == "multi":
+        return FieldColumn.of(field, map(split_values, values.to_list()))
+    return FieldColumn.of(field, values.to_list())
 
 
 def _ids(column: pl.Series) -> IdArray:

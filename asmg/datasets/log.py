@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from asmg.datasets.field_columns import FieldColumn
 from asmg.log_format import CutBy
 
 IdArray = npt.NDArray[np.object_]
@@ -38,12 +39,19 @@ class InteractionLog:
     """[n] the period of each interaction where the source gives it, numbers that grow with time."""
     positives_only: bool = False
     """The source says only what was chosen, so that the negatives have to be sampled."""
+    fields: Mapping[str, FieldColumn] = field(default_factory=dict)
+    """Name → the values of a field, one of each interaction: of its context, its user or its item as of then."""
 
     def __post_init__(self) -> None:
         n = len(self.user_ids)
-        columns = {"item_ids": self.item_ids, "labels": self.labels, "timestamps_ms": self.timestamps_ms}
+        columns: dict[str, npt.NDArray[Any]] = {
+            "item_ids": self.item_ids,
+            "labels": self.labels,
+            "timestamps_ms": self.timestamps_ms,
+        }
         if self.period is not None:
             columns["period"] = self.period
+        columns |= {f"fields[{name!r}]": column.values for name, column in self.fields.items()}
         for name, column in columns.items():
             if column.shape != (n,):
                 raise ValueError(f"{name}: expected shape ({n},) like user_ids; received {column.shape}")
@@ -66,6 +74,7 @@ class InteractionLog:
             categories=self.categories,
             period=None if self.period is None else self.period[rows],
             positives_only=self.positives_only,
+            fields={name: column.take(rows) for name, column in self.fields.items()},
         )
 
     def time_order(self) -> IndexArray:

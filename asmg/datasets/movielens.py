@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from asmg.datasets.fields import identifier, rating, read_ids
+from asmg.datasets.columns import identifier, rating, read_ids
 from asmg.datasets.gathering import Events, Gathering, Keep, Source
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.scan import Layout
@@ -142,8 +142,8 @@ def _ratings(
     """The file of ratings, from `least` to 5 stars; its columns are those of user, film, rating and time."""
     gathering.folders()  # the ratings alone are not enough
     user, film, stars, time = columns
-    fields = {user: identifier(), film: identifier(), stars: rating(LIKED, least, 5), time: time_of("s")}
-    return gathering.gather(gathering.find(name), layout, fields, (user, film, time), label=stars, keep=keep)
+    readings = {user: identifier(), film: identifier(), stars: rating(LIKED, least, 5), time: time_of("s")}
+    return gathering.gather(gathering.find(name), layout, readings, (user, film, time), label=stars, keep=keep)
 
 
 def _with_genres(events: Events, films: dict[str, tuple[str, ...]]) -> Events:

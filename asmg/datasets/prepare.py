@@ -21,15 +21,19 @@ import numpy.typing as npt
 import polars as pl
 
 from asmg.datasets.amazon import AMAZON
+from asmg.datasets.avazu import AVAZU
+from asmg.datasets.criteo import CRITEO
 from asmg.datasets.diginetica import DIGINETICA
 from asmg.datasets.gathering import Events, Gathering, Progress, Source
 from asmg.datasets.generic import LogOptions, read_generic
 from asmg.datasets.kuairand import KUAIRAND
+from asmg.datasets.mind import MIND
 from asmg.datasets.movielens import ML_1M, ML_25M, ML_100K, ML_LATEST
 from asmg.datasets.prepared import Card, SourceFile, check_new_folder, sha256, write_prepared
-from asmg.datasets.sampling import draw_negatives
+from asmg.datasets.sampling import draw_negatives, fields_with_negatives, rows_that_tell
 from asmg.datasets.scan import BLOCK_BYTES, Malformed
 from asmg.datasets.sobazaar import SOBAZAAR
+from asmg.datasets.taobao_ad import TAOBAO_AD
 from asmg.datasets.tmall import TMALL
 from asmg.datasets.yoochoose import YOOCHOOSE
 from asmg.log_format import LogFormatError
@@ -47,6 +51,10 @@ SOURCES: Mapping[str, Source] = {
     "yoochoose": YOOCHOOSE,
     "kuairand": KUAIRAND,
     "amazon": AMAZON,
+    "avazu": AVAZU,
+    "criteo": CRITEO,
+    "taobao-ad": TAOBAO_AD,
+    "mind": MIND,
 }
 """Name → public log."""
 
@@ -92,6 +100,8 @@ class PrepareOptions:
                     f"--name: expected 1 to {TITLE_CHARS} printable characters, no blank at either end; "
                     f"received {self.title!r}"
                 )
+        if self.name != GENERIC and (self.log.features is not None or any(self.log.named.values())):
+            raise ValueError(f"features: expected none for {self.name}, whose fields are known; received some")
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0; received {self.seed}")
         if self.negatives < 1:
@@ -147,7 +157,10 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> Car
         rule, without = source.rule, 0
 
     say("writing", 0.0)
-    items = pl.DataFrame({"id": events.item_ids}, schema={"id": pl.String})
+    log = pl.DataFrame(
+        {"user": events.user, "item": events.item, "label": events.label, "timestamp": events.timestamps_ms}
+    )
+    users, items = (pl.DataFrame({"id": ids}, schema={"id": pl.String}) for ids in (events.user_ids, events.item_ids))
     categories = 0
     if events.item_categories is not None:
         lists = pl.Series("categories", [list(c) for c in events.item_categories], dtype=pl.List(pl.String))
@@ -156,10 +169,8 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> Car
     first, last = (_rfc3339(int(events.timestamps_ms[at])) for at in (0, -1))
     card = write_prepared(
         options.out,
-        pl.DataFrame(
-            {"user": events.user, "item": events.item, "label": events.label, "timestamp": events.timestamps_ms}
-        ),
-        pl.DataFrame({"id": events.user_ids}, schema={"id": pl.String}),
+        log,
+        users,
         items,
         {
             "dataset": options.title or options.name,
@@ -184,6 +195,8 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> Car
             "out_of_order": gathering.out_of_order,
             "asmg_version": importlib.metadata.version("asmg-service"),
         },
+        schema=events.schema,
+        fields=events.fields,
     )
     say("writing", 1.0)
     return card
@@ -219,10 +232,16 @@ def _with_negatives(events: Events, options: PrepareOptions, *, whole_sessions: 
     copies = np.where(has_negative, 1 + options.negatives, 1)
     positive = np.zeros(int(copies.sum()), np.bool_)
     positive[np.cumsum(copies) - copies] = True
-    both = events.take(np.repeat(np.arange(len(events)), copies))
+    source = np.repeat(np.arange(len(events)), copies)
+    both = events.take(source)
     item = both.item.copy()
     item[~positive] = drawn
-    return replace(both, item=item, label=positive.astype(np.uint8)), int((~has_negative).sum())
+    fields = events.fields
+    if any(column.by == "row" for column in fields.values()):
+        told = rows_that_tell(events.item.astype(np.int64), time, drawn, time[source[~positive]])
+        fields = fields_with_negatives(fields, source, ~positive, told)
+    both = replace(both, item=item, label=positive.astype(np.uint8), fields=fields)
+    return both, int((~has_negative).sum())
 
 
 def _negatives_rule(count: int, whole_sessions: bool) -> str:
@@ -247,7 +266,7 @@ def _numbered(events: Events) -> Events:
         return new[numbers]
 
     users, items = order_of(events.user, len(events.user_ids)), order_of(events.item, len(events.item_ids))
-    categories = events.item_categories
+    categories, of_numbers = events.item_categories, {"user": users, "item": items}
     return replace(
         events,
         user=renumber(events.user, users, len(events.user_ids)),
@@ -255,6 +274,7 @@ def _numbered(events: Events) -> Events:
         user_ids=[events.user_ids[n] for n in users],
         item_ids=[events.item_ids[n] for n in items],
         item_categories=None if categories is None else [categories[n] for n in items],
+        fields={name: c if c.by == "row" else c.take(of_numbers[c.by]) for name, c in events.fields.items()},
     )
 
 

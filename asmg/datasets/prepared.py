@@ -5,14 +5,18 @@ A folder with
     log.parquet      user, item (numbers from 0 by first appearance), label, timestamp (ms since 1970); in time order
     users.parquet    id; row n is user number n
     items.parquet    id, and where the source has categories, categories (a list of text)
+    features.toml    the fields (`asmg.features`); a log without this file has none
     card.json        what was read, by which rule, and what was left out
+
+The values of a field are a column `field.NAME`: text, a list of text, or a float, null where the number is missing. It
+is in users.parquet or items.parquet, or where the source says it of each interaction in log.parquet.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from asmg.datasets.field_columns import By, FieldColumn
+from asmg.features import Schema, SchemaError
 from asmg.log_format import LogFormatError
 
 __all__ = [
@@ -35,6 +41,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 
+_FEATURES = "features.toml"
 _SCHEMA = {"user": pl.UInt32, "item": pl.UInt32, "label": pl.UInt8, "timestamp": pl.Int64}
 
 
@@ -92,6 +99,8 @@ class Card:
     """Digest of log.parquet."""
     asmg_version: str
     """What prepared it."""
+    features: Mapping[str, Any] | None = None
+    """The schema of features.toml as JSON values; None where the log has no fields."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -106,6 +115,7 @@ class Card:
         """
         if values.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format_version {FORMAT_VERSION}; received {values.get('format_version')!r}")
+        values = {"features": None, **values}  # which cards of earlier versions lack
         expected = {field.name for field in fields(cls)} | {"format_version"}
         if set(values) != expected:
             wrong = sorted(expected ^ set(values))
@@ -132,6 +142,16 @@ class PreparedLog:
     """Names of the categories."""
     item_categories: npt.NDArray[np.int32] | None = None
     """[items, C] numbers within `categories`, filled up with -1; None where the source has no categories."""
+    schema: Schema | None = None
+    """The fields; None where the log has none, not even hour and weekday."""
+    fields: Mapping[str, FieldColumn] = field(default_factory=dict)
+    """The values of each of `schema.fields`; those that are made of the timestamp are not stored."""
+
+    def by_row(self, name: str) -> FieldColumn:
+        """The values of a field, one of each interaction."""
+        column = self.fields[name]
+        numbers = {"user": self.user, "item": self.item}
+        return column if column.by == "row" else replace(column.take(numbers[column.by]), by="row")
 
 
 def check_new_folder(folder: Path) -> None:
@@ -141,14 +161,23 @@ def check_new_folder(folder: Path) -> None:
 
 
 def write_prepared(
-    folder: Path, log: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, card: Mapping[str, Any]
+    folder: Path,
+    log: pl.DataFrame,
+    users: pl.DataFrame,
+    items: pl.DataFrame,
+    card: Mapping[str, Any],
+    *,
+    schema: Schema | None = None,
+    fields: Mapping[str, FieldColumn] | None = None,
 ) -> Card:
     """Write a prepared log; the folder appears when all of it is there.
 
     Args:
         folder: new or empty.
-        log, users, items: as the module says.
-        card: all of a Card but what follows from the rest (`log_sha256`).
+        log, users, items: as the module says, without the columns of fields.
+        card: all of a Card but what follows from the rest (`log_sha256`, `features`).
+        schema: the fields; None for a log without any.
+        fields: the values of each of `schema.fields`.
     """
     check_new_folder(folder)
     folder = folder.resolve()
@@ -156,10 +185,14 @@ def write_prepared(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        log.select(pl.col(name).cast(kind) for name, kind in _SCHEMA.items()).write_parquet(partial / "log.parquet")
-        users.write_parquet(partial / "users.parquet")
-        items.write_parquet(partial / "items.parquet")
-        whole = Card(**card, log_sha256=sha256(partial / "log.parquet"))
+        log = log.select(pl.col(name).cast(kind) for name, kind in _SCHEMA.items())
+        for name, by, frame in (("log", "row", log), ("users", "user", users), ("items", "item", items)):
+            columns = [column.to_series() for column in (fields or {}).values() if column.by == by]
+            frame.with_columns(columns).write_parquet(partial / f"{name}.parquet")
+        if schema is not None:
+            (partial / _FEATURES).write_text(schema.to_toml(), encoding="utf-8")
+        features = None if schema is None else schema.to_json()
+        whole = Card(**card, log_sha256=sha256(partial / "log.parquet"), features=features)
         (partial / "card.json").write_text(json.dumps(whole.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
         if folder.exists():
             folder.rmdir()
@@ -220,8 +253,10 @@ def read_prepared(folder: Path) -> PreparedLog:
             line=row,
             unit="row",
         )
+    schema = _read_schema(folder, card)
+    columns = _read_fields(folder, schema, {"row": log, "user": users, "item": items})
     if "categories" not in items.columns:
-        return PreparedLog(card, user, item, label, timestamps)
+        return PreparedLog(card, user, item, label, timestamps, schema=schema, fields=columns)
     if items.schema["categories"] != pl.List(pl.String):
         raise LogFormatError(
             folder / "items.parquet", "lists of text", str(items.schema["categories"]), column="categories"
@@ -231,7 +266,41 @@ def read_prepared(folder: Path) -> PreparedLog:
         raise LogFormatError(
             folder / "items.parquet", f"{card.categories} categories as the card says", str(len(names))
         )
-    return PreparedLog(card, user, item, label, timestamps, names, matrix)
+    return PreparedLog(card, user, item, label, timestamps, names, matrix, schema, columns)
+
+
+def _read_schema(folder: Path, card: Card) -> Schema | None:
+    """The schema of a folder, which is that of its card."""
+    file = folder / _FEATURES
+    if card.features is None and not file.is_file():
+        return None
+    if not file.is_file():
+        raise LogFormatError(file, "the fields that the card names", "no such file")
+    try:
+        schema = Schema.read(file)
+    except SchemaError as error:
+        raise LogFormatError(file, "a schema of fields", error.faults[0].removeprefix(f"{file}: ")) from error
+    if schema.to_json() != card.features:
+        hint = "other fields take another `asmg experiment prepare`"
+        raise LogFormatError(file, "the fields that the card names", "others", hint=hint)
+    return schema
+
+
+def _read_fields(folder: Path, schema: Schema | None, frames: Mapping[By, pl.DataFrame]) -> dict[str, FieldColumn]:
+    found: dict[str, FieldColumn] = {}
+    names: dict[By, str] = {"row": "log", "user": "users", "item": "items"}
+    for declared in () if schema is None else schema.fields:
+        column = f"field.{declared.name}"
+        at: By | None = next((by for by, frame in frames.items() if column in frame.columns), None)
+        if at is None or at not in ("row", declared.of):
+            places = "log.parquet" if declared.of == "context" else f"log.parquet or {declared.of}s.parquet"
+            raise LogFormatError(folder, f"a column {column!r} in {places}", "none")
+        try:
+            found[declared.name] = FieldColumn.from_series(declared, frames[at][column], at)
+        except ValueError as error:
+            file = folder / f"{names[at]}.parquet"
+            raise LogFormatError(file, f"values of the field {declared.name}", str(error), column=column) from error
+    return found
 
 
 def sha256(file: Path) -> str:

@@ -1,10 +1,12 @@
 """Negatives for logs that say only what was chosen."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from asmg.datasets.field_columns import FieldColumn
 from asmg.datasets.log import IdArray, IndexArray, InteractionLog
 
 SamplingMode = Literal["whole_log", "so_far"]
@@ -64,6 +66,7 @@ def sample_negatives(
     is_negative[np.cumsum(copies) - copies] = False
     sampled_items = log.item_ids[source]
     sampled_items[is_negative] = item_ids[drawn]
+    told = rows_that_tell(items, time, drawn, time[source[is_negative]])
     return SampledLog(
         InteractionLog(
             user_ids=log.user_ids[source],
@@ -72,6 +75,7 @@ def sample_negatives(
             timestamps_ms=log.timestamps_ms[source],
             categories=log.categories,
             period=None if log.period is None else log.period[source],
+            fields=fields_with_negatives(log.fields, source, is_negative, told),
         ),
         int(n - has_negative.sum()),
     )
@@ -106,6 +110,46 @@ def draw_negatives(
     has_negative = known.count(users, time) < item_count
     positives = np.repeat(np.flatnonzero(has_negative), per_positive)
     return has_negative, _draw(known, users[positives], time[positives], rng)
+
+
+def rows_that_tell(items: IndexArray, time: IndexArray, drawn: IndexArray, moments: IndexArray) -> IndexArray:
+    """The interactions that tell what is known of drawn items: of each its last up to the moment, else its first.
+
+    Args:
+        items, time: int64 [n], the item and the time of each interaction; of one time the later row is the last.
+        drawn, moments: int64 [m], items that are among `items`, and as of which time.
+
+    Returns:
+        int64 [m], rows of the n.
+    """
+    order = np.lexsort((time, items))
+    items, time = items[order], time[order]
+    times = np.unique(time)
+    width = len(times) + 1
+    keys = items * width + np.searchsorted(times, time)
+    wanted = drawn * width + np.searchsorted(times, moments, side="right")
+    last = np.searchsorted(keys, wanted) - 1  # with a smaller key: of the item or of one before it
+    first = np.searchsorted(items, drawn)
+    return order[np.maximum(last, first)]
+
+
+def fields_with_negatives(
+    fields: Mapping[str, FieldColumn], source: IndexArray, is_negative: npt.NDArray[np.bool_], told: IndexArray
+) -> dict[str, FieldColumn]:
+    """The fields of a log with negatives, which are shown to the same user in the same context.
+
+    Args:
+        fields: of the log without them; what is by user or item number stays as it is.
+        source: int64 [m], the row of that log that each positive is, and that each negative belongs to.
+        is_negative: bool [m].
+        told: the row that tells what is known of the item of each negative.
+    """
+    of_item = source.copy()
+    of_item[is_negative] = told
+    return {
+        name: column if column.by != "row" else column.take(of_item if column.field.of == "item" else source)
+        for name, column in fields.items()
+    }
 
 
 class _KnownPairs:

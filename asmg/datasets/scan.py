@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from asmg.datasets.fields import BLANKS, Field
+from asmg.datasets.columns import BLANKS, Reading
 from asmg.datasets.table import as_text, find_columns
 from asmg.log_format import LogFormatError
 
@@ -59,7 +59,7 @@ class Scan:
 
     path: Path
     layout: Layout
-    fields: Mapping[str, Field]
+    readings: Mapping[str, Reading]
     """Column → how it is read."""
     malformed: Malformed = "error"
     block_bytes: int = BLOCK_BYTES
@@ -71,7 +71,7 @@ class Scan:
     """Reason → rows left out so far."""
 
     def blocks(self) -> Iterator[pl.DataFrame]:
-        """The wanted columns, block by block, in the order of `fields`.
+        """The wanted columns, block by block, in the order of `readings`.
 
         Raises:
             LogFormatError: the file is not as it should be.
@@ -88,7 +88,7 @@ class Scan:
             raise LogFormatError(self.path, "at least one row", "none")
 
     def header(self) -> tuple[str, ...]:
-        """What the columns of the file are called; `fields` does not matter.
+        """What the columns of the file are called; `readings` does not matter.
 
         Raises:
             LogFormatError: there is no header.
@@ -122,7 +122,7 @@ class Scan:
                     if first:  # else there were blank lines only
                         if names is None or (self.layout.header_optional and first == names):
                             names, block, line = first, rest, line + lines
-                        columns = find_columns(self.path, names, list(self.fields))
+                        columns = find_columns(self.path, names, list(self.readings))
                 if block and names is not None and columns is not None:
                     yield self._parse(block, line, names, columns)
                 line += block.count(b"\n")
@@ -231,7 +231,8 @@ class Scan:
         if self.layout.blanks and (b" " in block or b"\t" in block):
             values = {name: value.str.strip_chars(BLANKS) for name, value in values.items()}
         frame = raw.select(
-            self.fields[name].parse(value).cast(self.fields[name].kind).alias(name) for name, value in values.items()
+            self.readings[name].parse(value).cast(self.readings[name].kind).alias(name)
+            for name, value in values.items()
         )
         return None if any(frame.null_count().row(0)) else frame
 
@@ -262,16 +263,16 @@ class Scan:
             return None
         values = []
         for name, at in columns.items():
-            field, value = self.fields[name], row[at]
+            reading, value = self.readings[name], row[at]
             try:
-                values.append(field.convert(value))
+                values.append(reading.convert(value))
             except ValueError:
                 if self.malformed == "error":
-                    received, hint = repr(value if len(value) <= 60 else value[:60] + "…"), field.hint(value)
+                    received, hint = repr(value if len(value) <= 60 else value[:60] + "…"), reading.hint(value)
                     raise LogFormatError(
-                        self.path, field.expected, received, column=name, line=line, unit=unit, hint=hint
+                        self.path, reading.expected, received, column=name, line=line, unit=unit, hint=hint
                     ) from None
-                self._drop(f"rows whose {name} is not {field.expected}")
+                self._drop(f"rows whose {name} is not {reading.expected}")
                 return None
         return values
 
@@ -279,7 +280,7 @@ class Scan:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
     def _frame(self, rows: Iterator[list[Any]]) -> pl.DataFrame:
-        schema = {name: f.kind for name, f in self.fields.items()}
+        schema = {name: reading.kind for name, reading in self.readings.items()}
         return pl.DataFrame(list(rows), schema=schema, orient="row")
 
     def _parquet_blocks(self) -> Iterator[pl.DataFrame]:
@@ -289,7 +290,7 @@ class Scan:
             total = int(lazy.select(pl.len()).collect().item())
         except (pl.exceptions.PolarsError, OSError) as error:
             raise self._damaged_parquet(error) from error
-        columns = {name: n for n, name in enumerate(find_columns(self.path, names, list(self.fields)))}
+        columns = {name: n for n, name in enumerate(find_columns(self.path, names, list(self.readings)))}
         rows_at_once = max(1, self.block_bytes // PARQUET_ROW_BYTES)
         for start in range(0, total, rows_at_once):
             try:
@@ -297,11 +298,13 @@ class Scan:
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise self._damaged_parquet(error) from error
             for name, found in raw.schema.items():
-                if str(found).startswith(self.fields[name].refused):
+                if str(found).startswith(self.readings[name].refused):
                     hint = "text or whole numbers are read as ids"
-                    raise LogFormatError(self.path, self.fields[name].expected, str(found), column=name, hint=hint)
+                    raise LogFormatError(self.path, self.readings[name].expected, str(found), column=name, hint=hint)
             texts = pl.DataFrame({name: as_text(self.path, raw[name]) for name in columns})
-            frame = texts.select(self.fields[name].parse(pl.col(name)).cast(self.fields[name].kind) for name in columns)
+            frame = texts.select(
+                self.readings[name].parse(pl.col(name)).cast(self.readings[name].kind) for name in columns
+            )
             if any(frame.null_count().row(0)):
                 rows = (
                     self._convert(row, start + n, len(columns), columns, "row")

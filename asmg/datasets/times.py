@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Literal
-from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from asmg.datasets.fields import Field
+from asmg.datasets.columns import Reading
+from asmg.features import find_zone
 from asmg.log_format import EARLIEST_MS, FUTURE_TOLERANCE_SECONDS, LATEST_MS
 
-__all__ = ["DAY_MS", "TimeForm", "UnixUnit", "check_form", "day_of_year_2014", "find_zone", "time_of"]
+__all__ = ["DAY_MS", "TimeForm", "UnixUnit", "check_form", "day_of_year_2014", "time_of"]
 
 DAY_MS = 86_400_000
 _MINUTE_MS = 60_000
@@ -33,7 +33,7 @@ def time_of(
     *,
     future_seconds: float = FUTURE_TOLERANCE_SECONDS,
     now_ms: int | None = None,
-) -> Field:
+) -> Reading:
     """A time, read as milliseconds since 1970.
 
     Args:
@@ -97,7 +97,7 @@ def time_of(
 
     years = f"of the years {_year(EARLIEST_MS)} to {_year(LATEST_MS - 1)}"
     whole = f"{expected}, {years} and not ahead of now"
-    return Field(pl.Int64, _by_series(parse_all), convert, whole, hint=hint)
+    return Reading(pl.Int64, _by_series(parse_all), convert, whole, hint=hint)
 
 
 def check_form(form: TimeForm | None, zone: str | None) -> None:
@@ -117,20 +117,6 @@ def check_form(form: TimeForm | None, zone: str | None) -> None:
         if form is not None and "%" not in form:
             raise ValueError(f"timezone: expected none with the timestamp format {form}; received {zone!r}")
         find_zone(zone)
-
-
-def find_zone(name: str) -> ZoneInfo:
-    """A zone of the IANA database.
-
-    Raises:
-        ValueError: it has none of this name.
-    """
-    try:
-        return ZoneInfo(name)
-    except (ValueError, OSError, KeyError):  # a missing name is a KeyError, a folder's an OSError
-        raise ValueError(
-            f"timezone: expected a name of the IANA database, such as Europe/Berlin; received {name!r}"
-        ) from None
 
 
 def _year(milliseconds: int) -> int:
@@ -355,7 +341,7 @@ def _hint(value: str, form: TimeForm | None, zone: str | None) -> str:
     return ""
 
 
-def day_of_year_2014() -> Field:
+def day_of_year_2014() -> Reading:
     """MMDD of 2014, with or without a leading zero, read as that day's midnight (UTC) in milliseconds since 1970."""
 
     def parse(column: pl.Expr) -> pl.Expr:
@@ -368,4 +354,4 @@ def day_of_year_2014() -> Field:
         day = datetime.strptime(f"2014{value.zfill(4)}", "%Y%m%d")
         return (day - _EPOCH) // timedelta(milliseconds=1)
 
-    return Field(pl.Int64, parse, convert, "a day of 2014 as MMDD")
+    return Reading(pl.Int64, parse, convert, "a day of 2014 as MMDD")

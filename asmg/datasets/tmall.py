@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from asmg.datasets.fields import identifier, text, whole_number
+from asmg.datasets.columns import identifier, text, whole_number
 from asmg.datasets.gathering import Events, Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import DAY_MS, day_of_year_2014
@@ -39,7 +39,7 @@ def read_tmall(gathering: Gathering, rule: TmallRule | None = None) -> Events:
         october = block.filter(clicks)["time_stamp"].is_between(_OCTOBER_MS, _OCTOBER_MS + 31 * DAY_MS, closed="left")
         return [("other actions than clicks", clicks), ("clicks before or after October", october)]
 
-    fields = {
+    readings = {
         "user_id": identifier(),
         "item_id": identifier(),
         "cat_id": text(),
@@ -47,7 +47,8 @@ def read_tmall(gathering: Gathering, rule: TmallRule | None = None) -> Events:
         "action_type": whole_number(0, 3),
     }
     columns = ("user_id", "item_id", "time_stamp")
-    events = gathering.gather(gathering.find(_FILE), Layout(), fields, columns, category="cat_id", keep=keep)
+    events = gathering.gather(gathering.find(_FILE), Layout(), readings, columns, category="cat_id", keep=keep)
+    events = events.with_time("weekday")
     clicks = np.bincount(events.user, minlength=len(events.user_ids))
     best = np.argsort(-clicks, kind="stable")[: rule.users]
     known = np.isin(events.user, best)

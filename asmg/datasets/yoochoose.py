@@ -1,7 +1,7 @@
 """YOOCHOOSE (RecSys Challenge 2015): click sessions, `yoochoose-clicks.dat` or period files as DIGINETICA's."""
 
+from asmg.datasets.columns import identifier
 from asmg.datasets.diginetica import PERIOD_FILE_TIMES, find_period_files, leave_out_rare, read_period_files
-from asmg.datasets.fields import identifier
 from asmg.datasets.gathering import Events, Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
@@ -15,9 +15,9 @@ def read_yoochoose(gathering: Gathering) -> Events:
     """The clicks, each a positive; the session plays the user."""
     if files := find_period_files(gathering):
         return read_period_files(gathering, files)
-    fields = {"session": identifier(), "timestamp": time_of("utc"), "item": identifier()}
+    readings = {"session": identifier(), "timestamp": time_of("utc"), "item": identifier()}
     path = gathering.find("yoochoose-clicks.dat")
-    events = gathering.gather(path, Layout(names=_NAMES), fields, ("session", "item", "timestamp"))
+    events = gathering.gather(path, Layout(names=_NAMES), readings, ("session", "item", "timestamp"))
     return leave_out_rare(gathering, events)
 
 

@@ -109,6 +109,9 @@ class Protocol:
     """Whether items have their categories."""
     statistics: bool | None = None
     """Whether the base model reads statistics; None: with our settings it does, with the authors' it does not."""
+    fields: bool | None = None
+    """Whether methods read the log's fields, hour and weekday among them; None: with our settings they do, with the
+    authors' they do not."""
     dropped: tuple[str, ...] = ()
     """Statistics, of `asmg.statistics.NAMES`, in the place of which every method reads zeros: what each is worth."""
     dim: int | None = None
@@ -144,6 +147,11 @@ class Protocol:
         return self.settings == "default" if self.statistics is None else self.statistics
 
     @property
+    def reads_fields(self) -> bool:
+        """Whether methods read fields, where the log has any."""
+        return self.settings == "default" if self.fields is None else self.fields
+
+    @property
     def dropped_columns(self) -> list[int]:
         """The columns of `dropped`."""
         return [NAMES.index(name) for name in self.dropped]
@@ -160,7 +168,7 @@ class Protocol:
     def cut(self, log: PreparedLog) -> Periods:
         """The periods of a log as the base model reads them."""
         known: Known = "all" if self.settings == "paper" else "so_far"
-        periods = cut_periods(log, self.periods, known=known, categories=self.categories)
+        periods = cut_periods(log, self.periods, known=known, categories=self.categories, fields=self.reads_fields)
         return with_statistics(periods, self.dropped_columns) if self.reads_statistics else periods
 
 
@@ -335,7 +343,8 @@ def run_yardstick(job: MethodJob, periods: Periods, protocol: Protocol) -> dict[
 
     Its table "forgetting" is empty: it predicts by what was counted up to now, and no other period than the next one.
     """
-    yardstick, data = build_yardstick(job.method, dropped=protocol.dropped_columns), periods.data
+    yardstick = build_yardstick(job.method, dropped=protocol.dropped_columns, fields=periods.fields)
+    data = periods.data
     found: dict[str, Any] = {"config": yardstick.config, **_nothing()}
     yardstick.learn(data[: protocol.pretrain])
     for step in (protocol.pretrain, *protocol.steps):

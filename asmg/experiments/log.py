@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
 from asmg.datasets.prepared import PreparedLog
+from asmg.experiments.fields import FieldColumns, field_columns
 from asmg.statistics import Statistics, StatisticsConfig
 
 __all__ = ["Known", "Periods", "cut_periods", "with_statistics"]
@@ -27,6 +28,8 @@ class Periods(NamedTuple):
     appearance, so a row at or past `users[t - 1]` is that of a user whom the periods up to t have not seen."""
     items: list[int]
     """The same of the item table, for which a negative counts as an appearance."""
+    fields: FieldColumns | None = None
+    """What the interactions of all periods, one after the other, read of fields; None where none are read."""
 
     def cold(self, step: int) -> tuple[Tensor, Tensor]:
         """Of period step + 1: bool [N], [N], whose user and whose item is new to a model that has learned `step`.
@@ -49,7 +52,7 @@ class Periods(NamedTuple):
         return found
 
 
-def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool) -> Periods:
+def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool, fields: bool = False) -> Periods:
     """Cut a log into `count` periods of ⌊rows / count⌋ rows each; what is left over at the end is left out.
 
     (methods.md, section 0.) Histories are the user's earlier positives of the whole log, at most 30, with a strictly
@@ -62,6 +65,7 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
             live service; `all`: rows of all ids of these periods in each of them, as the authors'
             code has it.
         categories: whether items have their categories.
+        fields: whether the fields of a log that has any are there.
 
     Raises:
         ValueError: there are fewer rows than periods, or no categories where they are wanted.
@@ -101,7 +105,8 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool)
                 recent=torch.from_numpy(recent[start:end]),
             )
         )
-    return Periods(data, users, items)
+    columns = field_columns(log).take(used) if fields and log.schema is not None else None
+    return Periods(data, users, items, columns)
 
 
 def with_statistics(periods: Periods, dropped: Sequence[int] = ()) -> Periods:

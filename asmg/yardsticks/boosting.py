@@ -1,6 +1,9 @@
-"""LightGBM on the statistics of the last five periods, trained anew for each period; with its usual settings, untuned.
+"""LightGBM on the statistics and the fields of the last five periods, trained anew for each; usual settings, untuned.
 
-(Ke et al., NeurIPS 2017.) Its package comes with the extra `peers`.
+(Ke et al., NeurIPS 2017.) Its package comes with the extra `peers`. A categorical field is a column of numbers, given
+by first appearance, so that common values tend to have small ones; a multi field is several. LightGBM is not told that
+they are categorical: with fields of thousands of values it then learns by heart (on KuaiRand's week an AUC of 0.706
+instead of 0.730, and 0.730 with ten times its smoothing).
 """
 
 import importlib
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asmg.experiments.fields import FieldColumns
 from asmg.statistics import NAMES
 from asmg.yardsticks.measured import Measured
 
@@ -53,6 +57,7 @@ class LightGBM:
     def __init__(self) -> None:
         self._periods: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=PERIODS)
         self._trees: Any = None
+        self._columns = list(NAMES)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -61,17 +66,40 @@ class LightGBM:
 
     def learn(self, period: Measured) -> None:
         """See Predictor."""
-        self._periods.append((period.raw.numpy(), period.data.label.numpy()))
+        self._columns = [*NAMES, *(f"{field.name}.{n}" for n, field in enumerate(period.fields.fields))]
+        self._periods.append((_matrix(period), period.data.label.numpy()))
 
     def fit(self) -> None:
         """See Predictor."""
         import lightgbm
 
         rows, labels = (np.concatenate(part) for part in zip(*self._periods, strict=True))
-        data = lightgbm.Dataset(rows, labels, feature_name=list(NAMES), free_raw_data=True)
+        data = lightgbm.Dataset(rows, labels, feature_name=self._columns, free_raw_data=True)
         self._trees = lightgbm.train(SETTINGS, data, num_boost_round=TREES)
 
     def logits(self, period: Measured) -> Tensor:
         """See Predictor."""
-        found = self._trees.predict(period.raw.numpy(), raw_score=True, num_threads=1)
+        found = self._trees.predict(_matrix(period), raw_score=True, num_threads=1)
         return torch.from_numpy(np.asarray(found, np.float32))
+
+
+def _matrix(period: Measured) -> np.ndarray:
+    """[N, S + C] the statistics, and the fields as numbers; NaN where there is none."""
+    fields = period.fields
+    if not fields.fields:
+        return period.raw.numpy()
+    codes = np.append(_codes(fields), np.nan)  # of NOTHING, -1, the last
+    numbers = np.where(np.isnan(fields.numbers), codes[fields.rows], fields.numbers)
+    return np.concatenate([period.raw.double().numpy(), numbers], axis=1)
+
+
+def _codes(fields: FieldColumns) -> np.ndarray:
+    """By row what stands for a value: its bucket, or its number within its field; NaN for a number that is missing."""
+    numeric = {field.name: field.kind == "numeric" for field in fields.fields}
+    codes, counts = np.full(len(fields.values) + 1, np.nan), dict.fromkeys(numeric, 0)
+    for row, (name, value) in enumerate(fields.values, start=1):
+        if not numeric[name]:
+            codes[row], counts[name] = counts[name], counts[name] + 1
+        elif value.isdecimal():
+            codes[row] = int(value)
+    return codes

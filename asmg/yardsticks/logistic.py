@@ -1,9 +1,10 @@
 """Logistic regression, learned online in one pass, as Vowpal Wabbit does it.
 
-Of an interaction of user u and item i, the features are 1, u, i, u × i, and h × i for each h of the user's last clicks,
-each 1 in a place of its own; and the statistics, standardised. The places are hashed into one table of weights
-(Weinberger et al., ICML 2009; two features may share one). Adagrad (Duchi et al., JMLR 2011) learns each interaction in
-turn:
+Of an interaction of user u and item i, the features are 1, u, i, u × i, h × i for each h of the user's last clicks, and
+each value v of a field with v × i where it is of the context or the user and u × v where it is of the item, each 1 in a
+place of its own; and the statistics and the fields that are numbers, standardised. The places are hashed into one table
+of weights (Weinberger et al., ICML 2009; two features may share one). Adagrad (Duchi et al., JMLR 2011) learns each
+interaction in turn:
 
     w ← w − rate · g / √(1 + Σ g²),    g = (prediction − label) · feature
 """
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, inlined
-from asmg.statistics import NAMES
+from asmg.kernels.common import ONE, ZERO, Doubles, Floats, Indices, Rows, compiled, inlined
+from asmg.kernels.statistics import FURTHEST
+from asmg.statistics import LEAST_DEVIATION, NAMES
 from asmg.yardsticks.measured import Measured
 
 __all__ = ["LogisticRegression"]
@@ -36,6 +38,7 @@ class LogisticRegression:
     def __init__(self) -> None:
         places = (1 << BITS) + 1 + len(NAMES)  # behind the hashed ones that of 1, and those of the statistics
         self._weights, self._squares = np.zeros(places, np.float32), np.zeros(places, np.float32)
+        self._moments: Doubles | None = None  # [3, C] sums of 1, of the fields that are numbers and of their squares
 
     @property
     def config(self) -> dict[str, Any]:
@@ -44,10 +47,15 @@ class LogisticRegression:
 
     def learn(self, period: Measured) -> None:
         """See Predictor."""
-        data = period.data
+        data, numbers = period.data, period.fields.numbers
+        present = np.nan_to_num(numbers)
+        before, own = self._moments, np.stack([(~np.isnan(numbers)).sum(0), present.sum(0), (present**2).sum(0)])
+        values = _standardised(numbers, own if before is None else before)
+        self._moments = own if before is None else before + own
         _learn(
-            data.user.numpy(), data.item.numpy(), data.history.numpy(), data.offsets.numpy(), period.inputs.numpy(),
-            data.label.numpy(), self._weights, self._squares,
+            data.user.numpy(), data.item.numpy(), data.history.numpy(), data.offsets.numpy(), period.fields.rows,
+            values, period.fields.request_columns, period.inputs.numpy(), data.label.numpy(), self._weights,
+            self._squares,
         )  # fmt: skip
 
     def fit(self) -> None:
@@ -55,17 +63,29 @@ class LogisticRegression:
 
     def logits(self, period: Measured) -> Tensor:
         """See Predictor."""
-        data, out = period.data, torch.empty(len(period.data))
+        data, out, numbers = period.data, torch.empty(len(period.data)), period.fields.numbers
+        moments = np.zeros((3, numbers.shape[1])) if self._moments is None else self._moments
         _predict(
-            data.user.numpy(), data.item.numpy(), data.history.numpy(), data.offsets.numpy(), period.inputs.numpy(),
-            self._weights, out.numpy(),
+            data.user.numpy(), data.item.numpy(), data.history.numpy(), data.offsets.numpy(), period.fields.rows,
+            _standardised(numbers, moments), period.fields.request_columns, period.inputs.numpy(), self._weights,
+            out.numpy(),
         )  # fmt: skip
         return out
 
 
+def _standardised(numbers: Doubles, moments: Doubles) -> Floats:
+    """Numbers [N, C], NaN stays NaN; (x - mean) / deviation, within ±FURTHEST, 0 where nobody knows a deviation."""
+    events = np.maximum(moments[0], 1)
+    mean = moments[1] / events
+    deviation = np.sqrt(np.maximum(moments[2] / events - mean**2, 0))
+    by = np.where(deviation > LEAST_DEVIATION, 1 / (deviation + LEAST_DEVIATION), 0)
+    scaled: Floats = np.clip((numbers - mean) * by, -FURTHEST, FURTHEST).astype(np.float32)
+    return scaled
+
+
 _MASK = np.uint64((1 << BITS) - 1)
 _SHIFT, _FACTOR = np.uint64(32), np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
-_USER, _ITEM, _USER_ITEM, _CLICK_ITEM = (np.uint64(n) for n in (1, 2, 3, 4))
+_USER, _ITEM, _USER_ITEM, _CLICK_ITEM, _FIELD, _FIELD_ITEM, _USER_FIELD = (np.uint64(n) for n in range(1, 8))
 
 
 @inlined
@@ -77,22 +97,42 @@ def _place(kind: np.uint64, first: int, second: int) -> np.int64:
 
 
 @inlined
-def _places(user: int, item: int, history: Rows, found: Indices) -> int:
-    """The places of an interaction's features with value 1; how many they are."""
+def _places(
+    user: int, item: int, history: Rows, fields: Rows, numbers: Floats, request_columns: int, found: Indices,
+    values: Floats,
+) -> int:  # fmt: skip
+    """The places of an interaction's features and their values, the statistics not among them; how many they are.
+
+    Of its fields: rows int32 [C], and numbers float32 [C], standardised, NaN where the value is 1.
+    """
     found[0], found[1] = _place(_USER, user, 0), _place(_ITEM, item, 0)
     found[2], found[3] = _place(_USER_ITEM, user, item), 1 << BITS
     count = 4
     for q in range(min(len(history), CROSSED)):
         found[count] = _place(_CLICK_ITEM, history[q], item)
         count += 1
+    values[:count] = ONE
+    for c in range(len(fields)):
+        if fields[c] < 0:
+            continue
+        found[count], values[count] = _place(_FIELD, fields[c], 0), ONE
+        if not np.isnan(numbers[c]):
+            values[count] = numbers[c]
+            count += 1
+            continue
+        count += 1
+        of_request = c < request_columns
+        found[count] = _place(_FIELD_ITEM, fields[c], item) if of_request else _place(_USER_FIELD, user, fields[c])
+        values[count] = ONE
+        count += 1
     return count
 
 
 @inlined
-def _logit(found: Indices, count: int, inputs: Floats, weights: Floats) -> np.float32:
+def _logit(found: Indices, values: Floats, count: int, inputs: Floats, weights: Floats) -> np.float32:
     total = ZERO
     for n in range(count):
-        total += weights[found[n]]
+        total += weights[found[n]] * values[n]
     for s in range(len(inputs)):
         total += weights[(1 << BITS) + 1 + s] * inputs[s]
     return total
@@ -100,13 +140,16 @@ def _logit(found: Indices, count: int, inputs: Floats, weights: Floats) -> np.fl
 
 @compiled
 def _predict(
-    user: Rows, item: Rows, history: Rows, offsets: Indices, inputs: Floats, weights: Floats, out: Floats
-) -> None:
-    """Out [N]: logits; inputs [N, S]."""
-    found = np.empty(4 + CROSSED, np.int64)
+    user: Rows, item: Rows, history: Rows, offsets: Indices, fields: Rows, numbers: Floats, request_columns: int,
+    inputs: Floats, weights: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """Out [N]: logits; fields and numbers [N, C]; inputs [N, S]."""
+    found = np.empty(4 + CROSSED + 2 * fields.shape[1], np.int64)
+    values = np.empty(len(found), np.float32)
     for b in range(len(user)):
-        count = _places(user[b], item[b], history[offsets[b] : offsets[b + 1]], found)
-        out[b] = _logit(found, count, inputs[b], weights)
+        past = history[offsets[b] : offsets[b + 1]]
+        count = _places(user[b], item[b], past, fields[b], numbers[b], request_columns, found, values)
+        out[b] = _logit(found, values, count, inputs[b], weights)
 
 
 @inlined
@@ -117,15 +160,17 @@ def _step(place: int, gradient: np.float32, weights: Floats, squares: Floats) ->
 
 @compiled
 def _learn(
-    user: Rows, item: Rows, history: Rows, offsets: Indices, inputs: Floats, label: Floats, weights: Floats,
-    squares: Floats,
+    user: Rows, item: Rows, history: Rows, offsets: Indices, fields: Rows, numbers: Floats, request_columns: int,
+    inputs: Floats, label: Floats, weights: Floats, squares: Floats,
 ) -> None:  # fmt: skip
-    """One pass over a log; inputs [N, S]."""
-    found = np.empty(4 + CROSSED, np.int64)
+    """One pass over a log; fields and numbers [N, C]; inputs [N, S]."""
+    found = np.empty(4 + CROSSED + 2 * fields.shape[1], np.int64)
+    values = np.empty(len(found), np.float32)
     for b in range(len(user)):
-        count = _places(user[b], item[b], history[offsets[b] : offsets[b + 1]], found)
-        error = ONE / (ONE + np.exp(-_logit(found, count, inputs[b], weights))) - label[b]
+        past = history[offsets[b] : offsets[b + 1]]
+        count = _places(user[b], item[b], past, fields[b], numbers[b], request_columns, found, values)
+        error = ONE / (ONE + np.exp(-_logit(found, values, count, inputs[b], weights))) - label[b]
         for n in range(count):
-            _step(found[n], error, weights, squares)
+            _step(found[n], error * values[n], weights, squares)
         for s in range(inputs.shape[1]):
             _step((1 << BITS) + 1 + s, error * inputs[b, s], weights, squares)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from asmg.batch import PeriodData
+from asmg.experiments.fields import FieldColumns
 
 __all__ = ["Measured", "Predictor"]
 
@@ -18,6 +19,8 @@ class Measured(NamedTuple):
     """float32 [N, S], the statistics of `asmg.statistics.NAMES`."""
     inputs: Tensor
     """float32 [N, S], the same standardised."""
+    fields: FieldColumns
+    """Of the N interactions, C columns; C = 0 where there are no fields."""
 
 
 class Predictor(Protocol):

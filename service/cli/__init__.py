@@ -15,6 +15,7 @@ from service.cli.bench import bench
 from service.cli.deletions import deletions
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.experiment import experiment
+from service.cli.features import features
 from service.cli.installation import DataDir, load_settings, with_database
 from service.cli.models import models
 from service.cli.options import (
@@ -57,6 +58,7 @@ app.add_typer(periods, name="periods")
 app.add_typer(deletions, name="deletions")
 app.add_typer(bench, name="bench")
 app.add_typer(experiment, name="experiment")
+app.add_typer(features, name="features")
 app.command("backup")(backup_command)
 app.command("restore")(restore_command)
 app.command("verify")(verify_command)

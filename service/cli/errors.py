@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import typer
 from pydantic import ValidationError
 
+from asmg.features import SchemaError
 from asmg.log_format import LogFormatError
 from service.errors import ServiceError
 
@@ -35,6 +36,10 @@ def unusable_files() -> Iterator[None]:
         yield
     except LogFormatError as error:
         print(f"asmg: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except SchemaError as error:
+        for fault in error.faults:
+            print(f"asmg: {fault}", file=sys.stderr)
         raise typer.Exit(2) from None
     except OSError as error:
         if error.filename is None:  # not a file that the user named

@@ -3,7 +3,7 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -11,7 +11,10 @@ from asmg.log_format import ColumnMap
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.options import (
     CategoriesColumn,
+    ContextColumns,
+    Features,
     ItemColumn,
+    ItemFeatures,
     LabelColumn,
     MalformedRows,
     Negatives,
@@ -21,6 +24,8 @@ from service.cli.options import (
     TimestampColumn,
     Timezone,
     UserColumn,
+    UserFeatures,
+    columns_of,
 )
 from service.console import StageBar, make_console
 
@@ -34,8 +39,8 @@ def prepare_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, kuairand, amazon; or log: "
-            "one of your own, CSV (also compressed by gzip) or Parquet."
+            help="tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, kuairand, amazon, "
+            "avazu, criteo, taobao-ad, mind; or log: one of your own, CSV (also compressed by gzip) or Parquet."
         ),
     ],
     raw: Annotated[Path, typer.Option(help="The file as it was published, or the folder that holds it.")],
@@ -55,13 +60,18 @@ def prepare_command(
     positive_from: PositiveFrom = None,
     timestamp_format: TimeFormat = None,
     timezone: Timezone = None,
+    features: Features = None,
+    context: ContextColumns = None,
+    user_feature: UserFeatures = None,
+    item_feature: ItemFeatures = None,
 ) -> None:
     """Prepare a public log by the paper's rules, or one of your own, for `asmg experiment run`.
 
-    The options of columns and timestamps are for a log of your own.
+    The options of columns, timestamps and fields are for a log of your own.
     """
     from asmg.datasets.generic import LogOptions
     from asmg.datasets.prepare import PrepareOptions, prepare
+    from asmg.features import Of, Schema
 
     columns = ColumnMap(
         user_id=user_column,
@@ -85,6 +95,10 @@ def prepare_command(
                 positive_from=positive_from,
                 timestamp_format=timestamp_format,
                 timezone=timezone,
+                features=None if features is None else Schema.read(features),
+                context=columns_of("context", context),
+                user_features=columns_of("user-feature", user_feature),
+                item_features=columns_of("item-feature", item_feature),
             ),
         )
         bar.begin("reading")
@@ -95,6 +109,10 @@ def prepare_command(
     )
     for reason, count in card.dropped.items():
         print(f"  left out: {count:,} {reason}")
+    schema = Schema.from_json(card.features or {"time": []})
+    for of in get_args(Of):
+        if fields := schema.of(of):
+            print(f"  fields of the {of}: {', '.join(f'{field.name} ({field.kind})' for field in fields)}")
     print(f"  {out / 'card.json'}")
 
 
@@ -119,6 +137,12 @@ def run_command(
     statistics: Annotated[
         bool | None,
         typer.Option(help="Whether the base model reads statistics; by default with our settings it does."),
+    ] = None,
+    fields: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether methods read the log's fields, hour and weekday too; by default with our settings they do."
+        ),
     ] = None,
     drop_statistic: Annotated[
         list[str] | None,
@@ -153,6 +177,7 @@ def run_command(
             settings=settings,  # type: ignore[arg-type] # checked by Protocol
             categories=read_card(data).categories > 0 if categories is None else categories,
             statistics=statistics,
+            fields=fields,
             dropped=tuple(drop_statistic or ()),
             dim=dim,
             hidden=None if hidden is None else _widths(hidden),

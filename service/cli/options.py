@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,10 @@ from service.schemas import parse_timestamp
 
 __all__ = [
     "CategoriesColumn",
+    "ContextColumns",
+    "Features",
     "ItemColumn",
+    "ItemFeatures",
     "LabelColumn",
     "MalformedRows",
     "Negatives",
@@ -23,6 +27,8 @@ __all__ = [
     "TimestampColumn",
     "Timezone",
     "UserColumn",
+    "UserFeatures",
+    "columns_of",
     "expiry_of",
 ]
 
@@ -58,9 +64,44 @@ PositiveFrom = Annotated[
     float | None,
     typer.Option(help="The label column holds ratings, and one from here on is a positive.", metavar="RATING"),
 ]
+Features = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The schema of the log's fields, TOML; each is a column of the field's name."),
+]
+ContextColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--context",
+        metavar="NAMES",
+        help="Columns that are fields of the context, with commas or given again; name=column where it is called "
+        "otherwise. Without --features text and whole numbers are categorical, and numbers with fractions numeric.",
+    ),
+]
+UserFeatures = Annotated[
+    list[str] | None, typer.Option("--user-feature", metavar="NAMES", help="The same of what is known of users.")
+]
+ItemFeatures = Annotated[
+    list[str] | None, typer.Option("--item-feature", metavar="NAMES", help="The same of what is known of items.")
+]
 MalformedRows = Annotated[
     str, typer.Option("--malformed", help="What becomes of a row that cannot be read: `error`, or `drop` (counted).")
 ]
+
+
+def columns_of(option: str, given: list[str] | None) -> dict[str, str]:
+    """The names of fields, and the columns that hold them, of an option such as --context hour,device=Device.
+
+    Raises:
+        ValueError: a part names nothing, or a name is given twice.
+    """
+    found: dict[str, str] = {}
+    for part in (part.strip() for value in given or () for part in value.split(",")):
+        name, equals, column = part.partition("=")
+        if not name or (equals and not column) or name in found:
+            expected = "names, each once, such as hour,device=Device"
+            raise ValueError(f"{option}: expected {expected}; received {','.join(given or ())!r}")
+        found[name] = column or name
+    return found
 
 
 def _check_reason(value: str | None) -> str | None:

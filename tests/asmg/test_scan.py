@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from asmg.datasets.fields import Field, category_list, identifier, labels, rating, text, whole_number
+from asmg.datasets.columns import Reading, category_list, identifier, labels, rating, text, whole_number
 from asmg.datasets.scan import Layout, Malformed, Scan
 from asmg.datasets.times import day_of_year_2014, time_of
 from asmg.log_format import LATEST_MS, LogFormatError
@@ -33,8 +33,8 @@ def ms(*moment: int) -> int:
 
 # --- single values
 
-FIELDS: dict[str, tuple[Field, str]] = {
-    # name: the field, and a pattern that most good values and many bad ones follow
+READINGS: dict[str, tuple[Reading, str]] = {
+    # name: the reading, and a pattern that most good values and many bad ones follow
     "identifier": (identifier(), r"[a-z0\x00é ]{0,3}"),
     "text": (text(), r"[a-z,0 ]{0,3}"),
     "whole_number": (whole_number(0, 365), r"[+\- ]?[0-9]{0,4}(\.0|e1|_)?"),
@@ -62,28 +62,28 @@ FIELDS: dict[str, tuple[Field, str]] = {
 }  # fmt: skip
 
 
-def read_at_once(field: Field, values: list[str]) -> list[Any]:
+def read_at_once(reading: Reading, values: list[str]) -> list[Any]:
     frame = pl.DataFrame({"x": values}, schema={"x": pl.String})
-    return frame.select(field.parse(pl.col("x")).cast(field.kind).alias("x"))["x"].to_list()
+    return frame.select(reading.parse(pl.col("x")).cast(reading.kind).alias("x"))["x"].to_list()
 
 
-def read_singly(field: Field, value: str) -> Any:
+def read_singly(reading: Reading, value: str) -> Any:
     """What `convert` reads, None where it refuses."""
     try:
-        return field.convert(value)
+        return reading.convert(value)
     except ValueError:
         return None
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", READINGS)
 @given(data=st.data())
 @settings(deadline=None, max_examples=60)
 def test_what_is_read_at_once_is_what_is_read_singly(name: str, data: st.DataObject) -> None:
-    field, pattern = FIELDS[name]
+    reading, pattern = READINGS[name]
     values = data.draw(st.lists(st.from_regex(pattern, fullmatch=True) | st.text(max_size=8), min_size=1, max_size=30))
-    for value, found in zip(values, read_at_once(field, values), strict=True):
+    for value, found in zip(values, read_at_once(reading, values), strict=True):
         if found is not None:
-            assert read_singly(field, value) == found, value
+            assert read_singly(reading, value) == found, value
 
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -169,13 +169,13 @@ BAD: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", READINGS)
 def test_good_values(name: str) -> None:
-    field = FIELDS[name][0]
+    reading = READINGS[name][0]
     expected = GOOD[name]
-    assert {value: read_singly(field, value) for value in expected} == expected
+    assert {value: read_singly(reading, value) for value in expected} == expected
     assert all(found in (None, expected[value]) for value, found in zip(
-        expected, read_at_once(field, list(expected)), strict=True))  # fmt: skip
+        expected, read_at_once(reading, list(expected)), strict=True))  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -198,23 +198,25 @@ def test_good_values(name: str) -> None:
 )
 def test_good_values_are_read_at_once(name: str) -> None:
     """Or a large file would take minutes instead of seconds."""
-    assert None not in read_at_once(FIELDS[name][0], list(GOOD[name]))
+    assert None not in read_at_once(READINGS[name][0], list(GOOD[name]))
 
 
-@pytest.mark.parametrize(("field", "values"), [
+@pytest.mark.parametrize(("reading", "values"), [
     (ever("utc"), ["2014-05-13T16:53:20Z", "2014-05-13T16:53:20", "2014-05-13T16:53:20.12", "2014-05-13"]),
     (ever("rfc3339"), ["2014-05-13T16:53:20Z", "2014-05-13T16:53:20.123456Z"]),
     (day_of_year_2014(), ["0511", "511", "1112"]),
 ])  # fmt: skip
-def test_common_moments_are_read_at_once(field: Field, values: list[str]) -> None:
-    assert None not in read_at_once(field, values)
+def test_common_moments_are_read_at_once(reading: Reading, values: list[str]) -> None:
+    assert None not in read_at_once(reading, values)
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", READINGS)
 def test_bad_values(name: str) -> None:
-    field, values = FIELDS[name][0], BAD[name]
-    assert [value for value in values if read_singly(field, value) is not None] == []
-    assert [value for value, found in zip(values, read_at_once(field, values), strict=True) if found is not None] == []
+    reading, values = READINGS[name][0], BAD[name]
+    assert [value for value in values if read_singly(reading, value) is not None] == []
+    assert [
+        value for value, found in zip(values, read_at_once(reading, values), strict=True) if found is not None
+    ] == []
 
 
 # --- whole files
@@ -227,13 +229,13 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def read(
     path: Path,
-    fields: dict[str, Field],
+    readings: dict[str, Reading],
     layout: Layout = CSV,
     malformed: Malformed = "error",
     block_bytes: int = 1 << 20,
 ) -> tuple[list[tuple[Any, ...]], Scan]:
     """All rows of a file, and the scan when it was through."""
-    scan = Scan(path, layout, fields, malformed, block_bytes)
+    scan = Scan(path, layout, readings, malformed, block_bytes)
     return [row for block in scan.blocks() for row in block.iter_rows()], scan
 
 
@@ -302,17 +304,17 @@ def test_any_text_is_read_as_csv_does_or_refused(tmp_path: Path, content: str, b
 @pytest.mark.parametrize("block_bytes", [1, 7, 30, 1 << 20])
 def test_values_without_quoting_are_taken_as_they_are(tmp_path: Path, block_bytes: int) -> None:
     path = write(tmp_path / "u.data", '"7"\ta b\t"\r\n7"\t"\tc,d\r\n')
-    fields = {"a": text(), "b": text(), "c": text()}
-    found, _ = read(path, fields, Layout(delimiter="\t", names=("a", "b", "c")), block_bytes=block_bytes)
+    readings = {"a": text(), "b": text(), "c": text()}
+    found, _ = read(path, readings, Layout(delimiter="\t", names=("a", "b", "c")), block_bytes=block_bytes)
     assert found == [('"7"', "a b", '"'), ('7"', '"', "c,d")]
 
 
 @pytest.mark.parametrize("block_bytes", [1, 9, 1 << 20])
 def test_a_delimiter_of_two_characters(tmp_path: Path, block_bytes: int) -> None:
     path = write(tmp_path / "ratings.dat", "1::10::978300760\n\n2::1:0::978300761\n")
-    fields = {"user": identifier(), "film": text(), "time": ever("s")}
+    readings = {"user": identifier(), "film": text(), "time": ever("s")}
     layout = Layout(delimiter="::", names=("user", "film", "time"))
-    assert read(path, fields, layout, block_bytes=block_bytes)[0] == [
+    assert read(path, readings, layout, block_bytes=block_bytes)[0] == [
         ("1", "10", 978_300_760_000),
         ("2", "1:0", 978_300_761_000),
     ]
@@ -338,10 +340,10 @@ def test_a_header_behind_blank_lines_and_of_two_lines(tmp_path: Path, block_byte
 # --- errors
 
 
-def error(path: Path, fields: dict[str, Field], layout: Layout = CSV, *, block_bytes: int = 1 << 20) -> str:
+def error(path: Path, readings: dict[str, Reading], layout: Layout = CSV, *, block_bytes: int = 1 << 20) -> str:
     """What is said about a file; its path, which comes first, is left out."""
     with pytest.raises(LogFormatError) as raised:
-        read(path, fields, layout, block_bytes=block_bytes)
+        read(path, readings, layout, block_bytes=block_bytes)
     message = str(raised.value)
     assert message.startswith(str(path))
     return message.removeprefix(str(path)).removeprefix(", ").removeprefix(": ")
@@ -455,7 +457,7 @@ def write_parquet(path: Path, **columns: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("values", "field", "expected"), [
+@pytest.mark.parametrize(("values", "reading", "expected"), [
     (["a", "b"], identifier(), ["a", "b"]),
     ([7, -7], identifier(), ["7", "-7"]),
     (pl.Series(["a", "b"], dtype=pl.Categorical), identifier(), ["a", "b"]),
@@ -470,14 +472,14 @@ def write_parquet(path: Path, **columns: Any) -> Path:
     ([["x", "y"], []], text(), ["x|y", ""]),
     ([None, "x"], text(), ["", "x"]),
 ])  # fmt: skip
-def test_types_of_parquet_columns(tmp_path: Path, values: Any, field: Field, expected: list[Any]) -> None:
+def test_types_of_parquet_columns(tmp_path: Path, values: Any, reading: Reading, expected: list[Any]) -> None:
     path = write_parquet(tmp_path / "log.parquet", other=[0, 0], x=values)
-    found, scan = read(path, {"x": field})
+    found, scan = read(path, {"x": reading})
     assert [value for (value,) in found] == expected
     assert scan.rows == 2
 
 
-@pytest.mark.parametrize(("values", "field", "said"), [
+@pytest.mark.parametrize(("values", "reading", "said"), [
     (["a", None], identifier(), f"row 2, column 'x': expected {AN_ID}; received ''; {MISSING}"),
     (["1", "x"], ever("s"), f"row 1, column 'x': expected {SECONDS}; received '1'"),
     ([1_400_000_000, 5], ever("s"), f"row 2, column 'x': expected {SECONDS}; received '5'"),
@@ -486,9 +488,9 @@ def test_types_of_parquet_columns(tmp_path: Path, values: Any, field: Field, exp
     ([b"a", b"\xff"], identifier(), "column 'x': expected text in UTF-8, or UUIDs of 16 bytes; received other bytes"),
     ([None, None], identifier(), "column 'x': expected text, numbers, dates, UUIDs or lists of text; received Null"),
 ])  # fmt: skip
-def test_bad_parquet_columns(tmp_path: Path, values: Any, field: Field, said: str) -> None:
+def test_bad_parquet_columns(tmp_path: Path, values: Any, reading: Reading, said: str) -> None:
     path = write_parquet(tmp_path / "log.parquet", other=["ü", "ü"], x=values)
-    assert error(path, {"x": field}) == said
+    assert error(path, {"x": reading}) == said
 
 
 def test_rows_of_later_parquet_blocks_are_named_and_may_be_left_out(
@@ -496,9 +498,9 @@ def test_rows_of_later_parquet_blocks_are_named_and_may_be_left_out(
 ) -> None:
     monkeypatch.setattr("asmg.datasets.scan.PARQUET_ROW_BYTES", (1 << 20) // 3)
     path = write_parquet(tmp_path / "log.parquet", time=[MAY_2014] * 8, id=["a", "b", "c", "d", "", "f", "g", "h"])
-    fields = {"id": identifier(), "time": ever("ms")}
-    assert error(path, fields).startswith("row 5, column 'id'")
-    found, scan = read(path, fields, malformed="drop")
+    readings = {"id": identifier(), "time": ever("ms")}
+    assert error(path, readings).startswith("row 5, column 'id'")
+    found, scan = read(path, readings, malformed="drop")
     assert found == [(id_, MAY_2014) for id_ in "abcdfgh"]
     assert (scan.rows, scan.dropped) == (8, {f"rows whose id is not {AN_ID}": 1})
     with pytest.raises(LogFormatError, match="expected a column 'when'; received time, id"):

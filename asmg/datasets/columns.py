@@ -1,8 +1,8 @@
-"""How the values of a column are read: ids, labels, categories, ratings, whole numbers. Times are in `times.py`."""
+"""How the values of a column are read: ids, labels, categories, ratings, numbers, fields. Times are in `times.py`."""
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,17 +10,21 @@ import polars as pl
 
 from asmg.datasets.log import IdArray
 from asmg.datasets.table import LIST_SEPARATOR, Column
+from asmg.features import MAX_NUMBER, MAX_VALUE_LENGTH, MISSING, Field, check
 
 __all__ = [
     "BLANKS",
     "MAX_ID_LENGTH",
-    "Field",
+    "Reading",
     "category_list",
+    "click",
+    "field_value",
     "identifier",
     "labels",
+    "number_like",
     "rating",
     "read_ids",
-    "split_categories",
+    "split_values",
     "text",
     "whole_number",
 ]
@@ -37,7 +41,7 @@ def _no_hint(value: str) -> str:
 
 
 @dataclass(frozen=True)
-class Field:
+class Reading:
     """How the text of a column is read, twice: all of a block at once, and a single value.
 
     What `parse` reads, `convert` reads as the same value; `parse` may leave more to `convert` than is wrong.
@@ -62,7 +66,7 @@ _MISSING = ("nan", "NaN", "None", "null", "NULL")
 _FLOAT_ID = r"^[+-]?[0-9]+(\.0+|(\.[0-9]+)?[eE]\+[0-9]+)$"
 
 
-def identifier() -> Field:
+def identifier() -> Reading:
     """An id of 1 to 256 characters, compared with others character by character.
 
     Refused is what writers of tables put for a missing id (nan, None, null …), and a whole number of which a writer
@@ -87,23 +91,23 @@ def identifier() -> Field:
         return ""
 
     expected = f"an id of 1 to {MAX_ID_LENGTH} characters without NUL"
-    return Field(pl.String, parse, convert, expected, ("Float", "Date"), hint)
+    return Reading(pl.String, parse, convert, expected, ("Float", "Date"), hint)
 
 
 def read_ids(column: Column) -> IdArray:
     """[n] the ids of a column of a small file."""
-    field = identifier()
+    reading = identifier()
     ids = np.empty(len(column.values), np.object_)
-    ids[:] = column.convert(field.convert, field.expected)
+    ids[:] = column.convert(reading.convert, reading.expected)
     return ids
 
 
-def text() -> Field:
+def text() -> Reading:
     """Any text, an empty one too."""
-    return Field(pl.String, lambda column: column.fill_null(""), str, "text")
+    return Reading(pl.String, lambda column: column.fill_null(""), str, "text")
 
 
-def category_list() -> Field:
+def category_list() -> Reading:
     """Categories of 1 to 256 characters, separated by `|`, read as that text without its empty parts."""
 
     def parse(column: pl.Expr) -> pl.Expr:
@@ -113,21 +117,21 @@ def category_list() -> Field:
         return pl.when(good).then(column)
 
     def convert(value: str) -> str:
-        parts = split_categories(value)
+        parts = split_values(value)
         if any(len(part) > MAX_ID_LENGTH or "\0" in part for part in parts):
             raise ValueError
         return LIST_SEPARATOR.join(parts)
 
     expected = f"categories of 1 to {MAX_ID_LENGTH} characters, separated by {LIST_SEPARATOR!r}"
-    return Field(pl.String, parse, convert, expected)
+    return Reading(pl.String, parse, convert, expected)
 
 
-def split_categories(value: str) -> list[str]:
-    """The parts of a text that are not empty, as often as they are there."""
-    return [part for part in (part.strip(BLANKS) for part in value.split(LIST_SEPARATOR)) if part]
+def split_values(value: str, separator: str = LIST_SEPARATOR) -> list[str]:
+    """The parts of a text that are not empty, as often as they are there, without blanks around them."""
+    return [part for part in (part.strip(BLANKS) for part in value.split(separator)) if part]
 
 
-def whole_number(low: int, high: int) -> Field:
+def whole_number(low: int, high: int) -> Reading:
     """A whole number from `low` to `high`."""
 
     def parse(column: pl.Expr) -> pl.Expr:
@@ -139,10 +143,10 @@ def whole_number(low: int, high: int) -> Field:
             raise ValueError
         return int(value)
 
-    return Field(pl.Int64, parse, convert, f"a whole number from {low} to {high}")
+    return Reading(pl.Int64, parse, convert, f"a whole number from {low} to {high}")
 
 
-def rating(liked: float, low: float | None = None, high: float | None = None) -> Field:
+def rating(liked: float, low: float | None = None, high: float | None = None) -> Reading:
     """The label of a rating: 1 from `liked` on.
 
     Args:
@@ -162,7 +166,7 @@ def rating(liked: float, low: float | None = None, high: float | None = None) ->
         return int(float(value) >= liked)
 
     bounds = "" if low is None or high is None else f" from {low:g} to {high:g}"
-    return Field(pl.UInt8, parse, convert, f"a rating{bounds}" if bounds else "a rating (a number such as 4.5)")
+    return Reading(pl.UInt8, parse, convert, f"a rating{bounds}" if bounds else "a rating (a number such as 4.5)")
 
 
 _LABELS = {
@@ -172,7 +176,7 @@ _LABELS = {
 }
 
 
-def labels() -> Field:
+def labels() -> Reading:
     """0 or 1, also as 1.0 or True."""
 
     def parse(column: pl.Expr) -> pl.Expr:
@@ -189,4 +193,68 @@ def labels() -> Field:
         number = re.fullmatch(r"-?\d{1,9}(\.\d{1,9})?", value, re.ASCII)
         return "--positive-from 4 makes labels of ratings, 1 from 4 on" if number else ""
 
-    return Field(pl.UInt8, parse, convert, "0 or 1", hint=hint)
+    return Reading(pl.UInt8, parse, convert, "0 or 1", hint=hint)
+
+
+def click() -> Reading:
+    """0 or 1, of a log that is not one's own: `labels` without a hint at options that it does not have."""
+    return replace(labels(), hint=_no_hint)
+
+
+_DECIMAL = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
+
+
+def field_value(field: Field, separator: str = LIST_SEPARATOR) -> Reading:
+    """A value of a field, which may be missing: nothing, or what writers of tables put for that (nan, None, null …).
+
+    A number is read as a float, NaN where it is missing; all else as its text, "" where it is missing.
+
+    Args:
+        field: says what the column may hold.
+        separator: one character, between the values of a multi field.
+    """
+    if field.kind == "numeric":
+        return _field_number(field)
+
+    def parse(column: pl.Expr) -> pl.Expr:
+        bare = pl.when(column.is_null() | column.is_in(_MISSING)).then(pl.lit(MISSING)).otherwise(column)
+        good = (bare.str.len_chars() <= MAX_VALUE_LENGTH) & ~bare.str.contains("\0", literal=True)
+        if field.kind == "multi":
+            good &= bare.str.count_matches(separator, literal=True) < field.most
+        return pl.when(good).then(bare)
+
+    def convert(value: str) -> str:
+        bare = MISSING if value in _MISSING else value
+        check(field, split_values(bare, separator) if field.kind == "multi" else bare)
+        return bare
+
+    one = f"text of at most {MAX_VALUE_LENGTH} characters without NUL"
+    several = f"at most {field.most} values, separated by {separator!r}, each {one}"
+    refused = ("Float",) if field.kind == "categorical" else ()
+    return Reading(pl.String, parse, convert, several if field.kind == "multi" else one, refused)
+
+
+def number_like(values: pl.Series) -> tuple[bool, bool]:
+    """Whether all of the texts that are there are numbers, and whether one of them has a fraction."""
+    there = values.filter((values != MISSING) & ~values.is_in(_MISSING))
+    numbers = there.str.contains(f"^{_DECIMAL}$")
+    return bool(numbers.all()), bool(there.str.contains(".", literal=True).any())
+
+
+def _field_number(field: Field) -> Reading:
+    def parse(column: pl.Expr) -> pl.Expr:
+        missing = column.is_null() | (column == MISSING) | column.is_in(_MISSING)
+        plain = pl.when(column.str.contains(f"^{_DECIMAL}$")).then(column)
+        number = plain.cast(pl.Float64, strict=False)
+        good = pl.when(number.abs() <= MAX_NUMBER).then(number)
+        return pl.when(missing).then(pl.lit(float("nan"))).otherwise(good)
+
+    def convert(value: str) -> float:
+        if not value or value in _MISSING:
+            return float("nan")
+        if not re.fullmatch(_DECIMAL, value):
+            raise ValueError
+        check(field, float(value))
+        return float(value)
+
+    return Reading(pl.Float64, parse, convert, f"a number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}, or nothing")

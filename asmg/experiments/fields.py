@@ -1,0 +1,162 @@
+"""The fields of a prepared log as rows of the field table and numbers: the columns that every interaction reads."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from asmg.datasets.field_columns import FieldColumn
+from asmg.datasets.prepared import PreparedLog
+from asmg.features import MISSING, Field, bucket_values, numbers, time_values
+
+__all__ = ["NOTHING", "NUMBER", "OWN", "FieldColumns", "field_columns", "no_columns"]
+
+NOTHING = -1
+"""In the place of a row: a multi field with fewer values than columns, of which the others read nothing."""
+
+OWN = -2
+"""In the place of a neutral row: a column of a field that is no different in predicting."""
+
+NUMBER = "#"
+"""The value whose row a number weighs."""
+
+
+class FieldColumns(NamedTuple):
+    """What n interactions read of the field table: C columns, those of context and user fields first, then of items.
+
+    A multi field has `most` columns, any other one. Rows are numbered from 1 by first appearance in the order of the
+    interactions, so those that the first of them know are the first rows of the table; row 0 is the cold row.
+    """
+
+    rows: npt.NDArray[np.int32]
+    """[n, C]; NOTHING where there is nothing. Of a number the row of (field, NUMBER), or of (field, "") where it is
+    missing."""
+    numbers: npt.NDArray[np.float64]
+    """[n, C] by what the row is weighed once it is standardised; NaN where the column enters by table, and where the
+    number is missing."""
+    request_columns: int
+    """How many of the columns are of context and user fields."""
+    values: list[tuple[str, str]]
+    """(field, value) of rows 1, 2, …"""
+    neutral: npt.NDArray[np.int32]
+    """[C] the row that is read in predicting in the place of the column's own: that of the missing value of a
+    `training_only` field (NOTHING in its further columns), and OWN in the columns of all others. The missing values of
+    such fields are the first rows, whether or not they appear."""
+    fields: tuple[Field, ...]
+    """[C] whose column each is."""
+
+    def take(self, count: int) -> "FieldColumns":
+        """The same of the first interactions alone, and the rows that they know."""
+        known = max(int(self.rows[:count].max(initial=0)), int(self.neutral.max(initial=0)))
+        return self._replace(rows=self.rows[:count], numbers=self.numbers[:count], values=self.values[:known])
+
+    def part(self, start: int, stop: int) -> "FieldColumns":
+        """The same of the interactions from `start` to `stop` - 1; the rows are those of all."""
+        return self._replace(rows=self.rows[start:stop], numbers=self.numbers[start:stop])
+
+    def neutralised(self, which: slice) -> "FieldColumns":
+        """The same with the `training_only` fields of some interactions missing."""
+        own = self.neutral == OWN
+        if own.all():
+            return self
+        rows, weights = self.rows.copy(), self.numbers.copy()
+        rows[which] = np.where(own, rows[which], self.neutral)
+        weights[which] = np.where(own, weights[which], np.nan)
+        return self._replace(rows=rows, numbers=weights)
+
+
+def no_columns(count: int) -> FieldColumns:
+    """Those of interactions without fields."""
+    return FieldColumns(np.empty((count, 0), np.int32), np.empty((count, 0)), 0, [], np.empty(0, np.int32), ())
+
+
+class _Part(NamedTuple):
+    """The columns of one field, its values numbered among themselves."""
+
+    places: npt.NDArray[np.int32]
+    """[n, m] within `values`; NOTHING where there is nothing."""
+    numbers: npt.NDArray[np.float64] | None
+    """[n] of a field that enters as a number, else None."""
+    values: list[str]
+
+
+def field_columns(log: PreparedLog) -> FieldColumns:
+    """The columns of a log's fields, hour and weekday among them; none where it has no fields (C = 0)."""
+    schema, n = log.schema, len(log.user)
+    of_time = {} if schema is None else time_values(schema, log.timestamps_ms)
+    declared = () if schema is None else schema.all
+    ordered = [*(f for f in declared if f.of != "item"), *(f for f in declared if f.of == "item")]
+    parts = [_of_time(of_time[f.name]) if f.name in of_time else _part(f, log.by_row(f.name)) for f in ordered]
+    widths = [part.places.shape[1] for part in parts]
+    columns = tuple(f for f, width in zip(ordered, widths, strict=True) for _ in range(width))
+    order = _by_first_appearance(ordered, parts)
+    names = [(field.name, value) for field, part in zip(ordered, parts, strict=True) for value in part.values]
+    row_of = np.empty(len(names) + 1, np.int32)
+    row_of[order] = np.arange(1, len(names) + 1, dtype=np.int32)
+    row_of[-1] = NOTHING
+    rows, weights = np.empty((n, len(columns)), np.int32), np.full((n, len(columns)), np.nan)
+    neutral = np.full(len(columns), OWN, np.int32)
+    start = at = 0
+    for field, part, width in zip(ordered, parts, widths, strict=True):
+        here = slice(at, at + width)
+        rows[:, here] = row_of[np.where(part.places == NOTHING, len(names), part.places + start)]
+        if part.numbers is not None:
+            weights[:, at] = part.numbers
+        if field.training_only:
+            neutral[here] = NOTHING
+            neutral[at] = row_of[start + part.values.index(MISSING)]
+        start, at = start + len(part.values), at + width
+    return FieldColumns(
+        rows, weights, sum(f.of != "item" for f in columns), [names[place] for place in order], neutral, columns
+    )
+
+
+def _by_first_appearance(fields: list[Field], parts: list[_Part]) -> npt.NDArray[np.int64]:
+    """The values of all fields, one field's after the other's, in the order of their rows.
+
+    First the missing values of the fields that are for training only, then by first interaction, then by field.
+    """
+    firsts = []
+    for field, part in zip(fields, parts, strict=True):
+        n, width = part.places.shape
+        first = np.full(len(part.values), n)
+        flat = part.places.reshape(-1)[::-1]
+        at = np.arange(len(flat))[::-1] // max(1, width)
+        present = flat != NOTHING
+        first[flat[present]] = at[present]  # of a value's places the last written, the first, stays
+        if field.training_only:
+            first[part.values.index(MISSING)] = -1
+        firsts.append(first)
+    return np.argsort(np.concatenate(firsts), kind="stable") if firsts else np.zeros(0, np.int64)
+
+
+def _of_time(texts: npt.NDArray[np.str_]) -> _Part:
+    values, places = np.unique(texts, return_inverse=True)
+    return _Part(places.astype(np.int32)[:, None], None, values.tolist())
+
+
+def _part(field: Field, column: FieldColumn) -> _Part:
+    """The columns of a field that is no time; values that appear nowhere are left out but for the missing one."""
+    if not field.by_table:
+        missing = np.isnan(column.values)
+        values = [NUMBER, MISSING]
+        part = _Part(missing.astype(np.int32)[:, None], numbers(field, column.values), values)
+    elif field.kind == "numeric":
+        values = [*map(str, range(len(field.buckets) + 1)), MISSING]
+        place = {value: n for n, value in enumerate(values)}
+        found, inverse = np.unique(bucket_values(field, column.values), return_inverse=True)
+        part = _Part(np.array([place[value] for value in found], np.int32)[inverse][:, None], None, values)
+    else:
+        known: dict[str, int] = {}
+        table = np.full((max(1, len(column.distinct)), field.most), NOTHING, np.int32)
+        for at, several in enumerate(column.distinct):
+            table[at, : len(several)] = [known.setdefault(value, len(known)) for value in several]
+        known.setdefault(MISSING, len(known))
+        part = _Part(table[column.values], None, list(known))
+    used = np.zeros(len(part.values), np.bool_)
+    used[part.places[part.places != NOTHING]] = True
+    used[part.values.index(MISSING)] |= field.training_only
+    renumbered = np.append(np.cumsum(used, dtype=np.int32) - 1, np.int32(NOTHING))
+    return part._replace(
+        places=renumbered[part.places], values=[v for v, kept in zip(part.values, used, strict=True) if kept]
+    )

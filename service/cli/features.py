@@ -1,0 +1,41 @@
+"""`asmg features …`: the schema of the fields."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from asmg.features import Field, Schema
+from service.cli.errors import plain_errors, unusable_files
+from service.console import make_console
+
+__all__ = ["features"]
+
+features = typer.Typer(help="Fields of the context, users and items: their schema.", no_args_is_help=True)
+
+
+@features.command("check")
+def check_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The schema, as ASMG_FEATURES names it (TOML).")],
+) -> None:
+    """List the fields of a schema file, those made of the timestamp first, or say what is wrong with it."""
+    with plain_errors(), unusable_files():
+        schema = Schema.read(file)
+        table = Table("name", "of", "kind", "enters as")
+        for field in schema.all:
+            table.add_row(field.name, field.of, field.kind, _entry(field, schema))
+        make_console().print(table)
+
+
+def _entry(field: Field, schema: Schema) -> str:
+    """How the field enters, in a few words."""
+    if field.name in schema.time:
+        return f"one row of the table; made of the timestamp, {schema.timezone}"
+    if field.kind == "multi":
+        entry = f"at most {field.most} rows of the table"
+    elif field.by_table:
+        entry = "one row of the table" + (f" for each of {len(field.buckets) + 1} buckets" if field.buckets else "")
+    else:
+        entry = "a number, standardised" + (" after log" if field.enter == "log" else "")
+    return entry + ("; missing when predicting" if field.training_only else "")
