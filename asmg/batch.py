@@ -375,10 +375,10 @@ def excerpt(
     columns: Sequence[FieldColumns | None] = [None] * len(periods)
     if "field" in tables:
         own = [(p.fields or FieldColumns.none(len(p))).within(limits["field"]) for p in periods]
-        present = [values >= COLD_ROW for f in own for values in (f.rows, f.neutral)]
         read = [values for f in own for values in (f.rows, f.neutral)]
-        numbered = number("field", [values[at] for values, at in zip(read, present, strict=True)])
-        placed = [values.masked_scatter(at, found) for values, at, found in zip(read, present, numbered, strict=True)]
+        rowed = [values >= COLD_ROW for values in read]
+        found = number("field", [values[at] for values, at in zip(read, rowed, strict=True)])
+        placed = [values.masked_scatter(at, rows_) for values, at, rows_ in zip(read, rowed, found, strict=True)]
         columns = [
             replace(f, rows=r, neutral=n, size=len(rows["field"]))
             for f, r, n in zip(own, placed[::2], placed[1::2], strict=True)

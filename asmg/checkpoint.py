@@ -92,7 +92,7 @@ def dump_data(data: PeriodData) -> Checkpoint:
     """A period's data as a checkpoint."""
     values = {field.name: getattr(data, field.name) for field in fields(data)}
     tensors = {name: v for name, v in values.items() if isinstance(v, Tensor)}
-    meta = {n: v for n, v in values.items() if isinstance(v, int)}
+    meta: dict[str, Any] = {n: v for n, v in values.items() if isinstance(v, int)}
     if data.fields is not None:
         tensors |= {f"fields.{name}": t for name, t in data.fields.tensors().items()}
         meta["fields"] = data.fields.meta()

@@ -174,7 +174,7 @@ class FieldColumns:
             own = slice(at, at + len(part.sums))
             rows[start:stop, own], weights[start:stop, own] = part.rows, part.weights
             at = own.stop
-        columns = {name: torch.cat([getattr(part, name) for part in parts], -1) for name in _BY_COLUMN}
+        columns: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts], -1) for name in _BY_COLUMN}
         return replace(newest, rows=rows, weights=weights, **columns)
 
     def _like(self, other: "FieldColumns") -> bool:
@@ -192,7 +192,7 @@ class FieldColumns:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> "FieldColumns":
         """The inverse of `tensors` and `meta`."""
-        return cls(**tensors, **meta)
+        return cls(**{**tensors, **meta})
 
 
 _BY_COLUMN = ("sums", "neutral", "numbers", "scale")

@@ -65,7 +65,7 @@ class NumberMoments:
 
 def _sums(fields: FieldColumns) -> dict[int, Tensor]:
     """Row of each number's field → float64 [3], over the interactions that have one."""
-    found = {}
+    found: dict[int, Tensor] = {}
     for column in torch.nonzero(fields.numbers != NO_VALUE).flatten().tolist():
         row = int(fields.numbers[column])
         values = fields.weights[:, column][fields.rows[:, column] == row].double()

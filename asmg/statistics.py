@@ -172,7 +172,7 @@ class Statistics:
         return ((raw - mean) * by).clamp_(-float(FURTHEST), float(FURTHEST))
 
     def prepare(self, data: PeriodData) -> PeriodData:
-        """The log with these statistics as numeric inputs, with those of a user without a past, and with scaled fields."""
+        """The log with these statistics as numeric inputs, those of a user without a past, and its numbers scaled."""
         raw = self.raw(data)
         scaled = self._scaled_by(raw, data)
         nobody = scaled.standardised(self.raw(_by_strangers(torch.zeros(1, dtype=torch.int64))))

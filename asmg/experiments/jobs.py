@@ -109,9 +109,8 @@ class Protocol:
     """Whether items have their categories."""
     statistics: bool | None = None
     """Whether the base model reads statistics; None: with our settings it does, with the authors' it does not."""
-    fields: bool | None = None
-    """Whether methods read the log's fields, hour and weekday among them; None: with our settings they do, with the
-    authors' they do not."""
+    fields: bool = False
+    """Whether methods read the fields of the log, hour and weekday among them."""
     dropped: tuple[str, ...] = ()
     """Statistics, of `asmg.statistics.NAMES`, in the place of which every method reads zeros: what each is worth."""
     dim: int | None = None
@@ -147,11 +146,6 @@ class Protocol:
         return self.settings == "default" if self.statistics is None else self.statistics
 
     @property
-    def reads_fields(self) -> bool:
-        """Whether methods read fields, where the log has any."""
-        return self.settings == "default" if self.fields is None else self.fields
-
-    @property
     def dropped_columns(self) -> list[int]:
         """The columns of `dropped`."""
         return [NAMES.index(name) for name in self.dropped]
@@ -163,12 +157,12 @@ class Protocol:
         shape = default_config if self.settings == "default" else EmbeddingMLPConfig
         asked = {"dim": self.dim, "hidden": self.hidden, "dot": self.dot}
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        return replace(shape(categories=self.categories, numeric=numeric), **changes)
+        return replace(shape(categories=self.categories, numeric=numeric), fields=self.fields, **changes)
 
     def cut(self, log: PreparedLog) -> Periods:
         """The periods of a log as the base model reads them."""
         known: Known = "all" if self.settings == "paper" else "so_far"
-        periods = cut_periods(log, self.periods, known=known, categories=self.categories, fields=self.reads_fields)
+        periods = cut_periods(log, self.periods, known=known, categories=self.categories, fields=self.fields)
         return with_statistics(periods, self.dropped_columns) if self.reads_statistics else periods
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
 from asmg.datasets.prepared import PreparedLog
-from asmg.experiments.fields import FieldColumns, field_columns
+from asmg.experiments.fields import LogFields, field_columns
 from asmg.statistics import Statistics, StatisticsConfig
 
 __all__ = ["Known", "Periods", "cut_periods", "with_statistics"]
@@ -28,7 +28,7 @@ class Periods(NamedTuple):
     appearance, so a row at or past `users[t - 1]` is that of a user whom the periods up to t have not seen."""
     items: list[int]
     """The same of the item table, for which a negative counts as an appearance."""
-    fields: FieldColumns | None = None
+    fields: LogFields | None = None
     """What the interactions of all periods, one after the other, read of fields; None where none are read."""
 
     def cold(self, step: int) -> tuple[Tensor, Tensor]:
@@ -65,16 +65,18 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool,
             live service; `all`: rows of all ids of these periods in each of them, as the authors'
             code has it.
         categories: whether items have their categories.
-        fields: whether the fields of a log that has any are there.
+        fields: whether interactions have their fields.
 
     Raises:
-        ValueError: there are fewer rows than periods, or no categories where they are wanted.
+        ValueError: there are fewer rows than periods, or no categories or fields where they are wanted.
     """
     rows = len(log.user) // count if count > 0 else 0
     if rows < 1:
         raise ValueError(f"periods: expected from 1 to {len(log.user)}, the rows of the log; received {count}")
     if categories and log.item_categories is None:
         raise ValueError(f"categories: expected a log whose items have them; {log.card.dataset} has none")
+    if fields and log.schema is None:
+        raise ValueError(f"fields: expected a log that has them; {log.card.dataset} has none")
     used = rows * count
     user, item = (ids[:used].astype(np.int32) + 1 for ids in (log.user, log.item))
     label = log.label[:used]
@@ -85,9 +87,11 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool,
     ends = [rows * (t + 1) for t in range(count)]
     users, items = (_known_after(ids, ends) for ids in (user, item))
     matrix = _category_rows(log.item_categories) if categories and log.item_categories is not None else None
-    sizes = (users, items) if known == "so_far" else ([users[-1]] * count, [items[-1]] * count)
+    columns = field_columns(log).take(used) if fields else None
+    values = [0] * count if columns is None else columns.rows_after(ends)
+    sizes = [users, items, values] if known == "so_far" else [[s[-1]] * count for s in (users, items, values)]
     data = []
-    for end, size_u, size_i in zip(ends, *sizes, strict=True):
+    for end, size_u, size_i, size_f in zip(ends, *sizes, strict=True):
         start = end - rows
         low, high = offsets[start], offsets[end]
         features = None if matrix is None else torch.from_numpy(matrix[:size_i])
@@ -103,9 +107,9 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool,
                 categories=0 if features is None else 1 + max(COLD_ROW, int(features.max())),
                 item_categories=features,
                 recent=torch.from_numpy(recent[start:end]),
+                fields=None if columns is None else columns.part(start, end).columns(size_f),
             )
         )
-    columns = field_columns(log).take(used) if fields and log.schema is not None else None
     return Periods(data, users, items, columns)
 
 

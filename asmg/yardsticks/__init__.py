@@ -10,7 +10,7 @@ from typing import Any, final
 from torch import Tensor
 
 from asmg.batch import PeriodData
-from asmg.experiments.fields import FieldColumns, no_columns
+from asmg.experiments.fields import LogFields, no_columns
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from asmg.yardsticks.boosting import LightGBM, lightgbm_version
 from asmg.yardsticks.counts import ItemRate, Popularity
@@ -49,7 +49,7 @@ class Yardstick:
         fields: those of all interactions, from the first of the first period on; None: it reads none.
     """
 
-    def __init__(self, predictor: Predictor, dropped: Sequence[int] = (), fields: FieldColumns | None = None) -> None:
+    def __init__(self, predictor: Predictor, dropped: Sequence[int] = (), fields: LogFields | None = None) -> None:
         self._predictor, self._dropped, self._fields = predictor, list(dropped), fields
         self._statistics = Statistics.initial(StatisticsConfig())
         self._learned = 0  # interactions
@@ -83,7 +83,7 @@ class Yardstick:
         return Measured(data, raw, inputs, fields)
 
 
-def build_yardstick(name: str, *, dropped: Sequence[int] = (), fields: FieldColumns | None = None) -> Yardstick:
+def build_yardstick(name: str, *, dropped: Sequence[int] = (), fields: LogFields | None = None) -> Yardstick:
     """The yardstick of this name.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asmg.experiments.fields import FieldColumns
+from asmg.experiments.fields import LogFields
 from asmg.statistics import NAMES
 from asmg.yardsticks.measured import Measured
 
@@ -93,7 +93,7 @@ def _matrix(period: Measured) -> np.ndarray:
     return np.concatenate([period.raw.double().numpy(), numbers], axis=1)
 
 
-def _codes(fields: FieldColumns) -> np.ndarray:
+def _codes(fields: LogFields) -> np.ndarray:
     """By row what stands for a value: its bucket, or its number within its field; NaN for a number that is missing."""
     numeric = {field.name: field.kind == "numeric" for field in fields.fields}
     codes, counts = np.full(len(fields.values) + 1, np.nan), dict.fromkeys(numeric, 0)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from asmg.kernels.common import ONE, ZERO, Doubles, Floats, Indices, Rows, compiled, inlined
 from asmg.kernels.statistics import FURTHEST
-from asmg.statistics import LEAST_DEVIATION, NAMES
+from asmg.numbers import LEAST_DEVIATION
+from asmg.statistics import NAMES
 from asmg.yardsticks.measured import Measured
 
 __all__ = ["LogisticRegression"]

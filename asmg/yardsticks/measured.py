@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from asmg.batch import PeriodData
-from asmg.experiments.fields import FieldColumns
+from asmg.experiments.fields import LogFields
 
 __all__ = ["Measured", "Predictor"]
 
@@ -19,7 +19,7 @@ class Measured(NamedTuple):
     """float32 [N, S], the statistics of `asmg.statistics.NAMES`."""
     inputs: Tensor
     """float32 [N, S], the same standardised."""
-    fields: FieldColumns
+    fields: LogFields
     """Of the N interactions, C columns; C = 0 where there are no fields."""
 
 

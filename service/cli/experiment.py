@@ -170,14 +170,15 @@ def run_command(
         names = default_methods() if methods is None else tuple(name.strip() for name in methods.split(","))
         if methods is None and "lightgbm" not in names:
             print(f"without lightgbm: {LIGHTGBM_MISSING}", flush=True)
+        card = read_card(data)
         protocol = Protocol(
             periods=periods,
             pretrain=pretrain,
             test_from=test_from,
             settings=settings,  # type: ignore[arg-type] # checked by Protocol
-            categories=read_card(data).categories > 0 if categories is None else categories,
+            categories=card.categories > 0 if categories is None else categories,
             statistics=statistics,
-            fields=fields,
+            fields=settings == "default" and card.features is not None if fields is None else fields,
             dropped=tuple(drop_statistic or ()),
             dim=dim,
             hidden=None if hidden is None else _widths(hidden),
