@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from asmg.kernels.statistics import FURTHEST, ITEM, STATISTICS, USER, interaction_statistics
 from asmg.layout import COLD_ROW
 from asmg.models import build_model, config_from_json
-from service.serving.forward import EPSILON, Forward, item_width
+from service.serving.forward import (
+    EPSILON,
+    OF_CONTEXT,
+    OF_ITEM,
+    OF_USER,
+    FieldValues,
+    Forward,
+    item_width,
+)
 from service.serving.id_index import IdIndex
 
 __all__ = ["eager_forward"]
@@ -26,7 +34,12 @@ def eager_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
     users = IdIndex(tensors["users.hashes"], tensors["users.starts"])
     items = IdIndex(tensors["items.hashes"], tensors["items.starts"])
     params = {name: torch.tensor(tensors[name]) for name in model.dense_shapes}
+    fields = None
+    if "field" in model.tables:
+        fields = IdIndex(tensors["fields.hashes"], tensors["fields.starts"])
     width = item_width(config) if "hidden" in config else tensors["items.vectors"].shape[1]
+
+    behind = width + (0 if fields is None else tensors["fields.vectors"].shape[1])
 
     def rows_of(table: str, rows: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(tensors[table][rows])  # a copy, so that torch does not mind that a file is read-only
@@ -36,21 +49,24 @@ def eager_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
         asked: NDArray[np.uint64],
         history: NDArray[np.uint64],
         recent: NDArray[np.int32],
+        values: FieldValues,
         scores: NDArray[np.float32],
         cold: NDArray[np.int32],
         /,
     ) -> tuple[int, bool]:
         n, user, rows = len(scores), users.lookup(asked[:1]), items.lookup(asked[1:])
-        vectors = rows_of("items.vectors", rows)[:, :width]
+        vectors_of_items = rows_of("items.vectors", rows)
+        vectors = vectors_of_items[:, :width]
         numeric = None
         if model.numeric:
             ids = np.concatenate([asked[1:], history])
-            numeric = torch.from_numpy(_numeric(tensors, ids, items.lookup(ids), width, n, recent))
+            numeric = torch.from_numpy(_numeric(tensors, ids, items.lookup(ids), behind, n, recent))
         pooled = torch.zeros(1, vectors.shape[1])
         if len(history):
             pooled = rows_of("items.vectors", items.lookup(history))[:, :width].mean(0, keepdim=True)
         about = (rows_of("users.vectors", user).expand(n, -1), pooled.expand(n, -1), vectors)
-        logits = model.head(params, *about, numeric)
+        sums = None if fields is None else _field_sums(fields, tensors, values, vectors_of_items[:, width:])
+        logits = model.head(params, *about, numeric, sums)
         scores[:] = torch.sigmoid(logits).nan_to_num(0).clamp(EPSILON, 1 - EPSILON).numpy()
         (unknown,) = np.nonzero(rows == COLD_ROW)
         cold[: len(unknown)] = unknown
@@ -59,11 +75,21 @@ def eager_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
     return forward
 
 
+def _field_sums(
+    index: IdIndex, tensors: Mapping[str, NDArray[Any]], values: FieldValues, of_items: torch.Tensor
+) -> torch.Tensor:
+    """The sums of context, user and item [n, 3·D]; `of_items` begins with the last."""
+    read = torch.from_numpy(tensors["fields.vectors"][index.lookup(values.hashes)] * values.weights[:, None])
+    n, dim, owners = len(of_items), read.shape[1], torch.from_numpy(values.owners).long()
+    sums = torch.zeros(OF_ITEM + n, dim).index_add(0, owners, read)
+    return torch.cat([sums[OF_CONTEXT] + sums[OF_ITEM:], sums[OF_USER].expand(n, -1), of_items[:, :dim]], 1)
+
+
 def _numeric(
     tensors: Mapping[str, NDArray[Any]],
     ids: NDArray[np.uint64],
     rows: NDArray[np.int64],
-    width: int,
+    behind: int,
     n: int,
     recent: NDArray[np.int32],
 ) -> NDArray[np.float32]:
@@ -76,7 +102,7 @@ def _numeric(
         tensors: of the snapshot.
         ids: hashes of the n candidates and, behind them, of the user's clicks.
         rows: their rows.
-        width: W, of an item's vector.
+        behind: numbers of an item before its statistics.
         n: candidates.
         recent: int32 [3].
     """
@@ -94,7 +120,7 @@ def _numeric(
     neighbours = (1 + np.searchsorted(known, near[order])).astype(np.int32)
     together, passed = np.ascontiguousarray(tensors["pairs.counts"][source[order]].T)
     starts = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=size))])
-    own = tensors["items.vectors"][:, width : width + ITEM + 1]
+    own = tensors["items.vectors"][:, behind : behind + ITEM + 1]
     degrees = np.concatenate([np.zeros(1, np.float32), own[known, ITEM]])
     out, nobody = np.empty((n, STATISTICS), np.float32), np.zeros(size, np.int32)
     interaction_statistics(

@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from asmg.batch import COLD_ROW, HISTORY_LENGTH, InteractionBatch, ItemFeatures, PeriodData
+from asmg.batch import COLD_ROW, HISTORY_LENGTH, NO_VALUE, InteractionBatch, ItemFeatures, PeriodData
+from asmg.field_columns import SUMS, BatchFields, FieldColumns
 from asmg.kernels.common import Floats, Indices, Rows, compiled
-from asmg.models import BaseModel
+from asmg.models import BaseModel, field_sums
 from asmg.statistics import NAMES, Statistics
-from service.serving.forward import EPSILON
+from service.serving.fields import FieldReader
+from service.serving.forward import EPSILON, OF_CONTEXT, OF_ITEM, OF_USER, FieldValues
 from service.serving.id_index import IdIndex
 from service.serving.snapshot import hashes_of, write_snapshot
 from service.serving.tensor_file import Blocks, Writable
 
-__all__ = ["Known", "encode_model", "encode_snapshot"]
+__all__ = ["Known", "KnownFields", "encode_model", "encode_snapshot"]
 
 BLOCK_ROWS = 262_144
 """Rows that are put in order and written at a time."""
@@ -44,6 +46,18 @@ class Known:
     """int [N], each ≥ 1 and within the table."""
 
 
+@dataclass(frozen=True)
+class KnownFields:
+    """The fields that a model reads."""
+
+    values: Known
+    """The values that have a row, by `service.serving.fields.name_of_value`."""
+    reader: FieldReader
+    """By which a process reads the fields of a request."""
+    of_items: FieldColumns
+    """The item's columns, of every row of the item table, [I, C]; row 0 is an item of which nothing is known."""
+
+
 def encode_model(
     file: Writable,
     model: BaseModel,
@@ -52,6 +66,7 @@ def encode_model(
     items: Known,
     item_categories: Tensor | None = None,
     statistics: Statistics | None = None,
+    fields: KnownFields | None = None,
 ) -> None:
     """Write the snapshot of a model; equal models give equal bytes.
 
@@ -62,15 +77,19 @@ def encode_model(
         item_categories: int [I, C] for a model with categories.
         statistics: what the model's numeric inputs are made of, with all periods that it has learned; others do not
             read it.
+        fields: for a model that reads any.
 
     Raises:
-        ValueError: a parameter is not finite, or there are no statistics for a model that reads them.
+        ValueError: a parameter is not finite, or there are no statistics or fields for a model that reads them.
     """
     user_index, user_rows = IdIndex.build(users.ids, users.rows)
     item_index, item_rows = IdIndex.build(items.ids, items.rows)
     user_order, item_order = _behind_cold(user_rows), _behind_cold(item_rows)
+    if ("field" in model.tables) != (fields is not None):
+        raise ValueError(f"fields: expected exactly for a model with fields; received {fields is not None}")
     read = _read(model, statistics)
-    one = _item_table(model, params, item_order[:1], item_categories, read)
+    about = _About(model, params, item_categories, read, fields)
+    one = about.table(item_order[:1])
     tables: dict[str, NDArray[Any] | Blocks] = {
         name: _finite(name, params[name]).float().numpy() for name in model.dense_shapes
     }
@@ -82,19 +101,25 @@ def encode_model(
     tables["items.vectors"] = Blocks(
         np.float32,
         (len(item_order), one.shape[1]),
-        (_item_table(model, params, rows, item_categories, read).numpy() for rows in item_order.split(BLOCK_ROWS)),
+        (about.table(rows).numpy() for rows in item_order.split(BLOCK_ROWS)),
     )
     if read is not None:
         tables |= _Pairs(read, item_order).tables()
         tables["statistics.scale"] = torch.stack(read.scale).numpy()
         tables["statistics.average"] = np.array([read.average], np.float32)
+    value_index = None
+    if fields is not None:
+        value_index, value_rows = IdIndex.build(fields.values.ids, fields.values.rows)
+        tables["fields.vectors"] = _finite("field", params["field"][_behind_cold(value_rows)]).numpy()
     write_snapshot(
         file,
         model=model.config.to_json(),
-        canary=list(_canary(model, params, users, items, item_categories, read)),
+        canary=list(_canary(about, users, items)),
         users=user_index,
         items=item_index,
         tables=tables,
+        fields=value_index,
+        reader=None if fields is None else fields.reader,
     )
 
 
@@ -105,10 +130,11 @@ def encode_snapshot(
     items: Known,
     item_categories: Tensor | None = None,
     statistics: Statistics | None = None,
+    fields: KnownFields | None = None,
 ) -> bytes:
     """What `encode_model` writes, in memory."""
     with BytesIO() as file:
-        encode_model(file, model, params, users, items, item_categories, statistics)
+        encode_model(file, model, params, users, items, item_categories, statistics, fields)
         return file.getvalue()
 
 
@@ -208,43 +234,43 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def _vectors(model: BaseModel, params: Mapping[str, Tensor], rows: Tensor, item_categories: Tensor | None) -> Tensor:
-    """What the items of these rows are to the model, [len(rows), width]."""
-    if item_categories is None:
-        return _finite("item", model.item_vectors({**params, "item": params["item"][rows]}, None))
-    features = ItemFeatures(row=rows, categories=item_categories[rows].long())
-    return _finite("item", model.item_vectors(params, features))
+@dataclass(frozen=True)
+class _About:
+    """A model and all that it reads of items."""
+
+    model: BaseModel
+    params: Mapping[str, Tensor]
+    categories: Tensor | None
+    statistics: Statistics | None
+    fields: KnownFields | None
+
+    def features(self, rows: Tensor, own: Tensor) -> ItemFeatures | None:
+        """The categories of these items, whose own rows are `own` of the item table at hand."""
+        return None if self.categories is None else ItemFeatures(own, self.categories[rows].long())
+
+    def table(self, rows: Tensor) -> Tensor:
+        """Rows of "items.vectors"."""
+        own = self.params["item"][rows]
+        features = self.features(rows, torch.arange(len(rows)))
+        parts = [_finite("item", self.model.item_vectors({**self.params, "item": own}, features))]
+        if self.fields is not None:
+            sums = field_sums(self.params["field"], self.fields.of_items.batch(rows))
+            parts.append(_finite("field", sums.chunk(len(SUMS), 1)[SUMS.index("item")]))
+        if self.statistics is None:
+            return torch.cat(parts, 1)
+        known = rows.where(rows < len(self.statistics.counts), COLD_ROW)
+        degrees = self.statistics.degrees[known] * self.statistics.fading(known)
+        table = torch.cat([*parts, self.statistics.of_items(rows), degrees.unsqueeze(1)], 1)
+        return functional.pad(table, (0, -table.shape[1] % ALIGNED_TO))
 
 
-def _item_table(
-    model: BaseModel,
-    params: Mapping[str, Tensor],
-    rows: Tensor,
-    item_categories: Tensor | None,
-    statistics: Statistics | None,
-) -> Tensor:
-    """Rows of "items.vectors"."""
-    vectors = _vectors(model, params, rows, item_categories)
-    if statistics is None:
-        return vectors
-    known = rows.where(rows < len(statistics.counts), COLD_ROW)
-    degrees = statistics.degrees[known] * statistics.fading(known)
-    table = torch.cat([vectors, statistics.of_items(rows), degrees.unsqueeze(1)], 1)
-    return functional.pad(table, (0, -table.shape[1] % ALIGNED_TO))
-
-
-def _canary(
-    model: BaseModel,
-    params: Mapping[str, Tensor],
-    users: Known,
-    items: Known,
-    item_categories: Tensor | None,
-    statistics: Statistics | None,
-) -> Iterator[dict[str, Any]]:
+def _canary(about: _About, users: Known, items: Known) -> Iterator[dict[str, Any]]:
     """Questions about ids from everywhere in the tables, and their scores by the library's forward pass.
 
-    With statistics each asks about neighbours of a clicked item and about that item again.
+    With statistics each asks about neighbours of a clicked item and about that item again; with fields each has some
+    values, one of which nobody knows.
     """
+    model, params, statistics = about.model, about.params, about.statistics
     user_of, item_of = ({STRANGER: COLD_ROW, **_some(known)} for known in (users, items))
     names = list(item_of)
     # In double precision: a float32 sum depends on where in memory it lies, and equal models shall have equal files.
@@ -260,6 +286,7 @@ def _canary(
         done = (7 * n + 3) % (HISTORY_LENGTH + 1)
         recent = [done, min(done, 10) // 2, done // 2]
         rows = torch.tensor([item_of[name] for name in (*asked, *past)])
+        values, read = (None, None) if about.fields is None else _values(about.fields, n, rows[: len(asked)])
         batch = InteractionBatch(
             user=torch.zeros(len(asked), dtype=torch.int64),
             item=torch.arange(len(asked)),
@@ -267,18 +294,40 @@ def _canary(
             offsets=torch.arange(len(asked) + 1) * len(past),
             label=torch.zeros(len(asked)),
             numeric=None if statistics is None else _numeric(statistics, rows, len(asked), recent).double(),
+            fields=read,
         )
         excerpt = {**shared, "user": params["user"][user : user + 1].double(), "item": params["item"][rows].double()}
-        features = None
-        if item_categories is not None:
-            features = ItemFeatures(row=torch.arange(len(rows)), categories=item_categories[rows].long())
+        features = about.features(rows, torch.arange(len(rows)))
         with torch.inference_mode():
             scores = (
                 torch.sigmoid(model.logits(excerpt, batch, features)).nan_to_num(0).clamp(EPSILON, 1 - EPSILON).float()
             )
         asked_hashes, past_hashes = hashes_of([user_id, *asked]).tolist(), hashes_of(past).tolist()
         question = {"asked": asked_hashes, "history": past_hashes}
-        yield question | ({} if statistics is None else {"recent": recent}) | {"scores": scores.tolist()}
+        question |= {} if statistics is None else {"recent": recent}
+        question |= {} if values is None else {"values": [column.tolist() for column in values]}
+        yield question | {"scores": scores.tolist()}
+
+
+def _values(fields: KnownFields, n: int, items: Tensor) -> tuple[FieldValues, BatchFields]:
+    """Values of the n-th question about these items [N], as a process is asked and as the library reads them."""
+    known = list(_some(fields.values).items())
+    picked = [known[(3 * n + k) % len(known)] for k in range(4)] if known else []
+    asked = [*picked, (STRANGER, COLD_ROW)]
+    owners = [OF_CONTEXT, OF_USER, OF_ITEM + n % len(items), OF_CONTEXT, OF_USER][-len(asked) :]
+    weights = [1.0, 1.0, 1.0, -0.5, 1.0][-len(asked) :]
+    values = FieldValues(
+        hashes_of([name for name, _ in asked]), np.array(weights, np.float32), np.array(owners, np.int32)
+    )
+    own, rows = fields.of_items.batch(items), torch.tensor([row for _, row in asked]).expand(len(items), -1).clone()
+    for column, owner in enumerate(owners):
+        if owner >= OF_ITEM:
+            rows[torch.arange(len(items)) != owner - OF_ITEM, column] = NO_VALUE
+    sums = torch.tensor([OF_USER if owner == OF_USER else OF_CONTEXT for owner in owners])
+    given = torch.tensor(weights).expand(len(items), -1)
+    return values, BatchFields(
+        torch.cat([rows, own.rows], 1), torch.cat([given, own.weights], 1).double(), torch.cat([sums, own.sums])
+    )
 
 
 def _numeric(statistics: Statistics, rows: Tensor, n: int, recent: Sequence[int]) -> Tensor:

@@ -8,7 +8,7 @@ is free meanwhile.
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,12 @@ from service.text_kernels import BACKSLASH, CLOSING, COMMA, OPENING, QUOTE, SPAC
 
 __all__ = [
     "EPSILON",
+    "NO_VALUES",
+    "OF_CONTEXT",
+    "OF_ITEM",
+    "OF_USER",
     "SEPARATOR",
+    "FieldValues",
     "Forward",
     "compiled_forward",
     "hash_json",
@@ -62,6 +67,24 @@ LOOK_UPS = 16
 """Look-ups whose cache misses are waited for together."""
 
 NOBODY = np.uint64(2**64 - 1)
+
+OF_CONTEXT, OF_USER, OF_ITEM = 0, 1, 2
+"""Whose value one of `FieldValues` is; from `OF_ITEM` on that of the context of a candidate, by its position."""
+
+
+class FieldValues(NamedTuple):
+    """The values of the fields of one request, in any order."""
+
+    hashes: Hashes
+    """[K]: by which a snapshot knows them (`service.serving.fields`)."""
+    weights: Floats
+    """[K]: 1, or, where the value is a number, that number, standardised."""
+    owners: Rows
+    """int32 [K]: 0 of the context, 1 of the user, 2 + n of the context of the n-th candidate alone."""
+
+
+NO_VALUES = FieldValues(np.empty(0, np.uint64), np.empty(0, np.float32), np.empty(0, np.int32))
+"""Of a request without fields."""
 
 
 @compiled
@@ -208,12 +231,18 @@ def score_mlp(
     asked: Hashes,
     history: Hashes,
     recent: Rows,
+    values: Hashes,
+    counts: Floats,
+    owners: Rows,
     user_hashes: Hashes,
     user_starts: Starts,
     item_hashes: Hashes,
     item_starts: Starts,
+    field_hashes: Hashes,
+    field_starts: Starts,
     users: Floats,
     items: Floats,
+    fields: Floats,
     firsts: Starts,
     neighbours: Starts,
     pairs: Floats,
@@ -228,15 +257,17 @@ def score_mlp(
         asked: hashes of the user and of the N candidates, [1 + N].
         history: hashes of the user's earlier items.
         recent: what the user did of late, int32 [3] (`asmg.kernels.statistics.user_statistics`).
-        user_hashes, user_starts, item_hashes, item_starts: `IdIndex`.
-        users, items: tables [U, D] and [I, ≥ W]; with statistics an item has its own ITEM behind its vector, and how
-            often anything was clicked beside it.
+        values, counts, owners: `FieldValues`; not looked at without fields.
+        user_hashes, user_starts, item_hashes, item_starts, field_hashes, field_starts: `IdIndex`.
+        users, items, fields: tables [U, D], [I, ≥ W] and [V, D]; with fields an item has the sum of its own [D] behind
+            its vector, with statistics its own ITEM behind that, and how often anything was clicked beside it.
         firsts, neighbours, pairs: what is beside the items (`service.serving.beside`); empty without statistics.
-        shape: W; 1 with statistics, else 0; 1 with dot products, else 0; the widths of the layers, from the first on.
-        dense: one after the other the first layer's weights of what a request knows [out, D + W + USER], its biases,
-            its weights of a candidate [out, W + ITEM + PAIR], weights [out, in] and biases of the layers behind it,
-            the dot products' weights of the user and of the history [W], and mean, factor [S] and average rate of the
-            statistics; without what the model has not.
+        shape: W; 1 with statistics, else 0; 1 with dot products, else 0; 1 with fields, else 0; the widths of the
+            layers, from the first on.
+        dense: one after the other the first layer's weights of what a request knows [out, D + W + 2·D + USER], its
+            biases, its weights of a candidate [out, W + D + ITEM + PAIR], weights [out, in] and biases of the layers
+            behind it, the dot products' weights of the user and of the history [W], and mean, factor [S] and average
+            rate of the statistics; without what the model has not.
         scores: receives the click probabilities, [N].
         cold: receives the positions of unknown candidates, [N].
 
@@ -244,13 +275,16 @@ def score_mlp(
         the number of unknown candidates, and whether the user is unknown.
     """
     n, dim = len(scores), users.shape[1]
-    width, statistics, dot, first = shape[0], shape[1], shape[2], shape[3]
-    told = width + statistics * ITEM  # of a candidate by its row
+    width, statistics, dot, has_fields, first = shape[0], shape[1], shape[2], shape[3], shape[4]
+    told = width + has_fields * dim + statistics * ITEM  # of a candidate by its row
     own = told + statistics * PAIR
     rows = _rows_of(asked, history, user_hashes, user_starts, item_hashes, item_starts)
     candidates, clicked = rows[1 : 1 + n], rows[1 + n :]
     scale = dense[len(dense) - statistics * (2 * STATISTICS + 1) :]
-    request = _request(users[rows[0]], clicked, items, width, recent, scale)
+    sums_of, contexts = np.zeros((2 * has_fields, dim), np.float32), np.zeros((0, dim), np.float32)
+    if has_fields:
+        contexts = _sum_values(values, counts, owners, field_hashes, field_starts, fields, n, sums_of)
+    request = _request(users[rows[0]], clicked, items, width, sums_of.reshape(-1), recent, scale)
     # The user's and the history's share of the first layer is the same for all candidates.
     base = np.empty(first, np.float32)
     for o in range(first):
@@ -268,7 +302,7 @@ def score_mlp(
             asked[1:], history, candidates, clicked, items[:, told], firsts, neighbours, pairs, same, places
         )
     work, place = np.zeros((SUMS + 1, LANES), np.float32), np.zeros(LANES, np.int32)
-    act, layers = np.empty((own + shape[3:].sum(), LANES), np.float32), dense[first * (len(request) + 1) :]
+    act, layers = np.empty((own + shape[4:].sum(), LANES), np.float32), dense[first * (len(request) + 1) :]
     for low in range(0, n, LANES):
         m = min(LANES, n - low)
         for lane in range(m):
@@ -282,7 +316,9 @@ def score_mlp(
                 for k in range(SUMS):
                     work[k, lane] = sums[i, k]
             _pairs(work, place, scale, act[told:own])
-        _layer(layers, base, act[:own], act[own : own + first], m, True)
+        _layer(layers, base, act[:own], act[own : own + first], m, len(contexts) == 0)
+        if len(contexts):
+            _add_contexts(dense[dim + width :], len(request), contexts[low : low + m], act[own : own + first])
         last = own + _next_layers(shape, layers[first * own :], act[own:], m)
         logits = act[last, :m]
         for k in range(len(product)):
@@ -295,12 +331,60 @@ def score_mlp(
 
 
 @compiled
-def _request(user: Floats, clicked: Indices, items: Floats, width: int, recent: Rows, scale: Floats) -> Floats:
-    """What the first layer reads of a request: the user, the mean of its clicks, its statistics."""
+def _sum_values(
+    values: Hashes,
+    counts: Floats,
+    owners: Rows,
+    field_hashes: Hashes,
+    field_starts: Starts,
+    fields: Floats,
+    n: int,
+    sums: Floats,
+) -> Floats:
+    """Add the fields of a request to `sums` [2, D], of the context and of the user.
+
+    Returns:
+        the sums of what is of single candidates' contexts [n, D]; none [0, D] where there is no such value.
+    """
+    rows, own = np.empty(len(values), np.int64), False
+    _find_rows(values, field_hashes, field_starts, rows)
+    for i in range(len(values)):
+        own |= owners[i] >= OF_ITEM
+    contexts = np.zeros((n if own else 0, fields.shape[1]), np.float32)
+    for i in range(len(values)):
+        into = sums[owners[i]] if owners[i] < OF_ITEM else contexts[owners[i] - OF_ITEM]
+        for k in range(fields.shape[1]):
+            into[k] += counts[i] * fields[rows[i], k]
+    return contexts
+
+
+@compiled
+def _add_contexts(weights: Floats, stride: int, contexts: Floats, out: Floats) -> None:
+    """Add to the first layer's outputs [O, …] what the candidates' own contexts [m, D] bring, and end the layer.
+
+    weights: those of the context, `stride` numbers from one output to the next.
+    """
+    m, dim = contexts.shape
+    for o in range(len(out)):
+        y = out[o, :m]
+        for k in range(dim):
+            w = weights[o * stride + k]
+            for lane in range(m):
+                y[lane] += w * contexts[lane, k]
+        for lane in range(m):
+            y[lane] = max(y[lane], ZERO)
+
+
+@compiled
+def _request(
+    user: Floats, clicked: Indices, items: Floats, width: int, fields: Floats, recent: Rows, scale: Floats
+) -> Floats:
+    """What the first layer reads of a request: the user, the mean of its clicks, fields, its statistics."""
     dim, known = len(user), USER if len(scale) else 0
-    request = np.zeros(dim + width + known, np.float32)
+    request = np.zeros(dim + width + len(fields) + known, np.float32)
     request[:dim] = user
-    pooled, numbers = request[dim : dim + width], request[dim + width :]
+    pooled, numbers = request[dim : dim + width], request[dim + width + len(fields) :]
+    request[dim + width : dim + width + len(fields)] = fields
     for row in clicked:
         for k in range(width):
             pooled[k] += items[row, k]
@@ -366,7 +450,7 @@ def _layer(weights: Floats, bias: Floats, x: Floats, out: Floats, m: int, hidden
 def _next_layers(shape: Indices, dense: Floats, act: Floats, m: int) -> int:
     """The layers behind the first, whose activations are there; the row of the logits."""
     at, top = 0, 0
-    for layer in range(3, len(shape) - 1):
+    for layer in range(4, len(shape) - 1):
         fan_in, fan_out = shape[layer], shape[layer + 1]
         behind, end = at + fan_in * fan_out, top + fan_in
         _layer(dense[at:], dense[behind:], act[top:end], act[end : end + fan_out], m, layer < len(shape) - 2)
@@ -404,7 +488,7 @@ class Forward(Protocol):
     """A way to compute a snapshot's scores: compiled or eager."""
 
     def __call__(
-        self, asked: Hashes, history: Hashes, recent: Rows, scores: Floats, cold: NDArray[np.int32], /
+        self, asked: Hashes, history: Hashes, recent: Rows, values: FieldValues, scores: Floats, cold: Rows, /
     ) -> tuple[int, bool]:
         """Fill `scores` and `cold`; see `score_mlp` for arguments and result."""
 
@@ -419,20 +503,28 @@ def compiled_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[An
     parts = ("users.hashes", "users.starts", "items.hashes", "items.starts", "users.vectors", "items.vectors")
     uh, us, ih, starts, users, items = (tensors[name] for name in parts)
     if "hidden" not in config:
-        return lambda asked, history, recent, scores, cold: score_mf(
+        return lambda asked, history, recent, values, scores, cold: score_mf(
             asked, history, uh, us, ih, starts, users, items, scores, cold
         )
     shape, dense = _dense(config, tensors)
-    nothing = (_read_only((0,), np.uint32), _read_only((0,), np.uint32), _read_only((0, 2), np.float32))
-    names = ("pairs.firsts", "pairs.items", "pairs.counts")
-    firsts, neighbours, pairs = (tensors.get(name, empty) for name, empty in zip(names, nothing, strict=True))
+    firsts, neighbours, pairs, fh, fs, fields = (
+        tensors[name] if name in tensors else _read_only(shape_of_none, dtype)
+        for name, shape_of_none, dtype in (
+            ("pairs.firsts", (0,), np.uint32),
+            ("pairs.items", (0,), np.uint32),
+            ("pairs.counts", (0, 2), np.float32),
+            ("fields.hashes", (0,), np.uint64),
+            ("fields.starts", (0,), np.uint32),
+            ("fields.vectors", (0, users.shape[1]), np.float32),
+        )
+    )
 
     def forward(
-        asked: Hashes, history: Hashes, recent: Rows, scores: Floats, cold: NDArray[np.int32]
+        asked: Hashes, history: Hashes, recent: Rows, values: FieldValues, scores: Floats, cold: Rows
     ) -> tuple[int, bool]:
         return score_mlp(
-            asked, history, recent, uh, us, ih, starts, users, items, firsts, neighbours, pairs, shape, dense,
-            scores, cold,
+            asked, history, recent, *values, uh, us, ih, starts, fh, fs, users, items, fields,
+            firsts, neighbours, pairs, shape, dense, scores, cold,
         )  # fmt: skip
 
     return forward
@@ -450,12 +542,13 @@ def _dense(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> tu
     layers = range(len(config["hidden"]) + 1)
     weights = [tensors[f"mlp.{layer}.weight"] for layer in layers]
     biases = [tensors[f"mlp.{layer}.bias"] for layer in layers]
-    width, statistics, dot = item_width(config), bool(config.get("numeric")), bool(config.get("dot"))
-    shared = int(config["dim"]) + width
-    _, request, candidate, user, rest = np.split(weights[0], np.cumsum([0, shared, width, USER * statistics]), axis=1)
-    parts = [np.concatenate([request, user], 1), biases[0], np.concatenate([candidate, rest], 1)]
+    width, dim = item_width(config), int(config["dim"])
+    statistics, dot, fields = (bool(config.get(name)) for name in ("numeric", "dot", "fields"))
+    widths = [dim + width, width, 2 * dim * fields, dim * fields, USER * statistics]
+    request, candidate, values, own, user, rest = np.split(weights[0], np.cumsum(widths), axis=1)
+    parts = [np.concatenate([request, values, user], 1), biases[0], np.concatenate([candidate, own, rest], 1)]
     parts += [part for layer in layers[1:] for part in (weights[layer], biases[layer])]
     parts += [tensors["dot.user"], tensors["dot.history"]] if dot else []
     parts += [tensors["statistics.scale"], tensors["statistics.average"]] if statistics else []
-    shape = np.array([width, statistics, dot, *map(len, weights)], dtype=np.int64)
+    shape = np.array([width, statistics, dot, fields, *map(len, weights)], dtype=np.int64)
     return shape, np.concatenate([part.ravel() for part in parts])

@@ -8,10 +8,16 @@ a copy that nothing can change (`service.serving.sealed`).
     mlp.…  dot.…  f32                        the dense parameters
     items.starts  u32  users.starts  u32     IdIndex
 
-and, of a model that reads statistics (`asmg.statistics`), as of the period that it learned last:
+and, of a model that reads fields (`asmg.field_columns`):
 
-    items.vectors f32 [I, W + ITEM + 1 + …]  behind W: the item's own statistics, standardised; how often anything was
-                                             clicked beside it; zeros to a multiple of 32 bytes
+    items.vectors f32 [I, W + D + …]         behind W: the sum of what the item's fields are
+    fields.hashes u64  fields.starts u32     IdIndex of the values (`service.serving.fields.name_of_value`)
+    fields.vectors f32 [V, D]                row 0 is that of every unknown value
+
+and, of one that reads statistics (`asmg.statistics`), as of the period that it learned last:
+
+    items.vectors f32 [I, … + ITEM + 1 + …]  behind these: the item's own statistics, standardised; how often anything
+                                             was clicked beside it; zeros to a multiple of 32 bytes
     pairs.firsts  u32 [I + 1]                where the neighbours of each item begin among
     pairs.items   u32 [M]                    rows of items that were clicked beside it, none of them 0
     pairs.counts  f32 [M, 2]                 how often, and how often they were shown and not clicked
@@ -20,9 +26,9 @@ and, of a model that reads statistics (`asmg.statistics`), as of the period that
 
 (Older files have items.share beside them, which nothing reads any more.)
 
-The header has the model's configuration and a *canary*: some questions, by the hashes of ids, with the scores that the
-model gave before it was written. A process serves a file only if it comes to the same scores (`service.serving.encode`
-writes them). No id is anywhere in the file.
+The header has the model's configuration, the schema of its fields with the scale of their numbers, and a *canary*:
+some questions, by the hashes of ids, with the scores that the model gave before it was written. A process serves a file
+only if it comes to the same scores (`service.serving.encode` writes them). No id is anywhere in the file.
 """
 
 import math
@@ -42,7 +48,17 @@ from numpy.typing import NDArray
 from asmg.header import CheckpointError, make_header, parse_header
 from asmg.kernels.statistics import ITEM, STATISTICS
 from asmg.layout import HISTORY_LENGTH
-from service.serving.forward import EPSILON, SEPARATOR, Forward, compiled_forward, hash_text, item_width
+from service.serving.fields import FieldReader
+from service.serving.forward import (
+    EPSILON,
+    NO_VALUES,
+    SEPARATOR,
+    FieldValues,
+    Forward,
+    compiled_forward,
+    hash_text,
+    item_width,
+)
 from service.serving.id_index import IdIndex
 from service.serving.tensor_file import Blocks, TensorFile, Writable, write_tensors
 
@@ -132,12 +148,14 @@ class Snapshot:
     period: int
     """The last period it learned from; 0 for the prior."""
     meta: Mapping[str, Any]
-    """Of the header: `model`, the configuration, and `canary`."""
+    """Of the header: `model`, the configuration, `canary`, and where the model has any, `fields`."""
     tensors: Mapping[str, NDArray[Any]]
     """Read-only views of the file; see the module's docstring."""
     mapping: mmap.mmap = field(repr=False)
     """The file's pages."""
     forward: Forward = field(repr=False)
+    fields: FieldReader | None = field(repr=False)
+    """By which it reads the fields of a request; None where the model has none."""
     source: Path | None = None
     """The file that the pages were copied from (`service.serving.sealed`); None where they are the file's own."""
 
@@ -154,13 +172,16 @@ class Snapshot:
         expected = _expected(config)
         if set(tensors) - {FORMER} != expected:
             raise CheckpointError(f"snapshot: expected tensors {sorted(expected)}; received {sorted(tensors)}")
-        for kind in ("items", "users"):
+        for kind in ("items", "users", *(["fields"] if config.get("fields") else [])):
             known, rows = int(tensors[f"{kind}.starts"][-1]), len(tensors[f"{kind}.vectors"])
             if rows != known + 1 or len(tensors[f"{kind}.hashes"]) <= known:
                 raise CheckpointError(f"{kind}: expected {known + 1} rows for {known} ids; received {rows}")
         if config.get("numeric"):
             _check_statistics(config, tensors)
-        return cls(version, period, meta, tensors, file.mapping, compiled_forward(config, tensors))
+        if config.get("fields"):
+            _check_fields(config, tensors)
+        fields = FieldReader.from_json(meta["fields"]) if config.get("fields") else None
+        return cls(version, period, meta, tensors, file.mapping, compiled_forward(config, tensors), fields)
 
     def let_go(self) -> None:
         """Unmap its pages in pieces. It can still be used, and is freed quickly by whoever uses it last: unmapping
@@ -192,6 +213,7 @@ class Snapshot:
         items: Sequence[str],
         history: Sequence[str],
         recent: NDArray[np.int32] = NOTHING_RECENT,
+        values: FieldValues = NO_VALUES,
     ) -> Prediction:
         """Score candidates for one user.
 
@@ -199,12 +221,16 @@ class Snapshot:
             user_id: may be unknown.
             items: candidate ids; may be unknown.
             history: ids of the user's clicked items, most recent first; the first 30 count.
-            recent: see `score`.
+            recent, values: see `score`.
         """
-        return self.score(hashes_of([user_id, *items]), hashes_of(history[:HISTORY_LENGTH]), recent)
+        return self.score(hashes_of([user_id, *items]), hashes_of(history[:HISTORY_LENGTH]), recent, values)
 
     def score(
-        self, asked: NDArray[np.uint64], history: NDArray[np.uint64], recent: NDArray[np.int32] = NOTHING_RECENT
+        self,
+        asked: NDArray[np.uint64],
+        history: NDArray[np.uint64],
+        recent: NDArray[np.int32] = NOTHING_RECENT,
+        values: FieldValues = NO_VALUES,
     ) -> Prediction:
         """The same with hashes (`hashes_of`).
 
@@ -213,10 +239,11 @@ class Snapshot:
             history: of at most 30 items.
             recent: int32 [3], what the user did of late as `PeriodData.recent` has it: interactions of either label,
                 clicks among the newest ten, clicks among all of them. Only models with statistics read it.
+            values: of the request's fields, by `fields`. Only models with fields read them.
         """
         n = len(asked) - 1
         scores, cold = np.empty(n, dtype=np.float32), np.empty(n, dtype=np.int32)
-        found, cold_user = self.forward(asked, history, recent, scores, cold)
+        found, cold_user = self.forward(asked, history, recent, values, scores, cold)
         return Prediction(scores, cold_user, cold[:found])
 
 
@@ -227,6 +254,8 @@ def _expected(config: Mapping[str, Any]) -> set[str]:
         expected |= {f"mlp.{i}.{part}" for i in range(len(config["hidden"]) + 1) for part in ("weight", "bias")}
     if config.get("dot"):
         expected |= {"dot.user", "dot.history"}
+    if config.get("fields"):
+        expected |= {"fields.hashes", "fields.starts", "fields.vectors"}
     if config.get("numeric"):
         expected |= {"pairs.firsts", "pairs.items", "pairs.counts", "statistics.average", "statistics.scale"}
     return expected
@@ -238,7 +267,7 @@ def _check_statistics(config: Mapping[str, Any], tensors: Mapping[str, NDArray[A
         raise CheckpointError(f"snapshot: expected {STATISTICS} statistics; received {config['numeric']}")
     items, firsts = tensors["items.vectors"], tensors["pairs.firsts"]
     found = int(firsts[-1]) if len(firsts) else -1
-    width = item_width(config) + ITEM + 1
+    width = item_width(config) + (int(config["dim"]) if config.get("fields") else 0) + ITEM + 1
     shapes = {"pairs.firsts": (len(items) + 1,), "pairs.items": (found,), "pairs.counts": (found, 2)}
     shapes |= {"statistics.average": (1,), "statistics.scale": (2, STATISTICS)}
     wrong = [name for name, shape in shapes.items() if tensors[name].shape != shape]
@@ -247,12 +276,26 @@ def _check_statistics(config: Mapping[str, Any], tensors: Mapping[str, NDArray[A
         raise CheckpointError(f"snapshot: expected statistics of {len(items)} items; received shapes {shape}")
 
 
-def _question(question: Mapping[str, Any]) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32]]:
+def _check_fields(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Raise CheckpointError where compiled code would read past the end of a row."""
+    dim, width = int(config["dim"]), item_width(config)
+    found = {name: tensors[name].shape[1] for name in ("items.vectors", "fields.vectors")}
+    if found["items.vectors"] < width + dim or found["fields.vectors"] != dim:
+        raise CheckpointError(f"snapshot: expected fields of {dim} numbers behind items of {width}; received {found}")
+
+
+def _question(
+    question: Mapping[str, Any],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32], FieldValues]:
     """What a question of the canary asks, as `Snapshot.score` takes it."""
     recent = np.array(question.get("recent", NOTHING_RECENT), np.int32)
+    values = NO_VALUES
+    if "values" in question:
+        kinds = (np.uint64, np.float32, np.int32)
+        values = FieldValues(*(np.array(column, kind) for column, kind in zip(question["values"], kinds, strict=True)))
     if "user_id" in question:  # stored before headers were without ids
-        return hashes_of([question["user_id"], *question["items"]]), hashes_of(question["history"]), recent
-    return np.array(question["asked"], np.uint64), np.array(question["history"], np.uint64), recent
+        return hashes_of([question["user_id"], *question["items"]]), hashes_of(question["history"]), recent, values
+    return np.array(question["asked"], np.uint64), np.array(question["history"], np.uint64), recent, values
 
 
 def write_snapshot(
@@ -263,6 +306,8 @@ def write_snapshot(
     users: IdIndex,
     items: IdIndex,
     tables: Mapping[str, NDArray[Any] | Blocks],
+    fields: IdIndex | None = None,
+    reader: FieldReader | None = None,
 ) -> None:
     """Write a snapshot; equal arguments give equal bytes.
 
@@ -270,17 +315,22 @@ def write_snapshot(
         file: takes bytes.
         model: the configuration.
         canary: questions with their `scores`: the hashes (`hashes_of`) of a user and of the candidates, `asked`, and of
-            the clicked items, `history`, and `recent`, where something was. No id is in it, for a snapshot stays as it
-            is when somebody is deleted.
+            the clicked items, `history`, and `recent` and `values`, where there are any. No id is in it, for a
+            snapshot stays as it is when somebody is deleted.
         users, items: what ids it knows.
         tables: what else the module's docstring lists.
+        fields, reader: what values it knows and how they are read; both of a model with fields, or neither.
     """
     first = ("items.vectors", "users.vectors")
     tensors: dict[str, NDArray[Any] | Blocks] = {"items.hashes": items.hashes, "users.hashes": users.hashes}
     # Hashes come in whole cache lines and tables next, so that rows of a power of two do not straddle lines either.
     tensors |= {name: tables[name] for name in (*first, *sorted(set(tables) - {*first})) if name in tables}
     tensors |= {"items.starts": items.starts, "users.starts": users.starts}
-    write_tensors(file, make_header(KIND, {"model": dict(model), "canary": list(canary)}), tensors)
+    meta: dict[str, Any] = {"model": dict(model), "canary": list(canary)}
+    if fields is not None and reader is not None:
+        tensors |= {"fields.hashes": fields.hashes, "fields.starts": fields.starts}
+        meta["fields"] = reader.to_json()
+    write_tensors(file, make_header(KIND, meta), tensors)
 
 
 def prior_snapshot(ctr: float) -> bytes:

@@ -42,12 +42,12 @@ class Case:
         return build_updater(self.updater, self.config, reference=self.reference, statistics=statistics)
 
     def period(self, t: int, n: int = 300, **changes: Any) -> PeriodData:
-        """The t-th period of a stream in which the tables grow. Its rows are the same with and without categories, and
-        with and without numeric inputs."""
+        """The t-th period of a stream in which the tables grow. Its rows are the same with and without categories,
+        numeric inputs and fields."""
         size = 6 if self.reference else t
         items = 9 + 2 * size
-        more = {"categories": 2 + items // 3} if self.config.categories else {}
-        more["numeric"] = 0 if self.statistics else self.config.numeric
+        more: dict[str, Any] = {"categories": 2 + items // 3} if self.config.categories else {}
+        more |= {"numeric": 0 if self.statistics else self.config.numeric, "fields": self.config.fields}
         data = random_period(1000 + t, n, **({"users": 6 + size, "items": items} | more | changes))
         if "labels" in changes:
             return data
@@ -80,9 +80,9 @@ REFERENCES = {f"{name}@reference": replace(case, reference=True) for name, case 
 # One of each kind of method has everything that a base model can have instead of categories alone.
 for _name, _counts in (("iu", True), ("spmf", False), ("sml", False), ("asmg-gru-multi", True)):
     del CASES[f"{_name}+categories"]
-    _config = replace(SMALL_CATEGORIES, numeric=len(NAMES) if _counts else 2, dot=True)
+    _config = replace(SMALL_CATEGORIES, numeric=len(NAMES) if _counts else 2, dot=True, fields=True)
     _more = "statistics" if _counts else "numeric"
-    CASES[f"{_name}+categories+{_more}+dot"] = Case(_name, _config, statistics=_counts)
+    CASES[f"{_name}+categories+{_more}+dot+fields"] = Case(_name, _config, statistics=_counts)
 
 
 def to_bytes(updater: Updater[Any], state: Any) -> Parts:

@@ -341,8 +341,8 @@ def off_by(difference: float) -> Callable[..., Forward]:
     def build(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Forward:
         inner = compiled_forward(config, tensors)
 
-        def forward(asked: Any, history: Any, recent: Any, scores: Any, cold: Any, /) -> tuple[int, bool]:
-            found = inner(asked, history, recent, scores, cold)
+        def forward(asked: Any, history: Any, recent: Any, values: Any, scores: Any, cold: Any, /) -> tuple[int, bool]:
+            found = inner(asked, history, recent, values, scores, cold)
             scores += np.float32(difference)
             return found
 
