@@ -33,15 +33,16 @@ class NumberMoments:
         """The fields with the scale of their numbers; of one that no period has brought yet, by its own moments."""
         if not fields.has_numbers:
             return fields
-        known = dict(zip(self.rows.tolist(), self.sums, strict=True))
+        known = self.scales()
         scale = fields.scale.clone()
         for row, sums in _sums(fields).items():
-            count, total, squares = known.get(row, sums).tolist()
-            mean = total / max(count, 1e-9)
-            deviation = max(0.0, squares / max(count, 1e-9) - mean**2) ** 0.5
             at = fields.numbers == row
-            scale[0, at], scale[1, at] = mean, 1 / (deviation + LEAST_DEVIATION) if deviation > LEAST_DEVIATION else 0.0
+            scale[:, at] = torch.tensor(known.get(row) or _scale(sums)).unsqueeze(1)
         return replace(fields, scale=scale)
+
+    def scales(self) -> dict[int, tuple[float, float]]:
+        """Row of each number's field → what is taken off the number, and what it is multiplied by then."""
+        return {row: _scale(sums) for row, sums in zip(self.rows.tolist(), self.sums, strict=True)}
 
     def learned(self, fields: FieldColumns | None, decay: float) -> "NumberMoments":
         """With one more period; older ones count `decay` of what they did."""
@@ -61,6 +62,14 @@ class NumberMoments:
         """The inverse of `tensors`, from among others."""
         found = cls.initial()
         return cls(tensors.get("numbers.rows", found.rows), tensors.get("numbers.sums", found.sums))
+
+
+def _scale(sums: Tensor) -> tuple[float, float]:
+    """Mean, and one by the standard deviation, of float64 [3]."""
+    count, total, squares = sums.tolist()
+    mean = total / max(count, 1e-9)
+    deviation = max(0.0, squares / max(count, 1e-9) - mean**2) ** 0.5
+    return mean, 1 / (deviation + LEAST_DEVIATION) if deviation > LEAST_DEVIATION else 0.0
 
 
 def _sums(fields: FieldColumns) -> dict[int, Tensor]:

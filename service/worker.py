@@ -57,7 +57,9 @@ async def run(settings: Settings) -> None:
     histories = HistoryStore(redis, database, length=settings.history_length)
     heartbeat = Heartbeat(settings.worker_dir)
     artifacts, notices = ArtifactStore(database, redis), Notices(redis)
-    workshop = Workshop(settings, database, artifacts, notices, updater, histories, beat=heartbeat.beat)
+    workshop = Workshop(
+        settings, database, artifacts, notices, updater, histories, settings.read_features(), beat=heartbeat.beat
+    )
     logger.info("worker started with %s", settings.updater)
     pause, leftovers = _Pause(settings.worker_poll_seconds), _Leftovers(workshop)
     checked = False

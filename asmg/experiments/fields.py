@@ -9,14 +9,11 @@ import torch
 
 from asmg.datasets.field_columns import FieldColumn
 from asmg.datasets.prepared import PreparedLog
-from asmg.features import MISSING, Field, bucket_values, numbers, time_values
+from asmg.features import MISSING, NUMBER, Field, bucket_values, numbers, time_values
 from asmg.field_columns import SUMS, FieldColumns, unscaled
 from asmg.layout import NO_VALUE, OWN_VALUE
 
-__all__ = ["NUMBER", "LogFields", "field_columns", "no_columns"]
-
-NUMBER = "#"
-"""The value whose row a number weighs."""
+__all__ = ["LogFields", "field_columns", "no_columns"]
 
 
 class LogFields(NamedTuple):

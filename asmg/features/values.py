@@ -20,6 +20,7 @@ __all__ = [
     "MAX_NUMBER",
     "MAX_VALUE_LENGTH",
     "MISSING",
+    "NUMBER",
     "Scalar",
     "Value",
     "ValueFault",
@@ -27,6 +28,7 @@ __all__ = [
     "check",
     "encode",
     "find_zone",
+    "name_of_value",
     "number",
     "numbers",
     "time_values",
@@ -44,7 +46,10 @@ MAX_NUMBER = 1e30
 """Largest absolute value of a number: far enough inside single precision (3e38) that sums of them are finite."""
 
 MISSING = ""
-"""The value of a field that enters by table where it is missing."""
+"""The value of a field where it is missing, also of one that enters as a number."""
+
+NUMBER = "#"
+"""In the place of a value: the one row that all numbers of a field weigh."""
 
 MIN_WHOLE, MAX_WHOLE = -(2**63), 2**63 - 1
 """Whole numbers that a categorical value can be."""
@@ -53,6 +58,11 @@ _CLEAN = re.compile("[^\0\ud800-\udfff]*")
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMERALS = np.array([str(number) for number in range(24)])
+
+
+def name_of_value(field: str, value: str) -> str:
+    """What a value of a field is called among those of all fields: `device=phone`. No name of a field holds a `=`."""
+    return f"{field}={value}"
 
 
 class ValueFault(ValueError):

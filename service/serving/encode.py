@@ -51,7 +51,7 @@ class KnownFields:
     """The fields that a model reads."""
 
     values: Known
-    """The values that have a row, by `service.serving.fields.name_of_value`."""
+    """The values that have a row, by `asmg.features.name_of_value`."""
     reader: FieldReader
     """By which a process reads the fields of a request."""
     of_items: FieldColumns

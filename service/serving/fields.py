@@ -6,22 +6,14 @@ from typing import Any
 import numpy as np
 from xxhash import xxh64_intdigest
 
-from asmg.features import MISSING, Field, Schema, encode, number, time_values
+from asmg.features import MISSING, NUMBER, Field, Schema, encode, name_of_value, number, time_values
 from asmg.layout import FURTHEST
 from service.serving.forward import NO_VALUES, OF_CONTEXT, OF_ITEM, OF_USER, FieldValues
 
-__all__ = ["NUMBER", "FieldReader", "name_of_value"]
-
-NUMBER = "#"
-"""In the place of a value: the one row that all numbers of a field weigh."""
+__all__ = ["FieldReader"]
 
 Given = Mapping[str, Any]
 """Name of a field → its value, as the client sent it; checked by the schema."""
-
-
-def name_of_value(field: str, value: str) -> str:
-    """What a value of a field is called among those of all fields."""
-    return f"{field}={value}"
 
 
 class FieldReader:

@@ -11,7 +11,7 @@ a copy that nothing can change (`service.serving.sealed`).
 and, of a model that reads fields (`asmg.field_columns`):
 
     items.vectors f32 [I, W + D + …]         behind W: the sum of what the item's fields are
-    fields.hashes u64  fields.starts u32     IdIndex of the values (`service.serving.fields.name_of_value`)
+    fields.hashes u64  fields.starts u32     IdIndex of the values (`asmg.features.name_of_value`)
     fields.vectors f32 [V, D]                row 0 is that of every unknown value
 
 and, of one that reads statistics (`asmg.statistics`), as of the period that it learned last:

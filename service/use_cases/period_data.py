@@ -3,16 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
-from service.storage.database import Database
-from service.storage.repositories import Catalogue, Earlier, EntityKind, PeriodLog
+from asmg.features import DEFAULT, Schema
+from service.storage.database import Database, ReadSession
+from service.storage.repositories import Catalogue, Earlier, EntityKind, FeaturesOf, PeriodLog
+from service.use_cases.period_fields import Given, name_columns
 
 __all__ = ["PreparedPeriod", "prepare_period"]
 
@@ -40,7 +42,7 @@ class PreparedPeriod(NamedTuple):
 
 
 async def prepare_period(
-    database: Database, period: int, history_length: int, *, evict_after: int | None = None
+    database: Database, period: int, history_length: int, *, evict_after: int | None = None, schema: Schema = DEFAULT
 ) -> PreparedPeriod:
     """The log of a period as rows, with what every user did last as it was at each interaction.
 
@@ -56,16 +58,17 @@ async def prepare_period(
         period: a sealed period with at least one interaction.
         history_length: most recent positives kept for each interaction.
         evict_after: in periods; None never evicts.
+        schema: of the fields; their values get rows as ids do, and lose them likewise.
     """
     while True:
-        prepared = await _prepared(database, period, history_length, evict_after)
+        prepared = await _prepared(database, period, history_length, evict_after, schema)
         if prepared is not None:
             return prepared
         logger.info("period %d: somebody was deleted while it was prepared; it is read again", period)
 
 
 async def _prepared(
-    database: Database, period: int, history_length: int, evict_after: int | None
+    database: Database, period: int, history_length: int, evict_after: int | None, schema: Schema
 ) -> PreparedPeriod | None:
     """None where an id was deleted after it was read, which would have a row again."""
     async with database.read() as session:
@@ -74,6 +77,8 @@ async def _prepared(
         earlier = await session.past.earlier(period, history_length)
         shown = [] if evict_after is None else await session.interactions.shown_items(period)
         catalogue = await session.items.catalogue()
+        given = await _given(session, period, len(log), schema)
+    fields = await asyncio.to_thread(name_columns, schema, log, given)
     async with database.unit_of_work() as work:
         for kind in EntityKind:
             await work.entities.lock(kind)
@@ -89,7 +94,7 @@ async def _prepared(
             (EntityKind.USER, log.user_ids, log.user_ids),
             (EntityKind.ITEM, [*shown, *earlier.item_ids], [*log.item_ids, *earlier.item_ids, *current]),
             (EntityKind.CATEGORY, [], [name for names in catalogue.categories for name in names]),
-            (EntityKind.FIELD, [], []),
+            (EntityKind.FIELD, fields.names, fields.names),
         ):
             if evict_after is not None and kind is not EntityKind.CATEGORY:
                 await work.entities.see(kind, seen, now)
@@ -108,7 +113,23 @@ async def _prepared(
         await work.commit()
     rows_of = _Rows(maps[EntityKind.USER], maps[EntityKind.ITEM], maps[EntityKind.CATEGORY], sizes)
     data = await asyncio.to_thread(_encode, log, earlier, catalogue, rows_of, history_length)
-    return PreparedPeriod(data, allocations)
+    columns = fields.in_rows(maps[EntityKind.FIELD], sizes[EntityKind.FIELD])
+    return PreparedPeriod(replace(data, fields=columns), allocations)
+
+
+async def _given(session: ReadSession, period: int, count: int, schema: Schema) -> Given:
+    """What clients sent of the fields of a period's `count` interactions; what no field of the schema is of stays
+    unread.
+    """
+    contexts: list[Mapping[str, Any] | None] = [None] * count
+    if schema.declared("context"):
+        async for page in session.interactions.contexts(period):
+            for place, values in zip(page.places.tolist(), page.values, strict=True):
+                contexts[place] = values
+    nothing = FeaturesOf([], np.empty(0, np.int64), [])
+    users = await session.features.of_log("user", period) if schema.declared("user") else nothing
+    items = await session.features.of_log("item", period) if schema.declared("item") else nothing
+    return Given(contexts, users, items)
 
 
 def _encode(log: PeriodLog, earlier: Earlier, catalogue: Catalogue, rows: _Rows, history_length: int) -> PeriodData:

@@ -38,6 +38,7 @@ def configured_updater(settings: Settings) -> Updater[Any]:
         dot=settings.dot_product,
         numeric=len(NAMES) if settings.statistics else 0,
         categories=True,  # items without any cost nothing, and a catalogue may come at any time
+        fields=True,  # so that fields can come and go: they are rows of one table
     )
     try:
         return build_updater(

@@ -19,8 +19,10 @@ from torch import Tensor
 from asmg import metrics
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
+from asmg.features import DEFAULT, Schema
 from asmg.metrics import Scores
 from asmg.models import BaseModel, Params, build_model, config_from_json, forget, table_sizes
+from asmg.numbers import NumberMoments
 from asmg.progressive import stage_rng
 from asmg.statistics import Statistics
 from asmg.training import evaluate, predict_logits
@@ -44,6 +46,7 @@ from service.storage.repositories import (
 from service.use_cases.gate import Decision, Trial, decide, rehearsed, try_out
 from service.use_cases.negatives import Sampling, logit_correction
 from service.use_cases.period_data import prepare_period
+from service.use_cases.period_fields import fields_of_snapshot
 from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
 from service.use_cases.resolve_labels import resolve_labels
 from service.use_cases.training_state import cannot_go_on
@@ -91,6 +94,8 @@ class Workshop:
     notices: Notices
     updater: Updater[Any]
     histories: HistoryStore
+    schema: Schema = DEFAULT
+    """Of the fields."""
     worker: str = field(default_factory=lambda: uuid4().hex)
     """Name of the process, that no other one ever had."""
     beat: Callable[[], None] = lambda: None
@@ -260,7 +265,11 @@ class PeriodUpdate:
         assert self._head is not None
         settings = self._w.settings
         data, allocations = await prepare_period(
-            self._w.database, self.period, settings.history_length, evict_after=settings.evict_after_periods
+            self._w.database,
+            self.period,
+            settings.history_length,
+            evict_after=settings.evict_after_periods,
+            schema=self._w.schema,
         )
         self._allocations = allocations
         self._data = await asyncio.to_thread(self._w.updater.prepare, await self._load_state(), data)
@@ -496,12 +505,15 @@ class PeriodUpdate:
         assert self._data is not None
         categories = self._data.item_categories
         statistics = self._w.updater.statistics_of(await self._load_state())
+        schema, model = self._w.schema, self._w.updater.model
         async with self._w.database.read() as session:
             known = {
                 kind: await session.entities.rows(kind, self._allocations.get(kind, 0))
-                for kind in (EntityKind.USER, EntityKind.ITEM)
+                for kind in (EntityKind.USER, EntityKind.ITEM, EntityKind.FIELD)
             }
+            features = await session.features.latest("item", None if schema.of("item") else ())
         sizes = table_sizes(params)
+        numbers = NumberMoments.initial() if statistics is None else statistics.numbers
 
         def within(kind: EntityKind) -> Known:
             ids, rows = known[kind]
@@ -510,8 +522,18 @@ class PeriodUpdate:
 
         def write() -> DigestedFile:
             users, items = within(EntityKind.USER), within(EntityKind.ITEM)
+            fields = fields_of_snapshot(schema, within(EntityKind.FIELD), items, features, sizes["item"], numbers)
             with create(self._w.settings.serving_dir, FILE_SUFFIX) as file:
-                encode_model(file, self._w.updater.model, params, users, items, categories, statistics)
+                encode_model(
+                    file,
+                    model,
+                    params,
+                    users,
+                    items,
+                    categories,
+                    statistics,
+                    fields if "field" in model.tables else None,
+                )
             assert file.path is not None
             keep_newest(file.path)
             return file

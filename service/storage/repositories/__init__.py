@@ -6,7 +6,7 @@ Repositories neither begin nor commit; the session that holds them (`service.sto
 from service.storage.events import EventBatch, Happened, Interaction
 from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
-from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items, field_value_id
+from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
 from service.storage.repositories.deletions import Deletable, Deletion, Deletions, id_digest
 from service.storage.repositories.features import Features, FeaturesOf, FeatureVersion
 from service.storage.repositories.interactions import (
@@ -86,7 +86,6 @@ __all__ = [
     "Stored",
     "Traces",
     "digest_of",
-    "field_value_id",
     "id_digest",
     "interaction_id",
 ]

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from asmg.layout import COLD_ROW
 from service.storage import tables
 
-__all__ = ["Catalogue", "Entities", "EntityKind", "Extent", "Items", "field_value_id"]
+__all__ = ["Catalogue", "Entities", "EntityKind", "Extent", "Items"]
 
 
 class EntityKind(StrEnum):
@@ -25,12 +25,7 @@ class EntityKind(StrEnum):
     ITEM = "item"
     CATEGORY = "category"
     FIELD = "field"
-    """One table of all fields; an id is a value of one of them, see `field_value_id`."""
-
-
-def field_value_id(field: str, value: str) -> str:
-    """The id by which a value of a field has its row: `device=phone`. No name of a field holds a `=`."""
-    return f"{field}={value}"
+    """One table of all fields; an id is a value of one of them, see `asmg.features.name_of_value`."""
 
 
 @dataclass(frozen=True, slots=True)
