@@ -148,8 +148,10 @@ def random_fields(seed: int, n: int) -> FieldColumns:
 
 
 def padded(data: PeriodData, rows: int) -> PeriodData:
-    """The same interactions in a world that holds so many users, items and categories more."""
+    """The same interactions in a world that holds so many users, items, categories and values more."""
     more: dict[str, Any] = {"users": data.users + rows, "items": data.items + rows}
+    if data.fields is not None:
+        more["fields"] = replace(data.fields, size=data.fields.size + rows)
     if data.item_categories is not None:
         unknown = torch.full((rows, data.item_categories.shape[1]), NO_CATEGORY, dtype=torch.int32)
         more |= {"categories": data.categories + rows, "item_categories": torch.cat([data.item_categories, unknown])}

@@ -186,7 +186,8 @@ def ids_never_seen_read_the_cold_rows_and_get_rows_of_their_own(case: Case) -> N
     updater, state = case.build(), case.state(3)
     # Nobody and nothing in this period was there before; the catalogue is larger, its categories are new too.
     items = 60
-    more = {"categories": 2 + items // 3} if case.config.categories else {}
+    more: dict[str, Any] = {"categories": 2 + items // 3} if case.config.categories else {}
+    more["fields"] = case.config.fields
     numeric = 0 if case.statistics else updater.model.numeric
     data = random_period(0, 80, users=40, items=items, numeric=numeric, **more)
     data = replace(data, user=data.user % 20 + 20, item=data.item % 20 + 40, history=data.history % 20 + 40)

@@ -14,7 +14,7 @@ from asmg.batch import COLD_ROW, PeriodData
 from asmg.models import Params
 from asmg.training import predict_logits
 from tests.asmg.cases import Case, Contract, mapped, stages_of, to_bytes
-from tests.asmg.support import period, snapshot, torch_rng, unchanged
+from tests.asmg.support import period, random_fields, snapshot, torch_rng, unchanged
 
 contract = Contract()
 check, check_reference_too = contract.check, contract.check_reference_too
@@ -229,7 +229,9 @@ def course(
         rng = np.random.default_rng(t)
         if case.statistics:
             data = replace(data, recent=torch.from_numpy(rng.integers(0, 31, (len(data), 3), dtype=np.int32)))
-        elif width := updater.model.numeric:
+        if case.config.fields:
+            data = replace(data, fields=random_fields(t, len(data)))
+        if not case.statistics and (width := updater.model.numeric):
             data = replace(data, numeric=torch.tensor(rng.normal(size=(len(data), width)), dtype=torch.float32))
         data = updater.prepare(state, data)
         state = updater.update(state, data, rng=torch_rng(t))
