@@ -323,13 +323,15 @@ def write_snapshot(
     """
     first = ("items.vectors", "users.vectors")
     tensors: dict[str, NDArray[Any] | Blocks] = {"items.hashes": items.hashes, "users.hashes": users.hashes}
+    meta: dict[str, Any] = {"model": dict(model), "canary": list(canary)}
+    if fields is not None and reader is not None:
+        tensors["fields.hashes"] = fields.hashes
+        meta["fields"] = reader.to_json()
     # Hashes come in whole cache lines and tables next, so that rows of a power of two do not straddle lines either.
     tensors |= {name: tables[name] for name in (*first, *sorted(set(tables) - {*first})) if name in tables}
     tensors |= {"items.starts": items.starts, "users.starts": users.starts}
-    meta: dict[str, Any] = {"model": dict(model), "canary": list(canary)}
-    if fields is not None and reader is not None:
-        tensors |= {"fields.hashes": fields.hashes, "fields.starts": fields.starts}
-        meta["fields"] = reader.to_json()
+    if fields is not None:
+        tensors["fields.starts"] = fields.starts
     write_tensors(file, make_header(KIND, meta), tensors)
 
 

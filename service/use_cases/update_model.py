@@ -522,18 +522,11 @@ class PeriodUpdate:
 
         def write() -> DigestedFile:
             users, items = within(EntityKind.USER), within(EntityKind.ITEM)
-            fields = fields_of_snapshot(schema, within(EntityKind.FIELD), items, features, sizes["item"], numbers)
+            fields = None
+            if EntityKind.FIELD in sizes:
+                fields = fields_of_snapshot(schema, within(EntityKind.FIELD), items, features, sizes["item"], numbers)
             with create(self._w.settings.serving_dir, FILE_SUFFIX) as file:
-                encode_model(
-                    file,
-                    model,
-                    params,
-                    users,
-                    items,
-                    categories,
-                    statistics,
-                    fields if "field" in model.tables else None,
-                )
+                encode_model(file, model, params, users, items, categories, statistics, fields)
             assert file.path is not None
             keep_newest(file.path)
             return file

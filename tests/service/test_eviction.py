@@ -20,6 +20,7 @@ from typing_extensions import override
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, load_data
 from asmg.datasets.synthetic import DriftPeriod
+from asmg.features import Schema
 from asmg.models import EmbeddingMLPConfig, table_sizes
 from asmg.statistics import Statistics
 from asmg.updaters import UPDATERS, build_updater
@@ -268,7 +269,7 @@ class Logs:
         return await self.again()
 
     async def again(self) -> PreparedPeriod:
-        return await prepare_period(self.database, self.closed, 30, evict_after=3)
+        return await prepare_period(self.database, self.closed, 30, evict_after=3, schema=Schema(time=()))
 
     async def have_rows(self, kind: EntityKind) -> set[str]:
         return set(await rows_of(self.database, kind))
@@ -290,7 +291,7 @@ class TestSeen:
         assert await rows_of(logs.database, EntityKind.ITEM) == {"e": 1, "b": 2}
         assert prepared.data.user.tolist() == prepared.data.item.tolist() == [2, 1]
         assert (prepared.data.users, prepared.data.items) == (3, 3)
-        assert prepared.allocations == {"user": 2, "item": 2, "category": 0}
+        assert prepared.allocations == {"user": 2, "item": 2, "category": 0, "field": 0}
         again = await logs.again()
         assert again.allocations == prepared.allocations
         assert again.data.user.tolist() == [2, 1]

@@ -12,6 +12,7 @@ import torch
 from sqlalchemy import text
 
 from asmg.batch import PeriodData
+from asmg.features import Schema
 from service.storage.database import Database
 from service.storage.repositories import EventBatch, Interaction
 from service.use_cases.catalogue import put_items
@@ -23,7 +24,7 @@ START = moment(1_700_000_000_000)
 
 
 async def prepared_data(database: Database, period: int, history_length: int) -> PeriodData:
-    return (await prepare_period(database, period, history_length)).data
+    return (await prepare_period(database, period, history_length, schema=Schema(time=()))).data
 
 
 def event(name: str, user: str, item: str, label: int, milliseconds: float) -> Interaction:
@@ -83,7 +84,7 @@ class Obvious:
             item=[self.rows["item"][e.item_id] for e in log],
             label=[float(e.label) for e in log],
             histories=histories,
-            sizes={kind: len(self.rows[kind]) + 1 for kind in ("user", "item", "category")},
+            sizes={kind: len(self.rows[kind]) + 1 for kind in ("user", "item", "category")} | {"field": 1},
             categories={
                 self.rows["item"][item]: [self.rows["category"][name] for name in names]
                 for item, names in logs.catalogue.items()
@@ -183,7 +184,7 @@ async def test_rows_are_repeatable_and_stable(logs: Logs) -> None:
     assert (second.user.tolist(), second.item.tolist(), second.sizes) == (
         [3, 2],
         [3, 1],
-        {"user": 4, "item": 4, "category": 1},
+        {"user": 4, "item": 4, "category": 1, "field": 1},
     )
     # The first period has still the same rows, though the tables have grown.
     later = await prepared_data(logs.database, 1, 30)
@@ -200,7 +201,7 @@ async def test_the_open_period_does_not_show(logs: Logs) -> None:
         await work.commit()
     data = await prepared_data(logs.database, 1, 30)
     assert histories(data) == [[], [1]]
-    assert data.sizes == {"user": 2, "item": 3, "category": 1}
+    assert data.sizes == {"user": 2, "item": 3, "category": 1, "field": 1}
 
 
 async def test_a_history_ends_strictly_before_its_interaction(logs: Logs) -> None:
@@ -285,14 +286,14 @@ async def test_catalogue_items_have_rows_before_anyone_sees_them(logs: Logs) -> 
     data = await prepared_data(logs.database, 1, 30)
     assert data.item.tolist() == [1, 2]
     # a-hat 3, b-none 4; categories in the order of the items' ids: hat 1, red 2, wool 3, shoe 4.
-    assert data.sizes == {"user": 2, "item": 5, "category": 5}
+    assert data.sizes == {"user": 2, "item": 5, "category": 5, "field": 1}
     assert data.item_categories is not None
     assert data.item_categories.tolist() == [[-1, -1, -1], [2, 4, -1], [-1, -1, -1], [1, 2, 3], [-1, -1, -1]]
 
     await logs.put({"c-shoe": ("sandal",), "d-new": ("hat",)})
     await logs.add([event("b1", "u", "b-none", 1, 10)])
     later = await prepared_data(logs.database, 2, 30)
-    assert later.sizes == {"user": 2, "item": 6, "category": 6}
+    assert later.sizes == {"user": 2, "item": 6, "category": 6, "field": 1}
     assert later.item_categories is not None
     assert [row[0] for row in later.item_categories.tolist()] == [-1, 5, -1, 1, -1, 1]
 

@@ -6,6 +6,7 @@ artifacts of the version that answered; the forward pass by hand, in double prec
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from sqlalchemy import text
 from asmg.batch import NO_CATEGORY, PeriodData
 from asmg.checkpoint import Checkpoint, load_data
 from asmg.datasets.synthetic import DriftPeriod
+from asmg.features import Field, Schema
+from asmg.field_columns import FieldColumns, unscaled
 from asmg.statistics import Statistics
 from asmg.training import predict_logits
 from service.storage.repositories import EntityKind, ModelVersion
@@ -50,6 +53,31 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+SCHEMA = Schema(
+    fields=(
+        Field("device", "context", "categorical"),
+        Field("page", "context", "numeric", enter="standardised"),
+        Field("place", "context", "categorical", training_only=True),
+        Field("age", "user", "numeric", enter="buckets", buckets=(4.0, 8.0)),
+        Field("likes", "user", "multi", most=2),
+        Field("price", "item", "numeric", enter="log"),
+        Field("brand", "item", "categorical"),
+    )
+)
+
+
+def about_user(user: str, period: int) -> dict[str, Any]:
+    """What is sent of a user before a period; nothing of some."""
+    number = int(user[1:])
+    return {"age": number + 2 * period, "likes": ["a", "b", "c"][: (number + period) % 3]} if number % 4 else {}
+
+
+def about_item(item: str, period: int) -> dict[str, Any]:
+    """What is sent of an item before a period."""
+    number = int(item[1:])
+    return {"price": 3.0 * number * period} | ({"brand": number % 3} if number % 2 else {})
+
+
 @dataclass(frozen=True)
 class Asked:
     """A prediction, made at a moment (ms) before which everything earlier was stored, and nothing of that moment."""
@@ -59,6 +87,11 @@ class Asked:
     ms: int
     version: int
     scores: list[float]
+    context: dict[str, Any]
+    contexts: list[dict[str, Any]]
+    """Of each item."""
+    period: int
+    """The one that was open."""
 
 
 @dataclass
@@ -97,39 +130,61 @@ class Replay:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    async def ask(self, user: str, items: list[str], ms: int) -> None:
-        answer = await self.post("/predict", user_id=user, items=items)
+    def context(self) -> dict[str, Any]:
+        """What the interactions of a slate have in common; most of it, most of the time."""
+        found = {"device": self.random.choice(["phone", "tv", True]), "page": self.random.gauss(5, 2), "place": "top"}
+        return {name: value for name, value in found.items() if self.random.random() < 0.8}
+
+    async def ask(self, user: str, items: list[str], ms: int, context: dict[str, Any]) -> None:
+        own = [{"page": self.random.gauss(9, 1)} if self.random.random() < 0.2 else {} for _ in items]
+        asked = [{"id": i, "context": c} if c else i for i, c in zip(items, own, strict=True)]
+        answer = await self.post("/predict", user_id=user, items=asked, context=context)
         assert answer["history"] != "unavailable"
-        self.asked.append(Asked(user, items, ms, answer["model_version"], answer["scores"]))
+        version, scores = answer["model_version"], answer["scores"]
+        self.asked.append(Asked(user, items, ms, version, scores, context, own, self.period))
 
     async def step(self) -> None:
         """Some users are asked about, and then all of them do something at one and the same moment."""
         users, ms = self.random.sample(USERS[: 4 + 2 * self.period], self.random.choice([1, 1, 2])), self.now()
         slates = {user: self.random.sample(ITEMS[: OFFERED[self.period - 1]], 2) for user in users}
+        contexts = {user: self.context() for user in users}
         for user, items in slates.items():
-            await self.ask(user, [*items, f"nobody's {self.random.randrange(3)}"], ms)
+            await self.ask(user, [*items, f"nobody's {self.random.randrange(3)}"], ms, contexts[user])
         if self.random.random() < 0.25:  # a slate is shown, of which an item is clicked
             user = users.pop()
-            await self.show(user, slates[user], ms)
+            await self.show(user, slates[user], ms, contexts[user])
         events = [
-            {"event_id": self.name(), "user_id": user, "item_id": item, "label": self.likes(user, item)}
+            {
+                "event_id": self.name(),
+                "user_id": user,
+                "item_id": item,
+                "label": self.likes(user, item),
+                "context": contexts[user],
+            }
             for user in users
             for item in slates[user]
         ]
         if events:
             await self.post("/interactions", interactions=[e | {"timestamp": self.sent(ms)} for e in events])
 
-    async def show(self, user: str, items: list[str], ms: int) -> None:
+    async def show(self, user: str, items: list[str], ms: int, context: dict[str, Any]) -> None:
         request = self.name()
-        shown = {"request_id": request, "user_id": user, "items": items, "timestamp": self.sent(ms)}
+        shown = {"request_id": request, "user_id": user, "items": items, "timestamp": self.sent(ms), "context": context}
         await self.post("/impressions", impressions=[shown])
         clicked = {"request_id": request, "item_id": items[0], "timestamp": (moment(ms) + timedelta(milliseconds=1))}
         await self.post("/clicks", clicks=[clicked | {"timestamp": clicked["timestamp"].isoformat()}])
 
     async def live(self) -> None:
         """A period: what is new on offer, what happens, and the update."""
-        offered = [{"item_id": item, "categories": categories_of(item)} for item in ITEMS[: OFFERED[self.period - 1]]]
-        assert (await self.api.client.put("/items", json={"items": offered})).status_code == 200
+        period = self.period
+        offered = [
+            {"item_id": item, "categories": categories_of(item), "features": about_item(item, period)}
+            for item in ITEMS[: OFFERED[period - 1]]
+        ]
+        known = [{"user_id": user, "features": about_user(user, period)} for user in USERS]
+        for path, document in (("/items", {"items": offered}), ("/users", {"users": known})):
+            answer = await self.api.client.put(path, json=document)
+            assert answer.status_code == 200, answer.text
         for _ in range(STEPS[self.period - 1]):
             await self.step()
         await asyncio.sleep(2 * WINDOW_SECONDS)  # all that was shown has had its time to be clicked
@@ -173,7 +228,10 @@ class Recomputed:
 class Version:
     """A version with what it knows, by its artifacts."""
 
-    def __init__(self, model: Checkpoint, statistics: Checkpoint, correction: float, rows: dict[str, dict[str, int]]):
+    def __init__(
+        self, number: int, model: Checkpoint, statistics: Checkpoint, correction: float, rows: dict[str, dict[str, int]]
+    ) -> None:
+        self.number = number
         self.params = {name: tensor.double().numpy() for name, tensor in model.tensors.items()}
         last = f"mlp.{len(model.meta['model']['hidden'])}.bias"
         self.params[last] = self.params[last] + correction
@@ -188,7 +246,59 @@ class Version:
                 ids, numbers = await session.entities.rows(kind, state["serving_allocations"][str(kind)])
                 rows[str(kind)] = dict(zip(ids, numbers.tolist(), strict=True))
         read = [Checkpoint.from_bytes(await artifacts.get(state[n])) for n in ("serving", "serving_statistics")]
-        return cls(*read, state.get("logit_correction", 0.0), rows)
+        return cls(version.version, *read, state.get("logit_correction", 0.0), rows)
+
+    def fields(self, asked: Sequence[Asked]) -> FieldColumns:
+        """What is read of fields, for each item of each question: by name and weight, one at a time."""
+        rows, scales = self.rows["field"], self.statistics.numbers.scales()
+
+        def number(name: str, value: float | None) -> list[tuple[int, float]]:
+            if value is None:
+                return [(rows.get(f"{name}=", 0), 1.0)]
+            mean, by = scales[rows[f"{name}=#"]]
+            return [(rows[f"{name}=#"], min(max((value - mean) * by, -5.0), 5.0))]
+
+        def text(name: str, values: list[str]) -> list[tuple[int, float]]:
+            return [(rows.get(f"{name}={value}", 0), 1.0) for value in values or [""]]
+
+        lines = []
+        for question in asked:
+            when, user = moment(question.ms), about_user(question.user, question.period)
+            age = user.get("age")
+            for item, own in zip(question.items, question.contexts, strict=True):
+                context = {**question.context, **own}
+                # The features of an item are those at the time when the version was made, in the period of its number.
+                known = item in ITEMS[: OFFERED[self.number - 1]]
+                features = about_item(item, self.number) if known else {}
+                price, device = features.get("price"), context.get("device")
+                parts = (
+                    text("hour", [str(when.hour)])
+                    + text("weekday", [str(when.weekday())])
+                    + text("device", [] if device is None else ["true" if device is True else device])
+                    + number("page", context.get("page"))
+                    + text("place", []),
+                    text("age", [] if age is None else [str(sum(age >= edge for edge in (4, 8)))])
+                    + text("likes", user.get("likes", [])),
+                    number("price", None if price is None else math.log1p(price))
+                    + text("brand", [str(features["brand"])] if "brand" in features else []),
+                )
+                lines.append([(row, weight, owner) for owner, part in enumerate(parts) for row, weight in part])
+        # A column for each owner and place: lines differ in how many values they have.
+        width = max(len(line) for line in lines)
+        read = torch.full((len(lines), 3 * width), -1, dtype=torch.int32)
+        weights = torch.ones(read.shape)
+        for n, line in enumerate(lines):
+            for place, (row, weight, owner) in enumerate(line):
+                read[n, 3 * place + owner], weights[n, 3 * place + owner] = row, weight
+        return FieldColumns(
+            rows=read,
+            weights=weights,
+            size=1 + max(rows.values()),
+            sums=torch.tensor([0, 1, 2] * width, dtype=torch.int32),
+            neutral=torch.full((3 * width,), -2, dtype=torch.int32),
+            numbers=torch.full((3 * width,), -1, dtype=torch.int32),
+            scale=unscaled(3 * width),
+        )
 
     def answers(self, asked: Sequence[Asked], log: list[Event]) -> Recomputed:
         """What it says with the log as it was before each question."""
@@ -224,6 +334,7 @@ class Version:
             items=size,
             categories=1 + max(self.rows["category"].values()),
             item_categories=categories,
+            fields=self.fields(asked),
         )
         numeric = self.statistics.inputs(data)
         return Recomputed(clicks_by_hand(self.params, data, numeric.double().numpy()), numeric)
@@ -232,7 +343,10 @@ class Version:
 async def test_every_score_is_the_one_that_the_stored_log_gives(
     postgres_dsn: str, redis_url: str, tmp_path: Path
 ) -> None:
+    schema = tmp_path / "features.toml"
+    schema.write_text(SCHEMA.to_toml(), encoding="utf-8")
     changes = {"attribution_window_seconds": WINDOW_SECONDS, "swap_lead_seconds": 0.0, "prior_ctr": PRIOR}
+    changes |= {"features": schema}
     settings = settings_for(postgres_dsn, redis_url, tmp_path, **changes)
     async with bench(postgres_dsn, redis_url, tmp_path, **changes) as b:
         async with running_app(settings) as api:

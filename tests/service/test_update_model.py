@@ -449,6 +449,20 @@ def clicks_by_hand(params: dict[str, np.ndarray], data: PeriodData, numeric: np.
         rows = [c if c < len(params["category"]) else 0 for c in data.item_categories[row].tolist() if c >= 0]
         return np.concatenate([own, np.mean(params["category"][rows], 0) if rows else np.zeros(own.shape)])
 
+    fields = None if data.fields is None else data.fields.standardised()
+
+    def sums(n: int) -> np.ndarray:
+        """Of the values of context, user and item."""
+        if fields is None or "field" not in params:
+            return np.empty(0)
+        found = np.zeros((3, params["field"].shape[1]))
+        for row, weight, owner in zip(
+            fields.rows[n].tolist(), fields.weights[n].tolist(), fields.sums.tolist(), strict=True
+        ):
+            if row >= 0:
+                found[owner] += weight * params["field"][row if row < len(params["field"]) else 0]
+        return found.ravel()
+
     guesses = []
     for n in range(len(data)):
         user = int(data.user[n])
@@ -458,7 +472,7 @@ def clicks_by_hand(params: dict[str, np.ndarray], data: PeriodData, numeric: np.
         candidate = item(int(data.item[n]))
         doubled = np.concatenate([about, about])  # as wide as an item, which is itself and its categories
         dots = (params["dot.user"] * doubled * candidate).sum() + (params["dot.history"] * pooled * candidate).sum()
-        x = np.concatenate([about, pooled, candidate, numeric[n]])
+        x = np.concatenate([about, pooled, candidate, sums(n), numeric[n]])
         for layer in range(3):
             x = params[f"mlp.{layer}.weight"] @ x + params[f"mlp.{layer}.bias"]
             x = np.maximum(x, 0) if layer < 2 else x

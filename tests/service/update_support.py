@@ -71,7 +71,9 @@ class Bench:
         updater = configured_updater(self.settings)
         artifacts, notices = ArtifactStore(self.database, self.redis), Notices(self.redis)
         histories = HistoryStore(self.redis, self.database)
-        self.workshop = Workshop(self.settings, self.database, artifacts, notices, updater, histories)
+        self.workshop = Workshop(
+            self.settings, self.database, artifacts, notices, updater, histories, self.settings.read_features()
+        )
 
     async def log(self, period: DriftPeriod, *, close: bool = True) -> None:
         """Ingest one period's catalogue and log; seal it."""
