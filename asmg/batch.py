@@ -60,6 +60,8 @@ class InteractionBatch(NamedTuple):
     """float32 [B, S], the numeric inputs; None where there are none."""
     fields: BatchFields | None = None
     """What is read of the field table; None where there is none."""
+    weight: Tensor | None = None
+    """float32 [B], how much each interaction counts; None where all count alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,8 @@ class PeriodData:
     newest `RECENT_SHORT`, and the clicks among all of them; None where nobody has counted."""
     fields: FieldColumns | None = None
     """Context, features of the users and features of the items, as of each interaction; None where there are none."""
+    weight: Tensor | None = None
+    """float32 [N] > 0, how much each interaction counts in what is learned; None where all count alike."""
 
     def __post_init__(self) -> None:
         n = len(self.user)
@@ -109,6 +113,10 @@ class PeriodData:
             raise ValueError(f"recent: expected shape ({n}, 3); received {tuple(self.recent.shape)}")
         if self.fields is not None and len(self.fields) != n:
             raise ValueError(f"fields: expected length {n}; received {len(self.fields)}")
+        if self.weight is not None and self.weight.shape != (n,):
+            raise ValueError(f"weight: expected shape ({n},); received {tuple(self.weight.shape)}")
+        if self.weight is not None and not bool(((self.weight > 0) & torch.isfinite(self.weight)).all()):
+            raise ValueError("weight: expected positive numbers; received another")
         if n == 0:
             raise ValueError("period: expected at least one interaction; received none")
         if int(self.offsets[0]) != 0 or int(self.offsets[-1]) != len(self.history):
@@ -170,6 +178,11 @@ class PeriodData:
         """`numeric` as a matrix [N, S] in any case: S = 0 where there are none."""
         return self.numeric.contiguous() if self.numeric is not None else torch.empty(len(self), 0)
 
+    @property
+    def importance(self) -> Tensor:
+        """`weight` as float32 [N] in any case: 1 where all count alike."""
+        return torch.ones(len(self)) if self.weight is None else self.weight
+
     def without_history(self) -> "PeriodData":
         """The same interactions for a model that does not look at histories."""
         return replace(self, history=self.history[:0], offsets=torch.zeros_like(self.offsets))
@@ -230,6 +243,7 @@ class PeriodData:
             label=self.label[index],
             numeric=None if self.numeric is None else self.numeric[index],
             fields=None if self.fields is None else self.fields.batch(index),
+            weight=None if self.weight is None else self.weight[index],
         )
 
     def select(self, index: Tensor) -> "PeriodData":
@@ -244,6 +258,7 @@ class PeriodData:
             numeric=rows.numeric,
             recent=None if self.recent is None else self.recent[index],
             fields=None if self.fields is None else self.fields.at(index),
+            weight=rows.weight,
         )
 
     def slice(self, start: int, stop: int) -> "PeriodData":
@@ -259,6 +274,7 @@ class PeriodData:
             numeric=None if self.numeric is None else self.numeric[start:stop],
             recent=None if self.recent is None else self.recent[start:stop],
             fields=None if self.fields is None else self.fields.cut(start, stop),
+            weight=None if self.weight is None else self.weight[start:stop],
         )
 
 
@@ -307,6 +323,7 @@ def concatenate(periods: Sequence[PeriodData]) -> PeriodData:
         numeric=torch.cat(numeric) if numeric else None,
         recent=torch.cat(recent) if len(recent) == len(periods) else None,
         fields=FieldColumns.concatenate(fields) if any(p.fields is not None for p in periods) else None,
+        weight=torch.cat([p.importance for p in periods]) if any(p.weight is not None for p in periods) else None,
         offsets=torch.cat([periods[0].offsets[:1], *(p.offsets[1:] + s for p, s in zip(periods, starts, strict=True))]),
     )
 
@@ -423,6 +440,10 @@ class Epoch:
         data = concatenate(plain)
         self.label = data.label[self.order]
         """float32 [N], in that order."""
+        self.importance = data.importance[self.order]
+        """float32 [N], how much each counts, in that order."""
+        self.weighted = data.weight is not None
+        """Whether they do not all count alike."""
         self.numeric = data.inputs[self.order]
         """float32 [N, S], in that order; S = 0 where there are no numeric inputs."""
         columns = data.fields or FieldColumns.none(len(data))
@@ -477,7 +498,9 @@ class Epoch:
             offsets = on["offsets"][own.start : own.stop + 1] - past.start
             numeric = on["numeric"][own] if self.numeric.shape[1] else None
             fields = BatchFields(on["fields"][own], on["weights"][own], on["sums"]) if "field" in self.tables else None
-            batches.append(InteractionBatch(on["user"][own], item, history, offsets, target[own], numeric, fields))
+            weight = on["importance"][own] if self.weighted else None
+            read = (on["user"][own], item, history, offsets, target[own], numeric, fields, weight)
+            batches.append(InteractionBatch(*read))
         rows = {
             table: on[f"rows.{table}"][ends(plan.row_bounds[k], step)]
             for k, table in enumerate(TABLES)
@@ -495,7 +518,8 @@ class Epoch:
             arrays |= {"fields": plan.fields, "sums": self.sums.numpy()}
             arrays |= {f"rows.{t}": r for t, r in zip(TABLES, plan.rows, strict=True)}
             self._tensors = {name: torch.from_numpy(array).to(device).long() for name, array in arrays.items()}
-            self._tensors |= {"numeric": self.numeric.to(device), "weights": self.weights.to(device)}
+            numbers = {"numeric": self.numeric, "weights": self.weights, "importance": self.importance}
+            self._tensors |= {name: tensor.to(device) for name, tensor in numbers.items()}
         return self._tensors
 
 

@@ -11,14 +11,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from asmg import kernels
 from asmg.adam import Adam, AdamState
 from asmg.batch import TABLES, Epoch, PeriodData, excerpt
 from asmg.generator import DENSE, Generator, GRUGenerator, HiddenState, from_lanes, to_lanes
 from asmg.models import EmbeddingMLP, Params, read_rows, table_sizes
-from asmg.training import CHUNK, DivergedError, Execution, Progress, finite
+from asmg.training import CHUNK, DivergedError, Execution, Progress, cross_entropy, finite
 
 __all__ = ["GeneratorTraining"]
 
@@ -121,7 +120,7 @@ class GeneratorTraining:
                 params = {group: outputs[group][j] for group in outputs if group != DENSE}
                 params |= self.generator.dense(outputs[DENSE][j]) if DENSE in outputs else {}
                 logits = self.model.logits(params, batch, local.features)
-                terms.append(weight * functional.binary_cross_entropy_with_logits(logits, batch.label))
+                terms.append(weight * cross_entropy(logits, batch))
             loss = torch.stack(terms).sum()
             finite(loss.item())
             self.adam.step(dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)), {})
@@ -162,7 +161,7 @@ class GeneratorTraining:
         for start in range(0, len(epoch), CHUNK):
             stop = min(start + CHUNK, len(epoch))
             kernels.generator_steps(
-                epoch.plan, start, stop, epoch.label.numpy(),
+                epoch.plan, start, stop, epoch.label.numpy(), epoch.importance.numpy(),
                 epoch.numeric.numpy(), epoch.weights.numpy(), epoch.sums.numpy(),
                 np.array(self.loss_weights), np.array(self.used), inputs, states, dense_input, dense_state,
                 generator.residual, views, weights, moments, mean,

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from asmg import kernels
 from asmg.adam import Adam, AdamState
-from asmg.batch import COLD_ROW, TABLES, Epoch, PeriodData, excerpt
+from asmg.batch import COLD_ROW, TABLES, Epoch, InteractionBatch, PeriodData, excerpt
 from asmg.field_columns import FieldColumns
 from asmg.metrics import Scores, scores
 from asmg.models import BaseModel, EmbeddingMLP, Params, read_rows, table_sizes
@@ -31,6 +31,7 @@ __all__ = [
     "RowTraining",
     "RowUpdate",
     "commit",
+    "cross_entropy",
     "evaluate",
     "narrow",
     "predict_logits",
@@ -214,9 +215,7 @@ class RowTraining:
             leaves |= {name: self.params[name] for name in dense}
             leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
             (batch,) = local.batches
-            loss = functional.binary_cross_entropy_with_logits(
-                self.model.logits(leaves, batch, local.features), batch.label
-            )
+            loss = cross_entropy(self.model.logits(leaves, batch, local.features), batch)
             losses[s] = finite(loss.item())
             self.optimizer.step(
                 dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)), local.rows
@@ -236,7 +235,7 @@ class RowTraining:
         for start in range(0, len(epoch), CHUNK):
             stop = min(start + CHUNK, len(epoch))
             kernels.base_steps(
-                epoch.plan, start, stop, target.numpy(),
+                epoch.plan, start, stop, target.numpy(), epoch.importance.numpy(),
                 epoch.numeric.numpy(), epoch.weights.numpy(), epoch.sums.numpy(),
                 tables, firsts, seconds, moved, flat, first, second,
                 *_widths(self.model), optimizer.steps, optimizer.lr, beta1, beta2, optimizer.eps,
@@ -279,6 +278,14 @@ def commit(params: Mapping[str, Tensor], adam: AdamState, update: RowUpdate) -> 
     now = torch.tensor(update.adam.step, dtype=torch.int32)
     moved = {name: placed(adam.moved[name], update.adam.moved[name], name, now) for name in rows}
     return merged, replace(update.adam, first=first, second=second, moved=moved)
+
+
+def cross_entropy(logits: Tensor, batch: InteractionBatch) -> Tensor:
+    """Mean cross-entropy of a batch, each interaction counting by its weight."""
+    losses = functional.binary_cross_entropy_with_logits(logits, batch.label, reduction="none")
+    if batch.weight is None:
+        return losses.mean()
+    return (losses * batch.weight).sum() / batch.weight.sum()
 
 
 def finite(loss: float) -> float:

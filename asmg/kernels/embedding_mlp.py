@@ -244,6 +244,7 @@ def cross_entropy(
     hi: int,
     base: int,
     target: Floats,
+    importance: Floats,
     weight: float,
     users: Floats,
     vectors: Floats,
@@ -257,8 +258,11 @@ def cross_entropy(
     dvalues: Floats,
     ddense: Floats,
 ) -> float:
-    """Weight · mean cross-entropy of the interactions lo … hi-1; adds its gradients."""
-    total, scale, last = 0.0, weight / (hi - lo), act.shape[0] - 1
+    """Weight · mean cross-entropy of the interactions lo … hi-1, each counting `importance` [N]; adds its gradients."""
+    total, whole, last = 0.0, 0.0, act.shape[0] - 1
+    for k in range(lo, hi):
+        whole += importance[k]
+    scale = weight / whole
     for start in range(lo, hi, BLOCK):
         n = min(BLOCK, hi - start)
         _forward_block(user, item, history, offsets, fields, weights, sums, numeric, start, n, base,
@@ -266,9 +270,10 @@ def cross_entropy(
         for lane in range(n):
             x, y = np.float64(act[last, lane]), np.float64(target[start + lane])
             e = np.exp(-abs(x))
-            total += max(x, 0.0) - x * y + np.log1p(e)
+            count = np.float64(importance[start + lane])
+            total += count * (max(x, 0.0) - x * y + np.log1p(e))
             probability = 1.0 / (1.0 + e) if x >= 0 else e / (1.0 + e)
-            dact[last, lane] = np.float32((probability - y) * scale)
+            dact[last, lane] = np.float32((probability - y) * count * scale)
         _backward_block(user, item, history, offsets, fields, weights, sums, numeric.shape[1], start, n, base,
                         widths, dense, act, dact, dusers, dvectors, dvalues, ddense)  # fmt: skip
     return total * scale

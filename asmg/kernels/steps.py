@@ -20,6 +20,7 @@ def base_steps(
     first: int,
     last: int,
     target: Floats,
+    importance: Floats,
     numeric: Floats,
     field_weights: Floats,
     sums: Rows,
@@ -42,9 +43,9 @@ def base_steps(
 ) -> None:
     """Steps first … last-1 of an epoch of the base model; everything is changed in place.
 
-    target [N], numeric [N, S] and field_weights [N, C] in the order of the plan; sums [C]: the sum that each column
-    belongs to; tables, firsts, seconds, moved: user, item, category and field (one row where there are none), with
-    Adam's moments; dense: all other parameters, flat; width: of an item; step: steps made before. losses
+    target, importance [N], numeric [N, S] and field_weights [N, C] in the order of the plan; sums [C]: the sum that
+    each column belongs to; tables, firsts, seconds, moved: user, item, category and field (one row where there are
+    none), with Adam's moments; dense: all other parameters, flat; width: of an item; step: steps made before. losses
     gets the loss of each step and ends at the first that is not finite.
     """
     dim = tables[0].shape[1]
@@ -69,8 +70,8 @@ def base_steps(
         ddense[:] = ZERO
         lo, hi = plan.bounds[s], plan.bounds[s + 1]
         losses[s] = cross_entropy(plan.user, plan.item, plan.history, plan.offsets, plan.fields, field_weights, sums,
-                          numeric, lo, hi, 0, target, 1.0, values[0], vectors, values[3], widths, dense, act, dact,
-                          grads[0], dvectors, grads[3], ddense)  # fmt: skip
+                          numeric, lo, hi, 0, target, importance, 1.0, values[0], vectors, values[3], widths, dense,
+                          act, dact, grads[0], dvectors, grads[3], ddense)  # fmt: skip
         if not np.isfinite(losses[s]):
             return
         item_vectors_backward(slots, categories, dvectors, grads[1], grads[2])
@@ -99,6 +100,7 @@ def generator_steps(
     first: int,
     last: int,
     target: Floats,
+    importance: Floats,
     numeric: Floats,
     field_weights: Floats,
     sums: Rows,
@@ -125,10 +127,10 @@ def generator_steps(
 ) -> None:
     """Steps first … last-1 of an epoch of the generator; everything is changed in place.
 
-    target [N], numeric [N, S] and field_weights [N, C] in the order of the plan; sums [C]: the sum that each column
-    belongs to; width: of an item. lambdas, outputs [k]: for each batch of a step, the newest first, its weight and
-    which output it is scored by. inputs: for user, item, category and field [n, T·P], the values of a row in each
-    model; states [n, P·d]; dense_input [T, P], dense_state [1, d, P]. weights: the five groups as views [C, P] of
+    target, importance [N], numeric [N, S] and field_weights [N, C] in the order of the plan; sums [C]: the sum that
+    each column belongs to; width: of an item. lambdas, outputs [k]: for each batch of a step, the newest first, its
+    weight and which output it is scored by. inputs: for user, item, category and field [n, T·P], the values of a row in
+    each model; states [n, P·d]; dense_input [T, P], dense_state [1, d, P]. weights: the five groups as views [C, P] of
     `flat`; moments: Adam's, each like `flat`; mean: the running mean of the iterates, empty where not wanted;
     dense_share: of the step size, for the weights of the dense parameters' GRUs.
     """
@@ -193,8 +195,8 @@ def generator_steps(
             item_vectors(slots[:needed], categories[:needed], values[1], values[2], vectors)
             dvectors[:needed] = ZERO
             total += cross_entropy(plan.user, plan.item, plan.history, plan.offsets, plan.fields, field_weights, sums,
-                           numeric, lo, hi, 0, target, lambdas[q], values[0], vectors, values[3], widths, dense[j],
-                           act, dact, grads[0], dvectors, grads[3], ddense[j])  # fmt: skip
+                           numeric, lo, hi, 0, target, importance, lambdas[q], values[0], vectors, values[3], widths,
+                           dense[j], act, dact, grads[0], dvectors, grads[3], ddense[j])  # fmt: skip
             item_vectors_backward(slots[:needed], categories[:needed], dvectors, grads[1], grads[2])
             for k in range(TABLES):
                 dyj = dy[k, j]

@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import override
 
 from asmg.adam import Adam, AdamState
@@ -33,7 +32,7 @@ from asmg.batch import Epoch, PeriodData, excerpt
 from asmg.checkpoint import Checkpoint, dump_adam, load_adam, tensors_of
 from asmg.metrics import auc
 from asmg.models import MatrixFactorizationConfig, Params, forget, grow, table_sizes
-from asmg.training import DivergedError, Execution, Progress, RowUpdate, finite, take
+from asmg.training import DivergedError, Execution, Progress, RowUpdate, cross_entropy, finite, take
 from asmg.transfer import Output, Transfer
 from asmg.updaters.base import Updater
 
@@ -290,9 +289,7 @@ class TransferPhase:
             )
             leaves = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
             used = self.transfer.apply(leaves, previous, trained)
-            loss = functional.binary_cross_entropy_with_logits(
-                self.model.logits(used, batch, local.features), batch.label
-            )
+            loss = cross_entropy(self.model.logits(used, batch, local.features), batch)
             finite(loss.item())
             gradients = torch.autograd.grad(loss, list(leaves.values()))
             self.adam.step(dict(zip(leaves, gradients, strict=True)), {})
@@ -353,9 +350,7 @@ class BasePhase:
             leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
             previous = {name: self.previous[name][rows] for name, rows in local.rows.items()} | dense
             used = self.transfer.apply(self.weights, previous, leaves)
-            loss = functional.binary_cross_entropy_with_logits(
-                self.model.logits(used, batch, local.features), batch.label
-            )
+            loss = cross_entropy(self.model.logits(used, batch, local.features), batch)
             finite(loss.item())
             gradients = torch.autograd.grad(loss, list(leaves.values()))
             optimizer.step(dict(zip(leaves, gradients, strict=True)), local.rows)

@@ -171,6 +171,7 @@ def _encode(log: PeriodLog, earlier: Earlier, catalogue: Catalogue, rows: _Rows,
         categories=rows.sizes[EntityKind.CATEGORY],
         item_categories=torch.from_numpy(categories),
         recent=torch.from_numpy(recent),
+        weight=None if (log.weights == 1).all() else torch.from_numpy(log.weights),
     )
 
 

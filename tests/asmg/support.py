@@ -104,7 +104,7 @@ def random_period(
 ) -> PeriodData:
     """`n` interactions on tables of these sizes. Rows are ≥ 1; the categories of an item depend on `structure` only.
 
-    All else is the same with and without numeric inputs and fields.
+    All else is the same with and without numeric inputs and fields. With fields interactions count differently.
     """
     rng = np.random.default_rng(seed)
     histories = [rng.integers(1, items, size=rng.integers(0, longest + 1)).tolist() for _ in range(n)]
@@ -120,7 +120,8 @@ def random_period(
     )
     data = replace(data, recent=torch.from_numpy(rng.integers(0, 31, (n, 3), dtype=np.int32)))
     if fields:
-        data = replace(data, fields=random_fields(seed, n))
+        importance = np.random.default_rng((seed, n)).exponential(1, n) + 0.2
+        data = replace(data, fields=random_fields(seed, n), weight=torch.tensor(importance, dtype=torch.float32))
     if not numeric:
         return data
     numbers = np.random.default_rng((seed, numeric)).normal(size=(n, numeric))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -208,8 +209,9 @@ def flat(model: EmbeddingMLP, params: Params) -> np.ndarray:
 
 
 def log_of(config: EmbeddingMLPConfig, n: int) -> PeriodData:
-    """`n` interactions in which items have up to three categories, one of them twice."""
+    """`n` interactions in which items have up to three categories, one of them twice, and some count more."""
     data = random_period(n, n, users=8, items=11, categories=6 if config.categories else 0, **read_by(config))
+    data = replace(data, weight=torch.from_numpy(np.random.default_rng(n).exponential(2, n).astype(np.float32) + 0.1))
     if data.item_categories is not None:
         categories = torch.cat([data.item_categories, data.item_categories[:, :1]], 1)
         return PeriodData(**{**vars(data), "item_categories": categories})
@@ -240,8 +242,8 @@ def test_the_cross_entropy_and_its_gradient_are_those_of_torch(config: Embedding
     grads, dvectors, ddense = [np.ones_like(t) for t in tables], np.zeros_like(vectors), np.ones_like(dense)
     found = kernels.cross_entropy(
         plan.user, plan.item, plan.history, plan.offsets, plan.fields, epoch.weights.numpy(), epoch.sums.numpy(),
-        epoch.numeric.numpy(), lo, hi, 0, target.numpy(), 0.7, tables[0], vectors, tables[3], np.array(model.widths),
-        dense, act, dact, grads[0], dvectors, grads[3], ddense,
+        epoch.numeric.numpy(), lo, hi, 0, target.numpy(), epoch.importance.numpy(), 0.7,
+        tables[0], vectors, tables[3], np.array(model.widths), dense, act, dact, grads[0], dvectors, grads[3], ddense,
     )  # fmt: skip
     kernels.item_vectors_backward(slots, categories, dvectors, grads[1], grads[2])
 
@@ -249,7 +251,9 @@ def test_the_cross_entropy_and_its_gradient_are_those_of_torch(config: Embedding
     batch = data.batch(order[6 : n + 6])
     batch = batch._replace(numeric=None if batch.numeric is None else batch.numeric.double())
     logits = model.logits(leaves, batch, data.features)
-    loss = 0.7 * functional.binary_cross_entropy_with_logits(logits, target[6 : n + 6].double())
+    losses = functional.binary_cross_entropy_with_logits(logits, target[6 : n + 6].double(), reduction="none")
+    importance = data.importance[order[6 : n + 6]].double()
+    loss = 0.7 * (losses * importance).sum() / importance.sum()
     loss.backward()
     assert found == pytest.approx(float(loss.detach()), rel=1e-5)
     for name, own, got in zip(TABLES, rows, grads, strict=True):
