@@ -504,7 +504,7 @@ def _texts(ids: Sequence[str | int]) -> list[str]:
 def parse_interactions(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> EventBatch:
     """The events in the body of `POST /interactions`; raises as `parse_predict` does.
 
-    Those with a context or a weight are read by the model, which takes some 35 µs for each.
+    Those with a context or a weight are read by the model, which takes some 17 µs for each.
     """
     if (events := plain_interactions(body, scope)) is not None:
         return events

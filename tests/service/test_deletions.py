@@ -759,7 +759,7 @@ class TestTheWorker:
 
         monkeypatch.setattr(PeriodUpdate, "run", run)  # which beats by itself
         assert await worker._update_next(workshop)
-        assert len(beats) == 2  # the ids of period 4 are merged, the log of period 3 is dropped
+        assert len(beats) == 3  # the ids of period 4 are merged, the log of period 3 is dropped, old features too
         beats.clear()
         await of_long_ago(past, ANN)
         await worker._Leftovers(workshop).carry_out()

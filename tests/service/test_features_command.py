@@ -37,7 +37,7 @@ kind = "numeric"
 
 
 def check(file: Path) -> Result:
-    return CliRunner().invoke(app, ["features", "check", str(file)])
+    return CliRunner().invoke(app, ["features", "check", str(file)], env={"COLUMNS": "120"})
 
 
 def test_lists_the_fields(tmp_path: Path) -> None:
