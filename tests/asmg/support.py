@@ -286,6 +286,13 @@ def field_sums_of(table: Tensor, data: PeriodData, n: int) -> list[Tensor]:
     return sums
 
 
+def mean_loss(logits: Tensor, target: Tensor, data: PeriodData, rows: Sequence[int]) -> Tensor:
+    """Σ w·loss / Σ w of these interactions, in float64."""
+    weight = torch.ones(len(rows), dtype=torch.float64) if data.weight is None else data.weight[rows].double()
+    losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (losses * weight).sum() / weight.sum()
+
+
 def copied(tensors: Mapping[str, Tensor]) -> Params:
     """A copy of each tensor."""
     return {name: t.clone() for name, t in tensors.items()}
@@ -365,7 +372,7 @@ class SlowTraining:
             rows = list(order[first : first + batch_size])
             leaves = {name: p.requires_grad_() for name, p in self.params.items()}
             logits = whole_table_logits(self.config, leaves, data, rows)
-            mean = functional.binary_cross_entropy_with_logits(logits, wanted[rows])
+            mean = mean_loss(logits, wanted[rows], data, rows)
             total += float(mean.detach()) * len(rows)
             mean.backward()
             for name, a in self.adam.items():

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 from asmg.batch import ItemFeatures, PeriodData
 from asmg.generator import DENSE, GeneratorConfig, HiddenState, LinearConfig
@@ -17,19 +16,19 @@ from asmg.training import Execution
 from asmg.updaters.asmg import Asmg, AsmgConfig, AsmgState
 from asmg.updaters.iu import IncrementalUpdate
 from tests.asmg.cases import SMALL, SMALL_CATEGORIES, Case
-from tests.asmg.support import MF_CATEGORIES, DenseAdam, ModelConfig, snapshot, torch_rng, unchanged
+from tests.asmg.support import MF_CATEGORIES, DenseAdam, ModelConfig, mean_loss, snapshot, torch_rng, unchanged
 
 EXECUTIONS = {"compiled": Execution(device="cpu"), "eager": Execution(device="cpu", compiled=False)}
 if torch.cuda.is_available():
     EXECUTIONS["cuda"] = Execution(device="cuda")
 executions = pytest.mark.parametrize("execution", EXECUTIONS.values(), ids=EXECUTIONS)
 NUMERIC = replace(SMALL, numeric=7)
-DOT_CATEGORIES = replace(SMALL_CATEGORIES, numeric=1, dot=True)
+EVERYTHING = replace(SMALL_CATEGORIES, numeric=1, dot=True, fields=True)
 both = pytest.mark.parametrize("config", [SMALL, SMALL_CATEGORIES], ids=["plain", "categories"])
 shapes = pytest.mark.parametrize(
     "config",
-    [SMALL, SMALL_CATEGORIES, NUMERIC, DOT_CATEGORIES],
-    ids=["plain", "categories", "numeric", "categories+numeric+dot"],
+    [SMALL, SMALL_CATEGORIES, NUMERIC, EVERYTHING],
+    ids=["plain", "categories", "numeric", "categories+numeric+dot+fields"],
 )
 
 LAST = 6
@@ -119,7 +118,7 @@ def slow_training(
             batch = targets[j].batch(orders[j][n])
             batch = batch._replace(numeric=None if batch.numeric is None else batch.numeric.double())
             logits = model.logits(params, batch, features)
-            loss = loss + weight * functional.binary_cross_entropy_with_logits(logits, batch.label.double())
+            loss = loss + weight * mean_loss(logits, batch.label.double(), targets[j], orders[j][n].tolist())
         loss.backward()
         for name, optimizer in optimizers.items():
             gradient = weights[name].grad

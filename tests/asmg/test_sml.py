@@ -26,6 +26,7 @@ from tests.asmg.support import (
     SMALL,
     DenseAdam,
     ModelConfig,
+    mean_loss,
     random_params,
     random_period,
     read_by,
@@ -272,7 +273,7 @@ class SlowSml:
                 leaves if optimizers is part else self.values(part) for part in (self.weights, self.trained)
             )
             logits = whole_table_logits(self.config, self.used(weights, self.previous, trained), data, index.tolist())
-            functional.binary_cross_entropy_with_logits(logits, data.label[index].double()).backward()
+            mean_loss(logits, data.label[index].double(), data, index.tolist()).backward()
             for name, optimizer in optimizers.items():
                 gradient = leaves[name].grad
                 optimizer.step(np.zeros_like(optimizer.value) if gradient is None else gradient.numpy())
