@@ -25,7 +25,7 @@ from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
 from asmg.datasets.table import LIST_SEPARATOR
 from asmg.datasets.times import TimeForm, check_form, time_of
-from asmg.features import MAX_LIST_VALUES, TIME_FIELDS, Field, Kind, Of, Schema, SchemaError
+from asmg.features import MAX_LIST_VALUES, TIME_FIELDS, Field, Kind, Of, Scalar, Schema, SchemaError
 from asmg.log_format import FUTURE_TOLERANCE_SECONDS, ColumnMap, LogFormatError
 
 __all__ = ["LogForm", "LogOptions", "distinct_categories", "find_form", "read_generic", "read_log"]
@@ -266,7 +266,7 @@ def _values_of(field: Field, values: pl.Series) -> FieldColumn:
     if field.kind == "numeric":
         return FieldColumn(field, values.to_numpy())
     if field.kind == "multi":
-        return FieldColumn.of(field, map(split_values, values.to_list()))
+        return FieldColumn.of(field, (list[Scalar](split_values(value)) for value in values.to_list()))
     return FieldColumn.of(field, values.to_list())
 
 
