@@ -4,15 +4,18 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.routing import Route
 
+from asmg.features import Schema
 from service import __version__
 from service.bodies import Bodies, count_parts
 from service.dependencies import Parts
 from service.errors import ConfigurationError, NotReady
+from service.fields import described
 from service.front import Front
 from service.limits import LOOKUP_SECONDS, MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_LOOKUPS, MAX_STREAMS, MAX_WRITES
 from service.metrics import Metrics
@@ -83,13 +86,14 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         stopping: whether the process has been told to end; event streams end then.
 
     Raises:
-        ConfigurationError: a DSN is missing.
+        ConfigurationError: a DSN is missing, or the schema of the fields cannot be read.
     """
     postgres_dsn, redis_url = settings.postgres_dsn, settings.redis_url
     if postgres_dsn is None or redis_url is None:
         raise ConfigurationError(
             "expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither (embedded servers come with `asmg serve`)"
         )
+    schema = settings.read_features()
     metrics = Metrics()
 
     @asynccontextmanager
@@ -151,6 +155,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         keys = KeyCache(database, on_refusal=metrics.rate_limited.inc)
         parts = Parts(
             settings=settings,
+            schema=schema,
             front=front,
             database=database,
             redis=redis,
@@ -194,7 +199,8 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             await redis.aclose()
             await database.close()
 
-    app = FastAPI(
+    app = _Application(
+        schema,
         title="asmg-service",
         version=__version__,
         description=DESCRIPTION,
@@ -224,6 +230,20 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
     shortcut = Shortcut(app.build_middleware_stack(), front, answers, metrics, bodies)
     app.middleware_stack = AtFront(shortcut, front, routes, metrics)
     return app
+
+
+class _Application(FastAPI):
+    """The framework's, whose description names the fields of a schema."""
+
+    def __init__(self, fields: Schema, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._fields = fields
+
+    def openapi(self) -> dict[str, Any]:
+        """The description of the API, made once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = described(super().openapi(), self._fields)
+        return self.openapi_schema
 
 
 def _routes(app: FastAPI) -> list[Route]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 from starlette.types import Scope
 
+from asmg.features import Schema
 from service.addresses import is_loopback
 from service.bodies import parse_json, read_body
 from service.errors import Forbidden, Unauthorized
@@ -42,6 +43,8 @@ class Parts:
     """The running service; the lifespan of the app makes it and every request sees the same."""
 
     settings: Settings
+    schema: Schema
+    """Of the fields that clients may send."""
     front: Front
     database: Database
     redis: Redis

@@ -45,6 +45,15 @@ MAX_CATALOGUE_ITEMS = 10_000
 MAX_CATEGORIES = 16
 """Categories of one item."""
 
+MAX_CONTEXT_BYTES = 8 * 1024
+"""Of a context as JSON, and of the features of a user or an item: those of an interaction are read with each of it."""
+
+MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1000.0
+"""Of an interaction. A smaller one would be nothing in single precision, and a larger one drown a whole period."""
+
+MAX_USERS = 10_000
+"""Users of one call that stores their features."""
+
 MAX_HISTORY = 30
 """Most recent positives of a user that a model reads, newest first."""
 

@@ -35,7 +35,10 @@ RETRY_AFTER_SECONDS = 1
 UNMATCHED_ROUTE = "unmatched"
 
 _EXPECTED = {
+    "dict_type": "an object",
     "extra_forbidden": "no field of this name",
+    "finite_number": "a finite number",
+    "float_type": "a number",
     "greater_than_equal": "at least {ge}",
     "int_parsing": "an integer",
     "int_parsing_size": "an integer",
@@ -87,6 +90,9 @@ def _path(location: Sequence[str | int]) -> str:
 def _expected(error: Mapping[str, Any]) -> str:
     if error["type"] == "no_id":
         return _expected_id(error["input"])
+    if error["type"] == "no_item":
+        value = error["input"]
+        return "an id, or an object with an id and a context" if isinstance(value, dict) else _expected_id(value)
     template = _EXPECTED.get(error["type"])
     return template.format_map(error.get("ctx", {})) if template else str(error["msg"])
 

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from asmg.log_format import EARLIEST_MS, LATEST_MS
+from service.fields import FIELDS_OF
 from service.limits import (
     MAX_BATCH,
     MAX_CATALOGUE_ITEMS,
@@ -35,7 +36,10 @@ from service.limits import (
     MAX_POSITION,
     MAX_REASON_LENGTH,
     MAX_REQUEST_HISTORY,
+    MAX_USERS,
+    MAX_WEIGHT,
     MIN_INTEGER_ID,
+    MIN_WEIGHT,
 )
 
 __all__ = [
@@ -55,6 +59,7 @@ __all__ = [
     "InteractionEvent",
     "InteractionsRequest",
     "ItemDocument",
+    "ItemInContext",
     "ItemsRequest",
     "ItemsResponse",
     "PinRequest",
@@ -67,6 +72,9 @@ __all__ = [
     "RollbackRequest",
     "RollbackResponse",
     "Text",
+    "UserFeatures",
+    "UsersRequest",
+    "UsersResponse",
     "parse_label",
     "parse_log",
     "parse_positions",
@@ -188,21 +196,57 @@ class _OrInteger:
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_LENGTH, pattern=_TEXT_PATTERN)]
 Id = Annotated[Text, _OrInteger()]
 """An id as its text. A JSON integer is its decimal text: 42 and "42" are the same id."""
+
+
+class _OrObject:
+    """An id, or an object that holds it with more; one error for whatever is neither."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.union_schema(
+            [handler.generate_schema(Id), handler.generate_schema(ItemInContext)],
+            mode="left_to_right",
+            custom_error_type="no_item",
+            custom_error_message="an item",
+        )
+
+
+# Values of fields by their names; which these are says the schema of the installation.
+Context = Annotated[dict[str, Any], Field(json_schema_extra={FIELDS_OF: "context"})]
+FeaturesOfUser = Annotated[dict[str, Any], Field(json_schema_extra={FIELDS_OF: "user"})]
+FeaturesOfItem = Annotated[dict[str, Any], Field(json_schema_extra={FIELDS_OF: "item"})]
+Weight = Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)]
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REASON_LENGTH, pattern=_TEXT_PATTERN)]
 Label = Annotated[Literal[0, 1], BeforeValidator(parse_label)]
 Timestamp = Annotated[datetime, BeforeValidator(parse_timestamp), Field(json_schema_extra=_timestamp_schema)]
 LogImpressions = Annotated[bool | int, BeforeValidator(parse_log), Field(json_schema_extra=_log_schema)]
 # Of a list of ids or positions the first wrong one is told (`fail_fast`): a body has room for a million.
 Position = Annotated[int, Field(ge=0, le=MAX_POSITION)]
-ShownItems = Annotated[
-    list[Id],
-    Field(min_length=1, max_length=MAX_ITEMS, json_schema_extra={"uniqueItems": True}, fail_fast=True),
-    AfterValidator(refuse_repetition),
-]
 
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ItemInContext(_Request):
+    """An item with the fields of the context that are its own, such as its position."""
+
+    id: Id
+    context: Context | None = Field(None, description="Its values count before those of the context of all.")
+
+
+Item = Annotated[str | ItemInContext, _OrObject()]
+
+
+def _each_once(items: list[str | ItemInContext]) -> list[str | ItemInContext]:
+    refuse_repetition([item if isinstance(item, str) else item.id for item in items])
+    return items
+
+
+ShownItems = Annotated[
+    list[Item],
+    Field(min_length=1, max_length=MAX_ITEMS, json_schema_extra={"uniqueItems": True}, fail_fast=True),
+    AfterValidator(_each_once),
+]
 
 
 def _logs_only_users(schema: dict[str, Any]) -> None:
@@ -216,7 +260,8 @@ class PredictRequest(_Request):
     model_config = ConfigDict(json_schema_extra=_logs_only_users)
 
     user_id: Id | None = Field(None, description="Absent or null for a visitor without an id, who is a cold user.")
-    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+    context: Context | None = Field(None, description="Of the request, and so of each of its items.")
     history: Annotated[list[Id], Field(max_length=MAX_REQUEST_HISTORY, fail_fast=True)] | None = Field(
         None, description="Items clicked before, newest first; in place of the history that the service keeps."
     )
@@ -297,6 +342,8 @@ class InteractionEvent(_Request):
     label: Label
     timestamp: Timestamp
     request_id: Id | None = None
+    context: Context | None = None
+    weight: Weight | None = Field(None, description="How much it counts when it is learned, 1 where this is absent.")
 
 
 class InteractionsRequest(_Request):
@@ -315,6 +362,7 @@ class ImpressionEvent(_Request):
         None, description="Where each item was, in their order; 0, 1, 2, … where this is absent."
     )
     timestamp: Timestamp
+    context: Context | None = Field(None, description="Of all items.")
 
     @field_validator("positions")
     @classmethod
@@ -362,6 +410,12 @@ class ItemDocument(_Request):
     categories: Annotated[list[Id], Field(max_length=MAX_CATEGORIES, fail_fast=True)] | None = Field(
         description="Null for none, as an empty list."
     )
+    features: FeaturesOfItem | None = Field(
+        None, description="Of the item, in place of those that it had; where they are absent these stay."
+    )
+    timestamp: Timestamp | None = Field(
+        None, description="From when on the features hold; from now on where this is absent."
+    )
 
 
 class ItemsRequest(_Request):
@@ -374,7 +428,28 @@ class ItemsResponse(BaseModel):
     """Sent after the commit."""
 
     items: int = Field(description="Distinct items received.")
-    changed: int = Field(description="Those that were new or had other categories.")
+    changed: int = Field(description="Those that were new, or had other categories or features.")
+
+
+class UserFeatures(_Request):
+    """What is known of a user."""
+
+    user_id: Id
+    features: FeaturesOfUser | None = Field(description="In place of those that the user had; null for none.")
+    timestamp: Timestamp | None = Field(None, description="From when on they hold; from now on where this is absent.")
+
+
+class UsersRequest(_Request):
+    """Features of users; of a user given twice for one time the last ones count."""
+
+    users: Annotated[list[UserFeatures], Field(min_length=1, max_length=MAX_USERS)]
+
+
+class UsersResponse(BaseModel):
+    """Sent after the commit."""
+
+    users: int = Field(description="Distinct users received.")
+    changed: int = Field(description="Those that had other features at that time.")
 
 
 class DeletionResponse(BaseModel):

@@ -233,9 +233,14 @@ class Schema:
         """Those of `all` that are of the context, the user or the item."""
         return tuple(field for field in self.all if field.of == of)
 
-    def declared(self, of: Of) -> dict[str, Field]:
+    def declared(self, of: Of) -> Mapping[str, Field]:
         """Those of `fields` that are of the context, the user or the item, by name: what a client can send."""
-        return {field.name: field for field in self.fields if field.of == of}
+        return self._declared[of]
+
+    @cached_property
+    def _declared(self) -> dict[Of, dict[str, Field]]:
+        owners: tuple[Of, ...] = get_args(Of)
+        return {of: {field.name: field for field in self.fields if field.of == of} for of in owners}
 
     def faults(self, of: Of, values: Mapping[str, Any]) -> list[ValueFault]:
         """What is wrong with the values that a client sends for the context, a user or an item, by the names of the

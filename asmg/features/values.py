@@ -167,7 +167,7 @@ def _named(value: Any) -> str:
     if isinstance(value, str):
         return "text"
     if isinstance(value, int | float):
-        return f"the number {value}"
+        return f"the number {value}" if abs(value) < MAX_NUMBER else "a number"
     return "a list" if isinstance(value, list | tuple) else "an object"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,13 +43,14 @@ async def _interactions(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     body = await _body(parts, scope, receive)
     events = plain_interactions(body, scope) if len(body) <= PLAIN_BYTES else None
     if events is None:
-        events = await _parsed(parse_interactions, body, scope)
+        events = await _parsed(partial(parse_interactions, schema=parts.schema), body, scope)
     _refuse_future(parts, "interactions", events.moments)
     return await _stored(parts, "interactions", parts.ingestion.ingest(events))
 
 
 async def _impressions(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    events = await _parsed(parse_impressions, await _body(parts, scope, receive), scope)
+    parse = partial(parse_impressions, schema=parts.schema)
+    events = await _parsed(parse, await _body(parts, scope, receive), scope)
     _refuse_future(parts, "impressions", moments_of(event.shown_at for event in events))
     window = parts.settings.attribution_window
     return await _stored(parts, "impressions", ingest_impressions(parts.database, parts.histories, events, window))

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from service.dependencies import Caller, JsonBody, Requires, Service, body_schema
-from service.routers.users import BEFORE, ID, PERIODS, delete, exact_id
+from service.routers.users import BEFORE, ID, PERIODS, delete, exact_id, feature_versions
 from service.schemas import DeletionResponse, ItemsRequest, ItemsResponse, Text
 from service.use_cases.catalogue import put_items
 from service.use_cases.traces import ItemDocument, get_item
@@ -22,9 +22,12 @@ router = APIRouter(tags=["catalogue"])
 async def put_catalogue_items(
     service: Service, request: Annotated[ItemsRequest, Depends(JsonBody(ItemsRequest, gzip=True))]
 ) -> ItemsResponse:
-    """Set the categories of each item, in place of those that it had; models learn them with the next period."""
+    """Set the categories of each item, in place of those that it had, and its features; models learn them with the next
+    period.
+    """
     items = {item.item_id: item.categories or [] for item in request.items}
-    changed = await service.writes.run(put_items(service.database, items))
+    features = feature_versions(service, "item", [(i.item_id, i.features, i.timestamp) for i in request.items])
+    changed = await service.writes.run(put_items(service.database, items, features))
     return ItemsResponse(items=len(items), changed=changed)
 
 

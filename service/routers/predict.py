@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -34,7 +35,8 @@ INGEST = "ingest"
 async def _predict(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     key = await _requires.key(parts, scope)
     body = await read_body(scope, receive, MAX_PREDICT_BYTES)
-    question = parse_predict(body, scope) if is_small(body) else await asyncio.to_thread(parse_predict, body, scope)
+    parse = partial(parse_predict, body, scope, parts.schema)
+    question = parse() if is_small(body) else await asyncio.to_thread(parse)
     _may_log(key, [question])
     result = await predict(parts.serving, parts.histories, question)
     parts.metrics.predicted_items.inc(question.items)
@@ -112,7 +114,8 @@ async def _predict_batch(parts: Parts, scope: Scope, receive: Receive) -> bytes:
     key = await _requires.key(parts, scope)
     body = await read_body(scope, receive, MAX_BATCH_BYTES)
     small = is_small(body)
-    questions = parse_batch(body, scope) if small else await asyncio.to_thread(parse_batch, body, scope)
+    parse = partial(parse_batch, body, scope, parts.schema)
+    questions = parse() if small else await asyncio.to_thread(parse)
     _may_log(key, questions)
     result = await predict_many(parts.serving, parts.histories, questions)
     parts.metrics.predicted_items.inc(sum(question.items for question in questions))

@@ -1,18 +1,24 @@
-"""`/users`: what is stored about one, and that nothing is any more."""
+"""`/users`: their features; what is stored about one, and that nothing is any more."""
 
 import logging
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from service.dependencies import Caller, Parts, Requires, Service
+from service.bodies import refuse_faults, refuse_future
+from service.dependencies import Caller, JsonBody, Parts, Requires, Service, body_schema
 from service.errors import FieldError, InvalidInput, NotReady
-from service.schemas import DeletionResponse, Text
-from service.storage.repositories import Deletable
+from service.fields import cleaned, faults
+from service.schemas import DeletionResponse, Text, UsersRequest, UsersResponse
+from service.storage.events import moments_of
+from service.storage.repositories import Deletable, FeatureVersion
+from service.use_cases.catalogue import put_users
 from service.use_cases.forget import carry_out, request_deletion
 from service.use_cases.traces import UserDocument, get_user
 
-__all__ = ["BEFORE", "ID", "PERIODS", "delete", "router"]
+__all__ = ["BEFORE", "ID", "PERIODS", "delete", "exact_id", "feature_versions", "router"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +42,46 @@ def exact_id(request: Request) -> None:
     if request.scope["path"].count(REPLACED) != sent.count(b"%EF%BF%BD") + sent.count(REPLACED.encode()):
         error = FieldError("path", "percent-encoded UTF-8", "other bytes")
         raise InvalidInput("expected an id in percent-encoded UTF-8; received other bytes", errors=[error])
+
+
+def feature_versions(
+    parts: Parts, of: Deletable, sent: Sequence[tuple[str, Mapping[str, Any] | None, datetime | None]]
+) -> list[FeatureVersion]:
+    """The features that were sent, to be stored.
+
+    Args:
+        parts: of the running service.
+        of: whose they are.
+        sent: for each user or item of a call its id, its features, and from when on they hold, None for now. Without
+            features there is nothing to store of it.
+
+    Raises:
+        InvalidInput: the schema has no place for some of them, or they hold from a time on that is ahead of now.
+    """
+    now = datetime.now(UTC)
+    refuse_faults(
+        fault
+        for n, (_, features, _) in enumerate(sent)
+        for fault in faults(parts.schema, of, features, f"{of}s[{n}].features")
+    )
+    refuse_future(f"{of}s", moments_of(at or now for _, _, at in sent), parts.settings.future_tolerance_seconds)
+    return [FeatureVersion(id_, at or now, cleaned(features)) for id_, features, at in sent if features is not None]
+
+
+@router.put(
+    "/users",
+    dependencies=[Depends(Requires("ingest"))],
+    tags=["catalogue"],
+    openapi_extra=body_schema(UsersRequest),
+    summary="Set features of users",
+)
+async def put_features_of_users(
+    service: Service, request: Annotated[UsersRequest, Depends(JsonBody(UsersRequest, gzip=True))]
+) -> UsersResponse:
+    """Set the features of each user, in place of those that it had; what happened before is learned with those."""
+    features = feature_versions(service, "user", [(u.user_id, u.features or {}, u.timestamp) for u in request.users])
+    changed = await service.writes.run(put_users(service.database, features))
+    return UsersResponse(users=len({user.user_id for user in request.users}), changed=changed)
 
 
 @router.get("/users/{user_id:path}", dependencies=[Depends(exact_id)], summary="What is stored about a user")

@@ -29,6 +29,7 @@ from service.storage.repositories import (
     Deletions,
     Entities,
     Evaluations,
+    Features,
     Interactions,
     Items,
     Keys,
@@ -102,6 +103,7 @@ class _Session:
         self.stages = Stages(connection)
         self.interactions = Interactions(connection)
         self.labels = Labels(connection)
+        self.features = Features(connection)
         self.past = Past(connection)
         self.items = Items(connection)
         self.entities = Entities(connection)

@@ -51,6 +51,8 @@ __all__ = [
 
 COLUMNS = ("event_id", "user_id", "item_id", "label", "occurred_at", "request_id", "content", "period")
 """Of a row, in this order. Number of fields, then of each field its length (-1: null) and its bytes, big-endian."""
+FURTHER_COLUMNS = ("context", "weight")
+"""Of a row of a batch in which some event has one of them."""
 
 SEPARATOR = "\0"
 """No id holds it."""
@@ -87,6 +89,10 @@ class Interaction:
     occurred_at: datetime
     """Timezone-aware."""
     request_id: str | None = None
+    context: str | None = None
+    """Values of the fields of the context as a JSON object; None for none."""
+    weight: float | None = None
+    """How much it counts when a model learns it, as single precision has it; None for 1."""
 
 
 class Kind(IntEnum):
@@ -110,11 +116,13 @@ class EventBatch:
     _moments: Indices
     """Microseconds since 1970; the rows have the milliseconds only."""
     _contents: Indices
+    _further: Sequence[bytes] | None = None
+    """Of each event its `FURTHER_COLUMNS`, as a row has them; None where no event has any."""
 
     @classmethod
     def of(cls, events: Sequence[Interaction]) -> "EventBatch":
         """These events."""
-        rows, starts, moments, contents = bytearray(), [0], [], []
+        rows, starts, moments, contents, further = bytearray(), [0], [], [], []
         for event in events:
             rows += struct.pack(">h", len(COLUMNS)) + _text(event.event_id)
             first = len(rows)
@@ -123,15 +131,17 @@ class EventBatch:
             rows += struct.pack(">ihi", 2, event.label, 8)
             time = len(rows)
             rows += struct.pack(">q", moments[-1] - SHIFT) + _text(event.request_id)
-            content = xxh64_digest(rows[first:])
+            further.append(_further(event))
+            content = xxh64_digest(rows[first:] + (b"" if further[-1] == NO_FURTHER else further[-1]))
             rows[time : time + 8] = struct.pack(">q", moments[-1] - moments[-1] % 1000 - SHIFT)
             contents.append(int.from_bytes(content, "big", signed=True))
             rows += struct.pack(">i8sii", 8, content, 4, 0)
             starts.append(len(rows))
         rows += bytes(WORD_BYTES)
-        numbers = (np.array(column, np.int64) for column in (moments, contents))
         labels = np.array([event.label for event in events], np.int8)
-        return cls(np.frombuffer(rows, np.uint8), np.array(starts, np.int64), labels, *numbers)
+        known = further if any(columns != NO_FURTHER for columns in further) else None
+        ends, times, hashes = (np.array(column, np.int64) for column in (starts, moments, contents))
+        return cls(np.frombuffer(rows, np.uint8), ends, labels, times, hashes, known)
 
     @classmethod
     def join(cls, batches: "Sequence[EventBatch]") -> "EventBatch":
@@ -140,10 +150,13 @@ class EventBatch:
             return batches[0]
         rows = [batch._rows[: batch._starts[-1]] for batch in batches]
         starts = np.concatenate([[0], *(np.diff(batch._starts) for batch in batches)]).cumsum()
-        columns = (
+        labels, moments, contents = (
             np.concatenate([getattr(batch, name) for batch in batches]) for name in ("_labels", "_moments", "_contents")
         )
-        return cls(np.concatenate([*rows, np.zeros(WORD_BYTES, np.uint8)]), starts, *columns)
+        further: list[bytes] | None = None
+        if any(batch._further is not None for batch in batches):
+            further = [columns for batch in batches for columns in batch._further or [NO_FURTHER] * len(batch)]
+        return cls(np.concatenate([*rows, np.zeros(WORD_BYTES, np.uint8)]), starts, labels, moments, contents, further)
 
     @classmethod
     def parse(cls, body: bytes) -> "EventBatch | None":
@@ -203,8 +216,15 @@ class EventBatch:
         size = _join(self._rows, self._starts, which, column, text)
         return text[:size].tobytes().decode().split(SEPARATOR)[:-1]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of `copy`."""
+        return COLUMNS if self._further is None else (*COLUMNS, *FURTHER_COLUMNS)
+
     def copy(self, which: Sequence[int], period: int) -> bytes:
-        """The binary COPY of some of the events, in this order, into a table with `COLUMNS`."""
+        """The binary COPY of some of the events, in this order, into a table with `columns`."""
+        if self._further is not None:
+            return self._long_copy(which, period, self._further)
         chosen = np.array(which, np.int64)
         size = int((self._starts[chosen + 1] - self._starts[chosen]).sum())
         file = np.empty(len(HEADER) + size + WORD_BYTES, np.uint8)
@@ -212,6 +232,14 @@ class EventBatch:
         end = _gather(self._rows, self._starts, chosen, period, file, len(HEADER))
         file[end : end + len(TRAILER)] = np.frombuffer(TRAILER, np.uint8)
         return file[: end + len(TRAILER)].tobytes()
+
+    def _long_copy(self, which: Sequence[int], period: int, further: Sequence[bytes]) -> bytes:
+        """The same with the `FURTHER_COLUMNS`."""
+        head, last = struct.pack(">h", len(self.columns)), struct.pack(">ii", 4, period)
+        file, rows = bytearray(HEADER), self._rows.tobytes()
+        for n in which:
+            file += head + rows[self._starts[n] + len(head) : self._starts[n + 1] - len(last)] + last + further[n]
+        return bytes(file + TRAILER)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -272,6 +300,22 @@ def warm_up() -> None:
     batch.user_ids([0])
     batch.told(np.zeros(1, np.int64))
     batch.copy([0], 1)
+
+
+NO_FURTHER = struct.pack(">ii", -1, -1)
+JSONB_VERSION = b"\x01"
+"""Begins a JSON document in binary form."""
+
+
+def _further(event: Interaction) -> bytes:
+    """The `FURTHER_COLUMNS` of an event, as a row has them."""
+    document = None if event.context is None else JSONB_VERSION + event.context.encode()
+    weight = None if event.weight is None else struct.pack(">f", event.weight)
+    fields = (
+        struct.pack(">i", -1) if value is None else struct.pack(">i", len(value)) + value
+        for value in (document, weight)
+    )
+    return b"".join(fields)
 
 
 def _text(text: str | None) -> bytes:

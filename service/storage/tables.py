@@ -1,6 +1,7 @@
 """The schema, as SQLAlchemy Core tables; `migrations/` is the only way it changes, `alembic check` compares the two."""
 
 from sqlalchemy import (
+    REAL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -38,6 +39,7 @@ __all__ = [
     "event_ids",
     "impressions",
     "interactions",
+    "item_features",
     "items",
     "log_counters",
     "metadata",
@@ -46,6 +48,7 @@ __all__ = [
     "periods",
     "seen_rows",
     "unresolved_positives",
+    "user_features",
     "user_histories",
     "user_passes",
 ]
@@ -135,6 +138,8 @@ interactions = Table(
     Column("content", BigInteger, comment=CONTENT),
     Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("sampled", Boolean, nullable=False, server_default=false(), comment="a negative that nobody was shown"),
+    Column("context", JSONB, comment="values of the fields of the context, as sent"),
+    Column("weight", REAL, comment="null for 1"),
     CheckConstraint("label IN (0, 1)", name="label"),
     Index(
         "ix_interactions_positives",
@@ -176,6 +181,8 @@ impressions = Table(
     Column("positions", ARRAY(Integer), comment="null for 0, 1, 2, …"),
     Column("shown_at", TIMESTAMP, nullable=False),
     Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("context", JSONB, comment="of all items"),
+    Column("item_contexts", JSONB, comment="of each item, in their order; null for none"),
     Index("ix_impressions_user_id", "user_id", desc("shown_at")),
     postgresql_partition_by="LIST (period)",
 )
@@ -244,6 +251,21 @@ items = Table(
     Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
 )
 
+
+def _features(owner: str) -> Table:
+    return Table(
+        f"{owner}_features",
+        metadata,
+        # One row a version: what held at a moment is what an interaction of that moment is learned with.
+        Column(f"{owner}_id", BYTEWISE, primary_key=True),
+        Column("at", TIMESTAMP, primary_key=True, comment="from when on they hold"),
+        Column("features", JSONB, nullable=False),
+    )
+
+
+user_features = _features("user")
+item_features = _features("item")
+
 entity_rows = Table(
     "entity_rows",
     metadata,
@@ -260,7 +282,7 @@ entity_rows = Table(
     Column("first_period", Integer, nullable=False),
     Column("allocation", Integer, nullable=False, comment="number of the one that gave the id its row"),
     UniqueConstraint("kind", "id"),
-    CheckConstraint("kind IN ('user', 'item', 'category')", name="kind"),
+    CheckConstraint("kind IN ('user', 'item', 'category', 'field')", name="kind"),
     CheckConstraint("row >= 1", name="row"),
 )
 

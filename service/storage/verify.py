@@ -202,6 +202,28 @@ CHECKS = {
           AND NOT (stored.period IS NULL AND known.period IN (
               SELECT number FROM periods WHERE log_dropped_at IS NOT NULL)) -- about to be forgotten
     """,
+    "contexts of impressions": """
+        SELECT format('impression %s', request_id), 'an object as context, and one or null for each of its items',
+               format('%s, and %s for %s items', coalesce(jsonb_typeof(context), 'none'),
+                      CASE jsonb_typeof(item_contexts) WHEN 'array' THEN jsonb_array_length(item_contexts)::text
+                           ELSE coalesce(jsonb_typeof(item_contexts), 'none') END, cardinality(item_ids))
+        FROM impressions
+        WHERE jsonb_typeof(context) <> 'object'
+           OR CASE jsonb_typeof(item_contexts)
+                  WHEN 'array' THEN jsonb_array_length(item_contexts) <> cardinality(item_ids)
+                  ELSE item_contexts IS NOT NULL END
+    """,
+    "fields of interactions": """
+        SELECT format('event %s', event_id), 'an object as context, and a weight above 0',
+               format('%s and %s', coalesce(jsonb_typeof(context), 'none'), coalesce(weight::text, 'none'))
+        FROM interactions WHERE jsonb_typeof(context) <> 'object' OR NOT weight > 0
+    """,
+    "features": """
+        SELECT format('features of %s %s at %s', kind, id, at), 'an object', jsonb_typeof(features)
+        FROM (SELECT 'user' AS kind, user_id AS id, at, features FROM user_features
+              UNION ALL SELECT 'item', item_id, at, features FROM item_features) AS version
+        WHERE jsonb_typeof(features) <> 'object'
+    """,
     "logs that are dropped": """
         SELECT format('log of period %s', number), 'its clicks in the histories that stay, for it is dropped', 'not'
         FROM periods WHERE log_dropped_at IS NOT NULL AND log_folded_at IS NULL

@@ -31,8 +31,15 @@ _Logged = asyncio.Future[bool]
 def shown(user_id: str, to_log: ToLog, prediction: Prediction, request_id: str) -> Impression:
     """What a client shows now who goes by the scores: the best items, each once, the best one first."""
     order = np.argsort(-prediction.scores, kind="stable").tolist()
-    best = list(dict.fromkeys(to_log.items[n] for n in order))[: to_log.most]
-    return Impression(request_id, user_id, best, None, datetime.now(UTC))
+    first: dict[str, int] = {}
+    for n in order:
+        first.setdefault(to_log.items[n], n)
+    best = list(first.items())[: to_log.most]
+    contexts = None if to_log.item_contexts is None else [to_log.item_contexts[n] for _, n in best]
+    if contexts is not None and not any(contexts):
+        contexts = None
+    items = [item for item, _ in best]
+    return Impression(request_id, user_id, items, None, datetime.now(UTC), to_log.context, contexts)
 
 
 class ImpressionLog:

@@ -89,6 +89,7 @@ async def _prepared(
             (EntityKind.USER, log.user_ids, log.user_ids),
             (EntityKind.ITEM, [*shown, *earlier.item_ids], [*log.item_ids, *earlier.item_ids, *current]),
             (EntityKind.CATEGORY, [], [name for names in catalogue.categories for name in names]),
+            (EntityKind.FIELD, [], []),
         ):
             if evict_after is not None and kind is not EntityKind.CATEGORY:
                 await work.entities.see(kind, seen, now)

@@ -1,12 +1,13 @@
 """Score candidate items for users."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from xxhash import xxh64_intdigest
 
+from service.fields import written
 from service.limits import MAX_HISTORY
 from service.serving.id_index import NOBODY
 from service.serving.snapshot import NOTHING_RECENT, Prediction, Snapshot, hashes_of
@@ -35,6 +36,10 @@ class ToLog(NamedTuple):
     """The candidates."""
     most: int
     """How many of the best."""
+    context: str | None = None
+    """Of all of them, as an impression has it."""
+    item_contexts: Sequence[str | None] | None = None
+    """Those of each of them; None where no item has any."""
 
 
 class Question(NamedTuple):
@@ -50,6 +55,10 @@ class Question(NamedTuple):
     """The client's name for it."""
     to_log: ToLog | None = None
     """What the answer is logged as, where it shall be."""
+    context: Mapping[str, Any] | None = None
+    """Values of the fields of the context, by their names, which all items have; None for none."""
+    item_contexts: Sequence[Mapping[str, Any] | None] | None = None
+    """Those of each item, over the ones of all, [N]; None where no item has any."""
 
     @property
     def items(self) -> int:
@@ -65,15 +74,20 @@ class Question(NamedTuple):
         request_id: str | None = None,
         *,
         log: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        item_contexts: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> "Question":
         """The question in plain ids, none of which holds NUL; of a history the first `MAX_HISTORY` items count, and the
-        best `log` items are to be logged.
+        best `log` items are to be logged. The values of the contexts have no fault.
         """
         past = None if history is None else hashes_of(history[:MAX_HISTORY])
-        to_log = None if log is None else ToLog(items, log)
+        to_log = None
+        if log is not None:
+            of_items = None if item_contexts is None else [written(values) for values in item_contexts]
+            to_log = ToLog(items, log, written(context), of_items)
         asked = np.empty(1 + len(items), dtype=np.uint64)
         asked[0], asked[1:] = hash_of_user(user_id), hashes_of(items)
-        return cls(user_id, asked, past, request_id, to_log)
+        return cls(user_id, asked, past, request_id, to_log, context, item_contexts)
 
     def given(self, past: UserPast) -> UserPast:
         """What the user did last, with the history that was sent in place of the one that is stored."""

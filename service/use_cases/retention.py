@@ -81,7 +81,7 @@ async def drop_old_logs(
     Three transactions, so that the one which others wait for does nothing else, and none undoes what another has done:
     what users did last in the log is added to what stays of dropped ones; the log is dropped, or stays until the next
     period where somebody reads it; its event ids are forgotten. A worker that dies in between goes on with the next
-    one.
+    one. Then the versions of features go that only its interactions had a use for.
 
     A period that is not learned keeps its log.
 
@@ -113,6 +113,11 @@ async def drop_old_logs(
     async with database.unit_of_work() as work:
         await work.interactions.forget_dropped_ids()
         await work.commit()
+    if dropped:
+        async with database.unit_of_work() as work:
+            await work.features.forget_old()
+            await work.commit()
+        beat()
     return dropped
 
 

@@ -5,6 +5,7 @@ The documents are the API's as they stand.
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from asmg.layout import COLD_ROW
 from service.errors import NothingStored
@@ -62,6 +63,10 @@ class UserDocument:
     history: list[str]
     """The items clicked last, newest first."""
     recent: RecentDocument
+    features: dict[str, Any] | None
+    """The newest values of its fields; null where none were sent."""
+    feature_versions: int
+    """How many versions of them are stored, the newest among them."""
     log: LogDocument
 
 
@@ -76,6 +81,10 @@ class ItemDocument:
     """Whether the version that is served now has an embedding of the item."""
     categories: list[str] | None
     """Of the catalogue; null where it is not in it."""
+    features: dict[str, Any] | None
+    """The newest values of its fields; null where none were sent."""
+    feature_versions: int
+    """How many versions of them are stored, the newest among them."""
     histories: int
     """Users in whose history the item is by a click whose log is dropped."""
     passes: int
@@ -97,10 +106,11 @@ async def get_user(
     async with database.read() as session:
         row, traces = await _row(session, "user", user_id), await session.traces.by_period("user", user_id)
         past = StoredPast.of(await session.past.recent(user_id), MAX_HISTORY)
-    if not (known or row or traces or past.recent[0]):
+        features, versions = await _features(session, "user", user_id)
+    if not (known or row or traces or past.recent[0] or versions):
         raise NothingStored("user")
     history, recent = [str(item) for item in past.items], RecentDocument(*past.recent)
-    return UserDocument(user_id, row, known, history, recent, _log(traces, limit, before))
+    return UserDocument(user_id, row, known, history, recent, features, versions, _log(traces, limit, before))
 
 
 async def get_item(
@@ -116,15 +126,23 @@ async def get_item(
         row, traces = await _row(session, "item", item_id), await session.traces.by_period("item", item_id)
         names = (await session.items.categories([item_id])).get(item_id)
         beside = await session.traces.beside_logs(item_id)
-    if not (known or row or traces or any(beside.values())) and names is None:
+        features, versions = await _features(session, "item", item_id)
+    if not (known or row or traces or versions or any(beside.values())) and names is None:
         raise NothingStored("item")
     categories = None if names is None else list(names)
-    return ItemDocument(item_id, row, known, categories, **beside, log=_log(traces, limit, before))
+    log = _log(traces, limit, before)
+    return ItemDocument(item_id, row, known, categories, features, versions, **beside, log=log)
 
 
 def _known(snapshot: Snapshot, kind: Deletable, id_: str) -> bool:
     index = IdIndex(snapshot.tensors[f"{kind}s.hashes"], snapshot.tensors[f"{kind}s.starts"])
     return bool(index.lookup(hash_ids([id_]))[0] != COLD_ROW)
+
+
+async def _features(session: ReadSession, kind: Deletable, id_: str) -> tuple[dict[str, Any] | None, int]:
+    """The newest features, and how many versions of them there are."""
+    versions = await session.features.of(kind, id_)
+    return dict(versions.features[-1]) if len(versions) else None, len(versions)
 
 
 async def _row(session: ReadSession, kind: Deletable, id_: str) -> int | None:

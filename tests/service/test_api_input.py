@@ -152,7 +152,7 @@ BAD_INTERACTIONS = [
     ({"user_id": True}, "user_id", AN_ID, "true"),
     ({"user_id": None}, "user_id", AN_ID, "null"),
     ({"event_id": 2**63}, "event_id", AN_INTEGER, "9223372036854775808"),
-    ({"weight": 1}, "weight", "no field of this name", "1"),
+    ({"colour": 1}, "colour", "no field of this name", "1"),
 ]
 
 

@@ -188,6 +188,7 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
         "/impressions",
         "/clicks",
         "/items",
+        "/users",
         "/items/{item_id}",
         "/users/{user_id}",
         "/periods/close",

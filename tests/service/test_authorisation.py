@@ -61,6 +61,7 @@ TABLE = [
     Call("POST", "/impressions", scopes("ingest"), 422, {"impressions": []}),
     Call("POST", "/clicks", scopes("ingest"), 422, {"clicks": []}),
     Call("PUT", "/items", scopes("ingest"), 422, {"items": []}),
+    Call("PUT", "/users", scopes("ingest"), 422, {"users": []}),
     Call("GET", "/items/{item_id}", scopes("admin"), 422),
     Call("DELETE", "/items/{item_id}", scopes("admin"), 422),
     Call("GET", "/users/{user_id}", scopes("admin"), 422),

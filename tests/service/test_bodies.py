@@ -49,13 +49,15 @@ def plain(value: Any) -> Any:
         user = NOBODY if value.user_id is None else hash_ids([value.user_id]).tolist()[0]
         asked = [user, *hash_ids(value.items).tolist()]
         log = 1000 if value.log_impressions is True else value.log_impressions or None
-        to_log = None if log is None else (value.items, log)
+        to_log = None if log is None else (value.items, log, None, None)
         return {
             "user_id": value.user_id,
             "asked": asked,
             "history": past,
             "request_id": value.request_id,
             "to_log": to_log,
+            "context": None,
+            "item_contexts": None,
         }
     if isinstance(value, Question):
         past = None if value.history is None else value.history.tolist()

@@ -196,6 +196,7 @@ def test_nothing_is_stored_that_was_not_acknowledged_or_is_not_sent_again(instal
     calls = [
         ("POST", "/interactions", {"interactions": [event(n) for n in range(3, 6)]}),
         ("PUT", "/items", {"items": [{"item_id": "i", "categories": ["c"]}]}),
+        ("PUT", "/users", {"users": [{"user_id": "u", "features": None}]}),
         ("POST", "/periods/close", {"expected_period": 1}),
         ("POST", "/impressions", {"impressions": [impression("r", "u", "ab")]}),
         ("POST", "/clicks", {"clicks": [click("r", "a")]}),

@@ -49,6 +49,7 @@ GOOD = {
     ).encode(),
     "POST /clicks": b'{"clicks": [{"request_id": "r", "item_id": "a", "timestamp": 1000000000000}]}',
     "PUT /items": b'{"items": [{"item_id": "i", "categories": ["c"]}]}',
+    "PUT /users": b'{"users": [{"user_id": "u", "features": {}}]}',
     "POST /periods/close": b'{"expected_period": 1}',
     "POST /admin/models/0/pin": b'{"reason": "r"}',
     "POST /admin/rollback": b'{"to_version": 0, "sequence": "keep", "reason": "r"}',
@@ -179,6 +180,7 @@ LIMITS = {
     "POST /predict/batch": MAX_BATCH_BYTES,
     "POST /interactions": MAX_BODY_BYTES,
     "PUT /items": MAX_BODY_BYTES,
+    "PUT /users": MAX_BODY_BYTES,
     "POST /periods/close": MAX_BODY_BYTES,
     "GET /healthz": MAX_BODY_BYTES,
 }
@@ -221,7 +223,7 @@ def test_a_body_that_nobody_wants_is_not_read_to_its_end(served: Served) -> None
 
 
 BOMB = gzip.compress(bytes(64 * MIB), 9)
-GZIPPED = {"POST /interactions", "POST /impressions", "POST /clicks", "PUT /items"}
+GZIPPED = {"POST /interactions", "POST /impressions", "POST /clicks", "PUT /items", "PUT /users"}
 """Calls that take bodies compressed with gzip."""
 
 

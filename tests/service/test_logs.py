@@ -98,6 +98,7 @@ def knock(client: httpx.Client, running: Program, key: str) -> None:
             ("POST", "/predict/batch"),
             ("POST", "/interactions"),
             ("PUT", "/items"),
+            ("PUT", "/users"),
             ("POST", "/admin/rollback"),
             ("GET", "/admin/models"),
             ("GET", f"/periods?limit=1&key={key}"),
@@ -153,6 +154,7 @@ FAILURES = [
     ("GET", "/items/ann/gone", "service.routers.items.get_item"),
     ("DELETE", "/items/ann/gone", "service.routers.users.request_deletion"),
     ("PUT", "/items", "service.routers.items.put_items"),
+    ("PUT", "/users", "service.routers.users.put_users"),
     ("POST", "/predict", "service.routers.predict.predict"),
     ("POST", "/predict/batch", "service.routers.predict.predict_many"),
     ("GET", "/metrics", "service.metrics.generate_latest"),
@@ -164,6 +166,7 @@ TEMPLATES = {
 }
 BODIES = {
     "/items": {"items": [{"item_id": "i", "categories": []}]},
+    "/users": {"users": [{"user_id": "u", "features": {}}]},
     "/predict": {"user_id": "u", "items": ["a"], "history": []},
     "/predict/batch": {"requests": [QUESTION]},
 }

@@ -115,6 +115,7 @@ def test_on_every_endpoint_and_every_error(process: Served) -> None:
         ("POST", "/predict/batch"): {"requests": [QUESTION]},
         ("POST", "/interactions"): {"interactions": [event(1)]},
         ("PUT", "/items"): {"items": [{"item_id": "a", "categories": ["c"]}]},
+        ("PUT", "/users"): {"users": [{"user_id": "u", "features": {}}]},
         ("POST", "/admin/rollback"): {"to_version": 0, "sequence": "keep", "reason": "test"},
         ("POST", "/periods/close"): {},
     }

@@ -19,6 +19,8 @@ from tests.service.backup_support import sql
 
 DIGEST = "a" * 64
 
+OWNERS = ("user", "item")
+
 FILL = (
     f"INSERT INTO artifacts (digest, kind, size) VALUES ('{DIGEST}', 'serving', 1)",
     f"INSERT INTO artifact_chunks (digest, index, data) VALUES ('{DIGEST}', 0, 'x')",
@@ -34,13 +36,18 @@ FILL = (
         f"CREATE TABLE {table}_p3 PARTITION OF {table} FOR VALUES IN (3)"
         for table in ("interactions", "impressions", "clicks")
     ),
-    "INSERT INTO interactions (event_id, period, user_id, item_id, label, occurred_at, request_id, content, sampled) "
-    "VALUES ('e1', 1, 'u', 'i', 1, now(), 'r', 7, true), ('e3', 3, 'u', 'i', 0, now(), 'r', 8, false)",
+    "INSERT INTO interactions (event_id, period, user_id, item_id, label, occurred_at, request_id, content, sampled, "
+    "context, weight) VALUES ('e1', 1, 'u', 'i', 1, now(), 'r', 7, true, '{\"page\": 1}', 0.5), "
+    "('e3', 3, 'u', 'i', 0, now(), 'r', 8, false, null, null)",
     "INSERT INTO log_counters (period, slot, events) VALUES (3, 0, 1)",
     "INSERT INTO event_ids (kind, event_id, period, content) "
     "VALUES (0, 'e1', 1, 7), (0, 'e2', 2, 9), (1, 'r', 3, 1), (2, 'c', 3, 2)",
-    "INSERT INTO impressions (request_id, period, user_id, item_ids, positions, shown_at) "
-    "VALUES ('r', 3, 'u', '{i}', '{1}', now())",
+    "INSERT INTO impressions (request_id, period, user_id, item_ids, positions, shown_at, context, item_contexts) "
+    "VALUES ('r', 3, 'u', '{i}', '{1}', now(), '{\"page\": 1}', '[{\"page\": 2}]')",
+    *(
+        f"INSERT INTO {owner}_features ({owner}_id, at, features) VALUES ('x', now(), '{{\"a\": 1}}')"
+        for owner in OWNERS
+    ),
     "INSERT INTO clicks (event_id, period, request_id, item_id, clicked_at, interaction_id) "
     "VALUES ('c', 3, 'r', 'i', now(), 'r/i')",
     "INSERT INTO unresolved_positives (interaction_id, period, user_id, item_id, shown_at) "
@@ -49,8 +56,8 @@ FILL = (
     "INSERT INTO user_passes (user_id, item_ids, event_ids, times) VALUES ('u', '{i}', '{e4}', ARRAY[now()])",
     "INSERT INTO items (item_id, categories, period) VALUES ('i', '{c}', 2)",
     "INSERT INTO entity_rows (kind, row, id, first_period, allocation) "
-    "VALUES ('user', 1, null, 1, 1), ('user', 2, 'u', 1, 4)",
-    "INSERT INTO seen_rows (kind, period, rows) VALUES ('user', 1, '{1}')",
+    "VALUES ('user', 1, null, 1, 1), ('user', 2, 'u', 1, 4), ('field', 1, 'page=1', 1, 1)",
+    "INSERT INTO seen_rows (kind, period, rows) VALUES ('user', 1, '{1}'), ('field', 1, '{1}')",
     "INSERT INTO model_versions (version, period, kind, parent_version, serving_digest, state, scores, gate, "
     "created_by, pinned) VALUES (0, 0, 'prior', null, null, '{}', '{}', '{}', 'w', false), "
     f"(1, 1, 'generated', 0, '{DIGEST}', '{{}}', '{{}}', '{{}}', 'w', true)",

@@ -431,9 +431,9 @@ class TestInteractions:
 class TestCatalogue:
     async def test_upsert_counts_what_changed(self, database: Database) -> None:
         async with database.unit_of_work() as uow:
-            assert await uow.items.upsert({"i1": ["a", "b"], "i2": [], "i3": ['q"\\,{é']}) == 3
-            assert await uow.items.upsert({"i1": ["a", "b"], "i2": ["c"]}) == 1
-            assert await uow.items.upsert({}) == 0
+            assert await uow.items.upsert({"i1": ["a", "b"], "i2": [], "i3": ['q"\\,{é']}) == {"i1", "i2", "i3"}
+            assert await uow.items.upsert({"i1": ["a", "b"], "i2": ["c"]}) == {"i2"}
+            assert await uow.items.upsert({}) == set()
             assert await uow.items.categories(["i3", "i1", "none"]) == {"i1": ("a", "b"), "i3": ('q"\\,{é',)}
             catalogue = await uow.items.catalogue()
         assert catalogue.item_ids == ["i1", "i2", "i3"]

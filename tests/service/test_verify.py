@@ -308,6 +308,22 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         ["DELETE FROM event_ids WHERE event_id = 'r1/a'"],
         [f"click r1/a: expected once stored and .* found stored in {OPEN}, among the event ids in none"],
     ),
+    "a context that is no object": (
+        ["UPDATE impressions SET context = '3' WHERE request_id = 'r1'"],
+        [r"impression r1: expected an object as context, .*; found number, and none for \d+ items"],
+    ),
+    "contexts of other items": (
+        ["""UPDATE impressions SET item_contexts = '[null, null, null, {"a": 1}, 1, 1, 1]' WHERE request_id = 'r1'"""],
+        [r"impression r1: expected .* one or null for each of its items; found none, and 7 for \d+ items"],
+    ),
+    "a weight of nothing": (
+        ["UPDATE interactions SET weight = 0 WHERE event_id = '4-000002'"],
+        ["event 4-000002: expected an object as context, and a weight above 0; found none and 0"],
+    ),
+    "features that are no object": (
+        ["INSERT INTO user_features (user_id, at, features) VALUES ('u', now(), '[]')"],
+        ["features of user u at .*: expected an object; found array"],
+    ),
     "an impression in another period": (
         [f"UPDATE impressions SET period = {NEXT} WHERE request_id = 'r1'"],
         [f"impression r1: expected once stored and .* found stored in {NEXT}, among the event ids in {OPEN}"],

@@ -6,9 +6,11 @@ Repositories neither begin nor commit; the session that holds them (`service.sto
 from service.storage.events import EventBatch, Happened, Interaction
 from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
-from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
+from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items, field_value_id
 from service.storage.repositories.deletions import Deletable, Deletion, Deletions, id_digest
+from service.storage.repositories.features import Features, FeaturesOf, FeatureVersion
 from service.storage.repositories.interactions import (
+    Contexts,
     Inserted,
     Interactions,
     PeriodLog,
@@ -44,6 +46,7 @@ __all__ = [
     "AuditEntry",
     "Catalogue",
     "Click",
+    "Contexts",
     "Deletable",
     "Deletion",
     "Deletions",
@@ -54,6 +57,9 @@ __all__ = [
     "Evaluations",
     "EventBatch",
     "Extent",
+    "FeatureVersion",
+    "Features",
+    "FeaturesOf",
     "GateSummary",
     "Happened",
     "Impression",
@@ -80,6 +86,7 @@ __all__ = [
     "Stored",
     "Traces",
     "digest_of",
+    "field_value_id",
     "id_digest",
     "interaction_id",
 ]

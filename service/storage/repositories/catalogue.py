@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from asmg.layout import COLD_ROW
 from service.storage import tables
 
-__all__ = ["Catalogue", "Entities", "EntityKind", "Extent", "Items"]
+__all__ = ["Catalogue", "Entities", "EntityKind", "Extent", "Items", "field_value_id"]
 
 
 class EntityKind(StrEnum):
@@ -24,6 +24,13 @@ class EntityKind(StrEnum):
     USER = "user"
     ITEM = "item"
     CATEGORY = "category"
+    FIELD = "field"
+    """One table of all fields; an id is a value of one of them, see `field_value_id`."""
+
+
+def field_value_id(field: str, value: str) -> str:
+    """The id by which a value of a field has its row: `device=phone`. No name of a field holds a `=`."""
+    return f"{field}={value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,7 @@ UPSERT_ITEMS = text("""
     ON CONFLICT (item_id) DO UPDATE
     SET categories = excluded.categories, period = excluded.period, updated_at = now()
     WHERE known.categories IS DISTINCT FROM excluded.categories
+    RETURNING item_id
 """)
 
 # Rows change hands under a lock of the kind, so two transactions never compute the same next row. The lock is in the
@@ -95,13 +103,13 @@ class Items:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def upsert(self, items: Mapping[str, Sequence[str]]) -> int:
-        """Store the categories of each item; return how many items are new or changed."""
+    async def upsert(self, items: Mapping[str, Sequence[str]]) -> set[str]:
+        """Store the categories of each item; return the items that are new or changed."""
         if not items:
-            return 0
+            return set()
         rows = [{"item_id": item_id, "categories": list(categories)} for item_id, categories in items.items()]
-        result = await self._connection.execute(UPSERT_ITEMS, {"items": orjson.dumps(rows).decode()})
-        return int(result.rowcount)
+        changed = await self._connection.execute(UPSERT_ITEMS, {"items": orjson.dumps(rows).decode()})
+        return set(changed.scalars())
 
     async def categories(self, item_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """The categories of those of the items that are in the catalogue."""

@@ -5,13 +5,14 @@ and when reading a Python object for each row.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import numpy as np
+import orjson
 from asyncpg import Connection, InterfaceError, InternalClientError, PostgresError, UniqueViolationError
 from numpy.typing import NDArray
 from sqlalchemy import delete, exists, func, select, text, update
@@ -20,12 +21,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import NotReady
 from service.limits import MAX_ID_LENGTH
 from service.storage import tables
-from service.storage.events import COLUMNS, EventBatch, Happened
+from service.storage.events import EventBatch, Happened
 from service.storage.outages import outage
 from service.storage.repositories.periods import UNMERGED, open_and_unmerged
 
 __all__ = [
     "COUNT",
+    "Contexts",
     "Inserted",
     "Interactions",
     "PeriodLog",
@@ -58,9 +60,20 @@ class PeriodLog:
     timestamps_ms: NDArray[np.int64]
     sampled: NDArray[np.bool_]
     """Negatives that nobody was shown."""
+    weights: NDArray[np.float32]
+    """How much each counts; 1 where nothing was said."""
 
     def __len__(self) -> int:
         return len(self.user_ids)
+
+
+class Contexts(NamedTuple):
+    """The contexts of some interactions of a period."""
+
+    places: NDArray[np.int64]
+    """Of the interactions in `Interactions.log` of the period, ascending, [m]."""
+    values: list[Mapping[str, Any]]
+    """Of each the values of the fields of the context by their names, as they were sent, [m]."""
 
 
 class Inserted(NamedTuple):
@@ -143,9 +156,10 @@ ROWS_OF_A_COPY = 5000
 LOG = text("""
     SELECT array_agg(user_id ORDER BY n) AS user_ids, array_agg(item_id ORDER BY n) AS item_ids,
            array_agg(label ORDER BY n) AS labels, array_agg(ms ORDER BY n) AS timestamps_ms,
-           array_agg(sampled ORDER BY n) AS sampled
+           array_agg(sampled ORDER BY n) AS sampled, array_agg(weight ORDER BY n) AS weights
     FROM (
-        SELECT user_id, item_id, label, sampled, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS ms,
+        SELECT user_id, item_id, label, sampled, coalesce(weight, 1) AS weight,
+               floor(extract(epoch FROM occurred_at) * 1000)::bigint AS ms,
                row_number() OVER (ORDER BY occurred_at, event_id) AS n
         FROM interactions
         WHERE period = :period
@@ -153,6 +167,19 @@ LOG = text("""
     GROUP BY (n - 1) / :size
     ORDER BY (n - 1) / :size
 """)
+
+CONTEXTS = text("""
+    SELECT n, context::text AS context
+    FROM (
+        SELECT context, row_number() OVER (ORDER BY occurred_at, event_id) - 1 AS n
+        FROM interactions
+        WHERE period = :period
+    ) AS log
+    WHERE context IS NOT NULL
+    ORDER BY n
+""")
+CONTEXTS_OF_A_PAGE = 10_000
+"""Each has at most 8 KiB."""
 
 FORGET_DROPPED_IDS = text("""
     WITH RECURSIVE known (period) AS (
@@ -271,6 +298,7 @@ class Interactions:
         labels: list[NDArray[np.int8]] = []
         timestamps_ms: list[NDArray[np.int64]] = []
         sampled: list[NDArray[np.bool_]] = []
+        weights: list[NDArray[np.float32]] = []
         async with self._connection.stream(LOG, {"period": period, "size": ROWS_OF_A_PAGE}) as pages:
             async for page in pages:
                 user_ids += page.user_ids
@@ -278,8 +306,16 @@ class Interactions:
                 labels.append(np.array(page.labels, dtype=np.int8))
                 timestamps_ms.append(np.array(page.timestamps_ms, dtype=np.int64))
                 sampled.append(np.array(page.sampled, dtype=np.bool_))
+                weights.append(np.array(page.weights, dtype=np.float32))
         columns = join(labels, np.int8), join(timestamps_ms, np.int64), join(sampled, np.bool_)
-        return PeriodLog(user_ids, item_ids, *columns)
+        return PeriodLog(user_ids, item_ids, *columns, join(weights, np.float32))
+
+    async def contexts(self, period: int) -> AsyncIterator[Contexts]:
+        """The contexts of those interactions of a period that have one, some at a time, in the order of `log`."""
+        async with self._connection.stream(CONTEXTS, {"period": period}) as found:
+            async for page in found.partitions(CONTEXTS_OF_A_PAGE):
+                places = np.array([row.n for row in page], dtype=np.int64)
+                yield Contexts(places, [orjson.loads(row.context) for row in page])
 
     async def drop(self, period: int, *, lock_seconds: float) -> None:
         """Let go of a period's log that is folded. The transaction should do nothing else: it holds up whoever comes.
@@ -314,7 +350,7 @@ async def insert_events(
     accepted = [n for n in order if ids[n] not in known] if known else order
     happened = Happened.of([])
     if accepted:
-        copying = _copy(driver, period, events.copy(accepted, period))
+        copying = _copy(driver, period, events.copy(accepted, period), events.columns)
         _, happened = await asyncio.gather(copying, _happened(events, accepted))
     if len(accepted) == len(ids):
         return Stored(period, Inserted(accepted, []), happened)
@@ -361,13 +397,13 @@ async def known_ids(
     return *open_and_unmerged(numbers.items()), known
 
 
-async def _copy(driver: Connection, period: int, rows: bytes) -> None:
+async def _copy(driver: Connection, period: int, rows: bytes, columns: Sequence[str]) -> None:
     async def source() -> AsyncIterator[bytes]:
         yield rows
 
     try:
         table = f"interactions_p{int(period)}"
-        await driver.copy_to_table(table, source=source(), columns=COLUMNS, format="binary")
+        await driver.copy_to_table(table, source=source(), columns=columns, format="binary")
     except UniqueViolationError as error:
         raise Raced from error
 

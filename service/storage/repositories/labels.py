@@ -51,6 +51,10 @@ class Impression:
     """Where each item was; None for 0, 1, 2, …"""
     shown_at: datetime
     """Timezone-aware."""
+    context: str | None = None
+    """Values of the fields of the context, of all items, as JSON; None for none."""
+    item_contexts: Sequence[str | None] | None = None
+    """Those of each item, over the ones of all; None where no item has any."""
 
     @property
     def event_id(self) -> str:
@@ -67,7 +71,17 @@ class Impression:
     def content(self) -> str:
         """All the rest."""
         positions = "" if self.positions is None else ",".join(map(str, self.positions))
-        return "\0".join((self.user_id, _moment(self.shown_at), positions, *self.item_ids))
+        whole = "\0".join((self.user_id, _moment(self.shown_at), positions, *self.item_ids))
+        if self.context is None and self.item_contexts is None:
+            return whole
+        return "\0".join((whole, "", self.context or "", *(context or "" for context in self.item_contexts or ())))
+
+    @property
+    def item_contexts_json(self) -> str | None:
+        """`item_contexts`, as one JSON text."""
+        if self.item_contexts is None:
+            return None
+        return f"[{','.join(context or 'null' for context in self.item_contexts)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +132,10 @@ STORED_CONTENTS = text("""
     SELECT event_id, content FROM event_ids WHERE kind = :kind AND event_id = ANY(CAST(:event_ids AS text[]))
 """)
 
-IMPRESSION_COLUMNS = ("request_id", "period", "user_id", "item_ids", "positions", "shown_at")
+IMPRESSION_COLUMNS = (
+    *("request_id", "period", "user_id", "item_ids", "positions", "shown_at"),
+    *("context", "item_contexts"),
+)
 CLICK_COLUMNS = ("event_id", "period", "request_id", "item_id", "clicked_at", "interaction_id")
 
 IN_TIME = "click.clicked_at BETWEEN shown.shown_at AND shown.shown_at + CAST(:window AS interval)"
@@ -215,9 +232,14 @@ INTERACTION_ID = f"""
          ELSE encode(sha256(convert_to({WHOLE_ID}, 'UTF8')), 'hex') END
 """
 
+# The values of an item count before those of all.
+MADE_CONTEXT = """
+    nullif(coalesce(context, '{{}}') || coalesce(nullif(item_contexts -> (n - 1)::int, 'null'), '{{}}'), '{{}}')
+"""
+
 MADE = f"""
-    SELECT {INTERACTION_ID} COLLATE "C" AS event_id, user_id, item_id, shown_at, request_id
-    FROM impressions_p{{period}} AS shown CROSS JOIN LATERAL unnest(item_ids) AS item (item_id)
+    SELECT {INTERACTION_ID} COLLATE "C" AS event_id, user_id, item_id, shown_at, request_id, {MADE_CONTEXT} AS context
+    FROM impressions_p{{period}} AS shown CROSS JOIN LATERAL unnest(item_ids) WITH ORDINALITY AS item (item_id, n)
     WHERE {DUE}
 """
 
@@ -236,8 +258,9 @@ DERIVE = f"""
         FROM clicks_p{{period}} AS click JOIN impressions_p{{period}} AS shown USING (request_id)
         WHERE {IN_TIME}
     ), made AS MATERIALIZED ({MADE}), stored AS (
-        INSERT INTO interactions_p{{period}} (event_id, period, user_id, item_id, label, occurred_at, request_id)
-        SELECT event_id, {{period}}, user_id, item_id, (interaction_id IS NOT NULL)::int, shown_at, request_id
+        INSERT INTO interactions_p{{period}}
+            (event_id, period, user_id, item_id, label, occurred_at, request_id, context)
+        SELECT event_id, {{period}}, user_id, item_id, (interaction_id IS NOT NULL)::int, shown_at, request_id, context
         FROM made LEFT JOIN clicked ON interaction_id = event_id
         WHERE EXISTS (
             SELECT FROM event_ids AS reserved
@@ -304,7 +327,11 @@ class Labels:
         inserted = await self._claim(IMPRESSION, period, impressions)
         for part in _parts([impressions[n] for n in inserted.accepted]):
             rows = [
-                (i.request_id, period, i.user_id, i.item_ids, i.positions, in_milliseconds(i.shown_at)) for i in part
+                (
+                    *(i.request_id, period, i.user_id, i.item_ids, i.positions, in_milliseconds(i.shown_at)),
+                    *(i.context, i.item_contexts_json),
+                )
+                for i in part
             ]
             async with driver_of(self._connection) as driver:
                 table = f"impressions_p{int(period)}"

@@ -68,12 +68,15 @@ REMOVE_ITEM_OF_IMPRESSIONS = f"""
     WITH rest AS MATERIALIZED (
         SELECT request_id,
                array_agg(item ORDER BY n) FILTER (WHERE item <> :id) AS item_ids,
-               array_agg(coalesce(positions[n], n - 1)::int ORDER BY n) FILTER (WHERE item <> :id) AS positions
+               array_agg(coalesce(positions[n], n - 1)::int ORDER BY n) FILTER (WHERE item <> :id) AS positions,
+               jsonb_agg(item_contexts -> (n - 1)::int ORDER BY n)
+                   FILTER (WHERE item <> :id AND item_contexts IS NOT NULL) AS item_contexts
         FROM impressions CROSS JOIN LATERAL unnest(item_ids) WITH ORDINALITY AS shown (item, n)
         WHERE period = {{period}} AND request_id = ANY(CAST(:keys AS text[])) AND :id = ANY (item_ids)
         GROUP BY request_id
     ), changed AS (
-        UPDATE impressions AS shown SET item_ids = rest.item_ids, positions = rest.positions FROM rest
+        UPDATE impressions AS shown
+        SET item_ids = rest.item_ids, positions = rest.positions, item_contexts = rest.item_contexts FROM rest
         WHERE period = {{period}} AND shown.request_id = rest.request_id AND rest.item_ids IS NOT NULL
     ), gone AS (
         DELETE FROM impressions AS shown USING rest
@@ -157,18 +160,23 @@ REMOVE_FROM_CATALOGUE = """
     WITH gone AS (DELETE FROM items WHERE item_id = :id RETURNING 1) SELECT count(*) AS catalogue FROM gone
 """
 
+REMOVE_FEATURES = """
+    WITH gone AS (DELETE FROM {kind}_features WHERE {kind}_id = :id RETURNING 1) SELECT count(*) AS features FROM gone
+"""
+
 IDS = {
     "user": """
         SELECT user_id FROM interactions UNION SELECT user_id FROM impressions UNION SELECT user_id FROM user_histories
         UNION SELECT user_id FROM user_passes UNION SELECT user_id FROM unresolved_positives
-        UNION SELECT id FROM entity_rows WHERE kind = 'user'
+        UNION SELECT user_id FROM user_features UNION SELECT id FROM entity_rows WHERE kind = 'user'
         UNION SELECT id FROM deletions WHERE kind = 'user'
     """,
     "item": """
         SELECT item_id FROM interactions UNION SELECT unnest(item_ids) FROM impressions UNION SELECT item_id FROM clicks
         UNION SELECT unnest(item_ids) FROM user_histories UNION SELECT unnest(item_ids) FROM user_passes
         UNION SELECT item_id FROM unresolved_positives
-        UNION SELECT item_id FROM items UNION SELECT id FROM entity_rows WHERE kind = 'item'
+        UNION SELECT item_id FROM items UNION SELECT item_id FROM item_features
+        UNION SELECT id FROM entity_rows WHERE kind = 'item'
         UNION SELECT id FROM deletions WHERE kind = 'item'
     """,
 }
@@ -260,8 +268,11 @@ class Traces:
         return removed
 
     async def release(self, kind: Deletable, id_: str) -> Mapping[str, int]:
-        """Free the id's row, as if it were evicted, and remove it from the catalogue; under the lock of the kind."""
+        """Free the id's row, as if it were evicted, and remove it from features and catalogue; under the lock of the
+        kind.
+        """
         found = dict(await self._counts(RELEASE, kind=kind, id=id_))
+        found |= await self._counts(REMOVE_FEATURES.format(kind=kind), id=id_)
         if kind == "item":
             found |= await self._counts(REMOVE_FROM_CATALOGUE, id=id_)
         return found
