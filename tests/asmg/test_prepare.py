@@ -371,7 +371,6 @@ def test_kuairand(tmp_path: Path, block_bytes: int) -> None:
     write(folder / "log_standard_pure_second_week.csv", kuairand_file(second))
     write(folder / "log_standard_pure_second_week.csv.gz", "the same, compressed: not read")
     write(folder / "log_random_pure.csv", "videos shown at random: not read")
-    write(folder / "user_features_pure.csv", "not read")
     card = run("kuairand", tmp_path / "raw", tmp_path / "out", block_bytes=block_bytes)
     rows = first + second
     check(card, tmp_path / "out", rows, rows, {}, unique=True)
