@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import orjson
 from rich.console import Console
@@ -35,10 +35,10 @@ from service.settings import Settings
 from service.spool import Spool, temporary_spool
 from service.storage.database import Database
 from service.storage.redis_state import HistoryStore, Notices, connect
-from service.storage.repositories import EventBatch, Interaction, PeriodStatus
+from service.storage.repositories import EventBatch, FeatureVersion, Interaction, PeriodStatus
 from service.supervisor import environment_of, installation
 from service.use_cases.audit import command_line
-from service.use_cases.catalogue import put_items
+from service.use_cases.catalogue import put_items, put_users
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest
 from service.use_cases.status import PeriodDocument, get_model
@@ -198,10 +198,18 @@ class _Plan:
                     event.item_id,
                     event.label,
                     EPOCH + timedelta(milliseconds=event.time_ms),
+                    context=event.context,
                 )
                 for event in self.spool.events(places)
             ]
         )
+
+    def features(self, of: Literal["user", "item"], places: range) -> list[FeatureVersion]:
+        """What some interactions of the log tell of their users, or of their items."""
+        return [
+            FeatureVersion(id_, EPOCH + timedelta(milliseconds=time_ms), orjson.loads(told))
+            for id_, time_ms, told in self.spool.features(of, places)
+        ]
 
 
 async def _import(
@@ -260,7 +268,13 @@ class _Backfill:
         places = self._plan.pieces[piece - 1]
         for start in range(0, len(places), MAX_INTERACTIONS):
             self._bar.show(f"{title}: storing {len(places):,} interactions", start / len(places))
-            events = self._plan.events(places[start : start + MAX_INTERACTIONS])
+            some = places[start : start + MAX_INTERACTIONS]
+            users, of_items = self._plan.features("user", some), self._plan.features("item", some)
+            if users:
+                await put_users(self._database, users)
+            if of_items:
+                await put_items(self._database, {}, of_items)
+            events = self._plan.events(some)
             await ingest(self._database, self._histories, events)
         try:
             period = await close_period(

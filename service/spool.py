@@ -4,6 +4,7 @@
 out again period by period. Held in memory are the ids of the items and their categories.
 """
 
+import math
 import os
 import sqlite3
 import tempfile
@@ -12,21 +13,24 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 
+from asmg.datasets.columns import split_values
 from asmg.datasets.gathering import Ids
 from asmg.datasets.generic import LogForm, distinct_categories
 from asmg.datasets.log import windows_of
 from asmg.datasets.sampling import draw_negatives
 from asmg.datasets.scan import Malformed
+from asmg.features import Field, Of
 from asmg.log_format import CutBy, LogFormatError
 from service.errors import ServiceError
-from service.limits import MAX_CATEGORIES
+from service.fields import written
+from service.limits import MAX_CATEGORIES, MAX_CONTEXT_BYTES
 
-__all__ = ["Spool", "SpooledEvent", "temporary_spool"]
+__all__ = ["Spool", "SpooledEvent", "SpooledFeatures", "temporary_spool"]
 
 BLOCK_BYTES = 1 << 23
 """Bytes of the file that are read at once."""
@@ -44,9 +48,22 @@ STEPS = 100_000
 """Of SQLite's machine, a few milliseconds, after which it asks whether to go on."""
 
 # A row is in its group (a window or what the period column says), at its time, in the place that it has in the file,
-# and there the positive (copy 0) comes before its negatives.
-_COLUMNS = "grp INTEGER, time INTEGER, row INTEGER, copy INTEGER, user TEXT, item INTEGER, label INTEGER"
-_ORDERED = "place INTEGER PRIMARY KEY, time INTEGER, grp INTEGER, user TEXT, item INTEGER, label INTEGER"
+# and there the positive (copy 0) comes before its negatives. Fields are JSON objects; those of user and item are null
+# where the row tells nothing of them, as a negative does.
+_FIELDS = "context TEXT, user_fields TEXT, item_fields TEXT"
+_COLUMNS = f"grp INTEGER, time INTEGER, row INTEGER, copy INTEGER, user TEXT, item INTEGER, label INTEGER, {_FIELDS}"
+_ORDERED = f"place INTEGER PRIMARY KEY, time INTEGER, grp INTEGER, user TEXT, item INTEGER, label INTEGER, {_FIELDS}"
+
+# Of each user or item the rows that tell something else than the one before them.
+_VERSIONS = """
+    INSERT INTO {kind}_versions
+    SELECT place, {kind}, time, told
+    FROM (
+        SELECT place, {kind}, time, {kind}_fields AS told,
+            lag({kind}_fields, 1, '{{}}') OVER (PARTITION BY {kind} ORDER BY place) AS before
+        FROM log WHERE {kind}_fields IS NOT NULL
+    ) WHERE told <> before ORDER BY place
+"""
 
 
 class SpooledEvent(NamedTuple):
@@ -58,6 +75,17 @@ class SpooledEvent(NamedTuple):
     item_id: str
     label: int
     time_ms: int
+    context: str | None = None
+    """The values of the fields of the context, a JSON object; None for none."""
+
+
+class SpooledFeatures(NamedTuple):
+    """What a row of the log tells anew of its user or its item."""
+
+    id: str
+    time_ms: int
+    features: str
+    """A JSON object."""
 
 
 @dataclass
@@ -130,11 +158,16 @@ class Spool:
         self._database.execute(f"CREATE TABLE log ({_ORDERED})")
         union = " UNION ALL ".join(f"SELECT * FROM {table}" for table in tables)
         self._database.execute(
-            "INSERT INTO log (time, grp, user, item, label) SELECT time, grp, user, item, label "
+            "INSERT INTO log (time, grp, user, item, label, context, user_fields, item_fields) "
+            "SELECT time, grp, user, item, label, context, user_fields, item_fields "
             f"FROM ({union}) ORDER BY grp, time, row, copy"
         )
         for table in tables:
             self._database.execute(f"DROP TABLE {table}")
+        for kind in ("user", "item"):
+            self._database.execute(f"CREATE TABLE {kind}_versions (place INTEGER PRIMARY KEY, id, time, told TEXT)")
+            if any(field.of == kind for field in form.fields.values()):
+                self._database.execute(_VERSIONS.format(kind=kind))
         self._count = self._database.execute("SELECT count(*) FROM log").fetchone()[0]
 
     def _read(self, form: LogForm, by: CutBy, malformed: Malformed, progress: Callable[[float], None]) -> None:
@@ -161,6 +194,7 @@ class Spool:
             rows[form.user].to_list(),
             items,
             labels,
+            *(_written(rows, form, of) for of in _OF),
             strict=True,
         )
         self._insert("read", values)
@@ -170,7 +204,7 @@ class Spool:
 
     def _insert(self, table: str, rows: Iterable[tuple[object, ...]]) -> None:
         self._database.execute("BEGIN")
-        self._database.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        self._database.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         self._database.execute("COMMIT")
 
     def _check_categories(self, form: LogForm) -> None:
@@ -186,8 +220,8 @@ class Spool:
     def _draw(self, negatives: int, rng: np.random.Generator) -> None:
         """Draw the negatives of all positives, of some users at a time: a user's know nothing of another's."""
         ordered = self._database.cursor()
-        ordered.execute("SELECT user, item, grp, time, row FROM read ORDER BY user, row")
-        chunk: list[tuple[str, int, int, int, int]] = []
+        ordered.execute("SELECT user, item, grp, time, row, context FROM read ORDER BY user, row")
+        chunk: list[_Positive] = []
         for _, rows in groupby(ordered, key=lambda row: row[0]):
             chunk += rows
             if len(chunk) >= DRAWN_AT_ONCE:
@@ -196,9 +230,7 @@ class Spool:
         if chunk:
             self._draw_some(chunk, negatives, rng)
 
-    def _draw_some(
-        self, positives: list[tuple[str, int, int, int, int]], negatives: int, rng: np.random.Generator
-    ) -> None:
+    def _draw_some(self, positives: "list[_Positive]", negatives: int, rng: np.random.Generator) -> None:
         users = Ids().encode(pl.Series([row[0] for row in positives], dtype=pl.String)).astype(np.int64)
         has_negative, drawn = draw_negatives(
             users,
@@ -213,8 +245,8 @@ class Spool:
         chosen = [row for row, has in zip(positives, has_negative.tolist(), strict=True) if has]
         items = iter(drawn.tolist())
         rows = (
-            (group, time, row, copy, user, next(items), 0)
-            for user, _, group, time, row in chosen
+            (group, time, row, copy, user, next(items), 0, context, None, None)
+            for user, _, group, time, row, context in chosen
             for copy in range(1, negatives + 1)
         )
         self._insert("drawn", rows)
@@ -237,11 +269,20 @@ class Spool:
     def events(self, places: range) -> Iterator[SpooledEvent]:
         """The interactions of some places, in order."""
         found = self._database.execute(
-            "SELECT place, user, item, label, time FROM log WHERE place BETWEEN ? AND ? ORDER BY place",
+            "SELECT place, user, item, label, time, context FROM log WHERE place BETWEEN ? AND ? ORDER BY place",
             (places.start + 1, places.stop),  # SQLite counts from 1
         )
-        for place, user, item, label, time in found:
-            yield SpooledEvent(place - 1, user, self._item_ids[item], label, time)
+        for place, user, item, label, time, context in found:
+            yield SpooledEvent(place - 1, user, self._item_ids[item], label, time, context)
+
+    def features(self, of: Literal["user", "item"], places: range) -> Iterator[SpooledFeatures]:
+        """What the interactions of some places tell anew of their users, or of their items."""
+        found = self._database.execute(
+            f"SELECT id, time, told FROM {of}_versions WHERE place BETWEEN ? AND ? ORDER BY place",
+            (places.start + 1, places.stop),
+        )
+        for id_, time, told in found:
+            yield SpooledFeatures(id_ if of == "user" else self._item_ids[id_], time, told)
 
     def new_categories(self, pieces: list[range]) -> Iterator[dict[str, tuple[str, ...]]]:
         """For each piece the items that appear for the first time and have categories, in order of appearance."""
@@ -286,6 +327,36 @@ def _unusable(place: str, reason: object) -> ServiceError:
         f"the temporary folder {place} does not hold the log while it is sorted: {reason}; "
         "TMPDIR may name another, on a disk with three times the room of the log"
     )
+
+
+_OF: tuple[Of, ...] = ("context", "user", "item")
+_Positive = tuple[str, int, int, int, int, str | None]
+"""User, item, group, time, row and context."""
+
+
+def _written(rows: pl.DataFrame, form: LogForm, of: Of) -> list[str | None]:
+    """The values of the fields of the context, the users or the items as JSON objects; null where the log has none.
+
+    Where it has, of a context that says nothing null, too, and of a user or an item {}.
+    """
+    fields = [(column, field) for column, field in form.fields.items() if field.of == of]
+    if not fields:
+        return [None] * rows.height
+    nothing = None if of == "context" else "{}"
+    names = [field.name for _, field in fields]
+    columns = [[_sent(field, value) for value in rows[column].to_list()] for column, field in fields]
+    found = [written(dict(zip(names, values, strict=True))) or nothing for values in zip(*columns, strict=True)]
+    for text in found:
+        if text is not None and (size := len(text.encode())) > MAX_CONTEXT_BYTES:
+            raise LogFormatError(form.path, f"at most {MAX_CONTEXT_BYTES} bytes of the fields of the {of}", f"{size}")
+    return found
+
+
+def _sent(field: Field, value: Any) -> Any:
+    """What a client would send for a value of the file; None where it is missing."""
+    if field.kind == "numeric":
+        return None if math.isnan(value) else value
+    return split_values(value) if field.kind == "multi" else value
 
 
 def _groups(block: pl.DataFrame, form: LogForm, by: CutBy) -> list[int]:

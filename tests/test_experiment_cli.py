@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from asmg.datasets.prepared import read_prepared
+from asmg.features import Field, Schema
 from asmg.statistics import NAMES
 from service.cli import app
 
@@ -90,6 +92,62 @@ def test_a_log_of_ones_own_is_called_what_its_owner_says(tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     assert result.output.startswith("my shop: 9 rows")
     assert json.loads((tmp_path / "out" / "card.json").read_text())["dataset"] == "my shop"
+
+
+def test_columns_become_fields(tmp_path: Path) -> None:
+    raw, out = tmp_path / "clicks.csv", tmp_path / "out"
+    header = "user_id,item_id,label,timestamp,tab,Page,price,colours\n"
+    rows = [f"u{n % 3},i{n},{n % 2},{10**9 + n},t{n % 2},{n},{n / 4},red|blue\n" for n in range(9)]
+    raw.write_text(header + "".join(rows))
+    options = ["--context", "hour,tab", "--context", "page=Page", "--item-feature", "price"]
+    result = asmg("prepare", "log", "--raw", raw, "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[1:] == [
+        "  fields of the context: hour (categorical), weekday (categorical), tab (categorical), page (categorical)",
+        "  fields of the item: price (numeric)",
+        f"  {out / 'card.json'}",
+    ]
+    schema = Schema((
+        Field("page", "context", "numeric", enter="buckets", buckets=(4,)), Field("colours", "item", "multi", 2)
+    ), time=())  # fmt: skip
+    (tmp_path / "features.toml").write_text(schema.to_toml())
+    options = ["--features", str(tmp_path / "features.toml"), "--context", "page=Page"]
+    result = asmg("prepare", "log", "--raw", raw, "--out", tmp_path / "other", *options)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "other" / "features.toml").read_text() == schema.to_toml()
+    assert read_prepared(tmp_path / "other").by_row("colours").distinct == (("blue", "red"),)
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--context", "tab,"], "asmg: context: expected names, each once, such as hour,device=Device; received 'tab,'"),
+    (["--item-feature", "a=b", "--item-feature", "a"], "asmg: item-feature: expected names, each once"),
+    (["--user-feature", "a="], "asmg: user-feature: expected names, each once"),
+    (["--context", "Tab"], "asmg: "),
+    (["--features", "nowhere.toml"], "nowhere.toml"),
+])  # fmt: skip
+def test_bad_fields_end_with_one_line(tmp_path: Path, options: list[str], said: str) -> None:
+    raw = tmp_path / "clicks.csv"
+    raw.write_text("user_id,item_id,label,timestamp,Tab\nu,i,1,1000000000,x\n")
+    result = asmg("prepare", "log", "--raw", raw, "--out", tmp_path / "out", *options)
+    assert result.exit_code in (1, 2) and said in result.output and "Traceback" not in result.output
+    assert len(result.output.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_fields_can_be_left_out(prepared: Path, tmp_path: Path) -> None:
+    read = {}
+    for option in ([], ["--no-fields"], ["--settings", "paper"], ["--settings", "paper", "--fields"]):
+        out = tmp_path / "".join(option)
+        run = ["--methods", "logistic", *RUN[2:], *option]
+        result = asmg("run", "--data", prepared, "--out", out / "run", *run)
+        assert result.exit_code == 0, result.output
+        known = json.loads((out / "run" / "run.json").read_text())
+        read[tuple(option)] = known["configs"]["logistic"]["fields"]
+    both = ["hour", "weekday"]
+    assert list(read.values()) == [both, [], [], both]
+    result = asmg(
+        "run", "--data", prepared, "--out", tmp_path / "--no-fields" / "run", "--methods", "logistic", *RUN[2:]
+    )
+    assert result.exit_code == 1  # another protocol than that of the folder
 
 
 def test_a_report_of_no_run(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
 from asmg.datasets.table import LIST_SEPARATOR
 from asmg.datasets.times import TimeForm, check_form, time_of
-from asmg.features import MAX_LIST_VALUES, TIME_FIELDS, Field, Kind, Of, Schema, SchemaError
+from asmg.features import MAX_LIST_VALUES, TIME_FIELDS, Field, Kind, Of, Scalar, Schema, SchemaError
 from asmg.log_format import FUTURE_TOLERANCE_SECONDS, ColumnMap, LogFormatError
 
 __all__ = ["LogForm", "LogOptions", "distinct_categories", "find_form", "read_generic", "read_log"]
@@ -52,6 +52,8 @@ class LogOptions:
     """How far an event may be ahead of now."""
     features: Schema | None = None
     """The fields that the log has; None: those named below, of the kinds that their values look like."""
+    some_features: bool = False
+    """Whether a field of `features` may be missing that is not named below and has no column."""
     context: Mapping[str, str] = field(default_factory=dict)
     """Name of a field → its column; by default a column has the name of its field."""
     user_features: Mapping[str, str] = field(default_factory=dict)
@@ -114,7 +116,7 @@ def find_form(path: Path, options: LogOptions) -> LogForm:
     wanted += [(label, label_reading)] if has_labels else []
     wanted += [(categories, category_list())] if has_categories else []
     wanted += [(columns.period, whole_number(-(10**15), 10**15))] if columns.period is not None else []
-    schema, of_columns = _find_fields(path, layout, options)
+    schema, of_columns = _find_fields(path, layout, header, options)
     wanted += [(column, field_value(field)) for column, field in of_columns]
     if len(dict(wanted)) != len(wanted):
         names = ", ".join(name for name, _ in wanted)
@@ -134,7 +136,9 @@ def find_form(path: Path, options: LogOptions) -> LogForm:
     )
 
 
-def _find_fields(path: Path, layout: Layout, options: LogOptions) -> tuple[Schema, list[tuple[str, Field]]]:
+def _find_fields(
+    path: Path, layout: Layout, header: tuple[str, ...], options: LogOptions
+) -> tuple[Schema, list[tuple[str, Field]]]:
     """The fields of a file, and for each of them the column that holds its values."""
     schema, named = options.features, options.named
     if schema is not None:
@@ -143,7 +147,10 @@ def _find_fields(path: Path, layout: Layout, options: LogOptions) -> tuple[Schem
             if unknown := [name for name in columns if name not in known]:
                 expected = f"a field of the {of} that the schema has ({', '.join(known) or 'it has none'})"
                 raise ValueError(f"{_OPTIONS[of]}: expected {expected}; received {unknown[0]}")
-        return schema, [(named[field.of].get(field.name, field.name), field) for field in schema.fields]
+        found = [(named[field.of].get(field.name, field.name), field) for field in schema.fields]
+        if options.some_features:
+            found = [(c, field) for c, field in found if c in header or field.name in named[field.of]]
+        return schema, found
     columns_of = [(of, name, column) for of, columns in named.items() for name, column in columns.items()]
     kinds = _guess_kinds(path, layout, [column for _, _, column in columns_of])
     try:
@@ -266,7 +273,7 @@ def _values_of(field: Field, values: pl.Series) -> FieldColumn:
     if field.kind == "numeric":
         return FieldColumn(field, values.to_numpy())
     if field.kind == "multi":
-        return FieldColumn.of(field, map(split_values, values.to_list()))
+        return FieldColumn.of(field, (list[Scalar](split_values(value)) for value in values.to_list()))
     return FieldColumn.of(field, values.to_list())
 
 

@@ -303,7 +303,7 @@ class Scan:
                     raise LogFormatError(self.path, self.readings[name].expected, str(found), column=name, hint=hint)
             texts = pl.DataFrame({name: as_text(self.path, raw[name]) for name in columns})
             frame = texts.select(
-                self.readings[name].parse(pl.col(name)).cast(self.readings[name].kind) for name in columns
+                self.readings[name].parse(pl.col(name)).cast(self.readings[name].kind).alias(name) for name in columns
             )
             if any(frame.null_count().row(0)):
                 rows = (

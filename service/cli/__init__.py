@@ -20,7 +20,9 @@ from service.cli.installation import DataDir, load_settings, with_database
 from service.cli.models import models
 from service.cli.options import (
     CategoriesColumn,
+    ContextColumns,
     ItemColumn,
+    ItemFeatures,
     LabelColumn,
     MalformedRows,
     Negatives,
@@ -32,6 +34,8 @@ from service.cli.options import (
     TimestampColumn,
     Timezone,
     UserColumn,
+    UserFeatures,
+    columns_of,
     expiry_of,
 )
 from service.cli.periods import periods
@@ -199,6 +203,9 @@ def import_command(
     positive_from: PositiveFrom = None,
     timestamp_format: TimeFormat = None,
     timezone: Timezone = None,
+    context: ContextColumns = None,
+    user_feature: UserFeatures = None,
+    item_feature: ItemFeatures = None,
     malformed: MalformedRows = "error",
     append: Annotated[
         bool, typer.Option("--append", help="Add to the open period even where it holds other interactions.")
@@ -208,7 +215,11 @@ def import_command(
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Backfill from a log of interactions, period by period; stopped and started again, it goes on where it was."""
+    """Backfill from a log of interactions, period by period; stopped and started again, it goes on where it was.
+
+    Columns with the names of fields of ASMG_FEATURES are read as these; --context, --user-feature and --item-feature
+    name others, field=column.
+    """
     # With the training library, which takes seconds to import.
     from asmg.datasets.generic import LogOptions
     from service.backfill import ImportOptions, run_import
@@ -227,6 +238,7 @@ def import_command(
         period=period_column if by == "column" else None,
     )
     with plain_errors(), unusable_files():
+        settings = load_settings(data_dir=data_dir)
         options = ImportOptions(
             file=file,
             by=by,
@@ -237,6 +249,11 @@ def import_command(
                 positive_from=positive_from,
                 timestamp_format=timestamp_format,
                 timezone=timezone,
+                features=settings.read_features(),
+                some_features=True,
+                context=columns_of("context", context),
+                user_features=columns_of("user-feature", user_feature),
+                item_features=columns_of("item-feature", item_feature),
             ),
             malformed=malformed,  # type: ignore[arg-type] # checked by ImportOptions
             negatives=negatives,
@@ -244,7 +261,7 @@ def import_command(
             append=append,
             worker=not no_worker,
         )
-        code = run_import(options, load_settings(data_dir=data_dir))
+        code = run_import(options, settings)
     raise typer.Exit(code)
 
 

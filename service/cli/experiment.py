@@ -67,7 +67,8 @@ def prepare_command(
 ) -> None:
     """Prepare a public log by the paper's rules, or one of your own, for `asmg experiment run`.
 
-    The options of columns, timestamps and fields are for a log of your own.
+    The options of columns, timestamps and fields are for a log of your own. Without --features, fields of text and
+    whole numbers are categorical, those of numbers with fractions numeric, and lists multi.
     """
     from asmg.datasets.generic import LogOptions
     from asmg.datasets.prepare import PrepareOptions, prepare

@@ -73,8 +73,8 @@ ContextColumns = Annotated[
     typer.Option(
         "--context",
         metavar="NAMES",
-        help="Columns that are fields of the context, with commas or given again; name=column where it is called "
-        "otherwise. Without --features text and whole numbers are categorical, and numbers with fractions numeric.",
+        help="Columns that are fields of the context, with commas or given again; name=column where the field is "
+        "called otherwise.",
     ),
 ]
 UserFeatures = Annotated[

@@ -247,6 +247,7 @@ def test_the_command_prepares_a_log(tmp_path: Path, raw: Path) -> None:
         "2014-05-13T16:53:21.000Z",
         "  left out: 1 rows whose label is not 0 or 1",
         "  left out: 1 rows that repeat an earlier one",
+        "  fields of the context: hour (categorical), weekday (categorical)",
         f"  {tmp_path / 'out' / 'card.json'}",
     ]
     assert read_prepared(tmp_path / "out").card.rows_read == 5
@@ -301,7 +302,8 @@ def said_in_one_line(result: Result, code: int) -> str:
 
 
 def test_mistakes_that_end_the_command_with_1(tmp_path: Path, raw: Path) -> None:
-    names = "tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, kuairand, amazon, log"
+    names = "tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, kuairand, amazon, "
+    names += "avazu, criteo, taobao-ad, mind, log"
     said = said_in_one_line(command("netflix", "--raw", raw, "--out", tmp_path / "out"), 1)
     assert said == f"asmg: name: expected one of {names}; received 'netflix'"
     said = said_in_one_line(command("log", "--raw", raw, "--out", tmp_path), 1)

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from asmg.batch import PeriodData
+from asmg.datasets.field_columns import FieldColumn
 from asmg.datasets.prepared import PreparedLog, read_prepared
+from asmg.experiments.fields import NOTHING, NUMBER, FieldColumns
 from asmg.experiments.log import cut_periods, with_statistics
+from asmg.features import Field, Schema
 from asmg.metrics import auc, logloss
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from asmg.yardsticks import YARDSTICKS, build_yardstick, installed_yardsticks
@@ -122,6 +125,35 @@ def place(kind: int, first: int, second: int = 0) -> int:
     return (mixed ^ mixed >> 32) % 2**BITS
 
 
+def with_fields(log: PreparedLog) -> PreparedLog:
+    """Fields that say something: which device likes what, and of an item its price; a place for training only."""
+    rng, n = np.random.default_rng(5), len(log.label)
+    device = rng.integers(0, 3, n)
+    likes = (device + log.item % 3) % 3 == 0
+    label = np.where(rng.random(n) < 0.8, likes, log.label).astype(np.uint8)
+    columns = [
+        FieldColumn.of(Field("device", "context", "categorical"), [f"d{d}" if d else None for d in device.tolist()]),
+        FieldColumn.of(
+            Field("place", "context", "categorical", training_only=True),
+            (rng.integers(0, 2, n) + 3 * label.astype(int)).tolist(),
+        ),
+        FieldColumn.of(
+            Field("age", "user", "numeric", enter="buckets", buckets=(30, 50)),
+            [int(v) or None for v in rng.integers(0, 80, log.card.users)], "user",
+        ),
+        FieldColumn.of(
+            Field("kinds", "item", "multi", 2),
+            ([f"k{v % 3}", "all"] if v % 2 else [f"k{v % 3}"] for v in range(log.card.items)), "item",
+        ),
+        FieldColumn.of(
+            Field("price", "item", "numeric", enter="log"), [v % 5 or None for v in range(log.card.items)], "item"
+        ),
+    ]  # fmt: skip
+    fields = {column.field.name: column for column in columns}
+    schema = Schema(tuple(column.field for column in columns), time=("hour",))
+    return replace(log, label=label, schema=schema, fields=fields)
+
+
 class SlowLogistic:
     """Weights by place, and by the names of what has a place of its own."""
 
@@ -135,17 +167,36 @@ class SlowLogistic:
         hashed = [place(1, user), place(2, item), place(3, user, item), *(place(4, h, item) for h in past)]
         return [*((at, 1.0) for at in hashed), ("one", 1.0), *zip(NAMES, inputs[n].tolist(), strict=True)]
 
+    def of_fields(
+        self, data: PeriodData, columns: FieldColumns, n: int, moments: tuple[float, float]
+    ) -> list[tuple[int | str, float]]:
+        """The features of an interaction's fields; moments: mean and deviation of the prices."""
+        found: list[tuple[int | str, float]] = []
+        for c, row in enumerate(columns.rows[n].tolist()):
+            if row == NOTHING:
+                continue
+            if columns.values[row - 1][1] == NUMBER:
+                scaled = (columns.numbers[n, c] - moments[0]) / (moments[1] + 1e-3)
+                found.append((place(5, row), min(max(scaled, -5), 5)))
+                continue
+            found.append((place(5, row), 1.0))
+            user, item = int(data.user[n]), int(data.item[n])
+            found.append((place(6, row, item) if c < columns.request_columns else place(7, user, row), 1.0))
+        return found
+
     def logit(self, features: list[tuple[int | str, float]]) -> float:
         return sum(self.weights[name] * value for name, value in features)
 
     def learn(self, data: PeriodData, inputs: torch.Tensor) -> None:
         for n in range(len(data)):
-            features = self.features(data, inputs, n)
-            error = 1 / (1 + math.exp(-self.logit(features))) - float(data.label[n])
-            for name, value in features:
-                gradient = error * value
-                self.squares[name] += gradient**2
-                self.weights[name] -= float(RATE) * gradient / math.sqrt(1 + self.squares[name])
+            self.step(self.features(data, inputs, n), float(data.label[n]))
+
+    def step(self, features: list[tuple[int | str, float]], label: float) -> None:
+        error = 1 / (1 + math.exp(-self.logit(features))) - label
+        for name, value in features:
+            gradient = error * value
+            self.squares[name] += gradient**2
+            self.weights[name] -= float(RATE) * gradient / math.sqrt(1 + self.squares[name])
 
 
 def test_logistic_regression_is_that_of_a_slow_version(log: PreparedLog) -> None:
@@ -159,6 +210,102 @@ def test_logistic_regression_is_that_of_a_slow_version(log: PreparedLog) -> None
         slow.learn(data, inputs)
         known = known.learned(data)
     assert max(map(abs, expected)) > 0.5 and len(slow.weights) > 1_000
+
+
+def test_logistic_regression_with_fields_is_that_of_a_slow_version(log: PreparedLog) -> None:
+    rich = with_fields(log)
+    periods = cut_periods(rich, 7, known="so_far", categories=False, fields=True)
+    assert periods.fields is not None
+    yardstick, slow = build_yardstick("logistic", fields=periods.fields), SlowLogistic()
+    known, prices = Statistics.initial(StatisticsConfig()), np.zeros(0)
+    for step, data in enumerate(periods.data[:4]):
+        inputs, columns = known.inputs(data), periods.fields.part(step * 200, step * 200 + 200)
+        own = columns.numbers[~np.isnan(columns.numbers)]
+        when = prices if step else own
+        moments = float(when.mean()), float(when.std())
+
+        def features(n: int, columns: FieldColumns) -> list[tuple[int | str, float]]:
+            return slow.features(data, inputs, n) + slow.of_fields(data, columns, n, moments)  # noqa: B023 # used at once
+
+        if step:
+            neutral = columns.neutralised(slice(None))
+            expected = [slow.logit(features(n, neutral)) for n in range(len(data))]
+            assert yardstick.logits(data).tolist() == pytest.approx(expected, abs=2e-4)
+        yardstick.learn([data])
+        learned = columns.neutralised(slice(0, None, 10))
+        for n in range(len(data)):
+            slow.step(features(n, learned), float(data.label[n]))
+        prices = np.concatenate([prices, own])
+        known = known.learned(data)
+    assert len({name for name in slow.weights if isinstance(name, int)}) > 1_000
+
+
+def test_lightgbm_reads_fields_as_numbers(log: PreparedLog) -> None:
+    lightgbm = pytest.importorskip("lightgbm")
+    rich = with_fields(log)
+    periods = cut_periods(rich, 7, known="so_far", categories=False, fields=True)
+    assert periods.fields is not None
+    yardstick, known, rows = (
+        build_yardstick("lightgbm", fields=periods.fields),
+        Statistics.initial(StatisticsConfig()),
+        [],
+    )
+    numbers: defaultdict[str, dict[str, int]] = defaultdict(dict)  # of the values of a field, by first appearance
+    numbers["place"][""] = 0
+
+    def matrix(step: int, neutral: slice) -> np.ndarray:
+        found = np.full((200, 7), np.nan)
+        hidden = range(200)[neutral]
+        for n in range(200):
+            row = step * 200 + n
+            hour = str(int(rich.timestamps_ms[row]) // 3_600_000 % 24)
+            shown = {"hour": (hour,)} | {
+                name: column.distinct[column.values[row]]
+                for name in ("device", "place", "kinds") for column in [rich.by_row(name)]
+            }  # fmt: skip
+            for at, name in ((0, "hour"), (1, "device"), (2, "place"), (4, "kinds")):
+                for k, value in enumerate(shown[name]):
+                    found[n, at + k] = numbers[name].setdefault(value, len(numbers[name]))
+            if n in hidden:
+                found[n, 2] = 0
+            age, price = rich.by_row("age").values[row], rich.by_row("price").values[row]
+            found[n, 3] = math.nan if math.isnan(age) else int(age >= 30) + int(age >= 50)
+            found[n, 6] = math.log1p(price)
+        return np.concatenate([known.raw(periods.data[step]).double().numpy(), found], axis=1)
+
+    for step, data in enumerate(periods.data[:6]):
+        rows.append(matrix(step, slice(0, None, 10)))
+        known = known.learned(data)
+    yardstick.learn(periods.data[:6])
+    model = lightgbm.LGBMClassifier(
+        n_estimators=200, learning_rate=0.05, num_leaves=31, min_child_samples=50, verbose=-1, n_jobs=1
+    )
+    model.fit(np.concatenate(rows[1:]), np.concatenate([data.label.numpy() for data in periods.data[1:6]]))
+    expected = model.predict(matrix(6, slice(None)), raw_score=True)
+    assert yardstick.logits(periods.data[6]).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["logistic", "lightgbm"])
+def test_fields_are_worth_something(log: PreparedLog, name: str) -> None:
+    """They say which device likes what; and the place, which says the label, is not known when predicting."""
+    if name == "lightgbm":
+        pytest.importorskip("lightgbm")
+    rich, found = with_fields(log), []
+    for fields in (False, True):
+        periods = cut_periods(rich, 7, known="so_far", categories=False, fields=fields)
+        yardstick = build_yardstick(name, fields=periods.fields)
+        assert yardstick.config["fields"] == (["hour", "device", "place", "age", "kinds", "price"] if fields else [])
+        yardstick.learn(periods.data[:6])
+        last = periods.data[6]
+        found.append(auc(yardstick.logits(last), last.label))
+        if periods.fields is not None:
+            moved = periods.fields.rows.copy()
+            moved[1_200:, 2] = 1  # whatever stands in the place of the place
+            other = build_yardstick(name, fields=periods.fields._replace(rows=moved))
+            other.learn(periods.data[:6])
+            assert other.logits(last).tolist() == yardstick.logits(last).tolist()
+    assert found[0] is not None and found[1] is not None and found[1] > found[0] + 0.05
+    assert found[1] < 0.95  # it has not seen the label
 
 
 def test_lightgbm_is_that_of_an_afternoon(log: PreparedLog) -> None:

@@ -25,6 +25,7 @@ from asmg.datasets import ColumnMap, CutBy, LogFormatError, LogOptions, cut, rea
 from asmg.datasets.generic import find_form
 from asmg.datasets.scan import Malformed, Scan
 from asmg.datasets.synthetic import DriftConfig, drift_stream
+from asmg.features import DEFAULT, Field, Schema
 from service.backfill import ImportOptions, _Plan, run_import
 from service.errors import ServiceError
 from service.settings import Settings
@@ -103,6 +104,89 @@ def import_until(said: str, number: int, *arguments: str, **changes: str) -> Non
         if number == signal.SIGINT:
             output.seek(0)
             assert "the same command goes on from here" in output.read()
+
+
+SHOP = Schema((
+    Field("device", "context", "categorical"), Field("tags", "context", "multi", 2),
+    Field("age", "user", "categorical"),
+    Field("price", "item", "numeric"), Field("brand", "item", "categorical"), Field("page", "context", "categorical"),
+))  # fmt: skip
+"""Of which no column is the page."""
+
+SHOP_LOG = """user_id;item_id;timestamp;Device;tags;age;price;brand
+u1;i1;1700000000;web;a|b;30;1.5;x
+u2;i1;1700000001;app;;;1.5;x
+u1;i2;1700000002;;;30;;
+u1;i1;1700000003;web;b;31;2.5;
+u1;i1;1700000004;web;;;2.5;
+"""
+
+
+def test_fields_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context with each interaction and its negatives; of users and items what a row tells anew."""
+    monkeypatch.setattr("service.spool.BLOCK_BYTES", 60)
+    path = tmp_path / "log.csv"
+    path.write_text(SHOP_LOG)
+    log = LogOptions(features=SHOP, some_features=True, context={"device": "Device"}, delimiter=";")
+    spool = spooled(path, "count", log)
+    contexts = ['{"device":"web","tags":["a","b"]}', '{"device":"app"}', None, '{"device":"web","tags":["b"]}',
+                '{"device":"web"}']  # fmt: skip
+    found = [(event.label, event.context) for event in spool.events(range(len(spool)))]
+    # u1 has had both items, u2 not: one negative.
+    assert found == [(1, contexts[0]), (1, contexts[1]), (0, contexts[1]), *((1, context) for context in contexts[2:])]
+    assert list(spool.features("user", range(len(spool)))) == [
+        ("u1", 1_700_000_000_000, '{"age":"30"}'), ("u1", 1_700_000_003_000, '{"age":"31"}'),
+        ("u1", 1_700_000_004_000, "{}"),
+    ]  # fmt: skip
+    of_items = [("i1", 1_700_000_000_000, '{"brand":"x","price":1.5}'), ("i1", 1_700_000_003_000, '{"price":2.5}')]
+    assert list(spool.features("item", range(len(spool)))) == of_items
+    assert list(spool.features("item", range(3, 6))) == of_items[1:] and list(spool.features("user", range(1, 3))) == []
+    plan = _Plan("d", spool, spool.pieces("count", 9))
+    assert [version.at.timestamp() for version in plan.features("user", range(6))] == [1.7e9, 1.7e9 + 3, 1.7e9 + 4]
+    plain = spooled(path, "count", LogOptions(delimiter=";"))
+    assert {event.context for event in plain.events(range(9))} == {None} and not list(plain.features("user", range(9)))
+
+
+def test_fields_that_are_too_large(tmp_path: Path) -> None:
+    schema = Schema(tuple(Field(f"f{n}", "context", "multi", 32) for n in range(2)))
+    header, values = "user_id,item_id,timestamp,f0,f1\n", "|".join(f"{n:0150}" for n in range(30))
+    path = tmp_path / "log.csv"
+    path.write_text(f"{header}u,i,1700000000,{values},{values}\n")
+    with pytest.raises(
+        LogFormatError, match=r"expected at most 8192 bytes of the fields of the context; received 9\d+"
+    ):
+        spooled(path, "day", LogOptions(features=schema, some_features=True))
+
+
+@pytest.mark.slow
+async def test_fields_are_imported(database: Database, postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(SHOP_LOG)
+    (tmp_path / "features.toml").write_text(SHOP.to_toml())
+    there = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
+    arguments = [str(tmp_path / "log.csv"), "--by", "count", "--size", "3", "--context", "device=Device"]
+    refused = asmg("import", *arguments, code=1, **there)
+    said = "asmg: context: expected a field of the context that the schema has (it has none); received device"
+    assert refused.stderr.splitlines() == [said]
+    asmg("import", *arguments, **there, ASMG_FEATURES=str(tmp_path / "features.toml"))
+    async with database.read() as session:
+        contexts = {}
+        for period in (1, 2):
+            log = await session.interactions.log(period)
+            async for page in session.interactions.contexts(period):
+                for place, values in zip(page.places.tolist(), page.values, strict=True):
+                    contexts[int(log.timestamps_ms[place]), int(log.labels[place])] = values
+        users, items = await session.features.of("user", "u1"), await session.features.of("item", "i1")
+        assert len(await session.features.of("item", "i2")) == 0
+    at = 1_700_000_000_000
+    assert contexts == {
+        (at, 1): {"device": "web", "tags": ["a", "b"]}, (at + 1000, 1): {"device": "app"},
+        (at + 1000, 0): {"device": "app"}, (at + 3000, 1): {"device": "web", "tags": ["b"]},
+        (at + 4000, 1): {"device": "web"},
+    }  # fmt: skip
+    assert (users.times_ms - at).tolist() == [0, 3000, 4000]
+    assert users.features == [{"age": "30"}, {"age": "31"}, {}]
+    assert (items.times_ms - at).tolist() == [0, 3000]
+    assert items.features == [{"price": 1.5, "brand": "x"}, {"price": 2.5}]
 
 
 @pytest.mark.slow
@@ -339,6 +423,9 @@ def test_the_digest_is_of_the_content_and_of_what_shapes_the_log(tmp_path: Path)
         {"malformed": "drop"},
         {"negatives": 2},
         {"seed": 1},
+        {"log": LogOptions(features=DEFAULT)},
+        {"log": LogOptions(features=SHOP, some_features=True)},
+        {"log": LogOptions(features=SHOP, some_features=True, context={"device": "tab"})},
     ]
     others = [replace(first, **change) for change in changes] + [options(tmp_path, "a,b,c", name="other.csv")]
     assert len({each.digest() for each in [first, *others]}) == len(others) + 1
@@ -411,7 +498,7 @@ def test_a_spool_is_cut_as_a_log_in_memory(
     log = read_log(unsorted, options)
     spool = spooled(unsorted, by, options)
     pieces = spool.pieces(by, size)
-    found = [[event[1:] for event in spool.events(piece)] for piece in pieces]
+    found = [[event[1:5] for event in spool.events(piece)] for piece in pieces]
     assert found == [
         list(zip(log.user_ids[rows], log.item_ids[rows], log.labels[rows], log.timestamps_ms[rows], strict=True))
         for rows in cut(log, by, size)
@@ -436,7 +523,7 @@ def test_negatives_on_disk_follow_the_rule(at_once: int, unsorted: Path, monkeyp
     order = log.time_order()
     rest = iter(events)
     for user, item, moment in zip(log.user_ids[order], log.item_ids[order], log.timestamps_ms[order], strict=True):
-        assert next(rest)[1:] == (user, item, 1, moment)
+        assert next(rest)[1:] == (user, item, 1, moment, None)
         for _ in range(0 if has[user] == everything else 2):
             drawn = next(rest)
             assert (drawn.user_id, drawn.label, drawn.time_ms) == (user, 0, moment)
