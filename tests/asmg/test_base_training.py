@@ -253,11 +253,11 @@ def test_tables_begin_with_rows_near_the_cold_row(config: ModelConfig) -> None:
     base = BaseTraining(config, TrainingConfig(), Execution())
     initial = base.initial(torch_rng(1))
     before = snapshot(initial)
-    state = base.begun(initial, {"user": 400, "item": 300, "category": 200}, torch_rng(2))
+    state = base.begun(initial, {"user": 400, "item": 300, "category": 200, "field": 100}, torch_rng(2))
     assert unchanged(before, initial)
     assert (state.periods, state.pending, state.adam.step) == (0, None, 0)
     base.model.check(state.params)
-    for name, rows in {"user": 400, "item": 300, "category": 200}.items():
+    for name, rows in {"user": 400, "item": 300, "category": 200, "field": 100}.items():
         if name not in base.model.tables:
             continue
         table = state.params[name][:, : config.dim]

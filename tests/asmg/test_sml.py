@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from asmg.batch import PeriodData
+from asmg.batch import TABLES, PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig, Params, build_model, read_rows, table_sizes
 from asmg.training import DivergedError, Execution, predict_logits
@@ -121,7 +121,7 @@ def test_the_transfer_is_as_written_out(config: ModelConfig, output: Output) -> 
     got = transfer.apply(weights, previous, trained)
     assert got.keys() == previous.keys()
     for name, p in previous.items():
-        tables = name in ("user", "item", "category")
+        tables = name in TABLES
         rows, others = (t if tables else t.reshape(1, -1) for t in (p, trained[name]))
         expected = [
             slow_transfer(weights, name, a, b, residual=output == "residual")
@@ -243,7 +243,7 @@ class SlowSml:
         """T as the convolutions that the authors' release has."""
         result = {}
         for name, u in trained.items():
-            rows = u if name in ("user", "item", "category") else u.reshape(1, -1)
+            rows = u if name in TABLES else u.reshape(1, -1)
             p = previous[name].reshape(rows.shape)
             k1, k2, w1, b1, w2, b2 = (
                 weights[f"{name}.{part}"]
