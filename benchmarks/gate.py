@@ -16,26 +16,26 @@ from typing import Any
 import torch
 
 from asmg.batch import PeriodData
-from asmg.models import EmbeddingMLPConfig, Params
+from asmg.models import Params
 from asmg.progressive import stage_rng
 from asmg.training import evaluate, predict_logits
-from asmg.updaters import build_updater
 from benchmarks.one_method import warm_up
-from benchmarks.workload import folder_periods
+from benchmarks.workload import default_updater, folder_periods
 from service.storage.repositories import ModelKind
 from service.use_cases.gate import decide, rehearsed, try_out
 
 
 def play(method: str, periods: Sequence[PeriodData]) -> None:
     """Print the seconds of an update without the gate's questions, those of the questions, and the decisions."""
-    updater = build_updater(method, EmbeddingMLPConfig())
+    updater = default_updater(method)
     warm_up(updater)
     state = updater.initial(stage_rng(0, 0, "initial"))
     gate: dict[str, Any] = {}
     served: Params | None = None
     learning, asking = [], []
     decisions: Counter[str] = Counter()
-    for number, data in enumerate(periods, start=1):
+    for number, log in enumerate(periods, start=1):
+        data = updater.prepare(state, log)
         progressive = {n: evaluate(updater.model, p, data) for n, p in updater.serving_models(state).items()}
         answers = None if served is None else predict_logits(updater.model, served, data)
         if served is not None:

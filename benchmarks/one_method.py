@@ -23,17 +23,30 @@ import psutil
 import torch
 from torch import Tensor
 
-from asmg.models import EmbeddingMLPConfig
+from asmg.batch import PeriodData
 from asmg.progressive import stage_rng
 from asmg.training import Execution
-from asmg.updaters import build_updater
 from asmg.updaters.base import Updater
 from benchmarks.timing import Samples, faster_threads, torch_threads
-from benchmarks.workload import StreamSizes, Workload, load_periods, prepared, save_periods, synthetic_workload
+from benchmarks.workload import (
+    StreamSizes,
+    Workload,
+    default_updater,
+    load_periods,
+    prepared,
+    save_periods,
+    synthetic_workload,
+)
 
 __all__ = ["measure_apart", "measure_method", "peak_of", "warm_up"]
 
 MB = 1e6
+
+PREPARE = "prepare"
+"""What comes before the stages of a method that reads statistics: computing those of the period."""
+
+WHOLE_TABLES = ("commit", "generate")
+"""Stages that write all rows of the tables."""
 
 
 def measure_apart(method: str, workload: Workload, *, repeats: int, seed: int, threads: int) -> dict[str, Any]:
@@ -58,36 +71,42 @@ def measure_apart(method: str, workload: Workload, *, repeats: int, seed: int, t
 def measure_method(method: str, workload: Workload, *, repeats: int, seed: int) -> dict[str, Any]:
     """Learn the periods before, then time every stage of one more update with the method's default settings.
 
-    The last stage of a method writes whole tables, and its rows are theirs; those of the others are the log's.
+    A stage that writes whole tables ("commit", "generate") has their rows; those of the others are the log's.
     """
     started = time.perf_counter()
-    updater = build_updater(method, EmbeddingMLPConfig())
+    updater = default_updater(method)
     warm_up(updater)
     warmed = time.perf_counter()
     state, data = prepared(updater, workload, seed), workload.measured
+    reads_statistics = updater.statistics_of(state) is not None
+    names = (PREPARE, *updater.stages) if reads_statistics else updater.stages
     ready = time.perf_counter()
 
-    def stage_of(name: str, state: Any) -> Any:
-        return updater.run_stage(name, state, data, rng=stage_rng(seed, 0, name))
+    def step(name: str, before: tuple[Any, PeriodData]) -> tuple[Any, PeriodData]:
+        after, read = before
+        if name == PREPARE:
+            return after, updater.prepare(after, read)
+        return updater.run_stage(name, after, read, rng=stage_rng(seed, 0, name)), read
 
     def update() -> Any:
-        after = state
-        for stage in updater.stages:
-            after = stage_of(stage, after)
-        return after
+        after = (state, data)
+        for name in names:
+            after = step(name, after)
+        return after[0]
 
     memory = peak_of(update, state)
-    stages = {stage: Samples() for stage in updater.stages}
-    after, threads = state, {}
-    for stage in updater.stages if repeats else ():
-        threads[stage] = faster_threads(lambda stage=stage, after=after: stage_of(stage, after))  # type: ignore[misc]
-        after = stage_of(stage, after)
+    stages = {name: Samples() for name in names}
+    after, threads = (state, data), {}
+    for name in names if repeats else ():
+        threads[name] = faster_threads(lambda name=name, after=after: step(name, after))  # type: ignore[misc]
+        after = step(name, after)
     for _ in range(repeats):
-        after = state
-        for stage, samples in stages.items():
-            with torch_threads(threads[stage]):
-                after = samples.time(lambda stage=stage, after=after: stage_of(stage, after))  # type: ignore[misc]
-    rows = dict.fromkeys(updater.stages, len(data)) | {updater.stages[-1]: data.users + data.items - 2}
+        after = (state, data)
+        for name, samples in stages.items():
+            with torch_threads(threads[name]):
+                after = samples.time(lambda name=name, after=after: step(name, after))  # type: ignore[misc]
+    tables = data.users + data.items - 2
+    rows = {name: tables if name in WHOLE_TABLES else len(data) for name in names}
     found: dict[str, Any] = {
         "method": method,
         "device": str(Execution().torch_device),
@@ -97,7 +116,7 @@ def measure_method(method: str, workload: Workload, *, repeats: int, seed: int) 
         "stages": {},
     }
     if repeats:
-        found["stages"] = {stage: _with_rows(samples, rows[stage]) for stage, samples in stages.items()}
+        found["stages"] = {name: _with_rows(samples, rows[name]) for name, samples in stages.items()}
         total = sum(stages.values(), Samples([0.0] * repeats, [0.0] * repeats, [0] * repeats))
         found["update"] = _with_rows(total, len(data))
     return found

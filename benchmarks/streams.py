@@ -4,7 +4,7 @@
 
 Each stream is played from its first period on, without pretraining; every model is scored on a period before anything
 learns it, and the last half of the periods counts. Positive: the generated model is ahead of the incremental one of the
-same run.
+same run. The base model is the one that is served by default; items have no categories.
 """
 
 import argparse
@@ -15,11 +15,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from asmg.batch import PeriodData, build_histories
+from asmg.batch import PeriodData, build_histories, build_recent
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
-from asmg.models import EmbeddingMLPConfig
 from asmg.progressive import progressive_validation
-from asmg.updaters import build_updater
+from benchmarks.workload import default_updater
 
 PERIODS = 14
 SMALL = DriftConfig(users=1_000, items=300, events=15_000)
@@ -39,23 +38,23 @@ class Encoder:
     def __init__(self) -> None:
         self.users: dict[str, int] = {}
         self.items: dict[str, int] = {}
-        self.positives = (np.zeros(0, np.int64),) * 3
+        self.past = np.zeros((4, 0), np.int64)
+        """User, item, label and time of all interactions so far."""
 
     def encode(self, period: DriftPeriod) -> PeriodData:
-        """One period, with its users' earlier positives as histories."""
+        """One period, with what its users did before."""
         user, item = (
             np.array([known.setdefault(i, len(known) + 1) for i in ids])
             for known, ids in ((self.users, period.user_ids), (self.items, period.item_ids))
         )
         label, time = period.labels, period.timestamps_ms
-        history, offsets = build_histories(user, item, label, time, earlier=self.positives)
-        clicked = (values[label == 1] for values in (user, item, time))
-        earlier, new = self.positives, tuple(clicked)
-        self.positives = (
-            np.concatenate([earlier[0], new[0]]),
-            np.concatenate([earlier[1], new[1]]),
-            np.concatenate([earlier[2], new[2]]),
+        users, items, labels, times = self.past
+        clicked = labels == 1
+        history, offsets = build_histories(
+            user, item, label, time, earlier=(users[clicked], items[clicked], times[clicked])
         )
+        recent = build_recent(user, label, time, earlier=(users, labels, times))
+        self.past = np.concatenate([self.past, np.stack([user, item, label, time])], axis=1)
         return PeriodData(
             user=torch.from_numpy(user.astype(np.int32)),
             item=torch.from_numpy(item.astype(np.int32)),
@@ -64,6 +63,7 @@ class Encoder:
             label=torch.from_numpy(label.astype(np.float32)),
             users=len(self.users) + 1,
             items=len(self.items) + 1,
+            recent=torch.from_numpy(recent),
         )
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     for name, config in STREAMS.items():
         found = []
         for seed in range(options.first_seed, options.first_seed + options.seeds):
-            updater = build_updater(options.method, EmbeddingMLPConfig(), reference=options.reference)
+            updater = default_updater(options.method, reference=options.reference)
             reports = [report.scores for report, _ in progressive_validation(updater, periods(config, seed), seed=seed)]
             late = reports[PERIODS // 2 :]
             found.append(

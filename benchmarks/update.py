@@ -199,8 +199,9 @@ def _print_methods(printer: Printer, options: UpdateOptions, methods: dict[str, 
         words=2,
     )
     printer.line(
-        "rows/s: interactions of the period; in the last stage of a method, which writes whole tables, their rows. "
-        f"A method that looks back further than {BEFORE} periods finds no more here."
+        "rows/s: interactions of the period; where whole tables are written, their rows. prepare and count: the "
+        "statistics of the period, and counting it. A method that looks back further than "
+        f"{BEFORE} periods finds no more here."
     )
 
 

@@ -14,9 +14,12 @@ import numpy as np
 import psutil
 import torch
 
-from asmg.batch import HISTORY_LENGTH, PeriodData, build_histories
+from asmg.batch import HISTORY_LENGTH, PeriodData, build_histories, build_recent
 from asmg.datasets import InteractionLog, cut, open_folder
+from asmg.models import EmbeddingMLPConfig, default_config
 from asmg.progressive import stage_rng
+from asmg.statistics import NAMES, StatisticsConfig
+from asmg.updaters import build_updater
 from asmg.updaters.base import Updater
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "Places",
     "StreamSizes",
     "Workload",
+    "default_updater",
     "folder_periods",
     "folder_workload",
     "load_periods",
@@ -38,7 +42,23 @@ BEFORE = 5
 """Periods learned before the one measured. In the paper's settings the first model stays out of the sequence, the next
 three fill the window, and the last period is the first one that the generator is trained on."""
 
-ARRAYS = ("user", "item", "history", "offsets", "label")
+ARRAYS = ("user", "item", "history", "offsets", "label", "recent")
+
+
+def default_updater(method: str, *, reference: bool = False) -> Updater[Any]:
+    """An update method with the base model that is served where nobody asks for another, which reads statistics.
+
+    Args:
+        method: one of `asmg.updaters.UPDATERS`.
+        reference: with the authors' settings and their base model, which reads none.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    if reference:
+        return build_updater(method, EmbeddingMLPConfig(), reference=True)
+    shape = default_config(categories=False, numeric=len(NAMES))
+    return build_updater(method, shape, statistics=StatisticsConfig())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +144,18 @@ def folder_periods(folder: Path, periods: int, seed: int) -> tuple[str, list[Per
     name, log = open_folder(folder, np.random.default_rng(seed))
     if len(log) < periods:
         raise ValueError(f"periods: expected at most {len(log)}, the rows of the log; received {periods}")
-    return name, _period_data(log, cut(log, "count", len(log) // periods)[:periods])
+    drawn = log.labels == 0 if name == "diginetica" else None
+    return name, _period_data(log, drawn, cut(log, "count", len(log) // periods)[:periods])
 
 
-def _period_data(log: InteractionLog, pieces: Sequence[np.ndarray]) -> list[PeriodData]:
-    """Row = 1 + the number of an id by its first appearance in the file. Categories are left out."""
+def _period_data(log: InteractionLog, drawn: np.ndarray | None, pieces: Sequence[np.ndarray]) -> list[PeriodData]:
+    """Row = 1 + the number of an id by its first appearance in the file. Categories are left out.
+
+    `drawn` (bool [N]) says which interactions are sampled negatives.
+    """
     users, items = (_numbered(ids) for ids in (log.user_ids, log.item_ids))
     past, offsets = build_histories(users, items, log.labels, log.timestamps_ms)
+    recent = torch.from_numpy(build_recent(users, log.labels, log.timestamps_ms, sampled=drawn))
     everything = PeriodData(
         user=torch.from_numpy(users),
         item=torch.from_numpy(items),
@@ -145,8 +170,11 @@ def _period_data(log: InteractionLog, pieces: Sequence[np.ndarray]) -> list[Peri
         batch = everything.batch(torch.from_numpy(rows))
         user, item, history = (ids.int() for ids in (batch.user, batch.item, batch.history))
         periods.append(
-            replace(everything, user=user, item=item, history=history, offsets=batch.offsets, label=batch.label)
-        )
+            replace(
+                everything, user=user, item=item, history=history, offsets=batch.offsets, label=batch.label,
+                recent=recent[torch.from_numpy(rows)],
+            )
+        )  # fmt: skip
     return periods
 
 
@@ -162,11 +190,15 @@ def synthetic_workload(sizes: StreamSizes, seed: int) -> Workload:
     taste, quality = rng.normal(size=(sizes.users, 2)), rng.normal(size=(sizes.items, 2))
     # A user's history is a stretch of a list of the user's own; it moves on by one item each period.
     past = rng.choice(sizes.items, (sizes.users, sizes.history + BEFORE), p=exposure / exposure.sum())
-    periods = []
+    periods: list[PeriodData] = []
+    done = np.zeros((3, 0), np.int64)  # user, label and period of the interactions so far
     for number in range(BEFORE + 1):
         user = rng.choice(sizes.users, sizes.rows, p=visits / visits.sum())
         item = rng.choice(sizes.items, sizes.rows, p=exposure / exposure.sum())
         click = rng.random(sizes.rows) < 1 / (1 + np.exp(-(taste[user] * quality[item]).sum(1)))
+        new = np.stack([user + 1, click, np.full(sizes.rows, number)])
+        recent = build_recent(new[0], new[1], new[2], earlier=(done[0], done[1], done[2]))
+        done = np.concatenate([done, new], axis=1)
         periods.append(
             PeriodData(
                 user=torch.from_numpy(user + 1).int(),
@@ -176,6 +208,7 @@ def synthetic_workload(sizes: StreamSizes, seed: int) -> Workload:
                 label=torch.from_numpy(click.astype(np.float32)),
                 users=1 + sizes.users,
                 items=1 + sizes.items,
+                recent=torch.from_numpy(recent),
             )
         )
     workload = Workload(name="synthetic", periods=periods, which=f"period {BEFORE + 1} of {BEFORE + 1}")
@@ -237,6 +270,7 @@ def load_periods(file: Path) -> list[PeriodData]:
                 label=torch.from_numpy(stored[f"label{i}"]),
                 users=users,
                 items=items,
+                recent=torch.from_numpy(stored[f"recent{i}"]),
             )
             for i in range(count)
         ]
@@ -245,7 +279,8 @@ def load_periods(file: Path) -> list[PeriodData]:
 def prepared(updater: Updater[Any], workload: Workload, seed: int) -> Any:
     """The state of an update method that has learned all periods but the measured one."""
     state = updater.initial(stage_rng(seed, 0, "initial"))
-    for number, data in enumerate(workload.periods[:-1], start=1):
+    for number, log in enumerate(workload.periods[:-1], start=1):
+        data = updater.prepare(state, log)
         for stage in updater.stages:
             state = updater.run_stage(stage, state, data, rng=stage_rng(seed, number, stage))
     return state

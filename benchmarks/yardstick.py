@@ -2,7 +2,8 @@
 
 Ours is timed whole: taking rows out of the tables, planning, shuffling, training. The reference is given its batches
 ready made, is timed on a few of them, and is scaled to the period's count; its cost is the same for every batch, since
-each works through whole tables. Both have learned the same log before.
+each works through whole tables. Both have learned the same log before. The base model is the paper's, without
+statistics and dot products, which the reference does not have.
 """
 
 import gc

@@ -62,6 +62,9 @@ def test_a_folder_is_cut_into_equal_periods(folder: Path) -> None:
         for at in (2 * (n - 60), 2 * (n - 60) + 1):
             assert data.history[data.offsets[at] : data.offsets[at + 1]].tolist() == before
         assert data.label[2 * (n - 60) :][:2].tolist() == [1.0, 0.0]
+        clicked = n % 3  # so far in the session; a drawn negative is nobody's interaction
+        assert data.recent is not None
+        assert data.recent[2 * (n - 60) :][:2].tolist() == [[clicked] * 3] * 2
 
 
 def test_too_few_and_too_many_periods_are_refused(folder: Path) -> None:
@@ -80,6 +83,11 @@ def test_a_synthetic_stream_has_the_sizes_asked_for() -> None:
         assert data.offsets.diff().tolist() == [3] * 600
         assert 0 < float(data.label.mean()) < 1
         assert int(data.user.min()) > 0 and int(data.item.min()) > 0, "the cold rows are nobody's"
+    first, second = found.periods[:2]
+    assert first.recent is not None and second.recent is not None
+    assert not first.recent.any(), "before the first period nobody did anything"
+    mine = first.user == second.user[0]
+    assert second.recent[0].tolist()[0] == min(30, int(mine.sum()))
     assert len(torch.unique(torch.cat([p.user for p in found.periods]))) <= 40
     again = synthetic_workload(replace(SIZES, idle=4), seed=1)
     assert all(torch.equal(a.user, b.user) for a, b in zip(found.periods, again.periods, strict=True))
@@ -98,7 +106,7 @@ def test_periods_survive_the_way_to_another_process(workload: Workload, tmp_path
     save_periods(tmp_path / "periods.npz", workload.periods)
     for one, other in zip(workload.periods, load_periods(tmp_path / "periods.npz"), strict=True):
         assert one.sizes == other.sizes
-        for name in ("user", "item", "history", "offsets", "label"):
+        for name in ("user", "item", "history", "offsets", "label", "recent"):
             assert torch.equal(getattr(one, name), getattr(other, name))
             assert getattr(one, name).dtype == getattr(other, name).dtype
 

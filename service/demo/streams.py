@@ -19,6 +19,10 @@ SYNTHETIC_PERIODS = 8
 MOVIELENS_PERIODS = 31
 """As the reference experiments cut it (equal counts)."""
 
+DIGINETICA_START_MS = 1_704_067_200_000
+"""When the demo lets DIGINETICA begin, in 2024: its period files have no times and are read as if they began with 1970,
+and the service refuses numbers so small as most likely seconds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlayedPeriod:
@@ -70,7 +74,7 @@ def folder_stream(folder: Path, count: int | None, seed: int) -> Stream:
     """
     name, log = open_folder(folder, np.random.default_rng(seed))
     pieces = cut(log, "periods", count or MOVIELENS_PERIODS) if log.period is None else cut(log, "column")[:count]
-    return Stream(name, len(pieces), _pieces(log, pieces))
+    return Stream(name, len(pieces), _pieces(log, pieces, DIGINETICA_START_MS if name == "diginetica" else 0))
 
 
 def _drifting(config: DriftConfig, seed: int) -> Iterator[PlayedPeriod]:
@@ -87,7 +91,7 @@ def _drifting(config: DriftConfig, seed: int) -> Iterator[PlayedPeriod]:
         )
 
 
-def _pieces(log: InteractionLog, pieces: Sequence[NDArray[np.int64]]) -> Iterator[PlayedPeriod]:
+def _pieces(log: InteractionLog, pieces: Sequence[NDArray[np.int64]], later_ms: int) -> Iterator[PlayedPeriod]:
     seen: set[str] = set()
     for rows in pieces:
         items = log.item_ids[rows].tolist()
@@ -97,6 +101,6 @@ def _pieces(log: InteractionLog, pieces: Sequence[NDArray[np.int64]]) -> Iterato
             user_ids=log.user_ids[rows].tolist(),
             item_ids=items,
             labels=log.labels[rows],
-            timestamps_ms=log.timestamps_ms[rows],
+            timestamps_ms=log.timestamps_ms[rows] + later_ms,
             new_items={item: log.categories[item] for item in fresh if log.categories.get(item)},
         )

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ from service.demo.practitioner import Practitioner
 from service.demo.report import PeriodReport, Report, RollbackReport
 from service.demo.streams import folder_stream, synthetic_stream
 from service.demo.traffic import CLIENTS, Traffic, VersionOrder, Window
+from service.schemas import parse_timestamp
 from tests.service.programs import asmg, environment, wait_for
 
 SMALL = DriftConfig(users=100, items=40, events=1_500, categories=4)
@@ -164,6 +166,11 @@ def test_folders_as_streams(tmp_path: Path) -> None:
     assert (stream.name, stream.count) == ("diginetica", 3)
     periods = list(stream.periods)
     assert [int(period.labels.sum()) for period in periods] == [20, 20, 20]
+    times = np.concatenate([period.timestamps_ms for period in periods])
+    assert (times.max() - times.min()) // 86_400_000 == 14, "a week a file"
+    assert parse_timestamp(int(times[0])) < parse_timestamp(int(times[-1])) < datetime.now(UTC), (
+        "the service takes them"
+    )
     assert all(period.new_items == {} and period.best_auc is None for period in periods)
     assert folder_stream(shop, 2, seed=1).count == 2
 
