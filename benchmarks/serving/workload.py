@@ -16,6 +16,7 @@ from torch import Tensor
 
 from asmg.batch import HISTORY_LENGTH, PeriodData
 from asmg.models import EmbeddingMLP, EmbeddingMLPConfig, Params, default_config
+from asmg.numbers import NumberMoments
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
 
 __all__ = [
@@ -170,7 +171,7 @@ def random_statistics(sizes: ServingSizes, seed: int, neighbours: int = NEIGHBOU
     once = torch.ones(items, dtype=torch.int32)
     return Statistics(
         StatisticsConfig(), 1, counts, once, torch.from_numpy(starts), torch.from_numpy(near[distinct]),
-        together, passed, degrees, once, moments,
+        together, passed, degrees, once, moments, NumberMoments.initial(),
     )  # fmt: skip
 
 
