@@ -21,6 +21,9 @@ __all__ = ["PredictResult", "Question", "ToLog", "hash_of_user", "predict", "pre
 ITEMS_ON_THE_LOOP = 2000
 """Candidates that are scored at once; more take longer than the event loop should be kept, and go to a thread."""
 
+OWN_CONTEXT = 5
+"""As how many candidates one counts that may have a context of its own."""
+
 
 NO_PAST = UserPast(np.empty(0, dtype=np.uint64), NOTHING_RECENT)
 WITH_HISTORY = (False,)
@@ -66,6 +69,11 @@ class Question(NamedTuple):
     def items(self) -> int:
         """N."""
         return len(self.asked) - 1
+
+    @property
+    def work(self) -> int:
+        """How long it takes, in candidates without a context of their own."""
+        return self.items if self.item_contexts is None else self.items * OWN_CONTEXT
 
     @classmethod
     def of(
@@ -123,7 +131,7 @@ async def predict(serving: ServingModel, histories: Histories, question: Questio
     Raises:
         NotReady: no model is loaded.
     """
-    if (result := predict_now(serving, histories, question)) is not None:
+    if question.work <= ITEMS_ON_THE_LOOP and (result := predict_now(serving, histories, question)) is not None:
         return result
     return await predict_many(serving, histories, [question])
 
@@ -138,7 +146,7 @@ async def predict_many(serving: ServingModel, histories: Histories, questions: S
     found = [NO_PAST if question.user_id is None else next(kept) for question in questions]
     pasts = [NO_PAST if past is None else past for past in found]
     snapshot = serving.current()
-    if sum(question.items for question in questions) <= ITEMS_ON_THE_LOOP:
+    if sum(question.work for question in questions) <= ITEMS_ON_THE_LOOP:
         predictions = _score(snapshot, questions, pasts, now_ms)
     else:
         predictions = await asyncio.to_thread(_score, snapshot, questions, pasts, now_ms)
