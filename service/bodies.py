@@ -23,10 +23,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
-from asmg.features import DEFAULT, Schema
+from asmg.features import DEFAULT, MAX_FIELDS, Schema
 from asmg.kernels.common import compiled
 from service.errors import BodyTooLarge, FieldError, InvalidInput, NotReady
-from service.fields import cleaned, faults, written
+from service.fields import allowed, cleaned, faults, written
 from service.head import content_coding, declared_length, headers_of
 from service.limits import (
     MAX_BATCH,
@@ -111,6 +111,9 @@ TextId = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 IntegerId = Annotated[int, msgspec.Meta(ge=MIN_INTEGER_ID, le=MAX_INTEGER_ID)]
 Id = TextId | IntegerId
 Position = Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITION)]
+Part = str | bool | int | float
+Context = Annotated[dict[str, Part | list[Part] | None], msgspec.Meta(max_length=MAX_FIELDS)]
+"""Some of the values that no field has are left out already; the rest of them, and their names, the schema judges."""
 
 
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
@@ -118,6 +121,7 @@ class _PredictBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=F
     user_id: Id | None = None
     history: Annotated[list[Id], msgspec.Meta(max_length=MAX_REQUEST_HISTORY)] | None = None
     request_id: Id | None = None
+    context: Context | None = None
 
 
 class _QuickBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
@@ -127,6 +131,7 @@ class _QuickBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=Fal
     user_id: Id | None = None
     history: Annotated[list[Id], msgspec.Meta(max_length=MAX_REQUEST_HISTORY)] | None = None
     request_id: Id | None = None
+    context: Context | None = None
 
 
 class _BatchBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
@@ -404,19 +409,19 @@ def _comes_once(member: bytes, body: bytes) -> bool:
 
 def parse_predict(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> Question:
     """The body of `POST /predict`; raises as `parse_json` does, and InvalidInput for what `schema` has no place for."""
-    if (question := quick_question(body, scope)) is not None:
+    if (question := quick_question(body, scope, schema)) is not None:
         return question
     request = parse_json(PredictRequest, body, scope)
     refuse_faults(_faults_of_items(request, schema, ""))
     return _question_of(request)
 
 
-def quick_question(body: bytes, scope: Scope) -> Question | None:
+def quick_question(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> Question | None:
     """The body of `POST /predict`, where it is plainly right; raises as `check_json` does."""
     check_json(scope)
     if NUL not in body:
         with suppress(*_BAD):
-            return _question(body)
+            return _question(body, schema)
     return None
 
 
@@ -432,7 +437,7 @@ def parse_batch(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> list[Que
         if any(len(part) > MAX_PREDICT_BYTES for part in parts):
             raise BodyTooLarge(MAX_PREDICT_BYTES)
         if NUL not in body and _comes_once(b'"requests"', body):
-            return [_question(part) for part in parts]
+            return [_question(part, schema) for part in parts]
     requests = parse_json(BatchRequest, body, scope).requests
     refuse_faults(
         fault for n, request in enumerate(requests) for fault in _faults_of_items(request, schema, f"requests[{n}].")
@@ -440,26 +445,43 @@ def parse_batch(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> list[Que
     return [_question_of(request) for request in requests]
 
 
-def _question(body: bytes) -> Question:
+def _question(body: bytes, schema: Schema) -> Question:
     """Raises one of `_BAD` for a body that is not right."""
     if not _comes_once(b'"items"', body):
-        return _question_of(_predict.decode(body))
+        return _question_of_ids(_predict.decode(body), schema)
     quick = _quick.decode(body)
+    context = _allowed(quick.context, schema)
     raw = bytes(quick.items)
     asked = np.empty(1 + min(MAX_ITEMS, len(raw) // 2), dtype=np.uint64)
     n = hash_json(raw, MAX_ID_LENGTH, asked[1:])
     if n < 1:
-        return _question_of(_predict.decode(body))
+        return _question_of_ids(_predict.decode(body), schema)
     user_id = _text(quick.user_id)
     asked[0] = hash_of_user(user_id)
     history = None if quick.history is None else hashes_of(_texts(quick.history[:MAX_HISTORY]))
-    return Question(user_id, asked[: 1 + n], history, _text(quick.request_id))
+    return Question(user_id, asked[: 1 + n], history, _text(quick.request_id), context=context)
 
 
-def _question_of(request: _PredictBody | PredictRequest) -> Question:
-    history = None if request.history is None else _texts(request.history[:MAX_HISTORY])
-    if isinstance(request, _PredictBody):
-        return Question.of(_text(request.user_id), _texts(request.items), history, _text(request.request_id))
+def _allowed(context: Context | None, schema: Schema) -> Context | None:
+    """A context in which nothing is wrong. Raises one of `_BAD` where something is."""
+    if context and not allowed(schema, "context", context):
+        raise msgspec.ValidationError("context: expected values that the schema allows; received others")
+    return context
+
+
+def _question_of_ids(request: _PredictBody, schema: Schema) -> Question:
+    history = None if request.history is None else _texts(request.history)
+    return Question.of(
+        _text(request.user_id),
+        _texts(request.items),
+        history,
+        _text(request.request_id),
+        context=_allowed(request.context, schema),
+    )
+
+
+def _question_of(request: PredictRequest) -> Question:
+    history = None if request.history is None else _texts(request.history)
     log = request.log_impressions
     contexts = [{} if isinstance(item, str) else cleaned(item.context) for item in request.items]
     return Question.of(

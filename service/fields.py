@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
 import orjson
 
 from asmg.features import MAX_NUMBER, MAX_VALUE_LENGTH, Field, Of, Schema
 from service.errors import FieldError
 from service.limits import MAX_CONTEXT_BYTES, MAX_INTEGER_ID, MIN_INTEGER_ID
 
-__all__ = ["FIELDS_OF", "cleaned", "described", "faults", "written"]
+__all__ = ["FIELDS_OF", "allowed", "cleaned", "described", "faults", "written"]
 
 FIELDS_OF = "x-fields-of"
 """Marks, in the description of the API, the object whose members are the fields of the context, a user or an item."""
@@ -32,8 +33,13 @@ def faults(schema: Schema, of: Of, values: Mapping[str, Any] | None, path: str) 
     found = schema.faults(of, values)
     for fault in found:
         yield FieldError(f"{path}.{fault.name[:SHOWN_CHARACTERS]}", fault.expected, fault.received)
-    if not found and (size := len(orjson.dumps(cleaned(values)))) > MAX_CONTEXT_BYTES:
+    if not found and (size := len(msgspec.json.encode(cleaned(values)))) > MAX_CONTEXT_BYTES:
         yield FieldError(path, f"at most {MAX_CONTEXT_BYTES} bytes as JSON", f"{size}")
+
+
+def allowed(schema: Schema, of: Of, values: Mapping[str, Any]) -> bool:
+    """Whether `faults` finds none, for certain; it takes a fraction of the time."""
+    return schema.allows(of, values) and len(msgspec.json.encode(values)) <= MAX_CONTEXT_BYTES
 
 
 def cleaned(values: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The fields of a prepared log as rows of the field table and numbers: the columns that every interaction reads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +9,11 @@ import torch
 
 from asmg.datasets.field_columns import FieldColumn
 from asmg.datasets.prepared import PreparedLog
-from asmg.features import MISSING, NUMBER, Field, bucket_values, numbers, time_values
+from asmg.features import MISSING, NUMBER, Field, Schema, bucket_values, numbers, time_values
 from asmg.field_columns import SUMS, FieldColumns, unscaled
 from asmg.layout import NO_VALUE, OWN_VALUE
 
-__all__ = ["LogFields", "field_columns", "no_columns"]
+__all__ = ["LogFields", "field_columns", "no_columns", "read_columns"]
 
 
 class LogFields(NamedTuple):
@@ -100,10 +100,25 @@ class _Part(NamedTuple):
 
 def field_columns(log: PreparedLog) -> LogFields:
     """The columns of a log's fields, hour and weekday among them; none where it has no fields (C = 0)."""
-    schema, n = log.schema, len(log.user)
-    of_time = {} if schema is None else time_values(schema, log.timestamps_ms)
-    declared = [] if schema is None else sorted(schema.all, key=lambda field: field.of == "item")
-    parts = [_of_time(of_time[f.name]) if f.name in of_time else _part(f, log.by_row(f.name)) for f in declared]
+    if log.schema is None:
+        return no_columns(len(log.user))
+    return read_columns(log.schema, log.timestamps_ms, log.by_row)
+
+
+def read_columns(
+    schema: Schema, timestamps_ms: npt.NDArray[np.int64], by_row: Callable[[str], FieldColumn]
+) -> LogFields:
+    """The columns of n interactions.
+
+    Args:
+        schema: their fields.
+        timestamps_ms: [n] never decreasing.
+        by_row: the values of a field of `schema.fields`, by its name, one of each interaction.
+    """
+    n = len(timestamps_ms)
+    of_time = time_values(schema, timestamps_ms)
+    declared = sorted(schema.all, key=lambda field: field.of == "item")
+    parts = [_of_time(of_time[f.name]) if f.name in of_time else _part(f, by_row(f.name)) for f in declared]
     widths = [part.places.shape[1] for part in parts]
     columns = tuple(f for f, width in zip(declared, widths, strict=True) for _ in range(width))
     order = _by_first_appearance(declared, parts)

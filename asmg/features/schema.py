@@ -256,6 +256,16 @@ class Schema:
                 found.append(fault)
         return found
 
+    def allows(self, of: Of, values: Mapping[str, Any]) -> bool:
+        """Whether `faults` would find none; it takes less time than to name one."""
+        declared = self._declared[of]
+        try:
+            for name, value in values.items():
+                check(declared[name], value)
+        except (KeyError, ValueFault):
+            return False
+        return True
+
     def check_context(self, values: Mapping[str, Any]) -> None:
         """Raise the first ValueFault of the values of a context."""
         self._check("context", values)

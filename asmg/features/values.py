@@ -133,7 +133,7 @@ def _text(field: "Field", value: Any) -> str:
     if isinstance(value, str):
         if len(value) > MAX_VALUE_LENGTH:
             raise ValueFault(field.name, f"at most {MAX_VALUE_LENGTH} characters", f"{len(value):,}")
-        if not _CLEAN.fullmatch(value):
+        if not (value.isprintable() or _CLEAN.fullmatch(value)):  # the first takes a tenth of the time
             raise ValueFault(field.name, "text of Unicode characters, without NUL", "another")
         return value
     if isinstance(value, int):

@@ -50,14 +50,16 @@ class Yardstick:
     """
 
     def __init__(self, predictor: Predictor, dropped: Sequence[int] = (), fields: LogFields | None = None) -> None:
-        self._predictor, self._dropped, self._fields = predictor, list(dropped), fields
+        self._predictor, self._dropped = predictor, list(dropped)
+        self.fields = fields
+        """Whoever has more interactions puts their fields, together with those of all before, in the place of these."""
         self._statistics = Statistics.initial(StatisticsConfig())
         self._learned = 0  # interactions
 
     @property
     def config(self) -> dict[str, Any]:
         """All settings of the predictor, the statistics that it reads zeros for, the fields; as plain JSON values."""
-        names = [] if self._fields is None else list(dict.fromkeys(field.name for field in self._fields.fields))
+        names = [] if self.fields is None else list(dict.fromkeys(field.name for field in self.fields.fields))
         return {**self._predictor.config, "dropped": [NAMES[n] for n in self._dropped], "fields": names}
 
     def learn(self, periods: Sequence[PeriodData]) -> None:
@@ -78,8 +80,8 @@ class Yardstick:
         raw[:, self._dropped] = 0
         inputs[:, self._dropped] = 0
         fields = no_columns(len(data))
-        if self._fields is not None:
-            fields = self._fields.part(self._learned, self._learned + len(data)).neutralised(neutral)
+        if self.fields is not None:
+            fields = self.fields.part(self._learned, self._learned + len(data)).neutralised(neutral)
         return Measured(data, raw, inputs, fields)
 
 

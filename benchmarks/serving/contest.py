@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from asmg.models import Params
 from asmg.statistics import Statistics
 from benchmarks.serving.answers import WrongAnswers, check_scores, like_ours
+from benchmarks.serving.fields import ServingFields, make_fields
 from benchmarks.serving.load import Load
 from benchmarks.serving.measuring import measure
-from benchmarks.serving.options import NOOP, OURS, VARIANTS, Cell, ServeOptions, Variant
+from benchmarks.serving.options import NOOP, OURS, VARIANTS, Cell, Model, ServeOptions, Variant
 from benchmarks.serving.ours import Installation, Snapshots, served_version
 from benchmarks.serving.peers.noop import write_answers
 from benchmarks.serving.servers import Server, ServerFailed, environment_without_settings, free_port
 from benchmarks.serving.workload import (
+    WITH_FIELDS,
     WITH_STATISTICS,
     expected_scores,
     make_workload,
@@ -89,8 +91,12 @@ class Contest:
         params = random_params(options.sizes, options.seed)
         save_model(self._folder, params, self._workload)
         self._pools = {n: self._workload.requests(n, POOL) for n in options.items}
-        self._expected: dict[bool, dict[int, NDArray[np.float64]]] = {}
-        self._expect(params, None)
+        self._contexts = self._fields = None
+        if options.fields is not None:
+            self._fields = make_fields(options.fields, options.sizes.users, options.sizes.items, options.seed)
+            self._contexts = self._fields.contexts(POOL)
+        self._expected: dict[Model, dict[int, NDArray[np.float64]]] = {}
+        self._expect((False, False), params, None)
         self._samples: dict[int, bytes] = {}
         self._installations: dict[str, Installation] = {}
         with ExitStack() as stack:
@@ -106,21 +112,28 @@ class Contest:
     def _installed(self, variant: Variant, params: Params) -> Iterator[Installation]:
         """The service with the model in its log and its tables."""
         sizes, seed, statistics = self._options.sizes, self._options.seed, None
+        fields = self._fields if variant.fields else None
         if variant.statistics:
-            params, statistics = random_params(sizes, seed, WITH_STATISTICS), random_statistics(sizes, seed)
-            self._expect(params, statistics)
+            model = WITH_STATISTICS if fields is None else WITH_FIELDS
+            params = random_params(sizes, seed, model, 0 if fields is None else fields.size)
+            statistics = random_statistics(sizes, seed)
+            self._expect(variant.model, params, statistics, fields)
         (folder := self._folder / variant.name[-1]).mkdir()  # short, for the sockets in it
-        with Installation(folder) as installation:
-            snapshot = Snapshots(sizes, folder).make(params, statistics)
+        with Installation(folder, fields) as installation:
+            snapshot = Snapshots(sizes, folder).make(params, statistics, fields)
             installation.publish(VERSION, installation.store(snapshot))
             installation.remember(self._workload)
             yield installation
 
-    def _expect(self, params: Params, statistics: Statistics | None) -> None:
-        pools = self._pools.items()
-        self._expected[statistics is not None] = {
-            n: expected_scores(params, p.first(CHECKED), statistics) for n, p in pools
-        }
+    def _expect(
+        self, model: Model, params: Params, statistics: Statistics | None, fields: ServingFields | None = None
+    ) -> None:
+        self._expected[model] = {}
+        for n, pool in self._pools.items():
+            few, sums = pool.first(CHECKED), None
+            if fields is not None and self._contexts is not None:
+                sums = fields.sums(params["field"], self._contexts[:CHECKED], few.users, few.items)
+            self._expected[model][n] = expected_scores(params, few, statistics, sums)
 
     def _play_round(self, number: int, workers: int) -> None:
         """Those of no great weight stay up and are measured in turn for each cell, the others one after the other."""
@@ -193,7 +206,9 @@ class Contest:
     def _start(self, variant: Variant, workers: int, stack: ExitStack) -> _Running:
         keys = {name: installation.key for name, installation in self._installations.items()}
         key = keys.get(variant.name, next(iter(keys.values()), "none"))
-        requests = {n: p.encode(key, before=variant.before, after=variant.after) for n, p in self._pools.items()}
+        around = {"before": variant.before, "after": variant.after}
+        contexts = self._contexts if variant.fields else None
+        requests = {n: p.encode(key, **around, contexts=contexts) for n, p in self._pools.items()}
         first = requests[self._options.items[0]][0]
         if variant.name in self._installations:
             installation = self._installations[variant.name]
@@ -229,7 +244,7 @@ class Contest:
         )
 
     def _check(self, one: _Running) -> None:
-        for n, expected in self._expected[one.variant.statistics].items():
+        for n, expected in self._expected[one.variant.model].items():
             load = Load(
                 requests=one.requests[n][:CHECKED], connections=1, count=CHECKED, seconds=30.0, keep_bodies=True
             )
@@ -243,7 +258,7 @@ class Contest:
     def _noop_answer(self, n: int) -> tuple[int, bytes]:
         """For requests of up to so many bytes, a body of the length that the real service's have."""
         longest = max(len(request.partition(b"\r\n\r\n")[2]) for request in self._pools[n].encode(""))
-        return longest, self._samples.get(n) or like_ours(self._expected[False][n][0])
+        return longest, self._samples.get(n) or like_ours(self._expected[False, False][n][0])
 
 
 def service_server(

@@ -4,10 +4,16 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from asmg.features import MAX_FIELDS
+from benchmarks.serving.fields import OF_EACH
 from benchmarks.serving.workload import ServingSizes
 from service.limits import MAX_ITEMS
 
-__all__ = ["DEFAULT", "NOOP", "OURS", "PLAIN", "VARIANTS", "Cell", "ServeOptions", "Variant"]
+__all__ = ["DEFAULT", "FIELDS", "NOOP", "OURS", "PLAIN", "VARIANTS", "Cell", "Model", "ServeOptions", "Variant"]
+
+
+Model = tuple[bool, bool]
+"""Whether a model reads statistics, and fields."""
 
 
 @dataclass(frozen=True, order=True)
@@ -38,6 +44,13 @@ class Variant:
     """What it wants around the document of a request."""
     statistics: bool = False
     """Whether its model reads statistics, as the one that is served by default; the others' does not."""
+    fields: bool = False
+    """Whether its model reads fields too, and its requests have them."""
+
+    @property
+    def model(self) -> Model:
+        """Those of one model give the same scores."""
+        return self.statistics, self.fields
 
     @property
     def installed(self) -> bool:
@@ -45,13 +58,14 @@ class Variant:
         return self.package is None or find_spec(self.package) is not None
 
 
-OURS, DEFAULT, PLAIN, NOOP = "asmg", "asmg-statistics", "plain", "noop"
+OURS, DEFAULT, FIELDS, PLAIN, NOOP = "asmg", "asmg-statistics", "asmg-fields", "plain", "noop"
 
 VARIANTS = {
     variant.name: variant
     for variant in (
         Variant(name=OURS),
         Variant(name=DEFAULT, statistics=True),
+        Variant(name=FIELDS, statistics=True, fields=True),
         Variant(name=PLAIN, file="plain"),
         Variant(name=NOOP, file="noop"),
         Variant(name="litserve", file="lit_serve", package="litserve"),
@@ -89,6 +103,8 @@ class ServeOptions:
     """All variants, not the real service alone."""
     variants: tuple[str, ...] | None = None
     """These alone."""
+    fields: int | None = None
+    """Of the context of a request: the model that is served by default is measured with them and without."""
     all_cells: bool = False
     """Measure the servers of others in all cells too."""
     requests: int = 2_000
@@ -133,6 +149,10 @@ class ServeOptions:
             raise ValueError(f"open-loop: expected a share of at least 0 and below 1; received {self.open_loop}")
         if self.during_swap:
             self._check_swap()
+        if self.fields is not None and not 1 <= self.fields <= MAX_FIELDS - 2 * OF_EACH:
+            raise ValueError(f"fields: expected 1 to {MAX_FIELDS - 2 * OF_EACH}; received {self.fields}")
+        if FIELDS in (self.variants or ()) and self.fields is None:
+            raise ValueError(f"fields: expected their number for {FIELDS}; received none")
         unknown = [name for name in self.variants or () if name not in VARIANTS]
         if unknown or self.variants == ():
             raise ValueError(f"variants: expected some of {', '.join(VARIANTS)}; received {_listed(unknown)}")
@@ -148,7 +168,9 @@ class ServeOptions:
         """Of the variants to measure, the real service first."""
         if self.variants is not None:
             return tuple(name for name in VARIANTS if name in self.variants)
-        return tuple(VARIANTS) if self.compare else (OURS,)
+        if self.compare:
+            return tuple(name for name in VARIANTS if name != FIELDS or self.fields is not None)
+        return (OURS,) if self.fields is None else (DEFAULT, FIELDS)
 
     def cells(self, variant: Variant, workers: int) -> list[Cell]:
         """What is measured of a variant with so many workers."""
@@ -164,6 +186,7 @@ class ServeOptions:
             "concurrency": list(self.concurrency),
             "workers": list(self.workers),
             "variants": list(self.names),
+            "fields": self.fields,
             "all_cells": self.all_cells,
             "requests": self.requests,
             "seconds": self.seconds,

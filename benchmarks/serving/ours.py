@@ -26,8 +26,17 @@ import psutil
 
 from asmg.models import Params
 from asmg.statistics import Statistics
+from benchmarks.serving.fields import ServingFields
 from benchmarks.serving.servers import environment_without_settings
-from benchmarks.serving.workload import MODEL, WITH_STATISTICS, ServingSizes, ServingWorkload, item_id, user_id
+from benchmarks.serving.workload import (
+    MODEL,
+    WITH_FIELDS,
+    WITH_STATISTICS,
+    ServingSizes,
+    ServingWorkload,
+    item_id,
+    user_id,
+)
 from service.files import DigestedFile, create, find
 from service.serving.encode import Known, encode_model
 from service.settings import Settings
@@ -89,11 +98,14 @@ class Snapshots:
         self._users = Known(_Ids(user_id, sizes.users), np.arange(1, sizes.users + 1))
         self._items = Known(_Ids(item_id, sizes.items), np.arange(1, sizes.items + 1))
 
-    def make(self, params: Params, statistics: Statistics | None = None) -> DigestedFile:
-        """The snapshot of a model, as a file; of one with statistics, where they are given."""
-        model = MODEL if statistics is None else WITH_STATISTICS
+    def make(
+        self, params: Params, statistics: Statistics | None = None, fields: ServingFields | None = None
+    ) -> DigestedFile:
+        """The snapshot of a model, as a file; of one with statistics and fields, where they are given."""
+        model = MODEL if statistics is None else WITH_STATISTICS if fields is None else WITH_FIELDS
+        known = None if fields is None else fields.known()
         with create(self._folder, FILE_SUFFIX) as file:
-            encode_model(file, model, params, self._users, self._items, None, statistics)
+            encode_model(file, model, params, self._users, self._items, None, statistics, known)
         return file
 
 
@@ -102,10 +114,11 @@ class Installation:
 
     Args:
         folder: empty; everything is in it.
+        fields: that clients send; None for those that a service has by itself.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, fields: ServingFields | None = None) -> None:
+        self._folder, self._fields = folder, fields
         self._servers = EmbeddedServers(folder / DATA)
         self.key = ""
         """May predict."""
@@ -113,6 +126,8 @@ class Installation:
     def __enter__(self) -> "Installation":
         self._servers.__enter__()
         try:
+            if self._fields is not None:
+                self._schema_file.write_text(self._fields.schema.to_toml(), encoding="utf-8")
             migrate(self._servers.postgres_dsn)
             _, self.key = self._run(lambda database, _: create_key(database, "bench", ("predict",)))
             # The first api process would do so otherwise, and make version 0 the champion.
@@ -157,7 +172,9 @@ class Installation:
                 time.sleep(0.01)
 
     def remember(self, workload: ServingWorkload) -> None:
-        """Put the clicks of all histories into the log, from where the service looks them up."""
+        """Put the clicks of all histories into the log, and features of the users beside it, from where the service
+        looks them up.
+        """
 
         async def insert(database: Database, _: ArtifactStore) -> None:
             async with database.read() as session:
@@ -165,6 +182,10 @@ class Installation:
             for batch in _batches(workload):
                 async with database.unit_of_work() as work:
                     await work.interactions.insert(period, EventBatch.of(batch))
+                    await work.commit()
+            if self._fields is not None:
+                async with database.unit_of_work() as work:
+                    await work.features.put("user", self._fields.versions(workload.users.tolist(), FIRST_CLICK))
                     await work.commit()
 
         self._run(insert)
@@ -181,7 +202,12 @@ class Installation:
             "ASMG_POSTGRES_DSN": self._servers.postgres_dsn,
             "ASMG_REDIS_URL": self._servers.redis_url,
             "ASMG_DATA_DIR": str(self._folder / DATA),
+            **({} if self._fields is None else {"ASMG_FEATURES": str(self._schema_file)}),
         }
+
+    @property
+    def _schema_file(self) -> Path:
+        return self._folder / "features.toml"
 
     def store_processes(self) -> list[psutil.Process]:
         """Those of Postgres and Redis."""

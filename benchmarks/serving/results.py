@@ -6,11 +6,14 @@ from typing import Any
 
 from benchmarks.printing import Printer, times
 from benchmarks.serving.contest import CLOSED, OPEN, Key
-from benchmarks.serving.options import DEFAULT, NOOP, OURS, PLAIN, VARIANTS, Cell
+from benchmarks.serving.options import DEFAULT, FIELDS, NOOP, OURS, PLAIN, VARIANTS, Cell
 
 __all__ = ["print_cells", "summaries"]
 
 Summary = dict[str, Any]
+
+LESS = {DEFAULT: OURS, FIELDS: DEFAULT}
+"""Which variant serves the same without what the variant has more."""
 
 MEDIANS = (
     "rps",
@@ -52,7 +55,7 @@ def summaries(raw: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[Summary]:
 def print_cells(printer: Printer, cells: Sequence[Summary], rounds: int) -> None:
     """Ratios where there is something to compare with, then the figures themselves."""
     closed = [cell for cell in cells if cell["loop"] == CLOSED]
-    for name in (OURS, DEFAULT):
+    for name in (OURS, DEFAULT, FIELDS):
         _print_ratios(printer, closed, name)
     _print_figures(printer, closed, f"Closed loop, medians of {rounds} rounds")
     _print_figures(printer, [cell for cell in cells if cell["loop"] == OPEN], "Open loop", rate=True)
@@ -66,7 +69,7 @@ def print_cells(printer: Printer, cells: Sequence[Summary], rounds: int) -> None
 
 
 def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None:
-    """Of a variant of the service against those of others, and its CPU against that of the model without statistics."""
+    """Of a variant of the service against those of others, and its CPU against that of a smaller model of ours."""
     by_cell: dict[Cell, dict[str, Summary]] = {}
     for one in cells:
         by_cell.setdefault(Cell(one["n"], one["concurrency"], one["workers"]), {})[one["variant"]] = one
@@ -89,7 +92,7 @@ def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None
                 "" if best is None else best["variant"],
                 _times(min((r for peer in peers if (r := _ratio(peer, ours, "cpu_us"))), default=None)),
                 "" if share is None else f"{100 * share:.0f} %",
-                *([_times(_ratio(ours, found.get(OURS), "cpu_us"))] if name == DEFAULT else []),
+                *([_times(_ratio(ours, found.get(LESS[name]), "cpu_us"))] if name in LESS else []),
             )
         )
     if rows:
@@ -97,7 +100,7 @@ def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None
             f"{name} against the others: times the requests a second, times less CPU",
             (
                 *("items", "conns", "workers", "plain", "its CPU", "best peer", "which", "least CPU", "of no-op"),
-                *([f"CPU of {OURS}"] if name == DEFAULT else []),
+                *([f"CPU of {LESS[name]}"] if name in LESS else []),
             ),
             rows,
             words=0,

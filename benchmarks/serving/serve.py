@@ -11,7 +11,8 @@ from typing import Any
 
 from benchmarks.printing import Printer, check_writable
 from benchmarks.serving.contest import Contest
-from benchmarks.serving.options import DEFAULT, NOOP, OURS, PLAIN, ServeOptions
+from benchmarks.serving.fields import OF_EACH
+from benchmarks.serving.options import DEFAULT, FIELDS, NOOP, OURS, PLAIN, ServeOptions
 from benchmarks.serving.results import print_cells, summaries
 from benchmarks.serving.swap import measure_swap, need_room, print_swap
 from benchmarks.serving.workload import NEIGHBOURS
@@ -87,6 +88,11 @@ def _print_head(printer: Printer, options: ServeOptions, facts: dict[str, Any]) 
         printer.line(
             f"{DEFAULT}: with statistics ({NEIGHBOURS} neighbours of an item) and dot products, as served by default; "
             "the other servers do without."
+        )
+    if FIELDS in options.names:
+        printer.line(
+            f"{FIELDS}: the same with {options.fields} fields of the context in each request, and {OF_EACH} features of "
+            "each user and item."
         )
     if {PLAIN, NOOP} & set(options.names):
         printer.line(

@@ -19,9 +19,11 @@ import uvloop
 from starlette.types import Scope
 
 from benchmarks.printing import Printer
+from benchmarks.serving.fields import make_fields
 from benchmarks.serving.ours import Installation, Snapshots
 from benchmarks.serving.workload import (
     MODEL,
+    WITH_FIELDS,
     WITH_STATISTICS,
     ServingSizes,
     make_workload,
@@ -52,6 +54,7 @@ def measure_stages(
     rounds: int = ROUNDS,
     rate_limit: float = 0.0,
     statistics: bool = False,
+    fields: int | None = None,
 ) -> dict[str, float]:
     """Microseconds of a request with `n` items, by stage, and of all of it.
 
@@ -62,18 +65,25 @@ def measure_stages(
         rounds: of which the median is taken.
         rate_limit: of the key, requests a second; 0 for none.
         statistics: whether the model is the one that is served by default, with statistics, or the one without.
+        fields: of the context, with which that model is asked; None for none.
     """
     sizes = ServingSizes()
-    model, known = (WITH_STATISTICS, random_statistics(sizes, 0)) if statistics else (MODEL, None)
+    model, known, given, contexts, values = MODEL, None, None, None, 0
+    if statistics or fields is not None:
+        model, known = WITH_STATISTICS, random_statistics(sizes, 0)
+    if fields is not None:
+        model, given = WITH_FIELDS, make_fields(fields, sizes.users, sizes.items, 0)
+        contexts, values = given.contexts(POOL), given.size
     workload = make_workload(sizes, 0)
-    with Installation(folder) as installation:
+    with Installation(folder, given) as installation:
         installation.remember(workload)
-        installation.publish(
-            1, installation.store(Snapshots(sizes, folder).make(random_params(sizes, 0, model), known))
-        )
-        heads = [request.partition(b"\r\n\r\n") for request in workload.requests(n, POOL).encode(installation.key)]
-        values = {name.removeprefix("ASMG_").lower(): v for name, v in installation.environment().items()}
-        places = {name: values[name] for name in ("postgres_dsn", "redis_url", "data_dir")}
+        snapshot = Snapshots(sizes, folder).make(random_params(sizes, 0, model, values), known, given)
+        installation.publish(1, installation.store(snapshot))
+        requests = workload.requests(n, POOL).encode(installation.key, contexts=contexts)
+        heads = [request.partition(b"\r\n\r\n") for request in requests]
+        found = {name.removeprefix("ASMG_").lower(): v for name, v in installation.environment().items()}
+        wanted = ("postgres_dsn", "redis_url", "data_dir", "features")
+        places = {name: found[name] for name in wanted if name in found}
         settings = Settings(**places, history_cache_seconds=3600, rate_limit=rate_limit)  # type: ignore[arg-type]  # pydantic converts
         return uvloop.run(_measure(settings, installation.key, [body for _, _, body in heads], calls, rounds))
 
@@ -87,15 +97,15 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
         requires = Requires("predict")
         await requires.key(parts, {"headers": headers})
         for body in bodies:
-            question = quick_question(body, {"headers": headers})
+            question = quick_question(body, {"headers": headers}, parts.schema)
             assert question is not None
             await predict(parts.serving, parts.histories, question)  # compiled, remembered
-        questions = [quick_question(body, {"headers": headers}) for body in bodies]
+        questions = [quick_question(body, {"headers": headers}, parts.schema) for body in bodies]
         results = [predict_now(parts.serving, parts.histories, question) for question in questions if question]
         scope: Scope = {"headers": headers}
         stages: dict[str, Callable[[int], object]] = {
             "key check and rate limit": lambda i: requires.known(parts, dict(scope)),
-            "parsing and checking the body": lambda i: quick_question(bodies[i], scope),
+            "parsing and checking the body": lambda i: quick_question(bodies[i], scope, parts.schema),
             "history and forward pass": lambda i: predict_now(parts.serving, parts.histories, questions[i]),  # type: ignore[arg-type]  # checked above
             "writing the answer": lambda i: answer_json(results[i], "0" * 32),  # type: ignore[arg-type]  # they are remembered
             WHOLE: lambda i: answer_now(parts, {"headers": headers}, bodies[i]),
@@ -125,13 +135,16 @@ def main() -> None:
     parser.add_argument("--items", default="1,50,500", help="Items of a request.")
     parser.add_argument("--rate-limit", type=float, default=0.0, help="Requests a second of the key; 0 for none.")
     parser.add_argument("--statistics", action="store_true", help="Of a model with statistics, as served by default.")
+    parser.add_argument("--fields", type=int, help="Of the context of a request, for that model with fields.")
     options = parser.parse_args()
     numbers = [int(part) for part in options.items.split(",")]
     columns = []
     for n in numbers:
         with tempfile.TemporaryDirectory(prefix="asmg-stages-", ignore_cleanup_errors=True) as folder:
             columns.append(
-                measure_stages(Path(folder), n, rate_limit=options.rate_limit, statistics=options.statistics)
+                measure_stages(
+                    Path(folder), n, rate_limit=options.rate_limit, statistics=options.statistics, fields=options.fields
+                )
             )
     rows = []
     for name in columns[0]:

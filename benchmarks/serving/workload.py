@@ -3,9 +3,10 @@
 Row n of a table is the id `u<n>` or `i<n>`; row 0 is the cold row, which no id has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -21,6 +22,7 @@ from asmg.statistics import NAMES, Statistics, StatisticsConfig
 
 __all__ = [
     "NEIGHBOURS",
+    "WITH_FIELDS",
     "WITH_STATISTICS",
     "RequestPool",
     "ServingSizes",
@@ -40,6 +42,9 @@ MODEL = EmbeddingMLP(EmbeddingMLPConfig())
 
 WITH_STATISTICS = EmbeddingMLP(default_config(categories=False, numeric=len(NAMES)))
 """The shape that is served by default: the same with statistics and dot products."""
+
+WITH_FIELDS = EmbeddingMLP(default_config(categories=False, numeric=len(NAMES), fields=True))
+"""The same with fields."""
 
 NEIGHBOURS = 47
 """Items beside each item, as many as DIGINETICA's have on average."""
@@ -92,17 +97,27 @@ class RequestPool:
         """The first `count` of them."""
         return RequestPool(self.users[:count], self.histories[:count], self.items[:count])
 
-    def encode(self, key: str, *, before: bytes = b"", after: bytes = b"") -> list[bytes]:
+    def encode(
+        self,
+        key: str,
+        *,
+        before: bytes = b"",
+        after: bytes = b"",
+        contexts: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[bytes]:
         """Each request as the bytes of an HTTP/1.1 request that keeps its connection.
 
         Args:
             key: the API key sent along.
             before, after: what a server wants around the document.
+            contexts: of each request; None for none.
         """
         requests = []
-        for user, items in zip(self.users.tolist(), self.items.tolist(), strict=True):
-            document = orjson.dumps({"user_id": user_id(user), "items": [item_id(item) for item in items]})
-            body = before + document + after
+        for n, (user, items) in enumerate(zip(self.users.tolist(), self.items.tolist(), strict=True)):
+            document: dict[str, Any] = {"user_id": user_id(user), "items": [item_id(item) for item in items]}
+            if contexts is not None:
+                document["context"] = contexts[n]
+            body = before + orjson.dumps(document) + after
             head = (
                 "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
                 f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -144,12 +159,21 @@ def make_workload(sizes: ServingSizes, seed: int, *, active: int | None = None) 
     return ServingWorkload(sizes, users, histories, seed)
 
 
-def random_params(sizes: ServingSizes, seed: int, model: EmbeddingMLP = MODEL) -> Params:
-    """A model whose scores tell its rows apart; another seed gives other numbers everywhere."""
+def random_params(sizes: ServingSizes, seed: int, model: EmbeddingMLP = MODEL, values: int = 0) -> Params:
+    """A model whose scores tell its rows apart; another seed gives other numbers everywhere.
+
+    Args:
+        sizes: of the tables.
+        seed: of the numbers.
+        model: the shape.
+        values: rows of the field table of a model with fields.
+    """
     rng = torch.Generator().manual_seed(seed)
     params = model.initial(rng)
     params["user"] = torch.randn(sizes.users + 1, model.config.dim, generator=rng)
     params["item"] = torch.randn(sizes.items + 1, model.config.dim, generator=rng)
+    if model.config.fields:
+        params["field"] = 0.3 * torch.randn(values, model.config.dim, generator=rng)
     return model.shifted(params, BIAS_STEP * (seed % 4 - 1.5))
 
 
@@ -177,17 +201,22 @@ def random_statistics(sizes: ServingSizes, seed: int, neighbours: int = NEIGHBOU
 
 @torch.inference_mode()
 def expected_scores(
-    params: Mapping[str, Tensor], pool: RequestPool, statistics: Statistics | None = None
+    params: Mapping[str, Tensor],
+    pool: RequestPool,
+    statistics: Statistics | None = None,
+    fields: Tensor | None = None,
 ) -> NDArray[np.float64]:
-    """What the plain torch forward says of each candidate, [R, n]: of a model with statistics, where they are given."""
+    """What the plain torch forward says of each candidate, [R, n]: of a model with statistics, where they are given,
+    and of one with fields, where their sums [R · n, 3 · dim] are.
+    """
     count, n = pool.items.shape
     pooled = params["item"][torch.from_numpy(pool.histories)].mean(1)
     user = params["user"][torch.from_numpy(pool.users)]
     rows = torch.from_numpy(pool.items.reshape(-1))
-    model = MODEL if statistics is None else WITH_STATISTICS
+    model = MODEL if statistics is None else WITH_STATISTICS if fields is None else WITH_FIELDS
     about = (user.repeat_interleave(n, 0), pooled.repeat_interleave(n, 0), params["item"][rows])
     numeric = None if statistics is None else statistics.inputs(_log_of(pool))
-    return torch.sigmoid(model.head(params, *about, numeric)).double().view(count, n).numpy()
+    return torch.sigmoid(model.head(params, *about, numeric, fields)).double().view(count, n).numpy()
 
 
 def _log_of(pool: RequestPool) -> PeriodData:

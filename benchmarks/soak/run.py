@@ -158,7 +158,7 @@ class _Run:
 
     async def _one(self, api: Api, number: int, period: PlayedPeriod) -> float:
         """Log a period, ask, close, and wait until its version is served; the seconds from the close to the version."""
-        await api.put_items(period.new_items)
+        await api.put_catalogue(period)
         await api.ingest(f"{number}", period)
         for user in self._random.choices(period.user_ids, k=PREDICTIONS):
             await api.call("POST", "/predict", {"user_id": user, "items": self._random.choices(period.item_ids, k=10)})

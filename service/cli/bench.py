@@ -118,6 +118,12 @@ def bench_serve_command(
         typer.Option("--compare", help="Beside plain FastAPI, LitServe, BentoML, Ray Serve and a no-op, interleaved."),
     ] = False,
     variants: Annotated[str | None, typer.Option(help="These alone, separated by commas.")] = None,
+    fields: Annotated[
+        int | None,
+        typer.Option(
+            help="Of the context of a request, beside 5 of users and items each: the default model with them."
+        ),
+    ] = None,
     all_cells: Annotated[
         bool,
         typer.Option(
@@ -157,6 +163,7 @@ def bench_serve_command(
             workers=_numbers("workers", workers),
             compare=compare,
             variants=None if variants is None else tuple(name.strip() for name in variants.split(",")),
+            fields=fields,
             all_cells=all_cells,
             requests=requests,
             seconds=seconds,

@@ -21,9 +21,9 @@ from rich.markup import escape
 from asmg.datasets.synthetic import DriftConfig
 from service.console import ScoreLines, StageBar, make_console
 from service.demo.practitioner import Practitioner
-from service.demo.report import API_NAMES, BEST, Report
+from service.demo.report import API_NAMES, Report
 from service.demo.story import Story
-from service.demo.streams import SYNTHETIC_PERIODS, Stream, folder_stream, synthetic_stream
+from service.demo.streams import BEST, SYNTHETIC_PERIODS, Stream, folder_stream, synthetic_stream
 from service.errors import ServiceError
 from service.processes import INTERRUPTED, Child, Interrupted, StopRequest
 from service.settings import Settings
@@ -38,9 +38,11 @@ LOOPBACK = "127.0.0.1"
 START_SECONDS = 90.0
 STOP_SECONDS = 40.0
 TICK_SECONDS = 0.1
+FEATURES = "features.toml"
+"""Name of the file with the schema of the fields."""
 LISTENING = re.compile(r"^asmg: listening on (http://\S+)$", re.MULTILINE)
 
-DEMO_DRIFT = DriftConfig(users=1_000, items=300, events=20_000, categories=8)
+DEMO_DRIFT = DriftConfig(users=1_000, items=300, events=20_000, categories=8, fields=True)
 """Few events for each user and item, so that what the models before this one knew is worth something."""
 
 
@@ -100,11 +102,13 @@ class _Demo:
             port=self._free_port(),
             api_workers=options.workers,
             seed=options.seed,
+            features=folder / FEATURES,
         )
 
     def run(self) -> int:
         started = time.monotonic()
         stream = self._stream()
+        (self._folder / FEATURES).write_text(stream.schema.to_toml(), encoding="utf-8")
         self._say("starting Postgres, Redis, the api and the worker in a temporary folder")
         key, server = self._start()
         try:
@@ -181,7 +185,7 @@ class _Demo:
 
     def _play(self, stream: Stream, url: str, key: str, server: Child) -> tuple[Report, dict[str, Any]]:
         """The report, and a question to ask the service with."""
-        practitioner = Practitioner()
+        practitioner = Practitioner(stream.schema, self._options.seed)
         models = [*API_NAMES, practitioner.name, *([BEST] if stream.name == "synthetic" else [])]
         lines = ScoreLines(self._console, models, requests=True)
         self._say("")
@@ -197,6 +201,8 @@ class _Demo:
         if means["periods"]:
             first, last = means["periods"][0], means["periods"][-1]
             lines.means(f"mean of {first}-{last}", means["auc"], means["logloss"])
+        for line in report.worth_of_fields():
+            self._say(f"{'':18}{line}")
         return report, story.example
 
     def _show_end(self, report: Report, seconds: float) -> None:

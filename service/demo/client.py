@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -70,11 +70,21 @@ class Api:
             raise CallFailed(f"{method} {path} answered {response.status_code}: {response.text[:500]}")
         return response.json()
 
-    async def put_items(self, items: Mapping[str, tuple[str, ...]]) -> None:
-        """Add items with their categories to the catalogue."""
-        documents = [{"item_id": item, "categories": categories} for item, categories in items.items()]
-        for start in range(0, len(documents), BATCH):
-            await self.call("PUT", "/items", {"items": documents[start : start + BATCH]})
+    async def put_catalogue(self, period: PlayedPeriod) -> None:
+        """Say what is new of items and users; their features hold from the period's first event on."""
+        since = int(period.timestamps_ms[0])
+        items: list[dict[str, Any]] = [
+            {"item_id": item, "categories": categories} for item, categories in period.new_items.items()
+        ]
+        for document in items:
+            if (features := period.item_features.get(document["item_id"])) is not None:
+                document |= {"features": features, "timestamp": since}
+        users = [
+            {"user_id": user, "features": features, "timestamp": since} for user, features in period.new_users.items()
+        ]
+        for kind, documents in (("items", items), ("users", users)):
+            for start in range(0, len(documents), BATCH):
+                await self.call("PUT", f"/{kind}", {kind: documents[start : start + BATCH]})
 
     async def ingest(self, name: str, period: PlayedPeriod) -> None:
         """Send the log of a period, some batches at once; events are called `name` and their row.
@@ -167,8 +177,10 @@ def _interactions(name: str, period: PlayedPeriod, rows: slice) -> bytes:
         period.timestamps_ms[rows].tolist(),
         strict=True,
     )
-    events = [
+    events: list[dict[str, Any]] = [
         {"event_id": f"{name}-{row:07d}", "user_id": user, "item_id": item, "label": label, "timestamp": timestamp}
         for row, user, item, label, timestamp in columns
     ]
+    for event, context in zip(events, period.contexts[rows], strict=False):  # none of a stream without fields
+        event["context"] = context
     return orjson.dumps({"interactions": events})

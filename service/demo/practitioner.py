@@ -1,44 +1,92 @@
-"""What a practitioner would have in an afternoon, on the events that the demo sends."""
+"""What others make of the events that the demo sends: a practitioner in an afternoon, and our model without fields."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
-from asmg.batch import PeriodData, build_histories, build_recent
+from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
+from asmg.datasets.field_columns import FieldColumn
 from asmg.datasets.gathering import Ids
+from asmg.experiments.fields import LogFields, read_columns
+from asmg.features import DEFAULT, Schema
 from asmg.metrics import Scores, scores
+from asmg.models import default_config
+from asmg.progressive import progressive_validation
+from asmg.statistics import NAMES, StatisticsConfig
+from asmg.updaters import build_updater
 from asmg.yardsticks import build_yardstick, installed_yardsticks
 from service.demo.streams import PlayedPeriod
 
-__all__ = ["Practitioner"]
+__all__ = ["WITHOUT_FIELDS", "Practitioner"]
+
+WITHOUT_FIELDS = "without_fields"
+"""Key of the scores of the incremental model without fields."""
 
 
 class Practitioner:
-    """LightGBM, or where it is not installed logistic regression, on the statistics of the events sent so far."""
+    """LightGBM, or where it is not installed logistic regression, on the statistics and fields of the events so far;
+    and beside it, where clients send fields, the service's incremental model that reads none.
 
-    def __init__(self) -> None:
+    Args:
+        schema: the fields.
+        seed: of the model without them.
+    """
+
+    def __init__(self, schema: Schema = DEFAULT, seed: int = 0) -> None:
         self.name = "lightgbm" if "lightgbm" in installed_yardsticks() else "logistic"
         """Which of `asmg.yardsticks.YARDSTICKS` it is."""
         self._yardstick = build_yardstick(self.name)
-        self._users, self._items = Ids(), Ids()
-        self._past: list[np.ndarray] = [np.empty(0, dtype) for dtype in (np.int32, np.int32, np.uint8, np.int64)]
-        """Users, items, labels and times of all events so far."""
-        self._learned = 0
+        self._events, self._learned, self._sent = _Events(schema), 0, bool(schema.fields)
+        self._next: deque[PeriodData] = deque()
+        shape = default_config(categories=True, numeric=len(NAMES))
+        updater = build_updater("iu", shape, statistics=StatisticsConfig())
+        self._without = progressive_validation(updater, iter(self._next.popleft, None), seed=seed)
 
-    def score_and_learn(self, period: PlayedPeriod) -> Scores | None:
+    def score_and_learn(self, period: PlayedPeriod) -> Mapping[str, Scores]:
         """Predict the next period's events, then learn them.
 
         Returns:
-            how good the predictions were; None for the first period, before which nothing was learned.
+            how good the predictions were, by `name` and `WITHOUT_FIELDS`; nothing for the first period, before which
+            nothing was learned.
         """
-        data = self._data(period)
-        found = scores(self._yardstick.logits(data), data.label) if self._learned else None
+        data = self._events.add(period)
+        self._yardstick.fields = self._events.fields()
+        found = {self.name: scores(self._yardstick.logits(data), data.label)} if self._learned else {}
         self._yardstick.learn([data])
         self._learned += 1
+        if self._sent:
+            self._next.append(data)
+            report, _ = next(self._without)
+            if "incremental" in report.scores:
+                found[WITHOUT_FIELDS] = report.scores["incremental"]
         return found
 
-    def _data(self, period: PlayedPeriod) -> PeriodData:
-        """The period as table rows, each event with what its user had done before it."""
+
+class _Events:
+    """All events so far as table rows."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._users, self._items, self._categories = Ids(), Ids(), Ids()
+        self._past: list[np.ndarray] = [np.empty(0, dtype) for dtype in (np.int32, np.int32, np.uint8, np.int64)]
+        """Users, items, labels and times."""
+        self._columns: dict[str, list[FieldColumn]] = {field.name: [] for field in schema.fields}
+        self._features: dict[str, dict[str, Mapping[str, Any]]] = {"user": {}, "item": {}}
+        self._of_items: dict[str, tuple[str, ...]] = {}
+
+    def fields(self) -> LogFields:
+        """Those of all events."""
+        columns = {name: FieldColumn.joined(parts) for name, parts in self._columns.items()}
+        return read_columns(self._schema, self._past[3], columns.__getitem__)
+
+    def add(self, period: PlayedPeriod) -> PeriodData:
+        """The period without its fields, each event with what its user had done before it."""
+        self._of_items |= period.new_items
+        self._add_fields(period)
         user, item = (
             known.encode(pl.Series(ids, dtype=pl.String)).astype(np.int32) + 1
             for known, ids in ((self._users, period.user_ids), (self._items, period.item_ids))
@@ -52,6 +100,7 @@ class Practitioner:
         recent = build_recent(user, label, times, earlier=(past_user, past_label, past_times))
         new: list[np.ndarray] = [user, item, label, times]
         self._past = [np.concatenate(columns) for columns in zip(self._past, new, strict=True)]
+        matrix = self._category_matrix()
         return PeriodData(
             user=torch.from_numpy(user),
             item=torch.from_numpy(item),
@@ -60,5 +109,27 @@ class Practitioner:
             label=torch.from_numpy(label.astype(np.float32)),
             users=len(self._users) + 1,
             items=len(self._items) + 1,
+            categories=len(self._categories) + 1,
+            item_categories=torch.from_numpy(matrix),
             recent=torch.from_numpy(recent),
         )
+
+    def _add_fields(self, period: PlayedPeriod) -> None:
+        owners = {"user": period.user_ids, "item": period.item_ids}
+        for of, new in (("user", period.new_users), ("item", period.item_features)):
+            self._features[of] |= new
+        for field in self._schema.fields:
+            if field.of == "context":
+                given = period.contexts
+            else:
+                given = [self._features[field.of].get(id_, {}) for id_ in owners[field.of]]
+            self._columns[field.name].append(FieldColumn.of(field, [values.get(field.name) for values in given]))
+
+    def _category_matrix(self) -> np.ndarray:
+        """int32 [items, C], as `PeriodData.item_categories`."""
+        of_each = [self._of_items.get(item, ()) for item in self._items.names()]
+        numbers = self._categories.numbers
+        matrix = np.full((len(of_each) + 1, max(1, *map(len, of_each))), NO_CATEGORY, np.int32)
+        for row, names in enumerate(of_each, start=1):
+            matrix[row, : len(names)] = [1 + COLD_ROW + numbers.setdefault(name, len(numbers)) for name in names]
+        return matrix

@@ -6,12 +6,11 @@ from typing import Any
 
 from asmg.metrics import Scores
 from service.console import Numbers, PeriodLine
+from service.demo.practitioner import WITHOUT_FIELDS
+from service.demo.streams import BEST, BEST_OF_PAIRS
 from service.demo.traffic import Window
 
-__all__ = ["API_NAMES", "BEST", "PeriodReport", "Report", "RollbackReport", "mean_scores"]
-
-BEST = "best"
-"""Key of what the true click probabilities reach."""
+__all__ = ["API_NAMES", "PeriodReport", "Report", "RollbackReport", "mean_scores"]
 
 API_NAMES = {"generated": "generated", "incremental": "incremental", "frozen": "baseline"}
 """Keys of the scores of the service's models, and what the API calls them: `frozen` is the first trained model, never
@@ -32,7 +31,7 @@ class PeriodReport:
     """Why."""
     error: str | None
     auc: Numbers
-    """By model, the yardstick among them; None where it is not known."""
+    """By model, those of others too; None where it is not known."""
     logloss: Numbers
     seconds: Mapping[str, float]
     """Of each stage."""
@@ -46,16 +45,14 @@ class PeriodReport:
         model: Mapping[str, Any] | None,
         requests: Window,
         *,
-        yardstick: tuple[str, Scores | None],
-        best_auc: float | None,
-        best_logloss: float | None,
+        others: Mapping[str, Scores | None],
     ) -> "PeriodReport":
         """From the documents of the period and of the version that it made, and what others reached on its log."""
-        scores, (name_of_yardstick, others) = document["scores"], yardstick
+        scores = document["scores"]
 
-        def by_model(metric: str, best: float | None) -> dict[str, float | None]:
+        def by_model(metric: str) -> dict[str, float | None]:
             found = {name: scores.get(api, {}).get(metric) for name, api in API_NAMES.items()}
-            return {**found, name_of_yardstick: None if others is None else getattr(others, metric), BEST: best}
+            return found | {name: None if one is None else getattr(one, metric) for name, one in others.items()}
 
         return cls(
             period=document["period"],
@@ -64,8 +61,8 @@ class PeriodReport:
             kind=None if model is None else model["kind"],
             gate=None if model is None else model["gate"].get("reason"),
             error=document["error"],
-            auc=by_model("auc", best_auc),
-            logloss=by_model("logloss", best_logloss),
+            auc=by_model("auc"),
+            logloss=by_model("logloss"),
             seconds={stage["stage"]: stage["seconds"] for stage in document["stages"] if stage["seconds"] is not None},
             requests=requests,
         )
@@ -155,6 +152,22 @@ class Report:
         scored = [period for period in self.periods if period.auc["generated"] is not None]
         later = [period for period in scored if period.period >= 4] if self.data == "synthetic" else scored[-7:]
         return later or scored
+
+    def worth_of_fields(self) -> list[str]:
+        """What knowing the fields is worth, in lines for the console; none where clients sent no fields."""
+        auc, logloss = (
+            mean_scores([getattr(period, metric) for period in self.recent]) for metric in ("auc", "logloss")
+        )
+
+        def both(name: str) -> str:
+            return f"AUC {auc[name]:.4f}, LogLoss {logloss[name]:.4f}"
+
+        lines = []
+        if auc.get(WITHOUT_FIELDS) is not None and auc["incremental"] is not None:
+            lines.append(f"incremental without the fields: {both(WITHOUT_FIELDS)}; with them {both('incremental')}")
+        if auc.get(BEST_OF_PAIRS) is not None:
+            lines.append(f"best that user and item alone allow: {both(BEST_OF_PAIRS)}; with the context {both(BEST)}")
+        return lines
 
     @property
     def problems(self) -> list[str]:

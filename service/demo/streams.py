@@ -1,19 +1,26 @@
 """What the demo plays: a stream with known drift, or the log of a public collection, period by period."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from asmg.datasets import InteractionLog, cut, open_folder
-from asmg.datasets.synthetic import DriftConfig, drift_stream
-from asmg.metrics import auc, logloss
+from asmg.datasets.synthetic import FIELDS, DriftConfig, drift_stream
+from asmg.features import DEFAULT, Schema
+from asmg.metrics import Scores, scores
 
-__all__ = ["SYNTHETIC_PERIODS", "PlayedPeriod", "Stream", "folder_stream", "synthetic_stream"]
+__all__ = ["BEST", "BEST_OF_PAIRS", "SYNTHETIC_PERIODS", "PlayedPeriod", "Stream", "folder_stream", "synthetic_stream"]
+
+BEST = "best"
+"""Key of what the true click probabilities reach, for all that a prediction can know."""
+BEST_OF_PAIRS = "best_of_pairs"
+"""The same for user and item alone."""
 
 SYNTHETIC_PERIODS = 8
 MOVIELENS_PERIODS = 31
@@ -38,10 +45,15 @@ class PlayedPeriod:
     """[n] ascending."""
     new_items: Mapping[str, tuple[str, ...]]
     """Items that had not appeared before and have categories."""
-    best_auc: float | None = None
-    """What the true click probabilities reach on this log; None where nobody knows them."""
-    best_logloss: float | None = None
-    """The same."""
+    contexts: Sequence[Mapping[str, Any]] = ()
+    """Of each interaction; empty where there are none."""
+    new_users: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Features of users who had not appeared before and have any."""
+    item_features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same of items."""
+    best: Mapping[str, Scores] = field(default_factory=dict)
+    """What the true click probabilities reach on this log, under `BEST` and, where the stream has fields,
+    `BEST_OF_PAIRS`; empty where nobody knows them."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +65,13 @@ class Stream:
     count: int
     """How many periods there are."""
     periods: Iterator[PlayedPeriod]
+    schema: Schema = DEFAULT
+    """Of the fields."""
 
 
 def synthetic_stream(config: DriftConfig, count: int, seed: int) -> Stream:
     """The first `count` periods of the stream with known drift."""
-    return Stream("synthetic", count, islice(_drifting(config, seed), count))
+    return Stream("synthetic", count, islice(_drifting(config, seed), count), FIELDS if config.fields else DEFAULT)
 
 
 def folder_stream(folder: Path, count: int | None, seed: int) -> Stream:
@@ -79,16 +93,24 @@ def folder_stream(folder: Path, count: int | None, seed: int) -> Stream:
 
 def _drifting(config: DriftConfig, seed: int) -> Iterator[PlayedPeriod]:
     for period in drift_stream(config, seed=seed):
-        truth, labels = torch.from_numpy(period.probabilities), torch.from_numpy(period.labels)
+        truths = {BEST: period.probabilities if period.predictable is None else period.predictable}
+        if period.of_pairs is not None:
+            truths[BEST_OF_PAIRS] = period.of_pairs
         yield PlayedPeriod(
             user_ids=period.user_ids,
             item_ids=period.item_ids,
             labels=period.labels,
             timestamps_ms=period.timestamps_ms,
             new_items=period.new_items,
-            best_auc=auc(truth, labels),
-            best_logloss=logloss(torch.logit(truth), labels),
+            contexts=period.contexts,
+            new_users=period.new_users,
+            item_features=period.item_features,
+            best={name: _best(truth, period.labels) for name, truth in truths.items()},
         )
+
+
+def _best(probabilities: NDArray[np.float64], labels: NDArray[np.uint8]) -> Scores:
+    return scores(torch.logit(torch.from_numpy(probabilities)), torch.from_numpy(labels))
 
 
 def _pieces(log: InteractionLog, pieces: Sequence[NDArray[np.int64]], later_ms: int) -> Iterator[PlayedPeriod]:

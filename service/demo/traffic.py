@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,15 +93,16 @@ class Traffic:
         self._random = random.Random(seed)
         self._users: Sequence[str] = ["nobody"]
         self._items: Sequence[str] = ["nothing"]
+        self._contexts: Sequence[Mapping[str, Any]] = ()
         self.versions = versions
         self.total = Window()
         self.window = Window()
         self.faults: list[str] = []
         """What was wrong with the first failures."""
 
-    def offer(self, users: Sequence[str], items: Sequence[str]) -> None:
-        """Ask for these from now on."""
-        self._users, self._items = users, items
+    def offer(self, users: Sequence[str], items: Sequence[str], contexts: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Ask for these from now on, each time in some of these contexts where there are any."""
+        self._users, self._items, self._contexts = users, items, contexts
 
     def begin_window(self) -> None:
         """Count the requests sent from now on by themselves too."""
@@ -141,7 +142,10 @@ class Traffic:
             started = time.perf_counter()
             count = min(self._random.randint(*ITEMS), len(self._items))
             items = self._random.sample(self._items, count)
-            await self._ask({"user_id": self._random.choice(self._users), "items": items})
+            question: dict[str, Any] = {"user_id": self._random.choice(self._users), "items": items}
+            if self._contexts:
+                question["context"] = self._random.choice(self._contexts)
+            await self._ask(question)
             await asyncio.sleep(max(0.0, REQUEST_EVERY_SECONDS - (time.perf_counter() - started)))
 
     async def _ask(self, question: dict[str, Any]) -> None:

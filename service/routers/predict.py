@@ -62,7 +62,7 @@ def answer_now(parts: Parts, scope: Scope, body: bytes) -> bytes | Response | No
     if content_coding(scope) is not None:
         return None
     try:
-        question = quick_question(body, scope)
+        question = quick_question(body, scope, parts.schema)
     except HTTPException:
         return None
     if question is None:
