@@ -41,7 +41,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from asmg.features.values import MAX_NUMBER, ValueFault, check, find_zone
+from asmg.features.values import MAX_NUMBER, ValueFault, check, find_zone, is_plain
 
 __all__ = [
     "DEFAULT",
@@ -261,7 +261,9 @@ class Schema:
         declared = self._declared[of]
         try:
             for name, value in values.items():
-                check(declared[name], value)
+                field = declared[name]
+                if not is_plain(field, value):
+                    check(field, value)
         except (KeyError, ValueFault):
             return False
         return True

@@ -28,6 +28,7 @@ __all__ = [
     "check",
     "encode",
     "find_zone",
+    "is_plain",
     "name_of_value",
     "number",
     "numbers",
@@ -124,6 +125,17 @@ def check(field: "Field", value: Any) -> None:
         number(field, value)
 
 
+def is_plain(field: "Field", value: Any) -> bool:
+    """Whether this is a value as most are, which is seen at once; `check` refuses none of these."""
+    if field.kind == "categorical":
+        return type(value) is str and len(value) <= MAX_VALUE_LENGTH and value.isprintable()
+    if field.kind == "numeric":
+        return type(value) is float and -MAX_NUMBER <= value <= MAX_NUMBER
+    if type(value) is not list or len(value) > field.most:
+        return False
+    return all(type(part) is str and len(part) <= MAX_VALUE_LENGTH and part.isprintable() for part in value)
+
+
 def _text(field: "Field", value: Any) -> str:
     """The text of a categorical value; "" where it is missing."""
     if value is None:
@@ -133,7 +145,7 @@ def _text(field: "Field", value: Any) -> str:
     if isinstance(value, str):
         if len(value) > MAX_VALUE_LENGTH:
             raise ValueFault(field.name, f"at most {MAX_VALUE_LENGTH} characters", f"{len(value):,}")
-        if not (value.isprintable() or _CLEAN.fullmatch(value)):  # the first takes a tenth of the time
+        if not _CLEAN.fullmatch(value):
             raise ValueFault(field.name, "text of Unicode characters, without NUL", "another")
         return value
     if isinstance(value, int):

@@ -118,7 +118,7 @@ class Contest:
             params = random_params(sizes, seed, model, 0 if fields is None else fields.size)
             statistics = random_statistics(sizes, seed)
             self._expect(variant.model, params, statistics, fields)
-        (folder := self._folder / variant.name[-1]).mkdir()  # short, for the sockets in it
+        (folder := self._folder / f"{self._variants.index(variant)}").mkdir()  # short, for the sockets in it
         with Installation(folder, fields) as installation:
             snapshot = Snapshots(sizes, folder).make(params, statistics, fields)
             installation.publish(VERSION, installation.store(snapshot))

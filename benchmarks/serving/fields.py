@@ -140,7 +140,7 @@ class ServingFields:
 
 
 def _field(of: Of, n: int) -> Field:
-    """The n-th: of five fields three are categorical, one is a number or bucketised in turn, and of ten one is multi."""
+    """The n-th: one in five is a number, weighed or bucketised in turn, one in ten multi, the others categorical."""
     name = f"{of}_{n}"
     if n % 5 == 3:
         bucketised = n % 10 == 8

@@ -91,8 +91,8 @@ def _print_head(printer: Printer, options: ServeOptions, facts: dict[str, Any]) 
         )
     if FIELDS in options.names:
         printer.line(
-            f"{FIELDS}: the same with {options.fields} fields of the context in each request, and {OF_EACH} features of "
-            "each user and item."
+            f"{FIELDS}: {DEFAULT} with {options.fields} fields of the context in each request, and {OF_EACH} features "
+            "of each user and item."
         )
     if {PLAIN, NOOP} & set(options.names):
         printer.line(

@@ -34,6 +34,9 @@ MINUTE_MS = 60_000
 Given = Mapping[str, Any]
 """Name of a field → its value, as the client sent it."""
 
+_Number = tuple[int, float]
+"""Place of a value among all that are read, and its weight."""
+
 Read = tuple[tuple[int, ...], float]
 """Hashes of the values that are read of one field, and the weight of each."""
 
@@ -92,27 +95,30 @@ class FieldReader:
             timestamp_ms: when it is asked, milliseconds since 1970.
         """
         hashes = [*self._at(timestamp_ms), *self._never_given]
-        weights = [1.0] * len(hashes)
-        of_all = {name: known.read(context.get(name)) for name, known in self._of_context.items()}
-        for found, weight in of_all.values():
-            hashes += found
-            weights += [weight] * len(found)
-        owners = [OF_CONTEXT] * len(hashes)
-        for name, known in self._of_user.items():
-            found, weight = known.read(user.get(name))
-            hashes += found
-            weights += [weight] * len(found)
-        owners += [OF_USER] * (len(hashes) - len(owners))
+        numbers: list[_Number] = []
+        _read_all(self._of_context, context, hashes, numbers)
+        of_context = len(hashes)
+        _read_all(self._of_user, user, hashes, numbers)
+        of_items = [OF_CONTEXT] * of_context + [OF_USER] * (len(hashes) - of_context) if contexts else []
         for place, own in enumerate(contexts):
             for name, value in own.items() if own else ():
-                if name in of_all:
-                    (found, weight), (less, less_weight) = self._of_context[name].read(value), of_all[name]
-                    hashes += (*found, *less)
-                    weights += [weight] * len(found) + [-less_weight] * len(less)
-            owners += [OF_ITEM + place] * (len(hashes) - len(owners))
+                if (known := self._of_context.get(name)) is not None:
+                    (found, weight), (less, less_weight) = known.read(value), known.read(context.get(name))
+                    numbers += [(len(hashes) + n, weight) for n in range(len(found))]
+                    hashes += found
+                    numbers += [(len(hashes) + n, -less_weight) for n in range(len(less))]
+                    hashes += less
+            of_items += [OF_ITEM + place] * (len(hashes) - len(of_items))
         if not hashes:
             return NO_VALUES
-        return FieldValues(np.array(hashes, np.uint64), np.array(weights, np.float32), np.array(owners, np.int32))
+        weights, owners = np.ones(len(hashes), np.float32), np.full(len(hashes), OF_CONTEXT, np.int32)
+        for at, weight in numbers:
+            weights[at] = weight
+        if contexts:
+            owners[:] = of_items
+        else:
+            owners[of_context:] = OF_USER
+        return FieldValues(np.array(hashes, np.uint64), weights, owners)
 
     def of_item(self, given: Given) -> list[tuple[str, float]]:
         """Names and weights of what an item with these features reads of the field table."""
@@ -134,42 +140,59 @@ class FieldReader:
         return found
 
 
+def _read_all(fields: Mapping[str, "_KnownField"], given: Given, hashes: list[int], numbers: list[_Number]) -> None:
+    """Add what is read of each field to `hashes`, and to `numbers` the weights that are not 1."""
+    for name, known in fields.items():
+        value = given.get(name)
+        if type(value) is str and (text := known.texts.get(value)) is not None:  # most often it came before
+            hashes.append(text)
+            continue
+        found, weight = known.read(value)
+        if weight != 1.0:
+            numbers.append((len(hashes), weight))  # a number is one value
+        hashes += found
+
+
 class _KnownField:
     """One field as a model has it. It remembers hashes, which take longer to compute than all else here."""
 
     def __init__(self, field: Field, scale: tuple[float, float]) -> None:
-        self.field, self._kind, self._scale = field, field.kind, scale
+        self.field, self._scale, self._weighs = field, scale, not field.by_table
         self._missing: Read = ((self._hash_of(MISSING),), 1.0)
+        self._number = (self._hash_of(NUMBER),)
         self._hashes: dict[str, int] = {}
+        self.texts: Mapping[str, int] = self._hashes if field.kind == "categorical" else {}
+        """Hashes of texts that came before, where the field can be one."""
 
     def read(self, given: Any) -> Read:
         """What is read of the field where this is given."""
         if given is None:
             return self._missing
-        try:  # most often it is text that came before
-            if self._kind == "categorical" and type(given) is str:
-                return (self._hashes[given],), 1.0
-            if self._kind == "multi" and type(given) is list and 0 < len(given) <= self.field.most:
-                return tuple(sorted({self._hashes[value] for value in given})), 1.0
+        try:
+            if self._weighs:
+                return self._number, self._weight(given)
+            if self.field.kind == "multi" and type(given) is list and 0 < len(given) <= self.field.most:
+                return tuple(sorted({self._hashes[value] for value in given})), 1.0  # they came before
         except (KeyError, TypeError):
             pass
-        values, weight = self.values(given)
-        if values == (MISSING,):
+        except ValueFault:
             return self._missing
-        return tuple(sorted([self._hash(value) for value in values])), weight
+        values, _ = self.values(given)
+        return self._missing if values == (MISSING,) else (tuple(sorted([self._hash(value) for value in values])), 1.0)
 
     def values(self, given: Any) -> tuple[tuple[str, ...], float]:
         """The same, with the values themselves."""
         try:
-            if self.field.by_table:
+            if not self._weighs:
                 return encode(self.field, given), 1.0
-            found = number(self.field, given)
+            return ((MISSING,), 1.0) if given is None else ((NUMBER,), self._weight(given))
         except ValueFault:
             return (MISSING,), 1.0
-        if found != found:  # NaN: it is missing
-            return (MISSING,), 1.0
+
+    def _weight(self, given: Any) -> float:
+        """Raises ValueFault where it is no number that the field can have."""
         mean, by = self._scale
-        return (NUMBER,), min(max((found - mean) * by, -FURTHEST), FURTHEST)
+        return min(max((number(self.field, given) - mean) * by, -FURTHEST), FURTHEST)
 
     def _hash(self, value: str) -> int:
         found = self._hashes.get(value)

@@ -264,7 +264,7 @@ def score_mlp(
         firsts, neighbours, pairs: what is beside the items (`service.serving.beside`); empty without statistics.
         shape: W; 1 with statistics, else 0; 1 with dot products, else 0; 1 with fields, else 0; the widths of the
             layers, from the first on.
-        dense: one after the other the first layer's weights of what a request knows [out, D + W + 2·D + USER], its
+        dense: one after the other the first layer's weights of what a request knows [D + W + 2·D + USER, out], its
             biases, its weights of a candidate [out, W + D + ITEM + PAIR], weights [out, in] and biases of the layers
             behind it, the dot products' weights of the user and of the history [W], and mean, factor [S] and average
             rate of the statistics; without what the model has not.
@@ -286,12 +286,11 @@ def score_mlp(
         contexts = _sum_values(values, counts, owners, field_hashes, field_starts, fields, n, sums_of)
     request = _request(users[rows[0]], clicked, items, width, sums_of.reshape(-1), recent, scale)
     # The user's and the history's share of the first layer is the same for all candidates.
-    base = np.empty(first, np.float32)
-    for o in range(first):
-        total, weights = dense[first * len(request) + o], dense[o * len(request) :]
-        for k in range(len(request)):
-            total += weights[k] * request[k]
-        base[o] = total
+    base = dense[first * len(request) : first * (len(request) + 1)].copy()
+    for k in range(len(request)):
+        known, weights = request[k], dense[k * first : (k + 1) * first]
+        for o in range(first):
+            base[o] += weights[o] * known
     # So is what the dot products multiply a candidate with.
     product, weights = np.empty(dot * width, np.float32), dense[len(dense) - len(scale) - 2 * dot * width :]
     for k in range(len(product)):
@@ -318,7 +317,7 @@ def score_mlp(
             _pairs(work, place, scale, act[told:own])
         _layer(layers, base, act[:own], act[own : own + first], m, len(contexts) == 0)
         if len(contexts):
-            _add_contexts(dense[dim + width :], len(request), contexts[low : low + m], act[own : own + first])
+            _add_contexts(dense[(dim + width) * first :], contexts[low : low + m], act[own : own + first])
         last = own + _next_layers(shape, layers[first * own :], act[own:], m)
         logits = act[last, :m]
         for k in range(len(product)):
@@ -359,16 +358,16 @@ def _sum_values(
 
 
 @compiled
-def _add_contexts(weights: Floats, stride: int, contexts: Floats, out: Floats) -> None:
+def _add_contexts(weights: Floats, contexts: Floats, out: Floats) -> None:
     """Add to the first layer's outputs [O, …] what the candidates' own contexts [m, D] bring, and end the layer.
 
-    weights: those of the context, `stride` numbers from one output to the next.
+    weights: those of the context, [D, O].
     """
     m, dim = contexts.shape
     for o in range(len(out)):
         y = out[o, :m]
         for k in range(dim):
-            w = weights[o * stride + k]
+            w = weights[k * len(out) + o]
             for lane in range(m):
                 y[lane] += w * contexts[lane, k]
         for lane in range(m):
@@ -546,7 +545,7 @@ def _dense(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> tu
     statistics, dot, fields = (bool(config.get(name)) for name in ("numeric", "dot", "fields"))
     widths = [dim + width, width, 2 * dim * fields, dim * fields, USER * statistics]
     request, candidate, values, own, user, rest = np.split(weights[0], np.cumsum(widths), axis=1)
-    parts = [np.concatenate([request, values, user], 1), biases[0], np.concatenate([candidate, own, rest], 1)]
+    parts = [np.concatenate([request, values, user], 1).T, biases[0], np.concatenate([candidate, own, rest], 1)]
     parts += [part for layer in layers[1:] for part in (weights[layer], biases[layer])]
     parts += [tensors["dot.user"], tensors["dot.history"]] if dot else []
     parts += [tensors["statistics.scale"], tensors["statistics.average"]] if statistics else []
