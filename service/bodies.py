@@ -463,10 +463,10 @@ def _question(body: bytes, schema: Schema) -> Question:
 
 
 def _allowed(context: Context | None, schema: Schema) -> Context | None:
-    """A context in which nothing is wrong. Raises one of `_BAD` where something is."""
+    """A context in which nothing is wrong, None for an empty one. Raises one of `_BAD` where something is."""
     if context and not allowed(schema, "context", context):
         raise msgspec.ValidationError("context: expected values that the schema allows; received others")
-    return context
+    return context or None
 
 
 def _question_of_ids(request: _PredictBody, schema: Schema) -> Question:

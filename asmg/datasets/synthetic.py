@@ -235,7 +235,8 @@ def drift_stream(config: DriftConfig, *, seed: int = 0) -> Iterator[DriftPeriod]
         match = ((taste + interest)[user] * place[item]).sum(1) / np.sqrt(c.dim)
         logit = c.bias + popularity[item] + generosity[user] + c.scale * match
         chance = rng.random(c.events)
-        timestamps_ms = start_ms + (number - 1) * period_ms + np.sort(rng.integers(period_ms, size=c.events))
+        within_ms = np.sort(rng.integers(_HOUR_MS, size=c.events)) * (period_ms // _HOUR_MS)
+        timestamps_ms = start_ms + (number - 1) * period_ms + within_ms
         told: dict[str, Any] = {"probabilities": _sigmoid(logit)}
         if fields is not None:
             told = _with_fields(fields, logit, user, item, place, timestamps_ms)

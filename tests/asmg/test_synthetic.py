@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
+from asmg.datasets.synthetic import FIELDS, DriftConfig, DriftPeriod, drift_stream
 
 SMALL = DriftConfig(users=60, items=40, events=500, categories=5)
 
@@ -155,6 +155,88 @@ def test_preferences_drift_unless_everything_persists() -> None:
         assert len(common) > 10
         change = np.mean([abs(first[pair] - later[pair]) for pair in common])
         assert least <= change <= most
+
+
+class TestFields:
+    """A stream whose clicks depend on fields too."""
+
+    def test_they_change_neither_who_is_there_nor_what_is_shown(self) -> None:
+        for plain_one, period in zip(periods(SMALL, 4, 2), periods(replace(SMALL, fields=True), 4, 2), strict=True):
+            assert (plain_one.user_ids, plain_one.item_ids) == (period.user_ids, period.item_ids)
+            assert plain_one.new_items == period.new_items
+            assert plain_one.contexts == () and plain_one.new_users == plain_one.item_features == {}
+            assert plain_one.predictable is plain_one.of_pairs is None
+            assert plain_one.probabilities.tolist() != period.probabilities.tolist()
+
+    def test_every_value_is_one_of_the_schema_and_told_before_it_counts(self) -> None:
+        known_users: dict[str, object] = {}
+        known_items: dict[str, object] = {}
+        for period in periods(replace(SMALL, fields=True, user_turnover=0.2), 3):
+            assert not known_users.keys() & period.new_users.keys()
+            assert period.item_features.keys() == period.new_items.keys()
+            known_users |= period.new_users
+            known_items |= period.item_features
+            assert set(period.user_ids) <= known_users.keys() and set(period.item_ids) <= known_items.keys()
+            assert len(period.contexts) == SMALL.events
+            for context in period.contexts:
+                FIELDS.check_context(context)
+                assert context.keys() == {"device", "position"}
+        for features in known_users.values():
+            FIELDS.check_user(features)  # type: ignore[arg-type] # a mapping
+        for features in known_items.values():
+            FIELDS.check_item(features)  # type: ignore[arg-type]
+
+    def test_a_period_is_a_day(self) -> None:
+        first, second = periods(replace(SMALL, fields=True), 2)
+        day, hour = 86_400_000, 3_600_000
+        assert {int(t) // day for t in first.timestamps_ms} == {int(second.timestamps_ms[0]) // day - 1}
+        assert len({int(t) // hour for t in first.timestamps_ms}) == 24
+
+    def test_each_probability_is_that_of_who_knows_so_much(self) -> None:
+        """Among the likely and the unlikely by any of the three, and on each device and position by the first."""
+        for period in periods(DriftConfig(events=40_000, fields=True), 2, seed=2):
+            y = period.labels.astype(float)
+            assert period.predictable is not None and period.of_pairs is not None
+            device = np.array([context["device"] for context in period.contexts])
+            position = np.array([context["position"] for context in period.contexts])
+            everyone = np.ones(len(y), bool)
+            groups = [(period.probabilities, position == n) for n in range(5)]
+            groups += [(p, device == d) for p in (period.probabilities, period.predictable) for d in set(device)]
+            groups += [(p, everyone) for p in (period.probabilities, period.predictable, period.of_pairs)]
+            for p, which in groups:
+                for part in (which, which & (p < 0.2), which & (p >= 0.2) & (p < 0.6), which & (p >= 0.6)):
+                    # The mean over what is unknown has the variance of a label drawn with it.
+                    z = (y[part] - p[part]).sum() / np.sqrt((p[part] * (1 - p[part])).sum())
+                    assert part.sum() > 100 and abs(z) < 4.5
+            # Who knows less is wrong about those whom the rest tells apart.
+            part = position == 0
+            z = (y - period.predictable)[part].sum() / np.sqrt(
+                (period.predictable * (1 - period.predictable))[part].sum()
+            )
+            assert z > 10
+
+    def test_who_knows_more_ranks_better(self) -> None:
+        for period in periods(DriftConfig(fields=True), 3):
+            told = (period.of_pairs, period.predictable, period.probabilities)
+            least, more, most = (roc_auc_score(period.labels, p) for p in told)
+            assert least + 0.01 < more and more + 0.01 < most
+
+    def test_a_prediction_does_not_know_the_position_and_a_pair_not_the_context(self) -> None:
+        period = periods(DriftConfig(users=4, items=4, events=4_000, fields=True), 1)[0]
+        assert period.predictable is not None and period.of_pairs is not None
+        hours = (period.timestamps_ms // 3_600_000).tolist()
+        keys = zip(period.user_ids, period.item_ids, period.contexts, hours, strict=True)
+        in_context: dict[object, set[float]] = {}
+        with_position: dict[object, set[float]] = {}
+        of_pair: dict[object, set[float]] = {}
+        for n, (user, item, context, hour) in enumerate(keys):
+            in_context.setdefault((user, item, context["device"], hour), set()).add(round(period.predictable[n], 12))
+            place = (user, item, context["device"], hour, context["position"])
+            with_position.setdefault(place, set()).add(round(period.probabilities[n], 12))
+            of_pair.setdefault((user, item), set()).add(round(period.of_pairs[n], 12))
+        for found in (in_context, with_position, of_pair):
+            assert all(len(values) == 1 for values in found.values())
+        assert len(of_pair) == 16 < len(in_context) < len(with_position)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
+from asmg.features import Schema
 from service import bodies
 from service.bodies import (
     count_parts,
@@ -26,8 +28,10 @@ from service.bodies import (
     plain_interactions,
     quick_question,
     read_body,
+    refuse_faults,
 )
 from service.errors import BodyTooLarge, InvalidInput
+from service.fields import cleaned, faults, written
 from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_IMPRESSIONS, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_PARTS
 from service.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
 from service.serving.id_index import NOBODY, hash_ids
@@ -36,6 +40,26 @@ from service.storage.repositories import Click, EventBatch, Impression, Interact
 from service.use_cases.predict import Question
 from tests.service.api_support import NOON, event
 from tests.service.copied import copied
+
+SCHEMA = Schema.from_toml(
+    """
+    [fields.device]
+    of = "context"
+    kind = "categorical"
+    [fields.pages]
+    of = "context"
+    kind = "multi"
+    most = 3
+    [fields.scroll]
+    of = "context"
+    kind = "numeric"
+    [fields.depth]
+    of = "context"
+    kind = "numeric"
+    enter = "buckets"
+    buckets = [0, 1]
+    """
+)
 
 SCOPE = {"headers": [(b"content-type", b"application/json")]}
 
@@ -55,13 +79,15 @@ def plain(value: Any) -> Any:
             "asked": asked,
             "history": past,
             "request_id": value.request_id,
-            "to_log": to_log,
-            "context": None,
+            "to_log": to_log and (*to_log[:2], written(value.context), None),
+            "context": cleaned(value.context) or None,
             "item_contexts": None,
         }
     if isinstance(value, Question):
         past = None if value.history is None else value.history.tolist()
-        return value._asdict() | {"asked": value.asked.tolist(), "history": past}
+        # A missing value may be there or not: it is read alike.
+        context = cleaned(value.context) or None
+        return value._asdict() | {"asked": value.asked.tolist(), "history": past, "context": context}
     if isinstance(value, EventBatch):
         events = copied(value)
         if not (value.moments % 1000).any():  # of which the rows have the milliseconds alone
@@ -85,12 +111,24 @@ def outcome(parse: Callable[[], Any]) -> Any:
 
 def slowly(kind: str, body: bytes) -> Any:
     """The outcome by pydantic alone."""
-    if kind == "predict":
-        return outcome(lambda: parse_json(PredictRequest, body, SCOPE))
-    if kind == "batch":
-        return outcome(lambda: list(parse_json(BatchRequest, body, SCOPE).requests))
+    if kind in ("predict", "batch"):
+        return outcome(lambda: questions(kind, body))
     model, event, _ = EVENTS[kind]
     return outcome(lambda: [event(one) for one in getattr(parse_json(model, body, SCOPE), kind)])
+
+
+def questions(kind: str, body: bytes) -> Any:
+    if kind == "predict":
+        found, paths = [parse_json(PredictRequest, body, SCOPE)], [""]
+    else:
+        found = parse_json(BatchRequest, body, SCOPE).requests
+        paths = [f"requests[{n}]." for n in range(len(found))]
+    refuse_faults(
+        fault
+        for request, path in zip(found, paths, strict=True)
+        for fault in faults(SCHEMA, "context", request.context, f"{path}context")
+    )
+    return found[0] if kind == "predict" else found
 
 
 EVENTS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[bytes, Any], Any]]] = {
@@ -99,8 +137,8 @@ EVENTS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[bytes, Any], Any]]]
     "clicks": (ClicksRequest, bodies._click, parse_clicks),
 }
 PARSERS: dict[str, Callable[[bytes, Any], Any]] = {
-    "predict": parse_predict,
-    "batch": parse_batch,
+    "predict": partial(parse_predict, schema=SCHEMA),
+    "batch": partial(parse_batch, schema=SCHEMA),
     **{name: parse for name, (_, _, parse) in EVENTS.items()},
 }
 
@@ -157,12 +195,26 @@ def document(fields: dict[str, st.SearchStrategy[Any]], optional: dict[str, st.S
     return mostly(st.integers(0, 9).flatmap(lambda n: further.map(lambda pair: pair[0] | pair[1]) if n == 0 else usual))
 
 
+NUMBERS = (
+    st.floats() | st.integers(-(10**31), 10**31) | st.sampled_from([1e30, -1e30, 1.1e30, 10**30, 2**63, -0.0, 1.0])
+)
+CONTEXTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "device": mostly(EDGES | st.booleans() | st.integers() | st.none()),
+        "pages": mostly(st.lists(EDGES | st.sampled_from([1, 1.0, True, None, "", "a"]), max_size=4)),
+        "scroll": mostly(NUMBERS),
+        "depth": mostly(NUMBERS),
+        "colour": ODD,
+    },
+)
 QUESTIONS = document(
     {"items": st.lists(mostly(JSON_IDS), max_size=4)},
     {
         "user_id": st.none() | JSON_IDS,
         "history": st.none() | st.lists(mostly(JSON_IDS), max_size=3),
         "request_id": st.none() | JSON_IDS,
+        "context": st.none() | CONTEXTS,
         "log_impressions": st.sampled_from([None, False, True, 1, 2, 1000, 0, 1001]),
     },
 )
@@ -223,11 +275,15 @@ GOOD: dict[str, list[bytes]] = {
         '{"user_id":"u","items":["a","é\\u00e9\\ud83d\\ude00"],"history":["b"],"request_id":null}'.encode(),
         b'{"user_id":42,"items":[-7,0 ,"u"],"history":[5],"request_id":9}',
         b'{"items":["a"],"history":["u"]}',
+        b'{"items":["a"],"context":{"device":"phone","pages":["a","b",true],"scroll":1e30,"depth":-7}}',
+        b'{"items":["\\u0061"],"context":{"device":true,"pages":[],"scroll":null,"depth":0.5},"user_id":"u"}',
+        b'{"items":["a"],"context":{},"user_id":"u"}',
     ],
     "batch": [
         b'{"requests":[{"items":["a"],"user_id":"u"},{"history":["b"],"user_id":"v","items":["b","c"]}]}',
         '{"requests":[{"user_id":"u","items":["a"]},{"user_id":"日","items":["b"],"history":null}]}'.encode(),
         b'{"requests":[{"items":[42]},{"user_id":"u","items":[1]}]}',
+        b'{"requests":[{"items":["a"],"context":{"device":"u"}},{"items":["b"],"context":{"device":3}}]}',
     ],
     "interactions": [
         json.dumps({"interactions": [event(1), event(2, timestamp=1714564800001)]}).encode(),

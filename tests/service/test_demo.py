@@ -26,22 +26,29 @@ import psutil
 import pytest
 from rich.console import Console
 
+from asmg.datasets.field_columns import By, FieldColumn
 from asmg.datasets.prepared import PreparedLog
 from asmg.datasets.synthetic import DriftConfig
 from asmg.experiments.log import cut_periods
+from asmg.features import Schema
 from asmg.metrics import scores
+from asmg.models import default_config
+from asmg.progressive import progressive_validation
+from asmg.statistics import NAMES, StatisticsConfig
+from asmg.updaters import build_updater
 from asmg.yardsticks import build_yardstick
 from service.console import PeriodLine, ScoreLines
 from service.demo import DemoOptions, client, run_demo
 from service.demo.client import Api, CallFailed, _batches
-from service.demo.practitioner import Practitioner
+from service.demo.practitioner import WITHOUT_FIELDS, Practitioner
 from service.demo.report import PeriodReport, Report, RollbackReport
-from service.demo.streams import folder_stream, synthetic_stream
+from service.demo.story import _of_questions
+from service.demo.streams import PlayedPeriod, folder_stream, synthetic_stream
 from service.demo.traffic import CLIENTS, Traffic, VersionOrder, Window
 from service.schemas import parse_timestamp
 from tests.service.programs import asmg, environment, wait_for
 
-SMALL = DriftConfig(users=100, items=40, events=1_500, categories=4)
+SMALL = DriftConfig(users=100, items=40, events=1_500, categories=4, fields=True)
 TINY: dict[str, Any] = {"drift": replace(SMALL, events=300), "workers": 1, "port": 0}
 """Options of a demo of which no more is wanted than that it is under way."""
 
@@ -171,7 +178,7 @@ def test_folders_as_streams(tmp_path: Path) -> None:
     assert parse_timestamp(int(times[0])) < parse_timestamp(int(times[-1])) < datetime.now(UTC), (
         "the service takes them"
     )
-    assert all(period.new_items == {} and period.best_auc is None for period in periods)
+    assert all(period.new_items == {} and period.best == {} for period in periods)
     assert folder_stream(shop, 2, seed=1).count == 2
 
     with gzip.open(films / "ml-100k.inter.gz", "wt") as file:
@@ -190,6 +197,7 @@ def test_folders_as_streams(tmp_path: Path) -> None:
 
 def period_report(number: int, generated: float | None, failed: int = 0) -> PeriodReport:
     scores = {"generated": generated, "incremental": 0.6, "frozen": 0.5, "logistic": 0.55, "best": None}
+    scores |= {} if generated is None else {"without_fields": 0.58, "best": 0.8, "best_of_pairs": 0.7}
     return PeriodReport(
         period=number,
         events=10,
@@ -220,7 +228,9 @@ def test_what_is_averaged_and_what_is_a_problem() -> None:
         "incremental": pytest.approx(0.6),
         "frozen": pytest.approx(0.5),
         "logistic": pytest.approx(0.55),
-        "best": None,
+        "best": pytest.approx(0.8),
+        "without_fields": pytest.approx(0.58),
+        "best_of_pairs": pytest.approx(0.7),
     }
     assert report.problems == []
     real = Report(data="ml-100k", rollback=rollback_report(False), **values)
@@ -250,40 +260,109 @@ def test_lines_fit_whatever_a_period_took() -> None:
     assert "prepare 12.5 score 10.2 generator 61.3 base 9.4 count 0.2 publish 7.1 s; p50/p99 100/1000 ms" in text
 
 
+def test_what_the_fields_are_worth_is_told_where_there_are_any() -> None:
+    values = {"seed": 0, "yardstick": "logistic", "rollback": None, "requests": Window(), "faults": []}
+    known = [period_report(number, None if number == 1 else 0.6) for number in range(1, 7)]
+    assert Report(data="synthetic", periods=known, **values).worth_of_fields() == [
+        "incremental without the fields: AUC 0.5800, LogLoss 0.5800; with them AUC 0.6000, LogLoss 0.6000",
+        "best that user and item alone allow: AUC 0.7000, LogLoss 0.7000; with the context AUC 0.8000, LogLoss 0.8000",
+    ]
+    assert Report(data="ml-100k", periods=[period_report(1, None)], **values).worth_of_fields() == []
+
+
+async def test_features_hold_from_the_first_event_on_and_predictions_know_no_position() -> None:
+    sent: dict[str, Any] = {}
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        sent.setdefault(request.url.path, []).append(orjson.loads(request.content))
+        return httpx.Response(200, json={})
+
+    stream = synthetic_stream(SMALL, 2, seed=0)
+    first, second = stream.periods
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handle), base_url="http://asmg") as http:
+        await Api(http).put_catalogue(first)
+        await Api(http).ingest("x", first)
+        [items], [users] = sent["/items"], sent["/users"]
+        since = int(first.timestamps_ms[0])
+        assert {document["timestamp"] for document in (*items["items"], *users["users"])} == {since}
+        assert {document["item_id"]: document["features"] for document in items["items"]} == first.item_features
+        assert {document["user_id"]: document["features"] for document in users["users"]} == first.new_users
+        assert [event["context"] for call in sent["/interactions"] for event in call["interactions"]] == first.contexts
+        await Api(http).put_catalogue(second)
+        assert 0 < len(sent["/users"][1]["users"]) < len(users["users"])
+    assert {name for context in first.contexts for name in context} == {"device", "position"}
+    assert {name for context in _of_questions(first, stream.schema) for name in context} == {"device"}
+
+
 class TestPractitioner:
-    """The yardstick beside the service's models."""
+    """The yardstick, and the model without fields, beside the service's models."""
 
     @pytest.mark.parametrize("name", ["lightgbm", "logistic"])
-    def test_it_is_the_yardstick_of_the_experiments(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """On the same events it has the numbers that `asmg experiment run` would give it."""
+    @pytest.mark.parametrize("fields", [True, False])
+    def test_it_is_the_yardstick_of_the_experiments(
+        self, name: str, fields: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On the same events both have the numbers that `asmg experiment run` would give them."""
         if name == "lightgbm":
             pytest.importorskip("lightgbm")
         else:
             monkeypatch.setattr("asmg.yardsticks.lightgbm_version", lambda: None)
-        periods = list(synthetic_stream(SMALL, 3, seed=2).periods)
-        numbers: dict[str, dict[str, int]] = {"user": {}, "item": {}}
-
-        def numbered(kind: str, ids: Sequence[str]) -> list[int]:
-            known = numbers[kind]
-            return [known.setdefault(id_, len(known)) for id_ in ids]
-
-        log = PreparedLog(
-            card=SimpleNamespace(negatives_per_positive=0),  # type: ignore[arg-type] # all that is asked of it
-            user=np.array([n for p in periods for n in numbered("user", p.user_ids)], np.uint32),
-            item=np.array([n for p in periods for n in numbered("item", p.item_ids)], np.uint32),
-            label=np.concatenate([p.labels for p in periods]),
-            timestamps_ms=np.concatenate([p.timestamps_ms for p in periods]),
+        stream = synthetic_stream(replace(SMALL, fields=fields), 3, seed=2)
+        log = prepared(periods := list(stream.periods), stream.schema)
+        cut = cut_periods(log, 3, known="so_far", categories=True, fields=True)
+        yardstick, practitioner = build_yardstick(name, fields=cut.fields), Practitioner(stream.schema, seed=5)
+        updater = build_updater(
+            "iu", default_config(categories=True, numeric=len(NAMES)), statistics=StatisticsConfig()
         )
-        yardstick, practitioner = build_yardstick(name), Practitioner()
+        bare = [replace(data, fields=None) for data in cut.data]
+        reports = [report.scores for report, _ in progressive_validation(updater, bare, seed=5)]
         assert practitioner.name == name
-        data_of_periods = cut_periods(log, 3, known="so_far", categories=False).data
-        for number, (period, data) in enumerate(zip(periods, data_of_periods, strict=True)):
+        for number, (period, data) in enumerate(zip(periods, cut.data, strict=True)):
             found = practitioner.score_and_learn(period)
             if number == 0:
-                assert found is None
+                assert found == {}
             else:
-                assert found == scores(yardstick.logits(data), data.label) and found.events == SMALL.events
+                assert found[name] == scores(yardstick.logits(data), data.label)
+                assert found[name].events == SMALL.events
+                assert found.get(WITHOUT_FIELDS) == (reports[number]["incremental"] if fields else None)
             yardstick.learn([data])
+
+
+def prepared(periods: Sequence[PlayedPeriod], schema: Schema) -> PreparedLog:
+    """The log of a stream, as an experiment reads it."""
+    users, items = (
+        list(dict.fromkeys(id_ for period in periods for id_ in getattr(period, ids)))
+        for ids in ("user_ids", "item_ids")
+    )
+    user_of, item_of = ({id_: n for n, id_ in enumerate(ids)} for ids in (users, items))
+    names: dict[str, int] = {}
+    categories = {item: names_of for period in periods for item, names_of in period.new_items.items()}
+    matrix = np.full((len(items), 2), -1, np.int32)
+    for row, item in enumerate(items):
+        numbers = [names.setdefault(name, len(names)) for name in categories[item]]
+        matrix[row, : len(numbers)] = numbers
+    features: dict[str, Any] = {}
+    for period in periods:
+        features |= {**period.new_users, **period.item_features}
+    columns = {}
+    for field in schema.fields:
+        if field.of == "context":
+            given = [context for period in periods for context in period.contexts]
+        else:
+            given = [features[id_] for id_ in (users if field.of == "user" else items)]
+        by: By = "row" if field.of == "context" else field.of
+        columns[field.name] = FieldColumn.of(field, [values[field.name] for values in given], by)
+    return PreparedLog(
+        card=SimpleNamespace(negatives_per_positive=0),  # type: ignore[arg-type] # all that is asked of it
+        user=np.array([user_of[id_] for period in periods for id_ in period.user_ids], np.uint32),
+        item=np.array([item_of[id_] for period in periods for id_ in period.item_ids], np.uint32),
+        label=np.concatenate([p.labels for p in periods]),
+        timestamps_ms=np.concatenate([p.timestamps_ms for p in periods]),
+        categories=tuple(names),
+        item_categories=matrix,
+        schema=schema,
+        fields=columns,
+    )
 
 
 @pytest.fixture
@@ -346,17 +425,22 @@ def test_the_whole_story(folder: Path) -> None:
     assert [period["version"] for period in report["periods"]] == [1, 2, 3]
     assert report["yardstick"] == ("lightgbm" if find_spec("lightgbm") else "logistic")
     assert {"lightgbm": " LGBM ", "logistic": " logit "}[report["yardstick"]] in out
-    models = {"generated", "incremental", "frozen", report["yardstick"], "best"}
+    models = {"generated", "incremental", "frozen", report["yardstick"], "without_fields", "best", "best_of_pairs"}
     for period in report["periods"]:
         assert period["events"] == SMALL.events
-        assert period["auc"].keys() == period["logloss"].keys() == models
+        assert (
+            period["auc"].keys()
+            == period["logloss"].keys()
+            == (models - {"without_fields"} if period["period"] == 1 else models)
+        )
         assert period["requests"]["failed"] == 0
         assert period["requests"]["served"] > 20
         assert {"prepare", "score", "update_base", "gate", "publish"} <= period["seconds"].keys()
         for metric in ("auc", "logloss"):
             known = {name for name, value in period[metric].items() if value is not None}
-            assert known == ({"best"} if period["period"] == 1 else models)
+            assert known == ({"best", "best_of_pairs"} if period["period"] == 1 else models)
         assert period["auc"]["best"] > 0.7
+    assert "incremental without the fields: AUC 0." in out and "; with the context AUC 0." in out
     assert report["rollback"]["from"] == 3
     assert report["rollback"]["to"] == 2
     assert report["rollback"]["scores_restored"] is True
