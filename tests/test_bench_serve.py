@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -24,6 +25,7 @@ from typer.testing import CliRunner, Result
 
 from benchmarks.serving.answers import WrongAnswers, check_scores, document_of, like_ours
 from benchmarks.serving.contest import CLOSED, OPEN
+from benchmarks.serving.fields import make_fields
 from benchmarks.serving.forward import measure_forward
 from benchmarks.serving.generator import Watched, ask
 from benchmarks.serving.load import Answers, Load, Target
@@ -38,6 +40,7 @@ from benchmarks.serving.servers import MARK, Server, ServerFailed, cpu_seconds, 
 from benchmarks.serving.ticks import _LoopTimer, make_alarm
 from benchmarks.serving.verdict import Swap, judge
 from benchmarks.serving.workload import (
+    WITH_FIELDS,
     WITH_STATISTICS,
     ServingSizes,
     expected_scores,
@@ -48,8 +51,9 @@ from benchmarks.serving.workload import (
     save_model,
     user_id,
 )
+from service.bodies import quick_question
 from service.cli import app
-from service.serving.snapshot import Snapshot
+from service.serving.snapshot import Snapshot, hashes_of
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 ERROR = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 4\r\n\r\noops"
@@ -436,6 +440,41 @@ def test_the_service_with_statistics_scores_as_expected(tmp_path: Path) -> None:
         assert snapshot.predict(*ids).scores != pytest.approx(wanted, abs=1e-3)  # what was done last has a say
 
 
+def test_the_service_with_fields_scores_as_expected(tmp_path: Path) -> None:
+    """Of fields of every kind, each of which has a say; read from the body as the service reads it."""
+    fields = make_fields(11, SMALL.users, SMALL.items, 0)
+    kinds = {(field.of, field.kind, field.enter) for field in fields.schema.fields}
+    assert {(of, kind) for of, kind, _ in kinds} == {
+        (of, kind) for of in ("context", "user", "item") for kind in ("categorical", "multi", "numeric")
+    }
+    assert {enter for of, _, enter in kinds if of == "context"} == {None, "log", "buckets"}
+    workload, statistics = make_workload(SMALL, 0), random_statistics(SMALL, 0, 5)
+    params = random_params(SMALL, 0, WITH_FIELDS, fields.size)
+    file = Snapshots(SMALL, tmp_path).make(params, statistics, fields)
+    assert file.path is not None
+    snapshot, pool, contexts = Snapshot.open(file.path, 1, 1), workload.requests(9, 3), fields.contexts(3)
+    snapshot.check()
+    assert snapshot.fields is not None
+    sums = fields.sums(params["field"], contexts, pool.users, pool.items)
+    expected = expected_scores(params, pool, statistics, sums)
+    requests = pool.encode("key", contexts=contexts)
+    for n, (user, history, wanted) in enumerate(zip(pool.users, pool.histories, expected, strict=True)):
+        _, _, body = requests[n].partition(b"\r\n\r\n")
+        question = quick_question(body, {"headers": [(b"content-type", b"application/json")]}, fields.schema)
+        assert question is not None and question.context == contexts[n]
+        past = hashes_of([item_id(row) for row in history])
+
+        def scores(context: Mapping[str, Any], features: Mapping[str, Any]) -> Any:
+            values = snapshot.fields.read(context, features, timestamp_ms=0)  # type: ignore[union-attr]
+            return snapshot.score(question.asked, past, np.array([30, 10, 30], np.int32), values).scores  # noqa: B023
+
+        assert scores(contexts[n], fields.users[user]) == pytest.approx(wanted, abs=1e-6)
+        for name in contexts[n]:
+            assert scores({**contexts[n], name: None}, fields.users[user]) != pytest.approx(wanted, abs=1e-5)
+        for name in fields.users[user]:
+            assert scores(contexts[n], {**fields.users[user], name: None}) != pytest.approx(wanted, abs=1e-5)
+
+
 def test_what_statistics_cost_is_told_beside_the_pass_without(tmp_path: Path) -> None:
     [(without, with_statistics)] = measure_forward(tmp_path, SMALL, [3], neighbours=5, near=0.5, seconds=0.05)
     assert without > 0 and with_statistics > 0
@@ -697,7 +736,13 @@ def bench(*arguments: str) -> Result:
         (["--versions", "0"], "versions: expected at least 1; received 0"),
         (["--rows", "10", "--during-swap"], "rows: expected at least 1000; received 10"),
         (["--rows", "10000000000000", "--during-swap"], "rows: expected versions that fit; "),
-        (["--variants", "asmg,flask"], "variants: expected some of asmg, asmg-statistics, plain, noop, litserve, "),
+        (
+            ["--variants", "asmg,flask"],
+            "variants: expected some of asmg, asmg-statistics, asmg-fields, plain, noop, litserve, ",
+        ),
+        (["--variants", "asmg-fields"], "fields: expected their number for asmg-fields; received none"),
+        (["--fields", "0"], "fields: expected 1 to 54; received 0"),
+        (["--fields", "55"], "fields: expected 1 to 54; received 55"),
         (["--report", "/no/such/folder/report.json"], "/no/such/folder/report.json: expected"),
     ],
 )
@@ -715,7 +760,9 @@ def test_what_is_measured_of_whom() -> None:
     assert options.names == ("asmg",)
     assert len(options.cells(VARIANTS["asmg"], 2)) == 9
     options = ServeOptions(compare=True)
-    assert options.names == tuple(VARIANTS)
+    assert options.names == tuple(name for name in VARIANTS if name != "asmg-fields")
+    assert ServeOptions(compare=True, fields=10).names == tuple(VARIANTS)
+    assert ServeOptions(fields=10).names == ("asmg-statistics", "asmg-fields")
     assert len(options.cells(VARIANTS["plain"], 1)) == len(options.cells(VARIANTS["noop"], 1)) == 9
     assert options.cells(VARIANTS["ray"], 1) == [PEER_CELL] == [Cell(50, 16, 1)]
     assert options.cells(VARIANTS["ray"], 2) == []
@@ -783,6 +830,19 @@ def test_it_compares_and_reports(tmp_path: Path) -> None:
     assert report["options"]["variants"] == ["asmg", "plain", "noop"]
     for words in ("times the requests", "of no-op", "Closed loop, medians of 2 rounds", "Open loop", "plain"):
         assert words in done.stdout
+
+
+@pytest.mark.slow
+def test_fields_are_measured_beside_the_same_without(tmp_path: Path) -> None:
+    """Their answers are compared with those of the torch model, so features of users have reached the service."""
+    file = tmp_path / "report.json"
+    done = bench(*TINY, "--fields", "10", "--open-loop", "0", "--report", str(file))
+    assert done.exit_code == 0, done.output
+    report = json.loads(file.read_text(encoding="utf-8"))
+    assert report["left_out"] == {} and report["options"]["fields"] == 10
+    assert [cell["variant"] for cell in report["cells"]] == ["asmg-statistics", "asmg-fields"]
+    assert [cell["failed"] for cell in report["cells"]] == [0, 0]
+    assert "CPU of asmg-statistics" in done.stdout and "CPU of asmg  " not in done.stdout
 
 
 @pytest.mark.slow
@@ -872,5 +932,5 @@ def _command(process: psutil.Process) -> list[str]:
 def test_the_real_service_is_a_variant_of_its_own() -> None:
     assert VARIANTS[OURS].file is None
     assert [name for name, variant in VARIANTS.items() if variant.package is None] == [
-        *("asmg", "asmg-statistics", "plain", "noop")
+        *("asmg", "asmg-statistics", "asmg-fields", "plain", "noop")
     ]

@@ -95,7 +95,7 @@ def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None
                 *([_times(_ratio(ours, found.get(LESS[name]), "cpu_us"))] if name in LESS else []),
             )
         )
-    if rows:
+    if any(any(row[3:]) for row in rows):
         printer.table(
             f"{name} against the others: times the requests a second, times less CPU",
             (
