@@ -202,7 +202,7 @@ class _Demo:
             first, last = means["periods"][0], means["periods"][-1]
             lines.means(f"mean of {first}-{last}", means["auc"], means["logloss"])
         for line in report.worth_of_fields():
-            self._say(f"{'':18}{line}")
+            self._say(f"{'':4}{line}")
         return report, story.example
 
     def _show_end(self, report: Report, seconds: float) -> None:

@@ -341,6 +341,26 @@ class TestValues:
         ):
             DEFAULT.check_context({"device": "phone"})
 
+    @given(
+        st.dictionaries(
+            st.sampled_from(["device", "position", "colour"]) | st.text(max_size=2),
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("x" * 257),
+            max_size=3,
+        ),
+        st.dictionaries(
+            st.sampled_from(["tags", "price", "length"]),
+            st.lists(st.text(max_size=2) | st.integers() | st.none() | st.just("é" * 257), max_size=4)
+            | st.floats()
+            | st.integers(-(10**31), 10**31)
+            | st.text(max_size=2),
+            max_size=3,
+        ),
+    )
+    def test_what_is_allowed_is_what_has_no_fault(self, context: dict[str, Any], item: dict[str, Any]) -> None:
+        schema = Schema((DEVICE, POSITION, AGE, TAGS, PRICE, LENGTH))
+        assert schema.allows("context", context) == (not schema.faults("context", context))
+        assert schema.allows("item", item) == (not schema.faults("item", item))
+
     @given(st.lists(st.floats(-1e30, 1e30) | st.integers(-60, 60), max_size=20), st.booleans())
     def test_columns_are_as_single_values(self, values: list[float], missing: bool) -> None:
         column = np.array([*values, *([math.nan] if missing else [])], dtype=np.float64)
