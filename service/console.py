@@ -26,7 +26,7 @@ MEANINGS = {
     "generated": "gen.    the model that was generated from the sequence of past models",
     "incremental": "incr.   the incremental model, trained on each period after the other",
     "frozen": "frozen  the first model, never updated",
-    "lightgbm": "LGBM    LightGBM on statistics and fields of the same events, last five periods: what a practitioner has",
+    "lightgbm": "LGBM    LightGBM on statistics and fields of the same events, five periods: what a practitioner has",
     "logistic": "logit   logistic regression on statistics and fields of the same events: what a practitioner has",
     "best": "best    the true probabilities for all that is known beforehand, which no model can be expected to beat",
 }

@@ -111,7 +111,7 @@ class FieldReader:
             of_items += [OF_ITEM + place] * (len(hashes) - len(of_items))
         if not hashes:
             return NO_VALUES
-        weights, owners = np.ones(len(hashes), np.float32), np.full(len(hashes), OF_CONTEXT, np.int32)
+        weights, owners = np.ones(len(hashes), np.float32), np.zeros(len(hashes), np.int32)  # OF_CONTEXT
         for at, weight in numbers:
             weights[at] = weight
         if contexts:
