@@ -80,7 +80,7 @@ async def put_features_of_users(
 ) -> UsersResponse:
     """Set the features of each user, in place of those that it had; what happened before is learned with those."""
     features = feature_versions(service, "user", [(u.user_id, u.features or {}, u.timestamp) for u in request.users])
-    changed = await service.writes.run(put_users(service.database, features))
+    changed = await service.writes.run(put_users(service.database, service.histories, features))
     return UsersResponse(users=len({user.user_id for user in request.users}), changed=changed)
 
 

@@ -1,13 +1,14 @@
-"""What Redis does: what users did last at the speed of a cache, notices between processes, shared rate limits.
+"""What Redis does: what users did last and their features at the speed of a cache, notices between processes, shared
+rate limits.
 
-Nothing here is the only copy. Every call works on when Redis is away: what users did comes from Postgres, notices are
-dropped (their receivers poll Postgres too), limits are each process's own, and a log line a minute says so.
+Nothing here is the only copy. Every call works on when Redis is away: what is known of users comes from Postgres,
+notices are dropped (their receivers poll Postgres too), limits are each process's own, and a log line a minute says so.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -23,7 +24,7 @@ from asmg.layout import RECENT, RECENT_SHORT
 from service.errors import NotReady
 from service.limits import MAX_FUTURE_SECONDS, MAX_HISTORY
 from service.storage.database import Database
-from service.storage.repositories import Happened, PastEvent
+from service.storage.repositories import NOTHING_KNOWN, Happened, PastEvent
 from service.tasks import start_alone
 
 __all__ = ["HistoryStore", "Notices", "RateBuckets", "StoredPast", "connect", "purge", "unusable"]
@@ -69,37 +70,42 @@ NOTHING = b""
 MOST_MEMBERS = 90
 """From here on a set is cut to what is asked for: seldom, for that looks at each of them."""
 
-# KEYS: users' sets. ARGV: clicks of a history, RECENT, RECENT_SHORT. Of each set that is there one text: the three
-# numbers, and with NUL before each the items clicked, newest first. One command, however many users: a command costs
-# the client more than the server's work on it, and each part of an answer costs it too.
+# The features of a user are a text of their own, as JSON, which is in Redis or not as the set is. Being another key it
+# may go alone: then nothing counts as cached. It expires where the next version of the features begins to hold.
+
+# KEYS: users' sets. ARGV: clicks of a history, RECENT, RECENT_SHORT. Of each user that is there one text: the three
+# numbers, and with NUL before each the features and the items clicked, newest first. One command, however many users: a
+# command costs the client more than the server's work on it, and each part of an answer costs it too.
 LOOK = """
 local length, recent, short = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local found = {}
 for i, key in ipairs(KEYS) do
   local members = redis.call('ZREVRANGE', key, 0, -1)
-  local few, clicks, past = 0, 0, {''}
+  local features = #members > 0 and redis.call('GET', 'asmg:features:' .. string.sub(key, #'asmg:past:' + 1))
+  local few, clicks, past = 0, 0, {'', features}
   for n, member in ipairs(members) do
     local item = string.match(member, '%z(.*)')
     if item then
       if n <= short then few = few + 1 end
       if n <= recent then clicks = clicks + 1 end
-      if #past <= length then past[#past + 1] = item end
+      if #past < length + 2 then past[#past + 1] = item end
     end
   end
   local size = members[1] == '' and 0 or math.min(#members, recent)
   past[1] = size .. ' ' .. few .. ' ' .. clicks
-  found[i] = #members > 0 and table.concat(past, '\\0')
+  found[i] = features and table.concat(past, '\\0')
 end
 return found
 """
 
-# KEYS: set, lease. ARGV: token, seconds, score, member, score, member, …
+# KEYS: set, features, lease. ARGV: token, seconds, features, milliseconds of these, score, member, score, member, …
 # A lease that is gone means that something was committed after the reader looked: its answer may lack it.
 FILL = """
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[1], KEYS[2])
-for i = 3, #ARGV, 2 do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1]) end
+if redis.call('GET', KEYS[3]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1], KEYS[3])
+for i = 5, #ARGV, 2 do redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
 return 1
 """
 
@@ -224,29 +230,33 @@ async def purge(redis: Redis) -> int:
 
 
 class StoredPast(NamedTuple):
-    """What a user did last."""
+    """What a user did last, and its features now."""
 
     items: Sequence[str] | Sequence[bytes]
     """Clicked last, newest first: the history; as text, or as UTF-8 where Redis had them."""
     recent: tuple[int, int, int]
     """Of the last `RECENT` interactions how many there are, the clicks among the newest `RECENT_SHORT`, all clicks."""
+    features: Mapping[str, Any] = NOTHING_KNOWN
+    """Values by the names of their fields."""
 
     @classmethod
-    def of(cls, events: Sequence[PastEvent], length: int) -> "StoredPast":
+    def of(cls, events: Sequence[PastEvent], length: int, features: Mapping[str, Any] = NOTHING_KNOWN) -> "StoredPast":
         """These events, newest first; the history of at most `length` items."""
         labels = [event.label for event in events[:RECENT]]
         items = [event.item_id for event in events if event.label][:length]
-        return cls(items, (len(labels), sum(labels[:RECENT_SHORT]), sum(labels)))
+        return cls(items, (len(labels), sum(labels[:RECENT_SHORT]), sum(labels)), features)
 
 
 class HistoryStore:
-    """What each user did last: the items of the last clicks, and how many clicks are among the last interactions.
+    """What each user did last: the items of the last clicks, and how many clicks are among the last interactions; and
+    the features that it has now.
 
-    A sorted set each in Redis, filled from Postgres. The cache is never filled with an answer that misses something
-    committed. A reader that finds nothing takes a lease before it reads Postgres, and fills only while it holds the
-    lease; `append`, which runs after the commit, adds to a cached set or else takes the lease away. The other way
-    round, an append that Redis did not get is remembered, and the sets it concerned are dropped before this process
-    appends again; at the latest they expire.
+    A sorted set and a text each in Redis, filled from Postgres. The cache is never filled with an answer that misses
+    something committed. A reader that finds nothing takes a lease before it reads Postgres, and fills only while it
+    holds the lease; `append`, which runs after the commit, adds to a cached set or else takes the lease away, and
+    `forget_features` takes away both lease and features. The other way round, what Redis did not get of these is
+    remembered, and all that it has of the users concerned is dropped before this process tells it anything again; at
+    the latest it expires.
 
     A set has the last `RECENT` interactions, and the last clicks of a history; what it has beyond is of no account.
 
@@ -294,27 +304,32 @@ class HistoryStore:
         """What the user did last; nothing of an unknown one."""
         if self._outage.pausing:
             self._on_fallback()
-            return StoredPast.of(await self._read(user_id), self._length)
-        past, lease = _past_key(user_id), _lease_key(user_id)
+            return (await self._read(user_id))[0]
+        past, features, lease = _keys(user_id)
         token = uuid4().hex
         leased = False
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 [found] = await self._looked([user_id])
                 if found is not None:
-                    return StoredPast([item.decode() for item in found.items if isinstance(item, bytes)], found.recent)
+                    items = [item.decode() for item in found.items if isinstance(item, bytes)]
+                    return found._replace(items=items)
                 leased = bool(await self._redis.set(lease, token, nx=True, ex=LEASE_SECONDS))
         except (RedisError, TimeoutError) as error:
             self._outage.note(error)
             self._on_fallback()
-        events = await self._read(user_id)
+        found, events, holds_ms = await self._read(user_id)
         if leased:
             pairs = [part for event in events for part in (event.timestamp_ms, _member(event))]
+            text = orjson.dumps(found.features)
             try:
-                await self._fill(keys=[past, lease], args=[token, HISTORY_SECONDS, *(pairs or ("-inf", NOTHING))])
+                await self._fill(
+                    keys=[past, features, lease],
+                    args=[token, HISTORY_SECONDS, text, holds_ms, *(pairs or ("-inf", NOTHING))],
+                )
             except RedisError as error:
                 self._outage.note(error)
-        return StoredPast.of(events, self._length)
+        return found
 
     async def append(self, happened: Happened) -> None:
         """Add what was committed to the pasts of the users.
@@ -336,20 +351,41 @@ class HistoryStore:
             self._note_outdated(happened.user_ids)
             self._outage.note(error)
 
+    async def forget_features(self, user_ids: Collection[str]) -> None:
+        """Drop the features of users that were changed, and have every process drop what it remembers of these users.
+
+        To be called after the commit. It never raises.
+        """
+        if self._outage.pausing:
+            self._note_outdated(user_ids)
+            return
+        try:
+            await self._drop_outdated()
+            rest = iter(user_ids)
+            while chunk := list(islice(rest, EVENTS_OF_A_SCRIPT)):
+                async with self._redis.pipeline(transaction=True) as pipeline:
+                    pipeline.delete(*(key for user_id in chunk for key in _keys(user_id)[1:]))
+                    pipeline.publish(CLICKS_CHANNEL, "\0".join(chunk))
+                    await pipeline.execute()
+        except RedisError as error:
+            self._note_outdated(user_ids)
+            self._outage.note(error)
+
     async def _looked(self, user_ids: Sequence[str]) -> list[StoredPast | None]:
-        keys, sizes = [_past_key(user_id) for user_id in user_ids], [self._length, RECENT, RECENT_SHORT]
+        keys, sizes = [_keys(user_id)[0] for user_id in user_ids], [self._length, RECENT, RECENT_SHORT]
         found = await self._look(keys=keys, args=sizes)
         return [None if text is None else _parsed(text) for text in found]
 
     async def forget_user(self, user_id: str) -> None:
-        """Drop a user's past, also where it is being filled just now, and have every process drop what it remembers.
+        """Drop what Redis has of a user, also where it is being filled just now, and have every process drop what it
+        remembers.
 
         Raises:
             NotReady: Redis does not answer.
         """
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.delete(_past_key(user_id), _lease_key(user_id))
+                pipeline.delete(*_keys(user_id))
                 pipeline.publish(CLICKS_CHANNEL, user_id)
                 await pipeline.execute()
         except RedisError as error:
@@ -382,17 +418,22 @@ class HistoryStore:
                 self._all_outdated = True
                 raise
         while chunk := list(islice(self._outdated, EVENTS_OF_A_SCRIPT)):
-            await self._redis.delete(*(make(user_id) for user_id in chunk for make in (_past_key, _lease_key)))
+            await self._redis.delete(*(key for user_id in chunk for key in _keys(user_id)))
             self._outdated.difference_update(chunk)
 
     async def _drop_all(self) -> None:
         """Leases first: then nobody who has looked before can fill one behind this."""
-        async for keys in _pages(self._redis, _lease_key("*"), _past_key("*")):
+        async for keys in _pages(self._redis, *reversed(_keys("*"))):
             await self._redis.unlink(*keys)
 
-    async def _read(self, user_id: str) -> list[PastEvent]:
+    async def _read(self, user_id: str) -> tuple[StoredPast, list[PastEvent], int]:
+        """What Postgres has: as it is read, the events, and for how many milliseconds the features may be cached."""
+        now_ms = int(time.time() * 1000)
         async with self._database.read() as session:
-            return await session.past.recent(user_id)
+            events = await session.past.recent(user_id)
+            features, until_ms = await session.features.of_user_at(user_id, now_ms)
+        holds_ms = 1000 * HISTORY_SECONDS if until_ms is None else min(1000 * HISTORY_SECONDS, until_ms - now_ms)
+        return StoredPast.of(events, self._length, features), events, holds_ms
 
 
 class Notices:
@@ -560,12 +601,9 @@ async def _pages(redis: Redis, *patterns: str) -> AsyncIterator[list[bytes | str
                 break
 
 
-def _past_key(user_id: str) -> str:
-    return f"asmg:past:{user_id}"
-
-
-def _lease_key(user_id: str) -> str:
-    return f"asmg:past-lease:{user_id}"
+def _keys(user_id: str) -> tuple[str, str, str]:
+    """Of the user's set, of its features, and of the lease of who fills them."""
+    return f"asmg:past:{user_id}", f"asmg:features:{user_id}", f"asmg:past-lease:{user_id}"
 
 
 def _member(event: PastEvent) -> bytes:
@@ -574,6 +612,6 @@ def _member(event: PastEvent) -> bytes:
 
 def _parsed(text: bytes) -> StoredPast:
     """What `LOOK` says of one user."""
-    numbers, *items = text.split(b"\0")
+    numbers, features, *items = text.split(b"\0")
     seen, few, clicks = map(int, numbers.split())
-    return StoredPast(items, (seen, few, clicks))
+    return StoredPast(items, (seen, few, clicks), NOTHING_KNOWN if features == b"{}" else orjson.loads(features))

@@ -50,13 +50,13 @@ Step = Callable[[], AbstractAsyncContextManager[UnitOfWork]]
 
 
 class Forgets(Protocol):
-    """What remembers the histories of users."""
+    """What remembers the histories and the features of users."""
 
     async def forget_user(self, user_id: str, /) -> None:
-        """Forget the history of a user; raises NotReady."""
+        """Forget what is known of a user; raises NotReady."""
 
     async def forget_all(self) -> None:
-        """Forget all histories; raises NotReady."""
+        """Forget what is known of all users; raises NotReady."""
 
 
 async def request_deletion(database: Database, kind: Deletable, id_: str, *, actor: str) -> Deletion:

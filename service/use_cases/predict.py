@@ -1,6 +1,7 @@
 """Score candidate items for users."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from xxhash import xxh64_intdigest
 
 from service.fields import written
 from service.limits import MAX_HISTORY
+from service.serving.forward import NO_VALUES
 from service.serving.id_index import NOBODY
 from service.serving.snapshot import NOTHING_RECENT, Prediction, Snapshot, hashes_of
 from service.serving.swap import ServingModel
@@ -18,6 +20,9 @@ __all__ = ["PredictResult", "Question", "ToLog", "hash_of_user", "predict", "pre
 
 ITEMS_ON_THE_LOOP = 2000
 """Candidates that are scored at once; more take longer than the event loop should be kept, and go to a thread."""
+
+OWN_CONTEXT = 5
+"""As how many candidates one counts that may have a context of its own."""
 
 
 NO_PAST = UserPast(np.empty(0, dtype=np.uint64), NOTHING_RECENT)
@@ -65,6 +70,11 @@ class Question(NamedTuple):
         """N."""
         return len(self.asked) - 1
 
+    @property
+    def work(self) -> int:
+        """How long it takes, in candidates without a context of their own."""
+        return self.items if self.item_contexts is None else self.items * OWN_CONTEXT
+
     @classmethod
     def of(
         cls,
@@ -89,10 +99,6 @@ class Question(NamedTuple):
         asked[0], asked[1:] = hash_of_user(user_id), hashes_of(items)
         return cls(user_id, asked, past, request_id, to_log, context, item_contexts)
 
-    def given(self, past: UserPast) -> UserPast:
-        """What the user did last, with the history that was sent in place of the one that is stored."""
-        return past if self.history is None else past._replace(history=self.history)
-
 
 class PredictResult(NamedTuple):
     """Predictions and the one version that all of them are of."""
@@ -115,7 +121,7 @@ def predict_now(serving: ServingModel, histories: Histories, question: Question)
         return None
     # Taken once, after the last wait: the request is of one version, and of the newest there is.
     snapshot = serving.current()
-    prediction = snapshot.score(question.asked, *question.given(past))
+    prediction = _score_one(snapshot, question, past, _now())
     return PredictResult(snapshot.version, snapshot.period, [prediction], WITH_HISTORY)
 
 
@@ -125,27 +131,43 @@ async def predict(serving: ServingModel, histories: Histories, question: Questio
     Raises:
         NotReady: no model is loaded.
     """
-    if (result := predict_now(serving, histories, question)) is not None:
+    if question.work <= ITEMS_ON_THE_LOOP and (result := predict_now(serving, histories, question)) is not None:
         return result
     return await predict_many(serving, histories, [question])
 
 
 async def predict_many(serving: ServingModel, histories: Histories, questions: Sequence[Question]) -> PredictResult:
-    """The same for several questions; all answers are of one version, and all pasts come in one round trip."""
+    """The same for several questions; all answers are of one version and one moment, and all pasts come in one round
+    trip.
+    """
+    now_ms = _now()
     serving.current()  # who cannot be answered does not wait
     kept = iter(await histories.get_many([question.user_id for question in questions if question.user_id is not None]))
     found = [NO_PAST if question.user_id is None else next(kept) for question in questions]
     pasts = [NO_PAST if past is None else past for past in found]
     snapshot = serving.current()
-    if sum(question.items for question in questions) <= ITEMS_ON_THE_LOOP:
-        predictions = _score(snapshot, questions, pasts)
+    if sum(question.work for question in questions) <= ITEMS_ON_THE_LOOP:
+        predictions = _score(snapshot, questions, pasts, now_ms)
     else:
-        predictions = await asyncio.to_thread(_score, snapshot, questions, pasts)
+        predictions = await asyncio.to_thread(_score, snapshot, questions, pasts, now_ms)
     without = [past is None and question.history is None for past, question in zip(found, questions, strict=True)]
     return PredictResult(snapshot.version, snapshot.period, predictions, without)
 
 
-def _score(snapshot: Snapshot, questions: Sequence[Question], pasts: Sequence[UserPast]) -> list[Prediction]:
-    return [
-        snapshot.score(question.asked, *question.given(past)) for question, past in zip(questions, pasts, strict=True)
-    ]
+def _score_one(snapshot: Snapshot, question: Question, past: UserPast, now_ms: int) -> Prediction:
+    values, history = NO_VALUES, past.history if question.history is None else question.history
+    if snapshot.fields is not None:
+        of_all, of_each = question.context or {}, question.item_contexts or ()
+        values = snapshot.fields.read(of_all, past.features, of_each, timestamp_ms=now_ms)
+    return snapshot.score(question.asked, history, past.recent, values)
+
+
+def _score(
+    snapshot: Snapshot, questions: Sequence[Question], pasts: Sequence[UserPast], now_ms: int
+) -> list[Prediction]:
+    return [_score_one(snapshot, question, past, now_ms) for question, past in zip(questions, pasts, strict=True)]
+
+
+def _now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)

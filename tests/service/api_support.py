@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 from service import routers
 from service.app import create_app
 from service.dependencies import Parts
+from service.serving.forward import FieldValues
 from service.serving.snapshot import Prediction, Snapshot, prior_snapshot
 from service.settings import Settings
 from service.storage.artifacts import ArtifactStore
@@ -118,10 +119,14 @@ def recorded_histories(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     score = Snapshot.score
 
     def noted(
-        snapshot: Snapshot, asked: NDArray[np.uint64], history: NDArray[np.uint64], recent: NDArray[np.int32]
+        snapshot: Snapshot,
+        asked: NDArray[np.uint64],
+        history: NDArray[np.uint64],
+        recent: NDArray[np.int32],
+        values: FieldValues,
     ) -> Prediction:
         seen.append(history.tolist())
-        return score(snapshot, asked, history, recent)
+        return score(snapshot, asked, history, recent, values)
 
     monkeypatch.setattr(Snapshot, "score", noted)
     return seen

@@ -275,10 +275,10 @@ class Threads:
     def watch(self, place: Any, name: str) -> None:
         function: Callable[..., Any] = getattr(place, name)
 
-        def noted(*arguments: Any) -> Any:
+        def noted(*arguments: Any, **named: Any) -> Any:
             where = "loop" if threading.get_ident() == self._loop else "thread"
             self.seen.setdefault(name, set()).add(where)
-            return function(*arguments)
+            return function(*arguments, **named)
 
         self._patch.setattr(place, name, noted)
 

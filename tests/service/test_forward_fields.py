@@ -1,8 +1,11 @@
 """Fields in a serving snapshot: what a request's are read as, and the scores that they make."""
 
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from random import Random
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from torch import Tensor
 from xxhash import xxh64_intdigest
 
 from asmg.batch import InteractionBatch, ItemFeatures
-from asmg.features import Field, Schema, ValueFault
+from asmg.features import Field, Schema
 from asmg.field_columns import BatchFields, FieldColumns, unscaled
 from asmg.header import CheckpointError
 from asmg.layout import NO_VALUE, OWN_VALUE
@@ -19,7 +22,7 @@ from asmg.models import EmbeddingMLPConfig, Params, build_model
 from asmg.statistics import NAMES
 from service.serving.eager import eager_forward
 from service.serving.encode import KnownFields, encode_snapshot
-from service.serving.fields import FieldReader
+from service.serving.fields import REMEMBERED, FieldReader
 from service.serving.forward import FieldValues
 from service.serving.snapshot import Snapshot
 from tests.service.serving_support import ITEMS, TOLERANCE, USERS, known, random_model, random_statistics
@@ -114,9 +117,64 @@ def test_a_candidates_own_context_stands_in_the_place_of_the_requests() -> None:
     assert set(found.owners.tolist()) == {0, 1, 3}
 
 
-def test_a_value_that_the_schema_refuses_is_an_error_that_names_the_field() -> None:
-    with pytest.raises(ValueFault, match=r"^device: expected text, a whole number or true/false; received a list"):
-        reader().read({"device": ["phone"]}, {}, timestamp_ms=NOON)
+def test_what_the_schema_cannot_read_is_missing_and_what_it_does_not_know_is_left_out() -> None:
+    """The schema that checked the request may be another."""
+    fields = reader()
+    nothing = told(fields.read({}, {}, timestamp_ms=NOON))
+    for context in (
+        {"device": ["phone"]}, {"device": 1.5}, {"page": "3"}, {"page": True}, {"page": 1e31}, {"page": ["3"]},
+        {"campaign": "spring", "hour": "3", "age": 3}, {"device": ""}, {"device": "x" * 257},
+    ):  # fmt: skip
+        assert told(fields.read(context, {}, timestamp_ms=NOON)) == nothing
+    for user in (
+        {"age": "17"}, {"likes": "a"}, {"likes": ["a", "b", "c", "d"]}, {"likes": ["a", None]}, {"likes": ["a", ["b"]]},
+        {"likes": []}, {"likes": [""]}, {"device": "phone"},
+    ):  # fmt: skip
+        assert told(fields.read({}, user, timestamp_ms=NOON)) == nothing
+    own = fields.read({}, {}, [{"device": ["tv"], "campaign": "x"}], timestamp_ms=NOON)
+    assert sum(weight for weight, owner in zip(own.weights, own.owners, strict=True) if owner == 2) == 0
+    assert fields.of_item({"price": "dear", "tags": "x", "weight": 3}) == fields.of_item({})
+
+
+ODD: list[Any] = [
+    None, "", "1", 1, 1.0, True, "true", False, 0, "0", -0.0, 17.9, 18, 30, 2**63, 1e30, "phone", "é", {},
+    [], [None], [""], [[]], ["1"], [1], [True], [1.0], ["phone"], ["b", "a"], ["a", "b", "a"], ["a", ""],
+    ["a", "b", "c"], ["a", "b", "c", "d"],
+]  # fmt: skip
+
+
+def test_what_a_reader_remembers_changes_nothing() -> None:
+    """Not a bit, so that equal questions get equal answers."""
+    random, old = Random(4), reader()
+    for _ in range(1500):
+        context = {"device": random.choice(ODD), "page": random.choice(ODD), "position": random.choice(ODD)}
+        user = {"age": random.choice(ODD), "likes": random.choice(ODD)}
+        own = [None, {"device": random.choice(ODD), "page": random.choice(ODD)}]
+        found, fresh = (each.read(context, user, own, timestamp_ms=NOON) for each in (old, reader()))
+        for one, other in zip(found, fresh, strict=True):
+            assert one.tolist() == other.tolist()
+        assert found.hashes.dtype == np.uint64 and found.weights.dtype == np.float32 and found.owners.dtype == np.int32
+
+
+def test_so_many_values_are_remembered_and_no_more() -> None:
+    fields = reader()
+    for n in range(3 * REMEMBERED):
+        fields.read({"device": f"d{n}"}, {"likes": [f"l{n}", f"m{n}"]}, timestamp_ms=NOON)
+    kept = [len(known._hashes) for known in (*fields._of_context.values(), *fields._of_user.values())]
+    assert max(kept) <= REMEMBERED and sum(kept) > REMEMBERED
+    expected = reader().read({"device": "d1"}, {}, timestamp_ms=NOON).hashes.tolist()
+    assert fields.read({"device": "d1"}, {}, timestamp_ms=NOON).hashes.tolist() == expected
+
+
+def test_hour_and_weekday_are_those_of_each_moment() -> None:
+    """By one reader, about every clock change of a day and every full hour."""
+    fields, names = reader(), {xxh64_intdigest(f"{f}={n}".encode()): n for f in ("hour", "weekday") for n in range(24)}
+    night = 1_792_886_400_000  # 25 October 2026, 2:00 in Berlin; an hour later it is 2 o'clock again
+    for moment in (night, night + 3_600_000, night - 3 * 3_600_000, night + 2 * 3_600_000, NOON):
+        for ms in (-60_001, -1, 0, 1, 59_999, 60_000):
+            shown = datetime.fromtimestamp((moment + ms) / 1000, ZoneInfo("Europe/Berlin"))
+            found = fields.read({}, {}, timestamp_ms=moment + ms)
+            assert [names[value] for value in found.hashes.tolist()[:2]] == [shown.hour, shown.weekday()]
 
 
 def test_a_reader_comes_back_from_json() -> None:

@@ -263,9 +263,9 @@ async def test_a_history_that_is_sent_replaces_the_history_alone(
     seen: list[tuple[int, list[int], list[int]]] = []
     score = Snapshot.score
 
-    def noted(snapshot: Snapshot, asked: Any, history: Any, recent: Any = None) -> Prediction:
+    def noted(snapshot: Snapshot, asked: Any, history: Any, recent: Any, values: Any) -> Prediction:
         seen.append((len(asked) - 1, history.tolist(), recent.tolist()))
-        return score(snapshot, asked, history, recent)
+        return score(snapshot, asked, history, recent, values)
 
     async with running_app(settings_for(postgres_dsn, redis_url, tmp_path)) as api:
         replay = Replay(api, redis)

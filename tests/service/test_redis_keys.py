@@ -19,6 +19,7 @@ BURST = 30
 # of the last hour), and how many members one has at most.
 KINDS: dict[str, tuple[int, int | None, int | None]] = {
     r"asmg:past:.+": (3600, None, 90),
+    r"asmg:features:.+": (3600, None, None),
     r"asmg:past-lease:.+": (10, None, None),
     r"asmg:rate:[0-9a-f]{12}": (2 * BURST + 60, 1, None),  # one a key, and there is one key
     r"asmg:progress": (24 * 3600, 1, None),

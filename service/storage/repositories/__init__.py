@@ -8,7 +8,7 @@ from service.storage.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
 from service.storage.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
 from service.storage.repositories.deletions import Deletable, Deletion, Deletions, id_digest
-from service.storage.repositories.features import Features, FeaturesOf, FeatureVersion
+from service.storage.repositories.features import NOTHING_KNOWN, Features, FeaturesOf, FeatureVersion
 from service.storage.repositories.interactions import (
     Contexts,
     Inserted,
@@ -37,6 +37,7 @@ __all__ = [
     "ENDED",
     "FOUND_AT_ONCE",
     "LOG_ROWS",
+    "NOTHING_KNOWN",
     "WAITING",
     "Alias",
     "AliasName",

@@ -6,7 +6,7 @@ one nothing is known.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.storage.events import in_milliseconds
 from service.storage.repositories.deletions import Deletable
 
-__all__ = ["FeatureVersion", "Features", "FeaturesOf"]
+__all__ = ["NOTHING_KNOWN", "FeatureVersion", "Features", "FeaturesOf"]
+
+NOTHING_KNOWN: Mapping[str, Any] = {}
+"""The features of somebody of whom nothing is known."""
 
 VERSIONS_OF_A_PAGE = 1000
 """Each has at most 8 KiB."""
@@ -57,6 +60,16 @@ OF_LOG = f"""
 OF_ONE = f"""
     SELECT {{kind}}_id AS id, {MILLISECONDS} AS at_ms, features::text AS features
     FROM {{kind}}_features WHERE {{kind}}_id = :id ORDER BY at
+"""
+
+# The version that holds at a time, and the time of the one that follows it.
+AT = f"""
+    SELECT (
+        SELECT features::text FROM user_features WHERE user_id = :id AND at <= moment ORDER BY at DESC LIMIT 1
+    ) AS features, (
+        SELECT {MILLISECONDS} FROM user_features WHERE user_id = :id AND at > moment ORDER BY at LIMIT 1
+    ) AS until_ms
+    FROM (SELECT CAST(:at AS timestamptz) AS moment) AS asked
 """
 
 LATEST = f"""
@@ -150,6 +163,14 @@ class Features:
     async def of(self, kind: Deletable, id_: str) -> FeaturesOf:
         """All versions of one user or item."""
         return await self._versions(OF_ONE.format(kind=kind), id=id_)
+
+    async def of_user_at(self, user_id: str, timestamp_ms: int) -> tuple[Mapping[str, Any], int | None]:
+        """What is known of a user at a time, and the time of the next version, in milliseconds since 1970; None where
+        there is none after it.
+        """
+        at = datetime.fromtimestamp(timestamp_ms / 1000, UTC)
+        row = (await self._connection.execute(text(AT), {"id": user_id, "at": at})).one()
+        return NOTHING_KNOWN if row.features is None else orjson.loads(row.features), row.until_ms
 
     async def latest(self, kind: Deletable, ids: Sequence[str] | None = None) -> FeaturesOf:
         """The newest version of each user or item; with `ids` only theirs."""
