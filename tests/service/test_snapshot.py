@@ -260,7 +260,7 @@ class TestCanary:
     def test_fails_where_the_scores_are_others(self, made: Made, snapshot: Snapshot, off: float) -> None:
         def wrong(*arguments: object) -> tuple[int, bool]:
             found = snapshot.forward(*arguments)  # type: ignore[arg-type]
-            scores = arguments[3]
+            scores = arguments[4]
             assert isinstance(scores, np.ndarray)
             scores[-1] += off
             return found
