@@ -271,7 +271,7 @@ class _Backfill:
             some = places[start : start + MAX_INTERACTIONS]
             users, of_items = self._plan.features("user", some), self._plan.features("item", some)
             if users:
-                await put_users(self._database, users)
+                await put_users(self._database, self._histories, users)
             if of_items:
                 await put_items(self._database, {}, of_items)
             events = self._plan.events(some)
