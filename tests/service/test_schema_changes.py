@@ -18,6 +18,9 @@ from asmg.checkpoint import Checkpoint, load_data
 from asmg.datasets.synthetic import DriftPeriod
 from asmg.features import Field, Schema
 from asmg.field_columns import SUMS
+from asmg.models import EmbeddingMLPConfig
+from asmg.statistics import StatisticsConfig
+from asmg.updaters import build_updater
 from service.serving.snapshot import Snapshot
 from service.storage.database import Database
 from service.storage.redis_state import Notices
@@ -292,3 +295,65 @@ async def test_an_update_that_is_under_way_begins_again(
             assert data.fields is not None
             of = [SUMS[n] for n in data.fields.sums.tolist()]
             assert of == [one.of for one in schema.all for _ in range(one.most)]
+
+
+@pytest.mark.parametrize("method", ["asmg-gru-multi", "iu"])
+async def test_a_state_from_before_there_were_fields_goes_on(
+    copy: Callable[..., str],
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+) -> None:
+    """As an upgrade finds it. The base model is the same and gets the fields; what is there serves on."""
+    dsn, (first, second, third) = copy(), periods(3)
+    async with bench(dsn, redis_url, tmp_path, updater=method) as b:
+        now = b.workshop.updater
+        shape = now.model.config
+        assert isinstance(shape, EmbeddingMLPConfig) and shape.fields
+        before = build_updater(method, replace(shape, fields=False), statistics=StatisticsConfig())
+        await b.log(first)
+        await b.update(1, updater=before)
+        assert (await snapshot_of(b, 1, tmp_path)).fields is None
+        assert "serving_schema" not in (await version_of(b.database, 1)).state
+        old = await parts_of(b, 1)
+        assert "fields" not in old["updater"].meta["model"]
+        await log(b, second, BEFORE)
+        await log(b, third, BEFORE)
+        file = file_of(tmp_path, BEFORE)
+        async with working(dsn, redis_url, tmp_path, monkeypatch, updater=method, features=file) as database:
+            async with asyncio.timeout(120):
+                while True:
+                    if await version_at(database, 3) is not None:
+                        break
+                    await asyncio.sleep(0.05)
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert f"period 2: {method} goes on from the base model that {method} left" in said
+        assert [line for line in said if "made before it had fields" in line] == [
+            "period 2: that base model was made before it had fields, and gets them"
+        ]
+        new = await parts_of(b, 2)
+        assert [parts["optimizer"].meta["periods"] for parts in (old, new, await parts_of(b, 3))] == [1, 2, 3]
+        for name in ("user", "item"):
+            one, two = old["base"].tensors[name], new["base"].tensors[name][: len(old["base"].tensors[name])]
+            assert torch.nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0) > 0.7
+        # It was asked about period 2 before it learned it: what version 1 said.
+        async with b.database.read() as session:
+            found = {e.model: e for e in await session.evaluations.list(2, 2)}
+        assert found["incremental"].logloss == pytest.approx(found["baseline"].logloss, abs=1e-6)
+        assert found["incremental"].auc == pytest.approx(found["baseline"].auc, abs=1e-4)
+        snapshot = await snapshot_of(b, 2, tmp_path)
+        assert snapshot.fields is not None and snapshot.fields.schema == BEFORE
+        values = [
+            snapshot.fields.read({"device": device, "page": page}, {}, timestamp_ms=int(third.timestamps_ms[0]))
+            for device, page in (("tv", 4.5), ("tv", 2.5), ("phone", 4.5))
+        ]
+        scores = [snapshot.predict("u1", sorted(first.new_items), [], values=v).scores.tolist() for v in values]
+        assert scores[0] != scores[1] and scores[0] != scores[2]
+
+
+async def version_at(database: Database, period: int) -> int | None:
+    async with database.read() as session:
+        found = await session.periods.get(period)
+    return None if found is None else found.version
