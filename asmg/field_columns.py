@@ -112,9 +112,15 @@ class FieldColumns:
         )
 
     def within(self, size: int) -> "FieldColumns":
-        """With standardised numbers, for a table of `size` rows: the cold row in the place of those past its end."""
+        """With standardised numbers, for a table of `size` rows: the cold row in the place of those past its end.
+
+        A number whose row is past it weighs nothing: a model that does not know the field does not read it.
+        """
+        read = self.standardised()
         rows, neutral = (torch.where(values < size, values, COLD_ROW) for values in (self.rows, self.neutral))
-        return replace(self.standardised(), rows=rows, neutral=neutral, size=max(size, self.size))
+        unknown = (self.rows == self.numbers) & (self.rows >= size)
+        weights = read.weights.masked_fill(unknown, 0.0)
+        return replace(read, rows=rows, weights=weights, neutral=neutral, size=max(size, self.size))
 
     def forgotten(self, rows: Tensor) -> "FieldColumns":
         """With the cold row in the place of these rows (int64 [n], any of which may be past the table's end).

@@ -3,6 +3,7 @@
 import math
 import re
 from bisect import bisect_right
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 Scalar = str | int | bool
-Value = Scalar | float | list[Scalar] | None
+Value = Scalar | float | Sequence[Scalar] | None
 """What a client sends for a field: text, a whole number or true/false for a categorical one; a list of these, in any
 order, for a multi one; a number for a numeric one; None, or nothing at all, where it is missing."""
 

@@ -6,7 +6,18 @@ from typing import Any
 import numpy as np
 from xxhash import xxh64_intdigest
 
-from asmg.features import MISSING, NUMBER, Field, Of, Schema, ValueFault, encode, name_of_value, number, time_values
+from asmg.features import (
+    MISSING,
+    NUMBER,
+    Field,
+    Of,
+    Schema,
+    ValueFault,
+    encode,
+    name_of_value,
+    number,
+    time_values,
+)
 from asmg.layout import FURTHEST
 from service.serving.forward import NO_VALUES, OF_CONTEXT, OF_ITEM, OF_USER, FieldValues
 

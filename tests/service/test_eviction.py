@@ -557,11 +557,12 @@ class TestCycle:
             checked = {e.model: e for e in found["evaluations"] if e.period == 8}
             assert {e.version for e in checked.values()} >= {1, 7}
             strange = torch.tensor([row for row in range(1, data.items) if row not in kept[EntityKind.ITEM]])
+            assert data.fields is not None
             states = {number: found["versions"][number]["state"] for number in (1, 6, 7)}
-            for name, digest, counted in (
-                ("baseline", states[1]["serving"], states[1]["serving_statistics"]),
-                ("previous", states[6]["serving"], states[6]["serving_statistics"]),
-                ("incremental", states[7]["parts"]["base"], states[7]["parts"]["statistics"]),
+            for name, number, digest, counted in (
+                ("baseline", 1, states[1]["serving"], states[1]["serving_statistics"]),
+                ("previous", 6, states[6]["serving"], states[6]["serving_statistics"]),
+                ("incremental", 7, states[7]["parts"]["base"], states[7]["parts"]["statistics"]),
             ):
                 params = {n: t.double().numpy() for n, t in (await tensors(b, digest)).items()}
                 statistics = Statistics.load(Checkpoint.from_bytes(await b.workshop.artifacts.get(counted)))
@@ -570,7 +571,13 @@ class TestCycle:
                 # After one period nothing of items has differed yet, and so nothing of it is read.
                 assert (told_apart == 0) if name == "baseline" else (told_apart > 0.1)
                 label = data.label.numpy()
-                right, wrong = (clicks_by_hand(params, d, without) for d in (by_strangers, data))
+                async with b.database.read() as session:
+                    allocation = states[number]["allocations"]["field"]
+                    new = torch.from_numpy(await session.entities.rows_of_nobody(EntityKind.FIELD, allocation))
+                fields = data.fields.forgotten(new)
+                right, wrong = (
+                    clicks_by_hand(params, replace(d, fields=fields), without) for d in (by_strangers, data)
+                )
                 assert checked[name].logloss == pytest.approx(log_loss(label, right), rel=1e-5)
                 assert abs(log_loss(label, right) - log_loss(label, wrong)) > 1e-4
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.serving.eager import eager_forward
-from service.serving.forward import Forward
+from service.serving.forward import NO_VALUES, Forward
 from service.serving.id_index import NOBODY, hash_ids
 from service.serving.snapshot import NOTHING_RECENT, Prediction, Snapshot
 from tests.service.serving_support import ITEMS, TOLERANCE, USERS, random_model, random_statistics
@@ -141,7 +141,7 @@ def test_only_what_belongs_to_a_request_is_written(pair: tuple[Snapshot, Snapsho
 
         def ask(forward: Forward, some: NDArray[np.float32], few: NDArray[np.int32], items: list[str] = items) -> None:
             asked, past = hash_ids(["u1", *items]), hash_ids(["i1"])
-            assert forward(asked, past, NOTHING_RECENT, some, few) == (100, False)
+            assert forward(asked, past, NOTHING_RECENT, NO_VALUES, some, few) == (100, False)
 
         ask(snapshot.forward, scores[100:200], cold[100:200])
         assert {*scores[:100].tolist(), *scores[200:].tolist(), *cold[:100].tolist(), *cold[200:].tolist()} == {7}
