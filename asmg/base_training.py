@@ -18,6 +18,7 @@ from asmg.checkpoint import Checkpoint, CheckpointError, dump_adam, load_adam, t
 from asmg.metrics import auc, logloss
 from asmg.models import (
     BaseModel,
+    EmbeddingMLP,
     EmbeddingMLPConfig,
     MatrixFactorizationConfig,
     Params,
@@ -359,6 +360,34 @@ class BaseTraining:
             meta = {"step": update.adam.step, "sizes": update.sizes, **_passes(update.passes)}
             parts["pending"] = Checkpoint("row-update", meta, tensors)
         return parts
+
+    def only_lacks_fields(self, config: Any) -> bool:
+        """Whether a stored configuration is this one's but for the fields, which it was made without."""
+        plain = self.model.without_fields() if isinstance(self.model, EmbeddingMLP) else None
+        return plain is not None and plain.config.to_json() == config
+
+    def adopted(self, parts: Mapping[str, Checkpoint], rng: torch.Generator) -> BaseState:
+        """As `load`; a model that was made without fields gets them, and says what it said before.
+
+        `rng`: of the table of the fields, which begins as that of a new model does.
+        """
+        model = self.model
+        if not (isinstance(model, EmbeddingMLP) and self.only_lacks_fields(parts["base"].meta.get("model"))):
+            return self.load(parts)
+        plain = BaseTraining(replace(model.config, fields=False), self.config, self.execution).load(parts)
+        table = {"field": model.initial(rng)["field"]}
+        adam, at_rest = plain.adam, AdamState.zeros(table)
+        return replace(
+            plain,
+            params=model.widened(plain.params) | table,
+            adam=AdamState(
+                step=adam.step,
+                first=model.widened(adam.first) | at_rest.first,
+                second=model.widened(adam.second) | at_rest.second,
+                moved=adam.moved | {name: torch.full_like(m, adam.step) for name, m in at_rest.moved.items()},
+                restless=adam.restless | at_rest.restless,
+            ),
+        )
 
     def load(self, parts: Mapping[str, Checkpoint]) -> BaseState:
         """The inverse of `dump`, from among other parts."""

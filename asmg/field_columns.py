@@ -123,14 +123,19 @@ class FieldColumns:
         return replace(read, rows=rows, weights=weights, neutral=neutral, size=max(size, self.size))
 
     def forgotten(self, rows: Tensor) -> "FieldColumns":
-        """With the cold row in the place of these rows (int64 [n], any of which may be past the table's end)."""
+        """With the cold row in the place of these rows (int64 [n], any of which may be past the table's end).
+
+        Numbers are standardised; one whose row is forgotten weighs nothing, as one that a model does not know.
+        """
         gone = torch.zeros(self.size + 2, dtype=torch.bool)  # NO_VALUE and OWN_VALUE find the last, which are no rows'
         gone[rows[rows < self.size]] = True
 
         def cold(values: Tensor) -> Tensor:
             return values.masked_fill(gone[values.long()], COLD_ROW)
 
-        return replace(self, rows=cold(self.rows), neutral=cold(self.neutral))
+        read, lost = self.standardised(), (self.rows == self.numbers) & gone[self.rows.long()]
+        weights = read.weights.masked_fill(lost, 0.0)
+        return replace(read, rows=cold(read.rows), weights=weights, neutral=cold(read.neutral))
 
     def when_predicting(self) -> "FieldColumns":
         """With every training-only column neutral, as it is when a model predicts."""

@@ -259,7 +259,9 @@ class EmbeddingMLP(BaseModel):
         self.numeric = config.numeric
         self.item_width = config.dim * (2 if config.categories else 1)
         """Of an item's vector."""
-        inputs = config.dim + 2 * self.item_width + (len(SUMS) * config.dim if config.fields else 0) + config.numeric
+        self.ids_width = config.dim + 2 * self.item_width
+        """Of user, history and item: the MLP's inputs before those of the fields."""
+        inputs = self.ids_width + (len(SUMS) * config.dim if config.fields else 0) + config.numeric
         self.widths = (inputs, *config.hidden, 1)
         """Of the MLP's input and of its layers."""
         has = {"user": True, "item": True, "category": config.categories, "field": config.fields}
@@ -289,6 +291,20 @@ class EmbeddingMLP(BaseModel):
             else:
                 params[name] = uniform(shape, sum(shape), rng)
         return params
+
+    def without_fields(self) -> "EmbeddingMLP | None":
+        """The same model without fields; None where it has none."""
+        return EmbeddingMLP(replace(self.config, fields=False)) if self.config.fields else None
+
+    def widened(self, values: Mapping[str, Tensor]) -> Params:
+        """Parameters of `without_fields` (or moments) in this model's shapes, without the table of the fields.
+
+        The MLP weighs them with zeros: whatever that table holds, the model says what it said before.
+        """
+        first = values["mlp.0.weight"]
+        ids, numeric = first.split([self.ids_width, self.numeric], 1)
+        fields = first.new_zeros(len(first), len(SUMS) * self.config.dim)
+        return {**values, "mlp.0.weight": torch.cat([ids, fields, numeric], 1)}
 
     @override
     def scatter(self, table: str, rows: int, rng: torch.Generator) -> Tensor:

@@ -53,6 +53,11 @@ class NumberMoments:
         sums_of = torch.stack([merged[row] for row in rows]) if rows else torch.zeros(0, 3, dtype=torch.float64)
         return NumberMoments(torch.tensor(rows, dtype=torch.int64), sums_of)
 
+    def forgotten(self, rows: Tensor) -> "NumberMoments":
+        """As if nobody had ever seen the fields whose numbers have these rows (int64 [n], also others)."""
+        kept = ~torch.isin(self.rows, rows)
+        return self if bool(kept.all()) else NumberMoments(self.rows[kept], self.sums[kept])
+
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps; nothing where there are no fields."""
         return {"numbers.rows": self.rows, "numbers.sums": self.sums} if len(self.rows) else {}

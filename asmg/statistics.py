@@ -37,6 +37,7 @@ A model reads them standardised: (x - mean) / standard deviation, both over the 
 ones fading, and within ±5.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -210,11 +211,17 @@ class Statistics:
         numbers = self.numbers.learned(data.fields, config.moments_decay)
         return Statistics(config=config, periods=now, moments=moments, numbers=numbers, **grown, **lists)
 
-    def forgotten(self, items: Tensor) -> "Statistics":
-        """As if nobody had ever seen these items (int64 [n], rows ≥ 1, any of which may be unknown)."""
+    def forgotten(self, rows: Mapping[str, Tensor]) -> "Statistics":
+        """As if nobody had ever seen these items and these fields.
+
+        `rows`: table name → int64 [n], rows ≥ 1, any of which may be unknown; "item" and "field" count here.
+        """
+        nothing = torch.empty(0, dtype=torch.int64)
+        numbers = self.numbers.forgotten(rows.get("field", nothing))
+        items = rows.get("item", nothing)
         items = items[items < len(self.counts)]
         if not len(items):
-            return self
+            return self if numbers is self.numbers else replace(self, numbers=numbers)
         gone = torch.zeros(len(self.counts), dtype=torch.bool)
         gone[items] = True
         lengths = self.starts.diff()
@@ -226,7 +233,7 @@ class Statistics:
         for tensor in own.values():
             tensor[items] = 0
         pairs = {name: getattr(self, name)[kept] for name in _BY_PAIR}
-        return replace(self, starts=starts, **own, **pairs)
+        return replace(self, starts=starts, numbers=numbers, **own, **pairs)
 
     def dump(self) -> Checkpoint:
         """As a checkpoint of the kind "statistics"."""

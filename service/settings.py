@@ -302,18 +302,24 @@ class Settings(BaseSettings):
         """The schema in the file `features`; the default one where there is none.
 
         Raises:
-            ConfigurationError: the file cannot be read, or holds no schema.
+            ConfigurationError: the file cannot be read or holds no schema, or nothing would standardise its numbers.
         """
         if self.features is None:
             return DEFAULT
         try:
-            return Schema.read(self.features)
+            schema = Schema.read(self.features)
         except OSError as error:
             raise ConfigurationError(f"ASMG_FEATURES={self.features}: {error.strerror or error}") from None
         except SchemaError as error:
             first, *more = error.faults
             rest = f"; {len(more)} more: `asmg features check {self.features}` lists all" if more else ""
             raise ConfigurationError(f"ASMG_FEATURES={first}{rest}") from None
+        if not self.statistics and (bare := [field.name for field in schema.fields if not field.by_table]):
+            raise ConfigurationError(
+                f"ASMG_FEATURES={self.features}: fields.{bare[0]}.enter: expected buckets, as without ASMG_STATISTICS "
+                "nothing standardises numbers; received a field that enters as a number"
+            )
+        return schema
 
     @property
     def attribution_window(self) -> timedelta:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.chaos.run import ChaosOptions, exit_code
-from benchmarks.chaos.stream import make_log
-from benchmarks.chaos.verdict import Record, State, judge, to_json
+from benchmarks.chaos.stream import SCHEMA, make_log
+from benchmarks.chaos.verdict import Record, State, content_of, judge, to_json
 from tests.service.programs import asmg
 
 CLOSES = 2
@@ -27,14 +27,18 @@ def version(number: int, digest: str = "a") -> dict[str, Any]:
 
 
 def good() -> tuple[Record, State, State]:
-    sent = {f"{period}-{n}": (period, "u", "i", n % 2, 1000 * n) for period in (1, 2) for n in range(3)}
-    record = Record(sent=sent, acknowledged=set(sent), closes=CLOSES, predictions=Counter({"200": 5, "refused": 2}))
+    content = content_of({"device": "tv"}, 2.5)
+    sent = {f"{period}-{n}": (period, "u", "i", n % 2, 1000 * n, content) for period in (1, 2) for n in range(3)}
+    features = {(kind, "a", ms): content_of({"age": ms}) for kind in ("user", "item") for ms in (5, 7)}
+    answers = Counter({"200": 5, "refused": 2})
+    record = Record(sent=sent, features=features, acknowledged=set(sent), closes=CLOSES, predictions=answers)
     record.sabotage.append({"victim": "api", "way": "kill", "seconds": 0.0})
     state, calm = (
         State(
             events=[(name, *event) for name, event in sent.items()],
             periods={number: ("updated", number, 0, None) for number in (1, 2)},
             versions={number: version(number) for number in (0, 1, 2)},
+            features=dict(features),
         )
         for _ in range(2)
     )
@@ -58,8 +62,13 @@ def repeat(_record: Record, state: State, _calm: State) -> None:
 
 
 def alter(_record: Record, state: State, _calm: State) -> None:
-    name, period, _, item, label, at = state.events[0]
-    state.events[0] = (name, period, "another", item, label, at)
+    name, period, _, *rest = state.events[0]
+    state.events[0] = (name, period, "another", *rest)
+
+
+def alter_context(_record: Record, state: State, _calm: State) -> None:
+    *event, _ = state.events[0]
+    state.events[0] = (*event, content_of({"device": "phone"}, 2.5))  # type: ignore[assignment]
 
 
 def twice(_record: Record, state: State, calm: State) -> None:
@@ -81,6 +90,10 @@ def server_error(record: Record, _state: State, _calm: State) -> None:
         (lambda record, _s, _c: record.acknowledged.discard("1-0"), "acknowledged = stored events"),
         (repeat, "no duplicates"),
         (alter, "each log is what was sent"),
+        (alter_context, "each log is what was sent"),
+        (lambda _r, state, _c: state.features.popitem(), "features are what was sent"),
+        (lambda record, _s, _c: record.features.popitem(), "features are what was sent"),
+        (lambda _r, state, _c: state.features.update({("user", "a", 5): "{}"}), "features are what was sent"),
         (twice, "each period applied exactly once"),
         (fail, "each period applied exactly once"),
         (lambda _r, state, _c: state.periods.pop(2), "each period applied exactly once"),
@@ -123,6 +136,15 @@ def test_the_log_is_seeded_and_has_one_order() -> None:
         times, ids = ([event[name] for event in period] for name in ("timestamp", "event_id"))
         assert times == sorted(set(times))
         assert ids == sorted(set(ids))
+        assert not [fault for event in period for fault in SCHEMA.faults("context", event["context"])]
+    for kind, sent in (("user", log.users), ("item", log.items)):
+        versions = [(d[f"{kind}_id"], d["timestamp"], d["features"]) for documents in sent for d in documents]
+        assert not [fault for *_, features in versions for fault in SCHEMA.faults(kind, features)]  # type: ignore[arg-type]
+        latest: dict[str, tuple[int, dict[str, Any]]] = {}
+        for id_, ms, features in versions:  # each says something new, later: else it would not be stored
+            assert id_ not in latest or (ms > latest[id_][0] and features != latest[id_][1])
+            latest[id_] = (ms, features)
+        assert len(versions) > len(latest) > 10
 
 
 @pytest.mark.parametrize("wrong", [{"minutes": 0.0}, {"closes": 0}])

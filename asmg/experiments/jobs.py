@@ -25,7 +25,7 @@ from asmg.base_training import BaseState, BaseTraining
 from asmg.batch import PeriodData, excerpt
 from asmg.checkpoint import Checkpoint
 from asmg.datasets.prepared import PreparedLog
-from asmg.experiments.log import Known, Periods, cut_periods, with_statistics
+from asmg.experiments.log import Known, Periods, cut_periods, with_numbers, with_statistics
 from asmg.generator import GeneratorConfig
 from asmg.metrics import scores
 from asmg.models import EmbeddingMLPConfig, Params, default_config
@@ -163,7 +163,7 @@ class Protocol:
         """The periods of a log as the base model reads them."""
         known: Known = "all" if self.settings == "paper" else "so_far"
         periods = cut_periods(log, self.periods, known=known, categories=self.categories, fields=self.fields)
-        return with_statistics(periods, self.dropped_columns) if self.reads_statistics else periods
+        return with_statistics(periods, self.dropped_columns) if self.reads_statistics else with_numbers(periods)
 
 
 @dataclass(frozen=True, order=True)

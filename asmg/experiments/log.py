@@ -1,6 +1,7 @@
 """A prepared log as the paper's protocol has it: equal periods, histories, table rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch import Tensor
 from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
 from asmg.datasets.prepared import PreparedLog
 from asmg.experiments.fields import LogFields, field_columns
+from asmg.numbers import NumberMoments
 from asmg.statistics import Statistics, StatisticsConfig
 
-__all__ = ["Known", "Periods", "cut_periods", "with_statistics"]
+__all__ = ["Known", "Periods", "cut_periods", "with_numbers", "with_statistics"]
 
 Known = Literal["all", "so_far"]
 
@@ -128,6 +130,15 @@ def with_statistics(periods: Periods, dropped: Sequence[int] = ()) -> Periods:
             numbers[:, list(dropped)] = 0  # the mean; and so it is of everybody
         data.append(prepared)
         statistics = statistics.learned(period)
+    return periods._replace(data=data)
+
+
+def with_numbers(periods: Periods) -> Periods:
+    """The periods with scaled numbers in their fields, each by the moments of those before it."""
+    moments, data, decay = NumberMoments.initial(), [], StatisticsConfig().moments_decay
+    for period in periods.data:
+        data.append(period if period.fields is None else replace(period, fields=moments.prepare(period.fields)))
+        moments = moments.learned(period.fields, decay)
     return periods._replace(data=data)
 
 

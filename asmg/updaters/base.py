@@ -62,7 +62,8 @@ class Updater(ABC, Generic[StateT]):
         return self.started(self.base.pretrained(periods, validation, rng), periods, rng=rng)
 
     def adopted(self, parts: Mapping[str, Checkpoint], *, rng: torch.Generator) -> StateT:
-        """The state that goes on from the base model in the dump of another method, made after a whole update.
+        """The state that goes on from the base model in a dump that `load` does not take, made after a whole update:
+        another method's, or one from before the base model had fields, which it gets. All else of a method begins anew.
 
         Raises:
             CheckpointError: the other's base model is of another kind or shape, or its update was not finished.
@@ -70,7 +71,7 @@ class Updater(ABC, Generic[StateT]):
         self.check_parts({name: part for name, part in parts.items() if name == "pending"}, set())
         if missing := {"base", "optimizer"} - set(parts):
             raise CheckpointError(f"{self.name}: expected the parts {sorted(missing)} too; received {sorted(parts)}")
-        base = self.base.load(parts)
+        base = self.base.adopted(parts, rng)
         return self.started(base, (), rng=rng) if base.periods else self.initial(rng)
 
     @abstractmethod
@@ -175,6 +176,10 @@ class Updater(ABC, Generic[StateT]):
             CheckpointError: when the parts belong to another method or configuration.
         """
 
+    def loads(self, meta: Mapping[str, Any]) -> bool:
+        """Whether a dump whose part "updater" has this header is one for `load`; else it is one for `adopted`."""
+        return meta.get("updater") == self.name and not self.base.only_lacks_fields(meta.get("model"))
+
     def check_continuable(self, meta: Mapping[str, Any], names: Collection[str]) -> None:
         """See, by its header alone, whether this method could go on from a dump: by `load`, or by `adopted`.
 
@@ -185,11 +190,11 @@ class Updater(ABC, Generic[StateT]):
         Raises:
             CheckpointError: it could not. What only the tensors tell, `load` and `adopted` find out.
         """
-        if meta.get("updater") == self.name:
+        if self.loads(meta):
             self._check_meta(meta)
             return
         expected = self.model.config.to_json()
-        if meta.get("model") != expected:
+        if meta.get("model") != expected and not self.base.only_lacks_fields(meta.get("model")):
             raise CheckpointError(f"model: expected {expected}; received {meta.get('model')}")
         if missing := {"base", "optimizer"} - set(names):
             raise CheckpointError(f"{self.name}: expected the parts {sorted(missing)} too; received {sorted(names)}")

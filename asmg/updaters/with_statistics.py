@@ -119,8 +119,7 @@ class WithStatistics(Updater[WithStatisticsState[StateT]]):
 
     @override
     def forgotten(self, state: WithStatisticsState[StateT], rows: Mapping[str, Tensor]) -> WithStatisticsState[StateT]:
-        items = rows.get("item", torch.empty(0, dtype=torch.int64))
-        return WithStatisticsState(state.statistics.forgotten(items), self.inner.forgotten(state.inner, rows))
+        return WithStatisticsState(state.statistics.forgotten(rows), self.inner.forgotten(state.inner, rows))
 
     @override
     def serving_models(self, state: WithStatisticsState[StateT]) -> dict[str, Params]:

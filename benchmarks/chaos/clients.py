@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.chaos.stream import BATCH, Log
-from benchmarks.chaos.verdict import SHOWN, Record
+from benchmarks.chaos.stream import BATCH, Log, context_of
+from benchmarks.chaos.verdict import SHOWN, Record, content_of
 from service.demo.client import CallFailed
 
 __all__ = ["Clients"]
@@ -37,16 +37,19 @@ class Clients:
         self._http, self._log, self._record = http, log, record
         self._random = random.Random(seed)
         self._users = sorted({event["user_id"] for period in log.periods for event in period})
-        self._items = [item["item_id"] for item in log.items]
+        self._items = [item["item_id"] for item in log.items[0]]
 
     async def send(self, seconds: float) -> None:
         """Send the catalogue, then period after period, each closed; all of it spread over `seconds`."""
-        await self._until("PUT", "/items", {"items": self._log.items}, 200)
+        for items in self._log.items:
+            await self._put("item", items)
         started = time.monotonic()
         window = seconds / len(self._log.periods)
         for number, events in enumerate(self._log.periods, 1):
             free = asyncio.Semaphore(IN_FLIGHT)
             async with asyncio.TaskGroup() as group:
+                users, halfway = self._log.users[number - 1], started + window * (number - 0.5)
+                group.create_task(self._put("user", users, halfway))
                 for start in range(0, len(events), BATCH):
                     due = started + window * (number - 1 + start / len(events))
                     group.create_task(self._ingest(number, events[start : start + BATCH], free, due))
@@ -67,12 +70,23 @@ class Clients:
                     event["item_id"],
                     event["label"],
                     event["timestamp"],
+                    content_of(event["context"], event["weight"]),
                 )
             self._record.retried_batches += await self._until("POST", "/interactions", {"interactions": events}, 200)
             self._record.acknowledged.update(event["event_id"] for event in events)
             if again:
                 await self._until("POST", "/interactions", {"interactions": events}, 200)
                 self._record.resent_batches += 1
+
+    async def _put(self, kind: str, documents: list[dict[str, Any]], due: float = 0.0) -> None:
+        """Send users or items with features when they are due, as batches are, some twice."""
+        again = self._random.random() < RESENT
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        for _ in range(1 + again):
+            await self._until("PUT", f"/{kind}s", {f"{kind}s": documents}, 200)
+        for document in documents:
+            key = (kind, document[f"{kind}_id"], document["timestamp"])
+            self._record.features[key] = content_of(document["features"])
 
     async def _until(
         self, method: str, path: str, body: Any, status: int, headers: dict[str, str] | None = None
@@ -101,7 +115,10 @@ class Clients:
     async def _predicter(self) -> None:
         while True:
             sent = time.monotonic()
-            body = {"user_id": self._random.choice(self._users), "items": self._random.sample(self._items, 10)}
+            items: list[Any] = self._random.sample(self._items, 10)
+            items[:2] = [{"id": item, "context": context_of(self._random)} for item in items[:2]]
+            user, context = self._random.choice(self._users), context_of(self._random)
+            body = {"user_id": user, "items": items, "context": context}
             try:
                 response = await self._http.post("/predict", json=body, timeout=CALL_SECONDS)
             except httpx.TimeoutException:

@@ -4,10 +4,13 @@ import asyncio
 import json
 import logging
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -16,8 +19,8 @@ from sqlalchemy import select
 
 from benchmarks.chaos.clients import Clients
 from benchmarks.chaos.saboteur import Saboteur, restart
-from benchmarks.chaos.stream import Log, make_log
-from benchmarks.chaos.verdict import Promise, Record, State, judge, to_json
+from benchmarks.chaos.stream import SCHEMA, Log, make_log
+from benchmarks.chaos.verdict import Promise, Record, State, content_of, judge, to_json
 from benchmarks.own_service import OwnService, own_service
 from service.demo.client import CallFailed
 from service.errors import ServiceError
@@ -115,14 +118,17 @@ def show(console: Console, record: Record, promises: list[Promise]) -> None:
 
 def _one_run(options: ChaosOptions, log: Log, record: Record, stop: StopRequest, *, disturbed: bool) -> State:
     """Start everything in a folder of its own, send the log, and read what is stored."""
-    settings = {
+    settings: dict[str, Any] = {
         "api_workers": 2,
         "seed": options.seed,
         "keep_versions": max(50, options.closes + 2),
         "keep_states": options.closes + 2,
     }
-    with own_service("chaos", stop, **settings) as service:
-        return stop.run(_Run(options, log, record, service, disturbed).play)
+    with tempfile.TemporaryDirectory(prefix="asmg-chaos-") as folder:
+        schema = Path(folder) / "features.toml"
+        schema.write_text(SCHEMA.to_toml(), encoding="utf-8")
+        with own_service("chaos", stop, features=schema, **settings) as service:
+            return stop.run(_Run(options, log, record, service, disturbed).play)
 
 
 @dataclass
@@ -187,6 +193,10 @@ class _Run:
         self.record.finished = False
 
 
+def _milliseconds(at: datetime) -> int:
+    return round(at.timestamp() * 1000)
+
+
 async def read_state(dsn: str) -> State:
     """What is stored."""
     database = Database(dsn, pool_size=1)
@@ -195,7 +205,14 @@ async def read_state(dsn: str) -> State:
         async with database.read() as session:
             connection = session.connection
             logged = select(
-                events.event_id, events.period, events.user_id, events.item_id, events.label, events.occurred_at
+                events.event_id,
+                events.period,
+                events.user_id,
+                events.item_id,
+                events.label,
+                events.occurred_at,
+                events.context,
+                events.weight,
             ).order_by(events.event_id)
             closed = select(periods.number, periods.status, periods.version, periods.attempts, periods.error)
             made = select(
@@ -208,9 +225,16 @@ async def read_state(dsn: str) -> State:
             )
             return State(
                 events=[
-                    (name, period, user, item, label, round(at.timestamp() * 1000))
-                    for name, period, user, item, label, at in await connection.execute(logged)
+                    (name, period, user, item, label, _milliseconds(at), content_of(context or {}, weight))
+                    for name, period, user, item, label, at, context, weight in await connection.execute(logged)
                 ],
+                features={
+                    (kind, id_, _milliseconds(at)): content_of(values)
+                    for kind, table in (("user", tables.user_features), ("item", tables.item_features))
+                    for id_, at, values in await connection.execute(
+                        select(table.c[f"{kind}_id"], table.c.at, table.c.features)
+                    )
+                },
                 periods={
                     number: (status, version, attempts, error)
                     for number, status, version, attempts, error in await connection.execute(

@@ -1,11 +1,12 @@
 """What a chaos run has seen, and which promises held."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["SHOWN", "Promise", "Record", "State", "judge", "to_json"]
+__all__ = ["SHOWN", "Promise", "Record", "State", "content_of", "judge", "to_json"]
 
 SHOWN = 5
 
@@ -14,8 +15,10 @@ SHOWN = 5
 class State:
     """What Postgres holds at the end."""
 
-    events: list[tuple[str, int, str, str, int, int]] = field(default_factory=list)
-    """Event id, period, user, item, label and milliseconds of each stored event."""
+    events: list[tuple[str, int, str, str, int, int, str]] = field(default_factory=list)
+    """Event id, period, user, item, label, milliseconds and content of each stored event."""
+    features: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    """`user` or `item`, its id and milliseconds of each version of features → its content."""
     periods: dict[int, tuple[str, int | None, int, str | None]] = field(default_factory=dict)
     """Status, version, attempts and error of each period that was sealed."""
     versions: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -26,8 +29,10 @@ class State:
 class Record:
     """What the clients and the saboteur have seen."""
 
-    sent: dict[str, tuple[int, str, str, int, int]] = field(default_factory=dict)
-    """Period, user, item, label and milliseconds of each event that was ever sent, by its id."""
+    sent: dict[str, tuple[int, str, str, int, int, str]] = field(default_factory=dict)
+    """Period, user, item, label, milliseconds and content of each event that was ever sent, by its id."""
+    features: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    """Acknowledged versions of features, as `State` has them."""
     acknowledged: set[str] = field(default_factory=set)
     closes: int = 0
     """Acknowledged closes."""
@@ -65,6 +70,11 @@ class Promise:
         return not self.faults
 
 
+def content_of(values: Mapping[str, Any], weight: float | None = None) -> str:
+    """Values of fields, and perhaps what an event counts, in one form."""
+    return json.dumps([values, 1.0 if weight is None else float(weight)], sort_keys=True)
+
+
 def judge(record: Record, state: State, undisturbed: State | None, closes: int) -> list[Promise]:
     """All promises, in the order in which they are printed."""
     ids = [event[0] for event in state.events]
@@ -72,6 +82,8 @@ def judge(record: Record, state: State, undisturbed: State | None, closes: int) 
     lost, foreign = record.acknowledged - stored, stored - record.acknowledged
     repeated = sorted(name for name, count in Counter(ids).items() if count > 1)
     wrong = sorted(event[0] for event in state.events if record.sent.get(event[0]) != event[1:])
+    known = record.features.keys() | state.features.keys()
+    other = [f"{kind} {id_} at {ms}" for kind, id_, ms in known if _differs(record, state, (kind, id_, ms))]
     return [
         Promise(
             "the run came to its end",
@@ -89,6 +101,7 @@ def judge(record: Record, state: State, undisturbed: State | None, closes: int) 
         Promise("acknowledged = stored events", _named("lost", lost) + _named("never acknowledged", foreign)),
         Promise("no duplicates", _named("stored more than once", repeated)),
         Promise("each log is what was sent", _named("not as sent", wrong)),
+        Promise("features are what was sent", _named("not as sent", other, "features")),
         Promise("each period applied exactly once", _applied(state, closes)),
         Promise("versions of an undisturbed run", _differences(state.versions, undisturbed)),
         Promise("no prediction 5xx while a snapshot is loaded", _server_errors(record)),
@@ -96,9 +109,13 @@ def judge(record: Record, state: State, undisturbed: State | None, closes: int) 
     ]
 
 
-def _named(what: str, ids: Any) -> tuple[str, ...]:
+def _differs(record: Record, state: State, version: tuple[str, str, int]) -> bool:
+    return record.features.get(version) != state.features.get(version)
+
+
+def _named(what: str, ids: Any, of: str = "events") -> tuple[str, ...]:
     names = sorted(ids)
-    return (f"{len(names)} events {what}: {', '.join(names[:SHOWN])}",) if names else ()
+    return (f"{len(names)} {of} {what}: {', '.join(names[:SHOWN])}",) if names else ()
 
 
 def _applied(state: State, closes: int) -> tuple[str, ...]:
@@ -135,7 +152,7 @@ def _server_errors(record: Record) -> tuple[str, ...]:
 
 def to_json(record: Record, promises: list[Promise], seed: int) -> dict[str, Any]:
     """All numbers of the report."""
-    figures = {name: value for name, value in vars(record).items() if name not in ("sent", "acknowledged")}
+    figures = {name: value for name, value in vars(record).items() if name not in ("sent", "features", "acknowledged")}
     return {
         "seed": seed,
         "held": all(promise.held for promise in promises),

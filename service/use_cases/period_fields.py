@@ -160,9 +160,10 @@ class _Columns:
                 places[at, 0] = self._place(field, MISSING if missing else NUMBER)
                 weights[at, 0] = 1.0 if missing else x
                 continue
-            key = tuple(value) if isinstance(value, list) else value
-            if (found := known.get((type(key), key))) is None:
-                found = known[type(key), key] = [self._place(field, text) for text in _texts(field, value)]
+            # By type too: true is another value than 1, and equal to it.
+            key = tuple((type(one), one) for one in value) if isinstance(value, list) else (type(value), value)
+            if (found := known.get(key)) is None:
+                found = known[key] = [self._place(field, text) for text in _texts(field, value)]
             places[at, : len(found)] = found
         for name in ((MISSING,) if field.training_only else ()) + (() if field.by_table else (NUMBER,)):
             self._place(field, name)

@@ -71,9 +71,9 @@ NOTHING_TO_LEARN = "the log is empty, what was shown waits for its clicks; the m
 
 NOTHING_LEFT = "all that was in the log has been deleted; the model served before stays"
 
-SERVED = ("serving", "serving_allocations", "serving_statistics", "logit_correction")
-"""Of a version's state: the parameters that it serves, which ids these know, the statistics that go with them, and what
-is added to their logits."""
+SERVED = ("serving", "serving_allocations", "serving_schema", "serving_statistics", "logit_correction")
+"""Of a version's state: the parameters that it serves, which ids these know, the schema of the fields, the statistics
+that go with them, and what is added to their logits."""
 
 ACTOR = "worker"
 
@@ -277,8 +277,8 @@ class PeriodUpdate:
         return {"origin": self._origin(self._head), "data": digest, "allocations": allocations}
 
     def _origin(self, head: ModelVersion) -> dict[str, Any]:
-        """What the stages of this update are made from, beside the log: the training state, and the method."""
-        return {"head": head.version, **self._w.updater.signature()}
+        """What the stages of this update are made from, beside the log: training state, method and schema."""
+        return {"head": head.version, "schema": self._w.schema.to_json(), **self._w.updater.signature()}
 
     async def _score(self, progress: Callable[[float], None]) -> dict[str, Any]:
         """Progressive validation: every model that was there before, on a log that none of them has seen.
@@ -345,7 +345,7 @@ class PeriodUpdate:
         strange = await self._rows_of_nobody(version.state.get("serving_allocations", {}))
         data = replace(self._data, numeric=None, nobody=None)
         if digest := version.state.get("serving_statistics"):
-            statistics = Statistics.load(await self._read(digest, "statistics")).forgotten(strange["item"])
+            statistics = Statistics.load(await self._read(digest, "statistics")).forgotten(strange)
             data = await asyncio.to_thread(statistics.prepare, data)
         return build_model(config_from_json(stored.meta["model"])), forget(stored.tensors, strange), data
 
@@ -411,12 +411,15 @@ class PeriodUpdate:
             }
 
     def _restored(self, parts: Mapping[str, Checkpoint]) -> Any:
-        """The state in these parts; where another method left them, one that goes on from its base model."""
+        """The state in these parts; where another method or one without fields left them, one from their base model."""
         updater = self._w.updater
-        owner = parts["updater"].meta.get("updater") if "updater" in parts else None
-        if owner is None or owner == updater.name:
+        meta = parts["updater"].meta if "updater" in parts else {}
+        owner = meta.get("updater")
+        if owner is None or updater.loads(meta):
             return updater.load(parts)
         logger.warning("period %d: %s goes on from the base model that %s left", self.period, updater.name, owner)
+        if updater.base.only_lacks_fields(meta.get("model")):
+            logger.warning("period %d: that base model was made before it had fields, and gets them", self.period)
         return updater.adopted(parts, rng=stage_rng(self._w.settings.seed, self.period, "adopted"))
 
     async def _gate(self, scored: Mapping[str, Any]) -> dict[str, Any]:
@@ -448,6 +451,8 @@ class PeriodUpdate:
             params = self._w.updater.serving_models(await self._load_state())[kind]
             serving = await self._write(Checkpoint("model", {"model": self._w.updater.model.config.to_json()}, params))
             served = {"serving": serving, "serving_allocations": self._allocations}
+            if "field" in self._w.updater.model.tables:
+                served["serving_schema"] = self._w.schema.to_json()
             if STATISTICS in self._parts:
                 served["serving_statistics"] = self._parts[STATISTICS]
             prior_ctr = self._w.settings.prior_ctr

@@ -9,6 +9,7 @@ import torch
 
 from asmg.batch import concatenate
 from asmg.checkpoint import Checkpoint, dump_data, load_data
+from asmg.experiments.log import Periods, with_numbers
 from asmg.field_columns import FieldColumns, unscaled
 from asmg.layout import NO_VALUE, OWN_VALUE
 from asmg.models import EmbeddingMLPConfig, build_model
@@ -173,3 +174,13 @@ def test_columns_that_do_not_fit_are_refused(changes: dict[str, Any], error: str
 def test_weights_have_to_be_positive(weight: list[float]) -> None:
     with pytest.raises(ValueError, match=r"^weight: expected (positive numbers|shape \(3,\)); received"):
         replace(random_period(0, 3), weight=torch.tensor(weight))
+
+
+def test_numbers_of_periods_are_scaled_by_the_periods_before() -> None:
+    """As they are with statistics, where a model reads none."""
+    data = [replace(random_period(n, 3), fields=columns(THREE, WEIGHTS)) for n in range(2)]
+    data[1] = replace(data[1], fields=columns(THREE, [[1, 1, 20.0], [1, 1, 1], [1, 1, 40.0]]))
+    first, second = with_numbers(Periods(data, [6, 6], [9, 9])).data
+    for period, expected in ((first, [-1.0, 1.0, 1.0]), (second, [0.0, 1.0, 2.0])):
+        assert period.fields is not None
+        np.testing.assert_allclose(period.fields.standardised().weights[:, 2], expected, atol=1e-3)

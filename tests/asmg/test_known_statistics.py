@@ -236,7 +236,7 @@ def test_those_of_another_release_are_refused() -> None:
 def test_a_forgotten_item_is_a_stranger_to_itself_and_to_others(rows: list[int]) -> None:
     statistics, data = after(StatisticsConfig(), 3), log_of(4, items=40)
     gone = torch.tensor(rows, dtype=torch.int64)
-    forgotten = statistics.forgotten(gone)
+    forgotten = statistics.forgotten({"item": gone})
     assert not bool(torch.isin(forgotten.neighbours, gone.int()).any())
     for row in rows:
         if row < len(forgotten.counts):

@@ -222,7 +222,7 @@ def test_nothing_is_stored_that_was_not_acknowledged_or_is_not_sent_again(instal
     ]
     # What hung may have been carried out, close and all, before it was sent again.
     assert answers[0]["accepted"] + answers[0]["duplicates"] == 3
-    assert answers[2]["period"] == 1
+    assert answers[2].get("period") == 1, answers
     assert [answer["accepted"] + answer["duplicates"] for answer in answers[3:5]] == [1, 1]
     assert answers[5] == {"users": 1, "changed": 0}
     pages = installation.client.get("/periods").json()["periods"]

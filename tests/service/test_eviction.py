@@ -566,7 +566,7 @@ class TestCycle:
             ):
                 params = {n: t.double().numpy() for n, t in (await tensors(b, digest)).items()}
                 statistics = Statistics.load(Checkpoint.from_bytes(await b.workshop.artifacts.get(counted)))
-                without = statistics.forgotten(strange).inputs(data).double().numpy()
+                without = statistics.forgotten({"item": strange}).inputs(data).double().numpy()
                 told_apart = np.abs(without - statistics.inputs(data).double().numpy()).max()
                 # After one period nothing of items has differed yet, and so nothing of it is read.
                 assert (told_apart == 0) if name == "baseline" else (told_apart > 0.1)

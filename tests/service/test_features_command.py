@@ -104,6 +104,20 @@ class TestSetting:
             f"1 more: `asmg features check {file}` lists all"
         )
 
+    def test_numbers_need_what_standardises_them(self, tmp_path: Path) -> None:
+        file = tmp_path / "features.toml"
+        bare = '[fields.{}]\nof = "item"\nkind = "numeric"\n'
+        file.write_text(bare.format("age") + 'enter = "buckets"\nbuckets = [1]\n')
+        assert len(Settings(features=file, statistics=False).read_features().fields) == 1
+        file.write_text(bare.format("price"))
+        assert len(Settings(features=file).read_features().fields) == 1
+        with pytest.raises(ConfigurationError) as refused:
+            Settings(features=file, statistics=False).read_features()
+        assert str(refused.value) == (
+            f"ASMG_FEATURES={file}: fields.price.enter: expected buckets, as without ASMG_STATISTICS nothing "
+            "standardises numbers; received a field that enters as a number"
+        )
+
     @pytest.mark.parametrize("program", [("serve", "--port", "0", "--no-worker"), ("worker",)])
     def test_ends_a_program_at_its_start(
         self, program: tuple[str, ...], postgres_dsn: str, redis_url: str, tmp_path: Path

@@ -457,6 +457,27 @@ class TestAsOf:
             }
             assert set(zip(found.ids, map(hour_of, found.times_ms.tolist()), strict=True)) == needed
 
+    async def test_in_one_call_each_is_compared_with_the_one_before_it(self, database: Database) -> None:
+        """Which may be stored, or in the same call: one by one gives the same."""
+        random = np.random.default_rng(1)
+        for _ in range(40):
+            stored, sent = (
+                {int(hour): int(random.integers(0, 3)) for hour in random.integers(0, 9, random.integers(1, 5))}
+                for _ in range(2)
+            )
+            found = []
+            for calls in ([sent], [{hour: sent[hour]} for hour in sorted(sent)]):
+                async with database.unit_of_work() as work:  # given up at its end
+                    for call in ([{hour: stored[hour]} for hour in sorted(stored)]) + calls:
+                        versions = [
+                            FeatureVersion("a", MOMENT + timedelta(hours=hour), {"age": value} if value else {})
+                            for hour, value in call.items()
+                        ]
+                        await work.features.put("user", versions)
+                    of = await work.features.of("user", "a")
+                found.append(list(zip(of.times_ms.tolist(), of.features, strict=True)))
+            assert found[0] == found[1]
+
     async def test_latest(self, database: Database) -> None:
         async with database.unit_of_work() as work:
             assert await work.features.put("item", put(("a", 1, 1), ("a", 3, 3), ("b", 2, 2))) == {"a", "b"}

@@ -81,7 +81,7 @@ def test_of_any_state(
 ) -> None:
     statistics = random_statistics(seed, 15, periods=periods, neighbours=neighbours, size=size)
     gone = torch.arange(1, 16)[torch.rand(15, generator=torch.Generator().manual_seed(seed)) < 0.1]
-    made = random_model(seed, dim=4, dot=True, statistics=statistics.forgotten(gone))
+    made = random_model(seed, dim=4, dot=True, statistics=statistics.forgotten({"item": gone}))
     with TemporaryDirectory() as folder:
         snapshot = made.snapshot(Path(folder))
         snapshot.check()

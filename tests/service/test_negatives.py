@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,25 @@ class TestSampling:
             EventBatch.of([clicks(1)[0], Interaction(log[1].event_id, "u", "i", 1, NOON)]),
         )
         assert again.accepted == 0
+
+    async def test_negatives_have_the_context_of_their_positive(self, make: Make) -> None:
+        """Else a missing context would tell that nobody clicked. They weigh the same, so that the odds are those of the
+        numbers, by which what is served is corrected.
+        """
+        b = await make(negatives_per_positive=2)
+        events = [
+            replace(event, context=f'{{"device": "d{n % 4}"}}' if n % 4 else None, weight=2.5 if n % 3 else None)
+            for n, event in enumerate(clicks(60))
+        ]
+        await close(b, 1, events)
+        await b.update(1)
+        async with b.database.read() as session:
+            query = "SELECT event_id, context, weight FROM interactions WHERE period = 1"
+            found = {row.event_id: (row.context, row.weight) for row in await session.connection.execute(text(query))}
+        assert len(found) == 180
+        for n, event in enumerate(events):
+            expected = ({"device": f"d{n % 4}"} if n % 4 else None, 2.5 if n % 3 else None)
+            assert [found[event.event_id + of] for of in ("", "~sampled1", "~sampled2")] == [expected] * 3
 
     async def test_the_same_log_gets_the_same_negatives(self, make: Make) -> None:
         """In whatever order it came; another seed or another period gets others."""

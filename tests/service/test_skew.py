@@ -6,11 +6,13 @@ artifacts of the version that answered; the forward pass by hand, in double prec
 """
 
 import asyncio
+import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,13 +29,15 @@ from asmg.features import Field, Schema
 from asmg.field_columns import FieldColumns, unscaled
 from asmg.statistics import Statistics
 from asmg.training import predict_logits
-from service.storage.repositories import EntityKind, ModelVersion
+from service.storage.repositories import EntityKind, EventBatch, FeatureVersion, ModelVersion
+from service.use_cases.catalogue import put_items, put_users
+from service.use_cases.ingest import ingest
 from service.use_cases.period_data import prepare_period
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import Api, eventually, running_app, settings_for
 from tests.service.test_past import Event, past_of
 from tests.service.test_update_model import clicks_by_hand
-from tests.service.update_support import Bench, bench, copies, moment, periods, single_thread
+from tests.service.update_support import Bench, bench, copies, interactions, moment, periods, single_thread
 
 PRIOR = 0.25
 """What version 0 says to everything."""
@@ -417,33 +421,101 @@ async def test_the_future_changes_no_score(
     first, second, third = periods(3)
     cut = len(second.labels) // 2
     futures = [(second, None), (permuted(second, cut, 1), None), (permuted(second, cut, 2), third)]
+    schema = tmp_path / "features.toml"
+    schema.write_text(SCHEMA.to_toml(), encoding="utf-8")
     found = []
     with copies(servers, migrated_template, database_numbers) as copy:
         name = copy()
-        async with bench(database_dsn(servers, name), redis_url, tmp_path) as b:
-            await b.log(first)
+        async with bench(database_dsn(servers, name), redis_url, tmp_path, features=schema) as b:
+            await log_with_fields(b, first, 0, 0)
             await b.update(1)
-        for future, later in futures:
-            async with bench(database_dsn(servers, copy(name)), redis_url, tmp_path) as b:
-                await b.log(future)
+        for seed, (future, later) in enumerate(futures, start=1):
+            async with bench(database_dsn(servers, copy(name)), redis_url, tmp_path, features=schema) as b:
+                await log_with_fields(b, future, cut, seed)
                 if later is not None:
-                    await b.log(later, close=False)
+                    await log_with_fields(b, later, 0, seed, close=False)
                 found.append(await read_and_said(b))
-    for numeric, logits in found[1:]:
-        assert torch.equal(numeric[:cut], found[0][0][:cut])
-        assert torch.equal(logits[:cut], found[0][1][:cut])
-        assert not torch.equal(numeric[cut:], found[0][0][cut:])
-        assert not torch.equal(logits[cut:], found[0][1][cut:])
+    base = found[0]
+    # What is missing, and values of every field, are among what is compared.
+    names = {value for columns in base.fields[:cut] for value, _ in columns}
+    assert names >= {f"{field.name}=" for field in SCHEMA.fields}
+    assert {value.split("=")[0] for value in names if not value.endswith("=")} == {f.name for f in SCHEMA.all}
+    for other in found[1:]:
+        assert other.fields[:cut] == base.fields[:cut]
+        assert torch.equal(other.numeric[:cut], base.numeric[:cut])
+        assert torch.equal(other.logits[:cut], base.logits[:cut])
+        assert all(a != b for a, b in zip(other.fields[cut:], base.fields[cut:], strict=True))
+        assert not torch.equal(other.numeric[cut:], base.numeric[cut:])
+        assert not torch.equal(other.logits[cut:], base.logits[cut:])
 
 
-async def read_and_said(b: Bench) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the interactions of period 2: the statistics, and what version 1 says to them."""
+async def log_with_fields(b: Bench, period: DriftPeriod, cut: int, seed: int, *, close: bool = True) -> None:
+    """Log a period with contexts and features. Those of its interactions from `cut` on depend on the seed."""
+    events, times = interactions(period), period.timestamps_ms.tolist()
+    assert cut == 0 or times[cut - 1] < times[cut]
+
+    def context(n: int) -> str:
+        random = Random(f"{period.number} {n} {seed if n >= cut else 0}")
+        found = {
+            "device": random.choice(["phone", "tv", True]),
+            "page": random.gauss(5, 2),
+            "place": random.choice("ab"),
+        }
+        sent = {name: value for name, value in found.items() if random.random() < 0.8}
+        return json.dumps(sent | ({"device": f"d{seed}.{n}"} if seed and n >= cut else {}))
+
+    def versions(ids: Sequence[str], about: Callable[[str, int], dict[str, Any]]) -> list[FeatureVersion]:
+        """Of each id one before the period, one in its earlier part, and some from `cut` on."""
+        moments = [(times[0] - 1, 0), (times[cut // 2], 1)] if cut else []
+        moments += [(times[n], 7 * seed + n) for n in range(cut, len(times), 40)]
+        found = []
+        for id_, (ms, n) in product(ids, moments):
+            known = {} if (hash_of(id_) + n) % 4 == 0 else about(f"x{hash_of(id_)}", n)
+            found.append(FeatureVersion(id_, moment(ms), known))
+        return found
+
+    users, items = sorted(set(period.user_ids)), sorted(set(period.item_ids))
+    await put_items(b.database, period.new_items, versions(items, about_item))
+    await put_users(b.database, b.workshop.histories, versions(users, about_user))
+    logged = [replace(event, context=context(n)) for n, event in enumerate(events)]
+    await ingest(b.database, b.workshop.histories, EventBatch.of(logged))
+    if close:
+        await b.close(period.number)
+
+
+def hash_of(id_: str) -> int:
+    return sum(id_.encode())
+
+
+@dataclass(frozen=True)
+class Said:
+    """Of the interactions of period 2."""
+
+    numeric: torch.Tensor
+    """The statistics."""
+    fields: list[list[tuple[str, float]]]
+    """Of each the values that it reads, and what each weighs."""
+    logits: torch.Tensor
+    """What version 1 says."""
+
+
+async def read_and_said(b: Bench) -> Said:
+    """Of the interactions of period 2, as an update would read them."""
     updater, artifacts = b.workshop.updater, b.workshop.artifacts
     async with b.database.read() as session:
         head = await session.models.get(1)
     assert head is not None
     parts = {n: Checkpoint.from_bytes(await artifacts.get(digest)) for n, digest in head.state["parts"].items()}
     state = updater.load(parts)
-    data = updater.prepare(state, (await prepare_period(b.database, 2, 30)).data)
-    assert data.numeric is not None
-    return data.numeric, predict_logits(updater.model, updater.serving_models(state)["generated"], data)
+    prepared = await prepare_period(b.database, 2, 30, schema=b.workshop.schema)
+    data = updater.prepare(state, prepared.data)
+    assert data.numeric is not None and data.fields is not None
+    async with b.database.read() as session:
+        ids, rows = await session.entities.rows(EntityKind.FIELD)
+    name_of = dict(zip(rows.tolist(), ids, strict=True))
+    read = data.fields.standardised()
+    fields = [
+        [(name_of[row], weight) for row, weight in zip(*columns, strict=True) if row >= 0]
+        for columns in zip(read.rows.tolist(), read.weights.tolist(), strict=True)
+    ]
+    return Said(data.numeric, fields, predict_logits(updater.model, updater.serving_models(state)["generated"], data))

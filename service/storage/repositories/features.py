@@ -28,17 +28,24 @@ VERSIONS_OF_A_PAGE = 1000
 
 MILLISECONDS = "floor(extract(epoch FROM at) * 1000)::bigint"
 
-# A version that says what the one before it says is none. Sorted as all batches are, against deadlocks.
+# A version that says what the one before it says is none; that one is stored, or comes in the same call. Sorted as all
+# batches are, against deadlocks.
 PUT = """
     INSERT INTO {kind}_features AS known ({kind}_id, at, features)
-    SELECT id, at, features
-    FROM jsonb_to_recordset(CAST(:versions AS jsonb)) AS put (id text, at timestamptz, features jsonb)
-    WHERE features IS DISTINCT FROM coalesce(
-        (SELECT before.features FROM {kind}_features AS before
-         WHERE before.{kind}_id = put.id COLLATE "C" AND before.at <= put.at ORDER BY before.at DESC LIMIT 1),
-        '{{}}'
-    )
-    ORDER BY id COLLATE "C", at
+    SELECT put.id, put.at, put.features
+    FROM (
+        SELECT id, at, features, lag(at) OVER of_one AS earlier_at, lag(features) OVER of_one AS earlier
+        FROM jsonb_to_recordset(CAST(:versions AS jsonb)) AS sent (id text, at timestamptz, features jsonb)
+        WINDOW of_one AS (PARTITION BY id COLLATE "C" ORDER BY at)
+    ) AS put LEFT JOIN LATERAL (
+        SELECT at, features FROM {kind}_features AS stored
+        WHERE stored.{kind}_id = put.id COLLATE "C" AND stored.at <= put.at ORDER BY stored.at DESC LIMIT 1
+    ) AS before ON true
+    WHERE put.features IS DISTINCT FROM CASE
+        WHEN put.earlier_at >= coalesce(before.at, '-infinity') THEN put.earlier
+        ELSE coalesce(before.features, '{{}}')
+    END
+    ORDER BY put.id COLLATE "C", put.at
     ON CONFLICT ({kind}_id, at) DO UPDATE SET features = excluded.features
     RETURNING {kind}_id
 """

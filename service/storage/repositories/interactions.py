@@ -132,20 +132,23 @@ MERGE = text("""
 SAMPLED_ID = "numbered.event_id || '~sampled' || k"
 INSERT_SAMPLED = f"""
     WITH numbered AS (
-        SELECT row_number() OVER (ORDER BY occurred_at, event_id) - 1 AS n, event_id, user_id, occurred_at
+        SELECT row_number() OVER (ORDER BY occurred_at, event_id) - 1 AS n,
+               event_id, user_id, occurred_at, context, weight
         FROM interactions_p{{period}}
     ), made AS MATERIALIZED (
         SELECT CASE WHEN length({SAMPLED_ID}) <= {MAX_ID_LENGTH} THEN {SAMPLED_ID}
                     ELSE encode(sha256(convert_to({SAMPLED_ID}, 'UTF8')), 'hex') END COLLATE "C" AS event_id,
-               user_id, item_id, occurred_at
+               user_id, item_id, occurred_at, context, weight
         FROM numbered JOIN drawn_negatives USING (n)
     ), claimed AS (
         INSERT INTO event_ids (kind, event_id, period) SELECT 0, event_id, {{period}} FROM made ORDER BY event_id
         ON CONFLICT (kind, event_id) DO NOTHING
         RETURNING event_id
     ), stored AS (
-        INSERT INTO interactions_p{{period}} (event_id, period, user_id, item_id, label, occurred_at, sampled)
-        SELECT event_id, {{period}}, user_id, item_id, 0, occurred_at, true FROM made JOIN claimed USING (event_id)
+        INSERT INTO interactions_p{{period}}
+            (event_id, period, user_id, item_id, label, occurred_at, sampled, context, weight)
+        SELECT event_id, {{period}}, user_id, item_id, 0, occurred_at, true, context, weight
+        FROM made JOIN claimed USING (event_id)
         ON CONFLICT (event_id, period) DO NOTHING
         RETURNING event_id
     )
@@ -234,7 +237,7 @@ class Interactions:
     async def insert_sampled(
         self, period: int, positives: NDArray[np.int64], item_ids: Sequence[str], per_positive: int
     ) -> int:
-        """Add sampled negatives to the log of a sealed period that has only positives.
+        """Add sampled negatives to the log of a sealed period that has only positives, with their contexts and weights.
 
         Args:
             period: of a log that nobody adds to.

@@ -89,7 +89,8 @@ class ModelVersion:
     """The serving snapshot; None once it is retired."""
     state: Mapping[str, Any]
     """`parts`, the training state (name → digest), and `serving`, the digest of the parameters served. Beside each,
-    `allocations` and `serving_allocations`: kind → number of the latest allocation of rows whose ids they know."""
+    `allocations` and `serving_allocations`: kind → number of the latest allocation of rows whose ids they know; and
+    `serving_schema`, the schema of the fields that what is served reads."""
     scores: Mapping[str, Any]
     gate: Mapping[str, Any]
     created_by: str
