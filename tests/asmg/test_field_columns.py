@@ -17,9 +17,10 @@ from asmg.datasets import InteractionLog, sample_negatives
 from asmg.datasets.field_columns import By, FieldColumn
 from asmg.datasets.prepared import Card, PreparedLog, read_card, read_prepared, write_prepared
 from asmg.datasets.sampling import rows_that_tell
-from asmg.experiments.fields import NOTHING, NUMBER, OWN, field_columns
+from asmg.experiments.fields import field_columns
 from asmg.experiments.log import cut_periods
-from asmg.features import DEFAULT, Field, Schema, encode, number
+from asmg.features import DEFAULT, NUMBER, Field, Schema, encode, number
+from asmg.layout import NO_VALUE, OWN_VALUE
 from asmg.log_format import LogFormatError
 from tests.asmg.test_prepared import CARD, ITEMS, LOG, USERS
 
@@ -285,7 +286,7 @@ class TestFieldColumns:
             for c, cell in enumerate(row):
                 place, value = int(found.rows[n, c]), float(found.numbers[n, c])
                 if cell is None:
-                    assert place == NOTHING and math.isnan(value)
+                    assert place == NO_VALUE and math.isnan(value)
                 else:
                     assert names[place] == cell[:2]
                     assert math.isnan(value) if cell[2] is None else value == pytest.approx(cell[2])
@@ -297,7 +298,7 @@ class TestFieldColumns:
         neutral = {row for row in found.neutral.tolist() if row >= 0}
         assert neutral == {1, 2}  # the missing values of the two fields that are for training only
         for n in range(1, len(log.user) + 1):
-            seen = set(found.rows[:n].reshape(-1).tolist()) - {NOTHING} | neutral
+            seen = set(found.rows[:n].reshape(-1).tolist()) - {NO_VALUE} | neutral
             assert seen == set(range(1, int(newest[n - 1]) + 1))
             part = field_columns(replace(log, user=log.user[:n], item=log.item[:n], timestamps_ms=log.timestamps_ms[:n],
                                          fields={name: column.take(np.arange(n)) if column.by == "row" else column
@@ -308,11 +309,13 @@ class TestFieldColumns:
 
     def test_neutral_rows(self, log: PreparedLog) -> None:
         found = field_columns(log)
-        assert found.neutral.tolist() == [OWN] * 4 + [1, OWN, 2, NOTHING, NOTHING] + [OWN] * 4
+        assert found.neutral.tolist() == [OWN_VALUE] * 4 + [1, OWN_VALUE, 2, NO_VALUE, NO_VALUE] + [OWN_VALUE] * 4
         assert found.values[:2] == [("place", ""), ("marks", "")]
         some = found.neutralised(slice(0, None, 4))
         for n in range(len(log.user)):
-            expected = np.where(found.neutral == OWN, found.rows[n], found.neutral) if n % 4 == 0 else found.rows[n]
+            expected = (
+                np.where(found.neutral == OWN_VALUE, found.rows[n], found.neutral) if n % 4 == 0 else found.rows[n]
+            )
             assert some.rows[n].tolist() == expected.tolist()
         assert not np.array_equal(found.rows, some.rows)
         without = replace(log, schema=Schema((DEVICE,)), fields={"device": log.fields["device"]})
@@ -333,4 +336,9 @@ class TestFieldColumns:
         assert np.array_equal(cut.fields.part(13, 26).rows, field_columns(log).rows[13:26])
         assert cut_periods(log, 3, known="so_far", categories=False).fields is None
         plain = replace(log, schema=None, fields={})
-        assert cut_periods(plain, 3, known="so_far", categories=False, fields=True).fields is None
+        with pytest.raises(ValueError, match=r"^fields: expected a log that has them; "):
+            cut_periods(plain, 3, known="so_far", categories=False, fields=True)
+        for n, period in enumerate(cut.data):
+            assert period.fields is not None
+            assert np.array_equal(period.fields.rows.numpy(), cut.fields.rows[13 * n : 13 * n + 13])
+            assert period.fields.size == 1 + cut.fields.rows[: 13 * n + 13].max()

@@ -13,9 +13,10 @@ import torch
 from asmg.batch import PeriodData
 from asmg.datasets.field_columns import FieldColumn
 from asmg.datasets.prepared import PreparedLog, read_prepared
-from asmg.experiments.fields import NOTHING, NUMBER, FieldColumns
+from asmg.experiments.fields import LogFields
 from asmg.experiments.log import cut_periods, with_statistics
-from asmg.features import Field, Schema
+from asmg.features import NUMBER, Field, Schema
+from asmg.layout import NO_VALUE
 from asmg.metrics import auc, logloss
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from asmg.yardsticks import YARDSTICKS, build_yardstick, installed_yardsticks
@@ -168,12 +169,12 @@ class SlowLogistic:
         return [*((at, 1.0) for at in hashed), ("one", 1.0), *zip(NAMES, inputs[n].tolist(), strict=True)]
 
     def of_fields(
-        self, data: PeriodData, columns: FieldColumns, n: int, moments: tuple[float, float]
+        self, data: PeriodData, columns: LogFields, n: int, moments: tuple[float, float]
     ) -> list[tuple[int | str, float]]:
         """The features of an interaction's fields; moments: mean and deviation of the prices."""
         found: list[tuple[int | str, float]] = []
         for c, row in enumerate(columns.rows[n].tolist()):
-            if row == NOTHING:
+            if row == NO_VALUE:
                 continue
             if columns.values[row - 1][1] == NUMBER:
                 scaled = (columns.numbers[n, c] - moments[0]) / (moments[1] + 1e-3)
@@ -224,7 +225,7 @@ def test_logistic_regression_with_fields_is_that_of_a_slow_version(log: Prepared
         when = prices if step else own
         moments = float(when.mean()), float(when.std())
 
-        def features(n: int, columns: FieldColumns) -> list[tuple[int | str, float]]:
+        def features(n: int, columns: LogFields) -> list[tuple[int | str, float]]:
             return slow.features(data, inputs, n) + slow.of_fields(data, columns, n, moments)  # noqa: B023 # used at once
 
         if step:
