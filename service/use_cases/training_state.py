@@ -30,15 +30,8 @@ def configured_updater(settings: Settings) -> Updater[Any]:
     """The update method with the base model that the settings describe.
 
     Raises:
-        ConfigurationError: there is no such method or device, or fields enter as numbers and nothing counts their
-            moments, as there are no statistics.
+        ConfigurationError: there is no such method or device.
     """
-    numbers = [field.name for field in settings.read_features().fields if not field.by_table]
-    if numbers and not settings.statistics:
-        raise ConfigurationError(
-            "ASMG_STATISTICS: expected true with fields that enter as numbers, which it standardises "
-            f"({', '.join(numbers)}); received false"
-        )
     shape = EmbeddingMLPConfig(
         dim=settings.embedding_dim,
         hidden=settings.hidden_layers,

@@ -293,11 +293,3 @@ async def test_the_programs_say_so(b: Bench, tmp_path: Path) -> None:
         assert "ASMG_UPDATER=sml-mf" in line and "which iu has left" in line
         assert "Traceback" not in done.stderr
     assert await untouched(b)
-
-
-def test_numbers_need_the_statistics_that_standardise_them(tmp_path: Path) -> None:
-    schema = tmp_path / "features.toml"
-    schema.write_text('[fields.price]\nof = "item"\nkind = "numeric"\n', encoding="utf-8")
-    assert configured_updater(Settings(features=schema)).model.config.fields  # type: ignore[union-attr]
-    with pytest.raises(ConfigurationError, match=r"^ASMG_STATISTICS: expected true .*\(price\); received false"):
-        configured_updater(Settings(features=schema, statistics=False))

@@ -1,5 +1,6 @@
 """The period cycle as its tests drive it: in process, on the real servers, with small streams."""
 
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -149,7 +150,8 @@ async def statistics_of(b: Bench, outcome: dict[str, Any], version: int) -> Stat
 
 def named(outcome: dict[str, Any]) -> set[str]:
     """Digests that the versions of an outcome name."""
-    return {d for v in outcome["versions"].values() for d in _strings([v["serving"], v["state"]])}
+    texts = {text for v in outcome["versions"].values() for text in _strings([v["serving"], v["state"]])}
+    return {text for text in texts if re.fullmatch("[0-9a-f]{64}", text)}
 
 
 def _strings(value: Any) -> Iterator[str]:
