@@ -61,7 +61,8 @@ class TrainingConfig:
     learned afterwards."""
     cold_rate: float = 0.03
     """Probability that an id is read as the cold row throughout a batch (id dropout); and, where numeric inputs tell
-    what a user did before, that an interaction is learned as one of a stranger, who did nothing."""
+    what a user did before, that an interaction is learned as one of a stranger, who did nothing, and once more that it
+    is learned as one of a user whose past is not at hand."""
     neutral_rate: float = 0.1
     """Probability that an interaction is learned with a training-only field neutral, as it is when a model predicts."""
     initial: Literal["cold", "glorot"] = "cold"
@@ -254,7 +255,8 @@ class BaseTraining:
     ) -> None:
         """One pass with this configuration."""
         if self.model.numeric and data.nobody is not None and self.config.cold_rate > 0:
-            data = data.with_strangers(torch.rand(len(data), generator=rng) < self.config.cold_rate)
+            drawn, rate = torch.rand(len(data), generator=rng), self.config.cold_rate
+            data = data.without_past(drawn < 2 * rate, strangers=drawn < rate)
         if data.fields is not None and data.fields.trains_only:
             where = torch.rand(data.fields.rows.shape, generator=rng) < self.config.neutral_rate
             data = replace(data, fields=data.fields.with_neutral(where))

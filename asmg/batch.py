@@ -207,11 +207,14 @@ class PeriodData:
             fields=self.fields if self.fields is None or "field" not in rows else self.fields.forgotten(rows["field"]),
         )
 
-    def with_strangers(self, where: Tensor) -> "PeriodData":
-        """The log with strangers, users without a row or a past, in the interactions at `where` (bool [N]).
+    def without_past(self, where: Tensor, strangers: Tensor) -> "PeriodData":
+        """The log as it would be had users no past in the interactions at `where` (bool [N]).
+
+        So is a prediction when the histories cannot be read; and of these, those at `strangers` (bool [N]) are of users
+        without a row too.
 
         Raises:
-            ValueError: it is not known what the numeric inputs of a stranger are.
+            ValueError: it is not known what the numeric inputs of a user without a past are.
         """
         if self.numeric is None or self.nobody is None:
             raise ValueError("nobody: expected the numeric inputs of a user without a past; received none")
@@ -222,7 +225,7 @@ class PeriodData:
         theirs = torch.where(self.nobody[0] > 0, self.nobody[1], self.numeric[where])
         return replace(
             self,
-            user=self.user.masked_fill(where, COLD_ROW),
+            user=self.user.masked_fill(where & strangers, COLD_ROW),
             history=self.history[kept],
             offsets=offsets,
             numeric=self.numeric.index_put((where,), theirs),

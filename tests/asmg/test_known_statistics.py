@@ -268,11 +268,14 @@ def test_what_cannot_be_counted_is_refused(field: str, value: float, message: st
         StatisticsConfig(**{field: value})
 
 
-def test_an_interaction_of_a_stranger_is_that_of_a_user_without_row_or_past() -> None:
-    """As what such a user would have been given, the item's own numbers among it; all other interactions stay."""
+def test_an_interaction_without_a_past_is_that_of_a_user_who_has_none() -> None:
+    """As what such a user would have been given, the item's own numbers among it; all other interactions stay. Of
+    strangers the row is gone too.
+    """
     statistics, data = after(StatisticsConfig(), 3), log_of(4)
     prepared, where = statistics.prepare(data), torch.arange(len(data)) % 3 == 0
-    strange = prepared.with_strangers(where)
+    strangers = torch.arange(len(data)) % 2 == 0
+    strange = prepared.without_past(where, strangers)
     alone = replace(
         data,
         user=torch.zeros_like(data.user),
@@ -286,16 +289,17 @@ def test_an_interaction_of_a_stranger_is_that_of_a_user_without_row_or_past() ->
     for n in range(len(data)):
         now, then = (d.history[d.offsets[n] : d.offsets[n + 1]].tolist() for d in (strange, prepared))
         assert now == ([] if where[n] else then)
-        assert strange.user[n] == (0 if where[n] else prepared.user[n])
+        assert strange.user[n] == (0 if where[n] and strangers[n] else prepared.user[n])
     assert torch.equal(strange.item, data.item) and torch.equal(strange.label, data.label)
-    assert torch.equal(prepared.with_strangers(torch.zeros_like(where)).numeric, prepared.numeric)  # type: ignore[arg-type]
+    nobody = torch.zeros_like(where)
+    assert torch.equal(prepared.without_past(nobody, nobody).numeric, prepared.numeric)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nobody: expected the numeric inputs of a user without a past; received none"):
-        data.with_strangers(where)
+        data.without_past(where, strangers)
 
 
-def test_strangers_are_learned_where_everybody_has_a_past() -> None:
-    """Everybody has clicked a lot, and who did so more of late clicks more: half of the time on average. No log had a
-    stranger, of whom the same would say that it never clicks.
+def test_users_without_a_past_are_learned_where_everybody_has_one() -> None:
+    """Everybody has clicked a lot, and who did so more of late clicks more: half of the time on average. In no log was
+    there a stranger, or a user whose past was not at hand, of whom the same would say that they never click.
     """
     config = EmbeddingMLPConfig(dim=4, hidden=(8,), numeric=len(NAMES))
     updater = build_updater("iu", config, statistics=StatisticsConfig())
@@ -307,13 +311,13 @@ def test_strangers_are_learned_where_everybody_has_a_past() -> None:
         label = torch.from_numpy(rng.random(3_000) < 0.4 * recent[:, 1] - 3.1).float()
         data = replace(data, recent=torch.from_numpy(recent.astype(np.int32)), label=label)
         state = updater.update(state, data, rng=torch_rng(t))
-    stranger = replace(
+    without = replace(
         data,
-        user=torch.zeros_like(data.user),
         history=data.history[:0],
         offsets=torch.zeros_like(data.offsets),
         recent=torch.zeros_like(data.recent),  # type: ignore[arg-type]
     )
     (params,) = updater.serving_models(state).values()
-    found = torch.sigmoid(predict_logits(updater.model, params, updater.prepare(state, stranger)))
-    assert 0.2 < float(found.mean()) < 0.7
+    for asked in (without, replace(without, user=torch.zeros_like(data.user))):
+        found = torch.sigmoid(predict_logits(updater.model, params, updater.prepare(state, asked)))
+        assert 0.2 < float(found.mean()) < 0.7

@@ -236,7 +236,9 @@ class TestCorrection:
             snapshot = Snapshot.open(path, 3, 3)
             snapshot.check()
             asked = [f"i{n}" for n in range(items)]
-            scores = np.array([snapshot.predict(f"u{n}", asked, []).scores for n in range(users)])
+            assert snapshot.fields is not None
+            then = snapshot.fields.read({}, {}, timestamp_ms=int((NOON + timedelta(days=4)).timestamp() * 1000))
+            scores = np.array([snapshot.predict(f"u{n}", asked, [], values=then).scores for n in range(users)])
             found[prior] = scores, outcome
         corrected, plain = found[0.02][0], found[None][0]
         assert 0.016 < corrected.mean() < 0.024
