@@ -114,8 +114,11 @@ async def scores_of_versions(dsn: str, redis_url: str, folder: Path) -> AsyncIte
 
 @pytest.fixture
 def service(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Iterator[Program]:
-    """Two api processes and a worker."""
+    """Two api processes and a worker, without fields: a version says the same at any hour."""
+    schema = tmp_path / "features.toml"
+    schema.write_text("time = []\n", encoding="utf-8")
     places = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path / "data")}
+    places |= {"ASMG_FEATURES": str(schema)}
     with program(tmp_path, "--workers", "2", "--worker", **places) as running:
         yield running
 
