@@ -64,7 +64,8 @@ class TrainingConfig:
     what a user did before, that an interaction is learned as one of a stranger, who did nothing, and once more that it
     is learned as one of a user whose past is not at hand."""
     neutral_rate: float = 0.1
-    """Probability that an interaction is learned with a training-only field neutral, as it is when a model predicts."""
+    """Probability that an interaction is learned with all training-only fields neutral, as they are when a model
+    predicts."""
     initial: Literal["cold", "glorot"] = "cold"
     """How tables begin: rows near the cold row, or, as in the authors' release, Glorot-uniform for all ids at once (of
     which no period may bring more than the first)."""
@@ -258,7 +259,8 @@ class BaseTraining:
             drawn, rate = torch.rand(len(data), generator=rng), self.config.cold_rate
             data = data.without_past(drawn < 2 * rate, strangers=drawn < rate)
         if data.fields is not None and data.fields.trains_only:
-            where = torch.rand(data.fields.rows.shape, generator=rng) < self.config.neutral_rate
+            # All of them at once, as they are when a model predicts, and all columns of a multi-valued one.
+            where = torch.rand(len(data), 1, generator=rng) < self.config.neutral_rate
             data = replace(data, fields=data.fields.with_neutral(where))
         session.epoch(
             data,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from asmg.batch import concatenate
+from asmg.base_training import TrainingConfig
+from asmg.batch import PeriodData, concatenate
 from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.experiments.log import Periods, with_numbers
 from asmg.field_columns import FieldColumns, unscaled
@@ -16,7 +17,8 @@ from asmg.models import EmbeddingMLPConfig, build_model
 from asmg.numbers import NumberMoments
 from asmg.statistics import Statistics, StatisticsConfig
 from asmg.training import predict_logits
-from tests.asmg.support import FIELD_ROWS, random_params, random_period
+from asmg.updaters.iu import IncrementalUpdate
+from tests.asmg.support import FIELD_ROWS, random_params, random_period, torch_rng
 
 NUMBER, MISSING = 4, 5
 """Rows of a field of numbers: of its numbers, and of a missing one."""
@@ -184,3 +186,39 @@ def test_numbers_of_periods_are_scaled_by_the_periods_before() -> None:
     for period, expected in ((first, [-1.0, 1.0, 1.0]), (second, [0.0, 1.0, 2.0])):
         assert period.fields is not None
         np.testing.assert_allclose(period.fields.standardised().weights[:, 2], expected, atol=1e-3)
+
+
+def positions(t: int, n: int = 4_000) -> PeriodData:
+    """Interactions whose clicks depend on a training-only field alone: row 2, four times in five, is clicked at 0.8,
+    row 3 at 0.1, and so all together at 0.66. Row 7 is that of the missing value, which no log has."""
+    rng, none = np.random.default_rng(t), torch.full((1,), NO_VALUE, dtype=torch.int32)
+    first = torch.from_numpy(rng.random(n) < 0.8)
+    label = torch.from_numpy(rng.random(n)) < torch.where(first, 0.8, 0.1)
+    fields = FieldColumns(
+        rows=torch.where(first, 2, 3).int().unsqueeze(1), weights=torch.ones(n, 1), size=8,
+        sums=torch.zeros(1, dtype=torch.int32), neutral=torch.tensor([7], dtype=torch.int32), numbers=none,
+        scale=unscaled(1),
+    )  # fmt: skip
+    return replace(random_period(t, n), label=label.float(), fields=fields)
+
+
+def test_a_training_only_field_is_learned_and_its_neutral_row_stands_for_the_average() -> None:
+    config, moved = EmbeddingMLPConfig(dim=4, hidden=(8,), fields=True), []
+    for rate in (0.1, 0.0):
+        updater = IncrementalUpdate(config, TrainingConfig(neutral_rate=rate, cold_rate=0.0))
+        state = updater.update(updater.initial(torch_rng(0)), positions(1), rng=torch_rng(1))
+        before = state.params["field"][7].clone()
+        for t in (2, 3):
+            state = updater.update(state, positions(t), rng=torch_rng(t))
+        moved.append(not torch.equal(state.params["field"][7], before))
+        if rate == 0:
+            continue
+        data = positions(9)
+        assert data.fields is not None
+        asked = torch.sigmoid(predict_logits(updater.model, state.params, data))
+        assert 0.58 < float(asked.mean()) < 0.74 and float(asked.std()) < 0.1
+        own = replace(data, fields=replace(data.fields, neutral=torch.tensor([OWN_VALUE], dtype=torch.int32)))
+        told = torch.sigmoid(predict_logits(updater.model, state.params, own))
+        seen = data.fields.rows[:, 0] == 2
+        assert float(told[seen].mean()) > 0.7 and float(told[~seen].mean()) < 0.25
+    assert moved == [True, False]
