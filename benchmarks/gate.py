@@ -21,8 +21,8 @@ from asmg.progressive import stage_rng
 from asmg.training import evaluate, predict_logits
 from benchmarks.one_method import warm_up
 from benchmarks.workload import default_updater, folder_periods
-from service.storage.repositories import ModelKind
-from service.use_cases.gate import decide, rehearsed, try_out
+from service.storage.postgres.repositories import ModelKind
+from service.use_cases.update.gate import decide, rehearsed, try_out
 
 
 def play(method: str, periods: Sequence[PeriodData]) -> None:

@@ -33,9 +33,9 @@ from benchmarks.serving.load import Load
 from benchmarks.serving.servers import Server, cpu_seconds, environment_without_settings, free_port
 from benchmarks.timing import machine_facts
 from service.limits import MAX_INTERACTIONS
-from service.storage.database import Database
-from service.storage.embedded import EmbeddedServers
-from service.storage.migrate import migrate
+from service.storage.embedded.servers import EmbeddedServers
+from service.storage.postgres.database import Database
+from service.storage.postgres.migrate import migrate
 from service.use_cases.auth import create_key
 
 __all__ = ["IngestOptions", "run_ingest"]

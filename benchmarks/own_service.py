@@ -14,10 +14,10 @@ import httpx
 import psutil
 
 from benchmarks.serving.servers import Server, ServerFailed, environment_without_settings, free_port
-from service.processes import StopRequest
+from service.processes.children import StopRequest
+from service.processes.supervisor import environment_of, installation
 from service.settings import Settings
-from service.storage.database import Database
-from service.supervisor import environment_of, installation
+from service.storage.postgres.database import Database
 from service.use_cases.auth import SCOPES, create_key
 
 __all__ = ["OwnService", "own_service", "role_of", "server_processes"]
@@ -106,8 +106,8 @@ def role_of(process: psutil.Process) -> str | None:
     """`api` or `worker`; None for any other process."""
     with suppress(psutil.Error):
         command = process.cmdline()
-        if "service.supervisor" in command:
-            return str(command[command.index("service.supervisor") + 1])
+        if "service.processes.supervisor" in command:
+            return str(command[command.index("service.processes.supervisor") + 1])
     return None
 
 

@@ -24,7 +24,7 @@ import polars as pl
 
 from asmg.datasets.generic import LogOptions, find_form
 from asmg.datasets.prepare import PrepareOptions, prepare
-from service.spool import Spool
+from service.cli.import_log.spool import Spool
 
 CHUNK = 1_000_000
 DAYS = np.array([100 * month + day for month in range(5, 12) for day in range(1, 31)])

@@ -1,12 +1,12 @@
-"""`alembic check` on an embedded Postgres: fails where the migrations and service/storage/tables.py disagree."""
+"""`alembic check` on an embedded Postgres: fails where migrations and tables.py disagree."""
 
 import tempfile
 from pathlib import Path
 
 from alembic import command
 
-from service.storage.embedded import EmbeddedServers
-from service.storage.migrate import alembic_config, migrate
+from service.storage.embedded.servers import EmbeddedServers
+from service.storage.postgres.migrate import alembic_config, migrate
 
 
 def main() -> None:

@@ -12,30 +12,30 @@ from starlette.routing import Route
 
 from asmg.features import Schema
 from service import __version__
-from service.bodies import Bodies, count_parts
-from service.dependencies import Parts
 from service.errors import ConfigurationError, NotReady
-from service.fields import described
-from service.front import Front
+from service.http.bodies import Bodies, count_parts
+from service.http.dependencies import Parts
+from service.http.front import Front
+from service.http.hot_routes import Shortcut, by_path
+from service.http.metrics import Metrics
+from service.http.middleware import AtFront, BodyLimit, Observe
+from service.http.problems import install_problem_handlers
+from service.http.routers import admin, docs, interactions, items, ops, periods, predict, users
+from service.http.schemas import Problem
 from service.limits import LOOKUP_SECONDS, MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_LOOKUPS, MAX_STREAMS, MAX_WRITES
-from service.metrics import Metrics
-from service.middleware import AtFront, BodyLimit, Observe
-from service.problems import install_problem_handlers
-from service.routers import admin, docs, interactions, items, ops, periods, predict, users
-from service.schemas import Problem
 from service.serving.snapshot import Snapshot
 from service.serving.swap import Champion, ServingModel
 from service.settings import Settings
-from service.shortcut import Shortcut, by_path
-from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database, require_sessions
-from service.storage.events import warm_up
-from service.storage.fetch import fetch_apart
-from service.storage.redis_state import HistoryStore, Notices, RateBuckets, connect
-from service.storage.repositories import Impression
+from service.storage.artifacts.fetch import fetch_apart
+from service.storage.artifacts.store import ArtifactStore
+from service.storage.postgres.database import Database, require_sessions
+from service.storage.postgres.events import warm_up
+from service.storage.postgres.repositories import Impression
+from service.storage.redis.state import HistoryStore, Notices, RateBuckets, connect
 from service.tasks import BoundedCalls, end_tasks, start_alone
 from service.use_cases.auth import KeyCache
 from service.use_cases.bootstrap import current_champion, ensure_prior
+from service.use_cases.fields import described
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion, IngestResult, ingest_impressions
@@ -206,7 +206,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # `service.routers.docs` has it, with a policy
+        docs_url=None,  # `service.http.routers.docs` has it, with a policy
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         telemetry=NO_TELEMETRY,

@@ -9,17 +9,17 @@ import torch
 from service.errors import ConfigurationError, NotReady, ServiceError
 from service.heartbeat import Heartbeat
 from service.settings import Settings
-from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database, Leadership, require_sessions
-from service.storage.redis_state import HistoryStore, Notices, connect
+from service.storage.artifacts.store import ArtifactStore
+from service.storage.postgres.database import Database, Leadership, require_sessions
+from service.storage.redis.state import HistoryStore, Notices, connect
 from service.tasks import end_tasks, start_alone
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.forget import carry_out_pending
 from service.use_cases.quarantine import note_failure, note_trouble
-from service.use_cases.resolve_labels import resolve_skipped
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
-from service.use_cases.training_state import check_configuration, configured_updater
-from service.use_cases.update_model import PeriodUpdate, Superseded, Workshop
+from service.use_cases.update.resolve_labels import resolve_skipped
+from service.use_cases.update.training_state import check_configuration, configured_updater
+from service.use_cases.update.update_model import PeriodUpdate, Superseded, Workshop
 
 __all__ = ["run"]
 

@@ -24,10 +24,10 @@ from redis.asyncio import Redis
 from sqlalchemy import make_url
 
 from service.settings import sqlalchemy_dsn
-from service.storage.database import Database
-from service.storage.embedded import EmbeddedServers
-from service.storage.migrate import migrate
-from service.storage.redis_state import connect
+from service.storage.embedded.servers import EmbeddedServers
+from service.storage.postgres.database import Database
+from service.storage.postgres.migrate import migrate
+from service.storage.redis.state import connect
 
 # Whoever runs the tests may have an installation of their own in the environment; no test is to read its settings.
 GIVEN = {name: os.environ.pop(name) for name in ("ASMG_POSTGRES_DSN", "ASMG_REDIS_URL") if name in os.environ}

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from benchmarks.ingest import Cell, encode_call, make_batches
 from service.cli import app
-from service.storage.events import EventBatch
+from service.storage.postgres.events import EventBatch
 from tests.service.copied import copied
 
 

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from benchmarks.chaos.verdict import Record
 from benchmarks.own_service import role_of, server_processes
-from service.storage.embedded import EmbeddedServers
+from service.storage.embedded.servers import EmbeddedServers
 
 __all__ = ["Saboteur", "restart"]
 

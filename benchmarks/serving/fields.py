@@ -17,8 +17,8 @@ from asmg.layout import FURTHEST
 from asmg.numbers import NumberMoments
 from benchmarks.serving.workload import item_id, user_id
 from service.serving.encode import Known, KnownFields
-from service.storage.repositories import FeaturesOf, FeatureVersion
-from service.use_cases.period_fields import fields_of_snapshot
+from service.storage.postgres.repositories import FeaturesOf, FeatureVersion
+from service.use_cases.update.period_fields import fields_of_snapshot
 
 __all__ = ["OF_EACH", "ServingFields", "make_fields"]
 

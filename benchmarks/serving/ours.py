@@ -40,12 +40,12 @@ from benchmarks.serving.workload import (
 from service.files import DigestedFile, create, find
 from service.serving.encode import Known, encode_model
 from service.settings import Settings
-from service.storage.artifacts import FILE_SUFFIX, ArtifactStore
-from service.storage.database import Database, Lock
-from service.storage.embedded import EmbeddedServers
-from service.storage.migrate import migrate
-from service.storage.redis_state import Notices, connect
-from service.storage.repositories import AliasName, EventBatch, Interaction, ModelKind, ModelVersion
+from service.storage.artifacts.store import FILE_SUFFIX, ArtifactStore
+from service.storage.embedded.servers import EmbeddedServers
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.migrate import migrate
+from service.storage.postgres.repositories import AliasName, EventBatch, Interaction, ModelKind, ModelVersion
+from service.storage.redis.state import Notices, connect
 from service.use_cases.auth import create_key
 from service.use_cases.bootstrap import ensure_prior
 

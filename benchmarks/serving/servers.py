@@ -14,7 +14,7 @@ import psutil
 from benchmarks.serving.generator import Beside, ask
 from benchmarks.serving.load import Answers, Load, Target
 from service.errors import ServiceError
-from service.processes import Child, ChildFailed
+from service.processes.children import Child, ChildFailed
 
 __all__ = ["Server", "ServerFailed", "cpu_seconds", "free_port", "memory_bytes"]
 

@@ -31,9 +31,9 @@ from benchmarks.serving.workload import (
     random_statistics,
 )
 from service.app import create_app
-from service.bodies import quick_question
-from service.dependencies import Parts, Requires
-from service.routers.predict import answer_json, answer_now
+from service.http.bodies import quick_question
+from service.http.dependencies import Parts, Requires
+from service.http.routers.predict import answer_json, answer_now
 from service.settings import Settings
 from service.use_cases.predict import predict, predict_now
 

@@ -18,12 +18,12 @@ from benchmarks.serving.contest import service_server, wait_for_version
 from benchmarks.serving.ours import Installation, Snapshots
 from benchmarks.serving.servers import Server, memory_bytes
 from benchmarks.serving.workload import ServingSizes, random_params
-from service.processes import StopRequest
+from service.processes.children import StopRequest
 
 __all__ = ["start"]
 
 SETTLE_SECONDS = 1.0
-API = "service.supervisor"
+API = "service.processes.supervisor"
 
 
 def start(

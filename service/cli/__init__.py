@@ -1,6 +1,7 @@
 """The program `asmg`."""
 
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.text import Text
 from asmg.log_format import ColumnMap, CutBy
 from service import __version__
 from service.cli.backup import backup_command, restore_command, verify_command
-from service.cli.bench import bench
+from service.cli.console import make_console
 from service.cli.deletions import deletions
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.experiment import experiment
@@ -39,15 +40,17 @@ from service.cli.options import (
     expiry_of,
 )
 from service.cli.periods import periods
-from service.console import make_console
 from service.heartbeat import check_workers
 from service.limits import MAX_KEY_DAYS
-from service.storage.database import Database
-from service.supervisor import configure_logging, installation, require_redis, run_worker, serve
+from service.processes.supervisor import configure_logging, installation, require_redis, run_worker, serve
+from service.storage.postgres.database import Database
 from service.use_cases.audit import AuditPage, list_audit
 from service.use_cases.auth import SCOPES, create_key, limit_key, list_keys, revoke_key
 
-__all__ = ["app"]
+__all__ = ["COMMANDS", "app"]
+
+COMMANDS = "asmg.commands"
+"""Entry-point group of further commands: functions and `typer.Typer` objects that other packages add to `asmg`."""
 
 app = typer.Typer(
     name="asmg",
@@ -60,12 +63,17 @@ app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
 app.add_typer(periods, name="periods")
 app.add_typer(deletions, name="deletions")
-app.add_typer(bench, name="bench")
 app.add_typer(experiment, name="experiment")
 app.add_typer(features, name="features")
 app.command("backup")(backup_command)
 app.command("restore")(restore_command)
 app.command("verify")(verify_command)
+for entry in entry_points(group=COMMANDS):
+    command = entry.load()
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=entry.name)
+    else:
+        app.command(entry.name)(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -103,21 +111,6 @@ def demo_command(
     options = DemoOptions(periods=periods, data=data, report=report, exit=leave, seed=seed, workers=workers, port=port)
     with plain_errors(), unusable_files():
         code = run_demo(options)
-    raise typer.Exit(code)
-
-
-@app.command("chaos")
-def chaos_command(
-    minutes: Annotated[float, typer.Option(help="Over which the closes are spread.")] = 10.0,
-    closes: Annotated[int, typer.Option(min=1, help="Periods that are sent and closed.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    report: Annotated[Path | None, typer.Option(help="Write all numbers to this file, as JSON.")] = None,
-) -> None:
-    """Kill and pause the parts of a service in a temporary folder under load; fails unless every promise held."""
-    from benchmarks.chaos.run import ChaosOptions, run_chaos  # with what only this command needs
-
-    with plain_errors(), unusable_files():
-        code = run_chaos(ChaosOptions(minutes=minutes, closes=closes, seed=seed, report=report))
     raise typer.Exit(code)
 
 
@@ -222,7 +215,7 @@ def import_command(
     """
     # With the training library, which takes seconds to import.
     from asmg.datasets.generic import LogOptions
-    from service.backfill import ImportOptions, run_import
+    from service.cli.import_log.backfill import ImportOptions, run_import
 
     by = by or ("column" if period_column else "day")
     if by == "column" and (period_column is None or size is not None):

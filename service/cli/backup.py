@@ -12,14 +12,14 @@ import typer
 
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.installation import DataDir, load_settings
-from service.processes import INTERRUPTED, Interrupted, StopRequest
+from service.processes.children import INTERRUPTED, Interrupted, StopRequest
+from service.processes.supervisor import installation
 from service.settings import Settings
-from service.storage.database import Database
-from service.supervisor import installation
+from service.storage.postgres.database import Database
 
 if TYPE_CHECKING:
-    from service.storage.backup import Manifest
-    from service.storage.journal import Entry
+    from service.storage.backup.archive import Manifest
+    from service.storage.backup.journal import Entry
     from service.use_cases.verify import Verification
 
 __all__ = ["backup_command", "restore_command", "verify_command"]
@@ -60,9 +60,9 @@ def restore_command(
     data_dir: DataDir = None,
 ) -> None:
     """Load a backup into an empty database, all of it or nothing, delete again who was deleted since, and verify it."""
-    from service.storage.backup import read_backup
-    from service.storage.journal import read_journals
-    from service.storage.migrate import migrate
+    from service.storage.backup.archive import read_backup
+    from service.storage.backup.journal import read_journals
+    from service.storage.postgres.migrate import migrate
     from service.use_cases.backup import require_empty_database
 
     with plain_errors(), unusable_files():
@@ -104,8 +104,8 @@ def verify_command(
 async def _restore(
     database: Database, settings: Settings, folder: Path, manifest: "Manifest", entries: "list[Entry]"
 ) -> int:
-    from service.storage.journal import write_journal
-    from service.storage.redis_state import connect
+    from service.storage.backup.journal import write_journal
+    from service.storage.redis.state import connect
     from service.use_cases.audit import command_line
     from service.use_cases.backup import restore
 

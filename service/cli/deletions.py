@@ -8,11 +8,11 @@ import typer
 
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.installation import DataDir, load_settings, with_database
+from service.processes.supervisor import installation
 from service.settings import Settings
-from service.storage.database import Database
-from service.storage.journal import Entry, entry_of, read_journal, write_journal
-from service.storage.redis_state import HistoryStore, connect
-from service.supervisor import installation
+from service.storage.backup.journal import Entry, entry_of, read_journal, write_journal
+from service.storage.postgres.database import Database
+from service.storage.redis.state import HistoryStore, connect
 from service.use_cases.audit import command_line
 from service.use_cases.forget import replay
 

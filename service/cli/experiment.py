@@ -8,6 +8,7 @@ from typing import Annotated, get_args
 import typer
 
 from asmg.log_format import ColumnMap
+from service.cli.console import StageBar, make_console
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.options import (
     CategoriesColumn,
@@ -27,7 +28,6 @@ from service.cli.options import (
     UserFeatures,
     columns_of,
 )
-from service.console import StageBar, make_console
 
 __all__ = ["experiment"]
 

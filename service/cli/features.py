@@ -7,8 +7,8 @@ import typer
 from rich.table import Table
 
 from asmg.features import Field, Schema
+from service.cli.console import make_console
 from service.cli.errors import plain_errors, unusable_files
-from service.console import make_console
 
 __all__ = ["features"]
 

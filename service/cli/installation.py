@@ -7,9 +7,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from service.processes.supervisor import installation
 from service.settings import Settings
-from service.storage.database import Database
-from service.supervisor import installation
+from service.storage.postgres.database import Database
 
 __all__ = ["DataDir", "load_settings", "with_database"]
 

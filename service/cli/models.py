@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from service.cli.console import make_console
 from service.cli.errors import plain_errors
 from service.cli.installation import DataDir, with_database
-from service.console import make_console
 from service.limits import MAX_REASON_LENGTH
-from service.storage.database import Database
+from service.storage.postgres.database import Database
 from service.use_cases.audit import command_line
 from service.use_cases.pins import set_pinned
 from service.use_cases.status import list_models

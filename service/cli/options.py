@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from service.http.schemas import parse_timestamp
 from service.limits import MAX_KEY_DAYS, MAX_REASON_LENGTH
-from service.schemas import parse_timestamp
 
 __all__ = [
     "CategoriesColumn",

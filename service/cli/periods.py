@@ -7,10 +7,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from service.cli.console import make_console
 from service.cli.errors import plain_errors
 from service.cli.installation import DataDir, with_database
-from service.console import make_console
-from service.storage.repositories import PeriodStatus
+from service.storage.postgres.repositories import PeriodStatus
 from service.use_cases.audit import command_line
 from service.use_cases.quarantine import find_periods, retry_period, skip_period
 

@@ -19,17 +19,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from asmg.datasets.synthetic import DriftConfig
-from service.console import ScoreLines, StageBar, make_console
+from service.cli.console import ScoreLines, StageBar, make_console
 from service.demo.practitioner import Practitioner
 from service.demo.report import API_NAMES, Report
 from service.demo.story import Story
 from service.demo.streams import BEST, SYNTHETIC_PERIODS, Stream, folder_stream, synthetic_stream
 from service.errors import ServiceError
-from service.processes import INTERRUPTED, Child, Interrupted, StopRequest
+from service.processes.children import INTERRUPTED, Child, Interrupted, StopRequest
+from service.processes.supervisor import environment_of, installation
 from service.settings import Settings
-from service.storage.database import Database
-from service.storage.embedded import EmbeddedServers
-from service.supervisor import environment_of, installation
+from service.storage.embedded.servers import EmbeddedServers
+from service.storage.postgres.database import Database
 from service.use_cases.auth import SCOPES, create_key
 
 __all__ = ["DEMO_DRIFT", "DemoOptions", "run_demo"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asmg.metrics import Scores
-from service.console import Numbers, PeriodLine
+from service.cli.console import Numbers, PeriodLine
 from service.demo.practitioner import WITHOUT_FIELDS
 from service.demo.streams import BEST, BEST_OF_PAIRS
 from service.demo.traffic import Window

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from asmg.features import Schema
-from service.console import StageBar
+from service.cli.console import StageBar
 from service.demo.client import Api, CallFailed
 from service.demo.practitioner import Practitioner
 from service.demo.report import PeriodReport, Report, RollbackReport

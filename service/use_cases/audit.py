@@ -5,8 +5,8 @@ import pwd
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.storage.database import Database
-from service.storage.repositories import AuditEntry
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import AuditEntry
 
 __all__ = ["AuditPage", "command_line", "list_audit"]
 

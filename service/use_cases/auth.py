@@ -24,8 +24,8 @@ from service.limits import (
     UNKNOWN_KEYS_BURST,
     UNKNOWN_KEYS_RATE,
 )
-from service.storage.database import Database
-from service.storage.repositories import ApiKey
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import ApiKey
 from service.tasks import start_alone
 from service.use_cases.audit import command_line
 from service.use_cases.rate_limit import Bucket

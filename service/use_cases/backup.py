@@ -5,11 +5,11 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from service.storage.backup import Manifest, dump, load, new_backup, require_empty, write_manifest
-from service.storage.database import Database
-from service.storage.journal import Entry
-from service.storage.redis_state import purge
-from service.storage.structure import frozen
+from service.storage.backup.archive import Manifest, dump, load, new_backup, require_empty, write_manifest
+from service.storage.backup.journal import Entry
+from service.storage.postgres.database import Database
+from service.storage.postgres.structure import frozen
+from service.storage.redis.state import purge
 from service.use_cases.forget import replay_all
 
 __all__ = ["back_up", "require_empty_database", "restore"]

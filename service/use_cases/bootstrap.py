@@ -3,9 +3,9 @@
 from service.errors import NotReady
 from service.serving.snapshot import prior_snapshot
 from service.serving.swap import Champion
-from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database, Lock
-from service.storage.repositories import AliasName, ModelKind, ModelVersion
+from service.storage.artifacts.store import ArtifactStore
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion
 
 __all__ = ["current_champion", "ensure_prior"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from service.storage.database import Database
-from service.storage.repositories import FeatureVersion
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import FeatureVersion
 
 __all__ = ["KeepsFeatures", "put_items", "put_users"]
 

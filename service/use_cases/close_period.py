@@ -1,8 +1,8 @@
 """Close the open period: its log is sealed for ever and the next one begins."""
 
 from service.errors import EmptyPeriod, IdempotencyMismatch, PeriodConflict
-from service.storage.database import Database, Lock
-from service.storage.repositories import Period
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.repositories import Period
 
 __all__ = ["close_period"]
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Protocol
 
 from service.errors import ServiceError
-from service.storage.database import Database, Lock, UnitOfWork
-from service.storage.journal import Entry, entry_of, write_journal
-from service.storage.repositories import (
+from service.storage.backup.journal import Entry, entry_of, write_journal
+from service.storage.postgres.database import Database, Lock, UnitOfWork
+from service.storage.postgres.repositories import (
     FOUND_AT_ONCE,
     LOG_ROWS,
     Deletable,

@@ -10,7 +10,7 @@ import numpy as np
 
 from service.errors import NotReady
 from service.serving.snapshot import Prediction
-from service.storage.repositories import Impression
+from service.storage.postgres.repositories import Impression
 from service.tasks import end_tasks, start_alone
 from service.use_cases.ingest import IngestResult
 from service.use_cases.predict import ToLog

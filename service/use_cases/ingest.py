@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from service.errors import NotReady
-from service.storage.database import Database, Lock, UnitOfWork
-from service.storage.repositories import Click, EventBatch, Happened, Impression, Inserted, Raced, Stored
+from service.storage.postgres.database import Database, Lock, UnitOfWork
+from service.storage.postgres.repositories import Click, EventBatch, Happened, Impression, Inserted, Raced, Stored
 from service.tasks import end_tasks, start_alone
 
 __all__ = ["IngestResult", "Ingestion", "KeepsPasts", "ingest", "ingest_clicks", "ingest_impressions"]

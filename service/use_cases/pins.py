@@ -1,7 +1,7 @@
 """Pin a model version, so that it keeps its artifacts however old it gets."""
 
 from service.errors import ModelNotFound, ModelPruned
-from service.storage.database import Database, Lock
+from service.storage.postgres.database import Database, Lock
 from service.use_cases.status import MAX_NUMBER
 
 __all__ = ["set_pinned"]

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from xxhash import xxh64_intdigest
 
-from service.fields import written
 from service.limits import MAX_HISTORY
 from service.serving.forward import NO_VALUES
 from service.serving.id_index import NOBODY
 from service.serving.snapshot import NOTHING_RECENT, Prediction, Snapshot, hashes_of
 from service.serving.swap import ServingModel
+from service.use_cases.fields import written
 from service.use_cases.histories import Hashes, Histories, UserPast
 
 __all__ = ["PredictResult", "Question", "ToLog", "hash_of_user", "predict", "predict_many", "predict_now"]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from service.errors import ArtifactError, PeriodNotFound, PeriodStateConflict
 from service.limits import MAX_REASON_LENGTH
-from service.storage.database import Database, Lock, UnitOfWork
-from service.storage.repositories import WAITING, Period, PeriodStatus
+from service.storage.postgres.database import Database, Lock, UnitOfWork
+from service.storage.postgres.repositories import WAITING, Period, PeriodStatus
 from service.use_cases.status import MAX_NUMBER
 
 __all__ = ["MOST_CRASHES", "CrashLoop", "find_periods", "note_failure", "note_trouble", "retry_period", "skip_period"]

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.errors import RateLimited
-from service.storage.redis_state import RateBuckets
-from service.storage.repositories import ApiKey
+from service.storage.postgres.repositories import ApiKey
+from service.storage.redis.state import RateBuckets
 from service.tasks import end_tasks, start_alone
 
 __all__ = ["Bucket", "RateLimiter"]

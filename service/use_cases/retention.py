@@ -9,7 +9,7 @@ from typing import Any
 from service.errors import NotReady
 from service.limits import KEPT_FOR_TRAINING
 from service.settings import Settings
-from service.storage.database import Database, Lock
+from service.storage.postgres.database import Database, Lock
 
 __all__ = ["drop_old_logs", "merge_event_ids", "prune", "sweep"]
 

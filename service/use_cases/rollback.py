@@ -5,9 +5,9 @@ from datetime import datetime
 from typing import Literal
 
 from service.errors import ArtifactError, ArtifactUnreadable, ModelNotFound, ModelPruned, NotReady
-from service.storage.database import Database, Lock, ReadSession, UnitOfWork
-from service.storage.redis_state import Notices
-from service.storage.repositories import AliasName
+from service.storage.postgres.database import Database, Lock, ReadSession, UnitOfWork
+from service.storage.postgres.repositories import AliasName
+from service.storage.redis.state import Notices
 from service.tasks import BoundedCalls
 from service.use_cases.status import MAX_NUMBER
 

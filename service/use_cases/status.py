@@ -12,9 +12,8 @@ from datetime import datetime
 from typing import Any
 
 from service.errors import ModelNotFound, PeriodNotFound
-from service.storage.database import Database, ReadSession
-from service.storage.redis_state import Notices
-from service.storage.repositories import (
+from service.storage.postgres.database import Database, ReadSession
+from service.storage.postgres.repositories import (
     AliasName,
     GateSummary,
     ModelKind,
@@ -23,6 +22,7 @@ from service.storage.repositories import (
     PeriodStatus,
     Resolved,
 )
+from service.storage.redis.state import Notices
 
 __all__ = [
     "MAX_NUMBER",

@@ -12,9 +12,9 @@ from service.errors import NothingStored
 from service.limits import MAX_HISTORY
 from service.serving.id_index import IdIndex, hash_ids
 from service.serving.snapshot import Snapshot
-from service.storage.database import Database, ReadSession
-from service.storage.redis_state import StoredPast
-from service.storage.repositories import Deletable, EntityKind, PeriodTraces
+from service.storage.postgres.database import Database, ReadSession
+from service.storage.postgres.repositories import Deletable, EntityKind, PeriodTraces
+from service.storage.redis.state import StoredPast
 
 __all__ = ["ItemDocument", "LogDocument", "RecentDocument", "UserDocument", "get_item", "get_user"]
 

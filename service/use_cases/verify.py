@@ -10,11 +10,11 @@ from typing import Any
 from service import files
 from service.errors import ServiceError
 from service.serving.swap import load_snapshot
-from service.storage.artifacts import FILE_SUFFIX
-from service.storage.database import Database, ReadSession, UnitOfWork
-from service.storage.repositories import CHUNK_BYTES, AliasName
-from service.storage.structure import StoredTable, frozen
-from service.storage.verify import Finding, find_faults
+from service.storage.artifacts.store import FILE_SUFFIX
+from service.storage.backup.verify import Finding, find_faults
+from service.storage.postgres.database import Database, ReadSession, UnitOfWork
+from service.storage.postgres.repositories import CHUNK_BYTES, AliasName
+from service.storage.postgres.structure import StoredTable, frozen
 
 __all__ = ["Finding", "Verification", "examine", "verify"]
 

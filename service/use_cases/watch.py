@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager, suppress
 
 from service.errors import NotReady
 from service.limits import MAX_STREAMS
-from service.storage.database import Database
-from service.storage.redis_state import Notices
-from service.storage.repositories import ENDED
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import ENDED
+from service.storage.redis.state import Notices
 from service.tasks import end_tasks, start_alone
 from service.use_cases.status import PeriodDocument, get_period
 

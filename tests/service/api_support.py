@@ -22,16 +22,16 @@ from fastapi.routing import APIRoute
 from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
-from service import routers
 from service.app import create_app
-from service.dependencies import Parts
+from service.http import routers
+from service.http.dependencies import Parts
+from service.processes.supervisor import listen, server_config
 from service.serving.forward import FieldValues
 from service.serving.snapshot import Prediction, Snapshot, prior_snapshot
 from service.settings import Settings
-from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database
-from service.storage.repositories import AliasName, ModelKind, ModelVersion
-from service.supervisor import listen, server_config
+from service.storage.artifacts.store import ArtifactStore
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion
 from service.use_cases.auth import SCOPES, create_key
 
 NOON = "2024-05-01T12:00:00Z"
@@ -89,7 +89,7 @@ def all_calls() -> Iterator[tuple[str, str]]:
     """Every method and path that the service has, hidden ones too."""
     yield "GET", "/openapi.json"
     for module in pkgutil.iter_modules(routers.__path__):
-        router = getattr(import_module(f"service.routers.{module.name}"), "router", None)
+        router = getattr(import_module(f"service.http.routers.{module.name}"), "router", None)
         for route in () if router is None else router.routes:
             assert isinstance(route, APIRoute)
             for method in route.methods:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import text
 
 from asmg.datasets.synthetic import DriftPeriod
-from service.storage.database import Database, ReadSession
-from service.storage.repositories import Click, EventBatch, Impression
-from service.storage.structure import stored_tables
+from service.storage.postgres.database import Database, ReadSession
+from service.storage.postgres.repositories import Click, EventBatch, Impression
+from service.storage.postgres.structure import stored_tables
 from service.use_cases.auth import create_key
 from service.use_cases.ingest import ingest_clicks, ingest_impressions
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune

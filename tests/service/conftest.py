@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.routers import predict
+from service.http.routers import predict
 from service.settings import Settings
 from tests.conftest import Servers
 from tests.service.api_support import Api, running_app, settings_for

@@ -3,7 +3,7 @@
 import struct
 from datetime import UTC, datetime, timedelta
 
-from service.storage.events import COLUMNS, FURTHER_COLUMNS, EventBatch, Interaction
+from service.storage.postgres.events import COLUMNS, FURTHER_COLUMNS, EventBatch, Interaction
 
 HEADER_BYTES = 19
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)

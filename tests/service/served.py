@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import psutil
 
-from service.storage.database import Database
+from service.storage.postgres.database import Database
 from service.use_cases.auth import SCOPES, create_key
 from tests.conftest import Servers, database_dsn, flush, in_thread
 from tests.service.programs import program

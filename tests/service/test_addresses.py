@@ -15,10 +15,10 @@ from sqlalchemy import make_url
 
 from service.addresses import in_url, is_loopback
 from service.cli.errors import plain_errors
+from service.processes.supervisor import environment_of
 from service.settings import Settings
-from service.storage.embedded import EmbeddedServers
-from service.storage.redis_state import connect, unusable
-from service.supervisor import environment_of
+from service.storage.embedded.servers import EmbeddedServers
+from service.storage.redis.state import connect, unusable
 from tests.service.programs import asmg
 
 LETTERS = frozenset("QXZJ")

@@ -12,7 +12,7 @@ import pytest
 
 from service.errors import NotReady, Unauthorized
 from service.settings import Settings
-from service.storage.database import Database, ReadSession
+from service.storage.postgres.database import Database, ReadSession
 from service.use_cases import auth
 from service.use_cases.audit import command_line
 from service.use_cases.auth import SCOPES, KeyCache, create_key, list_keys, revoke_key

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from service.limits import MAX_BATCH_BYTES, MAX_BODY_BYTES, MAX_PREDICT_BYTES
-from service.storage.database import Database
+from service.storage.postgres.database import Database
 from tests.service.api_support import NOON, Api, event, ingest, served_app, settings_for
 
 LONG = "x" * 257

@@ -11,8 +11,8 @@ from sqlalchemy import text
 
 from service.limits import MAX_ID_LENGTH
 from service.serving.snapshot import hashes_of
-from service.storage.database import Database
-from service.storage.repositories import interaction_id
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import interaction_id
 from tests.service.api_support import Api, click, impression, recorded_histories
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)

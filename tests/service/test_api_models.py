@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from service.settings import Settings
-from service.storage.database import Database, Lock
-from service.storage.repositories import AliasName, Artifacts
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.repositories import AliasName, Artifacts
 from tests.service.api_support import Api, eventually, publish, running_app
 
 QUESTION = {"user_id": "u", "items": ["a"]}

@@ -9,8 +9,8 @@ import pytest
 
 from service.errors import ConfigurationError
 from service.settings import Settings
-from service.storage.database import Database
-from service.storage.repositories import PeriodStatus
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import PeriodStatus
 from tests.service.api_support import Api, event, ingest, running_app, settings_for
 
 

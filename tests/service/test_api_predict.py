@@ -11,10 +11,10 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from service.routers import interactions as interactions_router
-from service.routers import predict as predict_router
+from service.http.routers import interactions as interactions_router
+from service.http.routers import predict as predict_router
 from service.serving.snapshot import hashes_of
-from service.storage.database import Database
+from service.storage.postgres.database import Database
 from service.use_cases import predict as predict_use_case
 from service.use_cases.auth import create_key
 from tests.service.api_support import Api, event, eventually, ingest, publish, recorded_histories

@@ -11,8 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from service.cli.options import expiry_of
-from service.storage.database import Database
-from service.storage.migrate import alembic_config, migrate
+from service.storage.postgres.database import Database
+from service.storage.postgres.migrate import alembic_config, migrate
 from service.use_cases.audit import command_line, list_audit
 from service.use_cases.auth import SCOPES, create_key, list_keys, revoke_key
 from tests.conftest import in_thread

@@ -14,11 +14,11 @@ import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
 
-from service.middleware import AtFront
-from service.routers import predict as predict_module
+from service.http.hot_routes import Shortcut
+from service.http.middleware import AtFront
+from service.http.routers import predict as predict_module
 from service.settings import Settings
-from service.shortcut import Shortcut
-from service.storage.database import Database
+from service.storage.postgres.database import Database
 from service.use_cases.auth import SCOPES, create_key, revoke_key
 from tests.service.api_support import Api, running_app, served_app
 

@@ -26,14 +26,14 @@ from asmg.datasets.generic import find_form
 from asmg.datasets.scan import Malformed, Scan
 from asmg.datasets.synthetic import DriftConfig, drift_stream
 from asmg.features import DEFAULT, Field, Schema
-from service.backfill import ImportOptions, _Plan, run_import
+from service.cli.import_log.backfill import ImportOptions, _Plan, run_import
+from service.cli.import_log.spool import Spool, SpooledEvent
 from service.errors import ServiceError
 from service.settings import Settings
-from service.spool import Spool, SpooledEvent
-from service.storage.database import Database
-from service.storage.embedded import EmbeddedServers
-from service.storage.redis_state import Notices
-from service.storage.repositories import EventBatch, Interaction, PeriodStatus
+from service.storage.embedded.servers import EmbeddedServers
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import EventBatch, Interaction, PeriodStatus
+from service.storage.redis.state import Notices
 from service.use_cases.watch import watch_period
 from tests.conftest import Servers, create_database, database_dsn, drop_database, flush
 from tests.service.copied import copied
@@ -124,7 +124,7 @@ u1;i1;1700000004;web;;;2.5;
 
 def test_fields_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A context with each interaction and its negatives; of users and items what a row tells anew."""
-    monkeypatch.setattr("service.spool.BLOCK_BYTES", 60)
+    monkeypatch.setattr("service.cli.import_log.spool.BLOCK_BYTES", 60)
     path = tmp_path / "log.csv"
     path.write_text(SHOP_LOG)
     log = LogOptions(features=SHOP, some_features=True, context={"device": "Device"}, delimiter=";")
@@ -379,7 +379,7 @@ def test_a_temporary_folder_that_cannot_be_is_said_in_one_line(tmp_path: Path, m
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_sort_ends_when_it_is_told_to(signals: int, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.spool.STEPS", 1000)
+    monkeypatch.setattr("service.cli.import_log.spool.STEPS", 1000)
     statements: list[str] = []
 
     def interrupted(spool: Spool, *_: Any) -> None:
@@ -493,7 +493,7 @@ def unsorted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_spool_is_cut_as_a_log_in_memory(
     by: CutBy, size: int, unsorted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.spool.BLOCK_BYTES", 999)  # many blocks
+    monkeypatch.setattr("service.cli.import_log.spool.BLOCK_BYTES", 999)  # many blocks
     options = LogOptions(columns=ColumnMap(period="w" if by == "column" else None))
     log = read_log(unsorted, options)
     spool = spooled(unsorted, by, options)
@@ -509,7 +509,7 @@ def test_a_spool_is_cut_as_a_log_in_memory(
 @pytest.mark.parametrize("at_once", [1, 50, 10_000])
 def test_negatives_on_disk_follow_the_rule(at_once: int, unsorted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two right behind each positive, of its moment, of items that its user has nowhere in the log."""
-    monkeypatch.setattr("service.spool.DRAWN_AT_ONCE", at_once)
+    monkeypatch.setattr("service.cli.import_log.spool.DRAWN_AT_ONCE", at_once)
     options = LogOptions(positives_only=True)
     log = read_log(unsorted, options)
     spool = spooled(unsorted, "day", options, negatives=2)
@@ -535,7 +535,7 @@ def test_negatives_on_disk_follow_the_rule(at_once: int, unsorted: Path, monkeyp
 
 def test_a_file_is_read_block_by_block(unsorted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block is on disk before the next one is read, and nothing keeps it: a log may be larger than the memory."""
-    monkeypatch.setattr("service.spool.BLOCK_BYTES", 2_000)
+    monkeypatch.setattr("service.cli.import_log.spool.BLOCK_BYTES", 2_000)
     alive: list[weakref.ref[pl.DataFrame]] = []
     blocks = Scan.blocks
 

@@ -20,12 +20,12 @@ from sqlalchemy.exc import DBAPIError
 
 from service.errors import BackupError, NotReady
 from service.files import DigestedFile
-from service.storage import structure
-from service.storage.backup import MANIFEST, Manifest, new_backup, read_backup, write_manifest
-from service.storage.database import Database
-from service.storage.migrate import head_revision, migrate
-from service.storage.redis_state import HistoryStore, connect, purge
-from service.storage.structure import frozen, stored_tables
+from service.storage.backup.archive import MANIFEST, Manifest, new_backup, read_backup, write_manifest
+from service.storage.postgres import structure
+from service.storage.postgres.database import Database
+from service.storage.postgres.migrate import head_revision, migrate
+from service.storage.postgres.structure import frozen, stored_tables
+from service.storage.redis.state import HistoryStore, connect, purge
 from service.use_cases.backup import back_up, require_empty_database, restore
 from service.use_cases.ingest import ingest
 from service.use_cases.retention import drop_old_logs, merge_event_ids

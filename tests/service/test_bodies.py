@@ -16,8 +16,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from asmg.features import Schema
-from service import bodies
-from service.bodies import (
+from service.errors import BodyTooLarge, InvalidInput
+from service.http import bodies
+from service.http.bodies import (
     count_parts,
     parse_batch,
     parse_clicks,
@@ -30,13 +31,12 @@ from service.bodies import (
     read_body,
     refuse_faults,
 )
-from service.errors import BodyTooLarge, InvalidInput
-from service.fields import cleaned, faults, written
+from service.http.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
 from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_IMPRESSIONS, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_PARTS
-from service.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
 from service.serving.id_index import NOBODY, hash_ids
-from service.storage.events import in_milliseconds
-from service.storage.repositories import Click, EventBatch, Impression, Interaction
+from service.storage.postgres.events import in_milliseconds
+from service.storage.postgres.repositories import Click, EventBatch, Impression, Interaction
+from service.use_cases.fields import cleaned, faults, written
 from service.use_cases.predict import Question
 from tests.service.api_support import NOON, event
 from tests.service.copied import copied

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.connection import BoundedProtocol
 from service.context import NameRequest, current_request_id
+from service.http.connection import BoundedProtocol
 from service.settings import Settings
-from service.storage.database import Database
+from service.storage.postgres.database import Database
 from service.use_cases.auth import SCOPES, create_key
 from tests.service.api_support import Api, event, publish, running_app, served_app, settings_for
 
@@ -48,11 +48,14 @@ MAY: dict[tuple[str, str], str] = {
     ("serving/swap.py", "add_done_callback"): "takes a task off a list",
     ("serving/swap.py", "run_in_executor"): "it passes no context on, and is called by a task without one",
     ("serving/sealed.py", "Thread"): "a thread has an empty context",
-    ("routers/ops.py", "add_done_callback"): "looks at an exception, so that asyncio does not complain",
-    ("connection.py", "call_later"): "aborts, or looks at, a connection; says nothing but the problem of a request",
-    ("processes.py", "call_soon_threadsafe"): "sets an event of a command",
-    ("supervisor.py", "Thread"): "a thread has an empty context",
-    ("use_cases/update_model.py", "run_coroutine_threadsafe"): "the worker, which answers no requests",
+    ("http/routers/ops.py", "add_done_callback"): "looks at an exception, so that asyncio does not complain",
+    (
+        "http/connection.py",
+        "call_later",
+    ): "aborts or looks at a connection; says nothing but the problem of a request",
+    ("processes/children.py", "call_soon_threadsafe"): "sets an event of a command",
+    ("processes/supervisor.py", "Thread"): "a thread has an empty context",
+    ("use_cases/update/update_model.py", "run_coroutine_threadsafe"): "the worker, which answers no requests",
     ("demo/client.py", "create_task"): "a client, which answers no requests",
     ("demo/traffic.py", "create_task"): "a client, which answers no requests",
 }

@@ -21,12 +21,10 @@ from service import worker
 from service.cli import app as cli
 from service.errors import BackupError, NotReady
 from service.serving.snapshot import Snapshot
-from service.storage import redis_state
-from service.storage.backup import read_backup
-from service.storage.database import Database
-from service.storage.journal import read_journal
-from service.storage.redis_state import HistoryStore
-from service.storage.repositories import (
+from service.storage.backup.archive import read_backup
+from service.storage.backup.journal import read_journal
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import (
     Click,
     EntityKind,
     EventBatch,
@@ -36,16 +34,19 @@ from service.storage.repositories import (
     Items,
     PastEvent,
 )
-from service.storage.repositories.traces import Traces
-from service.storage.structure import stored_tables
-from service.use_cases import forget, retention, update_model
+from service.storage.postgres.repositories.traces import Traces
+from service.storage.postgres.structure import stored_tables
+from service.storage.redis import state as redis_state
+from service.storage.redis.state import HistoryStore
+from service.use_cases import forget, retention
 from service.use_cases.backup import back_up, restore
 from service.use_cases.close_period import close_period
 from service.use_cases.forget import carry_out, carry_out_pending, request_deletion
 from service.use_cases.ingest import ingest, ingest_clicks, ingest_impressions
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune
 from service.use_cases.rollback import rollback
-from service.use_cases.update_model import PeriodUpdate, Superseded
+from service.use_cases.update import update_model
+from service.use_cases.update.update_model import PeriodUpdate, Superseded
 from service.use_cases.verify import verify
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app, settings_for
@@ -794,7 +795,7 @@ class Away:
 
 def delete_slowly(dsn: str, redis_url: str, journal: Path) -> None:
     """A process that carries out what is pending, a row at a time."""
-    from service.storage.redis_state import HistoryStore, connect
+    from service.storage.redis.state import HistoryStore, connect
 
     async def run() -> None:
         database = Database(dsn)

@@ -37,7 +37,7 @@ from asmg.progressive import progressive_validation
 from asmg.statistics import NAMES, StatisticsConfig
 from asmg.updaters import build_updater
 from asmg.yardsticks import build_yardstick
-from service.console import PeriodLine, ScoreLines
+from service.cli.console import PeriodLine, ScoreLines
 from service.demo import DemoOptions, client, run_demo
 from service.demo.client import Api, CallFailed, _batches
 from service.demo.practitioner import WITHOUT_FIELDS, Practitioner
@@ -45,7 +45,7 @@ from service.demo.report import PeriodReport, Report, RollbackReport
 from service.demo.story import _of_questions
 from service.demo.streams import PlayedPeriod, folder_stream, synthetic_stream
 from service.demo.traffic import CLIENTS, Traffic, VersionOrder, Window
-from service.schemas import parse_timestamp
+from service.http.schemas import parse_timestamp
 from tests.service.programs import asmg, environment, wait_for
 
 SMALL = DriftConfig(users=100, items=40, events=1_500, categories=4, fields=True)

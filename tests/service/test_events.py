@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
+from service.http.schemas import parse_timestamp
 from service.limits import MAX_ID_LENGTH, MAX_INTERACTIONS
-from service.schemas import parse_timestamp
-from service.storage import events as events_module
-from service.storage.events import COLUMNS, EventBatch, Happened, Interaction, in_milliseconds
+from service.storage.postgres import events as events_module
+from service.storage.postgres.events import COLUMNS, EventBatch, Happened, Interaction, in_milliseconds
 from tests.service.copied import copied
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)

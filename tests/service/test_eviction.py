@@ -26,15 +26,16 @@ from asmg.statistics import Statistics
 from asmg.updaters import UPDATERS, build_updater
 from service.serving.snapshot import Snapshot
 from service.settings import Settings
-from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database
-from service.storage.redis_state import Notices
-from service.storage.repositories import EntityKind, EventBatch, Interaction, PeriodStatus
-from service.use_cases import gate, retention
+from service.storage.artifacts.store import ArtifactStore
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import EntityKind, EventBatch, Interaction, PeriodStatus
+from service.storage.redis.state import Notices
+from service.use_cases import retention
 from service.use_cases.catalogue import put_items
-from service.use_cases.period_data import PreparedPeriod, prepare_period
 from service.use_cases.quarantine import retry_period
 from service.use_cases.rollback import rollback
+from service.use_cases.update import gate
+from service.use_cases.update.period_data import PreparedPeriod, prepare_period
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.backup_support import sql
 from tests.service.test_update_model import Stopped, Watched, clicks_by_hand, closing

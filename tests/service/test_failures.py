@@ -19,12 +19,12 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from service.storage.database import Database
-from service.storage.embedded import EmbeddedServers
-from service.storage.migrate import migrate
-from service.storage.repositories import Period
-from service.use_cases import update_model
+from service.storage.embedded.servers import EmbeddedServers
+from service.storage.postgres.database import Database
+from service.storage.postgres.migrate import migrate
+from service.storage.postgres.repositories import Period
 from service.use_cases.quarantine import MOST_CRASHES
+from service.use_cases.update import update_model
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import event
 from tests.service.programs import program

@@ -15,12 +15,12 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from asmg.features import Schema
-from service.bodies import parse_interactions, parse_predict
-from service.fields import cleaned, faults, written
+from service.http.bodies import parse_interactions, parse_predict
 from service.limits import MAX_CONTEXT_BYTES
-from service.storage.database import Database
-from service.storage.repositories import EventBatch, FeaturesOf, FeatureVersion, Interaction
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import EventBatch, FeaturesOf, FeatureVersion, Interaction
 from service.use_cases.close_period import close_period
+from service.use_cases.fields import cleaned, faults, written
 from service.use_cases.ingest import ingest as store
 from tests.service.api_support import NOON, Api, event, impression, ingest, running_app, settings_for
 from tests.service.copied import copied
@@ -261,7 +261,7 @@ class TestIngestion:
 
     def test_the_short_way_is_taken_without_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
         plain = json.dumps({"interactions": [event(1)]}).encode()
-        monkeypatch.setattr("service.bodies.parse_json", None)
+        monkeypatch.setattr("service.http.bodies.parse_json", None)
         assert len(parse_interactions(plain, SCOPE, SCHEMA)) == 1
 
 

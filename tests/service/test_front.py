@@ -11,9 +11,9 @@ import httpx
 import pytest
 from starlette.types import Scope
 
-from service.front import Front
+from service.http.front import Front
 from service.settings import Settings
-from service.storage.database import Database
+from service.storage.postgres.database import Database
 from service.use_cases.auth import SCOPES, create_key
 from tests.conftest import in_thread
 from tests.service.api_support import Api, all_calls, event, make_keys, running_app, served_app, settings_for

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from asmg.metrics import Scores
-from service.storage.repositories import ModelKind
-from service.use_cases.gate import Comparison, Trial, compare, decide, try_out
+from service.storage.postgres.repositories import ModelKind
+from service.use_cases.update.gate import Comparison, Trial, compare, decide, try_out
 
 
 def scores(logloss: float = 0.5, *, calibration: float | None = 1.0, clicks: int = 500) -> Scores:

@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 
 from service.errors import NotReady
 from service.serving.snapshot import hashes_of
-from service.storage.database import Database
-from service.storage.redis_state import HistoryStore, Notices, StoredPast, connect
-from service.storage.repositories import EventBatch
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import EventBatch
+from service.storage.redis.state import HistoryStore, Notices, StoredPast, connect
 from service.tasks import end_tasks
 from service.use_cases import histories as module
 from service.use_cases.histories import Histories, UserPast

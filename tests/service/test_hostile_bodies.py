@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from service.bodies import Bodies
 from service.errors import BodyTooLarge, NotReady
+from service.http.bodies import Bodies
 from service.limits import (
     MAX_BATCH_BYTES,
     MAX_BODIES_BYTES,

@@ -13,12 +13,12 @@ from sqlalchemy import text
 
 from service.errors import NotReady
 from service.limits import MAX_INTERACTIONS
-from service.storage import log as log_module
-from service.storage.database import SESSION, Database, Lock
-from service.storage.events import EventBatch, Happened, Interaction
-from service.storage.log import AGAIN, LogWriter
-from service.storage.redis_state import Notices
-from service.storage.repositories import Raced, Stored
+from service.storage.postgres import log as log_module
+from service.storage.postgres.database import SESSION, Database, Lock
+from service.storage.postgres.events import EventBatch, Happened, Interaction
+from service.storage.postgres.log import AGAIN, LogWriter
+from service.storage.postgres.repositories import Raced, Stored
+from service.storage.redis.state import Notices
 from service.use_cases import ingest as ingest_module
 from service.use_cases.close_period import close_period as close
 from service.use_cases.ingest import Ingestion, IngestResult, ingest
@@ -396,7 +396,7 @@ class TestCounting:
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Many at once, with the same ids, raced, interrupted, with more rows for the counters than one."""
-        monkeypatch.setattr("service.storage.log.COUNTS_OF_A_SLOT", 3)
+        monkeypatch.setattr("service.storage.postgres.log.COUNTS_OF_A_SLOT", 3)
         ingestion = Ingestion(database, Seen())
         calls = [ingestion.ingest(batch(*(event(f"{(n + m) % 40}") for m in range(10)))) for n in range(40)]
         await asyncio.gather(*calls)

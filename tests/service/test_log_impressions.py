@@ -18,8 +18,8 @@ from sqlalchemy import text
 from service.errors import NotReady
 from service.serving.snapshot import hashes_of
 from service.settings import Settings
-from service.storage.database import Database, Lock
-from service.storage.repositories import Impression
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.repositories import Impression
 from service.use_cases import impressions as impressions_module
 from service.use_cases.auth import create_key
 from service.use_cases.impressions import ImpressionLog

@@ -18,7 +18,7 @@ import pytest
 
 from service.context import NameRequest
 from service.settings import Settings
-from service.storage.database import Database
+from service.storage.postgres.database import Database
 from service.use_cases.auth import SCOPES, create_key, revoke_key
 from tests.conftest import in_thread
 from tests.service.api_support import served_app
@@ -147,17 +147,17 @@ def broken(monkeypatch: pytest.MonkeyPatch, target: str) -> Iterator[str]:
 
 
 FAILURES = [
-    ("GET", "/admin/models", "service.routers.admin.list_models"),
-    ("GET", "/periods/1", "service.routers.periods.get_period"),
-    ("GET", "/users/ann/gone", "service.routers.users.get_user"),
-    ("DELETE", "/users/ann/gone", "service.routers.users.request_deletion"),
-    ("GET", "/items/ann/gone", "service.routers.items.get_item"),
-    ("DELETE", "/items/ann/gone", "service.routers.users.request_deletion"),
-    ("PUT", "/items", "service.routers.items.put_items"),
-    ("PUT", "/users", "service.routers.users.put_users"),
-    ("POST", "/predict", "service.routers.predict.predict"),
-    ("POST", "/predict/batch", "service.routers.predict.predict_many"),
-    ("GET", "/metrics", "service.metrics.generate_latest"),
+    ("GET", "/admin/models", "service.http.routers.admin.list_models"),
+    ("GET", "/periods/1", "service.http.routers.periods.get_period"),
+    ("GET", "/users/ann/gone", "service.http.routers.users.get_user"),
+    ("DELETE", "/users/ann/gone", "service.http.routers.users.request_deletion"),
+    ("GET", "/items/ann/gone", "service.http.routers.items.get_item"),
+    ("DELETE", "/items/ann/gone", "service.http.routers.users.request_deletion"),
+    ("PUT", "/items", "service.http.routers.items.put_items"),
+    ("PUT", "/users", "service.http.routers.users.put_users"),
+    ("POST", "/predict", "service.http.routers.predict.predict"),
+    ("POST", "/predict/batch", "service.http.routers.predict.predict_many"),
+    ("GET", "/metrics", "service.http.metrics.generate_latest"),
 ]
 TEMPLATES = {
     "/periods/1": "/periods/{number}",
@@ -175,7 +175,7 @@ BODIES = {
 def test_a_failing_handler_answers_500_and_only_the_log_says_why(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.routers.predict.predict_now", lambda *_: None)  # so that the ordinary way is gone
+    monkeypatch.setattr("service.http.routers.predict.predict_now", lambda *_: None)  # so that the ordinary way is gone
     with served_app(settings) as url, httpx.Client(base_url=url) as client:
         for number, (method, path, target) in enumerate(FAILURES):
             log.clear()
@@ -206,7 +206,7 @@ def test_a_failing_handler_answers_500_and_only_the_log_says_why(
 def test_a_stream_that_breaks_is_cut_and_tells_nothing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
-    with served_app(settings) as url, broken(monkeypatch, "service.routers.periods.PERIOD_JSON.dump_json"):
+    with served_app(settings) as url, broken(monkeypatch, "service.http.routers.periods.PERIOD_JSON.dump_json"):
         received = b""
         with (
             httpx.Client(base_url=url) as client,
@@ -227,7 +227,7 @@ def test_what_breaks_where_a_prediction_is_answered_at_once_is_logged_with_its_r
     headers = {"X-API-Key": in_thread(asyncio.run, make_keys(postgres_dsn))["good"]}
     with served_app(settings) as url, httpx.Client(base_url=url, headers=headers) as client:
         assert client.post("/predict", json=QUESTION).status_code == 200  # now the key is known
-        with broken(monkeypatch, "service.routers.predict.quick_question"):
+        with broken(monkeypatch, "service.http.routers.predict.quick_question"):
             response = client.post("/predict", json=QUESTION, headers={"X-Request-ID": "quick-1"})
         assert response.status_code == 200
         assert client.post("/predict", json={}, headers={"X-Request-ID": "quick-2"}).status_code == 422
@@ -247,7 +247,7 @@ def test_a_log_line_names_its_request_also_from_a_thread_or_a_task_of_it() -> No
     program_text = """
 import asyncio, logging
 from service.context import current_request_id
-from service.supervisor import configure_logging
+from service.processes.supervisor import configure_logging
 
 configure_logging()
 log = logging.getLogger("x")

@@ -17,9 +17,9 @@ import pytest
 
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
 from service.serving.snapshot import Snapshot
-from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database
-from service.storage.redis_state import connect
+from service.storage.artifacts.store import ArtifactStore
+from service.storage.postgres.database import Database
+from service.storage.redis.state import connect
 from tests.service.programs import Program, program, wait_for
 
 pytestmark = pytest.mark.slow

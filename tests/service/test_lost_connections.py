@@ -17,12 +17,12 @@ import httpx
 import pytest
 from sqlalchemy import make_url, text
 
-import service.storage.database
+import service.storage.postgres.database
 from benchmarks.serving.servers import free_port
 from service.errors import NotReady
-from service.storage.database import Database, Leadership, Lock
-from service.storage.migrate import migrate
-from service.storage.pooler import require_sessions
+from service.storage.postgres.database import Database, Leadership, Lock
+from service.storage.postgres.migrate import migrate
+from service.storage.postgres.pooler import require_sessions
 from service.tasks import end_tasks
 from service.use_cases.auth import SCOPES, create_key
 from tests.service.api_support import event, eventually, served_app, settings_for
@@ -262,7 +262,7 @@ async def test_whatever_ends_a_connection_while_it_is_opened_is_not_ready(
 async def test_and_so_is_a_server_that_cannot_be_reached_or_says_nothing(
     way: Callable[[str], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.storage.pooler.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("service.storage.postgres.pooler.ANSWER_SECONDS", 0.2)
     assert await outcome(way, "postgresql://nobody@/nothing?host=/nonexistent") == "NotReady"
     assert await outcome(way, f"postgresql://nobody@127.0.0.1:{free_port()}/nothing") == "NotReady"
     monkeypatch.setattr(asyncpg, "connect", partial(asyncpg.connect, timeout=0.2))

@@ -16,9 +16,9 @@ from sqlalchemy import text
 
 from service.limits import MAX_ID_LENGTH
 from service.serving.snapshot import Snapshot
-from service.storage.repositories import EventBatch, Interaction
+from service.storage.postgres.repositories import EventBatch, Interaction
 from service.use_cases.ingest import ingest
-from service.use_cases.negatives import Sampling, logit_correction
+from service.use_cases.update.negatives import Sampling, logit_correction
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import running_app
 from tests.service.update_support import Bench, bench, copies, single_thread
@@ -265,7 +265,7 @@ class TestCorrection:
         b = await make(negatives_per_positive=1, prior_ctr=0.1)
         await close(b, 1, clicks(60))
         await b.update(1)
-        monkeypatch.setattr("service.use_cases.gate.CALIBRATION_RANGE", (100.0, 200.0))
+        monkeypatch.setattr("service.use_cases.update.gate.CALIBRATION_RANGE", (100.0, 200.0))
         await close(b, 2, [Interaction(f"x{n}", "u1", f"i{n:02}", n % 2, NOON) for n in range(60)])
         await b.update(2)
         async with running_app(b.settings) as api:

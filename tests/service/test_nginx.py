@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from service.connection import BoundedProtocol
+from service.http.connection import BoundedProtocol
 from tests.conftest import in_thread
 from tests.service.api_support import event, make_keys, served_app, settings_for
 from tests.service.programs import wait_for

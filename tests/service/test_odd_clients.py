@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from starlette.exceptions import HTTPException
 
-from service import bodies as bodies_module
-from service.bodies import SMALL_BYTES, Bodies, gunzipped, read_body
 from service.errors import BodyTooLarge, NotReady
+from service.http import bodies as bodies_module
+from service.http.bodies import SMALL_BYTES, Bodies, gunzipped, read_body
 from service.limits import MAX_BODY_BYTES, MAX_GZIP_MEMBERS, MAX_ID_LENGTH, within_id_length
 from service.serving.snapshot import hashes_of
-from service.storage.database import Database
-from service.storage.repositories import EventBatch, Interaction, interaction_id
-from service.storage.repositories.interactions import SAMPLED_ID
-from service.storage.repositories.labels import INTERACTION_ID
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import EventBatch, Interaction, interaction_id
+from service.storage.postgres.repositories.interactions import SAMPLED_ID
+from service.storage.postgres.repositories.labels import INTERACTION_ID
 from service.use_cases.ingest import ingest as store
 from tests.service.api_support import (
     NOON,

@@ -20,9 +20,9 @@ from sqlalchemy import text
 
 from asmg.batch import PeriodData
 from service.serving.snapshot import Prediction, Snapshot, hashes_of
-from service.storage.repositories import EntityKind, interaction_id
-from service.use_cases.period_data import prepare_period
-from service.use_cases.resolve_labels import resolve_labels
+from service.storage.postgres.repositories import EntityKind, interaction_id
+from service.use_cases.update.period_data import prepare_period
+from service.use_cases.update.resolve_labels import resolve_labels
 from tests.service.api_support import Api, running_app, settings_for
 from tests.service.update_support import moment
 

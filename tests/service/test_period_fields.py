@@ -15,10 +15,10 @@ from asmg.field_columns import SUMS, FieldColumns
 from asmg.layout import COLD_ROW, NO_VALUE, OWN_VALUE
 from asmg.numbers import NumberMoments
 from service.serving.encode import Known
-from service.storage.database import Database
-from service.storage.repositories import EntityKind, EventBatch, FeaturesOf, FeatureVersion, Interaction
-from service.use_cases.period_data import prepare_period
-from service.use_cases.period_fields import fields_of_snapshot
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import EntityKind, EventBatch, FeaturesOf, FeatureVersion, Interaction
+from service.use_cases.update.period_data import prepare_period
+from service.use_cases.update.period_fields import fields_of_snapshot
 from tests.service.test_eviction import HOUR_MS, rows_of
 from tests.service.update_support import moment
 

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.connection import BoundedProtocol
-from service.routers import predict as module
-from service.storage.database import Database
+from service.http.connection import BoundedProtocol
+from service.http.routers import predict as module
+from service.storage.postgres.database import Database
 from service.use_cases.auth import create_key
 from tests.conftest import in_thread
 from tests.service.api_support import served_app, settings_for

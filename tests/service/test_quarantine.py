@@ -18,14 +18,14 @@ from asmg.datasets.synthetic import DriftPeriod
 from asmg.training import DivergedError
 from service.cli import app
 from service.errors import ArtifactMissing, PeriodNotFound, PeriodStateConflict
-from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database
-from service.storage.repositories import AuditEntry, PeriodStatus
+from service.storage.artifacts.store import ArtifactStore
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import AuditEntry, PeriodStatus
 from service.use_cases import retention
 from service.use_cases.quarantine import find_periods, note_failure, note_trouble, retry_period, skip_period
 from service.use_cases.retention import drop_old_logs, prune
 from service.use_cases.status import get_period
-from service.use_cases.update_model import Superseded
+from service.use_cases.update.update_model import Superseded
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
 from tests.service.programs import asmg

@@ -14,15 +14,22 @@ from sqlalchemy import text
 
 from asmg.datasets.synthetic import DriftPeriod
 from service.limits import MAX_ID_LENGTH
-from service.storage.database import Database, Lock
-from service.storage.redis_state import HistoryStore
-from service.storage.repositories import Click, EventBatch, Impression, Interaction, PeriodStatus, interaction_id
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.repositories import (
+    Click,
+    EventBatch,
+    Impression,
+    Interaction,
+    PeriodStatus,
+    interaction_id,
+)
+from service.storage.redis.state import HistoryStore
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest, ingest_clicks, ingest_impressions
 from service.use_cases.quarantine import skip_period
-from service.use_cases.resolve_labels import resolve_labels, resolve_skipped
 from service.use_cases.retention import merge_event_ids
 from service.use_cases.status import label_totals
+from service.use_cases.update.resolve_labels import resolve_labels, resolve_skipped
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import running_app
 from tests.service.test_update_model import worker_process

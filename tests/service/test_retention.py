@@ -11,12 +11,12 @@ from sqlalchemy import text
 from asmg.checkpoint import Checkpoint
 from service.errors import ModelPruned
 from service.serving.snapshot import Snapshot
-from service.storage import tables
-from service.storage.database import Database, Lock
-from service.storage.redis_state import Notices, StoredPast
-from service.storage.repositories import AliasName, Interactions, ModelKind, ModelVersion, Past, PeriodStatus
-from service.storage.structure import frozen
-from service.storage.verify import find_faults
+from service.storage.backup.verify import find_faults
+from service.storage.postgres import tables
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.repositories import AliasName, Interactions, ModelKind, ModelVersion, Past, PeriodStatus
+from service.storage.postgres.structure import frozen
+from service.storage.redis.state import Notices, StoredPast
 from service.use_cases import retention
 from service.use_cases.pins import set_pinned
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep

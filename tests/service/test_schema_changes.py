@@ -22,9 +22,9 @@ from asmg.models import EmbeddingMLPConfig
 from asmg.statistics import StatisticsConfig
 from asmg.updaters import build_updater
 from service.serving.snapshot import Snapshot
-from service.storage.database import Database
-from service.storage.redis_state import Notices
-from service.storage.repositories import EntityKind, EventBatch, FeatureVersion, ModelVersion
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import EntityKind, EventBatch, FeatureVersion, ModelVersion
+from service.storage.redis.state import Notices
 from service.use_cases.catalogue import put_items
 from service.use_cases.ingest import ingest
 from tests.conftest import Servers, database_dsn

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from service.storage.database import Database
+from service.storage.postgres.database import Database
 from tests.conftest import in_thread
 from tests.service.api_support import all_calls, event, make_keys, served_app, settings_for
 from tests.service.programs import program

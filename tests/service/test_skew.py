@@ -29,10 +29,10 @@ from asmg.features import Field, Schema
 from asmg.field_columns import FieldColumns, unscaled
 from asmg.statistics import Statistics
 from asmg.training import predict_logits
-from service.storage.repositories import EntityKind, EventBatch, FeatureVersion, ModelVersion
+from service.storage.postgres.repositories import EntityKind, EventBatch, FeatureVersion, ModelVersion
 from service.use_cases.catalogue import put_items, put_users
 from service.use_cases.ingest import ingest
-from service.use_cases.period_data import prepare_period
+from service.use_cases.update.period_data import prepare_period
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import Api, eventually, running_app, settings_for
 from tests.service.test_past import Event, past_of

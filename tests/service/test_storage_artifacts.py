@@ -15,13 +15,13 @@ from sqlalchemy import text
 
 from service.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from service.files import DigestedFile, create
-from service.storage import artifacts as module
-from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database
-from service.storage.fetch import fetch_apart
-from service.storage.redis_state import connect
-from service.storage.repositories import ModelKind, ModelVersion
-from service.storage.repositories.artifacts import CHUNK_BYTES
+from service.storage.artifacts import store as module
+from service.storage.artifacts.fetch import fetch_apart
+from service.storage.artifacts.store import ArtifactStore
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import ModelKind, ModelVersion
+from service.storage.postgres.repositories.artifacts import CHUNK_BYTES
+from service.storage.redis.state import connect
 
 LOCK = ".fetch.lock"
 
@@ -219,10 +219,10 @@ async def test_many_fetches_of_one_file_leave_one_whole_file(store: ArtifactStor
 FETCH = """
 import asyncio, sys
 from pathlib import Path
-from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database
-from service.storage.fetch import fetch_apart
-from service.storage.redis_state import connect
+from service.storage.artifacts.store import ArtifactStore
+from service.storage.postgres.database import Database
+from service.storage.artifacts.fetch import fetch_apart
+from service.storage.redis.state import connect
 
 downloads = 0
 download = ArtifactStore._download

@@ -11,8 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConfigurationError, NotReady
-from service.storage.database import KEEPALIVE, SESSION, Database, Leadership, Lock
-from service.storage.repositories import EventBatch, Interaction
+from service.storage.postgres.database import KEEPALIVE, SESSION, Database, Leadership, Lock
+from service.storage.postgres.repositories import EventBatch, Interaction
 
 EVENT = Interaction("e1", "u1", "i1", 1, datetime(2024, 5, 1, tzinfo=UTC))
 

@@ -10,10 +10,10 @@ from alembic.config import CommandLine
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from migrations.losses import DowngradeRefused
-from service.storage import tables
-from service.storage.database import Database
-from service.storage.migrate import alembic_config
+from service.storage.postgres import tables
+from service.storage.postgres.database import Database
+from service.storage.postgres.migrate import alembic_config
+from service.storage.postgres.migrations.losses import DowngradeRefused
 from tests.conftest import in_thread
 from tests.service.backup_support import sql
 

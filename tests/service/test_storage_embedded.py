@@ -18,14 +18,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from service.errors import EmbeddedServerError
-from service.storage import embedded
-from service.storage.embedded import EmbeddedServers
+from service.storage.embedded import servers as embedded
+from service.storage.embedded.servers import EmbeddedServers
 from tests.conftest import in_thread
 
 USER = """
 import sys
 from pathlib import Path
-from service.storage.embedded import EmbeddedServers
+from service.storage.embedded.servers import EmbeddedServers
 with EmbeddedServers(Path(sys.argv[1])):
     print("started", flush=True)
     sys.stdin.readline()

@@ -13,9 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import ConfigurationError, NotReady
-from service.storage.database import Database
-from service.storage.migrate import alembic_config, migrate
-from service.storage.repositories import AliasName, EntityKind, EventBatch, Interaction
+from service.storage.postgres.database import Database
+from service.storage.postgres.migrate import alembic_config, migrate
+from service.storage.postgres.repositories import AliasName, EntityKind, EventBatch, Interaction
 from tests.conftest import in_thread
 from tests.service.backup_support import sql
 from tests.service.update_support import moment
@@ -73,7 +73,7 @@ async def test_the_room_of_chunks_is_used_again_early(database: Database) -> Non
 
 def test_down_and_up_again_by_three_processes_at_once(postgres_dsn: str) -> None:
     downgrade(postgres_dsn, "base")
-    program = "import sys; from service.storage.migrate import migrate; migrate(sys.argv[1])"
+    program = "import sys; from service.storage.postgres.migrate import migrate; migrate(sys.argv[1])"
     processes = [subprocess.Popen([sys.executable, "-W", "error", "-c", program, postgres_dsn]) for _ in range(3)]
     assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
     in_thread(command.check, alembic_config(postgres_dsn))
@@ -194,9 +194,9 @@ async def test_an_interrupted_move_of_the_log_goes_on(
         "INSERT INTO interactions (event_id, period, user_id, item_id, label, occurred_at) "
         "SELECT 'e' || n, n % 3 + 1, 'u', 'i', 1, now() FROM generate_series(0, 8) AS n",
     )
-    monkeypatch.setattr("service.storage.migrate.LOCK_SECONDS", 0.1)
-    monkeypatch.setattr("service.storage.migrate.ATTEMPTS", 2)
-    monkeypatch.setattr("service.storage.migrate.PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("service.storage.postgres.migrate.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("service.storage.postgres.migrate.ATTEMPTS", 2)
+    monkeypatch.setattr("service.storage.postgres.migrate.PAUSE_SECONDS", 0.05)
     files = text(
         "SELECT relname, pg_relation_filenode(oid) FROM pg_class WHERE relname LIKE 'interactions\\_p_' ORDER BY 1"
     )
@@ -284,7 +284,7 @@ async def test_each_migration_is_a_transaction_and_a_long_statement_ends(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$",
         "CREATE TRIGGER slow BEFORE UPDATE ON periods FOR EACH STATEMENT EXECUTE FUNCTION slow()",  # 0008 updates it
     )
-    monkeypatch.setattr("service.storage.migrate.STATEMENT_SECONDS", 1)
+    monkeypatch.setattr("service.storage.postgres.migrate.STATEMENT_SECONDS", 1)
     with pytest.raises(NotReady, match="a statement of a migration took longer than 1 s"):
         await asyncio.to_thread(migrate, postgres_dsn)
     async with database.read() as session:

@@ -17,11 +17,11 @@ from benchmarks.serving.servers import free_port
 from service import worker
 from service.app import create_app
 from service.errors import ConfigurationError, NotReady
+from service.processes.supervisor import installation
 from service.settings import Settings
-from service.storage.database import SESSION, Database
-from service.storage.migrate import migrate
-from service.storage.pooler import require_sessions
-from service.supervisor import installation
+from service.storage.postgres.database import SESSION, Database
+from service.storage.postgres.migrate import migrate
+from service.storage.postgres.pooler import require_sessions
 from service.tasks import end_tasks
 
 REFUSED = "through a pooler that lends connections for a transaction"

@@ -14,10 +14,10 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.storage import redis_state
-from service.storage.database import Database, ReadSession
-from service.storage.redis_state import HistoryStore, Notices, StoredPast, connect
-from service.storage.repositories import EventBatch, FeatureVersion, Happened, Interaction
+from service.storage.postgres.database import Database, ReadSession
+from service.storage.postgres.repositories import EventBatch, FeatureVersion, Happened, Interaction
+from service.storage.redis import state as redis_state
+from service.storage.redis.state import HistoryStore, Notices, StoredPast, connect
 
 START = datetime(2024, 5, 1, 12, tzinfo=UTC)
 

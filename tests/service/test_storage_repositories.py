@@ -12,9 +12,9 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.errors import NotReady, PeriodNotFound
-from service.storage import tables
-from service.storage.database import Database
-from service.storage.repositories import (
+from service.storage.postgres import tables
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import (
     AliasName,
     ApiKey,
     Click,

@@ -38,15 +38,15 @@ from service.errors import ConfigurationError
 from service.files import find
 from service.serving.snapshot import Snapshot
 from service.settings import Settings
-from service.storage import embedded
-from service.storage.artifacts import FILE_SUFFIX, ArtifactStore
-from service.storage.database import Database, Leadership, Lock, UnitOfWork
-from service.storage.redis_state import Notices
-from service.storage.repositories import AliasName, EventBatch, PeriodStatus
-from service.use_cases.period_data import prepare_period
+from service.storage.artifacts.store import FILE_SUFFIX, ArtifactStore
+from service.storage.embedded import servers as embedded
+from service.storage.postgres.database import Database, Leadership, Lock, UnitOfWork
+from service.storage.postgres.repositories import AliasName, EventBatch, PeriodStatus
+from service.storage.redis.state import Notices
 from service.use_cases.rollback import rollback
-from service.use_cases.training_state import configured_updater
-from service.use_cases.update_model import Superseded
+from service.use_cases.update.period_data import prepare_period
+from service.use_cases.update.training_state import configured_updater
+from service.use_cases.update.update_model import Superseded
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.programs import start, wait_for
 from tests.service.update_support import (
@@ -388,7 +388,7 @@ class TestVersions:
         self, second: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A rollback that comes just before a version of kind `previous` is published is not undone by it."""
-        monkeypatch.setattr("service.use_cases.gate.CALIBRATION_RANGE", (100.0, 200.0))
+        monkeypatch.setattr("service.use_cases.update.gate.CALIBRATION_RANGE", (100.0, 200.0))
         async with bench(*places(second, redis_url, tmp_path)) as b:
             locked, tasks = asyncio.Event(), []
 
@@ -421,7 +421,7 @@ class TestVersions:
         first, second, third = periods(3, seed=SEED)
         async with bench(postgres_dsn, redis_url, tmp_path) as b:
             with monkeypatch.context() as patch:
-                patch.setattr("service.use_cases.gate.CALIBRATION_RANGE", (100.0, 200.0))
+                patch.setattr("service.use_cases.update.gate.CALIBRATION_RANGE", (100.0, 200.0))
                 await b.log(first)
                 await b.update(1)
             found = await b.outcome()

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from service.serving.snapshot import prior_snapshot
-from service.storage.database import UnitOfWork
-from service.storage.migrate import head_revision
-from service.storage.redis_state import Notices
-from service.storage.repositories import PeriodStatus
-from service.storage.structure import references, stored_tables
-from service.storage.verify import find_faults
+from service.storage.backup.verify import find_faults
+from service.storage.postgres.database import UnitOfWork
+from service.storage.postgres.migrate import head_revision
+from service.storage.postgres.repositories import PeriodStatus
+from service.storage.postgres.structure import references, stored_tables
+from service.storage.redis.state import Notices
 from service.use_cases.rollback import rollback
 from service.use_cases.verify import Finding, examine, verify
 from tests.conftest import Servers, database_dsn, in_thread

@@ -17,11 +17,11 @@ from asmg.checkpoint import Checkpoint
 from service import worker
 from service.errors import ConfigurationError
 from service.settings import Settings
-from service.storage.database import Leadership
-from service.storage.redis_state import Notices
-from service.storage.repositories import AliasName, ModelVersion
+from service.storage.postgres.database import Leadership
+from service.storage.postgres.repositories import AliasName, ModelVersion
+from service.storage.redis.state import Notices
 from service.use_cases.rollback import rollback
-from service.use_cases.training_state import check_configuration, configured_updater
+from service.use_cases.update.training_state import check_configuration, configured_updater
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.programs import ASMG, environment
 from tests.service.test_update_model import working
@@ -283,7 +283,7 @@ async def test_the_programs_say_so(b: Bench, tmp_path: Path) -> None:
         "ASMG_DATA_DIR": str(tmp_path),
         "ASMG_UPDATER": "sml-mf",
     }
-    child = [sys.executable, "-m", "service.supervisor", "worker", str(os.getpid())]
+    child = [sys.executable, "-m", "service.processes.supervisor", "worker", str(os.getpid())]
     for command, code in (([*ASMG, "worker"], 1), (child, os.EX_CONFIG)):
         done = await asyncio.to_thread(
             subprocess.run, command, env=environment(**places), capture_output=True, text=True, timeout=120

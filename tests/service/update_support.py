@@ -18,17 +18,17 @@ from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
 from asmg.statistics import Statistics
 from asmg.updaters.base import Updater
 from service.settings import Settings
-from service.storage import tables
-from service.storage.artifacts import ArtifactStore
-from service.storage.database import Database
-from service.storage.redis_state import HistoryStore, Notices, connect
-from service.storage.repositories import AliasName, EventBatch, Interaction
+from service.storage.artifacts.store import ArtifactStore
+from service.storage.postgres import tables
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import AliasName, EventBatch, Interaction
+from service.storage.redis.state import HistoryStore, Notices, connect
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.catalogue import put_items
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest
-from service.use_cases.training_state import configured_updater
-from service.use_cases.update_model import PeriodUpdate, Workshop
+from service.use_cases.update.training_state import configured_updater
+from service.use_cases.update.update_model import PeriodUpdate, Workshop
 from tests.conftest import Servers, create_database, drop_database
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)

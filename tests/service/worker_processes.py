@@ -17,9 +17,9 @@ NUMBERS = count(1)
 def work(log: Path, settings: dict[str, Any], silence_seconds: float | None) -> None:
     """What the program does; but for how long it may be silent before Postgres ends its sessions."""
     from service import worker
+    from service.processes.supervisor import configure_logging, run_worker
     from service.settings import Settings
-    from service.storage import database
-    from service.supervisor import configure_logging, run_worker
+    from service.storage.postgres import database
 
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     configure_logging()

@@ -1,0 +1,86 @@
+"""What keeps the service running: liveness, readiness, metrics. No key needed, nothing told that needs one."""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable
+
+from fastapi import APIRouter, Response
+
+from service.errors import NotReady
+from service.http.dependencies import Parts, Service
+from service.http.metrics import CONTENT_TYPE_LATEST
+from service.http.schemas import Health, Readiness
+from service.serving.swap import ServingModel
+from service.tasks import start_for_caller
+from service.use_cases.status import gate_summary, label_totals, period_counts
+
+router = APIRouter(tags=["operations"])
+
+PROBE_SECONDS = 1.5
+
+
+# Uptime probes and load balancers like to ask for heads.
+@router.head("/healthz", include_in_schema=False)
+@router.get("/healthz", summary="Is the process alive?")
+async def get_health() -> Health:
+    """Answers as long as the event loop turns; says nothing of Postgres, Redis or a model."""
+    return Health()
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get("/readyz", summary="Can the process predict and store?")
+async def get_readiness(service: Service) -> Readiness:
+    """Ready when a model is loaded and Postgres answers; without Redis the service is slower, not down. A process that
+    cannot load the newest model goes on with the one it has, and says so here.
+    """
+    postgres, redis = await asyncio.gather(_probe(service.database.ping()), _probe(service.redis.ping()))
+    snapshot = service.serving.current()
+    if postgres != "ok":
+        raise NotReady(f"Postgres: {postgres}")
+    return Readiness(
+        model_version=snapshot.version,
+        period=snapshot.period,
+        checks={"model": _model(service.serving), "postgres": postgres, "redis": redis},
+    )
+
+
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+async def get_metrics(service: Service) -> Response:
+    """The text exposition format; what Postgres does not tell in time is as it was."""
+    await asyncio.gather(_probe(_note_stored(service)), _probe(_note_worker(service)))
+    # Of several workers it reads files, which is work for a thread.
+    return Response(await asyncio.to_thread(service.metrics.render), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _note_stored(service: Parts) -> None:
+    service.metrics.note_labels(await label_totals(service.database))
+    service.metrics.note_periods(await period_counts(service.database))
+    gate = await gate_summary(service.database)
+    service.metrics.note_gate(gate.decisions, gate.in_a_row, gate.losses())
+
+
+async def _note_worker(service: Parts) -> None:
+    at = await service.notices.leader_at()
+    service.metrics.note_worker(math.inf if at is None else max(0.0, time.time() - at))
+
+
+def _model(serving: ServingModel) -> str:
+    version = serving.current().version
+    if serving.trouble is not None:
+        return f"version {version} is served on; the champion was not loaded: {serving.trouble}"
+    return "ok" if serving.damage is None else f"version {version}: {serving.damage}"
+
+
+async def _probe(ping: Awaitable[object]) -> str:
+    """`ok`, or what is wrong; after `PROBE_SECONDS` at the latest."""
+    task = start_for_caller(ping)
+    # Not `asyncio.timeout`: that waits until the cancelled call has ended, and giving up a connection to a server that
+    # hangs can take as long as the server does.
+    done, _ = await asyncio.wait([task], timeout=PROBE_SECONDS)
+    if not done:
+        task.cancel()
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return f"no answer within {PROBE_SECONDS} s"
+    error = task.exception()
+    return "ok" if error is None else f"no answer: {type(error.__cause__ or error).__name__}"

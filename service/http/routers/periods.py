@@ -1,0 +1,89 @@
+"""`/periods`: close the open one, look at all of them, watch one."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import TypeAdapter
+
+from service.http.dependencies import Caller, JsonBody, Requires, Service, body_schema
+from service.http.routers.numbers import Before, Limit, Number
+from service.http.schemas import CloseRequest, CloseResponse
+from service.limits import MAX_ID_LENGTH
+from service.storage.postgres.repositories import ENDED
+from service.use_cases.close_period import close_period
+from service.use_cases.status import PeriodDocument, PeriodPage, get_period, list_periods
+
+router = APIRouter(prefix="/periods", tags=["periods"])
+
+READER = Depends(Requires("admin", "ingest"))
+PERIOD_JSON = TypeAdapter(PeriodDocument)
+
+
+@router.post(
+    "/close",
+    status_code=202,
+    openapi_extra=body_schema(CloseRequest, optional=True),
+    summary="Close the open period",
+)
+async def post_close(
+    service: Service,
+    caller: Annotated[Caller, Depends(Requires("admin"))],
+    body: Annotated[CloseRequest, Depends(JsonBody(CloseRequest, optional=True))],
+    request: Request,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_ID_LENGTH)] = None,
+) -> CloseResponse:
+    """Seal the log of the open period and open the next; the worker updates the model on it from then on."""
+    closing = close_period(
+        service.database,
+        expected_period=body.expected_period,
+        idempotency_key=idempotency_key,
+        actor=caller.name,
+        reason=body.reason,
+    )
+    period = await service.writes.run(closing)
+    status_url = f"{request.scope.get('root_path', '')}/periods/{period.number}"
+    response.headers["Location"] = status_url
+    return CloseResponse(period=period.number, status="sealed", status_url=status_url)
+
+
+@router.get("", dependencies=[READER], summary="Periods, newest first")
+async def get_periods(
+    service: Service,
+    limit: Limit = 50,
+    before: Before = None,
+) -> PeriodPage:
+    """A page of periods; `next` is the `before` of the page that follows."""
+    return await list_periods(service.database, service.notices, limit=limit, before=before)
+
+
+@router.get("/{number:digits}", dependencies=[READER], summary="One period")
+async def get_one_period(service: Service, number: Number) -> PeriodDocument:
+    """The period with the stages of its update and the scores of the models on its log."""
+    return await get_period(service.database, service.notices, number)
+
+
+async def watched(service: Service, number: Number) -> AsyncIterator[AsyncIterator[PeriodDocument]]:
+    """What a stream is made of. A dependency, for a stream has begun before its first event: that there is no such
+    period, or no room, has to be known before.
+    """
+    async with service.periods.watch(number) as documents:
+        yield documents
+
+
+@router.get(
+    "/{number:digits}/events",
+    dependencies=[READER],
+    response_class=EventSourceResponse,
+    summary="One period as it changes",
+)
+async def get_period_events(
+    documents: Annotated[AsyncIterator[PeriodDocument], Depends(watched)],
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events: `status` with the period now and after each change, then `end` when its update has ended."""
+    async for document in documents:
+        yield ServerSentEvent(event="status", raw_data=PERIOD_JSON.dump_json(document).decode())
+        if document.status in ENDED:
+            yield ServerSentEvent(event="end", raw_data="{}")

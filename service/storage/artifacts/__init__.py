@@ -1,0 +1,1 @@
+"""Content-addressed files: parameters, hidden states, serving snapshots."""

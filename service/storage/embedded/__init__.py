@@ -1,0 +1,1 @@
+"""Postgres and Redis from Python packages, for one host without servers."""

@@ -1,0 +1,92 @@
+"""All SQL of the service: one small class a table, over one connection. Results are frozen dataclasses, never rows.
+
+Repositories neither begin nor commit; the session that holds them (`service.storage.postgres.database`) does.
+"""
+
+from service.storage.postgres.events import EventBatch, Happened, Interaction
+from service.storage.postgres.repositories.access import ApiKey, Audit, AuditEntry, Keys
+from service.storage.postgres.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
+from service.storage.postgres.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
+from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
+from service.storage.postgres.repositories.features import NOTHING_KNOWN, Features, FeaturesOf, FeatureVersion
+from service.storage.postgres.repositories.interactions import (
+    Contexts,
+    Inserted,
+    Interactions,
+    PeriodLog,
+    Raced,
+    Stored,
+)
+from service.storage.postgres.repositories.labels import Click, Impression, Labels, Resolved, interaction_id
+from service.storage.postgres.repositories.models import (
+    Alias,
+    AliasName,
+    Evaluation,
+    Evaluations,
+    GateSummary,
+    ModelKind,
+    Models,
+    ModelVersion,
+)
+from service.storage.postgres.repositories.past import Earlier, Past, PastEvent
+from service.storage.postgres.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus, Stage, Stages
+from service.storage.postgres.repositories.traces import FOUND_AT_ONCE, LOG_ROWS, PeriodTraces, Traces
+
+__all__ = [
+    "CHUNK_BYTES",
+    "ENDED",
+    "FOUND_AT_ONCE",
+    "LOG_ROWS",
+    "NOTHING_KNOWN",
+    "WAITING",
+    "Alias",
+    "AliasName",
+    "ApiKey",
+    "Artifacts",
+    "Audit",
+    "AuditEntry",
+    "Catalogue",
+    "Click",
+    "Contexts",
+    "Deletable",
+    "Deletion",
+    "Deletions",
+    "Earlier",
+    "Entities",
+    "EntityKind",
+    "Evaluation",
+    "Evaluations",
+    "EventBatch",
+    "Extent",
+    "FeatureVersion",
+    "Features",
+    "FeaturesOf",
+    "GateSummary",
+    "Happened",
+    "Impression",
+    "Inserted",
+    "Interaction",
+    "Interactions",
+    "Items",
+    "Keys",
+    "Labels",
+    "ModelKind",
+    "ModelVersion",
+    "Models",
+    "Past",
+    "PastEvent",
+    "Period",
+    "PeriodLog",
+    "PeriodStatus",
+    "PeriodTraces",
+    "Periods",
+    "Raced",
+    "Resolved",
+    "Stage",
+    "Stages",
+    "Stored",
+    "Traces",
+    "digest_of",
+    "id_digest",
+    "interaction_id",
+]

@@ -1,0 +1,1 @@
+"""The update of one period, stage by stage."""
