@@ -77,7 +77,6 @@ def test_the_wheel_holds_nothing_else_but_its_licence_and_metadata(wheel_names: 
     assert {name.split("/")[0] for name in wheel_names} == {
         "asmg",
         "service",
-        "migrations",
         "benchmarks",
         "asmg_service-0.1.0.dist-info",
     }
