@@ -13,7 +13,8 @@ from starlette.routing import Route
 from asmg.features import Schema
 from service import __version__
 from service.errors import ConfigurationError, NotReady
-from service.http.bodies import Bodies, count_parts
+from service.http.bodies.parse import count_parts
+from service.http.bodies.read import Bodies
 from service.http.dependencies import Parts
 from service.http.front import Front
 from service.http.hot_routes import Shortcut, by_path

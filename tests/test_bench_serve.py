@@ -52,7 +52,7 @@ from benchmarks.serving.workload import (
     user_id,
 )
 from service.cli import app
-from service.http.bodies import quick_question
+from service.http.bodies.predict import quick_question
 from service.serving.snapshot import Snapshot, hashes_of
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -31,7 +31,7 @@ from benchmarks.serving.workload import (
     random_statistics,
 )
 from service.app import create_app
-from service.http.bodies import quick_question
+from service.http.bodies.predict import quick_question
 from service.http.dependencies import Parts, Requires
 from service.http.routers.predict import answer_json, answer_now
 from service.settings import Settings

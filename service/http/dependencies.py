@@ -14,7 +14,8 @@ from starlette.types import Scope
 from asmg.features import Schema
 from service.addresses import is_loopback
 from service.errors import Forbidden, Unauthorized
-from service.http.bodies import parse_json, read_body
+from service.http.bodies.parse import parse_json
+from service.http.bodies.read import read_body
 from service.http.front import Front
 from service.http.headers import headers_of
 from service.http.metrics import Metrics

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.context import current_request_id
-from service.http.bodies import Bodies
+from service.http.bodies.read import Bodies
 from service.http.dependencies import Parts
 from service.http.front import Front
 from service.http.headers import REQUEST_ID_HEADER, request_id_of

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.context import current_request_id
 from service.errors import BodyTooLarge
-from service.http.bodies import Bodies
+from service.http.bodies.read import Bodies
 from service.http.front import Front
 from service.http.headers import REQUEST_ID_HEADER, declared_length, request_id_of
 from service.http.metrics import Metrics

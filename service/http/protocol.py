@@ -14,7 +14,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service.context import current_request_id
-from service.http.bodies import SMALL_BYTES
+from service.http.bodies.read import SMALL_BYTES
 from service.http.connection import BoundedProtocol
 from service.http.headers import REQUEST_ID_HEADER, declared_length, request_id_of
 

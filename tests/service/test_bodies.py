@@ -17,20 +17,12 @@ from starlette.types import Message
 
 from asmg.features import Schema
 from service.errors import BodyTooLarge, InvalidInput
-from service.http import bodies
-from service.http.bodies import (
-    count_parts,
-    parse_batch,
-    parse_clicks,
-    parse_impressions,
-    parse_interactions,
-    parse_json,
-    parse_predict,
-    plain_interactions,
-    quick_question,
-    read_body,
-    refuse_faults,
-)
+from service.http.bodies import impressions, interactions, predict
+from service.http.bodies.impressions import parse_clicks, parse_impressions
+from service.http.bodies.interactions import parse_interactions, plain_interactions
+from service.http.bodies.parse import count_parts, parse_json, refuse_faults
+from service.http.bodies.predict import parse_batch, parse_predict, quick_question
+from service.http.bodies.read import read_body
 from service.http.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
 from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_IMPRESSIONS, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_PARTS
 from service.serving.id_index import NOBODY, hash_ids
@@ -132,9 +124,9 @@ def questions(kind: str, body: bytes) -> Any:
 
 
 EVENTS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[bytes, Any], Any]]] = {
-    "interactions": (InteractionsRequest, bodies._interaction, parse_interactions),
-    "impressions": (ImpressionsRequest, bodies._impression, parse_impressions),
-    "clicks": (ClicksRequest, bodies._click, parse_clicks),
+    "interactions": (InteractionsRequest, interactions._interaction, parse_interactions),
+    "impressions": (ImpressionsRequest, impressions._impression, parse_impressions),
+    "clicks": (ClicksRequest, impressions._click, parse_clicks),
 }
 PARSERS: dict[str, Callable[[bytes, Any], Any]] = {
     "predict": partial(parse_predict, schema=SCHEMA),
@@ -382,7 +374,8 @@ def test_a_good_body_takes_the_quick_way(kind: str, media_type: bytes, monkeypat
     def never(*_: object) -> None:
         raise AssertionError("pydantic was asked")
 
-    monkeypatch.setattr(bodies, "parse_json", never)
+    for module in (impressions, interactions, predict):
+        monkeypatch.setattr(module, "parse_json", never)
     for body, outcome in zip(GOOD[kind], expected, strict=True):
         assert plain(PARSERS[kind](body, scope)) == outcome
         for letter in "aé日😀":
@@ -396,8 +389,8 @@ def test_a_good_body_takes_the_quick_way(kind: str, media_type: bytes, monkeypat
 
 @pytest.mark.parametrize("kind", ["predict", "batch"])
 def test_plain_items_are_hashed_where_they_are(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "parse_json", None)
-    monkeypatch.setattr(bodies, "_predict", None)
+    monkeypatch.setattr(predict, "parse_json", None)
+    monkeypatch.setattr(predict, "_predict", None)
     PARSERS[kind](GOOD[kind][0], SCOPE)
     PARSERS[kind](GOOD[kind][2], SCOPE)  # whose ids are integers
 

@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from asmg.features import Schema
-from service.http.bodies import parse_interactions, parse_predict
+from service.http.bodies.interactions import parse_interactions
+from service.http.bodies.predict import parse_predict
 from service.limits import MAX_CONTEXT_BYTES
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EventBatch, FeaturesOf, FeatureVersion, Interaction
@@ -261,7 +262,7 @@ class TestIngestion:
 
     def test_the_short_way_is_taken_without_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
         plain = json.dumps({"interactions": [event(1)]}).encode()
-        monkeypatch.setattr("service.http.bodies.parse_json", None)
+        monkeypatch.setattr("service.http.bodies.interactions.parse_json", None)
         assert len(parse_interactions(plain, SCOPE, SCHEMA)) == 1
 
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from service.errors import BodyTooLarge, NotReady
-from service.http.bodies import Bodies
+from service.http.bodies.read import Bodies
 from service.limits import (
     MAX_BATCH_BYTES,
     MAX_BODIES_BYTES,

@@ -16,8 +16,9 @@ from sqlalchemy import text
 from starlette.exceptions import HTTPException
 
 from service.errors import BodyTooLarge, NotReady
-from service.http import bodies as bodies_module
-from service.http.bodies import SMALL_BYTES, Bodies, gunzipped, read_body
+from service.http.bodies import interactions as interactions_module
+from service.http.bodies import read as read_module
+from service.http.bodies.read import SMALL_BYTES, Bodies, gunzipped, read_body
 from service.limits import MAX_BODY_BYTES, MAX_GZIP_MEMBERS, MAX_ID_LENGTH, within_id_length
 from service.serving.snapshot import hashes_of
 from service.storage.postgres.database import Database
@@ -215,7 +216,7 @@ class TestGzip:
         self, api: Api, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """By the same short ways as what is not compressed."""
-        monkeypatch.setattr(bodies_module, "_written_again", None)
+        monkeypatch.setattr(interactions_module, "_written_again", None)
         for method, path, document in INGESTION.values():
             whole = json.dumps(document).encode()
             halves = gzip.compress(whole[:9]) + gzip.compress(whole[9:])
@@ -279,14 +280,14 @@ class TestGzip:
 
     async def test_only_small_bodies_are_inflated_on_the_event_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
         in_threads: list[int] = []
-        to_thread = bodies_module.asyncio.to_thread
+        to_thread = read_module.asyncio.to_thread
 
         async def noted(function: Callable[..., Any], *arguments: Any) -> Any:
             piece = await to_thread(function, *arguments)
             in_threads.append(len(piece or b""))
             return piece
 
-        monkeypatch.setattr(bodies_module.asyncio, "to_thread", noted)
+        monkeypatch.setattr(read_module.asyncio, "to_thread", noted)
         scope = {"headers": [(b"content-encoding", b"gzip")]}
         for length, expected in ((1000, 0), (SMALL_BYTES, 0), (5 * SMALL_BYTES, 4 * SMALL_BYTES)):
             in_threads.clear()

@@ -11,15 +11,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from numpy.typing import NDArray
 from starlette.types import Receive, Scope
 
-from service.http.bodies import (
-    is_small,
-    parse_clicks,
-    parse_impressions,
-    parse_interactions,
-    plain_interactions,
-    read_body,
-    refuse_future,
-)
+from service.http.bodies.impressions import parse_clicks, parse_impressions
+from service.http.bodies.interactions import parse_interactions, plain_interactions
+from service.http.bodies.parse import refuse_future
+from service.http.bodies.read import is_small, read_body
 from service.http.dependencies import Parts, Requires, body_schema
 from service.http.hot_routes import Answer
 from service.http.schemas import ClicksRequest, ImpressionsRequest, IngestResponse, InteractionsRequest

@@ -12,7 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope
 
 from service.errors import Forbidden, NotReady, RateLimited
-from service.http.bodies import is_small, parse_batch, parse_predict, quick_question, read_body
+from service.http.bodies.predict import parse_batch, parse_predict, quick_question
+from service.http.bodies.read import is_small, read_body
 from service.http.dependencies import Parts, Requires, body_schema
 from service.http.headers import content_coding, request_id_of
 from service.http.hot_routes import Answer

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from service.errors import FieldError, InvalidInput, NotReady
-from service.http.bodies import refuse_faults, refuse_future
+from service.http.bodies.parse import refuse_faults, refuse_future
 from service.http.dependencies import Caller, JsonBody, Parts, Requires, Service, body_schema
 from service.http.schemas import DeletionResponse, Text, UsersRequest, UsersResponse
 from service.storage.postgres.events import moments_of
