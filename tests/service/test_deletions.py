@@ -45,8 +45,9 @@ from service.use_cases.forget import carry_out, carry_out_pending, request_delet
 from service.use_cases.ingest import ingest, ingest_clicks, ingest_impressions
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune
 from service.use_cases.rollback import rollback
-from service.use_cases.update import update_model
-from service.use_cases.update.update_model import PeriodUpdate, Superseded
+from service.use_cases.update import publish
+from service.use_cases.update.context import Superseded, UpdateContext
+from service.use_cases.update.resolve import resolve_labels
 from service.use_cases.verify import verify
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app, settings_for
@@ -106,8 +107,8 @@ async def show(b: Bench, number: int, at: datetime) -> None:
         Click(f"click-other {number}", names[1], "item2", at),
     ]
     window = b.settings.attribution_window
-    await ingest_impressions(b.database, b.workshop.histories, shown, window)
-    await ingest_clicks(b.database, b.workshop.histories, clicks, window)
+    await ingest_impressions(b.database, b.context.histories, shown, window)
+    await ingest_clicks(b.database, b.context.histories, clicks, window)
 
 
 async def live(b: Bench) -> None:
@@ -117,7 +118,7 @@ async def live(b: Bench) -> None:
         await work.items.upsert(catalogue)
         await work.commit()
     for number in range(1, 4):
-        await ingest(b.database, b.workshop.histories, EventBatch.of(log_of(number)))
+        await ingest(b.database, b.context.histories, EventBatch.of(log_of(number)))
         await show(b, number, moment(START_MS + number * HOUR_MS))
         await b.close(number)
         await merge_event_ids(b.database)
@@ -125,7 +126,7 @@ async def live(b: Bench) -> None:
         await prune(b.database, number, b.settings)
         await drop_old_logs(b.database, b.settings)
     for number in (4, 5):
-        await ingest(b.database, b.workshop.histories, EventBatch.of(log_of(number)))
+        await ingest(b.database, b.context.histories, EventBatch.of(log_of(number)))
         await show(b, number, datetime.now(UTC))  # its window is open
         if number == 4:
             await b.close(number)
@@ -165,7 +166,7 @@ async def past(copy: Make, lived: str, redis_url: str, tmp_path: Path) -> AsyncI
 async def delete(b: Bench, kind: Any = "user", id_: str = ANN) -> forget.Deletion:
     """From beginning to end."""
     deletion = await request_deletion(b.database, kind, id_, actor="test")
-    return await carry_out(b.database, b.workshop.histories, b.settings.journal, deletion)
+    return await carry_out(b.database, b.context.histories, b.settings.journal, deletion)
 
 
 async def marked(database: Database, mark: str) -> set[str]:
@@ -204,7 +205,7 @@ async def until(database: Database, query: str, **values: object) -> None:
 
 async def served(b: Bench, version: int, folder: Path) -> Snapshot:
     digest = (await b.outcome())["versions"][version]["serving"]
-    path = await b.workshop.artifacts.fetch_file(digest, folder / str(version))
+    path = await b.context.artifacts.fetch_file(digest, folder / str(version))
     return Snapshot.open(path, version, version)
 
 
@@ -267,12 +268,12 @@ class TestNothingStays:
 
     async def test_again_it_changes_nothing_but_what_came_since(self, past: Bench) -> None:
         first = await delete(past)
-        assert (await carry_out(past.database, past.workshop.histories, past.settings.journal, first)) == first
+        assert (await carry_out(past.database, past.context.histories, past.settings.journal, first)) == first
         second = await delete(past)
         assert second.removed == {} and second.deletion != first.deletion
         # An event that is sent again is about a stranger: it is stored, and can be deleted.
         again = EventBatch.of([event for event in log_of(3) if event.user_id == ANN])
-        assert (await ingest(past.database, past.workshop.histories, again)).accepted == OF_ANN
+        assert (await ingest(past.database, past.context.histories, again)).accepted == OF_ANN
         assert (await delete(past)).removed == {"interactions": OF_ANN}
 
     async def test_what_an_impression_would_have_become_is_not_reserved_any_more(
@@ -317,7 +318,7 @@ class TestNothingStays:
         await past.update(5)
         for number in (6, 7):
             events = [Interaction(f"{number}-{n}", ANN, "item1", n % 2, datetime.now(UTC)) for n in range(4)]
-            await ingest(past.database, past.workshop.histories, EventBatch.of(events))
+            await ingest(past.database, past.context.histories, EventBatch.of(events))
             await past.close(number)
             if number == 7:
                 async with past.database.unit_of_work() as work:
@@ -351,13 +352,13 @@ def single(number: int, *, ann: bool = True, events: int = 40) -> EventBatch:
 
 
 async def learn(b: Bench, number: int, **options: Any) -> int:
-    await ingest(b.database, b.workshop.histories, single(number, **options))
+    await ingest(b.database, b.context.histories, single(number, **options))
     await b.close(number)
     return await b.update(number)
 
 
 async def tensors(b: Bench, digest: str) -> dict[str, torch.Tensor]:
-    return dict(Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)).tensors)
+    return dict(Checkpoint.from_bytes(await b.context.artifacts.get(digest)).tensors)
 
 
 async def counted_of(b: Bench, parts: dict[str, str], item: int) -> set[str]:
@@ -425,7 +426,7 @@ class TestTheNextModel:
             await delete(b)
             await learn(b, 3, ann=False)
             back: dict[str, Any] = {"reason": "test", "actor": "test", "lead_seconds": 0.0}
-            await rollback(b.database, b.workshop.notices, to_version=1, sequence="excise", **back)
+            await rollback(b.database, b.context.notices, to_version=1, sequence="excise", **back)
             version = await learn(b, 4, ann=False)
             after = await served(b, version, tmp_path)
             assert after.predict(ANN, ["item1"], []).cold_user
@@ -445,11 +446,11 @@ class TestTheNextModel:
                 event = Interaction(f"{period} again", name, "item1", 1, moment(START_MS + 9 * HOUR_MS))
                 # With others, for of a single event the gate may make anything.
                 for batch in (EventBatch.of([event]), single(period, ann=False)):
-                    await ingest(b.database, b.workshop.histories, batch)
+                    await ingest(b.database, b.context.histories, batch)
                 await b.close(period)
                 if states:
                     back: dict[str, Any] = {"reason": "test", "actor": "test", "lead_seconds": 0.0}
-                    await rollback(b.database, b.workshop.notices, to_version=2, sequence="excise", **back)
+                    await rollback(b.database, b.context.notices, to_version=2, sequence="excise", **back)
                 states.append(await b.update(period))
                 async with b.database.read() as session:
                     ids, _ = await session.entities.rows(EntityKind.USER)
@@ -478,15 +479,15 @@ class TestTheNextModel:
     async def test_a_snapshot_that_was_written_before_is_not_published(
         self, past: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
     ) -> None:
-        put = PeriodUpdate._put_snapshot
+        put = publish.write_snapshot
 
-        async def put_then_delete(update: PeriodUpdate, *arguments: Any) -> str:
-            digest = await put(update, *arguments)
+        async def put_then_delete(*arguments: Any) -> str:
+            digest = await put(*arguments)
             await delete(past)
             return digest
 
         with monkeypatch.context() as patch:
-            patch.setattr(PeriodUpdate, "_put_snapshot", put_then_delete)
+            patch.setattr(publish, "write_snapshot", put_then_delete)
             with pytest.raises(Superseded, match="somebody was deleted"):
                 await past.update(4)
         assert "may know somebody who was deleted" in caplog.text
@@ -497,12 +498,12 @@ class TestTheNextModel:
         self, past: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Of who was never there, and of who came since the log was read."""
-        put, removed = PeriodUpdate._put_snapshot, []
+        put, removed = publish.write_snapshot, []
 
-        async def put_then_delete(update: PeriodUpdate, *arguments: Any) -> str:
-            digest = await put(update, *arguments)
+        async def put_then_delete(*arguments: Any) -> str:
+            digest = await put(*arguments)
             event = Interaction("of a new user", "new user", "item1", 1, datetime.now(UTC))
-            await ingest(past.database, past.workshop.histories, EventBatch.of([event]))
+            await ingest(past.database, past.context.histories, EventBatch.of([event]))
             removed.extend([(await delete(past, "user", id_)).removed for id_ in (NOBODY, "new user")])
             return digest
 
@@ -515,7 +516,7 @@ class TestTheNextModel:
                 await delete(past, "user", NOBODY)
             return await read(items)
 
-        monkeypatch.setattr(PeriodUpdate, "_put_snapshot", put_then_delete)
+        monkeypatch.setattr(publish, "write_snapshot", put_then_delete)
         monkeypatch.setattr(Items, "catalogue", delete_then_read)
         await past.update(4)
         assert removed == [{}, {"interactions": 1}]
@@ -545,7 +546,7 @@ class TestMeanwhile:
                 number += 1
                 events = [Interaction(f"{lane}-{number}-{k}", ANN, LAMP, k % 2, datetime.now(UTC)) for k in range(3)]
                 began = loop.time()
-                await ingest(past.database, past.workshop.histories, EventBatch.of(events))
+                await ingest(past.database, past.context.histories, EventBatch.of(events))
                 sent.update(dict.fromkeys((event.event_id for event in events), began))
                 await asyncio.sleep(0.02)
 
@@ -557,9 +558,7 @@ class TestMeanwhile:
                 async with past.database.unit_of_work() as work:
                     await work.periods.set_status(number, "skipped")
                     await work.commit()
-                await update_model.resolve_labels(
-                    past.database, past.workshop.histories, number, past.settings.attribution_window
-                )
+                await resolve_labels(past.database, past.context.histories, number, past.settings.attribution_window)
                 await drop_old_logs(past.database, past.settings)
                 number += 1
                 await asyncio.sleep(0.3)
@@ -700,13 +699,13 @@ class TestMeanwhile:
         assert (await request_deletion(past.database, "user", ANN, actor="test")).deletion == deletion.deletion
         (tmp_path / "file").write_text("")
         for journal, histories in (
-            (tmp_path / "file" / "journal", past.workshop.histories),
+            (tmp_path / "file" / "journal", past.context.histories),
             (past.settings.journal, Away()),
         ):
             with pytest.raises(NotReady):
                 await carry_out(past.database, histories, journal, deletion)
         assert await marked(past.database, ANN) == {"deletions"}
-        pending = (past.database, past.workshop.histories, past.settings.journal)
+        pending = (past.database, past.context.histories, past.settings.journal)
         assert await carry_out_pending(*pending) == (0, 0)
         assert await carry_out_pending(*pending, older_than=timedelta()) == (1, 0)
         assert await marked(past.database, ANN) == set()
@@ -726,7 +725,7 @@ class TestTheWorker:
     async def test_one_that_fails_holds_up_neither_the_next_nor_the_worker(
         self, past: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
     ) -> None:
-        forget_user, tried = past.workshop.histories.forget_user, []
+        forget_user, tried = past.context.histories.forget_user, []
 
         async def fail_for_ann(user_id: str) -> None:
             tried.append(user_id)
@@ -734,17 +733,17 @@ class TestTheWorker:
                 raise error
             await forget_user(user_id)
 
-        monkeypatch.setattr(past.workshop.histories, "forget_user", fail_for_ann)
+        monkeypatch.setattr(past.context.histories, "forget_user", fail_for_ann)
         await of_long_ago(past, ANN, "user3")
-        leftovers = worker._Leftovers(past.workshop)
+        pending = worker.PendingDeletions(past.context)
         for _ in range(3):  # each attempt is a pass over all logs
-            await leftovers.carry_out()
+            await pending.carry_out()
         assert tried == [ANN, "user3"]
         assert caplog.text.count("is not carried out yet") == 1
         monkeypatch.setattr(worker, "DELETION_PAUSE_SECONDS", 0.0)
-        leftovers = worker._Leftovers(past.workshop)
+        pending = worker.PendingDeletions(past.context)
         for _ in range(2):
-            await leftovers.carry_out()
+            await pending.carry_out()
         assert tried == [ANN, "user3", ANN, ANN]
 
     async def test_its_heart_beats_with_each_step_and_period(
@@ -753,17 +752,17 @@ class TestTheWorker:
         monkeypatch.setattr(retention, "KEPT_FOR_TRAINING", 1)
         monkeypatch.setattr(forget, "ROWS_OF_A_STEP", 1)
         beats = []
-        workshop = replace(past.workshop, beat=lambda: beats.append(None))
+        context = replace(past.context, beat=lambda: beats.append(None))
 
-        async def run(_: PeriodUpdate) -> int:
+        async def update_period(_: UpdateContext, __: int) -> int:
             return 4
 
-        monkeypatch.setattr(PeriodUpdate, "run", run)  # which beats by itself
-        assert await worker._update_next(workshop)
+        monkeypatch.setattr(worker, "update_period", update_period)  # which beats by itself
+        assert await worker.update_next(context)
         assert len(beats) == 3  # the ids of period 4 are merged, the log of period 3 is dropped, old features too
         beats.clear()
         await of_long_ago(past, ANN)
-        await worker._Leftovers(workshop).carry_out()
+        await worker.PendingDeletions(context).carry_out()
         assert len(beats) > 3 * OF_ANN
 
 
@@ -774,13 +773,13 @@ async def only_positives(b: Bench, number: int, *item_ids: str) -> None:
         Interaction(f"{number}-{n}", f"user{n}", item, 1, moment(START_MS + number * HOUR_MS + n))
         for n, item in enumerate(clicked)
     ]
-    await ingest(b.database, b.workshop.histories, EventBatch.of(events))
+    await ingest(b.database, b.context.histories, EventBatch.of(events))
 
 
 async def resolve(b: Bench, number: int) -> None:
     """With so many negatives that none of the items is missed."""
     window = b.settings.attribution_window
-    await update_model.resolve_labels(b.database, b.workshop.histories, number, window, negatives_per_positive=5)
+    await resolve_labels(b.database, b.context.histories, number, window, negatives_per_positive=5)
 
 
 class Away:
@@ -829,13 +828,13 @@ class TestRestored:
         """And nobody else: neither whose deletion the backup knows, nor who has the id of one whom it knows."""
         await delete(past, "item", LAMP)
         lamp = Interaction("a new lamp", "user1", LAMP, 1, datetime.now(UTC))
-        await ingest(past.database, past.workshop.histories, EventBatch.of([lamp]))
+        await ingest(past.database, past.context.histories, EventBatch.of([lamp]))
         pending = await request_deletion(past.database, "user", "user3", actor="test")
         folder = tmp_path / "backup"
         await back_up(past.database, folder, past.settings.journal)
         assert read_backup(folder).journal == str(past.settings.journal)
         await delete(past)
-        await carry_out(past.database, past.workshop.histories, past.settings.journal, pending)
+        await carry_out(past.database, past.context.histories, past.settings.journal, pending)
         journal = read_journal(past.settings.journal)
         assert len(journal) == 3
         content = past.settings.journal.read_text()

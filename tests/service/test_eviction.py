@@ -35,7 +35,7 @@ from service.use_cases.catalogue import put_items
 from service.use_cases.quarantine import retry_period
 from service.use_cases.rollback import rollback
 from service.use_cases.update import gate
-from service.use_cases.update.period_data import PreparedPeriod, prepare_period
+from service.use_cases.update.prepare import PreparedPeriod, prepare_period
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.backup_support import sql
 from tests.service.test_update_model import Stopped, Watched, clicks_by_hand, closing
@@ -102,13 +102,13 @@ async def go_on(b: Bench, *periods: DriftPeriod, **parts: Any) -> None:
 
 async def served(b: Bench, version: int, folder: Path) -> Snapshot:
     digest = (await b.outcome())["versions"][version]["serving"]
-    snapshot = Snapshot.open(await b.workshop.artifacts.fetch_file(digest, folder / str(version)), version, version)
+    snapshot = Snapshot.open(await b.context.artifacts.fetch_file(digest, folder / str(version)), version, version)
     snapshot.check()
     return snapshot
 
 
 async def tensors(b: Bench, digest: str) -> dict[str, torch.Tensor]:
-    return dict(Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)).tensors)
+    return dict(Checkpoint.from_bytes(await b.context.artifacts.get(digest)).tensors)
 
 
 async def rows_of(database: Database, kind: EntityKind) -> dict[str, int]:
@@ -550,7 +550,7 @@ class TestCycle:
             async with b.database.read() as session:
                 stage = await session.stages.get(8, "prepare")
             assert stage is not None
-            data = load_data(Checkpoint.from_bytes(await b.workshop.artifacts.get(stage.result["data"])))
+            data = load_data(Checkpoint.from_bytes(await b.context.artifacts.get(stage.result["data"])))
             kept = {kind: {row for name, row in now[kind].items() if name in ids[kind]} for kind in now}
             taken = set(data.user.tolist()) & (set(ids[EntityKind.USER].values()) - kept[EntityKind.USER])
             assert taken
@@ -566,7 +566,7 @@ class TestCycle:
                 ("incremental", 7, states[7]["parts"]["base"], states[7]["parts"]["statistics"]),
             ):
                 params = {n: t.double().numpy() for n, t in (await tensors(b, digest)).items()}
-                statistics = Statistics.load(Checkpoint.from_bytes(await b.workshop.artifacts.get(counted)))
+                statistics = Statistics.load(Checkpoint.from_bytes(await b.context.artifacts.get(counted)))
                 without = statistics.forgotten({"item": strange}).inputs(data).double().numpy()
                 told_apart = np.abs(without - statistics.inputs(data).double().numpy()).max()
                 # After one period nothing of items has differed yet, and so nothing of it is read.
@@ -636,7 +636,7 @@ class TestCycle:
             assert taken
             await rollback(
                 b.database,
-                b.workshop.notices,
+                b.context.notices,
                 to_version=7,
                 sequence="excise",
                 reason="bad data",

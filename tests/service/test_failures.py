@@ -24,7 +24,7 @@ from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import migrate
 from service.storage.postgres.repositories import Period
 from service.use_cases.quarantine import MOST_CRASHES
-from service.use_cases.update import update_model
+from service.use_cases.update import publish
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import event
 from tests.service.programs import program
@@ -378,7 +378,7 @@ class TestDisk:
         caplog: pytest.LogCaptureFixture,
         number: int,
     ) -> None:
-        really_create: Callable[..., Any] = update_model.create
+        really_create: Callable[..., Any] = publish.create
         tried: list[int] = []
         trained: list[str] = []
 
@@ -388,7 +388,7 @@ class TestDisk:
                 raise OSError(number, "trouble")
             return really_create(*arguments)
 
-        monkeypatch.setattr(update_model, "create", create)
+        monkeypatch.setattr(publish, "create", create)
         async with working(
             dsn, redis_url, tmp_path, monkeypatch, before=lambda stage, _: trained.append(stage)
         ) as database:

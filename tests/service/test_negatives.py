@@ -57,7 +57,7 @@ def clicks(count: int, *, users: int = 7, items: int = 12, start: int = 0) -> li
 
 
 async def close(b: Bench, number: int, events: list[Interaction]) -> None:
-    await ingest(b.database, b.workshop.histories, EventBatch.of(events))
+    await ingest(b.database, b.context.histories, EventBatch.of(events))
     await b.close(number)
 
 
@@ -111,7 +111,7 @@ class TestSampling:
         # Sent by a client, such an id is known.
         again = await ingest(
             b.database,
-            b.workshop.histories,
+            b.context.histories,
             EventBatch.of([clicks(1)[0], Interaction(log[1].event_id, "u", "i", 1, NOON)]),
         )
         assert again.accepted == 0
@@ -232,7 +232,7 @@ class TestCorrection:
                 await b.update(number)
             outcome = await b.outcome()
             version = outcome["versions"][3]
-            path = await b.workshop.artifacts.fetch_file(version["serving"], tmp_path / str(prior))
+            path = await b.context.artifacts.fetch_file(version["serving"], tmp_path / str(prior))
             snapshot = Snapshot.open(path, 3, 3)
             snapshot.check()
             asked = [f"i{n}" for n in range(items)]

@@ -17,8 +17,8 @@ from asmg.numbers import NumberMoments
 from service.serving.encode import Known
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EntityKind, EventBatch, FeaturesOf, FeatureVersion, Interaction
-from service.use_cases.update.period_data import prepare_period
 from service.use_cases.update.period_fields import fields_of_snapshot
+from service.use_cases.update.prepare import prepare_period
 from tests.service.test_eviction import HOUR_MS, rows_of
 from tests.service.update_support import moment
 

@@ -29,7 +29,7 @@ from service.use_cases.ingest import ingest, ingest_clicks, ingest_impressions
 from service.use_cases.quarantine import skip_period
 from service.use_cases.retention import merge_event_ids
 from service.use_cases.status import label_totals
-from service.use_cases.update.resolve_labels import resolve_labels, resolve_skipped
+from service.use_cases.update.resolve import resolve_labels, resolve_skipped
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import running_app
 from tests.service.test_update_model import worker_process

@@ -44,9 +44,9 @@ from service.storage.postgres.database import Database, Leadership, Lock, UnitOf
 from service.storage.postgres.repositories import AliasName, EventBatch, PeriodStatus
 from service.storage.redis.state import Notices
 from service.use_cases.rollback import rollback
-from service.use_cases.update.period_data import prepare_period
-from service.use_cases.update.training_state import configured_updater
-from service.use_cases.update.update_model import Superseded
+from service.use_cases.update.configuration import configured_updater
+from service.use_cases.update.context import Superseded
+from service.use_cases.update.prepare import prepare_period
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.programs import start, wait_for
 from tests.service.update_support import (
@@ -332,7 +332,7 @@ class TestVersions:
             assert two["statistics"] != one["serving_statistics"]
             label = data.label.numpy()
             for name, pair in digests.items():
-                stored_model, counted = [Checkpoint.from_bytes(await b.workshop.artifacts.get(d)) for d in pair]
+                stored_model, counted = [Checkpoint.from_bytes(await b.context.artifacts.get(d)) for d in pair]
                 numeric = Statistics.load(counted).inputs(data).double().numpy()
                 guess = clicks_by_hand({n: t.double().numpy() for n, t in stored_model.tensors.items()}, data, numeric)
                 assert found[name].events == len(label) == 300
@@ -574,7 +574,7 @@ class TestInterruptions:
                         events[1].wait(20)
                         events[2].set()
 
-                update = asyncio.create_task(b.update(2, updater=Meddled(b.workshop.updater, before)))
+                update = asyncio.create_task(b.update(2, updater=Meddled(b.context.updater, before)))
                 await asyncio.wait_for(entered.wait(), 60)
                 update.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -600,7 +600,7 @@ class TestInterruptions:
             for stage in TRAINING:
                 raise_at = stage
                 with pytest.raises(DivergedError):
-                    await b.update(2, updater=Meddled(b.workshop.updater, before))
+                    await b.update(2, updater=Meddled(b.context.updater, before))
                 assert (await b.outcome())["aliases"] == {"champion": 1, "head": 1, "baseline": 1}
             assert await b.update(2) == 2
             await self.check(b, prepared)
@@ -792,7 +792,7 @@ class TestExcise:
 async def excise(b: Bench) -> None:
     await rollback(
         b.database,
-        b.workshop.notices,
+        b.context.notices,
         to_version=1,
         sequence="excise",
         reason="bad data",
@@ -949,9 +949,9 @@ class TestWorker:
                 await _updated(database, 3)
             found = await b.outcome()
             state = found["versions"][3]["state"]["parts"]
-            meta = Checkpoint.from_bytes(await b.workshop.artifacts.get(state["updater"])).meta
+            meta = Checkpoint.from_bytes(await b.context.artifacts.get(state["updater"])).meta
             served = found["versions"][3]["serving"]
-            path = await b.workshop.artifacts.fetch_file(served, tmp_path / "fetched")
+            path = await b.context.artifacts.fetch_file(served, tmp_path / "fetched")
             snapshot = Snapshot.open(path, 3, 3)
             snapshot.check()
             prediction = snapshot.predict("u1", ["i1", "i2", "nobody"], ["i3"])
@@ -982,13 +982,13 @@ class TestWorker:
                 await b.update(period.number)
             await b.log(log[2])
             with pytest.raises(SystemExit):
-                await b.update(3, updater=Meddled(b.workshop.updater, stopped))
+                await b.update(3, updater=Meddled(b.context.updater, stopped))
             before = await b.outcome()
         base = before["versions"][2]["state"]["parts"]["base"]
         async with bench(postgres_dsn, redis_url, tmp_path, updater="iu") as b:
             await b.update(3)
             found = await b.outcome()
-            artifacts = b.workshop.artifacts
+            artifacts = b.context.artifacts
             data = load_data(Checkpoint.from_bytes(await artifacts.get(await self._data_digest(b, 3))))
             iu = updater_of("iu")
             parts = found["versions"][2]["state"]["parts"]

@@ -27,8 +27,9 @@ from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.catalogue import put_items
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest
-from service.use_cases.update.training_state import configured_updater
-from service.use_cases.update.update_model import PeriodUpdate, Workshop
+from service.use_cases.update.configuration import configured_updater
+from service.use_cases.update.context import UpdateContext
+from service.use_cases.update.pipeline import update_period
 from tests.conftest import Servers, create_database, drop_database
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
@@ -61,18 +62,18 @@ def moment(milliseconds: int) -> datetime:
 
 @dataclass
 class Bench:
-    """A workshop with its servers, and the way logs get there."""
+    """The dependencies of an update, on real servers, and ways to log, close and update."""
 
     settings: Settings
     database: Database
     redis: Redis
-    workshop: Workshop = field(init=False)
+    context: UpdateContext = field(init=False)
 
     def __post_init__(self) -> None:
         updater = configured_updater(self.settings)
         artifacts, notices = ArtifactStore(self.database, self.redis), Notices(self.redis)
         histories = HistoryStore(self.redis, self.database)
-        self.workshop = Workshop(
+        self.context = UpdateContext(
             self.settings, self.database, artifacts, notices, updater, histories, self.settings.read_features()
         )
 
@@ -88,8 +89,8 @@ class Bench:
         await close_period(self.database, expected_period=number, idempotency_key=None, actor="test")
 
     async def update(self, number: int, **parts: Any) -> int:
-        """Update on a sealed period; `parts` replace those of the workshop."""
-        return await PeriodUpdate(replace(self.workshop, **parts), number).run()
+        """Update on a sealed period; `parts` replace those of `context`."""
+        return await update_period(replace(self.context, **parts), number)
 
     async def outcome(self) -> dict[str, Any]:
         """All that an update leaves behind, but for the moments at which it happened."""
@@ -103,7 +104,7 @@ async def bench(dsn: str, redis_url: str, folder: Path, **changes: Any) -> Async
     database, redis = Database(dsn, pool_size=4), connect(redis_url)
     try:
         made = Bench(settings, database, redis)
-        await ensure_prior(database, made.workshop.artifacts, settings.prior_ctr)
+        await ensure_prior(database, made.context.artifacts, settings.prior_ctr)
         yield made
     finally:
         await redis.aclose()
@@ -145,7 +146,7 @@ async def stored(database: Database) -> set[str]:
 async def statistics_of(b: Bench, outcome: dict[str, Any], version: int) -> Statistics:
     """Those of a version's training state."""
     digest = outcome["versions"][version]["state"]["parts"]["statistics"]
-    return Statistics.load(Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)))
+    return Statistics.load(Checkpoint.from_bytes(await b.context.artifacts.get(digest)))
 
 
 def named(outcome: dict[str, Any]) -> set[str]:

@@ -123,7 +123,7 @@ class GateSummary:
     in_a_row: int
     """The newest versions in a row that were `previous`."""
     trial: Mapping[str, Any] | None
-    """Of the newest version, see `service.use_cases.update.gate.Trial`; None where it had none."""
+    """Of the newest version, see `service.use_cases.update.trial.Trial`; None where it had none."""
 
     def losses(self) -> dict[str, float]:
         """LogLoss on the newest tenth of the period learned last: of the rehearsals by rung, of a `constant` and of
