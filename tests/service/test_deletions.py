@@ -53,7 +53,7 @@ from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app, settings_for
 from tests.service.backup_support import opened
 from tests.service.programs import FORKED
-from tests.service.update_support import Bench, bench, copies, moment, single_thread
+from tests.service.update_support import Bench, bench, copies, moment
 from tests.service.worker_processes import forked_worker
 
 ANN = "ann/gone é%"
@@ -69,10 +69,7 @@ CHANGES: dict[str, Any] = {"keep_logs": 0, "swap_lead_seconds": 0.0, "attributio
 Make = Callable[..., str]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- a past
@@ -147,13 +144,6 @@ def lived(
         name = copy()
         in_thread(asyncio.run, make(database_dsn(servers, name)))
         yield name
-
-
-@pytest.fixture
-def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[Make]:
-    """DSN of a new database: migrated, or a copy of the one named."""
-    with copies(servers, migrated_template, database_numbers) as make:
-        yield lambda *name: database_dsn(servers, make(*name))
 
 
 @pytest.fixture

@@ -38,8 +38,9 @@ from service.use_cases.update import gate
 from service.use_cases.update.prepare import PreparedPeriod, prepare_period
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.backup_support import sql
-from tests.service.test_update_model import Stopped, Watched, clicks_by_hand, closing
-from tests.service.update_support import Bench, bench, copies, moment, outcome, single_thread
+from tests.service.predictions_by_hand import clicks_by_hand
+from tests.service.update_doubles import Stopped, Watched, closing
+from tests.service.update_support import Bench, bench, copies, moment, outcome
 from tests.service.worker_processes import forked_worker
 
 NEVER_KNOWN = "nobody at all"
@@ -50,10 +51,7 @@ EVICTING: dict[str, Any] = {"evict_after_periods": EVICT_AFTER, "history_length"
 HOUR_MS = 3_600_000
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- a stream in which ids go and come back
@@ -443,13 +441,6 @@ def prepared(
         name = copy()
         in_thread(asyncio.run, make(database_dsn(servers, name)))
         yield Prepared(name, in_thread(asyncio.run, finish(database_dsn(servers, copy(name)))))
-
-
-@pytest.fixture
-def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[Callable[..., str]]:
-    """DSN of a new database: empty, or a copy of the one named."""
-    with copies(servers, migrated_template, database_numbers) as make:
-        yield lambda *source: database_dsn(servers, make(*source))
 
 
 @pytest.fixture

@@ -21,16 +21,13 @@ from service.use_cases.ingest import ingest
 from service.use_cases.update.negatives import Sampling, logit_correction
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import running_app
-from tests.service.update_support import Bench, bench, copies, single_thread
+from tests.service.update_support import Bench, bench, copies
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 Make = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -29,17 +29,14 @@ from service.use_cases.update.context import Superseded
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
 from tests.service.programs import asmg
-from tests.service.test_update_model import Meddled, working
-from tests.service.update_support import Bench, bench, copies, periods, single_thread, statistics_of, stored
+from tests.service.update_doubles import Meddled, working
+from tests.service.update_support import Bench, bench, copies, periods, statistics_of, stored
 
 SEED = 1
 WHY = {"reason": "the catalogue is repaired", "actor": "test"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def logs(count: int) -> list[DriftPeriod]:
@@ -85,13 +82,6 @@ def poisoned(
         name = copy()
         in_thread(asyncio.run, make(database_dsn(servers, name)))
         yield name
-
-
-@pytest.fixture
-def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[Callable[..., str]]:
-    """DSN of a copy of a database."""
-    with copies(servers, migrated_template, database_numbers) as make:
-        yield lambda *source: database_dsn(servers, make(*source))
 
 
 @pytest.fixture

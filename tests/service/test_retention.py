@@ -23,7 +23,7 @@ from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, s
 from service.use_cases.rollback import rollback
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
-from tests.service.update_support import STAGES, Bench, bench, copies, named, periods, single_thread, stored
+from tests.service.update_support import STAGES, Bench, bench, copies, named, periods, stored
 
 
 class Stopped(Exception):
@@ -42,10 +42,7 @@ class StopsAtGenerate(Notices):
 FEW = {"keep_versions": 4, "keep_states": 1}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from service.use_cases.catalogue import put_items
 from service.use_cases.ingest import ingest
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import Api, eventually, running_app, settings_for
-from tests.service.test_update_model import working
+from tests.service.update_doubles import working
 from tests.service.update_support import Bench, bench, copies, interactions, moment, periods, single_thread
 
 DEVICE = Field("device", "context", "categorical")

@@ -35,8 +35,8 @@ from service.use_cases.ingest import ingest
 from service.use_cases.update.prepare import prepare_period
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import Api, eventually, running_app, settings_for
+from tests.service.predictions_by_hand import clicks_by_hand
 from tests.service.test_past import Event, past_of
-from tests.service.test_update_model import clicks_by_hand
 from tests.service.update_support import Bench, bench, copies, interactions, moment, periods, single_thread
 
 PRIOR = 0.25

@@ -24,8 +24,8 @@ from service.use_cases.rollback import rollback
 from service.use_cases.update.configuration import check_configuration, configured_updater
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.programs import ASMG, environment
-from tests.service.test_update_model import working
-from tests.service.update_support import Bench, bench, copies, periods, single_thread, updater_of
+from tests.service.update_doubles import working
+from tests.service.update_support import Bench, bench, copies, periods, updater_of
 
 CANNOT = (
     r"ASMG_UPDATER={} cannot go on from the training state of version {}, which {} has left \({}.*No period loses an"
@@ -33,10 +33,7 @@ CANNOT = (
 UNTOUCHED = ("sealed", None, 0, None)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

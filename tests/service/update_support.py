@@ -1,6 +1,8 @@
 """The period cycle as its tests drive it: in process, on the real servers, with small streams."""
 
+import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,6 +35,10 @@ from service.use_cases.update.pipeline import update_period
 from tests.conftest import Servers, create_database, drop_database
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
+SEED = 1
+MODELS = ("baseline", "generated", "incremental", "previous")
+"""The models that a period is scored with once there are enough versions."""
+TRAINING = ("train_generator", "update_base", "generate", "count")
 STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "generate", "count", "gate", "publish")
 
 
@@ -109,6 +115,15 @@ async def bench(dsn: str, redis_url: str, folder: Path, **changes: Any) -> Async
     finally:
         await redis.aclose()
         await database.close()
+
+
+async def seal_second_period(dsn: str, redis_url: str, folder: Path) -> None:
+    """Make a database in which period 1 is updated and period 2 sealed."""
+    async with bench(dsn, redis_url, folder) as b:
+        first, second = periods(2, seed=SEED)
+        await b.log(first)
+        await b.update(1)
+        await b.log(second)
 
 
 async def outcome(database: Database) -> dict[str, Any]:
@@ -191,3 +206,30 @@ def copies(servers: Servers, template: str, numbers: Iterator[int]) -> Iterator[
     finally:
         for name in made:
             drop_database(servers, name)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A database in which period 1 is updated and period 2 sealed, and what an uninterrupted update makes of it."""
+
+    name: str
+    outcome: dict[str, Any]
+
+
+def shortened(period: DriftPeriod, size: int) -> DriftPeriod:
+    """The first interactions of a period."""
+    return replace(
+        period,
+        user_ids=period.user_ids[:size],
+        item_ids=period.item_ids[:size],
+        labels=period.labels[:size],
+        timestamps_ms=period.timestamps_ms[:size],
+    )
+
+
+async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        await asyncio.sleep(0.01)
