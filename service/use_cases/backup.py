@@ -10,7 +10,7 @@ from service.storage.backup.journal import Entry
 from service.storage.postgres.database import Database
 from service.storage.postgres.structure import frozen
 from service.storage.redis.state import purge
-from service.use_cases.forget import replay_all
+from service.use_cases.replay_deletions import replay_all
 
 __all__ = ["back_up", "require_empty_database", "restore"]
 

@@ -38,7 +38,7 @@ from service.storage.postgres.repositories.traces import Traces
 from service.storage.postgres.structure import stored_tables
 from service.storage.redis import state as redis_state
 from service.storage.redis.state import HistoryStore
-from service.use_cases import forget, retention
+from service.use_cases import removal, retention
 from service.use_cases.backup import back_up, restore
 from service.use_cases.close_period import close_period
 from service.use_cases.forget import carry_out, carry_out_pending, request_deletion
@@ -521,7 +521,7 @@ class TestMeanwhile:
         self, past: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """What was stored before is gone, what was answered after is there, and all is whole."""
-        monkeypatch.setattr(forget, "ROWS_OF_A_STEP", 20)
+        monkeypatch.setattr(removal, "ROWS_PER_STEP", 20)
         monkeypatch.setattr(retention, "KEPT_FOR_TRAINING", 1)
         async with past.database.unit_of_work() as work:
             await work.periods.set_status(4, "skipped")
@@ -740,7 +740,7 @@ class TestTheWorker:
         self, past: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(retention, "KEPT_FOR_TRAINING", 1)
-        monkeypatch.setattr(forget, "ROWS_OF_A_STEP", 1)
+        monkeypatch.setattr(removal, "ROWS_PER_STEP", 1)
         beats = []
         context = replace(past.context, beat=lambda: beats.append(None))
 
@@ -788,7 +788,7 @@ def delete_slowly(dsn: str, redis_url: str, journal: Path) -> None:
 
     async def run() -> None:
         database = Database(dsn)
-        forget.ROWS_OF_A_STEP = 1
+        removal.ROWS_PER_STEP = 1
         remove = forget._count
 
         async def slowly(*arguments: Any) -> None:
