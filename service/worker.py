@@ -171,7 +171,7 @@ async def _release_period(context: UpdateContext) -> None:
     """Note that this worker has stopped and updates no period any more, so that it is not taken for crashed."""
     try:
         async with asyncio.timeout(RELEASE_SECONDS), context.database.unit_of_work() as work:
-            await work.periods.let_go(context.worker)
+            await work.periods.release(context.worker)
             await work.commit()
     except (ServiceError, TimeoutError) as error:
         logger.warning("the period that the worker is at will be counted as one it died at: %s", error)

@@ -61,7 +61,7 @@ class ModelPage:
 async def gate_summary(database: Database) -> GateSummary:
     """How often the gate has decided what, and its newest trial."""
     async with database.read() as session:
-        return await session.models.gate_summary()
+        return await session.evaluations.gate_summary()
 
 
 async def get_model(database: Database, version: int) -> ModelDetail:

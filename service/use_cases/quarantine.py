@@ -88,7 +88,7 @@ async def retry_period(database: Database, number: int, *, reason: str, actor: s
     _check(reason)
     async with database.unit_of_work() as work:
         period = await _locked(work, number, (PeriodStatus.QUARANTINED,), "retried")
-        if await work.periods.log_folded_after(number):
+        if await work.period_logs.log_folded_after(number):
             raise PeriodStateConflict(
                 f"period {number} cannot be retried: it is so old that logs of later periods are dropped, and its "
                 "histories cannot be told from theirs any more; it can be skipped"

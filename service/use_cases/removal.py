@@ -31,18 +31,18 @@ async def remove_rows(step: Step, deletion: Deletion) -> None:
     assert id_ is not None
     async with step() as work:
         await work.entities.lock(EntityKind(kind))
-        await _count(work, deletion, await work.traces.release(kind, id_))
+        await _count(work, deletion, await work.removals.release(kind, id_))
     period = 0
     while True:
         async with step() as work:
-            following = await work.periods.next_log(period)
+            following = await work.period_logs.next_log(period)
         if following is None:
             break
-        period = following.number
+        period = following
         for rows in LOG_ROWS[kind]:
             await _remove_from_log(step, deletion, rows, period)
     async with step() as work:
-        await _count(work, deletion, await work.traces.remove_histories(kind, id_))
+        await _count(work, deletion, await work.removals.remove_histories(kind, id_))
 
 
 async def finish(step: Step, deletion: Deletion) -> Deletion:
@@ -52,7 +52,7 @@ async def finish(step: Step, deletion: Deletion) -> Deletion:
     async with step() as work:
         await work.lock_exclusive(Lock.MODELS)  # no version is published whose snapshot was written before this
         await work.entities.lock(EntityKind(kind))
-        await _count(work, deletion, await work.traces.release(kind, id_))
+        await _count(work, deletion, await work.removals.release(kind, id_))
         finished = await work.deletions.finish(deletion.deletion)
         if finished is None:
             finished = await work.deletions.get(deletion.deletion)
@@ -72,10 +72,10 @@ async def _remove_from_log(step: Step, deletion: Deletion, rows: str, period: in
         async with step() as work:
             is_open = await _is_open(work, period)
             if not is_open:
-                # Wait for an update that is resolving the period: it may have sampled the item before its row was freed.
+                # Wait for an update that resolves the period: it may have sampled the item before its row was freed.
                 await work.periods.get_locked(period)
         async with step() as work:
-            keys = await work.traces.find(kind, id_, rows, period)
+            keys = await work.removals.find(kind, id_, rows, period)
         if not keys:
             return
         for start in range(0, len(keys), ROWS_PER_STEP):
@@ -83,7 +83,7 @@ async def _remove_from_log(step: Step, deletion: Deletion, rows: str, period: in
                 if not await _hold_log(work, period):
                     return
                 is_open = is_open and await _is_open(work, period)  # a period closed meanwhile may be resolved too
-                removed = await work.traces.remove(kind, id_, rows, period, keys[start : start + ROWS_PER_STEP])
+                removed = await work.removals.remove(kind, id_, rows, period, keys[start : start + ROWS_PER_STEP])
                 await _subtract(work, period, removed.get("interactions", 0))
                 await _count(work, deletion, removed)
         if is_open and len(keys) < FOUND_AT_ONCE:
@@ -110,7 +110,7 @@ async def _subtract(work: UnitOfWork, period: int, interactions: int) -> None:
         if interactions:
             await work.interactions.note_count(period, -interactions)
     else:
-        await work.periods.note_forgotten(period, interactions)
+        await work.period_logs.note_forgotten(period, interactions)
 
 
 async def _is_open(work: UnitOfWork, number: int) -> bool:

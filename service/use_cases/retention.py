@@ -55,7 +55,7 @@ async def merge_event_ids(database: Database, *, beat: Callable[[], None] = lamb
         beat: called after each period.
     """
     async with database.read() as session:
-        _, closed = await session.periods.unmerged()
+        _, closed = await session.period_logs.unmerged()
     merged = []
     for number in closed:
         try:
@@ -93,7 +93,7 @@ async def drop_old_logs(
     dropped = []
     async with database.read() as session:
         newest = (await session.periods.open()).number - 1 - KEPT_FOR_TRAINING - settings.keep_logs
-        old = await session.periods.with_old_log(newest)
+        old = await session.period_logs.with_old_log(newest)
     for number in old:
         try:
             async with database.unit_of_work() as work:

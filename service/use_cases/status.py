@@ -132,7 +132,7 @@ async def period_counts(database: Database) -> Mapping[str, int]:
 async def label_totals(database: Database) -> Mapping[str, int]:
     """What became of all impressions and clicks so far, by name of `Resolved`."""
     async with database.read() as session:
-        return await session.periods.label_totals([field.name for field in fields(Resolved)])
+        return await session.period_logs.label_totals([field.name for field in fields(Resolved)])
 
 
 def before_number(before: int | None) -> int | None:

@@ -26,6 +26,8 @@ from service.storage.backup.journal import read_journal
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import (
     Click,
+    Deletion,
+    Deletions,
     EntityKind,
     EventBatch,
     Impression,
@@ -34,7 +36,7 @@ from service.storage.postgres.repositories import (
     Items,
     PastEvent,
 )
-from service.storage.postgres.repositories.traces import Traces
+from service.storage.postgres.repositories.removals import Removals
 from service.storage.postgres.structure import stored_tables
 from service.storage.redis import state as redis_state
 from service.storage.redis.state import HistoryStore
@@ -153,7 +155,7 @@ async def past(copy: Make, lived: str, redis_url: str, tmp_path: Path) -> AsyncI
         yield b
 
 
-async def delete(b: Bench, kind: Any = "user", id_: str = ANN) -> forget.Deletion:
+async def delete(b: Bench, kind: Any = "user", id_: str = ANN) -> Deletion:
     """From beginning to end."""
     deletion = await request_deletion(b.database, kind, id_, actor="test")
     return await carry_out(b.database, b.context.histories, b.settings.journal, deletion)
@@ -587,7 +589,7 @@ class TestMeanwhile:
         await only_positives(past, 6)
         await past.close(6)
         insert = Interactions.insert_sampled
-        deletions: list[asyncio.Task[forget.Deletion]] = []
+        deletions: list[asyncio.Task[Deletion]] = []
 
         async def insert_late(
             log: Interactions, period: int, positives: Any, item_ids: Sequence[str], per_positive: int
@@ -610,17 +612,17 @@ class TestMeanwhile:
         """Negatives are drawn from the log's own items too."""
         await past.close(5)
         await only_positives(past, 6, LAMP)
-        find = Traces.find
+        find = Removals.find
 
-        async def find_then_close(traces: Traces, kind: Any, id_: str, rows: str, period: int) -> Sequence[str]:
-            keys = await find(traces, kind, id_, rows, period)
+        async def find_then_close(removals: Removals, kind: Any, id_: str, rows: str, period: int) -> Sequence[str]:
+            keys = await find(removals, kind, id_, rows, period)
             if (rows, period) == ("interactions", 6) and not closed:
                 closed.append(await past.close(6))
                 await resolve(past, 6)
             return keys
 
         closed: list[None] = []
-        monkeypatch.setattr(Traces, "find", find_then_close)
+        monkeypatch.setattr(Removals, "find", find_then_close)
         deletion = await delete(past, "item", LAMP)
         assert closed and await marked(past.database, LAMP) == set()
         assert deletion.removed["interactions"] > 3 * OF_LAMP + 2 + 1
@@ -789,13 +791,13 @@ def delete_slowly(dsn: str, redis_url: str, journal: Path) -> None:
     async def run() -> None:
         database = Database(dsn)
         removal.ROWS_PER_STEP = 1
-        remove = forget._count
+        count = Deletions.count
 
         async def slowly(*arguments: Any) -> None:
-            await remove(*arguments)
+            await count(*arguments)
             await asyncio.sleep(0.02)
 
-        forget._count = slowly
+        Deletions.count = slowly  # type: ignore[method-assign]
         await carry_out_pending(database, HistoryStore(connect(redis_url), database), journal, older_than=timedelta())
 
     asyncio.run(run())

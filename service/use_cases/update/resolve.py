@@ -92,8 +92,8 @@ async def resolve_labels(
         period = await work.periods.get_locked(number)
         assert period.sealed_at is not None
         if period.labels is None:
-            following = await work.periods.next_unresolved(number)
-            elsewhere = await work.periods.with_other_ids(number)
+            following = await work.period_logs.next_unresolved(number)
+            elsewhere = await work.period_logs.with_other_ids(number)
             resolved = await work.labels.resolve(number, following, elsewhere, period.sealed_at, window)
             labels = {**asdict(resolved), "window_seconds": window.total_seconds()}
             if negatives_per_positive:
@@ -128,7 +128,7 @@ async def resolve_skipped(
         beat: called after each period.
     """
     async with database.read() as session:
-        skipped = await session.periods.skipped_unresolved()
+        skipped = await session.period_logs.skipped_unresolved()
     for number in skipped:
         try:
             await resolve_labels(database, histories, number, window)
