@@ -19,13 +19,13 @@ class Catalogue:
     item_ids: list[str]
     categories: list[tuple[str, ...]]
     periods: list[int]
-    """The period that was open when the item's categories were stored."""
+    """For each item the period that was open when its categories were stored."""
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
 
-# Lists of unequal length have no Postgres array of arrays, hence JSON; sorted as all batches are, against deadlocks.
+# JSON because Postgres has no array of arrays of unequal length; sorted, as all batches are, to avoid deadlocks.
 UPSERT_ITEMS = text("""
     INSERT INTO items AS known (item_id, categories, period)
     SELECT item_id, categories, (SELECT number FROM periods WHERE status = 'open')
@@ -53,14 +53,14 @@ class Items:
         return set(changed.scalars())
 
     async def categories(self, item_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """The categories of those of the items that are in the catalogue."""
+        """Item → its categories, for the items that are in the catalogue."""
         query = select(tables.items.c.item_id, tables.items.c.categories).where(
             tables.items.c.item_id == func.any(list(item_ids))
         )
         return {row.item_id: tuple(row.categories) for row in await self._connection.execute(query)}
 
     async def catalogue(self) -> Catalogue:
-        """All items, in the same order on every server: new rows are given in it."""
+        """All items, in an order that is the same on every server, because rows are allocated in it."""
         columns = (tables.items.c.item_id, tables.items.c.categories, tables.items.c.period)
         query = select(*columns).order_by(tables.items.c.item_id.collate("C"))
         rows = (await self._connection.execute(query)).all()

@@ -17,13 +17,13 @@ from service.storage.postgres.repositories.past import FOLDED, LOCK_FOLDED
 __all__ = ["FOUND_AT_ONCE", "LOG_ROWS", "Removals"]
 
 FOUND_AT_ONCE = 100_000
-"""Keys of rows that are in memory at a time."""
+"""Most keys of rows in memory at a time."""
 
 LOG_ROWS: Mapping[Deletable, Sequence[str]] = {
-    "user": ("impressions", "interactions"),  # whose clicks go with their impressions
+    "user": ("impressions", "interactions"),  # clicks are removed with their impressions
     "item": ("impressions", "clicks", "interactions"),
 }
-"""Kinds of rows of a log, in the order in which they are to be removed: impressions become interactions."""
+"""Kinds of rows of a log, in the order of their removal; impressions first, as they become interactions."""
 
 FIND = {
     ("user", "impressions"): "SELECT request_id FROM impressions WHERE period = {period} AND user_id = :id",
@@ -33,7 +33,7 @@ FIND = {
     ("item", "interactions"): "SELECT event_id FROM interactions WHERE period = {period} AND item_id = :id",
 }
 
-# Ids that were reserved for the interactions of an impression, which it does not become now.
+# Ids that were reserved for the interactions that an impression would have become.
 RESERVED = f"""
     reserved AS (
         DELETE FROM event_ids USING (
@@ -60,7 +60,7 @@ REMOVE_IMPRESSIONS_OF_USER = f"""
     SELECT (SELECT count(*) FROM gone) AS impressions, (SELECT count(*) FROM clicked) AS clicks
 """
 
-# Where each of the other items was stays as it was.
+# The other items of an impression keep their positions.
 REMOVE_ITEM_OF_IMPRESSIONS = f"""
     WITH rest AS MATERIALIZED (
         SELECT request_id,
@@ -123,7 +123,7 @@ REMOVE_NOTES = """
     SELECT count(*) AS unresolved FROM gone
 """
 COUNTED_AS = {"user_histories": "histories", "user_passes": "passes"}
-"""What the rows of folded logs are called where they are counted."""
+"""Table of folded logs → name under which its removed rows are counted."""
 
 REMOVE_USER_OF_FOLDED = """
     WITH gone AS (DELETE FROM {folded} WHERE user_id = :id RETURNING 1) SELECT count(*) AS {name} FROM gone
@@ -169,17 +169,17 @@ class Removals:
         self._connection = connection
 
     async def find(self, kind: Deletable, id_: str, rows: str, period: int) -> Sequence[str]:
-        """Keys of at most `FOUND_AT_ONCE` rows (of `LOG_ROWS`) in the log of a period."""
+        """Keys of at most `FOUND_AT_ONCE` rows about the id in the log of a period; `rows` is one of `LOG_ROWS`."""
         query = f"{FIND[kind, rows].format(period=int(period))} LIMIT {FOUND_AT_ONCE}"
         return list((await self._connection.execute(text(query), {"id": id_})).scalars())
 
     async def remove(self, kind: Deletable, id_: str, rows: str, period: int, keys: Sequence[str]) -> Mapping[str, int]:
-        """Remove what has these keys, with the ids of the events; what was removed, by what it was."""
+        """Remove the rows with these keys, and their event ids; return the numbers of removed rows."""
         statement = REMOVE[kind, rows].format(period=int(period), kind=kind)
         return await self._counts(statement, id=id_, keys=list(keys))
 
     async def remove_histories(self, kind: Deletable, id_: str) -> Mapping[str, int]:
-        """Remove what histories and the counts beside them are made of beside the logs."""
+        """Remove the id from folded logs and from clicks that are not resolved yet, of which histories are made."""
         await self._connection.execute(text(LOCK_FOLDED))
         statement = REMOVE_USER_OF_FOLDED if kind == "user" else REMOVE_ITEM_OF_FOLDED
         removed = dict(await self._counts(REMOVE_NOTES.format(kind=kind), id=id_))
@@ -188,8 +188,9 @@ class Removals:
         return removed
 
     async def release(self, kind: Deletable, id_: str) -> Mapping[str, int]:
-        """Free the id's row, as if it were evicted, and remove it from features and catalogue; under the lock of the
-        kind.
+        """Free the id's embedding row, as if it were evicted, and remove its features and catalogue entry.
+
+        To be called under the lock of the kind (`Entities.lock`).
         """
         found = dict(await self._counts(RELEASE, kind=kind, id=id_))
         found |= await self._counts(REMOVE_FEATURES.format(kind=kind), id=id_)

@@ -28,7 +28,8 @@ IDS = {
         UNION SELECT id FROM deletions WHERE kind = 'item'
     """,
 }
-IDS_OF_A_PAGE = 10_000
+IDS_PER_PAGE = 10_000
+"""Ids fetched from Postgres at a time."""
 
 # One pass over each log.
 INTERACTIONS = """
@@ -55,27 +56,27 @@ OF_ITEM = (":id = ANY (item_ids)", "item_id = :id")
 
 @dataclass(frozen=True, slots=True)
 class PeriodTraces:
-    """What the log of one period has about a user or an item."""
+    """What the log of one period contains about a user or an item."""
 
     period: int
     interactions: int
-    """Sampled negatives among them."""
+    """Number of interactions, sampled negatives included."""
     positives: int
     impressions: int
     clicks: int
     first: datetime
-    """The earliest time that one of them names."""
+    """Earliest time of any of these events."""
     last: datetime
 
 
 class Traces:
-    """What all tables have about one id."""
+    """What all tables contain about one id."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
     async def by_period(self, kind: Deletable, id_: str) -> list[PeriodTraces]:
-        """What the logs have, newest period first."""
+        """What the logs contain about the id, newest period first."""
         shown, clicked = OF_USER if kind == "user" else OF_ITEM
         found: dict[int, dict[str, Any]] = {}
         for query in (
@@ -91,15 +92,18 @@ class Traces:
         return [PeriodTraces(**{**none, **found[period]}) for period in sorted(found, reverse=True)]
 
     async def beside_logs(self, item_id: str) -> Mapping[str, int]:
-        """`histories` and `passes`: of how many users a click on the item, or a pass, is left of dropped logs.
-        `unresolved`: how many clicks on it wait until the period of their impression is resolved.
+        """What is stored about an item besides logs.
+
+        Returns:
+            `histories` and `passes`: number of users of whom a click on the item, or an interaction without a click, is
+            left of dropped logs; `unresolved`: number of clicks on it whose impression's period is not resolved yet.
         """
         return await self._counts(BESIDE_LOGS, id=item_id)
 
     async def ids(self, kind: Deletable) -> AsyncIterator[list[str]]:
-        """All ids of a kind that are stored anywhere, some at a time."""
+        """All ids of a kind that are stored anywhere, a page at a time."""
         async with self._connection.stream(text(IDS[kind])) as found:
-            async for page in found.scalars().partitions(IDS_OF_A_PAGE):
+            async for page in found.scalars().partitions(IDS_PER_PAGE):
                 yield [id_ for id_ in page if id_ is not None]
 
     async def _counts(self, statement: str, **values: object) -> Mapping[str, int]:
