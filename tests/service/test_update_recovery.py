@@ -3,8 +3,7 @@
 import asyncio
 import random
 import threading
-from contextlib import ExitStack, suppress
-from itertools import count
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from service.use_cases.update.publish import PublishNote
 from service.use_cases.update.resolve import ResolveNote
 from service.use_cases.update.score import ScoreNote
 from service.use_cases.update.train import TrainNote
-from tests.service.update_doubles import Meddled, Stopped, Watched, closing, until_updated
+from tests.service.update_doubles import Meddled, Stopped, Watched, closing, until_updated, update_interrupted_often
 from tests.service.update_support import (
     STAGES,
     TRAINING,
@@ -98,24 +97,9 @@ async def test_around_the_note_of_each_stage(second: str, prepared: Prepared, re
 async def test_at_every_further_transaction(
     second: str, prepared: Prepared, redis_url: str, tmp_path: Path, moment: str
 ) -> None:
-    """The n-th attempt ends at its n-th transaction, so each gets a little further."""
-    attempts, left = 0, 0
-
-    def told(what: str) -> None:
-        nonlocal left
-        left -= what == moment
-        if left == 0 and what == moment:
-            raise Stopped
-
-    watched = Watched(second, told)
-    async with bench(second, redis_url, tmp_path) as b, closing(watched):
-        for attempts in count(1):
-            left = attempts
-            with suppress(Stopped):
-                await b.update(2, database=watched, artifacts=ArtifactStore(watched, b.redis))
-                break
+    async with bench(second, redis_url, tmp_path) as b:
+        assert await update_interrupted_often(b, 2, moment) > 5
         await check(b, prepared)
-    assert attempts > 5
 
 
 async def test_cancelled_in_the_midst_of_training(

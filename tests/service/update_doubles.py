@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from asmg.batch import PeriodData
 from asmg.updaters.base import Updater
 from service import worker
 from service.settings import Settings
+from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, UnitOfWork
 from service.storage.postgres.repositories import PeriodStatus
 from service.use_cases.update.configuration import configured_updater
+from tests.service.update_support import Bench
 
 
 class Stopped(Exception):
@@ -160,3 +163,32 @@ async def until_updated(database: Database, number: int, status: PeriodStatus = 
                 return
             assert period is None or period.status != PeriodStatus.QUARANTINED, period.error
             await asyncio.sleep(0.02)
+
+
+async def update_interrupted_often(b: Bench, number: int, moment: str) -> int:
+    """Update on a period; the n-th attempt is stopped at its n-th transaction, so that each gets a little further.
+
+    Args:
+        b: where.
+        number: of the period.
+        moment: `commit`, just before the transaction ends, or `committed`, just after.
+
+    Returns:
+        the number of attempts.
+    """
+    attempts, left = 0, 0
+
+    def told(what: str) -> None:
+        nonlocal left
+        left -= what == moment
+        if left == 0 and what == moment:
+            raise Stopped
+
+    watched = Watched(b.settings.postgres_dsn or "", told)
+    async with closing(watched):
+        for attempts in count(1):
+            left = attempts
+            with suppress(Stopped):
+                await b.update(number, database=watched, artifacts=ArtifactStore(watched, b.redis))
+                break
+    return attempts

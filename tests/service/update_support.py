@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from redis.asyncio import Redis
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from asmg.checkpoint import Checkpoint
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
 from asmg.statistics import Statistics
 from asmg.updaters.base import Updater
+from service.serving.snapshot import Snapshot
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres import tables
@@ -36,6 +37,7 @@ from tests.conftest import Servers, create_database, drop_database
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
 SEED = 1
+HOUR_MS = 3_600_000
 MODELS = ("baseline", "generated", "incremental", "previous")
 """The models that a period is scored with once there are enough versions."""
 TRAINING = ("train_generator", "update_base", "generate", "count")
@@ -233,3 +235,31 @@ async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"
         await asyncio.sleep(0.01)
+
+
+async def scalar(database: Database, query: str, **values: object) -> Any:
+    """The one value of a query."""
+    async with database.read() as session:
+        return await session.connection.scalar(text(query), values)
+
+
+async def until_true(database: Database, query: str, **values: object) -> None:
+    """Wait until the value of a query is true."""
+    async with asyncio.timeout(60):
+        while True:
+            if await scalar(database, query, **values):
+                return
+            await asyncio.sleep(0.005)
+
+
+async def snapshot_of(b: Bench, version: int, folder: Path) -> Snapshot:
+    """The snapshot that a version serves."""
+    digest = (await b.outcome())["versions"][version]["serving"]
+    snapshot = Snapshot.open(await b.context.artifacts.fetch_file(digest, folder / str(version)), version, version)
+    snapshot.check()
+    return snapshot
+
+
+async def tensors_of(b: Bench, digest: str) -> dict[str, torch.Tensor]:
+    """The tensors of a stored checkpoint."""
+    return dict(Checkpoint.from_bytes(await b.context.artifacts.get(digest)).tensors)
