@@ -9,10 +9,12 @@ import pytest
 
 from service.http.routers import predict
 from service.settings import Settings
+from service.use_cases import retention
 from tests.conftest import Servers, database_dsn, in_thread
+from tests.service import deletion_support
 from tests.service.api_support import Api, running_app, settings_for
 from tests.service.backup_support import Past, lived
-from tests.service.update_support import Prepared, bench, copies, seal_second_period, single_thread
+from tests.service.update_support import Bench, Prepared, bench, copies, seal_second_period, single_thread
 
 
 @pytest.fixture
@@ -93,3 +95,28 @@ def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[in
 def second(copy: Callable[..., str], prepared: Prepared) -> str:
     """DSN of a database with period 2 to be updated on."""
     return copy(prepared.name)
+
+
+@pytest.fixture(scope="session")
+def ann_and_lamp(
+    servers: Servers, migrated_template: str, database_numbers: Iterator[int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Name of a database in which a user and an item are everywhere (`deletion_support`)."""
+
+    async def make(dsn: str) -> None:
+        async with bench(dsn, servers.redis_url, tmp_path_factory.mktemp("lived"), **deletion_support.CHANGES) as b:
+            await deletion_support.live(b)
+
+    with copies(servers, migrated_template, database_numbers) as copy:
+        name = copy()
+        with single_thread(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(retention, "KEPT_FOR_TRAINING", 1)
+            in_thread(asyncio.run, make(database_dsn(servers, name)))
+        yield name
+
+
+@pytest.fixture
+async def full(copy: Callable[..., str], ann_and_lamp: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A bench on a copy of the database in which a user and an item are everywhere."""
+    async with bench(copy(ann_and_lamp), redis_url, tmp_path, **deletion_support.CHANGES) as b:
+        yield b
