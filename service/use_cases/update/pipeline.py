@@ -55,25 +55,22 @@ async def update_period(context: UpdateContext, period: int) -> int:
     if published_before is not None:
         return published_before
     start = await _find_start(context, period)
-    checkpoints = Checkpoints(context, start)
+    checkpoints, run = Checkpoints(context, start), partial(run_stage, context, start)
 
-    resolved = await run_stage(context, start, "resolve", ResolveNote, partial(resolve, context, start))
+    resolved = await run("resolve", ResolveNote, partial(resolve, context, start))
     learned, decision = None, await _nothing_to_learn(context, start, resolved)
     if decision is None:
-        preparing = partial(prepare, context, checkpoints, start)
-        prepared = await run_stage(context, start, "prepare", PrepareNote, preparing)
-        scoring = partial(score, context, checkpoints, start, prepared)
-        scored = await run_stage(context, start, "score", ScoreNote, scoring)
+        prepared = await run("prepare", PrepareNote, partial(prepare, context, checkpoints, start))
+        scored = await run("score", ScoreNote, partial(score, context, checkpoints, start, prepared))
         trained: TrainNote | None = None
         for name in context.updater.stages:
             training = partial(train, context, checkpoints, start, prepared.data, name, trained)
-            trained = await run_stage(context, start, name, TrainNote, training)
+            trained = await run(name, TrainNote, training)
         assert trained is not None, "every method has a training stage"
-        judging = partial(gate, context, checkpoints, start, prepared, scored, trained)
-        decision = await run_stage(context, start, "gate", Decision, judging)
         learned = Learned(prepared, scored, trained)
+        decision = await run("gate", Decision, partial(gate, context, checkpoints, start, prepared, scored, trained))
     publishing = partial(publish, context, checkpoints, start, resolved, learned, decision)
-    published = await run_stage(context, start, "publish", PublishNote, publishing, stores_note=True)
+    published = await run("publish", PublishNote, publishing, stores_note=True)
     await context.notices.publish_swap()
     return published.version
 
