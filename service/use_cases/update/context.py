@@ -101,4 +101,4 @@ async def hold_period(work: UnitOfWork, context: UpdateContext, period: int, *, 
         Superseded: the period belongs to another worker, or waits for no update.
     """
     if await work.periods.hold(period, context.worker, crashes=crashes) is None:
-        raise Superseded(f"period {period} is another's, or nobody's")
+        raise Superseded(f"this worker does not update period {period} any more")
