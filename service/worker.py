@@ -174,7 +174,7 @@ async def _release_period(context: UpdateContext) -> None:
             await work.periods.release(context.worker)
             await work.commit()
     except (ServiceError, TimeoutError) as error:
-        logger.warning("not noted that this worker has stopped, so the period it was at will count it as crashed: %s", error)
+        logger.warning("not noted that this worker has stopped; its period will count it as crashed: %s", error)
 
 
 class PendingDeletions:
