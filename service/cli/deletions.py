@@ -14,7 +14,7 @@ from service.storage.backup.journal import Entry, entry_of, read_journal, write_
 from service.storage.postgres.database import Database
 from service.storage.redis.state import HistoryStore, connect
 from service.use_cases.audit import command_line
-from service.use_cases.forget import replay
+from service.use_cases.replay_deletions import replay
 
 __all__ = ["deletions"]
 

@@ -13,8 +13,8 @@ from service.cli.installation import DataDir, with_database
 from service.limits import MAX_REASON_LENGTH
 from service.storage.postgres.database import Database
 from service.use_cases.audit import command_line
+from service.use_cases.model_status import list_models
 from service.use_cases.pins import set_pinned
-from service.use_cases.status import list_models
 
 __all__ = ["models"]
 

@@ -1,7 +1,7 @@
 """What clients send and get: the request and response documents of the HTTP API.
 
 Requests are strict: unknown fields, numbers in quotes and booleans for numbers are errors, never guesses. Period and
-model documents are not here: they are what the use cases return (`service.use_cases.status`).
+model documents are not here: they are what the use cases return (`service.use_cases.status`, `model_status`).
 """
 
 import re

@@ -55,7 +55,7 @@ MAY: dict[tuple[str, str], str] = {
     ): "aborts or looks at a connection; says nothing but the problem of a request",
     ("processes/children.py", "call_soon_threadsafe"): "sets an event of a command",
     ("processes/supervisor.py", "Thread"): "a thread has an empty context",
-    ("use_cases/update/update_model.py", "run_coroutine_threadsafe"): "the worker, which answers no requests",
+    ("use_cases/update/stage.py", "run_coroutine_threadsafe"): "the worker, which answers no requests",
     ("demo/client.py", "create_task"): "a client, which answers no requests",
     ("demo/traffic.py", "create_task"): "a client, which answers no requests",
 }

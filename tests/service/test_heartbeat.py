@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,14 @@ from service.heartbeat import Heartbeat, check_workers
 from service.settings import Settings
 from service.storage.redis.state import Notices
 from tests.service.programs import asmg, wait_for
-from tests.service.test_update_model import Meddled
-from tests.service.update_support import bench, periods, single_thread, updater_of
+from tests.service.update_doubles import Meddled
+from tests.service.update_support import bench, periods, updater_of
 from tests.service.worker_processes import forked_worker
 
 LIMIT = 1.0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def is_well(folder: Path, limit: float = LIMIT) -> bool:
@@ -138,7 +135,7 @@ async def test_a_long_training_is_well_and_one_that_hangs_is_not(
     """The event loop of both goes on all the time: it is the work that tells."""
     go_on = threading.Event()
     monkeypatch.setattr(worker, "configured_updater", lambda _: Slow("iu", go_on, tells=tells))
-    monkeypatch.setattr(worker, "TELL_SECONDS", 0.05)
+    monkeypatch.setattr(worker, "NOTE_LEADER_SECONDS", 0.05)
     settings = Settings(
         postgres_dsn=postgres_dsn, redis_url=redis_url, data_dir=tmp_path, worker_poll_seconds=0.02, updater="iu"
     )

@@ -21,8 +21,8 @@ from sqlalchemy import text
 from asmg.batch import PeriodData
 from service.serving.snapshot import Prediction, Snapshot, hashes_of
 from service.storage.postgres.repositories import EntityKind, interaction_id
-from service.use_cases.update.period_data import prepare_period
-from service.use_cases.update.resolve_labels import resolve_labels
+from service.use_cases.update.prepare import prepare_period
+from service.use_cases.update.resolve import resolve_labels
 from tests.service.api_support import Api, running_app, settings_for
 from tests.service.update_support import moment
 

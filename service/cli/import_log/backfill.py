@@ -41,7 +41,8 @@ from service.use_cases.audit import command_line
 from service.use_cases.catalogue import put_items, put_users
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest
-from service.use_cases.status import PeriodDocument, get_model
+from service.use_cases.model_status import get_model
+from service.use_cases.status import PeriodDocument
 from service.use_cases.watch import watch_period
 
 __all__ = ["ImportOptions", "run_import"]

@@ -10,9 +10,9 @@ from service.http.dependencies import Caller, JsonBody, Parts, Requires, Service
 from service.http.routers.numbers import Before, Limit, Number
 from service.http.schemas import PinRequest, PinResponse, RollbackRequest, RollbackResponse, Text
 from service.use_cases.audit import AuditPage, list_audit
+from service.use_cases.model_status import ModelDetail, ModelPage, get_model, list_models
 from service.use_cases.pins import set_pinned
 from service.use_cases.rollback import rollback
-from service.use_cases.status import ModelDetail, ModelPage, get_model, list_models
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 

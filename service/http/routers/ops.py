@@ -13,7 +13,8 @@ from service.http.metrics import CONTENT_TYPE_LATEST
 from service.http.schemas import Health, Readiness
 from service.serving.swap import ServingModel
 from service.tasks import start_for_caller
-from service.use_cases.status import gate_summary, label_totals, period_counts
+from service.use_cases.model_status import gate_summary
+from service.use_cases.status import label_totals, period_counts
 
 router = APIRouter(tags=["operations"])
 

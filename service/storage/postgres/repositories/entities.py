@@ -1,12 +1,10 @@
-"""What the service knows of entities: the categories of items and the embedding rows of all ids."""
+"""Which rows of the embedding tables belong to which ids: tables `entity_rows` and `seen_rows`."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
@@ -15,46 +13,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from asmg.layout import COLD_ROW
 from service.storage.postgres import tables
 
-__all__ = ["Catalogue", "Entities", "EntityKind", "Extent", "Items"]
+__all__ = ["Entities", "EntityKind", "Extent"]
 
 
 class EntityKind(StrEnum):
-    """The embedding tables."""
+    """The embedding tables, by what their rows stand for."""
 
     USER = "user"
     ITEM = "item"
     CATEGORY = "category"
     FIELD = "field"
-    """One table of all fields; an id is a value of one of them, see `asmg.features.name_of_value`."""
+    """One table for the values of all fields; an id is the name of a value, see `asmg.features.name_of_value`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Catalogue:
-    """All items with their categories, as columns of equal length, ordered by item id."""
-
-    item_ids: list[str]
-    categories: list[tuple[str, ...]]
-    periods: list[int]
-    """The period that was open when the item's categories were stored."""
-
-    def __len__(self) -> int:
-        return len(self.item_ids)
-
-
-# Lists of unequal length have no Postgres array of arrays, hence JSON; sorted as all batches are, against deadlocks.
-UPSERT_ITEMS = text("""
-    INSERT INTO items AS known (item_id, categories, period)
-    SELECT item_id, categories, (SELECT number FROM periods WHERE status = 'open')
-    FROM jsonb_to_recordset(CAST(:items AS jsonb)) AS item (item_id text, categories text[])
-    ORDER BY item_id
-    ON CONFLICT (item_id) DO UPDATE
-    SET categories = excluded.categories, period = excluded.period, updated_at = now()
-    WHERE known.categories IS DISTINCT FROM excluded.categories
-    RETURNING item_id
-""")
-
-# Rows change hands under a lock of the kind, so two transactions never compute the same next row. The lock is in the
-# two-number space of advisory locks, which does not meet the one-number space of `database.Lock`.
+# Rows are allocated and freed under a lock of their kind, so that two transactions never compute the same next row. The
+# lock has two numbers; those of `database.Lock` have one, so they never meet.
 LOCK_KIND = text("SELECT pg_advisory_xact_lock(hashtext('asmg.entity_rows'), hashtext(:kind))")
 
 SEE = text("""
@@ -69,14 +42,14 @@ OLD = text("""
       AND NOT EXISTS (SELECT FROM items WHERE :kind = 'item' AND item_id = entity_rows.id AND period > :last)
 """)
 
-# One is kept that says since when it has been noted.
+# The newest of the old ones is kept: it says since when seen ids have been noted.
 FORGET_SEEN = text("""
     DELETE FROM seen_rows
     WHERE kind = :kind
       AND period < (SELECT max(period) FROM seen_rows AS noted WHERE noted.kind = :kind AND noted.period <= :last + 1)
 """)
 
-# A row that is there already is a free one.
+# A row that exists already is free.
 GIVE = text("""
     INSERT INTO entity_rows (kind, row, id, first_period, allocation)
     SELECT :kind, row, id, :period, :allocation
@@ -92,60 +65,30 @@ ROWS_OF_IDS = text("""
 """)
 
 
-class Items:
-    """Table `items`."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-
-    async def upsert(self, items: Mapping[str, Sequence[str]]) -> set[str]:
-        """Store the categories of each item; return the items that are new or changed."""
-        if not items:
-            return set()
-        rows = [{"item_id": item_id, "categories": list(categories)} for item_id, categories in items.items()]
-        changed = await self._connection.execute(UPSERT_ITEMS, {"items": orjson.dumps(rows).decode()})
-        return set(changed.scalars())
-
-    async def categories(self, item_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """The categories of those of the items that are in the catalogue."""
-        query = select(tables.items.c.item_id, tables.items.c.categories).where(
-            tables.items.c.item_id == func.any(list(item_ids))
-        )
-        return {row.item_id: tuple(row.categories) for row in await self._connection.execute(query)}
-
-    async def catalogue(self) -> Catalogue:
-        """All items, in the same order on every server: new rows are given in it."""
-        columns = (tables.items.c.item_id, tables.items.c.categories, tables.items.c.period)
-        query = select(*columns).order_by(tables.items.c.item_id.collate("C"))
-        rows = (await self._connection.execute(query)).all()
-        ids, categories, periods = zip(*rows, strict=True) if rows else ((), (), ())
-        return Catalogue(list(ids), [tuple(names) for names in categories], list(periods))
-
-
 class Extent(NamedTuple):
-    """How far a table has got."""
+    """Highest numbers of an embedding table."""
 
     row: int
-    """Its last row."""
+    """Its last row; 0 where it has only the cold row."""
     allocation: int
-    """Number of its latest allocation. A model that was made after it knows the ids of this one and those before."""
+    """Number of its latest allocation. A model made after it knows the ids of this allocation and those before."""
 
 
 class Entities:
-    """Tables `entity_rows`, which row of an embedding table belongs to which id (row 0, the cold row, is nobody's), and
-    `seen_rows`, which of them a period had to do with.
+    """Table `entity_rows`: which id has which row of an embedding table (row 0, the cold row, belongs to no id); and
+    table `seen_rows`: which rows occurred in which period.
 
-    A row is given by an *allocation*; these have ascending numbers. So whoever knows the number of the latest one when
-    a model was made knows which rows have changed hands since.
+    Rows are given to ids by *allocations*, which have ascending numbers. So the number of the latest allocation at the
+    time a model was made tells which rows have changed hands since.
     """
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
     async def see(self, kind: EntityKind, ids: Sequence[str], period: int) -> None:
-        """Note that these ids (they may repeat) occur in a period; those without a row are left out.
+        """Note that these ids (they may repeat) occur in a period; ids without a row are left out.
 
-        To be called for periods that never descend; those without a call count as periods in which nobody came.
+        Periods must not descend from call to call; in a period without a call no id was seen.
         """
         await self.lock(kind)
         rows = np.unique(await self.find(kind, ids))
@@ -153,14 +96,14 @@ class Entities:
         await self._connection.execute(SEE, values)
 
     async def forget_seen(self) -> None:
-        """Begin to count anew, as if nothing had been noted."""
+        """Remove what was noted of seen ids; periods are counted anew from the next `see`."""
         await self._connection.execute(delete(tables.seen_rows))
 
     async def stale(self, kind: EntityKind, period: int, after: int) -> NDArray[np.int64]:
-        """The rows, ascending, of the ids that were not seen for `after` periods up to this one.
+        """The rows, ascending, of the ids that were not seen in the last `after` periods, this one included.
 
-        Nobody's as long as it is noted for fewer periods who was seen; and not that of an item whose catalogue entry
-        was made or changed in one of them.
+        None as long as seen ids were noted for fewer periods. Items whose catalogue entry was made or changed in these
+        periods are left out.
         """
         last = period - after
         noted = select(tables.seen_rows.c.period, tables.seen_rows.c.rows).where(tables.seen_rows.c.kind == kind)
@@ -172,7 +115,7 @@ class Entities:
         return np.setdiff1d(np.array(old, dtype=np.int64), np.concatenate([np.empty(0, np.int64), *since]))
 
     async def evict(self, kind: EntityKind, period: int, after: int) -> int:
-        """Free the `stale` rows; return how many there were."""
+        """Free the `stale` rows; return their number."""
         await self.lock(kind)
         stale = await self.stale(kind, period, after)
         ours = (tables.entity_rows.c.kind == kind) & (tables.entity_rows.c.row == func.any(stale.tolist()))
@@ -181,10 +124,10 @@ class Entities:
         return len(stale)
 
     async def allocate(self, kind: EntityKind, ids: Sequence[str], period: int) -> NDArray[np.int64]:
-        """The rows of `ids`, in their order.
+        """The rows of `ids`, in their order; ids without a row get one.
 
-        New ids get rows in the order of their first appearance: free ones, the lowest first, then the next ones.
-        Calling it again, also in another transaction at the same time, gives the same rows.
+        New ids get rows in the order of their first appearance: first free rows, the lowest first, then new ones. A
+        repeated call, also from a concurrent transaction, returns the same rows.
 
         Args:
             kind: the embedding table.
@@ -212,14 +155,14 @@ class Entities:
         return await self.find(kind, ids)
 
     async def find(self, kind: EntityKind, ids: Sequence[str]) -> NDArray[np.int64]:
-        """The rows of `ids` (they may repeat), in their order; COLD_ROW of those without one."""
+        """The rows of `ids` (they may repeat), in their order; COLD_ROW for those without one."""
         if not ids:
             return np.empty(0, dtype=np.int64)
         values = {"kind": str(kind), "ids": list(ids)}
         return np.array(await self._connection.scalar(ROWS_OF_IDS, values), dtype=np.int64)
 
     async def rows(self, kind: EntityKind, allocation: int | None = None) -> tuple[list[str], NDArray[np.int64]]:
-        """The ids of a table and their rows, ordered by row; with `allocation` those that have them since then."""
+        """The ids of a table and their rows, ordered by row; with `allocation` only rows given by then."""
         query = (
             select(tables.entity_rows.c.id, tables.entity_rows.c.row)
             .where(tables.entity_rows.c.kind == kind, tables.entity_rows.c.id.is_not(None))
@@ -233,7 +176,7 @@ class Entities:
     async def rows_of_nobody(self, kind: EntityKind, allocation: int) -> NDArray[np.int64]:
         """The rows, ascending, that are free or were given to their ids after this allocation.
 
-        To a model that was made then they are nobody's: whatever it has there belongs to an id that was evicted.
+        What a model from the time of the allocation has in these rows belongs to ids that were evicted since.
         """
         query = (
             select(func.array_agg(aggregate_order_by(tables.entity_rows.c.row, tables.entity_rows.c.row)))
@@ -243,11 +186,11 @@ class Entities:
         return np.array(await self._connection.scalar(query) or [], dtype=np.int64)
 
     async def extent(self, kind: EntityKind) -> Extent:
-        """How far the table has got; zeros where it is empty."""
+        """The highest row and allocation of a table; zeros where it is empty."""
         row, allocation = func.max(tables.entity_rows.c.row), func.max(tables.entity_rows.c.allocation)
         query = select(func.coalesce(row, 0), func.coalesce(allocation, 0)).where(tables.entity_rows.c.kind == kind)
         return Extent(*(await self._connection.execute(query)).one())
 
     async def lock(self, kind: EntityKind) -> None:
-        """Wait until nobody else moves rows of this kind; nobody does then before the transaction ends."""
+        """Lock the rows of this kind against allocation and eviction by others until the transaction ends."""
         await self._connection.execute(LOCK_KIND, {"kind": str(kind)})

@@ -1,4 +1,7 @@
-"""The update method that the settings name, and whether it can go on from the training state that there is."""
+"""The update method that the settings name, and whether it can continue the stored training state.
+
+The worker calls these at its start and before each update.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +26,7 @@ SHAPE = {
     "dot": "ASMG_DOT_PRODUCT",
     "numeric": "ASMG_STATISTICS",
 }
-"""Field of the base model's configuration → the setting that says it."""
+"""Field of the base model's configuration → the setting that it comes from."""
 
 
 def configured_updater(settings: Settings) -> Updater[Any]:
@@ -37,8 +40,8 @@ def configured_updater(settings: Settings) -> Updater[Any]:
         hidden=settings.hidden_layers,
         dot=settings.dot_product,
         numeric=len(NAMES) if settings.statistics else 0,
-        categories=True,  # items without any cost nothing, and a catalogue may come at any time
-        fields=True,  # so that fields can come and go: they are rows of one table
+        categories=True,  # costs nothing without categories, and a catalogue may come at any time
+        fields=True,  # so that fields can be added and removed: their values are rows of one table
     )
     try:
         return build_updater(
@@ -52,10 +55,10 @@ def configured_updater(settings: Settings) -> Updater[Any]:
 
 
 async def check_configuration(database: Database, artifacts: ArtifactStore, updater: Updater[Any]) -> None:
-    """See that the update method can go on from the training state of the head, by what its header says.
+    """Make sure that the update method can continue the training state of the head, according to its header.
 
     Raises:
-        ConfigurationError: it cannot, or the head's state is that of a method which this release does not know.
+        ConfigurationError: it cannot, or a method that this release does not know made the state.
         ArtifactError: the header cannot be read.
         NotReady: Postgres does not answer.
     """
@@ -63,7 +66,7 @@ async def check_configuration(database: Database, artifacts: ArtifactStore, upda
         alias = await session.models.alias(AliasName.HEAD)
         head = None if alias is None else await session.models.get(alias.version)
     parts = {} if head is None else head.state.get("parts", {})
-    if head is None or not parts:  # nothing was learned yet: any method can begin
+    if head is None or not parts:  # nothing was learned yet: any method can start
         return
     meta: Mapping[str, Any] = {}
     if "updater" in parts:
@@ -77,7 +80,14 @@ async def check_configuration(database: Database, artifacts: ArtifactStore, upda
 def cannot_go_on(
     updater: Updater[Any], head: ModelVersion, meta: Mapping[str, Any], error: Exception
 ) -> ConfigurationError:
-    """What to raise where `error` says why a method cannot go on from the head, whose state has this header."""
+    """The error that tells an operator that the method cannot continue the head's state, and what to do.
+
+    Args:
+        updater: the method.
+        head: the version whose state it should continue.
+        meta: header of the state.
+        error: why it cannot.
+    """
     other = [name for field, name in SHAPE.items() if _differs(meta, updater, field)]
     advice = f"with another {' and another '.join(other)}" if other else "with a method of the same base model"
     return ConfigurationError(
@@ -89,6 +99,6 @@ def cannot_go_on(
 
 
 def _differs(meta: Mapping[str, Any], updater: Updater[Any], field: str) -> bool:
-    """Whether a state with this header was made with another value of this field, by a model of the same kind."""
+    """Whether the base model of the state has another value of this field, though it is of the same kind."""
     made, now = meta.get("model", {}), updater.model.config.to_json()
     return "hidden" in made and "hidden" in now and made.get(field) != now.get(field)
