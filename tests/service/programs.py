@@ -19,7 +19,7 @@ import psutil
 ASMG = [sys.executable, "-m", "service.cli"]
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["service.cli", "service.processes.supervisor", "service.worker"])
+FORKED.set_forkserver_preload(["service.cli", "service.processes.worker", "service.worker"])
 """Starts processes that have imported the service when they begin, which takes a second or two otherwise."""
 
 

@@ -18,7 +18,9 @@ import pytest
 from sqlalchemy import make_url
 
 from service.errors import ConfigurationError
-from service.processes.supervisor import Supervisor, installation, listen, require_redis
+from service.processes.installation import installation, require_redis
+from service.processes.listening import listen
+from service.processes.supervisor import Supervisor
 from tests.conftest import Servers, create_database, database_dsn, drop_database, in_thread
 from tests.service.api_support import event, make_keys, settings_for
 from tests.service.programs import Program, asmg, program, wait_for
