@@ -14,9 +14,9 @@ import httpx
 import psutil
 
 from benchmarks.serving.servers import Server, ServerFailed, environment_without_settings, free_port
-from service.processes.stop_request import StopRequest
 from service.processes.child import CHILD_MODULE, environment_of
 from service.processes.installation import installation
+from service.processes.stop_request import StopRequest
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.use_cases.auth import SCOPES, create_key

@@ -11,8 +11,8 @@ import typer
 
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.installation import DataDir, load_settings, use_database
-from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 from service.processes.installation import installation
+from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 from service.settings import Settings
 from service.storage.postgres.database import Database
 

@@ -23,7 +23,8 @@ deletions = typer.Typer(help="Journal of the users and items that were deleted."
 
 @deletions.command("export")
 def export_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write; it must not exist.")], data_dir: DataDir = None
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write; it must not exist.")],
+    data_dir: DataDir = None,
 ) -> None:
     """Write all deletions that the database knows to a file, in the format of the journal."""
 
@@ -41,7 +42,9 @@ def export_command(
 
 @deletions.command("replay")
 def replay_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE …", help="Journals, or files that `export` has written.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE …", help="Journals, or files that `export` has written.")
+    ],
     data_dir: DataDir = None,
 ) -> None:
     """Repeat deletions that were made after the copy that the database was restored from; the service may keep running."""

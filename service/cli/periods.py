@@ -16,9 +16,7 @@ from service.use_cases.quarantine import find_periods, retry_period, skip_period
 
 __all__ = ["periods"]
 
-periods = typer.Typer(
-    help="Periods: list them, and retry or skip one in quarantine.", no_args_is_help=True
-)
+periods = typer.Typer(help="Periods: list them, and retry or skip one in quarantine.", no_args_is_help=True)
 
 Number = Annotated[int, typer.Argument(metavar="PERIOD", help="Number of the period.")]
 Reason = Annotated[str, typer.Option(help="Reason that the audit log keeps.")]

@@ -75,8 +75,8 @@ def import_command(
     """
     # With the training library, which takes seconds to import.
     from asmg.datasets.generic import LogOptions
-    from service.cli.import_log.backfill import run_import
     from service.cli.import_log.options import ImportOptions
+    from service.cli.import_log.run import run_import
 
     by = by or ("column" if period_column else "day")
     if by == "column" and (period_column is None or size is not None):
