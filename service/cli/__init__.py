@@ -35,27 +35,21 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for name, command in {
-    "demo": demo_command,
-    "serve": serve_command,
-    "worker": worker_command,
-    "migrate": migrate_command,
-    "import": import_command,
-    "audit": audit_command,
-    "backup": backup_command,
-    "restore": restore_command,
-    "verify": verify_command,
-}.items():
-    app.command(name)(command)
-for name, group in {
-    "keys": keys,
-    "models": models,
-    "periods": periods,
-    "deletions": deletions,
-    "experiment": experiment,
-    "features": features,
-}.items():
-    app.add_typer(group, name=name)
+app.command("demo")(demo_command)
+app.command("serve")(serve_command)
+app.command("worker")(worker_command)
+app.command("migrate")(migrate_command)
+app.command("import")(import_command)
+app.command("audit")(audit_command)
+app.command("backup")(backup_command)
+app.command("restore")(restore_command)
+app.command("verify")(verify_command)
+app.add_typer(keys, name="keys")
+app.add_typer(models, name="models")
+app.add_typer(periods, name="periods")
+app.add_typer(deletions, name="deletions")
+app.add_typer(experiment, name="experiment")
+app.add_typer(features, name="features")
 for entry in entry_points(group=COMMANDS):
     added = entry.load()
     if isinstance(added, typer.Typer):

@@ -1,4 +1,4 @@
-"""`asmg deletions …`: export the journal of deletions, and repeat it on a database that was restored from an old copy."""
+"""`asmg deletions …`: export the journal of deletions, and repeat them on a database restored from an old copy."""
 
 import asyncio
 from pathlib import Path
@@ -23,7 +23,7 @@ deletions = typer.Typer(help="Journal of the users and items that were deleted."
 
 @deletions.command("export")
 def export_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write; it must not exist.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="New file to write.")],
     data_dir: DataDir = None,
 ) -> None:
     """Write all deletions that the database knows to a file, in the format of the journal."""
@@ -42,12 +42,10 @@ def export_command(
 
 @deletions.command("replay")
 def replay_command(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE …", help="Journals, or files that `export` has written.")
-    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE …", help="Journals, or files that `export` wrote.")],
     data_dir: DataDir = None,
 ) -> None:
-    """Repeat deletions that were made after the copy that the database was restored from; the service may keep running."""
+    """Repeat deletions that are newer than the copy the database was restored from; the service may keep running."""
     with plain_errors(), unusable_files():
         entries = [entry for file in files for entry in read_journal(file)]
         with installation(load_settings(data_dir=data_dir)) as settings:

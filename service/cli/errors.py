@@ -16,7 +16,7 @@ __all__ = ["plain_errors", "unusable_files"]
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn wrong settings (exit code 2) and errors of the service (1) into one line each; others keep their traceback."""
+    """Turn wrong settings (exit code 2) and errors of the service (1) into one line; others keep their traceback."""
     try:
         yield
     except ValidationError as error:

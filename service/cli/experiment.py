@@ -123,7 +123,7 @@ def run_command(
     data: Annotated[Path, typer.Option(help="Folder that `asmg experiment prepare` has written.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; that of an earlier run is continued.")],
     methods: Annotated[
-        str | None, typer.Option(help="Methods, separated by commas; by default all that are installed.")
+        str | None, typer.Option(help="Methods, separated by commas; by default all installed ones.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Number of runs of each method, with seeds 0, 1, …")] = 5,
     periods: Annotated[int, typer.Option(help="Number of equal periods that the log is cut into.")] = 31,
@@ -153,18 +153,16 @@ def run_command(
         typer.Option(metavar="NAME", help="Statistic that every method reads as zero; may be repeated."),
     ] = None,
     dim: Annotated[
-        int | None, typer.Option(help="Width of the base model's embeddings; by default that of the settings.")
+        int | None, typer.Option(help="Width of the base model's embeddings; by default as in the settings.")
     ] = None,
     hidden: Annotated[
         str | None,
-        typer.Option(help="Widths of its hidden layers, separated by commas; by default those of the settings."),
+        typer.Option(help="Widths of its hidden layers, separated by commas; by default as in the settings."),
     ] = None,
     dot: Annotated[
         bool | None, typer.Option(help="Whether the base model has dot products; by default with our settings only.")
     ] = None,
-    processes: Annotated[
-        int | None, typer.Option(help="Number of parallel runs; by default one for each core.")
-    ] = None,
+    processes: Annotated[int | None, typer.Option(help="Number of parallel runs; by default one per core.")] = None,
 ) -> None:
     """Run methods over the periods of a log, with several seeds; if it is stopped, the same command continues."""
     # With the training library, which takes seconds to import.

@@ -71,7 +71,7 @@ ContextColumns = Annotated[
     typer.Option(
         "--context",
         metavar="NAMES",
-        help="Columns with fields of the context, separated by commas or repeated; field=column where the names differ.",
+        help="Columns with fields of the context, separated by commas or repeated; field=column if the names differ.",
     ),
 ]
 UserFeatures = Annotated[

@@ -20,9 +20,7 @@ __all__ = ["models"]
 
 models = typer.Typer(help="Model versions: list them, and pin those to keep.", no_args_is_help=True)
 
-Number = Annotated[
-    int, typer.Argument(metavar="VERSION", help="Number of the version, as `asmg models list` shows it.")
-]
+Number = Annotated[int, typer.Argument(metavar="VERSION", help="Number of the version, see `asmg models list`.")]
 Reason = Annotated[str, typer.Option("--reason", help="Reason that the audit log keeps.")]
 
 

@@ -41,7 +41,7 @@ def list_periods_command(
 
 @periods.command("retry")
 def retry_period_command(number: Number, reason: Reason, data_dir: DataDir = None) -> None:
-    """Let the worker learn a period in quarantine after all; it is learned next, after the periods learned meanwhile."""
+    """Let the worker learn a period in quarantine after all; it comes next, after the periods learned meanwhile."""
     with plain_errors():
         with_database(data_dir, lambda d: retry_period(d, number, reason=reason, actor=command_line()))
         print(f"asmg: period {number} waits for its update again")

@@ -19,10 +19,10 @@ API_GRACE_SECONDS = 20
 """Seconds that requests in flight may take to end when the process stops; uvicorn cuts them off then."""
 
 SWITCH_SECONDS = 0.0005
-"""Seconds after which a thread with longer work lets the event loop run; Python's default of 5 ms would delay requests."""
+"""Seconds after which a thread with longer work lets the event loop run; Python's 5 ms would delay requests."""
 
 SPARE_FILES = 500
-"""Open files of an api process beside its clients' connections: to Postgres and Redis, snapshots, refused connections."""
+"""Open files of an api process beside its clients' connections: to Postgres and Redis, snapshots, refused clients."""
 
 GC_THRESHOLD = 10_000
 """New objects after which Python looks for cyclic garbage: more than its default, because requests leave none."""

@@ -1,7 +1,7 @@
 """A child process of the service: `python -m service.processes.child api FD PARENT` or `… worker PARENT`.
 
-`asmg serve` starts api processes and the worker as such children, `asmg import` a worker. A child reads its settings from
-the environment and ends by itself when its parent is gone.
+`asmg serve` starts api processes and the worker as such children, `asmg import` a worker. A child reads its settings
+from the environment and ends by itself when its parent is gone.
 """
 
 import logging
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run as a child.
 
     Args:
-        arguments: `api`, the file descriptor of the listening socket and the pid of the parent; or `worker` and the pid.
+        arguments: `api`, the file descriptor of the listening socket and the parent's pid; or `worker` and the pid.
     """
     configure_logging()
     _end_with_parent(int(arguments[-1]))

@@ -23,15 +23,15 @@ POSTGRES_REFUSALS = {
     "28P01": "refuses the user name or password",
     "3D000": "has no database of this name",
 }
-"""SQLSTATE → what is wrong with the DSN. Only errors that stay until somebody changes the DSN; others may be passing."""
+"""SQLSTATE → what is wrong with the DSN. Only errors that last until somebody changes the DSN."""
 
 
 @contextmanager
 def installation(settings: Settings, *, migrate_first: bool = False, any_schema: bool = False) -> Iterator[Settings]:
     """Yield the settings with the addresses of Postgres and Redis, once Postgres answers with a current schema.
 
-    Embedded servers run at least as long as the `with` block; their schema is always brought up to date. The schema of a
-    configured database may be shared with processes of another release, so it is only checked.
+    Embedded servers run at least as long as the `with` block; their schema is always brought up to date. A configured
+    database may be shared with processes of another release, so its schema is only checked.
 
     Args:
         settings: with both addresses, or with neither: then the servers are embedded.

@@ -4,9 +4,9 @@
                 ├─ api 1 … api N, which share one listening socket
                 └─ worker
 
-The parent owns the socket: a port that is taken is one clear message, and while an api process restarts, new connections
-wait for the others instead of being refused. Ctrl-C reaches the parent alone. It closes the socket, lets the requests in
-flight end, then stops the worker, then the embedded servers.
+The parent owns the socket: a port that is taken is one clear message, and while an api process restarts, new
+connections wait for the others instead of being refused. Ctrl-C reaches the parent alone. It closes the socket, asks
+the api processes and the worker to stop, waits until they have ended, and stops the embedded servers.
 """
 
 import asyncio

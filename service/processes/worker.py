@@ -1,4 +1,4 @@
-"""Runs the worker until a signal stops it: in `asmg worker`, and in the child that `asmg serve` or `asmg import` starts."""
+"""Runs the worker until a signal stops it: in `asmg worker`, and in the child of `asmg serve` or `asmg import`."""
 
 import asyncio
 import signal

@@ -1,7 +1,7 @@
 """Stores the pieces of an import: each goes through the same cycle as live traffic.
 
-The catalogue and the interactions of a piece are stored in the open period, the period is closed, and the next piece waits
-for the worker's update: the catalogue that an update sees must not depend on how quick the update before it was.
+The catalogue and the interactions of a piece are stored in the open period, the period is closed, and the next piece
+waits for the worker's update: the catalogue that an update sees must not depend on how quick the one before it was.
 """
 
 from collections.abc import Mapping

@@ -39,7 +39,7 @@ def import_command(
         int | None,
         typer.Option(
             min=1,
-            help="Interactions of a period (by count), number of periods (by periods), or hours, days or weeks of each.",
+            help="Interactions of a period (by count), number of periods (by periods), or hours, days, weeks of each.",
         ),
     ] = None,
     user_column: UserColumn = "user_id",

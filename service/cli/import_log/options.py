@@ -17,7 +17,7 @@ DIGEST_LENGTH = 16
 """Hexadecimal digits of a digest: 64 bits."""
 
 EVENT_ID_VERSION = 2
-"""Changes whenever event ids number other rows than before, so that an import begun by an older release is another one."""
+"""Changes whenever event ids number other rows than before: an import begun by an older release is then another one."""
 
 
 @dataclass(frozen=True, kw_only=True)

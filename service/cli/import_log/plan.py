@@ -1,4 +1,4 @@
-"""What an import stores: the sorted log cut into periods, as events and features with ids that are the same in each run."""
+"""What an import stores: the sorted log, cut into periods, as events with ids that are the same in each run."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

@@ -1,8 +1,8 @@
 """`asmg import`, from the file to the exit code: sort the log on disk, start the servers and a worker, store the log.
 
-The log is sorted on disk first, so it may be larger than the memory. Between two runs nothing is remembered but the
-database: event ids and the idempotency keys of the closes are made of the file, the options and the place in the log. So
-a second run of the same command finds what is stored already, wherever the first one was stopped, and both together have
+The log is sorted on disk first, so it may be larger than the memory. Only the database remembers something between two
+runs: event ids and the idempotency keys of the closes are made of the file, the options and the place in the log. So a
+second run of the same command finds what is stored already, wherever the first one was stopped, and both together have
 the outcome of one run.
 """
 

@@ -32,7 +32,7 @@ POSITIVES_PER_DRAW = 1 << 17
 """Positives whose negatives are drawn at once; those of one user are never split."""
 
 FIELDS = "context TEXT, user_fields TEXT, item_fields TEXT"
-"""JSON objects. Those of user and item are null where the row says nothing of them: a negative, a log without fields."""
+"""JSON objects. Those of user and item are null where the row says nothing of them, as a negative does."""
 
 UNSORTED = f"grp INTEGER, time INTEGER, row INTEGER, copy INTEGER, user TEXT, item INTEGER, label INTEGER, {FIELDS}"
 """Columns of the rows that are read and drawn. They are sorted by their group (a window of time, or the number in the
