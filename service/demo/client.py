@@ -186,8 +186,7 @@ def _interactions(name: str, period: PlayedPeriod, rows: slice) -> bytes:
         {"event_id": f"{name}-{row:07d}", "user_id": user, "item_id": item, "label": label, "timestamp": timestamp}
         for row, user, item, label, timestamp in columns
     ]
-    for event, context in zip(
-        events, period.contexts[rows], strict=False
-    ):  # contexts are empty for a stream without fields
+    # Not strict: a stream without fields has no contexts.
+    for event, context in zip(events, period.contexts[rows], strict=False):
         event["context"] = context
     return orjson.dumps({"interactions": events})

@@ -38,11 +38,12 @@ from asmg.statistics import NAMES, StatisticsConfig
 from asmg.updaters import build_updater
 from asmg.yardsticks import build_yardstick
 from service.cli.console import PeriodLine, ScoreLines
-from service.demo import DemoOptions, client, run_demo
-from service.demo.client import Api, CallFailed, _batches
-from service.demo.practitioner import WITHOUT_FIELDS, Practitioner
+from service.demo import client
+from service.demo.client import Api, CallFailed, split_batches
+from service.demo.comparison import WITHOUT_FIELDS, ComparisonModels
 from service.demo.report import PeriodReport, Report, RollbackReport
-from service.demo.story import _of_questions
+from service.demo.run import DemoOptions, run_demo
+from service.demo.scenario import contexts_for_prediction
 from service.demo.streams import PlayedPeriod, folder_stream, synthetic_stream
 from service.demo.traffic import CLIENTS, Traffic, VersionOrder, Window
 from service.http.schemas import parse_timestamp
@@ -128,7 +129,7 @@ async def test_a_connection_that_breaks_is_a_failure() -> None:
         async with traffic.running():
             await asyncio.sleep(0.05)
         with pytest.raises(CallFailed, match="version 2 was published but version 1 still answers"):
-            await traffic.until(2, seconds=0.05)
+            await traffic.wait_for_version(2, seconds=0.05)
     assert traffic.total.served == 0
     assert traffic.total.failed >= CLIENTS
     assert traffic.faults[0] == "ReadError broken"
@@ -136,10 +137,14 @@ async def test_a_connection_that_breaks_is_a_failure() -> None:
 
 def test_batches_keep_a_millisecond_together() -> None:
     times = np.repeat(np.arange(4_000), 3)
-    rows = [(batch.start, batch.stop) for batch in _batches(times)]
+    rows = [(batch.start, batch.stop) for batch in split_batches(times)]
     assert rows == [(0, 4_998), (4_998, 9_996), (9_996, 12_000)]
     crowd = np.zeros(12_000, np.int64)  # they cannot be kept together
-    assert [(batch.start, batch.stop) for batch in _batches(crowd)] == [(0, 5_000), (5_000, 10_000), (10_000, 12_000)]
+    assert [(batch.start, batch.stop) for batch in split_batches(crowd)] == [
+        (0, 5_000),
+        (5_000, 10_000),
+        (10_000, 12_000),
+    ]
 
 
 async def test_a_batch_that_is_refused_ends_the_demo() -> None:
@@ -263,11 +268,11 @@ def test_lines_fit_whatever_a_period_took() -> None:
 def test_what_the_fields_are_worth_is_told_where_there_are_any() -> None:
     values = {"seed": 0, "yardstick": "logistic", "rollback": None, "requests": Window(), "faults": []}
     known = [period_report(number, None if number == 1 else 0.6) for number in range(1, 7)]
-    assert Report(data="synthetic", periods=known, **values).worth_of_fields() == [
+    assert Report(data="synthetic", periods=known, **values).value_of_fields() == [
         "incremental without the fields: AUC 0.5800, LogLoss 0.5800; with them AUC 0.6000, LogLoss 0.6000",
         "best that user and item alone allow: AUC 0.7000, LogLoss 0.7000; with the context AUC 0.8000, LogLoss 0.8000",
     ]
-    assert Report(data="ml-100k", periods=[period_report(1, None)], **values).worth_of_fields() == []
+    assert Report(data="ml-100k", periods=[period_report(1, None)], **values).value_of_fields() == []
 
 
 async def test_features_hold_from_the_first_event_on_and_predictions_know_no_position() -> None:
@@ -291,11 +296,11 @@ async def test_features_hold_from_the_first_event_on_and_predictions_know_no_pos
         await Api(http).put_catalogue(second)
         assert 0 < len(sent["/users"][1]["users"]) < len(users["users"])
     assert {name for context in first.contexts for name in context} == {"device", "position"}
-    assert {name for context in _of_questions(first, stream.schema) for name in context} == {"device"}
+    assert {name for context in contexts_for_prediction(first, stream.schema) for name in context} == {"device"}
 
 
-class TestPractitioner:
-    """The yardstick, and the model without fields, beside the service's models."""
+class TestComparisonModels:
+    """The yardstick, and the incremental model without fields."""
 
     @pytest.mark.parametrize("name", ["lightgbm", "logistic"])
     @pytest.mark.parametrize("fields", [True, False])
@@ -310,15 +315,15 @@ class TestPractitioner:
         stream = synthetic_stream(replace(SMALL, fields=fields), 3, seed=2)
         log = prepared(periods := list(stream.periods), stream.schema)
         cut = cut_periods(log, 3, known="so_far", categories=True, fields=True)
-        yardstick, practitioner = build_yardstick(name, fields=cut.fields), Practitioner(stream.schema, seed=5)
+        yardstick, comparison = build_yardstick(name, fields=cut.fields), ComparisonModels(stream.schema, seed=5)
         updater = build_updater(
             "iu", default_config(categories=True, numeric=len(NAMES)), statistics=StatisticsConfig()
         )
         bare = [replace(data, fields=None) for data in cut.data]
         reports = [report.scores for report, _ in progressive_validation(updater, bare, seed=5)]
-        assert practitioner.name == name
+        assert comparison.name == name
         for number, (period, data) in enumerate(zip(periods, cut.data, strict=True)):
-            found = practitioner.score_and_learn(period)
+            found = comparison.score_and_learn(period)
             if number == 0:
                 assert found == {}
             else:
@@ -387,7 +392,7 @@ class Demo:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         program = (
-            "import sys; from pathlib import Path; from service.demo import *; from asmg.datasets.synthetic import *\n"
+            "import sys\nfrom pathlib import Path\nfrom asmg.datasets.synthetic import *\nfrom service.demo.run import *\n"
             f"sys.exit(run_demo(DemoOptions({', '.join(f'{k}={v!r}' for k, v in options.items())})))"
         ).replace("PosixPath", "Path")
         self.out, self.err = folder / "out", folder / "err"
