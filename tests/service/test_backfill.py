@@ -360,7 +360,7 @@ CONNECT = sqlite3.connect
 MANY = HEAD + "".join(f"u{n},i{n},1,{1700000000 + n}\n" for n in range(2000))
 
 
-@pytest.mark.parametrize(("pages", "statement"), [(10, "INSERT INTO read"), (30, "INSERT INTO log")])
+@pytest.mark.parametrize(("pages", "statement"), [(10, "INSERT INTO read"), (24, "INSERT INTO log")])
 def test_a_full_disk_is_said_in_one_line(
     pages: int, statement: str, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

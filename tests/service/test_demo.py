@@ -392,7 +392,8 @@ class Demo:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         program = (
-            "import sys\nfrom pathlib import Path\nfrom asmg.datasets.synthetic import *\nfrom service.demo.run import *\n"
+            "import sys\nfrom pathlib import Path\n"
+            "from asmg.datasets.synthetic import *\nfrom service.demo.run import *\n"
             f"sys.exit(run_demo(DemoOptions({', '.join(f'{k}={v!r}' for k, v in options.items())})))"
         ).replace("PosixPath", "Path")
         self.out, self.err = folder / "out", folder / "err"
