@@ -48,10 +48,10 @@ def run_alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 async def end_tasks(*tasks: asyncio.Future[Any]) -> None:
     """Cancel the tasks that are not done, and return when all have ended; their exceptions are dropped.
 
-    A task that has not ended is cancelled again: before Python 3.12 `asyncio.wait_for`, which the Redis client uses, can
-    lose a cancellation, and the task would go on for ever. (A task that waits in a `TaskGroup` cannot be ended like this,
-    because the group passes on the first cancellation only.) If the caller is cancelled meanwhile, the tasks still end
-    first.
+    A task that has not ended is cancelled again: before Python 3.12 `asyncio.wait_for`, which the Redis client uses,
+    can lose a cancellation, and the task would go on for ever. (A task that waits in a `TaskGroup` cannot be ended like
+    this, because the group passes on the first cancellation only.) If the caller is cancelled meanwhile, the tasks
+    still end first.
     """
     cancellation: asyncio.CancelledError | None = None
     while unfinished := [task for task in tasks if not task.done()]:

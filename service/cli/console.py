@@ -1,8 +1,8 @@
 """Output of the commands that run for minutes (`asmg demo`, `asmg import`): score lines and a progress bar.
 
-Two lines for each period: the scores of the models on its log, and the seconds of its stages. Between them, on a terminal
-only, a progress bar. A pipe or a file receives plain text. The table is printed line by line, because rich's `Table`
-shows its rows only once all of them are known.
+Two lines for each period: the scores of the models on its log, and the seconds of its stages. On a terminal a progress
+bar is below them; a pipe or a file receives plain text. The table is printed line by line, because rich's `Table` shows
+its rows only once all of them are known.
 """
 
 import os

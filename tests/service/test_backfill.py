@@ -1,11 +1,11 @@
 """`asmg import`: a log becomes periods, once, however often it is interrupted; and bad files are said to be bad."""
 
 import asyncio
+import os
 import re
 import shutil
 import signal
 import sqlite3
-import subprocess
 import tempfile
 import time
 import weakref
@@ -42,7 +42,7 @@ from service.storage.redis.state import Notices
 from service.use_cases.watch import watch_period
 from tests.conftest import Servers, create_database, database_dsn, drop_database, flush
 from tests.service.copied import copied
-from tests.service.programs import ASMG, asmg, environment, wait_for
+from tests.service.programs import asmg, start, wait_for
 
 PERIODS, EVENTS = 2, 11_000
 
@@ -91,24 +91,23 @@ async def everything(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
         await database.close()
 
 
-def import_until(said: str, number: int, *arguments: str, **changes: str) -> None:
+def import_until(said: str, number: int, folder: Path, *arguments: str, **changes: str) -> None:
     """Run an import and send it a signal as soon as it has printed something, and half a second later."""
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen([*ASMG, "import", *arguments], stdout=output, env=environment(**changes))
+    out = folder / f"{number}.out"
+    process = start(out, folder / f"{number}.err", "import", *arguments, **changes)
 
-        def printed() -> bool:
-            output.seek(0)
-            return bool(re.search(said, output.read(), re.MULTILINE)) or process.poll() is not None
+    def printed() -> bool:
+        found = out.exists() and re.search(said, out.read_text(), re.MULTILINE)
+        return bool(found) or not process.is_alive()
 
-        wait_for(printed)
-        time.sleep(0.5)
-        process.send_signal(number)
-        code = process.wait(30)
-        output.seek(0)
-        assert code == (130 if number == signal.SIGINT else -number), output.read()
-        if number == signal.SIGINT:
-            output.seek(0)
-            assert "the same command goes on from here" in output.read()
+    wait_for(printed)
+    time.sleep(0.5)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(30)
+    assert process.exitcode == (130 if number == signal.SIGINT else -number), out.read_text()
+    if number == signal.SIGINT:
+        assert "the same command goes on from here" in out.read_text()
 
 
 SHOP = Schema((
@@ -223,8 +222,8 @@ async def test_interrupted_and_resumed_it_ends_the_same(
     try:
         other = database_dsn(servers, name)
         there = place(other, "b")
-        import_until("^import ", signal.SIGINT, *arguments, **there)
-        import_until(r"v1 generated$", signal.SIGKILL, *arguments, **there)
+        import_until("^import ", signal.SIGINT, tmp_path, *arguments, **there)
+        import_until(r"v1 generated$", signal.SIGKILL, tmp_path, *arguments, **there)
         resumed = asmg("import", *arguments, **there).stdout
         found = await everything(other)
     finally:

@@ -4,16 +4,16 @@ import asyncio
 import gzip
 import io
 import json
+import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,7 +47,7 @@ from service.demo.scenario import contexts_for_prediction
 from service.demo.streams import PlayedPeriod, folder_stream, synthetic_stream
 from service.demo.traffic import CLIENTS, Traffic, VersionOrder, Window
 from service.http.schemas import parse_timestamp
-from tests.service.programs import asmg, environment, wait_for
+from tests.service.programs import asmg, start_call, wait_for
 
 SMALL = DriftConfig(users=100, items=40, events=1_500, categories=4, fields=True)
 TINY: dict[str, Any] = {"drift": replace(SMALL, events=300), "workers": 1, "port": 0}
@@ -390,40 +390,68 @@ def left_behind(folder: Path) -> list[psutil.Process]:
 class Demo:
     """A running demo."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
-        program = (
-            "import sys\nfrom pathlib import Path\n"
-            "from asmg.datasets.synthetic import *\nfrom service.demo.run import *\n"
-            f"sys.exit(run_demo(DemoOptions({', '.join(f'{k}={v!r}' for k, v in options.items())})))"
-        ).replace("PosixPath", "Path")
-        self.out, self.err = folder / "out", folder / "err"
-        with self.out.open("w") as out, self.err.open("w") as err:
-            changes = {"ASMG_SWAP_LEAD_SECONDS": "0.5", "TMPDIR": str(folder)}
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", program], stdout=out, stderr=err, env=environment(**changes)
-            )
-        self._folder = folder
+    def __init__(self, folder: Path, options: DemoOptions) -> None:
+        self._folder, self._out, self._err = folder, folder / "out", folder / "err"
+        changes = {"ASMG_SWAP_LEAD_SECONDS": "0.5", "TMPDIR": str(folder)}
+        self._process = start_call(partial(run_demo, options), self._out, self._err, **changes)
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text() if self._out.exists() else ""
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def stop(self) -> None:
+        """End it whatever it is doing."""
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join(60)
 
     def wait_for(self, text: str) -> None:
-        wait_for(lambda: text in self.out.read_text() or self.process.poll() is not None)
-        assert text in self.out.read_text(), self.err.read_text()
+        wait_for(lambda: text in self.out or not self._process.is_alive(), 180)
+        assert text in self.out, self.err
 
     def end(self, code: int, number: int | None = None) -> None:
         if number is not None:
-            self.process.send_signal(number)
-        assert self.process.wait(180) == code, self.err.read_text()  # where nothing is compiled yet, a minute goes by
+            os.kill(self.pid, number)
+        self._process.join(180)  # where nothing is compiled yet, a minute goes by
+        assert self._process.exitcode == code, self.err
         assert left_behind(self._folder) == []
         assert list(self._folder.glob("asmg-demo-*")) == []
-        assert "\x1b" not in self.out.read_text()
+        assert "\x1b" not in self.out
+
+
+StartDemo = Callable[..., Demo]
+
+
+@pytest.fixture
+def start_demo(folder: Path) -> Iterator[StartDemo]:
+    """Starts a demo with some options; one that a test has left running is stopped."""
+    started: list[Demo] = []
+
+    def start(**options: Any) -> Demo:
+        started.append(Demo(folder, DemoOptions(**{"exit": True, **options})))
+        return started[-1]
+
+    yield start
+    for demo in started:
+        demo.stop()
 
 
 @pytest.mark.slow
-def test_the_whole_story(folder: Path) -> None:
+def test_the_whole_story(folder: Path, start_demo: StartDemo) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        demo = Demo(folder, drift=SMALL, periods=3, exit=True, report=folder / "r.json", port=port)
+        demo = start_demo(drift=SMALL, periods=3, report=folder / "r.json", port=port)
         demo.end(0)
-    out = demo.out.read_text()
+    out = demo.out
     assert f"port {port} is taken" in out
     assert max(map(len, out.splitlines())) <= 120
     report = json.loads((folder / "r.json").read_text())
@@ -455,10 +483,10 @@ def test_the_whole_story(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_stays_up_and_wants_its_key(folder: Path) -> None:
-    demo = Demo(folder, periods=1, **TINY)
+def test_it_stays_up_and_wants_its_key(start_demo: StartDemo) -> None:
+    demo = start_demo(periods=1, exit=False, **TINY)
     demo.wait_for("stays up until Ctrl-C")
-    out = demo.out.read_text()
+    out = demo.out
     docs, key = re.search(r"^API docs: (\S+)$", out, re.M), re.search(r"^KEY=(\S+)$", out, re.M)
     assert docs is not None
     assert key is not None
@@ -471,23 +499,23 @@ def test_it_stays_up_and_wants_its_key(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_in_the_middle(folder: Path) -> None:
-    demo = Demo(folder, periods=50, exit=True, **TINY)
-    demo.wait_for("v1 generated")
+def test_interrupted_in_the_middle(start_demo: StartDemo) -> None:
+    demo = start_demo(periods=50, **TINY)
+    demo.wait_for("Scores on the log of each period")
     time.sleep(0.5)
     demo.end(130, signal.SIGINT)
-    assert "interrupted; everything was stopped and removed" in demo.out.read_text()
-    assert demo.err.read_text() == ""
+    assert "interrupted; everything was stopped and removed" in demo.out
+    assert demo.err == ""
 
 
 @pytest.mark.slow
-def test_a_service_that_dies_is_said_and_cleaned_up(folder: Path) -> None:
-    demo = Demo(folder, periods=50, exit=True, **TINY)
-    demo.wait_for("v1 generated")
-    [server] = psutil.Process(demo.process.pid).children()
+def test_a_service_that_dies_is_said_and_cleaned_up(start_demo: StartDemo) -> None:
+    demo = start_demo(periods=50, **TINY)
+    demo.wait_for("Scores on the log of each period")
+    [server] = psutil.Process(demo.pid).children()
     server.kill()
     demo.end(1)
-    assert "asmg serve ended with code -9" in demo.err.read_text()
+    assert "asmg serve ended with code -9" in demo.err
 
 
 @pytest.mark.slow
