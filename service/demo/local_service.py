@@ -12,7 +12,7 @@ from pathlib import Path
 
 from service.errors import ServiceError
 from service.processes.child import environment_of
-from service.processes.children import Child
+from service.processes.companion import Companion
 from service.processes.installation import installation
 from service.processes.stop_request import StopRequest
 from service.settings import Settings
@@ -45,7 +45,7 @@ class LocalService:
     """Its address."""
     key: str
     """A key of all scopes."""
-    process: Child
+    process: Companion
     """The process of `asmg serve`."""
 
 
@@ -72,13 +72,13 @@ def local_service(settings: Settings, log: Path, stop: StopRequest) -> Iterator[
             # Before the service starts, because from the first key on every call has to show one.
             key = asyncio.run(_create_key(running.postgres_dsn))
             stop.check()
-            process = Child("asmg serve", command, environment=environment, log=log)
+            process = Companion("asmg serve", command, environment=environment, log=log)
             stack.callback(_stop, process, settings, stop)
             url = _wait_until_listening(process, stop)
         yield LocalService(url, key, process)
 
 
-def _wait_until_listening(process: Child, stop: StopRequest) -> str:
+def _wait_until_listening(process: Companion, stop: StopRequest) -> str:
     """Return the address once the service has printed it."""
     deadline = time.monotonic() + START_SECONDS
     while (match := LISTENING.search(process.output)) is None:
@@ -90,7 +90,7 @@ def _wait_until_listening(process: Child, stop: StopRequest) -> str:
     return match[1]
 
 
-def _stop(process: Child, settings: Settings, stop: StopRequest) -> None:
+def _stop(process: Companion, settings: Settings, stop: StopRequest) -> None:
     if process.stop(seconds=STOP_SECONDS, hurried=lambda: stop.hurried) != 0:
         # It was killed or has failed, and has left Postgres and Redis running: their last user stops them.
         with suppress(ServiceError), EmbeddedServers(settings.data_dir):

@@ -27,7 +27,7 @@ from service.cli.import_log.sorted_log import SortedLog
 from service.cli.import_log.sorting import sort_log
 from service.cli.import_log.temporary_database import temporary_database
 from service.processes.child import child_command, environment_of
-from service.processes.children import Child
+from service.processes.companion import Companion
 from service.processes.installation import installation
 from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 from service.settings import Settings
@@ -107,14 +107,16 @@ def _describe(plan: ImportPlan, console: Console) -> None:
 
 
 @contextmanager
-def _worker(settings: Settings, stop: StopRequest) -> Iterator[Child]:
+def _worker(settings: Settings, stop: StopRequest) -> Iterator[Companion]:
     """A worker of this import's own; if another one leads already, it waits for that one to end.
 
     Its log is in a file that is shown if it fails.
     """
     with tempfile.TemporaryDirectory(prefix="asmg-import-") as folder:
         environment = {**os.environ, **environment_of(settings)}
-        worker = Child("the worker", child_command("worker"), environment=environment, log=Path(folder) / "worker.log")
+        worker = Companion(
+            "the worker", child_command("worker"), environment=environment, log=Path(folder) / "worker.log"
+        )
         try:
             yield worker
         finally:
@@ -127,7 +129,7 @@ async def _import(
     plan: ImportPlan,
     lines: ScoreLines,
     bar: StageBar,
-    worker: Child | None,
+    worker: Companion | None,
 ) -> int:
     """Import all pieces; return how many updates failed."""
     assert settings.postgres_dsn is not None and settings.redis_url is not None

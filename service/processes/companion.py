@@ -1,6 +1,6 @@
-"""One program that runs beside a command: the worker of `asmg import`, the service of `asmg demo` and `asmg bench`.
+"""A program that runs beside a command: the worker of `asmg import`, the service of `asmg demo` and `asmg bench`.
 
-Unlike a child of the supervisor it is not started again: when it ends, so does the command.
+Unlike the children of `service.processes.supervisor` it is not started again: when it ends, the command fails.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from service.errors import ServiceError
 from service.tasks import end_tasks, start_for_caller
 
-__all__ = ["Child", "ChildFailed"]
+__all__ = ["Companion", "CompanionFailed"]
 
 T = TypeVar("T")
 
@@ -22,17 +22,17 @@ CHECK_SECONDS = 0.5
 POLL_SECONDS = 0.05
 """Seconds between two looks at a program that is stopping."""
 TAIL_LINES = 15
-"""Last lines of the program's output that the message of `ChildFailed` shows."""
+"""Last lines of the program's output that the message of `CompanionFailed` shows."""
 
 
-class ChildFailed(ServiceError):
+class CompanionFailed(ServiceError):
     """A program that this one needs has ended by itself."""
 
     title = "Child process failed"
     slug = "child-failed"
 
 
-class Child:
+class Companion:
     """A program that runs beside this one, in a session of its own (Ctrl-C does not reach it), with output to a file.
 
     Args:
@@ -63,17 +63,17 @@ class Child:
         """Return if it is running.
 
         Raises:
-            ChildFailed: it has ended; the message holds the end of its output.
+            CompanionFailed: it has ended; the message holds the end of its output.
         """
         if (code := self._process.poll()) is not None:
             tail = "\n".join(self.output.splitlines()[-TAIL_LINES:])
-            raise ChildFailed(f"{self._name} ended with code {code}:\n{tail}")
+            raise CompanionFailed(f"{self._name} ended with code {code}:\n{tail}")
 
     async def beside(self, work: Awaitable[T]) -> T:
         """Run `work` while the program runs, and return its result.
 
         Raises:
-            ChildFailed: the program has ended first; `work` is cancelled.
+            CompanionFailed: the program has ended first; `work` is cancelled.
         """
 
         async def guard() -> None:
