@@ -95,7 +95,7 @@ def verify_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Check every digest, reference and alias; exit with 0 only if all are right. The service may keep running."""
+    """Check every digest, reference and alias, also while the service runs; exit with 1 if one is wrong."""
     with plain_errors(), installation(load_settings(data_dir=data_dir)) as settings:
         _report(asyncio.run(_verify(settings)), as_json=as_json)
 
