@@ -14,8 +14,9 @@ import httpx
 import psutil
 
 from benchmarks.serving.servers import Server, ServerFailed, environment_without_settings, free_port
-from service.processes.children import StopRequest
-from service.processes.supervisor import environment_of, installation
+from service.processes.child import CHILD_MODULE, environment_of
+from service.processes.installation import installation
+from service.processes.stop_request import StopRequest
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.use_cases.auth import SCOPES, create_key
@@ -106,8 +107,8 @@ def role_of(process: psutil.Process) -> str | None:
     """`api` or `worker`; None for any other process."""
     with suppress(psutil.Error):
         command = process.cmdline()
-        if "service.processes.supervisor" in command:
-            return str(command[command.index("service.processes.supervisor") + 1])
+        if CHILD_MODULE in command:
+            return str(command[command.index(CHILD_MODULE) + 1])
     return None
 
 

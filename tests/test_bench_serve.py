@@ -902,7 +902,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, data_dir: Path) -> No
             command, stdout=out, stderr=subprocess.STDOUT, env={**environment(), "TMPDIR": str(folder)}
         )  # fmt: skip
     deadline = time.monotonic() + 90
-    while not any("service.processes.supervisor" in " ".join(_command(one)) for one in _children(process.pid)):
+    while not any("service.processes.child" in " ".join(_command(one)) for one in _children(process.pid)):
         assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "out").read_text()
         time.sleep(0.05)
     assert [*folder.glob("asmg-bench-*")]

@@ -24,7 +24,7 @@ from benchmarks.chaos.verdict import Promise, Record, State, content_of, judge, 
 from benchmarks.own_service import OwnService, own_service
 from service.demo.client import CallFailed
 from service.errors import ServiceError
-from service.processes.children import INTERRUPTED, Interrupted, StopRequest
+from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 from service.storage.postgres import tables
 from service.storage.postgres.database import Database
 from service.tasks import end_tasks

@@ -30,7 +30,7 @@ from benchmarks.serving.workload import (
     random_statistics,
     save_model,
 )
-from service.processes.children import StopRequest
+from service.processes.stop_request import StopRequest
 
 __all__ = ["CLOSED", "OPEN", "Contest", "Key", "service_server", "wait_for_version"]
 

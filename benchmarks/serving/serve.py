@@ -17,7 +17,7 @@ from benchmarks.serving.results import print_cells, summaries
 from benchmarks.serving.swap import measure_swap, need_room, print_swap
 from benchmarks.serving.workload import NEIGHBOURS
 from benchmarks.timing import machine_facts
-from service.processes.children import INTERRUPTED, Interrupted, StopRequest
+from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 
 __all__ = ["run_serve"]
 

@@ -14,7 +14,7 @@ import psutil
 from benchmarks.serving.generator import Beside, ask
 from benchmarks.serving.load import Answers, Load, Target
 from service.errors import ServiceError
-from service.processes.children import Child, ChildFailed
+from service.processes.companion import Companion, CompanionFailed
 
 __all__ = ["Server", "ServerFailed", "cpu_seconds", "free_port", "memory_bytes"]
 
@@ -118,7 +118,7 @@ class Server:
         self._refused: dict[str, int] = {}
 
     def __enter__(self) -> "Server":
-        self._child = Child(self.name, self._command, environment=self._environment, log=self._log)
+        self._child = Companion(self.name, self._command, environment=self._environment, log=self._log)
         self._root = next(iter(_marked(self._mark, psutil.Process().children())), None)
         return self
 
@@ -191,7 +191,7 @@ class Server:
     def _require_running(self) -> None:
         try:
             self._child.check()
-        except ChildFailed as error:
+        except CompanionFailed as error:
             raise ServerFailed(str(error)) from None
 
     def tail(self) -> str:

@@ -18,12 +18,12 @@ from benchmarks.serving.contest import service_server, wait_for_version
 from benchmarks.serving.ours import Installation, Snapshots
 from benchmarks.serving.servers import Server, memory_bytes
 from benchmarks.serving.workload import ServingSizes, random_params
-from service.processes.children import StopRequest
+from service.processes.child import CHILD_MODULE
+from service.processes.stop_request import StopRequest
 
 __all__ = ["start"]
 
 SETTLE_SECONDS = 1.0
-API = "service.processes.supervisor"
 
 
 def start(
@@ -39,7 +39,7 @@ def start(
 
 
 def _api_processes(server: Server) -> list[psutil.Process]:
-    return [process for process in server.processes() if {API, "api"} <= set(process.cmdline())]
+    return [process for process in server.processes() if {CHILD_MODULE, "api"} <= set(process.cmdline())]
 
 
 def main() -> None:

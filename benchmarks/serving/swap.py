@@ -28,7 +28,7 @@ from benchmarks.serving.ours import Installation, Publisher, Snapshots
 from benchmarks.serving.servers import Server, ServerFailed, memory_bytes
 from benchmarks.serving.verdict import Swap, Verdict, judge
 from benchmarks.serving.workload import RequestPool, ServingSizes, expected_scores, make_workload, random_params
-from service.processes.children import StopRequest
+from service.processes.stop_request import StopRequest
 
 __all__ = ["measure_swap", "need_room", "print_swap"]
 

@@ -27,7 +27,7 @@ from benchmarks.timing import machine_facts
 from service.demo.client import Api, CallFailed
 from service.demo.streams import PlayedPeriod, synthetic_stream
 from service.limits import KEPT_FOR_TRAINING
-from service.processes.children import INTERRUPTED, Interrupted, StopRequest
+from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 from service.storage.postgres.database import Database
 
 __all__ = ["SoakOptions", "run_soak"]

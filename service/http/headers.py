@@ -27,7 +27,7 @@ SECURITY_HEADERS = (
     ("referrer-policy", "no-referrer"),
     ("x-content-type-options", "nosniff"),
 )
-"""Of every response, whoever writes it: `service.processes.supervisor.server_config` gives them to the server."""
+"""Of every response, whoever writes it: `service.processes.api.server_config` gives them to the server."""
 
 STRICT_TRANSPORT = ("strict-transport-security", "max-age=31536000")
 """Of every response by HTTPS. Behind a proxy it is for the proxy to say, and by plain HTTP it would mean nothing."""

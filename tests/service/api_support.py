@@ -25,7 +25,8 @@ from starlette.types import Receive, Scope, Send
 from service.app import create_app
 from service.http import routers
 from service.http.dependencies import Parts
-from service.processes.supervisor import listen, server_config
+from service.processes.api import server_config
+from service.processes.listening import listen
 from service.serving.forward import FieldValues
 from service.serving.snapshot import Prediction, Snapshot, prior_snapshot
 from service.settings import Settings

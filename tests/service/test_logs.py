@@ -247,7 +247,7 @@ def test_a_log_line_names_its_request_also_from_a_thread_or_a_task_of_it() -> No
     program_text = """
 import asyncio, logging
 from service.context import current_request_id
-from service.processes.supervisor import configure_logging
+from service.processes.logs import configure_logging
 
 configure_logging()
 log = logging.getLogger("x")

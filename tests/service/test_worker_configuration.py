@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing_extensions import override
 from asmg.checkpoint import Checkpoint
 from service import worker
 from service.errors import ConfigurationError
+from service.processes.child import child_command
 from service.settings import Settings
 from service.storage.postgres.database import Leadership
 from service.storage.postgres.repositories import AliasName, ModelVersion
@@ -280,7 +280,7 @@ async def test_the_programs_say_so(b: Bench, tmp_path: Path) -> None:
         "ASMG_DATA_DIR": str(tmp_path),
         "ASMG_UPDATER": "sml-mf",
     }
-    child = [sys.executable, "-m", "service.processes.supervisor", "worker", str(os.getpid())]
+    child = child_command("worker")
     for command, code in (([*ASMG, "worker"], 1), (child, os.EX_CONFIG)):
         done = await asyncio.to_thread(
             subprocess.run, command, env=environment(**places), capture_output=True, text=True, timeout=120

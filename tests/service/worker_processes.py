@@ -18,7 +18,8 @@ NUMBERS = count(1)
 def work(log: Path, settings: dict[str, Any], silence_seconds: float | None) -> None:
     """What the program does; but for how long it may be silent before Postgres ends its sessions."""
     from service import worker
-    from service.processes.supervisor import configure_logging, run_worker
+    from service.processes.logs import configure_logging
+    from service.processes.worker import run_worker
     from service.settings import Settings
     from service.storage.postgres import database
 

@@ -1,4 +1,4 @@
-"""The demo itself: play the periods, roll back, roll forward; through the public HTTP API only."""
+"""What the demo does, through the public HTTP API only: play the periods, roll back, roll forward."""
 
 import asyncio
 import random
@@ -10,43 +10,45 @@ from typing import Any
 from asmg.features import Schema
 from service.cli.console import StageBar
 from service.demo.client import Api, CallFailed
-from service.demo.practitioner import Practitioner
+from service.demo.comparison import ComparisonModels
 from service.demo.report import PeriodReport, Report, RollbackReport
 from service.demo.streams import PlayedPeriod, Stream
 from service.demo.traffic import Traffic, VersionOrder
 from service.tasks import start_alone
 
-__all__ = ["Story"]
+__all__ = ["Scenario", "contexts_for_prediction"]
 
 PROBES = 8
+"""Prediction requests whose scores are compared before and after a rollback."""
 PROBE_ITEMS = 30
+"""Most candidates of a probe."""
 PROBE_HISTORY = 5
-PROBE_ATTEMPTS = 20
+"""Most items in the history of a probe."""
 ROLLED_BACK_SECONDS = 1.0
-"""How long the older version answers before the way forward."""
+"""Seconds for which the older version answers before the demo rolls forward."""
 
 HOUR_SECONDS = 3_600
 
 Context = Mapping[str, Any]
 
 ProbeScores = tuple[int, Sequence[Sequence[float]]]
-"""Hours since 1970, which models may read, and the scores of each probe."""
+"""The hour of the answers (hours since 1970, which models may read), and the scores of each probe."""
 
 
-class Story:
-    """One run of the demo against a service in its first period.
+class Scenario:
+    """One run of the demo, against a service in its first period.
 
     Args:
-        url: of the service.
-        key: with all scopes.
-        bar: shows what goes on.
-        seed: of the questions.
-        practitioner: is told the same events.
+        url: address of the service.
+        key: of all scopes.
+        bar: shows what is being done.
+        seed: of the prediction requests.
+        comparison: learns from the same events.
     """
 
-    def __init__(self, url: str, key: str, bar: StageBar, seed: int, practitioner: Practitioner) -> None:
+    def __init__(self, url: str, key: str, bar: StageBar, seed: int, comparison: ComparisonModels) -> None:
         self._api = Api.connect(url, key)
-        self._bar, self._practitioner = bar, practitioner
+        self._bar, self._comparison = bar, comparison
         # Connections of its own, so that no prediction waits behind a batch of the log.
         self._traffic_api = Api.connect(url, key)
         self._traffic = Traffic(self._traffic_api.http, VersionOrder(0), seed)
@@ -57,7 +59,7 @@ class Story:
 
     @property
     def example(self) -> dict[str, Any]:
-        """A short question about a user and items of the stream; there is none before the first period."""
+        """A short prediction request about a user and items of the stream; empty before the first period."""
         return self._example
 
     async def play(self, stream: Stream, seed: int, show: Callable[[PeriodReport], None]) -> Report:
@@ -66,7 +68,7 @@ class Story:
         Args:
             stream: the periods.
             seed: for the report.
-            show: called with the report of each period as soon as there is one.
+            show: called with the report of each period once its update has ended.
 
         Raises:
             CallFailed: a call other than a prediction failed.
@@ -75,7 +77,7 @@ class Story:
         async with self._api.http, self._traffic_api.http, AsyncExitStack() as stack:
             for number, period in enumerate(stream.periods, start=1):
                 items = list(dict.fromkeys(period.item_ids))
-                contexts = _of_questions(period, stream.schema)
+                contexts = contexts_for_prediction(period, stream.schema)
                 self._traffic.offer(list(dict.fromkeys(period.user_ids)), items, contexts)
                 if number == 1:
                     self._choose_probes(period.user_ids, items, contexts)
@@ -88,7 +90,7 @@ class Story:
         return Report(
             data=stream.name,
             seed=seed,
-            yardstick=self._practitioner.name,
+            yardstick=self._comparison.name,
             periods=periods,
             rollback=rollback,
             requests=self._traffic.total,
@@ -103,8 +105,8 @@ class Story:
         self._traffic.begin_window()
         closed = await self._api.call("POST", "/periods/close", {}, **{"Idempotency-Key": f"demo-{name}"})
         self._bar.begin(f"{title}: sealed")
-        # Beside the update, in a thread of its own: the clients go on asking.
-        judged = start_alone(asyncio.to_thread(self._practitioner.score_and_learn, period))
+        # In a thread of its own, while the update runs and clients keep asking.
+        comparison = start_alone(asyncio.to_thread(self._comparison.score_and_learn, period))
         document: dict[str, Any] = {}
         async for document in self._api.watch(closed["period"]):
             stage, progress = document["stage"], document["progress"]
@@ -113,7 +115,7 @@ class Story:
         model = None
         if (version := document["version"]) is not None:
             self._bar.show(f"{title}: swapping to version {version}", 1.0)
-            await self._traffic.until(version)
+            await self._traffic.wait_for_version(version)
             window = self._traffic.window
             model = await self._api.call("GET", f"/admin/models/{version}")
             await self._record(version)
@@ -123,37 +125,37 @@ class Story:
             document,
             model,
             window,
-            others={self._practitioner.name: None, **await judged, **period.best},
+            others={self._comparison.name: None, **await comparison, **period.best},
         )
 
     def _choose_probes(self, users: Sequence[str], items: Sequence[str], contexts: Sequence[Context]) -> None:
-        """Questions whose answers depend on nothing but the model and the hour.
+        """Choose prediction requests whose scores depend on nothing but the model and the hour.
 
-        They bring their histories along, and nothing else is known of who asks: what a user of the stream did of late
-        goes on changing, and the model reads it.
+        They bring their histories along, and their users have no events: the recent events of the stream's users keep
+        changing, and the model reads them.
         """
         few = self._random.sample(items, min(3, len(items)))
         self._example = {"user_id": self._random.choice(users), "items": few}
-        self._example |= self._in_context(contexts)
+        self._example |= self._random_context(contexts)
         for number in range(PROBES):
             self._probes.append(
                 {
                     "user_id": f"demo-probe-{number}",
                     "items": self._random.sample(items, min(PROBE_ITEMS, len(items))),
                     "history": self._random.sample(items, min(PROBE_HISTORY, len(items))),
-                    **self._in_context(contexts),
+                    **self._random_context(contexts),
                 }
             )
 
-    def _in_context(self, contexts: Sequence[Context]) -> Mapping[str, Any]:
-        """What a question has beside its items; nothing where there are no contexts."""
+    def _random_context(self, contexts: Sequence[Context]) -> Mapping[str, Any]:
+        """The context of a request; empty if the stream has no contexts."""
         return {"context": self._random.choice(contexts)} if contexts else {}
 
     async def _record(self, version: int) -> None:
         self._recorded[version] = await self._probe(version)
 
     async def _probe(self, version: int) -> ProbeScores:
-        """The scores of all probes by a version that answers already.
+        """Return the scores of all probes by a version that is being served.
 
         Raises:
             CallFailed: another version answers.
@@ -174,7 +176,7 @@ class Story:
         self._traffic.begin_window()
         window = self._traffic.window
         restored = forward = None
-        while restored is None or forward is None:  # where an hour ended meanwhile, once more within this one
+        while restored is None or forward is None:  # repeated if the hour has changed meanwhile
             self._bar.begin(f"rolling back to version {previous}")
             restored = await self._serve(previous, "demo: the way back")
             await asyncio.sleep(ROLLED_BACK_SECONDS)
@@ -196,13 +198,14 @@ class Story:
         )
 
     async def _serve(self, version: int, reason: str) -> bool | None:
-        """Make a version the champion; whether it answers the probes exactly as it did before, None where that was in
-        another hour.
+        """Make a version the champion; return whether it scores the probes exactly as it did before.
+
+        None if it did so in another hour, which its scores may depend on.
         """
         self._traffic.versions.announce(version)
         body = {"to_version": version, "sequence": "keep", "reason": reason}
         await self._api.call("POST", "/admin/rollback", body)
-        await self._traffic.until(version)
+        await self._traffic.wait_for_version(version)
         with suppress(CallFailed):
             before = self._recorded[version]
             await self._record(version)
@@ -211,7 +214,7 @@ class Story:
         return False
 
 
-def _of_questions(period: PlayedPeriod, schema: Schema) -> list[Context]:
-    """The contexts of the period's interactions as they were before anything was shown."""
+def contexts_for_prediction(period: PlayedPeriod, schema: Schema) -> list[Context]:
+    """The contexts of the period's interactions, without fields that are known only after an item was shown."""
     later = {field.name for field in schema.fields if field.training_only}
     return [{name: value for name, value in context.items() if name not in later} for context in period.contexts]

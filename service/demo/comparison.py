@@ -1,4 +1,7 @@
-"""What others make of the events that the demo sends: a practitioner in an afternoon, and our model without fields."""
+"""Models that the demo compares with those of the service: LightGBM, and the incremental model without fields.
+
+`service.demo.scenario` gives them each period that it plays.
+"""
 
 from collections import deque
 from collections.abc import Mapping
@@ -21,36 +24,37 @@ from asmg.updaters import build_updater
 from asmg.yardsticks import build_yardstick, installed_yardsticks
 from service.demo.streams import PlayedPeriod
 
-__all__ = ["WITHOUT_FIELDS", "Practitioner"]
+__all__ = ["WITHOUT_FIELDS", "ComparisonModels"]
 
 WITHOUT_FIELDS = "without_fields"
 """Key of the scores of the incremental model without fields."""
 
 
-class Practitioner:
-    """LightGBM, or where it is not installed logistic regression, on the statistics and fields of the events so far;
-    and beside it, where clients send fields, the service's incremental model that reads none.
+class ComparisonModels:
+    """A yardstick on statistics and fields of the events so far: LightGBM, or logistic regression without the package.
+
+    If the stream has fields, the service's incremental model without them is trained too.
 
     Args:
-        schema: the fields.
-        seed: of the model without them.
+        schema: of the fields.
+        seed: of the model without fields.
     """
 
     def __init__(self, schema: Schema = DEFAULT, seed: int = 0) -> None:
         self.name = "lightgbm" if "lightgbm" in installed_yardsticks() else "logistic"
-        """Which of `asmg.yardsticks.YARDSTICKS` it is."""
+        """The yardstick: a key of `asmg.yardsticks.YARDSTICKS`."""
         self._yardstick = build_yardstick(self.name)
-        self._events, self._learned, self._sent = _Events(schema), 0, bool(schema.fields)
-        self._next: deque[PeriodData] = deque()
+        self._events, self._learned, self._has_fields = _EventLog(schema), 0, bool(schema.fields)
+        self._queue: deque[PeriodData] = deque()
         shape = default_config(categories=True, numeric=len(NAMES))
         updater = build_updater("iu", shape, statistics=StatisticsConfig())
-        self._without = progressive_validation(updater, iter(self._next.popleft, None), seed=seed)
+        self._without_fields = progressive_validation(updater, iter(self._queue.popleft, None), seed=seed)
 
     def score_and_learn(self, period: PlayedPeriod) -> Mapping[str, Scores]:
         """Predict the next period's events, then learn them.
 
         Returns:
-            how good the predictions were, by `name` and `WITHOUT_FIELDS`; nothing for the first period, before which
+            the scores of the predictions, by `name` and `WITHOUT_FIELDS`; empty for the first period, before which
             nothing was learned.
         """
         data = self._events.add(period)
@@ -58,34 +62,34 @@ class Practitioner:
         found = {self.name: scores(self._yardstick.logits(data), data.label)} if self._learned else {}
         self._yardstick.learn([data])
         self._learned += 1
-        if self._sent:
-            self._next.append(data)
-            report, _ = next(self._without)
+        if self._has_fields:
+            self._queue.append(data)
+            report, _ = next(self._without_fields)
             if "incremental" in report.scores:
                 found[WITHOUT_FIELDS] = report.scores["incremental"]
         return found
 
 
-class _Events:
-    """All events so far as table rows."""
+class _EventLog:
+    """All events so far, as table rows."""
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
         self._users, self._items, self._categories = Ids(), Ids(), Ids()
         self._past: list[np.ndarray] = [np.empty(0, dtype) for dtype in (np.int32, np.int32, np.uint8, np.int64)]
-        """Users, items, labels and times."""
-        self._columns: dict[str, list[FieldColumn]] = {field.name: [] for field in schema.fields}
+        """Users, items, labels and times (milliseconds since 1970) of all events."""
+        self._field_columns: dict[str, list[FieldColumn]] = {field.name: [] for field in schema.fields}
         self._features: dict[str, dict[str, Mapping[str, Any]]] = {"user": {}, "item": {}}
-        self._of_items: dict[str, tuple[str, ...]] = {}
+        self._item_categories: dict[str, tuple[str, ...]] = {}
 
     def fields(self) -> LogFields:
-        """Those of all events."""
-        columns = {name: FieldColumn.joined(parts) for name, parts in self._columns.items()}
+        """The fields of all events."""
+        columns = {name: FieldColumn.joined(parts) for name, parts in self._field_columns.items()}
         return read_columns(self._schema, self._past[3], columns.__getitem__)
 
     def add(self, period: PlayedPeriod) -> PeriodData:
-        """The period without its fields, each event with what its user had done before it."""
-        self._of_items |= period.new_items
+        """Append a period; return it without fields, each event with what its user had done before."""
+        self._item_categories |= period.new_items
         self._add_fields(period)
         user, item = (
             known.encode(pl.Series(ids, dtype=pl.String)).astype(np.int32) + 1
@@ -123,11 +127,11 @@ class _Events:
                 given = period.contexts
             else:
                 given = [self._features[field.of].get(id_, {}) for id_ in owners[field.of]]
-            self._columns[field.name].append(FieldColumn.of(field, [values.get(field.name) for values in given]))
+            self._field_columns[field.name].append(FieldColumn.of(field, [values.get(field.name) for values in given]))
 
     def _category_matrix(self) -> np.ndarray:
         """int32 [items, C], as `PeriodData.item_categories`."""
-        of_each = [self._of_items.get(item, ()) for item in self._items.names()]
+        of_each = [self._item_categories.get(item, ()) for item in self._items.names()]
         numbers = self._categories.numbers
         matrix = np.full((len(of_each) + 1, max(1, *map(len, of_each))), NO_CATEGORY, np.int32)
         for row, names in enumerate(of_each, start=1):
