@@ -23,8 +23,6 @@ from asmg.datasets.prepared import PreparedLog, read_prepared
 from asmg.experiments.jobs import MethodJob, Protocol, run_chain, run_method
 from asmg.statistics import NAMES
 
-__all__ = ["PARTS", "Variant", "main", "measure"]
-
 SERVED = "asmg-gru-multi"
 
 

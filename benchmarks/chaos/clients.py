@@ -11,8 +11,6 @@ from benchmarks.chaos.stream import BATCH, Log, context_of
 from benchmarks.chaos.verdict import SHOWN, Record, content_of
 from service.demo.client import CallFailed
 
-__all__ = ["Clients"]
-
 CALL_SECONDS = 10.0
 RETRY_SECONDS = 0.3
 IN_FLIGHT = 3

@@ -29,8 +29,6 @@ from service.storage.postgres import tables
 from service.storage.postgres.database import Database
 from service.tasks import end_tasks
 
-__all__ = ["ChaosOptions", "run_chaos"]
-
 START_SECONDS = 90.0
 SETTLE_SECONDS = 120.0
 """How long updates that are waiting may take after the last close, and for each period `PERIOD_SECONDS` more."""

@@ -16,8 +16,6 @@ from benchmarks.chaos.verdict import Record
 from benchmarks.own_service import role_of, server_processes
 from service.storage.embedded.servers import EmbeddedServers
 
-__all__ = ["Saboteur", "restart"]
-
 LONGEST_DOWN_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 3.0
 INTERVAL_SECONDS = (1.5, 6.0)

@@ -8,8 +8,6 @@ from typing import Any
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
 from asmg.features import Field, Schema
 
-__all__ = ["BATCH", "SCHEMA", "Log", "context_of", "make_log"]
-
 BATCH = 40
 """Events of a call."""
 STEP_MS = 1_000

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["SHOWN", "Promise", "Record", "State", "content_of", "judge", "to_json"]
-
 SHOWN = 5
 
 

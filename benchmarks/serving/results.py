@@ -1,4 +1,4 @@
-"""What the rounds found, put together and printed: ratios first."""
+"""Medians of the rounds of `asmg bench serve`, and their tables: ratios first."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -8,12 +8,10 @@ from benchmarks.printing import Printer, times
 from benchmarks.serving.contest import CLOSED, OPEN, Key
 from benchmarks.serving.options import DEFAULT, FIELDS, NOOP, OURS, PLAIN, VARIANTS, Cell
 
-__all__ = ["print_cells", "summaries"]
-
 Summary = dict[str, Any]
 
 LESS = {DEFAULT: OURS, FIELDS: DEFAULT}
-"""Which variant serves the same without what the variant has more."""
+"""Variant of the service → the variant with the same model but for its statistics, or its fields."""
 
 MEDIANS = (
     "rps",
@@ -32,7 +30,7 @@ MEDIANS = (
 
 
 def summaries(raw: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[Summary]:
-    """Each cell with the medians of its rounds and the sum of its failures."""
+    """Of each cell the medians of its rounds and the sum of its failures."""
     found = []
     for (variant, cell, loop), rounds in raw.items():
         summary: Summary = {
@@ -53,7 +51,7 @@ def summaries(raw: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[Summary]:
 
 
 def print_cells(printer: Printer, cells: Sequence[Summary], rounds: int) -> None:
-    """Ratios where there is something to compare with, then the figures themselves."""
+    """Print ratios where there is something to compare with, then the figures themselves."""
     closed = [cell for cell in cells if cell["loop"] == CLOSED]
     for name in (OURS, DEFAULT, FIELDS):
         _print_ratios(printer, closed, name)
@@ -69,7 +67,7 @@ def print_cells(printer: Printer, cells: Sequence[Summary], rounds: int) -> None
 
 
 def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None:
-    """Of a variant of the service against those of others, and its CPU against that of a smaller model of ours."""
+    """Print a variant of the service against the other servers, and its CPU time against that of a smaller model."""
     by_cell: dict[Cell, dict[str, Summary]] = {}
     for one in cells:
         by_cell.setdefault(Cell(one["n"], one["concurrency"], one["workers"]), {})[one["variant"]] = one
@@ -86,13 +84,13 @@ def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None
                 f"{cell.n}",
                 f"{cell.concurrency}",
                 f"{cell.workers}",
-                _times(_ratio(ours, found.get(PLAIN), "rps")),
-                _times(_ratio(found.get(PLAIN), ours, "cpu_us")),
-                _times(_ratio(ours, best, "rps")),
+                times(_ratio(ours, found.get(PLAIN), "rps")),
+                times(_ratio(found.get(PLAIN), ours, "cpu_us")),
+                times(_ratio(ours, best, "rps")),
                 "" if best is None else best["variant"],
-                _times(min((r for peer in peers if (r := _ratio(peer, ours, "cpu_us"))), default=None)),
+                times(min((r for peer in peers if (r := _ratio(peer, ours, "cpu_us"))), default=None)),
                 "" if share is None else f"{100 * share:.0f} %",
-                *([_times(_ratio(ours, found.get(LESS[name]), "cpu_us"))] if name in LESS else []),
+                *([times(_ratio(ours, found.get(LESS[name]), "cpu_us"))] if name in LESS else []),
             )
         )
     if any(any(row[3:]) for row in rows):
@@ -110,22 +108,16 @@ def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None
 def _print_figures(printer: Printer, cells: Sequence[Summary], title: str, *, rate: bool = False) -> None:
     if not cells:
         return
-    rows = []
-    for cell in cells:
-        rows.append(
-            (
-                cell["variant"],
-                f"{cell['n']}",
-                f"{cell['concurrency']}",
-                f"{cell['workers']}",
-                *([f"{cell['rate']:,.0f}"] if rate else []),
-                f"{cell['rps']:,.0f}",
-                *(_ms(cell[name]) for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms")),
-                f"{cell['cpu_us']:,.0f}",
-                f"{cell['memory_mb']:,.0f}",
-                f"{cell['failed']:,}",
-            )
+    rows = [
+        (
+            *(str(cell[name]) for name in ("variant", "n", "concurrency", "workers")),
+            *([f"{cell['rate']:,.0f}"] if rate else []),
+            f"{cell['rps']:,.0f}",
+            *(_ms(cell[name]) for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms")),
+            *(f"{cell[name]:,.0f}" for name in ("cpu_us", "memory_mb", "failed")),
         )
+        for cell in cells
+    ]
     columns = ["", "items", "conns", "workers", *(["asked/s"] if rate else []), "req/s", "p50 ms", "p95", "p99", "max"]
     printer.table(title, (*columns, "CPU µs", "MB", "failed"), rows)
 
@@ -134,10 +126,6 @@ def _ratio(above: Summary | None, below: Summary | None, name: str) -> float | N
     if above is None or below is None or not above[name] or not below[name]:
         return None
     return float(above[name]) / float(below[name])
-
-
-def _times(ratio: float | None) -> str:
-    return "" if ratio is None else times(ratio)
 
 
 def _ms(value: float | None) -> str:

@@ -13,8 +13,6 @@ from benchmarks.own_service import OwnService, role_of, server_processes
 from benchmarks.serving.servers import cpu_seconds
 from service.storage.redis.state import connect
 
-__all__ = ["CLOCKS", "Gauge"]
-
 KB = 1e3
 MB = 1e6
 BLOCK_BYTES = 512

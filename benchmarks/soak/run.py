@@ -30,8 +30,6 @@ from service.limits import KEPT_FOR_TRAINING
 from service.processes.children import INTERRUPTED, Interrupted, StopRequest
 from service.storage.postgres.database import Database
 
-__all__ = ["SoakOptions", "run_soak"]
-
 KEPT = {"keep_versions": 5, "keep_states": 3, "keep_logs": 3}
 HORIZON = 1 + max(KEPT["keep_versions"], KEPT_FOR_TRAINING + KEPT["keep_logs"])
 """The first period after which something of each kind was let go of."""

@@ -6,8 +6,6 @@ from statistics import median
 
 from benchmarks.chaos.verdict import Promise
 
-__all__ = ["FIGURES", "Course", "Figure", "Left", "course", "judge"]
-
 
 @dataclass(frozen=True)
 class Figure:

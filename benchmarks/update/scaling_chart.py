@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.scaling import ScalingOptions, ScalingPoint
 
-__all__ = ["draw", "require_matplotlib"]
-
 # Of the palette of Okabe and Ito, which the colour-blind can tell apart; the markers differ too.
 TRAINING, TABLES, GREY = "#0072B2", "#D55E00", "#595959"
 

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Batch", "DenseAdam", "base_loss", "base_step", "generator_step", "new_generator", "new_model"]
-
 Tensors = dict[str, Tensor]
 
 DIM, HIDDEN = 8, (24, 12, 6, 1)

@@ -25,8 +25,6 @@ from asmg.updaters.asmg import Asmg, AsmgState
 from benchmarks import whole_table
 from benchmarks.whole_table import Batch, DenseAdam
 
-__all__ = ["Agreement", "Disagreement", "Reference", "agreement", "reference_batch"]
-
 STEPS = 2
 """Training steps made on both sides. After the first one, momentum has its say."""
 

@@ -19,8 +19,6 @@ from benchmarks.timing import Samples, machine_facts
 from benchmarks.workload import Places, StreamSizes, need_memory, prepared, spread, synthetic_workload
 from benchmarks.yardstick import METHOD, build
 
-__all__ = ["ScalingOptions", "ScalingPoint", "UnequalResults", "measure_scaling", "run_scaling", "widened"]
-
 STATE_BYTES = 1_000
 """Memory for each table row: the state (four models, Adam, the hidden state of 128 bytes in each position), and during
 the last stage the tables that take its place."""

@@ -14,8 +14,6 @@ from benchmarks.timing import machine_facts
 from benchmarks.workload import BEFORE, StreamSizes, Workload, folder_workload, synthetic_workload
 from benchmarks.yardstick import METHOD, Settings, Versus, Yardstick, build, measure
 
-__all__ = ["UpdateOptions", "run_update"]
-
 PARTS = {"base": "base update", "generator": "generator training", "generate": "whole tables"}
 
 

@@ -1,19 +1,17 @@
-"""Just enough of HTTP/1.1 to read the answers of the servers measured here, at a few microseconds each."""
+"""Reads HTTP/1.1 responses in a few microseconds each: as much of the protocol as the measured servers use."""
 
 from typing import NamedTuple
-
-__all__ = ["BadResponse", "Response", "parse_response"]
 
 HEAD_END = b"\r\n\r\n"
 BODILESS = (204, 304)
 
 
 class BadResponse(ValueError):
-    """Bytes that are no answer this reads."""
+    """Bytes that are not one response of HTTP/1.1, or one with a feature that is not read here."""
 
 
 class Response(NamedTuple):
-    """One whole answer."""
+    """One whole response."""
 
     status: int
     body: bytes
@@ -22,10 +20,10 @@ class Response(NamedTuple):
 
 
 def parse_response(data: bytes) -> Response | None:
-    """The answer that `data` is; None where more of it has to come.
+    """The response in `data`; None while it is incomplete.
 
     Raises:
-        BadResponse: it is none, or more than one.
+        BadResponse: it is no response, or more than one.
     """
     end = data.find(HEAD_END)
     if end < 0:

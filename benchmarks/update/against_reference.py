@@ -24,8 +24,6 @@ from benchmarks.timing import Samples, faster_threads, torch_threads
 from benchmarks.translation import Agreement, Reference, agreement, reference_batch
 from benchmarks.workload import Workload, need_memory, prepared
 
-__all__ = ["METHOD", "Settings", "Versus", "Yardstick", "build", "measure"]
-
 METHOD = "asmg-gru-multi"
 """The paper's proposed method, ours by default."""
 

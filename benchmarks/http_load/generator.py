@@ -1,6 +1,6 @@
-"""The load generator: asks a server as a `Load` says, on one event loop and as little CPU as it can.
+"""The load generator: sends a `Load` to a server from one event loop, with as little CPU time as possible.
 
-A request costs it some 12 µs in a closed loop, and some 50 µs in an open one, where it is woken for every single one.
+A request costs it about 12 µs in a closed loop, and about 50 µs in an open one, where it wakes up for every request.
 """
 
 import asyncio
@@ -13,26 +13,25 @@ from typing import cast
 
 import uvloop
 
-from benchmarks.serving.load import Answers, Load, Target
-from benchmarks.serving.responses import Response, parse_response
-from benchmarks.serving.ticks import Alarm, make_alarm
+from benchmarks.http_load.alarm import Alarm, make_alarm
+from benchmarks.http_load.load import Answers, Load, Target
+from benchmarks.http_load.responses import Response, parse_response
 from service.tasks import end_tasks
-
-__all__ = ["Beside", "Watched", "ask"]
 
 CONNECT_SECONDS = 5.0
 CONNECT_EVERY_SECONDS = 0.001
 """Connections are opened one after the other, so that several workers on one socket each get some."""
 RETRY_SECONDS = 0.01
 DRAIN_SECONDS = 5.0
-"""How long the last answers may take; what has not come by then has failed."""
+"""How long answers may take after the last request was sent; what has not come by then has failed."""
 CHECK_SECONDS = 0.05
+"""How often is checked whether the load should end."""
 
 now = time.perf_counter
 
 
 class Watched:
-    """A load as it goes on, for what happens beside it."""
+    """A load under way, as seen by the work that goes on beside it."""
 
     def __init__(self, connections: Sequence["_Connection"]) -> None:
         self._connections = connections
@@ -43,26 +42,26 @@ class Watched:
 
 
 Beside = Callable[[Watched], Awaitable[None]]
-"""What happens while a load goes on."""
+"""Work that goes on beside a load."""
 
 
 def ask(
     target: Target, load: Load, *, check: Callable[[], None] = lambda: None, beside: Beside | None = None
 ) -> Answers:
-    """Send a load and return what came of it.
+    """Send a load and return its answers.
 
     Args:
-        target: where to.
-        load: what.
-        check: called 20 times a second; what it raises ends the load.
-        beside: runs while the load does, on the same thread; when it has returned, no further request becomes due.
+        target: the server.
+        load: the requests.
+        check: called 20 times a second; an exception of it ends the load.
+        beside: work that runs beside the load on the same thread; when it returns, no further request becomes due.
 
     Raises:
-        OSError: the server cannot be connected to at first.
+        OSError: the first connections cannot be opened.
     """
     collecting = gc.isenabled()
     gc.collect()
-    gc.disable()  # no pause of ours shall look like one of the server's
+    gc.disable()  # a pause of ours would look like one of the server
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_Generator(target, load).run(check, beside))
@@ -181,7 +180,7 @@ class _Generator:
             self._tick()
 
     async def _watch(self, check: Callable[[], None], work: asyncio.Future[None] | None) -> None:
-        """Return when all answers are here, or late."""
+        """Return when all answers have come, or are too late."""
         deadline = self._until + DRAIN_SECONDS
         while not self._finished.done():
             await asyncio.wait({self._finished}, timeout=CHECK_SECONDS)
@@ -199,7 +198,7 @@ class _Generator:
     # --- for each request
 
     def _tick(self) -> None:
-        """Send what is due or let it wait, and be called again when the next is."""
+        """Send the requests that are due, or let them wait for a connection; set the alarm for the next one."""
         rate, started, moment = cast(float, self._load.rate), self._started, now()
         while self._scheduled < self._total:
             due = started + self._scheduled / rate
@@ -214,7 +213,7 @@ class _Generator:
                 self._waiting.append(due)
 
     def _free(self, connection: _Connection) -> None:
-        """A connection has nothing in flight."""
+        """Use a connection that has no request in flight."""
         if self._waiting:
             self._send(connection, self._waiting.popleft(), now())
             return
@@ -274,7 +273,7 @@ class _Generator:
         return connection
 
     def gone(self, connection: _Connection, fault: str | None) -> None:
-        """A connection is no more, and with it the request in flight where there is a fault."""
+        """A connection was closed; with a fault, the request in flight on it has failed."""
         if self._over or connection not in self._connections:
             return
         if fault is not None:
@@ -288,7 +287,7 @@ class _Generator:
         task.add_done_callback(self._replacing.discard)
 
     async def _replace(self) -> None:
-        """Open another connection; a request that finds none to be had has failed."""
+        """Open a connection in place of a closed one; while none can be opened, requests that need one fail."""
         while True:
             try:
                 connection = await self._connect()

@@ -38,8 +38,6 @@ from benchmarks.workload import (
     synthetic_workload,
 )
 
-__all__ = ["measure_apart", "measure_method", "peak_of", "warm_up"]
-
 MB = 1e6
 
 PREPARE = "prepare"

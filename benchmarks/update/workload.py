@@ -22,22 +22,6 @@ from asmg.statistics import NAMES, StatisticsConfig
 from asmg.updaters import build_updater
 from asmg.updaters.base import Updater
 
-__all__ = [
-    "BEFORE",
-    "Places",
-    "StreamSizes",
-    "Workload",
-    "default_updater",
-    "folder_periods",
-    "folder_workload",
-    "load_periods",
-    "need_memory",
-    "prepared",
-    "save_periods",
-    "spread",
-    "synthetic_workload",
-]
-
 BEFORE = 5
 """Periods learned before the one measured. In the paper's settings the first model stays out of the sequence, the next
 three fill the window, and the last period is the first one that the generator is trained on."""
