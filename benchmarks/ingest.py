@@ -159,7 +159,7 @@ def run_ingest(options: IngestOptions) -> int:
 
 
 def make_batches(cell: Cell, prefix: str, events: int, seed: int) -> list[list[Row]]:
-    """Calls of equal size; from the second on, a share of each was in an earlier call, as clients send it that retry."""
+    """Calls of equal size. From the second on, a share of each was in an earlier call, as with clients that retry."""
     rng = np.random.default_rng(seed)
     calls = max(2, min(1000, events // cell.batch))
     again = round(cell.batch * cell.duplicates / 100)

@@ -83,6 +83,11 @@ class Server:
         self._seen: set[psutil.Process] = set()
         self._refused: dict[str, int] = {}
 
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://{self.target.host}:{self.target.port}"
+
     def __enter__(self) -> "Server":
         self._child = Child(self.name, self._command, environment=self._environment, log=self._log)
         self._root = next(iter(_marked(self._mark, psutil.Process().children())), None)

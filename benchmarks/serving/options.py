@@ -58,9 +58,6 @@ class Variant:
 
 OURS, DEFAULT, FIELDS, PLAIN, NOOP = "asmg", "asmg-statistics", "asmg-fields", "plain", "noop"
 
-LIST = {"before": b'{"requests":[', "after": b"]}"}
-"""BentoML batches lists: each request is a list of one."""
-
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -72,7 +69,7 @@ VARIANTS = {
         Variant(name="litserve", file="lit_serve", package="litserve"),
         Variant(name="litserve-batching", file="lit_serve", package="litserve", batching=True),
         Variant(name="bentoml", file="bento_ml", package="bentoml"),
-        Variant(name="bentoml-batching", file="bento_ml", package="bentoml", batching=True, **LIST),
+        Variant(name="bentoml-batching", file="bento_ml", package="bentoml", batching=True, before=b'{"requests":[', after=b"]}"),
         Variant(name="ray", file="ray_serve", package="ray"),
         Variant(name="ray-batching", file="ray_serve", package="ray", batching=True),
     )

@@ -1,4 +1,4 @@
-"""What a running service takes up: of the disk, of the memory, of Redis."""
+"""Measures how much disk, memory and Redis a running service uses."""
 
 import asyncio
 from collections.abc import Iterable
@@ -9,34 +9,36 @@ import psutil
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from benchmarks.own_service import OwnService, role_of, server_processes
-from benchmarks.serving.servers import cpu_seconds
+from benchmarks.machine import MB, cpu_seconds
+from benchmarks.servers import Server
+from benchmarks.services import OwnStores, processes_of, server_processes
 from service.storage.redis.state import connect
 
 KB = 1e3
-MB = 1e6
 BLOCK_BYTES = 512
+"""Unit of `st_blocks`."""
 WAL = "pg_wal"
+"""Folder of the write-ahead log."""
 RECORDS = ("periods", "period_stages", "model_versions", "evaluations", "audit")
-"""Tables that keep for ever what happened in each period."""
+"""Tables that keep some rows of each period for ever."""
 
 CLOCKS = {"autovacuum_naptime": "5s", "checkpoint_timeout": "30s"}
-"""How often Postgres tidies up while periods take seconds and not an hour; by itself, each minute and every five."""
+"""How often Postgres tidies up while a period takes seconds instead of an hour. Its defaults are 1 and 5 minutes."""
 
 
 class Gauge:
-    """Reads the figures of a service; the close time alone is not among them.
+    """Reads all figures of a running service but the close time.
 
     Args:
-        service: that runs.
+        stores: Postgres and Redis of the service.
+        server: its processes.
     """
 
-    def __init__(self, service: OwnService) -> None:
-        assert service.settings.redis_url is not None
-        self._service = service
-        self._data_dir = service.settings.data_dir.resolve()
-        self._postgres = create_async_engine(service.dsn, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=0)
-        self._redis = connect(service.settings.redis_url)
+    def __init__(self, stores: OwnStores, server: Server) -> None:
+        self._server = server
+        self._data_dir = stores.settings.data_dir.resolve()
+        self._postgres = create_async_engine(stores.dsn, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=0)
+        self._redis = connect(stores.redis_url)
         self._postmaster = server_processes(self._data_dir / "postgres")[0]
         self._cpu = 0.0
 
@@ -51,7 +53,7 @@ class Gauge:
         await self._postgres.dispose()
 
     async def read(self) -> dict[str, float]:
-        """Figures by name; CPU seconds since the last time."""
+        """The figures by name; CPU seconds are those since the last call."""
         database = await self._ask("SELECT pg_database_size(current_database())")
         records = await self._ask(
             f"SELECT sum(pg_total_relation_size(name)) FROM unnest('{{{','.join(RECORDS)}}}'::regclass[]) AS name"
@@ -63,14 +65,14 @@ class Gauge:
         return {
             "database_mb": (database - int(records)) / MB,
             "records_kb": int(records) / KB,
-            "connections": connections - 1,  # but for this one
+            "connections": connections - 1,  # without this one
             **here,
             "redis_mb": redis / MB,
             "redis_keys": keys,
         }
 
     async def most_wal_mb(self) -> float:
-        """How much WAL the server keeps at most."""
+        """How much write-ahead log the server keeps at most."""
         return float(await self._ask("SELECT pg_size_bytes(current_setting('max_wal_size'))")) / MB
 
     async def _ask(self, statement: str) -> Any:
@@ -79,11 +81,7 @@ class Gauge:
             return result.scalar() if result.returns_rows else None
 
     def _of_this_host(self) -> dict[str, float]:
-        service = self._service.server.processes()
-        memory = {
-            "api_mb": [process for process in service if role_of(process) == "api"],
-            "worker_mb": [process for process in service if role_of(process) == "worker"],
-        }
+        memory = {f"{role}_mb": processes_of(self._server, role) for role in ("api", "worker")}
         postgres = [self._postmaster, *self._postmaster.children(recursive=True)]
         before, self._cpu = self._cpu, cpu_seconds(memory["worker_mb"])
         files, wal = 0, 0
@@ -101,8 +99,8 @@ class Gauge:
 
 
 def _unique_bytes(processes: Iterable[psutil.Process]) -> int:
-    """Memory that would be free if they ended: neither pages of shared files nor Postgres's shared buffers, which fill
-    up to their size whatever happens.
+    """Memory that would be free if the processes ended: without pages of shared files, and without the shared buffers
+    of Postgres, which fill up to their size in any case.
     """
     total = 0
     for process in processes:
