@@ -75,12 +75,11 @@ class Clients:
                     event["timestamp"],
                     content_of(event["context"], event["weight"]),
                 )
-            self._record.retried_batches += await self._call_until(
-                "POST", "/interactions", {"interactions": events}, 200
-            )
+            body = {"interactions": events}
+            self._record.retried_batches += await self._call_until("POST", "/interactions", body, 200)
             self._record.acknowledged.update(event["event_id"] for event in events)
             if again:
-                await self._call_until("POST", "/interactions", {"interactions": events}, 200)
+                await self._call_until("POST", "/interactions", body, 200)
                 self._record.resent_batches += 1
 
     async def _put(self, kind: str, documents: list[dict[str, Any]], due: float = 0.0) -> None:
@@ -117,7 +116,7 @@ class Clients:
         """Ask for predictions at a limited rate until cancelled."""
         await asyncio.gather(*(self._ask() for _ in range(PREDICTERS)))
 
-    async def _predicter(self) -> None:
+    async def _ask(self) -> None:
         while True:
             sent = time.monotonic()
             items: list[Any] = self._random.sample(self._items, 10)

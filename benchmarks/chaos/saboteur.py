@@ -28,7 +28,7 @@ VICTIMS = ("api", "worker", "postgres", "redis")
 
 
 def restart(data_dir: Path) -> None:
-    """Start those servers of a folder that do not run. The service that uses the folder keeps them running afterwards."""
+    """Start those servers of a folder that do not run; the service that uses the folder keeps them running."""
     with EmbeddedServers(data_dir):
         pass
 

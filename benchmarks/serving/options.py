@@ -69,7 +69,14 @@ VARIANTS = {
         Variant(name="litserve", file="lit_serve", package="litserve"),
         Variant(name="litserve-batching", file="lit_serve", package="litserve", batching=True),
         Variant(name="bentoml", file="bento_ml", package="bentoml"),
-        Variant(name="bentoml-batching", file="bento_ml", package="bentoml", batching=True, before=b'{"requests":[', after=b"]}"),
+        Variant(
+            name="bentoml-batching",
+            file="bento_ml",
+            package="bentoml",
+            batching=True,
+            before=b'{"requests":[',
+            after=b"]}",
+        ),
         Variant(name="ray", file="ray_serve", package="ray"),
         Variant(name="ray-batching", file="ray_serve", package="ray", batching=True),
     )

@@ -1,4 +1,4 @@
-"""`asmg bench soak`: a service lives through many small periods; are disk, memory and close time flat in the end?"""
+"""`asmg bench soak`: a service lives through many small periods; disk, memory and close time have to stay flat."""
 
 import asyncio
 import random
@@ -89,11 +89,12 @@ def run_soak(options: SoakOptions) -> int:
     """
     check_writable(options.report)
     printer = Printer()
+    settings: dict[str, Any] = {**KEPT, **PACE, "seed": options.seed}
     with StopRequest() as stop:
         try:
             with (
                 tempfile.TemporaryDirectory(prefix="asmg-soak-", ignore_cleanup_errors=True) as folder,
-                own_stores(Path(folder), **KEPT, **PACE, seed=options.seed) as stores,
+                own_stores(Path(folder), **settings) as stores,
                 own_service(stores, api_workers=API_WORKERS, worker=True, stop=stop) as server,
                 printer.progress() as say,
             ):
@@ -154,7 +155,7 @@ class _Run:
         return found
 
     async def _one(self, api: Api, number: int, period: PlayedPeriod) -> float:
-        """Log a period, ask for predictions, close, and wait until its version is served; the seconds from close to version."""
+        """Log a period, predict, close, and wait until its version is served; the seconds from close to version."""
         await api.put_catalogue(period)
         await api.ingest(f"{number}", period)
         for user in self._random.choices(period.user_ids, k=PREDICTIONS):

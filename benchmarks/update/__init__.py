@@ -1,1 +1,1 @@
-"""What one update costs: `asmg bench update` by method and against a plain implementation, `asmg bench scaling` by table size."""
+"""What one period's update costs: `asmg bench update` and `asmg bench scaling`."""

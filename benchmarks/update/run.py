@@ -1,61 +1,57 @@
-"""`asmg bench update`: what one period's update costs, against a plain whole-table implementation and by method."""
+"""`asmg bench update`: what one period's update costs, beside a plain whole-table implementation and by method."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
 from asmg.updaters import UPDATERS
-from benchmarks.one_method import measure_apart, warm_up
-from benchmarks.printing import Printer, check_writable, seconds, times
-from benchmarks.timing import machine_facts
-from benchmarks.workload import BEFORE, StreamSizes, Workload, folder_workload, synthetic_workload
-from benchmarks.yardstick import METHOD, Settings, Versus, Yardstick, build, measure
+from benchmarks.learning.updaters import warm_up
+from benchmarks.learning.workload import BEFORE, StreamSizes, Workload, folder_workload, synthetic_workload
+from benchmarks.machine import machine_facts
+from benchmarks.options import at_least, some_of
+from benchmarks.printing import Printer, seconds, times
+from benchmarks.reports import check_writable, write_report
+from benchmarks.update.against_reference import METHOD, Comparison, Settings, Versus, build, compare
+from benchmarks.update.one_method import measure_apart
 
 PARTS = {"base": "base update", "generator": "generator training", "generate": "whole tables"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateOptions:
-    """What `asmg bench update` measures."""
+    """What to measure; the help texts of `asmg bench update` say what each option means."""
 
     data: Path | None = None
-    """Folder of a public log; None for a synthetic stream."""
     periods: int = 31
-    """Into how many periods that log is cut."""
     sizes: StreamSizes = field(default_factory=StreamSizes)
-    """Of the synthetic stream."""
     methods: tuple[str, ...] | None = None
-    """None for all."""
     repeats: int = 5
     reference_batches: int = 5
     threads: int | None = None
-    """torch's; None leaves them as they are."""
     seed: int = 0
     settings: Settings = "paper"
-    """What ours trains with where it is compared with the reference."""
     report: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("periods", "repeats", "reference_batches", "threads"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name.replace('_', '-')}: expected at least 1; received {value}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected at least 0; received {self.seed}")
+        at_least(1, periods=self.periods, repeats=self.repeats)
+        at_least(1, reference_batches=self.reference_batches, threads=self.threads)
+        at_least(0, seed=self.seed)
         if self.settings not in get_args(Settings):
             raise ValueError(f"settings: expected paper or default; received {self.settings!r}")
-        if self.methods is not None and (unknown := [name for name in self.methods if name not in UPDATERS]):
-            raise ValueError(f"methods: expected some of {', '.join(UPDATERS)}; received {', '.join(unknown)}")
+        some_of(tuple(UPDATERS), methods=self.methods)
 
 
 def run_update(options: UpdateOptions) -> int:
     """Measure, print, write. Returns the exit code: 1 where a method failed."""
     check_writable(options.report)
-    printer = Printer(options.threads)
-    facts = machine_facts()
-    with printer.busy() as say:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    printer, facts = Printer(), machine_facts()
+    with printer.progress() as say:
         say("reading the log" if options.data else "making the stream")
         if options.data:
             workload = folder_workload(options.data, options.periods, options.seed)
@@ -66,7 +62,7 @@ def run_update(options: UpdateOptions) -> int:
         for settings in get_args(Settings):
             warm_up(build(settings))
         warm = time.perf_counter() - started
-        yardstick = measure(
+        comparison = compare(
             workload,
             settings=options.settings,
             repeats=options.repeats,
@@ -74,8 +70,8 @@ def run_update(options: UpdateOptions) -> int:
             seed=options.seed,
             say=say,
         )
-    _print_yardstick(printer, options, workload, yardstick, facts, warm)
-    with printer.busy() as say:
+    _print_comparison(printer, options, workload, comparison, facts, warm)
+    with printer.progress() as say:
         methods = _measure_methods(options, workload, facts["torch_threads"], say)
     _print_methods(printer, options, methods)
     memory = methods[METHOD].get("memory")
@@ -84,28 +80,27 @@ def run_update(options: UpdateOptions) -> int:
     for name, found in methods.items():
         if "error" in found:
             printer.line(f"{name} failed: {found['error']}")
-    if options.report:
-        document = {
-            "data": workload.to_json() | ({} if options.data else {"idle": options.sizes.idle}),
-            "settings": options.settings,
-            "repeats": options.repeats,
-            "reference_batches": options.reference_batches,
-            "seed": options.seed,
-            "machine": facts,
-            "warm_up_seconds": warm,
-            **yardstick.to_json(),
-            "methods": methods,
-            "peak_mb": memory and memory["peak_mb"],
-            "memory": memory,
-        }
-        options.report.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    document = {
+        "data": workload.to_json() | ({} if options.data else {"idle": options.sizes.idle}),
+        "settings": options.settings,
+        "repeats": options.repeats,
+        "reference_batches": options.reference_batches,
+        "seed": options.seed,
+        "machine": facts,
+        "warm_up_seconds": warm,
+        **comparison.to_json(),
+        "methods": methods,
+        "peak_mb": memory and memory["peak_mb"],
+        "memory": memory,
+    }
+    write_report(options.report, document)
     return 1 if any("error" in found for found in methods.values()) else 0
 
 
 def _measure_methods(
     options: UpdateOptions, workload: Workload, threads: int, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """By name; METHOD is always there, if only for its memory."""
+    """The figures by method; METHOD is always among them, if only for its memory."""
     names = tuple(UPDATERS) if options.methods is None else options.methods
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys((*names, METHOD)):
@@ -118,28 +113,21 @@ def _measure_methods(
     return found
 
 
-def _print_yardstick(
+def _print_comparison(
     printer: Printer,
     options: UpdateOptions,
     workload: Workload,
-    found: Yardstick,
+    found: Comparison,
     facts: dict[str, Any],
     warm: float,
 ) -> None:
     sizes = workload.to_json()
     printer.line(
-        f"{sizes['name']}, {sizes['measured']}: {sizes['rows']:,} interactions of {sizes['active_users']:,} users, "
-        f"which name {sizes['active_items']:,} items, {sizes['mean_history']:.1f} earlier items each; tables of "
+        f"{sizes['name']}, {sizes['measured']}: {sizes['rows']:,} interactions of {sizes['active_users']:,} users with "
+        f"{sizes['active_items']:,} items, {sizes['mean_history']:.1f} earlier items each; tables of "
         f"{sizes['users']:,} users and {sizes['items']:,} items."
     )
-    printer.line(
-        f"{facts['processor']}, {facts['cpus_usable']} of {facts['cpus']} processors, {facts['torch_threads']} threads "
-        f"of torch {facts['versions']['torch']}"
-        f". Compiling or loading machine code took {warm:.1f} s and is not in the figures."
-    )
-    load = facts["load_average"]
-    if load and load[0] > facts["cpus_usable"] / 2:
-        printer.line(f"Other programs were running (load average {load[0]:.1f}): take the figures with care.")
+    printer.machine(facts, f"Compiling or loading machine code took {warm:.1f} s and is not in the figures.")
     settings = "the paper's settings" if options.settings == "paper" else "our default settings"
     rows = [
         (PARTS[name], label, seconds(samples.median), seconds(samples.cpu_median), ratio)
@@ -154,7 +142,7 @@ def _print_yardstick(
     )
     timed = min(options.reference_batches, found.base.batches, found.generator.batches)
     printer.line(
-        f"reference: benchmarks/whole_table.py, dense Adam and every table row in every batch; timed on {timed} "
+        f"reference: benchmarks/update/whole_table.py, dense Adam and every table row in every batch; timed on {timed} "
         f"batches each repeat and scaled to the period's {found.base.batches} (base) and {found.generator.batches} "
         f"(generator). Everything ran with {_threads(facts['torch_threads'])}."
     )
@@ -173,7 +161,7 @@ def _threads(most: int) -> str:
 def _contestants(versus: Versus) -> Sequence[tuple[str, Any, str]]:
     return (
         ("ours", versus.ours, times(versus.ratio)),
-        ("ours, eager torch", versus.eager, times(versus.reference.median / versus.eager.median)),
+        ("ours, eager torch", versus.eager, times(versus.eager_ratio)),
         ("reference", versus.reference, ""),
     )
 

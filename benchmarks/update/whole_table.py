@@ -1,6 +1,6 @@
-"""The yardstick of `asmg bench update`: the paper's update in torch as it stands, whole tables in every batch.
+"""The reference of `asmg bench update`: the paper's update in plain torch, with whole tables in every batch.
 
-Written from the description of the method and sharing nothing with `asmg/`: all ids have a row from the start,
+It is written from the description of the method and shares nothing with `asmg/`: all ids have a row from the start,
 histories are padded, the generator produces every row of every table for every batch, and Adam moves every row.
 """
 
