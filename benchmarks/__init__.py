@@ -1,30 +1,30 @@
-"""What the service and the library cost and keep, measured. Reports are JSON (`--report FILE`).
+"""What the service and the library cost, and whether the service keeps its promises, measured.
 
-Commands of the program `asmg` (`cli.py`):
+Commands of the program `asmg` (`cli.py`), the question of each, and where its figures are:
 
-| command | question | module | figures in |
-| --- | --- | --- | --- |
-| `asmg bench update` | what does one update cost, by method, and beside a plain whole-table one | `update.run` | performance.md |
-| `asmg bench scaling` | does the cost grow with tables that the traffic does not touch | `update.scaling` | performance.md |
-| `asmg bench serve` | requests a second, latency, CPU and memory, beside other servers and during swaps | `serving.run` | performance.md |
-| `asmg bench ingest` | what does storing events cost beside a bare COPY | `ingest` | performance.md |
-| `asmg bench soak` | are disk, memory and close time flat over hundreds of periods | `soak.run` | reliability.md |
-| `asmg chaos` | are all promises kept while processes are killed and paused | `chaos.run` | reliability.md |
+* `asmg bench update` (`update/run.py`): what does one update cost, by method, and beside a plain implementation that
+  works through whole tables? docs/performance.md
+* `asmg bench scaling` (`update/scaling.py`): does that cost grow with tables that the traffic does not touch?
+  docs/performance.md
+* `asmg bench serve` (`serving/run.py`): requests a second, latencies, CPU time and memory of the service, beside other
+  servers and while versions are swapped? docs/performance.md
+* `asmg bench ingest` (`ingest.py`): what does storing events cost beside a bare COPY? docs/performance.md
+* `asmg bench soak` (`soak/run.py`): do disk, memory and close time stay flat over hundreds of periods?
+  docs/reliability.md
+* `asmg chaos` (`chaos/run.py`): does every promise hold while processes are killed and paused? docs/reliability.md
 
-Run with `python -m benchmarks.…`:
+Modules that are run with `python -m benchmarks.…`:
 
-| module | question | figures in |
-| --- | --- | --- |
-| `serving.stages` | where does the time of a prediction go inside the application | performance.md |
-| `serving.forward` | what do statistics cost in the forward pass | performance.md |
-| `serving.starting` | how long does a start with a large snapshot take, and what do processes share | performance.md |
-| `gate` | what does the gate cost, and how often does it refuse a period of a public log | performance.md |
-| `ablation` | what does each statistic, part and setting contribute | results.md |
-| `parity` | do our methods score like the authors' code on the same rows | results.md |
-| `streams` | what does the generated model gain where the drift is known | results.md |
-| `preparing` | what do preparing and importing large logs take | experiments.md |
+* `serving.stages`: where does the time of a prediction go inside the application? docs/performance.md
+* `serving.forward`: what do statistics cost in the forward pass? docs/performance.md
+* `serving.starting`: how long does a start with a large snapshot take, and what do processes share? docs/performance.md
+* `gate`: what does the gate cost, and how many periods of a public log does it refuse? docs/performance.md
+* `ablation`: what does each statistic, part and setting contribute? docs/results.md
+* `parity`: do our methods score like the authors' code on the same rows? docs/results.md
+* `streams`: what does the generated model gain where the drift is known? docs/results.md
+* `preparing`: what do preparing and importing large logs take? docs/experiments.md
 
-Shared modules, lowest first: `options` (checks), `measuring` (timing), `machine` (facts, CPU time, memory), `printing`,
-`reports` (JSON, promises); `http_load` (the load generator); `servers` and `services` (processes, and a service of
-one's own); `learning` (logs as table rows, update methods).
+Shared, lowest layer first: `options` (checks of options), `measuring` (timing), `machine` (facts, CPU time, memory),
+`printing`, `reports` (JSON, promises); `http_load` (the load generator); `servers` (processes); `services` (a service
+of one's own) and `learning` (logs as table rows, update methods).
 """

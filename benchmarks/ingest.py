@@ -28,7 +28,7 @@ import orjson
 from benchmarks.http_load.load import Load, post
 from benchmarks.machine import cpu_seconds, machine_facts
 from benchmarks.options import at_least, distinct
-from benchmarks.printing import Printer
+from benchmarks.printing import print_line, print_table, progress
 from benchmarks.reports import check_writable, write_report
 from benchmarks.servers import Server
 from benchmarks.services import OwnStores, own_service, own_stores
@@ -132,21 +132,19 @@ class WrongAnswer(RuntimeError):
 def run_ingest(options: IngestOptions) -> int:
     """Measure, print, write; the exit code."""
     check_writable(options.report)
-    printer = Printer()
     cells = [Cell(*c) for c in product(options.batches, options.concurrency, options.duplicates)]
     found = {cell: Found() for cell in cells}
     with (
         tempfile.TemporaryDirectory(prefix="asmg-bench-", ignore_cleanup_errors=True) as folder,
-        printer.progress() as say,
         own_stores(Path(folder)) as stores,
     ):
         asyncio.run(_prepare(stores.dsn, len(cells) * options.rounds * options.events))
         with own_service(stores, api_workers=options.workers) as server:
             for number in range(options.rounds):
                 for cell_number, cell in enumerate(cells):
-                    say(f"round {number + 1} of {options.rounds}: {cell}")
+                    progress(f"round {number + 1} of {options.rounds}: {cell}")
                     _measure(cell, found[cell], server, stores, f"{number:03}-{cell_number:03}", options)
-    _print(printer, found, options)
+    _print(found, options)
     document = {
         "machine": machine_facts(),
         "events": options.events,
@@ -269,7 +267,7 @@ def _plain(dsn: str) -> str:
     return dsn.replace("postgresql+asyncpg://", "postgresql://")
 
 
-def _print(printer: Printer, found: dict[Cell, Found], options: IngestOptions) -> None:
+def _print(found: dict[Cell, Found], options: IngestOptions) -> None:
     columns = ("batch", "connections", "duplicates", "events/s", "bare COPY/s", "of it", "p99 ms", "api CPU µs/event")
     rows = [
         (
@@ -285,8 +283,8 @@ def _print(printer: Printer, found: dict[Cell, Found], options: IngestOptions) -
         for cell, result in found.items()
     ]
     title = f"POST /interactions, {options.workers} api process(es), medians of {options.rounds} rounds"
-    printer.table(title, columns, rows, words=0)
-    printer.line(
+    print_table(title, columns, rows, words=0)
+    print_line(
         "Bare COPY: the same rows, a transaction for each batch, from as many connections, into a table without index "
         "or constraint. Generator, api and Postgres share this machine's processors."
     )

@@ -16,7 +16,7 @@ from benchmarks.chaos.saboteur import Saboteur, restart
 from benchmarks.chaos.stream import SCHEMA, Log, make_log
 from benchmarks.chaos.verdict import Record, State, content_of, judge, to_json
 from benchmarks.options import at_least, more_than_zero
-from benchmarks.printing import Printer
+from benchmarks.printing import print_line, print_table
 from benchmarks.reports import Promise, check_writable, exit_code, write_report
 from benchmarks.servers import Server
 from benchmarks.services import OwnStores, own_service, own_stores
@@ -56,25 +56,24 @@ def run_chaos(options: ChaosOptions) -> int:
         the exit code: 0 where every promise held, 1 where not, 130 where it was interrupted.
     """
     check_writable(options.report)
-    printer = Printer()
     log, record, undisturbed = make_log(options.closes, options.seed), Record(), Record()
     with StopRequest() as stop:
         try:
-            printer.line(f"{options.closes} closes in {options.minutes:g} minutes, processes killed and paused")
+            print_line(f"{options.closes} closes in {options.minutes:g} minutes, processes killed and paused")
             state = _one_run(options, log, record, stop, disturbed=True)
-            printer.line("the same log undisturbed")
+            print_line("the same log undisturbed")
             reference = _one_run(options, log, undisturbed, stop, disturbed=False)
         except Interrupted:
-            printer.line("interrupted; everything was stopped and removed")
+            print_line("interrupted; everything was stopped and removed")
             return INTERRUPTED
     promises = judge(record, state, reference if undisturbed.finished else None, options.closes)
-    _print(printer, record, promises)
+    _print(record, promises)
     write_report(options.report, to_json(record, promises, options.seed))
     return exit_code(promises)
 
 
-def _print(printer: Printer, record: Record, promises: list[Promise]) -> None:
-    printer.table("", ("promise", ""), [(p.name, "held" if p.held else "BROKEN") for p in promises], words=2)
+def _print(record: Record, promises: list[Promise]) -> None:
+    print_table("", ("promise", ""), [(p.name, "held" if p.held else "BROKEN") for p in promises], words=2)
     hits = Counter(f"{hit['victim']} {hit['way']}" for hit in record.sabotage)
     figures = (
         ("seconds", f"{record.seconds:.0f}"),
@@ -88,7 +87,7 @@ def _print(printer: Printer, record: Record, promises: list[Promise]) -> None:
         ("5xx before the first snapshot", str(record.not_loaded)),
         ("longest that a write was tried again", f"{max(record.recovery_seconds, default=0.0):.1f} s"),
     )
-    printer.table("", ("figure", ""), figures, words=2)
+    print_table("", ("figure", ""), figures, words=2)
 
 
 def _one_run(options: ChaosOptions, log: Log, record: Record, stop: StopRequest, *, disturbed: bool) -> State:
@@ -170,58 +169,48 @@ class _Run:
         self.record.finished = False
 
 
-def _milliseconds(at: datetime) -> int:
-    return round(at.timestamp() * 1000)
-
-
 async def read_state(dsn: str) -> State:
     """Read what is stored."""
+    stored = (tables.interactions, tables.periods, tables.model_versions, tables.user_features, tables.item_features)
     database = Database(dsn, pool_size=1)
-    events, periods, versions = tables.interactions.c, tables.periods.c, tables.model_versions.c
     try:
         async with database.read() as session:
-            connection = session.connection
-            logged = select(
-                events.event_id,
-                events.period,
-                events.user_id,
-                events.item_id,
-                events.label,
-                events.occurred_at,
-                events.context,
-                events.weight,
-            ).order_by(events.event_id)
-            closed = select(periods.number, periods.status, periods.version, periods.attempts, periods.error)
-            made = select(
-                versions.version,
-                versions.period,
-                versions.kind,
-                versions.parent_version,
-                versions.serving_digest,
-                versions.state,
-            )
-            return State(
-                events=[
-                    (name, period, user, item, label, _milliseconds(at), content_of(context or {}, weight))
-                    for name, period, user, item, label, at, context, weight in await connection.execute(logged)
-                ],
-                features={
-                    (kind, id_, _milliseconds(at)): content_of(values)
-                    for kind, table in (("user", tables.user_features), ("item", tables.item_features))
-                    for id_, at, values in await connection.execute(
-                        select(table.c[f"{kind}_id"], table.c.at, table.c.features)
-                    )
-                },
-                periods={
-                    number: (status, version, attempts, error)
-                    for number, status, version, attempts, error in await connection.execute(
-                        closed.where(periods.status != "open", periods.number > 0)
-                    )
-                },
-                versions={
-                    version: {"period": period, "kind": kind, "parent": parent, "serving": serving, "state": state}
-                    for version, period, kind, parent, serving, state in await connection.execute(made)
-                },
-            )
+            events, periods, versions, users, items = [
+                (await session.connection.execute(select(table))).all() for table in stored
+            ]
     finally:
         await database.close()
+    return State(
+        events=[
+            (
+                e.event_id,
+                e.period,
+                e.user_id,
+                e.item_id,
+                e.label,
+                _ms(e.occurred_at),
+                content_of(e.context or {}, e.weight),
+            )
+            for e in events
+        ],
+        features={("user", u.user_id, _ms(u.at)): content_of(u.features) for u in users}
+        | {("item", i.item_id, _ms(i.at)): content_of(i.features) for i in items},
+        periods={
+            p.number: (p.status, p.version, p.attempts, p.error) for p in periods if p.status != "open" and p.number > 0
+        },
+        versions={
+            v.version: {
+                "period": v.period,
+                "kind": v.kind,
+                "parent": v.parent_version,
+                "serving": v.serving_digest,
+                "state": v.state,
+            }
+            for v in versions
+        },
+    )
+
+
+def _ms(at: datetime) -> int:
+    """Milliseconds since 1970."""
+    return round(at.timestamp() * 1000)

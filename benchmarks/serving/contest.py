@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.http_load.load import Load
 from benchmarks.measuring import in_turn
+from benchmarks.printing import progress
 from benchmarks.servers import Server, ServerFailed, environment_without_settings, free_port
 from benchmarks.services import OwnStores, own_service, own_stores
 from benchmarks.serving.answers import WrongAnswers, check_scores, like_ours
@@ -57,11 +58,10 @@ class Contest:
         options: what to measure.
         folder: empty; receives everything that is written.
         stop: ends the measurements.
-        say: shows what is being done.
     """
 
-    def __init__(self, options: ServeOptions, folder: Path, stop: StopRequest, say: Callable[[str], None]) -> None:
-        self._options, self._folder, self._stop, self._say = options, folder, stop, say
+    def __init__(self, options: ServeOptions, folder: Path, stop: StopRequest) -> None:
+        self._options, self._folder, self._stop = options, folder, stop
         self._variants = [VARIANTS[name] for name in options.names]
         self._workload = make_workload(options.sizes, options.seed)
         self._pools = {n: self._workload.requests(n, POOL) for n in options.items}
@@ -95,7 +95,7 @@ class Contest:
         with ExitStack() as stack:
             for variant in self._variants:
                 if variant.file is None:
-                    self._say(f"installing the service: {variant.name}")
+                    progress(f"installing the service: {variant.name}")
                     self._stores[variant.name] = stack.enter_context(self._installed(variant))
             for number in range(options.rounds):
                 for workers in options.workers:
@@ -139,7 +139,7 @@ class Contest:
         for i, cell in enumerate(self._options.cells(VARIANTS[OURS], workers)):
             for one in in_turn(running, number + i):
                 if cell in self._options.cells(one.variant, workers):
-                    self._say(f"{where}: {one.variant.name}, {cell.n} items, {cell.concurrency} connections")
+                    progress(f"{where}: {one.variant.name}, {cell.n} items, {cell.concurrency} connections")
                     self._measure_one(one, cell, number)
 
     def _measure_open(self, one: _Running, workers: int, number: int, where: str) -> None:
@@ -153,7 +153,7 @@ class Contest:
                 if (name, cell.n, cell.workers, loop, entry["round"]) == (OURS, n, workers, CLOSED, number)
             ]
             if rate := options.rate or options.open_loop * max(rates, default=0.0):
-                self._say(f"{where}: {OURS}, {n} items, open loop of {rate:,.0f} requests a second")
+                progress(f"{where}: {OURS}, {n} items, open loop of {rate:,.0f} requests a second")
                 self._measure_one(one, Cell(n, max(options.concurrency), workers), number, rate)
 
     def _measure_one(self, one: _Running, cell: Cell, number: int, rate: float | None = None) -> None:
@@ -176,7 +176,7 @@ class Contest:
         if variant.name in self.left_out or not self._options.cells(variant, workers):
             yield None
             return
-        self._say(f"{where}: starting {variant.name}")
+        progress(f"{where}: starting {variant.name}")
         with ExitStack() as stack:
             try:
                 one = self._start(variant, workers, stack)

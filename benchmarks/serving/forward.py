@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.options import whole_numbers
-from benchmarks.printing import Printer, times
+from benchmarks.printing import print_table, times
 from benchmarks.serving.model import NEIGHBOURS, ServedModel, random_statistics
 from benchmarks.serving.model_store import Snapshots
 from benchmarks.serving.requests import RequestPool, ServingSizes, item_id, make_workload, user_id
@@ -109,7 +109,7 @@ def main() -> None:
         (f"{n}", f"{plain:.1f}", f"{other:.1f}", times(other / plain))
         for n, (plain, other) in zip(items, found, strict=True)
     ]
-    Printer().table("Microseconds of a forward pass", ("items", "without", "with statistics", "ratio"), rows, words=0)
+    print_table("Microseconds of a forward pass", ("items", "without", "with statistics", "ratio"), rows, words=0)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.printing import Printer, times
+from benchmarks.printing import print_line, print_table, times
 from benchmarks.serving.contest import CLOSED, OPEN, Key
 from benchmarks.serving.options import DEFAULT, FIELDS, NOOP, OURS, PLAIN, VARIANTS, Cell
 
@@ -50,23 +50,23 @@ def summaries(raw: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[Summary]:
     return sorted(found, key=lambda s: (s["workers"], s["n"], s["concurrency"], s["loop"], order.index(s["variant"])))
 
 
-def print_cells(printer: Printer, cells: Sequence[Summary], rounds: int) -> None:
+def print_cells(cells: Sequence[Summary], rounds: int) -> None:
     """Print ratios where there is something to compare with, then the figures themselves."""
     closed = [cell for cell in cells if cell["loop"] == CLOSED]
     for name in (OURS, DEFAULT, FIELDS):
-        _print_ratios(printer, closed, name)
-    _print_figures(printer, closed, f"Closed loop, medians of {rounds} rounds")
-    _print_figures(printer, [cell for cell in cells if cell["loop"] == OPEN], "Open loop", rate=True)
+        _print_ratios(closed, name)
+    _print_figures(closed, f"Closed loop, medians of {rounds} rounds")
+    _print_figures([cell for cell in cells if cell["loop"] == OPEN], "Open loop", rate=True)
     stores = [cell["stores_cpu_us"] for cell in closed if cell.get("stores_cpu_us") is not None]
     if stores:
-        printer.line(
+        print_line(
             f"{OURS}: key check, validation, history look-up and metrics are on; Postgres and Redis took "
             f"{min(stores):,.0f} to {max(stores):,.0f} µs of CPU a request beside it. CPU and memory are those of all "
             "processes of a server; memory is proportional where the system tells (shared pages count once)."
         )
 
 
-def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None:
+def _print_ratios(cells: Sequence[Summary], name: str) -> None:
     """Print a variant of the service against the other servers, and its CPU time against that of a smaller model."""
     by_cell: dict[Cell, dict[str, Summary]] = {}
     for one in cells:
@@ -94,7 +94,7 @@ def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None
             )
         )
     if any(any(row[3:]) for row in rows):
-        printer.table(
+        print_table(
             f"{name} against the others: times the requests a second, times less CPU",
             (
                 *("items", "conns", "workers", "plain", "its CPU", "best peer", "which", "least CPU", "of no-op"),
@@ -105,7 +105,7 @@ def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None
         )
 
 
-def _print_figures(printer: Printer, cells: Sequence[Summary], title: str, *, rate: bool = False) -> None:
+def _print_figures(cells: Sequence[Summary], title: str, *, rate: bool = False) -> None:
     if not cells:
         return
     rows = [
@@ -119,7 +119,7 @@ def _print_figures(printer: Printer, cells: Sequence[Summary], title: str, *, ra
         for cell in cells
     ]
     columns = ["", "items", "conns", "workers", *(["asked/s"] if rate else []), "req/s", "p50 ms", "p95", "p99", "max"]
-    printer.table(title, (*columns, "CPU µs", "MB", "failed"), rows)
+    print_table(title, (*columns, "CPU µs", "MB", "failed"), rows)
 
 
 def _ratio(above: Summary | None, below: Summary | None, name: str) -> float | None:

@@ -19,7 +19,7 @@ import uvloop
 from starlette.types import Scope
 
 from benchmarks.options import whole_numbers
-from benchmarks.printing import Printer
+from benchmarks.printing import print_table
 from benchmarks.services import own_stores
 from benchmarks.serving.fields import make_fields
 from benchmarks.serving.model import ServedModel, random_statistics
@@ -140,7 +140,7 @@ def main() -> None:
     whole = [column.pop(WHOLE) for column in columns]
     rest = [total - sum(column.values()) for total, column in zip(whole, columns, strict=True)]
     rows.insert(-1, ("the rest: counting, timing, request id", *(f"{value:.1f}" for value in rest)))
-    Printer().table("Microseconds of one request", ("stage", *(f"{n} items" for n in numbers)), rows)
+    print_table("Microseconds of one request", ("stage", *(f"{n} items" for n in numbers)), rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from statistics import median
 
 from benchmarks.machine import MB, memory_bytes
 from benchmarks.options import whole_numbers
-from benchmarks.printing import Printer
+from benchmarks.printing import print_table
 from benchmarks.services import OwnStores, own_service, own_stores, processes_of
 from benchmarks.serving.model import ServedModel
 from benchmarks.serving.model_store import Snapshots, store
@@ -55,7 +55,7 @@ def main() -> None:
             found = [start(stores, workers, 1, stop) for _ in range(options.repeats)]
             seconds, memory = (median(values) for values in zip(*found, strict=True))
             rows.append((str(workers), f"{seconds:.2f}", *(f"{b / MB:,.0f}" for b in (memory, memory - bare[workers]))))
-    Printer().table(
+    print_table(
         f"A snapshot of {snapshot.size / MB:,.0f} MB, medians of {options.repeats} starts",
         ("workers", "`asmg serve` ready, s", "MB of all", "above bare processes"),
         rows,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from benchmarks.http_load.generator import Watched
 from benchmarks.http_load.load import Answers, Load
 from benchmarks.machine import MB, memory_bytes
-from benchmarks.printing import Printer
+from benchmarks.printing import print_line, print_table, progress
 from benchmarks.servers import Server, ServerFailed
 from benchmarks.services import OwnStores, own_service, own_stores
 from benchmarks.serving.model import ServedModel
@@ -75,7 +75,7 @@ def need_room(options: ServeOptions, folder: Path) -> None:
 
 
 def measure_swap(
-    options: ServeOptions, folder: Path, stop: StopRequest, say: Callable[[str], None]
+    options: ServeOptions, folder: Path, stop: StopRequest
 ) -> dict[str, Any]:  # fmt: skip
     """Publish versions under load; the figures, as plain JSON values.
 
@@ -83,7 +83,6 @@ def measure_swap(
         options: number and size of the versions, and the load.
         folder: empty; receives everything that is written.
         stop: ends the measurement.
-        say: shows what is being done.
 
     Raises:
         Interrupted: the user wants the program to end.
@@ -92,22 +91,22 @@ def measure_swap(
     sizes = ServingSizes(users=options.rows // 2, items=options.rows - options.rows // 2)
     workload = make_workload(sizes, options.seed, active=POOL)
     pool, workers = workload.requests(N, POOL), options.workers[0]
-    say("swap: installing the service")
+    progress("swap: installing the service")
     with own_stores(folder) as stores:
         remember(stores, workload)
-        made = _make_snapshots(stores, sizes, pool, options, stop, say)
+        made = _make_snapshots(stores, sizes, pool, options, stop)
         publish(stores, 1, made.stored[1 % SNAPSHOTS])
-        say("swap: starting the service")
+        progress("swap: starting the service")
         with own_service(stores, api_workers=workers, version=1, stop=stop) as server, Publisher(stores) as publisher:
             requests = pool.encode(stores.key)
             capacity = _capacity(server, requests, options)
             rate = options.rate or options.open_loop * capacity
-            say(f"swap: {options.versions} versions at {rate:,.0f} requests a second")
+            progress(f"swap: {options.versions} versions at {rate:,.0f} requests a second")
             course = _Course(publisher, made.stored, options.versions)
             load = _endless(requests, rate, options.versions)
             answers = server.ask(load, beside=course.run)
             memory = memory_bytes(server.processes())
-        say(f"swap: checking {len(answers.bodies):,} answers")
+        progress(f"swap: checking {len(answers.bodies):,} answers")
         verdict = judge(answers, course.swaps, made.expected, course.settled, AFTER_SECONDS, stop.check)
     return {
         **_document(answers, verdict),
@@ -140,13 +139,12 @@ def _make_snapshots(
     pool: RequestPool,
     options: ServeOptions,
     stop: StopRequest,
-    say: Callable[[str], None],
 ) -> _Made:
     made = _Made()
     snapshots = Snapshots(sizes, stores.folder)
     for number in range(SNAPSHOTS):
         stop.check()
-        say(f"swap: making snapshot {number + 1} of {SNAPSHOTS}")
+        progress(f"swap: making snapshot {number + 1} of {SNAPSHOTS}")
         model = ServedModel.random(sizes, SNAPSHOTS * options.seed + number)
         made.expected.append(model.scores(pool))
         snapshot = snapshots.make(model)
@@ -246,13 +244,13 @@ def _document(answers: Answers, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def print_swap(printer: Printer, found: dict[str, Any]) -> None:
+def print_swap(found: dict[str, Any]) -> None:
     """Print the figures."""
 
     def ms(name: str) -> str:
         return "-" if found[name] is None else f"{found[name]:.2f}"
 
-    printer.table(
+    print_table(
         f"{found['versions']} versions of {found['rows']:,} rows ({found['snapshot_mb']:,.0f} MB) under load, "
         f"{'fetched from Postgres' if found['fetched'] else 'left by a worker of this host'}",
         ("requests due", "count", "p50 ms", "p99", "max"),
@@ -262,13 +260,13 @@ def print_swap(printer: Printer, found: dict[str, Any]) -> None:
         ],
     )
     ratio = "-" if found["p99_ratio"] is None else f"{found['p99_ratio']:.2f}"
-    printer.line(
+    print_line(
         f"p99 during swaps / between: {ratio}. {found['failed']:,} failed, {found['mixed']:,} mixed of "
         f"{found['requests']:,} requests: {found['n']} items, {found['concurrency']} connections, {found['workers']} "
         f"workers, {found['rate']:,.0f} a second of a capacity of {found['capacity_rps']:,.0f}."
     )
     if found["switch_seconds"]:
-        printer.line(
+        print_line(
             f"From a publication until the last answer of the version before: median "
             f"{median(found['last_old_seconds']):.2f} s, at most {max(found['last_old_seconds']):.2f} s; all processes "
             f"of the service had {found['memory_mb']:,.0f} MB in the end. During: due from a publication until "
@@ -276,4 +274,4 @@ def print_swap(printer: Printer, found: dict[str, Any]) -> None:
         )
     for what, faults in (("failed", found["faults"]), ("mixed", found["mixed_faults"])):
         for fault, count in faults.items():
-            printer.line(f"{what}: {count:,} × {fault}")
+            print_line(f"{what}: {count:,} × {fault}")

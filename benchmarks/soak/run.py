@@ -4,7 +4,7 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -15,7 +15,7 @@ from typing import Any
 from asmg.datasets.synthetic import DriftConfig
 from benchmarks.machine import machine_facts
 from benchmarks.options import at_least
-from benchmarks.printing import Printer
+from benchmarks.printing import print_line, print_table, progress
 from benchmarks.reports import Promise, check_writable, exit_code, promises_json, write_report
 from benchmarks.servers import Server
 from benchmarks.services import OwnStores, own_service, own_stores
@@ -88,7 +88,6 @@ def run_soak(options: SoakOptions) -> int:
         the exit code: 0 where everything stayed flat and was kept, 1 where not, 130 where it was interrupted.
     """
     check_writable(options.report)
-    printer = Printer()
     settings: dict[str, Any] = {**KEPT, **PACE, "seed": options.seed}
     with StopRequest() as stop:
         try:
@@ -96,11 +95,10 @@ def run_soak(options: SoakOptions) -> int:
                 tempfile.TemporaryDirectory(prefix="asmg-soak-", ignore_cleanup_errors=True) as folder,
                 own_stores(Path(folder), **settings) as stores,
                 own_service(stores, api_workers=API_WORKERS, worker=True, stop=stop) as server,
-                printer.progress() as say,
             ):
-                found = stop.run(_Run(options, stores, server, say).play)
+                found = stop.run(_Run(options, stores, server).play)
         except Interrupted:
-            printer.line("interrupted; everything was stopped and removed")
+            print_line("interrupted; everything was stopped and removed")
             return INTERRUPTED
     assert found.left is not None
     promises = judge(
@@ -110,7 +108,7 @@ def run_soak(options: SoakOptions) -> int:
         most_wal_mb=found.most_wal_mb,
         most_connections=MOST_CONNECTIONS,
     )
-    _print(printer, options, found, promises)
+    _print(options, found, promises)
     write_report(options.report, _to_json(options, found, promises))
     return exit_code(promises)
 
@@ -130,8 +128,8 @@ def expected_left(periods: int) -> Left:
 
 
 class _Run:
-    def __init__(self, options: SoakOptions, stores: OwnStores, server: Server, say: Callable[[str], None]) -> None:
-        self._options, self._stores, self._server, self._say = options, stores, server, say
+    def __init__(self, options: SoakOptions, stores: OwnStores, server: Server) -> None:
+        self._options, self._stores, self._server = options, stores, server
         self._random = random.Random(options.seed)
 
     async def play(self) -> _Found:
@@ -145,7 +143,7 @@ class _Run:
         async with api.http, Gauge(self._stores, self._server) as gauge:
             found.most_wal_mb = await gauge.most_wal_mb()
             for number, period in enumerate(stream.periods, 1):
-                self._say(f"period {number} of {self._options.periods}")
+                progress(f"period {number} of {self._options.periods}")
                 seconds = await self._one(api, number, period)
                 found.samples.append({"period": number, "close_seconds": seconds, **await gauge.read()})
                 if number == PINNED:
@@ -185,8 +183,8 @@ class _Run:
             await asyncio.sleep(POLL_SECONDS)
 
 
-def _print(printer: Printer, options: SoakOptions, found: _Found, promises: Sequence[Promise]) -> None:
-    printer.line(
+def _print(options: SoakOptions, found: _Found, promises: Sequence[Promise]) -> None:
+    print_line(
         f"{options.periods} periods of {options.events} events in {found.seconds:.0f} s. Kept: {KEPT['keep_versions']} "
         f"snapshots, {KEPT['keep_states']} training states, logs of {KEPT_FOR_TRAINING + KEPT['keep_logs']} learned "
         f"periods. Medians of the second and the last quarter; of memory what is the processes' alone."
@@ -201,9 +199,9 @@ def _print(printer: Printer, options: SoakOptions, found: _Found, promises: Sequ
              f"{way.per_period:+.2g}", bars(values, COLUMNS))
         )  # fmt: skip
     columns = ("figure", "2nd quarter", "last quarter", "change", "allowed", "a period", "all periods")
-    printer.table("", columns, rows)
+    print_table("", columns, rows)
     for promise in promises:
-        printer.line(f"{'held  ' if promise.held else 'BROKEN'}  {promise.name}")
+        print_line(f"{'held  ' if promise.held else 'BROKEN'}  {promise.name}")
 
 
 def bars(values: Sequence[float], columns: int) -> str:

@@ -8,7 +8,6 @@ products, which the reference does not have.
 
 import gc
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from benchmarks.learning.updaters import learned_state
 from benchmarks.learning.workload import Workload
 from benchmarks.machine import need_memory
 from benchmarks.measuring import Samples, faster_threads, torch_threads
+from benchmarks.printing import progress
 from benchmarks.update import whole_table
 from benchmarks.update.agreement import Agreement, agreement
 from benchmarks.update.translation import Reference, reference_batch
@@ -102,7 +102,6 @@ def compare(
     repeats: int,
     reference_batches: int,
     seed: int,
-    say: Callable[[str], None],
 ) -> Comparison:
     """Check that ours and the reference compute the same, then time both.
 
@@ -113,7 +112,6 @@ def compare(
         repeats: how often everything is timed.
         reference_batches: how many batches the reference is timed on in each repeat.
         seed: of everything random.
-        say: shows what is being done.
 
     Raises:
         Disagreement: ours and the reference differ by more than rounding.
@@ -121,10 +119,10 @@ def compare(
     """
     data = workload.measured
     need_memory("the whole-table reference", REFERENCE_BYTES * (data.users + data.items))
-    say("learning the periods before the measured one")
+    progress("learning the periods before the measured one")
     paper = build("paper")
     state: AsmgState = learned_state(paper, workload.before, seed)
-    say("checking that ours and the reference compute the same")
+    progress("checking that ours and the reference compute the same")
     agreements = (agreement(paper, state, data), agreement(build("paper", compiled=False), state, data))
     reference = Reference.of(paper, state)
     work = _ReferenceWork(reference, state, workload, paper, reference_batches, seed)
@@ -141,7 +139,7 @@ def compare(
     )
     del paper, state, reference
     for repeat in range(1, repeats + 1):
-        say(f"against the reference, repeat {repeat} of {repeats}")
+        progress(f"against the reference, repeat {repeat} of {repeats}")
         trained = ours_state
         for name, stage in (("generator", "train_generator"), ("base", "update_base"), ("generate", "generate")):
             versus: Versus = getattr(found, name)

@@ -1,7 +1,7 @@
 """`asmg bench update`: what one period's update costs, beside a plain whole-table implementation and by method."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,7 @@ from benchmarks.learning.updaters import warm_up
 from benchmarks.learning.workload import BEFORE, StreamSizes, Workload, folder_workload, synthetic_workload
 from benchmarks.machine import machine_facts
 from benchmarks.options import at_least, some_of
-from benchmarks.printing import Printer, seconds, times
+from benchmarks.printing import print_line, print_machine, print_table, progress, seconds, times
 from benchmarks.reports import check_writable, write_report
 from benchmarks.update.against_reference import METHOD, Comparison, Settings, Versus, build, compare
 from benchmarks.update.one_method import measure_apart
@@ -50,36 +50,33 @@ def run_update(options: UpdateOptions) -> int:
     check_writable(options.report)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    printer, facts = Printer(), machine_facts()
-    with printer.progress() as say:
-        say("reading the log" if options.data else "making the stream")
-        if options.data:
-            workload = folder_workload(options.data, options.periods, options.seed)
-        else:
-            workload = synthetic_workload(options.sizes, options.seed)
-        say("compiling, or loading machine code")
-        started = time.perf_counter()
-        for settings in get_args(Settings):
-            warm_up(build(settings))
-        warm = time.perf_counter() - started
-        comparison = compare(
-            workload,
-            settings=options.settings,
-            repeats=options.repeats,
-            reference_batches=options.reference_batches,
-            seed=options.seed,
-            say=say,
-        )
-    _print_comparison(printer, options, workload, comparison, facts, warm)
-    with printer.progress() as say:
-        methods = _measure_methods(options, workload, facts["torch_threads"], say)
-    _print_methods(printer, options, methods)
+    facts = machine_facts()
+    progress("reading the log" if options.data else "making the stream")
+    if options.data:
+        workload = folder_workload(options.data, options.periods, options.seed)
+    else:
+        workload = synthetic_workload(options.sizes, options.seed)
+    progress("compiling, or loading machine code")
+    started = time.perf_counter()
+    for settings in get_args(Settings):
+        warm_up(build(settings))
+    warm = time.perf_counter() - started
+    comparison = compare(
+        workload,
+        settings=options.settings,
+        repeats=options.repeats,
+        reference_batches=options.reference_batches,
+        seed=options.seed,
+    )
+    _print_comparison(options, workload, comparison, facts, warm)
+    methods = _measure_methods(options, workload, facts["torch_threads"])
+    _print_methods(options, methods)
     memory = methods[METHOD].get("memory")
     if memory:
-        _print_memory(printer, memory)
+        _print_memory(memory)
     for name, found in methods.items():
         if "error" in found:
-            printer.line(f"{name} failed: {found['error']}")
+            print_line(f"{name} failed: {found['error']}")
     document = {
         "data": workload.to_json() | ({} if options.data else {"idle": options.sizes.idle}),
         "settings": options.settings,
@@ -97,14 +94,12 @@ def run_update(options: UpdateOptions) -> int:
     return 1 if any("error" in found for found in methods.values()) else 0
 
 
-def _measure_methods(
-    options: UpdateOptions, workload: Workload, threads: int, say: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
+def _measure_methods(options: UpdateOptions, workload: Workload, threads: int) -> dict[str, dict[str, Any]]:
     """The figures by method; METHOD is always among them, if only for its memory."""
     names = tuple(UPDATERS) if options.methods is None else options.methods
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys((*names, METHOD)):
-        say(f"{name}, in a process of its own")
+        progress(f"{name}, in a process of its own")
         repeats = options.repeats if name in names else 0
         try:
             found[name] = measure_apart(name, workload, repeats=repeats, seed=options.seed, threads=threads)
@@ -114,7 +109,6 @@ def _measure_methods(
 
 
 def _print_comparison(
-    printer: Printer,
     options: UpdateOptions,
     workload: Workload,
     found: Comparison,
@@ -122,32 +116,32 @@ def _print_comparison(
     warm: float,
 ) -> None:
     sizes = workload.to_json()
-    printer.line(
+    print_line(
         f"{sizes['name']}, {sizes['measured']}: {sizes['rows']:,} interactions of {sizes['active_users']:,} users with "
         f"{sizes['active_items']:,} items, {sizes['mean_history']:.1f} earlier items each; tables of "
         f"{sizes['users']:,} users and {sizes['items']:,} items."
     )
-    printer.machine(facts, f"Compiling or loading machine code took {warm:.1f} s and is not in the figures.")
+    print_machine(facts, f"Compiling or loading machine code took {warm:.1f} s and is not in the figures.")
     settings = "the paper's settings" if options.settings == "paper" else "our default settings"
     rows = [
         (PARTS[name], label, seconds(samples.median), seconds(samples.cpu_median), ratio)
         for name in PARTS
         for label, samples, ratio in _contestants(getattr(found, name))
     ]
-    printer.table(
+    print_table(
         f"Against whole tables: {METHOD}, {settings}, medians of {options.repeats} repeats",
         ("of one period", "by", "seconds", "CPU s", "faster than the reference"),
         rows,
         words=2,
     )
     timed = min(options.reference_batches, found.base.batches, found.generator.batches)
-    printer.line(
+    print_line(
         f"reference: benchmarks/update/whole_table.py, dense Adam and every table row in every batch; timed on {timed} "
         f"batches each repeat and scaled to the period's {found.base.batches} (base) and {found.generator.batches} "
         f"(generator). Everything ran with {_threads(facts['torch_threads'])}."
     )
     worst = found.agreement
-    printer.line(
+    print_line(
         f"checked: {worst.steps} steps from the same start on the same batches differ by {worst.base_loss:.0e} and "
         f"{worst.generator_loss:.0e} of the loss, {worst.base_weights:.0e} and {worst.generator_weights:.0e} of "
         f"Adam's step, {worst.generated:.0e} in the generated tables."
@@ -166,7 +160,7 @@ def _contestants(versus: Versus) -> Sequence[tuple[str, Any, str]]:
     )
 
 
-def _print_methods(printer: Printer, options: UpdateOptions, methods: dict[str, dict[str, Any]]) -> None:
+def _print_methods(options: UpdateOptions, methods: dict[str, dict[str, Any]]) -> None:
     rows = []
     for name, found in methods.items():
         stages = [*found.get("stages", {}).items()]
@@ -178,21 +172,21 @@ def _print_methods(printer: Printer, options: UpdateOptions, methods: dict[str, 
                 (name if n == 0 else "", stage, seconds(timing["seconds"]), seconds(timing["cpu_seconds"]),
                  f"{timing['rows_per_second']:,.0f}", peak)
             )  # fmt: skip
-    printer.table(
+    print_table(
         f"Every method, default settings, medians of {options.repeats} repeats",
         ("method", "stage", "seconds", "CPU s", "rows/s", "peak MB above the tables"),
         rows,
         words=2,
     )
-    printer.line(
+    print_line(
         "rows/s: interactions of the period; where whole tables are written, their rows. prepare and count: the "
         "statistics of the period, and counting it. A method that looks back further than "
         f"{BEFORE} periods finds no more here."
     )
 
 
-def _print_memory(printer: Printer, memory: dict[str, Any]) -> None:
-    printer.line(
+def _print_memory(memory: dict[str, Any]) -> None:
+    print_line(
         f"peak memory of the whole update by {METHOD}: {memory['peak_mb']:,.0f} MB above the tables. In a process of "
         f"its own {memory['rss_before_mb']:,.0f} MB were resident before, with the state and the program, and "
         f"{memory['peak_rss_mb']:,.0f} MB at the peak, of which {memory['new_tables_mb']:,.0f} MB are the new state's "

@@ -1,6 +1,6 @@
 """`asmg bench scaling`: one period's update on tables with more and more ids that the traffic does not touch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from benchmarks.learning.workload import StreamSizes, synthetic_workload
 from benchmarks.machine import machine_facts, need_memory
 from benchmarks.measuring import Samples, in_turn
 from benchmarks.options import at_least
-from benchmarks.printing import Printer, seconds
+from benchmarks.printing import print_line, print_table, progress, seconds
 from benchmarks.reports import check_writable, write_report
 from benchmarks.update.against_reference import METHOD, build
 from benchmarks.update.scaling_chart import Line, draw, require_matplotlib
@@ -89,7 +89,7 @@ class _Run:
     state: AsmgState
 
 
-def measure_scaling(options: ScalingOptions, say: Callable[[str], None]) -> list[ScalingPoint]:
+def measure_scaling(options: ScalingOptions) -> list[ScalingPoint]:
     """Time the stages of one update at each size of the tables, interleaved repeat by repeat.
 
     The traffic and the rows that it touches are the same at each size, so what is learned has to be the same to the
@@ -101,14 +101,14 @@ def measure_scaling(options: ScalingOptions, say: Callable[[str], None]) -> list
     sizes = replace(options.sizes, idle=1)
     need_memory("tables of these sizes", STATE_BYTES * sum(sizes.table_rows * factor for factor in options.factors))
     updater = build("default")
-    say("compiling, or loading machine code")
+    progress("compiling, or loading machine code")
     warm_up(updater)
-    say("learning the periods before the measured one")
+    progress("learning the periods before the measured one")
     traffic = synthetic_workload(sizes, options.seed)
     state: AsmgState = learned_state(updater, traffic.before, options.seed)
     runs = []
     for factor in options.factors:
-        say(f"making tables × {factor}")
+        progress(f"making tables × {factor}")
         places = Places.draw(traffic.measured.sizes, factor, options.seed)
         periods = spread(traffic.periods, places)
         wide = replace(widened(state, places), data=tuple(periods[-1 - len(state.data) : -1]))
@@ -120,7 +120,7 @@ def measure_scaling(options: ScalingOptions, say: Callable[[str], None]) -> list
         return run.point.stages[stage].time(lambda: updater.run_stage(stage, state, run.data, rng=rng))
 
     for repeat in range(options.repeats):
-        say(f"repeat {repeat + 1} of {options.repeats}")
+        progress(f"repeat {repeat + 1} of {options.repeats}")
         trained = []
         for run in in_turn(runs, repeat):
             after = run.state
@@ -181,10 +181,8 @@ def run_scaling(options: ScalingOptions) -> int:
     if options.chart:
         require_matplotlib(options.chart)
     torch.set_num_threads(options.threads)
-    printer = Printer()
-    with printer.progress() as say:
-        points = measure_scaling(options, say)
-    _print(printer, options, points)
+    points = measure_scaling(options)
+    _print(options, points)
     document = {
         "machine": machine_facts(),
         "method": METHOD,
@@ -199,7 +197,7 @@ def run_scaling(options: ScalingOptions) -> int:
     write_report(options.report, document)
     if options.chart:
         draw_points(options.chart, options, points)
-        printer.line(f"chart: {options.chart}")
+        print_line(f"chart: {options.chart}")
     return 0
 
 
@@ -216,9 +214,9 @@ def draw_points(file: Path, options: ScalingOptions, points: Sequence[ScalingPoi
     )
 
 
-def _print(printer: Printer, options: ScalingOptions, points: Sequence[ScalingPoint]) -> None:
+def _print(options: ScalingOptions, points: Sequence[ScalingPoint]) -> None:
     sizes = options.sizes
-    printer.line(
+    print_line(
         f"One period of {METHOD}, default settings: {sizes.rows:,} interactions of {sizes.users:,} users with "
         f"{sizes.items:,} items, {sizes.history} earlier items each. The tables hold more and more ids that no batch "
         f"touches. Medians of {options.repeats} repeats, taken in turns."
@@ -234,12 +232,12 @@ def _print(printer: Printer, options: ScalingOptions, points: Sequence[ScalingPo
              seconds(point.training.median), seconds(point.training.cpu_median),
              "" if point is first else change, "" if point is first else least, seconds(parts[-1].median))
         )  # fmt: skip
-    printer.table(
+    print_table(
         "seconds a period",
         ("tables", "rows", "generator", "base", "training", "CPU s", "change", "of fastest", "whole tables"),
         rows,
     )
-    printer.line(
+    print_line(
         "training = generator + base, which learned the same at every size, to the last bit; change = of its median "
         "against the smallest tables, of fastest = of its fastest repeat; whole tables = commit and generation, which "
         "write every row."
