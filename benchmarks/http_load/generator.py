@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import cast
 
+import httptools
 import uvloop
 
 from benchmarks.http_load.alarm import Alarm, make_alarm
 from benchmarks.http_load.load import Answers, Load, Target
-from benchmarks.http_load.responses import Response, parse_response
 from service.tasks import end_tasks
 
 CONNECT_SECONDS = 5.0
@@ -71,13 +71,14 @@ def ask(
 
 
 class _Connection(asyncio.Protocol):
-    """One connection with at most one request in flight."""
+    """One connection with at most one request in flight. The parser calls its `on_…` methods."""
 
-    __slots__ = ("_buffer", "_generator", "_transport", "busy", "due", "latest", "number", "request", "sent")
+    __slots__ = ("_body", "_generator", "_parser", "_transport", "busy", "due", "latest", "number", "request", "sent")
 
     def __init__(self, generator: "_Generator", number: int) -> None:
         self._generator = generator
-        self._buffer = b""
+        self._parser = httptools.HttpResponseParser(self)
+        self._body = b""
         self.number = number
         self.busy = False
         self.request = 0
@@ -92,22 +93,20 @@ class _Connection(asyncio.Protocol):
         self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        if self._buffer:
-            data = self._buffer + data
         try:
-            response = parse_response(data)
-        except ValueError as error:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
             self._give_up(f"no answer that can be read: {error}")
-            return
-        if response is None:
-            self._buffer = data
-            return
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
         if not self.busy:
             self._give_up("an answer that nobody had asked for")
             return
-        self._buffer = b""
-        self.busy = False
-        self._generator.answered(self, response)
+        body, self._body, self.busy = self._body, b"", False
+        self._generator.answered(self, self._parser.get_status_code(), body, self._parser.should_keep_alive())
 
     def connection_lost(self, error: Exception | None) -> None:
         self._give_up("the connection broke before the answer was whole", lost=True)
@@ -116,7 +115,6 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _give_up(self, fault: str, *, lost: bool = False) -> None:
-        self._buffer = b""
         busy, self.busy = self.busy, False
         self._generator.gone(self, fault if busy else None)
         if not lost:
@@ -235,12 +233,12 @@ class _Generator:
         self._in_flight += 1
         connection.send(requests[index], index, due, moment)
 
-    def answered(self, connection: _Connection, response: Response) -> None:
+    def answered(self, connection: _Connection, status: int, body: bytes, keep_alive: bool) -> None:
         moment = now()
         if self._over:
             return
         self._in_flight -= 1
-        if response.status == 200:
+        if status == 200:
             answers = self._answers
             answers.due.append(connection.due)
             answers.sent.append(connection.sent)
@@ -248,11 +246,11 @@ class _Generator:
             answers.request.append(connection.request)
             answers.connection.append(connection.number)
             if self._load.keep_bodies:
-                answers.bodies.append(response.body)
-                connection.latest = response.body
+                answers.bodies.append(body)
+                connection.latest = body
         else:
-            self._answers.faults[f"status {response.status}"] += 1
-        if response.keep_alive:
+            self._answers.faults[f"status {status}"] += 1
+        if keep_alive:
             self._free(connection)
         else:
             connection.abort()

@@ -111,7 +111,7 @@ class Contest:
         self._expect(variant.reads, model)
         (folder := self._folder / f"{self._variants.index(variant)}").mkdir()  # short, for the sockets in it
         with own_stores(folder, schema=None if fields is None else fields.schema) as stores:
-            publish(stores, VERSION, store(stores, Snapshots(sizes, folder).make(model)))
+            publish(stores.settings, VERSION, store(stores, Snapshots(sizes, folder).make(model)))
             remember(stores, self._workload, fields)
             yield stores
 

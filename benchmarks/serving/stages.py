@@ -70,7 +70,7 @@ def measure_stages(
     settings = {"history_cache_seconds": 3600, "rate_limit": rate_limit}
     with own_stores(folder, schema=None if given is None else given.schema, **settings) as stores:
         remember(stores, workload, given)
-        publish(stores, 1, store(stores, Snapshots(sizes, folder).make(model)))
+        publish(stores.settings, 1, store(stores, Snapshots(sizes, folder).make(model)))
         requests = workload.requests(n, POOL).encode(stores.key, contexts=contexts)
         bodies = [request.partition(b"\r\n\r\n")[2] for request in requests]
         return uvloop.run(_measure(stores.settings, stores.key, bodies, calls, rounds))

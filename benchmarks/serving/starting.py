@@ -50,7 +50,7 @@ def main() -> None:
     ):
         bare = {workers: start(stores, workers, 0, stop)[-1] for workers in counts}
         snapshot = Snapshots(sizes, stores.folder).make(ServedModel.random(sizes, 0))
-        publish(stores, 1, store(stores, snapshot, here=True))
+        publish(stores.settings, 1, store(stores, snapshot, here=True))
         for workers in counts:
             found = [start(stores, workers, 1, stop) for _ in range(options.repeats)]
             seconds, memory = (median(values) for values in zip(*found, strict=True))

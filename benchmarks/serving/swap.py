@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -28,7 +29,7 @@ from benchmarks.services import OwnStores, own_service, own_stores
 from benchmarks.serving.model import ServedModel
 from benchmarks.serving.model_store import Snapshots, StoredSnapshot, remember, store
 from benchmarks.serving.options import ServeOptions
-from benchmarks.serving.publishing import Publisher, publish
+from benchmarks.serving.publishing import publish, publishing_process
 from benchmarks.serving.requests import RequestPool, ServingSizes, make_workload
 from benchmarks.serving.swap_verdict import Swap, Verdict, judge
 from service.processes.children import StopRequest
@@ -56,6 +57,9 @@ DISK_BYTES = 800
 """Disk for each table row: four snapshots in Postgres and in its write-ahead log, and files of the api processes."""
 MEMORY_BYTES = 300
 """Memory for each table row: making a snapshot, and the copies in Redis."""
+
+Publish = Callable[[int, StoredSnapshot], "Future[None]"]
+"""Begins to publish a snapshot as a version."""
 
 VERSION = re.compile(rb'"model_version":\s*(\d+)')
 
@@ -95,14 +99,17 @@ def measure_swap(
     with own_stores(folder) as stores:
         remember(stores, workload)
         made = _make_snapshots(stores, sizes, pool, options, stop)
-        publish(stores, 1, made.stored[1 % SNAPSHOTS])
+        publish(stores.settings, 1, made.stored[1 % SNAPSHOTS])
         progress("swap: starting the service")
-        with own_service(stores, api_workers=workers, version=1, stop=stop) as server, Publisher(stores) as publisher:
+        with own_service(stores, api_workers=workers, version=1, stop=stop) as server, publishing_process() as process:
+            process.submit(int).result()  # started, so that no publication waits for that
             requests = pool.encode(stores.key)
             capacity = _capacity(server, requests, options)
             rate = options.rate or options.open_loop * capacity
             progress(f"swap: {options.versions} versions at {rate:,.0f} requests a second")
-            course = _Course(publisher, made.stored, options.versions)
+            course = _Course(
+                lambda *given: process.submit(publish, stores.settings, *given), made.stored, options.versions
+            )
             load = _endless(requests, rate, options.versions)
             answers = server.ask(load, beside=course.run)
             memory = memory_bytes(server.processes())
@@ -183,8 +190,8 @@ def _endless(requests: list[bytes], rate: float, versions: int) -> Load:
 class _Course:
     """Publishes one version after the other beside a load."""
 
-    def __init__(self, publisher: Publisher, snapshots: list[StoredSnapshot], versions: int) -> None:
-        self._publisher, self._snapshots, self._versions = publisher, snapshots, versions
+    def __init__(self, publish: Publish, snapshots: list[StoredSnapshot], versions: int) -> None:
+        self._publish, self._snapshots, self._versions = publish, snapshots, versions
         self.settled = 0.0
         """From this moment on latencies count."""
         self.swaps: list[Swap] = []
@@ -196,8 +203,9 @@ class _Course:
         await asyncio.sleep(SETTLE_SECONDS / 2)
         for version in range(2, self._versions + 2):
             published = time.perf_counter()
-            self._publisher.publish(version, self._snapshots[version % len(self._snapshots)])
-            await self._until(self._publisher.published, published, f"version {version} was not published")
+            publication = self._publish(version, self._snapshots[version % len(self._snapshots)])
+            await self._until(publication.done, published, f"version {version} was not published")
+            publication.result()
             await self._until(
                 lambda version=version: _all_serve(watched, version),  # type: ignore[misc]
                 published,
