@@ -31,8 +31,7 @@ Report = Annotated[Path | None, typer.Option(help="Write all numbers to this fil
 @bench.command("update")
 def bench_update_command(
     data: Annotated[
-        Path | None,
-        typer.Option(help="Learn the log in this folder (DIGINETICA or MovieLens 100k), not a synthetic stream."),
+        Path | None, typer.Option(help="Folder of a log to learn: DIGINETICA or MovieLens 100k. [a synthetic stream]")
     ] = None,
     periods: Annotated[
         int | None, typer.Option(help="Equal periods that this log is cut into; the last is measured. [31]")
@@ -41,23 +40,15 @@ def bench_update_command(
     items: Items = None,
     rows: Rows = None,
     history: History = None,
-    idle: Annotated[
-        int | None, typer.Option(help="How many times as large as the traffic needs the tables are. [1]")
-    ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Methods to measure, separated by commas; all by default.")
-    ] = None,
+    idle: Annotated[int | None, typer.Option(help="Tables so many times as large as the traffic needs. [1]")] = None,
+    methods: Annotated[str | None, typer.Option(help="Methods to measure, separated by commas. [all]")] = None,
     repeats: Repeats = 5,
     reference_batches: Annotated[
-        int, typer.Option(help="Batches that the whole-table reference is timed on; scaled to the whole period.")
+        int, typer.Option(help="Batches that the reference is timed on, and scaled from.")
     ] = 5,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of torch, at most; by default as many as it chooses.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch, at most. [as many as it chooses]")] = None,
     seed: Seed = 0,
-    settings: Annotated[
-        str, typer.Option(help="Settings beside the reference: those of the `paper`, or our `default`.")
-    ] = "paper",
+    settings: Annotated[str, typer.Option(help="Settings beside the reference: `paper` or `default`.")] = "paper",
     report: Report = None,
 ) -> None:
     """Time one period's update: against a plain whole-table implementation, and of every method."""
@@ -90,9 +81,7 @@ def bench_update_command(
 
 @bench.command("scaling")
 def bench_scaling_command(
-    idle: Annotated[
-        str, typer.Option(help="How many times as large as the traffic needs the tables are.")
-    ] = "1,10,100",
+    idle: Annotated[str, typer.Option(help="Tables so many times as large as the traffic needs.")] = "1,10,100",
     users: Users = None,
     items: Items = None,
     rows: Rows = None,
@@ -130,48 +119,34 @@ def bench_serve_command(
     workers: Annotated[str, typer.Option(help="Processes that answer requests.")] = "1,2",
     users: Annotated[int | None, typer.Option(help="Users of the model. [2,000]")] = None,
     catalogue: Annotated[int | None, typer.Option(help="Items of the model. [20,000]")] = None,
-    compare: Annotated[
-        bool,
-        typer.Option(
-            "--compare", help="Also measure plain FastAPI, LitServe, BentoML, Ray Serve and a no-op, in turn."
-        ),
-    ] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Also measure the other servers, in turn.")] = False,
     variants: Annotated[str | None, typer.Option(help="Measure these servers only, separated by commas.")] = None,
-    fields: Annotated[
-        int | None,
-        typer.Option(
-            help="Context fields of a request, beside 5 of users and 5 of items: the default model with fields."
-        ),
-    ] = None,
-    all_cells: Annotated[
-        bool,
-        typer.Option(
-            "--all-cells",
-            help="Measure the other servers in all cells, not only with 50 items, 16 connections, 1 worker.",
-        ),
-    ] = False,
-    requests: Annotated[int, typer.Option(help="Requests of a closed loop, at most; an open loop lasts 3 s.")] = 2_000,
-    seconds: Annotated[float, typer.Option(help="Seconds of a loop, at most.")] = 10.0,
+    fields: Annotated[int | None, typer.Option(help="Context fields of a request, for a model with fields.")] = None,
+    all_cells: Annotated[bool, typer.Option("--all-cells", help="Measure servers of others in all cells too.")] = False,
+    requests: Annotated[int, typer.Option(help="Requests of a closed loop, at most.")] = 2_000,
+    seconds: Annotated[float, typer.Option(help="Seconds of a loop, at most; an open loop lasts 3 s.")] = 10.0,
     rounds: Rounds = 5,
     warm_up: Annotated[int, typer.Option(help="Requests sent before those that are measured.")] = 300,
     open_loop: Annotated[
-        float, typer.Option(help="Rate of the open loop as a share of the measured capacity; 0 for no open loop.")
+        float, typer.Option(help="Rate of the open loop, as a share of the capacity; 0 for none.")
     ] = 0.7,
-    rate: Annotated[
-        float | None, typer.Option(help="Rate of the open loop in requests a second, in place of a share.")
-    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Rate of the open loop, in requests a second.")] = None,
     during_swap: Annotated[
         bool, typer.Option("--during-swap", help="Also publish versions under an open loop.")
     ] = False,
     versions: Annotated[int, typer.Option(help="How many versions are published.")] = 20,
     fetch: Annotated[
-        bool, typer.Option("--fetch", help="Let the api fetch each version, as if the worker were on another host.")
+        bool, typer.Option("--fetch", help="Let the api fetch versions, as from a worker elsewhere.")
     ] = False,
-    rows: Annotated[int, typer.Option(help="Table rows of each version, half users and half items.")] = 10_000_000,
+    rows: Annotated[int, typer.Option(help="Table rows of a version, half users and half items.")] = 10_000_000,
     seed: Seed = 0,
     report: Report = None,
 ) -> None:
-    """Send requests to the real service, on this host: requests a second, latencies, CPU time and memory."""
+    """Send requests to the real service, on this host: requests a second, latencies, CPU time and memory.
+
+    With --compare beside FastAPI with eager torch, LitServe, BentoML, Ray Serve and a no-op. Peers that need the extra
+    `peers` are measured with 50 items, 16 connections and 1 worker only, unless --all-cells is given.
+    """
     from benchmarks.serving.options import ServeOptions
     from benchmarks.serving.requests import ServingSizes
     from benchmarks.serving.run import run_serve

@@ -138,7 +138,7 @@ def run_ingest(options: IngestOptions) -> int:
         tempfile.TemporaryDirectory(prefix="asmg-bench-", ignore_cleanup_errors=True) as folder,
         own_stores(Path(folder)) as stores,
     ):
-        asyncio.run(_prepare(stores.dsn, len(cells) * options.rounds * options.events))
+        asyncio.run(_prepare(stores.driver_dsn, len(cells) * options.rounds * options.events))
         with own_service(stores, api_workers=options.workers) as server:
             for number in range(options.rounds):
                 for cell_number, cell in enumerate(cells):
@@ -210,7 +210,7 @@ def _measure(
     """Copy the rows of a cell, send them to the service, and add the figures of both to `found`."""
     batches = make_batches(cell, prefix, options.events, options.seed)
     count = sum(map(len, batches))
-    found.bare.append(count / asyncio.run(_copy(stores.dsn, batches, cell.concurrency)))
+    found.bare.append(count / asyncio.run(_copy(stores.driver_dsn, batches, cell.concurrency)))
     requests = [encode_call(rows, stores.key) for rows in batches]
     used = cpu_seconds(server.processes())
     load = Load(requests=requests, connections=cell.concurrency, count=len(requests), seconds=SECONDS, keep_bodies=True)
@@ -234,7 +234,7 @@ def _measure(
 
 async def _copy(dsn: str, batches: Sequence[Sequence[Row]], connections: int) -> float:
     """Seconds that it takes to copy all batches, one transaction each."""
-    opened = [await asyncpg.connect(_plain(dsn)) for _ in range(connections)]
+    opened = [await asyncpg.connect(dsn) for _ in range(connections)]
     waiting = iter(batches)
 
     async def work(connection: "asyncpg.Connection") -> None:
@@ -252,7 +252,7 @@ async def _copy(dsn: str, batches: Sequence[Sequence[Row]], connections: int) ->
 
 async def _prepare(dsn: str, events: int) -> None:
     """Create the table of the bare COPY, and bring Postgres into the state of a long run."""
-    connection = await asyncpg.connect(_plain(dsn))
+    connection = await asyncpg.connect(dsn)
     await connection.execute(BARE)
     for name, value in NO_CHECKPOINT.items():
         await connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")
@@ -261,10 +261,6 @@ async def _prepare(dsn: str, events: int) -> None:
         await connection.execute("SELECT pg_logical_emit_message(false, 'asmg', ''); SELECT pg_switch_wal()")
     await connection.execute("CHECKPOINT")
     await connection.close()
-
-
-def _plain(dsn: str) -> str:
-    return dsn.replace("postgresql+asyncpg://", "postgresql://")
 
 
 def _print(found: dict[Cell, Found], options: IngestOptions) -> None:

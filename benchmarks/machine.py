@@ -74,17 +74,10 @@ def memory_bytes(processes: Iterable[psutil.Process]) -> int:
     """Proportional memory: a page shared by n processes counts 1/n for each. Resident memory where that is unknown."""
     total = 0
     for process in processes:
-        with suppress(psutil.Error, OSError):
-            total += _proportional(process)
+        with suppress(psutil.Error):
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
     return total
-
-
-def _proportional(process: psutil.Process) -> int:
-    if psutil.LINUX:
-        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return int(process.memory_info().rss)
 
 
 def need_memory(what: str, needed: float) -> None:

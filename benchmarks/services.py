@@ -49,6 +49,11 @@ class OwnStores:
         return self.settings.postgres_dsn
 
     @property
+    def driver_dsn(self) -> str:
+        """The same for asyncpg alone."""
+        return self.dsn.replace("postgresql+asyncpg://", "postgresql://")
+
+    @property
     def redis_url(self) -> str:
         """Of Redis."""
         assert self.settings.redis_url is not None

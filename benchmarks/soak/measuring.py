@@ -3,11 +3,9 @@
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
 
+import asyncpg
 import psutil
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.machine import MB, cpu_seconds
 from benchmarks.servers import Server
@@ -22,6 +20,12 @@ WAL = "pg_wal"
 RECORDS = ("periods", "period_stages", "model_versions", "evaluations", "audit")
 """Tables that keep some rows of each period for ever."""
 
+FIGURES = f"""
+    SELECT pg_database_size(current_database()),
+        (SELECT sum(pg_total_relation_size(name))::bigint FROM unnest('{{{",".join(RECORDS)}}}'::regclass[]) AS name),
+        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')
+"""
+
 CLOCKS = {"autovacuum_naptime": "5s", "checkpoint_timeout": "30s"}
 """How often Postgres tidies up while a period takes seconds instead of an hour. Its defaults are 1 and 5 minutes."""
 
@@ -35,50 +39,38 @@ class Gauge:
     """
 
     def __init__(self, stores: OwnStores, server: Server) -> None:
-        self._server = server
+        self._stores, self._server = stores, server
         self._data_dir = stores.settings.data_dir.resolve()
-        self._postgres = create_async_engine(stores.dsn, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=0)
         self._redis = connect(stores.redis_url)
         self._postmaster = server_processes(self._data_dir / "postgres")[0]
         self._cpu = 0.0
 
     async def __aenter__(self) -> "Gauge":
+        self._postgres = await asyncpg.connect(self._stores.driver_dsn)
         for name, value in CLOCKS.items():
-            await self._ask(f"ALTER SYSTEM SET {name} = '{value}'")
-        await self._ask("SELECT pg_reload_conf()")
+            await self._postgres.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+        await self._postgres.execute("SELECT pg_reload_conf()")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._redis.aclose()
-        await self._postgres.dispose()
+        await self._postgres.close()
 
     async def read(self) -> dict[str, float]:
         """The figures by name; CPU seconds are those since the last call."""
-        database = await self._ask("SELECT pg_database_size(current_database())")
-        records = await self._ask(
-            f"SELECT sum(pg_total_relation_size(name)) FROM unnest('{{{','.join(RECORDS)}}}'::regclass[]) AS name"
-        )
-        redis = (await self._redis.info("memory"))["used_memory"]
-        keys = await self._redis.dbsize()
-        connections = await self._ask("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
-        here = await asyncio.to_thread(self._of_this_host)
+        database, records, connections = await self._postgres.fetchrow(FIGURES)
         return {
-            "database_mb": (database - int(records)) / MB,
-            "records_kb": int(records) / KB,
+            "database_mb": (database - records) / MB,
+            "records_kb": records / KB,
             "connections": connections - 1,  # without this one
-            **here,
-            "redis_mb": redis / MB,
-            "redis_keys": keys,
+            **await asyncio.to_thread(self._of_this_host),
+            "redis_mb": (await self._redis.info("memory"))["used_memory"] / MB,
+            "redis_keys": await self._redis.dbsize(),
         }
 
     async def most_wal_mb(self) -> float:
         """How much write-ahead log the server keeps at most."""
-        return float(await self._ask("SELECT pg_size_bytes(current_setting('max_wal_size'))")) / MB
-
-    async def _ask(self, statement: str) -> Any:
-        async with self._postgres.connect() as connection:
-            result = await connection.execute(text(statement))
-            return result.scalar() if result.returns_rows else None
+        return float(await self._postgres.fetchval("SELECT pg_size_bytes(current_setting('max_wal_size'))")) / MB
 
     def _of_this_host(self) -> dict[str, float]:
         memory = {f"{role}_mb": processes_of(self._server, role) for role in ("api", "worker")}
