@@ -1,14 +1,14 @@
-"""What reading a large log takes: a made-up file of so many rows, prepared or imported in a process of its own.
+"""Time and memory of reading a large log: a made-up file is prepared or imported in a process of its own.
 
     python -m benchmarks.preparing --source tmall --rows 55000000
     python -m benchmarks.preparing --source log --rows 55000000
     python -m benchmarks.preparing --source clicks --rows 33000000
     python -m benchmarks.preparing --source import --rows 4000000
 
-`tmall` is of the form and size of the public one, of whose rows the rule keeps few; `log` a CSV with labels, of which
-every row is kept, and `clicks` one without, each row of which gets a negative (as many as YOOCHOOSE has). `import` is
-what `asmg import --by day` does with a CSV with labels besides storing it: it reads, sorts, cuts and takes out. The
-files are made in a temporary folder and removed.
+`tmall` has the form and size of the public log, whose rule keeps few rows. `log` is a CSV with labels, whose rows are
+all kept; `clicks` is one without labels, each row of which gets a negative (as many rows as YOOCHOOSE has). `import` is
+what `asmg import --by day` does with a CSV with labels besides storing it: read, sort and cut it, and read the days
+back. The files are made in a temporary folder and removed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ DAYS = np.array([100 * month + day for month in range(5, 12) for day in range(1,
 
 
 def write(source: str, rows: int, file: BinaryIO) -> None:
-    """The raw file."""
+    """Write the raw file."""
     rng = np.random.default_rng(0)
     for start in range(0, rows, CHUNK):
         n = min(CHUNK, rows - start)
@@ -58,7 +58,7 @@ def write(source: str, rows: int, file: BinaryIO) -> None:
 
 
 def measure(options: PrepareOptions) -> None:
-    """Prepare it, and say what that took."""
+    """Prepare the log, and print time and memory."""
     started = time.perf_counter()
     card = prepare(options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
@@ -81,7 +81,7 @@ def measure_import(file: Path) -> None:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the benchmark; see the docstring of the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", choices=["tmall", "log", "clicks", "import"], default="tmall")
     parser.add_argument("--rows", type=int, default=55_000_000)

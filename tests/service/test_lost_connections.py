@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 import service.storage.postgres.database
-from benchmarks.serving.servers import free_port
+from benchmarks.servers import free_port
 from service.errors import NotReady
 from service.storage.postgres.database import Database, Leadership, Lock
 from service.storage.postgres.migrate import migrate

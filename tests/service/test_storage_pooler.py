@@ -13,7 +13,7 @@ import pytest
 from asyncpg import connect
 from sqlalchemy import make_url
 
-from benchmarks.serving.servers import free_port
+from benchmarks.servers import free_port
 from service import worker
 from service.app import create_app
 from service.errors import ConfigurationError, NotReady

@@ -1,14 +1,13 @@
-"""One period's update against the whole-table reference, in the same process and interleaved repeat by repeat.
+"""One period's update beside the whole-table reference, in the same process and interleaved repeat by repeat.
 
-Ours is timed whole: taking rows out of the tables, planning, shuffling, training. The reference is given its batches
-ready made, is timed on a few of them, and is scaled to the period's count; its cost is the same for every batch, since
-each works through whole tables. Both have learned the same log before. The base model is the paper's, without
-statistics and dot products, which the reference does not have.
+Ours is timed whole: taking rows out of the tables, planning, shuffling, training. The reference gets its batches ready
+made, is timed on a few of them, and is scaled to the period's count: each of its batches works through whole tables, so
+all cost the same. Both have learned the same log before. The base model is the paper's, without statistics and dot
+products, which the reference does not have.
 """
 
 import gc
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -19,18 +18,20 @@ from asmg.progressive import stage_rng
 from asmg.training import Execution
 from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgState
-from benchmarks import whole_table
-from benchmarks.timing import Samples, faster_threads, torch_threads
-from benchmarks.translation import Agreement, Reference, agreement, reference_batch
-from benchmarks.workload import Workload, need_memory, prepared
-
-__all__ = ["METHOD", "Settings", "Versus", "Yardstick", "build", "measure"]
+from benchmarks.learning.updaters import learned_state
+from benchmarks.learning.workload import Workload
+from benchmarks.machine import need_memory
+from benchmarks.measuring import Samples, faster_threads, torch_threads
+from benchmarks.printing import progress
+from benchmarks.update import whole_table
+from benchmarks.update.agreement import Agreement, agreement
+from benchmarks.update.translation import Reference, reference_batch
 
 METHOD = "asmg-gru-multi"
 """The paper's proposed method, ours by default."""
 
 REFERENCE_BYTES = 5_000
-"""Memory that the reference takes for each table row: 4.1 kB in a step of the generator (three steps of the GRU with
+"""Memory of the reference for each table row: 4.1 kB in a training step of the generator (three steps of the GRU with
 all that the backward pass needs of them), and the tables."""
 
 Settings = Literal["paper", "default"]
@@ -38,19 +39,24 @@ Settings = Literal["paper", "default"]
 
 @dataclass(frozen=True)
 class Versus:
-    """The same work, done three ways."""
+    """Timings of the same work done in three ways."""
 
     ours: Samples = field(default_factory=Samples)
     eager: Samples = field(default_factory=Samples)
-    """Ours in eager torch instead of machine code."""
+    """Ours in eager torch instead of compiled code."""
     reference: Samples = field(default_factory=Samples)
     """The reference, scaled to all batches."""
     batches: int = 1
-    """Of the reference, in all."""
+    """How many batches the reference would have in all."""
+
+    @property
+    def eager_ratio(self) -> float:
+        """The same of ours in eager torch."""
+        return self.reference.median / self.eager.median
 
     @property
     def ratio(self) -> float:
-        """By how many times ours is faster than the reference: a ratio of medians."""
+        """How many times as fast as the reference ours is: a ratio of medians."""
         return self.reference.median / self.ours.median
 
     def to_json(self) -> dict[str, Any]:
@@ -61,13 +67,13 @@ class Versus:
             **self.reference.to_json("reference_"),
             "reference_of_batches": self.batches,
             "ratio": self.ratio,
-            "eager_ratio": self.reference.median / self.eager.median,
+            "eager_ratio": self.eager_ratio,
         }
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """What was measured."""
+class Comparison:
+    """How far apart ours and the reference are, and their timings by part of the update."""
 
     agreement: Agreement
     eager_agreement: Agreement
@@ -89,23 +95,23 @@ def build(settings: Settings, *, compiled: bool = True) -> Asmg:
     return updater
 
 
-def measure(
+def compare(
     workload: Workload,
     *,
     settings: Settings,
     repeats: int,
     reference_batches: int,
     seed: int,
-    say: Callable[[str], None],
-) -> Yardstick:
+) -> Comparison:
     """Check that ours and the reference compute the same, then time both.
 
     Args:
-        settings: what ours trains with. "default" makes more passes, and so does the reference then; the check is of
-            the paper's settings, which are the reference's, in either case.
-        repeats: of everything.
+        workload: its last period is measured.
+        settings: of ours. "default" makes more passes, and then the reference does too; the check is made with the
+            paper's settings in any case, which are those of the reference.
+        repeats: how often everything is timed.
         reference_batches: how many batches the reference is timed on in each repeat.
-        say: told what is going on.
+        seed: of everything random.
 
     Raises:
         Disagreement: ours and the reference differ by more than rounding.
@@ -113,27 +119,27 @@ def measure(
     """
     data = workload.measured
     need_memory("the whole-table reference", REFERENCE_BYTES * (data.users + data.items))
-    say("learning the periods before the measured one")
+    progress("learning the periods before the measured one")
     paper = build("paper")
-    state: AsmgState = prepared(paper, workload, seed)
-    say("checking that ours and the reference compute the same")
+    state: AsmgState = learned_state(paper, workload.before, seed)
+    progress("checking that ours and the reference compute the same")
     agreements = (agreement(paper, state, data), agreement(build("paper", compiled=False), state, data))
     reference = Reference.of(paper, state)
-    contestants = _Reference(reference, state, workload, paper, reference_batches, seed)
+    work = _ReferenceWork(reference, state, workload, paper, reference_batches, seed)
     ours, eager, ours_state = paper, build("paper", compiled=False), state
     if settings == "default":
         ours, eager = build("default"), build("default", compiled=False)
-        ours_state = prepared(ours, workload, seed)
+        ours_state = learned_state(ours, workload.before, seed)
     passes = {"base": ours.base.config.epochs, "generator": ours.config.epochs}
-    found = Yardstick(
+    found = Comparison(
         *agreements,
-        base=Versus(batches=contestants.base_batches * passes["base"]),
-        generator=Versus(batches=contestants.generator_batches * passes["generator"]),
+        base=Versus(batches=work.base_batches * passes["base"]),
+        generator=Versus(batches=work.generator_batches * passes["generator"]),
         generate=Versus(),
     )
     del paper, state, reference
     for repeat in range(1, repeats + 1):
-        say(f"yardstick, repeat {repeat} of {repeats}")
+        progress(f"against the reference, repeat {repeat} of {repeats}")
         trained = ours_state
         for name, stage in (("generator", "train_generator"), ("base", "update_base"), ("generate", "generate")):
             versus: Versus = getattr(found, name)
@@ -144,15 +150,15 @@ def measure(
 
             with torch_threads(faster_threads(lambda run=run: run(ours))):  # type: ignore[misc]
                 trained = versus.ours.time(lambda run=run: run(ours))  # type: ignore[misc]
-            with torch_threads(faster_threads(lambda stage=stage: contestants.run(stage, 1))):  # type: ignore[misc]
-                contestants.time(stage, versus)
+            with torch_threads(faster_threads(lambda stage=stage: work.run(stage, 1))):  # type: ignore[misc]
+                work.time(stage, versus)
                 versus.eager.time(lambda run=run: run(eager))  # type: ignore[misc]
             gc.collect()
     return found
 
 
-class _Reference:
-    """The reference's side, and its batches."""
+class _ReferenceWork:
+    """The reference with its batches."""
 
     def __init__(
         self, reference: Reference, state: AsmgState, workload: Workload, paper: Asmg, timed: int, seed: int
@@ -176,7 +182,7 @@ class _Reference:
         versus.reference.time(lambda: self.run(stage, count), scale=versus.batches / count)
 
     def run(self, stage: str, count: int) -> None:
-        """The first batches of a stage."""
+        """Work through the first batches of a stage."""
         r = self.reference
         for n in range(count):
             if stage == "train_generator":

@@ -1,25 +1,19 @@
 """`asmg bench serve`: the real service asked over HTTP, beside other servers of the same model, and during swaps."""
 
-import importlib.metadata
-import json
-import logging
-import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.printing import Printer, check_writable
+from benchmarks.machine import machine_facts
+from benchmarks.printing import print_line, print_machine
+from benchmarks.reports import check_writable, write_report
 from benchmarks.serving.contest import Contest
 from benchmarks.serving.fields import OF_EACH
+from benchmarks.serving.model import NEIGHBOURS
 from benchmarks.serving.options import DEFAULT, FIELDS, NOOP, OURS, PLAIN, ServeOptions
 from benchmarks.serving.results import print_cells, summaries
 from benchmarks.serving.swap import measure_swap, need_room, print_swap
-from benchmarks.serving.workload import NEIGHBOURS
-from benchmarks.timing import machine_facts
 from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
-
-__all__ = ["run_serve"]
 
 PACKAGES = ("fastapi", "uvicorn", "uvloop", "httptools", "msgspec", "litserve", "bentoml", "ray")
 
@@ -31,10 +25,7 @@ def run_serve(options: ServeOptions) -> int:
         the exit code: 0, 1 where the real service could not be measured, 130 where it was interrupted.
     """
     check_writable(options.report)
-    logging.getLogger().setLevel(logging.WARNING)
-    printer = Printer(None)
-    facts = machine_facts()
-    facts["versions"] |= {name: version for name in PACKAGES if (version := _version(name)) is not None}
+    facts = machine_facts(PACKAGES)
     swap: dict[str, Any] | None = None
     with (
         StopRequest() as stop,
@@ -43,72 +34,49 @@ def run_serve(options: ServeOptions) -> int:
         try:
             if options.during_swap:
                 need_room(options, Path(place))
-            _print_head(printer, options, facts)
+            _print_head(options, facts)
             (cells_folder := Path(place, "c")).mkdir()
-            contest = Contest(options, cells_folder, stop, _say)
+            contest = Contest(options, cells_folder, stop)
             contest.play()
             cells = summaries(contest.raw)
-            print_cells(printer, cells, options.rounds)
+            print_cells(cells, options.rounds)
             for name, reason in contest.left_out.items():
-                printer.line(f"{name}: {reason}")
+                print_line(f"{name}: {reason}")
             if options.during_swap:
                 (swap_folder := Path(place, "s")).mkdir()
-                swap = measure_swap(options, swap_folder, stop, _say)
-                print_swap(printer, swap)
+                swap = measure_swap(options, swap_folder, stop)
+                print_swap(swap)
         except Interrupted:
-            printer.line("interrupted; everything was stopped and removed")
+            print_line("interrupted; everything was stopped and removed")
             return INTERRUPTED
-    if options.report:
-        document = {
-            "cells": cells,
-            "swap": swap,
-            "machine": facts,
-            "options": options.to_json(),
-            "left_out": contest.left_out,
-        }
-        options.report.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_report(
+        options.report,
+        {"cells": cells, "swap": swap, "machine": facts, "options": options.to_json(), "left_out": contest.left_out},
+    )
     return 1 if OURS in contest.left_out else 0
 
 
-def _print_head(printer: Printer, options: ServeOptions, facts: dict[str, Any]) -> None:
-    printer.line(
+def _print_head(options: ServeOptions, facts: dict[str, Any]) -> None:
+    print_line(
         f"Embedding&MLP, dims 8, MLP 24-12-6-1: {options.sizes.users:,} users, {options.sizes.items:,} items, "
         f"histories of 30. Each cell: at most {options.requests:,} requests and {options.seconds:g} s, "
         f"{options.rounds} rounds."
     )
-    versions = facts["versions"]
-    printer.line(
-        f"{facts['processor']}, {facts['cpus_usable']} of {facts['cpus']} processors, which the servers share with the "
-        f"load generator; Python {facts['python']}, torch {versions['torch']}, uvicorn {versions.get('uvicorn')}."
-    )
-    load = facts["load_average"]
-    if load and load[0] > facts["cpus_usable"] / 2:
-        printer.line(f"Other programs were running (load average {load[0]:.1f}): take the figures with care.")
+    uvicorn = facts["versions"].get("uvicorn")
+    print_machine(facts, f"The load generator and the servers share the processors. uvicorn {uvicorn}.")
     if DEFAULT in options.names:
-        printer.line(
+        print_line(
             f"{DEFAULT}: with statistics ({NEIGHBOURS} neighbours of an item) and dot products, as served by default; "
             "the other servers do without."
         )
     if FIELDS in options.names:
-        printer.line(
+        print_line(
             f"{FIELDS}: {DEFAULT} with {options.fields} fields of the context in each request, and {OF_EACH} features "
             "of each user and item."
         )
     if {PLAIN, NOOP} & set(options.names):
-        printer.line(
+        print_line(
             f"{PLAIN}: FastAPI and eager torch as a tutorial would write it, without key check and with the histories "
             f"in memory. {NOOP}: reads a request and answers ready bytes. "
             "Servers of one model give the same scores, checked."
         )
-
-
-def _say(text: str) -> None:
-    # Lines, and no spinner: that would take time of the load generator's.
-    if sys.stderr.isatty():
-        print(text, file=sys.stderr, flush=True)
-
-
-def _version(package: str) -> str | None:
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None

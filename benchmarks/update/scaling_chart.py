@@ -1,15 +1,10 @@
-"""The chart of `asmg bench scaling`. matplotlib comes with the extra `experiments`."""
+"""Draws the chart of `asmg bench scaling`. matplotlib comes with the extra `experiments`."""
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from benchmarks.scaling import ScalingOptions, ScalingPoint
-
-__all__ = ["draw", "require_matplotlib"]
+from typing import Any, NamedTuple
 
 # Of the palette of Okabe and Ito, which the colour-blind can tell apart; the markers differ too.
 TRAINING, TABLES, GREY = "#0072B2", "#D55E00", "#595959"
@@ -33,20 +28,31 @@ def require_matplotlib(file: Path) -> Any:
     return figure
 
 
-def draw(file: Path, points: "Sequence[ScalingPoint]", options: "ScalingOptions") -> None:
-    """Seconds of training and of writing whole tables over the rows of the tables, both axes logarithmic."""
+class Line(NamedTuple):
+    """One line of the chart."""
+
+    label: str
+    seconds: Sequence[float]
+    """A value for each size of the tables."""
+
+
+def draw(file: Path, *, rows: Mapping[int, int], training: Line, tables: Line, note: str) -> None:
+    """Draw seconds over the rows of the tables, both axes logarithmic.
+
+    Args:
+        file: the image, in the format that its ending says.
+        rows: rows of the tables → how many times as many as the traffic knows.
+        training, tables: what is drawn.
+        note: stands below the title.
+    """
     figure = require_matplotlib(file)(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    rows = [point.table_rows for point in points]
-    lines = (
-        ("training: generator and base model", TRAINING, "o", [p.training.median for p in points]),
-        ("whole tables: commit and generation", TABLES, "s", [p.stages["generate"].median for p in points]),
-    )
-    for label, colour, marker, values in lines:
-        axes.plot(rows, values, color=colour, marker=marker, linewidth=2, markersize=7, label=label, clip_on=False)
-    changes = [values / lines[0][3][0] - 1 for values in lines[0][3]]
-    for n, (_, colour, _, values) in enumerate(lines):
-        other = lines[1 - n][3]
+    lines = ((*training, TRAINING, "o"), (*tables, TABLES, "s"))
+    for label, values, colour, marker in lines:
+        axes.plot([*rows], values, color=colour, marker=marker, linewidth=2, markersize=7, label=label, clip_on=False)
+    changes = [value / training.seconds[0] - 1 for value in training.seconds]
+    for n, (_, values, colour, _) in enumerate(lines):
+        other = lines[1 - n][1]
         for at, (x, y) in enumerate(zip(rows, values, strict=True)):
             note = f"{y:.2g} s" + (f" ({100 * changes[at]:+.1f} %)" if n == 0 and at else "")
             above = y >= other[at]
@@ -57,19 +63,13 @@ def draw(file: Path, points: "Sequence[ScalingPoint]", options: "ScalingOptions"
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.margins(x=0.12, y=0.2)
-    axes.set_xticks(rows, [f"{r:,}\n× {p.factor}" for r, p in zip(rows, points, strict=True)])
+    axes.set_xticks([*rows], [f"{count:,}\n× {factor}" for count, factor in rows.items()])
     axes.xaxis.set_minor_locator(_ticker().NullLocator())
     axes.yaxis.set_major_formatter(_ticker().StrMethodFormatter("{x:g}"))
     axes.set_xlabel("rows of the user and item tables, and how many times as many as the traffic knows")
     axes.set_ylabel("seconds a period (logarithmic)")
-    sizes = options.sizes
     axes.set_title("Seconds of one update, by the size of the tables\n", loc="left", fontsize=13, fontweight="bold")
-    axes.text(
-        0, 1.02,
-        f"The same traffic: {sizes.rows:,} interactions of {sizes.users:,} users with {sizes.items:,} items. "
-        f"Medians of {options.repeats}.",
-        transform=axes.transAxes, fontsize=9, color=GREY,
-    )  # fmt: skip
+    axes.text(0, 1.02, note, transform=axes.transAxes, fontsize=9, color=GREY)
     axes.grid(axis="y", which="major", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

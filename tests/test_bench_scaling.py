@@ -1,4 +1,4 @@
-"""`asmg bench`: what it learns, how it measures memory, and `asmg bench scaling`."""
+"""What the update benchmarks learn, how they measure memory, and `asmg bench scaling`."""
 
 import gzip
 import json
@@ -12,22 +12,14 @@ import torch
 
 from asmg.training import predict_logits
 from asmg.updaters.asmg import AsmgState
-from benchmarks import one_method, scaling, yardstick
-from benchmarks.one_method import peak_of
-from benchmarks.timing import Samples
-from benchmarks.workload import (
-    BEFORE,
-    Places,
-    Workload,
-    folder_workload,
-    load_periods,
-    need_memory,
-    prepared,
-    save_periods,
-    spread,
-    synthetic_workload,
-)
-from tests.test_bench import SIZES, TINY, bench
+from benchmarks.learning.updaters import learned_state
+from benchmarks.learning.wider_tables import Places, spread
+from benchmarks.learning.workload import BEFORE, Workload, folder_workload, synthetic_workload
+from benchmarks.machine import need_memory
+from benchmarks.measuring import Samples
+from benchmarks.update import against_reference, memory, scaling
+from tests.bench_support import SIZES, bench
+from tests.bench_support import TINY_STREAM as TINY
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +94,6 @@ def test_idle_ids_change_nothing_but_the_rows(workload: Workload) -> None:
         assert torch.equal(one.label, other.label)
 
 
-def test_periods_survive_the_way_to_another_process(workload: Workload, tmp_path: Path) -> None:
-    save_periods(tmp_path / "periods.npz", workload.periods)
-    for one, other in zip(workload.periods, load_periods(tmp_path / "periods.npz"), strict=True):
-        assert one.sizes == other.sizes
-        for name in ("user", "item", "history", "offsets", "label", "recent"):
-            assert torch.equal(getattr(one, name), getattr(other, name))
-            assert getattr(one, name).dtype == getattr(other, name).dtype
-
-
 def test_too_little_memory_is_said_beforehand() -> None:
     with pytest.raises(ValueError, match="the tables needs about 1000000"):
         need_memory("the tables", 1e15)
@@ -120,7 +103,7 @@ def test_too_little_memory_is_said_beforehand() -> None:
 
 
 def test_the_peak_is_what_was_taken_and_given_back() -> None:
-    if not one_method._reset_peak():
+    if not memory.reset_peak():
         pytest.skip("the peak of memory cannot be set back here")
     old = {"table": torch.zeros(1000)}
 
@@ -128,7 +111,7 @@ def test_the_peak_is_what_was_taken_and_given_back() -> None:
         passing = torch.ones(10_000_000)  # 40 MB
         return {**old, "new": torch.ones(5_000_000), "sum": passing.sum()}
 
-    found = peak_of(work, old)
+    found = memory.peak_of(work, old)
     assert found["new_tables_mb"] == pytest.approx(20, abs=0.1)
     assert 35 < found["peak_mb"] < 60
     assert found["peak_rss_mb"] == pytest.approx(
@@ -138,8 +121,8 @@ def test_the_peak_is_what_was_taken_and_given_back() -> None:
 
 
 def test_without_a_peak_to_set_back_it_is_an_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_method, "_reset_peak", lambda: False)
-    found = peak_of(lambda: None, None)
+    monkeypatch.setattr(memory, "reset_peak", lambda: False)
+    found = memory.peak_of(lambda: None, None)
     assert found["peak_mb"] >= 0
     assert "upper bound" in found["how"]
 
@@ -149,11 +132,7 @@ def test_without_a_peak_to_set_back_it_is_an_upper_bound(monkeypatch: pytest.Mon
 
 def test_scaling_reports_and_learns_the_same_at_every_size(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    threads = torch.get_num_threads()
-    try:
-        done = bench("scaling", *TINY, "--idle", "1,3", "--repeats", "2", "--report", str(file))
-    finally:
-        torch.set_num_threads(threads)
+    done = bench("scaling", *TINY, "--idle", "1,3", "--repeats", "2", "--report", str(file))
     assert done.exit_code == 0, done.output
     report = json.loads(file.read_text(encoding="utf-8"))
     assert [(p["factor"], p["table_rows"]) for p in report["points"]] == [(1, 65), (3, 195)]
@@ -167,10 +146,10 @@ def test_scaling_reports_and_learns_the_same_at_every_size(tmp_path: Path) -> No
 
 
 def test_a_widened_state_serves_the_same_to_those_it_knows(workload: Workload) -> None:
-    paper = yardstick.build("paper")
-    state: AsmgState = prepared(paper, workload, 0)
+    paper = against_reference.build("paper")
+    state: AsmgState = learned_state(paper, workload.before, 0)
     place = Places.draw(workload.measured.sizes, 5, 0)
-    wide, data = scaling.widened(state, place), spread(workload, place).measured
+    wide, data = scaling.widened(state, place), spread(workload.periods, place)[-1]
     for params in ("generated", "incremental"):
         logits = [
             predict_logits(paper.model, paper.serving_models(s)[params], d)
@@ -216,10 +195,8 @@ def points() -> list[scaling.ScalingPoint]:
 
 def test_a_chart_is_drawn_with_its_units(tmp_path: Path, points: list[scaling.ScalingPoint]) -> None:
     pytest.importorskip("matplotlib", reason="comes with the extra `experiments`")
-    from benchmarks.chart import draw
-
     for name in ("chart.svg", "chart.png"):
-        draw(tmp_path / name, points, scaling.ScalingOptions(sizes=SIZES))
+        scaling.draw_points(tmp_path / name, scaling.ScalingOptions(sizes=SIZES), points)
     text = (tmp_path / "chart.svg").read_text(encoding="utf-8")
     for words in (
         "seconds a period (logarithmic)",

@@ -1,7 +1,6 @@
-"""How an update's cost grows with tables that the traffic does not know: the same stream, with ever more idle ids."""
+"""`asmg bench scaling`: one period's update on tables with more and more ids that the traffic does not touch."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,52 +11,50 @@ from torch import Tensor
 from asmg.batch import COLD_ROW, PeriodData
 from asmg.progressive import stage_rng
 from asmg.updaters.asmg import AsmgState
-from benchmarks.chart import draw, require_matplotlib
-from benchmarks.one_method import warm_up
-from benchmarks.printing import Printer, check_writable, seconds
-from benchmarks.timing import Samples, machine_facts
-from benchmarks.workload import Places, StreamSizes, need_memory, prepared, spread, synthetic_workload
-from benchmarks.yardstick import METHOD, build
-
-__all__ = ["ScalingOptions", "ScalingPoint", "UnequalResults", "measure_scaling", "run_scaling", "widened"]
+from benchmarks.learning.updaters import learned_state, warm_up
+from benchmarks.learning.wider_tables import Places, spread
+from benchmarks.learning.workload import StreamSizes, synthetic_workload
+from benchmarks.machine import machine_facts, need_memory
+from benchmarks.measuring import Samples, in_turn
+from benchmarks.options import at_least
+from benchmarks.printing import print_line, print_table, progress, seconds
+from benchmarks.reports import check_writable, write_report
+from benchmarks.update.against_reference import METHOD, build
+from benchmarks.update.scaling_chart import Line, draw, require_matplotlib
 
 STATE_BYTES = 1_000
-"""Memory for each table row: the state (four models, Adam, the hidden state of 128 bytes in each position), and during
-the last stage the tables that take its place."""
+"""Memory for each table row: the state (four models, Adam, 128 bytes of hidden state for each position), and the tables
+that the last stage makes."""
 
 TRAINING = ("train_generator", "update_base")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingOptions:
-    """What `asmg bench scaling` measures."""
+    """What to measure; the help texts of `asmg bench scaling` say what each option means."""
 
     sizes: StreamSizes = field(default_factory=StreamSizes)
-    """Of the traffic; `idle` has no say."""
+    """Sizes of the traffic; `idle` is not used."""
     factors: tuple[int, ...] = (1, 10, 100)
-    """How many times as large as the traffic needs them the tables are, ascending; the first is what the others are
-    compared with."""
+    """Sizes of the tables as multiples of what the traffic needs, ascending. The first is what the others are compared
+    with."""
     repeats: int = 9
     threads: int = 1
-    """torch's. The machine code has one; others help in the last stage only, and disturb where a core is busy."""
+    """Threads of torch. Compiled code has one; more help in the last stage only, and disturb where a core is busy."""
     seed: int = 0
     report: Path | None = None
     chart: Path | None = None
-    """An image, in the format that the ending of its name says."""
 
     def __post_init__(self) -> None:
         if not self.factors or list(self.factors) != sorted(set(self.factors)) or self.factors[0] < 1:
             raise ValueError(f"idle: expected distinct factors ≥ 1, ascending; received {self.factors}")
-        for name in ("repeats", "threads"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}: expected at least 1; received {value}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected at least 0; received {self.seed}")
+        at_least(1, repeats=self.repeats, threads=self.threads)
+        at_least(0, seed=self.seed)
 
 
 @dataclass(frozen=True)
 class ScalingPoint:
-    """What one size of the tables costs."""
+    """The timings for one size of the tables."""
 
     factor: int
     table_rows: int
@@ -65,11 +62,11 @@ class ScalingPoint:
 
     @property
     def training(self) -> Samples:
-        """All that learns."""
+        """Timings of both training stages together."""
         return self.stages[TRAINING[0]] + self.stages[TRAINING[1]]
 
     def to_json(self, first: "ScalingPoint") -> dict[str, Any]:
-        """As plain JSON values, compared with the smallest tables."""
+        """The timings as plain JSON values, compared with those of the smallest tables."""
         return {
             "factor": self.factor,
             "table_rows": self.table_rows,
@@ -82,7 +79,7 @@ class ScalingPoint:
 
 
 class UnequalResults(ValueError):
-    """The same traffic taught different things on tables of different sizes."""
+    """The same traffic gave different results on tables of different sizes."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +89,11 @@ class _Run:
     state: AsmgState
 
 
-def measure_scaling(options: ScalingOptions, say: Callable[[str], None]) -> list[ScalingPoint]:
+def measure_scaling(options: ScalingOptions) -> list[ScalingPoint]:
     """Time the stages of one update at each size of the tables, interleaved repeat by repeat.
 
-    The traffic and the numbers in the rows that it knows are the same at each size, and so must be, to the last bit,
-    what is learned.
+    The traffic and the rows that it touches are the same at each size, so what is learned has to be the same to the
+    last bit.
 
     Raises:
         UnequalResults: it was not.
@@ -104,16 +101,16 @@ def measure_scaling(options: ScalingOptions, say: Callable[[str], None]) -> list
     sizes = replace(options.sizes, idle=1)
     need_memory("tables of these sizes", STATE_BYTES * sum(sizes.table_rows * factor for factor in options.factors))
     updater = build("default")
-    say("compiling, or loading machine code")
+    progress("compiling, or loading machine code")
     warm_up(updater)
-    say("learning the periods before the measured one")
+    progress("learning the periods before the measured one")
     traffic = synthetic_workload(sizes, options.seed)
-    state: AsmgState = prepared(updater, traffic, options.seed)
+    state: AsmgState = learned_state(updater, traffic.before, options.seed)
     runs = []
     for factor in options.factors:
-        say(f"making tables × {factor}")
+        progress(f"making tables × {factor}")
         places = Places.draw(traffic.measured.sizes, factor, options.seed)
-        periods = spread(traffic, places).periods
+        periods = spread(traffic.periods, places)
         wide = replace(widened(state, places), data=tuple(periods[-1 - len(state.data) : -1]))
         point = ScalingPoint(factor, sizes.table_rows * factor, {stage: Samples() for stage in updater.stages})
         runs.append(_Run(point, periods[-1], wide))
@@ -123,10 +120,9 @@ def measure_scaling(options: ScalingOptions, say: Callable[[str], None]) -> list
         return run.point.stages[stage].time(lambda: updater.run_stage(stage, state, run.data, rng=rng))
 
     for repeat in range(options.repeats):
-        say(f"repeat {repeat + 1} of {options.repeats}")
-        turn = repeat % len(runs)
+        progress(f"repeat {repeat + 1} of {options.repeats}")
         trained = []
-        for run in (*runs[turn:], *runs[:turn]):  # everyone is first at times
+        for run in in_turn(runs, repeat):
             after = run.state
             for stage in updater.stages[:-1]:
                 after = timed(stage, run, after)
@@ -138,7 +134,7 @@ def measure_scaling(options: ScalingOptions, say: Callable[[str], None]) -> list
 
 
 def widened(state: AsmgState, places: Places) -> AsmgState:
-    """The state with its rows in larger tables, where all other rows are what an id is that nobody has met."""
+    """The state with its rows in larger tables, whose other rows are those of ids that were never seen."""
 
     def table(name: str, old: Tensor, fill: Tensor) -> Tensor:
         new = old.new_empty(places.sizes[name], *old.shape[1:])
@@ -179,15 +175,15 @@ def _check_equal(trained: Sequence[AsmgState]) -> None:
 
 
 def run_scaling(options: ScalingOptions) -> int:
-    """`asmg bench scaling`: measure, print, write. Returns the exit code."""
+    """Measure, print, write. Returns the exit code."""
     check_writable(options.report)
     check_writable(options.chart)
     if options.chart:
         require_matplotlib(options.chart)
-    printer = Printer(options.threads)
-    with printer.busy() as say:
-        points = measure_scaling(options, say)
-    found = {
+    torch.set_num_threads(options.threads)
+    points = measure_scaling(options)
+    _print(options, points)
+    document = {
         "machine": machine_facts(),
         "method": METHOD,
         "repeats": options.repeats,
@@ -198,18 +194,29 @@ def run_scaling(options: ScalingOptions) -> int:
         "history": options.sizes.history,
         "points": [point.to_json(points[0]) for point in points],
     }
-    _print(printer, options, points)
-    if options.report:
-        options.report.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_report(options.report, document)
     if options.chart:
-        draw(options.chart, points, options)
-        printer.line(f"chart: {options.chart}")
+        draw_points(options.chart, options, points)
+        print_line(f"chart: {options.chart}")
     return 0
 
 
-def _print(printer: Printer, options: ScalingOptions, points: Sequence[ScalingPoint]) -> None:
+def draw_points(file: Path, options: ScalingOptions, points: Sequence[ScalingPoint]) -> None:
+    """Draw seconds of training and of writing whole tables over the size of the tables."""
     sizes = options.sizes
-    printer.line(
+    draw(
+        file,
+        rows={point.table_rows: point.factor for point in points},
+        training=Line("training: generator and base model", [p.training.median for p in points]),
+        tables=Line("whole tables: commit and generation", [p.stages["generate"].median for p in points]),
+        note=f"The same traffic: {sizes.rows:,} interactions of {sizes.users:,} users with {sizes.items:,} items. "
+        f"Medians of {options.repeats}.",
+    )
+
+
+def _print(options: ScalingOptions, points: Sequence[ScalingPoint]) -> None:
+    sizes = options.sizes
+    print_line(
         f"One period of {METHOD}, default settings: {sizes.rows:,} interactions of {sizes.users:,} users with "
         f"{sizes.items:,} items, {sizes.history} earlier items each. The tables hold more and more ids that no batch "
         f"touches. Medians of {options.repeats} repeats, taken in turns."
@@ -225,12 +232,12 @@ def _print(printer: Printer, options: ScalingOptions, points: Sequence[ScalingPo
              seconds(point.training.median), seconds(point.training.cpu_median),
              "" if point is first else change, "" if point is first else least, seconds(parts[-1].median))
         )  # fmt: skip
-    printer.table(
+    print_table(
         "seconds a period",
         ("tables", "rows", "generator", "base", "training", "CPU s", "change", "of fastest", "whole tables"),
         rows,
     )
-    printer.line(
+    print_line(
         "training = generator + base, which learned the same at every size, to the last bit; change = of its median "
         "against the smallest tables, of fastest = of its fastest repeat; whole tables = commit and generation, which "
         "write every row."

@@ -1,7 +1,7 @@
-"""Calls at exact moments of `time.perf_counter`, from within an event loop.
+"""Calls a function of an event loop at exact moments of `time.perf_counter`; used by the open loop of the generator.
 
-The timers of an event loop are as coarse as a millisecond, which is more than a fast server takes for an answer. Linux
-has timers that wake the loop as its sockets do; elsewhere the loop's own have to do.
+An event loop's own timers have a resolution of a millisecond, which is more than a fast server takes for an answer.
+Linux has timers that are files (timerfd) and wake the loop as sockets do; elsewhere the loop's own timers are used.
 """
 
 import asyncio
@@ -12,14 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Alarm", "make_alarm"]
-
 CLOCK_MONOTONIC = 1  # the clock of `time.perf_counter` on Linux
 ABSOLUTE_TIME = 1
 
 
 class Alarm(Protocol):
-    """Calls one function at moments that are set one after the other."""
+    """Calls one function at a moment that can be set again and again."""
 
     def set(self, moment: float) -> None:
         """Call at `moment`, in place of any moment set before."""
@@ -32,7 +30,7 @@ def make_alarm(call: Callable[[], None]) -> Alarm:
     """The most exact alarm there is for the running event loop."""
     if platform.system() == "Linux":
         return _TimerFile(call)
-    return _LoopTimer(call)
+    return LoopTimer(call)
 
 
 class _Timespec(ctypes.Structure):
@@ -74,8 +72,8 @@ class _TimerFile:
         self._call()
 
 
-class _LoopTimer:
-    """The timer of the event loop."""
+class LoopTimer:
+    """The event loop's own timer."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
@@ -83,10 +81,12 @@ class _LoopTimer:
         self._handle: asyncio.TimerHandle | None = None
 
     def set(self, moment: float) -> None:
+        """Call at `moment`, in place of any moment set before."""
         if self._handle is not None:
             self._handle.cancel()
         self._handle = self._loop.call_later(max(0.0, moment - time.perf_counter()), self._call)
 
     def close(self) -> None:
+        """Never call again."""
         if self._handle is not None:
             self._handle.cancel()

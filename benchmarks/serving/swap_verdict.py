@@ -1,4 +1,4 @@
-"""Whether answers given while models were swapped were right, and how long those took that were due around a swap."""
+"""Checks the answers given while versions were swapped, and compares latencies around swaps with those between them."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.http_load.load import Answers, quantile_ms
 from benchmarks.serving.answers import WrongAnswers, document_of
-from benchmarks.serving.load import Answers
-from benchmarks.serving.measuring import quantile_ms
-
-__all__ = ["Latencies", "Swap", "Verdict", "judge"]
 
 TOLERANCE = 1e-6
 CHECK_EVERY = 10_000
@@ -30,7 +27,7 @@ class Swap:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Of the requests that were due in some stretches of time; None where there were none."""
+    """Latencies of the requests that were due in some stretches of time; None where there were no requests."""
 
     requests: int
     p50_ms: float | None
@@ -39,7 +36,7 @@ class Latencies:
 
     @classmethod
     def of(cls, seconds: NDArray[np.float64]) -> "Latencies":
-        """Those of requests that took so long."""
+        """The latencies of requests that took so many seconds."""
         return cls(len(seconds), *(quantile_ms(seconds, percent) for percent in (50, 99, 100)))
 
 
@@ -51,13 +48,13 @@ class Verdict:
     during: Latencies
     between: Latencies
     waited_p99_ms: float | None
-    """From when requests were due until a connection was free to send them."""
+    """From the moment a request was due until a connection was free to send it."""
     late_p99_ms: float | None
     """By how much the generator itself was late."""
     mixed: int = 0
-    """Answers that are not what their version says, or whose version is older than that before on their connection."""
+    """Answers whose scores are not their version's, or whose version is older than that before on their connection."""
     went_back: int = 0
-    """Answers of an older version than one that had been answered on any connection before they were sent."""
+    """Answers of an older version than one that had come on any connection before the request was sent."""
     last_old: list[float] = field(default_factory=list)
     """Seconds from each publication to the last answer of an older version."""
     faults: Counter[str] = field(default_factory=Counter)
@@ -76,11 +73,11 @@ def judge(
 
     Args:
         answers: with their bodies.
-        swaps: in their order.
+        swaps: in the order of their versions.
         expected: scores of all distinct requests by each snapshot, [R, n]; version v is the snapshot v % len(expected).
-        settled: latencies of requests due before do not count.
-        after: what is due so many seconds after a switch still counts as during it.
-        check: called now and then; what it raises ends the work.
+        settled: latencies of requests due before this moment do not count.
+        after: requests due up to so many seconds after a switch count as during it.
+        check: called every so often; an exception of it ends the work.
     """
     faults: Counter[str] = Counter()
     versions = np.zeros(len(answers.done), dtype=np.int64)
@@ -133,7 +130,7 @@ def _check_one(
 
 
 def _went_back(versions: NDArray[np.int64], sent: NDArray[np.float64], done: NDArray[np.float64]) -> int:
-    """How many answers are older than one that was there when their request was sent."""
+    """How many answers are older than one that had come when their request was sent."""
     newest = np.maximum.accumulate(versions)  # answers are in the order in which they came
     before = np.searchsorted(done, sent, side="right")
     return int(np.sum((before > 0) & (versions < newest[np.maximum(before, 1) - 1]))) if len(versions) else 0

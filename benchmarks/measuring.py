@@ -1,42 +1,37 @@
-"""Seconds, CPU seconds and the machine that they were taken on.
+"""Timing of work in this process: repeated samples with their medians, and how many threads torch works with.
 
 Where other programs keep a core busy, torch's threads wait for each other: two of them were up to three times slower
-than one for the whole-table reference (DIGINETICA's generator step: 2.5 s and 0.9 s), and ten times for a small update
-of ours. Neither shall win by that, so each gets as many threads as are faster just then (`faster_threads`).
+than one for the whole-table reference (DIGINETICA's generator step: 2.5 s and 0.9 s), and ten times slower for a small
+update of ours. Neither side may win by that, so each gets the number of threads that is faster just then
+(`faster_threads`).
 """
 
 import gc
-import importlib.metadata
-import os
-import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
 import torch
-
-__all__ = ["Samples", "faster_threads", "machine_facts", "torch_threads"]
 
 T = TypeVar("T")
 
 
 @dataclass
 class Samples:
-    """Repeated timings of one thing."""
+    """Repeated timings of the same work."""
 
     seconds: list[float] = field(default_factory=list)
-    """By the clock on the wall, one for each repeat."""
+    """Wall-clock time of each repeat."""
     cpu_seconds: list[float] = field(default_factory=list)
-    """Of all threads of the process."""
+    """CPU time of each repeat, of all threads of the process."""
     threads: list[int] = field(default_factory=list)
-    """How many torch had."""
+    """Threads that torch had in each repeat."""
 
     def time(self, work: Callable[[], T], *, scale: float = 1.0) -> T:
-        """Do the work and keep how long it took, times `scale`."""
+        """Do the work, add how long it took, multiplied by `scale`, and return what the work returns."""
         gc.collect()
         wall, cpu = time.perf_counter(), time.process_time()
         result = work()
@@ -48,16 +43,16 @@ class Samples:
 
     @property
     def median(self) -> float:
-        """Of the seconds."""
+        """Median of the wall-clock seconds."""
         return median(self.seconds)
 
     @property
     def cpu_median(self) -> float:
-        """Of the CPU seconds."""
+        """Median of the CPU seconds."""
         return median(self.cpu_seconds)
 
     def __add__(self, other: "Samples") -> "Samples":
-        """The same repeats of two things done one after the other."""
+        """The samples of two pieces of work done one after the other in each repeat."""
         return Samples(
             [a + b for a, b in zip(self.seconds, other.seconds, strict=True)],
             [a + b for a, b in zip(self.cpu_seconds, other.cpu_seconds, strict=True)],
@@ -65,7 +60,7 @@ class Samples:
         )
 
     def to_json(self, prefix: str = "") -> dict[str, Any]:
-        """Medians and raw repeats, as plain JSON values."""
+        """Medians and single repeats as plain JSON values, the names prefixed."""
         return {
             f"{prefix}seconds": self.median,
             f"{prefix}cpu_seconds": self.cpu_median,
@@ -77,9 +72,15 @@ class Samples:
         }
 
 
+def in_turn(contestants: Sequence[T], number: int) -> Sequence[T]:
+    """The contestants in the order of round `number`: each round begins with another one."""
+    first = number % max(len(contestants), 1)
+    return [*contestants[first:], *contestants[:first]]
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """With so many threads of torch."""
+    """Let torch use `count` threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -89,7 +90,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def faster_threads(work: Callable[[], object]) -> int:
-    """Whether one thread of torch does the work faster just now, or all that it has; the work is done with either."""
+    """The faster number of torch threads for this work at the moment: 1 or all. Does the work once with each."""
     tried = {}
     for threads in {1, torch.get_num_threads()}:
         with torch_threads(threads):
@@ -97,32 +98,3 @@ def faster_threads(work: Callable[[], object]) -> int:
             once.time(work)
             tried[threads] = once.median
     return min(tried, key=lambda threads: tried[threads])
-
-
-def machine_facts() -> dict[str, Any]:
-    """Processor, threads, versions and how busy the machine is, as plain JSON values."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return {
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
-        "cpus_usable": len(affinity(0)) if affinity else os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("torch", "numpy", "numba", "asmg-service")},
-    }
-
-
-def _version(package: str) -> str | None:
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -1,22 +1,18 @@
-"""One cell measured once: requests a second, latencies, CPU time and memory of the server."""
+"""Measures one cell of one server once: requests a second, latencies, CPU time and memory."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 
-from benchmarks.serving.load import Answers, Load
+from benchmarks.http_load.load import Answers, Load, quantile_ms
+from benchmarks.machine import MB, cpu_seconds, memory_bytes
+from benchmarks.servers import Server
 from benchmarks.serving.options import Cell, ServeOptions
-from benchmarks.serving.servers import Server, cpu_seconds, memory_bytes
-
-__all__ = ["figures", "measure", "quantile_ms"]
-
-MB = 1e6
 
 OPEN_SECONDS = 3.0
-"""How long an open loop lasts, where it may: a pause at its beginning should not be most of what it finds."""
+"""How long an open loop lasts at most. It is long enough that a pause at its beginning is not most of what it finds."""
 
 
 def measure(
@@ -28,40 +24,36 @@ def measure(
     rate: float | None,
     stores: Sequence[psutil.Process],
 ) -> dict[str, Any]:
-    """Warm up, then measure one cell once.
+    """Warm the server up, then measure one cell; figures as plain JSON values.
 
     Args:
-        server: what is asked.
-        requests: for it.
-        cell: says how many connections.
-        options: how much, and how long.
-        rate: of an open loop.
-        stores: processes that work for the server beside its own.
+        server: the server.
+        requests: what to send.
+        cell: its number of connections counts.
+        options: how many requests, and for how long.
+        rate: requests a second of an open loop; None for a closed loop.
+        stores: processes of Postgres and Redis, whose CPU time is told apart; empty for a server without them.
 
     Raises:
         ServerFailed: the server cannot be connected to.
     """
-    if options.warm_up:
-        load = Load(
-            requests=requests, connections=cell.concurrency, count=options.warm_up, seconds=options.seconds
-        )  # fmt: skip
-        server.ask(load)
-    before, stores_before = cpu_seconds(server.processes()), cpu_seconds(stores)
     seconds, count = options.seconds, options.requests
+    if options.warm_up:
+        server.ask(Load(requests=requests, connections=cell.concurrency, count=options.warm_up, seconds=seconds))
+    before, stores_before = cpu_seconds(server.processes()), cpu_seconds(stores)
     if rate is not None:
         seconds = min(seconds, OPEN_SECONDS)
         count = max(1, int(rate * seconds))
-    load = Load(requests=requests, connections=cell.concurrency, count=count, seconds=seconds, rate=rate)
-    answers = server.ask(load)
+    answers = server.ask(Load(requests=requests, connections=cell.concurrency, count=count, seconds=seconds, rate=rate))
     processes = server.processes()
     used, stores_used = cpu_seconds(processes) - before, cpu_seconds(stores) - stores_before
-    found = figures(answers, used) | {"memory_mb": memory_bytes(processes) / MB, "rate": rate}
+    found = _figures(answers, used) | {"memory_mb": memory_bytes(processes) / MB, "rate": rate}
     asked = len(answers.done) + answers.failed
     return found | ({"stores_cpu_us": 1e6 * stores_used / asked} if stores and asked else {})
 
 
-def figures(answers: Answers, used: float) -> dict[str, Any]:
-    """What came of a load, for which the server used so many CPU seconds, as plain JSON values."""
+def _figures(answers: Answers, used: float) -> dict[str, Any]:
+    """The figures of a load for which the server used so many CPU seconds."""
     good, failed = len(answers.done), answers.failed
     waited = np.frombuffer(answers.sent) - np.frombuffer(answers.due)
     return {
@@ -76,8 +68,3 @@ def figures(answers: Answers, used: float) -> dict[str, Any]:
         "cpu_us": 1e6 * used / max(good + failed, 1),
         "generator_cpu_us": 1e6 * answers.cpu_seconds / max(good + failed, 1),
     }
-
-
-def quantile_ms(seconds: NDArray[np.float64], percent: float) -> float | None:
-    """The milliseconds that so many percent stay within; None of nothing."""
-    return float(np.percentile(seconds, percent, method="higher")) * 1000 if len(seconds) else None

@@ -1,4 +1,4 @@
-"""`asmg bench`: that it measures what it says. No test depends on how long anything takes."""
+"""`asmg bench update` measures what it says. No test depends on how long anything takes."""
 
 import json
 from pathlib import Path
@@ -7,29 +7,19 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from typer.testing import CliRunner, Result
 
 from asmg.batch import PeriodData
 from asmg.training import predict_logits
 from asmg.updaters.asmg import Asmg, AsmgState
-from benchmarks import translation, update, whole_table, yardstick
-from benchmarks.one_method import measure_apart
-from benchmarks.timing import Samples
-from benchmarks.translation import Agreement, Disagreement, Reference, agreement, reference_batch
-from benchmarks.workload import (
-    StreamSizes,
-    Workload,
-    prepared,
-    synthetic_workload,
-)
-from service.cli import app
-
-SIZES = StreamSizes(users=40, items=25, rows=600, history=3)
-TINY = ["--users", "40", "--items", "25", "--rows", "600", "--history", "3"]
-
-
-def bench(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["bench", *arguments])
+from benchmarks.learning.updaters import learned_state
+from benchmarks.learning.workload import Workload, synthetic_workload
+from benchmarks.measuring import Samples
+from benchmarks.update import against_reference, run, translation, whole_table
+from benchmarks.update.agreement import Agreement, Disagreement, agreement
+from benchmarks.update.one_method import measure_apart
+from benchmarks.update.translation import Reference, reference_batch
+from tests.bench_support import SIZES, assert_one_line, bench
+from tests.bench_support import TINY_STREAM as TINY
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +29,12 @@ def workload() -> Workload:
 
 @pytest.fixture(scope="module")
 def paper() -> Asmg:
-    return yardstick.build("paper")
+    return against_reference.build("paper")
 
 
 @pytest.fixture(scope="module")
 def state(paper: Asmg, workload: Workload) -> AsmgState:
-    found: AsmgState = prepared(paper, workload, 0)
+    found: AsmgState = learned_state(paper, workload.before, 0)
     return found
 
 
@@ -88,7 +78,7 @@ def test_a_translated_model_predicts_the_same(paper: Asmg, state: AsmgState, wor
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_ours_and_the_reference_agree(state: AsmgState, workload: Workload, compiled: bool) -> None:
-    found = agreement(yardstick.build("paper", compiled=compiled), state, workload.measured)
+    found = agreement(against_reference.build("paper", compiled=compiled), state, workload.measured)
     assert found.base_loss < 1e-5
     assert found.generator_loss < 1e-5
     assert found.base_weights < 1e-3, "of one of Adam's steps"
@@ -167,11 +157,7 @@ def test_update_reports_all_that_it_measured(tmp_path: Path, settings: str) -> N
         "--threads",
         "1",
     ]
-    threads = torch.get_num_threads()
-    try:
-        done = bench("update", *TINY, "--idle", "2", *options, "--report", str(file))
-    finally:
-        torch.set_num_threads(threads)
+    done = bench("update", *TINY, "--idle", "2", *options, "--report", str(file))
     assert done.exit_code == 0, done.output
     report = json.loads(file.read_text(encoding="utf-8"))
     for part in ("base", "generator", "generate"):
@@ -185,30 +171,30 @@ def test_update_reports_all_that_it_measured(tmp_path: Path, settings: str) -> N
     assert report["data"] | {"rows": 600, "users": 80, "items": 50, "idle": 2} == report["data"]
     assert report["data"]["active_users"] <= 40
     assert report["machine"]["torch_threads"] == 1
-    assert set(report["methods"]) == {"iu", yardstick.METHOD}, "whose memory is always measured"
+    assert set(report["methods"]) == {"iu", against_reference.METHOD}, "whose memory is always measured"
     stages = report["methods"]["iu"]["stages"]
     assert list(stages) == ["prepare", "update_base", "commit", "count"], "with statistics, as it is served"
     assert {stages[name]["rows"] for name in ("prepare", "update_base", "count")} == {600}
     assert stages["commit"]["rows"] == 130, "those of the tables"
-    assert report["peak_mb"] == report["methods"][yardstick.METHOD]["memory"]["peak_mb"]
+    assert report["peak_mb"] == report["methods"][against_reference.METHOD]["memory"]["peak_mb"]
     for words in ("Against whole tables", "reference", "timed on 2 batches", "checked: 2 steps", "iu", "commit", "MB"):
         assert words in done.stdout
 
 
-def without_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Agreement(
         steps=2, base_loss=0, base_weights=0, generator_loss=0, generator_weights=0, generated=0
     )  # fmt: skip
     taken = Samples([2.0], [1.0], [1])
-    one = yardstick.Versus(ours=taken, eager=taken, reference=taken, batches=3)
-    found = yardstick.Yardstick(nothing, nothing, one, one, one)
-    monkeypatch.setattr(update, "measure", lambda *args, **kwargs: found)
+    one = against_reference.Versus(ours=taken, eager=taken, reference=taken, batches=3)
+    found = against_reference.Comparison(nothing, nothing, one, one, one)
+    monkeypatch.setattr(run, "compare", lambda *args, **kwargs: found)
 
 
 def test_a_method_that_fails_is_named_and_the_others_are_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    without_yardstick(monkeypatch)
+    without_reference(monkeypatch)
     memory = {"peak_mb": 1.0, "peak_rss_mb": 3.0, "rss_before_mb": 1.5, "new_tables_mb": 0.5, "how": "by hand"}
 
     def measured(method: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -216,7 +202,7 @@ def test_a_method_that_fails_is_named_and_the_others_are_measured(
             raise ValueError("iu: it broke")
         return {"stages": {}, "memory": memory}
 
-    monkeypatch.setattr(update, "measure_apart", measured)
+    monkeypatch.setattr(run, "measure_apart", measured)
     file = tmp_path / "report.json"
     done = bench("update", *TINY, "--methods", "iu,incctr", "--report", str(file))
     assert done.exit_code == 1
@@ -258,16 +244,8 @@ def test_a_process_that_fails_says_why(workload: Workload) -> None:
     ],
 )
 def test_bad_input_gets_one_clear_line(arguments: list[str], code: int, message: str) -> None:
-    done = bench(*arguments)
-    assert done.exit_code == code, done.output
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("asmg: ")
-    assert message in done.stderr
-    assert done.stdout == ""
+    assert_one_line(bench(*arguments), message, code)
 
 
 def test_a_folder_that_holds_no_log_is_named(tmp_path: Path) -> None:
-    done = bench("update", "--data", str(tmp_path))
-    assert done.exit_code == 2
-    assert str(tmp_path) in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert_one_line(bench("update", "--data", str(tmp_path)), str(tmp_path), 2)

@@ -1,4 +1,4 @@
-"""Servers in processes of their own: started, waited for, measured as a whole tree, and stopped for certain."""
+"""A server in a process of its own: started, waited for, asked, and stopped with all processes that it has started."""
 
 import os
 import socket
@@ -11,27 +11,33 @@ from uuid import uuid4
 
 import psutil
 
-from benchmarks.serving.generator import Beside, ask
-from benchmarks.serving.load import Answers, Load, Target
+from benchmarks.http_load.generator import Beside, ask
+from benchmarks.http_load.load import Answers, Load, Target
+from benchmarks.machine import cpu_seconds
 from service.errors import ServiceError
 from service.processes.companion import Companion, CompanionFailed
-
-__all__ = ["Server", "ServerFailed", "cpu_seconds", "free_port", "memory_bytes"]
+from service.processes.stop_request import StopRequest
 
 HOST = "127.0.0.1"
+"""The loopback address that every server here listens on."""
 MARK = "BENCH_SERVER_MARK"
-"""Variable in the environment of a server's processes, by which those are found that have left its tree."""
+"""Environment variable of a server's processes. It finds those that are no longer children of the server."""
 
-START_SECONDS = 60.0
+START_SECONDS = 90.0
+"""How long a server may take until it is ready."""
 ANSWER_SECONDS = 10.0
 STOP_SECONDS = 15.0
+"""How long a server may take to stop before it is killed."""
 KILL_SECONDS = 5.0
+"""How long its processes may take to disappear once they were killed."""
 TICK_SECONDS = 0.02
 RETRY_SECONDS = 0.1
 QUIET_SHARE = 0.3
-"""A server that uses less of a core than this has done all that it does when it starts."""
+"""Share of a core below which a server has finished starting."""
 QUIET_SECONDS = 0.3
+"""For how long its CPU time is watched to tell."""
 LONGEST_QUIET_SECONDS = 15.0
+"""After so long a server is measured even if it is still busy."""
 
 
 class ServerFailed(ServiceError):
@@ -47,54 +53,16 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
-    """User and system time of processes and of their children that have ended, as exact as the system tells."""
-    total = 0.0
-    for process in processes:
-        with suppress(psutil.Error):
-            times = process.cpu_times()
-            own = _clock_of(process.pid)
-            total += times.user + times.system if own is None else own
-            total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-    return total
-
-
-def _clock_of(pid: int) -> float | None:
-    """The CPU time of a process in nanosecond steps, where psutil's has steps of 10 ms; None where there is no such."""
-    if psutil.LINUX:
-        with suppress(OSError):
-            return time.clock_gettime((~pid << 3) | 2)  # how Linux numbers the CPU-time clocks of processes
-    return None
-
-
-def memory_bytes(processes: Iterable[psutil.Process]) -> int:
-    """Proportional memory (each shared page divided among those who map it); the resident one where that is unknown."""
-    total = 0
-    for process in processes:
-        with suppress(psutil.Error, OSError):
-            total += _proportional(process)
-    return total
-
-
-def _proportional(process: psutil.Process) -> int:
-    if psutil.LINUX:
-        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return int(process.memory_info().rss)
-
-
 class Server:
-    """A server and everything that it has started, for as long as the `with` block lasts.
+    """A server that runs as long as the `with` block lasts, with everything that it starts.
 
     Args:
-        name: in messages.
-        command: starts it; it listens on `port`.
-        port: of loopback.
-        environment: its variables.
-        log: receives its output.
-        check: called while it is waited for; what it raises is let through.
-        hurried: whether nothing should be waited for any more.
+        name: used in messages.
+        command: starts the server, which listens on `port` of loopback.
+        port: that port.
+        environment: all of its environment variables.
+        log: file that receives its output.
+        stop: ends the waiting for it when the user wants the program to end; None for never.
     """
 
     def __init__(
@@ -105,17 +73,21 @@ class Server:
         *,
         environment: Mapping[str, str],
         log: Path,
-        check: Callable[[], None] = lambda: None,
-        hurried: Callable[[], bool] = lambda: False,
+        stop: StopRequest | None = None,
     ) -> None:
         self.name = name
         self.target = Target(HOST, port)
         self._command, self._log = command, log
-        self._check, self._hurried = check, hurried
+        self._stop = stop or StopRequest()  # which nobody makes
         self._mark = uuid4().hex
         self._environment = {**environment, MARK: self._mark}
         self._seen: set[psutil.Process] = set()
         self._refused: dict[str, int] = {}
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://{self.target.host}:{self.target.port}"
 
     def __enter__(self) -> "Server":
         self._child = Companion(self.name, self._command, environment=self._environment, log=self._log)
@@ -127,7 +99,7 @@ class Server:
     ) -> None:
         self.processes()
         try:
-            self._child.stop(seconds=STOP_SECONDS, hurried=self._hurried)
+            self._child.stop(seconds=STOP_SECONDS, hurried=lambda: self._stop.hurried)
         finally:
             self._kill_rest()
 
@@ -141,52 +113,52 @@ class Server:
         return sorted(self._seen, key=lambda process: process.pid)
 
     def wait_ready(self, is_ready: Callable[[], bool]) -> None:
-        """Return when it is ready and has come to rest, so that all of its workers are.
+        """Return when `is_ready` and the server has stopped using the CPU, so that all of its workers are ready too.
 
         Raises:
-            ServerFailed: it has ended, or was not ready in time.
+            ServerFailed: it ended, or was not ready in time.
         """
         deadline = time.monotonic() + START_SECONDS
         while True:
-            self._check()
+            self._stop.check()
             self._require_running()
             with suppress(OSError):
                 if is_ready():
                     break
             if time.monotonic() > deadline:
                 last = f"; its last answer was {self._refused}" if self._refused else ""
-                raise ServerFailed(f"{self.name} was not ready within {START_SECONDS:.0f} s{last}:\n{self.tail()}")
+                raise ServerFailed(f"{self.name} was not ready within {START_SECONDS:.0f} s{last}:\n{self._tail()}")
             time.sleep(RETRY_SECONDS)
         deadline = time.monotonic() + LONGEST_QUIET_SECONDS
         share = 1.0
         while share > QUIET_SHARE and time.monotonic() < deadline:
-            self._check()
+            self._stop.check()
             before = cpu_seconds(self.processes())
             time.sleep(QUIET_SECONDS)
             share = (cpu_seconds(self.processes()) - before) / QUIET_SECONDS
         self._require_running()
 
     def answers(self, request: bytes) -> bytes | None:
-        """The body that it answers a request with; None where it does not with status 200.
+        """The body of its answer to a request; None where the status is not 200.
 
         Raises:
             OSError: it does not listen.
         """
         load = Load(requests=[request], connections=1, count=1, seconds=ANSWER_SECONDS, keep_bodies=True)
-        found = ask(self.target, load, check=self._check)
+        found = ask(self.target, load, check=self._stop.check)
         self._refused = dict(found.faults)
         return found.bodies[0] if found.bodies else None
 
     def ask(self, load: Load, beside: Beside | None = None) -> Answers:
-        """Send it a load; see `benchmarks.serving.generator.ask`.
+        """Send it a load; see `benchmarks.http_load.generator.ask`.
 
         Raises:
             ServerFailed: it cannot be connected to.
         """
         try:
-            return ask(self.target, load, check=self._check, beside=beside)
+            return ask(self.target, load, check=self._stop.check, beside=beside)
         except OSError as error:
-            raise ServerFailed(f"{self.name} cannot be connected to: {error}\n{self.tail()}") from None
+            raise ServerFailed(f"{self.name} cannot be connected to: {error}\n{self._tail()}") from None
 
     def _require_running(self) -> None:
         try:
@@ -194,12 +166,12 @@ class Server:
         except CompanionFailed as error:
             raise ServerFailed(str(error)) from None
 
-    def tail(self) -> str:
+    def _tail(self) -> str:
         """The end of its output."""
         return "\n".join(self._child.output.splitlines()[-15:])
 
     def _kill_rest(self) -> None:
-        """End what the server has left behind: what was in its tree, and what carries its mark."""
+        """Kill the processes that the server has left behind: its children, and those that carry its mark."""
         left = {process for process in self._seen if _runs(process)} | _marked(self._mark, psutil.process_iter())
         for process in left:
             with suppress(psutil.Error):
@@ -226,5 +198,5 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def environment_without_settings() -> dict[str, str]:
-    """The variables of this process but for settings of the service, which are another installation's."""
+    """The variables of this process without settings of the service, which are those of another installation."""
     return {name: value for name, value in os.environ.items() if not name.startswith("ASMG_")}

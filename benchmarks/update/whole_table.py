@@ -1,6 +1,6 @@
-"""The yardstick of `asmg bench update`: the paper's update in torch as it stands, whole tables in every batch.
+"""The reference of `asmg bench update`: the paper's update in plain torch, with whole tables in every batch.
 
-Written from the description of the method and sharing nothing with `asmg/`: all ids have a row from the start,
+It is written from the description of the method and shares nothing with `asmg/`: all ids have a row from the start,
 histories are padded, the generator produces every row of every table for every batch, and Adam moves every row.
 """
 
@@ -11,11 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Batch", "DenseAdam", "base_loss", "base_step", "generator_step", "new_generator", "new_model"]
-
 Tensors = dict[str, Tensor]
 
-DIM, HIDDEN = 8, (24, 12, 6, 1)
 LINEAR_WEIGHTS = (1 / 6, 2 / 6, 3 / 6)
 
 
@@ -51,25 +48,6 @@ class DenseAdam:
             self.m[name].mul_(0.9).add_(grad, alpha=0.1)
             self.v[name].mul_(0.999).addcmul_(grad, grad, value=0.001)
             params[name].addcdiv_(self.m[name], self.v[name].sqrt().add_(1e-8), value=-rate)
-
-
-def new_model(users: int, items: int, rng: torch.Generator) -> Tensors:
-    """A base model with tables of these sizes."""
-    shapes: dict[str, tuple[int, ...]] = {"user": (users, DIM), "item": (items, DIM)}
-    shapes |= {f"kernel{i}": HIDDEN[i : i + 2] for i in range(3)}
-    shapes |= {f"bias{i}": (HIDDEN[i + 1],) for i in range(3)}
-    return {n: _glorot(shape, sum(shape) if len(shape) > 1 else 2 * shape[0], rng) for n, shape in shapes.items()}
-
-
-def new_generator(model: Tensors, d: int, rng: torch.Generator) -> Tensors:
-    """GRU weights: for a table a set for each column, for the rest a set for each scalar."""
-    weights = {}
-    for name, p in model.items():
-        positions = p.shape[1] if name in ("user", "item") else p.numel()
-        shapes = {"uz": (1, d), "wz": (d, d), "ur": (1, d), "wr": (d, d), "ug": (1, d), "wg": (d, d), "wy": (d, 1)}
-        for part, (a, b) in (shapes | {"by": (1, 1)}).items():
-            weights[f"{name}.{part}"] = _glorot((positions, a, b), positions * (a + b), rng)
-    return weights
 
 
 def base_loss(params: Tensors, batch: Batch) -> Tensor:
@@ -121,8 +99,3 @@ def generator_step(
     loss.backward()
     optimizer.step(weights, {n: w.grad for n, w in leaves.items() if w.grad is not None})
     return loss.item()
-
-
-def _glorot(shape: tuple[int, ...], fans: float, rng: torch.Generator) -> Tensor:
-    numbers: Tensor = (2 * torch.rand(shape, generator=rng) - 1) * (6 / fans) ** 0.5
-    return numbers

@@ -1,6 +1,6 @@
-"""The load generator: asks a server as a `Load` says, on one event loop and as little CPU as it can.
+"""The load generator: sends a `Load` to a server from one event loop, with as little CPU time as possible.
 
-A request costs it some 12 µs in a closed loop, and some 50 µs in an open one, where it is woken for every single one.
+A request costs it about 12 µs in a closed loop, and about 50 µs in an open one, where it wakes up for every request.
 """
 
 import asyncio
@@ -11,28 +11,27 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import cast
 
+import httptools
 import uvloop
 
-from benchmarks.serving.load import Answers, Load, Target
-from benchmarks.serving.responses import Response, parse_response
-from benchmarks.serving.ticks import Alarm, make_alarm
+from benchmarks.http_load.alarm import Alarm, make_alarm
+from benchmarks.http_load.load import Answers, Load, Target
 from service.tasks import end_tasks
-
-__all__ = ["Beside", "Watched", "ask"]
 
 CONNECT_SECONDS = 5.0
 CONNECT_EVERY_SECONDS = 0.001
 """Connections are opened one after the other, so that several workers on one socket each get some."""
 RETRY_SECONDS = 0.01
 DRAIN_SECONDS = 5.0
-"""How long the last answers may take; what has not come by then has failed."""
+"""How long answers may take after the last request was sent; what has not come by then has failed."""
 CHECK_SECONDS = 0.05
+"""How often is checked whether the load should end."""
 
 now = time.perf_counter
 
 
 class Watched:
-    """A load as it goes on, for what happens beside it."""
+    """A load under way, as seen by the work that goes on beside it."""
 
     def __init__(self, connections: Sequence["_Connection"]) -> None:
         self._connections = connections
@@ -43,26 +42,26 @@ class Watched:
 
 
 Beside = Callable[[Watched], Awaitable[None]]
-"""What happens while a load goes on."""
+"""Work that goes on beside a load."""
 
 
 def ask(
     target: Target, load: Load, *, check: Callable[[], None] = lambda: None, beside: Beside | None = None
 ) -> Answers:
-    """Send a load and return what came of it.
+    """Send a load and return its answers.
 
     Args:
-        target: where to.
-        load: what.
-        check: called 20 times a second; what it raises ends the load.
-        beside: runs while the load does, on the same thread; when it has returned, no further request becomes due.
+        target: the server.
+        load: the requests.
+        check: called 20 times a second; an exception of it ends the load.
+        beside: work that runs beside the load on the same thread; when it returns, no further request becomes due.
 
     Raises:
-        OSError: the server cannot be connected to at first.
+        OSError: the first connections cannot be opened.
     """
     collecting = gc.isenabled()
     gc.collect()
-    gc.disable()  # no pause of ours shall look like one of the server's
+    gc.disable()  # a pause of ours would look like one of the server
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_Generator(target, load).run(check, beside))
@@ -72,13 +71,14 @@ def ask(
 
 
 class _Connection(asyncio.Protocol):
-    """One connection with at most one request in flight."""
+    """One connection with at most one request in flight. The parser calls its `on_…` methods."""
 
-    __slots__ = ("_buffer", "_generator", "_transport", "busy", "due", "latest", "number", "request", "sent")
+    __slots__ = ("_body", "_generator", "_parser", "_transport", "busy", "due", "latest", "number", "request", "sent")
 
     def __init__(self, generator: "_Generator", number: int) -> None:
         self._generator = generator
-        self._buffer = b""
+        self._parser = httptools.HttpResponseParser(self)
+        self._body = b""
         self.number = number
         self.busy = False
         self.request = 0
@@ -93,22 +93,20 @@ class _Connection(asyncio.Protocol):
         self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        if self._buffer:
-            data = self._buffer + data
         try:
-            response = parse_response(data)
-        except ValueError as error:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
             self._give_up(f"no answer that can be read: {error}")
-            return
-        if response is None:
-            self._buffer = data
-            return
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
         if not self.busy:
             self._give_up("an answer that nobody had asked for")
             return
-        self._buffer = b""
-        self.busy = False
-        self._generator.answered(self, response)
+        body, self._body, self.busy = self._body, b"", False
+        self._generator.answered(self, self._parser.get_status_code(), body, self._parser.should_keep_alive())
 
     def connection_lost(self, error: Exception | None) -> None:
         self._give_up("the connection broke before the answer was whole", lost=True)
@@ -117,7 +115,6 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _give_up(self, fault: str, *, lost: bool = False) -> None:
-        self._buffer = b""
         busy, self.busy = self.busy, False
         self._generator.gone(self, fault if busy else None)
         if not lost:
@@ -181,7 +178,7 @@ class _Generator:
             self._tick()
 
     async def _watch(self, check: Callable[[], None], work: asyncio.Future[None] | None) -> None:
-        """Return when all answers are here, or late."""
+        """Return when all answers have come, or are too late."""
         deadline = self._until + DRAIN_SECONDS
         while not self._finished.done():
             await asyncio.wait({self._finished}, timeout=CHECK_SECONDS)
@@ -199,7 +196,7 @@ class _Generator:
     # --- for each request
 
     def _tick(self) -> None:
-        """Send what is due or let it wait, and be called again when the next is."""
+        """Send the requests that are due, or let them wait for a connection; set the alarm for the next one."""
         rate, started, moment = cast(float, self._load.rate), self._started, now()
         while self._scheduled < self._total:
             due = started + self._scheduled / rate
@@ -214,7 +211,7 @@ class _Generator:
                 self._waiting.append(due)
 
     def _free(self, connection: _Connection) -> None:
-        """A connection has nothing in flight."""
+        """Use a connection that has no request in flight."""
         if self._waiting:
             self._send(connection, self._waiting.popleft(), now())
             return
@@ -236,12 +233,12 @@ class _Generator:
         self._in_flight += 1
         connection.send(requests[index], index, due, moment)
 
-    def answered(self, connection: _Connection, response: Response) -> None:
+    def answered(self, connection: _Connection, status: int, body: bytes, keep_alive: bool) -> None:
         moment = now()
         if self._over:
             return
         self._in_flight -= 1
-        if response.status == 200:
+        if status == 200:
             answers = self._answers
             answers.due.append(connection.due)
             answers.sent.append(connection.sent)
@@ -249,11 +246,11 @@ class _Generator:
             answers.request.append(connection.request)
             answers.connection.append(connection.number)
             if self._load.keep_bodies:
-                answers.bodies.append(response.body)
-                connection.latest = response.body
+                answers.bodies.append(body)
+                connection.latest = body
         else:
-            self._answers.faults[f"status {response.status}"] += 1
-        if response.keep_alive:
+            self._answers.faults[f"status {status}"] += 1
+        if keep_alive:
             self._free(connection)
         else:
             connection.abort()
@@ -274,7 +271,7 @@ class _Generator:
         return connection
 
     def gone(self, connection: _Connection, fault: str | None) -> None:
-        """A connection is no more, and with it the request in flight where there is a fault."""
+        """A connection was closed; with a fault, the request in flight on it has failed."""
         if self._over or connection not in self._connections:
             return
         if fault is not None:
@@ -288,7 +285,7 @@ class _Generator:
         task.add_done_callback(self._replacing.discard)
 
     async def _replace(self) -> None:
-        """Open another connection; a request that finds none to be had has failed."""
+        """Open a connection in place of a closed one; while none can be opened, requests that need one fail."""
         while True:
             try:
                 connection = await self._connect()
