@@ -53,7 +53,8 @@ from benchmarks.serving.workload import (
 )
 from service.cli import app
 from service.http.bodies.predict import quick_question
-from service.serving.snapshot import Snapshot, hashes_of
+from service.serving.id_hashes import hash_ids
+from service.serving.snapshot import Snapshot
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 ERROR = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 4\r\n\r\noops"
@@ -462,7 +463,7 @@ def test_the_service_with_fields_scores_as_expected(tmp_path: Path) -> None:
         _, _, body = requests[n].partition(b"\r\n\r\n")
         question = quick_question(body, {"headers": [(b"content-type", b"application/json")]}, fields.schema)
         assert question is not None and question.context == contexts[n]
-        past = hashes_of([item_id(row) for row in history])
+        past = hash_ids([item_id(row) for row in history])
 
         def scores(context: Mapping[str, Any], features: Mapping[str, Any]) -> Any:
             values = snapshot.fields.read(context, features, timestamp_ms=0)  # type: ignore[union-attr]

@@ -29,7 +29,8 @@ from benchmarks.serving.workload import (
     random_statistics,
     user_id,
 )
-from service.serving.snapshot import Snapshot, hashes_of
+from service.serving.id_hashes import hash_ids
+from service.serving.snapshot import Snapshot
 
 __all__ = ["measure_forward"]
 
@@ -78,7 +79,7 @@ def measure_forward(
 def _questions(pool: RequestPool) -> list[Question]:
     ids = zip(pool.users.tolist(), pool.items.tolist(), pool.histories.tolist(), strict=True)
     return [
-        (hashes_of([user_id(user), *map(item_id, items)]), hashes_of([*map(item_id, history)]), RECENT)
+        (hash_ids([user_id(user), *map(item_id, items)]), hash_ids([*map(item_id, history)]), RECENT)
         for user, items, history in ids
     ]
 

@@ -1,7 +1,7 @@
 """What has to be there before the first request: version 0, a constant prior."""
 
 from service.errors import NotReady
-from service.serving.snapshot import prior_snapshot
+from service.serving.prior import prior_snapshot
 from service.serving.swap import Champion
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, Lock

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from asmg.layout import HISTORY_LENGTH
 from service.errors import NotReady
-from service.serving.snapshot import hashes_of
+from service.serving.id_hashes import hash_ids
 from service.storage.postgres.repositories import NOTHING_KNOWN, Happened
 from service.storage.redis.state import HistoryStore, StoredPast
 from service.tasks import end_tasks, start_alone
@@ -230,7 +230,7 @@ class Histories:
         answer.exception()  # seen, also where nobody waits for it any more
 
     def _give(self, user_id: str, answer: _Answer, stored: StoredPast) -> None:
-        past = UserPast(hashes_of(stored.items[:HISTORY_LENGTH]), np.array(stored.recent, np.int32), stored.features)
+        past = UserPast(hash_ids(stored.items[:HISTORY_LENGTH]), np.array(stored.recent, np.int32), stored.features)
         answer.set_result(past)
         if self._asked.get(user_id) is not answer:
             return

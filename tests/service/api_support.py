@@ -26,8 +26,9 @@ from service.app import create_app
 from service.http import routers
 from service.http.dependencies import Parts
 from service.processes.supervisor import listen, server_config
-from service.serving.forward import FieldValues
-from service.serving.snapshot import Prediction, Snapshot, prior_snapshot
+from service.serving.fields import FieldValues
+from service.serving.prior import prior_snapshot
+from service.serving.snapshot import Prediction, Snapshot
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database

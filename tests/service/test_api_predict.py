@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from service.http.routers import interactions as interactions_router
 from service.http.routers import predict as predict_router
-from service.serving.snapshot import hashes_of
+from service.serving.id_hashes import hash_ids
 from service.storage.postgres.database import Database
 from service.use_cases import predict as predict_use_case
 from service.use_cases.auth import create_key
@@ -138,7 +138,7 @@ class TestBatch:
         ]
         requests = [{"items": ["i1"], **one} for one, _ in asked]
         await post(learned.client, "/predict/batch", {"requests": requests})
-        assert seen == [hashes_of(history).tolist() for _, history in asked]
+        assert seen == [hash_ids(history).tolist() for _, history in asked]
         assert len({tuple(history) for history in seen}) == 4
 
     async def test_a_click_counts_in_the_next_batch(self, learned: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ class TestBatch:
         await post(learned.client, "/predict/batch", body)
         await ingest(learned.client, event(1, user_id="u2", item_id="i7", label=1))
         await post(learned.client, "/predict/batch", body)
-        assert seen == [[], [], [], hashes_of(["i7"]).tolist()]
+        assert seen == [[], [], [], hash_ids(["i7"]).tolist()]
 
     async def test_without_postgres_and_redis_given_histories_do(
         self, learned: Api, monkeypatch: pytest.MonkeyPatch

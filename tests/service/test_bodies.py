@@ -25,7 +25,7 @@ from service.http.bodies.predict import parse_batch, parse_predict, quick_questi
 from service.http.bodies.read import read_body
 from service.http.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
 from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_IMPRESSIONS, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_PARTS
-from service.serving.id_index import NOBODY, hash_ids
+from service.serving.id_hashes import NOBODY, hash_ids
 from service.storage.postgres.events import in_milliseconds
 from service.storage.postgres.repositories import Click, EventBatch, Impression, Interaction
 from service.use_cases.fields import cleaned, faults, written

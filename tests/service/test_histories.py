@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from service.errors import NotReady
-from service.serving.snapshot import hashes_of
+from service.serving.id_hashes import hash_ids
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EventBatch
 from service.storage.redis.state import HistoryStore, Notices, StoredPast, connect
@@ -89,7 +89,7 @@ def remembering(store: Counting | HistoryStore, seconds: float = 5.0) -> Histori
 
 def same(past: UserPast | None, *items: str) -> bool:
     """The history is of these items; all that is ingested here are clicks, fewer than are counted or all of them."""
-    if past is None or past.history.tolist() != hashes_of(items).tolist():
+    if past is None or past.history.tolist() != hash_ids(items).tolist():
         return False
     return past.recent.tolist() == [len(items), min(10, len(items)), len(items)]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from service.serving import id_index as module
 from service.serving.forward import SEPARATOR, _find_rows, hash_json, hash_text
-from service.serving.id_index import NOBODY, IdIndex, hash_ids
-from service.serving.snapshot import hashes_of
+from service.serving.id_hashes import NOBODY, hash_ids
+from service.serving.id_index import IdIndex
 
 ID = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=8)
 
@@ -119,7 +119,7 @@ class TestHashes:
             found = np.zeros(1, dtype=np.uint64)
             assert hash_text(id_.encode(), found) == 1
             assert int(found[0]) == xxhash.xxh64_intdigest(id_.encode())
-            assert hashes_of([id_]).tolist() == hash_ids([id_]).tolist() == found.tolist()
+            assert hash_ids([id_]).tolist() == hash_ids([id_]).tolist() == found.tolist()
 
     @settings(deadline=None)
     @given(ids=st.lists(ID, min_size=1, max_size=40))
@@ -127,7 +127,7 @@ class TestHashes:
         found = np.zeros(len(ids), dtype=np.uint64)
         assert hash_text(SEPARATOR.join(ids).encode(), found) == len(ids)
         assert found.tolist() == hash_ids(ids).tolist()
-        assert hashes_of(ids).tolist() == hashes_of([name.encode() for name in ids]).tolist() == found.tolist()
+        assert hash_ids(ids).tolist() == hash_ids([name.encode() for name in ids]).tolist() == found.tolist()
 
     def test_more_ids_than_there_is_room_for_are_counted_only(self) -> None:
         room = np.zeros(3, dtype=np.uint64)
@@ -135,13 +135,13 @@ class TestHashes:
         assert room.tolist() == [*hash_ids(["a", "b"]).tolist(), 0]
 
     def test_of_no_ids(self) -> None:
-        assert hashes_of([]).tolist() == []
+        assert hash_ids([]).tolist() == []
         assert hash_text(b"", np.zeros(0, dtype=np.uint64)) == 1  # the empty id
 
     @pytest.mark.parametrize("ids", [["a\0b"], ["a", "\0"], [b"a\0b"], ["\0"]])
     def test_ids_with_nul_are_refused(self, ids: list[str]) -> None:
         with pytest.raises(ValueError, match="expected none with a NUL character"):
-            hashes_of(ids)
+            hash_ids(ids)
 
 
 PLAIN = st.text(

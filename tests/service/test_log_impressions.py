@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import text
 
 from service.errors import NotReady
-from service.serving.snapshot import hashes_of
+from service.serving.id_hashes import hash_ids
 from service.settings import Settings
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import Impression
@@ -133,7 +133,7 @@ class TestAnswers:
         response = await api.client.post("/clicks", json={"clicks": [click]})
         assert response.json()["accepted"] == 1
         await predict(api, user_id="ann", items=["a"])
-        assert seen[-1] == hashes_of(["b"]).tolist()
+        assert seen[-1] == hash_ids(["b"]).tolist()
 
 
 @asynccontextmanager

@@ -19,7 +19,8 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from asmg.batch import PeriodData
-from service.serving.snapshot import Prediction, Snapshot, hashes_of
+from service.serving.id_hashes import hash_ids
+from service.serving.snapshot import Prediction, Snapshot
 from service.storage.postgres.repositories import EntityKind, interaction_id
 from service.use_cases.update.period_data import prepare_period
 from service.use_cases.update.resolve_labels import resolve_labels
@@ -72,7 +73,7 @@ class Replay:
         """What the service knows of a user now."""
         past = await self.api.parts.histories.get(user)
         assert past is not None
-        items = dict(zip(hashes_of(ITEMS).tolist(), ITEMS, strict=True))
+        items = dict(zip(hash_ids(ITEMS).tolist(), ITEMS, strict=True))
         return [items[hash_] for hash_ in past.history.tolist()], past.recent.tolist()
 
     async def check_known(self) -> None:
@@ -289,7 +290,7 @@ async def test_a_history_that_is_sent_replaces_the_history_alone(
     for question in questions:
         history, recent = past_of(replay.events, str(question.get("user_id")))
         history = question.get("history", history)  # type: ignore[assignment]
-        expected.append((len(question["items"]), hashes_of(history).tolist(), recent))
+        expected.append((len(question["items"]), hash_ids(history).tolist(), recent))
     assert one_by_one == expected
     assert seen == expected
     assert [recent for _, _, recent in expected][4:] == [[0, 0, 0]] * 4 and expected[0][2][0] > 10

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from service.serving.forward import NO_VALUES
+from service.serving.fields import NO_VALUES
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import FeatureVersion
 from service.storage.redis.state import HistoryStore

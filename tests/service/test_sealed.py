@@ -20,9 +20,9 @@ import pytest
 
 from service.files import create, find
 from service.serving import sealed as sealed_module
+from service.serving.loading import load_snapshot
+from service.serving.prior import prior_snapshot
 from service.serving.sealed import seal
-from service.serving.snapshot import prior_snapshot
-from service.serving.swap import load_snapshot
 from tests.service.api_support import Api, eventually, running_app, settings_for
 from tests.service.programs import program, wait_for
 from tests.service.test_swap import SUFFIX, Source, digest, following, harm, serving_of

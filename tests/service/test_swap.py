@@ -22,10 +22,13 @@ from service.errors import ArtifactMissing, NotReady
 from service.files import create, find
 from service.serving import snapshot as snapshot_module
 from service.serving import swap
-from service.serving.forward import Forward, compiled_forward
+from service.serving.forward.compiled import compiled_forward
+from service.serving.forward.interface import Forward
+from service.serving.loading import SnapshotDamaged, load_snapshot
+from service.serving.prior import prior_snapshot
 from service.serving.sealed import NOTE
-from service.serving.snapshot import CanaryFailed, Snapshot, prior_snapshot
-from service.serving.swap import Champion, ServingModel, SnapshotDamaged, load_snapshot
+from service.serving.snapshot import CanaryFailed, Snapshot
+from service.serving.swap import Champion, ServingModel
 from tests.service.api_support import eventually
 from tests.service.serving_support import ITEMS, random_model
 
@@ -376,7 +379,7 @@ class TestCanary:
         await model.refresh()
         source.publish(2, at=time.time())
         monkeypatch.setattr(snapshot_module, "compiled_forward", off_by(1e-3))
-        monkeypatch.setattr("service.serving.eager.eager_forward", off_by(-1e-3))
+        monkeypatch.setattr("service.serving.forward.reference.reference_forward", off_by(-1e-3))
         with pytest.raises(CanaryFailed, match="model version 2"):
             await model.refresh()
         assert model.current().version == 1
@@ -389,12 +392,12 @@ class TestCanary:
     def test_a_small_difference_is_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         random_model(22).snapshot(tmp_path)
         monkeypatch.setattr(snapshot_module, "compiled_forward", off_by(5e-6))
-        monkeypatch.setattr("service.serving.eager.eager_forward", None)
+        monkeypatch.setattr("service.serving.forward.reference.reference_forward", None)
         load_snapshot(tmp_path / "snapshot.safetensors", 1, 1)
 
 
 class TestTheOldOne:
-    async def test_is_loaded_and_let_go_of_beside_the_event_loop(
+    async def test_is_loaded_and_release_pages_of_beside_the_event_loop(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[tuple[str, int, int]] = []
@@ -408,7 +411,7 @@ class TestTheOldOne:
 
             return noted
 
-        monkeypatch.setattr(Snapshot, "let_go", noting("let go", Snapshot.let_go))
+        monkeypatch.setattr(Snapshot, "release_pages", noting("release", Snapshot.release_pages))
         monkeypatch.setattr(swap, "load_snapshot", noting("load", load_snapshot))
         source = Source(tmp_path)
         model = serving_of(source)
@@ -416,7 +419,7 @@ class TestTheOldOne:
             source.publish(version, at=time.time())
             await model.refresh()
         await eventually(lambda: len(calls) == 3)
-        assert [(name, version) for name, version, _ in calls] == [("load", 1), ("load", 2), ("let go", 1)]
+        assert [(name, version) for name, version, _ in calls] == [("load", 1), ("load", 2), ("release", 1)]
         assert threading.get_ident() not in {thread for *_, thread in calls}
 
     async def test_goes_on_answering_who_has_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +447,7 @@ class TestTheOldOne:
                 source.publish(2, at=time.time())
                 await model.refresh()
                 for _ in range(20):
-                    await asyncio.to_thread(taken.let_go)
+                    await asyncio.to_thread(taken.release_pages)
             finally:
                 stop.set()
             assert asking.result() > 0
