@@ -463,11 +463,12 @@ def test_the_service_with_fields_scores_as_expected(tmp_path: Path) -> None:
         _, _, body = requests[n].partition(b"\r\n\r\n")
         question = quick_question(body, {"headers": [(b"content-type", b"application/json")]}, fields.schema)
         assert question is not None and question.context == contexts[n]
+        hashes = hash_ids([str(question.user_id), *question.item_ids])
         past = hash_ids([item_id(row) for row in history])
 
         def scores(context: Mapping[str, Any], features: Mapping[str, Any]) -> Any:
             values = snapshot.fields.read(context, features, timestamp_ms=0)  # type: ignore[union-attr]
-            return snapshot.score(question.asked, past, np.array([30, 10, 30], np.int32), values).scores  # noqa: B023
+            return snapshot.score(hashes, past, np.array([30, 10, 30], np.int32), values).scores  # noqa: B023
 
         assert scores(contexts[n], fields.users[user]) == pytest.approx(wanted, abs=1e-6)
         for name in contexts[n]:

@@ -224,7 +224,7 @@ class ServingModel:
             await self._sleep_until_next(self._retry_seconds(failures))
 
     def _retry_seconds(self, failures: int) -> float:
-        return min(self._poll_seconds * 2 ** min(failures, 16), MAX_RETRY_SECONDS)
+        return min(self._poll_seconds * 2.0 ** min(failures, 16), MAX_RETRY_SECONDS)
 
     async def _sleep_until_next(self, seconds: float) -> None:
         """Sleep until a notice comes, a version takes over or `seconds` have passed.

@@ -83,7 +83,7 @@ def predict_now(serving: ServingModel, histories: Histories, question: Question)
     if past is None:
         return None
     snapshot = serving.current()
-    prediction = _score(snapshot, question, past, int(time.time() * 1000))
+    prediction = _score_one(snapshot, question, past, int(time.time() * 1000))
     return PredictResult(snapshot.version, snapshot.period, [prediction], [False])
 
 
@@ -110,20 +110,20 @@ async def predict_many(serving: ServingModel, histories: Histories, questions: S
     # Taken once, after the last wait: all answers are of one version, the newest there is.
     snapshot = serving.current()
     if sum(question.work for question in questions) <= ITEMS_ON_THE_LOOP:
-        predictions = _score_all(snapshot, questions, pasts, now_ms)
+        predictions = _score(snapshot, questions, pasts, now_ms)
     else:
-        predictions = await asyncio.to_thread(_score_all, snapshot, questions, pasts, now_ms)
+        predictions = await asyncio.to_thread(_score, snapshot, questions, pasts, now_ms)
     without = [past is None and question.history is None for past, question in zip(found, questions, strict=True)]
     return PredictResult(snapshot.version, snapshot.period, predictions, without)
 
 
-def _score_all(
+def _score(
     snapshot: Snapshot, questions: Sequence[Question], pasts: Sequence[UserPast], now_ms: int
 ) -> list[Prediction]:
-    return [_score(snapshot, question, past, now_ms) for question, past in zip(questions, pasts, strict=True)]
+    return [_score_one(snapshot, question, past, now_ms) for question, past in zip(questions, pasts, strict=True)]
 
 
-def _score(snapshot: Snapshot, question: Question, past: UserPast, now_ms: int) -> Prediction:
+def _score_one(snapshot: Snapshot, question: Question, past: UserPast, now_ms: int) -> Prediction:
     """Score one request.
 
     Args:

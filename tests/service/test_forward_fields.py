@@ -21,7 +21,7 @@ from asmg.layout import NO_VALUE, OWN_VALUE
 from asmg.models import EmbeddingMLPConfig, Params, build_model
 from asmg.statistics import NAMES
 from service.serving.encode import KnownFields, encode_snapshot
-from service.serving.fields import REMEMBERED, FieldReader, FieldValues
+from service.serving.fields import MAX_CACHED_HASHES, FieldReader, FieldValues
 from service.serving.forward.reference import reference_forward
 from service.serving.snapshot import Snapshot
 from tests.service.serving_support import ITEMS, TOLERANCE, USERS, known, random_model, random_statistics
@@ -157,10 +157,10 @@ def test_what_a_reader_remembers_changes_nothing() -> None:
 
 def test_so_many_values_are_remembered_and_no_more() -> None:
     fields = reader()
-    for n in range(3 * REMEMBERED):
+    for n in range(3 * MAX_CACHED_HASHES):
         fields.read({"device": f"d{n}"}, {"likes": [f"l{n}", f"m{n}"]}, timestamp_ms=NOON)
     kept = [len(known._hashes) for known in (*fields._of_context.values(), *fields._of_user.values())]
-    assert max(kept) <= REMEMBERED and sum(kept) > REMEMBERED
+    assert max(kept) <= MAX_CACHED_HASHES and sum(kept) > MAX_CACHED_HASHES
     expected = reader().read({"device": "d1"}, {}, timestamp_ms=NOON).hashes.tolist()
     assert fields.read({"device": "d1"}, {}, timestamp_ms=NOON).hashes.tolist() == expected
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from service.serving.fields import NO_VALUES
+from service.serving.snapshot import Snapshot
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import FeatureVersion
 from service.storage.redis.state import HistoryStore
@@ -61,7 +63,7 @@ def made(tmp_path: Path) -> Made:
 @pytest.fixture(autouse=True)
 def noon(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is noon when predictions are asked for."""
-    monkeypatch.setattr(predict_use_case, "_now", lambda: NOON)
+    monkeypatch.setattr(predict_use_case, "time", SimpleNamespace(time=lambda: NOON / 1000))
 
 
 async def with_model(api: Api, database: Database, made: Made) -> None:
@@ -291,13 +293,13 @@ class TestBatches:
     ) -> None:
         """They take longer than items without; and they are scored all the same."""
         threads: list[int] = []
-        score = predict_use_case._score_one
+        score = Snapshot.score
 
         def noted(*arguments: Any) -> Any:
             threads.append(threading.get_ident())
             return score(*arguments)
 
-        monkeypatch.setattr(predict_use_case, "_score_one", noted)
+        monkeypatch.setattr(Snapshot, "score", noted)
         await put(shop, ann=OLD)
         for count, own, on_the_loop in ((396, TV, True), (402, TV, False), (402, None, True)):
             items = CANDIDATES * (count // 6)

@@ -26,7 +26,7 @@ from service.serving.forward.compiled import compiled_forward
 from service.serving.forward.interface import Forward
 from service.serving.loading import SnapshotDamaged, load_snapshot
 from service.serving.prior import prior_snapshot
-from service.serving.sealed import NOTE
+from service.serving.sealed import NOTE_PREFIX
 from service.serving.snapshot import CanaryFailed, Snapshot
 from service.serving.swap import Champion, ServingModel
 from tests.service.api_support import eventually
@@ -48,6 +48,8 @@ class Source:
     champion: Champion | None = None
     content: bytes = prior_snapshot(0.5)
     failing: bool = False
+    harming: bool = False
+    """Whether what is fetched is damaged on its way."""
     asked: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
 
@@ -61,6 +63,12 @@ class Source:
         return self.champion
 
     async def fetch_file(self, digest: str, folder: Path) -> Path:
+        path = await self._fetch(digest, folder)
+        if self.harming:
+            harm(path, self.content[:-60] + b"?" + self.content[-59:])
+        return path
+
+    async def _fetch(self, digest: str, folder: Path) -> Path:
         self.asked.append(digest)
         if (path := find(folder, digest, SUFFIX)) is not None:
             return path
@@ -291,7 +299,7 @@ class TestDamagedFiles:
         source.publish(1, at=time.time())
         await serving_of(source).refresh()  # another process, which brought the file here and ended
         gc.collect()
-        await eventually(lambda: not list(tmp_path.glob(f"{NOTE}*")))
+        await eventually(lambda: not list(tmp_path.glob(f"{NOTE_PREFIX}*")))
         path = find(tmp_path, digest(1), SUFFIX)
         assert path is not None
         harmed = self.DAMAGE[damage](source.content)
@@ -313,18 +321,13 @@ class TestDamagedFiles:
         async with following(model):
             await model.wait_loaded()
 
-            async def fetch_damaged(digest: str, folder: Path) -> Path:
-                path = await source.fetch_file(digest, folder)
-                harm(path, source.content[:-60] + b"?" + source.content[-59:])
-                return path
-
-            model._fetch_file = fetch_damaged  # type: ignore[method-assign]
+            source.harming = True
             source.publish(2, at=time.time())
             await eventually(lambda: source.fetched.count(digest(2)) == 3)
             assert model.current().version == 1
             assert "expected a file with this XXH3-128" in str(model.trouble)
 
-    def test_a_file_whose_name_has_no_check_is_believed(self, tmp_path: Path) -> None:
+    def test_a_file_whose_name_has_no_checksum_is_believed(self, tmp_path: Path) -> None:
         path = tmp_path / "by hand.safetensors"
         path.write_bytes(prior_snapshot(0.5))
         assert load_snapshot(path, 3, 2).version == 3
@@ -365,7 +368,7 @@ class TestCanary:
         with caplog.at_level(logging.ERROR):
             snapshot = load_snapshot(path, 4, 3)
         assert "model version 4: expected the scores of the canary" in caplog.text
-        assert "the eager one serves" in caplog.text
+        assert "the reference in torch serves" in caplog.text
         asked = ("u3", [*ITEMS, "unknown"], ITEMS[:7])
         assert snapshot.predict(*asked).scores == pytest.approx(made.scores(*asked).numpy(), abs=1e-5)
         assert (snapshot.version, snapshot.period) == (4, 3)
@@ -397,9 +400,7 @@ class TestCanary:
 
 
 class TestTheOldOne:
-    async def test_is_loaded_and_release_pages_of_beside_the_event_loop(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_is_loaded_and_released_in_threads(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[tuple[str, int, int]] = []
 
         def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -423,7 +424,7 @@ class TestTheOldOne:
         assert threading.get_ident() not in {thread for *_, thread in calls}
 
     async def test_goes_on_answering_who_has_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Also in a thread, at the very moment when its pages are let go of."""
+        """Also in a thread, while its pages are released."""
         made = random_model(23, items=[f"i{n}" for n in range(1, 30_001)])
         source = Source(tmp_path, content=made.encoded())
         model = serving_of(source)
@@ -453,7 +454,14 @@ class TestTheOldOne:
             assert asking.result() > 0
         assert (model.current().version, taken.version) == (2, 1)
 
-    async def test_is_gone_when_nobody_has_it_any_more(self, tmp_path: Path) -> None:
+    async def test_is_gone_when_nobody_has_it_any_more(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        released, release_pages = [], Snapshot.release_pages
+
+        def noted(snapshot: Snapshot) -> None:
+            release_pages(snapshot)
+            released.append(snapshot.version)
+
+        monkeypatch.setattr(Snapshot, "release_pages", noted)
         source = Source(tmp_path)
         model = serving_of(source)
         source.publish(1, at=time.time())
@@ -462,7 +470,7 @@ class TestTheOldOne:
         old = weakref.ref(taken[0])
         source.publish(2, at=time.time())
         await model.refresh()
-        await eventually(lambda: not model._letting_go)
+        await eventually(lambda: released == [1])
         assert old() is taken[0]
         assert mapped() == {digest(1), digest(2)}
         taken.clear()
