@@ -140,8 +140,8 @@ async def test_what_is_shared_belongs_to_no_request(
             # Which the process has not seen; a quarter of its burst is less than the calls below: they are settled.
             _, key = await create_key(database, "frontend", SCOPES, rate_limit=40)
             headers = {"X-API-Key": key}
-            await publish(database, api.parts.artifacts, 1, 0.125, lead_seconds=0.3)
-            await api.parts.serving.refresh()
+            await publish(database, api.state.artifacts, 1, 0.125, lead_seconds=0.3)
+            await api.state.serving.refresh()
             await asyncio.sleep(0.3)
             question = {"items": ["a"], "log_impressions": True}
             answers = await asyncio.gather(

@@ -363,20 +363,20 @@ async def test_readyz_names_the_damage(postgres_dsn: str, redis_url: str, tmp_pa
     settings = settings_for(postgres_dsn, redis_url, tmp_path, snapshot_check_seconds=0.05)
     async with running_app(settings) as api:
         release = asyncio.Event()
-        fetch = api.parts.serving._fetch_file
+        fetch = api.state.serving._fetch_file
 
         async def fetch_slowly(digest: str, folder: Path) -> Path:
             await release.wait()
             return await fetch(digest, folder)
 
-        api.parts.serving._fetch_file = fetch_slowly  # type: ignore[method-assign]
+        api.state.serving._fetch_file = fetch_slowly  # type: ignore[method-assign]
         [path] = settings.serving_dir.glob("*" + SUFFIX)
         harm(path, b"other")
-        await eventually(lambda: api.parts.serving.damage is not None)
+        await eventually(lambda: api.state.serving.damage is not None)
         assert (await model_check(api)).startswith("version 0: its file, which is not what is served, has changed")
         assert "asmg_snapshot_damage_total 1.0" in (await api.client.get("/metrics")).text
         release.set()
-        await eventually(lambda: api.parts.serving.damage is None)
+        await eventually(lambda: api.state.serving.damage is None)
         assert await model_check(api) == "ok"
 
 
