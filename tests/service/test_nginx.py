@@ -103,9 +103,7 @@ def upstream(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 @pytest.fixture
-def client(
-    upstream: list[object], postgres_dsn: str, redis_url: str, tmp_path: Path
-) -> Iterator[httpx.Client]:
+def client(upstream: list[object], postgres_dsn: str, redis_url: str, tmp_path: Path) -> Iterator[httpx.Client]:
     """A client outside of the proxy, who has a key."""
     key, _ = in_thread(asyncio.run, make_keys(postgres_dsn))
     settings = settings_for(postgres_dsn, redis_url, tmp_path / "data", trusted_proxies=("127.0.0.1",))

@@ -140,6 +140,7 @@ class RequestReader:
             self._without_upgrade = head  # `feed` has it read again
             return
         self.in_head, self._kept = False, 0
+        self._target, self._headers = b"", []
         self._is_chunked = b"transfer-encoding" in found
         keep_alive = version != "1.0" and parser.should_keep_alive()
         self.newest = request = IncomingRequest(target, headers, keep_alive=keep_alive)
