@@ -52,7 +52,7 @@ from benchmarks.serving.workload import (
     user_id,
 )
 from service.cli import app
-from service.http.bodies.predict import quick_question
+from service.http.bodies.predict import parse_predict
 from service.serving.id_hashes import hash_ids
 from service.serving.snapshot import Snapshot
 
@@ -461,8 +461,8 @@ def test_the_service_with_fields_scores_as_expected(tmp_path: Path) -> None:
     requests = pool.encode("key", contexts=contexts)
     for n, (user, history, wanted) in enumerate(zip(pool.users, pool.histories, expected, strict=True)):
         _, _, body = requests[n].partition(b"\r\n\r\n")
-        question = quick_question(body, {"headers": [(b"content-type", b"application/json")]}, fields.schema)
-        assert question is not None and question.context == contexts[n]
+        question = parse_predict(body, {"headers": [(b"content-type", b"application/json")]}, fields.schema)
+        assert question.context == contexts[n]
         hashes = hash_ids([str(question.user_id), *question.item_ids])
         past = hash_ids([item_id(row) for row in history])
 

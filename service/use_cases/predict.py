@@ -14,7 +14,7 @@ from service.serving.snapshot import NOTHING_RECENT, Prediction, Snapshot
 from service.serving.swap import ServingModel
 from service.use_cases.histories import Histories, UserPast
 
-__all__ = ["PredictResult", "Question", "ToLog", "predict", "predict_many", "predict_now"]
+__all__ = ["PredictResult", "Question", "ToLog", "predict", "predict_many"]
 
 ITEMS_ON_THE_LOOP = 2000
 """Candidates that are scored on the event loop. More would block it for too long, so they are scored in a thread."""
@@ -75,16 +75,6 @@ class PredictResult(NamedTuple):
     predictions: list[Prediction]
     without_history: Sequence[bool]
     """For each prediction, whether the user's history is missing because no server gave it in time."""
-
-
-def predict_now(serving: ServingModel, histories: Histories, question: Question) -> PredictResult | None:
-    """`predict` without waiting; None where the user's history is not in memory."""
-    past = NO_PAST if question.user_id is None else histories.known(question.user_id)
-    if past is None:
-        return None
-    snapshot = serving.current()
-    prediction = _score_one(snapshot, question, past, int(time.time() * 1000))
-    return PredictResult(snapshot.version, snapshot.period, [prediction], [False])
 
 
 async def predict(serving: ServingModel, histories: Histories, question: Question) -> PredictResult:

@@ -2,11 +2,9 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from service.http.routers import predict
 from service.settings import Settings
 from tests.conftest import Servers
 from tests.service.api_support import Api, running_app, settings_for
@@ -24,21 +22,6 @@ async def api(settings: Settings) -> AsyncIterator[Api]:
     """The application between start and end of its lifespan."""
     async with running_app(settings) as api:
         yield api
-
-
-@pytest.fixture
-def answered_at_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each prediction whether it went the quick way."""
-    noted: list[bool] = []
-    answer_now = predict.answer_now
-
-    def watched(*arguments: Any) -> Any:
-        content = answer_now(*arguments)
-        noted.append(content is not None)
-        return content
-
-    monkeypatch.setattr(predict, "answer_now", watched)
-    return noted
 
 
 @pytest.fixture(scope="session")

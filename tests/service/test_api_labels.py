@@ -159,8 +159,8 @@ class TestHistories:
 
         async def forget() -> None:
             if where == "postgres":
-                await api.parts.redis.flushdb()
-                api.parts.histories._known.clear()
+                await api.state.redis.flushdb()
+                api.state.histories._known.clear()
 
         for user in ("ann", "bob"):
             assert await self.history(api, user, seen) == []
@@ -184,5 +184,5 @@ class TestHistories:
         await clicked(api, click("r", "c", NOON - MS), click("r", "d", NOON + MS), click("s", "a", NOON + MS))
         for _ in range(2):
             assert await self.history(api, "ann", seen) == []
-            await api.parts.redis.flushdb()
-            api.parts.histories._known.clear()
+            await api.state.redis.flushdb()
+            api.state.histories._known.clear()

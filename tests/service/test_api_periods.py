@@ -206,7 +206,7 @@ async def test_the_document_of_an_update(api: Api, database: Database) -> None:
         score = Evaluation(period=1, model="baseline", version=3, events=1, auc=None, logloss=0.7, calibration=1.5)
         await work.evaluations.put([score])
         await work.commit()
-    await api.parts.notices.publish_progress(1, {"stage": "generate", "progress": 0.25})
+    await api.state.notices.publish_progress(1, {"stage": "generate", "progress": 0.25})
     document = (await api.client.get("/periods/1")).json()
     assert (document["status"], document["stage"], document["progress"], document["attempts"]) == (
         "updating",
@@ -431,7 +431,7 @@ async def test_there_is_room_for_so_many_streams(
 async def test_there_is_room_for_one_however_few_connections_there_are(settings: Settings) -> None:
     async with (
         running_app(settings.model_copy(update={"max_connections": 1})) as api,
-        api.parts.periods.watch(1) as documents,
+        api.state.periods.watch(1) as documents,
     ):
         assert (await anext(documents)).period == 1
 

@@ -31,8 +31,8 @@ def made() -> Made:
 @pytest.fixture
 async def learned(api: Api, database: Database, made: Made) -> Api:
     """The application with a model that tells users and items apart."""
-    await publish(database, api.parts.artifacts, 1, 0, lead_seconds=0, content=made.encoded())
-    await eventually(lambda: api.parts.serving.current().version == 1)
+    await publish(database, api.state.artifacts, 1, 0, lead_seconds=0, content=made.encoded())
+    await eventually(lambda: api.state.serving.current().version == 1)
     return api
 
 
@@ -113,8 +113,8 @@ class TestBatch:
 
         asking = [asyncio.create_task(ask(body)) for body in (large, small, large)]
         for version in range(1, 6):
-            await publish(database, api.parts.artifacts, version, ctrs[version], lead_seconds=0.2)
-            await api.parts.notices.publish_swap()
+            await publish(database, api.state.artifacts, version, ctrs[version], lead_seconds=0.2)
+            await api.state.notices.publish_swap()
             await eventually(lambda version=version: version in seen)  # type: ignore[misc]
         await asyncio.gather(*asking)
         assert set(seen) == set(ctrs)
@@ -155,8 +155,8 @@ class TestBatch:
         async def away(*_: object) -> None:
             raise AssertionError("nobody needs the store")
 
-        monkeypatch.setattr(type(learned.parts.histories), "get", away)
-        monkeypatch.setattr(type(learned.parts.histories), "_travel", away)
+        monkeypatch.setattr(type(learned.state.histories), "get", away)
+        monkeypatch.setattr(type(learned.state.histories), "_travel", away)
         await post(learned.client, "/predict/batch", {"requests": [questions(1)[0] | {"history": ["i1"]}]})
 
 

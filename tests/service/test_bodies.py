@@ -21,7 +21,7 @@ from service.http.bodies import impressions, interactions, predict
 from service.http.bodies.impressions import parse_clicks, parse_impressions
 from service.http.bodies.interactions import parse_interactions, plain_interactions
 from service.http.bodies.parse import count_parts, parse_json, refuse_faults
-from service.http.bodies.predict import parse_batch, parse_predict, quick_question
+from service.http.bodies.predict import parse_batch, parse_predict
 from service.http.bodies.read import read_body
 from service.http.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
 from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_IMPRESSIONS, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_PARTS
@@ -380,8 +380,6 @@ def test_a_good_body_takes_the_quick_way(kind: str, media_type: bytes, monkeypat
             PARSERS[kind](longest, scope)
     if kind == "interactions":
         assert plain_interactions(GOOD[kind][0], scope) is not None
-    if kind == "predict":
-        assert quick_question(GOOD[kind][0], scope) is not None
 
 
 @pytest.mark.parametrize("kind", PARSERS)

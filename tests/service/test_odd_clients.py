@@ -142,7 +142,7 @@ class TestTimes:
         """As they were stored before times ahead were refused: in the log, or what is left of a dropped log."""
         ahead = datetime(2099, 1, 1, tzinfo=UTC)
         old = [Interaction(f"f{n}", "u", f"later{n}", 1, ahead + timedelta(seconds=n)) for n in range(40)]
-        await store(database, api.parts.histories, EventBatch.of(old))
+        await store(database, api.state.histories, EventBatch.of(old))
         if folded:
             async with database.unit_of_work() as work:
                 await work.connection.execute(
@@ -173,8 +173,8 @@ class TestVisitorsWithoutAnId:
         self, api: Api, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         content = random_model(31, categories=True).encoded()
-        await publish(database, api.parts.artifacts, 1, 0, lead_seconds=0, content=content)
-        await eventually(lambda: api.parts.serving.current().version == 1)
+        await publish(database, api.state.artifacts, 1, 0, lead_seconds=0, content=content)
+        await eventually(lambda: api.state.serving.current().version == 1)
         items, history = ["i1", "i2", "i3"], ["i4", "i5"]
         seen = recorded_histories(monkeypatch)
         for past in ({}, {"history": history}):

@@ -68,8 +68,8 @@ def noon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def with_model(api: Api, database: Database, made: Made) -> None:
     if not await published(database):
-        await publish(database, api.parts.artifacts, 1, 0, lead_seconds=0, content=made.encoded())
-    await eventually(lambda: api.parts.serving.current().version == 1)
+        await publish(database, api.state.artifacts, 1, 0, lead_seconds=0, content=made.encoded())
+    await eventually(lambda: api.state.serving.current().version == 1)
 
 
 async def published(database: Database) -> bool:
@@ -167,9 +167,9 @@ class TestUsers:
             await with_model(other, database, made)
             for features in (YOUNG, OLD):
                 await scores(other)
-                await eventually(lambda: other.parts.histories.known("ann") is not None)
+                await eventually(lambda: other.state.histories.known("ann") is not None)
                 await put(shop, ann=features)
-                await eventually(lambda: other.parts.histories.known("ann") is None)
+                await eventually(lambda: other.state.histories.known("ann") is None)
                 assert await scores(other) == expected(made, features)
 
     async def test_are_there_again_when_redis_has_lost_them(self, shop: Api, made: Made, redis: Redis) -> None:

@@ -372,11 +372,11 @@ async def test_readyz_names_the_damage(
         release.clear()
         [path] = settings.serving_dir.glob("*" + SUFFIX)
         harm(path, b"other")
-        await eventually(lambda: api.parts.serving.damage is not None)
+        await eventually(lambda: api.state.serving.damage is not None)
         assert (await model_check(api)).startswith("version 0: its file, which is not what is served, has changed")
         assert "asmg_snapshot_damage_total 1.0" in (await api.client.get("/metrics")).text
         release.set()
-        await eventually(lambda: api.parts.serving.damage is None)
+        await eventually(lambda: api.state.serving.damage is None)
         assert await model_check(api) == "ok"
 
 

@@ -26,7 +26,7 @@ from service.limits import MAX_BATCH, MAX_ITEMS, MAX_PREDICT_BYTES, MAX_REQUEST_
 from service.use_cases.fields import allowed, cleaned, written
 from service.use_cases.predict import Question, ToLog
 
-__all__ = ["parse_batch", "parse_predict", "quick_question"]
+__all__ = ["parse_batch", "parse_predict"]
 
 
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
@@ -61,20 +61,13 @@ def parse_predict(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> Questi
         HTTPException: 400, the body is not JSON; 415, its media type is another one.
         InvalidInput: it is not as `PredictRequest` and `schema` describe it.
     """
-    if (question := quick_question(body, scope, schema)) is not None:
-        return question
-    request = parse_json(PredictRequest, body, scope)
-    refuse_faults(faults_of_items(request, schema, ""))
-    return _question_of(request)
-
-
-def quick_question(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> Question | None:
-    """Parse a usual body of `POST /predict`; None for any other."""
     check_json(scope)
     if NUL not in body:
         with suppress(*BAD):
             return _decode(body, schema)
-    return None
+    request = parse_json(PredictRequest, body, scope)
+    refuse_faults(faults_of_items(request, schema, ""))
+    return _question_of(request)
 
 
 def parse_batch(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> list[Question]:
