@@ -160,7 +160,7 @@ class TestHistories:
         async def forget() -> None:
             if where == "postgres":
                 await api.state.redis.flushdb()
-                api.state.histories._known.clear()
+                api.state.histories.drop_all()
 
         for user in ("ann", "bob"):
             assert await self.history(api, user, seen) == []
@@ -185,4 +185,4 @@ class TestHistories:
         for _ in range(2):
             assert await self.history(api, "ann", seen) == []
             await api.state.redis.flushdb()
-            api.state.histories._known.clear()
+            api.state.histories.drop_all()

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -11,10 +11,12 @@ import httpx
 import pytest
 from starlette.types import Message
 
+from service.errors import NotReady
 from service.http.routers import interactions as interactions_router
 from service.http.routers import predict as predict_router
 from service.serving.id_hashes import hash_ids
 from service.storage.postgres.database import Database
+from service.storage.redis.state import HistoryStore
 from service.use_cases import predict as predict_use_case
 from service.use_cases.auth import create_key
 from tests.service.api_support import Api, event, eventually, ingest, publish, recorded_histories
@@ -152,11 +154,14 @@ class TestBatch:
     async def test_without_postgres_and_redis_given_histories_do(
         self, learned: Api, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        async def away(*_: object) -> None:
-            raise AssertionError("nobody needs the store")
+        async def cached(_: HistoryStore, user_ids: Sequence[str]) -> list[None]:
+            return [None] * len(user_ids)
 
-        monkeypatch.setattr(type(learned.state.histories), "get", away)
-        monkeypatch.setattr(type(learned.state.histories), "_travel", away)
+        async def away(*_: object) -> None:
+            raise NotReady("away")
+
+        monkeypatch.setattr(HistoryStore, "cached", cached)
+        monkeypatch.setattr(HistoryStore, "get", away)
         await post(learned.client, "/predict/batch", {"requests": [questions(1)[0] | {"history": ["i1"]}]})
 
 

@@ -114,8 +114,8 @@ async def call(api: Api, request_id: str, method: str, path: str, **options: Any
 SHARED = {
     "KeyCache._look_up",
     "Ingestion._store",
-    "Histories._travel",
-    "Histories._read",
+    "Histories._read_redis",
+    "Histories._read_postgres",
     "ImpressionLog._write",
     "RateLimiter._settle",
     "PeriodWatch._look",

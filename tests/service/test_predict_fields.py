@@ -178,7 +178,7 @@ class TestUsers:
             assert await scores(shop) == expected(made, YOUNG)
             assert await redis.exists("asmg:features:ann", "asmg:past:ann") == 2
             await lose()
-            shop.parts.histories._forget_all()
+            shop.state.histories.drop_all()
 
     async def test_hold_from_their_time_on(self, shop: Api, made: Made) -> None:
         now = datetime.now(UTC)
