@@ -50,27 +50,28 @@ def run_api(settings: Settings, listener: int) -> None:
 
 
 def server_config(app: "FastAPI", *, tls_cert: Path | None = None, tls_key: Path | None = None) -> "uvicorn.Config":
-    """How the application is served; with a certificate and its key by HTTPS."""
+    """How uvicorn serves the application of `create_app`; with a certificate and its key by HTTPS."""
     import uvicorn
 
+    from service.http.connection import UVICORN_IDLE_SECONDS, Connection, with_connection
     from service.http.headers import SECURITY_HEADERS, STRICT_TRANSPORT
-    from service.http.protocol import quick_protocol
-    from service.http.routers.predict import answer_now
 
     return uvicorn.Config(
-        app,
-        http=quick_protocol({"/predict": lambda scope, body: answer_now(scope["state"]["parts"], scope, body)}),
+        with_connection(app),
+        http=Connection,
         lifespan="on",
         ws="none",
         access_log=False,
         log_config=None,
         server_header=False,
-        # Of all that is written on a connection, also what no application sees.
+        # Of all that is written on a connection, also where the application is not asked.
         headers=[*SECURITY_HEADERS, STRICT_TRANSPORT] if tls_cert else list(SECURITY_HEADERS),
         ssl_certfile=tls_cert,
         ssl_keyfile=tls_key,
-        proxy_headers=False,  # who calls says the key; where none exists yet, a proxy is not this host's own caller
+        proxy_headers=False,  # the key tells who calls; before one exists, a proxy does not count as this host
+        timeout_keep_alive=UVICORN_IDLE_SECONDS,
         timeout_graceful_shutdown=API_GRACE_SECONDS,
+        reset_contextvars=True,  # a request does not inherit the context of the one before it on its connection
     )
 
 

@@ -1,7 +1,7 @@
 """Version 0, a constant prior that is served before the first update; and the version that is served now."""
 
 from service.errors import NotReady
-from service.serving.snapshot import prior_snapshot
+from service.serving.prior import prior_snapshot
 from service.serving.swap import Champion
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, Lock

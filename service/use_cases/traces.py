@@ -7,7 +7,8 @@ from typing import Any
 from asmg.layout import COLD_ROW
 from service.errors import NothingStored
 from service.limits import MAX_HISTORY
-from service.serving.id_index import IdIndex, hash_ids
+from service.serving.id_hashes import hash_ids
+from service.serving.id_index import IdIndex
 from service.serving.snapshot import Snapshot
 from service.storage.postgres.database import Database, ReadSession
 from service.storage.postgres.repositories import Deletable, EntityKind, PeriodTraces

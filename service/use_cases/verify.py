@@ -9,7 +9,7 @@ from typing import Any
 
 from service import files
 from service.errors import ServiceError
-from service.serving.swap import load_snapshot
+from service.serving.loading import load_snapshot
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.backup.verify import Finding, find_faults
 from service.storage.postgres.database import Database, ReadSession, UnitOfWork

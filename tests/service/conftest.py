@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from service.http.routers import predict
 from service.settings import Settings
 from service.use_cases import retention
 from tests.conftest import Servers, database_dsn, in_thread
@@ -28,21 +27,6 @@ async def api(settings: Settings) -> AsyncIterator[Api]:
     """The application between start and end of its lifespan."""
     async with running_app(settings) as api:
         yield api
-
-
-@pytest.fixture
-def answered_at_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each prediction whether it went the quick way."""
-    noted: list[bool] = []
-    answer_now = predict.answer_now
-
-    def watched(*arguments: Any) -> Any:
-        content = answer_now(*arguments)
-        noted.append(content is not None)
-        return content
-
-    monkeypatch.setattr(predict, "answer_now", watched)
-    return noted
 
 
 @pytest.fixture(scope="session")

@@ -215,7 +215,7 @@ class TestCalls:
     ) -> None:
         async with running_app(full.settings) as api:
             with monkeypatch.context() as patch:
-                patch.setattr(api.parts.histories, "forget_user", Away().forget_user)
+                patch.setattr(api.state.histories, "forget_user", Away().forget_user)
                 answer = await api.client.delete(f"/users/{quote(ANN, safe='')}")
                 assert (answer.status_code, answer.json()["status"]) == (202, "pending")
             (record,) = [each for each in caplog.records if "not carried out yet" in each.getMessage()]
@@ -242,4 +242,4 @@ class TestCalls:
                         assert answer.status_code == 422, (wrong, answer.text)
             for query in ("limit=0", "limit=201", "before=-1", f"before={2**31}", "before=" + "9" * 5000):
                 assert (await api.client.get(f"/users/u?{query}")).status_code == 422
-            assert await scalar(api.parts.database, "SELECT count(*) FROM deletions") == 2 * len(ids)
+            assert await scalar(api.state.database, "SELECT count(*) FROM deletions") == 2 * len(ids)

@@ -154,7 +154,7 @@ async def test_on_a_running_service(
 
         async def everywhere(version: int) -> None:
             await eventually(
-                lambda: all(api.parts.serving.current().version == version for api in traffic.apps), seconds=60
+                lambda: all(api.state.serving.current().version == version for api in traffic.apps), seconds=60
             )
 
         async with working(dsn, redis_url, tmp_path, monkeypatch, features=settings[0].features, **of_worker):
@@ -171,7 +171,7 @@ async def test_on_a_running_service(
                 await asyncio.sleep(0.05)
                 await process.aclose()
                 traffic.apps.append(await processes[n].enter_async_context(running_app(settings[1])))
-                await eventually(lambda: traffic.apps[-1].parts.serving.current().version == 1)
+                await eventually(lambda: traffic.apps[-1].state.serving.current().version == 1)
                 assert old not in traffic.apps
             # What is there serves on by the schema that it was learned with; the processes check by the new one.
             api = traffic.apps[0]

@@ -195,7 +195,7 @@ class Replay:
         answer = await self.api.client.post("/periods/close", json={"expected_period": self.period})
         assert answer.status_code == 202, answer.text
         version = await self.bench.update(self.period)
-        await eventually(lambda: self.api.parts.serving.current().version == version)
+        await eventually(lambda: self.api.state.serving.current().version == version)
         self.period += 1
 
     async def log(self) -> list[Event]:

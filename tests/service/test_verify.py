@@ -14,7 +14,7 @@ from sqlalchemy import make_url
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.serving.snapshot import prior_snapshot
+from service.serving.prior import prior_snapshot
 from service.storage.backup.verify import find_faults
 from service.storage.postgres.database import UnitOfWork
 from service.storage.postgres.migrate import head_revision

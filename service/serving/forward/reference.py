@@ -1,7 +1,8 @@
-"""The forward pass of a serving snapshot in plain torch: what the compiled one is compared with, and what serves where
-that one does not come to the same scores.
+"""The reference implementation of the forward pass, in plain torch.
 
-It is slower by an order of magnitude and brings torch into the process, which serving does without otherwise.
+Tests compare the compiled one with it, and `service.serving.loading` serves it where the compiled one does not give the
+scores that were stored with a snapshot. It is slower by an order of magnitude, and imports torch, which an api process
+does without otherwise.
 """
 
 from collections.abc import Mapping
@@ -14,22 +15,16 @@ from numpy.typing import NDArray
 from asmg.kernels.statistics import FURTHEST, ITEM, STATISTICS, USER, interaction_statistics
 from asmg.layout import COLD_ROW
 from asmg.models import build_model, config_from_json
-from service.serving.forward import (
-    EPSILON,
-    OF_CONTEXT,
-    OF_ITEM,
-    OF_USER,
-    FieldValues,
-    Forward,
-    item_width,
-)
+from service.serving.fields import OF_CONTEXT, OF_ITEM, OF_USER, FieldValues
+from service.serving.forward.interface import EPSILON, Forward, item_width
+from service.serving.id_hashes import Hashes
 from service.serving.id_index import IdIndex
 
-__all__ = ["eager_forward"]
+__all__ = ["reference_forward"]
 
 
-def eager_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Forward:
-    """The same function as `service.serving.forward.compiled_forward`."""
+def reference_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Forward:
+    """The same function as `service.serving.forward.compiled.compiled_forward`."""
     model = build_model(config_from_json(config))
     users = IdIndex(tensors["users.hashes"], tensors["users.starts"])
     items = IdIndex(tensors["items.hashes"], tensors["items.starts"])
@@ -38,29 +33,28 @@ def eager_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
     if "field" in model.tables:
         fields = IdIndex(tensors["fields.hashes"], tensors["fields.starts"])
     width = item_width(config) if "hidden" in config else tensors["items.vectors"].shape[1]
-
-    behind = width + (0 if fields is None else tensors["fields.vectors"].shape[1])
+    before_statistics = width + (0 if fields is None else tensors["fields.vectors"].shape[1])
 
     def rows_of(table: str, rows: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(tensors[table][rows])  # a copy, so that torch does not mind that a file is read-only
 
     @torch.inference_mode()
     def forward(
-        asked: NDArray[np.uint64],
-        history: NDArray[np.uint64],
+        hashes: Hashes,
+        history: Hashes,
         recent: NDArray[np.int32],
         values: FieldValues,
         scores: NDArray[np.float32],
         cold: NDArray[np.int32],
         /,
     ) -> tuple[int, bool]:
-        n, user, rows = len(scores), users.lookup(asked[:1]), items.lookup(asked[1:])
+        n, user, rows = len(scores), users.lookup(hashes[:1]), items.lookup(hashes[1:])
         vectors_of_items = rows_of("items.vectors", rows)
         vectors = vectors_of_items[:, :width]
         numeric = None
         if model.numeric:
-            ids = np.concatenate([asked[1:], history])
-            numeric = torch.from_numpy(_numeric(tensors, ids, items.lookup(ids), behind, n, recent))
+            ids = np.concatenate([hashes[1:], history])
+            numeric = torch.from_numpy(_numeric(tensors, ids, items.lookup(ids), before_statistics, n, recent))
         pooled = torch.zeros(1, vectors.shape[1])
         if len(history):
             pooled = rows_of("items.vectors", items.lookup(history))[:, :width].mean(0, keepdim=True)
@@ -78,7 +72,7 @@ def eager_forward(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
 def _field_sums(
     index: IdIndex, tensors: Mapping[str, NDArray[Any]], values: FieldValues, of_items: torch.Tensor
 ) -> torch.Tensor:
-    """The sums of context, user and item [n, 3·D]; `of_items` begins with the last."""
+    """The sums of the vectors of context, user and item, [n, 3·D]; `of_items` begins with those of the item."""
     read = torch.from_numpy(tensors["fields.vectors"][index.lookup(values.hashes)] * values.weights[:, None])
     n, dim, owners = len(of_items), read.shape[1], torch.from_numpy(values.owners).long()
     sums = torch.zeros(OF_ITEM + n, dim).index_add(0, owners, read)
@@ -87,24 +81,24 @@ def _field_sums(
 
 def _numeric(
     tensors: Mapping[str, NDArray[Any]],
-    ids: NDArray[np.uint64],
+    ids: Hashes,
     rows: NDArray[np.int64],
-    behind: int,
+    before_statistics: int,
     n: int,
     recent: NDArray[np.int32],
 ) -> NDArray[np.float32]:
-    """The statistics of a request, [n, S], as the library computes them of a log.
+    """The statistics of a request, [n, S], by the function that computes them of a log.
 
-    The log has the items of this request alone, those that the snapshot knows first: the others are past the end of
-    what was counted.
+    The log has the items of this request alone. Those that the snapshot knows come first; the others lie past the end
+    of what was counted.
 
     Args:
         tensors: of the snapshot.
-        ids: hashes of the n candidates and, behind them, of the user's clicks.
+        ids: hashes of the n candidates, followed by those of the user's clicks.
         rows: their rows.
-        behind: numbers of an item before its statistics.
-        n: candidates.
-        recent: int32 [3].
+        before_statistics: how many numbers of an item's row come before its statistics.
+        n: number of candidates.
+        recent: what the user did of late, int32 [3].
     """
     known, others = np.unique(rows[rows != COLD_ROW]), np.unique(ids[rows == COLD_ROW])
     mine, theirs = 1 + np.searchsorted(known, rows), 1 + len(known) + np.searchsorted(others, ids)
@@ -120,7 +114,7 @@ def _numeric(
     neighbours = (1 + np.searchsorted(known, near[order])).astype(np.int32)
     together, passed = np.ascontiguousarray(tensors["pairs.counts"][source[order]].T)
     starts = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=size))])
-    own = tensors["items.vectors"][:, behind : behind + ITEM + 1]
+    own = tensors["items.vectors"][:, before_statistics : before_statistics + ITEM + 1]
     degrees = np.concatenate([np.zeros(1, np.float32), own[known, ITEM]])
     out, nobody = np.empty((n, STATISTICS), np.float32), np.zeros(size, np.int32)
     interaction_statistics(
@@ -130,5 +124,5 @@ def _numeric(
     )  # fmt: skip
     mean, by = tensors["statistics.scale"]
     np.clip((out - mean) * by, -FURTHEST, FURTHEST, out=out)
-    out[:, USER : USER + ITEM] = own[rows[:n], :ITEM]  # which the snapshot has standardised
+    out[:, USER : USER + ITEM] = own[rows[:n], :ITEM]  # which the snapshot holds standardised
     return out
