@@ -43,6 +43,7 @@ from service.use_cases.watch import watch_period
 from tests.conftest import Servers, create_database, database_dsn, drop_database, flush
 from tests.service.copied import copied
 from tests.service.programs import asmg, start, wait_for
+from tests.service.worker_processes import forked_worker
 
 PERIODS, EVENTS = 2, 11_000
 
@@ -168,13 +169,15 @@ def test_fields_that_are_too_large(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_fields_are_imported(database: Database, postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(SHOP_LOG)
-    (tmp_path / "features.toml").write_text(SHOP.to_toml())
+    schema = tmp_path / "features.toml"
+    schema.write_text(SHOP.to_toml())
     there = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
     arguments = [str(tmp_path / "log.csv"), "--by", "count", "--size", "3", "--context", "device=Device"]
     refused = asmg("import", *arguments, code=1, **there)
     said = "asmg: context: expected a field of the context that the schema has (it has none); received device"
     assert refused.stderr.splitlines() == [said]
-    asmg("import", *arguments, **there, ASMG_FEATURES=str(tmp_path / "features.toml"))
+    with forked_worker(postgres_dsn, redis_url, tmp_path, features=schema):
+        asmg("import", *arguments, "--no-worker", **there, ASMG_FEATURES=str(schema))
     async with database.read() as session:
         contexts = {}
         for period in (1, 2):
@@ -274,12 +277,13 @@ async def test_events_of_others_in_the_open_period(
     async with database.read() as session:
         assert await session.interactions.count(1) == 1
         assert len(await session.items.catalogue()) == 0
-    asmg("import", *arguments, "--append", **there)
+    with forked_worker(postgres_dsn, redis_url, tmp_path):
+        asmg("import", *arguments, "--append", "--no-worker", **there)
     async with database.read() as session:
         assert [period.events for period in await session.periods.list(5)] == [None, 200, 401]
-    # There is nothing left to do, and nothing is done.
+    # There is nothing left to do, and nothing is done; no worker is needed for that.
     before = await everything(postgres_dsn)
-    asmg("import", *arguments, **there)
+    asmg("import", *arguments, "--no-worker", **there)
     assert await everything(postgres_dsn) == before
 
 
