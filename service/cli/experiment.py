@@ -45,7 +45,7 @@ def prepare_command(
         ),
     ],
     raw: Annotated[Path, typer.Option(help="File as it was published, or the folder that holds it.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="New folder to write.")],
     title: Annotated[
         str | None, typer.Option("--name", help="Name of your own log in the card and in reports.")
     ] = None,
