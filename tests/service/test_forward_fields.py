@@ -323,7 +323,7 @@ def test_a_model_with_fields_needs_them_and_one_without_refuses_them(tmp_path: P
 def test_a_file_whose_rows_are_too_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Made(tmp_path, categories=False, statistics=False)
     wrong = {**made.params, "field": made.params["field"][:, :5]}
-    monkeypatch.setattr("service.serving.encode._canary", lambda *_: [])
+    monkeypatch.setattr("service.serving.encode.model.canary_requests", lambda *_: [])
     path = tmp_path / "wrong.safetensors"
     path.write_bytes(encode_snapshot(made.model, wrong, known(USERS), known(ITEMS), fields=made.fields))
     with pytest.raises(CheckpointError, match=r"^snapshot: expected fields of 6 numbers behind items of 6; received"):
