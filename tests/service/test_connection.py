@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,11 @@ def test_in_pieces_and_one_behind_the_other(url: str, with_key: str) -> None:
         ]
         connection.send(HEALTH[5:])
         assert connection.answer()[0] == 200
+        for end in (1, 40, len(whole) - 1):  # the end of one request and all of the next in one packet
+            connection.send(whole[:end])
+            time.sleep(0.05)
+            connection.send(whole[end:] + HEALTH)
+            assert ["scores" in connection.answer()[2] for _ in range(2)] == [True, False]
 
 
 def test_many_requests_ahead_of_their_answers_are_all_answered(url: str) -> None:

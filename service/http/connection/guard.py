@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
         self._default_headers = server_state.default_headers
         self._loop = _loop or asyncio.get_running_loop()
         self._uvicorn = HttpToolsProtocol(config, server_state, {**app_state, "connection": self}, _loop)
-        self._is_attached = False  # whether uvicorn has this connection, and was not told that it is lost
+        self._uvicorn_transport: _UvicornTransport | None = None  # until uvicorn was told that the connection is lost
         self._reader = RequestReader()
         self._current: IncomingRequest | None = None  # the request that uvicorn has
         self._answer_has_begun = False  # of a current request whose body was not complete
@@ -106,24 +106,28 @@ class Connection(asyncio.Protocol):
         elif excess > 0:
             self._refuse(NotReady(f"the process has {settings.max_connections} connections, and takes no more"))
         else:
-            self._is_attached = True
-            self._uvicorn.connection_made(_UvicornTransport(transport, self))
+            self._uvicorn_transport = _UvicornTransport(transport, self)
+            self._uvicorn.connection_made(self._uvicorn_transport)
 
     def data_received(self, data: bytes) -> None:
         """Read requests and give them to uvicorn, or drop the data where the connection ends."""
-        reader = self._reader
+        if len(data) > PIECE_BYTES:
+            for start in range(0, len(data), PIECE_BYTES):
+                self.data_received(data[start : start + PIECE_BYTES])
+            return
         self._is_idle = False
-        for start in range(0, len(data), PIECE_BYTES):
-            if self._refusal is not None or self._is_closing or reader.is_over:
-                self._drop(len(data) - start)
-                return
-            try:
-                reader.feed(data if len(data) <= PIECE_BYTES else data[start : start + PIECE_BYTES])
-            except HTTPException as fault:
-                self._give_to_uvicorn()
-                self._refuse(fault)
-            else:
-                self._give_to_uvicorn()
+        if self._refusal is not None or self._is_closing or self._reader.is_over:
+            self._dropped_bytes += len(data)
+            if self._dropped_bytes > LINGER_BYTES:
+                self._transport.abort()
+            return
+        try:
+            self._reader.feed(data)
+        except HTTPException as fault:
+            self._give_to_uvicorn()
+            self._refuse(fault)
+        else:
+            self._give_to_uvicorn()
 
     def eof_received(self) -> bool | None:
         """Have the connection closed: the client takes no answers either, as far as anyone can know."""
@@ -216,10 +220,8 @@ class Connection(asyncio.Protocol):
                 return
             self._current = requests.popleft()
             self._taken += 1
-        pieces = self._current.pieces
-        if pieces:
-            data = b"".join(pieces)
-            pieces.clear()
+        data = self._current.take()
+        if data:
             self._uvicorn.data_received(data)
         if requests or self._is_paused:
             self._pause_reading_where_needed()
@@ -291,23 +293,14 @@ class Connection(asyncio.Protocol):
         requests = self._reader.requests
         if len(requests) > READ_AHEAD_REQUESTS:
             return True
-        return sum(len(piece) for request in requests for piece in request.pieces) > READ_AHEAD_BYTES
-
-    def _drop(self, number: int) -> None:
-        self._dropped_bytes += number
-        if self._dropped_bytes > LINGER_BYTES:
-            self._transport.abort()
+        return sum(request.untaken_bytes for request in requests) > READ_AHEAD_BYTES
 
     def _detach(self, exc: Exception | None) -> None:
         """Tell uvicorn that the connection is lost: the application then knows that nobody waits for an answer."""
-        if self._is_attached:
-            self._is_attached = False
+        if self._uvicorn_transport is not None:
+            self._uvicorn_transport.write = _discard  # type: ignore[method-assign]
+            self._uvicorn_transport = None
             self._uvicorn.connection_lost(exc)
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether uvicorn may still write."""
-        return self._is_attached
 
     def _check_deadlines(self) -> None:
         """End a connection that has waited for its client for too long."""
@@ -347,15 +340,11 @@ class _UvicornTransport(asyncio.Transport):
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         super().__init__()
-        self._transport, self._connection = transport, connection
+        self._connection = connection
+        self.write = transport.write  # type: ignore[method-assign]
         self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
         self.close = connection.close  # type: ignore[method-assign]
         self.is_closing = connection.is_closing  # type: ignore[method-assign]
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, unless uvicorn was told that the connection is lost."""
-        if self._connection.is_attached:
-            self._transport.write(data)
 
     def pause_reading(self) -> None:
         """Read no more for uvicorn."""
@@ -364,6 +353,10 @@ class _UvicornTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         """Go on reading for uvicorn."""
         self._connection.pause_for_uvicorn(False)
+
+
+def _discard(data: object) -> None:
+    pass
 
 
 def with_connection(app: ASGIApp) -> ASGIApp:

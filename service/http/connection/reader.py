@@ -41,17 +41,45 @@ Headers = list[tuple[bytes, bytes]]
 class IncomingRequest:
     """A request with a valid head, of which perhaps not all has come."""
 
-    __slots__ = ("headers", "is_complete", "keep_alive", "pieces", "target")
+    __slots__ = ("_body", "_method", "_version", "_whole", "headers", "is_complete", "keep_alive", "target")
 
-    def __init__(self, target: bytes, headers: Headers, *, keep_alive: bool) -> None:
+    def __init__(self, method: bytes, target: bytes, version: str, headers: Headers, keep_alive: bool) -> None:
+        self._method = method
         self.target = target
+        self._version: str | None = version  # None when the head was taken
         self.headers = headers
         """Names in lower case."""
         self.keep_alive = keep_alive
         """Whether another request may follow."""
-        self.pieces: list[bytes] = []
-        """What uvicorn was not given yet."""
+        self._body: list[bytes] = []
+        self._whole: bytes | None = None
         self.is_complete = False
+
+    def add(self, part: bytes) -> None:
+        """Add a part of the body, as it is to be sent to uvicorn."""
+        self._body.append(part)
+
+    def use_received(self, data: bytes) -> None:
+        """Have `take` give what the client has sent, which is this whole request and nothing else: quicker than to
+        write it anew.
+        """
+        self._whole = data
+
+    @property
+    def untaken_bytes(self) -> int:
+        """Bytes of the body that were not taken yet."""
+        return sum(map(len, self._body))
+
+    def take(self) -> bytes:
+        """What has come since the last call, to be given to uvicorn."""
+        data, self._whole = self._whole, None
+        if data is None:
+            data = b"".join(self._body)
+            if self._version is not None:
+                data = _written(self._method, self.target, self._version, self.headers) + data
+        self._version = None
+        self._body.clear()
+        return data
 
 
 class RequestReader:
@@ -72,6 +100,7 @@ class RequestReader:
         self._target = b""
         self._headers: Headers = []
         self._is_chunked = False
+        self._begun = 0  # heads that have begun
         self._kept = 0  # bytes since a head, or the last part of a body, began: at most so many the parser may keep
         self._without_upgrade = b""  # a head that asked for an upgrade, written without it, until it is read again
         self._fault: HTTPException | None = None  # why a callback has stopped the parser
@@ -83,6 +112,8 @@ class RequestReader:
             HTTPException: the request that is coming in is to be refused. `requests` are to be answered before.
         """
         self._kept += len(data)
+        received, begun = data, self._begun
+        starts_with_head = not self.in_head and (self.newest is None or self.newest.is_complete)
         while True:
             try:
                 self._parser.feed_data(data)
@@ -99,6 +130,10 @@ class RequestReader:
                 raise self._fault or unclear from None
         if self._kept > MAX_HEAD_BYTES + PIECE_BYTES:  # the first piece may hold other requests too
             raise _head_too_large()
+        request = self.newest
+        if starts_with_head and self._begun == begun + 1 and request is not None and request.is_complete:
+            if not self._is_chunked:
+                request.use_received(received)
 
     # Callbacks of the parser. What they raise stops it, and reaches `feed` as an HttpParserError.
 
@@ -107,6 +142,7 @@ class RequestReader:
         if self.is_over:
             raise HttpParserError("nothing is read behind the last request")
         self.in_head = True
+        self._begun += 1
         self._target, self._headers = b"", []
 
     def on_url(self, part: bytes) -> None:
@@ -129,44 +165,36 @@ class RequestReader:
         if (fault := _fault(target, version, headers, found)) is not None:
             self._stop(HTTPException(400, fault))
         method = parser.get_method()
-        upgrades = parser.should_upgrade()
-        if upgrades:
+        if parser.should_upgrade():
             if method == b"CONNECT":
                 self._stop(HTTPException(405, "expected no CONNECT: this is no proxy", headers={"Allow": ""}))
             headers = [header for header in headers if header[0] != b"upgrade"]
-        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, target, version.encode(), lines)
-        if upgrades:
-            self._without_upgrade = head  # `feed` has it read again
+            self._without_upgrade = _written(method, target, version, headers)  # `feed` has it read again
             return
         self.in_head, self._kept = False, 0
         self._target, self._headers = b"", []
         self._is_chunked = b"transfer-encoding" in found
         keep_alive = version != "1.0" and parser.should_keep_alive()
-        self.newest = request = IncomingRequest(target, headers, keep_alive=keep_alive)
-        request.pieces.append(head)
+        self.newest = request = IncomingRequest(method, target, version, headers, keep_alive)
         self.requests.append(request)
 
     def on_body(self, part: bytes) -> None:
         """Add a part of the body."""
         self._kept = 0
-        self._add(b"%x\r\n%b\r\n" % (len(part), part) if self._is_chunked else part)
+        assert self.newest is not None  # its head comes first
+        self.newest.add(b"%x\r\n%b\r\n" % (len(part), part) if self._is_chunked else part)
 
     def on_message_complete(self) -> None:
         """End the request; one that asked for an upgrade ends when it is read again."""
         if self._without_upgrade:
             return
         self._kept = 0
-        if self._is_chunked:
-            self._add(b"0\r\n\r\n")
         request = self.newest
         assert request is not None  # its head comes first
+        if self._is_chunked:
+            request.add(b"0\r\n\r\n")
         request.is_complete = True
         self.is_over = not request.keep_alive
-
-    def _add(self, piece: bytes) -> None:
-        assert self.newest is not None
-        self.newest.pieces.append(piece)
 
     def _stop(self, fault: HTTPException) -> None:
         self._fault = fault
@@ -213,6 +241,11 @@ def _fault(target: bytes, version: str, headers: Headers, found: dict[bytes, byt
 @lru_cache(1024)
 def _is_host(value: bytes) -> bool:
     return HOST.fullmatch(value) is not None  # 0.2 µs, and nearly all requests have one of a few hosts
+
+
+def _written(method: bytes, target: bytes, version: str, headers: Headers) -> bytes:
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    return b"%b %b HTTP/%b\r\n%b\r\n" % (method, target, version.encode(), lines)
 
 
 def _head_bytes(target: bytes, headers: Headers) -> int:
