@@ -106,7 +106,7 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
         gc.collect()
         gc.freeze()
         for _ in range(rounds):
-            await requires.key(parts, {"headers": headers})  # a key is believed for a second
+            await requires.key(parts, {"headers": headers})  # a checked key is cached for a second
             for name, stage in stages.items():
                 started = time.perf_counter()
                 for call in range(calls):
