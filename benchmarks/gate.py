@@ -22,7 +22,8 @@ from asmg.training import evaluate, predict_logits
 from benchmarks.learning.logs import folder_periods
 from benchmarks.learning.updaters import default_updater, warm_up
 from service.storage.postgres.repositories import ModelKind
-from service.use_cases.update.gate import decide, rehearsed, try_out
+from service.use_cases.update.gate import decide
+from service.use_cases.update.trial import rehearsal_rows, try_out
 
 
 def play(method: str, periods: Sequence[PeriodData]) -> None:
@@ -42,7 +43,7 @@ def play(method: str, periods: Sequence[PeriodData]) -> None:
             progressive["previous"] = evaluate(updater.model, served, data)
 
         started = time.perf_counter()
-        older, newest = data.slice(0, rehearsed(len(data))), data.slice(rehearsed(len(data)), len(data))
+        older, newest = data.slice(0, rehearsal_rows(len(data))), data.slice(rehearsal_rows(len(data)), len(data))
         rehearsals = updater.rehearse(state, older, newest, rng=stage_rng(0, number, "rehearse"))
         trial = try_out(data.label, data.user, answers, rehearsals)
         asked = time.perf_counter()

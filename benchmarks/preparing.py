@@ -24,7 +24,8 @@ import polars as pl
 
 from asmg.datasets.generic import LogOptions, find_form
 from asmg.datasets.prepare import PrepareOptions, prepare
-from service.cli.import_log.spool import Spool
+from service.cli.import_log.sorting import sort_log
+from service.cli.import_log.temporary_database import temporary_database
 
 CHUNK = 1_000_000
 DAYS = np.array([100 * month + day for month in range(5, 12) for day in range(1, 31)])
@@ -68,16 +69,13 @@ def measure(options: PrepareOptions) -> None:
 
 
 def measure_import(file: Path) -> None:
-    """Take a log through the spool of an import, and print time and memory."""
+    """Sort a log on disk as an import does, read it again, and print what that took."""
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="asmg-preparing-") as folder:
-        spool = Spool(Path(folder))
-        spool.fill(
-            find_form(file, LogOptions()), "day", malformed="error", negatives=1, seed=0, progress=lambda fraction: None
-        )
-        pieces = spool.pieces("day", 1)
-        rows = sum(1 for piece in pieces for _ in spool.events(piece))
-        spool.close()
+    with temporary_database(lambda: None) as database:
+        form = find_form(file, LogOptions())
+        log = sort_log(form, "day", database, malformed="error", negatives=1, seed=0, progress=lambda fraction: None)
+        pieces = log.cut("day", 1)
+        rows = sum(1 for piece in pieces for _ in log.interactions(piece))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(f"import: {rows:,} rows in {len(pieces)} days, {time.perf_counter() - started:.0f} s, peak {peak:.0f} MiB")
 

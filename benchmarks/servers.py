@@ -15,7 +15,8 @@ from benchmarks.http_load.generator import Beside, ask
 from benchmarks.http_load.load import Answers, Load, Target
 from benchmarks.machine import cpu_seconds
 from service.errors import ServiceError
-from service.processes.children import Child, ChildFailed, StopRequest
+from service.processes.companion import Companion, CompanionFailed
+from service.processes.stop_request import StopRequest
 
 HOST = "127.0.0.1"
 """The loopback address that every server here listens on."""
@@ -89,7 +90,7 @@ class Server:
         return f"http://{self.target.host}:{self.target.port}"
 
     def __enter__(self) -> "Server":
-        self._child = Child(self.name, self._command, environment=self._environment, log=self._log)
+        self._child = Companion(self.name, self._command, environment=self._environment, log=self._log)
         self._root = next(iter(_marked(self._mark, psutil.Process().children())), None)
         return self
 
@@ -162,7 +163,7 @@ class Server:
     def _require_running(self) -> None:
         try:
             self._child.check()
-        except ChildFailed as error:
+        except CompanionFailed as error:
             raise ServerFailed(str(error)) from None
 
     def _tail(self) -> str:

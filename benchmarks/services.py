@@ -16,8 +16,9 @@ import psutil
 
 from asmg.features import Schema
 from benchmarks.servers import HOST, Server, environment_without_settings, free_port
-from service.processes.children import StopRequest
-from service.processes.supervisor import environment_of, installation
+from service.processes.child import CHILD_MODULE, environment_of
+from service.processes.installation import installation
+from service.processes.stop_request import StopRequest
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.use_cases.auth import SCOPES, create_key
@@ -25,8 +26,6 @@ from service.use_cases.auth import SCOPES, create_key
 T = TypeVar("T")
 
 PROBE_SECONDS = 2.0
-SUPERVISOR = "service.processes.supervisor"
-"""Module that the processes of `asmg serve` run; its first argument is their role."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,8 @@ def processes_of(server: Server, role: str) -> list[psutil.Process]:
 def _role(process: psutil.Process) -> str | None:
     with suppress(psutil.Error):
         command = process.cmdline()
-        if SUPERVISOR in command:
-            return str(command[command.index(SUPERVISOR) + 1])
+        if CHILD_MODULE in command:
+            return str(command[command.index(CHILD_MODULE) + 1])
     return None
 
 

@@ -15,6 +15,7 @@ from benchmarks.http_load.load import Load
 from benchmarks.machine import cpu_seconds, memory_bytes
 from benchmarks.servers import MARK, Server, ServerFailed, free_port
 from benchmarks.serving.options import VARIANTS
+from service.processes.child import CHILD_MODULE
 from tests.bench_support import bench
 
 REQUEST = b"POST /predict HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"
@@ -203,7 +204,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, data_dir: Path) -> No
             command, stdout=out, stderr=subprocess.STDOUT, env={**environment(), "TMPDIR": str(folder)}
         )  # fmt: skip
     deadline = time.monotonic() + 90
-    while not any("service.processes.supervisor" in " ".join(_command(one)) for one in _children(process.pid)):
+    while not any(CHILD_MODULE in " ".join(_command(one)) for one in _children(process.pid)):
         assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "out").read_text()
         time.sleep(0.05)
     assert [*folder.glob("asmg-bench-*")]

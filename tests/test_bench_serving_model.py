@@ -17,8 +17,9 @@ from benchmarks.serving.model_store import Snapshots
 from benchmarks.serving.peers.noop import create_app, write_answers
 from benchmarks.serving.peers.tutorial import Predictor, save_model
 from benchmarks.serving.requests import ServingSizes, item_id, make_workload, user_id
-from service.http.bodies.predict import quick_question
-from service.serving.snapshot import Snapshot, hashes_of
+from service.http.bodies.predict import parse_predict
+from service.serving.id_hashes import hash_ids
+from service.serving.snapshot import Snapshot
 from tests.bench_support import same_threads
 
 SMALL = ServingSizes(users=20, items=60)
@@ -108,13 +109,14 @@ def test_the_service_with_fields_scores_as_expected(tmp_path: Path) -> None:
     requests = pool.encode("key", contexts=contexts)
     for n, (user, history, wanted) in enumerate(zip(pool.users, pool.histories, expected, strict=True)):
         _, _, body = requests[n].partition(b"\r\n\r\n")
-        question = quick_question(body, {"headers": [(b"content-type", b"application/json")]}, fields.schema)
-        assert question is not None and question.context == contexts[n]
-        past = hashes_of([item_id(row) for row in history])
+        question = parse_predict(body, {"headers": [(b"content-type", b"application/json")]}, fields.schema)
+        assert question.context == contexts[n]
+        hashes = hash_ids([str(question.user_id), *question.item_ids])
+        past = hash_ids([item_id(row) for row in history])
 
         def scores(context: Mapping[str, Any], features: Mapping[str, Any]) -> Any:
             values = snapshot.fields.read(context, features, timestamp_ms=0)  # type: ignore[union-attr]
-            return snapshot.score(question.asked, past, np.array([30, 10, 30], np.int32), values).scores  # noqa: B023
+            return snapshot.score(hashes, past, np.array([30, 10, 30], np.int32), values).scores  # noqa: B023
 
         assert scores(contexts[n], fields.users[user]) == pytest.approx(wanted, abs=1e-6)
         for name in contexts[n]:

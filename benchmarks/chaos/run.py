@@ -22,7 +22,7 @@ from benchmarks.servers import Server
 from benchmarks.services import OwnStores, own_service, own_stores
 from service.demo.client import CallFailed
 from service.errors import ServiceError
-from service.processes.children import INTERRUPTED, Interrupted, StopRequest
+from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 from service.storage.postgres import tables
 from service.storage.postgres.database import Database
 from service.tasks import end_tasks

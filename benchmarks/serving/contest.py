@@ -26,7 +26,7 @@ from benchmarks.serving.peers.noop import write_answers
 from benchmarks.serving.peers.tutorial import save_model
 from benchmarks.serving.publishing import publish
 from benchmarks.serving.requests import make_workload
-from service.processes.children import StopRequest
+from service.processes.stop_request import StopRequest
 
 POOL = 1_000
 """Distinct requests for each number of candidates."""

@@ -21,7 +21,8 @@ from benchmarks.printing import print_table, times
 from benchmarks.serving.model import NEIGHBOURS, ServedModel, random_statistics
 from benchmarks.serving.model_store import Snapshots
 from benchmarks.serving.requests import RequestPool, ServingSizes, item_id, make_workload, user_id
-from service.serving.snapshot import Snapshot, hashes_of
+from service.serving.id_hashes import hash_ids
+from service.serving.snapshot import Snapshot
 
 QUESTIONS = 200
 CALLS = 20
@@ -68,7 +69,7 @@ def measure_forward(
 def _questions(pool: RequestPool) -> list[Question]:
     ids = zip(pool.users.tolist(), pool.items.tolist(), pool.histories.tolist(), strict=True)
     return [
-        (hashes_of([user_id(user), *map(item_id, items)]), hashes_of([*map(item_id, history)]), RECENT)
+        (hash_ids([user_id(user), *map(item_id, items)]), hash_ids([*map(item_id, history)]), RECENT)
         for user, items, history in ids
     ]
 

@@ -13,7 +13,7 @@ from benchmarks.serving.model import NEIGHBOURS
 from benchmarks.serving.options import DEFAULT, FIELDS, NOOP, OURS, PLAIN, ServeOptions
 from benchmarks.serving.results import print_cells, summaries
 from benchmarks.serving.swap import measure_swap, need_room, print_swap
-from service.processes.children import INTERRUPTED, Interrupted, StopRequest
+from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 
 PACKAGES = ("fastapi", "uvicorn", "uvloop", "httptools", "msgspec", "litserve", "bentoml", "ray")
 

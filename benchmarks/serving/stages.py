@@ -11,12 +11,12 @@ import argparse
 import gc
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
 
 import uvloop
-from starlette.types import Scope
+from starlette.types import Message, Scope
 
 from benchmarks.options import whole_numbers
 from benchmarks.printing import print_table
@@ -27,11 +27,12 @@ from benchmarks.serving.model_store import Snapshots, remember, store
 from benchmarks.serving.publishing import publish
 from benchmarks.serving.requests import ServingSizes, make_workload
 from service.app import create_app
-from service.http.bodies.predict import quick_question
-from service.http.dependencies import Parts, Requires
-from service.http.routers.predict import answer_json, answer_now
+from service.http.app_state import AppState
+from service.http.bodies.predict import parse_predict
+from service.http.keys import Requires
+from service.http.routers.predict import answer_json, post_predict
 from service.settings import Settings
-from service.use_cases.predict import predict, predict_now
+from service.use_cases.predict import predict
 
 POOL = 500
 """Distinct requests, whose histories the process has cached when timing begins."""
@@ -79,34 +80,33 @@ def measure_stages(
 async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int, rounds: int) -> dict[str, float]:
     app = create_app(settings)
     async with app.router.lifespan_context(app) as state:
-        parts: Parts = dict(state or {})["parts"]
+        app_state: AppState = dict(state or {})["app"]
         headers = [(b"host", b"127.0.0.1"), (b"authorization", f"Bearer {key}".encode())]
         headers.append((b"content-type", b"application/json"))
         requires = Requires("predict")
-        await requires.key(parts, {"headers": headers})
-        for body in bodies:
-            question = quick_question(body, {"headers": headers}, parts.schema)
-            assert question is not None
-            await predict(parts.serving, parts.histories, question)  # compiled, remembered
-        questions = [quick_question(body, {"headers": headers}, parts.schema) for body in bodies]
-        results = [predict_now(parts.serving, parts.histories, question) for question in questions if question]
+        await requires.key(app_state, {"headers": headers})
         scope: Scope = {"headers": headers}
+        questions = [parse_predict(body, scope, app_state.schema) for body in bodies]
+        # From here on the code is compiled and the histories are in memory.
+        results = [await predict(app_state.serving, app_state.histories, question) for question in questions]
         stages: dict[str, Callable[[int], object]] = {
-            "key check and rate limit": lambda i: requires.known(parts, dict(scope)),
-            "parsing and checking the body": lambda i: quick_question(bodies[i], scope, parts.schema),
-            "history and forward pass": lambda i: predict_now(parts.serving, parts.histories, questions[i]),  # type: ignore[arg-type]  # checked above
-            "writing the answer": lambda i: answer_json(results[i], "0" * 32),  # type: ignore[arg-type]  # they are remembered
-            WHOLE: lambda i: answer_now(parts, {"headers": headers}, bodies[i]),
+            "key check and rate limit": lambda i: _without_waiting(requires.key(app_state, dict(scope))),
+            "parsing and checking the body": lambda i: parse_predict(bodies[i], scope, app_state.schema),
+            "history and forward pass": lambda i: _without_waiting(
+                predict(app_state.serving, app_state.histories, questions[i])
+            ),
+            "writing the answer": lambda i: answer_json(results[i], "0" * 32),
+            WHOLE: lambda i: _without_waiting(post_predict(app_state, {"headers": headers}, _receiving(bodies[i]))),
             NOTHING: lambda i: None,
         }
-        await requires.key(parts, {"headers": headers})
+        await requires.key(app_state, {"headers": headers})
         if any(not stage(0) for name, stage in stages.items() if name != NOTHING):
-            raise RuntimeError("expected a service that answers at once; received one that does not")
+            raise RuntimeError("expected a service that answers; received one that does not")
         found: dict[str, list[float]] = {name: [] for name in stages}
         gc.collect()
         gc.freeze()
         for _ in range(rounds):
-            await requires.key(parts, {"headers": headers})  # a checked key is cached for a second
+            await requires.key(app_state, {"headers": headers})  # a checked key is cached for a second
             for name, stage in stages.items():
                 started = time.perf_counter()
                 for call in range(calls):
@@ -115,6 +115,25 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
     medians = {name: median(values) for name, values in found.items()}
     empty = medians.pop(NOTHING)
     return {name: value - empty for name, value in medians.items()}
+
+
+def _receiving(body: bytes) -> Callable[[], Awaitable[Message]]:
+    """ASGI's `receive` of a request with this body."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+def _without_waiting(call: Awaitable[object]) -> object:
+    """The result of a call that never waits."""
+    steps = call.__await__()
+    try:
+        next(steps)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("expected a call that waits for nothing; received one that does")
 
 
 def main() -> None:
@@ -139,7 +158,7 @@ def main() -> None:
         rows.append((name, *(f"{column[name]:.1f}" for column in columns)))
     whole = [column.pop(WHOLE) for column in columns]
     rest = [total - sum(column.values()) for total, column in zip(whole, columns, strict=True)]
-    rows.insert(-1, ("the rest: counting, timing, request id", *(f"{value:.1f}" for value in rest)))
+    rows.insert(-1, ("the rest: reading the body, counting, request id", *(f"{value:.1f}" for value in rest)))
     print_table("Microseconds of one request", ("stage", *(f"{n} items" for n in numbers)), rows)
 
 

@@ -19,7 +19,7 @@ from benchmarks.serving.model import ServedModel
 from benchmarks.serving.model_store import Snapshots, store
 from benchmarks.serving.publishing import publish
 from benchmarks.serving.requests import ServingSizes
-from service.processes.children import StopRequest
+from service.processes.stop_request import StopRequest
 
 SETTLE_SECONDS = 1.0
 """After the service is ready its other workers may take so long."""

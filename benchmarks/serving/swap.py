@@ -32,7 +32,7 @@ from benchmarks.serving.options import ServeOptions
 from benchmarks.serving.publishing import publish, publishing_process
 from benchmarks.serving.requests import RequestPool, ServingSizes, make_workload
 from benchmarks.serving.swap_verdict import Swap, Verdict, judge
-from service.processes.children import StopRequest
+from service.processes.stop_request import StopRequest
 
 N = 50
 CONNECTIONS = 16

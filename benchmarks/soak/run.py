@@ -25,7 +25,7 @@ from benchmarks.soak.verdict import FIGURES, Left, course, judge
 from service.demo.client import Api, CallFailed
 from service.demo.streams import PlayedPeriod, synthetic_stream
 from service.limits import KEPT_FOR_TRAINING
-from service.processes.children import INTERRUPTED, Interrupted, StopRequest
+from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 
 KEPT = {"keep_versions": 5, "keep_states": 3, "keep_logs": 3}
 HORIZON = 1 + max(KEPT["keep_versions"], KEPT_FOR_TRAINING + KEPT["keep_logs"])

@@ -10,7 +10,7 @@ from alembic import command
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from service.cli.options import expiry_of
+from service.cli.keys import expiry_of
 from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import alembic_config, migrate
 from service.use_cases.audit import command_line, list_audit

@@ -17,7 +17,7 @@ from benchmarks.servers import free_port
 from service import worker
 from service.app import create_app
 from service.errors import ConfigurationError, NotReady
-from service.processes.supervisor import installation
+from service.processes.installation import installation
 from service.settings import Settings
 from service.storage.postgres.database import SESSION, Database
 from service.storage.postgres.migrate import migrate

@@ -36,7 +36,9 @@ from service.storage.postgres.repositories import (
     Labels,
     Models,
     Past,
+    PeriodLogs,
     Periods,
+    Removals,
     Stages,
     Traces,
 )
@@ -100,6 +102,7 @@ class _Session:
     def __init__(self, connection: AsyncConnection) -> None:
         self.connection = connection
         self.periods = Periods(connection)
+        self.period_logs = PeriodLogs(connection)
         self.stages = Stages(connection)
         self.interactions = Interactions(connection)
         self.labels = Labels(connection)
@@ -114,6 +117,7 @@ class _Session:
         self.audit = Audit(connection)
         self.deletions = Deletions(connection)
         self.traces = Traces(connection)
+        self.removals = Removals(connection)
 
 
 class ReadSession(_Session):
