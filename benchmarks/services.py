@@ -35,31 +35,31 @@ class OwnStores:
     folder: Path
     """Holds everything; may be used for more files."""
     settings: Settings
-    """Of the service, the addresses of the servers included."""
+    """The settings of the service, including the addresses of Postgres and Redis."""
     environment: dict[str, str]
-    """Makes a process of the service read these settings and no others."""
+    """Environment variables by which a process of the service gets these settings and no others."""
     key: str
     """An API key of all scopes."""
 
     @property
     def dsn(self) -> str:
-        """Of Postgres, `postgresql+asyncpg://…`."""
+        """Address of Postgres, `postgresql+asyncpg://…`."""
         assert self.settings.postgres_dsn is not None
         return self.settings.postgres_dsn
 
     @property
     def driver_dsn(self) -> str:
-        """The same for asyncpg alone."""
+        """Address of Postgres as asyncpg itself takes it, `postgresql://…`."""
         return self.dsn.replace("postgresql+asyncpg://", "postgresql://")
 
     @property
     def redis_url(self) -> str:
-        """Of Redis."""
+        """Address of Redis."""
         assert self.settings.redis_url is not None
         return self.settings.redis_url
 
     def run(self, work: Callable[[Database], Awaitable[T]]) -> T:
-        """What `work` returns, given a connection to Postgres."""
+        """Call `work` with a connection to Postgres, and return its result."""
         return asyncio.run(_with_database(self.dsn, work))
 
     def processes(self) -> list[psutil.Process]:

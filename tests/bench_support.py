@@ -1,5 +1,6 @@
 """What the tests of the benchmarks share."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,10 +14,18 @@ SIZES = StreamSizes(users=40, items=25, rows=600, history=3)
 TINY_STREAM = ["--users", "40", "--items", "25", "--rows", "600", "--history", "3"]
 
 
-def bench(*arguments: str) -> Result:
-    """Run `asmg bench …` in this process. It may set torch's threads, which are set back."""
+def asmg(*arguments: str) -> Result:
+    """Run the program in this process, whose threads of torch and level of log lines it may set: both are set back."""
+    level = logging.getLogger().level
     with same_threads():
-        return CliRunner().invoke(app, ["bench", *arguments])
+        done = CliRunner().invoke(app, [*arguments])
+    logging.getLogger().setLevel(level)
+    return done
+
+
+def bench(*arguments: str) -> Result:
+    """Run `asmg bench …`."""
+    return asmg("bench", *arguments)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from benchmarks.chaos.run import ChaosOptions
 from benchmarks.chaos.stream import SCHEMA, make_log
 from benchmarks.chaos.verdict import Record, State, content_of, judge, to_json
 from benchmarks.reports import exit_code
-from tests.service.programs import asmg
+from tests.bench_support import asmg
 
 CLOSES = 2
 
@@ -156,8 +156,10 @@ def test_options_are_checked(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_short_run_holds_every_promise(tmp_path: Path) -> None:
+    """Two whole services, one after the other: 18 seconds of kills and pauses, and the same log undisturbed."""
     report = tmp_path / "report.json"
-    asmg("chaos", "--minutes", "0.3", "--closes", "2", "--seed", "1", "--report", str(report))
+    done = asmg("chaos", "--minutes", "0.3", "--closes", "2", "--seed", "1", "--report", str(report))
+    assert done.exit_code == 0, done.output
     document = json.loads(report.read_text())
     assert document["held"]
     assert document["figures"]["sabotage"]

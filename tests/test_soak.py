@@ -1,8 +1,7 @@
 """`asmg bench soak`: growth is found, and nothing else is taken for it; a short run measures what it says."""
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,17 +132,12 @@ def test_the_second_quarter_begins_when_all_is_let_go_of() -> None:
     assert 1 in expected_left(run.HORIZON - 1).logs
 
 
-@pytest.fixture
-def log_level() -> Iterator[None]:
-    before = logging.getLogger().level
-    yield
-    logging.getLogger().setLevel(before)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("log_level")
 def test_a_short_run_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real servers and processes; too short for its figures to be judged, but what is kept can be."""
+    """Real servers and processes; too short for its figures to be judged, but what is kept can be.
+
+    It takes 11 periods until a log is dropped.
+    """
     monkeypatch.setattr(run, "HORIZON", 2)
     report = tmp_path / "report.json"
     done = bench("soak", "--periods", "11", "--events", "60", "--report", str(report))

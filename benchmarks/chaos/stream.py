@@ -38,7 +38,7 @@ class Log:
     """The whole catalogue, then features that its items have later. Sent before any event, so that no update depends
     on when an item arrived."""
     users: list[list[dict[str, Any]]]
-    """Of each period, the features that users have from a moment in it on."""
+    """For each period, the features that users have from a moment in it on."""
     periods: list[list[dict[str, Any]]]
     """Events of period 1, 2, …; times and ids grow strictly within each."""
 

@@ -42,17 +42,17 @@ class Record:
     resent_batches: int = 0
     """Batches sent again on purpose after they were acknowledged."""
     predictions: Counter[str] = field(default_factory=Counter)
-    """By status, or `refused` where a connection failed."""
+    """Number of predictions by status, or by `timeout` and `refused` (no connection)."""
     server_errors: list[str] = field(default_factory=list)
     """The first predictions answered with 5xx while a snapshot was loaded."""
     failed_predictions: int = 0
-    """How many predictions were answered so."""
+    """Number of predictions answered with 5xx while a snapshot was loaded."""
     not_loaded: int = 0
     """Predictions answered with 503 by processes that had not loaded a snapshot yet."""
     sabotage: list[dict[str, Any]] = field(default_factory=list)
     """What was killed, paused or flushed: victim, way and seconds."""
     recovery_seconds: list[float] = field(default_factory=list)
-    """Of each write that was not acknowledged at once, from its first attempt to its acknowledgement."""
+    """Seconds from the first attempt of a write to its acknowledgement; of writes that were tried again."""
     faults: list[str] = field(default_factory=list)
     """Errors that ended a part of the run itself."""
     finished: bool = True

@@ -25,7 +25,7 @@ RETRY_SECONDS = 0.01
 DRAIN_SECONDS = 5.0
 """How long answers may take after the last request was sent; what has not come by then has failed."""
 CHECK_SECONDS = 0.05
-"""How often is checked whether the load should end."""
+"""Interval at which the load is checked for its end."""
 
 now = time.perf_counter
 

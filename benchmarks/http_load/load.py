@@ -85,7 +85,7 @@ class Answers:
     late: "array[float]" = field(default_factory=lambda: array("d"))
     """Open loop: of each request, by how many seconds the generator noticed too late that it was due."""
     faults: Counter[str] = field(default_factory=Counter)
-    """What went wrong → how often."""
+    """Number of failed requests by what went wrong."""
     cpu_seconds: float = 0.0
     """CPU time that the generator itself took."""
 

@@ -36,7 +36,7 @@ class StreamSizes:
     history: int = 10
     """Items in the history of every interaction."""
     idle: int = 1
-    """How many times as large the tables are as the traffic needs; no batch touches the further rows."""
+    """Size of the tables as a multiple of what the traffic needs; no batch touches the further rows."""
 
     def __post_init__(self) -> None:
         at_least(1, users=self.users, items=self.items, rows=self.rows, idle=self.idle)

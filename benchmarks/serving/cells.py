@@ -12,7 +12,7 @@ from benchmarks.servers import Server
 from benchmarks.serving.options import Cell, ServeOptions
 
 OPEN_SECONDS = 3.0
-"""How long an open loop lasts at most. It is long enough that a pause at its beginning is not most of what it finds."""
+"""Longest duration of an open loop: long enough that a pause at its start does not dominate the figures."""
 
 
 def measure(

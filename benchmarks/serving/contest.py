@@ -31,7 +31,7 @@ from service.processes.stop_request import StopRequest
 POOL = 1_000
 """Distinct requests for each number of candidates."""
 CHECKED = 20
-"""How many of them have their answers checked before anything is measured."""
+"""Requests whose answers are checked before anything is measured."""
 WARM_CONNECTIONS = 16
 VERSION = 1
 

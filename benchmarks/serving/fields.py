@@ -1,5 +1,5 @@
-"""Fields of the model that is asked: a schema with fields of every kind, what users, items and requests have of them,
-and what a model reads of it.
+"""Fields of the measured model: a schema with fields of every kind, random values of users, items and requests, and
+what the model reads of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,24 +21,26 @@ from service.storage.postgres.repositories import FeaturesOf, FeatureVersion
 from service.use_cases.update.period_fields import fields_of_snapshot
 
 OF_EACH = 5
-"""Features of a user, and of an item."""
+"""Number of features of a user, and of an item."""
 
 VALUES = 20
-"""Values of a categorical field."""
+"""Number of values of a categorical field."""
 
 MOST = 4
-"""Values that a multi field can have."""
+"""Most values of a multi field."""
 
 EDGES = (20.0, 40.0, 60.0, 80.0)
+"""Edges of the buckets of a number, which is drawn from 0 to 100."""
 
 Given = Mapping[str, Any]
+"""Values of fields by their names."""
 
 
 def make_fields(context: int, users: int, items: int, seed: int) -> "ServingFields":
     """Fields with random values.
 
     Args:
-        context: how many of the context, of which the model reads all in predicting.
+        context: number of fields of the context.
         users, items: rows of the tables, without the cold rows.
         seed: of the values.
     """
@@ -49,15 +51,15 @@ def make_fields(context: int, users: int, items: int, seed: int) -> "ServingFiel
 
 
 class ServingFields:
-    """A schema, and the values of users, of items and of requests."""
+    """A schema, and the values that users, items and requests have of its fields."""
 
     def __init__(self, schema: Schema, users: int, items: int, seed: int) -> None:
         rng = np.random.default_rng([seed, 4])
         self.schema, self._seed = schema, seed
         self.users = [{}, *self._some("user", users, rng)]
-        """By row of the user table; of row 0 nothing is known."""
+        """Features by row of the user table; the cold row has none."""
         self.items = [{}, *self._some("item", items, rng)]
-        """The same of items."""
+        """Features by row of the item table."""
         names = [name_of_value(field.name, value) for field in schema.fields for value in _values(field)]
         self._values = Known(names, np.arange(1, len(names) + 1))
 
@@ -67,7 +69,7 @@ class ServingFields:
         return 1 + len(self._values.ids)
 
     def contexts(self, count: int) -> list[Given]:
-        """Of so many requests."""
+        """The contexts of `count` requests."""
         return self._some("context", count, np.random.default_rng([self._seed, 5]))
 
     def versions(self, rows: Sequence[int], at: Any) -> list[FeatureVersion]:
@@ -75,7 +77,7 @@ class ServingFields:
         return [FeatureVersion(user_id(row), at, self.users[row]) for row in rows]
 
     def known(self) -> KnownFields:
-        """For a snapshot."""
+        """The fields as a snapshot holds them."""
         ids = [item_id(row) for row in range(1, len(self.items))]
         features = FeaturesOf(ids, np.zeros(len(ids), np.int64), self.items[1:])
         items = Known(ids, np.arange(1, len(self.items)))
@@ -89,7 +91,7 @@ class ServingFields:
         Args:
             table: the field table.
             contexts: of each request.
-            users: rows of who asks, [R].
+            users: rows of their users, [R].
             items: rows of the candidates, [R, n].
         """
         n = items.shape[1]
@@ -138,7 +140,7 @@ class ServingFields:
 
 
 def _field(of: Of, n: int) -> Field:
-    """The n-th: one in five is a number, weighed or bucketised in turn, one in ten multi, the others categorical."""
+    """The n-th field: one in five is a number (log and buckets in turn), one in ten multi, the others categorical."""
     name = f"{of}_{n}"
     if n % 5 == 3:
         bucketised = n % 10 == 8
@@ -149,7 +151,7 @@ def _field(of: Of, n: int) -> Field:
 
 
 def _values(field: Field) -> list[str]:
-    """All that the field can be, the missing value too."""
+    """All values of a field, the missing one included."""
     if not field.by_table:
         return [NUMBER, MISSING]
     if field.kind == "numeric":

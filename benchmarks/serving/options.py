@@ -39,7 +39,7 @@ class Variant:
     """Whether it scores requests together that arrive together."""
     before: bytes = b""
     after: bytes = b""
-    """What it wants around the document of a request."""
+    """Bytes that it needs around the JSON document of a request."""
     statistics: bool = False
     """Whether its model reads statistics, as the one does that is served by default."""
     fields: bool = False
@@ -47,7 +47,7 @@ class Variant:
 
     @property
     def reads(self) -> Reads:
-        """What its model reads. Servers whose models read the same give the same scores."""
+        """Whether its model reads statistics and fields. Servers with equal values give equal scores."""
         return self.statistics, self.fields
 
     @property
@@ -140,7 +140,7 @@ class ServeOptions:
         return (OURS,) if self.fields is None else (DEFAULT, FIELDS)
 
     def cells(self, variant: Variant, workers: int) -> list[Cell]:
-        """What is measured of a variant with so many workers."""
+        """The cells of a variant with this number of workers."""
         cells = [Cell(n, concurrency, workers) for n in self.items for concurrency in self.concurrency]
         return cells if variant.package is None or self.all_cells else [cell for cell in cells if cell == PEER_CELL]
 

@@ -30,7 +30,7 @@ MEDIANS = (
 
 
 def summaries(raw: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[Summary]:
-    """Of each cell the medians of its rounds and the sum of its failures."""
+    """For each cell the medians of its rounds and the sum of its failures."""
     found = []
     for (variant, cell, loop), rounds in raw.items():
         summary: Summary = {

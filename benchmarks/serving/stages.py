@@ -106,7 +106,7 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
         gc.collect()
         gc.freeze()
         for _ in range(rounds):
-            await requires.key(app_state, {"headers": headers})  # a key is believed for a second
+            await requires.key(app_state, {"headers": headers})  # a checked key is cached for a second
             for name, stage in stages.items():
                 started = time.perf_counter()
                 for call in range(calls):
@@ -127,7 +127,7 @@ def _receiving(body: bytes) -> Callable[[], Awaitable[Message]]:
 
 
 def _without_waiting(call: Awaitable[object]) -> object:
-    """What a call returns that has nothing to wait for."""
+    """The result of a call that never waits."""
     steps = call.__await__()
     try:
         next(steps)

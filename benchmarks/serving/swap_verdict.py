@@ -42,7 +42,7 @@ class Latencies:
 
 @dataclass
 class Verdict:
-    """What was found."""
+    """The result of `judge`."""
 
     swaps: Sequence[Swap]
     during: Latencies

@@ -14,7 +14,7 @@ class Figure:
     key: str
     name: str
     tolerance: float | None
-    """By what share it may grow from the second quarter of the periods to the last; None where it is not judged."""
+    """Largest growth from the second quarter of the periods to the last, as a share; None where it is not judged."""
 
 
 FIGURES = (
@@ -46,7 +46,7 @@ class Course:
     late: float
     """Median of the last quarter."""
     per_period: float
-    """By how much it grew in each period between the two."""
+    """Growth in each period between the two."""
 
     @property
     def change(self) -> float:

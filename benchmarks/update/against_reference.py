@@ -51,16 +51,16 @@ class Versus:
 
     @property
     def eager_ratio(self) -> float:
-        """The same of ours in eager torch."""
+        """Median time of the reference divided by the median of ours in eager torch."""
         return self.reference.median / self.eager.median
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as the reference ours is: a ratio of medians."""
+        """Median time of the reference divided by the median of ours."""
         return self.reference.median / self.ours.median
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The timings as plain JSON values."""
         return {
             **self.ours.to_json(),
             **self.eager.to_json("eager_"),
@@ -82,7 +82,7 @@ class Comparison:
     generate: Versus
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The timings as plain JSON values."""
         parts = {name: getattr(self, name).to_json() for name in ("base", "generator", "generate")}
         return {**parts, "agreement": {"compiled": asdict(self.agreement), "eager": asdict(self.eager_agreement)}}
 

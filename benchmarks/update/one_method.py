@@ -20,7 +20,7 @@ from benchmarks.measuring import Samples, faster_threads, torch_threads
 from benchmarks.update.memory import peak_of
 
 PREPARE = "prepare"
-"""What precedes the stages of a method that reads statistics: computing those of the period."""
+"""First step of a method that reads statistics: computing those of the period."""
 WHOLE_TABLES = ("commit", "generate")
 """Stages that write all rows of the tables."""
 

@@ -1,7 +1,7 @@
 """The model behind BentoML: `workers` processes of one service.
 
-Its methods are `async`, so that they run in the event loop: with plain ones, which run in a thread, a request cost
-900 instead of 700 µs of CPU.
+Its methods are `async`, so that they run in the event loop. Plain methods run in a thread, and a request cost 900 µs of
+CPU instead of 700.
 """
 
 import os
@@ -44,8 +44,8 @@ class Click:
 class BatchingClick:
     """Requests that come together are scored together.
 
-    BentoML batches lists: a request is a list of one question, its answer a list of one document. How long it waits for
-    more it finds out by itself; `max_latency_ms` is no such window, it drops what takes longer.
+    BentoML batches lists: a request is a list of one question, its answer a list of one document. BentoML adapts by
+    itself how long it waits for more; `max_latency_ms` is not that window, but drops requests that take longer.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""The model behind LitServe: `workers` inference processes, and as many that speak HTTP, which is its default.
+"""The model behind LitServe: `workers` inference processes and as many HTTP processes, which is its default.
 
 Requests are dictionaries, as in its documentation: pydantic models would be validated in one process and pickled for
-the other. `fast_queue` is what it recommends for more than 100 requests a second.
+another. `fast_queue` is what it recommends for more than 100 requests a second.
 """
 
 from collections.abc import Sequence

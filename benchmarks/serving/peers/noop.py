@@ -1,6 +1,6 @@
-"""The ceiling: a bare ASGI application that reads the request and answers with bytes that were ready before.
+"""The upper limit: a bare ASGI application that reads the request and answers with prepared bytes.
 
-The answers are those of `noop.json` in the folder: for requests of up to so many bytes, such a body.
+`noop.json` in the folder has the answers: pairs of the largest request size in bytes, and the body for it.
 """
 
 import os
@@ -21,7 +21,7 @@ REQUEST_ID = b"0" * 32
 
 
 def write_answers(folder: Path, answers: Sequence[tuple[int, bytes]]) -> None:
-    """Leave the bodies to answer requests of up to so many bytes with."""
+    """Write the answers: pairs of the largest request size in bytes, and the body for it."""
     (folder / FILE).write_bytes(orjson.dumps([(size, body.decode()) for size, body in sorted(answers)]))
 
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Ray reads these when it is imported. The first is what its documentation has for throughput; with a token given it
-# leaves none in the home folder.
+# Ray reads these when it is imported. The first is what its documentation recommends for throughput; without a token
+# it would write one into the home folder.
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))

@@ -1,7 +1,8 @@
 """The model as a good tutorial would serve it: an `nn.Module`, ids through Python dictionaries, scores as a list.
 
-Each user's history waits in a dictionary as a tensor of table rows. That is an advantage over the real service, which
-looks histories up in a store and translates their ids in every request. The limits of a request are the service's.
+Each user's history is in a dictionary, as a tensor of table rows. That is an advantage over the real service, which
+looks histories up in a store and translates their ids in every request. The limits of a request are those of the
+service.
 """
 
 from collections.abc import Mapping, Sequence
