@@ -29,8 +29,9 @@ from service.serving.swap import Champion, ServingModel
 from service.settings import Settings
 from service.storage.artifacts.fetch import fetch_apart
 from service.storage.artifacts.store import ArtifactStore
-from service.storage.postgres.database import Database, require_sessions
+from service.storage.postgres.database import Database
 from service.storage.postgres.events import warm_up
+from service.storage.postgres.pooler import require_sessions
 from service.storage.postgres.repositories import Impression
 from service.storage.redis.state import HistoryStore, Notices, RateBuckets, connect
 from service.tasks import BoundedCalls, end_tasks, start_alone

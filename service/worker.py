@@ -10,7 +10,9 @@ from service.errors import ConfigurationError, NotReady, ServiceError
 from service.heartbeat import Heartbeat
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
-from service.storage.postgres.database import Database, Leadership, require_sessions
+from service.storage.postgres.database import Database
+from service.storage.postgres.leadership import Leadership
+from service.storage.postgres.pooler import require_sessions
 from service.storage.redis.state import HistoryStore, Notices, connect
 from service.tasks import end_tasks, start_alone
 from service.use_cases.bootstrap import ensure_prior

@@ -39,7 +39,8 @@ from service.context import NameRequest
 from service.errors import ConfigurationError, NotReady
 from service.http.metrics import MULTIPROCESS_VARIABLE
 from service.settings import Settings
-from service.storage.postgres.database import Database, require_sessions
+from service.storage.postgres.database import Database
+from service.storage.postgres.pooler import require_sessions
 from service.tasks import end_tasks, start_for_caller
 
 __all__ = [

@@ -40,7 +40,8 @@ from service.serving.snapshot import Snapshot
 from service.settings import Settings
 from service.storage.artifacts.store import FILE_SUFFIX, ArtifactStore
 from service.storage.embedded import servers as embedded
-from service.storage.postgres.database import Database, Leadership, Lock, UnitOfWork
+from service.storage.postgres.database import Database, Lock, UnitOfWork
+from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import AliasName, EventBatch, PeriodStatus
 from service.storage.redis.state import Notices
 from service.use_cases.rollback import rollback

@@ -17,7 +17,7 @@ from asmg.checkpoint import Checkpoint
 from service import worker
 from service.errors import ConfigurationError
 from service.settings import Settings
-from service.storage.postgres.database import Leadership
+from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import AliasName, ModelVersion
 from service.storage.redis.state import Notices
 from service.use_cases.rollback import rollback
