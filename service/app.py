@@ -33,7 +33,10 @@ from service.storage.postgres.database import Database
 from service.storage.postgres.events import warm_up
 from service.storage.postgres.pooler import require_sessions
 from service.storage.postgres.repositories import Impression
-from service.storage.redis.state import HistoryStore, Notices, RateBuckets, connect
+from service.storage.redis.connection import connect
+from service.storage.redis.histories import HistoryStore
+from service.storage.redis.notices import Notices
+from service.storage.redis.rate_buckets import RateBuckets
 from service.tasks import BoundedCalls, end_tasks, start_alone
 from service.use_cases.auth import KeyCache
 from service.use_cases.bootstrap import current_champion, ensure_prior

@@ -27,7 +27,7 @@ from service.settings import sqlalchemy_dsn
 from service.storage.embedded.servers import EmbeddedServers
 from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import migrate
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 
 # Whoever runs the tests may have an installation of their own in the environment; no test is to read its settings.
 GIVEN = {name: os.environ.pop(name) for name in ("ASMG_POSTGRES_DSN", "ASMG_REDIS_URL") if name in os.environ}

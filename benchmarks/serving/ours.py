@@ -45,7 +45,8 @@ from service.storage.embedded.servers import EmbeddedServers
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.migrate import migrate
 from service.storage.postgres.repositories import AliasName, EventBatch, Interaction, ModelKind, ModelVersion
-from service.storage.redis.state import Notices, connect
+from service.storage.redis.connection import connect
+from service.storage.redis.notices import Notices
 from service.use_cases.auth import create_key
 from service.use_cases.bootstrap import ensure_prior
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.own_service import OwnService, role_of, server_processes
 from benchmarks.serving.servers import cpu_seconds
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 
 __all__ = ["CLOCKS", "Gauge"]
 

@@ -105,7 +105,7 @@ async def _restore(
     database: Database, settings: Settings, folder: Path, manifest: "Manifest", entries: "list[Entry]"
 ) -> int:
     from service.storage.backup.journal import write_journal
-    from service.storage.redis.state import connect
+    from service.storage.redis.connection import connect
     from service.use_cases.audit import command_line
     from service.use_cases.backup import restore
 

@@ -25,7 +25,7 @@ from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import ApiKey
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.tasks import BoundedCalls
 from service.use_cases.auth import KeyCache
 from service.use_cases.histories import Histories

@@ -163,10 +163,10 @@ def require_redis(settings: Settings) -> None:
     Raises:
         ConfigurationError: it does not, and has to.
     """
-    from service.storage.redis.state import unusable  # what the children, which import this module, do without
+    from service.storage.redis.connection import connection_problem  # the children import this module and not Redis
 
     assert settings.redis_url is not None
-    if (reason := asyncio.run(unusable(settings.redis_url))) is None:
+    if (reason := asyncio.run(connection_problem(settings.redis_url))) is None:
         return
     if not settings.start_without_redis:
         raise ConfigurationError(

@@ -9,7 +9,7 @@ from service.storage.backup.archive import Manifest, dump, load, new_backup, req
 from service.storage.backup.journal import Entry
 from service.storage.postgres.database import Database
 from service.storage.postgres.structure import frozen
-from service.storage.redis.state import purge
+from service.storage.redis.connection import purge
 from service.use_cases.forget import replay_all
 
 __all__ = ["back_up", "require_empty_database", "restore"]

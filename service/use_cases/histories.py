@@ -13,7 +13,7 @@ from asmg.layout import HISTORY_LENGTH
 from service.errors import NotReady
 from service.serving.snapshot import hashes_of
 from service.storage.postgres.repositories import NOTHING_KNOWN, Happened
-from service.storage.redis.state import HistoryStore, StoredPast
+from service.storage.redis.histories import HistoryStore, StoredPast
 from service.tasks import end_tasks, start_alone
 
 __all__ = ["Hashes", "Histories", "UserPast"]

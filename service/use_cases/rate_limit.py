@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from service.errors import RateLimited
 from service.storage.postgres.repositories import ApiKey
-from service.storage.redis.state import RateBuckets
+from service.storage.redis.rate_buckets import RateBuckets
 from service.tasks import end_tasks, start_alone
 
 __all__ = ["Bucket", "RateLimiter"]

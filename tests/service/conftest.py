@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from service.http.routers import predict
 from service.settings import Settings
+from service.storage.postgres.database import Database
+from service.storage.redis.histories import HistoryStore
 from tests.conftest import Servers
 from tests.service.api_support import Api, running_app, settings_for
 from tests.service.backup_support import Past, lived
+from tests.service.redis_support import NoDatabase
 
 
 @pytest.fixture
@@ -39,6 +43,18 @@ def answered_at_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(predict, "answer_now", watched)
     return noted
+
+
+@pytest.fixture
+def store(redis: Redis, database: Database) -> HistoryStore:
+    """Histories of users, from Redis or else from the test's database."""
+    return HistoryStore(redis, database)
+
+
+@pytest.fixture
+def cached(redis: Redis) -> HistoryStore:
+    """Histories of users from the same Redis; a test fails that asks it for one that is not there."""
+    return HistoryStore(redis, NoDatabase())  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

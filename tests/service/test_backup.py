@@ -25,7 +25,8 @@ from service.storage.postgres import structure
 from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import head_revision, migrate
 from service.storage.postgres.structure import frozen, stored_tables
-from service.storage.redis.state import HistoryStore, connect, purge
+from service.storage.redis.connection import connect, purge
+from service.storage.redis.histories import HistoryStore
 from service.use_cases.backup import back_up, require_empty_database, restore
 from service.use_cases.ingest import ingest
 from service.use_cases.retention import drop_old_logs, merge_event_ids

@@ -32,12 +32,12 @@ from service.storage.postgres.repositories import (
     Interaction,
     Interactions,
     Items,
-    PastEvent,
 )
 from service.storage.postgres.repositories.traces import Traces
 from service.storage.postgres.structure import stored_tables
-from service.storage.redis import state as redis_state
-from service.storage.redis.state import HistoryStore
+from service.storage.redis import missed_changes
+from service.storage.redis.connection import scan_pages
+from service.storage.redis.histories import HistoryStore
 from service.use_cases import forget, retention
 from service.use_cases.backup import back_up, restore
 from service.use_cases.close_period import close_period
@@ -52,6 +52,7 @@ from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app, settings_for
 from tests.service.backup_support import opened
 from tests.service.programs import FORKED
+from tests.service.redis_support import PausedDatabase
 from tests.service.update_support import Bench, bench, copies, moment, single_thread
 from tests.service.worker_processes import forked_worker
 
@@ -636,34 +637,30 @@ class TestMeanwhile:
         assert closed and await marked(past.database, LAMP) == set()
         assert deletion.removed["interactions"] > 3 * OF_LAMP + 2 + 1
 
-    @pytest.mark.parametrize("drop", ["forget_all", "_drop_outdated"])
+    @pytest.mark.parametrize("after_an_outage", [False, True])
     async def test_who_has_read_a_history_before_does_not_cache_it_after(
-        self, past: Bench, monkeypatch: pytest.MonkeyPatch, drop: str
+        self, past: Bench, monkeypatch: pytest.MonkeyPatch, after_an_outage: bool
     ) -> None:
         """Between the two passes that drop histories and leases."""
-        store = HistoryStore(past.redis, past.database)
-        has_read, may_fill = asyncio.Event(), asyncio.Event()
-        read, pages = store._read, redis_state._pages
+        paused = PausedDatabase(past.database)
+        store = HistoryStore(past.redis, paused)  # type: ignore[arg-type]
 
-        async def read_then_wait(user_id: str) -> list[PastEvent]:
-            found = await read(user_id)
-            has_read.set()
-            await may_fill.wait()
-            return found
-
-        async def pages_then_fill(redis: Redis, *patterns: str) -> AsyncIterator[list[bytes | str]]:
+        async def scan_then_fill(redis: Redis, *patterns: str) -> AsyncIterator[list[bytes | str]]:
             for pattern in patterns:
-                async for page in pages(redis, pattern):
+                async for page in scan_pages(redis, pattern):
                     yield page
-                may_fill.set()
+                paused.go.set()
                 await reader
 
-        monkeypatch.setattr(store, "_read", read_then_wait)
-        monkeypatch.setattr(redis_state, "_pages", pages_then_fill)
+        monkeypatch.setattr(missed_changes, "scan_pages", scan_then_fill)
         reader = asyncio.create_task(store.get(ANN))
-        await has_read.wait()
-        store._all_outdated = True
-        await getattr(store, drop)()
+        await paused.has_answered()
+        if after_an_outage:
+            monkeypatch.setattr(missed_changes, "MOST_USERS", 0)
+            store.missed.note([ANN])
+            await store.missed.remove_outdated()
+        else:
+            await store.forget_all()
         assert await reader
         assert await past.redis.keys("asmg:past*") == []
 
@@ -795,7 +792,8 @@ class Away:
 
 def delete_slowly(dsn: str, redis_url: str, journal: Path) -> None:
     """A process that carries out what is pending, a row at a time."""
-    from service.storage.redis.state import HistoryStore, connect
+    from service.storage.redis.connection import connect
+    from service.storage.redis.histories import HistoryStore
 
     async def run() -> None:
         database = Database(dsn)

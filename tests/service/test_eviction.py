@@ -29,7 +29,7 @@ from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EntityKind, EventBatch, Interaction, PeriodStatus
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases import retention
 from service.use_cases.catalogue import put_items
 from service.use_cases.quarantine import retry_period

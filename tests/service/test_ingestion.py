@@ -19,7 +19,7 @@ from service.storage.postgres.engine import SESSION
 from service.storage.postgres.events import EventBatch, Happened, Interaction
 from service.storage.postgres.log import AGAIN, LogWriter
 from service.storage.postgres.repositories import Raced, Stored
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases import ingest as ingest_module
 from service.use_cases.close_period import close_period as close
 from service.use_cases.ingest import Ingestion, IngestResult, ingest

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from service.serving.forward import NO_VALUES
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import FeatureVersion
-from service.storage.redis.state import HistoryStore
+from service.storage.redis.histories import HistoryStore
 from service.use_cases import predict as predict_use_case
 from tests.service.api_support import Api, event, eventually, ingest, publish, running_app, settings_for
 from tests.service.serving_support import ITEMS, TOLERANCE

@@ -19,7 +19,7 @@ from service.limits import MAX_RATE, UNKNOWN_KEYS_BURST, UNKNOWN_KEYS_RATE
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import ApiKey
-from service.storage.redis.state import DEBT_SECONDS, RateBuckets
+from service.storage.redis.rate_buckets import DEBT_SECONDS, RateBuckets
 from service.use_cases import rate_limit
 from service.use_cases.auth import KeyCache, create_key, limit_key, list_keys, revoke_key
 from service.use_cases.rate_limit import Bucket, RateLimiter

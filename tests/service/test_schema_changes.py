@@ -24,7 +24,7 @@ from asmg.updaters import build_updater
 from service.serving.snapshot import Snapshot
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EntityKind, EventBatch, FeatureVersion, ModelVersion
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases.catalogue import put_items
 from service.use_cases.ingest import ingest
 from tests.conftest import Servers, database_dsn

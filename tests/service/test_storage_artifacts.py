@@ -21,7 +21,7 @@ from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import ModelKind, ModelVersion
 from service.storage.postgres.repositories.artifacts import CHUNK_BYTES
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 
 LOCK = ".fetch.lock"
 
@@ -222,7 +222,7 @@ from pathlib import Path
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.artifacts.fetch import fetch_apart
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 
 downloads = 0
 download = ArtifactStore._download

@@ -43,7 +43,7 @@ from service.storage.embedded import servers as embedded
 from service.storage.postgres.database import Database, Lock, UnitOfWork
 from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import AliasName, EventBatch, PeriodStatus
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases.rollback import rollback
 from service.use_cases.update.period_data import prepare_period
 from service.use_cases.update.training_state import configured_updater

@@ -19,7 +19,7 @@ from service.errors import ConfigurationError
 from service.settings import Settings
 from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import AliasName, ModelVersion
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases.rollback import rollback
 from service.use_cases.update.training_state import check_configuration, configured_updater
 from tests.conftest import Servers, database_dsn, in_thread

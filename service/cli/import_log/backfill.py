@@ -36,7 +36,9 @@ from service.processes.supervisor import environment_of, installation
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EventBatch, FeatureVersion, Interaction, PeriodStatus
-from service.storage.redis.state import HistoryStore, Notices, connect
+from service.storage.redis.connection import connect
+from service.storage.redis.histories import HistoryStore
+from service.storage.redis.notices import Notices
 from service.use_cases.audit import command_line
 from service.use_cases.catalogue import put_items, put_users
 from service.use_cases.close_period import close_period

@@ -14,7 +14,7 @@ from service.errors import ArtifactError, ServiceError
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 
 __all__ = ["fetch_apart"]
 

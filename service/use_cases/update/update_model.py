@@ -42,7 +42,8 @@ from service.storage.postgres.repositories import (
     PeriodStatus,
     Stage,
 )
-from service.storage.redis.state import HistoryStore, Notices
+from service.storage.redis.histories import HistoryStore
+from service.storage.redis.notices import Notices
 from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
 from service.use_cases.update.gate import Decision, Trial, decide, rehearsed, try_out
 from service.use_cases.update.negatives import Sampling, logit_correction
