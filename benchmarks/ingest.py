@@ -36,7 +36,7 @@ from service.limits import MAX_INTERACTIONS
 from service.storage.embedded.servers import EmbeddedServers
 from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import migrate
-from service.use_cases.auth import create_key
+from service.use_cases.keys import create_key
 
 __all__ = ["IngestOptions", "run_ingest"]
 

@@ -18,7 +18,7 @@ from service.processes.children import StopRequest
 from service.processes.supervisor import environment_of, installation
 from service.settings import Settings
 from service.storage.postgres.database import Database
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 
 __all__ = ["OwnService", "own_service", "role_of", "server_processes"]
 

@@ -38,13 +38,12 @@ from service.storage.redis.histories import HistoryStore
 from service.storage.redis.notices import Notices
 from service.storage.redis.rate_buckets import RateBuckets
 from service.tasks import BoundedCalls, end_tasks, start_alone
-from service.use_cases.auth import KeyCache
+from service.use_cases.auth import KeyCache, RateLimiter
 from service.use_cases.bootstrap import current_champion, ensure_prior
 from service.use_cases.fields import described
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion, IngestResult, ingest_impressions
-from service.use_cases.rate_limit import RateLimiter
 from service.use_cases.watch import PeriodWatch
 
 __all__ = ["create_app", "create_app_from_environment"]

@@ -47,8 +47,8 @@ from service.storage.postgres.migrate import migrate
 from service.storage.postgres.repositories import AliasName, EventBatch, Interaction, ModelKind, ModelVersion
 from service.storage.redis.connection import connect
 from service.storage.redis.notices import Notices
-from service.use_cases.auth import create_key
 from service.use_cases.bootstrap import ensure_prior
+from service.use_cases.keys import create_key
 
 __all__ = ["Installation", "Publisher", "Snapshots", "served_version"]
 

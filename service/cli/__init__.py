@@ -45,7 +45,7 @@ from service.limits import MAX_KEY_DAYS
 from service.processes.supervisor import configure_logging, installation, require_redis, run_worker, serve
 from service.storage.postgres.database import Database
 from service.use_cases.audit import AuditPage, list_audit
-from service.use_cases.auth import SCOPES, create_key, limit_key, list_keys, revoke_key
+from service.use_cases.keys import SCOPES, create_key, limit_key, list_keys, revoke_key
 
 __all__ = ["COMMANDS", "app"]
 

@@ -30,7 +30,7 @@ from service.processes.supervisor import environment_of, installation
 from service.settings import Settings
 from service.storage.embedded.servers import EmbeddedServers
 from service.storage.postgres.database import Database
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 
 __all__ = ["DEMO_DRIFT", "DemoOptions", "run_demo"]
 

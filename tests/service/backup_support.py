@@ -13,8 +13,8 @@ from asmg.datasets.synthetic import DriftPeriod
 from service.storage.postgres.database import Database, ReadSession
 from service.storage.postgres.repositories import Click, EventBatch, Impression
 from service.storage.postgres.structure import stored_tables
-from service.use_cases.auth import create_key
 from service.use_cases.ingest import ingest_clicks, ingest_impressions
+from service.use_cases.keys import create_key
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.update_support import Bench, bench, copies, interactions, periods, single_thread

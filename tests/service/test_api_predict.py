@@ -16,7 +16,7 @@ from service.http.routers import predict as predict_router
 from service.serving.snapshot import hashes_of
 from service.storage.postgres.database import Database
 from service.use_cases import predict as predict_use_case
-from service.use_cases.auth import create_key
+from service.use_cases.keys import create_key
 from tests.service.api_support import Api, event, eventually, ingest, publish, recorded_histories
 from tests.service.serving_support import ITEMS, USERS, Made, random_model
 

@@ -14,7 +14,7 @@ from service.cli.options import expiry_of
 from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import alembic_config, migrate
 from service.use_cases.audit import command_line, list_audit
-from service.use_cases.auth import SCOPES, create_key, list_keys, revoke_key
+from service.use_cases.keys import SCOPES, create_key, list_keys, revoke_key
 from tests.conftest import in_thread
 from tests.service.api_support import Api, event
 from tests.service.programs import asmg

@@ -19,7 +19,7 @@ from service.http.middleware import AtFront
 from service.http.routers import predict as predict_module
 from service.settings import Settings
 from service.storage.postgres.database import Database
-from service.use_cases.auth import SCOPES, create_key, revoke_key
+from service.use_cases.keys import SCOPES, create_key, revoke_key
 from tests.service.api_support import Api, running_app, served_app
 
 ANYBODY = frozenset({"anybody"})

@@ -24,7 +24,7 @@ from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.migrate import migrate
 from service.storage.postgres.pooler import require_sessions
 from service.tasks import end_tasks
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 from tests.service.api_support import event, eventually, served_app, settings_for
 from tests.service.test_ingestion import batch
 from tests.service.test_ingestion import event as stored_event

@@ -12,7 +12,7 @@ import pytest
 from service.http.connection import BoundedProtocol
 from service.http.routers import predict as module
 from service.storage.postgres.database import Database
-from service.use_cases.auth import create_key
+from service.use_cases.keys import create_key
 from tests.conftest import in_thread
 from tests.service.api_support import served_app, settings_for
 from tests.service.raw_http import Connection

@@ -9,7 +9,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from service.storage.redis.histories import HistoryStore
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 from service.use_cases.retention import prune
 from tests.service.api_support import running_app
 from tests.service.update_support import bench, interactions, periods
