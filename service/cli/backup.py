@@ -18,8 +18,8 @@ from service.settings import Settings
 from service.storage.postgres.database import Database
 
 if TYPE_CHECKING:
-    from service.storage.backup.archive import Manifest
     from service.storage.backup.journal import Entry
+    from service.storage.backup.manifest import Manifest
     from service.use_cases.verify import Verification
 
 __all__ = ["backup_command", "restore_command", "verify_command"]
@@ -60,8 +60,8 @@ def restore_command(
     data_dir: DataDir = None,
 ) -> None:
     """Load a backup into an empty database, all of it or nothing, delete again who was deleted since, and verify it."""
-    from service.storage.backup.archive import read_backup
     from service.storage.backup.journal import read_journals
+    from service.storage.backup.manifest import read_backup
     from service.storage.postgres.migrate import migrate
     from service.use_cases.backup import require_empty_database
 

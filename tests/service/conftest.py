@@ -1,5 +1,6 @@
 """The running application, for every test that wants it, and a database with a past."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from service.http.routers import predict
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.storage.redis.histories import HistoryStore
-from tests.conftest import Servers
+from service.use_cases.backup import back_up
+from tests.conftest import Servers, create_database, database_dsn, drop_database, in_thread
 from tests.service.api_support import Api, running_app, settings_for
-from tests.service.backup_support import Past, lived
+from tests.service.backup_support import Make, Past, lived
 from tests.service.redis_support import NoDatabase
+from tests.service.update_support import copies
 
 
 @pytest.fixture
@@ -64,3 +67,33 @@ def past(
     """A database with learned periods, a dropped log, a sealed period and an open one, to make copies of."""
     with lived(servers, migrated_template, database_numbers, tmp_path_factory.mktemp("past")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def backup(servers: Servers, past: Past, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backup of `past`, which nobody changes."""
+    folder = tmp_path_factory.mktemp("backups") / "whole"
+
+    async def make() -> None:
+        database = Database(database_dsn(servers, past.name))
+        await back_up(database, folder)
+        await database.close()
+
+    in_thread(asyncio.run, make())
+    return folder
+
+
+@pytest.fixture
+def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[Make]:
+    """DSN of a new database: migrated, or a copy of the one named."""
+    with copies(servers, migrated_template, database_numbers) as make:
+        yield lambda *name: database_dsn(servers, make(*name))
+
+
+@pytest.fixture
+def empty(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[str]:
+    """DSN of a database in which nothing was ever done."""
+    name = f"{migrated_template}_{next(database_numbers)}"
+    create_database(servers, name, "template0")
+    yield database_dsn(servers, name)
+    drop_database(servers, name)

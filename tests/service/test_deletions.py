@@ -21,8 +21,8 @@ from service import worker
 from service.cli import app as cli
 from service.errors import BackupError, NotReady
 from service.serving.snapshot import Snapshot
-from service.storage.backup.archive import read_backup
 from service.storage.backup.journal import read_journal
+from service.storage.backup.manifest import read_backup
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import (
     Click,

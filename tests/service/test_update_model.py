@@ -39,7 +39,7 @@ from service.files import find
 from service.serving.snapshot import Snapshot
 from service.settings import Settings
 from service.storage.artifacts.store import FILE_SUFFIX, ArtifactStore
-from service.storage.embedded import servers as embedded
+from service.storage.embedded.redis import redis_executable
 from service.storage.postgres.database import Database, Lock, UnitOfWork
 from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import AliasName, EventBatch, PeriodStatus
@@ -670,7 +670,7 @@ class TestRedis:
 
 def redis_server(socket: Path) -> "subprocess.Popen[bytes]":
     socket.parent.mkdir(exist_ok=True)
-    command = [embedded._redis_executable(), "--port", "0", "--unixsocket", str(socket), "--save", ""]
+    command = [redis_executable(), "--port", "0", "--unixsocket", str(socket), "--save", ""]
     return subprocess.Popen(command, cwd=socket.parent, stdout=subprocess.DEVNULL)
 
 
