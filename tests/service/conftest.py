@@ -1,4 +1,4 @@
-"""The running application, for every test that wants it, and a database with a past."""
+"""The running application, histories of users, and databases with a past."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -22,7 +22,7 @@ from tests.service.update_support import copies
 
 @pytest.fixture
 def settings(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Settings:
-    """Quick swaps, all else as shipped."""
+    """The default settings, with quick model swaps."""
     return settings_for(postgres_dsn, redis_url, tmp_path)
 
 
@@ -35,7 +35,7 @@ async def api(settings: Settings) -> AsyncIterator[Api]:
 
 @pytest.fixture
 def answered_at_once(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each prediction whether it went the quick way."""
+    """For each prediction whether it was answered without waiting."""
     noted: list[bool] = []
     answer_now = predict.answer_now
 
@@ -64,7 +64,7 @@ def cached(redis: Redis) -> HistoryStore:
 def past(
     servers: Servers, migrated_template: str, database_numbers: Iterator[int], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Past]:
-    """A database with learned periods, a dropped log, a sealed period and an open one, to make copies of."""
+    """A database with learned periods, a dropped log, a sealed period and an open one, for copies."""
     with lived(servers, migrated_template, database_numbers, tmp_path_factory.mktemp("past")) as made:
         yield made
 
@@ -92,7 +92,7 @@ def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[in
 
 @pytest.fixture
 def empty(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[str]:
-    """DSN of a database in which nothing was ever done."""
+    """DSN of a database without any tables."""
     name = f"{migrated_template}_{next(database_numbers)}"
     create_database(servers, name, "template0")
     yield database_dsn(servers, name)
