@@ -28,17 +28,20 @@ from service.serving.snapshot import Snapshot
 from service.serving.swap import Champion, ServingModel
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
-from service.storage.postgres.database import Database, require_sessions
+from service.storage.postgres.database import Database
 from service.storage.postgres.events import warm_up
+from service.storage.postgres.pooler import require_sessions
 from service.storage.postgres.repositories import Impression
-from service.storage.redis.state import HistoryStore, Notices, RateBuckets, connect
+from service.storage.redis.connection import connect
+from service.storage.redis.histories import HistoryStore
+from service.storage.redis.notices import Notices
+from service.storage.redis.rate_buckets import RateBuckets
 from service.tasks import BoundedCalls, end_tasks, start_alone
-from service.use_cases.auth import KeyCache
+from service.use_cases.auth import KeyCache, RateLimiter
 from service.use_cases.bootstrap import current_champion, ensure_prior
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion, IngestResult, ingest_impressions
-from service.use_cases.rate_limit import RateLimiter
 from service.use_cases.watch import PeriodWatch
 
 __all__ = ["create_app", "create_app_from_environment"]

@@ -13,7 +13,7 @@ from service.cli.errors import plain_errors
 from service.cli.installation import DataDir, with_database
 from service.http.schemas import parse_timestamp
 from service.limits import MAX_KEY_DAYS, MAX_REASON_LENGTH
-from service.use_cases.auth import SCOPES, create_key, limit_key, list_keys, revoke_key
+from service.use_cases.keys import SCOPES, create_key, limit_key, list_keys, revoke_key
 
 __all__ = ["expiry_of", "keys"]
 

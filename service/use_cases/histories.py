@@ -19,7 +19,7 @@ from service.errors import NotReady
 from service.serving.id_hashes import Hashes, hash_ids
 from service.serving.snapshot import NOTHING_RECENT
 from service.storage.postgres.repositories import NOTHING_KNOWN, Happened
-from service.storage.redis.state import HistoryStore, StoredPast
+from service.storage.redis.histories import HistoryStore, StoredPast
 from service.tasks import end_tasks, start_alone
 
 __all__ = ["NO_PAST", "Histories", "UserPast"]

@@ -16,9 +16,9 @@ from service.http.routers import interactions as interactions_router
 from service.http.routers import predict as predict_router
 from service.serving.id_hashes import hash_ids
 from service.storage.postgres.database import Database
-from service.storage.redis.state import HistoryStore
+from service.storage.redis.histories import HistoryStore
 from service.use_cases import predict as predict_use_case
-from service.use_cases.auth import create_key
+from service.use_cases.keys import create_key
 from tests.service.api_support import Api, event, eventually, ingest, publish, recorded_histories
 from tests.service.serving_support import ITEMS, USERS, Made, random_model
 

@@ -28,7 +28,7 @@ from service.settings import Settings
 from service.storage.embedded.servers import EmbeddedServers
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EventBatch, Interaction, PeriodStatus
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases.watch import watch_period
 from tests.conftest import Servers, create_database, database_dsn, drop_database, flush
 from tests.service.import_support import HEAD, SHOP, SHOP_LOG

@@ -14,7 +14,7 @@ import pytest
 from service.http.connection import Connection as ServiceConnection
 from service.limits import MAX_PIPELINED
 from service.storage.postgres.database import Database
-from service.use_cases.auth import create_key
+from service.use_cases.keys import create_key
 from tests.conftest import in_thread
 from tests.service.api_support import served_app, settings_for
 from tests.service.programs import wait_for

@@ -14,11 +14,12 @@ from sqlalchemy import text
 from service.errors import NotReady
 from service.limits import MAX_INTERACTIONS
 from service.storage.postgres import log as log_module
-from service.storage.postgres.database import SESSION, Database, Lock
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.engine import SESSION
 from service.storage.postgres.events import EventBatch, Happened, Interaction
 from service.storage.postgres.log import AGAIN, LogWriter
 from service.storage.postgres.repositories import Raced, Stored
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases import ingest as ingest_module
 from service.use_cases.close_period import close_period as close
 from service.use_cases.ingest import Ingestion, IngestResult, ingest

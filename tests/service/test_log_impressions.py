@@ -21,9 +21,9 @@ from service.settings import Settings
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import Impression
 from service.use_cases import impressions as impressions_module
-from service.use_cases.auth import create_key
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import IngestResult
+from service.use_cases.keys import create_key
 from tests.conftest import in_thread
 from tests.service.api_support import Api, eventually, publish, recorded_histories, running_app, settings_for
 from tests.service.programs import program, wait_for

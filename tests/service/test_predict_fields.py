@@ -16,7 +16,7 @@ from service.serving.fields import NO_VALUES, FieldReader, FieldValues
 from service.serving.snapshot import Snapshot
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import FeatureVersion
-from service.storage.redis.state import HistoryStore
+from service.storage.redis.histories import HistoryStore
 from service.use_cases import predict as predict_use_case
 from tests.service.api_support import Api, event, eventually, ingest, publish, running_app, settings_for
 from tests.service.serving_support import ITEMS, TOLERANCE
