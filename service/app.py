@@ -30,7 +30,6 @@ from service.settings import Settings
 from service.storage.artifacts.fetch import fetch_apart
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, require_sessions
-from service.storage.postgres.events import warm_up
 from service.storage.postgres.repositories import Impression
 from service.storage.redis.state import HistoryStore, Notices, RateBuckets, connect
 from service.tasks import BoundedCalls, end_tasks, start_alone
@@ -184,7 +183,6 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             # The server accepts connections after this, so none is answered with 503 only because a process is new.
             with suppress(TimeoutError):
                 async with asyncio.timeout(START_SECONDS):
-                    await asyncio.to_thread(warm_up)
                     await keys.wait_learned()
                     await asyncio.to_thread(count_parts, b"{}")
                     await serving.wait_loaded()

@@ -24,7 +24,7 @@ from service.serving.snapshot import hashes_of
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EventBatch, Interaction, interaction_id
 from service.storage.postgres.repositories.interactions import SAMPLED_ID
-from service.storage.postgres.repositories.labels import INTERACTION_ID
+from service.storage.postgres.repositories.label_events import INTERACTION_ID
 from service.use_cases.ingest import ingest as store
 from tests.service.api_support import (
     NOON,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from starlette.types import Receive, Scope
 
 from service.http.bodies.impressions import parse_clicks, parse_impressions
-from service.http.bodies.interactions import parse_interactions, plain_interactions
+from service.http.bodies.interactions import parse_interactions
 from service.http.bodies.parse import refuse_future
 from service.http.bodies.read import is_small, read_body
 from service.http.dependencies import Parts, Requires, body_schema
@@ -28,17 +28,12 @@ router = APIRouter(tags=["log"])
 
 T = TypeVar("T")
 
-PLAIN_BYTES = 256 * 1024
-"""Of a body that is read while the event loop waits: half a millisecond."""
-
 _requires = Requires("ingest")
 
 
 async def _interactions(parts: Parts, scope: Scope, receive: Receive) -> bytes:
-    body = await _body(parts, scope, receive)
-    events = plain_interactions(body, scope) if len(body) <= PLAIN_BYTES else None
-    if events is None:
-        events = await _parsed(partial(parse_interactions, schema=parts.schema), body, scope)
+    parse = partial(parse_interactions, schema=parts.schema)
+    events = await _parsed(parse, await _body(parts, scope, receive), scope)
     _refuse_future(parts, "interactions", events.moments)
     return await _stored(parts, "interactions", parts.ingestion.ingest(events))
 

@@ -66,8 +66,8 @@ async def resolve_labels(
             period = await work.periods.set_labels(number, labels, await work.interactions.count(number))
             await work.commit()
     async with database.read() as session:
-        news = await session.labels.news(number)
-    await histories.append(Happened.of(news))
+        missing = await session.labels.positives_missing_from_histories(number)
+    await histories.append(Happened.of(missing))
     async with database.unit_of_work() as work:
         await work.labels.forget_notes(number)
         await work.commit()

@@ -9,15 +9,11 @@ from service.storage.postgres.repositories.artifacts import CHUNK_BYTES, Artifac
 from service.storage.postgres.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
 from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
 from service.storage.postgres.repositories.features import NOTHING_KNOWN, Features, FeaturesOf, FeatureVersion
-from service.storage.postgres.repositories.interactions import (
-    Contexts,
-    Inserted,
-    Interactions,
-    PeriodLog,
-    Raced,
-    Stored,
-)
-from service.storage.postgres.repositories.labels import Click, Impression, Labels, Resolved, interaction_id
+from service.storage.postgres.repositories.insertion import Inserted, Raced
+from service.storage.postgres.repositories.interactions import Interactions
+from service.storage.postgres.repositories.label_events import Click, Impression, interaction_id
+from service.storage.postgres.repositories.label_resolution import Resolved
+from service.storage.postgres.repositories.labels import Labels
 from service.storage.postgres.repositories.models import (
     Alias,
     AliasName,
@@ -29,6 +25,7 @@ from service.storage.postgres.repositories.models import (
     ModelVersion,
 )
 from service.storage.postgres.repositories.past import Earlier, Past, PastEvent
+from service.storage.postgres.repositories.period_log import Contexts, PeriodLog
 from service.storage.postgres.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus, Stage, Stages
 from service.storage.postgres.repositories.traces import FOUND_AT_ONCE, LOG_ROWS, PeriodTraces, Traces
 
@@ -84,7 +81,6 @@ __all__ = [
     "Resolved",
     "Stage",
     "Stages",
-    "Stored",
     "Traces",
     "digest_of",
     "id_digest",
