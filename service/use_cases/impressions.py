@@ -74,6 +74,11 @@ class ImpressionLog:
                     self._groups.withdraw(future)
         return [_is_true(future) for future in submitted]
 
+    @property
+    def waiting_items(self) -> int:
+        """Items of all impressions that wait."""
+        return self._groups.waiting_size
+
     async def settle(self) -> None:
         """Wait until nothing is under way."""
         await self._groups.settle()
@@ -86,7 +91,7 @@ class ImpressionLog:
         """None where the impression cannot be stored in time."""
         if self._groups.busy_seconds > self._seconds:
             return None
-        if self._groups.waiting_size + len(impression.item_ids) > MOST_ITEMS:
+        if self.waiting_items + len(impression.item_ids) > MOST_ITEMS:
             return None
         return self._groups.submit(impression)
 

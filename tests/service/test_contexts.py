@@ -114,10 +114,9 @@ async def call(api: Api, request_id: str, method: str, path: str, **options: Any
 
 SHARED = {
     "KeyCache._look_up",
-    "Ingestion._store",
+    "GroupCommit._run_group",
     "Histories._travel",
     "Histories._read",
-    "ImpressionLog._write",
     "RateLimiter._settle",
     "PeriodWatch._look",
     "ServingModel._follow",
