@@ -52,13 +52,13 @@ class GroupCommit(Generic[CallT, StoredT, ResultT]):
 
     async def run(self, call: CallT) -> ResultT:
         """Store the call, and return its result. A caller that is cancelled while the call waits withdraws it."""
-        future = self.submit(call)
+        future = self.add(call)
         try:
             return await future
         finally:
             self.withdraw(future)
 
-    def submit(self, call: CallT) -> asyncio.Future[ResultT]:
+    def add(self, call: CallT) -> asyncio.Future[ResultT]:
         """Let the call wait for a group; the future gets its result."""
         future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
         self._waiting[future] = call

@@ -93,7 +93,7 @@ class ImpressionLog:
             return None
         if self.waiting_items + len(impression.item_ids) > MOST_ITEMS:
             return None
-        return self._groups.submit(impression)
+        return self._groups.add(impression)
 
     async def _conflicts(self, impressions: list[Impression]) -> set[str]:
         """Store a group; the request ids of those that are not stored."""

@@ -42,7 +42,7 @@ MAY: dict[tuple[str, str], str] = {
     ("tasks.py", "ensure_future"): "the helpers themselves",
     ("tasks.py", "add_done_callback"): "takes a task off a list",
     ("use_cases/auth.py", "add_done_callback"): "takes a look-up off a list",
-    ("use_cases/ingest.py", "add_done_callback"): "takes a task off a list",
+    ("use_cases/group_commit.py", "add_done_callback"): "takes a task off a list",
     ("use_cases/histories.py", "add_done_callback"): "takes a task off a list",
     ("use_cases/rate_limit.py", "add_done_callback"): "takes a task off a list",
     ("serving/swap.py", "add_done_callback"): "takes a task off a list",

@@ -298,7 +298,10 @@ class TestWriters:
         async with database.log.acquire() as first:
             await first.insert(batch(event("a")))
         async with database.unit_of_work() as work:
-            others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            others = (
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
             await work.connection.execute(text(others))
         for _ in range(100):
             if first.closed:

@@ -208,7 +208,7 @@ log_counters = Table(
     "log_counters",
     metadata,
     # Interactions of the open period: their number is the sum over the slots. Each writer of the log has a slot of its
-    # own, so that no two wait for each other, and takes another one after a while (see `LogWriter`).
+    # own, so that no two wait for each other, and takes another one after a while (see `EventWriter`).
     Column("period", Integer, primary_key=True, autoincrement=False),
     Column("slot", BigInteger, primary_key=True, autoincrement=False),
     Column("events", BigInteger, nullable=False),
