@@ -21,7 +21,6 @@ from service.http.bodies.parse import (
     check_json,
     parse_json,
     refuse_faults,
-    text_of,
     texts_of,
 )
 from service.http.schemas import RFC_3339, InteractionEvent, InteractionsRequest, parse_timestamp
@@ -74,9 +73,9 @@ def _batch(events: list[_EventBody], schema: Schema) -> EventBatch:
         texts_of([event.item_id for event in events]),
         [event.label for event in events],
         _microseconds([event.timestamp for event in events]),
-        [text_of(event.request_id) for event in events],
+        [None if event.request_id is None else str(event.request_id) for event in events],
         [_written(event.context, schema) if event.context else None for event in events],
-        [_stored_weight(event.weight) for event in events],
+        [None if event.weight is None else _stored_weight(event.weight) for event in events],
     )
 
 
@@ -120,5 +119,5 @@ def _interaction(event: InteractionEvent) -> Interaction:
 
 
 def _stored_weight(weight: float | None) -> float | None:
-    """None for 1, which is the weight of an event that has none."""
+    """The weight as it is stored: None for 1."""
     return None if weight == 1 else weight

@@ -127,11 +127,12 @@ class EventBatch:
             event, user, item = event_id.encode(), user_id.encode(), item_id.encode()
             request = _NULL if request_id is None else _field(request_id.encode())
             extras = _NO_EXTRAS if context is None and weight is None else _extras(context, weight)
-            ids = b"".join((_int32(len(user)), user, _int32(len(item)), item))
-            time = time_us - POSTGRES_EPOCH_US
-            hashed = stored = b"".join((ids, _label_and_time(2, label, 8, time), request))
-            if time_us % 1000:
-                stored = b"".join((ids, _label_and_time(2, label, 8, time - time_us % 1000), request))
+            time = _label_and_time(2, label, 8, time_us - POSTGRES_EPOCH_US)
+            fields = [_int32(len(user)), user, _int32(len(item)), item, time, request]
+            hashed = stored = b"".join(fields)
+            if rest_us := time_us % 1000:
+                fields[4] = _label_and_time(2, label, 8, time_us - rest_us - POSTGRES_EPOCH_US)
+                stored = b"".join(fields)
             digest = xxh64_digest(hashed if extras is _NO_EXTRAS else hashed + extras)
             digests.append(digest)
             rows.append(b"".join((_ROW, _int32(len(event)), event, stored, extras, _EIGHT, digest)))
@@ -226,8 +227,7 @@ def label_content_hash(content: str) -> int:
     return xxh64_intdigest(content.encode()) - 2**63
 
 
-_int16, _int32, _int64 = (struct.Struct(layout).pack for layout in (">h", ">i", ">q"))
-_float32 = struct.Struct(">f").pack
+_int16, _int32, _float32 = (struct.Struct(layout).pack for layout in (">h", ">i", ">f"))
 _label_and_time = struct.Struct(">ihiq").pack
 """Two fields of a row, `label` and `occurred_at`, each after its length."""
 
