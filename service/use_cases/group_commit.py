@@ -83,10 +83,9 @@ class GroupCommit(Generic[CallT, StoredT, ResultT]):
 
     async def close(self) -> None:
         """Cancel all calls."""
-        for future in self._waiting:
+        for future in list(self._waiting):
+            self.withdraw(future)
             future.cancel()
-        self._waiting.clear()
-        self.waiting_size = 0
         await end_tasks(*self._tasks)
 
     def _fill_lane(self) -> None:
@@ -98,15 +97,15 @@ class GroupCommit(Generic[CallT, StoredT, ResultT]):
 
     async def _run_group(self, begun: float) -> None:
         group = self._take_group()
+        calls = list(group.values())
         try:
-            calls = list(group.values())
             try:
-                stored = await self._store(calls) if calls else None
+                if not calls:  # all were withdrawn
+                    return
+                stored = await self._store(calls)
             finally:
                 self._begun.remove(begun)
                 self._fill_lane()
-            if stored is None:
-                return
             for future, result in zip(group, await self._results(calls, stored), strict=True):
                 if not future.done():  # its caller may have been cancelled
                     future.set_result(result)
