@@ -14,10 +14,8 @@ from service.limits import LOOKUP_SECONDS, MAX_LOOKUPS, MAX_STREAMS, MAX_WRITES
 from service.serving.snapshot import Snapshot
 from service.serving.swap import Champion, ServingModel
 from service.settings import Settings
-from service.storage.artifacts.fetch import fetch_apart
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
-from service.storage.postgres.events import warm_up
 from service.storage.postgres.pooler import require_sessions
 from service.storage.postgres.repositories import Impression
 from service.storage.redis.connection import connect
@@ -82,10 +80,7 @@ async def running_state(
 
         impressions = ImpressionLog(store_impressions, seconds=settings.impression_deadline_seconds)
         stack.push_async_callback(impressions.close)
-        places = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url}
-        artifacts = ArtifactStore(
-            database, redis, fetch_apart=lambda digest, folder: fetch_apart(digest, folder, places)
-        )
+        artifacts = ArtifactStore(database, redis)
         streams = max(1, min(MAX_STREAMS, settings.max_connections // 2))
         state = AppState(
             settings=settings,
@@ -118,7 +113,6 @@ async def running_state(
         # The server accepts connections after this, so that no request gets 503 only because the process is new.
         with suppress(TimeoutError):
             async with asyncio.timeout(START_SECONDS):
-                await asyncio.to_thread(warm_up)
                 await state.keys.wait_learned()
                 await asyncio.to_thread(count_parts, b"{}")
                 await state.serving.wait_loaded()

@@ -43,7 +43,7 @@ MAY: dict[tuple[str, str], str] = {
     ("tasks.py", "ensure_future"): "the helpers themselves",
     ("tasks.py", "add_done_callback"): "takes a task off a list",
     ("use_cases/auth.py", "add_done_callback"): "takes a task off a list",
-    ("use_cases/ingest.py", "add_done_callback"): "takes a task off a list",
+    ("use_cases/group_commit.py", "add_done_callback"): "takes a task off a list",
     ("use_cases/histories.py", "add_done_callback"): "takes a task off a list",
     ("use_cases/key_lookups.py", "add_done_callback"): "takes a look-up off a list",
     ("serving/swap.py", "add_done_callback"): "takes a task off a list",
@@ -113,10 +113,9 @@ async def call(api: Api, request_id: str, method: str, path: str, **options: Any
 
 SHARED = {
     "KeyLookups._look_up",
-    "Ingestion._store",
+    "GroupCommit._run_group",
     "Histories._read_redis",
     "Histories._read_postgres",
-    "ImpressionLog._write",
     "Account.charge",
     "PeriodWatch._poll",
     "ServingModel._follow",

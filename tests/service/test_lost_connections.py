@@ -210,7 +210,7 @@ async def write(dsn: str) -> None:
 async def store(dsn: str) -> None:
     database = Database(dsn)
     try:
-        async with database.log.lend() as log:
+        async with database.log.acquire() as log:
             await log.insert(batch(stored_event("a")))
     finally:
         await database.close()
@@ -385,12 +385,13 @@ class TestBetweenStatements:
         database = Database(front.dsn())
         for how in ENDS:
             with pytest.raises(NotReady, match=LOST):
-                async with database.log.lend() as log:
+                async with database.log.acquire() as log:
                     await log.insert(batch(stored_event(f"before {how}")))
                     await self.end(front, how)
-                    await log.release()
-            async with database.log.lend() as log:
-                assert (await log.insert(batch(stored_event(f"after {how}")))).inserted.accepted == [0]
+                    await log.insert(batch(stored_event(f"lost {how}")))
+            async with database.log.acquire() as log:
+                _, inserted = await log.insert(batch(stored_event(f"after {how}")))
+                assert inserted.accepted == [0]
         await database.close()
 
     async def test_a_leader(self, front: Front) -> None:

@@ -12,11 +12,10 @@ from asyncpg import InternalClientError
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.pool import NullPool
 
 from service.errors import NotReady
-from service.storage.postgres.engine import SESSION, discard, make_engine
-from service.storage.postgres.log import LogWriters
+from service.storage.postgres.engine import discard, make_engine
+from service.storage.postgres.event_writer import EventWriters
 from service.storage.postgres.outages import FAILURES, opening, outage
 from service.storage.postgres.sessions import Lock, ReadSession, Session, UnitOfWork
 
@@ -38,10 +37,12 @@ class Database:
     def __init__(self, dsn: str, *, pool_size: int = 10, connection_seconds: float = 3600) -> None:
         self._engine = make_engine(dsn, pool_size=pool_size, max_overflow=0, pool_recycle=connection_seconds)
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
-        # A log writer holds its lock between transactions, where the timeout of a silent transaction does not apply.
-        silent = {"idle_session_timeout": SESSION["idle_in_transaction_session_timeout"]}
-        one_by_one = make_engine(dsn, silent, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        self.log = LogWriters(one_by_one, int(Lock.LOG), seconds=connection_seconds)
+        # As many connections as ingestion uses at a time. They are returned in no transaction, so nothing is reset.
+        writing = make_engine(
+            dsn, pool_size=0, pool_recycle=connection_seconds, pool_use_lifo=True, pool_reset_on_return=None
+        )
+        event.listen(writing.sync_engine, "checkout", _refuse_closed)
+        self.log = EventWriters(writing, int(Lock.LOG))
         """Writers of the log."""
         # A session that reads twice must see one state. In Postgres a read-only snapshot costs nothing and never fails.
         self._snapshots = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)

@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from asmg.layout import RECENT
 from service.limits import MAX_FUTURE_SECONDS, MAX_HISTORY
 from service.storage.postgres import tables
-from service.storage.postgres.repositories.interactions import join
-from service.storage.postgres.repositories.labels import INTERACTION_ID
+from service.storage.postgres.repositories.label_events import INTERACTION_ID
+from service.storage.postgres.repositories.log_reading import concatenate_pages
 
 __all__ = ["FOLDED", "KEPT", "LOCK_FOLDED", "Earlier", "Past", "PastEvent"]
 
@@ -248,9 +248,15 @@ class Past:
                 timestamps_ms.append(np.array(page.timestamps_ms, dtype=np.int64))
                 in_history.append(np.array([item is not None for item in page.item_ids], dtype=np.bool_))
                 item_ids += [item for item in page.item_ids if item is not None]
-        tag = join(tags, np.int64)
-        columns = join(users, np.int64), tag & 1, join(timestamps_ms, np.int64), tag >> 1
-        return Earlier(*columns, join(in_history, np.bool_), item_ids)
+        tag = concatenate_pages(tags, np.int64)
+        return Earlier(
+            users=concatenate_pages(users, np.int64),
+            labels=tag & 1,
+            timestamps_ms=concatenate_pages(timestamps_ms, np.int64),
+            behind=tag >> 1,
+            in_history=concatenate_pages(in_history, np.bool_),
+            item_ids=item_ids,
+        )
 
     async def fold(self, period: int) -> bool:
         """Add what is needed of a period's log to what stays of dropped ones, once; whether it was done now."""
