@@ -14,7 +14,8 @@ from sqlalchemy import text
 from service.errors import NotReady
 from service.limits import MAX_INTERACTIONS
 from service.storage.postgres import event_writer
-from service.storage.postgres.database import SESSION, Database, Lock
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.engine import SESSION
 from service.storage.postgres.event_writer import BATCHES_TO_LOOK, EventWriter
 from service.storage.postgres.events import EventBatch, Happened, Interaction
 from service.storage.postgres.repositories import Inserted, Raced
