@@ -10,7 +10,7 @@ from typing import Any, final
 from torch import Tensor
 
 from asmg.batch import PeriodData
-from asmg.experiments.fields import LogFields, no_columns
+from asmg.datasets.log_fields import LogFields, no_columns
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from asmg.yardsticks.boosting import LightGBM, lightgbm_version
 from asmg.yardsticks.counts import ItemRate, Popularity

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asmg.experiments.fields import LogFields
+from asmg.datasets.log_fields import LogFields
 from asmg.statistics import NAMES
 from asmg.yardsticks.measured import Measured
 

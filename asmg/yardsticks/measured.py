@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from asmg.batch import PeriodData
-from asmg.experiments.fields import LogFields
+from asmg.datasets.log_fields import LogFields
 
 __all__ = ["Measured", "Predictor"]
 

@@ -13,14 +13,15 @@ import torch
 from torch.nn import functional
 
 from asmg.adam import AdamState
+from asmg.base_state import BaseState
 from asmg.batch import PeriodData, concatenate
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import EmbeddingMLPConfig, Params, table_sizes
-from asmg.training import evaluate
+from asmg.training import TrainingConfig, evaluate
 from asmg.updaters.base import Updater
 from asmg.updaters.bu import BatchConfig, BatchState, BatchUpdate
 from asmg.updaters.incctr import IncCTR, IncCTRConfig
-from asmg.updaters.iu import BaseState, IncrementalUpdate, TrainingConfig
+from asmg.updaters.iu import IncrementalUpdate
 from asmg.updaters.spmf import Reservoir, ReservoirUpdate, SpmfConfig, SpmfState, weighted_sample
 from tests.asmg.support import (
     DenseAdam,

@@ -17,12 +17,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from asmg.experiments.blocks import Cell, Heading, Paragraph, Table, to_html, to_markdown
-from asmg.experiments.cells import best, counted, listed, p_value, seconds, signed
-from asmg.experiments.figures import training_time
-from asmg.experiments.jobs import BINS, METHODS, SLICES, Protocol
-from asmg.experiments.results import LABELS
-from asmg.experiments.run import ExperimentOptions, run_experiment
+from asmg.experiments.methods import METHODS
+from asmg.experiments.observations import BINS, SLICES
+from asmg.experiments.options import ExperimentOptions
+from asmg.experiments.protocol import Protocol
+from asmg.experiments.report.blocks import Cell, Heading, Paragraph, Table, to_html, to_markdown
+from asmg.experiments.report.cells import best, counted, listed, p_value, seconds, signed
+from asmg.experiments.report.results import LABELS
+from asmg.experiments.report.training_time import training_time_figure
+from asmg.experiments.run import run_experiment
 from asmg.updaters import UPDATERS
 from asmg.yardsticks import YARDSTICKS
 from tests.asmg.logs import prepare_small
@@ -676,7 +679,7 @@ class TestFiles:
     @pytest.mark.parametrize(("slow", "scale"), [(9.0, "linear"), (90.0, "log")])
     def test_seconds_that_lie_far_apart_are_drawn_on_a_logarithmic_scale(self, slow: float, scale: str) -> None:
         last = {"asmg-linear": (1.0, 2.0), "asmg-gru-full": (slow / 2, slow)}
-        figure = training_time(last, {"asmg-linear": {1: 1.0, 2: 1.0}, "asmg-gru-full": {1: 1.0, 2: slow}})
+        figure = training_time_figure(last, {"asmg-linear": {1: 1.0, 2: 1.0}, "asmg-gru-full": {1: 1.0, 2: slow}})
         bars, lines = figure.axes
         assert bars.get_xscale() == lines.get_yscale() == scale
         assert ("logarithmic" in bars.get_xlabel()) == ("logarithmic" in lines.get_ylabel()) == (scale == "log")

@@ -22,9 +22,14 @@ import torch
 
 from asmg.batch import NO_CATEGORY, PeriodData
 from asmg.datasets.prepared import PreparedLog, read_prepared
-from asmg.experiments.jobs import BINS, SLICES, Chain, MethodJob, Protocol, run_chain, run_method, run_yardstick
-from asmg.experiments.log import Periods, cut_periods
-from asmg.experiments.run import ExperimentError, ExperimentOptions, run_experiment
+from asmg.experiments.chain import Chain, run_chain
+from asmg.experiments.jobs import run_method, run_yardstick
+from asmg.experiments.methods import MethodJob
+from asmg.experiments.observations import BINS, SLICES
+from asmg.experiments.options import ExperimentOptions
+from asmg.experiments.periods import Periods, cut_periods
+from asmg.experiments.protocol import Protocol
+from asmg.experiments.run import ExperimentError, run_experiment
 from asmg.metrics import auc, logloss
 from asmg.models import EmbeddingMLPConfig, default_config
 from asmg.progressive import stage_rng

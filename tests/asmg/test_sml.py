@@ -16,9 +16,9 @@ from torch.nn import functional
 from asmg.batch import TABLES, PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig, Params, build_model, read_rows, table_sizes
-from asmg.training import DivergedError, Execution, predict_logits
+from asmg.training import DivergedError, Execution, TrainingConfig, predict_logits
 from asmg.transfer import Output, Transfer
-from asmg.updaters.iu import IncrementalUpdate, TrainingConfig
+from asmg.updaters.iu import IncrementalUpdate
 from asmg.updaters.sml import BasePhase, Sml, SmlConfig, SmlState, TransferPhase
 from tests.asmg.support import (
     CONFIGS,

@@ -30,7 +30,8 @@ from asmg.progressive import stage_rng
 from asmg.statistics import Statistics
 from asmg.training import DivergedError
 from asmg.updaters import UPDATERS
-from asmg.updaters.asmg import Asmg, AsmgConfig
+from asmg.updaters.asmg import Asmg
+from asmg.updaters.asmg_config import AsmgConfig
 from asmg.updaters.base import Updater
 from asmg.updaters.with_statistics import WithStatistics
 from service import worker

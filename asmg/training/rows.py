@@ -1,15 +1,11 @@
-"""Training of a base model: the one loop over mini-batches, and the scoring pass.
+"""Training of a base model on the rows that a log touches.
 
-Training takes the rows that a log touches out of the tables, works on these alone, and puts them back in a step of its
-own (`RowTraining`, `commit`): its cost grows with the traffic and not with the tables. The result is nevertheless what
-dense Adam over whole tables computes (`asmg.adam`).
-
-On a CPU the steps run as machine code (`asmg.kernels`); on a GPU, and where asked for, as eager torch with equal
-results up to float32 rounding.
+Training takes the rows that a log touches out of the tables, works on these alone (`RowTraining`) and puts them back in
+a separate step (`commit`). So its cost grows with the traffic and not with the tables; the result is nevertheless what
+dense Adam over whole tables computes (`asmg.adam`). Used by `asmg.base_training` and, for SML, `asmg.updaters.sml`.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,94 +16,36 @@ from torch.nn import functional
 from asmg import kernels
 from asmg.adam import Adam, AdamState
 from asmg.batch import COLD_ROW, TABLES, Epoch, InteractionBatch, PeriodData, excerpt
-from asmg.field_columns import FieldColumns
-from asmg.metrics import Scores, scores
-from asmg.models import BaseModel, EmbeddingMLP, Params, read_rows, table_sizes
+from asmg.models import BaseModel, Params, read_rows
+from asmg.training.arrays import flat_array, mlp_widths, table_arrays
+from asmg.training.execution import CHUNK, DivergedError, Execution, Progress, finite
 
-__all__ = [
-    "DivergedError",
-    "Execution",
-    "Progress",
-    "RowTraining",
-    "RowUpdate",
-    "commit",
-    "cross_entropy",
-    "evaluate",
-    "narrow",
-    "predict_logits",
-]
-
-Progress = Callable[[float], None]
-"""Called now and then with the fraction of the work done, in [0, 1]."""
-
-CHUNK = 32
-"""Steps made in one call of compiled code, between two reports of progress."""
-
-
-class DivergedError(ArithmeticError):
-    """Training met a loss or a weight that is not finite; the state it started from is untouched."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """Where and how training computes; never what it computes."""
-
-    device: str = "auto"
-    """A torch device; "auto" is "cuda" where torch sees one, else "cpu"."""
-    compiled: bool = True
-    """On a CPU: machine code (numba) instead of eager torch."""
-
-    def __post_init__(self) -> None:
-        try:
-            kind = self.torch_device.type
-        except RuntimeError:
-            kind = None
-        if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-            raise ValueError(f"device: expected auto, cpu or a cuda device that torch sees; received {self.device!r}")
-
-    @property
-    def torch_device(self) -> torch.device:
-        """The device itself."""
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(name)
-
-    def uses_kernels(self, model: BaseModel) -> bool:
-        """Whether training of this model runs as machine code."""
-        return self.torch_device.type == "cpu" and self.scores_by_kernel(model)
-
-    def scores_by_kernel(self, model: BaseModel) -> bool:
-        """Whether scoring by this model, which is the CPU's whatever the device, runs as machine code.
-
-        Not for a class derived from the one that the kernels are of: its forward pass may be another.
-        """
-        return self.compiled and type(model) is EmbeddingMLP
+__all__ = ["RowTraining", "RowUpdate", "commit", "cross_entropy", "take"]
 
 
 @dataclass(frozen=True)
 class RowUpdate:
-    """What training made of some rows, and of all dense parameters; `commit` puts it into whole tables."""
+    """The result of training some rows and all dense parameters; `commit` puts it into whole tables."""
 
     rows: dict[str, Tensor]
-    """Table name → int64 [n], distinct."""
+    """Table name → int64 [n], the distinct rows that were trained."""
     params: Params
-    """Tables [n, dim], the rest whole."""
+    """The trained rows [n, dim] of each table, and the dense parameters."""
     adam: AdamState
-    """The optimizer of the same; its `restless` rows are those of the whole tables."""
+    """The optimizer of the same; its `restless` rows count in the whole tables."""
     sizes: dict[str, int]
-    """Rows that the whole tables shall have."""
+    """Table name → rows that the whole table has after `commit`."""
     passes: tuple[float, ...] = ()
-    """What is known of the number of passes now (`asmg.base_training.BaseState.passes`)."""
+    """The new `asmg.base_state.BaseState.passes`."""
 
 
 def take(params: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Params:
-    """The given rows of each table and all the rest, as new tensors; a row past a table's end is its cold row."""
+    """Copies of the given rows of each table (the cold row for rows past its end) and of the other parameters."""
     return {name: read_rows(p, rows[name]) if name in rows else p.clone() for name, p in params.items()}
 
 
 class RowTraining:
-    """Training of a base model on the rows that some logs touch, out of tables that it leaves as they are."""
+    """Training of a base model on the rows that some logs touch; the whole tables stay unchanged."""
 
     def __init__(
         self,
@@ -119,12 +57,17 @@ class RowTraining:
         lr: float,
         execution: Execution,
     ) -> None:
-        """Take the rows out.
+        """Copy the rows out of the tables.
 
         Args:
+            model: the base model.
             params, adam: whole tables and their optimizer. Ids past a table's end start from its cold row.
             periods: the logs to learn, oldest first.
             lr: Adam's step size.
+            execution: where and how to compute.
+
+        Raises:
+            ValueError: the newest period lacks the rows of one of the model's tables.
         """
         newest = periods[-1]
         if missing := set(model.tables) - set(newest.sizes):
@@ -160,17 +103,22 @@ class RowTraining:
         shuffle: bool = True,
         progress: Progress | None = None,
     ) -> float:
-        """One pass over one of `periods` (or a slice of one): argmin L(Θ | D_t, Θ_{t-1}); returns the mean loss.
+        """One pass over one of `periods` (or a slice of one): argmin_Θ L(Θ | D_t, Θ_{t-1}).
 
         Args:
-            batch_size: the last batch is as long as what is left.
-            cold_rate: id dropout, see `asmg.batch.Epoch`.
+            data: one of `self.periods`, or a slice of one.
+            batch_size: interactions of a batch; the last one may be smaller.
+            rng: for the order and for id dropout.
+            cold_rate: probability of id dropout, see `asmg.batch.Epoch`.
             target: float32 [N] in [0, 1], learned instead of the labels.
-            shuffle: in a random order instead of the log's.
-            progress: told the fraction done.
+            shuffle: whether the order is random instead of the log's.
+            progress: called with the fraction done.
+
+        Returns:
+            the mean loss over the interactions.
 
         Raises:
-            DivergedError: on a loss that is not finite.
+            DivergedError: a loss is NaN or infinite.
         """
         order = torch.randperm(len(data), generator=rng) if shuffle else torch.arange(len(data))
         epoch = Epoch([data], [order.split(batch_size)], cold_rate=cold_rate, rng=rng)
@@ -182,10 +130,10 @@ class RowTraining:
         return float((losses * sizes).sum() / sizes.sum())
 
     def finish(self) -> RowUpdate:
-        """What came out, back on the CPU.
+        """The trained rows and their optimizer, on the CPU.
 
         Raises:
-            DivergedError: a parameter is not finite.
+            DivergedError: a parameter is NaN or infinite.
         """
         for name, p in self.params.items():
             if not bool(torch.isfinite(p).all()):
@@ -197,11 +145,11 @@ class RowTraining:
         return RowUpdate(self.rows, {n: p.cpu() for n, p in self.params.items()}, adam, self.sizes)
 
     def keep(self) -> tuple[Params, AdamState]:
-        """A copy of where training is, to go back to with `restore`."""
+        """A copy of the current parameters and optimizer, for `restore`."""
         return {n: p.clone() for n, p in self.params.items()}, self.optimizer.state.clone()
 
     def restore(self, kept: tuple[Params, AdamState]) -> None:
-        """Go back to where `keep` was called; to be called once with what it returned."""
+        """Return to a copy that `keep` made. Each copy can be restored once."""
         self.params = kept[0]
         self.optimizer = Adam(self.params, kept[1], lr=self.optimizer.lr)
 
@@ -227,10 +175,10 @@ class RowTraining:
     def _compiled(self, epoch: Epoch, target: Tensor, progress: Progress | None) -> np.ndarray:
         losses, optimizer = np.zeros(len(epoch)), self.optimizer
         parts = (self.params, optimizer.first, optimizer.second)
-        tables, firsts, seconds = (_tables(values, self.model) for values in parts)
+        tables, firsts, seconds = (table_arrays(values, self.model) for values in parts)
         moved = tuple(optimizer.moved[t].numpy() if t in self.rows else np.zeros(1, np.int32) for t in TABLES)
         dense = list(self.model.dense_shapes)
-        flat, first, second = (_flat(values, dense) for values in parts)
+        flat, first, second = (flat_array(values, dense) for values in parts)
         beta1, beta2 = optimizer.betas
         for start in range(0, len(epoch), CHUNK):
             stop = min(start + CHUNK, len(epoch))
@@ -238,7 +186,7 @@ class RowTraining:
                 epoch.plan, start, stop, target.numpy(), epoch.importance.numpy(),
                 epoch.numeric.numpy(), epoch.weights.numpy(), epoch.sums.numpy(),
                 tables, firsts, seconds, moved, flat, first, second,
-                *_widths(self.model), optimizer.steps, optimizer.lr, beta1, beta2, optimizer.eps,
+                *mlp_widths(self.model), optimizer.steps, optimizer.lr, beta1, beta2, optimizer.eps,
                 optimizer.tail.numpy(), losses,
             )  # fmt: skip
             for loss in losses[start:stop]:
@@ -254,9 +202,10 @@ class RowTraining:
 
 
 def commit(params: Mapping[str, Tensor], adam: AdamState, update: RowUpdate) -> tuple[Params, AdamState]:
-    """Whole tables with the updated rows in their places; new rows that were not touched start as the cold row.
+    """Whole tables, and their optimizer, with the updated rows in their places.
 
-    The only part of an update of a base model whose cost grows with the tables: each is copied once.
+    New rows that were not trained are copies of the cold row. This is the only part of an update whose cost grows with
+    the tables: each is copied once.
     """
     sizes, rows = update.sizes, update.rows
 
@@ -281,85 +230,8 @@ def commit(params: Mapping[str, Tensor], adam: AdamState, update: RowUpdate) -> 
 
 
 def cross_entropy(logits: Tensor, batch: InteractionBatch) -> Tensor:
-    """Mean cross-entropy of a batch, each interaction counting by its weight."""
+    """Mean cross-entropy of logits [B] on a batch, weighted by `batch.weight`; in nats."""
     losses = functional.binary_cross_entropy_with_logits(logits, batch.label, reduction="none")
     if batch.weight is None:
         return losses.mean()
     return (losses * batch.weight).sum() / batch.weight.sum()
-
-
-def finite(loss: float) -> float:
-    """The loss; raises DivergedError when it is not finite."""
-    if not math.isfinite(loss):
-        raise DivergedError(f"loss: expected a finite number; received {loss}")
-    return loss
-
-
-def _tables(params: Mapping[str, Tensor], model: BaseModel) -> tuple[np.ndarray, ...]:
-    """All of TABLES as arrays; a row of zeros for one that the model has not."""
-    none = np.zeros((1, model.table_widths["user"]), np.float32)
-    return tuple(params[table].numpy() if table in model.tables else none for table in TABLES)
-
-
-def _flat(params: Mapping[str, Tensor], names: Sequence[str]) -> np.ndarray:
-    """The named tensors one after the other, copied."""
-    return torch.cat([params[n].reshape(-1) for n in names]).numpy()
-
-
-def _widths(model: BaseModel) -> tuple[np.ndarray, int]:
-    """Of the MLP's input and layers, and of an item."""
-    assert isinstance(model, EmbeddingMLP), "the only model with kernels"
-    return np.array(model.widths), model.item_width
-
-
-def narrow(
-    model: BaseModel, models: Sequence[Mapping[str, Tensor]], data: PeriodData
-) -> tuple[list[Params], PeriodData]:
-    """Models of one size, cut down to the rows that a log reads of them when they predict, and the log in these."""
-    if data.fields is not None:
-        data = replace(data, fields=data.fields.when_predicting())
-    (small,), rows = excerpt([model.reads(data)], model.tables, sizes=table_sizes(models[0]))
-    return [take(params, rows) for params in models], small
-
-
-@torch.no_grad()
-def predict_logits(
-    model: BaseModel,
-    params: Mapping[str, Tensor],
-    data: PeriodData,
-    *,
-    batch_size: int = 8192,
-    execution: Execution | None = None,
-) -> Tensor:
-    """Logits float32 [N] of a whole log in its own order; ids that `params` has no row for are read as the cold row.
-
-    Args:
-        model, params: on whatever device.
-        data: the log.
-        batch_size: interactions at a time, where it is not done by machine code.
-        execution: whether it is; by default, where there is any. Computed on the CPU in any case.
-    """
-    (small,), data = narrow(model, [params], data)
-    small = {name: p.cpu() for name, p in small.items()}
-    features = data.features
-    if (execution or Execution(device="cpu")).scores_by_kernel(model):
-        logits = torch.empty(len(data))
-        vectors = model.item_vectors(small, features).contiguous()
-        dense = _flat(small, list(model.dense_shapes))
-        fields = data.fields or FieldColumns.none(len(data))
-        kernels.predict(
-            data.user.numpy(), data.item.numpy(), data.history.numpy(), data.offsets.numpy(),
-            fields.rows.contiguous().numpy(), fields.weights.contiguous().numpy(), fields.sums.numpy(),
-            data.inputs.numpy(), small["user"].numpy(), vectors.numpy(), _tables(small, model)[3],
-            _widths(model)[0], dense, logits.numpy(),
-        )  # fmt: skip
-        return logits
-    batches = [data.batch(index) for index in torch.arange(len(data)).split(batch_size)]
-    return torch.cat([model.logits(small, batch, features) for batch in batches])
-
-
-def evaluate(
-    model: BaseModel, params: Mapping[str, Tensor], data: PeriodData, execution: Execution | None = None
-) -> Scores:
-    """Metrics of one model on one log (progressive validation calls it before anything trains on that log)."""
-    return scores(predict_logits(model, params, data, execution=execution), data.label)

@@ -1,4 +1,4 @@
-"""A prepared log as the paper's protocol has it: equal periods, histories, table rows."""
+"""A prepared log cut into equal periods, with histories, as table rows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,34 +10,35 @@ import torch
 from torch import Tensor
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
+from asmg.datasets.log_fields import LogFields, field_columns
 from asmg.datasets.prepared import PreparedLog
-from asmg.experiments.fields import LogFields, field_columns
 from asmg.numbers import NumberMoments
 from asmg.statistics import Statistics, StatisticsConfig
 
 __all__ = ["Known", "Periods", "cut_periods", "with_numbers", "with_statistics"]
 
 Known = Literal["all", "so_far"]
+"""Which ids have table rows in a period, see `cut_periods`."""
 
 
 class Periods(NamedTuple):
-    """The periods of a log, and which ids each of them was the first to bring."""
+    """The periods of a log, and the table sizes after each of them."""
 
     data: list[PeriodData]
     """D_1 … D_n, oldest first."""
     users: list[int]
-    """Rows of the user table, the cold row included, that are known after each period; rows are numbered by first
-    appearance, so a row at or past `users[t - 1]` is that of a user whom the periods up to t have not seen."""
+    """Rows of the user table after each period, the cold row included. Rows are numbered by first appearance, so a row
+    at or past `users[t - 1]` is a user that the periods up to t have not seen."""
     items: list[int]
-    """The same of the item table, for which a negative counts as an appearance."""
+    """Rows of the item table after each period; a negative counts as an appearance."""
     fields: LogFields | None = None
-    """What the interactions of all periods, one after the other, read of fields; None where none are read."""
+    """The fields of the interactions of all periods, concatenated; None if no fields are read."""
 
     def cold(self, step: int) -> tuple[Tensor, Tensor]:
-        """Of period step + 1: bool [N], [N], whose user and whose item is new to a model that has learned `step`.
+        """Which interactions of period step + 1 have a new user, and which a new item: bool [N] each.
 
-        A user is new who is in no row of an earlier period. An item is new that nobody has clicked in an earlier
-        period: sampled negatives are drawn from all items of a log, so most items were among them at once.
+        A user is new without a row in an earlier period. An item is new without a click in an earlier period; rows
+        alone do not count, because sampled negatives are drawn from all items of the log.
         """
         data = self.data[step]
         clicked = torch.zeros(self.items[step], dtype=torch.bool)
@@ -46,7 +47,7 @@ class Periods(NamedTuple):
         return data.user >= self.users[step - 1], ~clicked[data.item.long()]
 
     def repeats(self, step: int) -> Tensor:
-        """Of period step + 1: bool [N], whose item is among the user's last 30 clicks."""
+        """Which interactions of period step + 1 have an item that is among the user's last 30 clicks: bool [N]."""
         data = self.data[step]
         owner = torch.repeat_interleave(torch.arange(len(data)), data.offsets.diff())
         found = torch.zeros(len(data), dtype=torch.bool)
@@ -55,22 +56,21 @@ class Periods(NamedTuple):
 
 
 def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool, fields: bool = False) -> Periods:
-    """Cut a log into `count` periods of ⌊rows / count⌋ rows each; what is left over at the end is left out.
+    """Cut a log into `count` periods of ⌊rows / count⌋ rows each; the remaining rows at the end are left out.
 
-    (methods.md, section 0.) Histories are the user's earlier positives of the whole log, at most 30, with a strictly
-    smaller timestamp; `recent` is of its earlier interactions, drawn negatives left out. Table row = number + 1.
+    (methods.md, section 0.) A history has the user's last 30 positives of the whole log with a strictly smaller
+    timestamp; `recent` counts its earlier interactions without sampled negatives. Table row = number of the id + 1.
 
     Args:
         log: in time order, its ids numbered by first appearance.
         count: number of periods.
-        known: the sizes of the tables. `so_far`: rows of the ids that have appeared by the end of a period, as in a
-            live service; `all`: rows of all ids of these periods in each of them, as the authors'
-            code has it.
-        categories: whether items have their categories.
-        fields: whether interactions have their fields.
+        known: table sizes of each period: `so_far`, rows of the ids that have appeared by its end, as in a live
+            service; `all`, rows of all ids of all periods, as in the authors' code.
+        categories: whether items get their categories.
+        fields: whether interactions get their fields.
 
     Raises:
-        ValueError: there are fewer rows than periods, or no categories or fields where they are wanted.
+        ValueError: there are fewer rows than periods, or the log lacks wanted categories or fields.
     """
     rows = len(log.user) // count if count > 0 else 0
     if rows < 1:
@@ -83,7 +83,7 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool,
     user, item = (ids[:used].astype(np.int32) + 1 for ids in (log.user, log.item))
     label = log.label[:used]
     history, offsets = build_histories(user, item, label, log.timestamps_ms[:used])
-    # Where negatives were drawn the source has none of its own: all of them are nobody's interactions.
+    # If negatives were sampled, all of them were: nobody saw them.
     drawn = label == 0 if log.card.negatives_per_positive else None
     recent = build_recent(user, label, log.timestamps_ms[:used], sampled=drawn)
     ends = [rows * (t + 1) for t in range(count)]
@@ -116,25 +116,25 @@ def cut_periods(log: PreparedLog, count: int, *, known: Known, categories: bool,
 
 
 def with_statistics(periods: Periods, dropped: Sequence[int] = ()) -> Periods:
-    """The periods with statistics as numeric inputs, those of each as they were known before it.
+    """The periods with statistics as numeric inputs, as known before each period.
 
     Args:
-        periods: one after the other, from the first.
-        dropped: columns of the statistics that become zeros.
+        periods: from the first one on.
+        dropped: columns of the statistics that are set to zero.
     """
     statistics, data = Statistics.initial(StatisticsConfig()), []
     for period in periods.data:
         prepared = statistics.prepare(period)
         assert prepared.numeric is not None and prepared.nobody is not None
         for numbers in (prepared.numeric, prepared.nobody):
-            numbers[:, list(dropped)] = 0  # the mean; and so it is of everybody
+            numbers[:, list(dropped)] = 0  # the mean, for everybody
         data.append(prepared)
         statistics = statistics.learned(period)
     return periods._replace(data=data)
 
 
 def with_numbers(periods: Periods) -> Periods:
-    """The periods with scaled numbers in their fields, each by the moments of those before it."""
+    """The periods with scaled numeric fields, by the moments of the periods before each."""
     moments, data, decay = NumberMoments.initial(), [], StatisticsConfig().moments_decay
     for period in periods.data:
         data.append(period if period.fields is None else replace(period, fields=moments.prepare(period.fields)))
@@ -143,15 +143,15 @@ def with_numbers(periods: Periods) -> Periods:
 
 
 def _known_after(rows: npt.NDArray[np.int32], ends: Sequence[int]) -> list[int]:
-    """Rows of a table after each period, of ids numbered by first appearance."""
+    """Rows of a table after each of the interactions `ends`, for ids numbered by first appearance."""
     newest = np.maximum.accumulate(rows)
     return [int(newest[end - 1]) + 1 for end in ends]
 
 
 def _category_rows(numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Item row × category rows [items + 1, C] of category numbers by item number, numbered anew by first item.
+    """The category rows of each item row [items + 1, C], from category numbers by item number [items, C].
 
-    So the categories of the items so far are the first rows of the category table.
+    Categories are renumbered by their first item, so those of the first items are the first rows of the category table.
     """
     matrix = np.full((len(numbers) + 1, max(1, numbers.shape[1])), NO_CATEGORY, np.int32)
     matrix[1:, : numbers.shape[1]] = numbers

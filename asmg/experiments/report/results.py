@@ -1,4 +1,4 @@
-"""The numbers of a finished run as a report needs them: read from its folder, put together over periods and seeds."""
+"""The results of a finished run, read from its folder and aggregated over periods and seeds for a report."""
 
 import json
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ LABELS = {
     "logistic": "Logistic regression",
     "lightgbm": "LightGBM",
 }
-"""What the paper calls the methods, in its order, and the yardsticks behind them."""
+"""Method → its name in reports: the paper's names in the paper's order, then the yardsticks."""
 
-# What a report reads of each table.
+# Columns of each table that a report reads.
 _COLUMNS = {
     "scores": ("seed", "method", "variant", "step", "period", "test", "slice", "events", "auc", "logloss"),
     "timings": ("seed", "method", "variant", "step", "stage", "seconds", "cpu_seconds"),
@@ -45,7 +45,7 @@ _COLUMNS = {
 
 
 def label(method: str) -> str:
-    """The paper's name of a method; its own where the paper has none."""
+    """The name of a method in reports; an unknown method keeps its own."""
     return LABELS.get(method, method)
 
 
@@ -53,27 +53,27 @@ class Curve(NamedTuple):
     """A reliability curve: predictions in ascending order, in bins."""
 
     events: Array
-    """Predictions in each bin [bins]."""
+    """Number of predictions in each bin [bins]."""
     predicted: Array
-    """Their mean: the click-through rate promised [bins]."""
+    """Mean predicted click-through rate [bins]."""
     clicked: Array
-    """The share that was clicked [bins]."""
+    """Share that was clicked [bins]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """A finished run. Where nothing else is said, numbers are of the test periods and of no variant."""
+    """A finished run. Unless stated otherwise, numbers are those of the test periods and without variants."""
 
     card: dict[str, Any]
     """The log's card."""
     options: dict[str, Any]
-    """What was run."""
+    """The options of the run."""
     versions: list[dict[str, str]]
-    """Of Python and the libraries; several where the run was gone on with after an upgrade."""
+    """Versions of Python and the libraries; several if the run was continued after an upgrade."""
     machine: dict[str, Any]
-    """Where it ran."""
+    """The machine that it ran on."""
     scores: pl.DataFrame
-    """See `asmg.experiments.run`, as of the others."""
+    """Tables of the run, see `asmg.experiments.run`."""
     timings: pl.DataFrame
     calibration: pl.DataFrame
     forgetting: pl.DataFrame
@@ -83,7 +83,7 @@ class Results:
         """The results in the folder of a run.
 
         Raises:
-            ValueError: it is not the folder of a finished run, or has no test period.
+            ValueError: it is no folder of a finished run, or the run has no test period.
         """
         for name in ("run.json", *(f"{name}.parquet" for name in _COLUMNS)):
             if not (out / name).is_file():
@@ -101,14 +101,14 @@ class Results:
 
     @cached_property
     def methods(self) -> list[str]:
-        """In the paper's order, those that it does not know last."""
+        """Methods of the run in the order of LABELS, unknown ones last."""
         order = {name: n for n, name in enumerate(LABELS)}
         found = self.scores.filter(pl.col("variant") == "")["method"].unique().to_list()
         return sorted(found, key=lambda name: (order.get(name, len(order)), name))
 
     @cached_property
     def seeds(self) -> list[int]:
-        """In ascending order."""
+        """Seeds of the run, ascending."""
         return sorted(self.scores["seed"].unique().to_list())
 
     @cached_property
@@ -117,45 +117,44 @@ class Results:
 
     @cached_property
     def test_periods(self) -> list[int]:
-        """The periods scored, in ascending order."""
+        """Test periods, ascending."""
         return sorted(self._tested["period"].unique().to_list())
 
     @cached_property
     def last_step(self) -> int:
-        """The last update."""
+        """Number of the last update."""
         return int(self.scores["step"].max())  # type: ignore[arg-type] # there are rows
 
     def values(self, metric: str, method: str, *, variant: str = "", part: str = "all") -> Array:
-        """A metric of each seed in each test period [seeds, periods], NaN where there is none.
+        """A metric of each seed in each test period [seeds, periods]; NaN without one.
 
         Args:
             metric: "auc" or "logloss".
-            method: which one.
-            variant: "k=5", "hidden=8" or none.
+            method: its name.
+            variant: such as "k=5" or "hidden=8"; empty for none.
             part: the slice, such as "cold user".
         """
         mine = (pl.col("method") == method) & (pl.col("variant") == variant) & (pl.col("slice") == part)
         return _grid(self._tested.filter(mine), metric, ("seed", self.seeds), ("period", self.test_periods))
 
     def score(self, metric: str, method: str, *, variant: str = "", part: str = "all") -> Spread | None:
-        """The mean over the test periods, and how it differs from seed to seed; None where there is none."""
+        """The mean over the test periods and its spread over the seeds; None without one."""
         return spread(mean(self.values(metric, method, variant=variant, part=part), 1))
 
     def variants(self, kind: str) -> dict[int, str]:
-        """Value → variant of the sensitivity runs of one kind, "k" or "hidden", in ascending order."""
+        """Value → variant of the sensitivity runs of one kind ("k" or "hidden"), ascending."""
         names = [name.partition("=") for name in self.scores["variant"].unique().to_list()]
         return dict(sorted((int(value), f"{kind}={value}") for name, _, value in names if name == kind))
 
     def share(self, part: str) -> float:
-        """The share of the test periods' events that are in a slice; it is the same for every method."""
+        """The share of the test periods' interactions that belong to a slice."""
         one = self._tested.filter((pl.col("method") == self.methods[0]) & (pl.col("variant") == ""))
         events = dict(one.group_by("slice").agg(pl.col("events").sum()).iter_rows())
         return float(events.get(part, 0) / events["all"])
 
     def seconds(self, method: str, stages: tuple[str, ...] = ()) -> tuple[float, float] | None:
-        """What the last update took, or stages of it: wall and CPU seconds, medians over seeds.
-
-        None where there is no such stage.
+        """Wall and CPU seconds of the last update, or of some of its stages, medians over seeds; None without such
+        stages.
         """
         found = self.timings.filter((pl.col("method") == method) & (pl.col("variant") == ""))
         found = found.filter(pl.col("step") == self.last_step)
@@ -167,7 +166,7 @@ class Results:
         return float(np.median(by_seed["seconds"])), float(np.median(by_seed["cpu_seconds"]))
 
     def seconds_by_step(self, method: str, stages: tuple[str, ...]) -> dict[int, float]:
-        """Update step → seconds of stages of it, medians over seeds."""
+        """Update step → seconds of some of its stages, medians over seeds."""
         found = self.timings.filter(
             (pl.col("method") == method) & (pl.col("variant") == "") & pl.col("stage").is_in(stages)
         )
@@ -175,11 +174,11 @@ class Results:
         return dict(by_seed.group_by("step").agg(pl.col("seconds").median()).sort("step").iter_rows())
 
     def reliability(self, method: str, seed: int | None = None) -> Curve | None:
-        """The reliability curve over all test periods: the first bins of all put together, and so on.
+        """The reliability curve over all test periods; bins of equal rank are merged.
 
         Args:
-            method: which one.
-            seed: of one seed; of all where None.
+            method: its name.
+            seed: a single seed; None for all.
         """
         found = self.calibration.filter((pl.col("method") == method) & (pl.col("variant") == ""))
         if seed is not None:
@@ -192,7 +191,7 @@ class Results:
         return Curve(events, predicted / events, clicked / events)
 
     def calibration_of(self, method: str) -> tuple[Spread | None, Spread | None]:
-        """ECE, and clicks predicted over clicks: each over all test periods, and its spread over the seeds."""
+        """ECE, and predicted clicks divided by clicks: each over all test periods, with its spread over the seeds."""
         curves = [curve for seed in self.seeds if (curve := self.reliability(method, seed))]
         errors = [calibration_error(*curve) for curve in curves]
         totals = [((c.events * c.predicted).sum(), (c.events * c.clicked).sum()) for c in curves]
@@ -200,14 +199,11 @@ class Results:
 
     @cached_property
     def looked_at(self) -> tuple[list[int], list[int]]:
-        """Update steps and periods of the forgetting table, in ascending order."""
+        """Update steps and periods of the table "forgetting", ascending."""
         return sorted(self.forgetting["step"].unique().to_list()), sorted(self.forgetting["period"].unique().to_list())
 
     def retention(self, method: str) -> Array:
-        """AUC of the model after each step on each period [seeds, steps, periods], as in `looked_at`.
-
-        NaN where there is none.
-        """
+        """AUC of the model after each step on each period of `looked_at` [seeds, steps, periods]; NaN without one."""
         steps, periods = self.looked_at
         mine = self.forgetting.filter(pl.col("method") == method)
         one_seed = [
@@ -226,7 +222,7 @@ def _table(file: Path, columns: tuple[str, ...]) -> pl.DataFrame:
 
 
 def _grid(frame: pl.DataFrame, value: str, rows: tuple[str, list[int]], columns: tuple[str, list[int]]) -> Array:
-    """The values of a column by two others [rows, columns], NaN where there is no row, or no value in it."""
+    """The values of a column, arranged by two other columns [rows, columns]; NaN without a value."""
     at_row, at_column = ({key: n for n, key in enumerate(keys)} for _, keys in (rows, columns))
     grid = np.full((len(at_row), len(at_column)), np.nan)
     for row, column, number in frame.select(rows[0], columns[0], value).iter_rows():

@@ -1,4 +1,4 @@
-"""A document as a list of blocks, and the same blocks as Markdown and as one HTML file."""
+"""A document as a list of blocks, and its rendering as Markdown and as a single HTML file."""
 
 import base64
 import re
@@ -25,7 +25,7 @@ class Paragraph:
     """A paragraph."""
 
     text: str
-    """Plain text: no character of it is markup."""
+    """Plain text without markup."""
 
 
 @dataclass(frozen=True)
@@ -39,35 +39,35 @@ class Cell:
 
 
 Row = Sequence[str | Cell]
-"""Of a table: as many cells as it has columns."""
+"""Row of a table: one cell per column."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table. The first column names the rows."""
+    """A table. Its first column has the names of the rows."""
 
     columns: Sequence[str]
     """Headings, plain text."""
     rows: Sequence[Row]
     """From top to bottom."""
     numeric: bool = True
-    """Whether all columns but the first are numbers, set to the right."""
+    """Whether all columns except the first hold numbers, which are aligned to the right."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, drawn to `figures/NAME.svg` and `figures/NAME.png`."""
+    """A figure, in the files `figures/NAME.svg` and `figures/NAME.png`."""
 
     name: str
     """File name without its ending."""
     alt: str
-    """What is to be seen, for who cannot see it."""
+    """Alternative text for readers who cannot see the figure."""
     caption: str
     """What it shows and how to read it."""
 
     @property
     def file(self) -> str:
-        """Where the drawing is, seen from the document."""
+        """Path of the drawing relative to the document."""
         return f"figures/{self.name}.svg"
 
 
@@ -75,7 +75,7 @@ Block = Heading | Paragraph | Table | Picture
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """As Markdown with tables in the way of GitHub; pictures are links to `figures/`."""
+    """Render as GitHub's Markdown; pictures are links into `figures/`."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
@@ -127,7 +127,7 @@ figcaption { margin-top: .5rem; font-size: .875rem; color: var(--soft); }
 
 
 def to_html(blocks: Sequence[Block], folder: Path) -> str:
-    """As one HTML page that needs no other file; the pictures are read from `folder`, the document's, into it."""
+    """Render as one HTML page without other files; the pictures are read from the document's `folder` and embedded."""
     title = next((block.text for block in blocks if isinstance(block, Heading) and block.level == 1), "Report")
     sections = [block.text for block in blocks if isinstance(block, Heading) and block.level == 2]
     links = "".join(f'<li><a href="#{_anchor(text)}">{escape(text)}</a></li>\n' for text in sections)
