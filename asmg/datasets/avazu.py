@@ -8,7 +8,8 @@ anonymous columns of the advertisement (C14–C17) the one with the most values;
 import polars as pl
 
 from asmg.datasets.columns import click, identifier
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
 from asmg.features import Field

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import polars as pl
 
 from asmg.datasets.columns import click, text
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.features import Field
 

@@ -5,7 +5,6 @@ As the competition published it, or cut into 17 periods by the authors of ADER (
 
 import gzip
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,15 @@ import numpy as np
 import polars as pl
 
 from asmg.datasets.columns import identifier, read_ids, whole_number
-from asmg.datasets.gathering import Events, Gathering, Ids, Source, joined
+from asmg.datasets.damage import GZIP_ERRORS, damaged_gzip, not_utf8
+from asmg.datasets.events import Events, Ids, joined
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.sampling import sample_negatives
 from asmg.datasets.scan import Layout
 from asmg.datasets.table import Table
-from asmg.datasets.times import DAY_MS, time_of
+from asmg.datasets.time_forms import DAY_MS
+from asmg.datasets.times import time_of
 from asmg.log_format import LogFormatError
 
 _WEEK_MS = 7 * DAY_MS
@@ -79,10 +81,10 @@ def _read_period(path: Path) -> Table:
                     raise LogFormatError(path, "a session and an item", repr(line.rstrip("\n")[:60]), line=number)
                 sessions.append(words[0])
                 items.append(words[1])
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise LogFormatError(path, "a complete gzip file", f"one that is cut short or damaged ({error})") from error
+    except GZIP_ERRORS as error:
+        raise damaged_gzip(path, error) from error
     except UnicodeDecodeError as error:
-        raise LogFormatError(path, "text in UTF-8", f"byte {error.object[error.start]:#04x}") from error
+        raise not_utf8(path, error) from error
     return Table(path, {"session": sessions, "item": items}, range(1, len(items) + 1))
 
 

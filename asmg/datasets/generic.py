@@ -7,20 +7,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from asmg.datasets.columns import (
-    Reading,
-    category_list,
-    field_value,
-    identifier,
-    labels,
-    number_like,
-    rating,
-    split_values,
-    text,
-    whole_number,
-)
+from asmg.datasets.columns import Reading, category_list, identifier, labels, rating, split_values, text, whole_number
+from asmg.datasets.events import Events, Ids
 from asmg.datasets.field_columns import FieldColumn
-from asmg.datasets.gathering import Events, Gathering, Ids
+from asmg.datasets.field_values import field_value, number_like
+from asmg.datasets.gathering import Gathering
 from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
 from asmg.datasets.table import LIST_SEPARATOR

@@ -7,7 +7,8 @@ video was received (is_like, long_view, play_time_ms …) is not read: nobody kn
 from pathlib import Path
 
 from asmg.datasets.columns import click, identifier
-from asmg.datasets.gathering import Events, Gathering, Ids, Source, joined
+from asmg.datasets.events import Events, Ids, joined
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
 from asmg.features import Field

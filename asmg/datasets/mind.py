@@ -11,8 +11,9 @@ from pathlib import Path
 import polars as pl
 
 from asmg.datasets.columns import Reading, identifier, text
+from asmg.datasets.events import Events, Ids, joined
 from asmg.datasets.field_columns import FieldColumn
-from asmg.datasets.gathering import Events, Gathering, Ids, Source, joined
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
 from asmg.features import Field

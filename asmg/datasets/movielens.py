@@ -5,7 +5,6 @@ which leaves 6,840,091 ratings of 43,181 users of 51,142 films of 20 genres (its
 """
 
 import gzip
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,9 @@ import numpy as np
 import polars as pl
 
 from asmg.datasets.columns import identifier, rating, read_ids
-from asmg.datasets.gathering import Events, Gathering, Keep, Source
+from asmg.datasets.damage import GZIP_ERRORS, damaged_gzip
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Keep, Source
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.scan import Layout
 from asmg.datasets.table import read_table
@@ -128,9 +129,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     if content.startswith(b"\x1f\x8b"):
         try:
             content = gzip.decompress(content)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            received = f"one that is cut short or damaged ({error})"
-            raise LogFormatError(path, "a complete gzip file", received) from error
+        except GZIP_ERRORS as error:
+            raise damaged_gzip(path, error) from error
     for number, line in enumerate(content.split(b"\n"), start=1):  # `splitlines` of the text would cut at 0x85, too
         if line.strip():
             yield number, line.decode("latin-1").rstrip("\r")

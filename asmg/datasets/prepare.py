@@ -22,14 +22,16 @@ import polars as pl
 
 from asmg.datasets.amazon import AMAZON
 from asmg.datasets.avazu import AVAZU
+from asmg.datasets.card import Card, SourceFile
 from asmg.datasets.criteo import CRITEO
 from asmg.datasets.diginetica import DIGINETICA
-from asmg.datasets.gathering import Events, Gathering, Progress, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Progress, Source
 from asmg.datasets.generic import LogOptions, read_generic
 from asmg.datasets.kuairand import KUAIRAND
 from asmg.datasets.mind import MIND
 from asmg.datasets.movielens import ML_1M, ML_25M, ML_100K, ML_LATEST
-from asmg.datasets.prepared import Card, SourceFile, check_new_folder, sha256, write_prepared
+from asmg.datasets.prepared import check_new_folder, sha256, write_prepared
 from asmg.datasets.sampling import draw_negatives, fields_with_negatives, rows_that_tell
 from asmg.datasets.scan import BLOCK_BYTES, Malformed
 from asmg.datasets.sobazaar import SOBAZAAR

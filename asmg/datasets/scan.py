@@ -9,7 +9,6 @@ import csv
 import gzip
 import io
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any, Literal
 import polars as pl
 
 from asmg.datasets.columns import BLANKS, Reading
-from asmg.datasets.table import as_text, find_columns
+from asmg.datasets.damage import GZIP_ERRORS, damaged_gzip, damaged_parquet, not_utf8, quoted
+from asmg.datasets.parquet_text import as_text
+from asmg.datasets.table import find_columns
 from asmg.log_format import LogFormatError
 
 __all__ = ["BLOCK_BYTES", "PARQUET_ROW_BYTES", "Layout", "Malformed", "Scan"]
@@ -100,7 +101,7 @@ class Scan:
                 try:
                     return tuple(pl.scan_parquet(self.path, glob=False).collect_schema())
                 except (pl.exceptions.PolarsError, OSError) as error:
-                    raise self._damaged_parquet(error) from error
+                    raise damaged_parquet(self.path, error) from error
             binary = gzip.GzipFile(fileobj=raw) if start[:2] == b"\x1f\x8b" else raw
             line = 1
             for block in self._cut(binary):
@@ -152,10 +153,8 @@ class Scan:
         try:
             while len(data) < count and (part := binary.read1(min(count - len(data), _PIECE))):
                 data += part
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            received = f"one that is cut short or damaged ({error})"
-            line += data.count(b"\n")
-            raise LogFormatError(self.path, "a complete gzip file", received, line=line) from error
+        except GZIP_ERRORS as error:
+            raise damaged_gzip(self.path, error, line + data.count(b"\n")) from error
         return bytes(data)
 
     def _rows_end(self, data: bytes) -> int:
@@ -185,8 +184,7 @@ class Scan:
         try:
             return block.decode("utf-8")
         except UnicodeDecodeError as error:
-            line += block.count(b"\n", 0, error.start)
-            raise LogFormatError(self.path, "text in UTF-8", f"byte {block[error.start]:#04x}", line=line) from error
+            raise not_utf8(self.path, error, line + block.count(b"\n", 0, error.start)) from error
 
     def _reader(self, text: str) -> Any:
         delimiter = self.layout.delimiter
@@ -268,7 +266,7 @@ class Scan:
                 values.append(reading.convert(value))
             except ValueError:
                 if self.malformed == "error":
-                    received, hint = repr(value if len(value) <= 60 else value[:60] + "…"), reading.hint(value)
+                    received, hint = quoted(value), reading.hint(value)
                     raise LogFormatError(
                         self.path, reading.expected, received, column=name, line=line, unit=unit, hint=hint
                     ) from None
@@ -289,14 +287,14 @@ class Scan:
             names = list(lazy.collect_schema())
             total = int(lazy.select(pl.len()).collect().item())
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise self._damaged_parquet(error) from error
+            raise damaged_parquet(self.path, error) from error
         columns = {name: n for n, name in enumerate(find_columns(self.path, names, list(self.readings)))}
         rows_at_once = max(1, self.block_bytes // PARQUET_ROW_BYTES)
         for start in range(0, total, rows_at_once):
             try:
                 raw = lazy.select(list(columns)).slice(start, rows_at_once).collect()
             except (pl.exceptions.PolarsError, OSError) as error:
-                raise self._damaged_parquet(error) from error
+                raise damaged_parquet(self.path, error) from error
             for name, found in raw.schema.items():
                 if str(found).startswith(self.readings[name].refused):
                     hint = "text or whole numbers are read as ids"
@@ -315,6 +313,3 @@ class Scan:
             yield frame
             if self.progress:
                 self.progress(min(1.0, (start + raw.height) / total))
-
-    def _damaged_parquet(self, error: Exception) -> LogFormatError:
-        return LogFormatError(self.path, "a complete Parquet file", f"one that is cut short or damaged ({error})")

@@ -1,16 +1,14 @@
-"""Small delimited files, such as lists of films: the wanted columns as text, with the line each value came from."""
+"""TB"""
 
 import csv
 import gzip
 import io
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import polars as pl
-
+from asmg.datasets.damage import GZIP_ERRORS, damaged_gzip, not_utf8, quoted
 from asmg.log_format import LogFormatError
 
 LIST_SEPARATOR = "|"
@@ -26,8 +24,7 @@ class Column:
 
     def error(self, row: int, expected: str) -> LogFormatError:
         """What is wrong with the value of a row (counted from 0)."""
-        value = self.values[row]
-        received = repr(value if len(value) <= 60 else value[:60] + "…")
+        received = quoted(self.values[row])
         return LogFormatError(self.table.path, expected, received, column=self.name, line=self.table.lines[row])
 
     def convert(self, convert: Callable[[str], Any], expected: str) -> list[Any]:
@@ -74,11 +71,10 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: str = ",", quot
     compressed = start == b"\x1f\x8b"
     try:
         table = _read_csv(path, columns, compressed, delimiter, quoted)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise LogFormatError(path, "a complete gzip file", f"one that is cut short or damaged ({error})") from error
+    except GZIP_ERRORS as error:
+        raise damaged_gzip(path, error) from error
     except UnicodeDecodeError as error:
-        received = f"byte {error.object[error.start]:#04x}"
-        raise LogFormatError(path, "text in UTF-8", received, line=_undecodable_line(path, compressed)) from error
+        raise not_utf8(path, error, _undecodable_line(path, compressed)) from error
     if not len(table.lines):
         raise LogFormatError(path, "at least one row", "none")
     return table
@@ -136,47 +132,6 @@ def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
         if row:
             yield line, row
         line = reader.line_num + 1
-
-
-_PLAIN_KINDS = (pl.String, pl.Boolean, pl.Date, pl.Categorical, pl.Enum)
-_NO_TEXT = r"[\x00-\x1f\x7f]"
-_UUID_BYTES = 16
-
-
-def as_text(path: Path, series: pl.Series) -> pl.Series:
-    """A Parquet column as the text it would be in a CSV file."""
-    kind = series.dtype
-    if isinstance(kind, pl.List):
-        series = series.cast(pl.List(pl.String)).list.join(LIST_SEPARATOR)
-    elif isinstance(kind, pl.Datetime):
-        if kind.time_zone is not None:
-            series = series.dt.convert_time_zone("UTC")
-        series = series.dt.strftime("%Y-%m-%dT%H:%M:%S%.3f" + ("" if kind.time_zone is None else "Z"))
-    elif kind == pl.Binary:
-        series = _binary_as_text(path, series)
-    elif not (kind.is_integer() or kind.is_float() or kind.is_decimal() or kind in _PLAIN_KINDS):
-        expected = "text, numbers, dates, UUIDs or lists of text"
-        raise LogFormatError(path, expected, str(kind), column=series.name)
-    return series.cast(pl.String).fill_null("")
-
-
-def _binary_as_text(path: Path, series: pl.Series) -> pl.Series:
-    """Bytes that are text in UTF-8 as that, and 16 bytes each that are not as UUIDs, which Parquet stores so."""
-    try:
-        text = series.cast(pl.String)
-        if not text.str.contains(_NO_TEXT).any():
-            return text
-    except pl.exceptions.PolarsError:
-        pass  # some are no UTF-8
-    if not (series.drop_nulls().bin.size() == _UUID_BYTES).all():
-        expected = f"text in UTF-8, or UUIDs of {_UUID_BYTES} bytes"
-        raise LogFormatError(path, expected, "other bytes", column=series.name)
-    digits = series.bin.encode("hex")
-    parts = pl.select(pl.concat_str([digits.str.slice(*part) for part in _UUID_PARTS], separator="-"))
-    return parts.to_series().alias(series.name)
-
-
-_UUID_PARTS = ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))
 
 
 def find_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> dict[str, int]:

@@ -4,7 +4,8 @@ Beside it `ad_feature.csv` and `user_profile.csv` say more of advertisements and
 """
 
 from asmg.datasets.columns import click, identifier
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
 from asmg.features import Field

@@ -9,9 +9,11 @@ import numpy as np
 import polars as pl
 
 from asmg.datasets.columns import identifier, text, whole_number
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
-from asmg.datasets.times import DAY_MS, day_of_year_2014
+from asmg.datasets.time_forms import DAY_MS
+from asmg.datasets.times import day_of_year_2014
 
 __all__ = ["TMALL", "TmallRule", "read_tmall"]
 

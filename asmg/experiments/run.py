@@ -28,7 +28,8 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-from asmg.datasets.prepared import Card, read_prepared
+from asmg.datasets.card import Card
+from asmg.datasets.prepared import read_prepared
 from asmg.experiments.chain import Chain
 from asmg.experiments.folder import chain_folder, claim, exclusive, job_file
 from asmg.experiments.methods import MethodJob

@@ -162,7 +162,7 @@ def run_command(
 ) -> None:
     """Run methods over the periods of a log, with several seeds; stopped and started again, it goes on where it was."""
     # With the training library, which takes seconds to import.
-    from asmg.datasets.prepared import read_card
+    from asmg.datasets.card import read_card
     from asmg.experiments.options import ExperimentOptions, default_methods
     from asmg.experiments.protocol import Protocol
     from asmg.experiments.run import ExperimentError, run_experiment

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asmg.datasets import InteractionLog, sample_negatives
+from asmg.datasets.card import Card, read_card
 from asmg.datasets.field_columns import By, FieldColumn
 from asmg.datasets.log_fields import field_columns
-from asmg.datasets.prepared import Card, PreparedLog, read_card, read_prepared, write_prepared
+from asmg.datasets.prepared import PreparedLog, read_prepared, write_prepared
 from asmg.datasets.sampling import rows_that_tell
 from asmg.experiments.periods import cut_periods
 from asmg.features import DEFAULT, NUMBER, Field, Schema, encode, number

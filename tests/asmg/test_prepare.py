@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asmg.datasets import ColumnMap
+from asmg.datasets.card import Card
 from asmg.datasets.gathering import Gathering
 from asmg.datasets.generic import LogOptions
 from asmg.datasets.prepare import SOURCES, PrepareOptions, prepare
-from asmg.datasets.prepared import Card, read_prepared
+from asmg.datasets.prepared import read_prepared
 from asmg.datasets.tmall import TmallRule, read_tmall
 from asmg.log_format import LogFormatError
 from tests.asmg.test_datasets import DATA, needs

@@ -15,16 +15,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from asmg.datasets.columns import (
-    Reading,
-    category_list,
-    field_value,
-    identifier,
-    labels,
-    rating,
-    text,
-    whole_number,
-)
+from asmg.datasets.columns import Reading, category_list, identifier, labels, rating, text, whole_number
+from asmg.datasets.field_values import field_value
 from asmg.datasets.scan import Layout, Malformed, Scan
 from asmg.datasets.times import day_of_year_2014, time_of
 from asmg.features import Field
