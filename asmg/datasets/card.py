@@ -11,6 +11,7 @@ from asmg.log_format import LogFormatError
 __all__ = ["FORMAT_VERSION", "Card", "SourceFile", "read_card"]
 
 FORMAT_VERSION = 1
+"""Version of the format of prepared logs; a reader refuses any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,60 +19,60 @@ class SourceFile:
     """A file that was read."""
 
     file: str
-    """Name, relative to what was given."""
+    """Path relative to the given file or folder."""
     bytes: int
-    """Its size."""
+    """Size in bytes."""
     sha256: str
-    """Its digest."""
+    """Digest in hexadecimal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a prepared log is."""
+    """The description of a prepared log."""
 
     dataset: str
     """Name of the source."""
     rows: int
-    """Interactions."""
+    """Number of interactions."""
     positives: int
-    """Those with label 1."""
+    """Number of interactions with label 1."""
     users: int
-    """Distinct users."""
+    """Number of distinct users."""
     items: int
-    """Distinct items."""
+    """Number of distinct items."""
     categories: int
-    """Distinct categories; 0 where items have none."""
+    """Number of distinct categories; 0 if items have none."""
     first: str
     """Time of the first row, RFC 3339."""
     last: str
     """Time of the last row."""
     rule: tuple[str, ...]
-    """What was kept, what is a positive, how negatives were drawn: short sentences."""
+    """Short sentences: which rows were kept, which are positives, how negatives were sampled."""
     seed: int | None
-    """Of the negatives; None where none were sampled."""
+    """Seed of the sampled negatives; None without any."""
     negatives_per_positive: int
-    """Sampled; 0 where none were."""
+    """Sampled negatives per positive; 0 without any."""
     without_negative: int
-    """Positives that got none, because their user has had every item."""
+    """Number of positives without negatives, because their user has had every item."""
     sources: tuple[SourceFile, ...]
-    """What was read."""
+    """The files that were read."""
     rows_read: int
-    """Rows of the source's log."""
+    """Number of rows of the source's log."""
     dropped: Mapping[str, int]
-    """Reason → rows that were left out for it."""
+    """Reason → number of dropped rows."""
     duplicates_kept: int
-    """Rows equal to an earlier one in user, item, time and label, in sources where that is an event of its own."""
+    """Number of rows equal to an earlier one in user, item, time and label, in sources that keep such rows."""
     out_of_order: int
-    """Rows read whose time is before that of the row before."""
+    """Number of rows read whose time is before that of the previous row."""
     log_sha256: str
     """Digest of log.parquet."""
     asmg_version: str
-    """What prepared it."""
+    """Version of the package that prepared the log."""
     features: Mapping[str, Any] | None = None
-    """The schema of features.toml as JSON values; None where the log has no fields."""
+    """The schema of features.toml as JSON values; None without fields."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The card as plain JSON values."""
         return {"format_version": FORMAT_VERSION, **json.loads(json.dumps(asdict(self)))}
 
     @classmethod
@@ -79,11 +80,11 @@ class Card:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: these are not a card's values.
+            ValueError: the values are no card of this format version.
         """
         if values.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format_version {FORMAT_VERSION}; received {values.get('format_version')!r}")
-        values = {"features": None, **values}  # which cards of earlier versions lack
+        values = {"features": None, **values}  # missing in cards of earlier versions
         expected = {field.name for field in fields(cls)} | {"format_version"}
         if set(values) != expected:
             wrong = sorted(expected ^ set(values))
@@ -94,10 +95,10 @@ class Card:
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a prepared log.
+    """Read the card of a prepared log.
 
     Raises:
-        LogFormatError: there is none, or one that cannot be read.
+        LogFormatError: the card is missing or unreadable.
     """
     file = folder / "card.json"
     expected = "the card of a log that `asmg experiment prepare` has written"

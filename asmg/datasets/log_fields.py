@@ -1,4 +1,6 @@
-"""The fields of a prepared log as rows of the field table and numbers: the columns that every interaction reads."""
+"""The fields of a log as rows of the field table and numbers, in columns. Used by experiments, yardsticks and the
+demo.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,49 +19,48 @@ __all__ = ["LogFields", "field_columns", "no_columns", "read_columns"]
 
 
 class LogFields(NamedTuple):
-    """What n interactions read of the field table: C columns, those of context and user fields first, then of items.
+    """The fields of n interactions in C columns, those of context and user fields before those of item fields.
 
-    A multi field has `most` columns, any other one. Rows are numbered from 1 by first appearance in the order of the
-    interactions, so those that the first of them know are the first rows of the table; row 0 is the cold row.
+    A multi field has `most` columns, any other one. Rows of the field table are numbered from 1 by first appearance, so
+    the first interactions use the first rows; row 0 is the cold row.
     """
 
     rows: npt.NDArray[np.int32]
-    """[n, C]; NO_VALUE where there is nothing. Of a number the row of (field, NUMBER), or of (field, "") where it is
+    """[n, C], rows; NO_VALUE for no value. For a number the row of (field, NUMBER), or of (field, "") if it is
     missing."""
     numbers: npt.NDArray[np.float64]
-    """[n, C] by what the row is weighed once it is standardised; NaN where the column enters by table, and where the
-    number is missing."""
+    """[n, C], the numbers, not standardised; NaN for missing numbers and in columns of fields that enter by table."""
     values: list[tuple[str, str]]
-    """(field, value) of rows 1, 2, …"""
+    """(field, value) of the rows 1, 2, …"""
     neutral: npt.NDArray[np.int32]
-    """[C] the row that is read in predicting in the place of the column's own: that of the missing value of a
-    `training_only` field (NO_VALUE in its further columns), and OWN_VALUE in the columns of all others. The missing
-    values of such fields are the first rows, whether or not they appear."""
+    """[C], for a column of a `training_only` field the row that it reads in predictions: that of the missing value, or
+    NO_VALUE in its further columns. OWN_VALUE for all other columns. The missing values of such fields are the first
+    rows, even if they do not appear."""
     fields: tuple[Field, ...]
-    """[C] whose column each is."""
+    """[C], the field of each column."""
 
     @property
     def request_columns(self) -> int:
-        """How many of the columns are of context and user fields."""
+        """Number of columns of context and user fields."""
         return sum(field.of != "item" for field in self.fields)
 
     def take(self, count: int) -> "LogFields":
-        """The same of the first interactions alone, and the rows that they know."""
+        """The fields of the first `count` interactions, with the rows that they use."""
         known = max(int(self.rows[:count].max(initial=0)), int(self.neutral.max(initial=0)))
         return self._replace(rows=self.rows[:count], numbers=self.numbers[:count], values=self.values[:known])
 
     def part(self, start: int, stop: int) -> "LogFields":
-        """The same of the interactions from `start` to `stop` - 1; the rows are those of all."""
+        """The fields of the interactions `start` to `stop` - 1, with the rows of all."""
         return self._replace(rows=self.rows[start:stop], numbers=self.numbers[start:stop])
 
     def rows_after(self, ends: Sequence[int]) -> list[int]:
-        """Rows of the field table, the cold row included, that the first so many interactions know."""
+        """Size of the field table, cold row included, after each of these numbers of interactions."""
         least = int(self.neutral.max(initial=0))
         newest = np.maximum.accumulate(self.rows.max(1, initial=least))
         return [int(newest[end - 1]) + 1 for end in ends]
 
     def columns(self, size: int) -> FieldColumns:
-        """The same as models read it, of a field table of `size` rows; numbers are not standardised yet."""
+        """The columns as models read them, for a field table of `size` rows; numbers are not standardised."""
         number = {name: row for row, (name, value) in enumerate(self.values, start=1) if value == NUMBER}
         numbers = [number.get(f.name, NO_VALUE) if not f.by_table else NO_VALUE for f in self.fields]
         return FieldColumns(
@@ -73,7 +74,7 @@ class LogFields(NamedTuple):
         )
 
     def neutralised(self, which: slice) -> "LogFields":
-        """The same with the `training_only` fields of some interactions missing."""
+        """The fields with `training_only` ones missing in the interactions `which`."""
         own = self.neutral == OWN_VALUE
         if own.all():
             return self
@@ -84,22 +85,22 @@ class LogFields(NamedTuple):
 
 
 def no_columns(count: int) -> LogFields:
-    """Those of interactions without fields."""
+    """No columns, for `count` interactions without fields."""
     return LogFields(np.empty((count, 0), np.int32), np.empty((count, 0)), [], np.empty(0, np.int32), ())
 
 
-class _Part(NamedTuple):
-    """The columns of one field, its values numbered among themselves."""
+class _OwnColumns(NamedTuple):
+    """The columns of one field, with its own numbering of values."""
 
     places: npt.NDArray[np.int32]
-    """[n, m] within `values`; NO_VALUE where there is nothing."""
+    """[n, m], places in `values`; NO_VALUE for no value."""
     numbers: npt.NDArray[np.float64] | None
-    """[n] of a field that enters as a number, else None."""
+    """[n], the numbers of a field that enters as a number, else None."""
     values: list[str]
 
 
 def field_columns(log: PreparedLog) -> LogFields:
-    """The columns of a log's fields, hour and weekday among them; none where it has no fields (C = 0)."""
+    """The columns of a log's fields, hour and weekday included; C = 0 for a log without fields."""
     if log.schema is None:
         return no_columns(len(log.user))
     return read_columns(log.schema, log.timestamps_ms, log.by_row)
@@ -111,14 +112,14 @@ def read_columns(
     """The columns of n interactions.
 
     Args:
-        schema: their fields.
-        timestamps_ms: [n] never decreasing.
-        by_row: the values of a field of `schema.fields`, by its name, one of each interaction.
+        schema: the fields.
+        timestamps_ms: [n], milliseconds since 1970, never decreasing.
+        by_row: returns the values of a declared field by its name, one per interaction.
     """
     n = len(timestamps_ms)
     of_time = time_values(schema, timestamps_ms)
     declared = sorted(schema.all, key=lambda field: field.of == "item")
-    parts = [_of_time(of_time[f.name]) if f.name in of_time else _part(f, by_row(f.name)) for f in declared]
+    parts = [_time_columns(of_time[f.name]) if f.name in of_time else _own_columns(f, by_row(f.name)) for f in declared]
     widths = [part.places.shape[1] for part in parts]
     columns = tuple(f for f, width in zip(declared, widths, strict=True) for _ in range(width))
     order = _by_first_appearance(declared, parts)
@@ -141,10 +142,10 @@ def read_columns(
     return LogFields(rows, weights, [names[place] for place in order], neutral, columns)
 
 
-def _by_first_appearance(fields: Sequence[Field], parts: list[_Part]) -> npt.NDArray[np.int64]:
-    """The values of all fields, one field's after the other's, in the order of their rows.
+def _by_first_appearance(fields: Sequence[Field], parts: list[_OwnColumns]) -> npt.NDArray[np.int64]:
+    """The order in which values get rows, as indices of the concatenated values of all fields.
 
-    First the missing values of the fields that are for training only, then by first interaction, then by field.
+    First the missing values of the training-only fields, then by first interaction, then by field.
     """
     firsts = []
     for field, part in zip(fields, parts, strict=True):
@@ -153,36 +154,36 @@ def _by_first_appearance(fields: Sequence[Field], parts: list[_Part]) -> npt.NDA
         flat = part.places.reshape(-1)[::-1]
         at = np.arange(len(flat))[::-1] // max(1, width)
         present = flat != NO_VALUE
-        first[flat[present]] = at[present]  # of a value's places the last written, the first, stays
+        first[flat[present]] = at[present]  # numpy keeps the last write: the first place
         if field.training_only:
             first[part.values.index(MISSING)] = -1
         firsts.append(first)
     return np.argsort(np.concatenate(firsts), kind="stable") if firsts else np.zeros(0, np.int64)
 
 
-def _of_time(texts: npt.NDArray[np.str_]) -> _Part:
+def _time_columns(texts: npt.NDArray[np.str_]) -> _OwnColumns:
     values, places = np.unique(texts, return_inverse=True)
-    return _Part(places.astype(np.int32)[:, None], None, values.tolist())
+    return _OwnColumns(places.astype(np.int32)[:, None], None, values.tolist())
 
 
-def _part(field: Field, column: FieldColumn) -> _Part:
-    """The columns of a field that is no time; values that appear nowhere are left out but for the missing one."""
+def _own_columns(field: Field, column: FieldColumn) -> _OwnColumns:
+    """The columns of a declared field, without unused values except a training-only field's missing one."""
     if not field.by_table:
         missing = np.isnan(column.values)
         values = [NUMBER, MISSING]
-        part = _Part(missing.astype(np.int32)[:, None], numbers(field, column.values), values)
+        part = _OwnColumns(missing.astype(np.int32)[:, None], numbers(field, column.values), values)
     elif field.kind == "numeric":
         values = [*map(str, range(len(field.buckets) + 1)), MISSING]
         place = {value: n for n, value in enumerate(values)}
         found, inverse = np.unique(bucket_values(field, column.values), return_inverse=True)
-        part = _Part(np.array([place[value] for value in found], np.int32)[inverse][:, None], None, values)
+        part = _OwnColumns(np.array([place[value] for value in found], np.int32)[inverse][:, None], None, values)
     else:
         known: dict[str, int] = {}
         table = np.full((max(1, len(column.distinct)), field.most), NO_VALUE, np.int32)
         for at, several in enumerate(column.distinct):
             table[at, : len(several)] = [known.setdefault(value, len(known)) for value in several]
         known.setdefault(MISSING, len(known))
-        part = _Part(table[column.values], None, list(known))
+        part = _OwnColumns(table[column.values], None, list(known))
     used = np.zeros(len(part.values), np.bool_)
     used[part.places[part.places != NO_VALUE]] = True
     used[part.values.index(MISSING)] |= field.training_only

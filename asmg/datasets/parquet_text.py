@@ -15,7 +15,11 @@ _UUID_BYTES = 16
 
 
 def as_text(path: Path, series: pl.Series) -> pl.Series:
-    """A Parquet column as the text it would be in a CSV file."""
+    """A Parquet column as the text that it would be in a CSV file.
+
+    Raises:
+        LogFormatError: the column's type is not supported.
+    """
     kind = series.dtype
     if isinstance(kind, pl.List):
         series = series.cast(pl.List(pl.String)).list.join(LIST_SEPARATOR)
@@ -32,13 +36,13 @@ def as_text(path: Path, series: pl.Series) -> pl.Series:
 
 
 def _binary_as_text(path: Path, series: pl.Series) -> pl.Series:
-    """Bytes that are text in UTF-8 as that, and 16 bytes each that are not as UUIDs, which Parquet stores so."""
+    """Binary values as text: UTF-8 text as it is, otherwise values of 16 bytes as UUIDs."""
     try:
         text = series.cast(pl.String)
         if not text.str.contains(_NO_TEXT).any():
             return text
     except pl.exceptions.PolarsError:
-        pass  # some are no UTF-8
+        pass  # some values are not UTF-8
     if not (series.drop_nulls().bin.size() == _UUID_BYTES).all():
         expected = f"text in UTF-8, or UUIDs of {_UUID_BYTES} bytes"
         raise LogFormatError(path, expected, "other bytes", column=series.name)

@@ -1,4 +1,16 @@
-"""PP"""
+"""A prepared log: written by `asmg experiment prepare`, read by `asmg experiment run`.
+
+A folder with
+
+    log.parquet      user, item (numbers from 0 by first appearance), label, timestamp (ms since 1970); in time order
+    users.parquet    id; row n is user number n
+    items.parquet    id and, if the source has them, categories (a list of text)
+    features.toml    the fields (`asmg.features`); missing if the log has none
+    card.json        what was read, by which rule, and what was dropped (`asmg.datasets.card`)
+
+The values of a field are a column `field.NAME`: text, a list of text, or a float (null if missing). It is in
+users.parquet or items.parquet or, if the source has a value per interaction, in log.parquet.
+"""
 
 import hashlib
 import json
@@ -31,31 +43,31 @@ class PreparedLog:
 
     card: Card
     user: npt.NDArray[np.uint32]
-    """[n] numbers, by first appearance."""
+    """[n], numbers by first appearance."""
     item: npt.NDArray[np.uint32]
-    """[n] numbers, by first appearance."""
+    """[n], numbers by first appearance."""
     label: npt.NDArray[np.uint8]
-    """[n] 0 or 1."""
+    """[n], 0 or 1."""
     timestamps_ms: npt.NDArray[np.int64]
-    """[n] never decreasing."""
+    """[n], milliseconds since 1970, never decreasing."""
     categories: tuple[str, ...] = ()
     """Names of the categories."""
     item_categories: npt.NDArray[np.int32] | None = None
-    """[items, C] numbers within `categories`, filled up with -1; None where the source has no categories."""
+    """[items, C], numbers within `categories`, padded with -1; None without categories."""
     schema: Schema | None = None
-    """The fields; None where the log has none, not even hour and weekday."""
+    """The fields; None if the log has none, not even hour and weekday."""
     fields: Mapping[str, FieldColumn] = field(default_factory=dict)
-    """The values of each of `schema.fields`; those that are made of the timestamp are not stored."""
+    """Name → values of each declared field; hour and weekday are not stored."""
 
     def by_row(self, name: str) -> FieldColumn:
-        """The values of a field, one of each interaction."""
+        """The values of a field, one per interaction."""
         column = self.fields[name]
         numbers = {"user": self.user, "item": self.item}
         return column if column.by == "row" else replace(column.take(numbers[column.by]), by="row")
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raise ValueError where `folder` exists and is not empty."""
+    """Raise ValueError if `folder` exists and is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"out: expected a new or an empty folder; {folder} holds something already")
 
@@ -70,14 +82,17 @@ def write_prepared(
     schema: Schema | None = None,
     fields: Mapping[str, FieldColumn] | None = None,
 ) -> Card:
-    """Write a prepared log; the folder appears when all of it is there.
+    """Write a prepared log; the folder appears when it is complete.
 
     Args:
-        folder: new or empty.
-        log, users, items: as the module says, without the columns of fields.
-        card: all of a Card but what follows from the rest (`log_sha256`, `features`).
+        folder: a new or empty one.
+        log, users, items: the tables of the module's description, without the columns of fields.
+        card: the values of the Card, without `log_sha256` and `features`.
         schema: the fields; None for a log without any.
-        fields: the values of each of `schema.fields`.
+        fields: name → values of each declared field.
+
+    Raises:
+        ValueError: the folder holds something.
     """
     check_new_folder(folder)
     folder = folder.resolve()
@@ -103,10 +118,10 @@ def write_prepared(
 
 
 def read_prepared(folder: Path) -> PreparedLog:
-    """A prepared log, checked against its card.
+    """Read a prepared log and check it against its card.
 
     Raises:
-        LogFormatError: something is missing, damaged or does not agree.
+        LogFormatError: a file is missing or damaged, or does not agree with the card.
     """
     card = read_card(folder)
     log = _read(folder / "log.parquet", list(_SCHEMA.items()))
@@ -154,7 +169,7 @@ def read_prepared(folder: Path) -> PreparedLog:
 
 
 def _read_schema(folder: Path, card: Card) -> Schema | None:
-    """The schema of a folder, which is that of its card."""
+    """The schema in a folder, which must equal that of the card."""
     file = folder / _FEATURES
     if card.features is None and not file.is_file():
         return None
@@ -188,7 +203,7 @@ def _read_fields(folder: Path, schema: Schema | None, frames: Mapping[By, pl.Dat
 
 
 def sha256(file: Path) -> str:
-    """The digest of a file."""
+    """The SHA-256 digest of a file, in hexadecimal."""
     with file.open("rb") as binary:
         return hashlib.file_digest(binary, "sha256").hexdigest()
 
@@ -208,7 +223,7 @@ def _read(file: Path, columns: list[tuple[str, Any]]) -> pl.DataFrame:
 
 
 def _category_matrix(lists: pl.Series) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
-    """The names, in order of first appearance, and [items, C] numbers of them filled up with -1."""
+    """Names in the order of first appearance, and their numbers [items, C] padded with -1."""
     lengths = lists.list.len().fill_null(0).cast(pl.Int64).to_numpy()
     values = lists.explode().drop_nulls()
     names = values.unique(maintain_order=True)

@@ -1,4 +1,4 @@
-"""TB"""
+"""Small delimited files, such as lists of films: some columns as text, with the line of each value."""
 
 import csv
 import gzip
@@ -12,23 +12,28 @@ from asmg.datasets.damage import GZIP_ERRORS, damaged_gzip, not_utf8, quoted
 from asmg.log_format import LogFormatError
 
 LIST_SEPARATOR = "|"
+"""Separates the values of a list within a column."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """The values of one column as text; no value is the empty text."""
+    """The values of one column as text; a missing value is the empty text."""
 
     table: "Table"
     name: str
     values: list[str]
 
     def error(self, row: int, expected: str) -> LogFormatError:
-        """What is wrong with the value of a row (counted from 0)."""
+        """The error for the value of a row (from 0)."""
         received = quoted(self.values[row])
         return LogFormatError(self.table.path, expected, received, column=self.name, line=self.table.lines[row])
 
     def convert(self, convert: Callable[[str], Any], expected: str) -> list[Any]:
-        """The values converted; the first for which `convert` raises ValueError or KeyError is a LogFormatError."""
+        """The converted values.
+
+        Raises:
+            LogFormatError: for the first value for which `convert` raises ValueError or KeyError.
+        """
         try:
             return [convert(value) for value in self.values]
         except (KeyError, ValueError):
@@ -38,14 +43,14 @@ class Column:
                 convert(value)
             except (KeyError, ValueError):
                 raise self.error(row, expected) from None
-        raise AssertionError("convert is a function of its argument only")
+        raise AssertionError("convert depends only on its argument")
 
 
 class Table:
-    """The wanted columns of a file as text, and the line each row came from."""
+    """Some columns of a file as text, and the line of each row."""
 
     def __init__(self, path: Path, columns: dict[str, list[str]], lines: Sequence[int]) -> None:
-        """`lines[i]` is the line of the file that row i came from."""
+        """`lines[i]` is the line of row i in the file."""
         self.path = path
         self.lines = lines
         self._columns = columns
@@ -55,14 +60,15 @@ class Table:
         return name in self._columns
 
     def column(self, name: str) -> Column:
-        """One of the columns asked for."""
+        """One of the columns."""
         return Column(self, name, self._columns[name])
 
 
 def read_table(path: Path, columns: Sequence[str], *, delimiter: str = ",", quoted: bool = True) -> Table:
-    """Reads columns of a delimited file, perhaps compressed by gzip, as text.
+    """Read columns of a delimited file, plain or compressed by gzip, as text.
 
-    Raises LogFormatError where it is none, holds no row, or lacks a column.
+    Raises:
+        LogFormatError: the file is damaged, has no row, or lacks a column.
     """
     with path.open("rb") as file:
         start = file.read(2)
@@ -83,7 +89,7 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: str = ",", quot
 def _read_csv(path: Path, columns: Sequence[str], compressed: bool, delimiter: str, quoted: bool) -> Table:
     with _open(path, compressed) as binary:
         text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
-        # Python's own reader knows the line of each row: a value may hold line breaks, and lines may be blank.
+        # Python's csv reader knows the line of each row; values may contain line breaks, and lines may be blank.
         reader = csv.reader(
             text, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
         )
@@ -116,11 +122,11 @@ def _undecodable_line(path: Path, compressed: bool) -> int | None:
                 line.decode()
             except UnicodeDecodeError:
                 return number
-    return None  # the text ends within a character
+    return None  # the file ends within a character
 
 
 def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, each with the line it starts on."""
+    """The non-blank rows, each with the line on which it starts."""
     line = 1
     while True:
         try:
@@ -135,7 +141,11 @@ def _csv_rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
 
 
 def find_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> dict[str, int]:
-    """Name → position of the wanted columns."""
+    """Name → position of the wanted columns.
+
+    Raises:
+        LogFormatError: a column is missing, or there are several of its name.
+    """
     found = {}
     for name in wanted:
         if names.count(name) > 1:
