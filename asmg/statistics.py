@@ -45,7 +45,8 @@ from torch import Tensor
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
-from asmg.kernels.statistics import FURTHEST, ITEM, STATISTICS, USER, count_items, count_pairs, interaction_statistics
+from asmg.kernels.counting import count_items, count_pairs
+from asmg.kernels.statistics import FURTHEST, ITEM, STATISTICS, USER, interaction_statistics
 from asmg.numbers import LEAST_DEVIATION, NumberMoments
 
 __all__ = ["NAMES", "Statistics", "StatisticsConfig"]

@@ -1,91 +1,21 @@
-"""Whole training steps, many in one call."""
+"""Training steps of the generator, many in one call."""
 
 import numpy as np
 
-from asmg.kernels.adam import adam_dense, adam_rows, read_rows
+from asmg.kernels.adam import adam_dense
 from asmg.kernels.common import ZERO, Doubles, Floats, Indices, Rows, compiled
-from asmg.kernels.embedding_mlp import BLOCK, cross_entropy, item_vectors, item_vectors_backward
-from asmg.kernels.gru import gru_backward, gru_backward_dense, gru_forward, gru_forward_dense
-from asmg.kernels.plan import Plan
+from asmg.kernels.embedding_mlp import BLOCK, cross_entropy
+from asmg.kernels.gru import gru_backward, gru_forward
+from asmg.kernels.gru_dense import gru_backward_dense, gru_forward_dense
+from asmg.kernels.items import item_vectors, item_vectors_backward
+from asmg.kernels.plan import TABLES, Plan
 
-__all__ = ["base_steps", "generator_steps"]
-
-TABLES = 4
-"""User, item, category and field (`asmg.batch.TABLES`)."""
-
-
-@compiled
-def base_steps(
-    plan: "Plan",
-    first: int,
-    last: int,
-    target: Floats,
-    importance: Floats,
-    numeric: Floats,
-    field_weights: Floats,
-    sums: Rows,
-    tables: tuple[Floats, ...],
-    firsts: tuple[Floats, ...],
-    seconds: tuple[Floats, ...],
-    moved: tuple[Rows, ...],
-    dense: Floats,
-    dense_first: Floats,
-    dense_second: Floats,
-    widths: Indices,
-    width: int,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    tail: Doubles,
-    losses: Doubles,
-) -> None:
-    """Steps first … last-1 of an epoch of the base model; everything is changed in place.
-
-    target, importance [N], numeric [N, S] and field_weights [N, C] in the order of the plan; sums [C]: the sum that
-    each column belongs to; tables, firsts, seconds, moved: user, item, category and field (one row where there are
-    none), with Adam's moments; dense: all other parameters, flat; width: of an item; step: steps made before. losses
-    gets the loss of each step and ends at the first that is not finite.
-    """
-    dim = tables[0].shape[1]
-    most, entities = 1, 0
-    for s in range(first, last):
-        for k in range(TABLES):
-            most = max(most, plan.row_bounds[k, s + 1] - plan.row_bounds[k, s])
-        entities = max(entities, plan.entity_bounds[s + 1] - plan.entity_bounds[s])
-    values, grads = np.empty((TABLES, most, dim), np.float32), np.empty((TABLES, most, dim), np.float32)
-    vectors, dvectors = np.empty((entities, width), np.float32), np.empty((entities, width), np.float32)
-    ddense = np.empty_like(dense)
-    act, dact = np.empty((widths.sum(), BLOCK), np.float32), np.empty((widths.sum(), BLOCK), np.float32)
-    for s in range(first, last):
-        for k in range(TABLES):
-            rows = plan.rows[k][plan.row_bounds[k, s] : plan.row_bounds[k, s + 1]]
-            read_rows(rows, tables[k], firsts[k], seconds[k], moved[k], step, lr, beta1, beta2, eps, tail, values[k])
-            grads[k, : len(rows)] = ZERO
-        lo, hi = plan.entity_bounds[s], plan.entity_bounds[s + 1]
-        slots, categories = plan.entity_slot[lo:hi], plan.entity_categories[lo:hi]
-        item_vectors(slots, categories, values[1], values[2], vectors)
-        dvectors[:] = ZERO
-        ddense[:] = ZERO
-        lo, hi = plan.bounds[s], plan.bounds[s + 1]
-        losses[s] = cross_entropy(plan.user, plan.item, plan.history, plan.offsets, plan.fields, field_weights, sums,
-                          numeric, lo, hi, 0, target, importance, 1.0, values[0], vectors, values[3], widths, dense,
-                          act, dact, grads[0], dvectors, grads[3], ddense)  # fmt: skip
-        if not np.isfinite(losses[s]):
-            return
-        item_vectors_backward(slots, categories, dvectors, grads[1], grads[2])
-        step += 1
-        rate = lr * np.sqrt(1 - beta2**step) / (1 - beta1**step)
-        for k in range(TABLES):
-            rows = plan.rows[k][plan.row_bounds[k, s] : plan.row_bounds[k, s + 1]]
-            adam_rows(rows, tables[k], firsts[k], seconds[k], moved[k], grads[k], step, rate, beta1, beta2, eps)
-        adam_dense(dense, dense_first, dense_second, ddense, rate, beta1, beta2, eps)
+__all__ = ["generator_steps"]
 
 
 @compiled
 def _gather(rows: Rows, table: Floats, out: Floats) -> None:
-    """out[i, slot] = table[rows[slot], i], some rows at a time so that they stay in the cache."""
+    """out[i, slot] = table[rows[slot], i], 64 rows at a time so that they stay in the cache."""
     for lo in range(0, len(rows), 64):
         hi = min(lo + 64, len(rows))
         for i in range(table.shape[1]):
@@ -96,7 +26,7 @@ def _gather(rows: Rows, table: Floats, out: Floats) -> None:
 
 @compiled
 def generator_steps(
-    plan: "Plan",
+    plan: Plan,
     first: int,
     last: int,
     target: Floats,
@@ -125,14 +55,25 @@ def generator_steps(
     eps: float,
     losses: Doubles,
 ) -> None:
-    """Steps first … last-1 of an epoch of the generator; everything is changed in place.
+    """Run the steps first … last - 1 of an epoch of the generator, in place.
 
-    target, importance [N], numeric [N, S] and field_weights [N, C] in the order of the plan; sums [C]: the sum that
-    each column belongs to; width: of an item. lambdas, outputs [k]: for each batch of a step, the newest first, its
-    weight and which output it is scored by. inputs: for user, item, category and field [n, T·P], the values of a row in
-    each model; states [n, P·d]; dense_input [T, P], dense_state [1, d, P]. weights: the five groups as views [C, P] of
-    `flat`; moments: Adam's, each like `flat`; mean: the running mean of the iterates, empty where not wanted;
-    dense_share: of the step size, for the weights of the dense parameters' GRUs.
+    Args:
+        plan: of the epoch.
+        first, last: the range of steps.
+        target, importance, numeric, field_weights: [N], [N], [N, S], [N, C], in the order of the plan.
+        sums: [C], the sum of each field column.
+        lambdas, outputs: [k], for each batch of a step, the newest first, its weight and the output that scores it.
+        inputs, states: for the tables user, item, category and field the rows' values in the T models [n, T·P], and
+            their hidden states [n, P·d].
+        dense_input, dense_state: the same of the MLP's scalars, [T, P] and [1, d, P].
+        residual: whether the input is added to the output.
+        weights: of the five groups, as views [C, P] of `flat`.
+        flat, moments: all weights, and Adam's moments in the same form.
+        mean: the running mean of the weights after each step; empty if not wanted.
+        widths, width: of the MLP's input and layers, and of an item's vector.
+        step: number of steps made before.
+        lr, dense_share, beta1, beta2, eps: Adam's settings; `dense_share` is the fraction of `lr` for the MLP's group.
+        losses: [S], gets the loss of each step; steps end at the first one that is not finite.
     """
     steps_in = dense_input.shape[0]
     batches, d = len(lambdas), dense_state.shape[1]
@@ -142,7 +83,7 @@ def generator_steps(
         for k in range(TABLES):
             most = max(most, plan.row_bounds[k, s + 1] - plan.row_bounds[k, s])
         entities = max(entities, plan.entity_bounds[s + 1] - plan.entity_bounds[s])
-    # One set of buffers for each table, for the backward pass comes after all of them have been read.
+    # One set of buffers per table: the backward pass starts after all of them have been read.
     per_step, per_gate = (TABLES, steps_in, positions, most), (TABLES, steps_in, positions, d, most)
     x, y, dy = np.empty(per_step, np.float32), np.empty(per_step, np.float32), np.empty(per_step, np.float32)
     h0 = np.empty((TABLES, 1, positions, d, most), np.float32)
@@ -161,7 +102,7 @@ def generator_steps(
     for s in range(first, last):
         gradient[:] = ZERO
         for k in range(TABLES):
-            # Output j is needed for the slots of the batches that are scored by it or by a later one.
+            # Output j is needed for the slots of all batches that are scored by it or by a later output.
             counts[k] = 0
             if weights[k].size == 0:  # no such table
                 continue
