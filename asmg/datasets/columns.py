@@ -16,6 +16,7 @@ from asmg.datasets.table import LIST_SEPARATOR, Column
 __all__ = [
     "BLANKS",
     "MAX_ID_LENGTH",
+    "MISSING_MARKS",
     "Reading",
     "category_list",
     "click",
@@ -62,6 +63,7 @@ class Reading:
 
 
 MISSING_MARKS = ("nan", "NaN", "None", "null", "NULL")
+"""What writers of tables put for a missing value."""
 
 # 12.0 and 1.2e+11 are the whole numbers 12 and 120000000000 after conversion to a float.
 _FLOAT_ID = r"^[+-]?[0-9]+(\.0+|(\.[0-9]+)?[eE]\+[0-9]+)$"

@@ -10,20 +10,36 @@ import polars as pl
 from asmg.features import find_zone
 from asmg.log_format import EARLIEST_MS, LATEST_MS
 
-__all__ = ["DAY_MS", "UnixUnit"]
+__all__ = [
+    "DATE",
+    "DAY_MS",
+    "EPOCH",
+    "UNIT_NAMES",
+    "DateTimes",
+    "StrptimePattern",
+    "UnixNumbers",
+    "UnixUnit",
+    "ZoneClock",
+    "null_unless",
+]
 
 DAY_MS = 86_400_000
 """Milliseconds of a day."""
 
 MINUTE_MS = 60_000
+"""Milliseconds of a minute."""
 
 EPOCH = datetime(1970, 1, 1)
+"""Start of 1970, without a zone."""
 
 UnixUnit = Literal["s", "ms", "us", "ns"]
+"""Unit of a number since 1970."""
 
 UNIT_NAMES: dict[UnixUnit, str] = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+"""Unit → its name in messages."""
 
 PER_SECOND: dict[UnixUnit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""Unit → how many of it make a second."""
 
 
 def null_unless(column: pl.Series, good: pl.Series) -> pl.Series:
@@ -62,6 +78,7 @@ class UnixNumbers:
         return EARLIEST_MS * PER_SECOND[unit] // 1000, LATEST_MS * PER_SECOND[unit] // 1000
 
     def parse(self, column: pl.Series) -> pl.Series:
+        """Text → milliseconds since 1970; null for a value that is not of this form."""
         whole = column.cast(pl.Int64, strict=False)
         found = pl.select(
             self._scaled(whole, lambda number, per: number * 1000 if per == 1 else number // (per // 1000))
@@ -83,6 +100,7 @@ class UnixNumbers:
         return result.cast(pl.Int64)
 
     def convert(self, value: str) -> int:
+        """Text → milliseconds since 1970; ValueError for a value that is not of this form."""
         whole = self._WHOLE.fullmatch(value)
         if not whole and not re.fullmatch(self._FRACTION, value):
             raise ValueError
@@ -141,6 +159,7 @@ class ZoneClock:
 
 
 DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+"""Pattern of a date in RFC 3339."""
 
 _OFFSET = r"[Zz]|UTC|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9])?"
 
@@ -160,6 +179,7 @@ class DateTimes:
         self._local = local
 
     def parse(self, column: pl.Series) -> pl.Series:
+        """Text → milliseconds since 1970; null for a value that is not of this form."""
         if self._local is not None:
             column = column.zip_with(column.str.len_bytes() != 10, column + "T00:00:00")
         column = column.zip_with(column.str.len_bytes() != 16, column + ":00")
@@ -184,6 +204,7 @@ class DateTimes:
         return moment
 
     def convert(self, value: str) -> int:
+        """Text → milliseconds since 1970; ValueError for a value that is not of this form."""
         match = self._VALUE.fullmatch(value)
         if match is None:
             raise ValueError
@@ -218,6 +239,7 @@ class StrptimePattern:
         self._plain = f"^{''.join(parts)}$" if plain else None
 
     def parse(self, column: pl.Series) -> pl.Series:
+        """Text → milliseconds since 1970; null for a value that is not of this form."""
         if self._plain is None:
             return _by_distinct_value(column, self.convert)
         plain = null_unless(column, column.str.contains(self._plain))
@@ -225,6 +247,7 @@ class StrptimePattern:
         return self._local.to_utc(shown.dt.epoch("ms"))
 
     def convert(self, value: str) -> int:
+        """Text → milliseconds since 1970; ValueError for a value that is not of this form."""
         moment = datetime.strptime(value, self._pattern)
         if moment.tzinfo is not None:
             return (moment - EPOCH.replace(tzinfo=UTC)) // timedelta(milliseconds=1)

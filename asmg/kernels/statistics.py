@@ -9,6 +9,7 @@ from asmg import layout
 from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, inlined, log1p
 
 __all__ = [
+    "BLOCK",
     "FURTHEST",
     "ITEM",
     "LOOKED_AT",

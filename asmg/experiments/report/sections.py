@@ -8,7 +8,7 @@ from asmg.experiments.report.cells import counted
 from asmg.experiments.report.results import Results
 from asmg.experiments.statistics import Tally
 
-__all__ = ["METRICS", "Draw", "wins"]
+__all__ = ["METRICS", "Draw", "several_seeds", "wins"]
 
 METRICS = {"auc": "AUC", "logloss": "LogLoss"}
 """Metric → its name in reports."""
