@@ -16,7 +16,7 @@ from asmg.adam import Adam, AdamState
 from asmg.batch import TABLES, Epoch, PeriodData, excerpt
 from asmg.generator import DENSE, Generator, GRUGenerator, HiddenState, from_lanes, to_lanes
 from asmg.models import EmbeddingMLP, Params, read_rows, table_sizes
-from asmg.training import CHUNK, DivergedError, Execution, Progress, cross_entropy, finite
+from asmg.training import CHUNK, DivergedError, Execution, Progress, cross_entropy, descend, finite
 
 __all__ = ["GeneratorTraining"]
 
@@ -121,8 +121,7 @@ class GeneratorTraining:
                 logits = self.model.logits(params, batch, local.features)
                 terms.append(weight * cross_entropy(logits, batch))
             loss = torch.stack(terms).sum()
-            finite(loss.item())
-            self.adam.step(dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)), {})
+            descend(self.adam, loss, leaves, {})
             for name, w in mean.items():
                 w.lerp_(self.weights[name], 1 / (n + 1))
             if progress:

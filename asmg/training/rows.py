@@ -20,7 +20,7 @@ from asmg.models import BaseModel, Params, read_rows
 from asmg.training.arrays import flat_array, mlp_widths, table_arrays
 from asmg.training.execution import CHUNK, DivergedError, Execution, Progress, finite
 
-__all__ = ["RowTraining", "RowUpdate", "commit", "cross_entropy", "take"]
+__all__ = ["RowTraining", "RowUpdate", "commit", "cross_entropy", "descend", "take"]
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,7 @@ class RowTraining:
             leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
             (batch,) = local.batches
             loss = cross_entropy(self.model.logits(leaves, batch, local.features), batch)
-            losses[s] = finite(loss.item())
-            self.optimizer.step(
-                dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)), local.rows
-            )
+            losses[s] = descend(self.optimizer, loss, leaves, local.rows)
             if progress:
                 progress((s + 1) / len(epoch))
         return losses
@@ -227,6 +224,27 @@ def commit(params: Mapping[str, Tensor], adam: AdamState, update: RowUpdate) -> 
     now = torch.tensor(update.adam.step, dtype=torch.int32)
     moved = {name: placed(adam.moved[name], update.adam.moved[name], name, now) for name in rows}
     return merged, replace(update.adam, first=first, second=second, moved=moved)
+
+
+def descend(optimizer: Adam, loss: Tensor, leaves: Params, rows: Mapping[str, Tensor]) -> float:
+    """One step of Adam down the gradient of a loss.
+
+    Args:
+        optimizer: of the parameters.
+        loss: a scalar, computed from `leaves`.
+        leaves: name → the parameter, or its rows that were just read, with gradients.
+        rows: table name → int64 [R], the rows in `leaves`.
+
+    Returns:
+        the loss.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite; no step is made.
+    """
+    value = finite(loss.item())
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    optimizer.step(dict(zip(leaves, gradients, strict=True)), rows)
+    return value
 
 
 def cross_entropy(logits: Tensor, batch: InteractionBatch) -> Tensor:

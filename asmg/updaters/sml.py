@@ -40,7 +40,7 @@ from asmg.training import (
     RowUpdate,
     TrainingConfig,
     cross_entropy,
-    finite,
+    descend,
     part_of,
     take,
 )
@@ -300,9 +300,7 @@ class TransferPhase:
             leaves = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
             used = self.transfer.apply(leaves, previous, trained)
             loss = cross_entropy(self.model.logits(used, batch, local.features), batch)
-            finite(loss.item())
-            gradients = torch.autograd.grad(loss, list(leaves.values()))
-            self.adam.step(dict(zip(leaves, gradients, strict=True)), {})
+            descend(self.adam, loss, leaves, {})
             if progress:
                 progress((s + 1) / len(epoch))
 
@@ -362,9 +360,7 @@ class BasePhase:
             previous = {name: self.previous[name][rows] for name, rows in local.rows.items()} | dense
             used = self.transfer.apply(self.weights, previous, leaves)
             loss = cross_entropy(self.model.logits(used, batch, local.features), batch)
-            finite(loss.item())
-            gradients = torch.autograd.grad(loss, list(leaves.values()))
-            optimizer.step(dict(zip(leaves, gradients, strict=True)), local.rows)
+            descend(optimizer, loss, leaves, local.rows)
             if progress:
                 progress((s + 1) / len(epoch))
         optimizer.settle()
