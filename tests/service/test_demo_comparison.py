@@ -10,7 +10,7 @@ import pytest
 
 from asmg.datasets.field_columns import By, FieldColumn
 from asmg.datasets.prepared import PreparedLog
-from asmg.experiments.log import cut_periods
+from asmg.experiments.periods import cut_periods
 from asmg.features import Schema
 from asmg.metrics import scores
 from asmg.models import default_config
