@@ -23,8 +23,8 @@ HOST = "127.0.0.1"
 MARK = "BENCH_SERVER_MARK"
 """Environment variable of a server's processes. It finds those that are no longer children of the server."""
 
-START_SECONDS = 90.0
-"""How long a server may take until it is ready."""
+START_SECONDS = 180.0
+"""How long a server may take until it is ready. Compiling machine code takes the very first one a minute or two."""
 ANSWER_SECONDS = 10.0
 STOP_SECONDS = 15.0
 """How long a server may take to stop before it is killed."""
