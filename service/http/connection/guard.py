@@ -361,7 +361,7 @@ class _UvicornTransport(asyncio.Transport):
 
     def detach(self) -> None:
         """Ignore whatever uvicorn still writes, and that it closes the connection."""
-        self.write = self.close = _ignore  # type: ignore[assignment,method-assign]
+        self.write = self.close = _ignore  # type: ignore[method-assign, assignment]
 
 
 def _ignore(*_: object) -> None:
