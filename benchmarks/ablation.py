@@ -1,11 +1,11 @@
-"""What each statistic, each part of the base model and each setting of the generator is worth.
+"""What each statistic, each part of the base model and each setting of the generator contributes.
 
     python -m benchmarks.ablation --data DATA --seeds 3
     python -m benchmarks.ablation --data DATA --seeds 1 --parts base,generator
 
-DATA is a folder of `asmg experiment prepare`. Each line is the default with one thing changed, by the protocol of
-`asmg experiment run`: AUC and LogLoss over the test periods, of IU and of what asmg-gru-multi serves, and the seconds
-that one update took, statistics included. What is changed is always paired with the default of the same seed.
+DATA is a folder of `asmg experiment prepare`. Each line is the default with one change, by the protocol of `asmg
+experiment run`: AUC and LogLoss over the test periods, of IU and of what asmg-gru-multi serves, and the seconds of one
+update, statistics included. Each change is compared with the default of the same seed.
 """
 
 import argparse
@@ -23,20 +23,18 @@ from asmg.datasets.prepared import PreparedLog, read_prepared
 from asmg.experiments.jobs import MethodJob, Protocol, run_chain, run_method
 from asmg.statistics import NAMES
 
-__all__ = ["PARTS", "Variant", "main", "measure"]
-
 SERVED = "asmg-gru-multi"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The default with something changed."""
+    """The default with one change."""
 
     name: str
     protocol: dict[str, Any] = field(default_factory=dict)
     """Fields of `Protocol` that differ."""
     generator: str = ""
-    """Variant of the generator (`MethodJob`)."""
+    """The variant of the generator, see `MethodJob`."""
 
 
 DEFAULT = Variant("default")
@@ -56,7 +54,7 @@ PARTS = {
     "base": BASE,
     "generator": GENERATOR,
 }
-"""What can be changed."""
+"""The changes by part."""
 
 
 def measure(log: PreparedLog, variant: Variant, seed: int, *, categories: bool, **protocol: Any) -> np.ndarray:
@@ -79,7 +77,7 @@ def measure(log: PreparedLog, variant: Variant, seed: int, *, categories: bool, 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run it."""
+    """Run the benchmark; see the docstring of the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a folder of `asmg experiment prepare`")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 …")

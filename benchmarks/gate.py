@@ -1,8 +1,8 @@
-"""What the gate's questions add to an update, and how many periods of a public log it refuses.
+"""What the gate costs beside the update itself, and how many periods of a public log it refuses.
 
     python -m benchmarks.gate FOLDER [--periods 31] [--methods asmg-gru-multi,iu]
 
-Every period is scored, asked and learned as the worker does it, in this process and without storage.
+Every period is scored, judged and learned as the worker does it, in this process and without storage.
 """
 
 import argparse
@@ -19,14 +19,15 @@ from asmg.batch import PeriodData
 from asmg.models import Params
 from asmg.progressive import stage_rng
 from asmg.training import evaluate, predict_logits
-from benchmarks.one_method import warm_up
-from benchmarks.workload import default_updater, folder_periods
+from benchmarks.learning.logs import folder_periods
+from benchmarks.learning.updaters import default_updater, warm_up
 from service.storage.postgres.repositories import ModelKind
-from service.use_cases.update.gate import decide, rehearsed, try_out
+from service.use_cases.update.gate import decide
+from service.use_cases.update.trial import rehearsal_rows, try_out
 
 
 def play(method: str, periods: Sequence[PeriodData]) -> None:
-    """Print the seconds of an update without the gate's questions, those of the questions, and the decisions."""
+    """Learn all periods; print the seconds of an update without the gate, those of the gate, and its decisions."""
     updater = default_updater(method)
     warm_up(updater)
     state = updater.initial(stage_rng(0, 0, "initial"))
@@ -42,7 +43,7 @@ def play(method: str, periods: Sequence[PeriodData]) -> None:
             progressive["previous"] = evaluate(updater.model, served, data)
 
         started = time.perf_counter()
-        older, newest = data.slice(0, rehearsed(len(data))), data.slice(rehearsed(len(data)), len(data))
+        older, newest = data.slice(0, rehearsal_rows(len(data))), data.slice(rehearsal_rows(len(data)), len(data))
         rehearsals = updater.rehearse(state, older, newest, rng=stage_rng(0, number, "rehearse"))
         trial = try_out(data.label, data.user, answers, rehearsals)
         asked = time.perf_counter()
@@ -70,7 +71,7 @@ def play(method: str, periods: Sequence[PeriodData]) -> None:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the benchmark; see the docstring of the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--periods", type=int, default=31)

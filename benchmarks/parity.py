@@ -2,18 +2,20 @@
 
     python -m benchmarks.parity --log FILE.parquet --start FILE.npz --methods iu,asmg-gru-multi --seeds 10
 
-The log has the columns user, item (from 0), label, timestamp and period (1 … 31; others are left out), and may have
-`order` (of the rows) and `history` (earlier positives, most recent first, separated by spaces; otherwise it follows
-from the timestamps). `asmg experiment run --settings paper` is the same on a log that it prepares itself; here the rows
-and even the order of equal timestamps are theirs.
+The log has the columns user, item (from 0), label, timestamp and period (1 … 31; others are left out). It may have
+`order` (of the rows) and `history` (earlier positives, most recent first, separated by spaces; without it histories
+follow from the timestamps). `asmg experiment run --settings paper` does the same with a log that it prepares itself;
+here the rows, and the order of equal timestamps, are those of the authors.
 
-A seed is lost where its last model says the same of everything (AUC 0.5): it is left out of the mean, and counted.
+A seed is lost where its last model gives everything the same score (AUC 0.5). Lost seeds are left out of the mean, and
+counted.
 
-With --start, the pretrained model of the authors' code with its Adam, what is left between seeds is the method's own
-randomness. (SML-MF has another base model and pretrains.)
+--start is the pretrained model of the authors' code with its Adam. With it, seeds differ by the method's own randomness
+alone. (SML-MF has another base model, which it pretrains.)
 """
 
 import argparse
+import itertools
 import math
 import tempfile
 from dataclasses import replace
@@ -26,11 +28,11 @@ import torch
 
 from asmg.adam import Adam, AdamState
 from asmg.base_training import BaseState, TrainingConfig
-from asmg.batch import PeriodData, build_histories
 from asmg.experiments.jobs import MethodJob, Protocol, run_chain, run_method
 from asmg.experiments.log import Periods
 from asmg.models import Params, table_sizes
 from asmg.updaters import UPDATERS
+from benchmarks.learning.logs import table_rows
 
 
 def read_periods(path: Path, count: int) -> Periods:
@@ -40,29 +42,15 @@ def read_periods(path: Path, count: int) -> Periods:
     log = log.filter(pl.col("period").is_between(1, count))  # 0 and 32 are what was left over
     log = log.sort("order") if "order" in log.columns else log.sort("period", "timestamp", maintain_order=True)
     user, item = (log[name].to_numpy() + 1 for name in ("user", "item"))
-    label = log["label"].to_numpy()
+    whole = table_rows(user, item, log["label"].to_numpy(), log["timestamp"].cast(pl.Int64).to_numpy())
+    whole = replace(whole, users=users, items=items, recent=None)
     if "history" in log.columns:
         lists = log["history"].str.split(" ").list.eval(pl.element().filter(pl.element() != "").cast(pl.Int32))
         history = lists.explode().drop_nulls().to_numpy() + 1
         offsets = np.concatenate([[0], lists.list.len().to_numpy().cumsum()]).astype(np.int64)
-    else:
-        history, offsets = build_histories(user, item, label, log["timestamp"].cast(pl.Int64).to_numpy())
-    periods = []
-    for number in range(1, count + 1):
-        rows = np.flatnonzero(log["period"].to_numpy() == number)
-        start, stop = int(rows[0]), int(rows[-1]) + 1
-        low, high = offsets[start], offsets[stop]
-        periods.append(
-            PeriodData(
-                user=torch.from_numpy(user[start:stop].astype(np.int32)),
-                item=torch.from_numpy(item[start:stop].astype(np.int32)),
-                history=torch.from_numpy(history[low:high].astype(np.int32)),
-                offsets=torch.from_numpy((offsets[start : stop + 1] - low).astype(np.int64)),
-                label=torch.from_numpy(label[start:stop].astype(np.float32)),
-                users=users,
-                items=items,
-            )
-        )
+        whole = replace(whole, history=torch.from_numpy(history.astype(np.int32)), offsets=torch.from_numpy(offsets))
+    ends = np.searchsorted(log["period"].to_numpy(), np.arange(count + 1), side="right").tolist()
+    periods = [whole.slice(start, stop) for start, stop in itertools.pairwise(ends)]
     return Periods(periods, [users] * count, [items] * count)
 
 
@@ -88,7 +76,7 @@ def read_pretrained(path: Path) -> BaseState:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the benchmark; see the docstring of the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--methods", default=",".join(UPDATERS))

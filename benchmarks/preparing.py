@@ -1,14 +1,14 @@
-"""What reading a large log takes: a made-up file of so many rows, prepared or imported in a process of its own.
+"""Time and memory of reading a large log: a made-up file is prepared or imported in a process of its own.
 
     python -m benchmarks.preparing --source tmall --rows 55000000
     python -m benchmarks.preparing --source log --rows 55000000
     python -m benchmarks.preparing --source clicks --rows 33000000
     python -m benchmarks.preparing --source import --rows 4000000
 
-`tmall` is of the form and size of the public one, of whose rows the rule keeps few; `log` a CSV with labels, of which
-every row is kept, and `clicks` one without, each row of which gets a negative (as many as YOOCHOOSE has). `import` is
-what `asmg import --by day` does with a CSV with labels besides storing it: it reads, sorts, cuts and takes out. The
-files are made in a temporary folder and removed.
+`tmall` has the form and size of the public log, whose rule keeps few rows. `log` is a CSV with labels, whose rows are
+all kept; `clicks` is one without labels, each row of which gets a negative (as many rows as YOOCHOOSE has). `import` is
+what `asmg import --by day` does with a CSV with labels besides storing it: read, sort and cut it, and read the days
+back. The files are made in a temporary folder and removed.
 """
 
 import argparse
@@ -24,14 +24,15 @@ import polars as pl
 
 from asmg.datasets.generic import LogOptions, find_form
 from asmg.datasets.prepare import PrepareOptions, prepare
-from service.cli.import_log.spool import Spool
+from service.cli.import_log.sorting import sort_log
+from service.cli.import_log.temporary_database import temporary_database
 
 CHUNK = 1_000_000
 DAYS = np.array([100 * month + day for month in range(5, 12) for day in range(1, 31)])
 
 
 def write(source: str, rows: int, file: BinaryIO) -> None:
-    """The raw file."""
+    """Write the raw file."""
     rng = np.random.default_rng(0)
     for start in range(0, rows, CHUNK):
         n = min(CHUNK, rows - start)
@@ -57,7 +58,7 @@ def write(source: str, rows: int, file: BinaryIO) -> None:
 
 
 def measure(options: PrepareOptions) -> None:
-    """Prepare it, and say what that took."""
+    """Prepare the log, and print time and memory."""
     started = time.perf_counter()
     card = prepare(options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
@@ -68,22 +69,19 @@ def measure(options: PrepareOptions) -> None:
 
 
 def measure_import(file: Path) -> None:
-    """Take a log through the spool of an import, and say what that took."""
+    """Sort a log on disk as an import does, read it again, and print what that took."""
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="asmg-preparing-") as folder:
-        spool = Spool(Path(folder))
-        spool.fill(
-            find_form(file, LogOptions()), "day", malformed="error", negatives=1, seed=0, progress=lambda fraction: None
-        )
-        pieces = spool.pieces("day", 1)
-        rows = sum(1 for piece in pieces for _ in spool.events(piece))
-        spool.close()
+    with temporary_database(lambda: None) as database:
+        form = find_form(file, LogOptions())
+        log = sort_log(form, "day", database, malformed="error", negatives=1, seed=0, progress=lambda fraction: None)
+        pieces = log.cut("day", 1)
+        rows = sum(1 for piece in pieces for _ in log.interactions(piece))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(f"import: {rows:,} rows in {len(pieces)} days, {time.perf_counter() - started:.0f} s, peak {peak:.0f} MiB")
 
 
 def main() -> None:
-    """See the module."""
+    """Run the benchmark; see the docstring of the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", choices=["tmall", "log", "clicks", "import"], default="tmall")
     parser.add_argument("--rows", type=int, default=55_000_000)

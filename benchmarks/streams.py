@@ -2,9 +2,9 @@
 
     python -m benchmarks.streams --method asmg-gru-multi --seeds 5
 
-Each stream is played from its first period on, without pretraining; every model is scored on a period before anything
-learns it, and the last half of the periods counts. Positive: the generated model is ahead of the incremental one of the
-same run. The base model is the one that is served by default; items have no categories.
+Each stream begins with its first period, without pretraining. Every model is scored on a period before anything learns
+it, and the later half of the periods counts. A positive gain means that the generated model is ahead of the incremental
+one of the same run. The base model is the one that is served by default; items have no categories.
 """
 
 import argparse
@@ -15,10 +15,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from asmg.batch import PeriodData, build_histories, build_recent
-from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
+from asmg.batch import PeriodData
+from asmg.datasets.synthetic import DriftConfig, drift_stream
 from asmg.progressive import progressive_validation
-from benchmarks.workload import default_updater
+from benchmarks.learning.logs import numbered, table_rows
+from benchmarks.learning.updaters import default_updater
 
 PERIODS = 14
 SMALL = DriftConfig(users=1_000, items=300, events=15_000)
@@ -32,49 +33,24 @@ STREAMS = {
 }
 
 
-class Encoder:
-    """From the ids of a stream to table rows; the tables grow as ids appear."""
-
-    def __init__(self) -> None:
-        self.users: dict[str, int] = {}
-        self.items: dict[str, int] = {}
-        self.past = np.zeros((4, 0), np.int64)
-        """User, item, label and time of all interactions so far."""
-
-    def encode(self, period: DriftPeriod) -> PeriodData:
-        """One period, with what its users did before."""
-        user, item = (
-            np.array([known.setdefault(i, len(known) + 1) for i in ids])
-            for known, ids in ((self.users, period.user_ids), (self.items, period.item_ids))
-        )
-        label, time = period.labels, period.timestamps_ms
-        users, items, labels, times = self.past
-        clicked = labels == 1
-        history, offsets = build_histories(
-            user, item, label, time, earlier=(users[clicked], items[clicked], times[clicked])
-        )
-        recent = build_recent(user, label, time, earlier=(users, labels, times))
-        self.past = np.concatenate([self.past, np.stack([user, item, label, time])], axis=1)
-        return PeriodData(
-            user=torch.from_numpy(user.astype(np.int32)),
-            item=torch.from_numpy(item.astype(np.int32)),
-            history=torch.from_numpy(history),
-            offsets=torch.from_numpy(offsets),
-            label=torch.from_numpy(label.astype(np.float32)),
-            users=len(self.users) + 1,
-            items=len(self.items) + 1,
-            recent=torch.from_numpy(recent),
-        )
-
-
 def periods(config: DriftConfig, seed: int) -> Iterator[PeriodData]:
-    """The periods of a stream as table rows."""
-    encoder = Encoder()
-    return map(encoder.encode, itertools.islice(drift_stream(config, seed=seed), PERIODS))
+    """The periods of a stream as table rows; the tables grow as ids appear."""
+    drift = list(itertools.islice(drift_stream(config, seed=seed), PERIODS))
+    user = numbered(id_ for period in drift for id_ in period.user_ids)
+    item = numbered(id_ for period in drift for id_ in period.item_ids)
+    label, timestamp = (
+        np.concatenate([getattr(period, name) for period in drift]) for name in ("labels", "timestamps_ms")
+    )
+    whole, start = table_rows(user, item, label, timestamp), 0
+    for period in drift:
+        end = start + len(period.labels)
+        # Ids are numbered by first appearance, and histories hold items that appeared before.
+        yield replace(whole.slice(start, end), users=int(user[:end].max()) + 1, items=int(item[:end].max()) + 1)
+        start = end
 
 
 def main() -> None:
-    """See the module."""
+    """Run the benchmark; see the docstring of the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="asmg-gru-multi")
     parser.add_argument("--seeds", type=int, default=5)

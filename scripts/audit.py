@@ -1,7 +1,7 @@
-"""Looks up every package of this environment in the advisories of OSV, by pip-audit.
+"""Looks up every package of this environment in the advisories of OSV, with pip-audit.
 
-OSV (https://osv.dev) gets their names and versions. A local version, such as torch's 2.13.0+cpu, is looked up as the
-public version that it is a build of, which is what advisories name; this project itself is left out.
+OSV (https://osv.dev) receives their names and versions. A local version such as torch's 2.13.0+cpu is looked up as the
+public version 2.13.0, which advisories name. This project itself is left out.
 """
 
 import os
@@ -14,20 +14,20 @@ import requests
 
 URL = os.environ.get("ASMG_AUDIT_URL", "https://api.osv.dev/v1/query")
 OURS = "asmg-service"
-PATIENCE_SECONDS = 10
+TIMEOUT_SECONDS = 10
 
 
-def pinned() -> list[str]:
+def pinned_packages() -> list[str]:
     """All packages of the environment, as `name==version`."""
     versions = {found.name.lower(): found.version.partition("+")[0] for found in distributions() if found.name}
     return [f"{name}=={version}" for name, version in sorted(versions.items()) if name != OURS]
 
 
-def trouble() -> str | None:
-    """Why the advisories cannot be reached; None where they can."""
+def unreachable_because() -> str | None:
+    """Why the advisories cannot be reached; None if they can."""
     question = {"package": {"name": OURS, "ecosystem": "PyPI"}}
     try:
-        answer = requests.post(URL, json=question, timeout=PATIENCE_SECONDS)
+        answer = requests.post(URL, json=question, timeout=TIMEOUT_SECONDS)
         answer.raise_for_status()
         answer.json()
     except requests.RequestException as error:
@@ -36,17 +36,19 @@ def trouble() -> str | None:
 
 
 def main() -> int:
-    packages = pinned()
-    if (why := trouble()) is not None:
-        print(f"NOT AUDITED: the advisories at {URL} cannot be reached from here ({why}); {len(packages)} packages")
+    packages = pinned_packages()
+    if (reason := unreachable_because()) is not None:
+        print(f"NOT AUDITED: the advisories at {URL} cannot be reached from here ({reason}); {len(packages)} packages")
         return 0
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(packages))
         file.flush()
-        # Pinned and complete: nothing is resolved, downloaded or installed.
-        how = ["--requirement", file.name, "--no-deps", "--disable-pip", "--progress-spinner", "off"]
-        where = ["--vulnerability-service", "osv", "--osv-url", URL]
-        code = subprocess.run([sys.executable, "-m", "pip_audit", *how, *where, *sys.argv[1:]], check=False).returncode
+        # The list is pinned and complete: pip-audit resolves, downloads and installs nothing.
+        options = ["--requirement", file.name, "--no-deps", "--disable-pip", "--progress-spinner", "off"]
+        service = ["--vulnerability-service", "osv", "--osv-url", URL]
+        code = subprocess.run(
+            [sys.executable, "-m", "pip_audit", *options, *service, *sys.argv[1:]], check=False
+        ).returncode
     print(f"{len(packages)} packages looked up at {URL}")
     return code
 

@@ -1,33 +1,32 @@
-"""The application: parts put together, routes mounted, nothing done on import."""
+"""The application: builds the state and the routes. Importing this module has no side effects.
+
+`service.processes.supervisor` calls `create_app` in each api process; other servers can call
+`create_app_from_environment`.
+"""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from fastapi import FastAPI
-from fastapi.telemetry import TelemetryConfig
 from starlette.routing import Route
 
-from asmg.features import Schema
-from service import __version__
 from service.errors import ConfigurationError, NotReady
+from service.http.app_state import AppState
 from service.http.bodies.parse import count_parts
 from service.http.bodies.read import Bodies
-from service.http.dependencies import Parts
-from service.http.front import Front
-from service.http.hot_routes import Shortcut, by_path
+from service.http.cors import Cors
+from service.http.described_app import DescribedApp
+from service.http.hot_routes import HotRoute, HotRoutes
 from service.http.metrics import Metrics
-from service.http.middleware import AtFront, BodyLimit, Observe
+from service.http.middleware import BodyLimit, CrossOrigin, Observe
+from service.http.path_prefix import PathPrefix
 from service.http.problems import install_problem_handlers
 from service.http.routers import admin, docs, interactions, items, ops, periods, predict, users
-from service.http.schemas import Problem
 from service.limits import LOOKUP_SECONDS, MAX_BODIES_BYTES, MAX_BODY_BYTES, MAX_LOOKUPS, MAX_STREAMS, MAX_WRITES
 from service.serving.snapshot import Snapshot
 from service.serving.swap import Champion, ServingModel
 from service.settings import Settings
-from service.storage.artifacts.fetch import fetch_apart
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.events import warm_up
@@ -40,7 +39,6 @@ from service.storage.redis.rate_buckets import RateBuckets
 from service.tasks import BoundedCalls, end_tasks, start_alone
 from service.use_cases.auth import KeyCache, RateLimiter
 from service.use_cases.bootstrap import current_champion, ensure_prior
-from service.use_cases.fields import described
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion, IngestResult, ingest_impressions
@@ -48,31 +46,14 @@ from service.use_cases.watch import PeriodWatch
 
 __all__ = ["create_app", "create_app_from_environment"]
 
-logger = logging.getLogger(__name__)
-
 START_SECONDS = 30.0
+"""How long a process that starts waits for its keys and its model; it then starts without, not ready."""
 
 ROUTERS = (predict, interactions, items, users, periods, admin, ops, docs)
 
-NO_TELEMETRY: TelemetryConfig = {
-    "tracing": False,
-    "metrics": False,
-    "logs": False,
-    "operation_spans": False,
-    "auto_configure": False,
-}
-
-DESCRIPTION = """\
-Click probabilities from a model that learns period by period (ASMG).
-
-Ask with `POST /predict`, report what happened with `POST /interactions`, close a period with `POST /periods/close`,
-and the next model takes over without a request failing. Errors are problem documents (RFC 9457). Ids are strings, or
-integers of 64 bits, which are their decimal text. Calls that store take bodies with `Content-Encoding: gzip`.
-"""
-
 
 def create_app_from_environment() -> FastAPI:
-    """The application of the `ASMG_…` variables, for servers that want a factory.
+    """The application with the settings of the `ASMG_…` variables, for servers that call a factory.
 
     Raises:
         ConfigurationError: no servers are named; only `asmg serve` starts them.
@@ -92,62 +73,74 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
     Raises:
         ConfigurationError: a DSN is missing, or the schema of the fields cannot be read.
     """
-    postgres_dsn, redis_url = settings.postgres_dsn, settings.redis_url
-    if postgres_dsn is None or redis_url is None:
+    if settings.postgres_dsn is None or settings.redis_url is None:
         raise ConfigurationError(
             "expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither (embedded servers come with `asmg serve`)"
         )
     schema = settings.read_features()
-    metrics = Metrics()
+    metrics, bodies, cors = Metrics(), Bodies(MAX_BODIES_BYTES), Cors(settings.cors_origins)
+    routes = [route for module in ROUTERS for route in module.router.routes if isinstance(route, Route)]
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Parts]]:
-        with suppress(NotReady):
-            await require_sessions(postgres_dsn)
+    async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, AppState]]:
+        async with _running(settings, metrics, cors, prefix, stopping) as state:
+            yield {"app": state}
+
+    app = DescribedApp(schema, lifespan)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, bodies=bodies)
+    app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
+    install_problem_handlers(app)
+    for module in ROUTERS:
+        app.include_router(module.router)
+    routes += [route for route in app.routes if isinstance(route, Route)]  # FastAPI's own, such as /openapi.json
+    prefix = PathPrefix(
+        root_path=settings.root_path,
+        trusted_proxies=settings.trusted_proxies,
+        first_segments={route.path.split("/")[1] for route in routes},
+    )
+    # These go around the framework's own middleware. From here on nothing can be added to the application.
+    hot = [route for route in routes if isinstance(route, HotRoute)]
+    app.middleware_stack = HotRoutes(app.build_middleware_stack(), prefix, hot, metrics, bodies)
+    if cors.is_enabled:
+        app.middleware_stack = CrossOrigin(app.middleware_stack, cors, prefix, routes, metrics)
+    return app
+
+
+@asynccontextmanager
+async def _running(
+    settings: Settings, metrics: Metrics, cors: Cors, prefix: PathPrefix, stopping: Callable[[], bool]
+) -> AsyncIterator[AppState]:
+    """The state of a running application; what it has started ends with the block, in the opposite order."""
+    postgres_dsn, redis_url = settings.postgres_dsn, settings.redis_url
+    assert postgres_dsn is not None and redis_url is not None  # `create_app` has checked
+    with suppress(NotReady):
+        await require_sessions(postgres_dsn)
+    async with AsyncExitStack() as stack:
         database = Database(postgres_dsn, connection_seconds=settings.connection_seconds)
+        stack.push_async_callback(database.close)
         redis = connect(redis_url)
-        places = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url}
-        artifacts = ArtifactStore(
-            database, redis, fetch_apart=lambda digest, folder: fetch_apart(digest, folder, places)
-        )
+        stack.push_async_callback(redis.aclose)
         notices = Notices(redis)
-
-        async def champion() -> Champion:
-            try:
-                return await current_champion(database)
-            except NotReady:  # there is none, unless Postgres is away
-                await ensure_prior(database, artifacts, settings.prior_ctr)
-                return await current_champion(database)
-
-        store = HistoryStore(redis, database, length=settings.history_length, on_fallback=metrics.history_fallbacks.inc)
         histories = Histories(
-            store,
+            HistoryStore(redis, database, length=settings.history_length, on_fallback=metrics.history_fallbacks.inc),
             seconds=settings.history_cache_seconds,
             clicks=notices.clicks,
             deadline_seconds=settings.history_deadline_seconds,
         )
-        serving = ServingModel(
-            fetch_champion=champion,
-            fetch_file=artifacts.fetch_file,
-            notices=notices.swap_notices,
-            folder=settings.serving_dir,
-            poll_seconds=settings.swap_poll_seconds,
-            on_swap=lambda snapshot: _count_swap(metrics, snapshot),
-            on_trouble=metrics.swap_failures.inc,
-            check_seconds=settings.snapshot_check_seconds,
-            on_damage=metrics.snapshot_damage.inc,
-        )
-        most_streams = max(1, min(MAX_STREAMS, settings.max_connections // 2))
-        watch = PeriodWatch(database, notices, most=most_streams, stopping=stopping)
+        stack.push_async_callback(histories.close)
         limiter = RateLimiter(
             RateBuckets(redis),
             rate=settings.rate_limit,
             burst_seconds=settings.rate_burst_seconds,
             on_refusal=metrics.rate_limited.inc,
         )
+        stack.push_async_callback(limiter.close)
         ingestion = Ingestion(database, histories)
-        writes = BoundedCalls(MAX_WRITES, settings.store_deadline_seconds, "Postgres")
+        stack.push_async_callback(ingestion.close)
         lookups = BoundedCalls(MAX_LOOKUPS, LOOKUP_SECONDS, "Postgres")
+        stack.push_async_callback(lookups.close)
+        writes = BoundedCalls(MAX_WRITES, settings.store_deadline_seconds, "Postgres")
+        stack.push_async_callback(writes.close)
 
         async def store_impressions(shown: Sequence[Impression]) -> IngestResult:
             storing = ingest_impressions(database, histories, shown, settings.attribution_window)
@@ -156,19 +149,22 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             return result
 
         impressions = ImpressionLog(store_impressions, seconds=settings.impression_deadline_seconds)
-        keys = KeyCache(database, on_refusal=metrics.rate_limited.inc)
-        parts = Parts(
+        stack.push_async_callback(impressions.close)
+        artifacts = ArtifactStore(database, redis)
+        streams = max(1, min(MAX_STREAMS, settings.max_connections // 2))
+        state = AppState(
             settings=settings,
-            schema=schema,
-            front=front,
+            schema=settings.read_features(),
+            prefix=prefix,
+            cors=cors,
             database=database,
             redis=redis,
             artifacts=artifacts,
             histories=histories,
             notices=notices,
-            periods=watch,
-            serving=serving,
-            keys=keys,
+            periods=PeriodWatch(database, notices, most=streams, stopping=stopping),
+            serving=_serving_model(settings, database, artifacts, notices, metrics),
+            keys=KeyCache(database, on_refusal=metrics.rate_limited.inc),
             limiter=limiter,
             ingestion=ingestion,
             writes=writes,
@@ -178,84 +174,44 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
             stopping=stopping,
         )
         followers = [
-            start_alone(serving.run(), name="serve the champion"),
+            start_alone(state.serving.run(), name="serve the champion"),
             start_alone(histories.listen(), name="hear of clicks"),
-            start_alone(keys.follow(), name="follow the keys"),
-            start_alone(watch.listen(), name="hear of progress"),
+            start_alone(state.keys.follow(), name="follow the keys"),
+            start_alone(state.periods.listen(), name="hear of progress"),
         ]
+        stack.push_async_callback(end_tasks, *followers)
+        # The server accepts connections after this, so that no request gets 503 only because the process is new.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_SECONDS):
+                await asyncio.to_thread(warm_up)
+                await state.keys.wait_learned()
+                await asyncio.to_thread(count_parts, b"{}")
+                await state.serving.wait_loaded()
+        yield state
+
+
+def _serving_model(
+    settings: Settings, database: Database, artifacts: ArtifactStore, notices: Notices, metrics: Metrics
+) -> ServingModel:
+    async def champion() -> Champion:
         try:
-            # The server accepts connections after this, so none is answered with 503 only because a process is new.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(START_SECONDS):
-                    await asyncio.to_thread(warm_up)
-                    await keys.wait_learned()
-                    await asyncio.to_thread(count_parts, b"{}")
-                    await serving.wait_loaded()
-            yield {"parts": parts}
-        finally:
-            await end_tasks(*followers)
-            await impressions.close()
-            await writes.close()
-            await lookups.close()
-            await ingestion.close()
-            await limiter.close()
-            await histories.close()
-            await redis.aclose()
-            await database.close()
+            return await current_champion(database)
+        except NotReady:  # there is none, or Postgres does not answer
+            await ensure_prior(database, artifacts, settings.prior_ctr)
+            return await current_champion(database)
 
-    app = _Application(
-        schema,
-        title="asmg-service",
-        version=__version__,
-        description=DESCRIPTION,
-        lifespan=lifespan,
-        redirect_slashes=False,
-        docs_url=None,  # `service.http.routers.docs` has it, with a policy
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
-        telemetry=NO_TELEMETRY,
-        responses={"default": {"model": Problem, "description": "A problem document"}},
+    def count_swap(snapshot: Snapshot) -> None:
+        metrics.model_version.set(snapshot.version)
+        metrics.swaps.inc()
+
+    return ServingModel(
+        fetch_champion=champion,
+        fetch_file=artifacts.fetch_file,
+        notices=notices.swap_notices,
+        folder=settings.serving_dir,
+        poll_seconds=settings.swap_poll_seconds,
+        on_swap=count_swap,
+        on_trouble=metrics.swap_failures.inc,
+        check_seconds=settings.snapshot_check_seconds,
+        on_damage=metrics.snapshot_damage.inc,
     )
-    bodies = Bodies(MAX_BODIES_BYTES)
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, bodies=bodies)
-    app.add_middleware(Observe, metrics=metrics)  # the last one added is the outermost
-    install_problem_handlers(app)
-    for module in ROUTERS:
-        app.include_router(module.router)
-    routes = _routes(app)
-    front = Front(
-        root_path=settings.root_path,
-        trusted_proxies=settings.trusted_proxies,
-        origins=settings.cors_origins,
-        parts={route.path.split("/")[1] for route in routes},
-    )
-    # Outermost of all, before the framework's own middleware. From here on nothing can be added to the application.
-    answers = by_path(predict.router, predict.ANSWERS) | by_path(interactions.router, interactions.ANSWERS)
-    shortcut = Shortcut(app.build_middleware_stack(), front, answers, metrics, bodies)
-    app.middleware_stack = AtFront(shortcut, front, routes, metrics)
-    return app
-
-
-class _Application(FastAPI):
-    """The framework's, whose description names the fields of a schema."""
-
-    def __init__(self, fields: Schema, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._fields = fields
-
-    def openapi(self) -> dict[str, Any]:
-        """The description of the API, made once."""
-        if self.openapi_schema is None:
-            self.openapi_schema = described(super().openapi(), self._fields)
-        return self.openapi_schema
-
-
-def _routes(app: FastAPI) -> list[Route]:
-    """Those of the routers, and what FastAPI has added by itself: the description of the API."""
-    found = [*app.routes, *(route for module in ROUTERS for route in module.router.routes)]
-    return [route for route in found if isinstance(route, Route)]
-
-
-def _count_swap(metrics: Metrics, snapshot: Snapshot) -> None:
-    metrics.model_version.set(snapshot.version)
-    metrics.swaps.inc()

@@ -1,11 +1,13 @@
-"""Files named by what they hold, which are there whole or not at all.
+"""Files that are named by their content, and that are there as a whole or not at all.
 
-A file's name is `<SHA-256>.<XXH3-128>.<suffix>`. The first is who it is: the digest under which the content is known
-everywhere. The second says in a fraction of the time whether the bytes on this disk are still those that were written
-(23 GB/s on the machine where SHA-256 does 1.7), so it is looked at every time that a file is opened.
+A file's name is `<SHA-256>.<XXH3-128>.<suffix>`. The SHA-256 is the digest by which the content is known everywhere.
+The XXH3-128 is a checksum: it tells whether the bytes on this disk are still those that were written. It is computed at
+23 GB/s on a machine that does 1.7 GB/s of SHA-256, so it is compared each time a file is opened.
 
-Files that are named so are private: of mode 0400, in a folder of mode 0700, durable before they have their name, and
-replaced only by renaming. One that somebody else could write to, or could have put there, counts as absent.
+Such files are private: of mode 0400, in a folder of mode 0700. They are durable before they get their name, and are
+replaced only by renaming. A file to which others could write counts as absent.
+
+The worker writes snapshots with this module; `service.storage.artifacts.store` writes those that it fetches.
 """
 
 import asyncio
@@ -40,15 +42,16 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 KEPT_FILES = 3
+"""Files of a kind that stay in a folder, those used last."""
 UNFINISHED = ".new-"
+"""Begins the name of a file that is being written."""
 UNFINISHED_SECONDS = 3600.0
-"""After so long without a write whoever began a file has died."""
+"""Age of the last write after which an unfinished file is removed: its process has died."""
 LOCK_POLL_SECONDS = 0.05
-PIECE_BYTES = 4 * 1024 * 1024
 
 
 class DigestedFile:
-    """A binary file that is being written, with the digests of what was written so far."""
+    """A binary file that is being written, with the digests of the bytes written so far."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -60,7 +63,7 @@ class DigestedFile:
         """Where the file is; None until it is complete."""
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append."""
+        """Append the bytes."""
         self._file.write(data)
         self._sha256.update(data)
         self._xxh3.update(data)
@@ -68,20 +71,24 @@ class DigestedFile:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what was written, in hex."""
+        """SHA-256 of the bytes written, in hex."""
         return self._sha256.hexdigest()
 
     def name(self, suffix: str) -> str:
-        """What a file with this content is called."""
+        """The name of a file with this content."""
         return f"{self.digest}.{self._xxh3.hexdigest()}{suffix}"
 
 
 @contextmanager
 def create(folder: Path, suffix: str, *, stem: str | None = None) -> Iterator[DigestedFile]:
-    """Write a file into `folder`; it appears under its name, durable, when the block has ended without an error.
+    """Write a file, which gets its name, durable, when the block has ended without an error.
 
-    It is named by what it holds, and private, unless a `stem` is given. Processes that create the same content at the
-    same time write the same bytes, and the last rename wins.
+    Processes may create the same content at the same time: they write the same bytes, and the last rename counts.
+
+    Args:
+        folder: of the file; made where it does not exist.
+        suffix: of the name, with its dot.
+        stem: the name without suffix; None for the digests, in which case the file is private.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if stem is None:
@@ -110,7 +117,7 @@ def create(folder: Path, suffix: str, *, stem: str | None = None) -> Iterator[Di
 
 @asynccontextmanager
 async def create_slowly(folder: Path, suffix: str, *, stem: str | None = None) -> AsyncIterator[DigestedFile]:
-    """`create` for an event loop, which does not wait for the disk; `write` is to be called in a thread as well."""
+    """`create` for an event loop: waits for the disk in threads. The caller has to call `write` in a thread too."""
     creating = create(folder, suffix, stem=stem)
     file = await asyncio.to_thread(creating.__enter__)
     try:
@@ -128,11 +135,11 @@ def _make_private(folder: Path) -> None:
 
 
 def find(folder: Path, digest: str, suffix: str) -> Path | None:
-    """The file with this content, where the folder has it; one that is not to be trusted is removed."""
+    """The file with this digest; None where the folder has none. A file to which others could write is removed."""
     for path in folder.glob(f"{digest}.*{suffix}"):
         try:
             os.close(open_trusted(path))
-        except FileNotFoundError:  # another process tidies up
+        except FileNotFoundError:  # another process has removed it
             continue
         except OSError as error:
             logger.warning("%s is removed, to be fetched again: %s", path, error.strerror)
@@ -143,10 +150,10 @@ def find(folder: Path, digest: str, suffix: str) -> Path | None:
 
 
 def open_trusted(path: Path) -> int:
-    """A descriptor for reading the file, which nobody but this user can have written to by its name or another one.
+    """Open a file for reading, if only this user can have written to it; returns the descriptor.
 
     Raises:
-        OSError: it cannot be opened, is a symbolic link or no regular file, belongs to another user, has further names
+        OSError: it cannot be opened, is a symbolic link or no regular file, belongs to another user, has other names
             (hard links), or others may write to it.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -155,7 +162,7 @@ def open_trusted(path: Path) -> int:
         reason = "it is not a regular file"
     elif found.st_uid != os.geteuid():
         reason = f"it belongs to user {found.st_uid}, not {os.geteuid()}"
-    elif found.st_nlink > 1:  # none, where it has just been replaced
+    elif found.st_nlink > 1:  # 0 where it has just been replaced
         reason = f"it has {found.st_nlink} names (hard links), not one"
     elif found.st_mode & 0o022:
         reason = f"others may write to it (mode {stat.S_IMODE(found.st_mode):o})"
@@ -166,21 +173,21 @@ def open_trusted(path: Path) -> int:
 
 
 def check_of(path: Path) -> str | None:
-    """The XXH3-128 that the file should have, in hex; None where its name holds none."""
+    """The XXH3-128 in the name of a file, in hex; None where the name has none."""
     parts = path.name.split(".")
     return parts[1] if len(parts) == 3 and len(parts[1]) == 32 else None
 
 
 def keep_newest(path: Path) -> None:
-    """Mark `path` as used now and remove all files of its kind beside it but the `KEPT_FILES` used last, and what
-    processes that died had begun to write.
+    """Mark a file as used now, and tidy its folder up.
 
-    Another process may still map a removed file: its pages live on until it lets go of them.
+    Of the files with its suffix only the `KEPT_FILES` used last stay. Unfinished files of processes that have died are
+    removed too. A process that maps a removed file keeps its pages.
     """
     os.utime(path)
     used = []
     for file in path.parent.iterdir():
-        with suppress(FileNotFoundError):  # another process tidies up as well
+        with suppress(FileNotFoundError):  # another process has removed it
             if file.suffix == path.suffix:
                 used.append((file.stat().st_mtime, file))
             elif file.name.startswith(UNFINISHED) and file.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
@@ -190,16 +197,22 @@ def keep_newest(path: Path) -> None:
 
 
 def host_name() -> str:
-    """For names of files by which a process is known; of a container its own, for containers may share a volume and
-    number their processes alike.
+    """The name of this host or container, for names of files that belong to a process.
+
+    Containers that share a volume may number their processes alike.
     """
     return socket.gethostname().replace("/", "-")
 
 
 @asynccontextmanager
 async def only_one(folder: Path, name: str) -> AsyncIterator[None]:
-    """While the block runs no other process of this host is in a block of this name; the kernel frees the lock of one
-    that dies.
+    """Hold a lock: while the block runs, no other process of this host is in a block of the same name.
+
+    The kernel frees the lock of a process that dies.
+
+    Args:
+        folder: of the lock file.
+        name: of the lock.
     """
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     with (folder / f".{name}.lock").open("wb") as file:

@@ -1,7 +1,7 @@
-"""Whether a worker gets anywhere: a file that says when it last did, written by the work itself.
+"""Whether a worker makes progress: a file with the time of its last progress, written by the work itself.
 
-The worker holds a lock on its file for as long as it lives, which the kernel frees. `asmg worker --check` reads the
-files of its host: a health check that needs neither Postgres nor Redis, for a worker that waits for them is well.
+The worker holds a lock on its file as long as it lives; the kernel releases it at its end. `asmg worker --check` reads
+the files of its host. This health check needs neither Postgres nor Redis: a worker that waits for them is healthy.
 """
 
 import fcntl
@@ -20,33 +20,33 @@ __all__ = ["Heartbeat", "check_workers"]
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".heartbeat"
-EVERY_SECONDS = 0.2
-"""Between two writes; training tells of its progress far more often."""
-WIDTH = 24
-"""Bytes of a time in the file: one write replaces another."""
+"""Of the names of the files."""
+WRITE_SECONDS = 0.2
+"""Least time between two writes, in seconds; training reports progress far more often."""
+TIME_BYTES = 24
+"""Fixed length of a time in the file, so that each write replaces the one before."""
 
 
 class Heartbeat:
-    """When a process last got anywhere.
+    """When a worker process last made progress.
 
     Args:
-        folder: holds the files of all workers of a host, of containers too that share a volume.
+        folder: holds the files of all workers of a host, and of containers that share a volume.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        # Written under a passing name, so that nobody finds it before it is locked.
         self._path = folder / f"{host_name()}.{os.getpid()}.{uuid4().hex[:8]}{SUFFIX}"
         self._file: int | None = None
-        self._written = -EVERY_SECONDS
+        self._written = -WRITE_SECONDS
         self._failed = False
         self.last = time.monotonic()
-        """The moment, on the clock that all processes of the host share."""
+        """Time of the last progress, on the monotonic clock, which all processes of the host share."""
 
     def beat(self) -> None:
-        """Note that something got further; from any thread. A disk that is full or broken is logged, once."""
+        """Note progress; callable from any thread. A disk that is full or broken is logged, once."""
         self.last = time.monotonic()
-        if self.last - self._written < EVERY_SECONDS:
+        if self.last - self._written < WRITE_SECONDS:
             return
         self._written = self.last
         try:
@@ -60,37 +60,38 @@ class Heartbeat:
             self._failed = True
 
     def close(self) -> None:
-        """Remove the file: this worker has ended in good order."""
+        """Remove the file: this worker ends in good order."""
         if self._file is not None:
             self._path.unlink(missing_ok=True)
             os.close(self._file)
             self._file = None
 
     def _create(self) -> int:
+        """Create the file; it is locked under a temporary name first, so that nobody finds it unlocked."""
         self._folder.mkdir(parents=True, exist_ok=True)
         _remove_dead(self._folder)
-        hidden = self._path.with_suffix(".new")
-        file = os.open(hidden, os.O_RDWR | os.O_CREAT, 0o600)
+        temporary = self._path.with_suffix(".new")
+        file = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             os.pwrite(file, _encode(self.last), 0)
-            hidden.rename(self._path)
+            temporary.rename(self._path)
         except OSError:
-            hidden.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             os.close(file)
             raise
         return file
 
 
 def check_workers(folder: Path, limit_seconds: float) -> float:
-    """How many seconds ago the worker of this host got further that did so longest ago.
+    """Seconds since the last progress of the worker of this host whose progress is the oldest.
 
     Args:
-        folder: that of `Heartbeat`.
-        limit_seconds: of a worker that is well.
+        folder: the folder given to `Heartbeat`.
+        limit_seconds: most seconds without progress of a healthy worker.
 
     Raises:
-        NotReady: there is none, or one that has not got any further for longer.
+        NotReady: no worker runs on this host, or one has made no progress for longer.
     """
     ages = []
     for path in folder.glob(f"*{SUFFIX}"):
@@ -106,19 +107,19 @@ def check_workers(folder: Path, limit_seconds: float) -> float:
 
 
 def _read(path: Path) -> float | None:
-    """The time in a file whose owner lives; None otherwise."""
+    """The time in the file of a worker that lives; None otherwise."""
     with suppress(OSError, ValueError):
         file = os.open(path, os.O_RDONLY)
         try:
             if not _is_dead(file):
-                return float(os.pread(file, WIDTH, 0))
+                return float(os.pread(file, TIME_BYTES, 0))
         finally:
             os.close(file)
     return None
 
 
 def _is_dead(file: int) -> bool:
-    """Whether nobody holds the lock of an open file any more."""
+    """Whether nobody holds the lock of an open file any more: its worker has ended."""
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -127,6 +128,7 @@ def _is_dead(file: int) -> bool:
 
 
 def _remove_dead(folder: Path) -> None:
+    """Remove the files of workers that have ended without removing them."""
     for path in folder.glob(f"*{SUFFIX}"):
         with suppress(OSError):
             file = os.open(path, os.O_RDONLY)
@@ -138,4 +140,4 @@ def _remove_dead(folder: Path) -> None:
 
 
 def _encode(moment: float) -> bytes:
-    return f"{moment:.6f}".ljust(WIDTH).encode()
+    return f"{moment:.6f}".ljust(TIME_BYTES).encode()

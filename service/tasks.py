@@ -1,7 +1,8 @@
-"""Asyncio tasks: whose they are, that they end for certain, and calls that nobody waits for without end.
+"""Asyncio tasks: for which request they run, that they end, and a limit for calls of a server that may hang.
 
-A task has the context of whoever starts it, and with it the request id in the log. So who starts one says whose work it
-is: `start_alone` or `start_for_caller`. Nothing else of the service starts tasks or timers (a test looks for it).
+A task inherits the context of its caller, and with it the request id that log lines show. So whoever starts a task says
+for whom it works, by `start_alone` or `start_for_caller`. Nothing else in the service starts tasks or timers
+(tests/service/test_contexts.py checks it).
 """
 
 import asyncio
@@ -17,33 +18,40 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 AGAIN_SECONDS = 0.5
+"""Seconds after which a task that has not ended is cancelled again."""
 
 
 def start_alone(work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
-    """Start a task in the name of no request: one that goes on after the request which happens to start it, or that
-    works for several.
+    """Start a task that belongs to no request: it serves several, or goes on after the one that happens to start it.
+
+    Args:
+        work: what the task runs.
+        name: of the task.
     """
     return asyncio.create_task(work, name=name, context=Context())
 
 
 def start_for_caller(work: Awaitable[T]) -> asyncio.Future[T]:
-    """Start a part of the caller's own work, which names the caller's request in log and audit; the caller waits for it
-    (or gives it up, and then it still is its work).
+    """Start a task that is part of the caller's request; log lines and audit entries of the task name that request.
+
+    Args:
+        work: what the task runs.
     """
     return asyncio.ensure_future(work)
 
 
 def run_alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function in the name of no request."""
+    """Call a function outside of any request: log lines, and tasks that the function starts, name none."""
     return Context().run(function, *args, **kwargs)
 
 
 async def end_tasks(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel the tasks that are not done, and return when all have ended; what they raised is dropped.
+    """Cancel the tasks that are not done, and return when all have ended; their exceptions are dropped.
 
-    They are cancelled again until then: before Python 3.12 `asyncio.wait_for`, by which the Redis client sends, can
-    lose a cancellation, and the task would go on for ever. (A task that waits in a `TaskGroup` cannot be ended so: the
-    group passes on the first cancellation alone.) Who is cancelled in here still ends the tasks first.
+    A task that has not ended is cancelled again: before Python 3.12 `asyncio.wait_for`, which the Redis client uses,
+    can lose a cancellation, and the task would go on for ever. (A task that waits in a `TaskGroup` cannot be ended like
+    this, because the group passes on the first cancellation only.) If the caller is cancelled meanwhile, the tasks
+    still end first.
     """
     cancellation: asyncio.CancelledError | None = None
     while unfinished := [task for task in tasks if not task.done()]:
@@ -55,20 +63,21 @@ async def end_tasks(*tasks: asyncio.Future[Any]) -> None:
             cancellation = error
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # seen, also where nobody asks for the result
+            task.exception()  # retrieved, so that asyncio does not complain if nobody asks for the result
     if cancellation is not None:
         raise cancellation
 
 
 class BoundedCalls:
-    """Calls of a server that may hang: only so many at a time, and nobody waits for one longer than so long.
+    """Limits the calls of a server that may hang: their number, and how long a caller waits for one.
 
-    A call that took too long goes on, for giving it up can take as long as the server does; until it ends it counts.
+    A call that takes too long goes on in the background, because cancelling it can take as long as the server hangs; it
+    counts until it ends.
 
     Args:
-        most: calls at a time; more are refused at once.
-        seconds: how long a caller waits.
-        server: what it is called.
+        most: number of calls at the same time; further ones are refused at once.
+        seconds: that a caller waits at most.
+        server: its name in messages.
     """
 
     def __init__(self, most: int, seconds: float, server: str) -> None:
@@ -76,27 +85,27 @@ class BoundedCalls:
         self._tasks: set[asyncio.Future[Any]] = set()
 
     async def run(self, call: Coroutine[Any, Any, T]) -> T:
-        """What the call returns.
+        """Make a call and return its result.
 
         Raises:
-            NotReady: too many are under way, or it took too long; it may have been carried out all the same.
+            NotReady: too many calls are under way, or this one took too long; then it may still be carried out.
         """
         if len(self._tasks) >= self._most:
             call.close()
             raise NotReady(f"{self._most} calls wait for {self._server} already")
         task = start_for_caller(call)
         self._tasks.add(task)
-        task.add_done_callback(self._end)
+        task.add_done_callback(self._remove)
         done, _ = await asyncio.wait({task}, timeout=self._seconds)
         if not done:
             raise NotReady(f"{self._server} did not answer within {self._seconds:g} s; it may yet carry out the call")
         return task.result()
 
     async def close(self) -> None:
-        """End what is under way."""
+        """End the calls that are under way."""
         await end_tasks(*self._tasks)
 
-    def _end(self, task: asyncio.Future[Any]) -> None:
+    def _remove(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # seen, also where nobody waits for it any more
+            task.exception()  # retrieved, so that asyncio does not complain if nobody waits any more

@@ -1,4 +1,7 @@
-"""The worker: one leader, elected in Postgres, that updates the model on each closed period, in order."""
+"""The worker: one leader, elected in Postgres, that updates the model on each closed period, in order.
+
+`asmg worker` and `asmg serve` run it in a process of its own.
+"""
 
 import asyncio
 import logging
@@ -21,35 +24,36 @@ from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.forget import carry_out_pending
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
-from service.use_cases.update.resolve_labels import resolve_skipped
-from service.use_cases.update.training_state import check_configuration, configured_updater
-from service.use_cases.update.update_model import PeriodUpdate, Superseded, Workshop
+from service.use_cases.update.configuration import check_configuration, configured_updater
+from service.use_cases.update.context import Superseded, UpdateContext
+from service.use_cases.update.pipeline import update_period
+from service.use_cases.update.resolve import resolve_skipped
 
-__all__ = ["run"]
+__all__ = ["PendingDeletions", "run", "update_next"]
 
 logger = logging.getLogger(__name__)
 
-MOST_PAUSE_SECONDS = 30.0
-"""Between two attempts while Postgres or the machine is in trouble. The first pause is that of the poll; each next one
-is twice as long."""
+MAX_PAUSE_SECONDS = 30.0
+"""Longest pause between two attempts while Postgres or this machine is in trouble. The first pause is
+`worker_poll_seconds`; each next one is twice as long."""
 
-GOODBYE_SECONDS = 5.0
-"""A worker that ends waits so long for Postgres to note that it did not die."""
+RELEASE_SECONDS = 5.0
+"""How long a worker that stops waits for Postgres to note that it did not crash."""
 
 DELETION_PAUSE_SECONDS = 60.0
-"""After a deletion that could not be carried out, none is tried for so long: each attempt reads all logs."""
+"""Pause after a deletion that could not be carried out: each attempt reads all logs."""
 
-TELL_SECONDS = 5.0
-"""How often the leader tells the api processes when it last got further."""
+NOTE_LEADER_SECONDS = 5.0
+"""How often the leader tells the api processes when its work last got further."""
 
 
 async def run(settings: Settings) -> None:
     """Lead when nobody else does, and while leading update on every sealed period; until cancelled.
 
     Raises:
-        ConfigurationError: a DSN is missing, the update method or the device is unknown, a pooler is between that keeps
-            no sessions, or the method cannot go on from the training state that there is, or that a rollback has
-            brought back. No period is touched then.
+        ConfigurationError: a DSN is missing, the update method or the device is unknown, a pooler between here and
+            Postgres does not keep sessions, or the method cannot continue the training state that there is, or that a
+            rollback has brought back. No period is touched then.
     """
     if settings.postgres_dsn is None or settings.redis_url is None:
         raise ConfigurationError("expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither")
@@ -58,51 +62,148 @@ async def run(settings: Settings) -> None:
     database = Database(settings.postgres_dsn, pool_size=4, connection_seconds=settings.connection_seconds)
     redis = connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
-    histories = HistoryStore(redis, database, length=settings.history_length)
     heartbeat = Heartbeat(settings.worker_dir)
-    artifacts, notices = ArtifactStore(database, redis), Notices(redis)
-    workshop = Workshop(
-        settings, database, artifacts, notices, updater, histories, settings.read_features(), beat=heartbeat.beat
+    context = UpdateContext(
+        settings=settings,
+        database=database,
+        artifacts=ArtifactStore(database, redis),
+        notices=Notices(redis),
+        updater=updater,
+        histories=HistoryStore(redis, database, length=settings.history_length),
+        schema=settings.read_features(),
+        beat=heartbeat.beat,
     )
     logger.info("worker started with %s", settings.updater)
-    pause, leftovers = _Pause(settings.worker_poll_seconds), _Leftovers(workshop)
-    checked = False
+    backoff, deletions = _Backoff(settings.worker_poll_seconds), PendingDeletions(context)
+    sessions_checked = False
     try:
         while True:
             heartbeat.beat()
             try:
-                if not checked:
+                if not sessions_checked:
                     await require_sessions(settings.postgres_dsn)
-                    checked = True
-                await check_configuration(
-                    database, artifacts, updater
-                )  # also in reserve: it should not come to light when it is needed
+                    sessions_checked = True
+                # A worker in reserve checks too: a mistake should not come to light when the worker is needed.
+                await check_configuration(database, context.artifacts, updater)
                 if await leadership.try_acquire():
-                    await leadership.hold(_lead(workshop, leftovers, pause, heartbeat))
-                pause.reset()
+                    await leadership.hold(_lead(context, deletions, backoff, heartbeat))
+                backoff.reset()
                 await asyncio.sleep(settings.worker_poll_seconds)
             except Superseded as superseded:
                 logger.info("an update stops: %s", superseded)
             except ConfigurationError:
                 raise
             except Exception as error:
-                # Nothing that goes wrong here is a period's fault, and the stages say where to go on. Most often it is
-                # Postgres or this host's disk; a worker of another host may have better luck.
+                # No error that gets here is a period's fault, and the stored stages say where to continue. Most often
+                # it is Postgres or this host's disk; a worker of another host may have better luck.
                 await leadership.release()
-                seconds = pause.next()
+                seconds = backoff.next()
                 known = isinstance(error, (ServiceError, OSError))
                 logger.warning("worker waits %.1f s: %s", seconds, error, exc_info=None if known else error)
                 await asyncio.sleep(seconds)
     finally:
-        await _say_goodbye(workshop)
+        await _release_period(context)
         await leadership.release()
         await redis.aclose()
         await database.close()
         heartbeat.close()
 
 
-class _Pause:
-    """How long to wait for the end of a trouble: longer each time, until something went well."""
+async def _lead(
+    context: UpdateContext, deletions: "PendingDeletions", backoff: "_Backoff", heartbeat: Heartbeat
+) -> None:
+    """Update on one sealed period after the other, without end."""
+    telling = start_alone(_keep_telling(context.notices, heartbeat))
+    try:
+        await ensure_prior(context.database, context.artifacts, context.settings.prior_ctr)
+        await sweep(context.database)
+        while True:
+            heartbeat.beat()
+            await deletions.carry_out()
+            updated = await update_next(context)
+            backoff.reset()
+            if not updated:
+                await asyncio.sleep(context.settings.worker_poll_seconds)
+    finally:
+        await end_tasks(telling)
+
+
+async def _keep_telling(notices: Notices, heartbeat: Heartbeat) -> None:
+    """Tell the api processes again and again when this worker, the leader, last got further."""
+    while True:
+        await notices.note_leader(time.time() - (time.monotonic() - heartbeat.last))
+        await asyncio.sleep(NOTE_LEADER_SECONDS)
+
+
+async def update_next(context: UpdateContext) -> bool:
+    """Update on the earliest sealed period; False where there is none.
+
+    Raises:
+        NotReady: Postgres or Redis does not answer.
+        Superseded: another worker, or an operator, has the period now.
+        ConfigurationError: the update method cannot continue the training state.
+        OSError: this machine is in trouble, a full disk for example.
+    """
+    async with context.database.read() as session:
+        period = await session.periods.next_sealed()
+    if period is None:
+        return False
+    database, settings, number = context.database, context.settings, period.number
+    await check_configuration(database, context.artifacts, context.updater)
+    await merge_event_ids(database, beat=context.beat)
+    await resolve_skipped(database, context.histories, settings.attribution_window, beat=context.beat)
+    try:
+        version = await update_period(context, number)
+        logger.info("period %d: version %d is published", number, version)
+        ended = True
+    except (NotReady, Superseded, ConfigurationError):  # not the period's fault
+        raise
+    except OSError as error:  # this machine's fault; the next period would fail as well
+        await note_trouble(database, number, context.worker, error)
+        raise
+    except Exception as error:
+        logger.exception("the update on period %d failed", number)
+        ended = await note_failure(database, number, context.worker, error, max_attempts=settings.max_attempts)
+    if ended:
+        await prune(database, number, settings)
+        await drop_old_logs(database, settings, beat=context.beat)
+        await sweep(database)
+    return True
+
+
+async def _release_period(context: UpdateContext) -> None:
+    """Note that this worker has stopped and updates no period any more, so that it is not taken for crashed."""
+    try:
+        async with asyncio.timeout(RELEASE_SECONDS), context.database.unit_of_work() as work:
+            await work.periods.release(context.worker)
+            await work.commit()
+    except (ServiceError, TimeoutError) as error:
+        logger.warning("not noted that this worker has stopped; its period will count it as crashed: %s", error)
+
+
+class PendingDeletions:
+    """Deletions that an api process has begun and not finished.
+
+    Args:
+        context: names the stores to delete from.
+    """
+
+    def __init__(self, context: UpdateContext) -> None:
+        self._context = context
+        self._not_before = time.monotonic()
+
+    async def carry_out(self) -> None:
+        """Continue them, unless one has failed just now; no update waits for one that cannot be carried out."""
+        if time.monotonic() < self._not_before:
+            return
+        c = self._context
+        _, failed = await carry_out_pending(c.database, c.histories, c.settings.journal, beat=c.beat)
+        if failed:
+            self._not_before = time.monotonic() + DELETION_PAUSE_SECONDS
+
+
+class _Backoff:
+    """How long to wait while something is in trouble: twice as long each time, until something goes well."""
 
     def __init__(self, first: float) -> None:
         self._first = self._seconds = first
@@ -111,86 +212,5 @@ class _Pause:
         self._seconds = self._first
 
     def next(self) -> float:
-        seconds, self._seconds = self._seconds, max(self._first, min(2 * self._seconds, MOST_PAUSE_SECONDS))
+        seconds, self._seconds = self._seconds, max(self._first, min(2 * self._seconds, MAX_PAUSE_SECONDS))
         return seconds
-
-
-class _Leftovers:
-    """Deletions that an api process has begun and not ended."""
-
-    def __init__(self, workshop: Workshop) -> None:
-        self._workshop = workshop
-        self._not_before = time.monotonic()
-
-    async def carry_out(self) -> None:
-        """Go on with them, unless one failed just now; no update waits for one that cannot be carried out."""
-        if time.monotonic() < self._not_before:
-            return
-        w = self._workshop
-        _, failed = await carry_out_pending(w.database, w.histories, w.settings.journal, beat=w.beat)
-        if failed:
-            self._not_before = time.monotonic() + DELETION_PAUSE_SECONDS
-
-
-async def _lead(workshop: Workshop, leftovers: _Leftovers, pause: _Pause, heartbeat: Heartbeat) -> None:
-    """Update on one sealed period after the other, without end."""
-    telling = start_alone(_tell(workshop.notices, heartbeat))
-    try:
-        await ensure_prior(workshop.database, workshop.artifacts, workshop.settings.prior_ctr)
-        await sweep(workshop.database)
-        while True:
-            heartbeat.beat()
-            await leftovers.carry_out()
-            busy = await _update_next(workshop)
-            pause.reset()
-            if not busy:
-                await asyncio.sleep(workshop.settings.worker_poll_seconds)
-    finally:
-        await end_tasks(telling)
-
-
-async def _tell(notices: Notices, heartbeat: Heartbeat) -> None:
-    """Have the api processes know when this worker, the leader, last got further."""
-    while True:
-        await notices.note_leader(time.time() - (time.monotonic() - heartbeat.last))
-        await asyncio.sleep(TELL_SECONDS)
-
-
-async def _update_next(workshop: Workshop) -> bool:
-    """Update on the earliest sealed period; False when there is none."""
-    async with workshop.database.read() as session:
-        period = await session.periods.next_sealed()
-    if period is None:
-        return False
-    await check_configuration(workshop.database, workshop.artifacts, workshop.updater)
-    beat, window = workshop.beat, workshop.settings.attribution_window
-    await merge_event_ids(workshop.database, beat=beat)
-    await resolve_skipped(workshop.database, workshop.histories, window, beat=beat)
-    number, ended = period.number, True
-    try:
-        version = await PeriodUpdate(workshop, number).run()
-        logger.info("period %d: version %d is published", number, version)
-    except (NotReady, Superseded, ConfigurationError):  # no fault of the period
-        raise
-    except OSError as error:  # of this machine, which no other period would fare better with
-        await note_trouble(workshop.database, number, workshop.worker, error)
-        raise
-    except Exception as error:
-        logger.exception("the update on period %d failed", number)
-        attempts = workshop.settings.max_attempts
-        ended = await note_failure(workshop.database, number, workshop.worker, error, max_attempts=attempts)
-    if ended:
-        await prune(workshop.database, number, workshop.settings)
-        await drop_old_logs(workshop.database, workshop.settings, beat=beat)
-        await sweep(workshop.database)
-    return True
-
-
-async def _say_goodbye(workshop: Workshop) -> None:
-    """Note that this worker is at no period any more: it was stopped, and has not died."""
-    try:
-        async with asyncio.timeout(GOODBYE_SECONDS), workshop.database.unit_of_work() as work:
-            await work.periods.let_go(workshop.worker)
-            await work.commit()
-    except (ServiceError, TimeoutError) as error:
-        logger.warning("the period that the worker is at will be counted as one it died at: %s", error)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.chaos.run import ChaosOptions, exit_code
+from benchmarks.chaos.run import ChaosOptions
 from benchmarks.chaos.stream import SCHEMA, make_log
 from benchmarks.chaos.verdict import Record, State, content_of, judge, to_json
+from benchmarks.reports import exit_code
 from tests.service.programs import asmg
 
 CLOSES = 2

@@ -12,7 +12,9 @@ from asmg.features import Field, Schema
 from asmg.statistics import NAMES
 from service.cli import app
 
-RUN = ["--methods", "iu,asmg-gru-multi", "--seeds", "1", "--periods", "8", "--pretrain", "3", "--test-from", "5"]
+METHODS = ["iu", "asmg-gru-multi", "logistic"]
+PROTOCOL = ["--seeds", "1", "--periods", "8", "--pretrain", "3", "--test-from", "5"]
+RUN = ["--methods", ",".join(METHODS), *PROTOCOL]
 
 
 def asmg(*arguments: str | Path) -> Result:
@@ -45,21 +47,25 @@ def test_from_the_raw_log_to_the_report(prepared: Path, tmp_path: Path) -> None:
     shape = ["--dim", "4", "--hidden", "6,3", "--no-dot", "--drop-statistic", "repeat", "--drop-statistic", "pair_last"]
     result = asmg("run", "--data", prepared, "--out", out, *RUN, *shape, "--no-sensitivity")
     assert result.exit_code == 0, result.output
-    assert "2 methods, 1 seeds: 2 runs, 0 of them done already" in result.output and "2 / 2  seed 0" in result.output
+    assert "3 methods, 1 seeds: 3 runs, 0 of them done already" in result.output and "3 / 3  seed 0" in result.output
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["dataset"] == "ml-1m" and list(summary["methods"]) == ["iu", "asmg-gru-multi"]
+    assert summary["dataset"] == "ml-1m" and list(summary["methods"]) == METHODS
     for found in summary["methods"].values():
         assert 0 < found["auc"]["mean"] < 1 and found["auc"]["std"] == 0 and found["seconds"] > 0
         assert len(found["auc"]["periods"]) == len(found["logloss"]["periods"]) == 3
     options = json.loads((out / "run.json").read_text())["options"]
     assert options["categories"] is True  # as the log has them
     assert (options["dim"], options["hidden"], options["dropped"]) == (4, [6, 3], ["repeat", "pair_last"])
-    config = json.loads((out / "run.json").read_text())["configs"]["iu"]["model"]
+    configs = json.loads((out / "run.json").read_text())["configs"]
+    assert configs["logistic"]["fields"] == ["hour", "weekday"]
+    config = configs["iu"]["model"]
     assert (config["dim"], config["hidden"], config.get("dot"), config["numeric"]) == (4, [6, 3], None, len(NAMES))
     result = asmg("report", out)
     assert result.exit_code == 0, result.output
     assert result.output.split() == [str(out / "report.md"), str(out / "report.html")]
     assert "ASMG-GRU multi" in (out / "report.md").read_text()
+    result = asmg("run", "--data", prepared, "--out", out, *RUN, *shape, "--no-sensitivity", "--no-fields")
+    assert result.exit_code == 1 and "expected the options of the run in" in result.output
 
 
 @pytest.mark.parametrize(
@@ -133,21 +139,25 @@ def test_bad_fields_end_with_one_line(tmp_path: Path, options: list[str], said: 
     assert len(result.output.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
-def test_fields_can_be_left_out(prepared: Path, tmp_path: Path) -> None:
-    read = {}
-    for option in ([], ["--no-fields"], ["--settings", "paper"], ["--settings", "paper", "--fields"]):
-        out = tmp_path / "".join(option)
-        run = ["--methods", "logistic", *RUN[2:], *option]
-        result = asmg("run", "--data", prepared, "--out", out / "run", *run)
-        assert result.exit_code == 0, result.output
-        known = json.loads((out / "run" / "run.json").read_text())
-        read[tuple(option)] = known["configs"]["logistic"]["fields"]
-    both = ["hour", "weekday"]
-    assert list(read.values()) == [both, [], [], both]
-    result = asmg(
-        "run", "--data", prepared, "--out", tmp_path / "--no-fields" / "run", "--methods", "logistic", *RUN[2:]
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        ([], True),
+        (["--no-fields"], False),
+        (["--settings", "paper"], False),
+        (["--settings", "paper", "--fields"], True),
+    ],
+)
+def test_fields_can_be_left_out(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], fields: bool
+) -> None:
+    ran: list[bool] = []
+    monkeypatch.setattr(
+        "asmg.experiments.run.run_experiment", lambda data, out, options, say: ran.append(options.protocol.fields)
     )
-    assert result.exit_code == 1  # another protocol than that of the folder
+    result = asmg("run", "--data", prepared, "--out", tmp_path / "out", *RUN, *arguments)
+    assert result.exit_code == 0, result.output
+    assert ran == [fields]
 
 
 def test_a_report_of_no_run(tmp_path: Path) -> None:

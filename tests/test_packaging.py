@@ -1,4 +1,4 @@
-"""What is shipped: the wheel, the scripts, the image and the compose file. No Docker engine is needed."""
+"""What is shipped: the wheel, the scripts, the image and the compose file; without a Docker engine."""
 
 import os
 import re
@@ -41,23 +41,27 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def parse_command(arguments: list[str]) -> list[str]:
-    """Parses `asmg …` as the program would, running nothing; returns the names of the commands on the way."""
+    """Parse `asmg …` as the program would, but run nothing; return the names of the group and the command."""
     from typer.main import get_command
 
     from service.cli import app
 
+    parsed: list[list[str]] = []
+
+    def run_nothing(command: Any, path: list[str]) -> None:
+        if hasattr(command, "commands"):
+            command.callback = None
+            for name, below in command.commands.items():
+                run_nothing(below, [*path, name])
+        else:
+            command.callback = lambda **_: parsed.append(path)
+
     program, *rest = arguments
     assert program == "asmg"
-    command: Any = get_command(app)
-    context: Any = None
-    path = []
-    while True:
-        # A group leaves what follows its own options; a command that is none fails on what it does not know.
-        context = command.make_context(command.name or program, list(rest), parent=context)
-        if not hasattr(command, "get_command"):
-            return path
-        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-        path.append(name)
+    command = get_command(app)
+    run_nothing(command, [])
+    command.main(rest, standalone_mode=False)
+    return parsed[0]
 
 
 def test_the_wheel_holds_every_module_and_migration(wheel_names: set[str]) -> None:
@@ -105,7 +109,7 @@ def test_scripts_are_executable_and_parse(script: str) -> None:
 
 
 def run_in_env(tmp_path: Path, commands: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs commands after scripts/_env.sh, in a virtual environment whose python only writes down how it was called."""
+    """Run commands after scripts/_env.sh, in a virtual environment whose python only notes its arguments."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\necho "$*" >> "{tmp_path}/calls"\n', encoding="utf-8")
@@ -136,7 +140,7 @@ def test_another_torch_is_installed_first_where_it_is_asked_for(tmp_path: Path) 
     assert installs == ["torch==2.12.0+cpu", f"--editable {ROOT}"]
 
 
-def test_an_active_environment_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_environment_is_named(tmp_path: Path) -> None:
     done = run_in_env(tmp_path, "rm $VIRTUAL_ENV/bin/python; use_env dev")
     assert done.returncode == 1
     assert f"error: expected a virtual environment at {tmp_path}" in done.stderr
@@ -188,7 +192,7 @@ def test_compose_starts_in_order(services: dict[str, Any]) -> None:
         }
 
 
-def test_whoever_keeps_running_has_a_health_check_and_is_started_again(services: dict[str, Any]) -> None:
+def test_long_running_services_have_a_health_check_and_are_restarted(services: dict[str, Any]) -> None:
     for name in ("postgres", "redis", "api", "worker"):
         assert services[name]["healthcheck"]["test"][0] == "CMD"
         assert services[name]["restart"] == "unless-stopped"
@@ -203,7 +207,7 @@ def test_the_health_check_of_the_api_compiles(services: dict[str, Any]) -> None:
 
 
 def test_the_health_check_of_the_worker_is_a_command_of_asmg(services: dict[str, Any]) -> None:
-    """What it finds out: tests/service/test_heartbeat.py."""
+    """What it checks: tests/service/test_heartbeat.py."""
     kind, *command = services["worker"]["healthcheck"]["test"]
     assert (kind, command) == ("CMD", ["asmg", "worker", "--check"])
     assert parse_command(command) == ["worker"]
@@ -213,7 +217,7 @@ def test_the_health_check_of_the_worker_is_a_command_of_asmg(services: dict[str,
 def test_nothing_runs_as_root(services: dict[str, Any]) -> None:
     lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     final_stage = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM ")) :]
-    # The last one holds for what the container runs; nothing after it asks for another.
+    # The last USER line is that of the running container.
     [user] = [number for number, line in enumerate(final_stage) if line.startswith("USER ")]
     assert final_stage[user] == "USER 10001:10001"
     assert any("useradd --uid 10001 --user-group" in line for line in final_stage[:user])
@@ -231,8 +235,8 @@ def test_nothing_can_gain_a_privilege_or_change_its_own_image(services: dict[str
             assert forbidden not in service, (name, forbidden)
 
 
-def test_what_is_written_is_written_to_a_volume_or_to_a_bounded_tmpfs(services: dict[str, Any]) -> None:
-    """And no folder of the host, nor Docker's socket, is seen inside."""
+def test_containers_write_to_a_volume_or_to_a_bounded_tmpfs_only(services: dict[str, Any]) -> None:
+    """And neither a folder of the host nor Docker's socket is mounted."""
     for name, service in services.items():
         places = [mount.partition(":") for mount in service["tmpfs"]]
         assert "/tmp" in {place for place, _, _ in places}, name
@@ -245,7 +249,7 @@ def test_what_is_written_is_written_to_a_volume_or_to_a_bounded_tmpfs(services: 
 
 
 def test_an_import_sorts_on_the_volume_and_not_in_memory(services: dict[str, Any]) -> None:
-    """That the folder is made: tests/service/test_backfill.py."""
+    """That the import creates the folder: tests/service/test_backfill.py."""
     worker = services["worker"]
     assert worker["environment"].items() >= services["api"]["environment"].items()
     assert Path(worker["environment"]["TMPDIR"]).is_relative_to("/var/lib/asmg")

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from benchmarks.chaos.run import exit_code
+from benchmarks.reports import exit_code
 from benchmarks.soak import run
 from benchmarks.soak.run import SoakOptions, bars, expected_left
 from benchmarks.soak.verdict import FIGURES, Left, course, judge
-from service.cli import app
+from tests.bench_support import bench
 
 PERIODS = 80
 JUDGED = [figure for figure in FIGURES if figure.tolerance is not None]
@@ -147,7 +146,7 @@ def test_a_short_run_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
     """Real servers and processes; too short for its figures to be judged, but what is kept can be."""
     monkeypatch.setattr(run, "HORIZON", 2)
     report = tmp_path / "report.json"
-    done = CliRunner().invoke(app, ["bench", "soak", "--periods", "11", "--events", "60", "--report", str(report)])
+    done = bench("soak", "--periods", "11", "--events", "60", "--report", str(report))
     document = json.loads(report.read_text())
     assert done.exit_code == (0 if document["held"] else 1), done.output
     assert len(document["samples"]) == 11

@@ -15,6 +15,7 @@ __all__ = [
     "Floats",
     "Indices",
     "Rows",
+    "bounds_checked",
     "compiled",
     "dot",
     "inlined",
@@ -41,6 +42,15 @@ _COMPILE: dict[str, Any] = {
 def compiled(function: F) -> F:
     """The function as machine code; a type checker goes on seeing the function."""
     return _jit(function)
+
+
+def bounds_checked(function: F) -> F:
+    """The same, with a check of each index: for whatever reads bytes that somebody else has written.
+
+    An index outside of its array raises IndexError. A compiled function that this one calls is checked only if it is
+    bounds-checked or inlined itself.
+    """
+    return _jit(function, boundscheck=True)
 
 
 def inlined(function: F) -> F:

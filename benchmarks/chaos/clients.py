@@ -1,4 +1,4 @@
-"""The clients of a chaos run: they send again until they are answered, as clients of a real installation should."""
+"""The clients of a chaos run. They retry until they are answered, as clients of a real installation should."""
 
 import asyncio
 import random
@@ -11,26 +11,29 @@ from benchmarks.chaos.stream import BATCH, Log, context_of
 from benchmarks.chaos.verdict import SHOWN, Record, content_of
 from service.demo.client import CallFailed
 
-__all__ = ["Clients"]
-
 CALL_SECONDS = 10.0
+"""Timeout of a call."""
 RETRY_SECONDS = 0.3
 IN_FLIGHT = 3
+"""Batches sent at the same time."""
 PREDICTERS = 3
+"""Clients that ask for predictions."""
 PREDICT_EVERY_SECONDS = 0.06
+"""Time between two predictions of all of them together."""
 RESENT = 0.1
 """Share of the acknowledged batches that are sent once more."""
 NOT_LOADED = "no model is loaded yet"
-"""What a process says that has no snapshot yet."""
+"""In the answer of a process that has not loaded a snapshot yet."""
 
 
 class Clients:
-    """Ingest and predict clients.
+    """Clients that send the log, and clients that ask for predictions.
 
     Args:
-        http: with the address of the service and a key of all scopes.
-        record: receives what they see.
-        seed: of what they ask and send again.
+        http: a client with the address of the service and a key of all scopes.
+        log: what to send.
+        record: receives what was sent and answered.
+        seed: of the predictions, and of what is sent twice.
     """
 
     def __init__(self, http: httpx.AsyncClient, log: Log, record: Record, *, seed: int) -> None:
@@ -40,7 +43,7 @@ class Clients:
         self._items = [item["item_id"] for item in log.items[0]]
 
     async def send(self, seconds: float) -> None:
-        """Send the catalogue, then period after period, each closed; all of it spread over `seconds`."""
+        """Send the catalogue, then one period after the other, and close each; spread over `seconds`."""
         for items in self._log.items:
             await self._put("item", items)
         started = time.monotonic()
@@ -55,7 +58,7 @@ class Clients:
                     group.create_task(self._ingest(number, events[start : start + BATCH], free, due))
             await asyncio.sleep(max(0.0, started + window * number - time.monotonic()))
             headers = {"Idempotency-Key": f"chaos-{number}"}
-            await self._until("POST", "/periods/close", {"expected_period": number}, 202, headers)
+            await self._call_until("POST", "/periods/close", {"expected_period": number}, 202, headers)
             self._record.closes += 1
 
     async def _ingest(self, number: int, events: list[dict[str, Any]], free: asyncio.Semaphore, due: float) -> None:
@@ -72,27 +75,28 @@ class Clients:
                     event["timestamp"],
                     content_of(event["context"], event["weight"]),
                 )
-            self._record.retried_batches += await self._until("POST", "/interactions", {"interactions": events}, 200)
+            body = {"interactions": events}
+            self._record.retried_batches += await self._call_until("POST", "/interactions", body, 200)
             self._record.acknowledged.update(event["event_id"] for event in events)
             if again:
-                await self._until("POST", "/interactions", {"interactions": events}, 200)
+                await self._call_until("POST", "/interactions", body, 200)
                 self._record.resent_batches += 1
 
     async def _put(self, kind: str, documents: list[dict[str, Any]], due: float = 0.0) -> None:
-        """Send users or items with features when they are due, as batches are, some twice."""
+        """Send users or items with features when they are due, some of them twice."""
         again = self._random.random() < RESENT
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         for _ in range(1 + again):
-            await self._until("PUT", f"/{kind}s", {f"{kind}s": documents}, 200)
+            await self._call_until("PUT", f"/{kind}s", {f"{kind}s": documents}, 200)
         for document in documents:
             key = (kind, document[f"{kind}_id"], document["timestamp"])
             self._record.features[key] = content_of(document["features"])
 
-    async def _until(
+    async def _call_until(
         self, method: str, path: str, body: Any, status: int, headers: dict[str, str] | None = None
     ) -> int:  # fmt: skip
-        """Call until it is answered with this status; return how many calls were in vain."""
-        vain, started = 0, time.monotonic()
+        """Call until the answer has this status; return how many calls failed before."""
+        failed, started = 0, time.monotonic()
         while True:
             try:
                 response = await self._http.request(method, path, json=body, headers=headers, timeout=CALL_SECONDS)
@@ -100,19 +104,19 @@ class Clients:
                 pass
             else:
                 if response.status_code == status:
-                    if vain:
+                    if failed:
                         self._record.recovery_seconds.append(round(time.monotonic() - started, 3))
-                    return vain
+                    return failed
                 if response.status_code < 500 and response.status_code != 429:
                     raise CallFailed(f"{method} {path} answered {response.status_code}: {response.text[:300]}")
-            vain += 1
+            failed += 1
             await asyncio.sleep(RETRY_SECONDS)
 
     async def predict(self) -> None:
-        """Ask at a bounded rate until cancelled."""
-        await asyncio.gather(*(self._predicter() for _ in range(PREDICTERS)))
+        """Ask for predictions at a limited rate until cancelled."""
+        await asyncio.gather(*(self._ask() for _ in range(PREDICTERS)))
 
-    async def _predicter(self) -> None:
+    async def _ask(self) -> None:
         while True:
             sent = time.monotonic()
             items: list[Any] = self._random.sample(self._items, 10)

@@ -1,4 +1,4 @@
-"""Kills and pauses processes of one run at random: none but those that the run has started."""
+"""Kills and pauses processes of a run at random, and empties Redis; touches only processes that the run has started."""
 
 import asyncio
 import random
@@ -13,45 +13,44 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from benchmarks.chaos.verdict import Record
-from benchmarks.own_service import role_of, server_processes
+from benchmarks.servers import Server
+from benchmarks.services import processes_of, server_processes
 from service.storage.embedded.servers import EmbeddedServers
 
-__all__ = ["Saboteur", "restart"]
-
 LONGEST_DOWN_SECONDS = 5.0
+"""How long a killed server may stay down."""
 LONGEST_PAUSE_SECONDS = 3.0
 INTERVAL_SECONDS = (1.5, 6.0)
+"""Shortest and longest time from one hit to the next."""
 TWICE = 0.2
-"""How often two victims are hit at once."""
+"""Share of the hits that hit two victims at once."""
 VICTIMS = ("api", "worker", "postgres", "redis")
 
 
 def restart(data_dir: Path) -> None:
-    """Start those servers of a folder that do not run; whoever uses it already keeps them running afterwards."""
+    """Start those servers of a folder that do not run; the service that uses the folder keeps them running."""
     with EmbeddedServers(data_dir):
         pass
 
 
 class Saboteur:
-    """Hits a victim now and then.
+    """Hits a random victim every few seconds.
 
     Args:
-        data_dir: of the servers.
-        service: the processes of `asmg serve`.
+        data_dir: folder of the embedded servers.
+        service: the running `asmg serve`.
         record: receives what was done.
-        seed: of whom and when.
+        seed: of the victims, the ways and the times.
     """
 
-    def __init__(
-        self, data_dir: Path, service: Callable[[], list[psutil.Process]], record: Record, *, seed: int
-    ) -> None:
+    def __init__(self, data_dir: Path, service: Server, record: Record, *, seed: int) -> None:
         self._data_dir, self._service, self._record = data_dir.resolve(), service, record
         self._random = random.Random(seed)
         self._stopped: list[psutil.Process] = []
         self._restarting = asyncio.Lock()
 
     async def run(self) -> None:
-        """Go on until cancelled; what was paused runs again then."""
+        """Go on until cancelled; then everything that was paused runs again."""
         try:
             while True:
                 await asyncio.sleep(self._random.uniform(*INTERVAL_SECONDS))
@@ -110,8 +109,8 @@ class Saboteur:
                 process.send_signal(signal.SIGCONT)
 
     def _processes(self, victim: str) -> list[psutil.Process]:
-        """Of servers all, the first one first; of the service's processes one."""
+        """All processes of a server, the oldest first; of the service's processes a random one."""
         if victim in ("postgres", "redis"):
             return server_processes(self._data_dir / victim)
-        found = [process for process in self._service() if role_of(process) == victim]
+        found = processes_of(self._service, victim)
         return [self._random.choice(found)] if found else []

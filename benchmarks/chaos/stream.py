@@ -1,4 +1,4 @@
-"""The log of a chaos run: small, seeded, and in one order however its batches arrive."""
+"""The log of a chaos run: small and seeded. Its times fix its order, in whatever order its batches arrive."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -8,13 +8,12 @@ from typing import Any
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
 from asmg.features import Field, Schema
 
-__all__ = ["BATCH", "SCHEMA", "Log", "context_of", "make_log"]
-
 BATCH = 40
 """Events of a call."""
 STEP_MS = 1_000
+"""Time from one event to the next."""
 PERIOD_MS = 3_600_000
-"""Of the stream that the log is made of."""
+"""Duration of a period of the synthetic stream that the log is made of."""
 DRIFT = DriftConfig(users=60, items=40, events=400, categories=6)
 
 SCHEMA = Schema(
@@ -28,18 +27,18 @@ SCHEMA = Schema(
         Field("brand", "item", "categorical"),
     )
 )
-"""Of the fields: one of each kind, and of each owner."""
+"""Fields of each kind, and of each owner."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """What is sent."""
+    """Everything that is sent."""
 
     items: list[list[dict[str, Any]]]
-    """The whole catalogue, then features that its items have later; it is sent before any event, so that no update
-    depends on when an item came."""
+    """The whole catalogue, then features that its items have later. Sent before any event, so that no update depends
+    on when an item arrived."""
     users: list[list[dict[str, Any]]]
-    """Of each period the features that users have from a moment in it on."""
+    """Of each period, the features that users have from a moment in it on."""
     periods: list[list[dict[str, Any]]]
     """Events of period 1, 2, …; times and ids grow strictly within each."""
 
@@ -61,7 +60,7 @@ def make_log(closes: int, seed: int) -> Log:
 
 
 def context_of(random: Random) -> dict[str, Any]:
-    """Of an event or a question; some of it is missing now and then."""
+    """A random context of an event or a prediction, from which each value is missing one time in ten."""
     sent = {
         "device": random.choice(["phone", "tv", "tablet", True]),
         "page": round(random.gauss(5, 2), 3),
@@ -71,7 +70,7 @@ def context_of(random: Random) -> dict[str, Any]:
 
 
 def _users(period: DriftPeriod, random: Random) -> list[dict[str, Any]]:
-    """No user has the features of the period before: the store would not keep them again."""
+    """Features of the users of a period. They differ from those of the period before, or would not be stored again."""
     first = int(period.timestamps_ms[0])
     return [
         {

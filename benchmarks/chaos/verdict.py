@@ -1,4 +1,4 @@
-"""What a chaos run has seen, and which promises held."""
+"""What a chaos run has recorded, and which promises held."""
 
 import json
 from collections import Counter
@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["SHOWN", "Promise", "Record", "State", "content_of", "judge", "to_json"]
+from benchmarks.reports import Promise, promises_json
 
 SHOWN = 5
+"""Most faults of a kind that are named; the others are only counted."""
 
 
 @dataclass
 class State:
-    """What Postgres holds at the end."""
+    """What Postgres holds after the run."""
 
     events: list[tuple[str, int, str, str, int, int, str]] = field(default_factory=list)
     """Event id, period, user, item, label, milliseconds and content of each stored event."""
@@ -27,7 +28,7 @@ class State:
 
 @dataclass
 class Record:
-    """What the clients and the saboteur have seen."""
+    """What the clients and the saboteur have done and seen."""
 
     sent: dict[str, tuple[int, str, str, int, int, str]] = field(default_factory=dict)
     """Period, user, item, label, milliseconds and content of each event that was ever sent, by its id."""
@@ -37,46 +38,42 @@ class Record:
     closes: int = 0
     """Acknowledged closes."""
     retried_batches: int = 0
+    """Calls that were made again because there was no acknowledgement."""
     resent_batches: int = 0
-    """Sent again on purpose after they were acknowledged."""
+    """Batches sent again on purpose after they were acknowledged."""
     predictions: Counter[str] = field(default_factory=Counter)
     """By status, or `refused` where a connection failed."""
     server_errors: list[str] = field(default_factory=list)
     """The first predictions answered with 5xx while a snapshot was loaded."""
     failed_predictions: int = 0
-    """How many of them there were."""
+    """How many predictions were answered so."""
     not_loaded: int = 0
-    """Answers of processes that had no snapshot loaded yet."""
+    """Predictions answered with 503 by processes that had not loaded a snapshot yet."""
     sabotage: list[dict[str, Any]] = field(default_factory=list)
+    """What was killed, paused or flushed: victim, way and seconds."""
     recovery_seconds: list[float] = field(default_factory=list)
-    """Of each write that was not taken at once, from its first attempt to its acknowledgement."""
+    """Of each write that was not acknowledged at once, from its first attempt to its acknowledgement."""
     faults: list[str] = field(default_factory=list)
-    """What ended a part of the run itself."""
+    """Errors that ended a part of the run itself."""
     finished: bool = True
-    """Whether all was sent and updated in time."""
+    """Whether everything was sent, and all updates ended, in time."""
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Promise:
-    """One promise, and what was wrong; it held where nothing was."""
-
-    name: str
-    faults: tuple[str, ...]
-
-    @property
-    def held(self) -> bool:
-        """Whether it held."""
-        return not self.faults
-
-
 def content_of(values: Mapping[str, Any], weight: float | None = None) -> str:
-    """Values of fields, and perhaps what an event counts, in one form."""
+    """Values of fields and the weight of an event as one text, to be compared."""
     return json.dumps([values, 1.0 if weight is None else float(weight)], sort_keys=True)
 
 
 def judge(record: Record, state: State, undisturbed: State | None, closes: int) -> list[Promise]:
-    """All promises, in the order in which they are printed."""
+    """All promises, in the order in which they are printed.
+
+    Args:
+        record: of the disturbed run.
+        state: what is stored after it.
+        undisturbed: what is stored after the same log without disturbance; None where that run did not end.
+        closes: how many periods were to be closed.
+    """
     ids = [event[0] for event in state.events]
     stored = set(ids)
     lost, foreign = record.acknowledged - stored, stored - record.acknowledged
@@ -155,7 +152,6 @@ def to_json(record: Record, promises: list[Promise], seed: int) -> dict[str, Any
     figures = {name: value for name, value in vars(record).items() if name not in ("sent", "features", "acknowledged")}
     return {
         "seed": seed,
-        "held": all(promise.held for promise in promises),
-        "promises": [{"name": p.name, "held": p.held, "faults": list(p.faults)} for p in promises],
+        **promises_json(promises),
         "figures": {**figures, "sent": len(record.sent), "acknowledged": len(record.acknowledged)},
     }

@@ -1,4 +1,4 @@
-"""Whether answers are right: their scores beside those of the plain torch forward."""
+"""Compares the answers of servers with the scores of the plain torch forward pass."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,18 +7,16 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-__all__ = ["WrongAnswers", "check_scores", "document_of", "like_ours"]
-
 
 class WrongAnswers(Exception):
-    """A server does not answer what the model says."""
+    """A server does not answer with the model's scores."""
 
 
 def document_of(body: bytes) -> dict[str, Any]:
-    """The document of an answer; of a server that answers with a list its only one.
+    """The document of an answer, or the only one where a server answers with a list.
 
     Raises:
-        WrongAnswers: it is none.
+        WrongAnswers: the body is no such document.
     """
     try:
         document = orjson.loads(body)
@@ -32,10 +30,10 @@ def document_of(body: bytes) -> dict[str, Any]:
 
 
 def check_scores(bodies: Sequence[bytes], expected: NDArray[np.float64], tolerance: float = 1e-5) -> None:
-    """Return where the answers' scores are those expected, [R, n].
+    """Require that the scores of the answers are those expected, [R, n].
 
     Raises:
-        WrongAnswers: they are not.
+        WrongAnswers: they differ by more than `tolerance`.
     """
     if len(bodies) != len(expected):
         raise WrongAnswers(f"expected {len(expected)} answers; received {len(bodies)}")

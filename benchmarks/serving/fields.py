@@ -15,12 +15,10 @@ from asmg.features import MISSING, NUMBER, Field, Of, Schema, encode, name_of_va
 from asmg.field_columns import SUMS
 from asmg.layout import FURTHEST
 from asmg.numbers import NumberMoments
-from benchmarks.serving.workload import item_id, user_id
+from benchmarks.serving.requests import item_id, user_id
 from service.serving.encode import Known, KnownFields
 from service.storage.postgres.repositories import FeaturesOf, FeatureVersion
 from service.use_cases.update.period_fields import fields_of_snapshot
-
-__all__ = ["OF_EACH", "ServingFields", "make_fields"]
 
 OF_EACH = 5
 """Features of a user, and of an item."""

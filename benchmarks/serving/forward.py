@@ -1,10 +1,10 @@
-"""What statistics cost in the forward pass: the model that is served by default beside the same without them.
+"""What statistics cost in the forward pass: the model that is served by default beside the same model without them.
 
     python -m benchmarks.serving.forward
 
-asks two snapshots the same questions in turn, in this process and without a server, some thousand times each, and
-prints the microseconds of a question and their ratio. Of the calls of each the tenth part that was quickest counts:
-other programs only ever make a call slower.
+scores the same requests with two snapshots in turn, in this process and without a server, thousands of times each, and
+prints microseconds a request and their ratio. The 10 % quantile of the calls counts: other programs on the machine can
+only make a call slower.
 """
 
 import argparse
@@ -16,28 +16,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.printing import Printer, times
-from benchmarks.serving.ours import Snapshots
-from benchmarks.serving.workload import (
-    NEIGHBOURS,
-    WITH_STATISTICS,
-    RequestPool,
-    ServingSizes,
-    item_id,
-    make_workload,
-    random_params,
-    random_statistics,
-    user_id,
-)
-from service.serving.snapshot import Snapshot, hashes_of
-
-__all__ = ["measure_forward"]
+from benchmarks.options import whole_numbers
+from benchmarks.printing import print_table, times
+from benchmarks.serving.model import NEIGHBOURS, ServedModel, random_statistics
+from benchmarks.serving.model_store import Snapshots
+from benchmarks.serving.requests import RequestPool, ServingSizes, item_id, make_workload, user_id
+from service.serving.id_hashes import hash_ids
+from service.serving.snapshot import Snapshot
 
 QUESTIONS = 200
 CALLS = 20
-"""Timed together."""
+"""Calls that are timed together."""
 QUICKEST = 0.1
+"""Quantile of the timings that counts."""
 RECENT = np.array([30, 10, 30], np.int32)
+"""What each user did last: 30 interactions, all of them clicks."""
 
 Question = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32]]
 
@@ -45,21 +38,19 @@ Question = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32]]
 def measure_forward(
     folder: Path, sizes: ServingSizes, items: Sequence[int], *, neighbours: int, near: float, seconds: float
 ) -> list[tuple[float, float]]:
-    """Microseconds of a question without and with statistics, for each number of items.
+    """Microseconds a request without and with statistics, for each number of items.
 
     Args:
-        folder: for the snapshots.
-        sizes: of the tables.
-        items: candidates of a question.
-        neighbours: of each item.
-        near: the share of the candidates that are neighbours of the user's newest clicks.
-        seconds: that are measured for each number of items.
+        folder: receives the snapshots.
+        sizes: rows of the tables.
+        items: numbers of candidates of a request.
+        neighbours: items that were clicked beside each item.
+        near: share of the candidates, 0 to 1, that are neighbours of the user's newest clicks.
+        seconds: duration of the measurement for each number of items.
     """
     statistics, workload = random_statistics(sizes, 0, neighbours), make_workload(sizes, 0)
-    files = [
-        Snapshots(sizes, folder / "plain").make(random_params(sizes, 0)),
-        Snapshots(sizes, folder / "statistics").make(random_params(sizes, 0, WITH_STATISTICS), statistics),
-    ]
+    models = [ServedModel.random(sizes, 0, statistics=read) for read in (None, statistics)]
+    files = [Snapshots(sizes, folder / str(n)).make(model) for n, model in enumerate(models)]
     snapshots = [Snapshot.open(file.path, 1, 1) for file in files if file.path is not None]
     rng, found = np.random.default_rng(0), []
     for n in items:
@@ -78,7 +69,7 @@ def measure_forward(
 def _questions(pool: RequestPool) -> list[Question]:
     ids = zip(pool.users.tolist(), pool.items.tolist(), pool.histories.tolist(), strict=True)
     return [
-        (hashes_of([user_id(user), *map(item_id, items)]), hashes_of([*map(item_id, history)]), RECENT)
+        (hash_ids([user_id(user), *map(item_id, items)]), hash_ids([*map(item_id, history)]), RECENT)
         for user, items, history in ids
     ]
 
@@ -108,7 +99,7 @@ def main() -> None:
     parser.add_argument("--near", type=float, default=0.3, help="Share of candidates beside the newest clicks.")
     parser.add_argument("--seconds", type=float, default=5.0, help="Of each number of candidates.")
     options = parser.parse_args()
-    items = [int(part) for part in options.items.split(",")]
+    items = whole_numbers("items", options.items)
     sizes = ServingSizes(items=options.catalogue)
     with tempfile.TemporaryDirectory(prefix="asmg-forward-") as folder:
         found = measure_forward(
@@ -119,9 +110,7 @@ def main() -> None:
         (f"{n}", f"{plain:.1f}", f"{other:.1f}", times(other / plain))
         for n, (plain, other) in zip(items, found, strict=True)
     ]
-    Printer(None).table(
-        "Microseconds of a forward pass", ("items", "without", "with statistics", "ratio"), rows, words=0
-    )
+    print_table("Microseconds of a forward pass", ("items", "without", "with statistics", "ratio"), rows, words=0)
 
 
 if __name__ == "__main__":

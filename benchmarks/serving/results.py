@@ -1,19 +1,17 @@
-"""What the rounds found, put together and printed: ratios first."""
+"""Medians of the rounds of `asmg bench serve`, and their tables: ratios first."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.printing import Printer, times
+from benchmarks.printing import print_line, print_table, times
 from benchmarks.serving.contest import CLOSED, OPEN, Key
 from benchmarks.serving.options import DEFAULT, FIELDS, NOOP, OURS, PLAIN, VARIANTS, Cell
-
-__all__ = ["print_cells", "summaries"]
 
 Summary = dict[str, Any]
 
 LESS = {DEFAULT: OURS, FIELDS: DEFAULT}
-"""Which variant serves the same without what the variant has more."""
+"""Variant of the service → the variant with the same model but for its statistics, or its fields."""
 
 MEDIANS = (
     "rps",
@@ -32,7 +30,7 @@ MEDIANS = (
 
 
 def summaries(raw: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[Summary]:
-    """Each cell with the medians of its rounds and the sum of its failures."""
+    """Of each cell the medians of its rounds and the sum of its failures."""
     found = []
     for (variant, cell, loop), rounds in raw.items():
         summary: Summary = {
@@ -52,24 +50,24 @@ def summaries(raw: Mapping[Key, Sequence[Mapping[str, Any]]]) -> list[Summary]:
     return sorted(found, key=lambda s: (s["workers"], s["n"], s["concurrency"], s["loop"], order.index(s["variant"])))
 
 
-def print_cells(printer: Printer, cells: Sequence[Summary], rounds: int) -> None:
-    """Ratios where there is something to compare with, then the figures themselves."""
+def print_cells(cells: Sequence[Summary], rounds: int) -> None:
+    """Print ratios where there is something to compare with, then the figures themselves."""
     closed = [cell for cell in cells if cell["loop"] == CLOSED]
     for name in (OURS, DEFAULT, FIELDS):
-        _print_ratios(printer, closed, name)
-    _print_figures(printer, closed, f"Closed loop, medians of {rounds} rounds")
-    _print_figures(printer, [cell for cell in cells if cell["loop"] == OPEN], "Open loop", rate=True)
+        _print_ratios(closed, name)
+    _print_figures(closed, f"Closed loop, medians of {rounds} rounds")
+    _print_figures([cell for cell in cells if cell["loop"] == OPEN], "Open loop", rate=True)
     stores = [cell["stores_cpu_us"] for cell in closed if cell.get("stores_cpu_us") is not None]
     if stores:
-        printer.line(
+        print_line(
             f"{OURS}: key check, validation, history look-up and metrics are on; Postgres and Redis took "
             f"{min(stores):,.0f} to {max(stores):,.0f} µs of CPU a request beside it. CPU and memory are those of all "
             "processes of a server; memory is proportional where the system tells (shared pages count once)."
         )
 
 
-def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None:
-    """Of a variant of the service against those of others, and its CPU against that of a smaller model of ours."""
+def _print_ratios(cells: Sequence[Summary], name: str) -> None:
+    """Print a variant of the service against the other servers, and its CPU time against that of a smaller model."""
     by_cell: dict[Cell, dict[str, Summary]] = {}
     for one in cells:
         by_cell.setdefault(Cell(one["n"], one["concurrency"], one["workers"]), {})[one["variant"]] = one
@@ -86,17 +84,17 @@ def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None
                 f"{cell.n}",
                 f"{cell.concurrency}",
                 f"{cell.workers}",
-                _times(_ratio(ours, found.get(PLAIN), "rps")),
-                _times(_ratio(found.get(PLAIN), ours, "cpu_us")),
-                _times(_ratio(ours, best, "rps")),
+                times(_ratio(ours, found.get(PLAIN), "rps")),
+                times(_ratio(found.get(PLAIN), ours, "cpu_us")),
+                times(_ratio(ours, best, "rps")),
                 "" if best is None else best["variant"],
-                _times(min((r for peer in peers if (r := _ratio(peer, ours, "cpu_us"))), default=None)),
+                times(min((r for peer in peers if (r := _ratio(peer, ours, "cpu_us"))), default=None)),
                 "" if share is None else f"{100 * share:.0f} %",
-                *([_times(_ratio(ours, found.get(LESS[name]), "cpu_us"))] if name in LESS else []),
+                *([times(_ratio(ours, found.get(LESS[name]), "cpu_us"))] if name in LESS else []),
             )
         )
     if any(any(row[3:]) for row in rows):
-        printer.table(
+        print_table(
             f"{name} against the others: times the requests a second, times less CPU",
             (
                 *("items", "conns", "workers", "plain", "its CPU", "best peer", "which", "least CPU", "of no-op"),
@@ -107,37 +105,27 @@ def _print_ratios(printer: Printer, cells: Sequence[Summary], name: str) -> None
         )
 
 
-def _print_figures(printer: Printer, cells: Sequence[Summary], title: str, *, rate: bool = False) -> None:
+def _print_figures(cells: Sequence[Summary], title: str, *, rate: bool = False) -> None:
     if not cells:
         return
-    rows = []
-    for cell in cells:
-        rows.append(
-            (
-                cell["variant"],
-                f"{cell['n']}",
-                f"{cell['concurrency']}",
-                f"{cell['workers']}",
-                *([f"{cell['rate']:,.0f}"] if rate else []),
-                f"{cell['rps']:,.0f}",
-                *(_ms(cell[name]) for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms")),
-                f"{cell['cpu_us']:,.0f}",
-                f"{cell['memory_mb']:,.0f}",
-                f"{cell['failed']:,}",
-            )
+    rows = [
+        (
+            *(str(cell[name]) for name in ("variant", "n", "concurrency", "workers")),
+            *([f"{cell['rate']:,.0f}"] if rate else []),
+            f"{cell['rps']:,.0f}",
+            *(_ms(cell[name]) for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms")),
+            *(f"{cell[name]:,.0f}" for name in ("cpu_us", "memory_mb", "failed")),
         )
+        for cell in cells
+    ]
     columns = ["", "items", "conns", "workers", *(["asked/s"] if rate else []), "req/s", "p50 ms", "p95", "p99", "max"]
-    printer.table(title, (*columns, "CPU µs", "MB", "failed"), rows)
+    print_table(title, (*columns, "CPU µs", "MB", "failed"), rows)
 
 
 def _ratio(above: Summary | None, below: Summary | None, name: str) -> float | None:
     if above is None or below is None or not above[name] or not below[name]:
         return None
     return float(above[name]) / float(below[name])
-
-
-def _times(ratio: float | None) -> str:
-    return "" if ratio is None else times(ratio)
 
 
 def _ms(value: float | None) -> str:

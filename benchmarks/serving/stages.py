@@ -1,46 +1,41 @@
-"""Where a prediction's time goes inside the application, a server's own part left out.
+"""Where the time of a prediction goes inside the application, without the work of the HTTP server around it.
 
     python -m benchmarks.serving.stages
 
-calls the real application (its Postgres, Redis, key and histories too) in this process as its protocol does, without
-sockets, and times whole requests and each of their stages; medians of several rounds, one after the other. Everything
-is warm here; between requests a server does other things, and the same work takes it longer.
+calls the real application, with its Postgres, Redis, key and histories, in this process and without sockets. It times
+whole requests and each of their stages, and prints medians of several rounds. Everything is warm here; a server does
+other things between requests, so the same work takes longer there.
 """
 
 import argparse
 import gc
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
 
 import uvloop
-from starlette.types import Scope
+from starlette.types import Message, Scope
 
-from benchmarks.printing import Printer
+from benchmarks.options import whole_numbers
+from benchmarks.printing import print_table
+from benchmarks.services import own_stores
 from benchmarks.serving.fields import make_fields
-from benchmarks.serving.ours import Installation, Snapshots
-from benchmarks.serving.workload import (
-    MODEL,
-    WITH_FIELDS,
-    WITH_STATISTICS,
-    ServingSizes,
-    make_workload,
-    random_params,
-    random_statistics,
-)
+from benchmarks.serving.model import ServedModel, random_statistics
+from benchmarks.serving.model_store import Snapshots, remember, store
+from benchmarks.serving.publishing import publish
+from benchmarks.serving.requests import ServingSizes, make_workload
 from service.app import create_app
-from service.http.bodies.predict import quick_question
-from service.http.dependencies import Parts, Requires
-from service.http.routers.predict import answer_json, answer_now
+from service.http.app_state import AppState
+from service.http.bodies.predict import parse_predict
+from service.http.keys import Requires
+from service.http.routers.predict import answer_json, post_predict
 from service.settings import Settings
-from service.use_cases.predict import predict, predict_now
-
-__all__ = ["measure_stages"]
+from service.use_cases.predict import predict
 
 POOL = 500
-"""Distinct requests; their histories are remembered by the process when timing begins."""
+"""Distinct requests, whose histories the process has cached when timing begins."""
 CALLS = 2_000
 ROUNDS = 7
 WHOLE, NOTHING = "all of the application", "nothing"
@@ -59,66 +54,59 @@ def measure_stages(
     """Microseconds of a request with `n` items, by stage, and of all of it.
 
     Args:
-        folder: empty; Postgres, Redis and the snapshot are put there.
+        folder: empty; receives Postgres, Redis and the snapshot.
         n: items of a request.
-        calls: of each stage in a round.
-        rounds: of which the median is taken.
-        rate_limit: of the key, requests a second; 0 for none.
-        statistics: whether the model is the one that is served by default, with statistics, or the one without.
-        fields: of the context, with which that model is asked; None for none.
+        calls: how often each stage is called in a round.
+        rounds: how many rounds; medians are returned.
+        rate_limit: requests a second that the key may send; 0 for no limit.
+        statistics: whether the model reads statistics, as the one that is served by default.
+        fields: number of context fields of a request, for that model with fields; None for a model without.
     """
     sizes = ServingSizes()
-    model, known, given, contexts, values = MODEL, None, None, None, 0
-    if statistics or fields is not None:
-        model, known = WITH_STATISTICS, random_statistics(sizes, 0)
-    if fields is not None:
-        model, given = WITH_FIELDS, make_fields(fields, sizes.users, sizes.items, 0)
-        contexts, values = given.contexts(POOL), given.size
+    known = random_statistics(sizes, 0) if statistics or fields is not None else None
+    given = None if fields is None else make_fields(fields, sizes.users, sizes.items, 0)
+    contexts = None if given is None else given.contexts(POOL)
     workload = make_workload(sizes, 0)
-    with Installation(folder, given) as installation:
-        installation.remember(workload)
-        snapshot = Snapshots(sizes, folder).make(random_params(sizes, 0, model, values), known, given)
-        installation.publish(1, installation.store(snapshot))
-        requests = workload.requests(n, POOL).encode(installation.key, contexts=contexts)
-        heads = [request.partition(b"\r\n\r\n") for request in requests]
-        found = {name.removeprefix("ASMG_").lower(): v for name, v in installation.environment().items()}
-        wanted = ("postgres_dsn", "redis_url", "data_dir", "features")
-        places = {name: found[name] for name in wanted if name in found}
-        settings = Settings(**places, history_cache_seconds=3600, rate_limit=rate_limit)  # type: ignore[arg-type]  # pydantic converts
-        return uvloop.run(_measure(settings, installation.key, [body for _, _, body in heads], calls, rounds))
+    model = ServedModel.random(sizes, 0, statistics=known, fields=given)
+    settings = {"history_cache_seconds": 3600, "rate_limit": rate_limit}
+    with own_stores(folder, schema=None if given is None else given.schema, **settings) as stores:
+        remember(stores, workload, given)
+        publish(stores.settings, 1, store(stores, Snapshots(sizes, folder).make(model)))
+        requests = workload.requests(n, POOL).encode(stores.key, contexts=contexts)
+        bodies = [request.partition(b"\r\n\r\n")[2] for request in requests]
+        return uvloop.run(_measure(stores.settings, stores.key, bodies, calls, rounds))
 
 
 async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int, rounds: int) -> dict[str, float]:
     app = create_app(settings)
     async with app.router.lifespan_context(app) as state:
-        parts: Parts = dict(state or {})["parts"]
+        app_state: AppState = dict(state or {})["app"]
         headers = [(b"host", b"127.0.0.1"), (b"authorization", f"Bearer {key}".encode())]
         headers.append((b"content-type", b"application/json"))
         requires = Requires("predict")
-        await requires.key(parts, {"headers": headers})
-        for body in bodies:
-            question = quick_question(body, {"headers": headers}, parts.schema)
-            assert question is not None
-            await predict(parts.serving, parts.histories, question)  # compiled, remembered
-        questions = [quick_question(body, {"headers": headers}, parts.schema) for body in bodies]
-        results = [predict_now(parts.serving, parts.histories, question) for question in questions if question]
+        await requires.key(app_state, {"headers": headers})
         scope: Scope = {"headers": headers}
+        questions = [parse_predict(body, scope, app_state.schema) for body in bodies]
+        # From here on the code is compiled and the histories are in memory.
+        results = [await predict(app_state.serving, app_state.histories, question) for question in questions]
         stages: dict[str, Callable[[int], object]] = {
-            "key check and rate limit": lambda i: requires.known(parts, dict(scope)),
-            "parsing and checking the body": lambda i: quick_question(bodies[i], scope, parts.schema),
-            "history and forward pass": lambda i: predict_now(parts.serving, parts.histories, questions[i]),  # type: ignore[arg-type]  # checked above
-            "writing the answer": lambda i: answer_json(results[i], "0" * 32),  # type: ignore[arg-type]  # they are remembered
-            WHOLE: lambda i: answer_now(parts, {"headers": headers}, bodies[i]),
+            "key check and rate limit": lambda i: _without_waiting(requires.key(app_state, dict(scope))),
+            "parsing and checking the body": lambda i: parse_predict(bodies[i], scope, app_state.schema),
+            "history and forward pass": lambda i: _without_waiting(
+                predict(app_state.serving, app_state.histories, questions[i])
+            ),
+            "writing the answer": lambda i: answer_json(results[i], "0" * 32),
+            WHOLE: lambda i: _without_waiting(post_predict(app_state, {"headers": headers}, _receiving(bodies[i]))),
             NOTHING: lambda i: None,
         }
-        await requires.key(parts, {"headers": headers})
+        await requires.key(app_state, {"headers": headers})
         if any(not stage(0) for name, stage in stages.items() if name != NOTHING):
-            raise RuntimeError("expected a service that answers at once; received one that does not")
+            raise RuntimeError("expected a service that answers; received one that does not")
         found: dict[str, list[float]] = {name: [] for name in stages}
         gc.collect()
         gc.freeze()
         for _ in range(rounds):
-            await requires.key(parts, {"headers": headers})  # a key is believed for a second
+            await requires.key(app_state, {"headers": headers})  # a key is believed for a second
             for name, stage in stages.items():
                 started = time.perf_counter()
                 for call in range(calls):
@@ -129,6 +117,25 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
     return {name: value - empty for name, value in medians.items()}
 
 
+def _receiving(body: bytes) -> Callable[[], Awaitable[Message]]:
+    """ASGI's `receive` of a request with this body."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+def _without_waiting(call: Awaitable[object]) -> object:
+    """What a call returns that has nothing to wait for."""
+    steps = call.__await__()
+    try:
+        next(steps)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("expected a call that waits for nothing; received one that does")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.stages", description=__doc__)
@@ -137,7 +144,7 @@ def main() -> None:
     parser.add_argument("--statistics", action="store_true", help="Of a model with statistics, as served by default.")
     parser.add_argument("--fields", type=int, help="Of the context of a request, for that model with fields.")
     options = parser.parse_args()
-    numbers = [int(part) for part in options.items.split(",")]
+    numbers = whole_numbers("items", options.items)
     columns = []
     for n in numbers:
         with tempfile.TemporaryDirectory(prefix="asmg-stages-", ignore_cleanup_errors=True) as folder:
@@ -151,8 +158,8 @@ def main() -> None:
         rows.append((name, *(f"{column[name]:.1f}" for column in columns)))
     whole = [column.pop(WHOLE) for column in columns]
     rest = [total - sum(column.values()) for total, column in zip(whole, columns, strict=True)]
-    rows.insert(-1, ("the rest: counting, timing, request id", *(f"{value:.1f}" for value in rest)))
-    Printer(None).table("Microseconds of one request", ("stage", *(f"{n} items" for n in numbers)), rows)
+    rows.insert(-1, ("the rest: reading the body, counting, request id", *(f"{value:.1f}" for value in rest)))
+    print_table("Microseconds of one request", ("stage", *(f"{n} items" for n in numbers)), rows)
 
 
 if __name__ == "__main__":

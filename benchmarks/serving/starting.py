@@ -1,8 +1,8 @@
-"""How long the service takes to be ready with a large snapshot in its local cache, and what its processes share of it.
+"""How long the service takes to start with a large snapshot in its local cache, and what its processes share of it.
 
     python -m benchmarks.serving.starting --rows 24000000 --workers 1,4
 
-The memory of processes without a model is measured first, so that what the snapshot adds can be told.
+The memory of processes without a model is measured first, to tell what the snapshot adds.
 """
 
 import argparse
@@ -11,35 +11,27 @@ import time
 from pathlib import Path
 from statistics import median
 
-import psutil
-
-from benchmarks.printing import Printer
-from benchmarks.serving.contest import service_server, wait_for_version
-from benchmarks.serving.ours import Installation, Snapshots
-from benchmarks.serving.servers import Server, memory_bytes
-from benchmarks.serving.workload import ServingSizes, random_params
-from service.processes.children import StopRequest
-
-__all__ = ["start"]
+from benchmarks.machine import MB, memory_bytes
+from benchmarks.options import whole_numbers
+from benchmarks.printing import print_table
+from benchmarks.services import OwnStores, own_service, own_stores, processes_of
+from benchmarks.serving.model import ServedModel
+from benchmarks.serving.model_store import Snapshots, store
+from benchmarks.serving.publishing import publish
+from benchmarks.serving.requests import ServingSizes
+from service.processes.stop_request import StopRequest
 
 SETTLE_SECONDS = 1.0
-API = "service.processes.supervisor"
+"""After the service is ready its other workers may take so long."""
 
 
-def start(
-    installation: Installation, folder: Path, workers: int, version: int, stop: StopRequest
-) -> tuple[float, float]:
+def start(stores: OwnStores, workers: int, version: int | None, stop: StopRequest) -> tuple[float, float]:
     """Seconds until `asmg serve` is ready with a version; bytes of proportional memory of its api processes then."""
     began = time.perf_counter()
-    with service_server(installation, folder, workers, stop) as server:
-        wait_for_version(server, version)
+    with own_service(stores, api_workers=workers, version=version, stop=stop) as server:
         ready = time.perf_counter()
-        time.sleep(SETTLE_SECONDS)  # the other workers may be a moment later
-        return ready - began, memory_bytes(_api_processes(server))
-
-
-def _api_processes(server: Server) -> list[psutil.Process]:
-    return [process for process in server.processes() if {API, "api"} <= set(process.cmdline())]
+        time.sleep(SETTLE_SECONDS)
+        return ready - began, memory_bytes(processes_of(server, "api"))
 
 
 def main() -> None:
@@ -50,23 +42,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     sizes = ServingSizes(users=options.rows // 2, items=options.rows - options.rows // 2)
-    rows = []
+    counts, rows = whole_numbers("workers", options.workers), []
     with (
         StopRequest() as stop,
         tempfile.TemporaryDirectory(prefix="asmg-starting-", ignore_cleanup_errors=True) as name,
-        Installation(folder := Path(name)) as installation,
+        own_stores(Path(name)) as stores,
     ):
-        counts = [int(part) for part in options.workers.split(",")]
-        bare = {workers: start(installation, folder, workers, 0, stop)[-1] for workers in counts}
-        snapshot = Snapshots(sizes, folder).make(random_params(sizes, 0))
-        installation.publish(1, installation.store(snapshot, here=True))
+        bare = {workers: start(stores, workers, 0, stop)[-1] for workers in counts}
+        snapshot = Snapshots(sizes, stores.folder).make(ServedModel.random(sizes, 0))
+        publish(stores.settings, 1, store(stores, snapshot, here=True))
         for workers in counts:
-            found = [start(installation, folder, workers, 1, stop) for _ in range(options.repeats)]
+            found = [start(stores, workers, 1, stop) for _ in range(options.repeats)]
             seconds, memory = (median(values) for values in zip(*found, strict=True))
-            added = memory - bare[workers]
-            rows.append((str(workers), f"{seconds:.2f}", *(f"{b / 1e6:,.0f}" for b in (memory, added))))
-    Printer(None).table(
-        f"A snapshot of {snapshot.size / 1e6:,.0f} MB, medians of {options.repeats} starts",
+            rows.append((str(workers), f"{seconds:.2f}", *(f"{b / MB:,.0f}" for b in (memory, memory - bare[workers]))))
+    print_table(
+        f"A snapshot of {snapshot.size / MB:,.0f} MB, medians of {options.repeats} starts",
         ("workers", "`asmg serve` ready, s", "MB of all", "above bare processes"),
         rows,
     )

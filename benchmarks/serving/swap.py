@@ -1,8 +1,8 @@
-"""`asmg bench serve --during-swap`: versions published one after the other while the service is asked all the time.
+"""`asmg bench serve --during-swap`: versions published one after the other under load.
 
 The load is an open loop, so that a pause at a swap is charged for every request that became due in it. A version is
-published when every connection has been answered by the one before, and some time has passed in which nothing happened:
-latencies in that time are what those around a swap are compared with.
+published once every connection has been answered by the one before and some time has passed without a swap. Latencies
+around the swaps are compared with those of that time.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,41 +20,46 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from benchmarks.printing import Printer
-from benchmarks.serving.contest import service_server, wait_for_version
-from benchmarks.serving.generator import Watched
-from benchmarks.serving.load import Answers, Load
+from benchmarks.http_load.generator import Watched
+from benchmarks.http_load.load import Answers, Load
+from benchmarks.machine import MB, memory_bytes
+from benchmarks.printing import print_line, print_table, progress
+from benchmarks.servers import Server, ServerFailed
+from benchmarks.services import OwnStores, own_service, own_stores
+from benchmarks.serving.model import ServedModel
+from benchmarks.serving.model_store import Snapshots, StoredSnapshot, remember, store
 from benchmarks.serving.options import ServeOptions
-from benchmarks.serving.ours import Installation, Publisher, Snapshots
-from benchmarks.serving.servers import Server, ServerFailed, memory_bytes
-from benchmarks.serving.verdict import Swap, Verdict, judge
-from benchmarks.serving.workload import RequestPool, ServingSizes, expected_scores, make_workload, random_params
-from service.processes.children import StopRequest
-
-__all__ = ["measure_swap", "need_room", "print_swap"]
+from benchmarks.serving.publishing import publish, publishing_process
+from benchmarks.serving.requests import RequestPool, ServingSizes, make_workload
+from benchmarks.serving.swap_verdict import Swap, Verdict, judge
+from service.processes.stop_request import StopRequest
 
 N = 50
 CONNECTIONS = 16
 POOL = 200
-"""Distinct requests, whose scores by every snapshot are known beforehand."""
+"""Distinct requests. Their scores by every snapshot are computed beforehand."""
 SNAPSHOTS = 4
-"""Distinct ones; version v is the snapshot v % 4."""
+"""Distinct snapshots; version v is snapshot v % 4."""
 CAPACITY_ROUNDS = 3
+"""Closed loops, after a first one, whose median rate is the capacity."""
 
 SETTLE_SECONDS = 2.0
-"""Before the first publication."""
+"""Seconds before the first publication; the latencies of the first half do not count."""
 AFTER_SECONDS = 1.0
-"""What becomes due so long after all workers have switched still counts as during the swap."""
+"""Requests that become due up to so long after all workers have switched still count as during the swap."""
 BETWEEN_SECONDS = 2.0
-"""Then nothing happens for so long."""
+"""Seconds without a swap that follow."""
 SWITCH_SECONDS = 60.0
-"""A version that does not answer on every connection after so long never will."""
+"""A version that does not answer on every connection after so long has failed."""
 POLL_SECONDS = 0.01
 
 DISK_BYTES = 800
-"""For each table row: four snapshots in Postgres, what it logs of them, and the files that the api processes map."""
+"""Disk for each table row: four snapshots in Postgres and in its write-ahead log, and files of the api processes."""
 MEMORY_BYTES = 300
-"""For each table row: making a snapshot, and the hot copies in Redis."""
+"""Memory for each table row: making a snapshot, and the copies in Redis."""
+
+Publish = Callable[[int, StoredSnapshot], "Future[None]"]
+"""Begins to publish a snapshot as a version."""
 
 VERSION = re.compile(rb'"model_version":\s*(\d+)')
 
@@ -73,15 +79,14 @@ def need_room(options: ServeOptions, folder: Path) -> None:
 
 
 def measure_swap(
-    options: ServeOptions, folder: Path, stop: StopRequest, say: Callable[[str], None]
+    options: ServeOptions, folder: Path, stop: StopRequest
 ) -> dict[str, Any]:  # fmt: skip
-    """Publish versions under load; what came of it, as plain JSON values.
+    """Publish versions under load; the figures, as plain JSON values.
 
     Args:
-        options: how many, how large, and how much load.
-        folder: empty; everything is written there.
-        stop: ends it.
-        say: is told what goes on.
+        options: number and size of the versions, and the load.
+        folder: empty; receives everything that is written.
+        stop: ends the measurement.
 
     Raises:
         Interrupted: the user wants the program to end.
@@ -90,35 +95,37 @@ def measure_swap(
     sizes = ServingSizes(users=options.rows // 2, items=options.rows - options.rows // 2)
     workload = make_workload(sizes, options.seed, active=POOL)
     pool, workers = workload.requests(N, POOL), options.workers[0]
-    say("swap: installing the service")
-    with Installation(folder) as installation:
-        installation.remember(workload)
-        made = _make_snapshots(installation, folder, sizes, pool, options, stop, say)
-        installation.publish(1, made.digests[1 % SNAPSHOTS])
-        say("swap: starting the service")
-        with service_server(installation, folder, workers, stop) as server, Publisher(installation) as publisher:
-            wait_for_version(server, 1)
-            requests = pool.encode(installation.key)
+    progress("swap: installing the service")
+    with own_stores(folder) as stores:
+        remember(stores, workload)
+        made = _make_snapshots(stores, sizes, pool, options, stop)
+        publish(stores.settings, 1, made.stored[1 % SNAPSHOTS])
+        progress("swap: starting the service")
+        with own_service(stores, api_workers=workers, version=1, stop=stop) as server, publishing_process() as process:
+            process.submit(int).result()  # started, so that no publication waits for that
+            requests = pool.encode(stores.key)
             capacity = _capacity(server, requests, options)
             rate = options.rate or options.open_loop * capacity
-            say(f"swap: {options.versions} versions at {rate:,.0f} requests a second")
-            course = _Course(publisher, made.digests, options.versions, say)
+            progress(f"swap: {options.versions} versions at {rate:,.0f} requests a second")
+            course = _Course(
+                lambda *given: process.submit(publish, stores.settings, *given), made.stored, options.versions
+            )
             load = _endless(requests, rate, options.versions)
             answers = server.ask(load, beside=course.run)
             memory = memory_bytes(server.processes())
-        say(f"swap: checking {len(answers.bodies):,} answers")
+        progress(f"swap: checking {len(answers.bodies):,} answers")
         verdict = judge(answers, course.swaps, made.expected, course.settled, AFTER_SECONDS, stop.check)
     return {
         **_document(answers, verdict),
         "rows": options.rows,
         "fetched": options.fetch,
-        "snapshot_mb": made.bytes / 1e6,
+        "snapshot_mb": made.bytes / MB,
         "n": N,
         "concurrency": CONNECTIONS,
         "workers": workers,
         "capacity_rps": capacity,
         "rate": rate,
-        "memory_mb": memory / 1e6,
+        "memory_mb": memory / MB,
     }
 
 
@@ -126,37 +133,35 @@ def measure_swap(
 class _Made:
     """The snapshots that were stored."""
 
-    digests: list[str] = field(default_factory=list)
+    stored: list[StoredSnapshot] = field(default_factory=list)
     expected: list[NDArray[np.float64]] = field(default_factory=list)
-    """The scores of the pool by each, [R, n]."""
+    """The scores of the requests by each, [R, n]."""
     bytes: int = 0
-    """Of the largest."""
+    """Size of the largest."""
 
 
 def _make_snapshots(
-    installation: Installation,
-    folder: Path,
+    stores: OwnStores,
     sizes: ServingSizes,
     pool: RequestPool,
     options: ServeOptions,
     stop: StopRequest,
-    say: Callable[[str], None],
 ) -> _Made:
     made = _Made()
-    snapshots = Snapshots(sizes, folder)
+    snapshots = Snapshots(sizes, stores.folder)
     for number in range(SNAPSHOTS):
         stop.check()
-        say(f"swap: making snapshot {number + 1} of {SNAPSHOTS}")
-        params = random_params(sizes, SNAPSHOTS * options.seed + number)
-        made.expected.append(expected_scores(params, pool))
-        snapshot = snapshots.make(params)
+        progress(f"swap: making snapshot {number + 1} of {SNAPSHOTS}")
+        model = ServedModel.random(sizes, SNAPSHOTS * options.seed + number)
+        made.expected.append(model.scores(pool))
+        snapshot = snapshots.make(model)
         made.bytes = max(made.bytes, snapshot.size)
-        made.digests.append(installation.store(snapshot, here=not options.fetch))
+        made.stored.append(store(stores, snapshot, here=not options.fetch))
     return made
 
 
 def _capacity(server: Server, requests: list[bytes], options: ServeOptions) -> float:
-    """Requests a second of a closed loop, the median of some tries after the first."""
+    """Requests a second of a closed loop: the median of several loops after a first one."""
     found = []
     for _ in range(1 + CAPACITY_ROUNDS):
         load = Load(
@@ -170,7 +175,7 @@ def _capacity(server: Server, requests: list[bytes], options: ServeOptions) -> f
 
 
 def _endless(requests: list[bytes], rate: float, versions: int) -> Load:
-    """A load that goes on for as long as the versions can take."""
+    """A load that lasts longer than all publications can take."""
     seconds = SETTLE_SECONDS + versions * (2 * SWITCH_SECONDS)
     return Load(
         requests=requests,
@@ -185,23 +190,22 @@ def _endless(requests: list[bytes], rate: float, versions: int) -> Load:
 class _Course:
     """Publishes one version after the other beside a load."""
 
-    def __init__(
-        self, publisher: Publisher, digests: list[str], versions: int, say: Callable[[str], None]
-    ) -> None:  # fmt: skip
-        self._publisher, self._digests, self._versions, self._say = publisher, digests, versions, say
+    def __init__(self, publish: Publish, snapshots: list[StoredSnapshot], versions: int) -> None:
+        self._publish, self._snapshots, self._versions = publish, snapshots, versions
         self.settled = 0.0
-        """From when on latencies count."""
+        """From this moment on latencies count."""
         self.swaps: list[Swap] = []
 
     async def run(self, watched: Watched) -> None:
-        """Publish version 2 and those that follow."""
+        """Publish version 2 and the following ones."""
         await asyncio.sleep(SETTLE_SECONDS / 2)
         self.settled = time.perf_counter()
         await asyncio.sleep(SETTLE_SECONDS / 2)
         for version in range(2, self._versions + 2):
             published = time.perf_counter()
-            self._publisher.publish(version, self._digests[version % len(self._digests)])
-            await self._until(self._publisher.published, published, f"version {version} was not published")
+            publication = self._publish(version, self._snapshots[version % len(self._snapshots)])
+            await self._until(publication.done, published, f"version {version} was not published")
+            publication.result()
             await self._until(
                 lambda version=version: _all_serve(watched, version),  # type: ignore[misc]
                 published,
@@ -218,7 +222,7 @@ class _Course:
 
 
 def _all_serve(watched: Watched, version: int) -> bool:
-    """Whether the last answer on every connection is of this version: then every worker that has any serves it."""
+    """Whether the last answer on every connection is of this version: then each worker with a connection serves it."""
     for body in watched.latest():
         match = VERSION.search(body) if body is not None else None
         if match is None or int(match[1]) < version:
@@ -248,13 +252,13 @@ def _document(answers: Answers, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def print_swap(printer: Printer, found: dict[str, Any]) -> None:
-    """The findings in words."""
+def print_swap(found: dict[str, Any]) -> None:
+    """Print the figures."""
 
     def ms(name: str) -> str:
         return "-" if found[name] is None else f"{found[name]:.2f}"
 
-    printer.table(
+    print_table(
         f"{found['versions']} versions of {found['rows']:,} rows ({found['snapshot_mb']:,.0f} MB) under load, "
         f"{'fetched from Postgres' if found['fetched'] else 'left by a worker of this host'}",
         ("requests due", "count", "p50 ms", "p99", "max"),
@@ -264,13 +268,13 @@ def print_swap(printer: Printer, found: dict[str, Any]) -> None:
         ],
     )
     ratio = "-" if found["p99_ratio"] is None else f"{found['p99_ratio']:.2f}"
-    printer.line(
+    print_line(
         f"p99 during swaps / between: {ratio}. {found['failed']:,} failed, {found['mixed']:,} mixed of "
         f"{found['requests']:,} requests: {found['n']} items, {found['concurrency']} connections, {found['workers']} "
         f"workers, {found['rate']:,.0f} a second of a capacity of {found['capacity_rps']:,.0f}."
     )
     if found["switch_seconds"]:
-        printer.line(
+        print_line(
             f"From a publication until the last answer of the version before: median "
             f"{median(found['last_old_seconds']):.2f} s, at most {max(found['last_old_seconds']):.2f} s; all processes "
             f"of the service had {found['memory_mb']:,.0f} MB in the end. During: due from a publication until "
@@ -278,4 +282,4 @@ def print_swap(printer: Printer, found: dict[str, Any]) -> None:
         )
     for what, faults in (("failed", found["faults"]), ("mixed", found["mixed_faults"])):
         for fault, count in faults.items():
-            printer.line(f"{what}: {count:,} × {fault}")
+            print_line(f"{what}: {count:,} × {fault}")

@@ -1,91 +1,79 @@
-"""What a running service takes up: of the disk, of the memory, of Redis."""
+"""Measures how much disk, memory and Redis a running service uses."""
 
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
 
+import asyncpg
 import psutil
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from benchmarks.own_service import OwnService, role_of, server_processes
-from benchmarks.serving.servers import cpu_seconds
+from benchmarks.machine import MB, cpu_seconds
+from benchmarks.servers import Server
+from benchmarks.services import OwnStores, processes_of, server_processes
 from service.storage.redis.connection import connect
 
-__all__ = ["CLOCKS", "Gauge"]
-
 KB = 1e3
-MB = 1e6
 BLOCK_BYTES = 512
+"""Unit of `st_blocks`."""
 WAL = "pg_wal"
+"""Folder of the write-ahead log."""
 RECORDS = ("periods", "period_stages", "model_versions", "evaluations", "audit")
-"""Tables that keep for ever what happened in each period."""
+"""Tables that keep some rows of each period for ever."""
+
+FIGURES = f"""
+    SELECT pg_database_size(current_database()),
+        (SELECT sum(pg_total_relation_size(name))::bigint FROM unnest('{{{",".join(RECORDS)}}}'::regclass[]) AS name),
+        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')
+"""
 
 CLOCKS = {"autovacuum_naptime": "5s", "checkpoint_timeout": "30s"}
-"""How often Postgres tidies up while periods take seconds and not an hour; by itself, each minute and every five."""
+"""How often Postgres tidies up while a period takes seconds instead of an hour. Its defaults are 1 and 5 minutes."""
 
 
 class Gauge:
-    """Reads the figures of a service; the close time alone is not among them.
+    """Reads all figures of a running service but the close time.
 
     Args:
-        service: that runs.
+        stores: Postgres and Redis of the service.
+        server: its processes.
     """
 
-    def __init__(self, service: OwnService) -> None:
-        assert service.settings.redis_url is not None
-        self._service = service
-        self._data_dir = service.settings.data_dir.resolve()
-        self._postgres = create_async_engine(service.dsn, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=0)
-        self._redis = connect(service.settings.redis_url)
+    def __init__(self, stores: OwnStores, server: Server) -> None:
+        self._stores, self._server = stores, server
+        self._data_dir = stores.settings.data_dir.resolve()
+        self._redis = connect(stores.redis_url)
         self._postmaster = server_processes(self._data_dir / "postgres")[0]
         self._cpu = 0.0
 
     async def __aenter__(self) -> "Gauge":
+        self._postgres = await asyncpg.connect(self._stores.driver_dsn)
         for name, value in CLOCKS.items():
-            await self._ask(f"ALTER SYSTEM SET {name} = '{value}'")
-        await self._ask("SELECT pg_reload_conf()")
+            await self._postgres.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+        await self._postgres.execute("SELECT pg_reload_conf()")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._redis.aclose()
-        await self._postgres.dispose()
+        await self._postgres.close()
 
     async def read(self) -> dict[str, float]:
-        """Figures by name; CPU seconds since the last time."""
-        database = await self._ask("SELECT pg_database_size(current_database())")
-        records = await self._ask(
-            f"SELECT sum(pg_total_relation_size(name)) FROM unnest('{{{','.join(RECORDS)}}}'::regclass[]) AS name"
-        )
-        redis = (await self._redis.info("memory"))["used_memory"]
-        keys = await self._redis.dbsize()
-        connections = await self._ask("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
-        here = await asyncio.to_thread(self._of_this_host)
+        """The figures by name; CPU seconds are those since the last call."""
+        database, records, connections = await self._postgres.fetchrow(FIGURES)
         return {
-            "database_mb": (database - int(records)) / MB,
-            "records_kb": int(records) / KB,
-            "connections": connections - 1,  # but for this one
-            **here,
-            "redis_mb": redis / MB,
-            "redis_keys": keys,
+            "database_mb": (database - records) / MB,
+            "records_kb": records / KB,
+            "connections": connections - 1,  # without this one
+            **await asyncio.to_thread(self._of_this_host),
+            "redis_mb": (await self._redis.info("memory"))["used_memory"] / MB,
+            "redis_keys": await self._redis.dbsize(),
         }
 
     async def most_wal_mb(self) -> float:
-        """How much WAL the server keeps at most."""
-        return float(await self._ask("SELECT pg_size_bytes(current_setting('max_wal_size'))")) / MB
-
-    async def _ask(self, statement: str) -> Any:
-        async with self._postgres.connect() as connection:
-            result = await connection.execute(text(statement))
-            return result.scalar() if result.returns_rows else None
+        """How much write-ahead log the server keeps at most."""
+        return float(await self._postgres.fetchval("SELECT pg_size_bytes(current_setting('max_wal_size'))")) / MB
 
     def _of_this_host(self) -> dict[str, float]:
-        service = self._service.server.processes()
-        memory = {
-            "api_mb": [process for process in service if role_of(process) == "api"],
-            "worker_mb": [process for process in service if role_of(process) == "worker"],
-        }
+        memory = {f"{role}_mb": processes_of(self._server, role) for role in ("api", "worker")}
         postgres = [self._postmaster, *self._postmaster.children(recursive=True)]
         before, self._cpu = self._cpu, cpu_seconds(memory["worker_mb"])
         files, wal = 0, 0
@@ -103,8 +91,8 @@ class Gauge:
 
 
 def _unique_bytes(processes: Iterable[psutil.Process]) -> int:
-    """Memory that would be free if they ended: neither pages of shared files nor Postgres's shared buffers, which fill
-    up to their size whatever happens.
+    """Memory that would be free if the processes ended: without pages of shared files, and without the shared buffers
+    of Postgres, which fill up to their size in any case.
     """
     total = 0
     for process in processes:

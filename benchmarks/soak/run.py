@@ -1,11 +1,10 @@
-"""One soak from its first process to its verdict."""
+"""`asmg bench soak`: a service lives through many small periods; disk, memory and close time have to stay flat."""
 
 import asyncio
-import json
-import logging
 import random
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -13,52 +12,51 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.text import Text
-from sqlalchemy import text
-
 from asmg.datasets.synthetic import DriftConfig
-from benchmarks.chaos.run import exit_code
-from benchmarks.chaos.verdict import Promise
-from benchmarks.own_service import OwnService, own_service
-from benchmarks.printing import Printer, check_writable
+from benchmarks.machine import machine_facts
+from benchmarks.options import at_least
+from benchmarks.printing import print_line, print_table, progress
+from benchmarks.reports import Promise, check_writable, exit_code, promises_json, write_report
+from benchmarks.servers import Server
+from benchmarks.services import OwnStores, own_service, own_stores
+from benchmarks.soak.left import read_left
 from benchmarks.soak.measuring import CLOCKS, Gauge
 from benchmarks.soak.verdict import FIGURES, Left, course, judge
-from benchmarks.timing import machine_facts
 from service.demo.client import Api, CallFailed
 from service.demo.streams import PlayedPeriod, synthetic_stream
 from service.limits import KEPT_FOR_TRAINING
-from service.processes.children import INTERRUPTED, Interrupted, StopRequest
-from service.storage.postgres.database import Database
-
-__all__ = ["SoakOptions", "run_soak"]
+from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 
 KEPT = {"keep_versions": 5, "keep_states": 3, "keep_logs": 3}
 HORIZON = 1 + max(KEPT["keep_versions"], KEPT_FOR_TRAINING + KEPT["keep_logs"])
-"""The first period after which something of each kind was let go of."""
+"""The first period after which something of each kind was removed."""
 PINNED = 2
-"""A version that is pinned, and must be whole at the end."""
+"""A version that is pinned, and has to be whole at the end."""
 
 PACE = {"worker_poll_seconds": 0.1, "swap_lead_seconds": 0.1, "connection_seconds": 20}
-"""A period takes seconds and not an hour, so what happens every so often happens more often."""
+"""A period takes seconds instead of an hour, so what the service does at intervals is done more often."""
 
 POPULATION = {"users": 60, "items": 40, "categories": 6, "user_turnover": 0.0, "item_turnover": 0.0}
-"""It stays the same: a table that grows with its ids is another matter."""
+"""Users and items stay the same, so that no table grows with new ids."""
 PREDICTIONS = 20
-"""In each period, of ten items each."""
+"""Predictions in each period, of ten items each."""
 API_WORKERS = 2
 MOST_CONNECTIONS = 10 * API_WORKERS + 4 + 1
-"""The pools of the api processes and of the worker, and the one that makes it the leader."""
+"""The pools of the api processes and of the worker, and the connection that makes the worker the leader."""
 
 UPDATE_SECONDS = 120.0
+"""An update that takes longer has failed."""
 SETTLE_SECONDS = 15.0
+"""How long the service may take to tidy up after the last period."""
 POLL_SECONDS = 0.05
 BARS = "▁▂▃▄▅▆▇█"
 COLUMNS = 20
+"""Bars of a figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoakOptions:
-    """How long, and how much in each period."""
+    """The options of `asmg bench soak`; its help texts say what each means."""
 
     periods: int = 200
     events: int = 200
@@ -71,10 +69,8 @@ class SoakOptions:
                 f"periods: expected at least {4 * HORIZON}, so that the second quarter begins when the first logs are "
                 f"dropped; received {self.periods}"
             )
-        if self.events < 1:
-            raise ValueError(f"events: expected at least 1; received {self.events}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected at least 0; received {self.seed}")
+        at_least(1, events=self.events)
+        at_least(0, seed=self.seed)
 
 
 @dataclass
@@ -92,15 +88,17 @@ def run_soak(options: SoakOptions) -> int:
         the exit code: 0 where everything stayed flat and was kept, 1 where not, 130 where it was interrupted.
     """
     check_writable(options.report)
-    logging.getLogger().setLevel(logging.WARNING)
-    printer = Printer(None)
+    settings: dict[str, Any] = {**KEPT, **PACE, "seed": options.seed}
     with StopRequest() as stop:
         try:
-            settings = {**KEPT, **PACE, "api_workers": API_WORKERS, "seed": options.seed}
-            with own_service("soak", stop, **settings) as service, printer.busy() as say:
-                found = stop.run(_Run(options, service, say).play)
+            with (
+                tempfile.TemporaryDirectory(prefix="asmg-soak-", ignore_cleanup_errors=True) as folder,
+                own_stores(Path(folder), **settings) as stores,
+                own_service(stores, api_workers=API_WORKERS, worker=True, stop=stop) as server,
+            ):
+                found = stop.run(_Run(options, stores, server).play)
         except Interrupted:
-            printer.line("interrupted; everything was stopped and removed")
+            print_line("interrupted; everything was stopped and removed")
             return INTERRUPTED
     assert found.left is not None
     promises = judge(
@@ -110,14 +108,13 @@ def run_soak(options: SoakOptions) -> int:
         most_wal_mb=found.most_wal_mb,
         most_connections=MOST_CONNECTIONS,
     )
-    _print(printer, options, found, promises)
-    if options.report is not None:
-        options.report.write_text(json.dumps(_to_json(options, found, promises), indent=2) + "\n", encoding="utf-8")
+    _print(options, found, promises)
+    write_report(options.report, _to_json(options, found, promises))
     return exit_code(promises)
 
 
 def expected_left(periods: int) -> Left:
-    """What has to be left after so many periods."""
+    """What Postgres should hold after so many periods."""
     baseline = 1
     newest = range(max(1, periods - KEPT["keep_versions"] + 1), periods + 1)
     first_log = max(1, periods - KEPT_FOR_TRAINING - KEPT["keep_logs"] + 1)
@@ -131,8 +128,8 @@ def expected_left(periods: int) -> Left:
 
 
 class _Run:
-    def __init__(self, options: SoakOptions, service: OwnService, say: Any) -> None:
-        self._options, self._service, self._say = options, service, say
+    def __init__(self, options: SoakOptions, stores: OwnStores, server: Server) -> None:
+        self._options, self._stores, self._server = options, stores, server
         self._random = random.Random(options.seed)
 
     async def play(self) -> _Found:
@@ -142,12 +139,11 @@ class _Run:
             self._options.periods,
             self._options.seed,
         )
-        api = Api.connect(self._service.url, self._service.key)
-        async with api.http, Gauge(self._service) as gauge:
-            await self._service.ready(api.http)
+        api = Api.connect(self._server.url, self._stores.key)
+        async with api.http, Gauge(self._stores, self._server) as gauge:
             found.most_wal_mb = await gauge.most_wal_mb()
             for number, period in enumerate(stream.periods, 1):
-                self._say(f"period {number} of {self._options.periods}")
+                progress(f"period {number} of {self._options.periods}")
                 seconds = await self._one(api, number, period)
                 found.samples.append({"period": number, "close_seconds": seconds, **await gauge.read()})
                 if number == PINNED:
@@ -157,7 +153,7 @@ class _Run:
         return found
 
     async def _one(self, api: Api, number: int, period: PlayedPeriod) -> float:
-        """Log a period, ask, close, and wait until its version is served; the seconds from the close to the version."""
+        """Log a period, predict, close, and wait until its version is served; the seconds from close to version."""
         await api.put_catalogue(period)
         await api.ingest(f"{number}", period)
         for user in self._random.choices(period.user_ids, k=PREDICTIONS):
@@ -178,53 +174,17 @@ class _Run:
         return (finished - sealed).total_seconds()
 
     async def _settled(self) -> Left:
-        """What is left as soon as the last period's work has ended, or after a while."""
+        """What Postgres holds as soon as it is as expected, or after a while."""
         expected, deadline = expected_left(self._options.periods), time.monotonic() + SETTLE_SECONDS
         while True:
-            left = await read_left(self._service.dsn)
+            left = await read_left(self._stores.dsn)
             if left == expected or time.monotonic() > deadline:
                 return left
             await asyncio.sleep(POLL_SECONDS)
 
 
-VERSIONS = """
-    SELECT count(*) FROM model_versions
-    WHERE period > 0 AND gate <> '{}' AND (scores <> '{}' OR period = 1)  -- before the first there was none to score
-"""
-WHOLE = """
-    SELECT version FROM model_versions
-    WHERE EXISTS (SELECT FROM artifact_chunks WHERE digest = serving_digest)
-"""
-LOGS = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'interactions'::regclass"
-FORGOTTEN = "SELECT count(*) FROM event_ids JOIN periods ON number = period WHERE log_dropped_at IS NOT NULL"
-UNNAMED = """
-    SELECT count(*) FROM artifacts
-    WHERE NOT EXISTS (SELECT FROM model_versions WHERE serving_digest = digest OR strpos(state::text, digest) > 0)
-"""
-
-
-async def read_left(dsn: str) -> Left:
-    """What Postgres holds."""
-    database = Database(dsn, pool_size=1)
-    try:
-        async with database.read() as session:
-            versions, whole, logs, forgotten, unnamed = [
-                (await session.connection.execute(text(query))).scalars().all()
-                for query in (VERSIONS, WHOLE, LOGS, FORGOTTEN, UNNAMED)
-            ]
-    finally:
-        await database.close()
-    return Left(
-        versions=versions[0],
-        whole=frozenset(whole),
-        logs=frozenset(int(name.rpartition("_p")[2]) for name in logs),
-        forgotten_events=forgotten[0],
-        unnamed_artifacts=unnamed[0],
-    )
-
-
-def _print(printer: Printer, options: SoakOptions, found: _Found, promises: Sequence[Promise]) -> None:
-    printer.line(
+def _print(options: SoakOptions, found: _Found, promises: Sequence[Promise]) -> None:
+    print_line(
         f"{options.periods} periods of {options.events} events in {found.seconds:.0f} s. Kept: {KEPT['keep_versions']} "
         f"snapshots, {KEPT['keep_states']} training states, logs of {KEPT_FOR_TRAINING + KEPT['keep_logs']} learned "
         f"periods. Medians of the second and the last quarter; of memory what is the processes' alone."
@@ -239,9 +199,9 @@ def _print(printer: Printer, options: SoakOptions, found: _Found, promises: Sequ
              f"{way.per_period:+.2g}", bars(values, COLUMNS))
         )  # fmt: skip
     columns = ("figure", "2nd quarter", "last quarter", "change", "allowed", "a period", "all periods")
-    printer.table("", columns, rows)
+    print_table("", columns, rows)
     for promise in promises:
-        printer.console.print(Text(f"{'held  ' if promise.held else 'BROKEN'}  {promise.name}"))
+        print_line(f"{'held  ' if promise.held else 'BROKEN'}  {promise.name}")
 
 
 def bars(values: Sequence[float], columns: int) -> str:
@@ -253,11 +213,7 @@ def bars(values: Sequence[float], columns: int) -> str:
 
 
 def _to_json(options: SoakOptions, found: _Found, promises: Sequence[Promise]) -> dict[str, Any]:
-    def figures() -> Iterator[tuple[str, dict[str, float | None]]]:
-        for figure in FIGURES:
-            way = course([sample[figure.key] for sample in found.samples])
-            yield figure.key, {**vars(way), "change": way.change, "tolerance": figure.tolerance}
-
+    courses = {figure: course([sample[figure.key] for sample in found.samples]) for figure in FIGURES}
     return {
         "machine": machine_facts(),
         "periods": options.periods,
@@ -266,8 +222,10 @@ def _to_json(options: SoakOptions, found: _Found, promises: Sequence[Promise]) -
         "kept": KEPT,
         "postgres": CLOCKS,
         "seconds": found.seconds,
-        "held": all(promise.held for promise in promises),
-        "promises": [{"name": p.name, "held": p.held, "faults": list(p.faults)} for p in promises],
-        "figures": dict(figures()),
+        **promises_json(promises),
+        "figures": {
+            figure.key: {**vars(way), "change": way.change, "tolerance": figure.tolerance}
+            for figure, way in courses.items()
+        },
         "samples": found.samples,
     }

@@ -4,19 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.chaos.verdict import Promise
-
-__all__ = ["FIGURES", "Course", "Figure", "Left", "course", "judge"]
+from benchmarks.reports import Promise
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing that is measured in each period."""
+    """A figure that is measured in each period."""
 
     key: str
     name: str
     tolerance: float | None
-    """By how much of itself it may have grown from the second quarter of the periods to the last; None: not judged."""
+    """By what share it may grow from the second quarter of the periods to the last; None where it is not judged."""
 
 
 FIGURES = (
@@ -36,28 +34,28 @@ FIGURES = (
 
 
 MOST_RECORDS_KB = 10.0
-"""What a period may leave for ever: some rows of what happened, their indexes, and their share of free pages."""
+"""What a period may leave for ever, in kB: rows about what happened in it, their indexes, and a share of free pages."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """How one figure went."""
+    """How a figure changed over the periods."""
 
     early: float
     """Median of the second quarter of the periods."""
     late: float
     """Median of the last quarter."""
     per_period: float
-    """What it grew by in each period between the two."""
+    """By how much it grew in each period between the two."""
 
     @property
     def change(self) -> float:
-        """From early to late, as a share."""
+        """Growth from early to late, as a share of early."""
         return self.late / self.early - 1 if self.early else 0.0
 
 
 def course(values: Sequence[float]) -> Course:
-    """Of a figure, one value a period; at least four."""
+    """The course of a figure with one value for each period, at least four."""
     quarter = len(values) // 4
     early, late = median(values[quarter : 2 * quarter]), median(values[-quarter:])
     return Course(early, late, (late - early) / (len(values) - 2 * quarter))
@@ -65,18 +63,18 @@ def course(values: Sequence[float]) -> Course:
 
 @dataclass(frozen=True)
 class Left:
-    """What Postgres holds at the end."""
+    """What Postgres holds after the last period."""
 
     versions: int
-    """Rows of versions that learned a period and have their scores and their gate's decision."""
+    """How many versions that learned a period have their scores and the decision of their gate."""
     whole: frozenset[int]
     """Versions that can still be served."""
     logs: frozenset[int]
     """Periods with a log."""
     forgotten_events: int
-    """Ids of events whose log is dropped."""
+    """How many ids of events are stored whose log is dropped."""
     unnamed_artifacts: int
-    """Artifacts that no version names."""
+    """How many artifacts no version names."""
 
 
 def judge(
@@ -85,11 +83,11 @@ def judge(
     """All promises, in the order in which they are printed.
 
     Args:
-        samples: figures of each period.
-        left: what is stored at the end.
-        expected: what has to be.
-        most_wal_mb: that Postgres keeps.
-        most_connections: that all processes may have to Postgres.
+        samples: the figures of each period.
+        left: what is stored after the last period.
+        expected: what should be stored.
+        most_wal_mb: how much write-ahead log Postgres may keep.
+        most_connections: how many connections to Postgres all processes may have.
     """
     promises = []
     for figure in FIGURES:

@@ -1,7 +1,8 @@
-"""How the commands that run for minutes show what they do, to people and to pipes alike.
+"""Output of the commands that run for minutes (`asmg demo`, `asmg import`): score lines and a progress bar.
 
-One line a period with the scores of the models on its log, a second one with the seconds of its stages; in between, on
-a terminal only, a progress bar. Nothing but plain text goes to a pipe or a file.
+Two lines for each period: the scores of the models on its log, and the seconds of its stages. On a terminal a progress
+bar is below them; a pipe or a file receives plain text. The table is printed line by line, because rich's `Table` shows
+its rows only once all of them are known.
 """
 
 import os
@@ -16,10 +17,10 @@ from rich.text import Text
 __all__ = ["Numbers", "PeriodLine", "ScoreLines", "StageBar", "make_console"]
 
 WIDTH = 120
-"""Columns where the output is no terminal, and COLUMNS is not set."""
+"""Width in characters if the output is not a terminal and COLUMNS is not set."""
 
 SCORE_WIDTH = 6
-"""Columns of a score, and of the name of its model."""
+"""Width in characters of a score, and of the name of its model."""
 
 SHORT_NAMES = {"generated": "gen.", "incremental": "incr.", "lightgbm": "LGBM", "logistic": "logit"}
 MEANINGS = {
@@ -30,55 +31,56 @@ MEANINGS = {
     "logistic": "logit   logistic regression on statistics and fields of the same events: what a practitioner has",
     "best": "best    the true probabilities for all that is known beforehand, which no model can be expected to beat",
 }
+"""Model → its line in the legend."""
 
-LONGEST = 6
-"""Stages of a period that are shown, those that took longest: a line has to fit into WIDTH."""
+SHOWN_STAGES = 6
+"""Stages of a period that are shown, those that took longest; more do not fit into WIDTH."""
 
 INDENT = 4
-"""Columns before the second line of a period."""
+"""Spaces before the second line of a period."""
 
 Numbers = Mapping[str, float | None]
 
 
 def make_console() -> Console:
-    """The standard output."""
+    """A console for the standard output."""
     console = Console(highlight=False)
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=WIDTH)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeriodLine:
-    """What there is to say of one period."""
+    """What is printed about one period."""
 
     period: int
     events: int
     auc: Numbers
-    """By model; None where it is not known."""
+    """By model; None if unknown."""
     logloss: Numbers
     serves: str
-    """The version that its update made, or what went wrong."""
+    """The version that its update has published, or what went wrong."""
     seconds: Mapping[str, float]
-    """Of each stage; the LONGEST are shown."""
+    """Duration of each stage."""
     requests: tuple[int, int] | None = None
     """Predictions served and failed during the swap."""
     notes: Sequence[str] = field(default_factory=tuple)
-    """More for the second line."""
+    """Further parts of the second line."""
 
 
 class ScoreLines:
-    """Prints periods, one below the other, with the scores of some models.
+    """Prints periods below each other, with the scores of some models.
 
     Args:
-        console: where to.
-        models: keys of the scores, in the order in which they are shown.
-        requests: whether there are predictions to count.
+        console: for the output.
+        models: keys of the scores, in the order of the columns.
+        requests: whether to show how many predictions were served and failed.
     """
 
     def __init__(self, console: Console, models: Sequence[str], *, requests: bool = False) -> None:
         self._console, self._models, self._requests = console, models, requests
 
     def header(self) -> None:
-        """Print what the columns are."""
+        """Print the legend and the header of the table."""
         self._print("Scores on the log of each period, before anything has learned from it:", "dim")
         for name in self._models:
             self._print(f"  {MEANINGS[name]}", "dim")
@@ -99,10 +101,9 @@ class ScoreLines:
             served, failed = line.requests
             text.append(f" {served:>7,}").append(f" {failed:>6,}", "bold red" if failed else "green")
         self._console.print(text, soft_wrap=True)
-        names = {
-            name: name.removeprefix("train_").removeprefix("update_") for name in line.seconds
-        }  # for the width's sake
-        longest = sorted(line.seconds, key=lambda name: -line.seconds[name])[:LONGEST]
+        # Shortened, so that the line fits into WIDTH.
+        names = {name: name.removeprefix("train_").removeprefix("update_") for name in line.seconds}
+        longest = sorted(line.seconds, key=lambda name: -line.seconds[name])[:SHOWN_STAGES]
         stages = " ".join(f"{names[name]} {line.seconds[name]:.1f}" for name in line.seconds if name in longest)
         notes = [f"{stages} s"] if stages else []
         self._print(" " * INDENT + "; ".join([*notes, *line.notes]), "dim")
@@ -126,7 +127,7 @@ class ScoreLines:
 
 
 class StageBar:
-    """A progress bar below the lines, on a terminal; elsewhere nothing."""
+    """A progress bar below the printed lines; invisible if the output is not a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -141,12 +142,12 @@ class StageBar:
         self._task = self._progress.add_task("", total=None)
 
     def begin(self, description: str) -> None:
-        """Something new goes on: the clock starts again, and nobody knows yet how much of it is done."""
+        """Show a new piece of work whose progress is not known yet; its clock starts at zero."""
         self._progress.remove_task(self._task)
         self._task = self._progress.add_task(description, total=None)
 
     def show(self, description: str, fraction: float) -> None:
-        """What goes on, and how much of it is done, 0 to 1."""
+        """Show the present step of the work and the fraction that is done, 0 to 1."""
         self._progress.update(self._task, description=description, total=1.0, completed=fraction)
 
     def __enter__(self) -> "StageBar":

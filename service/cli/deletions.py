@@ -1,4 +1,4 @@
-"""`asmg deletions …`: the journal of who was deleted, and what to do with it where an old database is in use again."""
+"""`asmg deletions …`: export the journal of deletions, and repeat them on a database restored from an old copy."""
 
 import asyncio
 from pathlib import Path
@@ -8,25 +8,26 @@ import typer
 
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.installation import DataDir, load_settings, with_database
-from service.processes.supervisor import installation
+from service.processes.installation import installation
 from service.settings import Settings
 from service.storage.backup.journal import Entry, entry_of, read_journal, write_journal
 from service.storage.postgres.database import Database
 from service.storage.redis.connection import connect
 from service.storage.redis.histories import HistoryStore
 from service.use_cases.audit import command_line
-from service.use_cases.forget import replay
+from service.use_cases.replay_deletions import replay
 
 __all__ = ["deletions"]
 
-deletions = typer.Typer(help="Users and items that were deleted: their journal.", no_args_is_help=True)
+deletions = typer.Typer(help="Journal of the users and items that were deleted.", no_args_is_help=True)
 
 
 @deletions.command("export")
 def export_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")], data_dir: DataDir = None
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="New file to write.")],
+    data_dir: DataDir = None,
 ) -> None:
-    """Write all deletions that the database knows to a file, as the journal has them."""
+    """Write all deletions that the database knows to a file, in the format of the journal."""
 
     async def export(database: Database) -> int:
         async with database.read() as session:
@@ -42,10 +43,10 @@ def export_command(
 
 @deletions.command("replay")
 def replay_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE …", help="Journals, or what `export` has written.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE …", help="Journals, or files that `export` wrote.")],
     data_dir: DataDir = None,
 ) -> None:
-    """Delete again who was deleted after the copy was made that the database came from; the service may work on."""
+    """Repeat deletions that are newer than the copy the database was restored from; the service may keep running."""
     with plain_errors(), unusable_files():
         entries = [entry for file in files for entry in read_journal(file)]
         with installation(load_settings(data_dir=data_dir)) as settings:

@@ -1,4 +1,4 @@
-"""What a command says when a user can set it right: one line, and an exit code."""
+"""Errors that a user can correct: one line on the standard error and an exit code, no traceback."""
 
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ __all__ = ["plain_errors", "unusable_files"]
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """End the program with one line for what a user can set right; anything else keeps its trace."""
+    """Turn wrong settings (exit code 2) and errors of the service (1) into one line; others keep their traceback."""
     try:
         yield
     except ValidationError as error:
@@ -31,7 +31,7 @@ def plain_errors() -> Iterator[None]:
 
 @contextmanager
 def unusable_files() -> Iterator[None]:
-    """End the program with one line for a file that is not there or not as it should be."""
+    """Turn a file that is missing or malformed into one line (exit code 2)."""
     try:
         yield
     except LogFormatError as error:
@@ -42,7 +42,7 @@ def unusable_files() -> Iterator[None]:
             print(f"asmg: {fault}", file=sys.stderr)
         raise typer.Exit(2) from None
     except OSError as error:
-        if error.filename is None:  # not a file that the user named
+        if error.filename is None:  # not about a file that the user named
             raise
         print(f"asmg: {error.filename}: {error.strerror}", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -1,4 +1,4 @@
-"""`asmg experiment …`: the paper's experiments."""
+"""`asmg experiment …`: prepare a log, run update methods over its periods, and report the results."""
 
 import signal
 import sys
@@ -10,7 +10,7 @@ import typer
 from asmg.log_format import ColumnMap
 from service.cli.console import StageBar, make_console
 from service.cli.errors import plain_errors, unusable_files
-from service.cli.options import (
+from service.cli.log_columns import (
     CategoriesColumn,
     ContextColumns,
     Features,
@@ -26,8 +26,9 @@ from service.cli.options import (
     Timezone,
     UserColumn,
     UserFeatures,
-    columns_of,
+    field_columns,
 )
+from service.processes.stop_request import INTERRUPTED
 
 __all__ = ["experiment"]
 
@@ -39,16 +40,16 @@ def prepare_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, kuairand, amazon, "
-            "avazu, criteo, taobao-ad, mind; or log: one of your own, CSV (also compressed by gzip) or Parquet."
+            help="One of tmall, sobazaar, ml-25m, ml-latest, ml-1m, ml-100k, diginetica, yoochoose, kuairand, amazon, "
+            "avazu, criteo, taobao-ad, mind; or log for your own: CSV (also compressed by gzip) or Parquet."
         ),
     ],
-    raw: Annotated[Path, typer.Option(help="The file as it was published, or the folder that holds it.")],
-    out: Annotated[Path, typer.Option(help="A new folder.")],
+    raw: Annotated[Path, typer.Option(help="File as it was published, or the folder that holds it.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
     title: Annotated[
-        str | None, typer.Option("--name", help="What your own log is called in the card and in reports.")
+        str | None, typer.Option("--name", help="Name of your own log in the card and in reports.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampled negatives.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampled negatives.")] = 0,
     negatives: Negatives = 1,
     malformed: MalformedRows = "error",
     user_column: UserColumn = "user_id",
@@ -97,9 +98,9 @@ def prepare_command(
                 timestamp_format=timestamp_format,
                 timezone=timezone,
                 features=None if features is None else Schema.read(features),
-                context=columns_of("context", context),
-                user_features=columns_of("user-feature", user_feature),
-                item_features=columns_of("item-feature", item_feature),
+                context=field_columns("context", context),
+                user_features=field_columns("user-feature", user_feature),
+                item_features=field_columns("item-feature", item_feature),
             ),
         )
         bar.begin("reading")
@@ -119,48 +120,51 @@ def prepare_command(
 
 @experiment.command("run")
 def run_command(
-    data: Annotated[Path, typer.Option(help="A folder of `asmg experiment prepare`.")],
-    out: Annotated[Path, typer.Option(help="Folder of the results; one of an earlier run is gone on with.")],
-    methods: Annotated[str | None, typer.Option(help="Separated by commas; by default all that are installed.")] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each method, seeds 0, 1, …")] = 5,
-    periods: Annotated[int, typer.Option(help="Equal periods that the log is cut into.")] = 31,
-    pretrain: Annotated[int, typer.Option(help="Of these, learned together beforehand.")] = 10,
-    test_from: Annotated[int, typer.Option(help="First update after which the model counts.")] = 24,
+    data: Annotated[Path, typer.Option(help="Folder that `asmg experiment prepare` has written.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; that of an earlier run is continued.")],
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, separated by commas; by default all installed ones.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Number of runs of each method, with seeds 0, 1, …")] = 5,
+    periods: Annotated[int, typer.Option(help="Number of equal periods that the log is cut into.")] = 31,
+    pretrain: Annotated[int, typer.Option(help="Number of periods that are learned together first.")] = 10,
+    test_from: Annotated[int, typer.Option(help="First update whose model is part of the result.")] = 24,
     settings: Annotated[
-        str, typer.Option(help="Ours, `default`, or those of the paper's authors, `paper`.")
+        str, typer.Option(help="`default` for ours, `paper` for those of the paper's authors.")
     ] = "default",
     categories: Annotated[
-        bool | None, typer.Option(help="Whether items have their categories; by default where the log has them.")
+        bool | None, typer.Option(help="Whether models read the items' categories; by default if the log has any.")
     ] = None,
     sensitivity: Annotated[
-        bool, typer.Option(help="Also run asmg-gru-multi with other sequence lengths and hidden sizes.")
+        bool, typer.Option(help="Whether to run asmg-gru-multi with other sequence lengths and hidden sizes too.")
     ] = True,
     statistics: Annotated[
         bool | None,
-        typer.Option(help="Whether the base model reads statistics; by default with our settings it does."),
+        typer.Option(help="Whether the base model reads statistics; by default with our settings only."),
     ] = None,
     fields: Annotated[
         bool | None,
         typer.Option(
-            help="Whether methods read the log's fields, hour and weekday too; by default with our settings they do."
+            help="Whether methods read the log's fields, hour and weekday; by default with our settings only."
         ),
     ] = None,
     drop_statistic: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A statistic in whose place every method reads zeros; may be repeated."),
+        typer.Option(metavar="NAME", help="Statistic that every method reads as zero; may be repeated."),
     ] = None,
     dim: Annotated[
-        int | None, typer.Option(help="Width of the base model's embeddings, if not as in settings.")
+        int | None, typer.Option(help="Width of the base model's embeddings; by default as in the settings.")
     ] = None,
     hidden: Annotated[
-        str | None, typer.Option(help="Widths of its hidden layers, separated by commas, if not as in settings.")
+        str | None,
+        typer.Option(help="Widths of its hidden layers, separated by commas; by default as in the settings."),
     ] = None,
     dot: Annotated[
-        bool | None, typer.Option(help="Whether it has the dot products; by default with our settings it has.")
+        bool | None, typer.Option(help="Whether the base model has dot products; by default with our settings only.")
     ] = None,
-    processes: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each core.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Number of parallel runs; by default one per core.")] = None,
 ) -> None:
-    """Run methods over the periods of a log, with several seeds; stopped and started again, it goes on where it was."""
+    """Run methods over the periods of a log, with several seeds; if it is stopped, the same command continues."""
     # With the training library, which takes seconds to import.
     from asmg.datasets.prepared import read_card
     from asmg.experiments.jobs import Protocol
@@ -196,14 +200,14 @@ def run_command(
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", flush=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
 
 
 def _widths(text: str) -> tuple[int, ...]:
-    """The numbers of a list such as 32,16.
+    """Parse a list of numbers such as 32,16.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not such a list.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
@@ -212,8 +216,8 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 @experiment.command("report")
-def report_command(out: Annotated[Path, typer.Argument(help="A folder of `asmg experiment run`.")]) -> None:
-    """Write the paper's tables and figures of a run: report.md, report.html and figures/ in its folder."""
+def report_command(out: Annotated[Path, typer.Argument(help="Folder that `asmg experiment run` has written.")]) -> None:
+    """Write the paper's tables and figures for a run: report.md, report.html and figures/ in its folder."""
     from asmg.experiments.report import write_report
 
     with plain_errors(), unusable_files():

@@ -1,4 +1,4 @@
-"""`asmg features …`: the schema of the fields."""
+"""`asmg features …`: check a schema of fields."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,24 +12,24 @@ from service.cli.errors import plain_errors, unusable_files
 
 __all__ = ["features"]
 
-features = typer.Typer(help="Fields of the context, users and items: their schema.", no_args_is_help=True)
+features = typer.Typer(help="Schema of the fields of context, users and items.", no_args_is_help=True)
 
 
 @features.command("check")
 def check_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The schema, as ASMG_FEATURES names it (TOML).")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Schema file (TOML), as in ASMG_FEATURES.")],
 ) -> None:
-    """List the fields of a schema file, those made of the timestamp first, or say what is wrong with it."""
+    """List the fields of a schema file, those computed from the timestamp first, or its errors."""
     with plain_errors(), unusable_files():
         schema = Schema.read(file)
         table = Table("name", "of", "kind", "enters as")
         for field in schema.all:
-            table.add_row(field.name, field.of, field.kind, _entry(field, schema))
+            table.add_row(field.name, field.of, field.kind, _input_form(field, schema))
         make_console().print(table)
 
 
-def _entry(field: Field, schema: Schema) -> str:
-    """How the field enters, in a few words."""
+def _input_form(field: Field, schema: Schema) -> str:
+    """How the model reads the field, in a few words."""
     if field.name in schema.time:
         return f"one row of the table; made of the timestamp, {schema.timezone}"
     if field.kind == "multi":

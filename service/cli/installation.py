@@ -1,4 +1,4 @@
-"""The installation that a command works on: its settings and its database."""
+"""What commands need of an installation: the option `--data-dir`, its settings and its database."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,11 +7,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from service.processes.supervisor import installation
+from service.processes.installation import installation
 from service.settings import Settings
 from service.storage.postgres.database import Database
 
-__all__ = ["DataDir", "load_settings", "with_database"]
+__all__ = ["DataDir", "load_settings", "use_database", "with_database"]
 
 T = TypeVar("T")
 
@@ -21,20 +21,31 @@ DataDir = Annotated[
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """The settings of the environment; those of `overrides` that are not None win."""
+    """The settings of the environment, with the values of `overrides` that are not None in their place."""
     return Settings(**{name: value for name, value in overrides.items() if value is not None})
 
 
+async def use_database(settings: Settings, use: Callable[[Database], Awaitable[T]]) -> T:
+    """Connect to Postgres, call `use` and return its result.
+
+    Args:
+        settings: as `installation` yields them.
+        use: called with the database, of one connection at a time.
+    """
+    assert settings.postgres_dsn is not None
+    database = Database(settings.postgres_dsn, pool_size=1)
+    try:
+        return await use(database)
+    finally:
+        await database.close()
+
+
 def with_database(data_dir: Path | None, use: Callable[[Database], Awaitable[T]]) -> T:
-    """What `use` returns, given the database of the installation."""
+    """Call `use` with the database of the installation and return its result.
 
-    async def run(dsn: str) -> T:
-        database = Database(dsn, pool_size=1)
-        try:
-            return await use(database)
-        finally:
-            await database.close()
-
+    Args:
+        data_dir: value of `--data-dir`.
+        use: called with the database, of one connection at a time.
+    """
     with installation(load_settings(data_dir=data_dir)) as settings:
-        assert settings.postgres_dsn is not None
-        return asyncio.run(run(settings.postgres_dsn))
+        return asyncio.run(use_database(settings, use))

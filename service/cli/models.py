@@ -13,24 +13,24 @@ from service.cli.installation import DataDir, with_database
 from service.limits import MAX_REASON_LENGTH
 from service.storage.postgres.database import Database
 from service.use_cases.audit import command_line
+from service.use_cases.model_status import list_models
 from service.use_cases.pins import set_pinned
-from service.use_cases.status import list_models
 
 __all__ = ["models"]
 
-models = typer.Typer(help="Model versions: what is kept of which, and why.", no_args_is_help=True)
+models = typer.Typer(help="Model versions: list them, and pin those to keep.", no_args_is_help=True)
 
-Number = Annotated[int, typer.Argument(metavar="VERSION", help="Its number, as `asmg models list` has it.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; the audit names it.")]
+Number = Annotated[int, typer.Argument(metavar="VERSION", help="Number of the version, see `asmg models list`.")]
+Reason = Annotated[str, typer.Option("--reason", help="Reason that the audit log keeps.")]
 
 
 @models.command("list")
 def list_models_command(
-    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of versions, the newest.")] = 50,
     before: Annotated[int | None, typer.Option(min=0, help="Only versions below this one.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """List model versions, whether they can still be served, and why they are kept however old they get."""
+    """List model versions, whether they can still be served, and why old ones are kept."""
     with plain_errors():
         page = with_database(data_dir, lambda database: list_models(database, limit=limit, before=before))
         table = Table("version", "period", "kind", "parent", "created", "snapshot", "kept as")
@@ -41,24 +41,24 @@ def list_models_command(
                 model.kind,
                 "" if model.parent_version is None else model.parent_version,
             )
-            there = "stored" if model.digest else "gone"
-            table.add_row(*map(str, numbers), f"{model.created_at:%Y-%m-%d %H:%M}", there, ", ".join(model.kept))
+            snapshot = "stored" if model.digest else "gone"
+            table.add_row(*map(str, numbers), f"{model.created_at:%Y-%m-%d %H:%M}", snapshot, ", ".join(model.kept))
         make_console().print(table)
 
 
 @models.command("pin")
 def pin_command(version: Number, reason: Reason, data_dir: DataDir = None) -> None:
-    """Keep the artifacts of a version however old it gets."""
-    _pin(version, True, reason, data_dir)
+    """Keep the artifacts of a version, however old it gets."""
+    _set_pinned(version, True, reason, data_dir)
 
 
 @models.command("unpin")
 def unpin_command(version: Number, reason: Reason, data_dir: DataDir = None) -> None:
-    """Let a version lose its artifacts again, after the next update where it is too old by then."""
-    _pin(version, False, reason, data_dir)
+    """Let the retention rules apply to a version again, from the next update on."""
+    _set_pinned(version, False, reason, data_dir)
 
 
-def _pin(version: int, pinned: bool, reason: str, data_dir: Path | None) -> None:
+def _set_pinned(version: int, pinned: bool, reason: str, data_dir: Path | None) -> None:
     with plain_errors():
         if not 1 <= len(reason) <= MAX_REASON_LENGTH:
             raise ValueError(f"reason: expected 1 to {MAX_REASON_LENGTH} characters; received {len(reason)}")

@@ -1,4 +1,4 @@
-"""The public HTTP API as the demo calls it."""
+"""A client of the public HTTP API, for the demo and the benchmarks."""
 
 import asyncio
 import json
@@ -13,22 +13,24 @@ from numpy.typing import NDArray
 from service.demo.streams import PlayedPeriod
 from service.errors import ServiceError
 
-__all__ = ["Api", "CallFailed"]
+__all__ = ["Api", "CallFailed", "split_batches"]
 
 BATCH = 5_000
-"""Interactions or items of a call."""
+"""Most interactions, items or users of a call."""
 IN_FLIGHT = 3
-"""Batches sent at once."""
+"""Most batches of interactions that are sent at the same time."""
 CALL_SECONDS = 60.0
+"""Timeout of a call."""
 RETRY_SECONDS = 0.5
+"""Seconds before an event stream that was cut is opened again."""
 SILENCE_SECONDS = 600.0
-"""So long without any news of an update, it is taken for lost."""
+"""Seconds without any change after which an update is given up."""
 
 JSON = {"Content-Type": "application/json"}
 
 
 class CallFailed(ServiceError):
-    """A call did not answer as it should."""
+    """A call failed, or its answer was not the expected one."""
 
     title = "Call failed"
     slug = "call-failed"
@@ -38,7 +40,7 @@ class Api:
     """A client of the service.
 
     Args:
-        http: with the address of the service and a key of all scopes.
+        http: client with the address of the service and a key of all scopes.
     """
 
     def __init__(self, http: httpx.AsyncClient) -> None:
@@ -46,9 +48,9 @@ class Api:
 
     @classmethod
     def connect(cls, url: str, key: str) -> "Api":
-        """A client with connections of its own."""
-        # Kept alive for less than the server does, so that no call meets a connection that is just being closed; and
-        # no proxy of the environment between two processes of this host.
+        """Make a client with its own connections."""
+        # Idle connections are closed earlier than the server closes them, so that no call uses one that is just being
+        # closed. Proxies of the environment are ignored, because both processes are on this host.
         limits = httpx.Limits(max_connections=32, max_keepalive_connections=32, keepalive_expiry=2)
         headers = {"Authorization": f"Bearer {key}"}
         return cls(
@@ -56,10 +58,10 @@ class Api:
         )
 
     async def call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
-        """The document that a call answers.
+        """Make a call and return the JSON document of the answer.
 
         Raises:
-            CallFailed: it did not answer, or a problem.
+            CallFailed: there was no answer, or not a successful one.
         """
         content = body if isinstance(body, bytes) or body is None else orjson.dumps(body)
         try:
@@ -71,7 +73,7 @@ class Api:
         return response.json()
 
     async def put_catalogue(self, period: PlayedPeriod) -> None:
-        """Say what is new of items and users; their features hold from the period's first event on."""
+        """Send the new items and users of a period; their features hold from its first event on."""
         since = int(period.timestamps_ms[0])
         items: list[dict[str, Any]] = [
             {"item_id": item, "categories": categories} for item, categories in period.new_items.items()
@@ -87,10 +89,10 @@ class Api:
                 await self.call("PUT", f"/{kind}", {kind: documents[start : start + BATCH]})
 
     async def ingest(self, name: str, period: PlayedPeriod) -> None:
-        """Send the log of a period, some batches at once; events are called `name` and their row.
+        """Send the log of a period in batches; the id of an event is `name` and its row.
 
         Raises:
-            CallFailed: a batch was not taken.
+            CallFailed: a batch was not accepted.
         """
         free = asyncio.Semaphore(IN_FLIGHT)
 
@@ -102,17 +104,17 @@ class Api:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for rows in _batches(period.timestamps_ms):
+                for rows in split_batches(period.timestamps_ms):
                     await free.acquire()
                     group.create_task(send(_interactions(name, period, rows)))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
     async def watch(self, period: int) -> AsyncIterator[dict[str, Any]]:
-        """The document of a period after each change, the last one when its update has ended; by server-sent events.
+        """Yield the document of a period after each change until its update has ended, by server-sent events.
 
         Raises:
-            CallFailed: nothing has changed for a very long time.
+            CallFailed: nothing has changed for `SILENCE_SECONDS`.
         """
         path = f"/periods/{period}"
         loop = asyncio.get_running_loop()
@@ -130,7 +132,7 @@ class Api:
                                     return
                             _require_news(path, loop.time() - changed_at)
             except httpx.HTTPError:
-                pass  # the stream was cut; it begins with the present state again
+                pass  # the stream was cut; a new one begins with the present state
             _require_news(path, loop.time() - changed_at)
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -153,15 +155,17 @@ async def _documents(response: httpx.Response) -> AsyncIterator[dict[str, Any] |
             yield None
 
 
-def _batches(timestamps_ms: NDArray[np.int64]) -> Iterator[slice]:
-    """Rows of each batch. Events of one millisecond stay together, and a batch is stored in the order of its event
-    ids: so the log has one order, whichever of the batches in flight comes first.
+def split_batches(timestamps_ms: NDArray[np.int64]) -> Iterator[slice]:
+    """Yield the rows of each batch, at most `BATCH`; events of one millisecond stay together where they fit.
+
+    A batch is stored in the order of its event ids. So the order of the log does not depend on which of the batches in
+    flight arrives first.
     """
     start, n = 0, len(timestamps_ms)
     while start < n:
         end = min(start + BATCH, n)
         if end < n:
-            # The first row of the millisecond that the cut would fall into.
+            # The first row of the millisecond that would be cut in two.
             first = int(np.searchsorted(timestamps_ms, timestamps_ms[end], side="left"))
             end = first if first > start else end
         yield slice(start, end)
@@ -169,6 +173,7 @@ def _batches(timestamps_ms: NDArray[np.int64]) -> Iterator[slice]:
 
 
 def _interactions(name: str, period: PlayedPeriod, rows: slice) -> bytes:
+    """The request body for some rows of a period."""
     columns = zip(
         range(rows.start, rows.stop),
         period.user_ids[rows],
@@ -181,6 +186,7 @@ def _interactions(name: str, period: PlayedPeriod, rows: slice) -> bytes:
         {"event_id": f"{name}-{row:07d}", "user_id": user, "item_id": item, "label": label, "timestamp": timestamp}
         for row, user, item, label, timestamp in columns
     ]
-    for event, context in zip(events, period.contexts[rows], strict=False):  # none of a stream without fields
+    # Not strict: a stream without fields has no contexts.
+    for event, context in zip(events, period.contexts[rows], strict=False):
         event["context"] = context
     return orjson.dumps({"interactions": events})

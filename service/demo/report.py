@@ -1,4 +1,4 @@
-"""What the demo found out, as JSON and as lines on the console."""
+"""The results of the demo, as JSON and as lines on the console."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from asmg.metrics import Scores
 from service.cli.console import Numbers, PeriodLine
-from service.demo.practitioner import WITHOUT_FIELDS
+from service.demo.comparison import WITHOUT_FIELDS
 from service.demo.streams import BEST, BEST_OF_PAIRS
 from service.demo.traffic import Window
 
@@ -19,24 +19,24 @@ updated."""
 
 @dataclass(frozen=True, kw_only=True)
 class PeriodReport:
-    """One period that was played."""
+    """Results of one period."""
 
     period: int
     events: int
     version: int | None
     """The version that its update published; None where it failed."""
     kind: str | None
-    """Which model the gate let through."""
+    """The model that the gate chose."""
     gate: str | None
-    """Why."""
+    """Why the gate chose it."""
     error: str | None
     auc: Numbers
-    """By model, those of others too; None where it is not known."""
+    """By model, the comparison models too; None if unknown."""
     logloss: Numbers
     seconds: Mapping[str, float]
     """Of each stage."""
     requests: Window
-    """From before the close until after the swap."""
+    """Predictions sent from before the close until after the swap."""
 
     @classmethod
     def of(
@@ -47,7 +47,14 @@ class PeriodReport:
         *,
         others: Mapping[str, Scores | None],
     ) -> "PeriodReport":
-        """From the documents of the period and of the version that it made, and what others reached on its log."""
+        """Make the report.
+
+        Args:
+            document: of the period, as the API answers it.
+            model: document of the version that the update published; None if it failed.
+            requests: predictions during the update.
+            others: scores of the comparison models.
+        """
         scores = document["scores"]
 
         def by_model(metric: str) -> dict[str, float | None]:
@@ -106,18 +113,18 @@ class PeriodReport:
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackReport:
-    """The way back to the version before, and forward again."""
+    """Results of rolling back by one version, and forward again."""
 
     from_version: int
     to_version: int
     restored: bool
-    """Whether the probes were answered as they had been by `to_version`, to the last bit."""
+    """Whether after the rollback `to_version` scored the probes as it had before, to the last bit."""
     forward_restored: bool
-    """The same of `from_version` after rolling forward."""
+    """The same for `from_version` after rolling forward."""
     largest_change: float
-    """Between the two versions, of any score of a probe."""
+    """Largest difference between the two versions in any score of a probe."""
     requests: Window
-    """Sent meanwhile."""
+    """Predictions sent meanwhile."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -132,29 +139,29 @@ class RollbackReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The whole demo."""
+    """Results of the whole demo."""
 
     data: str
     seed: int
     yardstick: str
-    """Key of its scores: what a practitioner would have."""
+    """Key of the yardstick's scores."""
     periods: Sequence[PeriodReport]
     rollback: RollbackReport | None
-    """None where no version was ever published."""
+    """None if no version was published."""
     requests: Window
-    """All of them, from the first to the last."""
+    """All predictions of the demo."""
     faults: Sequence[str]
     """What was wrong with the first failed requests."""
 
     @property
     def recent(self) -> Sequence[PeriodReport]:
-        """The periods that the averages are of: of the synthetic stream from the fourth on, else the last seven."""
+        """The periods to average over: from the fourth on for the synthetic stream, else the last seven."""
         scored = [period for period in self.periods if period.auc["generated"] is not None]
         later = [period for period in scored if period.period >= 4] if self.data == "synthetic" else scored[-7:]
         return later or scored
 
-    def worth_of_fields(self) -> list[str]:
-        """What knowing the fields is worth, in lines for the console; none where clients sent no fields."""
+    def value_of_fields(self) -> list[str]:
+        """Lines for the console that compare scores with and without fields; none if clients sent no fields."""
         auc, logloss = (
             mean_scores([getattr(period, metric) for period in self.recent]) for metric in ("auc", "logloss")
         )
@@ -171,7 +178,7 @@ class Report:
 
     @property
     def problems(self) -> list[str]:
-        """What did not go as it should."""
+        """What went wrong, one line each."""
         found = []
         if self.requests.failed:
             found.append(f"{self.requests.failed} predictions failed: {'; '.join(self.faults)}")
@@ -208,7 +215,7 @@ class Report:
 
 
 def mean_scores(scores: Sequence[Numbers]) -> dict[str, float | None]:
-    """The mean of each model over periods; None for one that is not known in all of them."""
+    """The mean of each model over periods; None for a model that lacks a score in one of them."""
     means: dict[str, float | None] = {}
     for name in scores[0] if scores else ():
         values = [value for value in (of_period[name] for of_period in scores) if value is not None]

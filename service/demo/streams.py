@@ -1,4 +1,4 @@
-"""What the demo plays: a stream with known drift, or the log of a public collection, period by period."""
+"""The data that the demo plays, period by period: a synthetic stream with known drift, or a public collection."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,22 +18,22 @@ from asmg.metrics import Scores, scores
 __all__ = ["BEST", "BEST_OF_PAIRS", "SYNTHETIC_PERIODS", "PlayedPeriod", "Stream", "folder_stream", "synthetic_stream"]
 
 BEST = "best"
-"""Key of what the true click probabilities reach, for all that a prediction can know."""
+"""Key of the scores of the true click probabilities, given all that a prediction can know."""
 BEST_OF_PAIRS = "best_of_pairs"
-"""The same for user and item alone."""
+"""Key of the scores of the true click probabilities, given user and item alone."""
 
 SYNTHETIC_PERIODS = 8
 MOVIELENS_PERIODS = 31
-"""As the reference experiments cut it (equal counts)."""
+"""Number of periods, as in the reference experiments (equal counts)."""
 
 DIGINETICA_START_MS = 1_704_067_200_000
-"""When the demo lets DIGINETICA begin, in 2024: its period files have no times and are read as if they began with 1970,
-and the service refuses numbers so small as most likely seconds."""
+"""Start of DIGINETICA in the demo, 2024-01-01. Its files have no times and are read as if they began with 1970; the
+service refuses such small numbers, because they are most likely seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlayedPeriod:
-    """One period's log in time order, and what was known of it before."""
+    """One period: its log in time order, its new catalogue entries, and the best possible scores."""
 
     user_ids: Sequence[str]
     """Length n."""
@@ -44,16 +44,16 @@ class PlayedPeriod:
     timestamps_ms: NDArray[np.int64]
     """[n] ascending."""
     new_items: Mapping[str, tuple[str, ...]]
-    """Items that had not appeared before and have categories."""
+    """Categories of the items that had not appeared before and have any."""
     contexts: Sequence[Mapping[str, Any]] = ()
-    """Of each interaction; empty where there are none."""
+    """Context of each interaction; empty if the data has none."""
     new_users: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Features of users who had not appeared before and have any."""
+    """Features of the users who had not appeared before and have any."""
     item_features: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The same of items."""
+    """Features of the items that had not appeared before and have any."""
     best: Mapping[str, Scores] = field(default_factory=dict)
-    """What the true click probabilities reach on this log, under `BEST` and, where the stream has fields,
-    `BEST_OF_PAIRS`; empty where nobody knows them."""
+    """Scores of the true click probabilities, by `BEST` and, if the stream has fields, `BEST_OF_PAIRS`; empty if
+    they are unknown."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,15 @@ class Stream:
     name: str
     """`synthetic` or the name of the collection."""
     count: int
-    """How many periods there are."""
+    """Number of periods."""
     periods: Iterator[PlayedPeriod]
     schema: Schema = DEFAULT
-    """Of the fields."""
+    """Schema of the fields."""
 
 
 def synthetic_stream(config: DriftConfig, count: int, seed: int) -> Stream:
     """The first `count` periods of the stream with known drift."""
-    return Stream("synthetic", count, islice(_drifting(config, seed), count), FIELDS if config.fields else DEFAULT)
+    return Stream("synthetic", count, islice(_synthetic(config, seed), count), FIELDS if config.fields else DEFAULT)
 
 
 def folder_stream(folder: Path, count: int | None, seed: int) -> Stream:
@@ -79,19 +79,19 @@ def folder_stream(folder: Path, count: int | None, seed: int) -> Stream:
 
     Args:
         folder: of the collection's files.
-        count: of periods; None for all of DIGINETICA, 31 of MovieLens.
+        count: number of periods; None for all of DIGINETICA, 31 of MovieLens.
         seed: of DIGINETICA's negatives.
 
     Raises:
-        LogFormatError: the folder holds neither, or one of another form.
-        OSError: it is no folder.
+        LogFormatError: the folder holds neither, or a malformed file.
+        OSError: it is not a folder.
     """
     name, log = open_folder(folder, np.random.default_rng(seed))
     pieces = cut(log, "periods", count or MOVIELENS_PERIODS) if log.period is None else cut(log, "column")[:count]
-    return Stream(name, len(pieces), _pieces(log, pieces, DIGINETICA_START_MS if name == "diginetica" else 0))
+    return Stream(name, len(pieces), _replayed(log, pieces, DIGINETICA_START_MS if name == "diginetica" else 0))
 
 
-def _drifting(config: DriftConfig, seed: int) -> Iterator[PlayedPeriod]:
+def _synthetic(config: DriftConfig, seed: int) -> Iterator[PlayedPeriod]:
     for period in drift_stream(config, seed=seed):
         truths = {BEST: period.probabilities if period.predictable is None else period.predictable}
         if period.of_pairs is not None:
@@ -105,15 +105,15 @@ def _drifting(config: DriftConfig, seed: int) -> Iterator[PlayedPeriod]:
             contexts=period.contexts,
             new_users=period.new_users,
             item_features=period.item_features,
-            best={name: _best(truth, period.labels) for name, truth in truths.items()},
+            best={name: _scores_of(truth, period.labels) for name, truth in truths.items()},
         )
 
 
-def _best(probabilities: NDArray[np.float64], labels: NDArray[np.uint8]) -> Scores:
+def _scores_of(probabilities: NDArray[np.float64], labels: NDArray[np.uint8]) -> Scores:
     return scores(torch.logit(torch.from_numpy(probabilities)), torch.from_numpy(labels))
 
 
-def _pieces(log: InteractionLog, pieces: Sequence[NDArray[np.int64]], later_ms: int) -> Iterator[PlayedPeriod]:
+def _replayed(log: InteractionLog, pieces: Sequence[NDArray[np.int64]], shift_ms: int) -> Iterator[PlayedPeriod]:
     seen: set[str] = set()
     for rows in pieces:
         items = log.item_ids[rows].tolist()
@@ -123,6 +123,6 @@ def _pieces(log: InteractionLog, pieces: Sequence[NDArray[np.int64]], later_ms: 
             user_ids=log.user_ids[rows].tolist(),
             item_ids=items,
             labels=log.labels[rows],
-            timestamps_ms=log.timestamps_ms[rows] + later_ms,
+            timestamps_ms=log.timestamps_ms[rows] + shift_ms,
             new_items={item: log.categories[item] for item in fresh if log.categories.get(item)},
         )

@@ -1,4 +1,4 @@
-"""Clients that ask for predictions without a pause, check every answer, and know what a right one is."""
+"""Clients that keep sending prediction requests, check every answer, and measure the latency."""
 
 import asyncio
 import random
@@ -16,40 +16,44 @@ from service.demo.client import JSON, CallFailed
 __all__ = ["Traffic", "VersionOrder", "Window"]
 
 CLIENTS = 4
+"""Clients that ask at the same time."""
 REQUEST_EVERY_SECONDS = 0.03
-"""Of each client: about 130 requests a second together, which leave the cores to the update."""
+"""Seconds between two requests of a client: 130 requests a second in all, which leaves the cores to the update."""
 ANSWER_SECONDS = 10.0
+"""Timeout of a request."""
 ITEMS = (20, 50)
 """Fewest and most candidates of a request."""
 REQUESTS_OF_A_CONNECTION = 25
-"""On average; then a new one, so that every client is answered by each api process in turn."""
+"""Mean number of requests on one connection; a new one may be answered by another api process."""
 KEPT_FAULTS = 5
+"""First failures that are described; all are counted."""
 POLL_SECONDS = 0.02
+"""Seconds between two looks at the version that answers."""
 
 
 class VersionOrder:
-    """The versions in the order in which clients may see them.
+    """Checks that clients see versions in order.
 
-    A newer version than all before may come at any time; an older one only where it was announced. A request is
-    judged by what had been answered when it was sent: no answer may be older than that, whichever process gives it.
+    A version newer than all before may appear at any time, an older one only after it was announced. No answer may be
+    older than the newest answer that had come when its request was sent, whichever api process gives it.
     """
 
     def __init__(self, first: int) -> None:
         self._steps = [first]
         self.position = 0
-        """Index of the last step that was seen."""
+        """Index of the newest step that was seen."""
 
     @property
     def current(self) -> int:
-        """The last version that was seen."""
+        """The newest version that was seen."""
         return self._steps[self.position]
 
     def announce(self, version: int) -> None:
-        """`version` comes next."""
+        """Say that `version` comes next."""
         self._steps.append(version)
 
     def accept(self, version: int, since: int) -> bool:
-        """Whether an answer of `version` is right for a request sent when `position` was `since`."""
+        """Note an answer of `version`; return whether it is right for a request sent when `position` was `since`."""
         for position in range(since, len(self._steps)):
             if self._steps[position] == version:
                 break
@@ -64,15 +68,15 @@ class VersionOrder:
 
 @dataclass
 class Window:
-    """The requests of some stretch of time."""
+    """Counts and latencies of the requests of some time."""
 
     served: int = 0
     failed: int = 0
     seconds: list[float] = field(default_factory=list)
-    """From sending to the end of the answer, of those served."""
+    """Latency of each request that was served, from sending it to the end of the answer."""
 
     def quantile_ms(self, fraction: float) -> float | None:
-        """The latency that this fraction of the requests stayed below, milliseconds; None without any."""
+        """The latency in milliseconds that this fraction of the requests stayed below; None without any request."""
         if not self.seconds:
             return None
         ordered = sorted(self.seconds)
@@ -80,12 +84,12 @@ class Window:
 
 
 class Traffic:
-    """The clients and what they have seen.
+    """The clients, and the answers that they have seen.
 
     Args:
-        http: with the address of the service and a key.
-        versions: what they may see.
-        seed: of who asks for what.
+        http: client with the address of the service and a key.
+        versions: checks the version of each answer.
+        seed: of the requests.
     """
 
     def __init__(self, http: httpx.AsyncClient, versions: VersionOrder, seed: int) -> None:
@@ -98,19 +102,19 @@ class Traffic:
         self.total = Window()
         self.window = Window()
         self.faults: list[str] = []
-        """What was wrong with the first failures."""
+        """Descriptions of the first failures."""
 
     def offer(self, users: Sequence[str], items: Sequence[str], contexts: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Ask for these from now on, each time in some of these contexts where there are any."""
+        """Ask about these users and items from now on, each time in one of the contexts if there are any."""
         self._users, self._items, self._contexts = users, items, contexts
 
     def begin_window(self) -> None:
-        """Count the requests sent from now on by themselves too."""
+        """Count the requests sent from now on in a new `window` too."""
         self.window = Window()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Ask throughout the `async with` block."""
+        """Keep asking during the `async with` block."""
         clients = [asyncio.create_task(self._client()) for _ in range(CLIENTS)]
         try:
             yield
@@ -118,15 +122,15 @@ class Traffic:
             for client in clients:
                 client.cancel()
             ends = await asyncio.gather(*clients, return_exceptions=True)
-        for end in ends:  # a client does not end by itself, and what a request can raise is counted
+        for end in ends:  # a client ends by an error only: failures of requests are counted
             if isinstance(end, Exception):
                 raise end
 
-    async def until(self, version: int, seconds: float = 60.0) -> None:
-        """Return when an answer of `version` has come.
+    async def wait_for_version(self, version: int, seconds: float = 60.0) -> None:
+        """Return once `version` has answered.
 
         Raises:
-            CallFailed: none has come in time.
+            CallFailed: it has not answered in time.
         """
         deadline = time.monotonic() + seconds
         while self.versions.current != version:
@@ -142,20 +146,20 @@ class Traffic:
             started = time.perf_counter()
             count = min(self._random.randint(*ITEMS), len(self._items))
             items = self._random.sample(self._items, count)
-            question: dict[str, Any] = {"user_id": self._random.choice(self._users), "items": items}
+            request: dict[str, Any] = {"user_id": self._random.choice(self._users), "items": items}
             if self._contexts:
-                question["context"] = self._random.choice(self._contexts)
-            await self._ask(question)
+                request["context"] = self._random.choice(self._contexts)
+            await self._ask(request)
             await asyncio.sleep(max(0.0, REQUEST_EVERY_SECONDS - (time.perf_counter() - started)))
 
-    async def _ask(self, question: dict[str, Any]) -> None:
+    async def _ask(self, request: dict[str, Any]) -> None:
         window, since, started = self.window, self.versions.position, time.perf_counter()
         headers = JSON | ({"Connection": "close"} if self._random.random() < 1 / REQUESTS_OF_A_CONNECTION else {})
         try:
             response = await self._http.post(
-                "/predict", content=orjson.dumps(question), headers=headers, timeout=ANSWER_SECONDS
+                "/predict", content=orjson.dumps(request), headers=headers, timeout=ANSWER_SECONDS
             )
-            fault = self._fault(response, len(question["items"]), since)
+            fault = self._fault(response, len(request["items"]), since)
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             fault = f"{type(error).__name__} {error}"
         for counted in (self.total, window):
@@ -168,7 +172,7 @@ class Traffic:
             self.faults.append(fault)
 
     def _fault(self, response: httpx.Response, items: int, since: int) -> str | None:
-        """What is wrong with an answer."""
+        """Return what is wrong with an answer; None if it is right."""
         if response.status_code != 200:
             return f"status {response.status_code}: {response.text[:200]}"
         document = orjson.loads(response.content)

@@ -1,85 +1,125 @@
-"""The calls that come most, as bare ASGI.
+"""The calls that come most (predictions, interactions), answered as bare ASGI before FastAPI sees them.
 
-FastAPI knows them as ordinary routes, for the description of the API. `Shortcut` answers them before that: no route is
-searched, no dependency solved, no pydantic model built. What a body has to be is checked either way, by
-`service.http.bodies`.
+No route is searched, no dependency solved and no pydantic model built; that takes FastAPI several times as long as a
+prediction. `hot_route` also makes an ordinary route of each of them, for the description of the API and for answers to
+other methods. Bodies are checked by `service.http.bodies` either way.
 """
 
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from inspect import getdoc
+from typing import Protocol
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.routing import APIRoute
-from starlette.requests import ClientDisconnect
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.context import current_request_id
+from service.http.app_state import AppState
 from service.http.bodies.read import Bodies
-from service.http.dependencies import Parts
-from service.http.front import Front
-from service.http.headers import REQUEST_ID_HEADER, request_id_of
+from service.http.json_body import body_schema
+from service.http.keys import Requires
 from service.http.metrics import Metrics
-from service.http.middleware import CLIENT_CLOSED_REQUEST
-from service.http.problems import render_problem
+from service.http.middleware import Observe
+from service.http.path_prefix import PathPrefix
 from service.limits import MAX_BODY_BYTES
 
-__all__ = ["Answer", "Shortcut", "by_path"]
-
-Answer = Callable[[Parts, Scope, Receive], Awaitable[bytes]]
-"""The JSON that answers a request, with status 200; raises what a route would."""
+__all__ = ["Answer", "HotRoute", "HotRoutes", "hot_route"]
 
 
-def by_path(router: APIRouter, answers: Mapping[object, Answer]) -> dict[str, Answer]:
-    """The answers of a router's endpoints by their paths."""
-    return {route.path: answers[route.endpoint] for route in router.routes if isinstance(route, APIRoute)}
+class Answer(Protocol):
+    """Makes the JSON body of a response with status 200, or raises what a route would. It checks the caller's key."""
+
+    __name__: str
+
+    def __call__(self, state: AppState, scope: Scope, receive: Receive, /) -> Awaitable[bytes]:
+        """The body."""
 
 
-class Shortcut:
-    """Middleware that answers some calls itself, as `Observe` and the router would, and passes on the others.
+class HotRoute(APIRoute):
+    """A route whose endpoint is an `Answer`; FastAPI only describes it."""
+
+    answer: Answer
+
+
+def hot_route(
+    router: APIRouter,
+    path: str,
+    *,
+    requires: Requires,
+    request: type[BaseModel],
+    response: type[BaseModel],
+    summary: str,
+) -> Callable[[Answer], Answer]:
+    """A decorator that makes a hot route of an `Answer`, for POST requests.
 
     Args:
-        app: that gets the others.
-        front: that knows the path without a proxy's prefix.
-        answers: by path, of POST requests.
-        metrics: that count them.
-        bodies: that count theirs.
+        router: that gets the route.
+        path: of the route, without parameters.
+        requires: what the caller's key needs; for the description.
+        request: model of the body; for the description.
+        response: model of the answer; for the description.
+        summary: for the description.
+    """
+
+    def add(answer: Answer) -> Answer:
+        async def never_called() -> None:
+            raise NotImplementedError("HotRoutes answers this path")
+
+        router.add_api_route(
+            path,
+            never_called,
+            methods=["POST"],
+            name=answer.__name__,
+            description=getdoc(answer),
+            summary=summary,
+            dependencies=[Depends(requires)],
+            response_model=response,
+            openapi_extra=body_schema(request),
+            route_class_override=HotRoute,
+        )
+        route = router.routes[-1]
+        assert isinstance(route, HotRoute)
+        route.answer = answer
+        return answer
+
+    return add
+
+
+class HotRoutes:
+    """ASGI middleware that answers hot routes itself, and gives other requests to the framework.
+
+    Args:
+        app: the framework.
+        prefix: finds the path of a request.
+        routes: the hot routes.
+        metrics: counts and times their requests.
+        bodies: counts the bytes of their bodies.
     """
 
     def __init__(
-        self, app: ASGIApp, front: Front, answers: Mapping[str, Answer], metrics: Metrics, bodies: Bodies
+        self, app: ASGIApp, prefix: PathPrefix, routes: list[HotRoute], metrics: Metrics, bodies: Bodies
     ) -> None:
+        self.routes = {route.path: route for route in routes}
         self._app = app
-        self._front = front
-        self._answers = answers
-        self._metrics = metrics
+        self._prefix = prefix
         self._bodies = bodies
+        self._observed = Observe(self._answer, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-        is_post = scope["type"] == "http" and scope["method"] == "POST"
-        path = self._front.route_path(scope) if is_post else ""
-        answer = self._answers.get(path)
-        if answer is None:
+        """Handle one request."""
+        route = None
+        if scope["type"] == "http":
+            route = self.routes.get(self._prefix.route_path(scope))
+        if route is None or scope["method"] != "POST":
             await self._app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), CLIENT_CLOSED_REQUEST
-        current_request_id.set(request_id_of(scope))
-        request_id = (REQUEST_ID_HEADER, request_id_of(scope).encode("ascii"))
-        try:
-            with self._bodies.counted(scope, receive, MAX_BODY_BYTES) as receive_and_count:
-                content = await answer(scope["state"]["parts"], scope, receive_and_count)
-            headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json"), request_id]
-            status = 200
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": content})
-        except ClientDisconnect:
-            pass
-        except Exception as error:
-            if status == 200:  # The head of the response is out: cutting the connection is all that tells the client.
-                raise
-            response = render_problem(error, instance=scope["path"], route=path)
-            response.raw_headers.append(request_id)
-            status = response.status_code
-            await response(scope, receive, send)
-        finally:
-            self._metrics.note_request(path, status, time.perf_counter() - started)
+        else:
+            scope["route"] = route
+            await self._observed(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route: HotRoute = scope["route"]
+        with self._bodies.counted(scope, receive, MAX_BODY_BYTES) as receive_and_count:
+            content = await route.answer(scope["state"]["app"], scope, receive_and_count)
+        headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})

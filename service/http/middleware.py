@@ -1,6 +1,6 @@
-"""Pure ASGI middleware: what holds for every request, whatever its route.
+"""ASGI middleware for every request, whatever its route; `service.app` puts it around the routes.
 
-Starlette's `BaseHTTPMiddleware` would start a task group for each request and delay streams; these classes only wrap
+Starlette's `BaseHTTPMiddleware` would start a task group for each request and delay streams. These classes only wrap
 `receive` and `send`.
 """
 
@@ -15,21 +15,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.context import current_request_id
 from service.errors import BodyTooLarge
 from service.http.bodies.read import Bodies
-from service.http.front import Front
+from service.http.cors import Cors
 from service.http.headers import REQUEST_ID_HEADER, declared_length, request_id_of
 from service.http.metrics import Metrics
+from service.http.path_prefix import PathPrefix
 from service.http.problems import render_problem, route_of
 
-__all__ = ["CLIENT_CLOSED_REQUEST", "AtFront", "BodyLimit", "Observe"]
+__all__ = ["BodyLimit", "CrossOrigin", "Observe"]
 
 PREFLIGHT_ROUTE = "preflight"
-CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that went away; nobody receives it
+"""The route, for metrics, of the preflight requests of browsers."""
+CLIENT_CLOSED_REQUEST = 499
+"""The status, for metrics, of a request whose client has disconnected; nginx uses this number. It is never sent."""
 
 
 class Observe:
-    """Give each response its `X-Request-ID`, count and time it, and answer what no handler did with a bare 500.
+    """Give each response its `X-Request-ID`, count and time the request, and answer errors that nothing inside has
+    handled with a problem document.
 
-    It sits inside Starlette's own error middleware, which would send a 500 past every header and metric.
+    Around FastAPI's routes it has to be inside Starlette's own error middleware, which would answer such errors with a
+    500 that has no headers and is not counted.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -37,11 +42,11 @@ class Observe:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # Never reset: each request is a task of its own, and what the server still logs of it shall name it too.
+        # Never reset: each request has a task of its own, and what the server logs later in it names the request too.
         current_request_id.set(request_id_of(scope))
         request_id = request_id_of(scope).encode("ascii")
         status = 0
@@ -68,7 +73,7 @@ class Observe:
 
 
 class BodyLimit:
-    """Refuse a body of more than `max_bytes`: by its head before a byte is read, else as it streams in."""
+    """Refuse a body of more than `max_bytes`: at once where the head tells its length, else while it is read."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, bodies: Bodies) -> None:
         self._app = app
@@ -76,7 +81,7 @@ class BodyLimit:
         self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -87,37 +92,34 @@ class BodyLimit:
             await self._app(scope, receive_and_count, send)
 
 
-class AtFront:
-    """Give each request the path prefix of its proxy, each response what pages of other origins may do with it, and
-    answer browsers that ask for that before they call.
+class CrossOrigin:
+    """Tell browsers what pages of other origins may do, and answer the preflight requests that they send before a call.
 
-    It is outermost, so that what is refused further in says the same.
+    It is outermost, so that refusals have these headers too. Only used where the settings allow an origin.
 
     Args:
-        app: that gets the requests.
-        front: what the settings say.
-        routes: all that the service has.
-        metrics: that count the browsers' questions, which need no key.
+        app: that gets all other requests.
+        cors: makes the headers.
+        prefix: finds the path of a request.
+        routes: all of the service.
+        metrics: counts preflight requests, which need no key.
     """
 
-    def __init__(self, app: ASGIApp, front: Front, routes: Sequence[Route], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, cors: Cors, prefix: PathPrefix, routes: Sequence[Route], metrics: Metrics) -> None:
         self._app = app
-        self._front = front
+        self._cors = cors
+        self._prefix = prefix
         self._routes = routes
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = self._front.route_path(scope)
-        said = self._front.origin_headers(scope)
-        if not said:
-            await self._app(scope, receive, send)
-            return
         if scope["method"] == "OPTIONS":
-            preflight = self._front.preflight_headers(scope, self._methods(path))
+            methods = self._methods(self._prefix.route_path(scope))
+            preflight = self._cors.preflight_headers(scope, methods)
             if preflight is not None:
                 started = time.perf_counter()
                 headers = [*preflight, (REQUEST_ID_HEADER, request_id_of(scope).encode("ascii"))]
@@ -125,13 +127,14 @@ class AtFront:
                 await send({"type": "http.response.body"})
                 self._metrics.note_request(PREFLIGHT_ROUTE, HTTPStatus.NO_CONTENT, time.perf_counter() - started)
                 return
+        added = self._cors.response_headers(scope)
 
-        async def send_and_say(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *said]
+                message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
-        await self._app(scope, receive, send_and_say)
+        await self._app(scope, receive, send_with_headers)
 
     def _methods(self, path: str) -> Collection[str]:
         return {

@@ -181,7 +181,7 @@ async def _handle(request: Request, error: Exception) -> Response:
     response = render_problem(error, instance=request.url.path, route=route_of(request.scope))
     if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # The framework names the methods of one route, where a path may have one for each method.
-        path = request.state.parts.front.route_path(request.scope)
+        path = request.state.app.prefix.route_path(request.scope)
         routes = [r for r in iter_route_contexts(request.app.routes) if r.path and compile_path(r.path)[0].match(path)]
         response.headers["Allow"] = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
     return response

@@ -1,10 +1,12 @@
-"""What the fields of a request are to a snapshot: the hashes by which it knows their values, and what each counts."""
+"""Turns the fields of a request into what a snapshot reads of them: hashes of values and their weights.
+
+`service.use_cases.predict` calls `FieldReader.read` for each prediction of a model with fields.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from xxhash import xxh64_intdigest
 
 from asmg.features import (
     MISSING,
@@ -18,16 +20,20 @@ from asmg.features import (
     number,
     time_values,
 )
+from asmg.kernels.common import Floats, Rows
 from asmg.layout import FURTHEST
-from service.serving.forward import NO_VALUES, OF_CONTEXT, OF_ITEM, OF_USER, FieldValues
+from service.serving.id_hashes import Hashes, hash_id
 
-__all__ = ["FieldReader"]
+__all__ = ["NO_VALUES", "OF_CONTEXT", "OF_ITEM", "OF_USER", "FieldReader", "FieldValues"]
+
+OF_CONTEXT, OF_USER, OF_ITEM = 0, 1, 2
+"""Owners of a value in `FieldValues`. `OF_ITEM` + n is the context of the n-th candidate alone."""
 
 NO_SCALE = (0.0, 0.0)
-"""Of a field of which the model has seen no number: all of them weigh nothing."""
+"""Scale of a field of which the model has seen no number: every number gets the weight 0."""
 
-REMEMBERED = 1024
-"""Values of a field whose hashes are remembered: with names of 256 characters half a megabyte."""
+MAX_CACHED_HASHES = 1024
+"""Hashes of values that are cached for each field; of names of 256 characters they take half a megabyte."""
 
 MINUTE_MS = 60_000
 
@@ -35,26 +41,41 @@ Given = Mapping[str, Any]
 """Name of a field → its value, as the client sent it."""
 
 _Number = tuple[int, float]
-"""Place of a value among all that are read, and its weight."""
+"""Position of a value among all of the request, and its weight."""
 
 Read = tuple[tuple[int, ...], float]
-"""Hashes of the values that are read of one field, and the weight of each."""
+"""Hashes of the values of one field, and the weight of each."""
+
+
+class FieldValues(NamedTuple):
+    """The K values of the fields of one request, in any order."""
+
+    hashes: Hashes
+    """By which a snapshot knows each value, uint64 [K]."""
+    weights: Floats
+    """The factor of each value's vector, float32 [K]: 1, or the standardised number where the value is a number."""
+    owners: Rows
+    """int32 [K]: `OF_CONTEXT`, `OF_USER`, or `OF_ITEM` + n."""
+
+
+NO_VALUES = FieldValues(np.empty(0, np.uint64), np.empty(0, np.float32), np.empty(0, np.int32))
+"""The values of a request without fields."""
 
 
 class FieldReader:
-    """Reads fields as the model of one snapshot learned them: by its schema, and with its scale of numbers.
+    """Reads fields as the model of one snapshot learned them: by its schema, and with its scales of numbers.
 
-    A request was checked by the schema of the process, which need not be that of the model. So nothing is refused here:
-    a field that the model does not have is left out, and a value that its field cannot have is missing.
+    A request was checked by the schema of the process, which may differ from that of the model. So nothing is refused
+    here: a field that the model does not have is left out, and a value that its field cannot have counts as missing.
     """
 
     def __init__(self, schema: Schema, scales: Mapping[str, tuple[float, float]]) -> None:
-        """Take over what the snapshot's header says.
+        """Prepare the fields of the schema.
 
         Args:
             schema: of the model.
-            scales: name of each field that enters as a number → what is taken off it, and what it is then
-                multiplied by.
+            scales: by the name of each field that enters as a number, its mean and the factor by which the difference
+                to the mean is multiplied.
         """
         self.schema, self._scales = schema, scales
         context = self._known("context")
@@ -85,14 +106,14 @@ class FieldReader:
     ) -> FieldValues:
         """The fields of one request.
 
-        A field that is not given is missing, which is a value too. One for training only is missing in any case.
+        A field that is not given has the value "missing". A field that is for training only is always missing.
 
         Args:
             context: of the request.
             user: the features of the user.
-            contexts: of single candidates; what one says stands in the place of what `context` says. Empty, or one for
-                each candidate.
-            timestamp_ms: when it is asked, milliseconds since 1970.
+            contexts: of single candidates; a value in one of them replaces that of `context`. Empty, or one for each
+                candidate.
+            timestamp_ms: time of the request, milliseconds since 1970.
         """
         hashes = [*self._at(timestamp_ms), *self._never_given]
         numbers: list[_Number] = []
@@ -121,7 +142,7 @@ class FieldReader:
         return FieldValues(np.array(hashes, np.uint64), weights, owners)
 
     def of_item(self, given: Given) -> list[tuple[str, float]]:
-        """Names and weights of what an item with these features reads of the field table."""
+        """Names (`name_of_value`) and weights of the values that an item with these features has."""
         found = [(known.field.name, *known.values(given.get(known.field.name))) for known in self._of_item]
         return [(name_of_value(name, value), weight) for name, values, weight in found for value in values]
 
@@ -131,7 +152,7 @@ class FieldReader:
         ]
 
     def _at(self, timestamp_ms: int) -> tuple[int, ...]:
-        """Hashes of hour and weekday, computed once a minute: clocks are set back and forth at a full one."""
+        """Hashes of hour and weekday, computed once a minute; daylight saving time begins and ends at a full one."""
         minute, found = self._minute
         if minute != timestamp_ms // MINUTE_MS:
             shown = time_values(self.schema, np.array([timestamp_ms]))
@@ -141,10 +162,10 @@ class FieldReader:
 
 
 def _read_all(fields: Mapping[str, "_KnownField"], given: Given, hashes: list[int], numbers: list[_Number]) -> None:
-    """Add what is read of each field to `hashes`, and to `numbers` the weights that are not 1."""
+    """Append the hashes of each field's values to `hashes`, and the weights that are not 1 to `numbers`."""
     for name, known in fields.items():
         value = given.get(name)
-        if type(value) is str and (text := known.texts.get(value)) is not None:  # most often it came before
+        if type(value) is str and (text := known.texts.get(value)) is not None:  # the usual case: a cached text
             hashes.append(text)
             continue
         found, weight = known.read(value)
@@ -154,7 +175,7 @@ def _read_all(fields: Mapping[str, "_KnownField"], given: Given, hashes: list[in
 
 
 class _KnownField:
-    """One field as a model has it. It remembers hashes, which take longer to compute than all else here."""
+    """One field of a model. It caches the hashes of values, which take longer to compute than all else here."""
 
     def __init__(self, field: Field, scale: tuple[float, float]) -> None:
         self.field, self._scale, self._weighs = field, scale, not field.by_table
@@ -162,17 +183,17 @@ class _KnownField:
         self._number = (self._hash_of(NUMBER),)
         self._hashes: dict[str, int] = {}
         self.texts: Mapping[str, int] = self._hashes if field.kind == "categorical" else {}
-        """Hashes of texts that came before, where the field can be one."""
+        """Cached hashes of texts; empty for a field that is not categorical."""
 
     def read(self, given: Any) -> Read:
-        """What is read of the field where this is given."""
+        """Hashes and weight of what a client gave for the field."""
         if given is None:
             return self._missing
         try:
             if self._weighs:
                 return self._number, self._weight(given)
             if self.field.kind == "multi" and type(given) is list and 0 < len(given) <= self.field.most:
-                return tuple(sorted({self._hashes[value] for value in given})), 1.0  # they came before
+                return tuple(sorted({self._hashes[value] for value in given})), 1.0  # all of them cached
         except (KeyError, TypeError):
             pass
         except ValueFault:
@@ -181,7 +202,7 @@ class _KnownField:
         return self._missing if values == (MISSING,) else (tuple(sorted([self._hash(value) for value in values])), 1.0)
 
     def values(self, given: Any) -> tuple[tuple[str, ...], float]:
-        """The same, with the values themselves."""
+        """`read` with the values themselves in place of their hashes."""
         try:
             if not self._weighs:
                 return encode(self.field, given), 1.0
@@ -190,17 +211,17 @@ class _KnownField:
             return (MISSING,), 1.0
 
     def _weight(self, given: Any) -> float:
-        """Raises ValueFault where it is no number that the field can have."""
+        """The standardised number. Raises ValueFault where the field cannot have it."""
         mean, by = self._scale
         return min(max((number(self.field, given) - mean) * by, -FURTHEST), FURTHEST)
 
     def _hash(self, value: str) -> int:
         found = self._hashes.get(value)
         if found is None:
-            if len(self._hashes) >= REMEMBERED:
+            if len(self._hashes) >= MAX_CACHED_HASHES:
                 self._hashes.clear()
             found = self._hashes[value] = self._hash_of(value)
         return found
 
     def _hash_of(self, value: str) -> int:
-        return xxh64_intdigest(name_of_value(self.field.name, value).encode())
+        return hash_id(name_of_value(self.field.name, value))

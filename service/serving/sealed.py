@@ -1,22 +1,23 @@
-"""Copies of files that nothing can change: a process maps and serves such a copy, never the file itself.
+"""Copies of snapshot files that nothing can change. A process maps and serves such a copy, never the file itself.
 
-A mapped file is a hole in a running process. A byte that is written into the file changes the scores, and the first
-read behind its end, once it was cut short, ends the process with SIGBUS. A private folder and a mode of 0400 keep out
-other users, but not root, a backup tool that writes in place, or a failing disk.
+`service.serving.loading` calls `seal` for each snapshot.
 
-On Linux the copy is a sealed memory file (memfd_create(2)): the kernel refuses to write to it, to shorten it and to
-lift the seals, for everybody and through every path, root and /proc included. It needs no disk once it is made.
+Whoever writes to a mapped file changes what the process reads, and whoever shortens it ends the process: reading behind
+the end raises SIGBUS. A private folder and the mode 0400 keep out other users, but not root, a backup tool that writes
+in place, or a failing disk.
 
-All processes of a host share one copy, as they would share the pages of a file. The first one copies (0.5 s a
-gigabyte) and leaves a note in the file's folder, an empty file whose name says which process holds the copy under which
-descriptor. The next one opens that descriptor through /proc and maps the same pages at once. A note proves nothing:
-what it leads to has to be a memory file of the right name with all seals, and its content is compared with the digest
-like that of any other file.
+On Linux the copy is a sealed memory file (memfd_create(2)). The kernel refuses to write to it, to shorten it and to
+remove the seals, for everybody, root included. It needs no disk once it is made.
 
-The price: pages of a memory file stay in memory (or swap) for as long as a process holds them, where those of a file
-could be dropped and read again. A process that answers in milliseconds needs them in memory anyway.
+All processes of a host share one copy. The first one makes it (0.5 s a gigabyte) and leaves a note in the folder of the
+file: an empty file whose name says which process holds the copy under which descriptor. The next process opens that
+descriptor through /proc and maps the same pages. A note is not trusted: the file that it leads to has to be a memory
+file of the right name with all seals, and its content is compared with the checksum like that of any other file.
 
-Where there are no memory files (macOS), each process maps a copy of its own in a file without a name.
+The price: the pages stay in memory (or swap) for as long as a process holds them, where those of a file could be
+dropped and read again. A process that answers within milliseconds needs them in memory anyway.
+
+Where there are no memory files (macOS), each process maps a copy of its own, in a file without a name.
 """
 
 import fcntl
@@ -32,25 +33,26 @@ from pathlib import Path
 
 from service.files import check_of, host_name, open_trusted
 
-__all__ = ["Sealed", "seal"]
+__all__ = ["NOTE_PREFIX", "Sealed", "seal"]
 
 if sys.platform == "linux":
     SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 PIECE_BYTES = 4 * 1024 * 1024
-NOTE = ".held-"
-"""What the names of notes begin with; then come the process, its descriptor, the digests in the file's name, and the
-host: of another container, that shares the folder, the number of a process says nothing here."""
+"""Bytes that are copied at a time."""
 
-FOREIGN_SECONDS = 86_400.0
-"""After which the note of another host is removed: of a container that is gone, or else at the price of a further
-copy there."""
+NOTE_PREFIX = ".held-"
+"""Begins the name of a note. The process id, the descriptor, the stem of the file's name and the name of the host
+follow. Containers that share the folder number their processes alike, so the host has to be known."""
 
-MOST_NAME = 200
-"""Characters of a memory file's name; the kernel takes 249."""
+FOREIGN_NOTE_SECONDS = 86_400.0
+"""Age at which a note of another host is removed. Its container is gone; if not, that host makes one copy more."""
+
+MAX_NAME_LENGTH = 200
+"""Characters of a memory file's name; the kernel allows 249."""
 
 LOCK_SECONDS = 30.0
-"""How long one process waits while another copies. Behind a process that was stopped meanwhile it makes a copy of its
+"""How long a process waits while another one copies. If that one was stopped meanwhile, the process makes a copy of its
 own, which costs memory and nothing else."""
 LOCK_POLL_SECONDS = 0.02
 
@@ -59,7 +61,12 @@ class Sealed:
     """A copy that nobody can change, held open by this process."""
 
     def __init__(self, descriptor: int, note: Path | None = None) -> None:
-        """`note` tells other processes of it, where there is one."""
+        """Hold the copy.
+
+        Args:
+            descriptor: of the copy.
+            note: leads other processes to it; None for no note.
+        """
         self._descriptor = descriptor
         self._note = note
         self.path = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd", str(descriptor))
@@ -68,73 +75,76 @@ class Sealed:
         """In bytes."""
 
     def close(self) -> None:
-        """Let go of it. The last of all processes that hold it frees its pages: 0.15 s a gigabyte."""
+        """Close it. The last process that does so frees its pages, which takes 0.15 s a gigabyte."""
         if self._note is not None:
             self._note.unlink(missing_ok=True)
         os.close(self._descriptor)
 
     def close_after(self, mapping: object) -> None:
-        """Close it when `mapping` is gone: in a thread, for whoever drops the last reference to a mapping may be the
-        event loop. While the descriptor is open, to unmap frees no page.
+        """Close it, in a thread, when `mapping` is garbage.
+
+        The event loop may drop the last reference to a mapping. Unmapping frees no page while the descriptor is open,
+        so the thread does the work.
         """
         end = weakref.finalize(mapping, lambda: threading.Thread(target=self.close, name="free a snapshot").start())
-        end.atexit = False  # a process that ends closes it anyway, and its note is stale then
+        end.atexit = False  # the end of the process closes it anyway; its note is stale then
 
 
 def seal(path: Path, *, pause_seconds: float = 0.0) -> Sealed:
-    """The copy of a file that a process of this host holds, else a new one. Its content is not looked at.
+    """The copy of a file that a process of this host holds, else a new one. Its content is not checked.
 
     Args:
-        path: of a file that is replaced by renaming alone; copies are shared where its name says what it holds.
-        pause_seconds: between any two pieces, for those who want the processor meanwhile.
+        path: of a file that is only ever replaced by renaming. Copies are shared where its name has a checksum.
+        pause_seconds: pause between two pieces, in which requests get the processor.
 
     Raises:
-        OSError: it cannot be read, or is not a file of this user's alone.
+        OSError: the file cannot be read, or others can write to it.
     """
-    with _alone(path.parent):
-        descriptor = _held_by_another(path)
+    with _lock(path.parent):
+        descriptor = _open_shared(path)
         if descriptor is None:
             descriptor = _copy_to_memory(path, pause_seconds)
         if descriptor is None:
             return Sealed(_copy_without_name(path, pause_seconds))
         if check_of(path) is None:
             return Sealed(descriptor)
-        note = path.parent / f"{NOTE}{os.getpid()}-{descriptor}-{path.stem}-{host_name()}"
+        note = path.parent / f"{NOTE_PREFIX}{os.getpid()}-{descriptor}-{path.stem}-{host_name()}"
         note.touch(0o600)
         return Sealed(descriptor, note)
 
 
-def _held_by_another(path: Path) -> int | None:
-    """A descriptor of the copy that a note of this host leads to; stale notes are removed."""
+def _open_shared(path: Path) -> int | None:
+    """A descriptor of the copy that a process of this host holds; None where there is none. Removes stale notes."""
     if sys.platform != "linux" or check_of(path) is None:
         return None
     found = None
-    for note in path.parent.glob(f"{NOTE}*"):  # all of them, in no order: stale ones go, wherever they stand
-        process, descriptor, stem, host = (*note.name.removeprefix(NOTE).split("-", 3), "", "", "")[:4]
+    for note in path.parent.glob(f"{NOTE_PREFIX}*"):  # all of them, because any may be stale
+        process, descriptor, stem, host = (*note.name.removeprefix(NOTE_PREFIX).split("-", 3), "", "", "")[:4]
         if host != host_name():
             _remove_old(note)
             continue
         held = f"/proc/{process}/fd/{descriptor}"
         try:
-            # Looked at before it is opened: a process that has the number now may have anything there.
+            # The name is checked before the file is opened: another process may have the id by now.
             if os.readlink(held) != f"/memfd:{_memory_name(stem)} (deleted)":
                 raise FileNotFoundError
             if found is None and stem == path.stem:
                 found = _open_sealed(held)
         except (FileNotFoundError, ProcessLookupError):
             note.unlink(missing_ok=True)
-        except OSError:  # of a process that this one may not look into
+        except OSError:  # this process may not look into that one
             continue
     return found
 
 
 def _remove_old(note: Path) -> None:
-    with suppress(FileNotFoundError):  # its owner lets go of it
-        if note.stat().st_mtime < time.time() - FOREIGN_SECONDS:
+    with suppress(FileNotFoundError):  # its owner has removed it
+        if note.stat().st_mtime < time.time() - FOREIGN_NOTE_SECONDS:
             note.unlink()
 
 
 def _open_sealed(held: str) -> int | None:
+    """A descriptor of the file; None where it is not a memory file with all seals."""
     descriptor = os.open(held, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with suppress(OSError):  # no memory file
         if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS:
@@ -144,7 +154,7 @@ def _open_sealed(held: str) -> int | None:
 
 
 def _copy_to_memory(path: Path, pause_seconds: float) -> int | None:
-    """None where the host has no memory files."""
+    """A descriptor of a new sealed copy; None where the host has no memory files."""
     if sys.platform != "linux":
         return None
     try:
@@ -154,14 +164,15 @@ def _copy_to_memory(path: Path, pause_seconds: float) -> int | None:
     try:
         _copy(path, memory, pause_seconds)
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SEALS)
-        # Older kernels refuse to map what is open for writing, once it is sealed.
+        # Older kernels refuse to map a sealed file through a descriptor that is open for writing.
         return os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(memory)
 
 
 def _copy_without_name(path: Path, pause_seconds: float) -> int:
-    file, name = tempfile.mkstemp(dir=path.parent, prefix=NOTE)
+    """A descriptor of a new copy in a file that has no name any more."""
+    file, name = tempfile.mkstemp(dir=path.parent, prefix=NOTE_PREFIX)
     try:
         _copy(path, file, pause_seconds)
         return os.open(name, os.O_RDONLY | os.O_CLOEXEC)
@@ -186,12 +197,12 @@ def _copy(path: Path, target: int, pause_seconds: float) -> None:
 
 
 def _memory_name(stem: str) -> str:
-    return f"asmg:{stem}"[:MOST_NAME]
+    return f"asmg:{stem}"[:MAX_NAME_LENGTH]
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Only one process of the host copies at a time, so that the others find what it made."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Let one process of the host copy at a time, so that the others find what it made."""
     with (folder / ".seal.lock").open("wb") as file:
         deadline = time.monotonic() + LOCK_SECONDS
         while time.monotonic() < deadline:

@@ -1,45 +1,63 @@
-"""Safetensors files written in one pass and read by memory map, as NumPy arrays.
+"""Safetensors files, written in one pass and read through a memory map, as NumPy arrays.
 
 The format is that of the safetensors library: eight bytes with the length of a JSON header, the header, the tensors one
-after the other. The library itself writes from memory only and copies what it hands to NumPy; a table of gigabytes
-is neither to be held twice by who writes it nor copied by every process that reads it.
+after the other. The library itself writes tensors that are in memory as a whole, and copies them when it reads. Here a
+table of gigabytes is written in blocks, and processes that read it share its pages.
 """
 
 import json
 import math
 import mmap
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import xxhash
 from numpy.typing import DTypeLike, NDArray
 
 from asmg.header import CheckpointError
 
-__all__ = ["ALIGNMENT", "Blocks", "TensorFile", "Writable", "map_file", "write_tensors"]
+__all__ = [
+    "ALIGNMENT",
+    "PAUSE_SECONDS",
+    "PIECE_BYTES",
+    "Blocks",
+    "TensorFile",
+    "Writable",
+    "map_file",
+    "read_through",
+    "write_tensors",
+]
 
 ALIGNMENT = 64
-"""Bytes of a cache line; the tensors begin at a multiple of it, so that a row of 16 floats is one line."""
+"""Bytes of a cache line. The tensors begin at a multiple of it, so that a row of 16 floats is one line."""
 
 MAX_HEADER_BYTES = 100_000_000
-"""As the safetensors library has it."""
+"""The longest header; the limit of the safetensors library."""
+
+PIECE_BYTES = 4 * 1024 * 1024
+"""Bytes of a mapping that are read or released at a time; the GIL is held meanwhile."""
+
+PAUSE_SECONDS = 0.001
+"""Pause between two pieces while requests are served: reading a gigabyte then takes a quarter of a second longer."""
 
 _NAMES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U64": np.dtype("<u8"), "U32": np.dtype("<u4")}
 _DTYPES = {dtype: name for name, dtype in _NAMES.items()}
 
 
 class Blocks(NamedTuple):
-    """A tensor that is made while it is written, so that it never is in memory as a whole."""
+    """A tensor that is computed while it is written, so that it is never in memory as a whole."""
 
     dtype: DTypeLike
     shape: tuple[int, ...]
     parts: Iterable[NDArray[Any]]
-    """Its rows, some at a time."""
+    """Its rows, in blocks."""
 
 
 class Writable(Protocol):
-    """What a file can be written to."""
+    """Anything that bytes can be written to."""
 
     def write(self, data: bytes | memoryview, /) -> object:
         """Append the bytes."""
@@ -49,9 +67,9 @@ def write_tensors(file: Writable, metadata: Mapping[str, str], tensors: Mapping[
     """Write a safetensors file; equal arguments give equal bytes.
 
     Args:
-        file: takes bytes.
+        file: receives the bytes.
         metadata: of the header.
-        tensors: in the order of the file, which the caller chooses so that each is aligned to its numbers.
+        tensors: by name, in the order of the file, in which each has to be aligned to the size of its numbers.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     at = 0
@@ -71,7 +89,7 @@ def write_tensors(file: Writable, metadata: Mapping[str, str], tensors: Mapping[
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The file's pages, which belong to the operating system: it shares them between all processes that map the file.
+    """Map a file into memory; the operating system shares its pages between all processes that do.
 
     Raises:
         CheckpointError: it is empty.
@@ -80,15 +98,33 @@ def map_file(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         try:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:  # which an empty file cannot be mapped with
+        except ValueError as error:  # the file is empty
             raise _unreadable() from error
 
 
-class TensorFile:
-    """A memory-mapped safetensors file. Opening reads the header alone, whatever the size of the file.
+def read_through(mapping: mmap.mmap, *, pause_seconds: float = 0.0) -> str:
+    """Read every page once, so that no request waits for one later.
 
     Args:
-        file: where it is, or its pages.
+        mapping: of a file.
+        pause_seconds: pause between two pieces, in which requests get the processor.
+
+    Returns:
+        the XXH3-128 of all bytes, in hex.
+    """
+    digest = xxhash.xxh3_128()
+    with memoryview(mapping) as view:
+        for start in range(0, len(view), PIECE_BYTES):
+            digest.update(view[start : start + PIECE_BYTES])
+            time.sleep(pause_seconds)
+    return digest.hexdigest()
+
+
+class TensorFile:
+    """A memory-mapped safetensors file. Opening it reads the header only, whatever its size.
+
+    Args:
+        file: its path, or its pages.
 
     Raises:
         CheckpointError: the file is no safetensors file, or is not as long as its header says.
@@ -118,7 +154,7 @@ class TensorFile:
         if count:
             return np.frombuffer(self.mapping, kind, count, base + start).reshape(shape)
         nothing = np.empty(shape, dtype=kind)
-        nothing.flags.writeable = False  # of one type with the others, for compiled code
+        nothing.flags.writeable = False  # the same type as all others, for compiled code
         return nothing
 
 

@@ -1,4 +1,4 @@
-"""The audit: who did what, when and why. Rows are only added, which Postgres sees to."""
+"""The audit: who did what, when and why. Entries are only added; a trigger in Postgres refuses changes."""
 
 import os
 import pwd
@@ -11,6 +11,7 @@ from service.storage.postgres.repositories import AuditEntry
 __all__ = ["AuditPage", "command_line", "list_audit"]
 
 MAX_ID = 2**63 - 1
+"""Highest id of an entry: what a `bigint` of Postgres can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,15 @@ class AuditPage:
 async def list_audit(
     database: Database, *, limit: int, before: int | None = None, actor: str | None = None, action: str | None = None
 ) -> AuditPage:
-    """At most `limit` entries, newest first, of those with an id below `before`, this actor and this action."""
+    """A page of entries, newest first.
+
+    Args:
+        database: holds the audit.
+        limit: most entries of the page.
+        before: only entries with a lower id; None starts at the newest.
+        actor: only entries of this actor.
+        action: only entries of this action.
+    """
     before = None if before is None or before > MAX_ID else before
     async with database.read() as session:
         entries = await session.audit.list(limit + 1, before, actor=actor, action=action)
@@ -34,7 +43,7 @@ async def list_audit(
 
 
 def command_line() -> str:
-    """The actor of a command: the user that the operating system runs it for."""
+    """The actor of a command: the user of the operating system who runs it."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # a container may run under a number that has no name

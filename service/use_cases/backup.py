@@ -1,4 +1,4 @@
-"""Everything that Postgres holds, as files of a folder, and back into an empty database."""
+"""Back up everything that Postgres holds to a folder of files, and restore it into an empty database."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,21 +12,21 @@ from service.storage.backup.manifest import Manifest, write_manifest
 from service.storage.postgres.database import Database
 from service.storage.postgres.structure import frozen
 from service.storage.redis.connection import purge
-from service.use_cases.forget import replay_all
+from service.use_cases.replay_deletions import replay_all
 
 __all__ = ["back_up", "require_empty_database", "restore"]
 
 
 async def back_up(database: Database, folder: Path, journal: Path | None = None) -> Manifest:
-    """Write all that one moment of the database holds to a folder, while the service works on.
+    """Write the contents of the database at one moment to a folder, while the service goes on working.
 
     Args:
-        database: nothing is changed in it, and nothing waits for the backup but what drops or alters a table.
-        folder: new or empty; what is written before a failure is removed again.
-        journal: of the installation's deletions; whoever restores the backup looks for it there.
+        database: nothing is changed in it, and only statements that drop or alter a table wait for the backup.
+        folder: new or empty; after a failure it is emptied again.
+        journal: path of the journal of deletions, which the backup names so that a restore finds it.
 
     Raises:
-        BackupError: the folder holds something, or cannot be written to.
+        BackupError: the folder is not empty, or cannot be written to.
         NotReady: Postgres does not answer, or others keep a table locked.
     """
     with new_backup(folder):
@@ -36,10 +36,10 @@ async def back_up(database: Database, folder: Path, journal: Path | None = None)
 
 
 async def require_empty_database(database: Database) -> None:
-    """Return where a backup can be restored: the service has no tables there, or no rows in them.
+    """Make sure that a backup can be restored: the service has no tables there, or none with rows.
 
     Raises:
-        BackupError: it has, and in which; or the tables are another program's.
+        BackupError: there are rows (it says in which tables), or the tables are another program's.
         NotReady: Postgres does not answer.
     """
     async with database.read() as session:
@@ -49,23 +49,23 @@ async def require_empty_database(database: Database) -> None:
 async def restore(
     database: Database, redis: Redis, folder: Path, manifest: Manifest, *, actor: str, deletions: Sequence[Entry] = ()
 ) -> int:
-    """Load a backup, all of it or nothing, and with it carry out the deletions that came after it.
+    """Load a backup and carry out the deletions that came after it, in one transaction.
 
-    What Redis holds belongs to another past, so it is removed first; what the service needs of it comes again from
-    Postgres, as it is asked for.
+    Redis is emptied first, because it belongs to another past; it is filled again from Postgres as it is used.
 
     Args:
         database: with the schema of the backup, and no rows.
-        redis: of the same installation.
-        folder, manifest: as `read_backup` has found them whole.
-        actor: for the audit, which says when what came after the backup was lost.
-        deletions: of the installation, as its journal has them; those that the backup knows are done already.
+        redis: the installation's; its keys are removed.
+        folder: of the backup.
+        manifest: of the backup, as `read_backup` has read and checked it.
+        actor: for the audit, which says that everything after the backup was lost, and when.
+        deletions: the entries of the installation's journal; those that the backup knows are skipped.
 
     Returns:
-        how many users and items were deleted after the backup, of which it had something.
+        number of users and items in the backup that were deleted after it was made.
 
     Raises:
-        BackupError: the database is not empty, or does not take the rows.
+        BackupError: the database is not empty, or refuses the rows.
         NotReady: Postgres or Redis does not answer, or others use the tables.
     """
     await purge(redis)

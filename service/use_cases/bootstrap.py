@@ -1,7 +1,7 @@
-"""What has to be there before the first request: version 0, a constant prior."""
+"""Version 0, a constant prior that is served before the first update; and the version that is served now."""
 
 from service.errors import NotReady
-from service.serving.snapshot import prior_snapshot
+from service.serving.prior import prior_snapshot
 from service.serving.swap import Champion
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, Lock
@@ -12,13 +12,13 @@ __all__ = ["current_champion", "ensure_prior"]
 PRIOR_VERSION = 0
 PRIOR_PERIOD = 0
 UNKNOWN_CTR = 0.5
+"""Click probability of the prior where `prior_ctr` is not set."""
 ACTOR = "service"
+"""Who makes version 0."""
 
 
 async def ensure_prior(database: Database, artifacts: ArtifactStore, prior_ctr: float | None) -> None:
-    """Create version 0, which answers `prior_ctr` to everything, where no process has done so before.
-
-    Where that is not known it answers 0.5.
+    """Create version 0, which predicts `prior_ctr` for everything, unless it exists; 0.5 where `prior_ctr` is None.
 
     Any number of processes may call it at once; the first one's prior stays for good.
     """
@@ -50,7 +50,7 @@ async def ensure_prior(database: Database, artifacts: ArtifactStore, prior_ctr: 
 
 
 async def current_champion(database: Database) -> Champion:
-    """The version to serve and the moment from which on.
+    """The version to serve, and from which moment on.
 
     Raises:
         NotReady: there is no version yet.
@@ -58,6 +58,8 @@ async def current_champion(database: Database) -> Champion:
     async with database.read() as session:
         alias = await session.models.alias(AliasName.CHAMPION)
         model = None if alias is None else await session.models.get(alias.version)
-    if alias is None or model is None or model.serving_digest is None:  # what an alias names is never retired
+    if (
+        alias is None or model is None or model.serving_digest is None
+    ):  # a version that an alias names keeps its snapshot
         raise NotReady("there is no model version yet")
     return Champion(model.version, model.period, model.serving_digest, alias.active_from)

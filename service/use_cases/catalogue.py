@@ -1,4 +1,4 @@
-"""Keep the catalogue of items, and the features of items and users."""
+"""Store the catalogue of items, and the features of items and users."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
@@ -10,17 +10,19 @@ __all__ = ["KeepsFeatures", "put_items", "put_users"]
 
 
 class KeepsFeatures(Protocol):
-    """What keeps features of users for predictions."""
+    """A cache of users' features, which predictions read."""
 
     async def forget_features(self, user_ids: Collection[str], /) -> None:
-        """Forget those of users whose features have changed."""
+        """Remove the cached features of these users, which have changed."""
 
 
 async def put_items(
     database: Database, items: Mapping[str, Sequence[str]], features: Sequence[FeatureVersion] = ()
 ) -> int:
-    """Store the categories of each item, in place of those it had, and new versions of features; return how many items
-    are new or changed.
+    """Replace the categories of items and store new versions of their features.
+
+    Returns:
+        number of the items that are new or changed.
     """
     async with database.unit_of_work() as work:
         changed = await work.items.upsert({item: list(dict.fromkeys(names)) for item, names in items.items()})
@@ -30,8 +32,10 @@ async def put_items(
 
 
 async def put_users(database: Database, histories: KeepsFeatures, features: Sequence[FeatureVersion]) -> int:
-    """Store new versions of the features of users; return how many users have one that says something new. The next
-    predictions of these read it.
+    """Store new versions of users' features; the next predictions for these users read them.
+
+    Returns:
+        number of the users whose features are new or changed.
     """
     async with database.unit_of_work() as work:
         changed = await work.features.put("user", features)

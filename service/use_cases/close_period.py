@@ -1,4 +1,4 @@
-"""Close the open period: its log is sealed for ever and the next one begins."""
+"""Close the open period: its log is sealed for ever, and the next period begins. `POST /periods/close` calls it."""
 
 from service.errors import EmptyPeriod, IdempotencyMismatch, PeriodConflict
 from service.storage.postgres.database import Database, Lock
@@ -15,12 +15,19 @@ async def close_period(
     actor: str,
     reason: str | None = None,
 ) -> Period:
-    """Seal the open period and open the next, both or neither; return the sealed one.
+    """Seal the open period and open the next in one transaction; return the sealed one, which the worker updates next.
 
     A retry with the idempotency key of an earlier close returns the period that was sealed then.
 
+    Args:
+        database: holds the periods.
+        expected_period: number that the open period must have; None for any.
+        idempotency_key: identifies the request; None where it need not be repeatable.
+        actor: for the audit.
+        reason: for the audit.
+
     Raises:
-        EmptyPeriod: nothing happened in the open period.
+        EmptyPeriod: the open period has no interaction, impression or click.
         IdempotencyMismatch: the key belongs to a close with another `expected_period`.
         PeriodConflict: `expected_period` is not the open period.
     """
@@ -38,7 +45,7 @@ async def close_period(
             raise PeriodConflict(expected_period, period.number)
         if not await work.interactions.any(period.number) and not await work.labels.any(period.number):
             raise EmptyPeriod(period.number)
-        # Nothing that takes longer where the log is longer: ingestion waits meanwhile. The update counts it again.
+        # Ingestion waits meanwhile, so the log is not counted here: the counters are added up. The update counts it.
         events = await work.interactions.counted(period.number)
         await work.interactions.forget_counters(period.number)
         sealed = await work.periods.seal(period.number, events, idempotency_key, fingerprint)

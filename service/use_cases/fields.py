@@ -1,4 +1,7 @@
-"""What clients send of fields: checked by the schema, and written as it is stored."""
+"""Values of fields that clients send: checked by the schema, and written as they are stored.
+
+`service.http.bodies` and the routers call it for contexts and features; the OpenAPI document describes them with it.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,20 +16,20 @@ from service.limits import MAX_CONTEXT_BYTES, MAX_INTEGER_ID, MIN_INTEGER_ID
 __all__ = ["FIELDS_OF", "allowed", "cleaned", "described", "faults", "written"]
 
 FIELDS_OF = "x-fields-of"
-"""Marks, in the description of the API, the object whose members are the fields of the context, a user or an item."""
+"""Marks a schema in the OpenAPI document whose properties are the fields of the context, a user or an item."""
 
 SHOWN_CHARACTERS = 100
-"""Of the name of a field that is none."""
+"""Characters of an unknown field's name that an error shows."""
 
 
 def faults(schema: Schema, of: Of, values: Mapping[str, Any] | None, path: str) -> Iterator[FieldError]:
     """What is wrong with the values that a client sent.
 
     Args:
-        schema: says what they have to be.
-        of: whose they are.
+        schema: of the fields.
+        of: `context`, `user` or `item`.
         values: by the names of the fields.
-        path: of the object that holds them, such as `interactions[3].context`.
+        path: of the object that holds them in the body, such as `interactions[3].context`.
     """
     if not values:
         return
@@ -38,14 +41,14 @@ def faults(schema: Schema, of: Of, values: Mapping[str, Any] | None, path: str) 
 
 
 def allowed(schema: Schema, of: Of, values: Mapping[str, Any]) -> bool:
-    """Whether `faults` finds none, for certain; it takes a fraction of the time."""
+    """A quick check: if it is true, `faults` finds nothing wrong; if it is false, `faults` has to decide."""
     return schema.allows(of, values) and len(msgspec.json.encode(values)) <= MAX_CONTEXT_BYTES
 
 
 def cleaned(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The values that are not missing, of those that have no fault; equal ones have equal JSON with sorted keys."""
+    """The values without the missing ones, where `faults` finds nothing wrong. Equal values have equal sorted JSON."""
     known = {name: value for name, value in (values or {}).items() if value is not None and value not in ("", [])}
-    # Only a number may be so large, and what writes it as JSON takes integers of 64 bits only.
+    # Only a field that is a number may be so large. orjson writes integers of 64 bits only.
     large = {
         name: float(value)
         for name, value in known.items()
@@ -55,13 +58,13 @@ def cleaned(values: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def written(values: Mapping[str, Any] | None) -> str | None:
-    """The same as one JSON text; None where all are missing."""
+    """`cleaned` as a JSON text with sorted keys; None where all values are missing."""
     known = cleaned(values)
     return orjson.dumps(known, option=orjson.OPT_SORT_KEYS).decode() if known else None
 
 
 def described(node: Any, schema: Schema) -> Any:
-    """A part of the description of the API, with the fields of the schema where `FIELDS_OF` stands."""
+    """A part of the OpenAPI document, with the fields of the schema in place of `FIELDS_OF`."""
     if isinstance(node, list):
         return [described(part, schema) for part in node]
     if not isinstance(node, dict):
@@ -74,7 +77,7 @@ def described(node: Any, schema: Schema) -> Any:
 
 
 def _described(field: Field) -> dict[str, Any]:
-    """What a client may send for it, as a JSON schema."""
+    """The JSON schema of a field's values."""
     scalar = [
         {"type": "string", "maxLength": MAX_VALUE_LENGTH, "pattern": r"^[^\x00]*$"},
         {"type": "integer", "minimum": MIN_INTEGER_ID, "maximum": MAX_INTEGER_ID},

@@ -8,25 +8,25 @@ __all__ = ["set_pinned"]
 
 
 async def set_pinned(database: Database, version: int, *, pinned: bool, reason: str, actor: str) -> bool:
-    """Pin a version, or let go of it; what has become too old meanwhile goes after the next update.
+    """Pin or unpin a version; the artifacts of an unpinned one that is too old are removed after the next update.
 
     Args:
         database: holds the versions and the audit.
-        version: any that exists; to be pinned it must have its serving snapshot. Of its training state it keeps what it
-            still has.
-        pinned: what it is to be.
+        version: any version; to be pinned it must still have its serving snapshot. It keeps of its training state what
+            it still has.
+        pinned: True to pin, False to unpin.
         reason: for the audit.
         actor: for the audit.
 
     Returns:
-        whether that was news; only then it is in the audit.
+        whether that was a change; only then is it in the audit.
 
     Raises:
         ModelNotFound: there is no such version.
-        ModelPruned: its serving snapshot was let go of, so that there is nothing to pin.
+        ModelPruned: its serving snapshot was removed, so there is nothing to pin.
     """
     async with database.unit_of_work() as work:
-        await work.lock_exclusive(Lock.MODELS)  # it must not lose its artifacts meanwhile
+        await work.lock_exclusive(Lock.MODELS)  # retention must not remove its artifacts meanwhile
         model = await work.models.get(version) if 0 <= version <= MAX_NUMBER else None
         if model is None:
             raise ModelNotFound(version)

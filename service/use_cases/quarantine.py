@@ -1,7 +1,7 @@
-"""Periods whose update does not succeed: when one is given up, and what an operator may do about it then.
+"""Periods whose update fails: when the worker gives one up, and what an operator can do about it then.
 
-A period in quarantine holds nobody up: the next one goes on from the state that was there before. Its log is kept.
-Trouble of Postgres or of the machine is no fault of a period, and counts for nothing.
+The worker puts a period into quarantine after too many failed attempts. The next period is updated without it, from the
+training state before it, and its log is kept. Trouble of Postgres or of the machine does not count as an attempt.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,14 @@ from service.use_cases.status import MAX_NUMBER
 __all__ = ["MOST_CRASHES", "CrashLoop", "find_periods", "note_failure", "note_trouble", "retry_period", "skip_period"]
 
 MOST_CRASHES = 5
-"""Workers that may die in a row at the update of a period before it is given up."""
+"""Workers that may crash in a row during the update of a period before it is put into quarantine."""
 
 ACTOR = "worker"
+"""Who puts periods into quarantine, in the audit."""
 
 
 class CrashLoop(Exception):
-    """The workers that were at a period died, one after the other, and none got any further."""
+    """Workers crashed one after the other during the update of a period, and none finished a stage."""
 
     def __init__(self, crashes: int, stage: str | None) -> None:
         where = "its beginning" if stage is None else f"the stage {stage}"
@@ -29,9 +30,17 @@ class CrashLoop(Exception):
 
 
 async def note_failure(database: Database, number: int, worker: str, error: Exception, *, max_attempts: int) -> bool:
-    """Count a failed attempt of the worker that is at a period; after the last one the period is in quarantine.
+    """Count a failed attempt to update on a period; after `max_attempts` put the period into quarantine.
 
-    Nothing happens where the worker is not at it any more: others have gone on.
+    Nothing happens where another worker has taken the period over. A crash loop counts as no attempt but ends in
+    quarantine at once.
+
+    Args:
+        database: holds the period.
+        number: of the period.
+        worker: name of the worker whose attempt failed.
+        error: what it failed with; shown as the period's `error`.
+        max_attempts: attempts after which the period is given up.
 
     Returns:
         whether the period is in quarantine now.
@@ -44,7 +53,7 @@ async def note_failure(database: Database, number: int, worker: str, error: Exce
         attempts, message = period.attempts, _message(error)
         if not isinstance(error, CrashLoop):
             attempts += 1
-        if isinstance(error, ArtifactError):  # what its stages have made is not there any more: it begins anew
+        if isinstance(error, ArtifactError):  # results of its stages are lost or damaged: it starts from the beginning
             await work.stages.clear(number)
         final = attempts >= max_attempts or isinstance(error, CrashLoop)
         status = PeriodStatus.QUARANTINED if final else PeriodStatus.SEALED
@@ -56,22 +65,22 @@ async def note_failure(database: Database, number: int, worker: str, error: Exce
 
 
 async def note_trouble(database: Database, number: int, worker: str, error: Exception) -> None:
-    """Show what the worker that is at a period waits for; it is no attempt."""
+    """Show in the period's `error` what its worker waits for; this does not count as an attempt."""
     async with database.unit_of_work() as work:
         await work.periods.hold(number, worker, error=f"waits: {_message(error)}")
         await work.commit()
 
 
 async def find_periods(database: Database, *, limit: int, status: PeriodStatus | None = None) -> Sequence[Period]:
-    """At most `limit` periods, newest first; those with this status, where one is given."""
+    """At most `limit` periods, newest first; only those with this status, where one is given."""
     async with database.read() as session:
         return await session.periods.list(limit, statuses=None if status is None else (status,))
 
 
 async def retry_period(database: Database, number: int, *, reason: str, actor: str) -> Period:
-    """Have the worker learn a period in quarantine after all, from the beginning and with all attempts.
+    """Have the worker update on a period in quarantine after all, from the beginning and with all attempts.
 
-    Where later periods have been learned meanwhile, it is learned after them, as late events are.
+    Where later periods have been learned meanwhile, this one is learned after them, as late events are.
 
     Args:
         database: holds the period.
@@ -81,19 +90,19 @@ async def retry_period(database: Database, number: int, *, reason: str, actor: s
 
     Raises:
         PeriodNotFound: there is no such period.
-        PeriodStateConflict: it is not in quarantine, or it is so old that logs of later periods were dropped, and what
-            users had clicked by then cannot be told any more.
+        PeriodStateConflict: it is not in quarantine, or it is so old that logs of later periods were dropped: the
+            histories of its time are lost then.
         ValueError: the reason is empty or too long.
     """
     _check(reason)
     async with database.unit_of_work() as work:
         period = await _locked(work, number, (PeriodStatus.QUARANTINED,), "retried")
-        if await work.periods.log_folded_after(number):
+        if await work.period_logs.log_folded_after(number):
             raise PeriodStateConflict(
                 f"period {number} cannot be retried: it is so old that logs of later periods are dropped, and its "
                 "histories cannot be told from theirs any more; it can be skipped"
             )
-        await work.stages.clear(number)  # its artifacts are gone, and may be what was wrong
+        await work.stages.clear(number)  # their artifacts are deleted, and may have been the fault
         changed = await work.periods.set_status(number, PeriodStatus.SEALED, attempts=0)
         await work.audit.add(actor, "retry_period", {"period": number, "error": period.error}, reason=reason)
         await work.commit()
@@ -101,7 +110,7 @@ async def retry_period(database: Database, number: int, *, reason: str, actor: s
 
 
 async def skip_period(database: Database, number: int, *, reason: str, actor: str) -> Period:
-    """Have no model ever learn a closed period; a worker that is at it gives it up at the next stage.
+    """Have no model ever learn a closed period; a worker that updates on it stops at the next stage.
 
     What users clicked in it stays in their histories; its log is dropped when it is old.
 
@@ -126,7 +135,7 @@ async def skip_period(database: Database, number: int, *, reason: str, actor: st
 
 
 async def _locked(work: UnitOfWork, number: int, expected: Sequence[PeriodStatus], what: str) -> Period:
-    """A period with one of these statuses, which no worker publishes or gives up meanwhile."""
+    """A period with one of these statuses, locked so that no worker publishes or gives it up meanwhile."""
     await work.lock_exclusive(Lock.MODELS)
     period = await work.periods.get(number) if 0 < number <= MAX_NUMBER else None
     if period is None:

@@ -1,4 +1,7 @@
-"""What is let go of after a period: intermediate stages, old training states, old snapshots, old logs."""
+"""Remove what is not needed after an update: results of stages, old training states and snapshots, old logs.
+
+The worker calls these functions between updates.
+"""
 
 import logging
 import re
@@ -16,29 +19,31 @@ __all__ = ["drop_old_logs", "merge_event_ids", "prune", "sweep"]
 logger = logging.getLogger(__name__)
 
 LOCK_SECONDS = 0.2
-"""How long ingestion may be held up to let go of an old log; after that the next period tries again."""
+"""Longest wait, in seconds, for the lock that dropping a log needs: ingestion waits behind it. Where it is not granted,
+the log is dropped after the next period."""
 
 ORPHAN_AGE = timedelta(hours=1)
-"""Artifacts are stored a moment before the row that names them; after this long no such row will come."""
+"""Age from which on an artifact that no row names is removed: rows are written moments after their artifacts."""
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
+"""SHA-256 in hex, as results of stages name artifacts."""
 
 
 async def prune(database: Database, period: int, settings: Settings) -> int:
-    """Delete every artifact that only this period's update, or a version too old to keep, had a use for.
+    """Delete every artifact that only this period's update, or a version too old to keep it, has used.
 
     Args:
-        database: holds all of it.
-        period: whose update has ended; one that is retried is begun anew.
-        settings: say how many versions keep their snapshot and their training state.
+        database: holds the artifacts and what names them.
+        period: number of a period whose update has ended; if it is retried it starts from the beginning.
+        settings: number of versions that keep their snapshot, and their training state.
 
     Returns:
         the number of artifacts deleted.
     """
     async with database.unit_of_work() as work:
-        await work.lock_exclusive(Lock.MODELS)  # no rollback may choose a version while it loses its artifacts
+        await work.lock_exclusive(Lock.MODELS)  # no rollback may choose a version whose artifacts are being removed
         digests = {digest for stage in await work.stages.list(period) for digest in _digests(stage.result)}
-        await work.stages.forget_results(period)  # of use to an update that goes on; a row of digests a period for ever
+        await work.stages.forget_results(period)  # only an update that continues reads them
         digests.update(await work.models.retire(keep_serving=settings.keep_versions, keep_states=settings.keep_states))
         deleted = await work.artifacts.delete(sorted(digests))
         await work.commit()
@@ -46,21 +51,22 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
 
 
 async def merge_event_ids(database: Database, *, beat: Callable[[], None] = lambda: None) -> list[int]:
-    """Note the ids of closed periods where ingestion looks them up, a transaction each; return the periods' numbers.
+    """Add the event ids of closed periods to the table in which ingestion looks them up; return the periods' numbers.
 
-    Until then it looks into the logs of those periods as well, so nothing but speed depends on when this happens.
+    Until then ingestion reads the logs of these periods too, so only its speed depends on when this happens. Each
+    period is a transaction of its own.
 
     Args:
-        database: the log.
+        database: holds the logs.
         beat: called after each period.
     """
     async with database.read() as session:
-        _, closed = await session.periods.unmerged()
+        _, closed = await session.period_logs.unmerged()
     merged = []
     for number in closed:
         try:
             async with database.unit_of_work() as work:
-                await work.periods.get_locked(number)  # no deletion removes an event whose id is being noted
+                await work.periods.get_locked(number)  # no deletion may remove an event whose id is being added
                 await work.interactions.merge_ids(number)
                 await work.commit()
         except (NotReady, OSError):
@@ -78,34 +84,34 @@ async def drop_old_logs(
 ) -> list[int]:
     """Drop the logs that nothing needs any more; return the numbers of their periods.
 
-    Three transactions, so that the one which others wait for does nothing else, and none undoes what another has done:
-    what users did last in the log is added to what stays of dropped ones; the log is dropped, or stays until the next
-    period where somebody reads it; its event ids are forgotten. A worker that dies in between goes on with the next
-    one. Then the versions of features go that only its interactions had a use for.
+    It takes three transactions, so that the one that others wait for does nothing else, and a failure undoes no other.
+    First, what users did last in the log is folded into the histories that outlive it. Then the log is dropped; where
+    somebody is reading it, it stays until the next period. Last, its event ids are removed. A worker that dies in
+    between continues with the next transaction. Then versions of features that only its interactions used are removed.
 
-    A period that is not learned keeps its log.
+    A period whose update is still to be done, or in quarantine, keeps its log.
 
     Args:
-        database: the log.
-        settings: say how many logs are kept.
+        database: holds the logs.
+        settings: number of logs that are kept besides those that training needs.
         beat: called after each period.
     """
     dropped = []
     async with database.read() as session:
         newest = (await session.periods.open()).number - 1 - KEPT_FOR_TRAINING - settings.keep_logs
-        old = await session.periods.with_old_log(newest)
+        old = await session.period_logs.with_old_log(newest)
     for number in old:
         try:
             async with database.unit_of_work() as work:
                 await work.past.fold(number)
                 await work.commit()
             async with database.unit_of_work() as work:
-                await work.periods.get_locked(number)  # before the log, as deletions do
+                await work.periods.get_locked(number)  # locked before the log, in the order in which deletions lock
                 await work.interactions.drop(number, lock_seconds=LOCK_SECONDS)
                 await work.commit()
         except NotReady:
             raise
-        except Exception as error:  # somebody reads, a backup say
+        except Exception as error:  # somebody is reading it, for example a backup
             logger.warning("the log of period %d is not dropped yet: %s", number, type(error).__name__)
             break
         dropped.append(number)
@@ -122,10 +128,10 @@ async def drop_old_logs(
 
 
 async def sweep(database: Database) -> int:
-    """Delete what no version names and no update may go on with: left by workers that died, or by updates that began
-    again.
+    """Delete artifacts that no version names and no update can continue from.
 
-    To be called by the leading worker, between updates.
+    They are left by workers that died, and by updates that started again. Only the leading worker may call it, between
+    updates.
 
     Returns:
         the number of artifacts deleted.
@@ -139,7 +145,7 @@ async def sweep(database: Database) -> int:
 
 
 def _digests(value: Any) -> Iterator[str]:
-    """All digests in a JSON value, however deep."""
+    """All digests in a JSON value, at any depth."""
     if isinstance(value, str) and DIGEST.fullmatch(value):
         yield value
     elif isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Serve another version, at once."""
+"""Roll back: serve another version, older or newer, at once."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,7 @@ SequencePolicy = Literal["keep", "excise"]
 
 @dataclass(frozen=True, slots=True)
 class RollbackResult:
-    """What was served, what is served, and from when."""
+    """Outcome of a rollback."""
 
     from_version: int
     to_version: int
@@ -37,26 +37,26 @@ async def rollback(
     lead_seconds: float,
     calls: BoundedCalls | None = None,
 ) -> RollbackResult:
-    """Make `to_version` the champion, which it is `lead_seconds` from now; a later version rolls forward again.
+    """Serve `to_version` from `lead_seconds` after now.
 
-    What it needs is read and compared with its digests first, before anything moves and without a lock: a second or
-    more a gigabyte.
+    Its artifacts are read and compared with their digests first, without a lock; that takes a second or more a
+    gigabyte. Calling it with a newer version rolls forward again.
 
     Args:
         database: holds the aliases and the audit.
         notices: tell the api processes.
         to_version: any version that exists.
-        sequence: `keep` lets the next update go on from the newest training state; `excise` makes it continue from that
-            of `to_version`, so that the versions in between are no longer part of the sequence.
+        sequence: with `keep` the next update continues the newest training state; with `excise` that of `to_version`,
+            so that the versions in between are no longer part of the sequence.
         reason: for the audit.
         actor: for the audit.
-        lead_seconds: gives every api process time to load the version.
-        calls: bound the transaction that moves the aliases, where somebody waits for it.
+        lead_seconds: time for every api process to load the version.
+        calls: limits how long the caller waits for the transaction that moves the aliases; None: no limit.
 
     Raises:
         ArtifactUnreadable: the snapshot of the version, or for `excise` a part of its training state, cannot be read.
         ModelNotFound: there is no such version.
-        ModelPruned: it is too old: its snapshot, or for `excise` its training state, was let go of.
+        ModelPruned: it is too old: its snapshot, or for `excise` its training state, was removed.
         NotReady: no version is served yet, so there is nothing to roll back from; or Postgres does not answer.
     """
     async with database.read() as session:
@@ -69,7 +69,7 @@ async def rollback(
 
 
 async def _needed(session: ReadSession | UnitOfWork, version: int, sequence: SequencePolicy) -> dict[str, str]:
-    """Digests of the artifacts without which one cannot go back to the version, by what they are."""
+    """The artifacts that a rollback to the version needs: what it is → digest."""
     model = await session.models.get(version) if 0 <= version <= MAX_NUMBER else None
     if model is None:
         raise ModelNotFound(version)
@@ -97,7 +97,7 @@ async def _move(
 ) -> RollbackResult:
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
-        await _needed(work, to_version, sequence)  # nothing of it was let go of meanwhile, nor can be from now on
+        await _needed(work, to_version, sequence)  # none of it was removed meanwhile, and under the lock none can be
         served = await work.models.alias(AliasName.CHAMPION)
         if served is None:
             raise NotReady("no model is served yet")

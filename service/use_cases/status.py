@@ -1,6 +1,5 @@
-"""What operators look at: the periods with their updates and scores, and the model versions with their lineage.
-
-The documents are the API's as they stand; they live here because the command line and the dashboard show them too.
+"""What operators see of the periods: their updates and scores. The API, the command line and the dashboard show these
+documents as they are.
 """
 
 import asyncio
@@ -11,13 +10,9 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from service.errors import ModelNotFound, PeriodNotFound
+from service.errors import PeriodNotFound
 from service.storage.postgres.database import Database, ReadSession
 from service.storage.postgres.repositories import (
-    AliasName,
-    GateSummary,
-    ModelKind,
-    ModelVersion,
     Period,
     PeriodStatus,
     Resolved,
@@ -26,31 +21,27 @@ from service.storage.redis.notices import Notices
 
 __all__ = [
     "MAX_NUMBER",
-    "ModelDetail",
-    "ModelDocument",
-    "ModelPage",
     "PeriodDocument",
     "PeriodPage",
     "ScoreDocument",
     "StageDocument",
-    "gate_summary",
-    "get_model",
+    "before_number",
     "get_period",
     "label_totals",
-    "list_models",
     "list_periods",
     "period_counts",
 ]
 
 MAX_NUMBER = 2**31 - 1
-"""The highest period or version number that Postgres can hold; there is none above it."""
+"""Highest number of a period or version: what an `integer` of Postgres can hold."""
 
 PROGRESS_TIMEOUT_SECONDS = 0.5
+"""How long to wait for Redis, in seconds, for the progress of an update; a hanging Redis costs only the number."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageDocument:
-    """One step of a period's update."""
+    """One stage of a period's update."""
 
     stage: str
     status: str
@@ -62,7 +53,7 @@ class StageDocument:
 
 @dataclass(frozen=True, slots=True)
 class ScoreDocument:
-    """How a model did on the log of the period, before anything learned from it."""
+    """Scores of a model on the period's log, before any model learned it."""
 
     version: int | None
     events: int
@@ -74,25 +65,25 @@ class ScoreDocument:
 
 @dataclass(frozen=True, slots=True)
 class PeriodDocument:
-    """One period and all that is known of its update."""
+    """A period and its update."""
 
     period: int
     status: PeriodStatus
     stage: str | None
-    """The stage that runs now."""
+    """The stage that is running; null where none is."""
     progress: float | None
-    """Of the update, 0 to 1, where it is known."""
+    """How much of the update is done, 0 to 1; null where it is not known."""
     opened_at: datetime
     sealed_at: datetime | None
     finished_at: datetime | None
     events: int
-    """Interactions; of the open period those so far, without its impressions."""
+    """Number of interactions; for the open period those so far, without its impressions."""
     attempts: int
-    """Updates of it that have failed."""
+    """Number of failed attempts to update on it."""
     crashes: int
-    """Workers that died at it in a row without a stage done."""
+    """Number of workers that died in a row during its update, without finishing a stage."""
     error: str | None
-    """Why it is quarantined or skipped, what its last attempt ended with, or what the worker waits for."""
+    """Why it is quarantined or skipped, how its last attempt failed, or what the worker waits for."""
     version: int | None
     """The model version that the update published."""
     stages: list[StageDocument]
@@ -107,49 +98,6 @@ class PeriodPage:
     """Periods, newest first."""
 
     periods: list[PeriodDocument]
-    next: int | None
-    """`before` of the next page; null on the last."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelDocument:
-    """One model version: where it comes from, how it scored, why it was let through."""
-
-    version: int
-    period: int
-    kind: ModelKind
-    parent_version: int | None
-    champion: bool
-    """Whether it is served (or about to be)."""
-    head: bool
-    """Whether the next update continues from it."""
-    scores: Mapping[str, Any]
-    gate: Mapping[str, Any]
-    """The decision, its reason, and the numbers behind it."""
-    created_at: datetime
-    created_by: str
-    digest: str | None
-    """SHA-256 of the serving artifact; null once it is too old to be kept."""
-    pinned: bool
-    """Whether an operator wants it to keep its artifacts."""
-    kept: Sequence[str]
-    """Why it keeps its artifacts however old it is: `prior`, `pinned`, `champion`, `previous champion`, `head`,
-    `baseline`, `sequence`; empty where age alone decides."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelDetail(ModelDocument):
-    """A model version with its training state."""
-
-    state: Mapping[str, Any]
-    """Names to artifact digests or values."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelPage:
-    """Model versions, newest first."""
-
-    models: list[ModelDocument]
     next: int | None
     """`before` of the next page; null on the last."""
 
@@ -170,7 +118,7 @@ async def get_period(database: Database, notices: Notices, number: int) -> Perio
 async def list_periods(database: Database, notices: Notices, *, limit: int, before: int | None) -> PeriodPage:
     """At most `limit` periods, newest first, of those with a number below `before`."""
     async with database.read() as session:
-        periods = await session.periods.list(limit + 1, _cursor(before))
+        periods = await session.periods.list(limit + 1, before_number(before))
         page = await _period_documents(session, notices, periods[:limit])
     return PeriodPage(page, next=page[-1].period if len(periods) > limit else None)
 
@@ -184,43 +132,16 @@ async def period_counts(database: Database) -> Mapping[str, int]:
 async def label_totals(database: Database) -> Mapping[str, int]:
     """What became of all impressions and clicks so far, by name of `Resolved`."""
     async with database.read() as session:
-        return await session.periods.label_totals([field.name for field in fields(Resolved)])
+        return await session.period_logs.label_totals([field.name for field in fields(Resolved)])
 
 
-async def gate_summary(database: Database) -> GateSummary:
-    """What the gate has decided so far."""
-    async with database.read() as session:
-        return await session.models.gate_summary()
-
-
-async def get_model(database: Database, version: int) -> ModelDetail:
-    """One model version.
-
-    Raises:
-        ModelNotFound: there is none with this number.
-    """
-    async with database.read() as session:
-        model = await session.models.get(version) if 0 <= version <= MAX_NUMBER else None
-        if model is None:
-            raise ModelNotFound(version)
-        return ModelDetail(**_model_fields(model, await session.models.kept()), state=model.state)
-
-
-async def list_models(database: Database, *, limit: int, before: int | None) -> ModelPage:
-    """At most `limit` versions, newest first, of those below `before`."""
-    async with database.read() as session:
-        models = await session.models.list(limit + 1, _cursor(before))
-        kept = await session.models.kept()
-    page = [ModelDocument(**_model_fields(model, kept)) for model in models[:limit]]
-    return ModelPage(page, next=page[-1].version if len(models) > limit else None)
-
-
-def _cursor(before: int | None) -> int | None:
+def before_number(before: int | None) -> int | None:
+    """The cursor of a page; None, which starts at the newest, where it is above every number."""
     return None if before is None or before > MAX_NUMBER else before
 
 
 async def _period_documents(session: ReadSession, notices: Notices, periods: Sequence[Period]) -> list[PeriodDocument]:
-    """The documents of neighbouring periods, newest first, with a number of queries that does not depend on theirs."""
+    """The documents of neighbouring periods, newest first; the number of queries does not grow with them."""
     if not periods:
         return []
     first, last = periods[-1].number, periods[0].number
@@ -261,28 +182,9 @@ async def _period_documents(session: ReadSession, notices: Notices, periods: Seq
 
 
 async def _progress(notices: Notices, number: int) -> float | None:
-    # A number for a progress bar: not worth to wait for a Redis that hangs.
+    # A progress bar is not worth waiting for a Redis that hangs.
     with suppress(TimeoutError):
         async with asyncio.timeout(PROGRESS_TIMEOUT_SECONDS):
             last = await notices.progress(number)
             return None if last is None else last.get("progress")
     return None
-
-
-def _model_fields(model: ModelVersion, kept: Mapping[int, Sequence[str]]) -> dict[str, Any]:
-    reasons = kept.get(model.version, ())
-    return {
-        "version": model.version,
-        "period": model.period,
-        "kind": model.kind,
-        "parent_version": model.parent_version,
-        "champion": AliasName.CHAMPION in reasons,
-        "head": AliasName.HEAD in reasons,
-        "scores": model.scores,
-        "gate": model.gate,
-        "created_at": model.created_at,
-        "created_by": model.created_by,
-        "digest": model.serving_digest,
-        "pinned": model.pinned,
-        "kept": reasons,
-    }

@@ -1,7 +1,4 @@
-"""What is stored about one user or one item.
-
-The documents are the API's as they stand.
-"""
+"""What is stored about one user or one item. The API returns these documents as they are."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +7,8 @@ from typing import Any
 from asmg.layout import COLD_ROW
 from service.errors import NothingStored
 from service.limits import MAX_HISTORY
-from service.serving.id_index import IdIndex, hash_ids
+from service.serving.id_hashes import hash_ids
+from service.serving.id_index import IdIndex
 from service.serving.snapshot import Snapshot
 from service.storage.postgres.database import Database, ReadSession
 from service.storage.postgres.repositories import Deletable, EntityKind, PeriodTraces
@@ -21,30 +19,30 @@ __all__ = ["ItemDocument", "LogDocument", "RecentDocument", "UserDocument", "get
 
 @dataclass(frozen=True, slots=True)
 class LogDocument:
-    """What all logs that are kept have about a user or an item."""
+    """What all kept logs contain about a user or an item."""
 
     interactions: int
-    """Sampled negatives among them."""
+    """Number of interactions, sampled negatives included."""
     positives: int
-    """Those of them that are clicks."""
+    """Number of interactions that are clicks."""
     impressions: int
     clicks: int
-    """On impressions, which may have become interactions since."""
+    """Number of clicks on impressions; they may have become interactions since."""
     first: datetime | None
-    """The earliest time that one of these names; null where there is none."""
+    """Earliest time of any of these events; null where there is none."""
     last: datetime | None
     periods: list[PeriodTraces]
-    """The same by period, newest first."""
+    """The same for each period, newest first."""
     next: int | None
     """`before` of the page of periods that follows; null on the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecentDocument:
-    """What the user did last, of what it was shown: the newest interactions, clicks or not."""
+    """The newest interactions of a user with what it was shown, clicks or not."""
 
     interactions: int
-    """How many there are, at most `RECENT`."""
+    """Number of interactions, at most `RECENT`."""
     clicks_of_newest: int
     """Clicks among the newest `RECENT_SHORT`."""
     clicks: int
@@ -57,16 +55,16 @@ class UserDocument:
 
     user_id: str
     row: int | None
-    """Of the embedding table, from the first update on that saw the user; null where there is none."""
+    """Row of the embedding table, from the first update that saw the user; null where there is none."""
     known_to_model: bool
     """Whether the version that is served now has an embedding of the user."""
     history: list[str]
-    """The items clicked last, newest first."""
+    """The items that the user clicked last, newest first."""
     recent: RecentDocument
     features: dict[str, Any] | None
     """The newest values of its fields; null where none were sent."""
     feature_versions: int
-    """How many versions of them are stored, the newest among them."""
+    """Number of stored versions of the features, the newest included."""
     log: LogDocument
 
 
@@ -76,21 +74,21 @@ class ItemDocument:
 
     item_id: str
     row: int | None
-    """Of the embedding table, from the first update on that saw the item; null where there is none."""
+    """Row of the embedding table, from the first update that saw the item; null where there is none."""
     known_to_model: bool
     """Whether the version that is served now has an embedding of the item."""
     categories: list[str] | None
-    """Of the catalogue; null where it is not in it."""
+    """Categories of the item in the catalogue; null where it is not in it."""
     features: dict[str, Any] | None
     """The newest values of its fields; null where none were sent."""
     feature_versions: int
-    """How many versions of them are stored, the newest among them."""
+    """Number of stored versions of the features, the newest included."""
     histories: int
-    """Users in whose history the item is by a click whose log is dropped."""
+    """Number of users in whose history the item is by a click whose log is dropped."""
     passes: int
-    """Users among whose last interactions without a click the item is, whose log is dropped."""
+    """Number of users whose last interactions without a click include the item, where the log is dropped."""
     unresolved: int
-    """Clicks on impressions whose period is not resolved yet; they are in the histories of their users all the same."""
+    """Number of clicks on impressions whose period is not resolved yet; they are in the histories of users already."""
     log: LogDocument
 
 
@@ -100,7 +98,7 @@ async def get_user(
     """What is stored about a user, with at most `limit` periods, of those below `before`.
 
     Raises:
-        NothingStored: nothing is.
+        NothingStored: nothing is stored about the id.
     """
     known = _known(snapshot, "user", user_id)
     async with database.read() as session:
@@ -116,10 +114,10 @@ async def get_user(
 async def get_item(
     database: Database, snapshot: Snapshot, item_id: str, *, limit: int, before: int | None
 ) -> ItemDocument:
-    """The same for an item.
+    """What is stored about an item, with at most `limit` periods, of those below `before`.
 
     Raises:
-        NothingStored: nothing is.
+        NothingStored: nothing is stored about the id.
     """
     known = _known(snapshot, "item", item_id)
     async with database.read() as session:

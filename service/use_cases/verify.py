@@ -1,4 +1,4 @@
-"""Whether an installation is whole: every digest, reference and alias; what is served, and what is learned from."""
+"""Check an installation: every digest, reference and alias, the served snapshot and the training state."""
 
 import asyncio
 import tempfile
@@ -9,7 +9,7 @@ from typing import Any
 
 from service import files
 from service.errors import ServiceError
-from service.serving.swap import load_snapshot
+from service.serving.loading import load_snapshot
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.backup.verify import Finding, find_faults
 from service.storage.postgres.database import Database, ReadSession, UnitOfWork
@@ -23,22 +23,22 @@ Session = ReadSession | UnitOfWork
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What came out."""
+    """Result of a check."""
 
     artifacts: int
-    """Whose content was compared with its digest."""
+    """Number of artifacts whose content was compared with its digest."""
     bytes: int
-    """Of these artifacts."""
+    """Total bytes of these artifacts."""
     findings: list[Finding]
-    """What is wrong; empty where all is well."""
+    """What is wrong; empty where nothing is."""
 
 
 async def verify(database: Database, folder: Path) -> Verification:
-    """Look at one moment of the database, in a transaction that cannot change it; the service may work on.
+    """Check the database at one moment, in a read-only transaction; the service may go on working.
 
     Args:
         database: with the schema of this release.
-        folder: for a copy of the serving snapshot, which is removed again.
+        folder: for a temporary copy of the serving snapshot.
 
     Raises:
         NotReady: Postgres does not answer, or others keep a table locked.
@@ -48,7 +48,7 @@ async def verify(database: Database, folder: Path) -> Verification:
 
 
 async def examine(session: Session, stored: Sequence[StoredTable], folder: Path) -> Verification:
-    """The same of what one transaction sees, whose tables are `stored`."""
+    """Check what one transaction sees; `stored` are its tables."""
     findings = await find_faults(session.connection, stored)
     sizes = await session.artifacts.sizes()
     for digest in sizes:
@@ -61,10 +61,10 @@ async def examine(session: Session, stored: Sequence[StoredTable], folder: Path)
 
 
 async def _served(session: Session, folder: Path) -> Finding | None:
-    """What keeps the champion from being served: its file, or other scores than where it was written."""
+    """A finding where the champion cannot be loaded, or scores differently than when it was written."""
     alias = await session.models.alias(AliasName.CHAMPION)
     model = None if alias is None else await session.models.get(alias.version)
-    if model is None or model.serving_digest is None:  # which is in the findings, or there is no version yet
+    if model is None or model.serving_digest is None:  # the findings say so already, or there is no version yet
         return None
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".verify-") as place:
@@ -82,7 +82,7 @@ async def _served(session: Session, folder: Path) -> Finding | None:
 
 
 async def _learned(session: Session) -> Finding | None:
-    """What keeps the next update from going on from the head: the sequence of its models, or another part."""
+    """A finding where the next update cannot continue the training state of the head."""
     alias = await session.models.alias(AliasName.HEAD)
     model = None if alias is None else await session.models.get(alias.version)
     if model is None or "parts" not in model.state:

@@ -1,5 +1,6 @@
-"""Watching periods change. However many watch, a process has one subscription to Redis, and looks a period up once for
-each change of it.
+"""Watch periods change: the API's stream of a period and the command line do.
+
+A process has one subscription to Redis, however many watchers, and reads a period from Postgres once for each change.
 """
 
 import asyncio
@@ -20,14 +21,14 @@ __all__ = ["PeriodWatch", "watch_period"]
 class PeriodWatch:
     """The periods that are watched in this process.
 
-    Notices of progress make it prompt; the poll makes it work without Redis, and go on after Postgres was away.
+    Notices of progress from Redis make it prompt; polling Postgres makes it work without Redis.
 
     Args:
-        database: where periods are looked up.
+        database: holds the periods.
         notices: of progress.
-        poll_seconds: how often a watched period is looked up without a notice.
-        most: watchers at a time.
-        stopping: whether the process is to end; all streams end then.
+        poll_seconds: how often a watched period is read without a notice.
+        most: most watchers at a time.
+        stopping: says whether the process is about to end; all streams end then.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class PeriodWatch:
         self._watchers = 0
 
     async def listen(self) -> None:
-        """Hear of progress; for ever."""
+        """Receive notices of progress, without end."""
         async for number in self._notices.progress_notices():
             for watched in list(self._watched.values()):
                 if number is None or watched.number == number:
@@ -53,8 +54,9 @@ class PeriodWatch:
 
     @asynccontextmanager
     async def watch(self, number: int) -> AsyncIterator[AsyncIterator[PeriodDocument]]:
-        """The document of a period now and after every change, until its update has ended. Who is slow to read gets the
-        newest, and misses those before it.
+        """The document of a period now and after every change, until its update has ended.
+
+        A reader that is slow gets the newest document and misses earlier ones.
 
         Raises:
             NotReady: too many watch already, or Postgres does not answer.
@@ -66,8 +68,8 @@ class PeriodWatch:
         watched = self._watched.get(number)
         if watched is None:
             watched = self._watched[number] = _Watched(number)
-            # For all who watch it, whoever came first.
-            watched.looking = start_alone(self._look(watched), name=f"watch period {number}")
+            # For all its watchers: the task must not end with the request of the first.
+            watched.polling = start_alone(self._poll(watched), name=f"watch period {number}")
         watched.watchers += 1
         try:
             await watched.first.wait()
@@ -79,13 +81,13 @@ class PeriodWatch:
             watched.watchers -= 1
             if watched.watchers == 0:
                 self._forget(watched)
-                await end_tasks(watched.looking)
+                await end_tasks(watched.polling)
 
     def _forget(self, watched: "_Watched") -> None:
         if self._watched.get(watched.number) is watched:
             del self._watched[watched.number]
 
-    async def _look(self, watched: "_Watched") -> None:
+    async def _poll(self, watched: "_Watched") -> None:
         try:
             while not self._stopping():
                 watched.wake.clear()
@@ -109,15 +111,15 @@ class PeriodWatch:
 
 
 class _Watched:
-    """A period, and what those who watch it wait for."""
+    """A watched period: its newest document, and the events that watchers wait for."""
 
-    looking: asyncio.Task[None]
+    polling: asyncio.Task[None]
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.watchers = 0
         self.wake = asyncio.Event()
-        """Set when it is to be looked up at once."""
+        """Set when the period is to be read at once."""
         self.first = asyncio.Event()
         """Set when there is a document or an error."""
         self.document: PeriodDocument | None = None
@@ -126,13 +128,13 @@ class _Watched:
         self._changed = asyncio.Event()  # another one for each change
 
     def tell(self, document: PeriodDocument) -> None:
-        """Give the document to those who watch, where it is news."""
+        """Pass the document to the watchers if it has changed."""
         if document != self.document:
             self.document = document
             self._wake_watchers()
 
     def end(self) -> None:
-        """There is nothing more to come."""
+        """End all watchers after the newest document."""
         self._ended = True
         self._wake_watchers()
 
@@ -158,7 +160,7 @@ class _Watched:
 
 
 async def watch_period(database: Database, notices: Notices, number: int) -> AsyncIterator[PeriodDocument]:
-    """The documents of `PeriodWatch.watch`, for a process that watches nothing else."""
+    """The documents of `PeriodWatch.watch`, for a process that watches only this period."""
     watch = PeriodWatch(database, notices)
     listener = start_alone(watch.listen())
     try:

@@ -24,10 +24,12 @@ from starlette.types import Receive, Scope, Send
 
 from service.app import create_app
 from service.http import routers
-from service.http.dependencies import Parts
-from service.processes.supervisor import listen, server_config
-from service.serving.forward import FieldValues
-from service.serving.snapshot import Prediction, Snapshot, prior_snapshot
+from service.http.app_state import AppState
+from service.processes.api import server_config
+from service.processes.listening import listen
+from service.serving.fields import FieldValues
+from service.serving.prior import prior_snapshot
+from service.serving.snapshot import Prediction, Snapshot
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
@@ -43,7 +45,7 @@ class Api:
 
     app: FastAPI
     client: httpx.AsyncClient
-    parts: Parts
+    state: AppState
 
 
 def settings_for(postgres_dsn: str, redis_url: str, folder: Path, **changes: Any) -> Settings:
@@ -64,7 +66,7 @@ async def running_app(settings: Settings, *, client_host: str = "127.0.0.1") -> 
 
         transport = httpx.ASGITransport(with_state, client=(client_host, 50000))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            yield Api(app, client, state["parts"])
+            yield Api(app, client, state["app"])
 
 
 @contextmanager

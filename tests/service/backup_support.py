@@ -64,8 +64,8 @@ async def live(b: Bench) -> str:
     await b.log(tenth, close=False)
     now, window = datetime.now(UTC), b.settings.attribution_window
     shown = [Impression("r1", "u1", ["a", "b"], [3, 1], now), Impression("r2", "u2", ["a"], None, now)]
-    await ingest_impressions(b.database, b.workshop.histories, shown, window)
-    await ingest_clicks(b.database, b.workshop.histories, [Click("r1/a", "r1", "a", now)], window)
+    await ingest_impressions(b.database, b.context.histories, shown, window)
+    await ingest_clicks(b.database, b.context.histories, [Click("r1/a", "r1", "a", now)], window)
     return (await create_key(b.database, "a frontend", ["predict", "ingest"]))[1]
 
 

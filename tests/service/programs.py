@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import psutil
 ASMG = [sys.executable, "-m", "service.cli"]
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["service.cli", "service.processes.supervisor", "service.worker"])
-"""Starts processes that have imported the service when they begin, which takes a second or two otherwise."""
+FORKED.set_forkserver_preload(
+    ["service.cli", "service.cli.import_log.run", "service.demo.run", "service.processes.worker", "service.worker"]
+)
+"""Starts processes that have imported the service when they begin, which takes seconds otherwise."""
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
@@ -32,7 +35,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Of the programs: no settings of whoever runs the tests."""
+    """Variables of the programs, without the settings of whoever runs the tests."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ASMG_")}
     return {**kept, "ASMG_SWAP_LEAD_SECONDS": "1.5", **changes}
 
@@ -51,22 +54,32 @@ def asmg(*arguments: str, code: int = 0, **changes: str) -> subprocess.Completed
 
 
 def start(out: Path, err: Path, *arguments: str, **changes: str) -> ForkServerProcess:
-    """Start a program: in a process of its own, forked from one that has imported it already."""
-    process = FORKED.Process(target=_main, args=(arguments, environment(**changes), out, err))
+    """Start a program, with its output in files."""
+    return start_call(partial(_asmg, arguments), out, err, **changes)
+
+
+def start_call(call: Callable[[], int | None], out: Path, err: Path, **changes: str) -> ForkServerProcess:
+    """Call a function in a process of its own, which ends with the exit code that the function returns."""
+    process = FORKED.Process(target=_run, args=(call, environment(**changes), out, err))
     process.start()
     return process
 
 
-def _main(arguments: Sequence[str], variables: dict[str, str], out: Path, err: Path) -> None:
-    """What `asmg` does."""
+def _run(call: Callable[[], int | None], variables: dict[str, str], out: Path, err: Path) -> None:
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    if "PYTHONPATH" in variables:  # which only an interpreter that begins reads
-        os.execve(sys.executable, [*ASMG, *arguments], variables)
-    from service.cli import app
-
     os.environ.clear()
     os.environ.update(variables)
+    tempfile.tempdir = None  # the process that this one was forked from may have looked for it
+    sys.exit(call())
+
+
+def _asmg(arguments: Sequence[str]) -> None:
+    """What the program `asmg` does."""
+    if "PYTHONPATH" in os.environ:  # only an interpreter that starts reads it
+        os.execv(sys.executable, [*ASMG, *arguments])
+    from service.cli import app
+
     sys.argv = ["asmg", *arguments]
     app()
 

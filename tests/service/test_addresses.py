@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 
 from service.addresses import in_url, is_loopback
 from service.cli.errors import plain_errors
-from service.processes.supervisor import environment_of
+from service.processes.child import environment_of
 from service.settings import Settings
 from service.storage.embedded.servers import EmbeddedServers
 from service.storage.redis.connection import connect, connection_problem

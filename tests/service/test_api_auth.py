@@ -90,21 +90,21 @@ async def test_a_key_that_is_remembered_still_needs_the_scope(api: Api, database
     _, key = await create_key(database, "writer", ["ingest"])
     _, reader = await create_key(database, "reader", ["predict"])
     headers = {"X-API-Key": key}
-    await api.parts.keys.authenticate(key)
-    assert api.parts.keys.known(key.encode()) is not None
+    await api.state.keys.authenticate(key)
+    assert api.state.keys.known(key.encode()) is not None
     for path, body in (("/predict", QUESTION), ("/predict/batch", {"requests": [QUESTION]})):
         assert (await api.client.post(path, json=body, headers=headers)).status_code == 403
     headers = {"X-API-Key": reader}
     assert (await api.client.post("/predict", json=QUESTION, headers=headers)).status_code == 200
-    assert api.parts.keys.known(reader.encode()) is not None
-    assert api.parts.keys.known(reader[:-1].encode()) is None
-    assert api.parts.keys.known(b"\xff") is None
+    assert api.state.keys.known(reader.encode()) is not None
+    assert api.state.keys.known(reader[:-1].encode()) is None
+    assert api.state.keys.known(b"\xff") is None
     assert await revoke_key(database, reader.split("_")[1])
     await asyncio.sleep(1.05)
-    assert api.parts.keys.known(reader.encode()) is None
+    assert api.state.keys.known(reader.encode()) is None
     for _ in range(2):  # the refusal is remembered too, and not for a key
         assert (await api.client.post("/predict", json=QUESTION, headers=headers)).status_code == 401
-        assert api.parts.keys.known(reader.encode()) is None
+        assert api.state.keys.known(reader.encode()) is None
 
 
 async def test_after_the_last_key_was_revoked_nobody_may_call(settings: Settings, database: Database) -> None:

@@ -467,7 +467,7 @@ async def test_an_unexpected_failure_tells_nothing(api: Api, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise RuntimeError("secret of the inside")
 
-    monkeypatch.setattr(type(api.parts.serving), "current", fail)
+    monkeypatch.setattr(type(api.state.serving), "current", fail)
     response = await api.client.post("/predict", json={"user_id": "u", "items": ["a"]})
     assert "secret" not in str(problem(response, 500))
 

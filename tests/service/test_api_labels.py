@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from service.limits import MAX_ID_LENGTH
-from service.serving.snapshot import hashes_of
+from service.serving.id_hashes import hash_ids
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import interaction_id
 from tests.service.api_support import Api, click, impression, recorded_histories
@@ -159,8 +159,8 @@ class TestHistories:
 
         async def forget() -> None:
             if where == "postgres":
-                await api.parts.redis.flushdb()
-                api.parts.histories._known.clear()
+                await api.state.redis.flushdb()
+                api.state.histories.drop_all()
 
         for user in ("ann", "bob"):
             assert await self.history(api, user, seen) == []
@@ -168,13 +168,13 @@ class TestHistories:
         await clicked(api, click("r1", "b", NOON + MS), click("r1", "b", NOON + 2 * MS, event_id="again"))
         await clicked(api, click("r2", "d", NOON + 2 * MS))
         await forget()
-        assert await self.history(api, "ann", seen) == hashes_of(["b"]).tolist()
+        assert await self.history(api, "ann", seen) == hash_ids(["b"]).tolist()
         await show(api, impression("r2", "bob", "cd", NOON + MS), impression("r3", "ann", "ae", NOON + MS))
         await forget()
-        assert await self.history(api, "bob", seen) == hashes_of(["d"]).tolist()
+        assert await self.history(api, "bob", seen) == hash_ids(["d"]).tolist()
         await clicked(api, click("r3", "e", NOON + WINDOW + MS), click("r1", "a", NOON))
         await forget()
-        assert await self.history(api, "ann", seen) == hashes_of(["e", "b", "a"]).tolist()
+        assert await self.history(api, "ann", seen) == hash_ids(["e", "b", "a"]).tolist()
 
     async def test_what_is_no_positive_does_not_count(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         """Too early, too late, not shown, unknown."""
@@ -184,5 +184,5 @@ class TestHistories:
         await clicked(api, click("r", "c", NOON - MS), click("r", "d", NOON + MS), click("s", "a", NOON + MS))
         for _ in range(2):
             assert await self.history(api, "ann", seen) == []
-            await api.parts.redis.flushdb()
-            api.parts.histories._known.clear()
+            await api.state.redis.flushdb()
+            api.state.histories.drop_all()

@@ -34,8 +34,8 @@ async def roll(api: Api, version: int, sequence: str = "keep") -> Any:
 
 async def test_a_published_version_takes_over_and_rolls_back(api: Api, database: Database) -> None:
     assert await served(api) == (0, 0.25)
-    active_from = await publish(database, api.parts.artifacts, 1, 0.125, lead_seconds=0.3)
-    await api.parts.notices.publish_swap()
+    active_from = await publish(database, api.state.artifacts, 1, 0.125, lead_seconds=0.3)
+    await api.state.notices.publish_swap()
     await asyncio.sleep(max(0, active_from.timestamp() - time.time()))
     assert await served(api) == (1, 0.125)
 
@@ -54,7 +54,7 @@ async def test_a_published_version_takes_over_and_rolls_back(api: Api, database:
 
 
 async def test_only_excise_moves_the_head(api: Api, database: Database) -> None:
-    await publish(database, api.parts.artifacts, 1, 0.125, lead_seconds=0)
+    await publish(database, api.state.artifacts, 1, 0.125, lead_seconds=0)
 
     async def aliases() -> dict[str, int]:
         models = (await api.client.get("/admin/models")).json()["models"]
@@ -73,7 +73,7 @@ async def test_only_excise_moves_the_head(api: Api, database: Database) -> None:
 
 async def test_models_are_listed_with_their_lineage(api: Api, database: Database) -> None:
     for version in (1, 2, 3):
-        await publish(database, api.parts.artifacts, version, 0.1, lead_seconds=0)
+        await publish(database, api.state.artifacts, version, 0.1, lead_seconds=0)
     page = (await api.client.get("/admin/models", params={"limit": 3})).json()
     assert ([model["version"] for model in page["models"]], page["next"]) == ([3, 2, 1], 1)
     last = (await api.client.get("/admin/models", params={"before": page["next"]})).json()
@@ -111,8 +111,8 @@ async def test_two_apps_never_go_back_while_one_version_after_the_other_takes_ov
 
         asking = asyncio.create_task(ask())
         for version in (1, 2, 3):
-            active_from = await publish(database, first.parts.artifacts, version, ctrs[version], lead_seconds=1)
-            await first.parts.notices.publish_swap()
+            active_from = await publish(database, first.state.artifacts, version, ctrs[version], lead_seconds=1)
+            await first.state.notices.publish_swap()
             await asyncio.sleep(max(0, active_from.timestamp() - time.time()))
         async with asyncio.timeout(5):
             await asking
@@ -134,15 +134,15 @@ async def test_a_version_that_cannot_be_loaded_is_named_and_does_no_harm(api: Ap
         return ready["model_version"], ready["checks"]["model"], failures
 
     assert await told() == (0, "ok", 0)
-    await publish(database, api.parts.artifacts, 1, 0, lead_seconds=0, content=b"no snapshot")
-    await eventually(lambda: api.parts.serving.trouble is not None)
+    await publish(database, api.state.artifacts, 1, 0, lead_seconds=0, content=b"no snapshot")
+    await eventually(lambda: api.state.serving.trouble is not None)
     version, check, failures = await told()
     assert version == 0
     assert check.startswith("version 0 is served on; the champion was not loaded: ")
     assert "expected a safetensors file" in check
     assert failures > 0
-    await publish(database, api.parts.artifacts, 2, 0.125, lead_seconds=0)
-    await eventually(lambda: api.parts.serving.trouble is None)
+    await publish(database, api.state.artifacts, 2, 0.125, lead_seconds=0)
+    await eventually(lambda: api.state.serving.trouble is None)
     version, check, after = await told()
     assert (version, check) == (2, "ok")
     assert after >= failures
@@ -170,8 +170,8 @@ async def test_a_rollback_to_what_cannot_be_read_is_refused_before_anything_move
 ) -> None:
     """Also where this host still has a file of it: others have not, nor has a host that is set up tomorrow."""
     for version in (1, 2):
-        await publish(database, api.parts.artifacts, version, version / 8, lead_seconds=0)
-    parts = [await api.parts.artifacts.put(f"part {number}".encode() * 50, "state") for number in (1, 2)]
+        await publish(database, api.state.artifacts, version, version / 8, lead_seconds=0)
+    parts = [await api.state.artifacts.put(f"part {number}".encode() * 50, "state") for number in (1, 2)]
     async with database.unit_of_work() as work:
         model = await work.models.get(1)
         assert model is not None and model.serving_digest is not None
@@ -180,7 +180,7 @@ async def test_a_rollback_to_what_cannot_be_read_is_refused_before_anything_move
             text("UPDATE model_versions SET state = CAST(:state AS jsonb) WHERE version = 1"), {"state": state}
         )
         await work.commit()
-    await eventually(lambda: api.parts.serving.current().version == 2)
+    await eventually(lambda: api.state.serving.current().version == 2)
 
     # For `excise` the last part of the state is harmed, for `keep` the snapshot.
     harmed = model.serving_digest if sequence == "keep" else parts[1]
@@ -210,7 +210,7 @@ async def test_a_rollback_to_what_cannot_be_read_is_refused_before_anything_move
 async def test_a_rollback_to_what_postgres_finds_damaged_is_refused(
     api: Api, database: Database, monkeypatch: pytest.MonkeyPatch, state: str, status: int
 ) -> None:
-    await publish(database, api.parts.artifacts, 1, 0.125, lead_seconds=0)
+    await publish(database, api.state.artifacts, 1, 0.125, lead_seconds=0)
 
     async def pieces(artifacts: Artifacts, digest: str, size: int) -> AsyncIterator[bytes]:
         yield digest.encode()
@@ -230,7 +230,7 @@ async def test_a_rollback_to_what_postgres_finds_damaged_is_refused(
 
 async def test_a_rollback_waits_for_nobody_while_it_reads(api: Api, database: Database) -> None:
     """Reading comes before the lock, so an update that publishes meanwhile is not held up."""
-    await publish(database, api.parts.artifacts, 1, 0.125, lead_seconds=0)
+    await publish(database, api.state.artifacts, 1, 0.125, lead_seconds=0)
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
         body = {"to_version": 7, "sequence": "keep", "reason": "worse clicks"}

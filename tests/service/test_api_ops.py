@@ -41,7 +41,7 @@ async def test_readiness_answers_while_postgres_hangs(api: Api, monkeypatch: pyt
             except asyncio.CancelledError:
                 continue
 
-    monkeypatch.setattr(type(api.parts.database), "ping", hang)
+    monkeypatch.setattr(type(api.state.database), "ping", hang)
     started = time.monotonic()
     response = await api.client.get("/readyz")
     assert time.monotonic() - started < 2

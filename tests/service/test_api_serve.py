@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -18,7 +19,10 @@ import pytest
 from sqlalchemy import make_url
 
 from service.errors import ConfigurationError
-from service.processes.supervisor import Supervisor, installation, listen, require_redis
+from service.processes import supervisor
+from service.processes.installation import installation, require_redis
+from service.processes.listening import listen
+from service.processes.supervisor import Supervisor
 from tests.conftest import Servers, create_database, database_dsn, drop_database, in_thread
 from tests.service.api_support import event, make_keys, settings_for
 from tests.service.programs import Program, asmg, program, wait_for
@@ -172,28 +176,73 @@ def test_settings_that_cannot_work(tmp_path: Path) -> None:
     assert "ASMG_PORT" in asmg("serve", code=2, ASMG_PORT="70000", ASMG_DATA_DIR=str(tmp_path)).stderr
 
 
-def test_a_child_that_keeps_dying_is_started_less_and_less_often(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The clock of the supervisor; it goes on when a test says so."""
+    clock = SimpleNamespace(now=0.0, sleep=time.sleep)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(supervisor, "time", clock)
+    return clock
+
+
+def test_a_child_that_keeps_dying_is_started_less_and_less_often(
+    clock: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
     flaky = Supervisor({"flaky": [sys.executable, "-S", "-c", "raise SystemExit(3)"]}, environment={})
-    deadline = time.monotonic() + 3
-    while time.monotonic() < deadline:
-        flaky.tend()
-        time.sleep(0.02)
-    flaky.stop()
-    delays = re.findall(r"flaky ended with code 3; it is started again in (\S+) s", caplog.text)
-    # It ran at 0, 0.5 and, where the machine is quick enough, 1.5 s; the next would be at 3.5 s.
-    assert delays in (["0.5", "1.0"], ["0.5", "1.0", "2.0"])
+    delays: list[float] = []
+
+    def has_died_again() -> bool:
+        flaky.start_missing()
+        found = re.findall(r"flaky ended with code 3; it is started again in (\S+) s", caplog.text)
+        if len(found) == len(delays):
+            return False
+        delays.append(float(found[-1]))
+        return True
+
+    for _ in range(8):
+        wait_for(has_died_again)
+        clock.now += delays[-1]
+    assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
-def test_a_child_that_does_not_end_is_killed_when_hurried(caplog: pytest.LogCaptureFixture) -> None:
-    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    stubborn = Supervisor({"stubborn": [sys.executable, "-c", ignore]}, environment={})
-    stubborn.tend()
-    time.sleep(1)
-    [child] = (process for process in psutil.Process().children() if ignore in process.cmdline())
+def test_a_child_that_ran_for_a_while_is_started_again_soon(
+    clock: SimpleNamespace, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Its earlier failures do not count any more."""
+    healthy = tmp_path / "healthy"
+    run = "import pathlib, sys, time; time.sleep(60) if pathlib.Path(sys.argv[1]).exists() else sys.exit(3)"
+    child = Supervisor({"child": [sys.executable, "-S", "-c", run, str(healthy)]}, environment={})
+
+    def has_logged(line: str) -> bool:
+        child.start_missing()
+        return line in caplog.text
+
+    wait_for(lambda: has_logged("child ended with code 3; it is started again in 0.5 s"))
+    clock.now += 0.5
+    wait_for(lambda: has_logged("child ended with code 3; it is started again in 1.0 s"))
+    healthy.touch()
+    clock.now += 1
+    child.start_missing()
+    [running] = (process for process in psutil.Process().children() if str(healthy) in process.cmdline())
+    clock.now += 31
+    running.kill()
+    wait_for(lambda: has_logged("child ended with code -9; it is started again in 0.5 s"))
+
+
+def test_a_child_that_does_not_end_is_killed_when_hurried(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    ignore = (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+    )
+    ready = tmp_path / "ready"
+    stubborn = Supervisor({"stubborn": [sys.executable, "-c", ignore, str(ready)]}, environment={})
+    stubborn.start_missing()
+    wait_for(ready.exists)
+    [child] = (process for process in psutil.Process().children() if str(ready) in process.cmdline())
     hurry = Event()
     with ThreadPoolExecutor(1) as pool:
-        stopping = pool.submit(stubborn.stop, hurry)
-        time.sleep(0.5)
+        stopping = pool.submit(stubborn.stop, hurried=hurry.is_set)
+        time.sleep(0.3)
         assert not stopping.done()
         hurry.set()
         stopping.result(5)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner, Result
 
 from service.cli import app as program
-from service.cli.options import expiry_of
+from service.cli.keys import expiry_of
 from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import alembic_config, migrate
 from service.use_cases.audit import command_line, list_audit

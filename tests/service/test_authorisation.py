@@ -5,7 +5,7 @@ An endpoint that is not in the table fails the tests: whoever adds one says here
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,9 +14,7 @@ import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
 
-from service.http.hot_routes import Shortcut
-from service.http.middleware import AtFront
-from service.http.routers import predict as predict_module
+from service.http.hot_routes import HotRoutes
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.use_cases.keys import SCOPES, create_key, revoke_key
@@ -112,26 +110,11 @@ async def keys(database: Database) -> Mapping[str, bytes]:
     return {kind: key.encode() for kind, key in made.items()} | {"not ASCII": good.encode() + b"\xff\xfe"}
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """Notes for each call that might be answered where its last byte is parsed whether it was."""
-    noted: list[bool] = []
-    answer_now = predict_module.answer_now
-
-    def watched(*arguments: Any) -> bytes | None:
-        content = answer_now(*arguments)
-        noted.append(content is not None)
-        return content
-
-    monkeypatch.setattr(predict_module, "answer_now", watched)
-    yield noted
-
-
 @pytest.fixture(params=["in process", "served"])
 async def client(
-    request: pytest.FixtureRequest, keys: Mapping[str, bytes], settings: Settings, quick: list[bool]
+    request: pytest.FixtureRequest, keys: Mapping[str, bytes], settings: Settings
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the application itself, and of a server with the protocol that answers predictions at once."""
+    """A client of the application itself, and of a server."""
     if request.param == "in process":
         async with running_app(settings) as api:
             yield api.client
@@ -155,9 +138,7 @@ def in_both_headers(key: bytes) -> list[dict[str, bytes]]:
     return [{"Authorization": (b"Bearer " + key).strip()}, {"X-API-Key": key}]
 
 
-async def test_every_endpoint_with_every_kind_of_key(
-    client: httpx.AsyncClient, keys: Mapping[str, bytes], quick: list[bool]
-) -> None:
+async def test_every_endpoint_with_every_kind_of_key(client: httpx.AsyncClient, keys: Mapping[str, bytes]) -> None:
     wrong: list[str] = []
     said: set[str] = set()
     for _ in range(2):  # the second time a server has the keys in memory, and what is none as well
@@ -176,8 +157,6 @@ async def test_every_endpoint_with_every_kind_of_key(
     assert wrong == []
     # Which of the reasons it was is nobody's business.
     assert len([detail for detail in said if "scope" not in detail]) == 1
-    # Served, the good key is answered at once, in both headers, both times, where it need not be looked up.
-    assert not quick or 1 <= quick.count(True) <= 4
 
 
 async def test_no_endpoint_lets_in_who_shows_no_key(client: httpx.AsyncClient, keys: Mapping[str, bytes]) -> None:
@@ -263,11 +242,9 @@ async def test_every_endpoint_of_the_application_is_in_the_table(api: Api) -> No
         for method in route.methods or {"MOUNT"}
     }
     routed -= {("HEAD", path) for path in HEADS}
-    front = api.app.middleware_stack
-    assert isinstance(front, AtFront)
-    shortcut = front._app
-    assert isinstance(shortcut, Shortcut)
-    answered_before_routing = {("POST", path) for path in shortcut._answers}
+    hot = api.app.middleware_stack
+    assert isinstance(hot, HotRoutes)
+    answered_before_routing = {("POST", path) for path in hot.routes}
     known = {(call.method, call.path) for call in TABLE}
     assert len(known) == len(TABLE)
     assert described | routed | answered_before_routing == known

@@ -1,10 +1,11 @@
 """`asmg import`: a log becomes periods, once, however often it is interrupted; and bad files are said to be bad."""
 
 import asyncio
+import os
 import re
 import shutil
 import signal
-import subprocess
+import sqlite3
 import tempfile
 import time
 import weakref
@@ -26,8 +27,12 @@ from asmg.datasets.generic import find_form
 from asmg.datasets.scan import Malformed, Scan
 from asmg.datasets.synthetic import DriftConfig, drift_stream
 from asmg.features import DEFAULT, Field, Schema
-from service.cli.import_log.backfill import ImportOptions, _Plan, run_import
-from service.cli.import_log.spool import Spool, SpooledEvent
+from service.cli.import_log.options import ImportOptions
+from service.cli.import_log.plan import ImportPlan
+from service.cli.import_log.run import run_import
+from service.cli.import_log.sorted_log import LoggedInteraction, SortedLog
+from service.cli.import_log.sorting import sort_log
+from service.cli.import_log.temporary_database import open_database
 from service.errors import ServiceError
 from service.settings import Settings
 from service.storage.embedded.servers import EmbeddedServers
@@ -37,7 +42,7 @@ from service.storage.redis.notices import Notices
 from service.use_cases.watch import watch_period
 from tests.conftest import Servers, create_database, database_dsn, drop_database, flush
 from tests.service.copied import copied
-from tests.service.programs import ASMG, asmg, environment, wait_for
+from tests.service.programs import asmg, start, wait_for
 
 PERIODS, EVENTS = 2, 11_000
 
@@ -86,24 +91,23 @@ async def everything(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
         await database.close()
 
 
-def import_until(said: str, number: int, *arguments: str, **changes: str) -> None:
+def import_until(said: str, number: int, folder: Path, *arguments: str, **changes: str) -> None:
     """Run an import and send it a signal as soon as it has printed something, and half a second later."""
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen([*ASMG, "import", *arguments], stdout=output, env=environment(**changes))
+    out = folder / f"{number}.out"
+    process = start(out, folder / f"{number}.err", "import", *arguments, **changes)
 
-        def printed() -> bool:
-            output.seek(0)
-            return bool(re.search(said, output.read(), re.MULTILINE)) or process.poll() is not None
+    def printed() -> bool:
+        found = out.exists() and re.search(said, out.read_text(), re.MULTILINE)
+        return bool(found) or not process.is_alive()
 
-        wait_for(printed)
-        time.sleep(0.5)
-        process.send_signal(number)
-        code = process.wait(30)
-        output.seek(0)
-        assert code == (130 if number == signal.SIGINT else -number), output.read()
-        if number == signal.SIGINT:
-            output.seek(0)
-            assert "the same command goes on from here" in output.read()
+    wait_for(printed)
+    time.sleep(0.5)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(30)
+    assert process.exitcode == (130 if number == signal.SIGINT else -number), out.read_text()
+    if number == signal.SIGINT:
+        assert "the same command goes on from here" in out.read_text()
 
 
 SHOP = Schema((
@@ -124,27 +128,30 @@ u1;i1;1700000004;web;;;2.5;
 
 def test_fields_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A context with each interaction and its negatives; of users and items what a row tells anew."""
-    monkeypatch.setattr("service.cli.import_log.spool.BLOCK_BYTES", 60)
+    monkeypatch.setattr("service.cli.import_log.sorting.BLOCK_BYTES", 60)
     path = tmp_path / "log.csv"
     path.write_text(SHOP_LOG)
     log = LogOptions(features=SHOP, some_features=True, context={"device": "Device"}, delimiter=";")
-    spool = spooled(path, "count", log)
+    sorted_log = sort_file(path, "count", log)
+    whole = range(len(sorted_log))
     contexts = ['{"device":"web","tags":["a","b"]}', '{"device":"app"}', None, '{"device":"web","tags":["b"]}',
                 '{"device":"web"}']  # fmt: skip
-    found = [(event.label, event.context) for event in spool.events(range(len(spool)))]
+    found = [(row.label, row.context) for row in sorted_log.interactions(whole)]
     # u1 has had both items, u2 not: one negative.
     assert found == [(1, contexts[0]), (1, contexts[1]), (0, contexts[1]), *((1, context) for context in contexts[2:])]
-    assert list(spool.features("user", range(len(spool)))) == [
+    assert list(sorted_log.feature_changes("user", whole)) == [
         ("u1", 1_700_000_000_000, '{"age":"30"}'), ("u1", 1_700_000_003_000, '{"age":"31"}'),
         ("u1", 1_700_000_004_000, "{}"),
     ]  # fmt: skip
     of_items = [("i1", 1_700_000_000_000, '{"brand":"x","price":1.5}'), ("i1", 1_700_000_003_000, '{"price":2.5}')]
-    assert list(spool.features("item", range(len(spool)))) == of_items
-    assert list(spool.features("item", range(3, 6))) == of_items[1:] and list(spool.features("user", range(1, 3))) == []
-    plan = _Plan("d", spool, spool.pieces("count", 9))
+    assert list(sorted_log.feature_changes("item", whole)) == of_items
+    assert list(sorted_log.feature_changes("item", range(3, 6))) == of_items[1:]
+    assert list(sorted_log.feature_changes("user", range(1, 3))) == []
+    plan = ImportPlan("d", sorted_log, sorted_log.cut("count", 9))
     assert [version.at.timestamp() for version in plan.features("user", range(6))] == [1.7e9, 1.7e9 + 3, 1.7e9 + 4]
-    plain = spooled(path, "count", LogOptions(delimiter=";"))
-    assert {event.context for event in plain.events(range(9))} == {None} and not list(plain.features("user", range(9)))
+    plain = sort_file(path, "count", LogOptions(delimiter=";"))
+    assert {row.context for row in plain.interactions(range(9))} == {None}
+    assert not list(plain.feature_changes("user", range(9)))
 
 
 def test_fields_that_are_too_large(tmp_path: Path) -> None:
@@ -155,7 +162,7 @@ def test_fields_that_are_too_large(tmp_path: Path) -> None:
     with pytest.raises(
         LogFormatError, match=r"expected at most 8192 bytes of the fields of the context; received 9\d+"
     ):
-        spooled(path, "day", LogOptions(features=schema, some_features=True))
+        sort_file(path, "day", LogOptions(features=schema, some_features=True))
 
 
 @pytest.mark.slow
@@ -215,8 +222,8 @@ async def test_interrupted_and_resumed_it_ends_the_same(
     try:
         other = database_dsn(servers, name)
         there = place(other, "b")
-        import_until("^import ", signal.SIGINT, *arguments, **there)
-        import_until(r"v1 generated$", signal.SIGKILL, *arguments, **there)
+        import_until("^import ", signal.SIGINT, tmp_path, *arguments, **there)
+        import_until(r"v1 generated$", signal.SIGKILL, tmp_path, *arguments, **there)
         resumed = asmg("import", *arguments, **there).stdout
         found = await everything(other)
     finally:
@@ -347,19 +354,25 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "new" / "tmp"
 
 
+CONNECT = sqlite3.connect
+
 MANY = HEAD + "".join(f"u{n},i{n},1,{1700000000 + n}\n" for n in range(2000))
 
 
-@pytest.mark.parametrize("at", ["_check_categories", "_read"])
-def test_a_full_disk_is_said_in_one_line(at: str, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on = getattr(Spool, at)
+@pytest.mark.parametrize(("pages", "statement"), [(10, "INSERT INTO read"), (24, "INSERT INTO log")])
+def test_a_full_disk_is_said_in_one_line(
+    pages: int, statement: str, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the file is read, and while it is sorted."""
+    statements: list[str] = []
 
-    def on_a_full_disk(spool: Spool, *arguments: Any) -> None:
-        pages = spool._database.execute("PRAGMA page_count").fetchone()[0]
-        spool._database.execute(f"PRAGMA max_page_count={pages + 3}")
-        go_on(spool, *arguments)
+    def on_a_small_disk(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        database = CONNECT(*arguments, **options)
+        database.execute(f"PRAGMA max_page_count={pages}")
+        database.set_trace_callback(statements.append)
+        return database
 
-    monkeypatch.setattr(Spool, at, on_a_full_disk)
+    monkeypatch.setattr(sqlite3, "connect", on_a_small_disk)
     with pytest.raises(ServiceError) as raised:
         run_import(options(temporary.parents[1], MANY), nowhere(temporary))
     said = (
@@ -367,6 +380,7 @@ def test_a_full_disk_is_said_in_one_line(at: str, temporary: Path, monkeypatch: 
     )
     assert str(raised.value).startswith(said)
     assert "\n" not in str(raised.value)
+    assert statements[-1].startswith(statement)
     assert list(temporary.iterdir()) == []
 
 
@@ -379,15 +393,22 @@ def test_a_temporary_folder_that_cannot_be_is_said_in_one_line(tmp_path: Path, m
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_sort_ends_when_it_is_told_to(signals: int, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.cli.import_log.spool.STEPS", 1000)
+    monkeypatch.setattr("service.cli.import_log.temporary_database.STEPS_BETWEEN_CHECKS", 1000)
     statements: list[str] = []
 
-    def interrupted(spool: Spool, *_: Any) -> None:
-        for _ in range(signals):
-            signal.raise_signal(signal.SIGINT)
-        spool._database.set_trace_callback(statements.append)
+    def interrupt(statement: str) -> None:
+        """Send the signals as soon as the sort begins."""
+        statements.append(statement)
+        if statement.startswith("INSERT INTO log"):
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Spool, "_check_categories", interrupted)
+    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        database = CONNECT(*arguments, **options)
+        database.set_trace_callback(interrupt)
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
     assert run_import(options(temporary.parents[1], MANY), nowhere(temporary)) == 130
     assert statements[-1].startswith("INSERT INTO log"), "the sort went on to its end"
     assert list(temporary.iterdir()) == []
@@ -432,17 +453,23 @@ def test_the_digest_is_of_the_content_and_of_what_shapes_the_log(tmp_path: Path)
     assert re.fullmatch("[0-9a-f]{16}", first.digest())
 
 
-def spooled(
+def sort_file(
     path: Path, by: CutBy, log: LogOptions | None = None, *, malformed: Malformed = "error", negatives: int = 1
-) -> Spool:
-    """The spool of a file, in a folder beside it."""
-    folder = path.with_name("spool")
+) -> SortedLog:
+    """Sort a file in a database beside it."""
+    folder = path.with_name("sorted")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    spool = Spool(folder)
     form = find_form(path, log or LogOptions())
-    spool.fill(form, by, malformed=malformed, negatives=negatives, seed=0, progress=lambda fraction: None)
-    return spool
+    return sort_log(
+        form,
+        by,
+        open_database(folder),
+        malformed=malformed,
+        negatives=negatives,
+        seed=0,
+        progress=lambda fraction: None,
+    )
 
 
 def test_events_are_called_after_their_place_and_items_come_with_their_first_piece(tmp_path: Path) -> None:
@@ -451,15 +478,15 @@ def test_events_are_called_after_their_place_and_items_come_with_their_first_pie
         "user_id,item_id,label,timestamp,categories\n"
         "u1,i2,1,1700000002,c|d\nu2,i1,0,1700000001,c\nu1,i2,1,1700000003.001,\n"
     )
-    spool = spooled(path, "count")
-    plan = _Plan("d", spool, spool.pieces("count", 2))
+    sorted_log = sort_file(path, "count")
+    plan = ImportPlan("d", sorted_log, sorted_log.cut("count", 2))
     first = copied(plan.events(plan.pieces[0]))
     assert [(event.event_id, event.user_id, event.item_id, event.label) for event in first] == [
         ("d-0000000000", "u2", "i1", 0),
         ("d-0000000001", "u1", "i2", 1),
     ]
     assert [event.occurred_at.timestamp() for event in copied(plan.events(plan.pieces[1]))] == [1700000003.001]
-    assert list(spool.new_categories(plan.pieces)) == [{"i1": ("c",), "i2": ("c", "d")}, {}]
+    assert list(sorted_log.new_categories(plan.pieces)) == [{"i1": ("c",), "i2": ("c", "d")}, {}]
     assert plan.key(2) == "import:d:2"
 
 
@@ -490,38 +517,38 @@ def unsorted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(("hour", 5), ("day", 1), ("day", 3), ("week", 1), ("column", 1)),
     ],
 )
-def test_a_spool_is_cut_as_a_log_in_memory(
+def test_a_log_on_disk_is_cut_as_one_in_memory(
     by: CutBy, size: int, unsorted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.cli.import_log.spool.BLOCK_BYTES", 999)  # many blocks
+    monkeypatch.setattr("service.cli.import_log.sorting.BLOCK_BYTES", 999)  # many blocks
     options = LogOptions(columns=ColumnMap(period="w" if by == "column" else None))
     log = read_log(unsorted, options)
-    spool = spooled(unsorted, by, options)
-    pieces = spool.pieces(by, size)
-    found = [[event[1:5] for event in spool.events(piece)] for piece in pieces]
+    sorted_log = sort_file(unsorted, by, options)
+    pieces = sorted_log.cut(by, size)
+    found = [[row[1:5] for row in sorted_log.interactions(piece)] for piece in pieces]
     assert found == [
         list(zip(log.user_ids[rows], log.item_ids[rows], log.labels[rows], log.timestamps_ms[rows], strict=True))
         for rows in cut(log, by, size)
     ]
-    assert [event.place for piece in pieces for event in spool.events(piece)] == list(range(900))
+    assert [row.place for piece in pieces for row in sorted_log.interactions(piece)] == list(range(900))
 
 
 @pytest.mark.parametrize("at_once", [1, 50, 10_000])
 def test_negatives_on_disk_follow_the_rule(at_once: int, unsorted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two right behind each positive, of its moment, of items that its user has nowhere in the log."""
-    monkeypatch.setattr("service.cli.import_log.spool.DRAWN_AT_ONCE", at_once)
+    monkeypatch.setattr("service.cli.import_log.sorting.POSITIVES_PER_DRAW", at_once)
     options = LogOptions(positives_only=True)
     log = read_log(unsorted, options)
-    spool = spooled(unsorted, "day", options, negatives=2)
-    events = list(spool.events(range(len(spool))))
+    sorted_log = sort_file(unsorted, "day", options, negatives=2)
+    rows = list(sorted_log.interactions(range(len(sorted_log))))
     has: dict[str, set[str]] = {}
     for user, item in zip(log.user_ids, log.item_ids, strict=True):
         has.setdefault(user, set()).add(item)
     everything = set(log.item_ids)
-    assert spool.without_negative == sum(has[user] == everything for user in log.user_ids)
-    assert spool.without_negative == sample_negatives(log, rng=np.random.default_rng(0)).without_negative
+    assert sorted_log.without_negative == sum(has[user] == everything for user in log.user_ids)
+    assert sorted_log.without_negative == sample_negatives(log, rng=np.random.default_rng(0)).without_negative
     order = log.time_order()
-    rest = iter(events)
+    rest = iter(rows)
     for user, item, moment in zip(log.user_ids[order], log.item_ids[order], log.timestamps_ms[order], strict=True):
         assert next(rest)[1:] == (user, item, 1, moment, None)
         for _ in range(0 if has[user] == everything else 2):
@@ -529,13 +556,13 @@ def test_negatives_on_disk_follow_the_rule(at_once: int, unsorted: Path, monkeyp
             assert (drawn.user_id, drawn.label, drawn.time_ms) == (user, 0, moment)
             assert drawn.item_id in everything - has[user]
     assert next(rest, None) is None
-    again = spooled(unsorted, "day", options, negatives=2)
-    assert list(again.events(range(len(again)))) == events  # the same negatives, so that an import can go on
+    again = sort_file(unsorted, "day", options, negatives=2)
+    assert list(again.interactions(range(len(again)))) == rows  # the same negatives, so that an import can go on
 
 
 def test_a_file_is_read_block_by_block(unsorted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block is on disk before the next one is read, and nothing keeps it: a log may be larger than the memory."""
-    monkeypatch.setattr("service.cli.import_log.spool.BLOCK_BYTES", 2_000)
+    monkeypatch.setattr("service.cli.import_log.sorting.BLOCK_BYTES", 2_000)
     alive: list[weakref.ref[pl.DataFrame]] = []
     blocks = Scan.blocks
 
@@ -546,25 +573,25 @@ def test_a_file_is_read_block_by_block(unsorted: Path, monkeypatch: pytest.Monke
             yield block
 
     monkeypatch.setattr(Scan, "blocks", watched)
-    spool = spooled(unsorted, "day")
+    sorted_log = sort_file(unsorted, "day")
     assert len(alive) >= 10
-    assert len(spool) == 900
+    assert len(sorted_log) == 900
 
 
 def test_bad_rows_may_be_left_out_of_an_import_and_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     ahead = round(time.time()) + 3_600
     path.write_text(HEAD + f"u,i,1,1700000000\nnan,i,1,1700000000\nu,j,1,{ahead}\nu,k\nv,j,0,1700000001\n")
-    spool = spooled(path, "day", malformed="drop")
-    assert list(spool.events(range(9))) == [
-        SpooledEvent(0, "u", "i", 1, 1_700_000_000_000),
-        SpooledEvent(1, "v", "j", 0, 1_700_000_001_000),
+    sorted_log = sort_file(path, "day", malformed="drop")
+    assert list(sorted_log.interactions(range(9))) == [
+        LoggedInteraction(0, "u", "i", 1, 1_700_000_000_000),
+        LoggedInteraction(1, "v", "j", 0, 1_700_000_001_000),
     ]
-    assert sorted(spool.dropped.values()) == [1, 1, 1]
+    assert sorted(sorted_log.dropped.values()) == [1, 1, 1]
     with pytest.raises(LogFormatError, match="line 3, column 'user_id'"):
-        spooled(path, "day")
+        sort_file(path, "day")
     path.write_text(HEAD + "None,i,1,1700000000\n")
     with pytest.raises(LogFormatError, match="at least one row that can be read; received none"):
-        spooled(path, "day", malformed="drop")
+        sort_file(path, "day", malformed="drop")
     with pytest.raises(ValueError, match="malformed: expected error or drop; received 'ignore'"):
         ImportOptions(file=path, malformed="ignore")  # type: ignore[arg-type] # the point of the test

@@ -21,11 +21,10 @@ from service.http.bodies import impressions, interactions, predict
 from service.http.bodies.impressions import parse_clicks, parse_impressions
 from service.http.bodies.interactions import parse_interactions, plain_interactions
 from service.http.bodies.parse import count_parts, parse_json, refuse_faults
-from service.http.bodies.predict import parse_batch, parse_predict, quick_question
+from service.http.bodies.predict import parse_batch, parse_predict
 from service.http.bodies.read import read_body
 from service.http.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
 from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_IMPRESSIONS, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_PARTS
-from service.serving.id_index import NOBODY, hash_ids
 from service.storage.postgres.events import in_milliseconds
 from service.storage.postgres.repositories import Click, EventBatch, Impression, Interaction
 from service.use_cases.fields import cleaned, faults, written
@@ -57,29 +56,27 @@ SCOPE = {"headers": [(b"content-type", b"application/json")]}
 
 
 def plain(value: Any) -> Any:
-    """Whatever a parser returns, as lists and dictionaries; pydantic's ids are hashed here, one by one."""
+    """Whatever a parser returns, as lists and dictionaries; an id as its text."""
     if isinstance(value, list):
         return [plain(one) for one in value]
     if isinstance(value, PredictRequest):
-        past = None if value.history is None else hash_ids(value.history[:30]).tolist()
-        user = NOBODY if value.user_id is None else hash_ids([value.user_id]).tolist()[0]
-        asked = [user, *hash_ids(value.items).tolist()]
         log = 1000 if value.log_impressions is True else value.log_impressions or None
-        to_log = None if log is None else (value.items, log, None, None)
         return {
             "user_id": value.user_id,
-            "asked": asked,
-            "history": past,
+            "item_ids": value.items,
+            "history": value.history,
             "request_id": value.request_id,
-            "to_log": to_log and (*to_log[:2], written(value.context), None),
+            "to_log": None if log is None else (value.items, log, written(value.context), None),
             "context": cleaned(value.context) or None,
             "item_contexts": None,
         }
     if isinstance(value, Question):
-        past = None if value.history is None else value.history.tolist()
+        ids = {
+            "item_ids": [str(item) for item in value.item_ids],
+            "history": None if value.history is None else [str(item) for item in value.history],
+        }
         # A missing value may be there or not: it is read alike.
-        context = cleaned(value.context) or None
-        return value._asdict() | {"asked": value.asked.tolist(), "history": past, "context": context}
+        return value._asdict() | ids | {"context": cleaned(value.context) or None}
     if isinstance(value, EventBatch):
         events = copied(value)
         if not (value.moments % 1000).any():  # of which the rows have the milliseconds alone
@@ -383,16 +380,6 @@ def test_a_good_body_takes_the_quick_way(kind: str, media_type: bytes, monkeypat
             PARSERS[kind](longest, scope)
     if kind == "interactions":
         assert plain_interactions(GOOD[kind][0], scope) is not None
-    if kind == "predict":
-        assert quick_question(GOOD[kind][0], scope) is not None
-
-
-@pytest.mark.parametrize("kind", ["predict", "batch"])
-def test_plain_items_are_hashed_where_they_are(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "parse_json", None)
-    monkeypatch.setattr(predict, "_predict", None)
-    PARSERS[kind](GOOD[kind][0], SCOPE)
-    PARSERS[kind](GOOD[kind][2], SCOPE)  # whose ids are integers
 
 
 @pytest.mark.parametrize("kind", PARSERS)

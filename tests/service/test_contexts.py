@@ -4,20 +4,21 @@ import ast
 import asyncio
 import contextvars
 import logging
-import socket
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Send
 
 from service.context import NameRequest, current_request_id
-from service.http.connection import BoundedProtocol
+from service.http.connection import Connection
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.use_cases.keys import SCOPES, create_key
 from tests.service.api_support import Api, event, publish, running_app, served_app, settings_for
+from tests.service.raw_http import Connection as RawConnection
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,13 +50,11 @@ MAY: dict[tuple[str, str], str] = {
     ("serving/swap.py", "run_in_executor"): "it passes no context on, and is called by a task without one",
     ("serving/sealed.py", "Thread"): "a thread has an empty context",
     ("http/routers/ops.py", "add_done_callback"): "looks at an exception, so that asyncio does not complain",
-    (
-        "http/connection.py",
-        "call_later",
-    ): "aborts or looks at a connection; says nothing but the problem of a request",
-    ("processes/children.py", "call_soon_threadsafe"): "sets an event of a command",
-    ("processes/supervisor.py", "Thread"): "a thread has an empty context",
-    ("use_cases/update/update_model.py", "run_coroutine_threadsafe"): "the worker, which answers no requests",
+    ("http/connection/guard.py", "call_later"): "aborts a connection or checks its deadlines; logs nothing",
+    ("http/connection/guard.py", "call_soon"): "gives uvicorn a request, which answers each in an empty context",
+    ("processes/stop_request.py", "call_soon_threadsafe"): "sets an event of a command",
+    ("processes/child.py", "Thread"): "a thread has an empty context",
+    ("use_cases/update/stage.py", "run_coroutine_threadsafe"): "the worker, which answers no requests",
     ("demo/client.py", "create_task"): "a client, which answers no requests",
     ("demo/traffic.py", "create_task"): "a client, which answers no requests",
 }
@@ -115,8 +114,8 @@ async def call(api: Api, request_id: str, method: str, path: str, **options: Any
 SHARED = {
     "KeyLookups._look_up",
     "Ingestion._store",
-    "Histories._travel",
-    "Histories._read",
+    "Histories._read_redis",
+    "Histories._read_postgres",
     "ImpressionLog._write",
     "Account.charge",
     "PeriodWatch._look",
@@ -140,8 +139,8 @@ async def test_what_is_shared_belongs_to_no_request(
             # Which the process has not seen; a quarter of its burst is less than the calls below: they are settled.
             _, key = await create_key(database, "frontend", SCOPES, rate_limit=40)
             headers = {"X-API-Key": key}
-            await publish(database, api.parts.artifacts, 1, 0.125, lead_seconds=0.3)
-            await api.parts.serving.refresh()
+            await publish(database, api.state.artifacts, 1, 0.125, lead_seconds=0.3)
+            await api.state.serving.refresh()
             await asyncio.sleep(0.3)
             question = {"items": ["a"], "log_impressions": True}
             answers = await asyncio.gather(
@@ -207,23 +206,25 @@ def test_what_comes_after_a_request_on_its_connection_is_not_its_own(
 ) -> None:
     """A large body makes the request pause reading and go on with it, in its own context."""
     named: list[str | None] = []
-    refuse = BoundedProtocol._refuse
+    answering = Connection.answering
 
-    def noted(protocol: BoundedProtocol, error: Exception) -> None:
+    def noted(connection: Connection, send: Send) -> Send:
         named.append(current_request_id.get())
-        refuse(protocol, error)
+        return answering(connection, send)
 
-    monkeypatch.setattr(BoundedProtocol, "_refuse", noted)
+    monkeypatch.setattr(Connection, "answering", noted)
     body = b'{"interactions": [' + b" " * 700_000 + b"]}"
     head = (
         "POST /interactions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"X-Request-ID: large-1\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    with served_app(settings) as url, socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0)) as connection:
-        connection.settimeout(20)
-        connection.sendall(head.encode() + body)
-        assert b"422" in connection.recv(65536).split(b"\r\n")[0]
-        connection.sendall(b"no request at all\r\n\r\n")
-        while connection.recv(65536):
-            pass
-    assert named == [None]
+    with served_app(settings) as url, RawConnection(url, seconds=20) as connection:
+        connection.send(head.encode() + body)
+        assert connection.answer()[0] == 422
+        connection.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.answer()[0] == 200
+        connection.send(b"no request at all\r\n\r\n")
+        status, headers, document = connection.answer()
+    assert named == [None, None]
+    assert (status, document["request_id"]) == (400, headers["x-request-id"])
+    assert document["request_id"] != "large-1"

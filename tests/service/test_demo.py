@@ -4,16 +4,16 @@ import asyncio
 import gzip
 import io
 import json
+import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,15 +38,16 @@ from asmg.statistics import NAMES, StatisticsConfig
 from asmg.updaters import build_updater
 from asmg.yardsticks import build_yardstick
 from service.cli.console import PeriodLine, ScoreLines
-from service.demo import DemoOptions, client, run_demo
-from service.demo.client import Api, CallFailed, _batches
-from service.demo.practitioner import WITHOUT_FIELDS, Practitioner
+from service.demo import client
+from service.demo.client import Api, CallFailed, split_batches
+from service.demo.comparison import WITHOUT_FIELDS, ComparisonModels
 from service.demo.report import PeriodReport, Report, RollbackReport
-from service.demo.story import _of_questions
+from service.demo.run import DemoOptions, run_demo
+from service.demo.scenario import contexts_for_prediction
 from service.demo.streams import PlayedPeriod, folder_stream, synthetic_stream
 from service.demo.traffic import CLIENTS, Traffic, VersionOrder, Window
 from service.http.schemas import parse_timestamp
-from tests.service.programs import asmg, environment, wait_for
+from tests.service.programs import asmg, start_call, wait_for
 
 SMALL = DriftConfig(users=100, items=40, events=1_500, categories=4, fields=True)
 TINY: dict[str, Any] = {"drift": replace(SMALL, events=300), "workers": 1, "port": 0}
@@ -128,7 +129,7 @@ async def test_a_connection_that_breaks_is_a_failure() -> None:
         async with traffic.running():
             await asyncio.sleep(0.05)
         with pytest.raises(CallFailed, match="version 2 was published but version 1 still answers"):
-            await traffic.until(2, seconds=0.05)
+            await traffic.wait_for_version(2, seconds=0.05)
     assert traffic.total.served == 0
     assert traffic.total.failed >= CLIENTS
     assert traffic.faults[0] == "ReadError broken"
@@ -136,10 +137,14 @@ async def test_a_connection_that_breaks_is_a_failure() -> None:
 
 def test_batches_keep_a_millisecond_together() -> None:
     times = np.repeat(np.arange(4_000), 3)
-    rows = [(batch.start, batch.stop) for batch in _batches(times)]
+    rows = [(batch.start, batch.stop) for batch in split_batches(times)]
     assert rows == [(0, 4_998), (4_998, 9_996), (9_996, 12_000)]
     crowd = np.zeros(12_000, np.int64)  # they cannot be kept together
-    assert [(batch.start, batch.stop) for batch in _batches(crowd)] == [(0, 5_000), (5_000, 10_000), (10_000, 12_000)]
+    assert [(batch.start, batch.stop) for batch in split_batches(crowd)] == [
+        (0, 5_000),
+        (5_000, 10_000),
+        (10_000, 12_000),
+    ]
 
 
 async def test_a_batch_that_is_refused_ends_the_demo() -> None:
@@ -263,11 +268,11 @@ def test_lines_fit_whatever_a_period_took() -> None:
 def test_what_the_fields_are_worth_is_told_where_there_are_any() -> None:
     values = {"seed": 0, "yardstick": "logistic", "rollback": None, "requests": Window(), "faults": []}
     known = [period_report(number, None if number == 1 else 0.6) for number in range(1, 7)]
-    assert Report(data="synthetic", periods=known, **values).worth_of_fields() == [
+    assert Report(data="synthetic", periods=known, **values).value_of_fields() == [
         "incremental without the fields: AUC 0.5800, LogLoss 0.5800; with them AUC 0.6000, LogLoss 0.6000",
         "best that user and item alone allow: AUC 0.7000, LogLoss 0.7000; with the context AUC 0.8000, LogLoss 0.8000",
     ]
-    assert Report(data="ml-100k", periods=[period_report(1, None)], **values).worth_of_fields() == []
+    assert Report(data="ml-100k", periods=[period_report(1, None)], **values).value_of_fields() == []
 
 
 async def test_features_hold_from_the_first_event_on_and_predictions_know_no_position() -> None:
@@ -291,11 +296,11 @@ async def test_features_hold_from_the_first_event_on_and_predictions_know_no_pos
         await Api(http).put_catalogue(second)
         assert 0 < len(sent["/users"][1]["users"]) < len(users["users"])
     assert {name for context in first.contexts for name in context} == {"device", "position"}
-    assert {name for context in _of_questions(first, stream.schema) for name in context} == {"device"}
+    assert {name for context in contexts_for_prediction(first, stream.schema) for name in context} == {"device"}
 
 
-class TestPractitioner:
-    """The yardstick, and the model without fields, beside the service's models."""
+class TestComparisonModels:
+    """The yardstick, and the incremental model without fields."""
 
     @pytest.mark.parametrize("name", ["lightgbm", "logistic"])
     @pytest.mark.parametrize("fields", [True, False])
@@ -310,15 +315,15 @@ class TestPractitioner:
         stream = synthetic_stream(replace(SMALL, fields=fields), 3, seed=2)
         log = prepared(periods := list(stream.periods), stream.schema)
         cut = cut_periods(log, 3, known="so_far", categories=True, fields=True)
-        yardstick, practitioner = build_yardstick(name, fields=cut.fields), Practitioner(stream.schema, seed=5)
+        yardstick, comparison = build_yardstick(name, fields=cut.fields), ComparisonModels(stream.schema, seed=5)
         updater = build_updater(
             "iu", default_config(categories=True, numeric=len(NAMES)), statistics=StatisticsConfig()
         )
         bare = [replace(data, fields=None) for data in cut.data]
         reports = [report.scores for report, _ in progressive_validation(updater, bare, seed=5)]
-        assert practitioner.name == name
+        assert comparison.name == name
         for number, (period, data) in enumerate(zip(periods, cut.data, strict=True)):
-            found = practitioner.score_and_learn(period)
+            found = comparison.score_and_learn(period)
             if number == 0:
                 assert found == {}
             else:
@@ -385,39 +390,68 @@ def left_behind(folder: Path) -> list[psutil.Process]:
 class Demo:
     """A running demo."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
-        program = (
-            "import sys; from pathlib import Path; from service.demo import *; from asmg.datasets.synthetic import *\n"
-            f"sys.exit(run_demo(DemoOptions({', '.join(f'{k}={v!r}' for k, v in options.items())})))"
-        ).replace("PosixPath", "Path")
-        self.out, self.err = folder / "out", folder / "err"
-        with self.out.open("w") as out, self.err.open("w") as err:
-            changes = {"ASMG_SWAP_LEAD_SECONDS": "0.5", "TMPDIR": str(folder)}
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", program], stdout=out, stderr=err, env=environment(**changes)
-            )
-        self._folder = folder
+    def __init__(self, folder: Path, options: DemoOptions) -> None:
+        self._folder, self._out, self._err = folder, folder / "out", folder / "err"
+        changes = {"ASMG_SWAP_LEAD_SECONDS": "0.5", "TMPDIR": str(folder)}
+        self._process = start_call(partial(run_demo, options), self._out, self._err, **changes)
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text() if self._out.exists() else ""
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def stop(self) -> None:
+        """End it whatever it is doing."""
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join(60)
 
     def wait_for(self, text: str) -> None:
-        wait_for(lambda: text in self.out.read_text() or self.process.poll() is not None)
-        assert text in self.out.read_text(), self.err.read_text()
+        wait_for(lambda: text in self.out or not self._process.is_alive(), 180)
+        assert text in self.out, self.err
 
     def end(self, code: int, number: int | None = None) -> None:
         if number is not None:
-            self.process.send_signal(number)
-        assert self.process.wait(180) == code, self.err.read_text()  # where nothing is compiled yet, a minute goes by
+            os.kill(self.pid, number)
+        self._process.join(180)  # where nothing is compiled yet, a minute goes by
+        assert self._process.exitcode == code, self.err
         assert left_behind(self._folder) == []
         assert list(self._folder.glob("asmg-demo-*")) == []
-        assert "\x1b" not in self.out.read_text()
+        assert "\x1b" not in self.out
+
+
+StartDemo = Callable[..., Demo]
+
+
+@pytest.fixture
+def start_demo(folder: Path) -> Iterator[StartDemo]:
+    """Starts a demo with some options; one that a test has left running is stopped."""
+    started: list[Demo] = []
+
+    def start(**options: Any) -> Demo:
+        started.append(Demo(folder, DemoOptions(**{"exit": True, **options})))
+        return started[-1]
+
+    yield start
+    for demo in started:
+        demo.stop()
 
 
 @pytest.mark.slow
-def test_the_whole_story(folder: Path) -> None:
+def test_the_whole_story(folder: Path, start_demo: StartDemo) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        demo = Demo(folder, drift=SMALL, periods=3, exit=True, report=folder / "r.json", port=port)
+        demo = start_demo(drift=SMALL, periods=3, report=folder / "r.json", port=port)
         demo.end(0)
-    out = demo.out.read_text()
+    out = demo.out
     assert f"port {port} is taken" in out
     assert max(map(len, out.splitlines())) <= 120
     report = json.loads((folder / "r.json").read_text())
@@ -449,10 +483,10 @@ def test_the_whole_story(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_stays_up_and_wants_its_key(folder: Path) -> None:
-    demo = Demo(folder, periods=1, **TINY)
+def test_it_stays_up_and_wants_its_key(start_demo: StartDemo) -> None:
+    demo = start_demo(periods=1, exit=False, **TINY)
     demo.wait_for("stays up until Ctrl-C")
-    out = demo.out.read_text()
+    out = demo.out
     docs, key = re.search(r"^API docs: (\S+)$", out, re.M), re.search(r"^KEY=(\S+)$", out, re.M)
     assert docs is not None
     assert key is not None
@@ -465,23 +499,23 @@ def test_it_stays_up_and_wants_its_key(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_interrupted_in_the_middle(folder: Path) -> None:
-    demo = Demo(folder, periods=50, exit=True, **TINY)
-    demo.wait_for("v1 generated")
+def test_interrupted_in_the_middle(start_demo: StartDemo) -> None:
+    demo = start_demo(periods=50, **TINY)
+    demo.wait_for("Scores on the log of each period")
     time.sleep(0.5)
     demo.end(130, signal.SIGINT)
-    assert "interrupted; everything was stopped and removed" in demo.out.read_text()
-    assert demo.err.read_text() == ""
+    assert "interrupted; everything was stopped and removed" in demo.out
+    assert demo.err == ""
 
 
 @pytest.mark.slow
-def test_a_service_that_dies_is_said_and_cleaned_up(folder: Path) -> None:
-    demo = Demo(folder, periods=50, exit=True, **TINY)
-    demo.wait_for("v1 generated")
-    [server] = psutil.Process(demo.process.pid).children()
+def test_a_service_that_dies_is_said_and_cleaned_up(start_demo: StartDemo) -> None:
+    demo = start_demo(periods=50, **TINY)
+    demo.wait_for("Scores on the log of each period")
+    [server] = psutil.Process(demo.pid).children()
     server.kill()
     demo.end(1)
-    assert "asmg serve ended with code -9" in demo.err.read_text()
+    assert "asmg serve ended with code -9" in demo.err
 
 
 @pytest.mark.slow

@@ -1,428 +1,62 @@
-"""Ids that were not seen for long lose their row: who keeps one, who gets it next, and that no model mixes them up."""
+"""Eviction in the period cycle: tables stay bounded, and no model takes one id for another that had its row before."""
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from sklearn.metrics import log_loss
 from sqlalchemy import text
 from typing_extensions import override
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, load_data
-from asmg.datasets.synthetic import DriftPeriod
-from asmg.features import Schema
-from asmg.models import EmbeddingMLPConfig, table_sizes
+from asmg.models import table_sizes
 from asmg.statistics import Statistics
-from asmg.updaters import UPDATERS, build_updater
-from service.serving.snapshot import Snapshot
-from service.settings import Settings
-from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
-from service.storage.postgres.repositories import EntityKind, EventBatch, Interaction, PeriodStatus
+from service.storage.postgres.repositories import EntityKind, PeriodStatus
 from service.storage.redis.notices import Notices
-from service.use_cases import retention
 from service.use_cases.catalogue import put_items
 from service.use_cases.quarantine import retry_period
 from service.use_cases.rollback import rollback
 from service.use_cases.update import gate
-from service.use_cases.update.period_data import PreparedPeriod, prepare_period
+from service.use_cases.update.prepare import prepare_period
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.backup_support import sql
-from tests.service.test_update_model import Stopped, Watched, clicks_by_hand, closing
-from tests.service.update_support import Bench, bench, copies, moment, outcome, single_thread
+from tests.service.eviction_support import (
+    EVICT_AFTER,
+    EVICTING,
+    NEVER_KNOWN,
+    go_on,
+    period,
+    rows_of,
+)
+from tests.service.predictions_by_hand import clicks_by_hand
+from tests.service.update_doubles import update_interrupted_often
+from tests.service.update_support import (
+    Prepared,
+    bench,
+    copies,
+    outcome,
+    scalar,
+    snapshot_of,
+    tensors_of,
+    until_true,
+)
 from tests.service.worker_processes import forked_worker
 
-NEVER_KNOWN = "nobody at all"
-EVICT_AFTER = 7
-"""The least there is; who was there in period 1 only is evicted in period 8."""
-EVICTING: dict[str, Any] = {"evict_after_periods": EVICT_AFTER, "history_length": 3}
-"""Short histories, or an item would be seen in them long after."""
-HOUR_MS = 3_600_000
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
-
-
-# --- a stream in which ids go and come back
-
-
-def period(number: int, *, events: int = 60, back: int | None = None, rename: bool = False) -> DriftPeriod:
-    """A period with regulars and with users and items that are there once.
-
-    User `gone` and item `lost` are there in period 1 and again in period `back`, under other names where `rename`. They
-    have no clicks, so that they leave nothing in anybody's history. So have four items that never come again.
-    """
-    rng = Random(number)
-    users = [f"regular{n}" for n in range(4)] + [f"u{number}.{n}" for n in range(3)]
-    items = [f"evergreen{n}" for n in range(4)] + [f"i{number}.{n}" for n in range(3)]
-    rows = [(rng.choice(users), rng.choice(items)) for _ in range(events)]
-    labels = [int(rng.random() < (0.7 if hash_of(item) % 2 else 0.2)) for _, item in rows]
-    if number in (1, back):
-        gone, lost = ("another", "other") if rename and number == back else ("gone", "lost")
-        rows += [(gone, "evergreen1"), ("regular1", lost), (gone, lost)] * 3
-        labels += [0] * 9
-    if number == 1:
-        rows += [("regular0", f"mayfly{n}") for n in range(4)]
-        labels += [0] * 4
-    order = Random(number + 1).sample(range(len(rows)), len(rows))
-    fresh = [f"evergreen{n}" for n in range(4)] if number == 1 else []
-    return DriftPeriod(
-        number=number,
-        user_ids=[rows[n][0] for n in order],
-        item_ids=[rows[n][1] for n in order],
-        labels=np.array([labels[n] for n in order], dtype=np.uint8),
-        timestamps_ms=1_700_000_000_000 + number * HOUR_MS + 1000 * np.arange(len(rows)),
-        probabilities=np.full(len(rows), 0.5),
-        new_items={item: (f"c{n % 3}",) for n, item in enumerate([*fresh, f"i{number}.0"])},
-    )
-
-
-def hash_of(item: str) -> int:
-    return sum(item.encode())
-
-
-async def go_on(b: Bench, *periods: DriftPeriod, **parts: Any) -> None:
-    for each in periods:
-        await b.log(each)
-        await b.update(each.number, **parts)
-
-
-async def served(b: Bench, version: int, folder: Path) -> Snapshot:
-    digest = (await b.outcome())["versions"][version]["serving"]
-    snapshot = Snapshot.open(await b.workshop.artifacts.fetch_file(digest, folder / str(version)), version, version)
-    snapshot.check()
-    return snapshot
-
-
-async def tensors(b: Bench, digest: str) -> dict[str, torch.Tensor]:
-    return dict(Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)).tensors)
-
-
-async def rows_of(database: Database, kind: EntityKind) -> dict[str, int]:
-    async with database.read() as session:
-        ids, rows = await session.entities.rows(kind)
-    return dict(zip(ids, rows.tolist(), strict=True))
-
-
-async def scalar(database: Database, query: str) -> Any:
-    async with database.read() as session:
-        return await session.connection.scalar(text(query))
-
-
-async def until(database: Database, query: str) -> None:
-    """Wait for a query to say yes."""
-    async with asyncio.timeout(60):
-        while True:
-            if await scalar(database, query):
-                return
-            await asyncio.sleep(0.005)
-
-
-async def free_rows(database: Database, kind: EntityKind) -> list[int]:
-    async with database.read() as session:
-        extent = await session.entities.extent(kind)
-        return (await session.entities.rows_of_nobody(kind, extent.allocation)).tolist()  # type: ignore[no-any-return]
-
-
-# --- rows
-
-
-@dataclass
-class Obvious:
-    """Who has which row, as a dictionary has it."""
-
-    rows: dict[str, int] = field(default_factory=dict)
-    seen: dict[str, int] = field(default_factory=dict)
-    allocated: dict[str, int] = field(default_factory=dict)
-    highest: int = 0
-    latest: int = 0
-
-    def turn(self, number: int, ids: list[str], evict_after: int) -> None:
-        for name in ids:
-            self.seen[name] = number
-        for name in [name for name in self.rows if self.seen[name] <= number - evict_after]:
-            del self.rows[name], self.allocated[name]
-        free = sorted(set(range(1, self.highest + 1)) - set(self.rows.values()))
-        fresh = [name for name in dict.fromkeys(ids) if name not in self.rows]
-        self.latest += bool(fresh)
-        for name in fresh:
-            row = free.pop(0) if free else self.highest + 1
-            self.highest = max(self.highest, row)
-            self.rows[name], self.allocated[name] = row, self.latest
-
-
-class TestRows:
-    async def test_change_hands_as_in_a_dictionary(self, database: Database) -> None:
-        """And from each allocation on it is known whose rows are whose."""
-        rng, obvious, before = Random(3), Obvious(), []
-        async with database.unit_of_work() as work:
-            entities = work.entities
-            for number in range(1, 60):
-                ids = [f"id{rng.randrange(number, number + 25)}" for _ in range(rng.randrange(12))]
-                await entities.see(EntityKind.USER, ids, number)
-                await entities.evict(EntityKind.USER, number, 4)
-                for _ in range(2):  # the second time gives the same
-                    rows = await entities.allocate(EntityKind.USER, ids, number)
-                obvious.turn(number, ids, 4)
-                assert rows.tolist() == [obvious.rows[name] for name in ids]
-                assert await entities.extent(EntityKind.USER) == (obvious.highest, obvious.latest)
-                known, at = await entities.rows(EntityKind.USER)
-                assert dict(zip(known, at.tolist(), strict=True)) == obvious.rows
-                before.append((obvious.latest, dict(obvious.rows), dict(obvious.allocated)))
-                for latest, rows_then, allocated_then in before[-8:]:
-                    same = {
-                        n: r for n, r in obvious.rows.items() if allocated_then.get(n) == obvious.allocated[n]
-                    }  # fmt: skip
-                    assert same.items() <= rows_then.items()
-                    nobody = await entities.rows_of_nobody(EntityKind.USER, latest)
-                    assert nobody.tolist() == sorted(set(range(1, obvious.highest + 1)) - set(same.values()))
-                    known, at = await entities.rows(EntityKind.USER, latest)
-                    assert dict(zip(known, at.tolist(), strict=True)) == same
-        assert obvious.highest < 50 < len(obvious.seen)
-
-    async def test_an_id_without_a_row_is_found_at_the_cold_row(self, database: Database) -> None:
-        async with database.unit_of_work() as work:
-            await work.entities.allocate(EntityKind.ITEM, ["a", "b"], 1)
-            assert (await work.entities.find(EntityKind.ITEM, ["b", "x", "a", "b"])).tolist() == [2, 0, 1, 2]
-            assert (await work.entities.find(EntityKind.ITEM, [])).shape == (0,)
-            await work.entities.see(EntityKind.ITEM, ["x"], 2)
-            assert await work.entities.evict(EntityKind.ITEM, 2, 1) == 2
-            assert await work.entities.evict(EntityKind.ITEM, 2, 1) == 0
-            assert (await work.entities.find(EntityKind.ITEM, ["a"])).tolist() == [0]
-
-    async def test_periods_count_from_when_it_is_noted_who_is_seen(self, database: Database) -> None:
-        """Eviction was turned on, then off and on again. A period that is not prepared counts as well."""
-        async with database.unit_of_work() as work:
-            entities, evicted = work.entities, {}
-            for number in range(1, 20):
-                await entities.allocate(EntityKind.USER, [f"once{number}"], number)
-                if number == 12:
-                    await entities.forget_seen()
-                if number in (3, 4, 5, 8, 9, *range(15, 20)):
-                    await entities.see(EntityKind.USER, ["nobody"], number)
-                    evicted[number] = await entities.evict(EntityKind.USER, number, 3)
-        # In period 5 those of 1 and 2, for they were not seen in 3, 4 and 5.
-        assert evicted == {3: 0, 4: 0, 5: 2, 8: 3, 9: 1, 15: 0, 16: 0, 17: 8, 18: 1, 19: 1}
-
-    async def test_who_is_noted_twice_for_one_period_is_seen_in_it(self, database: Database) -> None:
-        async with database.unit_of_work() as work:
-            entities = work.entities
-            await entities.allocate(EntityKind.USER, ["a", "b", "c", "d"], 1)
-            for ids in (["b"], ["c", "b", "nobody"]):
-                await entities.see(EntityKind.USER, ids, 2)
-            assert await entities.evict(EntityKind.USER, 2, 1) == 2
-            assert (await entities.rows(EntityKind.USER))[0] == ["b", "c"]
-
-    async def test_two_at_once_agree(self, database: Database) -> None:
-        async with database.unit_of_work() as work:
-            await work.entities.allocate(EntityKind.USER, [f"old{n}" for n in range(50)], 1)
-            await work.entities.see(EntityKind.USER, [], 7)
-            await work.commit()
-
-        async def turn() -> list[int]:
-            async with database.unit_of_work() as work:
-                await work.entities.see(EntityKind.USER, ["old7", "new1"], 9)
-                await work.entities.evict(EntityKind.USER, 9, 2)
-                rows = await work.entities.allocate(EntityKind.USER, ["old7", "new1", "new2"], 9)
-                await asyncio.sleep(0.02)
-                await work.commit()
-            return rows.tolist()  # type: ignore[no-any-return]
-
-        results = await asyncio.gather(*(turn() for _ in range(4)))
-        assert results == [[8, 1, 2]] * 4
-        assert await free_rows(database, EntityKind.USER) == [3, 4, 5, 6, 7, *range(9, 51)]
-
-
-# --- who counts as seen
-
-
-@dataclass
-class Logs:
-    """Periods of a few interactions: (user, item, label)."""
-
-    database: Database
-    closed: int = 0
-
-    async def prepare(self, *rows: tuple[str, str, int]) -> PreparedPeriod:
-        self.closed += 1
-        events = [
-            Interaction(f"{self.closed}-{n}", user, item, label, moment(self.closed * HOUR_MS + n))
-            for n, (user, item, label) in enumerate(rows)
-        ]
-        async with self.database.unit_of_work() as work:
-            await work.interactions.insert(self.closed, EventBatch.of(events))
-            await work.periods.seal(self.closed, len(events))
-            await work.periods.create(self.closed + 1)
-            await work.commit()
-        return await self.again()
-
-    async def again(self) -> PreparedPeriod:
-        return await prepare_period(self.database, self.closed, 30, evict_after=3, schema=Schema(time=()))
-
-    async def have_rows(self, kind: EntityKind) -> set[str]:
-        return set(await rows_of(self.database, kind))
-
-
-@pytest.fixture
-def logs(database: Database) -> Logs:
-    return Logs(database)
-
-
-class TestSeen:
-    async def test_after_so_many_periods_the_row_is_the_next_ones(self, logs: Logs) -> None:
-        await logs.prepare(("ann", "a", 0), ("bob", "b", 0))
-        await logs.prepare(("bob", "b", 0))
-        await logs.prepare(("bob", "b", 0))
-        assert await logs.have_rows(EntityKind.USER) == {"ann", "bob"}
-        prepared = await logs.prepare(("bob", "b", 0), ("eve", "e", 0))
-        assert await rows_of(logs.database, EntityKind.USER) == {"eve": 1, "bob": 2}
-        assert await rows_of(logs.database, EntityKind.ITEM) == {"e": 1, "b": 2}
-        assert prepared.data.user.tolist() == prepared.data.item.tolist() == [2, 1]
-        assert (prepared.data.users, prepared.data.items) == (3, 3)
-        assert prepared.allocations == {"user": 2, "item": 2, "category": 0, "field": 0}
-        again = await logs.again()
-        assert again.allocations == prepared.allocations
-        assert again.data.user.tolist() == [2, 1]
-
-    async def test_who_comes_just_in_time_stays(self, logs: Logs) -> None:
-        await logs.prepare(("ann", "a", 0), ("bob", "b", 0))
-        for _ in range(2):
-            await logs.prepare(("bob", "b", 0))
-        await logs.prepare(("ann", "a", 0))
-        assert await rows_of(logs.database, EntityKind.USER) == {"ann": 1, "bob": 2}
-
-    async def test_the_tables_keep_their_size(self, logs: Logs) -> None:
-        await logs.prepare(*((f"u{n}", f"i{n}", 0) for n in range(5)))
-        for _ in range(3):
-            prepared = await logs.prepare(("bob", "b", 0))
-        assert (prepared.data.users, prepared.data.items) == (7, 7)
-        assert await free_rows(logs.database, EntityKind.USER) == [1, 2, 3, 4, 5]
-        assert await rows_of(logs.database, EntityKind.USER) == {"bob": 6}
-
-    async def test_what_is_in_a_history_is_seen(self, logs: Logs) -> None:
-        """As long as the user comes, and for as long as the click is among the last ones."""
-        await logs.prepare(("ann", "clicked", 1), ("ann", "shown", 0), ("bob", "b", 1))
-        for _ in range(4):
-            prepared = await logs.prepare(("ann", "a", 0))
-        assert await logs.have_rows(EntityKind.ITEM) == {"clicked", "a"}
-        assert prepared.data.history.tolist() == [(await rows_of(logs.database, EntityKind.ITEM))["clicked"]]
-        # Bob's click, long evicted, is there again with Bob: a new item to the models.
-        prepared = await logs.prepare(("bob", "a", 0))
-        assert await logs.have_rows(EntityKind.ITEM) == {"clicked", "a", "b"}
-        assert prepared.data.history.tolist() == [(await rows_of(logs.database, EntityKind.ITEM))["b"]]
-
-    async def test_the_catalogue_gives_a_row_for_as_long_as_a_log_does(self, logs: Logs) -> None:
-        await put_items(logs.database, {"shelf": ("c1",), "a": ("c2",)})
-        for _ in range(3):
-            await logs.prepare(("ann", "a", 0))
-            assert await logs.have_rows(EntityKind.ITEM) == {"a", "shelf"}
-            assert await put_items(logs.database, {"shelf": ("c1",)}) == 0  # nothing new in it
-        for _ in range(2):
-            prepared = await logs.prepare(("ann", "a", 0))
-            assert await logs.have_rows(EntityKind.ITEM) == {"a"}
-            # Who has a row has categories, however old the entry is; a free row has none.
-            assert prepared.data.item_categories is not None
-            row = (await rows_of(logs.database, EntityKind.ITEM))["a"]
-            assert [r for r, names in enumerate(prepared.data.item_categories.tolist()) if max(names) > 0] == [row]
-        assert await put_items(logs.database, {"shelf": ("c1", "c3")}) == 1
-        await logs.prepare(("ann", "a", 0))
-        assert await logs.have_rows(EntityKind.ITEM) == {"a", "shelf"}
-
-    async def test_an_evicted_item_of_the_catalogue_has_its_categories_when_it_is_back(self, logs: Logs) -> None:
-        await put_items(logs.database, {"shelf": ("c1",)})
-        for item in ("a", "a", "a", "a", "shelf"):
-            prepared = await logs.prepare(("ann", item, 0))
-        rows, categories = [await rows_of(logs.database, kind) for kind in (EntityKind.ITEM, EntityKind.CATEGORY)]
-        assert prepared.data.item_categories is not None
-        assert prepared.data.item_categories[rows["shelf"]].tolist() == [categories["c1"]]
-
-    async def test_a_changed_entry_protects_whoever_has_a_row(self, logs: Logs) -> None:
-        await logs.prepare(("ann", "shelf", 0))
-        for _ in range(2):
-            before = await logs.prepare(("ann", "a", 0))
-        await put_items(logs.database, {"shelf": ("c1",)})
-        for _ in range(3):
-            prepared = await logs.prepare(("ann", "a", 0))
-            assert await rows_of(logs.database, EntityKind.ITEM) == {"shelf": 1, "a": 2}
-            assert prepared.allocations["item"] == before.allocations["item"]  # it is not new, nor taken for new
-        await logs.prepare(("ann", "a", 0))
-        assert await logs.have_rows(EntityKind.ITEM) == {"a"}
-
-    async def test_categories_are_never_evicted(self, logs: Logs) -> None:
-        await put_items(logs.database, {"a": ("c1",)})
-        await logs.prepare(("ann", "a", 0))
-        await put_items(logs.database, {"a": ("c2",)})
-        for _ in range(5):
-            await logs.prepare(("ann", "b", 0))
-        assert await logs.have_rows(EntityKind.CATEGORY) == {"c1", "c2"}
-
-
-# --- the setting
-
-
-class TestSetting:
-    def test_it_is_off_unless_it_is_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert Settings().evict_after_periods is None
-        for value, expected in (("", None), ("7", 7), ("365", 365)):
-            monkeypatch.setenv("ASMG_EVICT_AFTER_PERIODS", value)
-            assert Settings().evict_after_periods == expected
-
-    @pytest.mark.parametrize("value", ["6", "0", "-1"])
-    def test_nobody_is_evicted_whose_log_is_learned_yet(self, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-        monkeypatch.setenv("ASMG_EVICT_AFTER_PERIODS", value)
-        with pytest.raises(ValidationError) as raised:
-            Settings()
-        assert "evict_after_periods" in str(raised.value)
-        expected = "expected at least 7, the periods that the method which looks back furthest learns from, or none"
-        assert f"{expected}; received {value}" in str(raised.value)
-
-    def test_the_least_is_what_the_methods_look_back(self) -> None:
-        """All but the one that keeps everything: in its logs strangers take the place of who is evicted."""
-        windows = {name: getattr(build_updater(name, EmbeddingMLPConfig()), "config", None) for name in UPDATERS}
-        furthest = max(getattr(config, "window", None) or 0 for config in windows.values())
-        assert furthest == EVICT_AFTER == retention.KEPT_FOR_TRAINING
-
-    async def test_evicting_nobody_is_as_good_as_off(
-        self, copy: Callable[..., str], redis_url: str, tmp_path: Path
-    ) -> None:
-        """Digest for digest."""
-        outcomes = []
-        for evict_after in (None, 100):
-            async with bench(copy(), redis_url, tmp_path, evict_after_periods=evict_after) as b:
-                await go_on(b, *(period(t) for t in (1, 2, 3)))
-                outcomes.append(await b.outcome())
-        assert outcomes[0] == outcomes[1]
-
-
-# --- the period cycle
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A database with seven versions and period 8 to be updated on, in which ids are evicted and rows given again."""
-
-    name: str
-    outcome: dict[str, Any]
-    """Of an update on it that was not disturbed."""
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def prepared(
     servers: Servers, migrated_template: str, database_numbers: Iterator[int], tmp_path_factory: Any
 ) -> Iterator[Prepared]:
+    """A database with seven versions and period 8 to be updated on, in which ids are evicted and rows given again."""
     folder = tmp_path_factory.mktemp("prepared")
 
     async def make(dsn: str) -> None:
@@ -446,13 +80,6 @@ def prepared(
 
 
 @pytest.fixture
-def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[Callable[..., str]]:
-    """DSN of a new database: empty, or a copy of the one named."""
-    with copies(servers, migrated_template, database_numbers) as make:
-        yield lambda *source: database_dsn(servers, make(*source))
-
-
-@pytest.fixture
 def eighth(copy: Callable[..., str], prepared: Prepared) -> str:
     """DSN of a database with period 8 to be updated on."""
     return copy(prepared.name)
@@ -467,8 +94,8 @@ class TestCycle:
         async with bench(postgres_dsn, redis_url, tmp_path, updater=updater, **EVICTING) as b:
             await go_on(b, *periods)
             parts = {n: (await b.outcome())["versions"][n]["state"]["parts"]["base"] for n in (7, 8, last)}
-            sizes = {n: table_sizes(await tensors(b, digest)) for n, digest in parts.items()}
-            snapshot, before = await served(b, last, tmp_path), await served(b, 7, tmp_path)
+            sizes = {n: table_sizes(await tensors_of(b, digest)) for n, digest in parts.items()}
+            snapshot, before = await snapshot_of(b, last, tmp_path), await snapshot_of(b, 7, tmp_path)
             users = await rows_of(b.database, EntityKind.USER)
         # As many rows as the ids of eight periods need; later ones bring as many new ids as leave.
         assert sizes[7] == sizes[8] == sizes[last]
@@ -504,7 +131,7 @@ class TestCycle:
                 await sql(b.database, "DELETE FROM interactions WHERE user_id = 'gone'")
                 await go_on(b, period(9, events=40, back=9, rename=rename))
                 versions.append((await b.outcome())["versions"])
-                snapshot = await served(b, 9, tmp_path / str(rename))
+                snapshot = await snapshot_of(b, 9, tmp_path / str(rename))
                 gone, lost = ("another", "other") if rename else ("gone", "lost")
                 prediction = snapshot.predict(gone, ["evergreen0", lost], ["evergreen2"])
                 assert not prediction.cold_user
@@ -550,7 +177,7 @@ class TestCycle:
             async with b.database.read() as session:
                 stage = await session.stages.get(8, "prepare")
             assert stage is not None
-            data = load_data(Checkpoint.from_bytes(await b.workshop.artifacts.get(stage.result["data"])))
+            data = load_data(Checkpoint.from_bytes(await b.context.artifacts.get(stage.result["data"])))
             kept = {kind: {row for name, row in now[kind].items() if name in ids[kind]} for kind in now}
             taken = set(data.user.tolist()) & (set(ids[EntityKind.USER].values()) - kept[EntityKind.USER])
             assert taken
@@ -565,8 +192,8 @@ class TestCycle:
                 ("previous", 6, states[6]["serving"], states[6]["serving_statistics"]),
                 ("incremental", 7, states[7]["parts"]["base"], states[7]["parts"]["statistics"]),
             ):
-                params = {n: t.double().numpy() for n, t in (await tensors(b, digest)).items()}
-                statistics = Statistics.load(Checkpoint.from_bytes(await b.workshop.artifacts.get(counted)))
+                params = {n: t.double().numpy() for n, t in (await tensors_of(b, digest)).items()}
+                statistics = Statistics.load(Checkpoint.from_bytes(await b.context.artifacts.get(counted)))
                 without = statistics.forgotten({"item": strange}).inputs(data).double().numpy()
                 told_apart = np.abs(without - statistics.inputs(data).double().numpy()).max()
                 # After one period nothing of items has differed yet, and so nothing of it is read.
@@ -594,9 +221,9 @@ class TestCycle:
             assert found[8]["serving"] == found[7]["serving"]
             assert found[8]["state"]["serving_allocations"] == found[7]["state"]["allocations"]
             assert found[8]["state"]["allocations"]["user"] > found[7]["state"]["allocations"]["user"]
-            assert not (await served(b, 8, tmp_path)).predict("gone", ["lost"], []).cold_user
+            assert not (await snapshot_of(b, 8, tmp_path)).predict("gone", ["lost"], []).cold_user
             await go_on(b, period(9))
-            assert (await served(b, 9, tmp_path)).predict("gone", ["lost"], []).cold_user
+            assert (await snapshot_of(b, 9, tmp_path)).predict("gone", ["lost"], []).cold_user
 
     async def test_who_gets_a_row_while_an_update_is_under_way_is_not_known_to_its_version(
         self, eighth: str, prepared: Prepared, redis_url: str, tmp_path: Path
@@ -616,13 +243,13 @@ class TestCycle:
             assert await b.outcome() == prepared.outcome
             row = (await rows_of(b.database, EntityKind.ITEM))["late"]
             assert row in before.values()
-            assert (await served(b, 8, tmp_path)).predict("regular0", ["late"], []).cold_items.tolist() == [0]
+            assert (await snapshot_of(b, 8, tmp_path)).predict("regular0", ["late"], []).cold_items.tolist() == [0]
             await go_on(b, period(9))
             found = (await b.outcome())["versions"]
-            old, new = [(await tensors(b, found[n]["state"]["parts"]["base"]))["item"] for n in (8, 9)]
+            old, new = [(await tensors_of(b, found[n]["state"]["parts"]["base"]))["item"] for n in (8, 9)]
             assert not torch.equal(old[row], old[0])
             assert torch.equal(new[row], old[0])
-            assert not len((await served(b, 9, tmp_path)).predict("regular0", ["late"], []).cold_items)
+            assert not len((await snapshot_of(b, 9, tmp_path)).predict("regular0", ["late"], []).cold_items)
 
     async def test_an_update_from_an_older_version_takes_nobody_for_somebody_else(
         self, eighth: str, redis_url: str, tmp_path: Path
@@ -636,7 +263,7 @@ class TestCycle:
             assert taken
             await rollback(
                 b.database,
-                b.workshop.notices,
+                b.context.notices,
                 to_version=7,
                 sequence="excise",
                 reason="bad data",
@@ -646,9 +273,9 @@ class TestCycle:
             await go_on(b, period(9))
             found = (await b.outcome())["versions"]
             assert (found[9]["parent"], found[9]["period"]) == (7, 9)
-            old, new = [(await tensors(b, found[n]["state"]["parts"]["base"]))["user"] for n in (7, 9)]
-            window = (await tensors(b, found[9]["state"]["parts"]["model.1"]))["user"]
-            hidden = (await tensors(b, found[9]["state"]["parts"]["hidden"]))["user"]
+            old, new = [(await tensors_of(b, found[n]["state"]["parts"]["base"]))["user"] for n in (7, 9)]
+            window = (await tensors_of(b, found[9]["state"]["parts"]["model.1"]))["user"]
+            hidden = (await tensors_of(b, found[9]["state"]["parts"]["hidden"]))["user"]
             for row in taken.values():  # in period 9 nobody of them was there
                 assert not torch.equal(old[row], old[0])
                 assert torch.equal(new[row], old[0])
@@ -700,28 +327,13 @@ def strangers_made_cold(data: PeriodData, kept: dict[EntityKind, set[int]]) -> P
 
 
 class TestInterruptions:
-    @pytest.mark.parametrize("what", ["commit", "committed"])
+    @pytest.mark.parametrize("moment", ["commit", "committed"])
     async def test_at_every_transaction(
-        self, eighth: str, prepared: Prepared, redis_url: str, tmp_path: Path, what: str
+        self, eighth: str, prepared: Prepared, redis_url: str, tmp_path: Path, moment: str
     ) -> None:
-        """The n-th attempt ends at its n-th transaction, so each gets a little further."""
-        attempts, left = 0, 0
-
-        def told(happened: str) -> None:
-            nonlocal left
-            left -= happened == what
-            if left == 0 and happened == what:
-                raise Stopped
-
-        watched = Watched(eighth, told)
-        async with bench(eighth, redis_url, tmp_path, **EVICTING) as b, closing(watched):
-            for attempts in count(1):
-                left = attempts
-                with suppress(Stopped):
-                    await b.update(8, database=watched, artifacts=ArtifactStore(watched, b.redis))
-                    break
+        async with bench(eighth, redis_url, tmp_path, **EVICTING) as b:
+            assert await update_interrupted_often(b, 8, moment) > 5
             assert await b.outcome() == prepared.outcome
-        assert attempts > 5
 
     @pytest.mark.slow
     async def test_a_worker_that_is_killed_while_it_evicts(
@@ -750,7 +362,7 @@ class TestInterruptions:
         gone = [await scalar(database, "SELECT count(*) FROM entity_rows WHERE id = 'gone'")]
         for sign in (evicting, evicted):
             with forked_worker(eighth, redis_url, tmp_path, **changes) as worker:
-                await until(database, sign)
+                await until_true(database, sign)
                 worker.kill()
             assert await scalar(database, noted) == 0
             gone.append(await scalar(database, "SELECT count(*) FROM entity_rows WHERE id = 'gone'"))
@@ -759,7 +371,7 @@ class TestInterruptions:
             await work.connection.execute(text("DROP FUNCTION slow CASCADE"))
             await work.commit()
         with forked_worker(eighth, redis_url, tmp_path, **changes) as worker:
-            await until(database, learned)
+            await until_true(database, learned)
             worker.stop()
         assert await outcome(database) == prepared.outcome
         await database.close()

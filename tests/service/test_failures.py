@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,58 +24,30 @@ from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import migrate
 from service.storage.postgres.repositories import Period
 from service.use_cases.quarantine import MOST_CRASHES
-from service.use_cases.update import update_model
-from tests.conftest import Servers, database_dsn, in_thread
+from service.use_cases.update import publish
 from tests.service.api_support import event
 from tests.service.programs import program
-from tests.service.test_update_model import Prepared, working
-from tests.service.update_support import STAGES, bench, copies, outcome, periods, single_thread
+from tests.service.update_doubles import working
+from tests.service.update_support import (
+    STAGES,
+    Prepared,
+    bench,
+    outcome,
+    periods,
+    seal_second_period,
+)
 from tests.service.worker_processes import ForkedWorker, forked_worker
 
 SEED = 1
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
-
-
-async def prepare(dsn: str, redis_url: str, folder: Path) -> None:
-    """Period 1 updated, period 2 sealed."""
-    async with bench(dsn, redis_url, folder) as b:
-        first, second = periods(2, seed=SEED)
-        await b.log(first)
-        await b.update(1)
-        await b.log(second)
-
-
-@pytest.fixture(scope="module")
-def sealed(
-    servers: Servers,
-    migrated_template: str,
-    database_numbers: Iterator[int],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Prepared]:
-    """A database in which period 1 is updated and period 2 sealed, and what an undisturbed update makes of it."""
-    folder = tmp_path_factory.mktemp("sealed")
-
-    async def finish(dsn: str) -> dict[str, Any]:
-        async with bench(dsn, servers.redis_url, folder) as b:
-            await b.update(2)
-            return await b.outcome()
-
-    with copies(servers, migrated_template, database_numbers) as copy:
-        name = copy()
-        in_thread(asyncio.run, prepare(database_dsn(servers, name), servers.redis_url, folder))
-        yield Prepared(name, in_thread(asyncio.run, finish(database_dsn(servers, copy(name)))))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def dsn(servers: Servers, migrated_template: str, database_numbers: Iterator[int], sealed: Prepared) -> Iterator[str]:
+def dsn(second: str) -> str:
     """Of a database with period 2 to be updated on."""
-    with copies(servers, migrated_template, database_numbers) as copy:
-        yield database_dsn(servers, copy(sealed.name))
+    return second
 
 
 @pytest.fixture
@@ -191,31 +163,31 @@ async def kill_at(dsn: str, redis_url: str, folder: Path, stage: str, moment: st
 class TestKills:
     @pytest.mark.parametrize("stage", STAGES)
     async def test_a_worker_killed_at_any_moment_of_a_stage(
-        self, dsn: str, sealed: Prepared, database: Database, redis_url: str, tmp_path: Path, stage: str
+        self, dsn: str, prepared: Prepared, database: Database, redis_url: str, tmp_path: Path, stage: str
     ) -> None:
         for moment in MOMENTS:
             await kill_at(dsn, redis_url, tmp_path, stage, moment)
             # What was noted or published is as it is in the end, or not there.
             found = await outcome(database)
             if (stage, moment) == ("publish", "noted"):
-                assert found == sealed.outcome
+                assert found == prepared.outcome
             else:
                 assert (list(found["versions"]), found["aliases"]["champion"]) == ([1, 0], 1)
         with forked_worker(dsn, redis_url, tmp_path) as last:
             await until(database, 2, "updated")
             await logged(last, "worker started")
             last.stop()
-        assert await outcome(database) == sealed.outcome
+        assert await outcome(database) == prepared.outcome
 
     @pytest.mark.slow
     async def test_postgres_killed_at_every_stage(
-        self, data_dir: Path, sealed: Prepared, redis_url: str, tmp_path: Path
+        self, data_dir: Path, prepared: Prepared, redis_url: str, tmp_path: Path
     ) -> None:
         """One worker lives through all of it."""
         with ExitStack() as stack:
             dsn = (await asyncio.to_thread(stack.enter_context, EmbeddedServers(data_dir))).postgres_dsn
             await asyncio.to_thread(migrate, dsn)
-            await prepare(dsn, redis_url, tmp_path)
+            await seal_second_period(dsn, redis_url, tmp_path)
             process: ForkedWorker | None = None
             for killed, stage in enumerate(STAGES, start=1):
                 async with gate(dsn, stage, "worked") as held:
@@ -233,7 +205,7 @@ class TestKills:
             database = Database(dsn, pool_size=1)
             period = await until(database, 2, "updated")
             assert (period.attempts, period.crashes) == (0, 0)
-            assert await outcome(database) == sealed.outcome
+            assert await outcome(database) == prepared.outcome
             await database.close()
             process.stop()
 
@@ -294,14 +266,14 @@ class TestCrashLoop:
         assert audit == [{"period": 2, "error": period.error}]
 
     async def test_a_stage_that_is_done_ends_the_row(
-        self, dsn: str, sealed: Prepared, database: Database, redis_url: str, tmp_path: Path
+        self, dsn: str, prepared: Prepared, database: Database, redis_url: str, tmp_path: Path
     ) -> None:
         await execute(database, f"UPDATE periods SET crashes = {MOST_CRASHES - 1} WHERE number = 2")
         await kill_at(dsn, redis_url, tmp_path, "prepare", "noted")
         with forked_worker(dsn, redis_url, tmp_path) as last:
             await until(database, 2, "updated")
             last.stop()
-        assert await outcome(database) == sealed.outcome
+        assert await outcome(database) == prepared.outcome
 
     async def test_a_worker_that_is_stopped_has_not_died(
         self, dsn: str, database: Database, redis_url: str, tmp_path: Path
@@ -319,7 +291,7 @@ class TestStandby:
     """Of two workers one leads, and the other takes over by itself."""
 
     async def test_from_a_leader_that_was_killed(
-        self, dsn: str, sealed: Prepared, database: Database, redis_url: str, tmp_path: Path
+        self, dsn: str, prepared: Prepared, database: Database, redis_url: str, tmp_path: Path
     ) -> None:
         async with gate(dsn, "update_base", "worked") as held:
             with forked_worker(dsn, redis_url, tmp_path) as leader:
@@ -333,11 +305,11 @@ class TestStandby:
                     assert time.monotonic() - killed < 5
                     await until(database, 2, "updated")
                     standby.stop()
-        assert await outcome(database) == sealed.outcome
+        assert await outcome(database) == prepared.outcome
 
     @pytest.mark.parametrize("moment", ["worked", "noted"])
     async def test_from_a_leader_that_is_frozen_and_comes_back(
-        self, dsn: str, sealed: Prepared, database: Database, redis_url: str, tmp_path: Path, moment: str
+        self, dsn: str, prepared: Prepared, database: Database, redis_url: str, tmp_path: Path, moment: str
     ) -> None:
         """In the midst of a transaction, or not. It may do no harm when it comes back."""
         async with gate(dsn, "update_base", moment) as held:
@@ -352,7 +324,7 @@ class TestStandby:
                     # Either it finds first that its lock is gone, or that the period has been updated by another.
                     await logged(leader, "worker waits", "an update stops")
                     async with bench(dsn, redis_url, tmp_path) as b:
-                        assert await b.outcome() == sealed.outcome
+                        assert await b.outcome() == prepared.outcome
                         await b.log(periods(3, seed=SEED)[2])
                     await until(database, 3, "updated")
                     # The one that was frozen waits for its turn now, and gets it.
@@ -371,14 +343,14 @@ class TestDisk:
     async def test_a_snapshot_that_cannot_be_written(
         self,
         dsn: str,
-        sealed: Prepared,
+        prepared: Prepared,
         redis_url: str,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
         number: int,
     ) -> None:
-        really_create: Callable[..., Any] = update_model.create
+        really_create: Callable[..., Any] = publish.create
         tried: list[int] = []
         trained: list[str] = []
 
@@ -388,12 +360,12 @@ class TestDisk:
                 raise OSError(number, "trouble")
             return really_create(*arguments)
 
-        monkeypatch.setattr(update_model, "create", create)
+        monkeypatch.setattr(publish, "create", create)
         async with working(
             dsn, redis_url, tmp_path, monkeypatch, before=lambda stage, _: trained.append(stage)
         ) as database:
             await until(database, 2, "updated")
-            assert await outcome(database) == sealed.outcome
+            assert await outcome(database) == prepared.outcome
         assert len(tried) == 5
         assert trained == ["train_generator", "update_base", "generate", "count"]
         # Each time it waits twice as long.
@@ -401,7 +373,7 @@ class TestDisk:
         assert waits == [0.02, 0.04, 0.08, 0.16]
 
     async def test_a_disk_that_is_full_until_somebody_makes_room(
-        self, dsn: str, sealed: Prepared, database: Database, redis_url: str, tmp_path: Path
+        self, dsn: str, prepared: Prepared, database: Database, redis_url: str, tmp_path: Path
     ) -> None:
         """A worker of which the kernel refuses the files."""
         with forked_worker(dsn, redis_url, tmp_path) as process:
@@ -413,11 +385,11 @@ class TestDisk:
             assert period.error is None or period.error.startswith("waits: OSError: [Errno 27]")
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
             await until(database, 2, "updated")
-            assert await outcome(database) == sealed.outcome
+            assert await outcome(database) == prepared.outcome
             process.stop()
 
     async def test_a_postgres_without_room(
-        self, dsn: str, sealed: Prepared, database: Database, redis_url: str, tmp_path: Path
+        self, dsn: str, prepared: Prepared, database: Database, redis_url: str, tmp_path: Path
     ) -> None:
         await execute(
             database,
@@ -432,5 +404,5 @@ class TestDisk:
             assert (period.status, period.attempts, period.crashes) == ("updating", 0, 0)
             await execute(database, "DROP TRIGGER full_disk ON artifacts")
             await until(database, 2, "updated")
-            assert await outcome(database) == sealed.outcome
+            assert await outcome(database) == prepared.outcome
             process.stop()

@@ -289,7 +289,7 @@ class TestPrediction:
         question = parse_predict(json.dumps(body).encode(), SCOPE, SCHEMA)
         assert question.context == {"device": "tv"} and question.item_contexts == [{}, {"position": 2}]
         same = parse_predict(b'{"items": ["a", "7"]}', SCOPE, SCHEMA)
-        assert question.asked.tolist() == same.asked.tolist()
+        assert question.item_ids == same.item_ids == ["a", "7"]
         assert same.context is None and same.item_contexts is None
 
     @pytest.mark.parametrize("item", [{}, {"id": ""}, {"id": "a", "colour": 1}, {"id": "a", "context": 3}])

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.serving.eager import eager_forward
-from service.serving.forward import NO_VALUES, Forward
-from service.serving.id_index import NOBODY, hash_ids
+from service.serving.fields import NO_VALUES
+from service.serving.forward.interface import Forward
+from service.serving.forward.reference import reference_forward
+from service.serving.id_hashes import NOBODY, hash_ids
 from service.serving.snapshot import NOTHING_RECENT, Prediction, Snapshot
 from tests.service.serving_support import ITEMS, TOLERANCE, USERS, random_model, random_statistics
 
@@ -21,7 +22,7 @@ LETTERS = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
 
 
 def eager(snapshot: Snapshot) -> Snapshot:
-    return replace(snapshot, forward=eager_forward(snapshot.meta["model"], snapshot.tensors))
+    return replace(snapshot, forward=reference_forward(snapshot.meta["model"], snapshot.tensors))
 
 
 def assert_agree(one: Prediction, other: Prediction) -> None:

@@ -20,10 +20,9 @@ from asmg.header import CheckpointError
 from asmg.layout import NO_VALUE, OWN_VALUE
 from asmg.models import EmbeddingMLPConfig, Params, build_model
 from asmg.statistics import NAMES
-from service.serving.eager import eager_forward
 from service.serving.encode import KnownFields, encode_snapshot
-from service.serving.fields import REMEMBERED, FieldReader
-from service.serving.forward import FieldValues
+from service.serving.fields import MAX_CACHED_HASHES, FieldReader, FieldValues
+from service.serving.forward.reference import reference_forward
 from service.serving.snapshot import Snapshot
 from tests.service.serving_support import ITEMS, TOLERANCE, USERS, known, random_model, random_statistics
 
@@ -158,10 +157,10 @@ def test_what_a_reader_remembers_changes_nothing() -> None:
 
 def test_so_many_values_are_remembered_and_no_more() -> None:
     fields = reader()
-    for n in range(3 * REMEMBERED):
+    for n in range(3 * MAX_CACHED_HASHES):
         fields.read({"device": f"d{n}"}, {"likes": [f"l{n}", f"m{n}"]}, timestamp_ms=NOON)
     kept = [len(known._hashes) for known in (*fields._of_context.values(), *fields._of_user.values())]
-    assert max(kept) <= REMEMBERED and sum(kept) > REMEMBERED
+    assert max(kept) <= MAX_CACHED_HASHES and sum(kept) > MAX_CACHED_HASHES
     expected = reader().read({"device": "d1"}, {}, timestamp_ms=NOON).hashes.tolist()
     assert fields.read({"device": "d1"}, {}, timestamp_ms=NOON).hashes.tolist() == expected
 
@@ -270,7 +269,7 @@ CONTEXTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 def test_scores_are_the_librarys(made: Made) -> None:
-    eager = replace(made.snapshot, forward=eager_forward(made.snapshot.meta["model"], made.snapshot.tensors))
+    eager = replace(made.snapshot, forward=reference_forward(made.snapshot.meta["model"], made.snapshot.tensors))
     made.snapshot.check()
     eager.check()
     seen = []
@@ -289,7 +288,7 @@ def test_scores_are_the_librarys(made: Made) -> None:
 
 
 def test_a_candidates_own_context_is_as_if_the_request_had_it(made: Made) -> None:
-    eager = replace(made.snapshot, forward=eager_forward(made.snapshot.meta["model"], made.snapshot.tensors))
+    eager = replace(made.snapshot, forward=reference_forward(made.snapshot.meta["model"], made.snapshot.tensors))
     of_request, own = {"device": "phone", "page": 2.0}, {"device": "tv", "page": 4.0}
     items = ITEMS[:12]
     for snapshot in (made.snapshot, eager):

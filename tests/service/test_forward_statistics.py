@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.serving.eager import eager_forward
+from service.serving.forward.reference import reference_forward
 from service.serving.snapshot import Snapshot
 from tests.service.serving_support import ITEMS, USERS, Made, random_model, random_statistics
 
@@ -22,7 +22,7 @@ NEW = [f"new{n}" for n in range(6)]
 
 
 def eager(snapshot: Snapshot) -> Snapshot:
-    return replace(snapshot, forward=eager_forward(snapshot.meta["model"], snapshot.tensors))
+    return replace(snapshot, forward=reference_forward(snapshot.meta["model"], snapshot.tensors))
 
 
 def assert_equal(

@@ -21,7 +21,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service.processes.supervisor import listen
+from service.processes.listening import listen
 from tests.conftest import Servers
 from tests.service.raw_http import Answer, Connection
 from tests.service.raw_requests import CASES, CURL, HIDDEN, JDK, LAST, REFUSED, TAKES, sized

@@ -11,7 +11,8 @@ import torch
 
 from asmg.metrics import Scores
 from service.storage.postgres.repositories import ModelKind
-from service.use_cases.update.gate import Comparison, Trial, compare, decide, try_out
+from service.use_cases.update.gate import decide
+from service.use_cases.update.trial import Comparison, Trial, compare, try_out
 
 
 def scores(logloss: float = 0.5, *, calibration: float | None = 1.0, clicks: int = 500) -> Scores:

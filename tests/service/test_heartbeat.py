@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,20 @@ import pytest
 from typing_extensions import override
 
 from asmg.batch import PeriodData
-from service import worker
+from service import heartbeat, worker
 from service.errors import NotReady
 from service.heartbeat import Heartbeat, check_workers
 from service.settings import Settings
 from service.storage.redis.notices import Notices
 from tests.service.programs import asmg, wait_for
-from tests.service.test_update_model import Meddled
-from tests.service.update_support import bench, periods, single_thread, updater_of
+from tests.service.update_doubles import Meddled
+from tests.service.update_support import bench, periods, updater_of
 from tests.service.worker_processes import forked_worker
 
 LIMIT = 1.0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def is_well(folder: Path, limit: float = LIMIT) -> bool:
@@ -39,50 +36,69 @@ def is_well(folder: Path, limit: float = LIMIT) -> bool:
     return False
 
 
+class Clock:
+    """The clock of `service.heartbeat`; it goes on when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 class TestFile:
-    def test_nobody_is_not_well(self, tmp_path: Path) -> None:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        clock = Clock()
+        monkeypatch.setattr(heartbeat, "time", clock)
+        return clock
+
+    def test_without_a_worker_the_check_fails(self, tmp_path: Path) -> None:
         with pytest.raises(NotReady, match="no worker with this data folder runs on this host"):
             check_workers(tmp_path / "none", LIMIT)
 
-    def test_beats_are_seen_and_their_absence_too(self, tmp_path: Path) -> None:
-        heartbeat = Heartbeat(tmp_path / "workers")
+    def test_the_check_says_how_long_ago_the_last_beat_was(self, tmp_path: Path, clock: Clock) -> None:
+        worker = Heartbeat(tmp_path / "workers")
         assert not is_well(tmp_path)  # not before it has done anything
-        heartbeat.beat()
+        worker.beat()
         assert is_well(tmp_path)
-        time.sleep(0.05)
-        with pytest.raises(
-            NotReady, match=r"^worker \d+ has not got any further for 0\.\d s; expected at most 0\.01 s$"
-        ):
-            check_workers(tmp_path / "workers", 0.01)
-        heartbeat.close()
+        clock.now += 0.3
+        assert check_workers(tmp_path / "workers", 0.4) == pytest.approx(0.3)
+        with pytest.raises(NotReady, match=r"^worker \d+ has not got any further for 0\.3 s; expected at most 0\.2 s$"):
+            check_workers(tmp_path / "workers", 0.2)
+        worker.close()
         assert list((tmp_path / "workers").iterdir()) == []
 
-    def test_many_beats_are_few_writes(self, tmp_path: Path) -> None:
-        heartbeat = Heartbeat(tmp_path / "workers")
-        heartbeat.beat()
+    def test_many_beats_are_few_writes(self, tmp_path: Path, clock: Clock) -> None:
+        worker = Heartbeat(tmp_path / "workers")
+        worker.beat()
         (path,) = (tmp_path / "workers").iterdir()
         before = path.read_bytes()
-        for _ in range(100):
-            heartbeat.beat()
-        assert path.read_bytes() == before  # of the first; the others came within a fifth of a second
-        heartbeat.close()
+        for _ in range(19):
+            clock.now += 0.01
+            worker.beat()
+        assert path.read_bytes() == before  # of the first one; the others came within a fifth of a second
+        clock.now += 0.02
+        worker.beat()
+        assert path.read_bytes() != before
+        worker.close()
 
-    def test_what_the_dead_have_left_is_not_believed_and_removed(self, tmp_path: Path) -> None:
+    def test_files_of_dead_workers_are_not_believed_and_removed(self, tmp_path: Path, clock: Clock) -> None:
         folder = tmp_path / "workers"
         folder.mkdir()
         left = folder / f"{socket.gethostname()}.4711.0123abcd.heartbeat"
-        left.write_text(f"{time.monotonic() + 1000:.6f}")
+        left.write_text(f"{clock.now:.6f}")
         assert not is_well(tmp_path)
-        heartbeat = Heartbeat(folder)
-        heartbeat.beat()
+        worker = Heartbeat(folder)
+        worker.beat()
         assert is_well(tmp_path)
         assert not left.exists()
-        heartbeat.close()
+        worker.close()
 
-    def test_one_that_stands_still_is_not_hidden_by_another(self, tmp_path: Path) -> None:
+    def test_one_that_stands_still_is_not_hidden_by_another(self, tmp_path: Path, clock: Clock) -> None:
         still, busy = Heartbeat(tmp_path / "workers"), Heartbeat(tmp_path / "workers")
         still.beat()
-        time.sleep(0.3)
+        clock.now += 0.3
         busy.beat()
         assert is_well(tmp_path)
         assert not is_well(tmp_path, 0.2)
@@ -97,27 +113,27 @@ class TestFile:
             patch.setattr(socket, "gethostname", lambda: "other")
             other = Heartbeat(tmp_path / "workers")
             other.beat()
-            assert is_well(tmp_path)
-        assert not is_well(tmp_path)
+            assert is_well(tmp_path, 60)
+        assert not is_well(tmp_path, 60)
         other.close()
 
     def test_a_disk_that_takes_nothing_is_logged_once_and_stops_nothing(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
     ) -> None:
         (tmp_path / "workers").write_text("no folder")
-        heartbeat = Heartbeat(tmp_path / "workers")
+        worker = Heartbeat(tmp_path / "workers")
         for _ in range(3):
-            heartbeat.beat()
-            time.sleep(0.21)
+            worker.beat()
+            clock.now += 0.25
         assert [record.message[:32] for record in caplog.records] == ["the heartbeat is not written: [E"]
         (tmp_path / "workers").unlink()
-        heartbeat.beat()
+        worker.beat()
         assert is_well(tmp_path)
-        heartbeat.close()
+        worker.close()
 
 
 class Slow(Meddled):
-    """Before it trains, it takes its time: with signs of progress, or without."""
+    """Takes its time before it trains, and reports progress meanwhile or does not."""
 
     def __init__(self, name: str, go_on: threading.Event, *, tells: bool) -> None:
         super().__init__(updater_of(name), lambda stage, data: None)
@@ -135,10 +151,10 @@ class Slow(Meddled):
 async def test_a_long_training_is_well_and_one_that_hangs_is_not(
     postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tells: bool
 ) -> None:
-    """The event loop of both goes on all the time: it is the work that tells."""
+    """The event loop of both keeps running: only progress of the work counts."""
     go_on = threading.Event()
     monkeypatch.setattr(worker, "configured_updater", lambda _: Slow("iu", go_on, tells=tells))
-    monkeypatch.setattr(worker, "TELL_SECONDS", 0.05)
+    monkeypatch.setattr(worker, "NOTE_LEADER_SECONDS", 0.05)
     settings = Settings(
         postgres_dsn=postgres_dsn, redis_url=redis_url, data_dir=tmp_path, worker_poll_seconds=0.02, updater="iu"
     )
@@ -186,7 +202,7 @@ async def is_updated(b: Any) -> bool:
 
 @pytest.mark.slow
 class TestProcess:
-    """Real workers; that they do nothing but wait is no fault."""
+    """Real workers; one that only waits is healthy."""
 
     def test_frozen_continued_killed(self, postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
         data = tmp_path / "data"
@@ -194,11 +210,11 @@ class TestProcess:
             wait_for(lambda: is_well(data))
             asmg("worker", "--check", "--data-dir", str(data))
             running.send(signal.SIGSTOP)
-            wait_for(lambda: not is_well(data), 4 * LIMIT)
+            wait_for(lambda: not is_well(data))
             with pytest.raises(NotReady, match=f"^worker {running.pid} has not got any further for"):
                 check_workers(data / "workers", LIMIT)
             running.send(signal.SIGCONT)
-            wait_for(lambda: is_well(data), 4 * LIMIT)
+            wait_for(lambda: is_well(data))
             running.kill()
             assert not is_well(data)
             result = asmg("worker", "--check", "--data-dir", str(data), code=1)
@@ -211,9 +227,9 @@ class TestProcess:
         ):
             wait_for(lambda: len(list((tmp_path / "data" / "workers").glob("*.heartbeat"))) == 2)
             time.sleep(1.5 * LIMIT)
-            assert is_well(tmp_path / "data")
+            wait_for(lambda: is_well(tmp_path / "data"))
             second.stop()
-            assert is_well(tmp_path / "data")
+            wait_for(lambda: is_well(tmp_path / "data"))
 
     def test_one_that_waits_for_postgres_is_well(self, redis_url: str, tmp_path: Path) -> None:
         nowhere = "postgresql://asmg@127.0.0.1:9/asmg"

@@ -1,6 +1,5 @@
 """The id index is a dictionary: in NumPy, in machine code, and whatever the hashes are."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.serving import id_index as module
-from service.serving.forward import SEPARATOR, _find_rows, hash_json, hash_text
-from service.serving.id_index import NOBODY, IdIndex, hash_ids
-from service.serving.snapshot import hashes_of
+from asmg.kernels.common import bounds_checked
+from service.serving.id_hashes import NOBODY, hash_id, hash_ids
+from service.serving.id_index import IdIndex, find_rows
 
 ID = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=8)
 
@@ -25,15 +23,13 @@ def index(ids: Sequence[str]) -> IdIndex:
 def compiled(made: IdIndex, wanted: NDArray[np.uint64]) -> list[int]:
     """The rows that the machine code finds."""
     rows = np.full(len(wanted), -1, dtype=np.int64)
-    _find_rows(wanted, made.hashes, made.starts, rows)
+    find_rows(wanted, made.hashes, made.starts, rows)
     return rows.tolist()
 
 
 def of_hashes(hashes: Sequence[int]) -> IdIndex:
     """The index of ids with these hashes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "hash_ids", lambda _: np.array(hashes, dtype=np.uint64))
-        return index([str(n) for n in range(len(hashes))])
+    return IdIndex.of_hashes(np.array(hashes, dtype=np.uint64), np.arange(1, len(hashes) + 1))[0]
 
 
 class TestIsADictionary:
@@ -109,94 +105,45 @@ class TestIsADictionary:
 class TestHashes:
     def test_are_those_that_everybody_else_has(self) -> None:
         # XXH64 of the empty input and of "abc" with seed 0, as xxhsum -H1 prints them.
-        assert [int(value) for value in hash_ids(["", "abc"])] == [0xEF46DB3751D8E999, 0x44BC2CF5AD770999]
+        assert hash_ids(["", "abc"]).tolist() == [0xEF46DB3751D8E999, 0x44BC2CF5AD770999]
+        assert [hash_id(""), hash_id("abc")] == [0xEF46DB3751D8E999, 0x44BC2CF5AD770999]
 
     @pytest.mark.parametrize("letter", ["a", "\x7f", "é", "日", "😀"])
     def test_of_every_length(self, letter: str) -> None:
-        for length in range(301):
-            id_ = (letter + "xyz0123456789") * 30
-            id_ = id_[:length]
-            found = np.zeros(1, dtype=np.uint64)
-            assert hash_text(id_.encode(), found) == 1
-            assert int(found[0]) == xxhash.xxh64_intdigest(id_.encode())
-            assert hashes_of([id_]).tolist() == hash_ids([id_]).tolist() == found.tolist()
+        ids = [((letter + "xyz0123456789") * 30)[:length] for length in range(301)]
+        expected = [xxhash.xxh64_intdigest(name.encode()) for name in ids]
+        assert hash_ids(ids).tolist() == expected
+        assert [hash_ids([name]).tolist() for name in ids] == [[value] for value in expected]
+        assert [hash_id(name) for name in ids] == expected
 
     @settings(deadline=None)
     @given(ids=st.lists(ID, min_size=1, max_size=40))
-    def test_of_a_text_with_several_ids(self, ids: list[str]) -> None:
-        found = np.zeros(len(ids), dtype=np.uint64)
-        assert hash_text(SEPARATOR.join(ids).encode(), found) == len(ids)
-        assert found.tolist() == hash_ids(ids).tolist()
-        assert hashes_of(ids).tolist() == hashes_of([name.encode() for name in ids]).tolist() == found.tolist()
+    def test_of_several_ids(self, ids: list[str]) -> None:
+        expected = [xxhash.xxh64_intdigest(name.encode()) for name in ids]
+        assert hash_ids(ids).tolist() == hash_ids([name.encode() for name in ids]).tolist() == expected
 
-    def test_more_ids_than_there_is_room_for_are_counted_only(self) -> None:
-        room = np.zeros(3, dtype=np.uint64)
-        assert hash_text(b"a\0b\0c\0d", room[:2]) == 4
-        assert room.tolist() == [*hash_ids(["a", "b"]).tolist(), 0]
+    @given(ids=st.lists(ID | st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=10))
+    def test_an_integer_is_its_decimal_text(self, ids: list[str | int]) -> None:
+        assert hash_ids(ids).tolist() == hash_ids([str(one) for one in ids]).tolist()
 
     def test_of_no_ids(self) -> None:
-        assert hashes_of([]).tolist() == []
-        assert hash_text(b"", np.zeros(0, dtype=np.uint64)) == 1  # the empty id
+        assert hash_ids([]).tolist() == []
 
-    @pytest.mark.parametrize("ids", [["a\0b"], ["a", "\0"], [b"a\0b"], ["\0"]])
+    @pytest.mark.parametrize("ids", [["a\0b"], ["a", "\0"], [b"a\0b"], ["\0"], [1, "\0"]])
     def test_ids_with_nul_are_refused(self, ids: list[str]) -> None:
         with pytest.raises(ValueError, match="expected none with a NUL character"):
-            hashes_of(ids)
+            hash_ids(ids)
 
 
-PLAIN = st.text(
-    st.characters(min_codepoint=0x20, max_codepoint=0x7F, exclude_characters='"\\'), min_size=1, max_size=12
-)
-BLANKS = st.text(" \t\n\r", max_size=2)
+@bounds_checked
+def read_at(text: NDArray[np.uint8], at: int) -> int:
+    return int(text[at])
 
 
-def of_json(text: bytes, *, longest: int = 256, room: int = 100) -> list[int] | None:
-    """The hashes of a JSON array; None where it needs a second look. Writes nothing beside them."""
-    found = np.full(room + 1, 7, dtype=np.uint64)
-    count = hash_json(text, longest, found[:room])
-    assert count == -1 or 0 < count <= room
-    assert found[room] == 7
-    return None if count < 0 else found[:count].tolist()
-
-
-SECOND_LOOKS = rb"""
-[ [] [" ["a ["a" ["a", ["a",] ["a"]] ["a"]x "a" 7 null {"a":1} ["a""b"] ["a",,"b"] [,"a"] [["a"]] ['a'] [""] ["a",7.0]
-[null] ["a",-] ["\n"] ["\u0061"] ["\"] ["\\"]
-""".split()
-SECOND_LOOKS += [b"", b" ", b"[ ]", b'["a\n"]', b'["\0"]', b'["\xc3\xa9"]', b'["\xff"]']
-SECOND_LOOKS += [b'["a"]\0', b'["a"\x0c]', b'\x0b["a"]']
-
-
-class TestHashesOfJson:
-    @settings(deadline=None)
-    @given(ids=st.lists(PLAIN, min_size=1, max_size=100), data=st.data())
-    def test_of_plain_strings_are_those_of_the_ids(self, ids: list[str], data: st.DataObject) -> None:
-        blank = data.draw(BLANKS)
-        text = blank + "[" + f"{blank},{blank}".join(f'{blank}"{name}"' for name in ids) + blank + "]" + blank
-        assert json.loads(text) == ids
-        assert of_json(text.encode()) == hash_ids(ids).tolist()
-        assert of_json(text.encode(), longest=max(map(len, ids))) == hash_ids(ids).tolist()
-        assert of_json(text.encode(), room=len(ids)) == hash_ids(ids).tolist()
-        assert of_json(text.encode(), longest=max(map(len, ids)) - 1) is None
-        assert of_json(text.encode(), room=len(ids) - 1) is None
-
-    @settings(deadline=None, max_examples=1000)
-    @given(st.data())
-    def test_nothing_else_is_taken_for_it(self, data: st.DataObject) -> None:
-        """Whatever is made of a good text, JSON's own reader agrees where the machine code has an answer."""
-        text = b'["a", "bc" ,"d e"]'
-        for _ in range(data.draw(st.integers(1, 3))):
-            start = data.draw(st.integers(0, len(text)))
-            piece = data.draw(st.sampled_from([*b'[]",\\\t\0{}1'])) if data.draw(st.booleans()) else None
-            inserted = data.draw(st.binary(max_size=2)) if piece is None else bytes([piece])
-            text = text[:start] + inserted + text[start + data.draw(st.integers(0, 2)) :]
-        found = of_json(text)
-        if found is not None:
-            # An integer is the id of its decimal text; nothing else may be there but text, which `str` leaves alone.
-            ids = json.loads(text)
-            assert all(type(id_) in (str, int) for id_ in ids)
-            assert found == hash_ids([str(id_) for id_ in ids]).tolist()
-
-    @pytest.mark.parametrize("text", SECOND_LOOKS)
-    def test_what_needs_a_second_look(self, text: bytes) -> None:
-        assert of_json(text) is None
+def test_machine_code_that_reads_ids_cannot_read_past_their_end() -> None:
+    """What `bounds_checked` is for; an unchecked kernel would return whatever lies there."""
+    text = np.frombuffer(b"abc", np.uint8)
+    assert read_at(text, 2) == ord("c")
+    for at in (3, 10**6, -4):
+        with pytest.raises(IndexError):
+            read_at(text, at)

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import text
 
 from service.errors import NotReady
-from service.serving.snapshot import hashes_of
+from service.serving.id_hashes import hash_ids
 from service.settings import Settings
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import Impression
@@ -40,8 +40,8 @@ def settings(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Settings:
 async def learned(api: Api, database: Database) -> Api:
     """The application with a model that tells items apart."""
     content = random_model(31, categories=True).encoded()
-    await publish(database, api.parts.artifacts, 1, 0, lead_seconds=0, content=content)
-    await eventually(lambda: api.parts.serving.current().version == 1)
+    await publish(database, api.state.artifacts, 1, 0, lead_seconds=0, content=content)
+    await eventually(lambda: api.state.serving.current().version == 1)
     return api
 
 
@@ -133,7 +133,7 @@ class TestAnswers:
         response = await api.client.post("/clicks", json={"clicks": [click]})
         assert response.json()["accepted"] == 1
         await predict(api, user_id="ann", items=["a"])
-        assert seen[-1] == hashes_of(["b"]).tolist()
+        assert seen[-1] == hash_ids(["b"]).tolist()
 
 
 @asynccontextmanager
@@ -169,14 +169,14 @@ class TestOutages:
             assert time.monotonic() - started < as_shipped.impression_deadline_seconds
 
     async def test_what_nobody_waits_for_any_more_is_not_stored(self, api: Api, database: Database) -> None:
-        log = ImpressionLog(api.parts.impressions._store, seconds=0.1)
+        log = ImpressionLog(api.state.impressions._store, seconds=0.1)
         async with nothing_can_be_stored(database):
             first = asyncio.create_task(log.add([impression("first")]))
             await asyncio.sleep(0.01)
             assert await asyncio.gather(log.add([impression("second")]), first) == [[False], [False]]
         await eventually(lambda: log._writer is None)
         assert set(await stored(database)) == {"first"}  # whose commit was under way: it came late
-        assert await ImpressionLog(api.parts.impressions._store, seconds=10).add([impression("third")]) == [True]
+        assert await ImpressionLog(api.state.impressions._store, seconds=10).add([impression("third")]) == [True]
         assert set(await stored(database)) == {"first", "third"}
 
 

@@ -175,7 +175,6 @@ BODIES = {
 def test_a_failing_handler_answers_500_and_only_the_log_says_why(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.http.routers.predict.predict_now", lambda *_: None)  # so that the ordinary way is gone
     with served_app(settings) as url, httpx.Client(base_url=url) as client:
         for number, (method, path, target) in enumerate(FAILURES):
             log.clear()
@@ -221,20 +220,6 @@ def test_a_stream_that_breaks_is_cut_and_tells_nothing(
     assert request_id_of(record) == "stream-1"
 
 
-def test_what_breaks_where_a_prediction_is_answered_at_once_is_logged_with_its_request(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture, postgres_dsn: str
-) -> None:
-    headers = {"X-API-Key": in_thread(asyncio.run, make_keys(postgres_dsn))["good"]}
-    with served_app(settings) as url, httpx.Client(base_url=url, headers=headers) as client:
-        assert client.post("/predict", json=QUESTION).status_code == 200  # now the key is known
-        with broken(monkeypatch, "service.http.routers.predict.quick_question"):
-            response = client.post("/predict", json=QUESTION, headers={"X-Request-ID": "quick-1"})
-        assert response.status_code == 200
-        assert client.post("/predict", json={}, headers={"X-Request-ID": "quick-2"}).status_code == 422
-    [record] = errors_of(log)
-    assert (record.getMessage(), request_id_of(record)) == ("/predict could not be answered at once", "quick-1")
-
-
 def errors_of(log: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return [record for record in log.records if record.levelno >= logging.ERROR]
 
@@ -247,7 +232,7 @@ def test_a_log_line_names_its_request_also_from_a_thread_or_a_task_of_it() -> No
     program_text = """
 import asyncio, logging
 from service.context import current_request_id
-from service.processes.supervisor import configure_logging
+from service.processes.logs import configure_logging
 
 configure_logging()
 log = logging.getLogger("x")

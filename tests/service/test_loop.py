@@ -232,7 +232,7 @@ def test_a_period_of_noise_is_not_served_and_the_service_recovers(service: Progr
         assert "the period is strange, 1 in a row" in reason
         assert trial["served"]["logloss"] > 3 * trial["served"]["other"]
         assert trial["rehearsals"]["generated"].keys() == {"constant", "served"}
-        assert "WARNING service.use_cases.update_model[" in service.err and reason in service.err
+        assert "WARNING service.use_cases.update.gate[" in service.err and reason in service.err
         shown = gauges(client)
         assert shown['asmg_gate_decisions{decision="previous"}'] == shown["asmg_gate_refused_in_a_row"] == 1
         assert shown['asmg_gate_logloss{model="served"}'] == pytest.approx(

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from sqlalchemy import make_url, text
 
-from benchmarks.serving.servers import free_port
+from benchmarks.servers import free_port
 from service.errors import NotReady
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.leadership import Leadership

@@ -21,16 +21,13 @@ from service.use_cases.ingest import ingest
 from service.use_cases.update.negatives import Sampling, logit_correction
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import running_app
-from tests.service.update_support import Bench, bench, copies, single_thread
+from tests.service.update_support import Bench, bench, copies
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 Make = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -57,7 +54,7 @@ def clicks(count: int, *, users: int = 7, items: int = 12, start: int = 0) -> li
 
 
 async def close(b: Bench, number: int, events: list[Interaction]) -> None:
-    await ingest(b.database, b.workshop.histories, EventBatch.of(events))
+    await ingest(b.database, b.context.histories, EventBatch.of(events))
     await b.close(number)
 
 
@@ -111,7 +108,7 @@ class TestSampling:
         # Sent by a client, such an id is known.
         again = await ingest(
             b.database,
-            b.workshop.histories,
+            b.context.histories,
             EventBatch.of([clicks(1)[0], Interaction(log[1].event_id, "u", "i", 1, NOON)]),
         )
         assert again.accepted == 0
@@ -232,7 +229,7 @@ class TestCorrection:
                 await b.update(number)
             outcome = await b.outcome()
             version = outcome["versions"][3]
-            path = await b.workshop.artifacts.fetch_file(version["serving"], tmp_path / str(prior))
+            path = await b.context.artifacts.fetch_file(version["serving"], tmp_path / str(prior))
             snapshot = Snapshot.open(path, 3, 3)
             snapshot.check()
             asked = [f"i{n}" for n in range(items)]

@@ -20,7 +20,7 @@ from service.http.bodies import interactions as interactions_module
 from service.http.bodies import read as read_module
 from service.http.bodies.read import SMALL_BYTES, Bodies, gunzipped, read_body
 from service.limits import MAX_BODY_BYTES, MAX_GZIP_MEMBERS, MAX_ID_LENGTH, within_id_length
-from service.serving.snapshot import hashes_of
+from service.serving.id_hashes import hash_ids
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EventBatch, Interaction, interaction_id
 from service.storage.postgres.repositories.interactions import SAMPLED_ID
@@ -89,7 +89,7 @@ class TestIntegersAsIds:
         for user in (42, "42"):
             answer = (await api.client.post("/predict", json={"user_id": user, "items": [5], "request_id": 8})).json()
             assert answer["request_id"] == "8"
-        assert seen == [hashes_of(["5"]).tolist()] * 2
+        assert seen == [hash_ids(["5"]).tolist()] * 2
 
 
 class TestTimes:
@@ -142,7 +142,7 @@ class TestTimes:
         """As they were stored before times ahead were refused: in the log, or what is left of a dropped log."""
         ahead = datetime(2099, 1, 1, tzinfo=UTC)
         old = [Interaction(f"f{n}", "u", f"later{n}", 1, ahead + timedelta(seconds=n)) for n in range(40)]
-        await store(database, api.parts.histories, EventBatch.of(old))
+        await store(database, api.state.histories, EventBatch.of(old))
         if folded:
             async with database.unit_of_work() as work:
                 await work.connection.execute(
@@ -161,7 +161,7 @@ class TestTimes:
                 await ingest(api.client, event(0, event_id=name, user_id="u", item_id=name, label=1, timestamp=now))
             ).is_success
             assert (await api.client.post("/predict", json={"user_id": "u", "items": ["a"]})).is_success
-        assert seen == [hashes_of(["first"]).tolist(), hashes_of(["second", "first"]).tolist()]
+        assert seen == [hash_ids(["first"]).tolist(), hash_ids(["second", "first"]).tolist()]
         async with database.unit_of_work() as work:
             assert await work.past.fold(1)
             kept = (await work.connection.execute(text("SELECT item_ids FROM user_histories"))).scalar_one()
@@ -173,8 +173,8 @@ class TestVisitorsWithoutAnId:
         self, api: Api, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         content = random_model(31, categories=True).encoded()
-        await publish(database, api.parts.artifacts, 1, 0, lead_seconds=0, content=content)
-        await eventually(lambda: api.parts.serving.current().version == 1)
+        await publish(database, api.state.artifacts, 1, 0, lead_seconds=0, content=content)
+        await eventually(lambda: api.state.serving.current().version == 1)
         items, history = ["i1", "i2", "i3"], ["i4", "i5"]
         seen = recorded_histories(monkeypatch)
         for past in ({}, {"history": history}):
@@ -189,7 +189,7 @@ class TestVisitorsWithoutAnId:
                 batch = {"requests": [{"user_id": "u1", "items": items}, one, {"user_id": "u2", "items": items}]}
                 [_, among, _] = (await api.client.post("/predict/batch", json=batch)).json()["predictions"]
                 assert among["scores"] == stranger["scores"] and among["cold_user"]
-        assert hashes_of(history).tolist() in seen
+        assert hash_ids(history).tolist() in seen
 
     async def test_nothing_of_them_is_logged(self, api: Api, database: Database) -> None:
         before = await stored(database)

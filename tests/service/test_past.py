@@ -19,10 +19,11 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from asmg.batch import PeriodData
-from service.serving.snapshot import Prediction, Snapshot, hashes_of
+from service.serving.id_hashes import hash_ids
+from service.serving.snapshot import Prediction, Snapshot
 from service.storage.postgres.repositories import EntityKind, interaction_id
-from service.use_cases.update.period_data import prepare_period
-from service.use_cases.update.resolve_labels import resolve_labels
+from service.use_cases.update.prepare import prepare_period
+from service.use_cases.update.resolve import resolve_labels
 from tests.service.api_support import Api, running_app, settings_for
 from tests.service.update_support import moment
 
@@ -70,9 +71,9 @@ class Replay:
 
     async def known(self, user: str) -> Past:
         """What the service knows of a user now."""
-        past = await self.api.parts.histories.get(user)
+        past = await self.api.state.histories.get(user)
         assert past is not None
-        items = dict(zip(hashes_of(ITEMS).tolist(), ITEMS, strict=True))
+        items = dict(zip(hash_ids(ITEMS).tolist(), ITEMS, strict=True))
         return [items[hash_] for hash_ in past.history.tolist()], past.recent.tolist()
 
     async def check_known(self) -> None:
@@ -149,15 +150,15 @@ class Replay:
     async def close(self) -> None:
         """The next period begins in the millisecond in which this one ends."""
         assert (await self.api.client.post("/periods/close")).status_code == 202
-        await resolve_labels(self.api.parts.database, self.api.parts.histories, self.period, WINDOW)
+        await resolve_labels(self.api.state.database, self.api.state.histories, self.period, WINDOW)
         await self.check_known()
         self.period += 1
         self.ms = max(e.ms for e in self.events)
 
     async def prepared(self, period: int) -> dict[str, Past]:
         """Event → what an update learns of its user's past."""
-        data = (await prepare_period(self.api.parts.database, period, 30)).data
-        async with self.api.parts.database.read() as session:
+        data = (await prepare_period(self.api.state.database, period, 30)).data
+        async with self.api.state.database.read() as session:
             rows = (await session.entities.find(EntityKind.ITEM, ITEMS)).tolist()
             query = f"SELECT event_id FROM interactions WHERE period = {period} ORDER BY occurred_at, event_id"
             names = list((await session.connection.execute(text(query))).scalars())
@@ -195,7 +196,7 @@ async def test_what_is_known_at_a_time_is_what_is_learned_of_it(
     )
     async with running_app(settings) as api:
         replay = Replay(api, redis)
-        database = api.parts.database
+        database = api.state.database
         for _ in range(25):
             await replay.step()
         await replay.close()
@@ -289,7 +290,7 @@ async def test_a_history_that_is_sent_replaces_the_history_alone(
     for question in questions:
         history, recent = past_of(replay.events, str(question.get("user_id")))
         history = question.get("history", history)  # type: ignore[assignment]
-        expected.append((len(question["items"]), hashes_of(history).tolist(), recent))
+        expected.append((len(question["items"]), hash_ids(history).tolist(), recent))
     assert one_by_one == expected
     assert seen == expected
     assert [recent for _, _, recent in expected][4:] == [[0, 0, 0]] * 4 and expected[0][2][0] > 10

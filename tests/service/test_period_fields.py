@@ -17,10 +17,10 @@ from asmg.numbers import NumberMoments
 from service.serving.encode import Known
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EntityKind, EventBatch, FeaturesOf, FeatureVersion, Interaction
-from service.use_cases.update.period_data import prepare_period
 from service.use_cases.update.period_fields import fields_of_snapshot
-from tests.service.test_eviction import HOUR_MS, rows_of
-from tests.service.update_support import moment
+from service.use_cases.update.prepare import prepare_period
+from tests.service.eviction_support import rows_of
+from tests.service.update_support import HOUR_MS, moment
 
 DEVICE = Field("device", "context", "categorical")
 PAGE = Field("page", "context", "numeric")

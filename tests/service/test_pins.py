@@ -37,7 +37,7 @@ async def pinned(api: Api) -> dict[int, tuple[bool, list[str]]]:
 
 async def test_a_pin_is_shown_and_audited(api: Api, database: Database) -> None:
     for version in (1, 2, 3):
-        await publish(database, api.parts.artifacts, version, 0.1, lead_seconds=0)
+        await publish(database, api.state.artifacts, version, 0.1, lead_seconds=0)
     assert (await pin(api, 1)).json() == {"version": 1, "pinned": True, "changed": True, "reason": "the good one"}
     assert await pinned(api) == {
         0: (False, ["prior"]),
@@ -80,7 +80,7 @@ async def test_what_is_not_there_is_not_pinned(api: Api, database: Database, cal
 
 
 async def test_what_is_gone_cannot_be_pinned(api: Api, database: Database) -> None:
-    await publish(database, api.parts.artifacts, 1, 0.1, lead_seconds=0)
+    await publish(database, api.state.artifacts, 1, 0.1, lead_seconds=0)
     async with database.unit_of_work() as work:
         await work.connection.execute(text("UPDATE model_versions SET serving_digest = NULL WHERE version = 1"))
         await work.commit()

@@ -5,13 +5,15 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from service.serving.forward import NO_VALUES
+from service.serving.fields import NO_VALUES
+from service.serving.snapshot import Snapshot
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import FeatureVersion
 from service.storage.redis.histories import HistoryStore
@@ -61,13 +63,13 @@ def made(tmp_path: Path) -> Made:
 @pytest.fixture(autouse=True)
 def noon(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is noon when predictions are asked for."""
-    monkeypatch.setattr(predict_use_case, "_now", lambda: NOON)
+    monkeypatch.setattr(predict_use_case, "time", SimpleNamespace(time=lambda: NOON / 1000))
 
 
 async def with_model(api: Api, database: Database, made: Made) -> None:
     if not await published(database):
-        await publish(database, api.parts.artifacts, 1, 0, lead_seconds=0, content=made.encoded())
-    await eventually(lambda: api.parts.serving.current().version == 1)
+        await publish(database, api.state.artifacts, 1, 0, lead_seconds=0, content=made.encoded())
+    await eventually(lambda: api.state.serving.current().version == 1)
 
 
 async def published(database: Database) -> bool:
@@ -165,9 +167,9 @@ class TestUsers:
             await with_model(other, database, made)
             for features in (YOUNG, OLD):
                 await scores(other)
-                await eventually(lambda: other.parts.histories.known("ann") is not None)
+                await eventually(lambda: other.state.histories.known("ann") is not None)
                 await put(shop, ann=features)
-                await eventually(lambda: other.parts.histories.known("ann") is None)
+                await eventually(lambda: other.state.histories.known("ann") is None)
                 assert await scores(other) == expected(made, features)
 
     async def test_are_there_again_when_redis_has_lost_them(self, shop: Api, made: Made, redis: Redis) -> None:
@@ -176,7 +178,7 @@ class TestUsers:
             assert await scores(shop) == expected(made, YOUNG)
             assert await redis.exists("asmg:features:ann", "asmg:past:ann") == 2
             await lose()
-            shop.parts.histories._forget_all()
+            shop.state.histories.drop_all()
 
     async def test_hold_from_their_time_on(self, shop: Api, made: Made) -> None:
         now = datetime.now(UTC)
@@ -291,13 +293,13 @@ class TestBatches:
     ) -> None:
         """They take longer than items without; and they are scored all the same."""
         threads: list[int] = []
-        score = predict_use_case._score_one
+        score = Snapshot.score
 
         def noted(*arguments: Any) -> Any:
             threads.append(threading.get_ident())
             return score(*arguments)
 
-        monkeypatch.setattr(predict_use_case, "_score_one", noted)
+        monkeypatch.setattr(Snapshot, "score", noted)
         await put(shop, ann=OLD)
         for count, own, on_the_loop in ((396, TV, True), (402, TV, False), (402, None, True)):
             items = CANDIDATES * (count // 6)

@@ -25,21 +25,18 @@ from service.use_cases import retention
 from service.use_cases.quarantine import find_periods, note_failure, note_trouble, retry_period, skip_period
 from service.use_cases.retention import drop_old_logs, prune
 from service.use_cases.status import get_period
-from service.use_cases.update.update_model import Superseded
+from service.use_cases.update.context import Superseded
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
 from tests.service.programs import asmg
-from tests.service.test_update_model import Meddled, working
-from tests.service.update_support import Bench, bench, copies, periods, single_thread, statistics_of, stored
+from tests.service.update_doubles import Meddled, working
+from tests.service.update_support import Bench, bench, copies, periods, statistics_of, stored
 
 SEED = 1
 WHY = {"reason": "the catalogue is repaired", "actor": "test"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def logs(count: int) -> list[DriftPeriod]:
@@ -57,8 +54,8 @@ async def give_up(b: Bench, number: int) -> None:
             raise DivergedError("loss: expected a finite number; received nan")
 
     with pytest.raises(DivergedError) as raised:
-        await b.update(number, updater=Meddled(b.workshop.updater, diverge))
-    assert await note_failure(b.database, number, b.workshop.worker, raised.value, max_attempts=1)
+        await b.update(number, updater=Meddled(b.context.updater, diverge))
+    assert await note_failure(b.database, number, b.context.worker, raised.value, max_attempts=1)
     await prune(b.database, number, b.settings)
 
 
@@ -88,13 +85,6 @@ def poisoned(
 
 
 @pytest.fixture
-def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[Callable[..., str]]:
-    """DSN of a copy of a database."""
-    with copies(servers, migrated_template, database_numbers) as make:
-        yield lambda *source: database_dsn(servers, make(*source))
-
-
-@pytest.fixture
 async def b(copy: Callable[..., str], poisoned: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
     async with bench(copy(poisoned), redis_url, tmp_path) as made:
         yield made
@@ -113,14 +103,14 @@ class TestRetry:
     async def test_in_its_turn_the_versions_are_those_of_a_life_without_trouble(
         self, b: Bench, copy: Callable[..., str], redis_url: str, tmp_path: Path
     ) -> None:
-        before = await get_period(b.database, b.workshop.notices, 2)
+        before = await get_period(b.database, b.context.notices, 2)
         assert before.status == "quarantined"
         assert before.error == "DivergedError: loss: expected a finite number; received nan"
         assert [stage.status for stage in before.stages] == ["done"] * 5 + ["running"]
         assert set(before.scores) == {"generated", "incremental", "baseline"}
         changed = await retry_period(b.database, 2, **WHY)
         assert (changed.status, changed.attempts, changed.crashes, changed.error) == ("sealed", 0, 0, None)
-        assert (await get_period(b.database, b.workshop.notices, 2)).stages == []
+        assert (await get_period(b.database, b.context.notices, 2)).stages == []
         async with b.database.read() as session:
             waiting = await session.periods.next_sealed()
         assert waiting is not None and waiting.number == 2  # before period 3
@@ -155,7 +145,7 @@ class TestRetry:
         self, b: Bench, copy: Callable[..., str], servers: Servers, redis_url: str, tmp_path: Path
     ) -> None:
         """From the newest state, once, the same however often it is begun; without scores, for they would flatter."""
-        own_time = (await get_period(b.database, b.workshop.notices, 2)).scores
+        own_time = (await get_period(b.database, b.context.notices, 2)).scores
         await b.update(3)
         await retry_period(b.database, 2, **WHY)
         await b.database.close()  # a database that somebody is connected to cannot be copied
@@ -168,7 +158,7 @@ class TestRetry:
         assert await b.update(2) == 3
         async with bench(again, redis_url, tmp_path) as interrupted:
             with pytest.raises(SystemExit):
-                await interrupted.update(2, updater=Meddled(interrupted.workshop.updater, stop))
+                await interrupted.update(2, updater=Meddled(interrupted.context.updater, stop))
             assert await interrupted.update(2) == 3
             assert await interrupted.outcome() == await b.outcome()
         found = await b.outcome()
@@ -182,11 +172,11 @@ class TestRetry:
         async with b.database.read() as session:
             prepared = await session.stages.get(2, "prepare")
         assert prepared is not None
-        read = load_data(Checkpoint.from_bytes(await b.workshop.artifacts.get(prepared.result["data"])))
+        read = load_data(Checkpoint.from_bytes(await b.context.artifacts.get(prepared.result["data"])))
         assert read.numeric is not None
         assert torch.equal(read.numeric, (await statistics_of(b, found, 2)).inputs(read))
         # What was measured in its own time stays.
-        assert (await get_period(b.database, b.workshop.notices, 2)).scores == own_time
+        assert (await get_period(b.database, b.context.notices, 2)).scores == own_time
         # The next period goes on from there: the window is that of what was learned last.
         fourth = logs(4)[3]
         await b.log(fourth)
@@ -256,7 +246,7 @@ class TestSkip:
                 asyncio.run_coroutine_threadsafe(skip_period(b.database, 3, **WHY), loop).result()
 
         with pytest.raises(Superseded):
-            await b.update(3, updater=Meddled(b.workshop.updater, skip))
+            await b.update(3, updater=Meddled(b.context.updater, skip))
         assert stages == ["train_generator"]
         assert message(await b.outcome(), 3) == ("skipped", None, 0, "the catalogue is repaired")
 
@@ -347,10 +337,10 @@ class TestWorker:
                 raise SystemExit("killed")
 
         with pytest.raises(SystemExit):
-            await b.update(3, updater=Meddled(b.workshop.updater, stop))
+            await b.update(3, updater=Meddled(b.context.updater, stop))
         with pytest.raises(ArtifactMissing) as raised:
             await b.update(3, artifacts=Lost(b.database, b.redis))
-        assert not await note_failure(b.database, 3, b.workshop.worker, raised.value, max_attempts=3)
+        assert not await note_failure(b.database, 3, b.context.worker, raised.value, max_attempts=3)
         async with b.database.read() as session:
             assert await session.stages.list(3) == []
         assert await b.update(3) == 2

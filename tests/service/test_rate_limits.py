@@ -219,7 +219,7 @@ async def test_without_a_limit_and_without_a_key_nothing_is_counted(api: Api, re
     for _ in range(50):
         assert (await api.client.post("/predict", json=QUESTION)).status_code == 200
     assert await redis.keys("asmg:rate:*") == []
-    _, key = await create_key(api.parts.database, "test", ["predict"])
+    _, key = await create_key(api.state.database, "test", ["predict"])
     await asyncio.sleep(1.1)  # for so long it is believed that there is none
     for _ in range(50):
         assert (await api.client.post("/predict", json=QUESTION, headers={"X-API-Key": key})).status_code == 200

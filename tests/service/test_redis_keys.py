@@ -67,7 +67,7 @@ async def test_every_key_has_a_bound(postgres_dsn: str, redis_url: str, tmp_path
             assert (await api.client.post("/predict", json={"user_id": "busy", "items": ["i1"]})).status_code == 200
             assert (await api.client.post("/periods/close")).status_code == 202
             await b.update(period.number)
-            await b.workshop.notices.note_leader(0.0)
+            await b.context.notices.note_leader(0.0)
             await prune(b.database, period.number, b.settings)
             assert (await api.client.get(f"/periods/{period.number}")).json()["status"] == "updated"
     with suppress(ConnectionError):

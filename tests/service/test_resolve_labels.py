@@ -29,11 +29,11 @@ from service.use_cases.ingest import ingest, ingest_clicks, ingest_impressions
 from service.use_cases.quarantine import skip_period
 from service.use_cases.retention import merge_event_ids
 from service.use_cases.status import label_totals
-from service.use_cases.update.resolve_labels import resolve_labels, resolve_skipped
+from service.use_cases.update.resolve import resolve_labels, resolve_skipped
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import running_app
-from tests.service.test_update_model import worker_process
 from tests.service.update_support import bench, copies, named, periods, single_thread, stored
+from tests.service.worker_processes import worker_process
 
 WINDOW = timedelta(minutes=30)
 MS = timedelta(milliseconds=1)

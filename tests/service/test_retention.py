@@ -24,7 +24,7 @@ from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, s
 from service.use_cases.rollback import rollback
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
-from tests.service.update_support import STAGES, Bench, bench, copies, named, periods, single_thread, stored
+from tests.service.update_support import STAGES, Bench, bench, copies, named, periods, stored
 
 
 class Stopped(Exception):
@@ -43,10 +43,7 @@ class StopsAtGenerate(Notices):
 FEW = {"keep_versions": 4, "keep_states": 1}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +94,7 @@ async def learn(b: Bench, count: int, *, first: int = 1) -> None:
 
 async def roll(b: Bench, version: int, sequence: Any = "keep") -> None:
     options = {"reason": "test", "actor": "test", "lead_seconds": 0}
-    await rollback(b.database, b.workshop.notices, to_version=version, sequence=sequence, **options)
+    await rollback(b.database, b.context.notices, to_version=version, sequence=sequence, **options)
 
 
 async def move(b: Bench, name: AliasName, version: int) -> None:
@@ -287,7 +284,7 @@ async def history(b: Bench, count: int) -> None:
     """Versions 1 to `count` as updates leave them, with artifacts of their own, the last one served and continued."""
 
     async def put(name: str, number: int) -> str:
-        return await b.workshop.artifacts.put(f"{name} {number}".encode(), "test")
+        return await b.context.artifacts.put(f"{name} {number}".encode(), "test")
 
     for number in range(1, count + 1):
         window = {f"model.{age}": await put("base", number - age) for age in (1, 2) if number > age}
@@ -407,7 +404,7 @@ def version(number: int, *, serving: str | None, state: dict[str, Any]) -> Model
 
 
 async def test_what_two_versions_share_stays_for_the_newer(few: Bench, database: Database) -> None:
-    artifacts = few.workshop.artifacts
+    artifacts = few.context.artifacts
     shared, parameters, *states = [await artifacts.put(f"artifact {n}".encode(), "test") for n in range(5)]
     newest = states[-1]
     async with database.unit_of_work() as work:
@@ -431,9 +428,9 @@ async def test_every_artifact_that_is_kept_can_be_read(six: Bench, tmp_path: Pat
     found = await six.outcome()
     for number in (1, 4, 5, 6):
         for digest in found["versions"][number]["state"]["parts"].values():
-            Checkpoint.from_bytes(await six.workshop.artifacts.get(digest))
+            Checkpoint.from_bytes(await six.context.artifacts.get(digest))
     for number in (0, 1, 3, 4, 5, 6):
-        path = await six.workshop.artifacts.fetch_file(found["versions"][number]["serving"], tmp_path / "fetched")
+        path = await six.context.artifacts.fetch_file(found["versions"][number]["serving"], tmp_path / "fetched")
         Snapshot.open(path, number, number).check()
 
 

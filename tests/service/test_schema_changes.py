@@ -28,7 +28,7 @@ from service.storage.redis.notices import Notices
 from service.use_cases.catalogue import put_items
 from service.use_cases.ingest import ingest
 from tests.service.api_support import Api, eventually, running_app, settings_for
-from tests.service.test_update_model import working
+from tests.service.update_doubles import working
 from tests.service.update_support import Bench, bench, interactions, moment, periods, single_thread
 
 DEVICE = Field("device", "context", "categorical")
@@ -76,7 +76,7 @@ async def log(b: Bench, period: DriftPeriod, schema: Schema) -> None:
     await put_items(b.database, period.new_items, prices)
     given = zip(interactions(period), contexts(period, schema), strict=True)
     events = [replace(event, context=json.dumps(context)) for event, context in given]
-    await ingest(b.database, b.workshop.histories, EventBatch.of(events))
+    await ingest(b.database, b.context.histories, EventBatch.of(events))
     await b.close(period.number)
 
 
@@ -119,7 +119,7 @@ async def version_of(database: Database, number: int) -> ModelVersion:
 
 async def parts_of(b: Bench, number: int) -> dict[str, Checkpoint]:
     digests = (await version_of(b.database, number)).state["parts"]
-    return {name: Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)) for name, digest in digests.items()}
+    return {name: Checkpoint.from_bytes(await b.context.artifacts.get(digest)) for name, digest in digests.items()}
 
 
 async def values_of(database: Database) -> dict[str, int]:
@@ -147,7 +147,7 @@ async def test_on_a_running_service(
 
         async def everywhere(version: int) -> None:
             await eventually(
-                lambda: all(api.parts.serving.current().version == version for api in traffic.apps), seconds=60
+                lambda: all(api.state.serving.current().version == version for api in traffic.apps), seconds=60
             )
 
         async with working(dsn, redis_url, tmp_path, monkeypatch, features=settings[0].features, **of_worker):
@@ -164,7 +164,7 @@ async def test_on_a_running_service(
                 await asyncio.sleep(0.05)
                 await process.aclose()
                 traffic.apps.append(await processes[n].enter_async_context(running_app(settings[1])))
-                await eventually(lambda: traffic.apps[-1].parts.serving.current().version == 1)
+                await eventually(lambda: traffic.apps[-1].state.serving.current().version == 1)
                 assert old not in traffic.apps
             # What is there serves on by the schema that it was learned with; the processes check by the new one.
             api = traffic.apps[0]
@@ -219,7 +219,7 @@ async def goes_on(b: Bench, schemas: tuple[Schema, Schema]) -> None:
 async def snapshot_of(b: Bench, number: int, folder: Path) -> Snapshot:
     digest = (await version_of(b.database, number)).serving_digest
     assert digest is not None
-    return Snapshot.open(await b.workshop.artifacts.fetch_file(digest, folder / digest), number, number)
+    return Snapshot.open(await b.context.artifacts.fetch_file(digest, folder / digest), number, number)
 
 
 async def by_own_schema(b: Bench, folder: Path) -> None:
@@ -284,7 +284,7 @@ async def test_an_update_that_is_under_way_begins_again(
             async with b.database.read() as session:
                 stage = await session.stages.get(1, "prepare")
             assert stage is not None
-            data = load_data(Checkpoint.from_bytes(await b.workshop.artifacts.get(stage.result["data"])))
+            data = load_data(Checkpoint.from_bytes(await b.context.artifacts.get(stage.result["data"])))
             assert data.fields is not None
             of = [SUMS[n] for n in data.fields.sums.tolist()]
             assert of == [one.of for one in schema.all for _ in range(one.most)]
@@ -302,7 +302,7 @@ async def test_a_state_from_before_there_were_fields_goes_on(
     """As an upgrade finds it. The base model is the same and gets the fields; what is there serves on."""
     dsn, (first, second, third) = copy(), periods(3)
     async with bench(dsn, redis_url, tmp_path, updater=method) as b:
-        now = b.workshop.updater
+        now = b.context.updater
         shape = now.model.config
         assert isinstance(shape, EmbeddingMLPConfig) and shape.fields
         before = build_updater(method, replace(shape, fields=False), statistics=StatisticsConfig())

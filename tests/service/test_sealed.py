@@ -19,10 +19,10 @@ import psutil
 import pytest
 
 from service.files import create, find
-from service.serving import sealed as sealed_module
-from service.serving.sealed import seal
-from service.serving.snapshot import prior_snapshot
-from service.serving.swap import load_snapshot
+from service.serving.loading import load_snapshot
+from service.serving.prior import prior_snapshot
+from service.serving.sealed import NOTE_PREFIX, seal
+from service.storage.artifacts.store import ArtifactStore
 from tests.service.api_support import Api, eventually, running_app, settings_for
 from tests.service.programs import program, wait_for
 from tests.service.test_swap import SUFFIX, Source, digest, following, harm, serving_of
@@ -122,9 +122,7 @@ def test_two_processes_answer_alike_whatever_happens_to_their_files(
 
 def holders(folder: Path) -> set[int]:
     """Processes that say that they hold a copy."""
-    return {
-        int(note.name.removeprefix(sealed_module.NOTE).split("-")[0]) for note in folder.glob(f"{sealed_module.NOTE}*")
-    }
+    return {int(note.name.removeprefix(NOTE_PREFIX).split("-")[0]) for note in folder.glob(f"{NOTE_PREFIX}*")}
 
 
 def made(folder: Path, content: bytes = b"content" * 1000) -> Path:
@@ -163,7 +161,7 @@ class TestSeal:
         inode = os.stat(third.path).st_ino
         for one in (second, third):
             one.close()
-        assert list(tmp_path.glob(f"{sealed_module.NOTE}*")) == []
+        assert list(tmp_path.glob(f"{NOTE_PREFIX}*")) == []
         last = seal(path)
         assert os.stat(last.path).st_ino != inode
         last.close()
@@ -172,7 +170,7 @@ class TestSeal:
     def test_a_note_that_leads_nowhere_is_removed(self, tmp_path: Path, process: str, descriptor: str) -> None:
         path = made(tmp_path)
         process = str(os.getpid()) if process == "this" else process
-        note = tmp_path / f"{sealed_module.NOTE}{process}-{descriptor}-{path.stem}-{socket.gethostname()}"
+        note = tmp_path / f"{NOTE_PREFIX}{process}-{descriptor}-{path.stem}-{socket.gethostname()}"
         note.touch()
         sealed = seal(path)
         assert not note.exists()
@@ -184,7 +182,7 @@ class TestSeal:
         stale = [f"{2**22 + number}-3-{path.stem}-{socket.gethostname()}" for number in range(1, 21)]
         first = seal(path)
         for name in stale:
-            (tmp_path / f"{sealed_module.NOTE}{name}").touch()
+            (tmp_path / f"{NOTE_PREFIX}{name}").touch()
         second = seal(path)
         assert os.path.samefile(first.path, second.path)
         assert holders(tmp_path) == {os.getpid()}
@@ -195,7 +193,7 @@ class TestSeal:
     def test_what_another_container_holds_is_left_alone(self, tmp_path: Path, name: str) -> None:
         """It numbers its processes as it likes: what has that number here has nothing to do with the note."""
         path = made(tmp_path)
-        note = tmp_path / f"{sealed_module.NOTE}{name.format(pid=os.getpid(), stem=path.stem)}"
+        note = tmp_path / f"{NOTE_PREFIX}{name.format(pid=os.getpid(), stem=path.stem)}"
         note.touch()
         first, second = seal(path), seal(path)
         assert os.path.samefile(first.path, second.path)
@@ -220,13 +218,13 @@ class TestSeal:
         assert os.path.samefile(own.path, again.path)
         for one in (own, *others, again):
             one.close()
-        assert list(tmp_path.glob(f"{sealed_module.NOTE}*")) == []
+        assert list(tmp_path.glob(f"{NOTE_PREFIX}*")) == []
 
     def test_a_memory_file_without_seals_is_not_taken(self, tmp_path: Path) -> None:
         path = made(tmp_path)
         other = os.memfd_create(f"asmg:{path.stem}", os.MFD_ALLOW_SEALING)
         os.write(other, b"something else")
-        note = tmp_path / f"{sealed_module.NOTE}{os.getpid()}-{other}-{path.stem}-{socket.gethostname()}"
+        note = tmp_path / f"{NOTE_PREFIX}{os.getpid()}-{other}-{path.stem}-{socket.gethostname()}"
         note.touch()
         sealed = seal(path)
         assert sealed.path.read_bytes() == path.read_bytes()
@@ -239,7 +237,7 @@ class TestSeal:
         assert len(held(path.stem)) == 2  # the mapping has one too
         del snapshot
         wait_for(lambda: not held(path.stem))
-        assert list(tmp_path.glob(f"{sealed_module.NOTE}*")) == []
+        assert list(tmp_path.glob(f"{NOTE_PREFIX}*")) == []
 
 
 def held(name: str, process: int | str = "self") -> list[int]:
@@ -299,8 +297,7 @@ class TestCheck:
         [found] = {
             os.readlink(f"/proc/self/fd/{fd}"): Path(f"/proc/self/fd/{fd}")
             for fd in os.listdir("/proc/self/fd")
-            if os.path.exists(f"/proc/self/fd/{fd}")
-            and str(folder / sealed_module.NOTE) in os.readlink(f"/proc/self/fd/{fd}")
+            if os.path.exists(f"/proc/self/fd/{fd}") and str(folder / NOTE_PREFIX) in os.readlink(f"/proc/self/fd/{fd}")
         }.values()
         return found
 
@@ -359,24 +356,27 @@ class TestCheck:
         assert counted == []
 
 
-async def test_readyz_names_the_damage(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
+async def test_readyz_names_the_damage(
+    postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, fetch = asyncio.Event(), ArtifactStore.fetch_file
+    release.set()
+
+    async def fetch_slowly(self: ArtifactStore, digest: str, folder: Path) -> Path:
+        await release.wait()
+        return await fetch(self, digest, folder)
+
+    monkeypatch.setattr(ArtifactStore, "fetch_file", fetch_slowly)
     settings = settings_for(postgres_dsn, redis_url, tmp_path, snapshot_check_seconds=0.05)
     async with running_app(settings) as api:
-        release = asyncio.Event()
-        fetch = api.parts.serving._fetch_file
-
-        async def fetch_slowly(digest: str, folder: Path) -> Path:
-            await release.wait()
-            return await fetch(digest, folder)
-
-        api.parts.serving._fetch_file = fetch_slowly  # type: ignore[method-assign]
+        release.clear()
         [path] = settings.serving_dir.glob("*" + SUFFIX)
         harm(path, b"other")
-        await eventually(lambda: api.parts.serving.damage is not None)
+        await eventually(lambda: api.state.serving.damage is not None)
         assert (await model_check(api)).startswith("version 0: its file, which is not what is served, has changed")
         assert "asmg_snapshot_damage_total 1.0" in (await api.client.get("/metrics")).text
         release.set()
-        await eventually(lambda: api.parts.serving.damage is None)
+        await eventually(lambda: api.state.serving.damage is None)
         assert await model_check(api) == "ok"
 
 

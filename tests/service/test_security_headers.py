@@ -142,7 +142,7 @@ def test_on_every_endpoint_and_every_error(process: Served) -> None:
         headers = {"Content-Type": "application/json"}
         call(method, path, 400, content=b"{", headers=headers)
         call(method, path, 413, content=(b"x" * 2**20 for _ in range(9)), headers=headers)
-        for _ in range(2):  # the second prediction is answered at once
+        for _ in range(2):  # at the second prediction the key and the history are in memory
             call(method, path, **({} if path == "/periods/close" else {"expected": 200}), json=body)
     call("GET", "/periods/1/events", 200)
     call("GET", "/nowhere", 404)

@@ -32,11 +32,11 @@ from asmg.training import predict_logits
 from service.storage.postgres.repositories import EntityKind, EventBatch, FeatureVersion, ModelVersion
 from service.use_cases.catalogue import put_items, put_users
 from service.use_cases.ingest import ingest
-from service.use_cases.update.period_data import prepare_period
+from service.use_cases.update.prepare import prepare_period
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import Api, eventually, running_app, settings_for
+from tests.service.predictions_by_hand import clicks_by_hand
 from tests.service.test_past import Event, past_of
-from tests.service.test_update_model import clicks_by_hand
 from tests.service.update_support import Bench, bench, copies, interactions, moment, periods, single_thread
 
 PRIOR = 0.25
@@ -195,7 +195,7 @@ class Replay:
         answer = await self.api.client.post("/periods/close", json={"expected_period": self.period})
         assert answer.status_code == 202, answer.text
         version = await self.bench.update(self.period)
-        await eventually(lambda: self.api.parts.serving.current().version == version)
+        await eventually(lambda: self.api.state.serving.current().version == version)
         self.period += 1
 
     async def log(self) -> list[Event]:
@@ -243,7 +243,7 @@ class Version:
 
     @classmethod
     async def of(cls, b: Bench, version: ModelVersion) -> "Version":
-        artifacts, state = b.workshop.artifacts, version.state
+        artifacts, state = b.context.artifacts, version.state
         rows = {}
         async with b.database.read() as session:
             for kind in EntityKind:
@@ -390,7 +390,7 @@ async def learned(b: Bench, period: int, log: list[Event]) -> Learned:
     async with b.database.read() as session:
         stage = await session.stages.get(period, "prepare")
     assert stage is not None
-    data = load_data(Checkpoint.from_bytes(await b.workshop.artifacts.get(stage.result["data"])))
+    data = load_data(Checkpoint.from_bytes(await b.context.artifacts.get(stage.result["data"])))
     assert data.numeric is not None
     events = sorted((e for e in log if e.period == period), key=lambda e: (e.ms, e.name.encode()))
     return {(e.user, e.item, e.ms): row for e, row in zip(events, data.numeric.tolist(), strict=True)}
@@ -476,9 +476,9 @@ async def log_with_fields(b: Bench, period: DriftPeriod, cut: int, seed: int, *,
 
     users, items = sorted(set(period.user_ids)), sorted(set(period.item_ids))
     await put_items(b.database, period.new_items, versions(items, about_item))
-    await put_users(b.database, b.workshop.histories, versions(users, about_user))
+    await put_users(b.database, b.context.histories, versions(users, about_user))
     logged = [replace(event, context=context(n)) for n, event in enumerate(events)]
-    await ingest(b.database, b.workshop.histories, EventBatch.of(logged))
+    await ingest(b.database, b.context.histories, EventBatch.of(logged))
     if close:
         await b.close(period.number)
 
@@ -501,13 +501,13 @@ class Said:
 
 async def read_and_said(b: Bench) -> Said:
     """Of the interactions of period 2, as an update would read them."""
-    updater, artifacts = b.workshop.updater, b.workshop.artifacts
+    updater, artifacts = b.context.updater, b.context.artifacts
     async with b.database.read() as session:
         head = await session.models.get(1)
     assert head is not None
     parts = {n: Checkpoint.from_bytes(await artifacts.get(digest)) for n, digest in head.state["parts"].items()}
     state = updater.load(parts)
-    prepared = await prepare_period(b.database, 2, 30, schema=b.workshop.schema)
+    prepared = await prepare_period(b.database, 2, 30, schema=b.context.schema)
     data = updater.prepare(state, prepared.data)
     assert data.numeric is not None and data.fields is not None
     async with b.database.read() as session:

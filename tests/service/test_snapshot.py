@@ -20,10 +20,14 @@ from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.kernels.statistics import ITEM, USER
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from service.files import create
-from service.serving.encode import STRANGER, Known, encode_model, encode_snapshot
-from service.serving.forward import score_mlp
-from service.serving.id_index import IdIndex, hash_ids
-from service.serving.snapshot import CanaryFailed, Prediction, Snapshot, hashes_of, prior_snapshot, read_through
+from service.serving.encode import Known, encode_model, encode_snapshot
+from service.serving.encode.canary import STRANGER
+from service.serving.forward.mlp import score_mlp
+from service.serving.id_hashes import hash_ids
+from service.serving.id_index import IdIndex
+from service.serving.prior import prior_snapshot
+from service.serving.snapshot import CanaryFailed, Prediction, Snapshot
+from service.serving.tensor_file import read_through
 from tests.service.serving_support import ITEMS, USERS, Made, known, random_model, random_statistics
 
 
@@ -99,11 +103,11 @@ class TestPredict:
         with pytest.raises(ValueError, match="expected none with a NUL character"):
             snapshot.predict(user, ["c", item], [past])
 
-    def test_after_its_pages_were_let_go_of(self, snapshot: Snapshot) -> None:
+    def test_after_its_pages_were_release_pages_of(self, snapshot: Snapshot) -> None:
         asked = ("u1", [*ITEMS, "unknown"], ITEMS[:30])
         before = snapshot.predict(*asked)
         for _ in range(2):
-            snapshot.let_go()
+            snapshot.release_pages()
             assert equal(snapshot.predict(*asked), before)
 
 
@@ -228,7 +232,7 @@ OF_ITEM = range(USER, USER + ITEM)
 
 class TestCanary:
     def test_has_questions_about_known_and_unknown(self, made: Made, snapshot: Snapshot) -> None:
-        names = {int(hashes_of([name])[0]): name for name in (*USERS, *ITEMS, STRANGER)}
+        names = {int(hash_ids([name])[0]): name for name in (*USERS, *ITEMS, STRANGER)}
         canary = []
         for question in snapshot.meta["canary"]:
             user, *items = (names[each] for each in question["asked"])
@@ -486,7 +490,8 @@ class TestBadFiles:
 LOOK = """
 import sys
 from pathlib import Path
-from service.serving.snapshot import Snapshot, read_through
+from service.serving.snapshot import Snapshot
+from service.serving.tensor_file import read_through
 
 snapshot = Snapshot.open(Path(sys.argv[1]), 1, 1)
 digest = read_through(snapshot.mapping)

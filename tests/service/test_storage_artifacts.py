@@ -5,6 +5,8 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import xxhash
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from service.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
+from service import files
+from service.errors import ArtifactCorrupt, ArtifactMissing
 from service.files import DigestedFile, create
 from service.storage.artifacts import store as module
-from service.storage.artifacts.fetch import fetch_apart
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import ModelKind, ModelVersion
@@ -77,16 +79,16 @@ async def test_redis_keeps_the_newest_two_of_a_kind(
 ) -> None:
     monkeypatch.setattr(module, "HOT_CHUNK_BYTES", 400)
     state = await store.put(os.urandom(1000), "hidden", hot=True)
-    files = [made(tmp_path, os.urandom(1000)) for _ in range(4)]
-    for file in files:
+    made_files = [made(tmp_path, os.urandom(1000)) for _ in range(4)]
+    for file in made_files:
         await store.put_file(file, "serving")
-    await store.put_file(files[2], "serving")  # again: it is the newest now
-    await store.put_file(files[0], "serving")
-    names = {f"asmg:artifact:{digest}".encode() for digest in (state, files[0].digest, files[2].digest)}
+    await store.put_file(made_files[2], "serving")  # again: it is the newest now
+    await store.put_file(made_files[0], "serving")
+    names = {f"asmg:artifact:{digest}".encode() for digest in (state, made_files[0].digest, made_files[2].digest)}
     assert set(await redis.keys()) == names | {b"asmg:hot:serving", b"asmg:hot:hidden"}
-    assert await redis.lrange("asmg:hot:serving", 0, -1) == [files[n].digest.encode() for n in (0, 2)]
+    assert await redis.lrange("asmg:hot:serving", 0, -1) == [made_files[n].digest.encode() for n in (0, 2)]
     assert 0 < await redis.ttl("asmg:hot:serving") <= 24 * 3600
-    for file in files:
+    for file in made_files:
         assert hashlib.sha256(await store.get(file.digest)).hexdigest() == file.digest
 
 
@@ -218,20 +220,23 @@ async def test_many_fetches_of_one_file_leave_one_whole_file(store: ArtifactStor
 
 FETCH = """
 import asyncio, sys
+from contextlib import asynccontextmanager
 from pathlib import Path
+from service import files
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
-from service.storage.artifacts.fetch import fetch_apart
 from service.storage.redis.connection import connect
 
 downloads = 0
-download = ArtifactStore._download
+create = files.create_slowly
 
-async def counted(self, *arguments):
+@asynccontextmanager
+async def counted(*arguments):
     global downloads
     downloads += 1
     await asyncio.sleep(0.3)  # long enough for the others to come
-    return await download(self, *arguments)
+    async with create(*arguments) as file:
+        yield file
 
 async def fetch(dsn, url, digest, folder):
     database, redis = Database(dsn), connect(url)
@@ -242,7 +247,7 @@ async def fetch(dsn, url, digest, folder):
     await database.close()
     return path
 
-ArtifactStore._download = counted
+files.create_slowly = counted
 path = asyncio.run(fetch(*sys.argv[1:]))
 print(downloads, path.stat().st_size)
 """
@@ -273,16 +278,18 @@ async def test_who_waits_for_a_file_fetches_it_where_the_other_could_not(
     store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = await store.put(b"weights", "serving")
-    download, tries = ArtifactStore._download, []
+    create, tries = files.create_slowly, []
 
-    async def failing_at_first(self: ArtifactStore, *arguments: Any) -> Path:
+    @asynccontextmanager
+    async def failing_at_first(*arguments: Any) -> AsyncIterator[DigestedFile]:
         tries.append(arguments)
         await asyncio.sleep(0.05)
         if len(tries) == 1:
             raise OSError("no space left")
-        return await download(self, *arguments)
+        async with create(*arguments) as file:
+            yield file
 
-    monkeypatch.setattr(ArtifactStore, "_download", failing_at_first)
+    monkeypatch.setattr(files, "create_slowly", failing_at_first)
     fetches = (store.fetch_file(digest, tmp_path) for _ in range(2))
     found = await asyncio.gather(*fetches, return_exceptions=True)
     [path] = [one for one in found if isinstance(one, Path)]
@@ -313,26 +320,3 @@ async def test_only_what_no_version_names_is_deleted(store: ArtifactStore, datab
         await store.get(unused)
     async with database.read() as session:
         assert await session.connection.scalar(text("SELECT count(*) FROM artifact_chunks")) == 4
-
-
-async def test_what_is_large_is_fetched_by_a_process_of_its_own(
-    database: Database, redis: Redis, postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    async def apart(digest: str, folder: Path) -> None:
-        asked.append(digest)
-        await fetch_apart(digest, folder, {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url})
-
-    monkeypatch.setattr(module, "LARGE_BYTES", 1000)
-    store = ArtifactStore(database, redis, fetch_apart=apart)
-    small, large = os.urandom(1000), os.urandom(3 * CHUNK_BYTES + 5)
-    for data in (small, large):
-        path = await store.fetch_file(await store.put(data, "serving"), tmp_path)
-        assert path.read_bytes() == data
-    assert asked == [hashlib.sha256(large).hexdigest()]
-
-    digest = await store.put(os.urandom(1001), "serving")
-    await run(database, "UPDATE artifact_chunks SET data = 'weightz' WHERE digest = :digest", digest=digest)
-    with pytest.raises(ArtifactError, match="was not fetched: expected bytes with digest"):
-        await store.fetch_file(digest, tmp_path)

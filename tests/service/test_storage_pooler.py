@@ -13,11 +13,11 @@ import pytest
 from asyncpg import connect
 from sqlalchemy import make_url
 
-from benchmarks.serving.servers import free_port
+from benchmarks.servers import free_port
 from service import worker
 from service.app import create_app
 from service.errors import ConfigurationError, NotReady
-from service.processes.supervisor import installation
+from service.processes.installation import installation
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.storage.postgres.engine import SESSION

@@ -56,7 +56,7 @@ async def insert_all(database: Database, events: list[Interaction], period: int 
     while True:
         try:
             async with database.unit_of_work() as uow:
-                _, unmerged = await uow.periods.unmerged()
+                _, unmerged = await uow.period_logs.unmerged()
                 inserted = await uow.interactions.insert(period, EventBatch.of(events), unmerged)
                 await uow.commit()
                 return inserted.accepted, [events[n].event_id for n in inserted.conflicts]
@@ -128,7 +128,7 @@ class TestPeriods:
             assert held is not None
             assert (held.crashes, held.error) == (0, "waits")
             # Who lets go has not died.
-            await uow.periods.let_go("c")
+            await uow.periods.release("c")
             assert await uow.periods.hold(1, "c") is None
             taken = await uow.periods.take(1, "d")
             assert taken is not None
@@ -360,10 +360,10 @@ class TestInteractions:
         again = [event("a"), event("b", item_id="other"), event("c")]
         assert await insert_all(database, again, 2) == ([2], ["b"])
         async with database.read() as session:
-            assert await session.periods.unmerged() == (2, [1])
+            assert await session.period_logs.unmerged() == (2, [1])
         await merge(database, 1)
         async with database.read() as session:
-            assert await session.periods.unmerged() == (2, [])
+            assert await session.period_logs.unmerged() == (2, [])
         assert await insert_all(database, [*again, event("d")], 2) == ([3], ["b"])
         await merge(database, 1)  # a second time changes nothing
         assert await insert_all(database, again, 2) == ([], ["b"])

@@ -22,10 +22,13 @@ from service.errors import ArtifactMissing, NotReady
 from service.files import create, find
 from service.serving import snapshot as snapshot_module
 from service.serving import swap
-from service.serving.forward import Forward, compiled_forward
-from service.serving.sealed import NOTE
-from service.serving.snapshot import CanaryFailed, Snapshot, prior_snapshot
-from service.serving.swap import Champion, ServingModel, SnapshotDamaged, load_snapshot
+from service.serving.forward.compiled import compiled_forward
+from service.serving.forward.interface import Forward
+from service.serving.loading import SnapshotDamaged, load_snapshot
+from service.serving.prior import prior_snapshot
+from service.serving.sealed import NOTE_PREFIX
+from service.serving.snapshot import CanaryFailed, Snapshot
+from service.serving.swap import Champion, ServingModel
 from tests.service.api_support import eventually
 from tests.service.serving_support import ITEMS, random_model
 
@@ -45,6 +48,8 @@ class Source:
     champion: Champion | None = None
     content: bytes = prior_snapshot(0.5)
     failing: bool = False
+    harming: bool = False
+    """Whether what is fetched is damaged on its way."""
     asked: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
 
@@ -58,6 +63,12 @@ class Source:
         return self.champion
 
     async def fetch_file(self, digest: str, folder: Path) -> Path:
+        path = await self._fetch(digest, folder)
+        if self.harming:
+            harm(path, self.content[:-60] + b"?" + self.content[-59:])
+        return path
+
+    async def _fetch(self, digest: str, folder: Path) -> Path:
         self.asked.append(digest)
         if (path := find(folder, digest, SUFFIX)) is not None:
             return path
@@ -288,7 +299,7 @@ class TestDamagedFiles:
         source.publish(1, at=time.time())
         await serving_of(source).refresh()  # another process, which brought the file here and ended
         gc.collect()
-        await eventually(lambda: not list(tmp_path.glob(f"{NOTE}*")))
+        await eventually(lambda: not list(tmp_path.glob(f"{NOTE_PREFIX}*")))
         path = find(tmp_path, digest(1), SUFFIX)
         assert path is not None
         harmed = self.DAMAGE[damage](source.content)
@@ -310,18 +321,13 @@ class TestDamagedFiles:
         async with following(model):
             await model.wait_loaded()
 
-            async def fetch_damaged(digest: str, folder: Path) -> Path:
-                path = await source.fetch_file(digest, folder)
-                harm(path, source.content[:-60] + b"?" + source.content[-59:])
-                return path
-
-            model._fetch_file = fetch_damaged  # type: ignore[method-assign]
+            source.harming = True
             source.publish(2, at=time.time())
             await eventually(lambda: source.fetched.count(digest(2)) == 3)
             assert model.current().version == 1
             assert "expected a file with this XXH3-128" in str(model.trouble)
 
-    def test_a_file_whose_name_has_no_check_is_believed(self, tmp_path: Path) -> None:
+    def test_a_file_whose_name_has_no_checksum_is_believed(self, tmp_path: Path) -> None:
         path = tmp_path / "by hand.safetensors"
         path.write_bytes(prior_snapshot(0.5))
         assert load_snapshot(path, 3, 2).version == 3
@@ -362,7 +368,7 @@ class TestCanary:
         with caplog.at_level(logging.ERROR):
             snapshot = load_snapshot(path, 4, 3)
         assert "model version 4: expected the scores of the canary" in caplog.text
-        assert "the eager one serves" in caplog.text
+        assert "the reference in torch serves" in caplog.text
         asked = ("u3", [*ITEMS, "unknown"], ITEMS[:7])
         assert snapshot.predict(*asked).scores == pytest.approx(made.scores(*asked).numpy(), abs=1e-5)
         assert (snapshot.version, snapshot.period) == (4, 3)
@@ -376,7 +382,7 @@ class TestCanary:
         await model.refresh()
         source.publish(2, at=time.time())
         monkeypatch.setattr(snapshot_module, "compiled_forward", off_by(1e-3))
-        monkeypatch.setattr("service.serving.eager.eager_forward", off_by(-1e-3))
+        monkeypatch.setattr("service.serving.forward.reference.reference_forward", off_by(-1e-3))
         with pytest.raises(CanaryFailed, match="model version 2"):
             await model.refresh()
         assert model.current().version == 1
@@ -389,14 +395,12 @@ class TestCanary:
     def test_a_small_difference_is_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         random_model(22).snapshot(tmp_path)
         monkeypatch.setattr(snapshot_module, "compiled_forward", off_by(5e-6))
-        monkeypatch.setattr("service.serving.eager.eager_forward", None)
+        monkeypatch.setattr("service.serving.forward.reference.reference_forward", None)
         load_snapshot(tmp_path / "snapshot.safetensors", 1, 1)
 
 
 class TestTheOldOne:
-    async def test_is_loaded_and_let_go_of_beside_the_event_loop(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_is_loaded_and_released_in_threads(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[tuple[str, int, int]] = []
 
         def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -408,7 +412,7 @@ class TestTheOldOne:
 
             return noted
 
-        monkeypatch.setattr(Snapshot, "let_go", noting("let go", Snapshot.let_go))
+        monkeypatch.setattr(Snapshot, "release_pages", noting("release", Snapshot.release_pages))
         monkeypatch.setattr(swap, "load_snapshot", noting("load", load_snapshot))
         source = Source(tmp_path)
         model = serving_of(source)
@@ -416,11 +420,11 @@ class TestTheOldOne:
             source.publish(version, at=time.time())
             await model.refresh()
         await eventually(lambda: len(calls) == 3)
-        assert [(name, version) for name, version, _ in calls] == [("load", 1), ("load", 2), ("let go", 1)]
+        assert [(name, version) for name, version, _ in calls] == [("load", 1), ("load", 2), ("release", 1)]
         assert threading.get_ident() not in {thread for *_, thread in calls}
 
     async def test_goes_on_answering_who_has_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Also in a thread, at the very moment when its pages are let go of."""
+        """Also in a thread, while its pages are released."""
         made = random_model(23, items=[f"i{n}" for n in range(1, 30_001)])
         source = Source(tmp_path, content=made.encoded())
         model = serving_of(source)
@@ -444,13 +448,20 @@ class TestTheOldOne:
                 source.publish(2, at=time.time())
                 await model.refresh()
                 for _ in range(20):
-                    await asyncio.to_thread(taken.let_go)
+                    await asyncio.to_thread(taken.release_pages)
             finally:
                 stop.set()
             assert asking.result() > 0
         assert (model.current().version, taken.version) == (2, 1)
 
-    async def test_is_gone_when_nobody_has_it_any_more(self, tmp_path: Path) -> None:
+    async def test_is_gone_when_nobody_has_it_any_more(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        released, release_pages = [], Snapshot.release_pages
+
+        def noted(snapshot: Snapshot) -> None:
+            release_pages(snapshot)
+            released.append(snapshot.version)
+
+        monkeypatch.setattr(Snapshot, "release_pages", noted)
         source = Source(tmp_path)
         model = serving_of(source)
         source.publish(1, at=time.time())
@@ -459,7 +470,7 @@ class TestTheOldOne:
         old = weakref.ref(taken[0])
         source.publish(2, at=time.time())
         await model.refresh()
-        await eventually(lambda: not model._letting_go)
+        await eventually(lambda: released == [1])
         assert old() is taken[0]
         assert mapped() == {digest(1), digest(2)}
         taken.clear()

@@ -14,7 +14,7 @@ from sqlalchemy import make_url
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.serving.snapshot import prior_snapshot
+from service.serving.prior import prior_snapshot
 from service.storage.backup.verify import find_faults
 from service.storage.postgres.database import UnitOfWork
 from service.storage.postgres.migrate import head_revision
@@ -455,7 +455,7 @@ async def test_nothing_is_wrong_after_rollbacks_failures_and_pruning(
         *_, fifth, sixth = periods(6)
         for to, policy in ((3, "excise"), (4, "keep")):
             await rollback(
-                b.database, b.workshop.notices, to_version=to, sequence=policy, reason="", actor="test", lead_seconds=0
+                b.database, b.context.notices, to_version=to, sequence=policy, reason="", actor="test", lead_seconds=0
             )
             assert (await verify(b.database, tmp_path)).findings == []
         await b.log(fifth)

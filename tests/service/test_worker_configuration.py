@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,17 @@ from typing_extensions import override
 from asmg.checkpoint import Checkpoint
 from service import worker
 from service.errors import ConfigurationError
+from service.processes.child import child_command
 from service.settings import Settings
 from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import AliasName, ModelVersion
 from service.storage.redis.notices import Notices
 from service.use_cases.rollback import rollback
-from service.use_cases.update.training_state import check_configuration, configured_updater
+from service.use_cases.update.configuration import check_configuration, configured_updater
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.programs import ASMG, environment
-from tests.service.test_update_model import working
-from tests.service.update_support import Bench, bench, copies, periods, single_thread, updater_of
+from tests.service.update_doubles import working
+from tests.service.update_support import Bench, bench, copies, periods, updater_of
 
 CANNOT = (
     r"ASMG_UPDATER={} cannot go on from the training state of version {}, which {} has left \({}.*No period loses an"
@@ -33,10 +33,7 @@ CANNOT = (
 UNTOUCHED = ("sealed", None, 0, None)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    with single_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +135,7 @@ async def test_another_base_model_is_refused_with_the_name_of_the_setting(
 async def test_an_update_begins_again_where_the_base_model_is_another(b: Bench) -> None:
     """From version 0 any base model can begin; what an update had made of the period for another one is not used."""
     back: dict[str, Any] = {"sequence": "excise", "reason": "to begin again", "actor": "test", "lead_seconds": 0.0}
-    await rollback(b.database, b.workshop.notices, to_version=0, **back)
+    await rollback(b.database, b.context.notices, to_version=0, **back)
     plain = configured_updater(b.settings.model_copy(update={"updater": "iu", "statistics": False}))
 
     class Stopped(Exception):
@@ -198,7 +195,7 @@ async def test_whatever_cannot_be_gone_on_from_costs_no_attempt(
     message: str,
 ) -> None:
     """The state of the head, as another release or a mishap could have left it."""
-    artifacts = b.workshop.artifacts
+    artifacts = b.context.artifacts
     async with b.database.read() as session:
         head = await session.models.get(1)
     assert head is not None
@@ -238,7 +235,7 @@ async def test_a_rollback_to_the_state_of_another_method_ends_the_worker_before_
     """The state changes under a worker that has worked with it: version 2 goes on from version 0, and so can sml-mf."""
     await rollback(
         b.database,
-        b.workshop.notices,
+        b.context.notices,
         to_version=0,
         sequence="excise",
         reason="to begin again",
@@ -258,7 +255,7 @@ async def test_a_rollback_to_the_state_of_another_method_ends_the_worker_before_
     assert head is not None and not task.done()
     await rollback(
         b.database,
-        b.workshop.notices,
+        b.context.notices,
         to_version=1,
         sequence="excise",
         reason="better as it was",
@@ -283,7 +280,7 @@ async def test_the_programs_say_so(b: Bench, tmp_path: Path) -> None:
         "ASMG_DATA_DIR": str(tmp_path),
         "ASMG_UPDATER": "sml-mf",
     }
-    child = [sys.executable, "-m", "service.processes.supervisor", "worker", str(os.getpid())]
+    child = child_command("worker")
     for command, code in (([*ASMG, "worker"], 1), (child, os.EX_CONFIG)):
         done = await asyncio.to_thread(
             subprocess.run, command, env=environment(**places), capture_output=True, text=True, timeout=120

@@ -1,6 +1,8 @@
 """The period cycle as its tests drive it: in process, on the real servers, with small streams."""
 
+import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,12 +13,13 @@ from typing import Any
 
 import torch
 from redis.asyncio import Redis
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from asmg.checkpoint import Checkpoint
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
 from asmg.statistics import Statistics
 from asmg.updaters.base import Updater
+from service.serving.snapshot import Snapshot
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres import tables
@@ -29,11 +32,17 @@ from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.catalogue import put_items
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest
-from service.use_cases.update.training_state import configured_updater
-from service.use_cases.update.update_model import PeriodUpdate, Workshop
+from service.use_cases.update.configuration import configured_updater
+from service.use_cases.update.context import UpdateContext
+from service.use_cases.update.pipeline import update_period
 from tests.conftest import Servers, create_database, drop_database
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
+SEED = 1
+HOUR_MS = 3_600_000
+MODELS = ("baseline", "generated", "incremental", "previous")
+"""The models that a period is scored with once there are enough versions."""
+TRAINING = ("train_generator", "update_base", "generate", "count")
 STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "generate", "count", "gate", "publish")
 
 
@@ -63,18 +72,18 @@ def moment(milliseconds: int) -> datetime:
 
 @dataclass
 class Bench:
-    """A workshop with its servers, and the way logs get there."""
+    """The dependencies of an update, on real servers, and ways to log, close and update."""
 
     settings: Settings
     database: Database
     redis: Redis
-    workshop: Workshop = field(init=False)
+    context: UpdateContext = field(init=False)
 
     def __post_init__(self) -> None:
         updater = configured_updater(self.settings)
         artifacts, notices = ArtifactStore(self.database, self.redis), Notices(self.redis)
         histories = HistoryStore(self.redis, self.database)
-        self.workshop = Workshop(
+        self.context = UpdateContext(
             self.settings, self.database, artifacts, notices, updater, histories, self.settings.read_features()
         )
 
@@ -90,8 +99,8 @@ class Bench:
         await close_period(self.database, expected_period=number, idempotency_key=None, actor="test")
 
     async def update(self, number: int, **parts: Any) -> int:
-        """Update on a sealed period; `parts` replace those of the workshop."""
-        return await PeriodUpdate(replace(self.workshop, **parts), number).run()
+        """Update on a sealed period; `parts` replace those of `context`."""
+        return await update_period(replace(self.context, **parts), number)
 
     async def outcome(self) -> dict[str, Any]:
         """All that an update leaves behind, but for the moments at which it happened."""
@@ -105,11 +114,20 @@ async def bench(dsn: str, redis_url: str, folder: Path, **changes: Any) -> Async
     database, redis = Database(dsn, pool_size=4), connect(redis_url)
     try:
         made = Bench(settings, database, redis)
-        await ensure_prior(database, made.workshop.artifacts, settings.prior_ctr)
+        await ensure_prior(database, made.context.artifacts, settings.prior_ctr)
         yield made
     finally:
         await redis.aclose()
         await database.close()
+
+
+async def seal_second_period(dsn: str, redis_url: str, folder: Path) -> None:
+    """Make a database in which period 1 is updated and period 2 sealed."""
+    async with bench(dsn, redis_url, folder) as b:
+        first, second = periods(2, seed=SEED)
+        await b.log(first)
+        await b.update(1)
+        await b.log(second)
 
 
 async def outcome(database: Database) -> dict[str, Any]:
@@ -147,7 +165,7 @@ async def stored(database: Database) -> set[str]:
 async def statistics_of(b: Bench, outcome: dict[str, Any], version: int) -> Statistics:
     """Those of a version's training state."""
     digest = outcome["versions"][version]["state"]["parts"]["statistics"]
-    return Statistics.load(Checkpoint.from_bytes(await b.workshop.artifacts.get(digest)))
+    return Statistics.load(Checkpoint.from_bytes(await b.context.artifacts.get(digest)))
 
 
 def named(outcome: dict[str, Any]) -> set[str]:
@@ -192,3 +210,58 @@ def copies(servers: Servers, template: str, numbers: Iterator[int]) -> Iterator[
     finally:
         for name in made:
             drop_database(servers, name)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A database in which period 1 is updated and period 2 sealed, and what an uninterrupted update makes of it."""
+
+    name: str
+    outcome: dict[str, Any]
+
+
+def shortened(period: DriftPeriod, size: int) -> DriftPeriod:
+    """The first interactions of a period."""
+    return replace(
+        period,
+        user_ids=period.user_ids[:size],
+        item_ids=period.item_ids[:size],
+        labels=period.labels[:size],
+        timestamps_ms=period.timestamps_ms[:size],
+    )
+
+
+async def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        await asyncio.sleep(0.01)
+
+
+async def scalar(database: Database, query: str, **values: object) -> Any:
+    """The one value of a query."""
+    async with database.read() as session:
+        return await session.connection.scalar(text(query), values)
+
+
+async def until_true(database: Database, query: str, **values: object) -> None:
+    """Wait until the value of a query is true."""
+    async with asyncio.timeout(60):
+        while True:
+            if await scalar(database, query, **values):
+                return
+            await asyncio.sleep(0.005)
+
+
+async def snapshot_of(b: Bench, version: int, folder: Path) -> Snapshot:
+    """The snapshot that a version serves."""
+    digest = (await b.outcome())["versions"][version]["serving"]
+    snapshot = Snapshot.open(await b.context.artifacts.fetch_file(digest, folder / str(version)), version, version)
+    snapshot.check()
+    return snapshot
+
+
+async def tensors_of(b: Bench, digest: str) -> dict[str, torch.Tensor]:
+    """The tensors of a stored checkpoint."""
+    return dict(Checkpoint.from_bytes(await b.context.artifacts.get(digest)).tensors)

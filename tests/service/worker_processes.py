@@ -1,6 +1,7 @@
 """`asmg worker` as processes to be killed: forked from one that has imported it, so that a start takes no seconds."""
 
 import os
+import random
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tests.service.programs import FORKED
+from tests.service.programs import FORKED, start
 
 NUMBERS = count(1)
 
@@ -17,7 +18,8 @@ NUMBERS = count(1)
 def work(log: Path, settings: dict[str, Any], silence_seconds: float | None) -> None:
     """What the program does; but for how long it may be silent before Postgres ends its sessions."""
     from service import worker
-    from service.processes.supervisor import configure_logging, run_worker
+    from service.processes.logs import configure_logging
+    from service.processes.worker import run_worker
     from service.settings import Settings
     from service.storage.postgres.engine import SESSION
     from service.storage.postgres.leadership import Leadership
@@ -79,4 +81,40 @@ def forked_worker(
         yield running
     finally:
         if running.alive:
+            running.kill()
+
+
+class WorkerProcess:
+    """`asmg worker`, to be killed."""
+
+    def __init__(self, dsn: str, redis_url: str, folder: Path, **changes: str) -> None:
+        self._log = folder / f"worker-{random.randrange(10**9)}.log"
+        variables = {"POSTGRES_DSN": dsn, "REDIS_URL": redis_url, "DATA_DIR": str(folder / "data")}
+        variables |= {"WORKER_POLL_SECONDS": "0.05"}
+        self._log.touch()
+        changes |= {f"ASMG_{name}": value for name, value in variables.items()}
+        self.process = start(Path(os.devnull), self._log, "worker", **changes)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(20)
+        assert self.process.exitcode == -signal.SIGKILL, self.log
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join(20)
+        assert self.process.exitcode == 0, self.log
+
+
+@contextmanager
+def worker_process(dsn: str, redis_url: str, folder: Path, **changes: str) -> Iterator[WorkerProcess]:
+    running = WorkerProcess(dsn, redis_url, folder, **changes)
+    try:
+        yield running
+    finally:
+        if running.process.is_alive():
             running.kill()

@@ -1,19 +1,17 @@
-"""How a peer is started."""
+"""The command line of a peer."""
 
 import argparse
 from pathlib import Path
 
-__all__ = ["HOST", "Arguments", "parse_arguments"]
-
 HOST = "127.0.0.1"
-"""What every peer listens on."""
+"""Address that every peer listens on."""
 
 
 class Arguments(argparse.Namespace):
     """The options of a peer."""
 
     folder: Path
-    """What `save_model` has left."""
+    """Holds the model, see `tutorial.save_model`."""
     port: int
     workers: int
     batching: bool
@@ -21,7 +19,7 @@ class Arguments(argparse.Namespace):
 
 
 def parse_arguments() -> Arguments:
-    """Those of the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)

@@ -15,8 +15,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.serving.peers.arguments import HOST, parse_arguments
 
-__all__ = ["create_app", "write_answers"]
-
 FOLDER = "BENCH_FOLDER"
 FILE = "noop.json"
 REQUEST_ID = b"0" * 32

@@ -4,33 +4,32 @@ Each user's history waits in a dictionary as a tensor of table rows. That is an 
 looks histories up in a store and translates their ids in every request. The limits of a request are the service's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
 
 import torch
 from pydantic import BaseModel, Field
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.serving.workload import item_id, load_model, user_id
+from benchmarks.serving.requests import ServingWorkload, item_id, user_id
 from service.limits import MAX_ID_LENGTH, MAX_ITEMS
-
-__all__ = [
-    "BATCH_SECONDS",
-    "MAX_BATCH",
-    "ClickModel",
-    "PredictRequest",
-    "PredictResponse",
-    "Predictor",
-]
 
 MAX_BATCH = 16
 """Requests that a server with batching scores together at most."""
 BATCH_SECONDS = 0.002
-"""How long it waits for more of them."""
+"""How long it waits for more requests."""
+MODEL_FILE = "model.safetensors"
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
+
+
+def save_model(folder: Path, params: Mapping[str, Tensor], workload: ServingWorkload) -> None:
+    """Write the parameters and the users' clicks into a folder, for a `Predictor`."""
+    tensors = {**params, "users": torch.from_numpy(workload.users), "histories": torch.from_numpy(workload.histories)}
+    save_file(tensors, folder / MODEL_FILE)
 
 
 class PredictRequest(BaseModel):
@@ -92,7 +91,7 @@ class Predictor:
 
     def __init__(self, folder: Path) -> None:
         torch.set_num_threads(1)  # a prediction is small: more threads would get in each other's way
-        tensors = load_model(folder)
+        tensors = load_file(folder / MODEL_FILE)
         users, histories = tensors.pop("users"), tensors.pop("histories")
         layers = sorted(name.removesuffix(".weight") for name in tensors if name.endswith(".weight"))
         self.model = ClickModel(

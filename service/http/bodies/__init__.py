@@ -1,7 +1,7 @@
-"""JSON bodies: read, parsed in one pass, and checked field by field.
+"""Request bodies: read, parsed and checked.
 
-Each kind of body is described by a pydantic model (`service.http.schemas`). For those that come by the thousand, or
-hold thousands, there is a msgspec type too, several times as fast. It accepts nothing that the model would not;
-whatever it does not accept goes through the model, which decides and names the fields. So there is one set of errors,
-and no body is judged twice unless it is wrong.
+Each kind of body is described by a pydantic model (`service.http.schemas`). The kinds that come often, or that hold
+thousands of entries, have a msgspec type too, which decodes several times as fast. The msgspec type accepts nothing
+that the model would refuse. Whatever it does not accept goes through the model, which decides and names the wrong
+fields. So there is one set of error messages, and only unusual or wrong bodies are parsed twice.
 """

@@ -1,4 +1,4 @@
-"""Request bodies as bytes: read, counted, and inflated where they are compressed."""
+"""Reads request bodies: counts their bytes against the limits, and inflates those that are compressed."""
 
 import asyncio
 import zlib
@@ -11,36 +11,33 @@ from starlette.types import Message, Receive, Scope
 
 from service.errors import BodyTooLarge, NotReady
 from service.http.headers import content_coding, declared_length
-from service.limits import (
-    MAX_GZIP_MEMBERS,
-)
+from service.limits import MAX_GZIP_MEMBERS
 
 __all__ = ["SMALL_BYTES", "Bodies", "gunzipped", "is_small", "read_body"]
 
-
 GZIP = ("gzip", "x-gzip")
-"""Names of the one content coding that is taken, by calls that store."""
-
+"""Names of the only content coding that is accepted, and only by calls that store something."""
 
 SMALL_BYTES = 64 * 1024
+"""The largest body that is parsed on the event loop, which takes a fraction of a millisecond."""
 
 GZIP_WINDOW = 16 + zlib.MAX_WBITS
-"""Says to zlib that the stream has the head and the checksum of gzip."""
+"""Tells zlib that the stream has the header and the checksum of gzip."""
 GZIP_INPUT_BYTES = 16 * 1024
-"""Compressed bytes that are fed to zlib at a time. What is behind the end of a member is copied then."""
+"""Compressed bytes that are given to zlib at a time. At the end of a member zlib copies those that it has not used."""
 
 
 def is_small(body: bytes) -> bool:
-    """Whether a body is parsed in a fraction of a millisecond, so that the event loop can do it."""
+    """Whether a body is so small that it is parsed on the event loop, else in a thread."""
     return len(body) <= SMALL_BYTES
 
 
 def _check_head(scope: Scope, max_bytes: int, *, gzip: bool) -> bool:
-    """Whether the body is compressed, as the head of the request says; of the body nothing is read.
+    """Check what the headers say about the body; returns whether it is compressed.
 
     Raises:
-        BodyTooLarge: the head says that the body is longer than `max_bytes`.
-        HTTPException: 415, it is compressed in another way than gzip, or may not be.
+        BodyTooLarge: it is longer than `max_bytes`.
+        HTTPException: 415, it is compressed although it may not be, or in another way than gzip.
     """
     coding = content_coding(scope)
     if coding is not None and not (gzip and coding.lower() in GZIP):
@@ -59,12 +56,12 @@ _COUNT = "asmg.count_bytes"
 
 
 class Bodies:
-    """The bodies of all calls that are under way: how many bytes they have together, and that these are not too many.
+    """Counts the bytes of the bodies of all calls that are under way, and limits their sum.
 
-    Of a compressed body both count: what was received, and what it becomes.
+    Of a compressed body both the received and the inflated bytes count.
 
     Args:
-        max_bytes: of all together.
+        max_bytes: limit of the sum.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -72,10 +69,10 @@ class Bodies:
 
     @contextmanager
     def counted(self, scope: Scope, receive: Receive, max_bytes: int) -> Iterator[Receive]:
-        """`receive` for one call that goes on as long as the `with` block.
+        """Count the body of one call while the `with` block lasts; gives a `receive` that does so.
 
-        It raises BodyTooLarge as soon as the body has more than `max_bytes`, and NotReady as soon as all have too many;
-        the latter does `read_body` too, while it inflates.
+        It raises BodyTooLarge as soon as this body has more than `max_bytes`, and NotReady as soon as the sum is too
+        large; `read_body` raises the latter too, while it inflates.
         """
         received = counted = 0
 
@@ -104,19 +101,19 @@ class Bodies:
 
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int, *, gzip: bool = False) -> bytes:
-    """All of a request's body, inflated where it is compressed.
+    """Read the whole body of a request, and inflate it where it is compressed.
 
     Args:
-        scope: of the request.
-        receive: that it came with.
-        max_bytes: that the body may have, compressed and inflated.
+        scope, receive: of the request.
+        max_bytes: limit of the body, compressed and inflated.
         gzip: whether it may be compressed.
 
     Raises:
-        ClientDisconnect: the client went away.
-        BodyTooLarge: it is longer than `max_bytes`, or becomes so.
-        HTTPException: 415, it is compressed in another way than gzip, or may not be; 400, it is no gzip stream.
-        NotReady: the bodies of all calls become too large.
+        ClientDisconnect: the client has disconnected.
+        BodyTooLarge: the body is longer than `max_bytes`.
+        HTTPException: 415, it is compressed although it may not be, or in another way than gzip; 400, it is no gzip
+            stream.
+        NotReady: the bodies of all calls together are too large.
     """
     compressed = _check_head(scope, max_bytes, gzip=gzip)
     parts: list[bytes] = []
@@ -135,7 +132,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, *, gzip: boo
 
 
 async def _inflated(scope: Scope, body: bytes, max_bytes: int) -> bytes:
-    """Small bodies become what they are at once, and of others each piece in a thread."""
+    """Inflate a body: its pieces on the event loop while there are few, else each in a thread."""
     count: Callable[[int], None] = scope.get(_COUNT, lambda _: None)
     parts: list[bytes] = []
     inflated, pieces = 0, gunzipped(body)
@@ -152,10 +149,11 @@ async def _inflated(scope: Scope, body: bytes, max_bytes: int) -> bytes:
 
 
 def gunzipped(body: bytes) -> Iterator[bytes]:
-    """What a gzip stream of one or more members (RFC 1952) says, in pieces of at most `SMALL_BYTES`.
+    """Inflate a gzip stream of one or more members (RFC 1952), in pieces of at most `SMALL_BYTES`.
 
     Raises:
-        HTTPException: 400, it is none, is cut short, has something behind it, or has more than `MAX_GZIP_MEMBERS`.
+        HTTPException: 400, it is no gzip stream, is cut short, is followed by something else, or has more than
+            `MAX_GZIP_MEMBERS` members.
     """
     inflating, members = zlib.decompressobj(GZIP_WINDOW), 1
     taken, waiting = 0, b""

@@ -6,13 +6,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from service.http.dependencies import Caller, JsonBody, Parts, Requires, Service, body_schema
+from service.http.app_state import AppState, State
+from service.http.json_body import JsonBody, body_schema
+from service.http.keys import Caller, Requires
 from service.http.routers.numbers import Before, Limit, Number
 from service.http.schemas import PinRequest, PinResponse, RollbackRequest, RollbackResponse, Text
 from service.use_cases.audit import AuditPage, list_audit
+from service.use_cases.model_status import ModelDetail, ModelPage, get_model, list_models
 from service.use_cases.pins import set_pinned
 from service.use_cases.rollback import rollback
-from service.use_cases.status import ModelDetail, ModelPage, get_model, list_models
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -21,24 +23,24 @@ Admin = Annotated[Caller, Depends(Requires("admin"))]
 
 @router.get("/models", summary="Model versions, newest first")
 async def get_models(
-    service: Service,
+    state: State,
     _: Admin,
     limit: Limit = 50,
     before: Before = None,
 ) -> ModelPage:
     """A page of versions with lineage, scores and the gate's decision; `next` is `before` of the page that follows."""
-    return await list_models(service.database, limit=limit, before=before)
+    return await list_models(state.database, limit=limit, before=before)
 
 
 @router.get("/models/{version:digits}", summary="One model version")
-async def get_one_model(service: Service, _: Admin, version: Number) -> ModelDetail:
+async def get_one_model(state: State, _: Admin, version: Number) -> ModelDetail:
     """The version with the digests of its training state."""
-    return await get_model(service.database, version)
+    return await get_model(state.database, version)
 
 
 @router.get("/audit", summary="Who did what, newest first")
 async def get_audit(
-    service: Service,
+    state: State,
     _: Admin,
     limit: Limit = 50,
     before: Before = None,
@@ -46,45 +48,45 @@ async def get_audit(
     action: Annotated[Text | None, Query(description="Only this action, such as `rollback`.")] = None,
 ) -> AuditPage:
     """A page of the audit, to which rows are only added; `next` is `before` of the page that follows."""
-    return await list_audit(service.database, limit=limit, before=before, actor=actor, action=action)
+    return await list_audit(state.database, limit=limit, before=before, actor=actor, action=action)
 
 
 @router.post("/models/{version:digits}/pin", openapi_extra=body_schema(PinRequest), summary="Keep a version whole")
 async def post_pin(
-    service: Service, caller: Admin, version: Number, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
+    state: State, caller: Admin, version: Number, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
 ) -> PinResponse:
     """The version keeps its artifacts however old it gets, so that one can always go back to it."""
-    return await _pin(service, caller, request, version, pinned=True)
+    return await _pin(state, caller, request, version, pinned=True)
 
 
 @router.post("/models/{version:digits}/unpin", openapi_extra=body_schema(PinRequest), summary="Let a version go")
 async def post_unpin(
-    service: Service, caller: Admin, version: Number, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
+    state: State, caller: Admin, version: Number, request: Annotated[PinRequest, Depends(JsonBody(PinRequest))]
 ) -> PinResponse:
     """The version loses its artifacts after the next update, where it is too old by then."""
-    return await _pin(service, caller, request, version, pinned=False)
+    return await _pin(state, caller, request, version, pinned=False)
 
 
-async def _pin(service: Parts, caller: Caller, request: PinRequest, version: int, *, pinned: bool) -> PinResponse:
-    pinning = set_pinned(service.database, version, pinned=pinned, reason=request.reason, actor=caller.name)
-    changed = await service.writes.run(pinning)
+async def _pin(state: AppState, caller: Caller, request: PinRequest, version: int, *, pinned: bool) -> PinResponse:
+    pinning = set_pinned(state.database, version, pinned=pinned, reason=request.reason, actor=caller.name)
+    changed = await state.writes.run(pinning)
     return PinResponse(version=version, pinned=pinned, changed=changed, reason=request.reason)
 
 
 @router.post("/rollback", openapi_extra=body_schema(RollbackRequest), summary="Serve another version")
 async def post_rollback(
-    service: Service, caller: Admin, request: Annotated[RollbackRequest, Depends(JsonBody(RollbackRequest))]
+    state: State, caller: Admin, request: Annotated[RollbackRequest, Depends(JsonBody(RollbackRequest))]
 ) -> RollbackResponse:
     """Make a version the champion; the answer comes when every api process serves it. A later version rolls forward."""
     result = await rollback(
-        service.database,
-        service.notices,
+        state.database,
+        state.notices,
         to_version=request.to_version,
         sequence=request.sequence,
         reason=request.reason,
         actor=caller.name,
-        lead_seconds=service.settings.swap_lead_seconds,
-        calls=service.writes,
+        lead_seconds=state.settings.swap_lead_seconds,
+        calls=state.writes,
     )
     await asyncio.sleep(max(0.0, result.active_from.timestamp() - time.time()))
     return RollbackResponse(

@@ -8,12 +8,13 @@ from collections.abc import Awaitable
 from fastapi import APIRouter, Response
 
 from service.errors import NotReady
-from service.http.dependencies import Parts, Service
+from service.http.app_state import AppState, State
 from service.http.metrics import CONTENT_TYPE_LATEST
 from service.http.schemas import Health, Readiness
 from service.serving.swap import ServingModel
 from service.tasks import start_for_caller
-from service.use_cases.status import gate_summary, label_totals, period_counts
+from service.use_cases.model_status import gate_summary
+from service.use_cases.status import label_totals, period_counts
 
 router = APIRouter(tags=["operations"])
 
@@ -30,39 +31,39 @@ async def get_health() -> Health:
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Can the process predict and store?")
-async def get_readiness(service: Service) -> Readiness:
+async def get_readiness(state: State) -> Readiness:
     """Ready when a model is loaded and Postgres answers; without Redis the service is slower, not down. A process that
     cannot load the newest model goes on with the one it has, and says so here.
     """
-    postgres, redis = await asyncio.gather(_probe(service.database.ping()), _probe(service.redis.ping()))
-    snapshot = service.serving.current()
+    postgres, redis = await asyncio.gather(_probe(state.database.ping()), _probe(state.redis.ping()))
+    snapshot = state.serving.current()
     if postgres != "ok":
         raise NotReady(f"Postgres: {postgres}")
     return Readiness(
         model_version=snapshot.version,
         period=snapshot.period,
-        checks={"model": _model(service.serving), "postgres": postgres, "redis": redis},
+        checks={"model": _model(state.serving), "postgres": postgres, "redis": redis},
     )
 
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
-async def get_metrics(service: Service) -> Response:
+async def get_metrics(state: State) -> Response:
     """The text exposition format; what Postgres does not tell in time is as it was."""
-    await asyncio.gather(_probe(_note_stored(service)), _probe(_note_worker(service)))
+    await asyncio.gather(_probe(_note_stored(state)), _probe(_note_worker(state)))
     # Of several workers it reads files, which is work for a thread.
-    return Response(await asyncio.to_thread(service.metrics.render), media_type=CONTENT_TYPE_LATEST)
+    return Response(await asyncio.to_thread(state.metrics.render), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _note_stored(service: Parts) -> None:
-    service.metrics.note_labels(await label_totals(service.database))
-    service.metrics.note_periods(await period_counts(service.database))
-    gate = await gate_summary(service.database)
-    service.metrics.note_gate(gate.decisions, gate.in_a_row, gate.losses())
+async def _note_stored(state: AppState) -> None:
+    state.metrics.note_labels(await label_totals(state.database))
+    state.metrics.note_periods(await period_counts(state.database))
+    gate = await gate_summary(state.database)
+    state.metrics.note_gate(gate.decisions, gate.in_a_row, gate.losses())
 
 
-async def _note_worker(service: Parts) -> None:
-    at = await service.notices.leader_at()
-    service.metrics.note_worker(math.inf if at is None else max(0.0, time.time() - at))
+async def _note_worker(state: AppState) -> None:
+    at = await state.notices.leader_at()
+    state.metrics.note_worker(math.inf if at is None else max(0.0, time.time() - at))
 
 
 def _model(serving: ServingModel) -> str:

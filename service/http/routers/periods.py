@@ -7,7 +7,9 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import TypeAdapter
 
-from service.http.dependencies import Caller, JsonBody, Requires, Service, body_schema
+from service.http.app_state import State
+from service.http.json_body import JsonBody, body_schema
+from service.http.keys import Caller, Requires
 from service.http.routers.numbers import Before, Limit, Number
 from service.http.schemas import CloseRequest, CloseResponse
 from service.limits import MAX_ID_LENGTH
@@ -28,7 +30,7 @@ PERIOD_JSON = TypeAdapter(PeriodDocument)
     summary="Close the open period",
 )
 async def post_close(
-    service: Service,
+    state: State,
     caller: Annotated[Caller, Depends(Requires("admin"))],
     body: Annotated[CloseRequest, Depends(JsonBody(CloseRequest, optional=True))],
     request: Request,
@@ -37,13 +39,13 @@ async def post_close(
 ) -> CloseResponse:
     """Seal the log of the open period and open the next; the worker updates the model on it from then on."""
     closing = close_period(
-        service.database,
+        state.database,
         expected_period=body.expected_period,
         idempotency_key=idempotency_key,
         actor=caller.name,
         reason=body.reason,
     )
-    period = await service.writes.run(closing)
+    period = await state.writes.run(closing)
     status_url = f"{request.scope.get('root_path', '')}/periods/{period.number}"
     response.headers["Location"] = status_url
     return CloseResponse(period=period.number, status="sealed", status_url=status_url)
@@ -51,25 +53,25 @@ async def post_close(
 
 @router.get("", dependencies=[READER], summary="Periods, newest first")
 async def get_periods(
-    service: Service,
+    state: State,
     limit: Limit = 50,
     before: Before = None,
 ) -> PeriodPage:
     """A page of periods; `next` is the `before` of the page that follows."""
-    return await list_periods(service.database, service.notices, limit=limit, before=before)
+    return await list_periods(state.database, state.notices, limit=limit, before=before)
 
 
 @router.get("/{number:digits}", dependencies=[READER], summary="One period")
-async def get_one_period(service: Service, number: Number) -> PeriodDocument:
+async def get_one_period(state: State, number: Number) -> PeriodDocument:
     """The period with the stages of its update and the scores of the models on its log."""
-    return await get_period(service.database, service.notices, number)
+    return await get_period(state.database, state.notices, number)
 
 
-async def watched(service: Service, number: Number) -> AsyncIterator[AsyncIterator[PeriodDocument]]:
+async def watched(state: State, number: Number) -> AsyncIterator[AsyncIterator[PeriodDocument]]:
     """What a stream is made of. A dependency, for a stream has begun before its first event: that there is no such
     period, or no room, has to be known before.
     """
-    async with service.periods.watch(number) as documents:
+    async with state.periods.watch(number) as documents:
         yield documents
 
 

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from service.errors import FieldError, InvalidInput, NotReady
+from service.http.app_state import AppState, State
 from service.http.bodies.parse import refuse_faults, refuse_future
-from service.http.dependencies import Caller, JsonBody, Parts, Requires, Service, body_schema
+from service.http.json_body import JsonBody, body_schema
+from service.http.keys import Caller, Requires
 from service.http.schemas import DeletionResponse, Text, UsersRequest, UsersResponse
 from service.storage.postgres.events import moments_of
 from service.storage.postgres.repositories import Deletable, FeatureVersion
@@ -45,12 +47,12 @@ def exact_id(request: Request) -> None:
 
 
 def feature_versions(
-    parts: Parts, of: Deletable, sent: Sequence[tuple[str, Mapping[str, Any] | None, datetime | None]]
+    state: AppState, of: Deletable, sent: Sequence[tuple[str, Mapping[str, Any] | None, datetime | None]]
 ) -> list[FeatureVersion]:
     """The features that were sent, to be stored.
 
     Args:
-        parts: of the running service.
+        state: of the running application.
         of: whose they are.
         sent: for each user or item of a call its id, its features, and from when on they hold, None for now. Without
             features there is nothing to store of it.
@@ -62,9 +64,9 @@ def feature_versions(
     refuse_faults(
         fault
         for n, (_, features, _) in enumerate(sent)
-        for fault in faults(parts.schema, of, features, f"{of}s[{n}].features")
+        for fault in faults(state.schema, of, features, f"{of}s[{n}].features")
     )
-    refuse_future(f"{of}s", moments_of(at or now for _, _, at in sent), parts.settings.future_tolerance_seconds)
+    refuse_future(f"{of}s", moments_of(at or now for _, _, at in sent), state.settings.future_tolerance_seconds)
     return [FeatureVersion(id_, at or now, cleaned(features)) for id_, features, at in sent if features is not None]
 
 
@@ -76,25 +78,25 @@ def feature_versions(
     summary="Set features of users",
 )
 async def put_features_of_users(
-    service: Service, request: Annotated[UsersRequest, Depends(JsonBody(UsersRequest, gzip=True))]
+    state: State, request: Annotated[UsersRequest, Depends(JsonBody(UsersRequest, gzip=True))]
 ) -> UsersResponse:
     """Set the features of each user, in place of those that it had; what happened before is learned with those."""
-    features = feature_versions(service, "user", [(u.user_id, u.features or {}, u.timestamp) for u in request.users])
-    changed = await service.writes.run(put_users(service.database, service.histories, features))
+    features = feature_versions(state, "user", [(u.user_id, u.features or {}, u.timestamp) for u in request.users])
+    changed = await state.writes.run(put_users(state.database, state.histories, features))
     return UsersResponse(users=len({user.user_id for user in request.users}), changed=changed)
 
 
 @router.get("/users/{user_id:path}", dependencies=[Depends(exact_id)], summary="What is stored about a user")
 async def get_one_user(
-    service: Service,
+    state: State,
     _: Annotated[Caller, Depends(Requires("admin"))],
     user_id: Annotated[Text, ID],
     limit: Annotated[int, PERIODS] = 50,
     before: Annotated[int | None, BEFORE] = None,
 ) -> UserDocument:
     """Counts by period, the history, and whether models know the user; it takes a pass over all logs."""
-    looking = get_user(service.database, service.serving.current(), user_id, limit=limit, before=before)
-    return await service.lookups.run(looking)
+    looking = get_user(state.database, state.serving.current(), user_id, limit=limit, before=before)
+    return await state.lookups.run(looking)
 
 
 @router.delete(
@@ -104,7 +106,7 @@ async def get_one_user(
     summary="Delete all that is stored about a user",
 )
 async def delete_user(
-    service: Service,
+    state: State,
     caller: Annotated[Caller, Depends(Requires("admin"))],
     user_id: Annotated[Text, ID],
     response: Response,
@@ -112,15 +114,15 @@ async def delete_user(
     """Remove the user from logs, impressions, clicks, histories and the table of ids; the next model does not know
     them. Asking again changes nothing. What is sent about the id afterwards is about a stranger.
     """
-    return await delete(service, caller, "user", user_id, response)
+    return await delete(state, caller, "user", user_id, response)
 
 
-async def delete(parts: Parts, caller: Caller, kind: Deletable, id_: str, response: Response) -> DeletionResponse:
+async def delete(state: AppState, caller: Caller, kind: Deletable, id_: str, response: Response) -> DeletionResponse:
     """Have all removed that is stored about an id; status 202 where that takes longer than a caller should wait."""
-    database = parts.database
-    deletion = await parts.writes.run(request_deletion(database, kind, id_, actor=caller.name))
+    database = state.database
+    deletion = await state.writes.run(request_deletion(database, kind, id_, actor=caller.name))
     try:
-        deletion = await parts.lookups.run(carry_out(database, parts.histories, parts.settings.journal, deletion))
+        deletion = await state.lookups.run(carry_out(database, state.histories, state.settings.journal, deletion))
     except NotReady as error:  # it goes on, or the worker goes on with it
         logger.warning("deletion %s is not carried out yet: %s", deletion.deletion, error)
         response.status_code = 202

@@ -21,7 +21,9 @@ from service.storage.postgres.repositories import (
     Labels,
     Models,
     Past,
+    PeriodLogs,
     Periods,
+    Removals,
     Stages,
     Traces,
 )
@@ -48,6 +50,7 @@ class Session:
     def __init__(self, connection: AsyncConnection) -> None:
         self.connection = connection
         self.periods = Periods(connection)
+        self.period_logs = PeriodLogs(connection)
         self.stages = Stages(connection)
         self.interactions = Interactions(connection)
         self.labels = Labels(connection)
@@ -62,6 +65,7 @@ class Session:
         self.audit = Audit(connection)
         self.deletions = Deletions(connection)
         self.traces = Traces(connection)
+        self.removals = Removals(connection)
 
 
 class ReadSession(Session):

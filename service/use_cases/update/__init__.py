@@ -1,1 +1,1 @@
-"""The update of one period, stage by stage."""
+"""The update of one period: `pipeline.update_period` runs a module of this package for each stage."""

@@ -1,4 +1,7 @@
-"""Negatives for a period whose log says only what was chosen, and what they do to the click rate."""
+"""Sample negatives for a log that has only positives, and correct the click rate that is learned from them.
+
+The stage `resolve` samples, the stage `publish` corrects.
+"""
 
 import asyncio
 import math
@@ -19,28 +22,35 @@ METHOD = "uniform over the items known, without those that the user clicked in t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """Negatives that were added to a log; noted in the period's `labels`."""
+    """How negatives were added to a log; stored in the period's `labels`."""
 
     method: str = METHOD
     seed: int
-    """Of the draws; it follows from the installation's seed and the period."""
+    """Seed of the draws; it follows from the installation's seed and the period."""
     per_positive: int
-    """Drawn for each positive whose user had not clicked every item."""
+    """Negatives drawn for each positive, unless its user has clicked every item."""
     items: int
-    """From which they were drawn: those of closed periods and of the catalogue then, and the log's own."""
+    """Number of items that they were drawn from: all that had a row by then, and the log's own."""
     positives: int
-    """Of the log."""
+    """Number of positives in the log."""
     negatives: int
-    """Added to it."""
+    """Number of negatives that were added to it."""
 
 
 async def sample_negatives(
     work: UnitOfWork, period: int, *, per_positive: int, seed: int, evict_after: int | None = None
 ) -> Sampling | None:
-    """Add negatives to the log of a sealed period, in the transaction given, where it has only positives.
+    """Add negatives to the log of a sealed period where it has only positives; None where it has others.
 
-    The same log, items and seed give the same negatives. Items that would be evicted now, after `evict_after` periods,
-    are not drawn: chance shall not keep them.
+    The same log, items and seed give the same negatives.
+
+    Args:
+        work: the transaction to add them in.
+        period: number of the period.
+        per_positive: negatives for each positive, at least 1.
+        seed: seed of the installation.
+        evict_after: number of periods after which unseen items are evicted; items that would be evicted now are not
+            drawn, so that chance does not keep them. None: no item is ever evicted.
     """
     log = await work.interactions.log(period)
     if not len(log) or not log.labels.all():
@@ -57,7 +67,11 @@ async def sample_negatives(
 
 
 def _draw(log: PeriodLog, known: list[str], per_positive: int, seed: int) -> tuple[NDArray[np.int64], list[str], int]:
-    """For each negative the place of its positive in the log and its item; from how many items they were drawn."""
+    """Draw the negatives.
+
+    Returns:
+        for each negative the index of its positive in the log; its item; and the number of items drawn from.
+    """
     item_ids = sorted({*known, *log.item_ids})
     number_of = {item: n for n, item in enumerate(item_ids)}
     items = np.fromiter((number_of[item] for item in log.item_ids), np.int64, len(log))
@@ -75,10 +89,13 @@ def _draw(log: PeriodLog, known: list[str], per_positive: int, seed: int) -> tup
 
 
 def logit_correction(sampling: Sampling, prior_ctr: float) -> float:
-    """What to add to the logits of a model that has learned such a log, so that it predicts `prior_ctr` on average.
+    """What to add to the logits of a model that has learned a log with sampled negatives.
 
-    Of s sampled negatives and p positives the model learns the odds p : s; those of the traffic are
-    prior : 1 - prior. log(prior / (1 - prior)) - log(p / s) leads from the one to the other, for every odds alike: it
-    says by how much negatives are fewer than in the traffic.
+    With s sampled negatives and p positives the model learns the odds p : s; the odds of the traffic are
+    prior : 1 - prior. Adding log(prior / (1 - prior)) - log(p / s) turns the one into the other.
+
+    Args:
+        sampling: how negatives were sampled.
+        prior_ctr: click rate of the traffic, between 0 and 1.
     """
     return math.log(prior_ctr / (1 - prior_ctr)) - math.log(sampling.positives / sampling.negatives)

@@ -1,4 +1,7 @@
-"""The fields of a period's interactions: what was known of the context, the user and the item at each of them."""
+"""The fields of a period's interactions: the values of context, user and item as they were at each interaction.
+
+The stage `prepare` makes columns of them; the stage `publish` writes those of the items into the snapshot.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,36 +22,41 @@ from service.storage.postgres.repositories import FeaturesOf, PeriodLog
 __all__ = ["Given", "NamedColumns", "fields_of_snapshot", "name_columns"]
 
 Values = Mapping[str, Any]
-"""Name of a field → what a client sent for it."""
+"""Name of a field → the value that a client sent."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What clients sent, as it is stored."""
+    """The stored values of fields that clients sent."""
 
     contexts: Sequence[Values | None]
-    """Of each interaction of a log."""
+    """Context of each interaction of a log; None without one."""
     users: FeaturesOf
-    """Versions of the features of its users."""
+    """Versions of the features of the log's users."""
     items: FeaturesOf
-    """Those of its items."""
+    """Versions of the features of the log's items."""
 
 
 @dataclass(frozen=True)
 class NamedColumns:
-    """Fields as `asmg.field_columns.FieldColumns` has them, with names of values in the place of rows."""
+    """Fields as in `asmg.field_columns.FieldColumns`, with names of values instead of rows."""
 
     names: list[str]
     """Distinct names of values (`asmg.features.name_of_value`)."""
     places: NDArray[np.int32]
-    """[N, C] within `names`; NO_VALUE for nothing."""
+    """[N, C] index into `names`; NO_VALUE where there is no value."""
     weights: NDArray[np.float32]
-    """[N, C]: 1, or a number that is not standardised yet."""
+    """[N, C] 1, or for a number its value, not yet standardised."""
     fields: list[Field]
-    """[C] whose column each is."""
+    """[C] the field of each column."""
 
     def in_rows(self, rows: Mapping[str, int], size: int) -> FieldColumns:
-        """The same in rows of a table of `size` rows; a name without a row reads the cold one."""
+        """The columns with rows instead of names.
+
+        Args:
+            rows: name of a value → its row; a name without a row reads the cold row.
+            size: number of rows of the table.
+        """
         row_of = np.array([rows.get(name, COLD_ROW) for name in self.names] + [NO_VALUE], np.int32)
         first = {field.name: column for column, field in reversed(list(enumerate(self.fields)))}
 
@@ -78,10 +86,15 @@ class NamedColumns:
 
 
 def name_columns(schema: Schema, log: PeriodLog, given: Given) -> NamedColumns:
-    """The fields of a log.
+    """The fields of a log as columns.
 
-    What is stored was checked when it came, by the schema of then: a value that a field of this one cannot have counts
+    Stored values were checked by the schema of the time when they came; a value that this schema does not allow counts
     as missing.
+
+    Args:
+        schema: the fields.
+        log: its times and ids.
+        given: the stored values.
     """
     of_time = time_values(schema, log.timestamps_ms)
     users = given.users.as_of(log.user_ids, log.timestamps_ms)
@@ -94,7 +107,7 @@ def name_columns(schema: Schema, log: PeriodLog, given: Given) -> NamedColumns:
             columns.add(field, given.contexts)
         else:
             versions, places = (given.users, users) if field.of == "user" else (given.items, items)
-            # Read once for each version, not for each interaction; the last is that of nobody.
+            # Encoded once for each version, not for each interaction; the last entry stands for "no version".
             columns.add(field, [*versions.features, None], places)
     return columns.named()
 
@@ -102,15 +115,15 @@ def name_columns(schema: Schema, log: PeriodLog, given: Given) -> NamedColumns:
 def fields_of_snapshot(
     schema: Schema, values: Known, items: Known, features: FeaturesOf, count: int, numbers: NumberMoments
 ) -> KnownFields:
-    """What a snapshot has to know of the fields that its model reads.
+    """What a serving snapshot contains of the fields that its model reads.
 
     Args:
-        schema: says which there are.
-        values: the values that have a row, by name.
-        items: the items that have one.
+        schema: the fields.
+        values: names of the values that have a row, with their rows.
+        items: ids of the items that have a row, with their rows.
         features: the newest version of each item that has any.
-        count: rows of the item table; row 0 is an item of which nothing is known.
-        numbers: what standardises the numbers.
+        count: number of rows of the item table; row 0 is the cold row.
+        numbers: moments that standardise numeric fields.
     """
     rows, scales = dict(zip(values.ids, np.asarray(values.rows).tolist(), strict=True)), numbers.scales()
     scale_of = {
@@ -132,7 +145,7 @@ def fields_of_snapshot(
 
 
 class _Columns:
-    """Columns of n interactions, field by field."""
+    """Collects the columns of n interactions, field by field."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -146,8 +159,8 @@ class _Columns:
 
         Args:
             field: the field.
-            given: of each interaction, or of those that `which` picks from.
-            which: [n], a place in `given` for each interaction; −1 is its last.
+            given: values of each interaction, or values that `which` picks from.
+            which: [n] index into `given` for each interaction; −1 is the last.
         """
         places = np.full((len(given), field.most), NO_VALUE, np.int32)
         weights = np.ones((len(given), field.most), np.float32)
@@ -160,7 +173,7 @@ class _Columns:
                 places[at, 0] = self._place(field, MISSING if missing else NUMBER)
                 weights[at, 0] = 1.0 if missing else x
                 continue
-            # By type too: true is another value than 1, and equal to it.
+            # With its type: True and 1 are equal but different values.
             key = tuple((type(one), one) for one in value) if isinstance(value, list) else (type(value), value)
             if (found := known.get(key)) is None:
                 found = known[key] = [self._place(field, text) for text in _texts(field, value)]
@@ -173,7 +186,7 @@ class _Columns:
         self._fields += [field] * field.most
 
     def named(self) -> NamedColumns:
-        """All that was added."""
+        """All columns that were added."""
         if not self._fields:
             return NamedColumns([], np.empty((self._n, 0), np.int32), np.empty((self._n, 0), np.float32), [])
         places, weights = np.concatenate(self._places, 1), np.concatenate(self._weights, 1)

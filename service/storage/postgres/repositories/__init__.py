@@ -6,8 +6,9 @@ Repositories neither begin nor commit; the session that holds them (`service.sto
 from service.storage.postgres.events import EventBatch, Happened, Interaction
 from service.storage.postgres.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.postgres.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of
-from service.storage.postgres.repositories.catalogue import Catalogue, Entities, EntityKind, Extent, Items
 from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
+from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent
+from service.storage.postgres.repositories.evaluations import Evaluation, Evaluations, GateSummary
 from service.storage.postgres.repositories.features import NOTHING_KNOWN, Features, FeaturesOf, FeatureVersion
 from service.storage.postgres.repositories.interactions import (
     Contexts,
@@ -17,20 +18,21 @@ from service.storage.postgres.repositories.interactions import (
     Raced,
     Stored,
 )
+from service.storage.postgres.repositories.items import Catalogue, Items
 from service.storage.postgres.repositories.labels import Click, Impression, Labels, Resolved, interaction_id
 from service.storage.postgres.repositories.models import (
     Alias,
     AliasName,
-    Evaluation,
-    Evaluations,
-    GateSummary,
     ModelKind,
     Models,
     ModelVersion,
 )
 from service.storage.postgres.repositories.past import Earlier, Past, PastEvent
-from service.storage.postgres.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus, Stage, Stages
-from service.storage.postgres.repositories.traces import FOUND_AT_ONCE, LOG_ROWS, PeriodTraces, Traces
+from service.storage.postgres.repositories.period_logs import PeriodLogs
+from service.storage.postgres.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus
+from service.storage.postgres.repositories.removals import FOUND_AT_ONCE, LOG_ROWS, Removals
+from service.storage.postgres.repositories.stages import Stage, Stages
+from service.storage.postgres.repositories.traces import PeriodTraces, Traces
 
 __all__ = [
     "CHUNK_BYTES",
@@ -77,10 +79,12 @@ __all__ = [
     "PastEvent",
     "Period",
     "PeriodLog",
+    "PeriodLogs",
     "PeriodStatus",
     "PeriodTraces",
     "Periods",
     "Raced",
+    "Removals",
     "Resolved",
     "Stage",
     "Stages",

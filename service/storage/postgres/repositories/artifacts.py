@@ -1,4 +1,7 @@
-"""Content-addressed blobs in Postgres, written and read in pieces: none has to fit into memory, or into one message."""
+"""Content-addressed blobs in Postgres: tables `artifacts` and `artifact_chunks`.
+
+They are written and read in pieces, so that none has to fit into memory or into one message of the protocol.
+"""
 
 import asyncio
 import hashlib
@@ -17,6 +20,7 @@ from service.storage.postgres.outages import damage
 __all__ = ["CHUNK_BYTES", "Artifacts", "digest_of"]
 
 CHUNK_BYTES = 8 * 1024 * 1024
+"""Bytes of a chunk, one row: little enough to be held in memory a few times over."""
 
 # A digest counts as used wherever it stands in a state, also inside lists.
 DELETE_UNUSED = text("""
@@ -43,7 +47,12 @@ class Artifacts:
         self._connection = connection
 
     async def put(self, data: bytes, kind: str) -> str:
-        """Store the content unless it is stored already; return its digest."""
+        """Store content unless it is stored already; return its digest.
+
+        Args:
+            data: the content.
+            kind: what it is, such as `serving` or `model`.
+        """
         digest = await digest_of(data)
         starts = range(0, len(data), CHUNK_BYTES)
         await self.put_chunks(digest, (data[start : start + CHUNK_BYTES] for start in starts), len(data), kind)
@@ -56,7 +65,7 @@ class Artifacts:
             digest: of the whole content.
             chunks: the content, `CHUNK_BYTES` at a time.
             size: of the whole content, in bytes.
-            kind: what it is.
+            kind: what it is, such as `serving` or `model`.
         """
         statement = upsert(tables.artifacts).values(digest=digest, kind=kind, size=size).on_conflict_do_nothing()
         if (await self._connection.execute(statement.returning(tables.artifacts.c.digest))).first() is None:
@@ -70,7 +79,7 @@ class Artifacts:
 
         Raises:
             ArtifactMissing: there is none.
-            ArtifactCorrupt: what is stored is not what the digest was made of.
+            ArtifactCorrupt: the stored content has another digest.
         """
         data = b"".join([piece async for piece in self.pieces(digest, CHUNK_BYTES)])
         if (actual := await digest_of(data)) != digest:
@@ -78,7 +87,7 @@ class Artifacts:
         return data
 
     async def size(self, digest: str) -> int:
-        """Bytes of the content.
+        """Number of bytes of the content with this digest.
 
         Raises:
             ArtifactMissing: there is none.
@@ -90,12 +99,12 @@ class Artifacts:
         return int(found)
 
     async def sizes(self) -> dict[str, int]:
-        """All digests, with the bytes of each content."""
+        """Digest → number of bytes, of all artifacts."""
         query = select(tables.artifacts.c.digest, tables.artifacts.c.size).order_by(tables.artifacts.c.digest)
         return {digest: int(size) for digest, size in await self._connection.execute(query)}
 
     async def pieces(self, digest: str, size: int) -> AsyncIterator[bytes]:
-        """What is stored under this digest, in pieces of at most `size` bytes, which nobody has compared with it.
+        """The content stored under this digest, in pieces of at most `size` bytes; it is not compared with the digest.
 
         Raises:
             ArtifactMissing: there is none.
@@ -105,15 +114,15 @@ class Artifacts:
         query = select(chunks.c.index, func.length(chunks.c.data)).where(chunks.c.digest == digest)
         for index, length in (await self._connection.execute(query.order_by(chunks.c.index))).all():
             for start in range(0, length, size):
-                # The column is stored uncompressed, so Postgres reads the part that is asked for and no more.
+                # The column is stored uncompressed, so Postgres reads only this part of it.
                 part = func.substring(chunks.c.data, start + 1, size)
                 one = select(part).where(chunks.c.digest == digest, chunks.c.index == index)
                 yield (await self._connection.execute(one)).scalar_one()
 
     async def stored_digest(self, digest: str) -> str:
-        """The SHA-256, in hex, of what is stored under this digest: the same, where that is whole.
+        """The SHA-256, in hex, of the content stored under this digest; another one if the content is damaged.
 
-        One chunk of it is in memory at a time, and threads compute.
+        One chunk at a time is in memory, and a thread computes the hash.
 
         Raises:
             ArtifactMissing: there is none.
@@ -130,11 +139,11 @@ class Artifacts:
         return found.hexdigest()
 
     async def older_than(self, age: timedelta) -> Sequence[str]:
-        """Digests of all artifacts that were stored at least so long ago."""
+        """Digests of the artifacts that were stored at least `age` ago."""
         query = select(tables.artifacts.c.digest).where(tables.artifacts.c.created_at <= func.clock_timestamp() - age)
         return (await self._connection.execute(query)).scalars().all()
 
     async def delete(self, digests: Sequence[str]) -> set[str]:
-        """Delete those of the artifacts that no model version names, as serving model or in its state; return them."""
+        """Delete these artifacts, except those that a model version names in any way; return the deleted ones."""
         result = await self._connection.execute(DELETE_UNUSED, {"digests": list(digests)})
         return set(result.scalars())

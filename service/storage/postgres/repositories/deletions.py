@@ -1,4 +1,4 @@
-"""What was deleted for good: who may not come back with an old copy of the database."""
+"""Deletions of users and items: table `deletions`. They are kept, so that a restored backup can be cleared again."""
 
 import hmac
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from service.storage.postgres import tables
 __all__ = ["Deletable", "Deletion", "Deletions", "id_digest"]
 
 Deletable = Literal["user", "item"]
-"""Whose id can be deleted."""
+"""What can be deleted, by its id."""
 
 COUNT = text("""
     UPDATE deletions
@@ -31,37 +31,37 @@ NEW_KEY = text("SELECT replace(CAST(gen_random_uuid() AS text) || CAST(gen_rando
 
 
 def id_digest(key: str, kind: str, id_: str) -> str:
-    """HMAC-SHA256 of an id of this kind by a key in hex; in hex."""
+    """HMAC-SHA256, in hex, of an id of this kind, with a key in hex."""
     return hmac.digest(bytes.fromhex(key), f"{kind}\0{id_}".encode(), "sha256").hex()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deletion:
-    """The wish that nothing be stored of an id, and how far it was carried out."""
+    """A request that nothing be stored about an id, and how far it has been carried out."""
 
     deletion: str
-    """Its name, 32 hexadecimal digits."""
+    """Identifier of the deletion, 32 hexadecimal digits."""
     kind: Deletable
     id: str | None = field(repr=False)
-    """None as soon as all of it is removed."""
+    """The id to be deleted; None once everything about it is removed."""
     key: str = field(repr=False)
-    """By which the digest was made, in hex."""
+    """Key of the digest, in hex."""
     digest: str
-    """By which the id can be recognised, `id_digest(key, kind, id)`."""
+    """`id_digest(key, kind, id)`, by which the id is recognised in another copy of the database."""
     requested_at: datetime
     finished_at: datetime | None = None
     removed: Mapping[str, int] = field(default_factory=dict)
-    """Rows that were removed, by what they were."""
+    """Number of removed rows, by what they were."""
 
 
 class Deletions:
-    """Table `deletions`. Rows stay for ever: nobody knows how old a backup is that somebody restores."""
+    """Table `deletions`. Rows stay for ever, because a restored backup may be of any age."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
     async def begin(self, kind: Deletable, id_: str) -> tuple[Deletion, bool]:
-        """The deletion of an id that is under way, or a new one; and whether it is new."""
+        """The pending deletion of an id, or a new one; and whether it is new."""
         key = await self._connection.scalar(KEY) or await self._connection.scalar(NEW_KEY)
         made = Deletion(
             deletion=uuid4().hex,
@@ -79,10 +79,10 @@ class Deletions:
             return _deletion(row), True
         pending = select(table).where(table.c.kind == kind, table.c.id == id_)
         row = (await self._connection.execute(pending)).mappings().first()
-        return await self.begin(kind, id_) if row is None else (_deletion(row), False)  # it ended in this moment
+        return await self.begin(kind, id_) if row is None else (_deletion(row), False)  # it was finished just now
 
     async def put(self, deletions: Sequence[Deletion]) -> None:
-        """Add deletions that another copy of the database has."""
+        """Store deletions that another copy of the database has."""
         for deletion in deletions:
             values = {
                 "deletion": deletion.deletion,
@@ -96,18 +96,18 @@ class Deletions:
             await self._connection.execute(insert(tables.deletions).values(values))
 
     async def get(self, deletion: str) -> Deletion | None:
-        """One of them."""
+        """The deletion with this identifier."""
         query = select(tables.deletions).where(tables.deletions.c.deletion == deletion)
         row = (await self._connection.execute(query)).mappings().first()
         return None if row is None else _deletion(row)
 
     async def list(self) -> Sequence[Deletion]:
-        """All of them, oldest first."""
+        """All deletions, oldest first."""
         query = select(tables.deletions).order_by(tables.deletions.c.requested_at, tables.deletions.c.deletion)
         return [_deletion(row) for row in (await self._connection.execute(query)).mappings()]
 
     async def pending(self, older_than: timedelta = timedelta()) -> Sequence[Deletion]:
-        """Those that are not carried out though they were asked for so long ago, oldest first."""
+        """Unfinished deletions that were requested at least `older_than` ago, oldest first."""
         table = tables.deletions.c
         query = select(tables.deletions).where(
             table.id.is_not(None), table.requested_at <= func.clock_timestamp() - older_than
@@ -117,11 +117,10 @@ class Deletions:
         ]
 
     async def finished(self, *, with_row: bool = False) -> int:
-        """How many were carried out that removed anything: whoever has read ids before knows by it whether one of them
-        may be gone.
+        """Number of finished deletions that removed anything. If it grows, ids that were read before may be gone.
 
         Args:
-            with_row: count only those that freed a row of the embedding tables.
+            with_row: count only deletions that freed a row of the embedding tables.
         """
         removed = tables.deletions.c.removed
         query = select(func.count()).where(
@@ -130,11 +129,17 @@ class Deletions:
         return int((await self._connection.execute(query)).scalar_one())
 
     async def count(self, deletion: str, name: str, rows: int) -> None:
-        """Note that so many rows more were removed."""
+        """Add to the number of removed rows.
+
+        Args:
+            deletion: its identifier.
+            name: what the rows were.
+            rows: how many.
+        """
         await self._connection.execute(COUNT, {"deletion": deletion, "name": name, "rows": rows})
 
     async def finish(self, deletion: str) -> Deletion | None:
-        """Note that all of it is removed, and forget the id; None where that was noted before."""
+        """Note that everything is removed, and erase the id; None where that was noted before."""
         table = tables.deletions
         statement = (
             update(table)

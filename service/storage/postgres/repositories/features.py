@@ -1,7 +1,7 @@
-"""Features of users and items, as they were at each time: tables `user_features` and `item_features`.
+"""Features of users and items as they were at each time: tables `user_features` and `item_features`.
 
-A version is never changed. It holds from its time on until the next one of the same user or item does; before the first
-one nothing is known.
+Features are stored in versions, which are never changed. A version holds from its time until that of the next version
+of the same user or item; before the first one no features are known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,15 +21,15 @@ from service.storage.postgres.repositories.deletions import Deletable
 __all__ = ["NOTHING_KNOWN", "FeatureVersion", "Features", "FeaturesOf"]
 
 NOTHING_KNOWN: Mapping[str, Any] = {}
-"""The features of somebody of whom nothing is known."""
+"""The features of a user or item of which no version holds yet."""
 
-VERSIONS_OF_A_PAGE = 1000
-"""Each has at most 8 KiB."""
+VERSIONS_PER_PAGE = 1000
+"""Versions fetched from Postgres at a time; each has at most 8 KiB."""
 
 MILLISECONDS = "floor(extract(epoch FROM at) * 1000)::bigint"
 
-# A version that says what the one before it says is none; that one is stored, or comes in the same call. Sorted as all
-# batches are, against deadlocks.
+# A version equal to the one before it, which may be stored or come in the same call, is not stored. Sorted, as all
+# batches are, to avoid deadlocks.
 PUT = """
     INSERT INTO {kind}_features AS known ({kind}_id, at, features)
     SELECT put.id, put.at, put.features
@@ -50,7 +50,7 @@ PUT = """
     RETURNING {kind}_id
 """
 
-# Of each user or item of the log the versions between its first and its last interaction, and the one before these.
+# For each user or item of the log: the versions between its first and last interaction, and the one before these.
 OF_LOG = f"""
     SELECT {{kind}}_id AS id, {MILLISECONDS} AS at_ms, features::text AS features
     FROM (
@@ -94,36 +94,36 @@ FORGET_OLD = """
     )
 """
 
-# Nobody asks for a time before that of an impression that waits either.
+# The earliest time that features can be asked for: that of an interaction, or of an impression not resolved yet.
 FIRST_MOMENT = """
     SELECT least((SELECT min(occurred_at) FROM interactions), (SELECT min(shown_at) FROM impressions), now())
 """
 
 
 class FeatureVersion(NamedTuple):
-    """What is known of a user or an item from a moment on."""
+    """The features of a user or an item from a moment on."""
 
     id: str
     at: datetime
-    """Timezone-aware; the millisecond counts."""
+    """Timezone-aware; precise to the millisecond."""
     features: Mapping[str, Any]
-    """Values by the names of their fields; empty where nothing is known any more."""
+    """Name of a field → value; empty where no features hold any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeaturesOf:
-    """Versions of the features of users, or of items, as columns of length n, ordered by id and time."""
+    """Versions of the features of users, or of items, as columns of equal length, ordered by id and time."""
 
     ids: list[str]
     times_ms: NDArray[np.int64]
-    """From when on each holds, milliseconds since 1970."""
+    """From when on each version holds, in milliseconds since 1970."""
     features: list[Mapping[str, Any]]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def as_of(self, ids: Sequence[str], timestamps_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-        """For each of these ids, at its time, the place of the version that holds then; −1 where none does."""
+        """For each pair of id and time, the index of the version that holds then; −1 where none does."""
         first: dict[str, int] = {}
         for place, id_ in enumerate(self.ids):
             first.setdefault(id_, place)
@@ -132,7 +132,7 @@ class FeaturesOf:
         owner = np.fromiter((numbers[id_] for id_ in self.ids), np.int64, len(self.ids))
         asked = np.fromiter((numbers.get(id_, -1) for id_ in ids), np.int64, len(ids))
         order = np.lexsort((
-            np.concatenate((np.zeros(len(owner), np.int8), np.ones(len(asked), np.int8))),  # at its very time it holds
+            np.concatenate((np.zeros(len(owner), np.int8), np.ones(len(asked), np.int8))),  # it holds at its very time
             np.concatenate((self.times_ms, timestamps_ms)),
             np.concatenate((owner, asked)),
         ))  # fmt: skip
@@ -152,9 +152,10 @@ class Features:
         self._connection = connection
 
     async def put(self, kind: Deletable, versions: Sequence[FeatureVersion]) -> set[str]:
-        """Add the versions that say something else than the one before them; return the ids that have a new one.
+        """Store the versions that differ from the one before them; return the ids that have a new one.
 
-        At one millisecond there is one version of an id: of several, also of several calls, the last one stays.
+        An id has at most one version in a millisecond: the one stored last replaces an earlier one, also of another
+        call.
         """
         by_key = {(version.id, in_milliseconds(version.at)): version.features for version in versions}
         rows = [{"id": id_, "at": at.isoformat(), "features": features} for (id_, at), features in by_key.items()]
@@ -172,15 +173,13 @@ class Features:
         return await self._versions(OF_ONE.format(kind=kind), id=id_)
 
     async def of_user_at(self, user_id: str, timestamp_ms: int) -> tuple[Mapping[str, Any], int | None]:
-        """What is known of a user at a time, and the time of the next version, in milliseconds since 1970; None where
-        there is none after it.
-        """
+        """The features of a user at a time, and when the next version begins (milliseconds since 1970, or None)."""
         at = datetime.fromtimestamp(timestamp_ms / 1000, UTC)
         row = (await self._connection.execute(text(AT), {"id": user_id, "at": at})).one()
         return NOTHING_KNOWN if row.features is None else orjson.loads(row.features), row.until_ms
 
     async def latest(self, kind: Deletable, ids: Sequence[str] | None = None) -> FeaturesOf:
-        """The newest version of each user or item; with `ids` only theirs."""
+        """The newest version of each user or item; with `ids` only of these."""
         if ids is None:
             return await self._versions(LATEST.format(kind=kind, which="true"))
         return await self._versions(
@@ -188,10 +187,10 @@ class Features:
         )
 
     async def forget_old(self) -> int:
-        """Remove the versions that another one had followed before anything happened that is still in a log; return how
-        many. The newest version of each user and item stays.
+        """Remove the versions that were replaced before the earliest event of any kept log; return their number.
 
-        It takes a pass over all logs, and none where there are no versions.
+        The newest version of each user and item stays.
+        Reads all logs once, unless there are no versions at all.
         """
         removed = 0
         moment: datetime | None = None
@@ -208,7 +207,7 @@ class Features:
         times: list[int] = []
         features: list[Mapping[str, Any]] = []
         async with self._connection.stream(text(statement), values) as found:
-            async for page in found.partitions(VERSIONS_OF_A_PAGE):
+            async for page in found.partitions(VERSIONS_PER_PAGE):
                 for row in page:
                     ids.append(row.id)
                     times.append(row.at_ms)

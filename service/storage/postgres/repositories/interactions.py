@@ -23,7 +23,7 @@ from service.limits import MAX_ID_LENGTH
 from service.storage.postgres import tables
 from service.storage.postgres.events import EventBatch, Happened
 from service.storage.postgres.outages import outage
-from service.storage.postgres.repositories.periods import UNMERGED, open_and_unmerged
+from service.storage.postgres.repositories.period_logs import UNMERGED, open_and_unmerged
 
 __all__ = [
     "COUNT",

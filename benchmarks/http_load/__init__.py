@@ -1,0 +1,1 @@
+"""One HTTP load generator for all benchmarks that ask a server."""

@@ -1,0 +1,72 @@
+"""Publishes stored snapshots as a worker does: in one transaction, with a notice to the api processes."""
+
+import asyncio
+import multiprocessing
+import shutil
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from benchmarks.serving.model_store import StoredSnapshot
+from service.settings import Settings
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion
+from service.storage.redis.connection import connect
+from service.storage.redis.notices import Notices
+
+ACTOR = "asmg bench"
+
+
+def publishing_process() -> ProcessPoolExecutor:
+    """A process for `publish`, so that publishing takes no time of the load generator's process."""
+    return ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the process that started it
+    )
+
+
+def publish(settings: Settings, version: int, snapshot: StoredSnapshot) -> None:
+    """Make a snapshot the champion, as the version of this number."""
+    if snapshot.file is not None:
+        _copy(snapshot.file, settings.serving_dir)
+    asyncio.run(_publish(settings, version, snapshot.digest))
+
+
+async def _publish(settings: Settings, version: int, digest: str) -> None:
+    assert settings.postgres_dsn is not None and settings.redis_url is not None
+    database, redis = Database(settings.postgres_dsn, pool_size=1), connect(settings.redis_url)
+    made = ModelVersion(
+        version=version,
+        period=version,
+        kind=ModelKind.GENERATED,
+        parent_version=version - 1,
+        serving_digest=digest,
+        state={},
+        scores={},
+        gate={"decision": "generated"},
+        created_by=ACTOR,
+    )
+    try:
+        async with database.unit_of_work() as work:
+            await work.lock_exclusive(Lock.MODELS)
+            await work.models.insert(made)
+            lead, reason = settings.swap_lead_seconds, "published by the benchmark"
+            await work.models.set_alias(AliasName.CHAMPION, version, lead_seconds=lead, actor=ACTOR, reason=reason)
+            await work.commit()
+        await Notices(redis).publish_swap()
+    finally:
+        await redis.aclose()
+        await database.close()
+
+
+def _copy(file: Path, folder: Path) -> None:
+    """Leave a copy to the api processes. No hard link: a file with a second name could be changed by that name."""
+    place = folder / file.name
+    if not place.exists():  # the api processes keep the last few themselves
+        folder.mkdir(exist_ok=True)
+        unfinished = folder / f".{file.name}"
+        shutil.copyfile(file, unfinished)
+        unfinished.chmod(0o400)
+        unfinished.rename(place)

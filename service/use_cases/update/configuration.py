@@ -1,0 +1,104 @@
+"""The update method that the settings name, and whether it can continue the stored training state.
+
+The worker calls these at its start and before each update.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from asmg.checkpoint import Checkpoint, CheckpointError
+from asmg.models import EmbeddingMLPConfig
+from asmg.statistics import NAMES, StatisticsConfig
+from asmg.training import Execution
+from asmg.updaters import build_updater
+from asmg.updaters.base import Updater
+from service.errors import ConfigurationError
+from service.settings import Settings
+from service.storage.artifacts.store import ArtifactStore
+from service.storage.postgres.database import Database
+from service.storage.postgres.repositories import AliasName, ModelVersion
+
+__all__ = ["cannot_go_on", "check_configuration", "configured_updater"]
+
+SHAPE = {
+    "dim": "ASMG_EMBEDDING_DIM",
+    "hidden": "ASMG_HIDDEN_LAYERS",
+    "dot": "ASMG_DOT_PRODUCT",
+    "numeric": "ASMG_STATISTICS",
+}
+"""Field of the base model's configuration → the setting that it comes from."""
+
+
+def configured_updater(settings: Settings) -> Updater[Any]:
+    """The update method with the base model that the settings describe.
+
+    Raises:
+        ConfigurationError: there is no such method or device.
+    """
+    shape = EmbeddingMLPConfig(
+        dim=settings.embedding_dim,
+        hidden=settings.hidden_layers,
+        dot=settings.dot_product,
+        numeric=len(NAMES) if settings.statistics else 0,
+        categories=True,  # costs nothing without categories, and a catalogue may come at any time
+        fields=True,  # so that fields can be added and removed: their values are rows of one table
+    )
+    try:
+        return build_updater(
+            settings.updater,
+            shape,
+            execution=Execution(device=settings.device),
+            statistics=StatisticsConfig() if settings.statistics else None,
+        )
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+async def check_configuration(database: Database, artifacts: ArtifactStore, updater: Updater[Any]) -> None:
+    """Make sure that the update method can continue the training state of the head, according to its header.
+
+    Raises:
+        ConfigurationError: it cannot, or a method that this release does not know made the state.
+        ArtifactError: the header cannot be read.
+        NotReady: Postgres does not answer.
+    """
+    async with database.read() as session:
+        alias = await session.models.alias(AliasName.HEAD)
+        head = None if alias is None else await session.models.get(alias.version)
+    parts = {} if head is None else head.state.get("parts", {})
+    if head is None or not parts:  # nothing was learned yet: any method can start
+        return
+    meta: Mapping[str, Any] = {}
+    if "updater" in parts:
+        meta = Checkpoint.from_bytes(await artifacts.get(parts["updater"])).meta
+    try:
+        updater.check_continuable(meta, parts.keys())
+    except CheckpointError as error:
+        raise cannot_go_on(updater, head, meta, error) from error
+
+
+def cannot_go_on(
+    updater: Updater[Any], head: ModelVersion, meta: Mapping[str, Any], error: Exception
+) -> ConfigurationError:
+    """The error that tells an operator that the method cannot continue the head's state, and what to do.
+
+    Args:
+        updater: the method.
+        head: the version whose state it should continue.
+        meta: header of the state.
+        error: why it cannot.
+    """
+    other = [name for field, name in SHAPE.items() if _differs(meta, updater, field)]
+    advice = f"with another {' and another '.join(other)}" if other else "with a method of the same base model"
+    return ConfigurationError(
+        f"ASMG_UPDATER={updater.name} cannot go on from the training state of version {head.version}, which "
+        f"{meta.get('updater', 'an unknown method')} has left ({error}). No period loses an attempt. Start the worker "
+        f'{advice}, or roll back with sequence "excise" to one that this method can go on from (any method can from '
+        "version 0)"
+    )
+
+
+def _differs(meta: Mapping[str, Any], updater: Updater[Any], field: str) -> bool:
+    """Whether the base model of the state has another value of this field, though it is of the same kind."""
+    made, now = meta.get("model", {}), updater.model.config.to_json()
+    return "hidden" in made and "hidden" in now and made.get(field) != now.get(field)

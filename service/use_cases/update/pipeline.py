@@ -1,0 +1,122 @@
+"""The update of one period: resolve → prepare → score → train → gate → publish. The worker calls it for each period.
+
+Each stage is a function of the notes of the stages before it. Its own note is stored in Postgres when it is done; the
+artifacts that the note names are stored before. A worker that starts again continues after the last note, and every
+stage is deterministic (its randomness follows from the seed, the period and its name), so the outcome is the same
+version, once.
+"""
+
+from functools import partial
+
+from service.storage.postgres.database import Lock
+from service.storage.postgres.repositories import ModelKind
+from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
+from service.use_cases.update.context import (
+    Superseded,
+    UpdateContext,
+    UpdateStart,
+    head_version,
+    hold_period,
+    origin_of,
+)
+from service.use_cases.update.gate import Decision, gate
+from service.use_cases.update.prepare import PrepareNote, prepare
+from service.use_cases.update.publish import Learned, PublishNote, publish
+from service.use_cases.update.resolve import ResolveNote, resolve
+from service.use_cases.update.score import ScoreNote, score
+from service.use_cases.update.stage import run_stage
+from service.use_cases.update.train import Checkpoints, TrainNote, train
+
+__all__ = ["update_period"]
+
+INDEPENDENT_OF_HEAD = ("resolve",)
+"""Stages whose results stay valid when the update starts again from another training state."""
+
+NOTHING_TO_LEARN = "the log is empty, what was shown waits for its clicks; the model served before stays"
+
+NOTHING_LEFT = "all that was in the log has been deleted; the model served before stays"
+
+
+async def update_period(context: UpdateContext, period: int) -> int:
+    """Run every stage that is not done yet and return the version; of an updated period, the one it has.
+
+    Args:
+        context: dependencies.
+        period: number of a sealed period.
+
+    Raises:
+        Superseded: the period waits for no update any more, another worker has taken it over, or the training state to
+            continue from has changed; see which period is the next.
+        CrashLoop: too many workers have died during this update.
+        DivergedError: training failed; nothing was published.
+        ConfigurationError: the update method cannot continue the training state of the head.
+    """
+    published_before = await _take_over(context, period)
+    if published_before is not None:
+        return published_before
+    start = await _find_start(context, period)
+    checkpoints, run = Checkpoints(context, start), partial(run_stage, context, start)
+
+    resolved = await run("resolve", ResolveNote, partial(resolve, context, start))
+    learned, decision = None, await _nothing_to_learn(context, start, resolved)
+    if decision is None:
+        prepared = await run("prepare", PrepareNote, partial(prepare, context, checkpoints, start))
+        scored = await run("score", ScoreNote, partial(score, context, checkpoints, start, prepared))
+        trained: TrainNote | None = None
+        for name in context.updater.stages:
+            training = partial(train, context, checkpoints, start, prepared.data, name, trained)
+            trained = await run(name, TrainNote, training)
+        assert trained is not None, "every method has a training stage"
+        learned = Learned(prepared, scored, trained)
+        decision = await run("gate", Decision, partial(gate, context, checkpoints, start, prepared, scored, trained))
+    publishing = partial(publish, context, checkpoints, start, resolved, learned, decision)
+    published = await run("publish", PublishNote, publishing, stores_note=True)
+    await context.notices.publish_swap()
+    return published.version
+
+
+async def _take_over(context: UpdateContext, number: int) -> int | None:
+    """Note that this worker updates the period; return the version instead where the period has one already."""
+    async with context.database.unit_of_work() as work:
+        # A worker that does not know that it lost its leadership may be publishing this very period: wait for its end.
+        await work.lock_exclusive(Lock.MODELS)
+        period = await work.periods.get(number)
+        if period is not None and period.version is not None:
+            return period.version
+        period = await work.periods.take(number, context.worker)
+        if period is None:
+            raise Superseded(f"period {number} does not wait for its update")
+        stages = await work.stages.list(number)
+        await work.commit()
+    if period.crashes >= MOST_CRASHES:
+        raise CrashLoop(period.crashes, next((stage.stage for stage in stages if stage.status == "running"), None))
+    return None
+
+
+async def _find_start(context: UpdateContext, period: int) -> UpdateStart:
+    """Find out where to continue; forget the stages that were computed from another training state."""
+    async with context.database.unit_of_work() as work:
+        await work.lock_exclusive(Lock.MODELS)
+        await hold_period(work, context, period)
+        head = await head_version(work)
+        newest = await work.models.newest_period()
+        late = newest is not None and newest > period
+        done = {stage.stage: stage for stage in await work.stages.list(period) if stage.status == "done"}
+        if "prepare" not in done or done["prepare"].result.get("origin") != origin_of(context, head):
+            done = {name: done[name] for name in INDEPENDENT_OF_HEAD if name in done}
+            await work.stages.clear(period, keep=INDEPENDENT_OF_HEAD)  # or a later attempt would find them done
+            if not late:  # a late period keeps the scores from the time when it was the newest
+                await work.evaluations.clear(period)
+        await work.commit()
+    return UpdateStart(period=period, head=head, late=late, done=done)
+
+
+async def _nothing_to_learn(context: UpdateContext, start: UpdateStart, resolved: ResolveNote) -> Decision | None:
+    """The decision to keep the served model where the log is empty; None where there is something to learn."""
+    if not resolved.events:
+        return Decision(ModelKind.PREVIOUS, NOTHING_TO_LEARN, {})
+    if "prepare" not in start.done:
+        async with context.database.read() as session:
+            if not await session.interactions.count(start.period):  # deleted since they were counted
+                return Decision(ModelKind.PREVIOUS, NOTHING_LEFT, {})
+    return None

@@ -1,0 +1,187 @@
+"""Stage `prepare`: the log of the period, in the frontends' ids, becomes table rows that the update method reads."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from asmg.batch import PeriodData
+from asmg.features import DEFAULT, Schema
+from service.storage.postgres.database import Database, ReadSession
+from service.storage.postgres.repositories import Catalogue, Earlier, EntityKind, FeaturesOf, PeriodLog
+from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, origin_of
+from service.use_cases.update.period_data import TableRows, encode_period
+from service.use_cases.update.period_fields import Given, NamedColumns, name_columns
+from service.use_cases.update.train import Checkpoints
+
+__all__ = ["PrepareNote", "PreparedPeriod", "prepare", "prepare_period"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PrepareNote:
+    """Result of the stage `prepare`."""
+
+    origin: Mapping[str, Any]
+    """What the update is computed from besides the log, see `origin_of`."""
+    data: str
+    """Digest of the prepared period."""
+    allocations: Mapping[str, int]
+    """Kind → number of the latest allocation of rows, which a model that has learned the period knows."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"origin": self.origin, "data": self.data, "allocations": self.allocations}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], /) -> Self:
+        """The inverse of `to_json`."""
+        return cls(values["origin"], values["data"], values.get("allocations", {}))
+
+
+class PreparedPeriod(NamedTuple):
+    """A period as the update method reads it."""
+
+    data: PeriodData
+    allocations: dict[str, int]
+    """Kind → number of the latest allocation of rows, which a model that has learned the data knows."""
+
+
+async def prepare(
+    context: UpdateContext, checkpoints: Checkpoints, start: UpdateStart, _progress: Progress
+) -> PrepareNote:
+    """Turn the log into rows, add what the method's state says about them, and store that."""
+    settings = context.settings
+    data, allocations = await prepare_period(
+        context.database,
+        start.period,
+        settings.history_length,
+        evict_after=settings.evict_after_periods,
+        schema=context.schema,
+    )
+    state = await checkpoints.read_state(None)
+    data = await asyncio.to_thread(context.updater.prepare, state, data)
+    return PrepareNote(origin_of(context, start.head), await checkpoints.write_data(data), allocations)
+
+
+async def prepare_period(
+    database: Database, period: int, history_length: int, *, evict_after: int | None = None, schema: Schema = DEFAULT
+) -> PreparedPeriod:
+    """The log of a period as rows, each interaction with its user's history at that time.
+
+    An id without a row gets one, as do the catalogue's items and categories, so that a new item starts as the sum of
+    its categories. Before that, users and items lose their row that were not seen for `evict_after` periods, this one
+    included. An id was seen in a period if it occurs in the log (not only as a sampled negative) or in a history read
+    for it, or if its catalogue entry was made or changed. Periods are counted from the first that was prepared with
+    eviction. Rows change hands in one transaction; preparing the period again gives the same rows.
+
+    Args:
+        database: the log, the catalogue and the rows.
+        period: number of a sealed period with at least one interaction.
+        history_length: most recent positives kept for each interaction.
+        evict_after: number of periods; None never evicts.
+        schema: the fields. Their values get rows as ids do, and lose them likewise.
+    """
+    while True:
+        read = await _read_period(database, period, history_length, evict_after, schema)
+        columns = await asyncio.to_thread(name_columns, schema, read.log, read.given)
+        rows = await _assign_rows(database, period, evict_after, read, columns)
+        if rows is not None:
+            break
+        logger.info("period %d: somebody was deleted while it was prepared; it is read again", period)
+    data = await asyncio.to_thread(encode_period, read.log, read.earlier, read.catalogue, rows, history_length)
+    fields = await asyncio.to_thread(columns.in_rows, rows.of[EntityKind.FIELD], rows.sizes[EntityKind.FIELD])
+    return PreparedPeriod(replace(data, fields=fields), rows.allocations)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What was read of a period, in one transaction."""
+
+    deletions: int
+    """How many deletions had been carried out by then."""
+    log: PeriodLog
+    earlier: Earlier
+    shown: list[str]
+    """Items of the log that are no mere sampled negatives; empty where nothing is evicted."""
+    catalogue: Catalogue
+    given: Given
+
+
+async def _read_period(
+    database: Database, period: int, history_length: int, evict_after: int | None, schema: Schema
+) -> _Read:
+    async with database.read() as session:
+        deletions = await session.deletions.finished()
+        log = await session.interactions.log(period)
+        return _Read(
+            deletions=deletions,
+            log=log,
+            earlier=await session.past.earlier(period, history_length),
+            shown=[] if evict_after is None else list(await session.interactions.shown_items(period)),
+            catalogue=await session.items.catalogue(),
+            given=await _read_fields(session, period, len(log), schema),
+        )
+
+
+async def _read_fields(session: ReadSession, period: int, count: int, schema: Schema) -> Given:
+    """What clients sent for the fields of a period's `count` interactions; only what the schema declares is read."""
+    contexts: list[Mapping[str, Any] | None] = [None] * count
+    if schema.declared("context"):
+        async for page in session.interactions.contexts(period):
+            for place, values in zip(page.places.tolist(), page.values, strict=True):
+                contexts[place] = values
+    nothing = FeaturesOf([], np.empty(0, np.int64), [])
+    users = await session.features.of_log("user", period) if schema.declared("user") else nothing
+    items = await session.features.of_log("item", period) if schema.declared("item") else nothing
+    return Given(contexts, users, items)
+
+
+async def _assign_rows(
+    database: Database, period: int, evict_after: int | None, read: _Read, columns: NamedColumns
+) -> TableRows | None:
+    """Evict ids that were not seen for long and give rows to new ones, in one transaction.
+
+    Returns:
+        the rows; None where an id was deleted after the period was read, and would get a row again.
+    """
+    log, earlier, catalogue = read.log, read.earlier, read.catalogue
+    maps: dict[EntityKind, dict[str, int]] = {}
+    sizes: dict[EntityKind, int] = {}
+    allocations: dict[str, int] = {}
+    async with database.unit_of_work() as work:
+        for kind in EntityKind:
+            await work.entities.lock(kind)
+        if await work.deletions.finished() != read.deletions:
+            return None
+        # A period that is learned after later ones counts as the newest of them: who is seen in it is seen now.
+        now = max(period, await work.models.newest_period() or 0)
+        # A catalogue entry older than this gives its item no row; the item may have one by itself.
+        oldest = 0 if evict_after is None else now - evict_after + 1
+        current = [i for i, put in zip(catalogue.item_ids, catalogue.periods, strict=True) if put >= oldest]
+        for kind, seen, ids in (
+            (EntityKind.USER, log.user_ids, log.user_ids),
+            (EntityKind.ITEM, [*read.shown, *earlier.item_ids], [*log.item_ids, *earlier.item_ids, *current]),
+            (EntityKind.CATEGORY, [], [name for names in catalogue.categories for name in names]),
+            (EntityKind.FIELD, columns.names, columns.names),
+        ):
+            if evict_after is not None and kind is not EntityKind.CATEGORY:
+                await work.entities.see(kind, seen, now)
+                evicted = await work.entities.evict(kind, now, evict_after)
+                logger.info("period %d: rows of %ss that are evicted: %d", period, kind, evicted)
+            distinct = list(dict.fromkeys(ids))
+            rows = await work.entities.allocate(kind, distinct, now)
+            maps[kind] = dict(zip(distinct, rows.tolist(), strict=True))
+            extent = await work.entities.extent(kind)
+            sizes[kind], allocations[str(kind)] = extent.row + 1, extent.allocation
+        if evict_after is None:
+            await work.entities.forget_seen()
+        else:
+            rows = await work.entities.find(EntityKind.ITEM, catalogue.item_ids)
+            maps[EntityKind.ITEM] |= zip(catalogue.item_ids, rows.tolist(), strict=True)
+        await work.commit()
+    return TableRows(maps, sizes, allocations)

@@ -1,0 +1,107 @@
+"""Run one stage of an update: store in Postgres that it runs, then its result; report progress; handle cancelling."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, Self, TypeVar
+
+from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, hold_period
+
+__all__ = ["Note", "run_stage"]
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 0.25
+"""Least time between two notices of progress, in seconds: an update makes thousands of steps a second."""
+
+
+class Note(Protocol):
+    """The result of a stage, stored as JSON in `period_stages.result`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        ...
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], /) -> Self:
+        """The inverse of `to_json`."""
+        ...
+
+
+NoteT = TypeVar("NoteT", bound=Note)
+
+
+async def run_stage(
+    context: UpdateContext,
+    start: UpdateStart,
+    name: str,
+    note_type: type[NoteT],
+    stage: Callable[[Progress], Awaitable[NoteT]],
+    *,
+    stores_note: bool = False,
+) -> NoteT:
+    """Run a stage and store its note; where an earlier attempt has finished the stage, return the stored note.
+
+    A fresh note is converted to JSON and back as a stored one is, so an update that continues after a crash computes
+    with the same values as one that was never interrupted.
+
+    Args:
+        context: dependencies.
+        start: names the period and the stages that are finished.
+        name: of the stage.
+        note_type: converts the stored JSON.
+        stage: does the work; gets the function that it reports its progress to.
+        stores_note: whether the stage stores its note itself, in its own transaction.
+
+    Raises:
+        Superseded: this worker does not update the period any more.
+    """
+    if name in start.done:
+        return note_type.from_json(start.done[name].result)
+    async with context.database.unit_of_work() as work:
+        await hold_period(work, context, start.period)
+        await work.stages.start(start.period, name)
+        await work.commit()
+    started, progress = time.perf_counter(), _ProgressReport(context, start.period, name)
+    await progress.publish(0.0)
+    try:
+        result = (await stage(progress)).to_json()
+    except asyncio.CancelledError:
+        progress.cancelled = True
+        raise
+    seconds = time.perf_counter() - started
+    if not stores_note:
+        async with context.database.unit_of_work() as work:
+            await hold_period(work, context, start.period, crashes=0)
+            await work.stages.finish(start.period, name, seconds, result)
+            await work.commit()
+    logger.info("period %d: %s took %.2f s", start.period, name, seconds)
+    context.beat()
+    return note_type.from_json(result)
+
+
+class _ProgressReport:
+    """Reports how far a stage has got: to the heartbeat each time, to whoever watches the period now and then."""
+
+    def __init__(self, context: UpdateContext, period: int, stage: str) -> None:
+        self._context, self._period, self._stage = context, period, stage
+        names = ("resolve", "prepare", "score", *context.updater.stages, "gate", "publish")
+        self._finished, self._stages = names.index(stage), len(names)
+        self._loop, self._published_at = asyncio.get_running_loop(), 0.0
+        self.cancelled = False
+        """Whether the stage was cancelled; the thread that trains then ends at its next report."""
+
+    def __call__(self, fraction: float) -> None:
+        """Report the fraction of the stage that is done, from any thread."""
+        if self.cancelled:
+            raise asyncio.CancelledError  # ends the thread, which the process would wait for otherwise
+        self._context.beat()
+        if time.perf_counter() - self._published_at >= PROGRESS_SECONDS:
+            self._published_at = time.perf_counter()
+            asyncio.run_coroutine_threadsafe(self.publish(fraction), self._loop)
+
+    async def publish(self, fraction: float) -> None:
+        """Publish how much of the whole update is done."""
+        done = round((self._finished + fraction) / self._stages, 4)
+        await self._context.notices.publish_progress(self._period, {"stage": self._stage, "progress": done})
