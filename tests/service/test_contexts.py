@@ -118,7 +118,7 @@ SHARED = {
     "Histories._read_postgres",
     "ImpressionLog._write",
     "Account.charge",
-    "PeriodWatch._look",
+    "PeriodWatch._poll",
     "ServingModel._follow",
     "connect",  # to Postgres
     "ConnectionPool.ensure_connection",  # to Redis
