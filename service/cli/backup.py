@@ -58,7 +58,7 @@ def restore_command(
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Load a backup into an empty database, completely or not at all; repeat later deletions, and verify the result."""
+    """Load a backup into an empty database in one transaction, repeat later deletions, and verify the result."""
     from service.storage.backup.journal import read_journals
     from service.storage.backup.manifest import read_backup
     from service.storage.postgres.migrate import migrate

@@ -2,7 +2,7 @@
 
 `service.use_cases.predict` reads the pasts of users here; `service.use_cases.ingest` and the use cases that store
 features or delete users tell it what has changed. What is not in memory comes from Redis, else from Postgres
-(`service.storage.redis.state.HistoryStore`).
+(`service.storage.redis.histories.HistoryStore`).
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The running application, for every test that wants it, and databases with a past to make copies of."""
+"""The running application, histories of users, and databases with a past to make copies of."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -50,9 +50,23 @@ def cached(redis: Redis) -> HistoryStore:
 def past(
     servers: Servers, migrated_template: str, database_numbers: Iterator[int], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Past]:
-    """A database with learned periods, a dropped log, a sealed period and an open one, for copies."""
+    """A database with learned periods, a dropped log, a sealed period and an open one, to make copies of."""
     with lived(servers, migrated_template, database_numbers, tmp_path_factory.mktemp("past")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def backup(servers: Servers, past: Past, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backup of `past`, which nobody changes."""
+    folder = tmp_path_factory.mktemp("backups") / "whole"
+
+    async def make() -> None:
+        database = Database(database_dsn(servers, past.name))
+        await back_up(database, folder)
+        await database.close()
+
+    in_thread(asyncio.run, make())
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +101,7 @@ def prepared(
 
 @pytest.fixture
 def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[Callable[..., str]]:
-    """DSN of a new database: empty, or a copy of the one named."""
+    """DSN of a new database: migrated, or a copy of the one named."""
     with copies(servers, migrated_template, database_numbers) as make:
         yield lambda *source: database_dsn(servers, make(*source))
 
@@ -121,20 +135,6 @@ async def full(copy: Callable[..., str], ann_and_lamp: str, redis_url: str, tmp_
     """A bench on a copy of the database in which a user and an item are everywhere."""
     async with bench(copy(ann_and_lamp), redis_url, tmp_path, **deletion_support.CHANGES) as b:
         yield b
-
-
-@pytest.fixture(scope="session")
-def backup(servers: Servers, past: Past, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backup of `past`, which nobody changes."""
-    folder = tmp_path_factory.mktemp("backups") / "whole"
-
-    async def make() -> None:
-        database = Database(database_dsn(servers, past.name))
-        await back_up(database, folder)
-        await database.close()
-
-    in_thread(asyncio.run, make())
-    return folder
 
 
 @pytest.fixture

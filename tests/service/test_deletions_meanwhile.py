@@ -186,7 +186,7 @@ class TestMeanwhile:
         else:
             await store.forget_all()
         assert await reader
-        assert await full.redis.keys("asmg:full*") == []
+        assert await full.redis.keys("asmg:past*") == []
 
     async def test_a_killed_one_is_gone_on_with_by_the_worker(
         self, full: Bench, redis_url: str, tmp_path: Path

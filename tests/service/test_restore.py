@@ -64,7 +64,7 @@ async def predictions(dsn: str, key: str, redis_url: str, folder: Path) -> list[
     flush(redis_url)
     answers, headers = [], {"Authorization": f"Bearer {key}"}
     async with running_app(settings_for(dsn, redis_url, folder)) as api:
-        await api.parts.serving.wait_loaded()
+        await api.state.serving.wait_loaded()
         for user in (*USERS, "nobody"):
             question = {"user_id": user, "items": [*ITEMS, "nothing"]}
             response = await api.client.post("/predict", json=question, headers=headers)

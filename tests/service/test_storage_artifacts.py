@@ -225,7 +225,7 @@ from pathlib import Path
 from service import files
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 
 downloads = 0
 create = files.create_slowly
