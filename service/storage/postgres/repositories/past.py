@@ -201,7 +201,7 @@ class Earlier:
     """1 for a click, else 0."""
     timestamps_ms: NDArray[np.int64]
     behind: NDArray[np.int64]
-    """Number of interactions of the log, but for sampled ones, of the same user and time that have a smaller event id."""
+    """Number of the log's interactions, without sampled ones, of the same user and time with a smaller event id."""
     in_history: NDArray[np.bool_]
     """Whether it is a click that a history of the period's interactions may contain; h of them are."""
     item_ids: list[str]
