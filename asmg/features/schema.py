@@ -50,7 +50,13 @@ MAX_FIELDS = 64
 """Maximum number of fields, without hour and weekday."""
 
 TIME_FIELDS = ("hour", "weekday")
-"""Names of the context fields that are made of the timestamp."""
+"""Names of the context fields that can be made of the timestamp (`asmg.features.clock`)."""
+
+DEFAULT_TIME_FIELDS = ("hour", "weekday")
+"""Those of them that a schema has unless it says otherwise."""
+
+_LISTED = ", ".join(TIME_FIELDS)
+"""`TIME_FIELDS` for messages."""
 
 MAX_FILE_BYTES = 1 << 20
 """Maximum bytes of a schema file; 64 fields with 64 edges each take a tenth of it."""
@@ -78,8 +84,8 @@ class Schema:
     """The declared fields, without hour and weekday."""
     timezone: str = "UTC"
     """Time zone of hour and weekday, a name of the IANA database."""
-    time: tuple[str, ...] = TIME_FIELDS
-    """Wanted fields of the timestamp: `hour` ("0" to "23"), `weekday` ("0", Monday, to "6"), both or none."""
+    time: tuple[str, ...] = DEFAULT_TIME_FIELDS
+    """Wanted fields of the timestamp: `hour` ("0" to "23"), `weekday` ("0", Monday, to "6"); none if empty."""
 
     def __post_init__(self) -> None:
         names = [field.name for field in self.fields]
@@ -96,7 +102,7 @@ class Schema:
             if names.count(name) > 1
         ]
         if not set(self.time) <= set(TIME_FIELDS) or len(set(self.time)) < len(self.time):
-            found.append(f"time: expected hour, weekday, both or none, each once; received {shown(list(self.time))}")
+            found.append(f"time: expected some of {_LISTED}, each at most once; received {shown(list(self.time))}")
         try:
             find_zone(self.timezone)
         except ValueError as error:
@@ -222,12 +228,12 @@ class Schema:
             for key in values
             if key not in ("timezone", "time", "fields")
         ]
-        timezone, time = values.get("timezone", "UTC"), values.get("time", list(TIME_FIELDS))
+        timezone, time = values.get("timezone", "UTC"), values.get("time", list(DEFAULT_TIME_FIELDS))
         if not isinstance(timezone, str):
             found.append(f"timezone: expected a name of the IANA database; received {shown(timezone)}")
             timezone = "UTC"
         if not (isinstance(time, list) and all(isinstance(name, str) for name in time)):
-            found.append(f"time: expected a list of hour, weekday, both or none; received {shown(time)}")
+            found.append(f"time: expected a list of some of {_LISTED}; received {shown(time)}")
             time = []
         fields: list[Field] = []
         for name, settings in declared:
