@@ -331,10 +331,12 @@ class Connection(asyncio.Protocol):
 
     def _awaited(self) -> _Wait | None:
         """What the connection waits for; None while it is the server's turn."""
-        if self._refusal is not None or self._is_closing:
+        if self._is_closing:
             return None
         if self._is_write_paused:
             return _Wait.READER
+        if self._refusal is not None:
+            return None
         if self._current is None:
             return _Wait.NEXT_REQUEST if self._is_idle else _Wait.HEAD
         return None if self._current.is_complete else _Wait.BODY
