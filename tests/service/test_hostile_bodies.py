@@ -400,9 +400,11 @@ def still_open(connection: Connection) -> bool:
     return False
 
 
-def test_a_client_that_takes_no_answers_is_cut_off(served: Served) -> None:
+@pytest.mark.parametrize("requests", [10, 2 * MAX_PIPELINED])
+def test_a_client_that_takes_no_answers_is_cut_off(served: Served, requests: int) -> None:
+    """Also where it has sent more requests than may wait, and is to be told so after the answers."""
     with Connection(served.url, receive_buffer=4096, seconds=10) as connection:
-        asked = (served.head("GET /openapi.json") + b"\r\n") * 10
+        asked = (served.head("GET /openapi.json") + b"\r\n") * requests
         with within(BODY_SECONDS + 3 * GRACE_SECONDS, BODY_SECONDS), pytest.raises(ConnectionError):
             while True:
                 connection.send(asked)  # until nothing more is read, for nothing more can be written
