@@ -1,1 +1,5 @@
-"""Incremental updating of click-through-rate models with a meta model-generator (ASMG): the algorithms, pure torch."""
+"""Incremental updating of click-through-rate models by adaptive sequential model generation (ASMG): the algorithms.
+
+Pure torch, numpy and numba; knows no HTTP, SQL or settings. Imports run one way: `layout`, `log_format` and `kernels`;
+data, models and training; `updaters` and `datasets`; `progressive`; `yardsticks`; `experiments`.
+"""

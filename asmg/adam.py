@@ -1,11 +1,11 @@
-"""Adam on the rows of tables, equal to dense Adam over whole tables.
+"""Adam on some rows of tables, with the result of dense Adam over whole tables.
 
-A row remembers when it was last moved and, before it is read again, is moved in closed form by what its momentum alone
-would have done meanwhile.
+Each row has the step at which it was last moved. Before it is read again, the moves that its momentum alone would have
+made since are added in closed form.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -17,20 +17,24 @@ from asmg.models import Params, replace_rows, table_sizes
 __all__ = ["AT_REST", "Adam", "AdamState"]
 
 AT_REST = 1e-9
-"""A row that momentum would move by less than this in all has come to rest: float32 numbers of 0.01 are 1e-9 apart."""
+"""A row that momentum would move by less than this in total counts as at rest: float32 numbers near 0.01 are 1e-9
+apart."""
 
 
 @dataclass(frozen=True)
 class AdamState:
-    """Moments of every parameter, the step count, and for each table row the step at which it was last moved."""
+    """Adam's moments and step counts."""
 
     step: int
+    """Number of steps made."""
     first: Params
+    """First moment (mean of the gradients) of each parameter, in its shape."""
     second: Params
+    """Second moment (mean of the squared gradients) of each parameter, in its shape."""
     moved: Params
-    """Table name → int32 [rows]."""
+    """Table name → int32 [rows], the step at which each row was last moved."""
     restless: Params = field(default_factory=dict)
-    """Table name → int64 [n]: rows that their momentum still moves; the others are where dense Adam has them."""
+    """Table name → int64 [n], the rows that momentum still moves; all others are at rest (`AT_REST`)."""
 
     @classmethod
     def zeros(cls, params: Mapping[str, Tensor]) -> "AdamState":
@@ -44,7 +48,11 @@ class AdamState:
         )
 
     def check(self, params: Mapping[str, Tensor]) -> None:
-        """Raise ValueError, naming the tensor, unless this is the finite optimizer of parameters of these shapes."""
+        """Check a state that comes from outside.
+
+        Raises:
+            ValueError: it does not fit these parameters, or a number is not finite; the message names the tensor.
+        """
         tables = table_sizes(params)
         for part, names in (("first", params), ("second", params), ("moved", tables), ("restless", tables)):
             found: Params = getattr(self, part)
@@ -62,7 +70,7 @@ class AdamState:
                 raise ValueError(f"optimizer.moved.{name}: expected {rows} rows; received {len(self.moved[name])}")
 
     def forgotten(self, rows: Mapping[str, Tensor]) -> "AdamState":
-        """The state as if these rows (table name → int64 [n]) had never moved; those past a table's end are new."""
+        """The state with these rows (table name → int64 [n]) at rest; rows past a table's end are ignored."""
         zero, now = torch.zeros(()), torch.tensor(self.step, dtype=torch.int32)
 
         def put(parts: Params, value: Tensor) -> Params:
@@ -73,19 +81,27 @@ class AdamState:
 
     def clone(self) -> "AdamState":
         """A copy."""
-        parts = {
-            n: {k: t.clone() for k, t in getattr(self, n).items()} for n in ("first", "second", "moved", "restless")
-        }
+        return self._mapped(torch.clone)
+
+    def copied_to(self, device: torch.device) -> "AdamState":
+        """A copy on a device."""
+        return self._mapped(lambda tensor: tensor.to(device, copy=True))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "AdamState":
+        parts = {part: {n: change(t) for n, t in getattr(self, part).items()} for part in _PARTS}
         return AdamState(step=self.step, **parts)
+
+
+_PARTS = ("first", "second", "moved", "restless")
 
 
 class Adam:
     """Adam (Kingma & Ba 2015) that works in place, row by row, and equals dense Adam.
 
-    A row without gradient still moves under dense Adam, by lr·c(t)·m/(√v+ε) with m and v decaying. With ρ = β₁/√β₂ the
+    Under dense Adam a row without gradient still moves, by lr·c(t)·m/(√v+ε) with m and v decaying. With ρ = β₁/√β₂ the
     J steps missed after step s sum to lr·m/(√v+ε)·Σ_{j≤J} c(s+j)ρʲ, c(t) = √(1-β₂ᵗ)/(1-β₁ᵗ), and that sum is
-    H(s) - ρᴶ·H(s+J) for the tail sums H. (ε is not decayed with v, an error under ε/√v.) `read` catches rows up before
-    they are used. ε is added to √v outside of the bias correction, as TensorFlow, and so the authors' release, does.
+    H(s) - ρᴶ·H(s+J) for the tail sums H. (ε is not decayed with v, an error under ε/√v.) `read` adds the missed steps
+    before rows are used. ε is added to √v after the bias correction, as in TensorFlow and so in the authors' release.
     """
 
     def __init__(
@@ -98,9 +114,14 @@ class Adam:
         eps: float = 1e-8,
         shares: Mapping[str, float] | None = None,
     ) -> None:
-        """Take over `params` and `state`: both are changed in place from now on.
+        """Take over `params` and `state`, which are then changed in place.
 
-        `shares`: of the step size, for dense parameters that take smaller steps.
+        Args:
+            params, state: the parameters and their optimizer state.
+            lr: step size.
+            betas: decay of the first and the second moment, β₁ and β₂.
+            eps: ε.
+            shares: name → fraction of `lr` for dense parameters with smaller steps.
         """
         self.params, self.lr, self.betas, self.eps, self.shares = params, lr, betas, eps, shares or {}
         self.steps, self.first, self.second, self.moved = state.step, state.first, state.second, state.moved
@@ -108,16 +129,21 @@ class Adam:
 
     @property
     def state(self) -> AdamState:
-        """The moments as they are now (shared, not copied)."""
+        """The current moments (shared, not copied)."""
         return AdamState(step=self.steps, first=self.first, second=self.second, moved=self.moved)
 
     def read(self, table: str, rows: Tensor) -> Tensor:
-        """Rows of a table (distinct, int64 [R]) as of this step, caught up with what momentum owes them."""
+        """Distinct rows (int64 [R]) of a table at this step, after adding the moves of missed steps."""
         self._catch_up(table, rows)
         return self.params[table][rows]
 
     def step(self, grads: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> None:
-        """One update. `grads[name]` is [R, dim] for the distinct `rows[name]` of a table just read, else dense."""
+        """One update.
+
+        Args:
+            grads: name → gradient; [R, dim] for a table, else in the parameter's shape.
+            rows: table name → int64 [R], the distinct rows, which were just `read`.
+        """
         self.steps += 1
         beta1, beta2 = self.betas
         rate = self.lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps)
@@ -136,12 +162,12 @@ class Adam:
                 param.addcdiv_(first, second.sqrt().add_(self.eps), value=-rate * self.shares.get(name, 1.0))
 
     def settle(self) -> None:
-        """Catch every table row up, so that `params` is what dense Adam would hold now."""
+        """Add the moves of missed steps to every table row: afterwards `params` equals that of dense Adam."""
         for table, moved in self.moved.items():
             self._catch_up(table, torch.arange(len(moved), device=moved.device))
 
     def restless(self, table: str) -> Tensor:
-        """The rows, int64, that momentum alone would yet move by more than AT_REST in all."""
+        """The rows, int64 [n], that momentum alone would still move by more than AT_REST in total."""
         beta1, beta2 = self.betas
         ratio = beta1 / math.sqrt(beta2)
         reach = self.lr * self.first[table].abs() / (self.second[table].sqrt() + self.eps) * ratio / (1 - ratio)

@@ -1,4 +1,4 @@
-"""Checkpoints: JSON hyper-parameters and safetensors tensors in one file, with a format version. Never pickle."""
+"""Checkpoints: JSON meta data and safetensors tensors in one file, with a format version. Never pickle."""
 
 import json
 from collections.abc import Mapping
@@ -30,30 +30,35 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Named tensors with JSON meta data; `to_bytes` is deterministic, so equal checkpoints have equal digests."""
+    """Named tensors with JSON meta data. `to_bytes` is deterministic: equal checkpoints have equal digests."""
 
     kind: str
-    """What it holds, e.g. "model" or "period-data"."""
+    """Kind of content, such as "model" or "period-data"."""
     meta: Mapping[str, Any]
-    """Hyper-parameters: plain JSON values."""
+    """Plain JSON values, such as hyper-parameters."""
     tensors: Mapping[str, Tensor]
+    """Name → tensor."""
 
     def same_as(self, other: "Checkpoint") -> bool:
-        """Whether the other holds the very same tensors (not only equal ones) and equal meta data."""
+        """Whether the other has the same tensor objects (not only equal ones) and equal meta data."""
         same = self.tensors.keys() == other.tensors.keys() and self.kind == other.kind and self.meta == other.meta
         return same and all(tensor is other.tensors[name] for name, tensor in self.tensors.items())
 
     def to_bytes(self) -> bytes:
-        """One safetensors file; kind, version and meta data are in its header."""
+        """A safetensors file with kind, version and meta data in its header."""
         tensors = {name: self.tensors[name].detach().contiguous() for name in sorted(self.tensors)}
         return save_tensors(tensors, make_header(self.kind, self.meta))
 
     @classmethod
     def from_bytes(cls, data: bytes, kind: str | None = None) -> "Checkpoint":
-        """The inverse of `to_bytes`; `kind` None takes any.
+        """The inverse of `to_bytes`.
+
+        Args:
+            data: the file's bytes.
+            kind: the expected kind; None for any.
 
         Raises:
-            CheckpointError: for anything but a checkpoint of this kind and format version.
+            CheckpointError: the bytes are no checkpoint of this kind and format version.
         """
         try:
             tensors = load_tensors(data)
@@ -68,7 +73,7 @@ class Checkpoint:
 
 
 def dump_adam(adam: AdamState, **meta: Any) -> Checkpoint:
-    """An optimizer as a checkpoint, with any further meta data."""
+    """An optimizer state as a checkpoint, with further meta data."""
     tensors = {
         f"{part}.{name}": tensor
         for part in ("first", "second", "moved", "restless")
@@ -84,7 +89,7 @@ def load_adam(checkpoint: Checkpoint) -> AdamState:
 
 
 def tensors_of(checkpoint: Checkpoint, prefix: str) -> Params:
-    """The tensors whose names begin so, without that beginning."""
+    """The tensors whose names start with `prefix`, by their names without it."""
     return {n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
 
 

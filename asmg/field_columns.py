@@ -1,8 +1,8 @@
-"""What interactions read of the field table: rows and weights, column by column.
+"""The fields of interactions as a model reads them: rows of the field table and their weights, in columns.
 
-All fields of the context, of users and of items share one embedding table, which has a row for each value of each
-field, and a model reads three *sums* of its rows: the context's, the user's and the item's. So a field is data: one
-more, or one fewer, changes no shape.
+All fields of context, users and items share one embedding table with a row for each value of each field. A model reads
+three weighted *sums* of its rows: the context's, the user's and the item's. So adding or removing a field changes no
+shape of the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,41 +18,45 @@ from asmg.layout import COLD_ROW, FURTHEST, NO_VALUE, OWN_VALUE
 __all__ = ["SUMS", "BatchFields", "FieldColumns", "unscaled"]
 
 SUMS = ("context", "user", "item")
-"""What a field is of, in the order of the sums."""
+"""The sums in their order; each field belongs to one of them."""
 
 
 class BatchFields(NamedTuple):
-    """What the interactions of a batch read of the field table; see `FieldColumns`."""
+    """The fields of a batch of B interactions, standardised; see `FieldColumns`."""
 
     rows: Tensor
-    """int64 [B, C], NO_VALUE for nothing."""
+    """int64 [B, C], rows of the field table, NO_VALUE for none."""
     weights: Tensor
-    """float32 [B, C]"""
+    """float32 [B, C], the weight of each row in its sum."""
     sums: Tensor
-    """int64 [C], the sum that each column belongs to."""
+    """int64 [C], the sum of each column, an index of `SUMS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FieldColumns:
-    """The fields of N interactions in C columns. A field of one value has one column, a multi-valued field several."""
+    """The fields of N interactions in C columns. A multi-valued field has several columns, any other one.
+
+    Raises:
+        ValueError: a tensor has another shape, or a value is out of range; the message names it.
+    """
 
     rows: Tensor
-    """int32 [N, C], rows of the field table, NO_VALUE where a column has no (further) value."""
+    """int32 [N, C], rows of the field table; NO_VALUE for no (further) value."""
     weights: Tensor
-    """float32 [N, C], what each row counts in the sum: 1, or, for a number, the number before `scale`."""
+    """float32 [N, C], the weight of each row in its sum: 1, or, in a column of numbers, the number before scaling."""
     sums: Tensor
-    """int32 [C]: of what each column is, and so the sum that it belongs to: 0 context, 1 user, 2 item (`SUMS`)."""
+    """int32 [C], the sum of each column, an index of `SUMS`: 0 context, 1 user, 2 item."""
     size: int
     """Rows of the field table after this period, the cold row included."""
     neutral: Tensor
-    """int32 [C]: the row (that of the missing value, or NO_VALUE) which a training-only column reads when a model
-    predicts; OWN_VALUE for all other columns."""
+    """int32 [C]: for a training-only column the row that it reads in predictions (that of the missing value, or
+    NO_VALUE); OWN_VALUE for all other columns."""
     numbers: Tensor
-    """int32 [C]: of a column whose weights are numbers, the row that they weigh (a missing number reads another one);
-    NO_VALUE for all other columns."""
+    """int32 [C]: for a column of numbers the row that the numbers weight (a missing number reads another row); NO_VALUE
+    for all other columns."""
     scale: Tensor
-    """float32 [2, C]: what is taken off each number, and what it is multiplied by then; 0 and 1 in all other columns,
-    and in every column as long as nobody knows (`asmg.numbers`)."""
+    """float32 [2, C]: for each number, what is subtracted and the factor applied afterwards (`asmg.numbers`); 0 and 1
+    in all other columns, and before they are known."""
 
     def __post_init__(self) -> None:
         n, c = self.rows.shape if self.rows.dim() == 2 else (-1, -1)
@@ -84,21 +88,21 @@ class FieldColumns:
         return len(self.rows)
 
     def batch(self, index: Tensor) -> "BatchFields":
-        """Those of the interactions at `index` (int64), standardised, as a forward pass reads them."""
+        """The fields of the interactions at `index` (int64 [B]), standardised, for a forward pass."""
         read = self.at(index).standardised()
         return BatchFields(read.rows.long(), read.weights, read.sums.long())
 
     def at(self, index: Tensor) -> "FieldColumns":
-        """Those of the interactions at `index` (int64 or a bool mask)."""
+        """The fields of the interactions at `index` (int64, or a bool mask [N])."""
         return replace(self, rows=self.rows[index], weights=self.weights[index])
 
     def cut(self, start: int, stop: int) -> "FieldColumns":
-        """Those of the interactions start..stop-1."""
+        """The fields of the interactions start to stop - 1."""
         return replace(self, rows=self.rows[start:stop], weights=self.weights[start:stop])
 
     @classmethod
     def none(cls, n: int) -> "FieldColumns":
-        """Of `n` interactions of which no field is known."""
+        """No columns, for `n` interactions without fields."""
         nothing = torch.empty(0, dtype=torch.int32)
         rows = torch.empty(n, 0, dtype=torch.int32)
         return cls(
@@ -112,9 +116,10 @@ class FieldColumns:
         )
 
     def within(self, size: int) -> "FieldColumns":
-        """With standardised numbers, for a table of `size` rows: the cold row in the place of those past its end.
+        """The fields, standardised, as a model with a field table of `size` rows reads them.
 
-        A number whose row is past it weighs nothing: a model that does not know the field does not read it.
+        Rows past the table's end become the cold row. A number whose row is past it gets the weight 0: a model that
+        does not know the field ignores it.
         """
         read = self.standardised()
         rows, neutral = (torch.where(values < size, values, COLD_ROW) for values in (self.rows, self.neutral))
@@ -123,11 +128,13 @@ class FieldColumns:
         return replace(read, rows=rows, weights=weights, neutral=neutral, size=max(size, self.size))
 
     def forgotten(self, rows: Tensor) -> "FieldColumns":
-        """With the cold row in the place of these rows (int64 [n], any of which may be past the table's end).
+        """The fields, standardised, with these rows (int64 [n]) replaced by the cold row.
 
-        Numbers are standardised; one whose row is forgotten weighs nothing, as one that a model does not know.
+        A number whose row is among them gets the weight 0. Rows past the table's end are ignored.
         """
-        gone = torch.zeros(self.size + 2, dtype=torch.bool)  # NO_VALUE and OWN_VALUE find the last, which are no rows'
+        gone = torch.zeros(
+            self.size + 2, dtype=torch.bool
+        )  # NO_VALUE and OWN_VALUE index the last two, which are no rows
         gone[rows[rows < self.size]] = True
 
         def cold(values: Tensor) -> Tensor:
@@ -138,11 +145,13 @@ class FieldColumns:
         return replace(read, rows=cold(read.rows), weights=weights, neutral=cold(read.neutral))
 
     def when_predicting(self) -> "FieldColumns":
-        """With every training-only column neutral, as it is when a model predicts."""
+        """The fields as in predictions: all training-only columns neutral."""
         return self.with_neutral(torch.ones(len(self), 1, dtype=torch.bool)) if self.trains_only else self
 
     def with_neutral(self, where: Tensor) -> "FieldColumns":
-        """With the training-only columns neutral in the places of `where` (bool [N, C], or [N, 1] for all of them)."""
+        """The fields with training-only columns neutral where `where` is true (bool [N, C], or [N, 1] for all
+        columns).
+        """
         where = where & (self.neutral != OWN_VALUE) & (self.rows != NO_VALUE)
         rows = torch.where(where, self.neutral, self.rows)
         return replace(self, rows=rows, weights=self.weights.masked_fill(where, 1.0))
@@ -153,7 +162,9 @@ class FieldColumns:
         return bool((self.numbers != NO_VALUE).any())
 
     def standardised(self) -> "FieldColumns":
-        """With every number as models read it, scaled and within ±5: a weight like any other."""
+        """The fields with scaled numbers, limited to ±FURTHEST, as models read them. Afterwards no column counts as
+        numbers.
+        """
         if not self.has_numbers:
             return self
         mean, by = self.scale
@@ -169,9 +180,9 @@ class FieldColumns:
 
     @classmethod
     def concatenate(cls, parts: "Sequence[FieldColumns]") -> "FieldColumns":
-        """Several periods' fields as one, oldest first, the numbers standardised by each period's own scale.
+        """The fields of several periods as one, oldest first; numbers are standardised by each period's own scale.
 
-        Columns of different schemas stand side by side.
+        Columns of different schemas are kept side by side.
         """
         parts = [part.standardised() for part in parts]
         newest = replace(parts[-1], size=max(part.size for part in parts))
@@ -189,15 +200,15 @@ class FieldColumns:
         return replace(newest, rows=rows, weights=weights, **columns)
 
     def _like(self, other: "FieldColumns") -> bool:
-        """Whether columns of both mean the same to a model."""
+        """Whether the columns of both have the same meaning."""
         return all(torch.equal(getattr(self, name), getattr(other, name)) for name in _BY_COLUMN)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps beside `meta`."""
+        """The tensors that a checkpoint stores."""
         return {name: getattr(self, name) for name in ("rows", "weights", *_BY_COLUMN)}
 
     def meta(self) -> dict[str, Any]:
-        """The rest, as plain JSON values."""
+        """The other values that a checkpoint stores, as plain JSON."""
         return {"size": self.size}
 
     @classmethod
@@ -210,5 +221,5 @@ _BY_COLUMN = ("sums", "neutral", "numbers", "scale")
 
 
 def unscaled(columns: int) -> Tensor:
-    """The scale [2, C] that leaves every number as it is."""
+    """The scale [2, C] that changes no number: 0 and 1."""
     return torch.stack([torch.zeros(columns), torch.ones(columns)])

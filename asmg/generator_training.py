@@ -1,12 +1,11 @@
-"""Training of a meta generator on a window of models and the logs that followed them.
+"""Training of a generator on a window of base models and the logs that followed them.
 
-The rows that the logs touch are taken out of the models once; a step generates only those of its batches. On a CPU the
-steps of a GRU run as machine code (`asmg.kernels`), all else as eager torch.
+The rows that the logs touch are copied out of the models once; each step generates only the rows of its batches. On a
+CPU the steps of the GRU generator run as machine code (`asmg.kernels`), everything else as eager torch.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,13 +16,13 @@ from asmg.adam import Adam, AdamState
 from asmg.batch import TABLES, Epoch, PeriodData, excerpt
 from asmg.generator import DENSE, Generator, GRUGenerator, HiddenState, from_lanes, to_lanes
 from asmg.models import EmbeddingMLP, Params, read_rows, table_sizes
-from asmg.training import CHUNK, DivergedError, Execution, Progress, cross_entropy, finite
+from asmg.training import CHUNK, DivergedError, Execution, Progress, cross_entropy, descend, finite
 
 __all__ = ["GeneratorTraining"]
 
 
 class GeneratorTraining:
-    """Training of ω; the weights and the optimizer that it is given stay as they are."""
+    """Training of the generator's weights ω; the given weights and optimizer stay unchanged."""
 
     def __init__(
         self,
@@ -39,23 +38,23 @@ class GeneratorTraining:
         execution: Execution,
         dense_share: float = 1.0,
     ) -> None:
-        """Take the rows out.
+        """Copy the rows out of the models.
 
         Args:
-            generator, weights, adam: M, ω and its optimizer.
-            models: the window, oldest first.
-            hidden: the state before it.
-            targets: output j of the generator is scored on the j-th of these logs, the one after model j.
-            loss_weights: λ_j; a target without weight is not looked at.
+            generator, weights, adam: M, its weights ω and their optimizer.
+            models: the window of base models, oldest first.
+            hidden: the hidden state before the window.
+            targets: for each model the log after it, on which the generator's output for that model is scored.
+            loss_weights: λ_j for each target; targets with weight 0 are skipped.
             lr: Adam's step size.
-            execution: where and how.
-            dense_share: share of `lr` by which the weights of the MLP's GRUs move.
+            execution: where and how to compute.
+            dense_share: fraction of `lr` for the weights of the group DENSE.
         """
         self.generator, self.model, self.execution, self.lr = generator, generator.model, execution, lr
         self.dense_share = dense_share
         targets = [self.model.reads(data) for data in targets]
         self.small, self.rows = excerpt(targets, self.model.tables, sizes=table_sizes(models[-1]))
-        # Newest first, as an Epoch has it: the older outputs need fewer rows, the first ones of a step.
+        # Newest first, as an Epoch expects: older outputs need only the first rows of a step.
         self.used = [j for j in reversed(range(len(targets))) if loss_weights[j] > 0]
         self.loss_weights = [loss_weights[j] for j in self.used]
         device = self.execution.torch_device
@@ -65,24 +64,22 @@ class GeneratorTraining:
             self.inputs[group] = torch.stack(generator.inputs(models, group, rows), 1).to(device)
             self.hidden[group] = (hidden[group] if rows is None else read_rows(hidden[group], rows)).to(device)
         self.weights = {name: w.to(device, copy=True) for name, w in weights.items()}
-        adam = adam.clone()
-        first, second = ({n: m.to(device) for n, m in moments.items()} for moments in (adam.first, adam.second))
         shares = {name: dense_share for name in self.weights if name.startswith(f"{DENSE}.")}
-        self.adam = Adam(self.weights, replace(adam, first=first, second=second), lr=self.lr, shares=shares)
+        self.adam = Adam(self.weights, adam.copied_to(device), lr=self.lr, shares=shares)
 
     def epoch(
         self, *, batch_size: int, rng: torch.Generator, average: bool = False, progress: Progress | None = None
     ) -> None:
-        """One pass: batch n holds the n-th part of every target period, each scored by the output for its period.
+        """One pass. Step n scores the n-th part of every target period by the output for that period.
 
         Args:
-            batch_size: interactions of the newest period in a batch; the others are cut into as many batches.
-            rng: every period is shuffled on its own.
-            average: ω becomes the mean of the iterates of this pass.
-            progress: told the fraction done.
+            batch_size: interactions of the newest period per step; the other periods are cut into as many parts.
+            rng: for the order within each period.
+            average: whether ω becomes the mean of its values after each step of this pass.
+            progress: called with the fraction done.
 
         Raises:
-            DivergedError: on a loss that is not finite.
+            DivergedError: a loss is NaN or infinite.
         """
         steps = math.ceil(len(self.small[-1]) / batch_size)
         orders = [torch.randperm(len(data), generator=rng).tensor_split(steps) for data in self.small]
@@ -91,14 +88,16 @@ class GeneratorTraining:
         (self._compiled if compiled else self._eager)(epoch, progress, average)
 
     def finish(self) -> tuple[Params, AdamState]:
-        """ω and its optimizer, on the CPU; raises DivergedError where a weight is not finite."""
+        """ω and its optimizer, on the CPU.
+
+        Raises:
+            DivergedError: a weight is NaN or infinite.
+        """
         try:
             self.generator.check(self.weights)
         except ValueError as error:
             raise DivergedError(str(error)) from error
-        state = self.adam.state
-        first, second = ({n: m.cpu() for n, m in moments.items()} for moments in (state.first, state.second))
-        return {n: w.cpu() for n, w in self.weights.items()}, replace(state, first=first, second=second)
+        return {n: w.cpu() for n, w in self.weights.items()}, self.adam.state.copied_to(torch.device("cpu"))
 
     def _eager(self, epoch: Epoch, progress: Progress | None, average: bool) -> None:
         target = epoch.label.to(self.execution.torch_device)
@@ -122,8 +121,7 @@ class GeneratorTraining:
                 logits = self.model.logits(params, batch, local.features)
                 terms.append(weight * cross_entropy(logits, batch))
             loss = torch.stack(terms).sum()
-            finite(loss.item())
-            self.adam.step(dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)), {})
+            descend(self.adam, loss, leaves, {})
             for name, w in mean.items():
                 w.lerp_(self.weights[name], 1 / (n + 1))
             if progress:
@@ -134,17 +132,19 @@ class GeneratorTraining:
 
     def _compiled(self, epoch: Epoch, progress: Progress | None, average: bool) -> None:
         generator, model, adam = self.generator, self.model, self.adam
-        assert isinstance(generator, GRUGenerator) and isinstance(model, EmbeddingMLP), "what there are kernels for"
+        assert isinstance(generator, GRUGenerator) and isinstance(model, EmbeddingMLP), "the only pair with kernels"
         shapes = {group: tuple(to_lanes(self.weights, group).shape) for group in generator.groups}
         ends = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())]).tolist()
         spans = {group: slice(*ends[i : i + 2]) for i, group in enumerate(shapes)}
 
         def flat(values: Params) -> np.ndarray:
-            """All groups one after the other, each as `to_lanes` has it."""
+            """All groups concatenated, each as `to_lanes` returns it."""
             return torch.cat([to_lanes(values, group).reshape(-1) for group in shapes]).numpy()
 
         def table(values: Mapping[str, Tensor], name: str) -> np.ndarray:
-            """What the kernel reads of a table's rows, [n, …]; one row of zeros for a table that the model has not."""
+            """The rows of a table [n, …] as the kernel reads them; one row of zeros for a table that the model
+            lacks.
+            """
             rows = values[name] if name in self.rows else torch.zeros(1, *values["user"].shape[1:])
             return rows.reshape(len(rows), -1).contiguous().numpy()
 

@@ -1,4 +1,4 @@
-"""What our safetensors files say of themselves: kind, format version and JSON hyper-parameters. Needs no torch."""
+"""The header of our safetensors files: kind, format version and JSON meta data. Needs no torch: serving imports it."""
 
 import json
 from collections.abc import Mapping
@@ -7,23 +7,31 @@ from typing import Any
 __all__ = ["FORMAT_VERSION", "CheckpointError", "make_header", "parse_header"]
 
 FORMAT_VERSION = 1
+"""Version of the format of checkpoints and snapshots; a reader refuses any other."""
 
 
 class CheckpointError(ValueError):
-    """Bytes that are no checkpoint of the expected kind and format version."""
+    """The bytes or parts are no checkpoint of the expected kind, format version or configuration."""
 
 
 def make_header(kind: str, meta: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of a safetensors file that holds a `kind`; equal arguments give equal text."""
+    """The metadata of a safetensors file; equal arguments give equal text."""
     header = {"version": FORMAT_VERSION, "kind": kind, "meta": dict(meta)}
     return {"asmg": json.dumps(header, sort_keys=True)}
 
 
 def parse_header(metadata: Mapping[str, str] | None, kind: str | None) -> tuple[str, dict[str, Any]]:
-    """The kind and the hyper-parameters in the metadata of a safetensors file; `kind` None takes any.
+    """Read the metadata of a safetensors file.
+
+    Args:
+        metadata: of the file; None if it has none.
+        kind: the expected kind; None for any.
+
+    Returns:
+        the kind and the JSON meta data.
 
     Raises:
-        CheckpointError: for anything but the header of a checkpoint of this kind and format version.
+        CheckpointError: it is no header of a checkpoint of this kind and format version.
     """
     wanted = f"checkpoint: expected one of kind {kind or 'any'!r}"
     if not metadata or "asmg" not in metadata:

@@ -1,4 +1,4 @@
-"""Numbers that data, models and serving snapshots agree on. Imports nothing: serving does without torch."""
+"""Constants that data, models and serving snapshots share. Imports nothing: serving runs without torch."""
 
 __all__ = [
     "COLD_ROW",
@@ -14,29 +14,29 @@ __all__ = [
 ]
 
 COLD_ROW = 0
-"""Row of every embedding table that stands for an unknown user, item, category or value of a field."""
+"""Row of every embedding table that represents unknown users, items, categories or field values."""
 
 DIM, HIDDEN = 16, (32, 16)
-"""Width of every embedding and widths of the MLP's hidden layers, where nobody asks for others. The paper's, 8 and
-(12, 6), are 0.002 AUC behind on DIGINETICA and equal on small logs."""
+"""Default width of the embeddings and of the MLP's hidden layers. The paper's 8 and (12, 6) have 0.002 less AUC on
+DIGINETICA and the same on small logs."""
 
 FURTHEST = 5.0
-"""A standardised number is at most this far from 0."""
+"""Limit of the absolute value of a standardised number, so that an outlier cannot dominate a prediction."""
 
 HISTORY_LENGTH = 30
-"""Most recent positives of a user that a model looks at."""
+"""Maximum length of a history: the user's most recent positives that a model reads."""
 
 NO_CATEGORY = -1
-"""Filler of the item × category matrix."""
+"""Padding of the matrix of item categories."""
 
 NO_VALUE = -1
-"""Filler of the interaction × field column matrix."""
+"""Padding of the matrix of field rows: no (further) value."""
 
 OWN_VALUE = -2
-"""Of a field column that a model reads alike when it learns and when it predicts, in the place of a neutral row."""
+"""In place of a neutral row, for a field column that a model reads in training and in predictions alike."""
 
 RECENT = 30
-"""Last interactions of a user, of either label, that are counted beside its history."""
+"""Number of a user's last interactions, of either label, whose clicks are counted."""
 
 RECENT_SHORT = 10
-"""Those of them, the newest, among which clicks are counted a second time."""
+"""Number of the newest of these whose clicks are also counted separately."""

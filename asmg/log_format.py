@@ -1,4 +1,4 @@
-"""How a log's file is described, and the error of one that is otherwise. Imports little: every command knows it."""
+"""The description of a log file's columns, and the error for a bad file. Imports little: every command loads it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,38 +7,37 @@ from typing import Literal
 __all__ = ["EARLIEST_MS", "FUTURE_TOLERANCE_SECONDS", "LATEST_MS", "ColumnMap", "CutBy", "LogFormatError"]
 
 EARLIEST_MS = 631_152_000_000
-"""First moment that an event can have, milliseconds since 1970: 1990-01-01T00:00:00Z. The oldest public logs are of
-the nineties."""
+"""Earliest time of an event, in milliseconds since 1970: 1990-01-01T00:00:00Z. The oldest public logs are from the
+nineties."""
 
 LATEST_MS = 4_102_444_800_000
-"""First moment that no event can have any more: 2100-01-01T00:00:00Z. Between the two, a number since 1970 is of one
-unit only: those of seconds, milliseconds, microseconds and nanoseconds do not overlap."""
+"""End of the time range of events (exclusive), in milliseconds since 1970: 2100-01-01T00:00:00Z. Between the two bounds
+the numbers of seconds, milliseconds, microseconds and nanoseconds do not overlap, so a number's unit is certain."""
 
 FUTURE_TOLERANCE_SECONDS = 300
-"""How far an event may be ahead of the clock that checks it: clocks differ, by less than this where anybody sets
-them."""
+"""Seconds that an event's time may be ahead of the clock that checks it. Synchronised clocks differ by less."""
 
 CutBy = Literal["count", "periods", "hour", "day", "week", "column"]
-"""Into what pieces a log is cut."""
+"""How a log is cut into periods, see `asmg.datasets.cut`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnMap:
-    """What the columns of a file are called."""
+    """Names of the columns of a log file."""
 
     user_id: str = "user_id"
     item_id: str = "item_id"
     timestamp: str = "timestamp"
     label: str | None = None
-    """None: `label` where there is such a column, else the log holds positives only."""
+    """None: the column `label` if there is one, else the log holds only positives."""
     categories: str | None = None
-    """None: `categories` where there is such a column. Values are separated by `|`, in Parquet they may be lists."""
+    """None: the column `categories` if there is one. Values are separated by `|`; in Parquet they may be lists."""
     period: str | None = None
-    """A column of whole numbers that says the period of each row; None: none is read."""
+    """A column of whole numbers with the period of each row; None for no such column."""
 
 
 class LogFormatError(ValueError):
-    """A log file is not what it should be; the message names the place, what was expected and what was received."""
+    """A log file has unexpected content. The message names the place, what was expected and what was received."""
 
     def __init__(
         self,
@@ -51,9 +50,15 @@ class LogFormatError(ValueError):
         unit: str = "line",
         hint: str = "",
     ) -> None:
-        """`line` counts from 1, a header included; in Parquet files, which have no lines, it is a row (`unit`).
+        """Build the message.
 
-        `hint`: what may help.
+        Args:
+            path: the file or folder.
+            expected, received: in a few words.
+            column: name of the column, if the fault is in one.
+            line: from 1, the header included; a row of a Parquet file.
+            unit: "line" or "row".
+            hint: an advice, in a few words.
         """
         self.path = path
         self.expected = expected

@@ -1,4 +1,4 @@
-"""Progressive-validation metrics: AUC, LogLoss and calibration, from logits or probabilities and 0/1 labels."""
+"""Metrics of predictions: AUC, LogLoss and calibration, from logits and 0/1 labels."""
 
 from dataclasses import asdict, dataclass
 
@@ -10,13 +10,16 @@ __all__ = ["Scores", "auc", "calibration", "logloss", "scores"]
 
 
 def auc(score: Tensor, label: Tensor) -> float | None:
-    """Area under the ROC curve: how often a random positive is scored above a random negative, a tie counting one half.
+    """Area under the ROC curve: the probability that a random positive has a higher score than a random negative.
+
+    A tie counts one half.
 
     Args:
-        score: any monotone score [N]. label: 0 or 1 [N].
+        score: [N], logits or any other score that increases with the click probability.
+        label: [N], 0 or 1.
 
     Returns:
-        a number in [0, 1]; None where one of the two classes is absent.
+        a number in [0, 1]; None if one of the two classes is absent.
     """
     positive = label > 0.5
     n_pos = int(positive.sum())
@@ -30,38 +33,40 @@ def auc(score: Tensor, label: Tensor) -> float | None:
 
 
 def logloss(logit: Tensor, label: Tensor) -> float:
-    """Mean binary cross-entropy in nats, from logits [N] (exact for extreme ones, no clipping)."""
+    """Mean binary cross-entropy in nats of logits [N] and labels [N]; exact for extreme logits, without clipping."""
     return float(functional.binary_cross_entropy_with_logits(logit.double(), label.double()))
 
 
 def calibration(logit: Tensor, label: Tensor) -> float | None:
-    """Sum of predicted probabilities over sum of labels: 2 promises twice the clicks; None without clicks."""
+    """Sum of the predicted probabilities divided by the number of clicks: 2 predicts twice too many. None without
+    clicks.
+    """
     clicks = float(label.double().sum())
     return float(torch.sigmoid(logit.double()).sum()) / clicks if clicks else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How a model did on a log that it had not been trained on."""
+    """The metrics of a model on a log that it was not trained on."""
 
     events: int
-    """Interactions scored."""
+    """Number of interactions."""
     clicks: int
-    """Those with label 1."""
+    """Number of interactions with label 1."""
     auc: float | None
-    """Tie-aware AUC; None where the log has one class only."""
+    """AUC; None if the log has only one class."""
     logloss: float
-    """Mean cross-entropy, nats."""
+    """Mean cross-entropy in nats."""
     calibration: float | None
-    """Predicted clicks over clicks; None without clicks."""
+    """Predicted clicks divided by clicks; None without clicks."""
 
     def to_json(self) -> dict[str, float | int | None]:
-        """As plain JSON values."""
+        """The metrics as plain JSON values."""
         return asdict(self)
 
 
 def scores(logit: Tensor, label: Tensor) -> Scores:
-    """All metrics of one log: logits [N], labels [N]."""
+    """All metrics of a log with logits [N] and labels [N]."""
     return Scores(
         events=len(label),
         clicks=int((label > 0.5).sum()),

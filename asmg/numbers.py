@@ -1,4 +1,4 @@
-"""Moments of the fields that enter as numbers: what standardises them, kept from period to period."""
+"""Moments of the numeric fields, kept from period to period, by which their numbers are standardised."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,25 +12,27 @@ from asmg.layout import NO_VALUE
 __all__ = ["LEAST_DEVIATION", "NumberMoments"]
 
 LEAST_DEVIATION = 1e-3
-"""Added to every standard deviation; a number whose deviation is not even that is read as its mean."""
+"""Added to every standard deviation. Numbers with a smaller deviation than this are read as 0 (their mean)."""
 
 
 @dataclass(frozen=True)
 class NumberMoments:
-    """Fading sums over the numbers of K fields. Nothing in it ever changes."""
+    """Sums over the numbers of K fields, older periods fading. Immutable."""
 
     rows: Tensor
-    """int64 [K], ascending: the row that each number's field has in the field table."""
+    """int64 [K], ascending: each field's row in the field table."""
     sums: Tensor
-    """float64 [K, 3]: of 1, of the numbers and of their squares."""
+    """float64 [K, 3]: the sums of 1, of the numbers and of their squares."""
 
     @classmethod
     def initial(cls) -> "NumberMoments":
-        """Of no fields."""
+        """The moments before the first period: of no fields."""
         return cls(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.float64))
 
     def prepare(self, fields: FieldColumns) -> FieldColumns:
-        """The fields with the scale of their numbers; of one that no period has brought yet, by its own moments."""
+        """The fields with the scale of their numbers. A field that is new in this period is scaled by its own
+        moments.
+        """
         if not fields.has_numbers:
             return fields
         known = self.scales()
@@ -41,11 +43,11 @@ class NumberMoments:
         return replace(fields, scale=scale)
 
     def scales(self) -> dict[int, tuple[float, float]]:
-        """Row of each number's field → what is taken off the number, and what it is multiplied by then."""
+        """Row of each field → what is subtracted from its numbers, and the factor applied afterwards."""
         return {row: _scale(sums) for row, sums in zip(self.rows.tolist(), self.sums, strict=True)}
 
     def learned(self, fields: FieldColumns | None, decay: float) -> "NumberMoments":
-        """With one more period; older ones count `decay` of what they did."""
+        """The moments after one more period; the weight of earlier ones is multiplied by `decay`, in (0, 1]."""
         merged = {row: decay * sums for row, sums in zip(self.rows.tolist(), self.sums, strict=True)}
         for row, sums in ({} if fields is None else _sums(fields)).items():
             merged[row] = merged[row] + sums if row in merged else sums
@@ -54,23 +56,23 @@ class NumberMoments:
         return NumberMoments(torch.tensor(rows, dtype=torch.int64), sums_of)
 
     def forgotten(self, rows: Tensor) -> "NumberMoments":
-        """As if nobody had ever seen the fields whose numbers have these rows (int64 [n], also others)."""
+        """The moments without the fields at these rows (int64 [n]); other rows are ignored."""
         kept = ~torch.isin(self.rows, rows)
         return self if bool(kept.all()) else NumberMoments(self.rows[kept], self.sums[kept])
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps; nothing where there are no fields."""
+        """The tensors that a checkpoint stores; none without fields."""
         return {"numbers.rows": self.rows, "numbers.sums": self.sums} if len(self.rows) else {}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "NumberMoments":
-        """The inverse of `tensors`, from among others."""
+        """The inverse of `tensors`; other tensors are ignored."""
         found = cls.initial()
         return cls(tensors.get("numbers.rows", found.rows), tensors.get("numbers.sums", found.sums))
 
 
 def _scale(sums: Tensor) -> tuple[float, float]:
-    """Mean, and one by the standard deviation, of float64 [3]."""
+    """The mean and the inverse of the standard deviation, from sums float64 [3]."""
     count, total, squares = sums.tolist()
     mean = total / max(count, 1e-9)
     deviation = max(0.0, squares / max(count, 1e-9) - mean**2) ** 0.5
@@ -78,7 +80,7 @@ def _scale(sums: Tensor) -> tuple[float, float]:
 
 
 def _sums(fields: FieldColumns) -> dict[int, Tensor]:
-    """Row of each number's field → float64 [3], over the interactions that have one."""
+    """Row of each field → sums float64 [3] over the interactions that have a number."""
     found: dict[int, Tensor] = {}
     for column in torch.nonzero(fields.numbers != NO_VALUE).flatten().tolist():
         row = int(fields.numbers[column])

@@ -1,4 +1,4 @@
-"""Progressive validation: on each period first score, then learn (after river's `progressive_val_score`)."""
+"""Progressive validation: each period is first scored, then learned (after river's `progressive_val_score`)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,16 +15,22 @@ __all__ = ["PeriodReport", "progressive_validation", "stage_rng"]
 
 @dataclass(frozen=True)
 class PeriodReport:
-    """What the models that existed before a period scored on it."""
+    """The metrics on a period of the models that existed before it."""
 
     period: int
-    """1, 2, …"""
+    """Number of the period, from 1."""
     scores: dict[str, Scores]
     """Model name ("generated", "incremental") → scores; empty for the first period."""
 
 
 def stage_rng(seed: int, period: int, stage: str) -> torch.Generator:
-    """The randomness of one stage of one period's update, the same wherever and however often it runs."""
+    """The random generator of one stage of one period's update; the same for equal arguments.
+
+    Args:
+        seed: of the whole run.
+        period: its number.
+        stage: its name.
+    """
     value = seed & 0xFFFFFFFF
     for byte in f"{period}:{stage}".encode():
         value = (value * 1_000_003 ^ byte) & 0x7FFFFFFFFFFFFFFF
@@ -35,6 +41,11 @@ def progressive_validation(
     updater: Updater[StateT], periods: Iterable[PeriodData], *, seed: int = 0
 ) -> Iterator[tuple[PeriodReport, StateT]]:
     """Score every period with the models learned before it, then learn it.
+
+    Args:
+        updater: the method.
+        periods: oldest first.
+        seed: for everything random.
 
     Yields:
         the period's report and the state after learning it.

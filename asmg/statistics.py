@@ -1,40 +1,39 @@
-"""Statistics: numbers that tell of an interaction what a table of counts knows and embeddings do not.
+"""Statistics: counts about a user u, a candidate item i and the time τ of an interaction, as numeric inputs of a model.
 
-Of a user u, a candidate item i and the moment τ at which u may click i. Nothing is in them that the service would not
-have known at τ: what is counted of items and of pairs comes from closed periods, what is known of the user from its
-interactions strictly before τ. With rate(c, n) = (c + 2·p) / (n + 2), where p is the average click rate of late, and
-log for log(1 + ·):
+They contain nothing that the service does not know at τ: counts of items and pairs come from closed periods, those of
+the user from its interactions strictly before τ. With rate(c, n) = (c + 2·p) / (n + 2), p being the recent average
+click rate, and log meaning log(1 + ·):
 
 === =================== =====================================================================================
-#   name                is
+#   name                value
 === =================== =====================================================================================
-0   user_interactions   log of the user's last interactions, at most 30
-1   user_rate_10        rate of the last 10 of them
-2   user_rate_30        rate of all of them
-3   user_clicks         log of the user's last clicks, at most 30
-4   item_clicks_late    log of the item's clicks, halved each period
-5   item_rate_late      rate of these among its impressions, halved each period
+0   user_interactions   log of the number of the user's last interactions, at most 30
+1   user_rate_10        click rate of the last 10 of them
+2   user_rate_30        click rate of all of them
+3   user_clicks         log of the number of the user's last clicks, at most 30
+4   item_clicks_late    log of the item's clicks, which are halved each period
+5   item_rate_late      click rate of the item, clicks and impressions being halved each period
 6   item_clicks         log of all its clicks
 7   item_impressions    log of all its impressions
-8   item_rate           rate of all of them
-9   pair_last           log of the share of the item among what was clicked beside the user's last click
-10  pair_most           the same, for that of the user's last 10 clicks where it is the largest
-11  pair_total          log of the sum of these shares, each click counting 0.7 of the next newer one
-12  pair_likeness_most  √ of the largest cosine of the item and one of these clicks
-13  pair_likeness       √ of the sum as above, of cosines
-14  pair_rate           rate of the item among users who had clicked one of these before
-15  pair_impressions    log of how often it was shown to such users
-16  repeat              1 / (1 + n) where the user's n-th last click (from 0) is of this very item, else 0
-17  pair_evidence       log of how often anything was clicked beside these clicks
+8   item_rate           click rate over all of them
+9   pair_last           log of the item's share among the items clicked beside the user's last click
+10  pair_most           log of its largest share, over the user's last 10 clicks
+11  pair_total          log of the sum of these shares, weighted 0.7 per newer click
+12  pair_likeness_most  √ of the largest cosine of the item with one of these clicks
+13  pair_likeness       √ of the sum of these cosines, weighted likewise
+14  pair_rate           click rate of the item among users who had clicked one of these before
+15  pair_impressions    log of the impressions to such users
+16  repeat              1 / (1 + n) if the user's n-th last click (from 0) was on this item, else 0
+17  pair_evidence       log of the number of clicks on any item beside these clicks
 === =================== =====================================================================================
 
-Two items are clicked beside each other when a user clicks one while the other is among its five clicks before. n_h(i)
-counts that for an item h of the user's past and the candidate i, fading by `pair_decay` a period; only the `neighbours`
-largest of each h are kept. The share of i is n_h(i) / √(1 + n_h), the cosine n_h(i) / √((1 + n_h)(1 + n_i)), with n_h
-the sum over all i. An id that nobody knows has the statistics of nobody: zeros, and the average rate.
+Two items are clicked beside each other when a user clicks one and the other is among the user's five clicks before.
+n_h(i) counts this for an item h of the user's history and the candidate i, multiplied by `pair_decay` per period; only
+the `neighbours` largest counts of each h are kept. The share of i is n_h(i) / √(1 + n_h), the cosine n_h(i) / √((1 +
+n_h)(1 + n_i)), n_h being the sum over all i. Unknown ids have zero counts and the average rate.
 
-A model reads them standardised: (x - mean) / standard deviation, both over the interactions of closed periods, older
-ones fading, and within ±5.
+A model reads the statistics standardised, (x - mean) / standard deviation over the interactions of closed periods
+(older ones fading), limited to ±5.
 """
 
 from collections.abc import Mapping
@@ -46,7 +45,8 @@ from torch import Tensor
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
-from asmg.kernels.statistics import FURTHEST, ITEM, STATISTICS, USER, count_items, count_pairs, interaction_statistics
+from asmg.kernels.counting import count_items, count_pairs
+from asmg.kernels.statistics import FURTHEST, ITEM, STATISTICS, USER, interaction_statistics
 from asmg.numbers import LEAST_DEVIATION, NumberMoments
 
 __all__ = ["NAMES", "Statistics", "StatisticsConfig"]
@@ -57,22 +57,22 @@ NAMES = (
     "pair_last", "pair_most", "pair_total", "pair_likeness_most", "pair_likeness", "pair_rate", "pair_impressions",
     "repeat", "pair_evidence",
 )  # fmt: skip
-"""What the columns are, in order."""
+"""Names of the S statistics, in the order of the columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsConfig:
-    """What is counted, and how it fades."""
+    """Settings of the counts and of their decay."""
 
     neighbours: int = 512
-    """Most items that are kept beside an item, those clicked beside it most often; 12 bytes each. On DIGINETICA (43,000
-    items) an item has 47 on average; at most 32 cost 0.03 AUC there, at most 128 cost 0.005."""
+    """Maximum neighbours kept per item, those clicked beside it most often; 12 bytes each. On DIGINETICA (43,000 items)
+    an item has 47 on average; a maximum of 32 costs 0.03 AUC there, 128 costs 0.005."""
     decay: float = 0.5
-    """What a click or an impression of an item counts after one more period, where it fades."""
+    """Weight, in (0, 1], that an item's recent clicks and impressions keep per period."""
     pair_decay: float = 0.95
-    """The same of pairs."""
+    """Weight that the counts of pairs keep per period."""
     moments_decay: float = 0.9
-    """The same of interactions in the means and standard deviations, and in the average click rate."""
+    """Weight that interactions keep per period in the means, the standard deviations and the average click rate."""
 
     def __post_init__(self) -> None:
         if self.neighbours < 1:
@@ -84,35 +84,36 @@ class StatisticsConfig:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the statistics are made of, after some periods. Nothing in it ever changes."""
+    """The counts of I items after some number of periods. Immutable."""
 
     config: StatisticsConfig
     periods: int
-    """Closed, and counted here."""
+    """Number of closed periods counted."""
     counts: Tensor
-    """float32 [I, 4]: clicks and impressions that fade, and all of them, as of period `counted`; row 0 is nobody's."""
+    """float32 [I, 4], at period `counted`: fading clicks and impressions, all clicks and impressions. Row 0 is the cold
+    row."""
     counted: Tensor
-    """int32 [I]: the last period that brought the item."""
+    """int32 [I], the last period with an interaction of the item."""
     starts: Tensor
-    """int64 [I + 1]: the neighbours of item i are those from starts[i] to starts[i + 1] - 1."""
+    """int64 [I + 1]: the neighbours of item i are at starts[i] to starts[i + 1] - 1."""
     neighbours: Tensor
-    """int32 [M]: items that were clicked beside it, ascending."""
+    """int32 [M], the items that were clicked beside it, ascending."""
     together: Tensor
-    """float32 [M]: how often, as of period `paired`."""
+    """float32 [M], how often they were clicked beside it, at period `paired`."""
     passed: Tensor
-    """float32 [M]: how often the neighbour was shown, and not clicked, to somebody who had clicked the item."""
+    """float32 [M], how often the neighbour was shown to a user who had clicked the item, without being clicked."""
     degrees: Tensor
-    """float32 [I]: how often anything was clicked beside it."""
+    """float32 [I], n_h: how often any item was clicked beside it."""
     paired: Tensor
-    """int32 [I]: the last period that brought the item a pair."""
+    """int32 [I], the last period in which a pair with the item was counted."""
     moments: Tensor
-    """float64 [2, S + 2]: fading sums of 1, of the labels and of the statistics, and of their squares."""
+    """float64 [2, S + 2]: fading sums of 1, of the labels and of the statistics; second row, of their squares."""
     numbers: NumberMoments
-    """The same of the fields that enter as numbers."""
+    """The moments of the numeric fields."""
 
     @classmethod
     def initial(cls, config: StatisticsConfig) -> "Statistics":
-        """Before the first period; row 0, of nobody, is the only one."""
+        """The counts before the first period, with the cold row only."""
         return cls(
             config=config,
             periods=0,
@@ -130,26 +131,29 @@ class Statistics:
 
     @property
     def average(self) -> float:
-        """p, the click rate of late; ½ before the first period."""
+        """p, the recent average click rate; ½ before the first period."""
         events, clicks = self.moments[0, :2].tolist()
         return clicks / events if events else 0.5
 
     @property
     def scale(self) -> tuple[Tensor, Tensor]:
-        """What is taken off each number, and what it is multiplied by then; float32 [S] each."""
+        """What is subtracted from each statistic, and the factor applied afterwards; float32 [S] each."""
         events = self.moments[0, 0].clamp(min=1e-9)
         mean, square = self.moments[0, 2:] / events, self.moments[1, 2:] / events
         deviation = (square - mean**2).clamp(min=0).sqrt()
-        # In the first period all counts of items are zero: no model has learned what they mean, and scaled by next to
-        # nothing they would drown the rest in the second.
+        # In the first period all item counts are zero. Divided by a deviation near zero they would dominate all other
+        # inputs in the second period.
         by = torch.where(deviation > LEAST_DEVIATION, 1 / (deviation + LEAST_DEVIATION), 0.0)
         return mean.float(), by.float()
 
     def raw(self, data: PeriodData) -> Tensor:
-        """The statistics of a log's interactions as the table above has them, float32 [N, S].
+        """The statistics of a log's interactions, float32 [N, S], not standardised.
 
         Args:
-            data: of the period after the last one counted here, with `recent`.
+            data: the period after the last one counted, with `recent`.
+
+        Raises:
+            ValueError: the data has no `recent`.
         """
         if data.recent is None:
             raise ValueError("recent: expected what the users did before each interaction; received none")
@@ -163,17 +167,19 @@ class Statistics:
         return out
 
     def inputs(self, data: PeriodData) -> Tensor:
-        """The same, standardised; of the very first period, before which nothing was counted, by its own moments."""
+        """The statistics standardised, float32 [N, S]; those of the first period by its own moments."""
         raw = self.raw(data)
         return self._scaled_by(raw, data).standardised(raw)
 
     def standardised(self, raw: Tensor) -> Tensor:
-        """Statistics [N, S] as a model reads them."""
+        """Statistics [N, S] standardised and limited to ±FURTHEST."""
         mean, by = self.scale
         return ((raw - mean) * by).clamp_(-float(FURTHEST), float(FURTHEST))
 
     def prepare(self, data: PeriodData) -> PeriodData:
-        """The log with these statistics as numeric inputs, those of a user without a past, and its numbers scaled."""
+        """The log with the statistics as `numeric`, those of a user without a past as `nobody`, and scaled field
+        numbers.
+        """
         raw = self.raw(data)
         scaled = self._scaled_by(raw, data)
         nobody = scaled.standardised(self.raw(_by_strangers(torch.zeros(1, dtype=torch.int64))))
@@ -183,19 +189,23 @@ class Statistics:
         return replace(data, numeric=scaled.standardised(raw), nobody=torch.cat([of_the_user, nobody]), fields=fields)
 
     def _scaled_by(self, raw: Tensor, data: PeriodData) -> "Statistics":
-        """These, or before the first period ones with its moments."""
+        """These counts; before the first period, with the moments of `raw`."""
         return self if self.periods else replace(self, moments=_moments(raw, data.label))
 
     def of_items(self, items: Tensor) -> Tensor:
-        """The part of `inputs` that is the items' alone, float32 [n, ITEM]; items int64 [n], any of them unknown."""
+        """The standardised statistics that depend on the item alone, float32 [n, ITEM]; items int64 [n], known or
+        not.
+        """
         return self.inputs(_by_strangers(items))[:, USER : USER + ITEM]
 
     def fading(self, items: Tensor) -> Tensor:
-        """What a pair of each of these items (int64 [n], all known) counts now, float32 [n]."""
+        """The factor by which the pair counts of these known items (int64 [n]) have decayed since `paired`, float32
+        [n].
+        """
         return (self.config.pair_decay ** (self.periods - self.paired[items]).double()).float()
 
     def learned(self, data: PeriodData) -> "Statistics":
-        """With one more period: what happened in it counts from the next one on."""
+        """The counts after one more period, to be used from the next period on."""
         now, config = self.periods + 1, self.config
         moments = self.moments * config.moments_decay + _moments(self.raw(data), data.label)
         items, item, label = max(data.items, len(self.counts)), data.item.numpy(), data.label.numpy()
@@ -212,9 +222,10 @@ class Statistics:
         return Statistics(config=config, periods=now, moments=moments, numbers=numbers, **grown, **lists)
 
     def forgotten(self, rows: Mapping[str, Tensor]) -> "Statistics":
-        """As if nobody had ever seen these items and these fields.
+        """The counts without these items and fields.
 
-        `rows`: table name → int64 [n], rows ≥ 1, any of which may be unknown; "item" and "field" count here.
+        Args:
+            rows: table name → int64 [n], rows ≥ 1; only "item" and "field" are read, unknown rows are ignored.
         """
         nothing = torch.empty(0, dtype=torch.int64)
         numbers = self.numbers.forgotten(rows.get("field", nothing))
@@ -236,7 +247,7 @@ class Statistics:
         return replace(self, starts=starts, numbers=numbers, **own, **pairs)
 
     def dump(self) -> Checkpoint:
-        """As a checkpoint of the kind "statistics"."""
+        """The counts as a checkpoint of kind "statistics"."""
         meta = {"config": asdict(self.config), "names": list(NAMES), "periods": self.periods}
         return Checkpoint(
             "statistics",
@@ -249,7 +260,7 @@ class Statistics:
         """The inverse of `dump`.
 
         Raises:
-            CheckpointError: it holds other statistics than this release computes.
+            CheckpointError: it holds other statistics than this release computes, or a number is not finite.
         """
         if stored.kind != "statistics" or stored.meta.get("names") != list(NAMES):
             raise CheckpointError(f"statistics: expected {list(NAMES)}; received {stored.meta.get('names')}")
@@ -268,12 +279,12 @@ _TENSORS = ("moments", "starts", *_BY_ITEM, *_BY_PAIR)
 
 
 def _grown(tensor: Tensor, items: int) -> Tensor:
-    """A copy with rows for so many items."""
+    """A copy with rows for `items` items; new rows are zero."""
     return torch.cat([tensor, tensor.new_zeros(items - len(tensor), *tensor.shape[1:])])
 
 
 def _by_strangers(items: Tensor) -> PeriodData:
-    """One interaction with each of these items (int64 [n]), by users without a past."""
+    """One interaction with each of these items (int64 [n]), each by a user without a past."""
     n, nothing = len(items), torch.zeros(len(items), dtype=torch.int32)
     return PeriodData(
         user=nothing,
@@ -288,7 +299,7 @@ def _by_strangers(items: Tensor) -> PeriodData:
 
 
 def _moments(raw: Tensor, label: Tensor) -> Tensor:
-    """Sums of 1, of the labels and of the statistics, and of their squares."""
+    """Sums of 1, of the labels [N] and of the statistics [N, S], and of their squares: float64 [2, S + 2]."""
     columns = torch.cat([torch.ones(len(raw), 1), label.unsqueeze(1), raw], 1).double()
     return torch.stack([columns.sum(0), (columns**2).sum(0)])
 

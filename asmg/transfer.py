@@ -1,17 +1,18 @@
-"""SML's transfer (Zhang et al., SIGIR 2020; methods.md, sections 8 and 9): from two consecutive models to the one used.
+"""SML's transfer T (Zhang et al., SIGIR 2020; methods.md, sections 8 and 9): from two consecutive models to the one
+used.
 
 T maps every tensor of the base model separately. For a row p ∈ ℝᴰ of the previous model and the row u that is being
-trained it looks at three channels,
+trained it reads three channels,
 
     x = [p, u, p∘u / (‖p‖₂ + 1e-15)]  [3, D],
 
-mixes them at each of the D places, first 3 → F₁ and then F₁ → F₂ filters (gelu, no biases; in the authors' release
-convolutions of height 3 and F₁), and passes the result, filter by filter, through a small MLP:
+mixes them at each of the D places, first 3 → F₁ and then F₁ → F₂ filters (gelu, no biases; convolutions of height 3 and
+F₁ in the authors' release), and passes the result, filter by filter, through a small MLP:
 
     y = W₂ gelu(W₁ vec(gelu(K₂ᵀ gelu(K₁ᵀ x))) + b₁) + b₂ (+ u).
 
-All rows of a table share one net; every other tensor is one row of a net of its own, ‖p‖ being the whole tensor's. With
-`output="residual"` u is added and W₂, b₂ start at zero: an untrained T is the identity, and what it learns is a
+All rows of a table share one net. Every other tensor has a net of its own and is its only row; ‖p‖ is the norm of the
+whole tensor. With `output="residual"` u is added and W₂, b₂ start at zero: an untrained T is the identity and learns a
 correction. `output="direct"` is the authors'.
 """
 
@@ -24,17 +25,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from asmg.models import BaseModel, Params, uniform
+from asmg.models import BaseModel, Params, check_tensors, uniform
 
 __all__ = ["CHUNK_ROWS", "Output", "Transfer", "TransferShape"]
 
 Output = Literal["residual", "direct"]
+"""Whether the trained row is added to the output of a net."""
 
 CHUNK_ROWS = 8_192
-"""Rows of a table that are transferred at a time."""
+"""Rows of a table that are transferred together; it limits memory, not the result."""
 
 TINY = 1e-15
-"""Added to the norm of the previous row."""
+"""Added to the norm of the previous row, which may be zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +44,9 @@ class TransferShape:
     """Widths of one transfer net."""
 
     width: int
-    """D, numbers in a row."""
+    """D, the length of a row."""
     filters: tuple[int, int]
-    """F₁ and F₂."""
+    """F₁ and F₂, the numbers of filters."""
     hidden: int
     """Width of the layer between vec(…) [F₂·D] and the output [D]."""
 
@@ -62,14 +64,14 @@ class TransferShape:
 
 
 class Transfer:
-    """T: one net for each tensor of a base model. Weights are called by tensor and part, "user.filters.0"."""
+    """T: one net for each tensor of a base model. Weights are named by tensor and part, such as "user.filters.0"."""
 
     def __init__(self, model: BaseModel, output: Output = "residual") -> None:
         self.model, self.output = model, output
         self.nets: dict[str, TransferShape] = {
             name: TransferShape(width=width, filters=(10, 5), hidden=20) for name, width in model.table_widths.items()
         }
-        """Tensor name → its net."""
+        """Tensor name → the shape of its net."""
         kernels = 0
         for name, shape in model.dense_shapes.items():
             kernels += len(shape) > 1
@@ -82,10 +84,11 @@ class Transfer:
         return {f"{name}.{part}": shape for name, net in self.nets.items() for part, shape in net.tensors().items()}
 
     def initial(self, rng: torch.Generator) -> Params:
-        """Fresh weights, biases too Glorot-uniform as TensorFlow computes it; the last layers of a residual T zero.
+        """Fresh weights: Glorot-uniform as TensorFlow computes it, biases too; zero for the last layers of a residual
+        T.
 
-        A kernel [a, b] of the filters is there a convolution's [a, 1, 1, b], whose fans are a and a·b; a bias of n
-        numbers has the fans n and n.
+        A filter kernel [a, b] is a convolution kernel [a, 1, 1, b] in TensorFlow, with fans a and a·b; a bias of n
+        numbers has fans n and n.
         """
         weights: Params = {}
         for name, shape in self.shapes().items():
@@ -98,7 +101,7 @@ class Transfer:
         return weights
 
     def run(self, weights: Mapping[str, Tensor], name: str, previous: Tensor, trained: Tensor) -> Tensor:
-        """Rows [R, D] of one tensor: T(previous, trained)."""
+        """T(previous, trained) of rows [R, D] of one tensor."""
         first, second, w1, b1, w2, b2 = (weights[f"{name}.{part}"] for part in self.nets[name].tensors())
         product = previous * trained / (previous.norm(dim=1, keepdim=True) + TINY)
         x = torch.stack([previous, trained, product], 2)  # [R, D, 3]
@@ -110,11 +113,11 @@ class Transfer:
     def apply(
         self, weights: Mapping[str, Tensor], previous: Mapping[str, Tensor], trained: Mapping[str, Tensor]
     ) -> Params:
-        """T of a whole model, whose tables may hold just some rows (the same of both); differentiable.
+        """T of a whole model; differentiable.
 
         Args:
-            weights: T's.
-            previous, trained: tables [R, D], all other tensors in their own shape.
+            weights: T's weights.
+            previous, trained: the two models; tables may be cut down to the same rows [R, D].
         """
         used: Params = {}
         for name, p in previous.items():
@@ -134,13 +137,13 @@ class Transfer:
         device: torch.device | None = None,
         chunk: int = CHUNK_ROWS,
     ) -> Params:
-        """T_n(p, … T₁(p, u)), the same previous model each time; chunk by chunk of rows, in new tensors.
+        """T_n(p, … T₁(p, u)) with the same previous model p each time, without gradients, in new tensors.
 
         Args:
-            chain: the weights of T₁ … T_n; none leaves `trained` as it is.
-            previous, trained: p and u, of the same sizes.
-            device: where to compute, by default where they are; the result is where they are.
-            chunk: rows at a time.
+            chain: the weights of T₁ … T_n; empty for a copy of `trained`.
+            previous, trained: p and u, of equal sizes and on one device, where the result is too.
+            device: where to compute; by default the same device.
+            chunk: rows that are transferred together.
         """
         if not chain:
             return {name: t.clone() for name, t in trained.items()}
@@ -161,21 +164,19 @@ class Transfer:
         return result
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
-        """Raise ValueError, naming the tensor, unless `weights` has this transfer's shapes and is finite."""
-        expected = self.shapes()
-        if set(weights) != set(expected):
-            raise ValueError(f"transfer: expected {sorted(expected)}; received {sorted(weights)}")
-        for name, shape in expected.items():
-            if tuple(weights[name].shape) != shape:
-                raise ValueError(f"{name}: expected shape {shape}; received {tuple(weights[name].shape)}")
-            if not bool(torch.isfinite(weights[name]).all()):
-                raise ValueError(f"{name}: expected finite numbers; received NaN or infinity")
+        """Check weights that come from outside.
+
+        Raises:
+            ValueError: other names or shapes than this transfer's, or a number that is not finite.
+        """
+        check_tensors("transfer", weights, self.shapes())
 
 
 def dense_hidden(layer: int, size: int, *, kernel: bool) -> int:
-    """Width of the hidden layer in the net of a dense tensor: that of the authors' release where it has the tensor.
+    """Width of the hidden layer in the net of a dense tensor.
 
     40, 20, 10, 10, … for the kernels of layers 0, 1, 2, 3, … and 20, 10, 10, … for their biases; 1 for a tensor of one
-    number. (methods.md, section 8: 40 and 20, 20 and 10, 10 and 1 for the MLP 24 → 12 → 6 → 1.)
+    number. This continues the authors' 40 and 20, 20 and 10, 10 and 1 for the MLP 24 → 12 → 6 → 1 (methods.md, section
+    8).
     """
     return 1 if size == 1 else max(10, (40 if kernel else 20) >> layer)

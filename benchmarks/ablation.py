@@ -20,7 +20,10 @@ import numpy as np
 import torch
 
 from asmg.datasets.prepared import PreparedLog, read_prepared
-from asmg.experiments.jobs import MethodJob, Protocol, run_chain, run_method
+from asmg.experiments.chain import run_chain
+from asmg.experiments.jobs import run_method
+from asmg.experiments.methods import MethodJob
+from asmg.experiments.protocol import Protocol
 from asmg.statistics import NAMES
 
 SERVED = "asmg-gru-multi"

@@ -27,10 +27,14 @@ import polars as pl
 import torch
 
 from asmg.adam import Adam, AdamState
-from asmg.base_training import BaseState, TrainingConfig
-from asmg.experiments.jobs import MethodJob, Protocol, run_chain, run_method
-from asmg.experiments.log import Periods
+from asmg.base_state import BaseState
+from asmg.experiments.chain import run_chain
+from asmg.experiments.jobs import run_method
+from asmg.experiments.methods import MethodJob
+from asmg.experiments.periods import Periods
+from asmg.experiments.protocol import Protocol
 from asmg.models import Params, table_sizes
+from asmg.training import TrainingConfig
 from asmg.updaters import UPDATERS
 from benchmarks.learning.logs import table_rows
 

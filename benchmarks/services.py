@@ -21,7 +21,7 @@ from service.processes.installation import installation
 from service.processes.stop_request import StopRequest
 from service.settings import Settings
 from service.storage.postgres.database import Database
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
-"""Addresses: those of Postgres and Redis as settings give them, and which of HTTP are this host's own.
+"""Checks of the URLs of Postgres and Redis in the settings, and of IP addresses.
 
-The URL of a server holds a password. A password with a character that means something in a URL makes another URL of
-it, in which a part of the password is the host that errors and logs name. So a URL is accepted only where it can be
+The URL of a server holds a password. A password with a special character that is not encoded changes how the URL is
+read: a part of the password becomes the host, which errors and logs name. So a URL is accepted only where it can be
 read in one way, and the error for any other repeats nothing of it.
 """
 
@@ -13,8 +13,9 @@ from urllib.parse import unquote_to_bytes
 __all__ = ["MAX_PORT", "check_postgres_url", "check_redis_url", "in_url", "is_loopback", "parse_address"]
 
 POSTGRES_OPTIONS = ("gsslib", "host", "krbsrvname", "passfile", "port", "service", "servicefile", "ssl")
-"""What the query of a URL of Postgres may say; `ssl` is what libpq calls sslmode."""
+"""Options in the query of a Postgres URL; `ssl` is what libpq calls sslmode."""
 REDIS_OPTIONS = ("client_name", "db")
+"""Options in the query of a Redis URL."""
 TLS_OPTIONS = (
     "ssl_ca_certs",
     "ssl_ca_path",
@@ -24,9 +25,10 @@ TLS_OPTIONS = (
     "ssl_keyfile",
     "ssl_password",
 )
-"""What that of `rediss://` may say besides."""
+"""Further options in the query of a `rediss://` URL."""
 
 MAX_PORT = 65535
+"""The largest TCP port."""
 
 ENCODE = (
     "a user name, password or option has to be percent-encoded "
@@ -47,10 +49,10 @@ _NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%[01][0-9A-Fa-f]|%7[Ff]")
 
 
 def check_postgres_url(url: str) -> None:
-    """Return where the URL can be read in one way.
+    """Check that the URL can be read in one way only.
 
     Raises:
-        ValueError: it cannot; the message holds nothing of it.
+        ValueError: it cannot; the message repeats nothing of the URL.
     """
     parts = _read(url)
     options = _options(parts, POSTGRES_OPTIONS)
@@ -61,10 +63,10 @@ def check_postgres_url(url: str) -> None:
 
 
 def check_redis_url(url: str) -> None:
-    """Return where the URL, of `redis://`, `rediss://` or `unix://`, can be read in one way.
+    """Check that a URL of `redis://`, `rediss://` or `unix://` can be read in one way only.
 
     Raises:
-        ValueError: it cannot; the message holds nothing of it.
+        ValueError: it cannot; the message repeats nothing of the URL.
     """
     parts = _read(url)
     options = _options(parts, REDIS_OPTIONS + (TLS_OPTIONS if parts["scheme"] == "rediss" else ()))
@@ -118,7 +120,7 @@ def _options(parts: dict[str, str | None], known: Collection[str]) -> dict[str, 
 
 
 def parse_address(host: str) -> IPv4Address | IPv6Address | None:
-    """The address, an IPv4 one where it is written as IPv6 (`::ffff:192.0.2.1`); None where it is a name."""
+    """The IP address, IPv4 also where it is written as IPv6 (`::ffff:192.0.2.1`); None for a host name."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -127,11 +129,11 @@ def parse_address(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this host itself is reached by it: `localhost`, 127.0.0.0/8 or ::1."""
+    """Whether the address reaches only this host: `localhost`, 127.0.0.0/8 or ::1."""
     address = parse_address(host)
     return host.lower() == "localhost" if address is None else address.is_loopback
 
 
 def in_url(host: str) -> str:
-    """The host as a URL has it: IPv6 in brackets."""
+    """The host as it is written in a URL: IPv6 in brackets."""
     return f"[{host.replace('%', '%25')}]" if ":" in host else host

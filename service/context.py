@@ -1,8 +1,8 @@
-"""Which request is being answered: log lines and audit rows name it without being told.
+"""The id of the request that is being answered, for log lines and rows of the audit.
 
-Each task has its own. Tasks of a request's own work (`service.tasks.start_for_caller`), and its threads of
-`asyncio.to_thread`, have that of the request. What works for several requests, or goes on after the one that happened
-to start it, has none (`start_alone`).
+It is a context variable. The tasks that a request starts for its own work (`service.tasks.start_for_caller`) and its
+threads of `asyncio.to_thread` have the request's id. Tasks that work for several requests, or go on after the request
+that started them (`start_alone`), have none.
 """
 
 import logging
@@ -14,7 +14,7 @@ current_request_id: ContextVar[str | None] = ContextVar("current_request_id", de
 
 
 class NameRequest(logging.Filter):
-    """Gives each log record its `request_id`: that of the request in which it was made, else `-`."""
+    """A logging filter that gives each record the `request_id` of the request in which it was made, else `-`."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record pass."""

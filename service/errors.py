@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree; each leaf carries its HTTP status and its context.
+"""The errors of the service as one tree; each class has its HTTP status, each error its context.
 
     ServiceError                500
     ├── InvalidInput            422  a request that no state of the service could accept
@@ -6,15 +6,15 @@
     ├── BodyTooLarge            413
     ├── Unauthorized            401  no key, or not one of ours
     ├── Forbidden               403  a key without the scope
-    ├── RateLimited             429  a key that has used up what it may
+    ├── RateLimited             429  a key that has used up its rate limit
     ├── ModelNotFound           404
     ├── PeriodNotFound          404
     ├── NothingStored           404  about a user or an item
     ├── EmptyPeriod             409  nothing to learn from
     ├── PeriodConflict          409  another period is open than the caller expected
     ├── PeriodStateConflict     409  the period is not in a state in which that can be done
-    ├── ModelPruned             409  the version is known, but what is needed of it was evicted
-    ├── ArtifactUnreadable      409  what a version needs is stored, but not as it was written
+    ├── ModelPruned             409  the version is known, but a needed artifact of it was evicted
+    ├── ArtifactUnreadable      409  a needed artifact of a version is stored, but damaged
     ├── NotReady                503  a dependency does not answer, or no model is loaded yet
     ├── ArtifactError           500
     │   ├── ArtifactMissing          named but not stored
@@ -61,7 +61,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One field of a request that is not as it has to be."""
+    """One field of a request that is invalid."""
 
     field: str
     """Path of the field, such as `interactions[3].label`."""
@@ -70,9 +70,9 @@ class FieldError:
 
 
 class ServiceError(Exception):
-    """Root of the tree: what a problem document says.
+    """Root of the tree, with the members of a problem document.
 
-    `status`, `title` and `slug` belong to the class; `detail` and `errors` to the one occurrence.
+    `status`, `title` and `slug` are those of the class; `detail` and `errors` those of one error.
     """
 
     status: ClassVar[int] = 500
@@ -132,7 +132,7 @@ class BodyTooLarge(ServiceError):
 
 
 class Unauthorized(ServiceError):
-    """A request without a valid key. Never says what was wrong with the key."""
+    """A request without a valid key. The detail never tells what was wrong with the key."""
 
     status = 401
     title = "Unauthorized"
@@ -155,7 +155,7 @@ class Forbidden(ServiceError):
 
 
 class RateLimited(ServiceError):
-    """More requests than are allowed; `wait` seconds from now one is again."""
+    """More requests than are allowed; the next one is allowed in `wait` seconds."""
 
     status = 429
     title = "Too many requests"
@@ -164,7 +164,7 @@ class RateLimited(ServiceError):
     def __init__(self, detail: str, wait: float) -> None:
         super().__init__(detail)
         self.retry_after = max(1, math.ceil(wait))
-        """The same in whole seconds, at least one."""
+        """`wait` in whole seconds, at least one."""
 
 
 class ModelNotFound(ServiceError):
@@ -180,7 +180,7 @@ class ModelNotFound(ServiceError):
 
 
 class ModelPruned(ServiceError):
-    """A model version of which only the record is left: its artifacts were evicted to make room."""
+    """A model version whose artifacts were evicted to make room; only its record is left."""
 
     status = 409
     title = "Model version pruned"
@@ -192,7 +192,7 @@ class ModelPruned(ServiceError):
 
 
 class ArtifactUnreadable(ServiceError):
-    """A model version that cannot be gone back to, because an artifact of it cannot be read."""
+    """A model version to which no rollback is possible, because an artifact of it cannot be read."""
 
     status = 409
     title = "Artifact unreadable"
@@ -205,7 +205,7 @@ class ArtifactUnreadable(ServiceError):
         self.digest = digest
 
     def problem(self) -> dict[str, Any]:
-        """Those of all errors, and which artifact it is."""
+        """The members of every problem document, and the artifact."""
         return {**super().problem(), "version": self.version, "artifact": self.what, "digest": self.digest}
 
 
@@ -233,7 +233,7 @@ class NothingStored(ServiceError):
 
 
 class EmptyPeriod(ServiceError):
-    """A period cannot be closed before anything happened in it."""
+    """A period without events, which cannot be closed."""
 
     status = 409
     title = "Empty period"
@@ -245,7 +245,7 @@ class EmptyPeriod(ServiceError):
 
 
 class PeriodStateConflict(ServiceError):
-    """Something that cannot be done with a period in the state it is in."""
+    """A call that is not possible in the period's state."""
 
     status = 409
     title = "Period in another state"
@@ -266,7 +266,7 @@ class PeriodConflict(ServiceError):
 
 
 class NotReady(ServiceError):
-    """The service, or a server it needs, cannot answer now; trying again later may succeed."""
+    """The service, or a server that it needs, does not answer now; a later attempt may succeed."""
 
     status = 503
     title = "Not ready"
@@ -294,7 +294,7 @@ class ArtifactMissing(ArtifactError):
 
 
 class ArtifactCorrupt(ArtifactError):
-    """The stored bytes are not those that the digest was made of."""
+    """An artifact whose stored bytes do not have its digest."""
 
     slug = "artifact-corrupt"
 

@@ -1,122 +1,124 @@
-"""Limits of what a client may send and of what the service keeps."""
+"""Limits on what a client may send and on what the service keeps."""
 
 from hashlib import sha256
 
 MAX_ID_LENGTH = 256
-"""Characters of a user, item, event, request or category id; an id has at least one."""
+"""The most characters of a user, item, event, request or category id; an id has at least one."""
 
 MIN_INTEGER_ID, MAX_INTEGER_ID = -(2**63), 2**63 - 1
-"""Range of an id that comes as a JSON integer: what a signed integer of 64 bits holds. Larger ones come as text."""
+"""Range of an id that is sent as a JSON integer, that of a signed 64-bit integer. Larger ones can be sent as text."""
 
 MAX_FUTURE_SECONDS = 86_400
-"""The most that `ASMG_FUTURE_TOLERANCE_SECONDS` can be. A click further ahead than this, as earlier development
-versions stored, has no place in histories: it would keep later ones out until its time has come."""
+"""The largest `ASMG_FUTURE_TOLERANCE_SECONDS`. Earlier development versions stored clicks further ahead than this;
+histories leave these out, because they would displace later clicks until their time has come."""
 
 MAX_CURSOR = 2**63 - 1
-"""The largest `before` of a list."""
+"""The largest value of the parameter `before` of a list."""
 
 MAX_PAGE = 200
-"""Rows of one page of a list."""
+"""The most rows of one page of a list."""
 
 MAX_GZIP_MEMBERS = 1000
-"""Members of a gzip body. Each costs a new decompressor, however short it is; `bgzip` makes 128 of 8 MiB."""
+"""The most members of a gzip body. Each needs a new decompressor, however short it is; `bgzip` makes 128 members of
+8 MiB."""
 
 MAX_ITEMS = 1000
-"""Candidate items of one prediction."""
+"""The most candidate items of one prediction."""
 
 MAX_BATCH = 256
-"""Users of one batch of predictions."""
+"""The most predictions of one batch."""
 
 MAX_INTERACTIONS = 10_000
-"""Interactions of one ingestion call."""
+"""The most interactions of one call."""
 
 MAX_IMPRESSIONS = 10_000
-"""Impressions of one call; each of at most `MAX_ITEMS` items."""
+"""The most impressions of one call; each has at most `MAX_ITEMS` items."""
 
 MAX_CLICKS = 10_000
-"""Clicks of one call."""
+"""The most clicks of one call."""
 
 MAX_POSITION = 2**31 - 1
-"""Of an item in what a user was shown; positions begin with 0."""
+"""The largest position of an item in an impression; positions begin with 0."""
 
 MAX_CATALOGUE_ITEMS = 10_000
-"""Items of one catalogue call."""
+"""The most items of one call that changes the catalogue."""
 
 MAX_CATEGORIES = 16
-"""Categories of one item."""
+"""The most categories of one item."""
 
 MAX_CONTEXT_BYTES = 8 * 1024
-"""Of a context as JSON, and of the features of a user or an item: those of an interaction are read with each of it."""
+"""The most bytes of a context as JSON, and of the features of a user or an item. Training reads them with every
+interaction that has them."""
 
 MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1000.0
-"""Of an interaction. A smaller one would be nothing in single precision, and a larger one drown a whole period."""
+"""Range of the weight of an interaction. A smaller one would vanish in single precision, and a larger one would
+outweigh a whole period."""
 
 MAX_USERS = 10_000
-"""Users of one call that stores their features."""
+"""The most users of one call that stores their features."""
 
 MAX_HISTORY = 30
-"""Most recent positives of a user that a model reads, newest first."""
+"""The most positives of a user that a model reads: the most recent ones, newest first."""
 
 MAX_REQUEST_HISTORY = 1000
-"""Items a request may send as its history; the first `MAX_HISTORY` of them are used."""
+"""The most items of a history in a request; the first `MAX_HISTORY` of them are used."""
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Bytes of the head of one request: its line and its headers; also of what comes with the chunks of its body."""
+"""The most bytes of the head of a request (its line and its headers), and of the trailers of a body in chunks."""
 
 MAX_PREFIX_LENGTH = 256
-"""Characters of the path prefix that a proxy puts before the paths of the service."""
+"""The most characters of the path prefix that a proxy puts before the paths of the service."""
 
 MAX_PIPELINED = 128
-"""Requests of one connection that wait for the answer to an earlier one."""
+"""The most requests of one connection that may wait for the answer to an earlier one."""
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
-"""Bytes of one request body, where none of the following applies."""
+"""The most bytes of a request body, where none of the following limits applies."""
 
 MAX_PREDICT_BYTES = 1024 * 1024
-"""Of the body of one prediction; a request of a batch is none longer."""
+"""The most bytes of the body of one prediction, and of one request of a batch."""
 
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-"""Of the body of one batch of predictions."""
+"""The most bytes of the body of one batch of predictions."""
 
 MAX_JSON_PARTS = 100_000
-"""Objects, arrays and members of objects in one body; 10,000 impressions have 80,003."""
+"""The most objects, arrays and members of objects in one body; 10,000 impressions have 80,003."""
 
 MAX_BODIES_BYTES = 128 * 1024 * 1024
-"""Of the bodies of all calls that are under way in an api process; those that are over it are refused with 503."""
+"""The most bytes of the bodies of all calls that an api process is answering; calls above it are refused with 503."""
 
 MAX_WRITES = 64
-"""Calls of an api process that store something and are under way at a time; more are refused with 503."""
+"""The most calls that store something which an api process runs at a time; more are refused with 503."""
 
 MAX_STREAMS = 500
-"""Streams of events (`/periods/{n}/events`) of an api process, and no more than half of its connections; more are
-refused with 503.
-"""
+"""The most streams of events (`/periods/{n}/events`) of an api process, which may also use no more than half of its
+connections; more are refused with 503."""
 
 MAX_LOOKUPS = 4
-"""Deletions of an api process, and looks at what is stored about an id, that are under way at a time."""
+"""The most calls that read all logs (deletions, and what is stored about an id) which an api process runs at a time."""
 
 LOOKUP_SECONDS = 30.0
-"""How long a caller waits for one of them."""
+"""How long a caller waits for such a call."""
 
 MAX_REASON_LENGTH = 1000
-"""Characters of the reason an operator gives for a change."""
+"""The most characters of the reason that an operator gives for a change."""
 
 MAX_KEY_NAME_LENGTH = 100
-"""Characters of the name of an API key."""
+"""The most characters of the name of an API key."""
 
 MAX_KEY_DAYS = 3650
-"""Within so many days a key has to expire, if it expires at all."""
+"""The most days until an API key expires, if it expires at all."""
 
 MIN_RATE, MAX_RATE = 0.001, 1_000_000
-"""Requests a second that a key can be limited to."""
+"""Range of the rate limit of an API key, in requests a second."""
 
 UNKNOWN_KEYS_RATE, UNKNOWN_KEYS_BURST = 100, 500
-"""Keys a second, and at once, that an api process looks up in Postgres and does not find there."""
+"""How many unknown keys an api process looks up in Postgres: a second, and at once."""
 
 KEPT_FOR_TRAINING = 7
-"""Periods that the method which looks back furthest, bu-7, learns from."""
+"""Number of periods that bu-7 learns from, the method that looks back furthest."""
 
 
 def within_id_length(id_: str) -> str:
-    """An id that was made of a client's ids: itself, or its SHA-256 in hex where it is too long for an id."""
+    """The id, or its SHA-256 in hex where it is too long; for ids that are composed of a client's ids."""
     return id_ if len(id_) <= MAX_ID_LENGTH else sha256(id_.encode()).hexdigest()

@@ -31,21 +31,22 @@ REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 MAX_LAYERS, MAX_WIDTH = 8, 1024
-"""Of the base model's hidden layers: more would make a prediction slower than all the rest of a request."""
+"""The most hidden layers of a base model, and the most units of one. Larger ones would make a prediction slower than
+all the rest of a request."""
 
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 
 Several = Annotated[tuple[str, ...], NoDecode]
-"""In the environment separated by commas."""
+"""Texts; in the environment separated by commas."""
 
 
 def sqlalchemy_dsn(dsn: str) -> str:
-    """The DSN with the one driver that the service uses.
+    """The DSN for SQLAlchemy, with asyncpg as the driver.
 
     Raises:
-        ValueError: the scheme is not one of `postgresql://`, `postgres://`, `postgresql+asyncpg://`, or what follows
-            can be read in several ways.
+        ValueError: the scheme is not `postgresql://`, `postgres://` or `postgresql+asyncpg://`, or the rest of the URL
+            is ambiguous.
     """
     for scheme in POSTGRES_SCHEMES:
         if dsn.startswith(scheme):
@@ -55,11 +56,11 @@ def sqlalchemy_dsn(dsn: str) -> str:
 
 
 def checked_prefix(path: str) -> str:
-    """A path prefix without a slash at its end; of `/` nothing is left.
+    """A path prefix without the slash at its end; empty for `/`.
 
     Raises:
-        ValueError: it is none: `/` and letters, digits, `.`, `_`, `~` or `-`, once or several times, 256 characters at
-            most, and no part is `.` or `..`.
+        ValueError: the path is no prefix. A prefix has one or more segments of a `/` and letters, digits, `.`, `_`, `~`
+            or `-`, none of which is `.` or `..`, and at most 256 characters.
     """
     path = path.rstrip("/") if not path.endswith("//") else path
     if path and (
@@ -73,7 +74,7 @@ def checked_prefix(path: str) -> str:
 
 
 class Settings(BaseSettings):
-    """One small set of settings; units are in the names."""
+    """All settings; their units are in the names."""
 
     model_config = SettingsConfigDict(env_prefix="ASMG_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -84,28 +85,28 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(None, repr=False)
     """Redis of the installation: `redis://`, `rediss://` or `unix://`."""
     start_without_redis: bool = False
-    """Whether `asmg serve` and `asmg worker` start although Redis does not answer; one that is lost later never ends
-    them."""
+    """Whether `asmg serve` and `asmg worker` start although Redis does not answer. When Redis is lost later, they go on
+    in any case."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     api_workers: int = Field(1, ge=1)
-    """Api processes."""
+    """Number of api processes."""
     max_connections: int = Field(1000, ge=1)
     """Open connections of one api process; more are answered with 503 and closed."""
     head_deadline_seconds: float = Field(10.0, gt=0)
-    """How long a client may take for the head of a request, from the connection or its first byte on."""
+    """How long a client may take for the head of a request, from the connection or the first byte of the head on."""
     body_deadline_seconds: float = Field(30.0, gt=0)
-    """How long a client may take for the body of a request, and to take in an answer."""
+    """How long a client may take for the body of a request, and how long it may read nothing of an answer."""
     keep_alive_seconds: int = Field(75, ge=1)
     """How long a connection may be idle between two requests. It should be longer than the idle time of a load balancer
-    in front (60 s of many), which else sends a request on a connection that is being closed."""
+    in front (60 s in many cases), which else sends a request on a connection that is being closed."""
     tls_cert: Path | None = None
     """Certificate chain in PEM, for HTTPS without a proxy; together with `tls_key`."""
     tls_key: Path | None = None
-    """Its private key in PEM, not encrypted."""
+    """Private key of the certificate in PEM, not encrypted."""
     root_path: str = ""
-    """Path prefix under which clients see the service behind a proxy, such as `/recommender`. The proxy may pass it on
-    or take it off."""
+    """Path prefix under which clients see the service behind a proxy, such as `/recommender`. The proxy may keep it or
+    remove it."""
     trusted_proxies: Several = ()
     """Addresses and networks (CIDR) of the proxies whose `X-Forwarded-Prefix` is believed; nobody's by default."""
     cors_origins: Several = ()
@@ -131,39 +132,39 @@ class Settings(BaseSettings):
     history_length: int = Field(MAX_HISTORY, ge=1, le=MAX_HISTORY)
     """Most recent positives of a user that a model reads."""
     history_cache_seconds: float = Field(10.0, ge=0)
-    """How long an api process remembers a user's history at most. A click that it took in itself counts at once, one of
-    another process as soon as Redis has told, a moment later."""
+    """How long an api process keeps a user's history in memory at most. A click that the process has stored itself is
+    in it at once, one of another process as soon as its notice comes through Redis, a moment later."""
     history_deadline_seconds: float = Field(0.75, gt=0)
-    """How long a prediction waits for the user's history at most; then it is made without."""
+    """How long a prediction waits for the user's history; it is then made without."""
     connection_seconds: float = Field(3600.0, gt=0)
-    """After which a connection to Postgres is replaced, for what the server remembers for it grows."""
+    """Age at which a connection to Postgres is replaced, because the memory that the server keeps for it grows."""
     store_deadline_seconds: float = Field(5.0, gt=0)
-    """How long a call that stores something waits for Postgres at most; then it is refused, to be sent again."""
+    """How long a call that stores something waits for Postgres; it is then refused, and the client may try again."""
     future_tolerance_seconds: float = Field(FUTURE_TOLERANCE_SECONDS, ge=0, le=MAX_FUTURE_SECONDS)
-    """How far the time of an event may be ahead of the clock of the process that takes it in; further ahead it is
-    refused. `asmg import` keeps to it too; `asmg experiment prepare`, which has no settings, to five minutes."""
+    """How far the time of an event may be ahead of the clock of the process that stores it; others are refused. It
+    holds for `asmg import` too; `asmg experiment prepare`, which has no settings, allows five minutes."""
     attribution_window_seconds: float = Field(1800.0, ge=0, le=30 * 86_400)
-    """How long after an impression a click on it counts; only then the impression becomes interactions."""
+    """How long after an impression a click on it counts. The impression becomes interactions after this time."""
     negatives_per_positive: int = Field(0, ge=0, le=100)
     """Negatives that are sampled for each positive of a period whose log has only positives; 0 for none."""
     impression_deadline_seconds: float = Field(0.1, gt=0)
-    """How long a prediction waits at most for its impression to be stored; then it says that it was not logged."""
+    """How long a prediction waits for its impression to be stored; the answer then says that it was not logged."""
     rate_limit: float = 0.0
-    """Requests a second that a key may make, of all api processes together, where it has no limit of its own; 0 for any
+    """Requests a second that a key without a limit of its own may make, to all api processes together; 0 for any
     number."""
     rate_burst_seconds: float = Field(1.0, gt=0, le=3600)
-    """At once a key may make as many requests as come in so many seconds at its limit, and at least one."""
+    """Size of a burst: a key may make as many requests at once as its limit allows in this time, and at least one."""
     swap_lead_seconds: float = Field(0.5, ge=0)
     """Time between the publication of a version and the moment at which all api processes switch to it."""
     swap_poll_seconds: float = Field(0.25, gt=0)
-    """How often an api process looks for a new version where no notice reached it."""
+    """How often an api process looks for a new version, in case a notice did not reach it."""
     snapshot_check_seconds: float = Field(60.0, gt=0)
-    """How often an api process compares the model that it serves, and the file of it, with their digest."""
+    """How often an api process compares the model in memory and its file with their digest."""
     worker_poll_seconds: float = Field(1.0, gt=0)
     """How often the worker looks for a sealed period."""
     worker_stall_seconds: float = Field(300.0, gt=0)
-    """A worker that did not get any further for so long is not healthy (`asmg worker --check`). Training tells of its
-    progress all the time, but reading or writing a very large period is one step."""
+    """Age of its last progress at which a worker is not healthy (`asmg worker --check`). Training reports progress all
+    the time, but reading or writing a very large period is one step."""
     max_attempts: int = Field(3, ge=1)
     """Updates of one period that may fail before it is quarantined."""
     keep_versions: int = Field(50, ge=2)
@@ -172,14 +173,14 @@ class Settings(BaseSettings):
     """Newest model versions whose training state is kept, so that a rollback can excise what came after them."""
     keep_logs: int = Field(30, ge=0)
     """Newest learned periods whose log is kept, beside the seven that the method which looks back furthest learns from.
-    An event id is recognised for as long."""
+    Duplicates of an event are recognised as long as its log is kept."""
     evict_after_periods: int | None = None
-    """Periods in a row after which a user or an item that was not seen loses its row; None for never."""
+    """Number of consecutive periods without an event after which a user or an item loses its row; None for never."""
     deletion_journal: Path | None = None
-    """File to which every deletion of a user or an item is added; `deletions.jsonl` in `data_dir` where it is unset. It
-    has to outlive the database."""
+    """File to which every deletion of a user or an item is appended; by default `deletions.jsonl` in `data_dir`. It
+    must be kept when the database is restored or lost."""
     seed: int = 0
-    """Seed of every random choice of the updates."""
+    """Seed of all random choices of the updates."""
 
     @field_validator("data_dir")
     @classmethod
@@ -256,14 +257,14 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _certificate_and_key(self) -> "Settings":
+    def _check_certificate_and_key(self) -> "Settings":
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("expected both ASMG_TLS_CERT and ASMG_TLS_KEY, or neither; received one")
         return self
 
     @field_validator("evict_after_periods")
     @classmethod
-    def _evict_nobody_who_is_learned_from(cls, value: int | None) -> int | None:
+    def _check_eviction(cls, value: int | None) -> int | None:
         if value is not None and value < KEPT_FOR_TRAINING:
             raise ValueError(
                 f"expected at least {KEPT_FOR_TRAINING}, the periods that the method which looks back furthest learns "
@@ -272,7 +273,7 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _both_or_neither(self) -> "Settings":
+    def _check_servers(self) -> "Settings":
         if (self.postgres_dsn is None) != (self.redis_url is None):
             given, missing = (
                 ("redis_url", "postgres_dsn") if self.postgres_dsn is None else ("postgres_dsn", "redis_url")
@@ -295,7 +296,7 @@ class Settings(BaseSettings):
 
     @property
     def journal(self) -> Path:
-        """`deletion_journal`, where it is."""
+        """Path of the deletion journal: `deletion_journal` or its default."""
         return self.data_dir / "deletions.jsonl" if self.deletion_journal is None else self.deletion_journal.absolute()
 
     def read_features(self) -> Schema:
@@ -323,7 +324,7 @@ class Settings(BaseSettings):
 
     @property
     def attribution_window(self) -> timedelta:
-        """`attribution_window_seconds`."""
+        """`attribution_window_seconds` as a timedelta."""
         return timedelta(seconds=self.attribution_window_seconds)
 
     @property
@@ -333,11 +334,11 @@ class Settings(BaseSettings):
 
 
 def _origin(given: str) -> str:
-    """The origin as browsers write it: lower case, without the port that is the scheme's own."""
+    """The origin as browsers write it: in lower case, without the default port of its scheme."""
     found = ORIGIN.fullmatch(given.lower())
     if found is None or (found["port"] is not None and not 0 < int(found["port"]) <= MAX_PORT):
         raise ValueError(
             f"expected origins, SCHEME://HOST or SCHEME://HOST:PORT without a path, or * alone; received {given!r}"
         )
-    own = found["port"] is not None and found["port"] == DEFAULT_PORTS.get(found["scheme"])
-    return found[0].removesuffix(f":{found['port']}") if own else found[0]
+    is_default = found["port"] is not None and found["port"] == DEFAULT_PORTS.get(found["scheme"])
+    return found[0].removesuffix(f":{found['port']}") if is_default else found[0]

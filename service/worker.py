@@ -13,8 +13,12 @@ from service.errors import ConfigurationError, NotReady, ServiceError
 from service.heartbeat import Heartbeat
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
-from service.storage.postgres.database import Database, Leadership, require_sessions
-from service.storage.redis.state import HistoryStore, Notices, connect
+from service.storage.postgres.database import Database
+from service.storage.postgres.leadership import Leadership
+from service.storage.postgres.pooler import require_sessions
+from service.storage.redis.connection import connect
+from service.storage.redis.histories import HistoryStore
+from service.storage.redis.notices import Notices
 from service.tasks import end_tasks, start_alone
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.forget import carry_out_pending

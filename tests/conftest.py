@@ -1,8 +1,8 @@
 """Real servers for all tests: embedded ones, or those that ASMG_POSTGRES_DSN and ASMG_REDIS_URL name.
 
-With external servers the run creates databases of its own in that Postgres, takes an empty database index of that
-Redis, and leaves neither behind. In a parallel run (pytest-xdist) each process has servers, or databases and an index,
-of its own.
+With external servers the run creates its own databases in that Postgres and uses an empty database index of that Redis;
+it leaves neither behind. In a parallel run (pytest-xdist) each process has its own servers, or its own databases and
+index.
 """
 
 import asyncio
@@ -27,46 +27,46 @@ from service.settings import sqlalchemy_dsn
 from service.storage.embedded.servers import EmbeddedServers
 from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import migrate
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 
-# Whoever runs the tests may have an installation of their own in the environment; no test is to read its settings.
+# The environment may have settings of a real installation. No test may read them.
 GIVEN = {name: os.environ.pop(name) for name in ("ASMG_POSTGRES_DSN", "ASMG_REDIS_URL") if name in os.environ}
 for name in [name for name in os.environ if name.startswith("ASMG_") and not name.startswith("ASMG_TEST_")]:
     del os.environ[name]
 
 PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-"""Which of how many processes of a parallel run this is."""
+"""The number of this process in a parallel run, and how many there are."""
 
 
 def pytest_configure() -> None:
-    """One thread of torch in each process of a parallel run: the other cores are the other processes'."""
+    """In a parallel run torch uses one thread in each process, since the other processes need the other cores."""
     if PROCESSES > 1:
-        import torch  # takes a second, and many a module does without
+        import torch  # takes a second, and many tests do without
 
         torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs whole programs, the tests of this folder itself, comes first: tests that take half a minute each would
-    be a poor end of a parallel run, where the process that is done first takes over what the others have left.
+    """Run the tests of this folder first. They start whole programs and take up to half a minute each; at the end of a
+    parallel run, the other processes would wait for them.
     """
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 def pytest_collection_finish() -> None:
-    """Half a million objects, of all the modules and tests, stay to the end. To look through them took half a second of
-    each full garbage collection, more than all else of some benchmarks, which collect before they time anything.
+    """Exempt the half a million objects of modules and tests from garbage collection. They stay to the end, and looking
+    through them took half a second of each full collection, most of the time of some benchmarks' tests.
     """
     gc.collect()
     gc.freeze()
 
 
 class Servers(NamedTuple):
-    """Where the servers of the run are."""
+    """The servers of the run."""
 
     postgres_dsn: str
-    """A database beside which others can be created."""
+    """A database whose server lets us create others."""
     redis_url: str
     """A database index that belongs to this run alone."""
     execute: Callable[[str], object]
@@ -85,14 +85,14 @@ def servers() -> Iterator[Servers]:
         return
     if dsn or url:
         pytest.exit("expected both ASMG_POSTGRES_DSN and ASMG_REDIS_URL, or neither; received one", 4)
-    # Directly under the temporary folder: pytest's own folders are too deep for a Unix socket's path.
+    # Directly in the temporary folder: the paths of pytest's folders are too long for a Unix socket.
     with (
         tempfile.TemporaryDirectory(prefix="asmg-", ignore_cleanup_errors=True) as folder,
         EmbeddedServers(Path(folder) / "data") as embedded,
         administrated(embedded.postgres_dsn, embedded.redis_url) as servers,
     ):
-        # The death of a process harms nothing then; that of the host would, but what is stored ends with the run.
-        # A DROP DATABASE, with which hundreds of tests end, takes a third of the time.
+        # Without fsync only a crash of the host loses data, and no data has to outlive the run. DROP DATABASE, which
+        # ends hundreds of tests, takes a third of the time.
         servers.execute("ALTER SYSTEM SET fsync = off")
         servers.execute("SELECT pg_reload_conf()")
         yield servers
@@ -100,7 +100,7 @@ def servers() -> Iterator[Servers]:
 
 @contextmanager
 def administrated(postgres_dsn: str, redis_url: str) -> Iterator[Servers]:
-    """The servers, with one connection for all statements: it has a thread to itself, where no other loop runs."""
+    """The servers, with one connection for all statements. It has its own thread, since the test's may run a loop."""
     loop = asyncio.new_event_loop()
     with ThreadPoolExecutor(1) as thread:
 
@@ -116,9 +116,9 @@ def administrated(postgres_dsn: str, redis_url: str) -> Iterator[Servers]:
 
 
 def create_database(servers: Servers, name: str, template: str) -> None:
-    """Make a copy of a database that nobody is connected to.
+    """Copy a database that nobody is connected to.
 
-    Its files are copied. Postgres' own way, each page through the write-ahead log, takes three times as long.
+    It is copied as files. The default way, through the write-ahead log, takes three times as long.
     """
     servers.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
 
@@ -129,7 +129,7 @@ def drop_database(servers: Servers, name: str) -> None:
 
 @pytest.fixture(scope="session")
 def migrated_template(servers: Servers) -> Iterator[str]:
-    """Name of a migrated database that nobody is connected to, to make copies of."""
+    """Name of a migrated database that nobody is connected to, for copies."""
     name = f"asmg_test_{uuid4().hex[:12]}"
     create_database(servers, name, "template0")
     in_thread(migrate, database_dsn(servers, name))
@@ -145,7 +145,7 @@ def database_numbers() -> Iterator[int]:
 
 @pytest.fixture
 def postgres_dsn(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[str]:
-    """A migrated database of the test's own."""
+    """DSN of a new migrated database."""
     name = f"{migrated_template}_{next(database_numbers)}"
     create_database(servers, name, migrated_template)
     yield database_dsn(servers, name)
@@ -154,14 +154,14 @@ def postgres_dsn(servers: Servers, migrated_template: str, database_numbers: Ite
 
 @pytest.fixture
 def redis_url(servers: Servers) -> str:
-    """An empty Redis."""
+    """URL of an empty Redis."""
     flush(servers.redis_url)
     return servers.redis_url
 
 
 @pytest.fixture
 async def database(postgres_dsn: str) -> AsyncIterator[Database]:
-    """The test's database."""
+    """The database of `postgres_dsn`."""
     database = Database(postgres_dsn)
     yield database
     await database.close()
@@ -169,7 +169,7 @@ async def database(postgres_dsn: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """A client of the empty Redis."""
+    """A client of `redis_url`."""
     client = connect(redis_url)
     yield client
     await client.aclose()
@@ -177,13 +177,13 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A folder of the test's own, with a path short enough for a Unix socket."""
+    """A new folder whose path is short enough for a Unix socket."""
     with tempfile.TemporaryDirectory(prefix="asmg-", ignore_cleanup_errors=True) as folder:
         yield Path(folder) / "data"
 
 
 def in_thread(function, *args):
-    """Call a function that runs an event loop of its own; the thread of the tests has, or will have, another."""
+    """Call a function that runs its own event loop, in a thread without one."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function, *args).result()
 
@@ -198,9 +198,9 @@ def flush(url: str) -> None:
 
 
 def empty_redis_index(url: str) -> str:
-    """The URL with the highest database index that holds nothing, so that no test flushes what is not its own.
+    """The URL with the highest database index that is empty, so that no test flushes foreign data.
 
-    The processes of a parallel run choose among different ones, for none sees at once what another has taken.
+    The processes of a parallel run choose among different indexes, since none sees at once what another has taken.
     """
     url = url.partition("?")[0]
     for index in range(15 - PROCESS, 0, -PROCESSES):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ingest import Cell, encode_call, make_batches
-from service.storage.postgres.events import EventBatch
+from service.http.bodies.interactions import parse_interactions
 from tests.bench_support import assert_one_line, bench
 from tests.service.copied import copied
 
@@ -30,8 +30,7 @@ def test_a_call_holds_the_rows() -> None:
     (rows, *_) = make_batches(Cell(10, 1, 0), "x", 100, seed=0)
     head, body = encode_call(rows, "secret").split(b"\r\n\r\n")
     assert f"Content-Length: {len(body)}".encode() in head
-    events = EventBatch.parse(body)
-    assert events is not None
+    events = parse_interactions(body, {"headers": [(b"content-type", b"application/json")]})
     found = [(e.event_id, 1, e.user_id, e.item_id, e.label, e.occurred_at, e.request_id) for e in copied(events)]
     assert found == rows
 

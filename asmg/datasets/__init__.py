@@ -1,4 +1,4 @@
-"""Interaction logs: files, public collections, negative sampling, cutting into periods."""
+"""Interaction logs: files, public logs, sampling of negatives, cutting into periods."""
 
 from asmg.datasets.diginetica import read_diginetica, read_diginetica_clicks
 from asmg.datasets.folders import FolderLog, open_folder, recognise_folder

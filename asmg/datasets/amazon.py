@@ -1,7 +1,8 @@
 """Amazon reviews: the CSV files of user, item, rating and timestamp (seconds), one for each department."""
 
 from asmg.datasets.columns import identifier, rating
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.movielens import LIKED
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of

@@ -1,14 +1,15 @@
 """Avazu (Kaggle, 2014): ten days of advertisements shown on phones, `train.csv` (as published `train.gz`).
 
-The log names neither users nor advertisements. A user is a `device_id`; of devices that hide it, most of them, all have
-the same one, and the address and the model of the device are taken for the user. An item is a value of `C14`, of the
-anonymous columns of the advertisement (C14–C17) the one with the most values; the others are what is known of it.
+The log has no ids of users or advertisements. The user is the `device_id`; most devices hide it and share one value,
+for these the user is the device's address and model. The item is the value of `C14`, the one of the anonymous columns
+of the advertisement (C14–C17) with the most values; the others are its fields.
 """
 
 import polars as pl
 
 from asmg.datasets.columns import click, identifier
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
 from asmg.features import Field
@@ -16,7 +17,7 @@ from asmg.features import Field
 __all__ = ["AVAZU", "read_avazu"]
 
 HIDDEN = "a99f214a"
-"""The `device_id` of all devices that hide theirs."""
+"""The `device_id` of devices that hide theirs."""
 
 FIELDS = {
     column: Field(column.lower(), "context", "categorical")
@@ -25,12 +26,12 @@ FIELDS = {
         "device_model", "device_type", "device_conn_type", "C18", "C19", "C20", "C21",
     )
 } | {column: Field(column.lower(), "item", "categorical") for column in ("C15", "C16", "C17")}  # fmt: skip
-"""Column → field. banner_pos is that of the space that is for sale, known before an advertisement is chosen for it, so
-it is not learned in training alone."""
+"""Column → field. banner_pos belongs to the space for sale and is known before an advertisement is chosen, so it is not
+training-only."""
 
 
 def read_avazu(gathering: Gathering) -> Events:
-    """Every row; each hour's have the time at which it begins (UTC)."""
+    """Every row; its time is the start of its hour (UTC)."""
     readings = {name: identifier() for name in ("device_id", "device_ip", "device_model", "C14")}
     readings |= {"hour": time_of("%y%m%d%H"), "click": click()}
 

@@ -1,4 +1,6 @@
-"""How the values of a column are read: ids, labels, categories, ratings, numbers, fields. Times are in `times.py`."""
+"""How the values of a column are read: ids, labels, categories, ratings, numbers. For times see `times.py`, for fields
+`field_values.py`.
+"""
 
 import re
 from collections.abc import Callable
@@ -10,18 +12,16 @@ import polars as pl
 
 from asmg.datasets.log import IdArray
 from asmg.datasets.table import LIST_SEPARATOR, Column
-from asmg.features import MAX_NUMBER, MAX_VALUE_LENGTH, MISSING, Field, check
 
 __all__ = [
     "BLANKS",
     "MAX_ID_LENGTH",
+    "MISSING_MARKS",
     "Reading",
     "category_list",
     "click",
-    "field_value",
     "identifier",
     "labels",
-    "number_like",
     "rating",
     "read_ids",
     "split_values",
@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 MAX_ID_LENGTH = 256
-"""Characters of an id or of a category."""
+"""Maximum characters of an id or a category."""
 
 BLANKS = " \t"
-"""Characters that mean nothing around a value."""
+"""Characters that are ignored around a value."""
 
 
 def _no_hint(value: str) -> str:
@@ -42,40 +42,43 @@ def _no_hint(value: str) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the text of a column is read, twice: all of a block at once, and a single value.
+    """How the text of a column is converted: a whole block by Polars, or a single value by Python.
 
-    What `parse` reads, `convert` reads as the same value; `parse` may leave more to `convert` than is wrong.
+    `parse` and `convert` agree on every value that `parse` accepts. `parse` may return null for a good value, which
+    `convert` then reads.
     """
 
     kind: Any
-    """The Polars type of the values."""
+    """Polars type of the values."""
     parse: Callable[[pl.Expr], pl.Expr]
-    """Text → values, null where it is for `convert` to say."""
+    """Text → values; null if `convert` has to decide."""
     convert: Callable[[str], Any]
-    """Text → value; ValueError where it is none."""
+    """Text → value; ValueError for a bad one."""
     expected: str
-    """What a good value is."""
+    """Description of a good value, for errors."""
     refused: tuple[str, ...] = ()
-    """How the names of Parquet types begin that such a column cannot have."""
+    """Prefixes of the names of Parquet types that are refused."""
     hint: Callable[[str], str] = _no_hint
-    """What is wrong with a bad value and which option may help, in a few words, or the empty text."""
+    """Advice for a bad value, in a few words; may be empty."""
 
 
-_MISSING = ("nan", "NaN", "None", "null", "NULL")
-# 12.0 and 1.2e+11 are the whole numbers 12 and 120000000000 after a float was made of them.
+MISSING_MARKS = ("nan", "NaN", "None", "null", "NULL")
+"""What writers of tables put for a missing value."""
+
+# 12.0 and 1.2e+11 are the whole numbers 12 and 120000000000 after conversion to a float.
 _FLOAT_ID = r"^[+-]?[0-9]+(\.0+|(\.[0-9]+)?[eE]\+[0-9]+)$"
 
 
 def identifier() -> Reading:
-    """An id of 1 to 256 characters, compared with others character by character.
+    """An id of 1 to 256 characters.
 
-    Refused is what writers of tables put for a missing id (nan, None, null …), and a whole number of which a writer
-    made a float (12.0, 1.2e+11): 12 and 12.0 would be two users.
+    Refused are marks of a missing id (nan, None, null …) and whole numbers that were converted to floats (12.0,
+    1.2e+11), because 12 and 12.0 would count as two users.
     """
 
     def parse(column: pl.Expr) -> pl.Expr:
         good = column.str.len_chars().is_between(1, MAX_ID_LENGTH) & ~column.str.contains("\0", literal=True)
-        good &= ~column.is_in(_MISSING) & ~column.str.contains(_FLOAT_ID)
+        good &= ~column.is_in(MISSING_MARKS) & ~column.str.contains(_FLOAT_ID)
         return pl.when(good).then(column)
 
     def convert(value: str) -> str:
@@ -84,7 +87,7 @@ def identifier() -> Reading:
         return value
 
     def hint(value: str) -> str:
-        if not value or value in _MISSING:
+        if not value or value in MISSING_MARKS:
             return "the id is missing; --malformed drop leaves such rows out and counts them"
         if re.fullmatch(_FLOAT_ID[1:-1], value):
             return "a float was made of the id: write whole numbers or text"
@@ -95,7 +98,7 @@ def identifier() -> Reading:
 
 
 def read_ids(column: Column) -> IdArray:
-    """[n] the ids of a column of a small file."""
+    """The ids [n] of a column of a small file."""
     reading = identifier()
     ids = np.empty(len(column.values), np.object_)
     ids[:] = column.convert(reading.convert, reading.expected)
@@ -103,12 +106,12 @@ def read_ids(column: Column) -> IdArray:
 
 
 def text() -> Reading:
-    """Any text, an empty one too."""
+    """Any text, also empty."""
     return Reading(pl.String, lambda column: column.fill_null(""), str, "text")
 
 
 def category_list() -> Reading:
-    """Categories of 1 to 256 characters, separated by `|`, read as that text without its empty parts."""
+    """Categories of 1 to 256 characters, separated by `|`; read as text without empty parts."""
 
     def parse(column: pl.Expr) -> pl.Expr:
         column = column.fill_null("").str.replace_all(rf"[{BLANKS}]*\|[|{BLANKS}]*", LIST_SEPARATOR)
@@ -127,7 +130,7 @@ def category_list() -> Reading:
 
 
 def split_values(value: str, separator: str = LIST_SEPARATOR) -> list[str]:
-    """The parts of a text that are not empty, as often as they are there, without blanks around them."""
+    """The non-empty parts of a text without surrounding blanks, with repetitions."""
     return [part for part in (part.strip(BLANKS) for part in value.split(separator)) if part]
 
 
@@ -147,11 +150,11 @@ def whole_number(low: int, high: int) -> Reading:
 
 
 def rating(liked: float, low: float | None = None, high: float | None = None) -> Reading:
-    """The label of a rating: 1 from `liked` on.
+    """A rating, read as a label: 1 from `liked` on, else 0.
 
     Args:
-        liked: the least rating that is a positive.
-        low, high: the least and the greatest rating there are; None: any.
+        liked: the lowest rating of a positive.
+        low, high: bounds of valid ratings; None for no bounds.
     """
     least, most = -1e9 if low is None else low, 1e9 if high is None else high
 
@@ -177,7 +180,7 @@ _LABELS = {
 
 
 def labels() -> Reading:
-    """0 or 1, also as 1.0 or True."""
+    """A label: 0 or 1, also as 1.0 or True."""
 
     def parse(column: pl.Expr) -> pl.Expr:
         bare = column.str.replace(r"^([01])\.0+$", "${1}")
@@ -197,64 +200,5 @@ def labels() -> Reading:
 
 
 def click() -> Reading:
-    """0 or 1, of a log that is not one's own: `labels` without a hint at options that it does not have."""
+    """A label of a public log: `labels` without hints at options of `asmg import`."""
     return replace(labels(), hint=_no_hint)
-
-
-_DECIMAL = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
-
-
-def field_value(field: Field, separator: str = LIST_SEPARATOR) -> Reading:
-    """A value of a field, which may be missing: nothing, or what writers of tables put for that (nan, None, null …).
-
-    A number is read as a float, NaN where it is missing; all else as its text, "" where it is missing.
-
-    Args:
-        field: says what the column may hold.
-        separator: one character, between the values of a multi field.
-    """
-    if field.kind == "numeric":
-        return _field_number(field)
-
-    def parse(column: pl.Expr) -> pl.Expr:
-        bare = pl.when(column.is_null() | column.is_in(_MISSING)).then(pl.lit(MISSING)).otherwise(column)
-        good = (bare.str.len_chars() <= MAX_VALUE_LENGTH) & ~bare.str.contains("\0", literal=True)
-        if field.kind == "multi":
-            good &= bare.str.count_matches(separator, literal=True) < field.most
-        return pl.when(good).then(bare)
-
-    def convert(value: str) -> str:
-        bare = MISSING if value in _MISSING else value
-        check(field, split_values(bare, separator) if field.kind == "multi" else bare)
-        return bare
-
-    one = f"text of at most {MAX_VALUE_LENGTH} characters without NUL"
-    several = f"at most {field.most} values, separated by {separator!r}, each {one}"
-    refused = ("Float",) if field.kind == "categorical" else ()
-    return Reading(pl.String, parse, convert, several if field.kind == "multi" else one, refused)
-
-
-def number_like(values: pl.Series) -> tuple[bool, bool]:
-    """Whether all of the texts that are there are numbers, and whether one of them has a fraction."""
-    there = values.filter((values != MISSING) & ~values.is_in(_MISSING))
-    numbers = there.str.contains(f"^{_DECIMAL}$")
-    return bool(numbers.all()), bool(there.str.contains(".", literal=True).any())
-
-
-def _field_number(field: Field) -> Reading:
-    def parse(column: pl.Expr) -> pl.Expr:
-        missing = column.is_null() | (column == MISSING) | column.is_in(_MISSING)
-        plain = pl.when(column.str.contains(f"^{_DECIMAL}$")).then(column)
-        number = plain.cast(pl.Float64, strict=False)
-        good = pl.when(number.abs() <= MAX_NUMBER).then(number)
-        return pl.when(missing).then(pl.lit(float("nan"))).otherwise(good)
-
-    def convert(value: str) -> float:
-        if not value or value in _MISSING:
-            return float("nan")
-        if not re.fullmatch(_DECIMAL, value):
-            raise ValueError
-        check(field, float(value))
-        return float(value)
-
-    return Reading(pl.Float64, parse, convert, f"a number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}, or nothing")

@@ -1,8 +1,8 @@
 """Criteo (Kaggle, 2014): a week of display advertisements, `train.txt`: a label, 13 numbers and 26 hashed values a row.
 
-The log has no times: its rows are in the order of time, and row n is taken to have happened n × 10 ms after 1970
-began. Nor does it say what any column means. So that there are users and items at all, the user is C3, the column with
-the most values (ten million in 46 million rows), and the item is C10 (93 thousand); all others are fields.
+The log has no times, but its rows are in time order: row n gets the time n × 10 ms after the start of 1970. The meaning
+of the columns is unknown. The user is C3, the column with the most values (ten million in 46 million rows), and the
+item is C10 (93 thousand); all others are fields.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from collections.abc import Callable
 import polars as pl
 
 from asmg.datasets.columns import click, text
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.features import Field
 
@@ -19,7 +20,7 @@ __all__ = ["CRITEO", "read_criteo"]
 USER, ITEM = "C3", "C10"
 
 NOBODY = "none"
-"""The id where the column that stands for it is empty."""
+"""The id of rows whose user or item column is empty."""
 
 FIELDS = {f"I{n}": Field(f"i{n}", "context", "numeric", enter="log") for n in range(1, 14)} | {
     f"C{n}": Field(f"c{n}", "context", "categorical") for n in range(1, 27) if f"C{n}" not in (USER, ITEM)
@@ -42,7 +43,7 @@ def read_criteo(gathering: Gathering) -> Events:
 
 
 def _in_order() -> Callable[[pl.DataFrame], pl.DataFrame]:
-    """Gives the rows of one block after the other their times."""
+    """A function that gives the rows of consecutive blocks their times."""
     rows = 0
 
     def derive(block: pl.DataFrame) -> pl.DataFrame:

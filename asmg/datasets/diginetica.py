@@ -1,11 +1,10 @@
 """DIGINETICA (CIKM Cup 2016): click sessions of a shop.
 
-As the competition published it, or cut into 17 periods by the authors of ADER (RecSys 2020).
+Either as published by the competition, or cut into 17 periods by the authors of ADER (RecSys 2020).
 """
 
 import gzip
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,15 @@ import numpy as np
 import polars as pl
 
 from asmg.datasets.columns import identifier, read_ids, whole_number
-from asmg.datasets.gathering import Events, Gathering, Ids, Source, joined
+from asmg.datasets.damage import GZIP_ERRORS, damaged_gzip, not_utf8
+from asmg.datasets.events import Events, Ids, joined
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.sampling import sample_negatives
 from asmg.datasets.scan import Layout
 from asmg.datasets.table import Table
-from asmg.datasets.times import DAY_MS, time_of
+from asmg.datasets.time_forms import DAY_MS
+from asmg.datasets.times import time_of
 from asmg.log_format import LogFormatError
 
 _WEEK_MS = 7 * DAY_MS
@@ -28,18 +30,21 @@ _FILE = re.compile(r"period_(\d\d)\.txt\.gz")
 
 
 def read_diginetica(folder: str | Path, rng: np.random.Generator) -> InteractionLog:
-    """Reads the files `period_NN.txt.gz` of a folder, `session item` a line, and samples the negatives.
+    """Read the files `period_NN.txt.gz` of a folder, with lines `session item`, and sample negatives.
 
-    The session plays the user. Each click is a positive and is followed by one negative, uniform over the items of all
-    files that are not in the session so far. The source has no timestamps: line l (from 1) of file NN happened at
-    NN × 7 days + l × 5 s after 1970 began (l × less, where a file of another log has too many lines for a week).
-    `period` is NN + 1. Raises LogFormatError for content of another form.
+    The session is the user. Each click is a positive, followed by one negative that is uniform over the items of all
+    files that are not in the session so far. The source has no timestamps: line l (from 1) of file NN gets the time
+    NN × 7 days + l × 5 s after the start of 1970 (less than 5 s if a file has too many lines for a week). `period` is
+    NN + 1.
+
+    Raises:
+        LogFormatError: the content is unexpected.
     """
     return sample_negatives(read_diginetica_clicks(folder), rng=rng, mode="so_far").log
 
 
 def read_diginetica_clicks(folder: str | Path) -> InteractionLog:
-    """The same log without negatives."""
+    """The log of `read_diginetica` without negatives."""
     folder = Path(folder)
     files = _period_files(folder)
     if not files:
@@ -59,12 +64,12 @@ def read_diginetica_clicks(folder: str | Path) -> InteractionLog:
 
 
 def is_diginetica(folder: Path) -> bool:
-    """Whether a folder holds the period files."""
+    """Whether a folder holds period files."""
     return bool(_period_files(folder))
 
 
 def _period_files(folder: Path) -> dict[int, Path]:
-    """Number in the name → file, in ascending order."""
+    """Number in the name → file, ascending."""
     matches = ((_FILE.fullmatch(path.name), path) for path in sorted(folder.iterdir()))
     return {int(match[1]): path for match, path in matches if match}
 
@@ -79,15 +84,15 @@ def _read_period(path: Path) -> Table:
                     raise LogFormatError(path, "a session and an item", repr(line.rstrip("\n")[:60]), line=number)
                 sessions.append(words[0])
                 items.append(words[1])
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise LogFormatError(path, "a complete gzip file", f"one that is cut short or damaged ({error})") from error
+    except GZIP_ERRORS as error:
+        raise damaged_gzip(path, error) from error
     except UnicodeDecodeError as error:
-        raise LogFormatError(path, "text in UTF-8", f"byte {error.object[error.start]:#04x}") from error
+        raise not_utf8(path, error) from error
     return Table(path, {"session": sessions, "item": items}, range(1, len(items) + 1))
 
 
 def find_period_files(gathering: Gathering) -> dict[int, Path]:
-    """Number → period file, where there are any: `raw` itself, in it, or in a folder in it."""
+    """Number → period file: `raw` itself, or those in `raw` or in one of its folders; may be empty."""
     if gathering.raw.is_file():
         match = _FILE.fullmatch(gathering.raw.name)
         return {int(match[1]): gathering.raw} if match else {}
@@ -114,15 +119,14 @@ def read_period_files(gathering: Gathering, files: Mapping[int, Path]) -> Events
 
 
 def _line_ms(lines: int) -> int:
-    """Milliseconds between the lines of period files, the longest of which has so many: it has to end in its week."""
+    """Milliseconds between lines, so that a file with this many lines ends within its week."""
     return min(_LINE_MS, (_WEEK_MS - 1) // max(1, lines))
 
 
 def read_diginetica_raw(gathering: Gathering) -> Events:
-    """The item views, each a positive, of period files or of the competition's own `train-item-views.csv`.
+    """The item views, each a positive, of period files or of the competition's `train-item-views.csv`.
 
-    There a view happened `timeframe` milliseconds after its session began, which is taken for midnight (UTC) of its
-    `eventdate`.
+    The time of a view in the latter is midnight (UTC) of its `eventdate` plus `timeframe` milliseconds.
     """
     if files := find_period_files(gathering):
         return read_period_files(gathering, files)
@@ -143,7 +147,7 @@ def read_diginetica_raw(gathering: Gathering) -> Events:
 
 
 def leave_out_rare(gathering: Gathering, events: Events) -> Events:
-    """Without items of fewer than 5 clicks and then sessions of a single one: as the period files were made."""
+    """Drop items with fewer than 5 clicks, then sessions with a single click, as was done for the period files."""
     clicks = np.bincount(events.item, minlength=len(events.item_ids))
     events = gathering.leave_out(events, clicks[events.item] >= 5, "clicks on items with fewer than 5 of them")
     clicks = np.bincount(events.user, minlength=len(events.user_ids))

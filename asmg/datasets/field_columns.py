@@ -1,4 +1,4 @@
-"""The values of a field as a column: one of each interaction, of each user or of each item."""
+"""The values of a field as a column, one per interaction, user or item."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from asmg.features import MISSING, Field, Value, check, encode
 __all__ = ["By", "FieldColumn"]
 
 By = Literal["row", "user", "item"]
-"""What a column has a value of: each interaction, each user or each item."""
+"""What a column has one value per: interaction, user or item."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +22,12 @@ class FieldColumn:
 
     field: Field
     values: npt.NDArray[Any]
-    """Of a numeric field float64 [n], NaN where missing; of any other uint32 [n], places in `distinct`."""
+    """For a numeric field float64 [n], NaN if missing; otherwise uint32 [n], places in `distinct`."""
     distinct: tuple[tuple[str, ...], ...] = ()
-    """Values as `asmg.features.encode` has them, several of a multi field, ("",) for a missing one. Two may be equal,
-    and some may be nobody's; empty for a numeric field."""
+    """Values as encoded by `asmg.features.encode`, ("",) for a missing one; duplicates and unused ones are allowed.
+    Empty for a numeric field."""
     by: By = "row"
-    """What the n values are of. A field of users that changes has one of each interaction."""
+    """What the n values belong to. A user field that changes over time has one value per interaction."""
 
     def __post_init__(self) -> None:
         kind = np.dtype(np.float64 if self.field.kind == "numeric" else np.uint32)
@@ -41,16 +41,16 @@ class FieldColumn:
 
     @classmethod
     def of(cls, field: Field, values: Iterable[Value], by: By = "row") -> "FieldColumn":
-        """The column of values that a client would send; None where one is missing.
+        """The column of values as a client sends them; None for a missing one.
 
         Raises:
-            ValueFault: the field cannot have one of them.
+            ValueFault: a value is not allowed for the field.
         """
         if field.kind == "numeric":
             numbers = []
             for value in values:
                 check(field, value)
-                numbers.append(np.nan if value is None else float(value))  # type: ignore[arg-type] # it is a number
+                numbers.append(np.nan if value is None else float(value))  # type: ignore[arg-type] # `check` accepts only numbers
             return cls(field, np.array(numbers, np.float64), (), by)
         known: dict[tuple[str, ...], int] = {}
         places = [known.setdefault(encode(field, value), len(known)) for value in values]
@@ -58,14 +58,14 @@ class FieldColumn:
 
     @classmethod
     def missing(cls, field: Field, count: int, by: By = "row") -> "FieldColumn":
-        """A column of that many values, all of which are missing."""
+        """A column of `count` missing values."""
         if field.kind == "numeric":
             return cls(field, np.full(count, np.nan), (), by)
         return cls(field, np.zeros(count, np.uint32), ((MISSING,),), by)
 
     @classmethod
     def joined(cls, parts: Sequence["FieldColumn"]) -> "FieldColumn":
-        """The values of several columns of a field, one after the other."""
+        """The concatenated values of several columns of one field."""
         starts = np.cumsum([0, *(len(part.distinct) for part in parts)])
         numeric = parts[0].field.kind == "numeric"
         values = [
@@ -77,11 +77,11 @@ class FieldColumn:
         )
 
     def take(self, places: npt.NDArray[Any]) -> "FieldColumn":
-        """The values at these places, or of a mask."""
+        """The values at these places (indices or a mask)."""
         return replace(self, values=self.values[places])
 
     def to_series(self) -> pl.Series:
-        """The column as it is stored: floats (null where missing), text as a categorical, or lists of text."""
+        """The column as it is stored: floats (null if missing), text as a categorical, or lists of text."""
         name = f"field.{self.field.name}"
         if self.field.kind == "numeric":
             return pl.Series(name, self.values, dtype=pl.Float64).fill_nan(None)
@@ -93,10 +93,10 @@ class FieldColumn:
 
     @classmethod
     def from_series(cls, field: Field, series: pl.Series, by: By) -> "FieldColumn":
-        """The inverse of `to_series`; text need not be categorical.
+        """The inverse of `to_series`; text may also be plain.
 
         Raises:
-            ValueError: the series is of another type, or holds a value that the field cannot have.
+            ValueError: the series has another type, or a value that is not allowed for the field.
         """
         kind = {"numeric": pl.Float64, "multi": pl.List(pl.String), "categorical": pl.Categorical}[field.kind]
         if field.kind == "categorical" and series.dtype == pl.String:
@@ -115,7 +115,7 @@ class FieldColumn:
         else:
             series = series.fill_null(pl.lit([], dtype=pl.List(pl.String)))
             places = series.rank("dense").to_numpy()
-        first = np.full(int(places.max(initial=0)) + 1, -1)  # of a number's places one, the number's own
+        first = np.full(int(places.max(initial=0)) + 1, -1)  # one of the places of each number
         first[places] = np.arange(len(places))
         used = np.flatnonzero(first >= 0)
         numbers = np.zeros(len(first), np.uint32)

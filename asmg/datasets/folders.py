@@ -1,4 +1,4 @@
-"""Recognises which public log a folder holds."""
+"""Recognises which public log a folder holds, for the demo and benchmarks."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,17 +14,19 @@ FolderName = Literal["ml-100k", "diginetica"]
 
 
 class FolderLog(NamedTuple):
-    """The log of a folder and which one it is."""
+    """The log of a folder, and its name."""
 
     name: FolderName
     log: InteractionLog
-    """With negatives; DIGINETICA's says its periods."""
+    """With negatives; DIGINETICA has periods."""
 
 
 def recognise_folder(folder: str | Path) -> FolderName:
     """Which log a folder holds, by the names of its files.
 
-    Raises LogFormatError where it holds neither, and OSError where it is no folder.
+    Raises:
+        LogFormatError: neither of the two.
+        OSError: it is no folder.
     """
     folder = Path(folder)
     if is_diginetica(folder):
@@ -38,9 +40,11 @@ def recognise_folder(folder: str | Path) -> FolderName:
 
 
 def open_folder(folder: str | Path, rng: np.random.Generator) -> FolderLog:
-    """Reads the log that a folder holds; `rng` draws the negatives of DIGINETICA.
+    """Read the log in a folder; `rng` draws the negatives of DIGINETICA.
 
-    Raises LogFormatError where it holds neither or one of another form, and OSError where it is no folder.
+    Raises:
+        LogFormatError: it holds neither log, or its content is unexpected.
+        OSError: it is no folder.
     """
     name = recognise_folder(folder)
     return FolderLog(name, read_diginetica(folder, rng) if name == "diginetica" else read_ml_100k(folder))

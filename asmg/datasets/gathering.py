@@ -1,7 +1,7 @@
-"""Interactions as numbers: what a prepared log is made of, gathered block by block."""
+"""Gathering the interactions of public logs from their files, block by block. Used by the readers of the sources."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,114 +9,32 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from asmg.datasets.columns import Reading, field_value, identifier, split_values
+from asmg.datasets.columns import Reading, identifier, split_values
+from asmg.datasets.events import Events, Ids
 from asmg.datasets.field_columns import By, FieldColumn
+from asmg.datasets.field_values import field_value
 from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
 from asmg.datasets.table import LIST_SEPARATOR
-from asmg.features import DEFAULT, MISSING, Field, Schema, encode
+from asmg.features import MISSING, Field, encode
 from asmg.log_format import LogFormatError
 
-__all__ = ["Events", "Gathering", "Ids", "Keep", "Progress", "Source", "joined"]
+__all__ = ["Gathering", "Keep", "Progress", "Source"]
 
 Progress = Callable[[str, float], None]
-"""Told what is being done, and the fraction of it that is done."""
+"""Called with a description of the current work and the fraction of it that is done."""
 
 Keep = Callable[[pl.DataFrame], list[tuple[str, pl.Series]]] | None
-"""Of a block, the reasons for leaving rows out with, for each, which of the rows left it leaves in; None keeps all."""
-
-
-class Ids:
-    """Numbers for ids, from 0 in order of first appearance."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def encode(self, ids: pl.Series) -> npt.NDArray[np.uint32]:
-        """The number of each id; new ids get new ones."""
-        distinct = ids.unique(maintain_order=True)
-        known = self.numbers
-        numbers = pl.Series([known.setdefault(id_, len(known)) for id_ in distinct.to_list()], dtype=pl.UInt32)
-        return ids.replace_strict(distinct, numbers, return_dtype=pl.UInt32).to_numpy()
-
-    def names(self) -> list[str]:
-        """The ids by number."""
-        return list(self.numbers)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Events:
-    """n interactions in the order of the source, as numbers."""
-
-    user: npt.NDArray[np.uint32]
-    """[n]"""
-    item: npt.NDArray[np.uint32]
-    """[n]"""
-    label: npt.NDArray[np.uint8]
-    """[n] 0 or 1."""
-    timestamps_ms: npt.NDArray[np.int64]
-    """[n]"""
-    user_ids: list[str]
-    """By number."""
-    item_ids: list[str]
-    """By number."""
-    item_categories: list[tuple[str, ...]] | None = None
-    """By item number; None where the source has none."""
-    positives_only: bool = False
-    """Whether the source says only what was chosen."""
-    schema: Schema = DEFAULT
-    """The fields that the source has; those made of the time are of sources that tell it."""
-    fields: Mapping[str, FieldColumn] = field(default_factory=dict)
-    """The values of each of `schema.fields`: of the n rows, or by user or item number."""
-
-    def __len__(self) -> int:
-        return len(self.user)
-
-    def take(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Events":
-        """Some of the rows, or all in another order; numbers and ids stay."""
-        return replace(
-            self,
-            user=self.user[rows],
-            item=self.item[rows],
-            label=self.label[rows],
-            timestamps_ms=self.timestamps_ms[rows],
-            fields={name: c.take(rows) if c.by == "row" else c for name, c in self.fields.items()},
-        )
-
-    def with_fields(self, columns: Mapping[str, FieldColumn], *, timezone: str = "UTC") -> "Events":
-        """The same events with the values of further fields; `timezone` is that of hour and weekday."""
-        fields = {**self.fields, **columns}
-        schema = Schema(tuple(column.field for column in fields.values()), timezone, self.schema.time)
-        return replace(self, schema=schema, fields=fields)
-
-    def with_time(self, *names: str) -> "Events":
-        """The same events with only these of hour and weekday: the source tells the time no better."""
-        return replace(self, schema=replace(self.schema, time=names))
-
-
-def joined(parts: Sequence[Events], ids: tuple[Ids, Ids]) -> Events:
-    """The events of several files that were numbered with the same ids, one file after the other."""
-    return replace(
-        parts[-1],
-        user=np.concatenate([part.user for part in parts]),
-        item=np.concatenate([part.item for part in parts]),
-        label=np.concatenate([part.label for part in parts]),
-        timestamps_ms=np.concatenate([part.timestamps_ms for part in parts]),
-        user_ids=ids[0].names(),
-        item_ids=ids[1].names(),
-        fields={name: FieldColumn.joined([part.fields[name] for part in parts]) for name in parts[-1].fields},
-    )
+"""Filters a block: a list of reasons for leaving rows out, each with a mask of the remaining rows to keep. None keeps
+all."""
 
 
 class _Values:
-    """A column of a field, gathered block by block.
+    """The values of a field, gathered block by block.
 
     Args:
-        field: whose values they are.
-        separator: between the values of a multi field.
+        field: the field.
+        separator: separates the values of a multi field.
     """
 
     def __init__(self, field: Field, separator: str) -> None:
@@ -125,15 +43,15 @@ class _Values:
         self._parts: list[npt.NDArray[Any]] = []
 
     def encode(self, values: pl.Series) -> npt.NDArray[Any]:
-        """The values of a block, as `field_value` reads them, as a FieldColumn has them."""
+        """The values of a block, read by `field_value`, in the form of a FieldColumn."""
         return values.to_numpy() if self._field.kind == "numeric" else self._texts.encode(values)
 
     def add(self, values: pl.Series) -> None:
-        """The values of the next block."""
+        """Add the values of the next block."""
         self._parts.append(self.encode(values))
 
     def column(self, values: npt.NDArray[Any] | None = None, by: By = "row") -> FieldColumn:
-        """The column of what was added, or of values that `encode` gave."""
+        """The column of all added values, or of `values` from `encode`."""
         field, multi = self._field, self._field.kind == "multi"
         texts = self._texts.names()
         distinct = tuple(encode(field, split_values(text, self._separator) if multi else text) for text in texts)
@@ -142,30 +60,30 @@ class _Values:
 
 @dataclass
 class Gathering:
-    """What a source is read with: where from, how strictly, and what has been counted."""
+    """The reading of one public log: its place, its strictness, and counts of what was read."""
 
     raw: Path
     """The file, or the folder that holds it."""
     malformed: Malformed = "error"
-    """What becomes of a bad row."""
+    """Whether a bad row is an error or is dropped."""
     block_bytes: int = BLOCK_BYTES
-    """Size of the blocks that files are read in."""
+    """Bytes of a block; the result does not depend on it."""
     progress: Progress | None = None
-    """Told of progress."""
+    """Called with the progress."""
     files: list[Path] = field(default_factory=list)
-    """What has been read."""
+    """Files that were read."""
     rows_read: int = 0
-    """Rows of the log, those that were left out among them."""
+    """Number of rows of the log, dropped ones included."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Reason → rows left out."""
+    """Reason → number of dropped rows."""
     out_of_order: int = 0
-    """Rows whose time is before that of the row before."""
+    """Number of rows whose time is before that of the previous row."""
 
     def find(self, *names: str) -> Path:
-        """The first of these files that is there, plain or with ".gz": `raw` itself, in it, or in a folder in it.
+        """The first of these files that exists, plain or with ".gz": `raw` itself, in `raw`, or in one of its folders.
 
         Raises:
-            LogFormatError: there is none.
+            LogFormatError: none exists.
         """
         if self.raw.is_file():
             path = self.raw
@@ -178,10 +96,10 @@ class Gathering:
         return self.read(path)
 
     def folders(self) -> list[Path]:
-        """Where files may be: `raw`, and the folders in it.
+        """The folders that may hold files: `raw` and the folders in it.
 
         Raises:
-            LogFormatError: it is no folder.
+            LogFormatError: `raw` is no folder.
         """
         if not self.raw.is_dir():
             received = "one file" if self.raw.is_file() else "nothing there"
@@ -189,29 +107,29 @@ class Gathering:
         return [self.raw, *sorted(place for place in self.raw.iterdir() if place.is_dir())]
 
     def glob(self, pattern: str) -> list[Path]:
-        """The files whose names match, by name, of the first folder that has any: `raw`, or one in it."""
+        """The matching files, sorted by name, of the first folder that has any: `raw` or a folder in it."""
         if self.raw.is_file():
             return []
         return next((found for place in self.folders() if (found := self.files_in(place, pattern))), [])
 
     @staticmethod
     def files_in(place: Path, pattern: str) -> list[Path]:
-        """The files in a folder whose names match, plain or with ".gz" (of both the plain one), by name."""
+        """The matching files of a folder, plain or with ".gz" (the plain one of both), sorted by name."""
         found = {path.stem: path for path in place.glob(f"{pattern}.gz")} | {p.name: p for p in place.glob(pattern)}
         return [found[name] for name in sorted(found)]
 
     def read(self, path: Path) -> Path:
-        """Note that a file is read."""
+        """Record that a file is read, and return it."""
         self.files.append(path)
         return path
 
     def drop(self, reason: str, count: int) -> None:
-        """Count rows that are left out."""
+        """Count dropped rows."""
         if count:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def scan(self, path: Path, layout: Layout, readings: dict[str, Reading]) -> Scan:
-        """A pass over a file of the log, in the way that was asked for."""
+        """A pass over a file with these settings."""
         told = self.progress
 
         def show(fraction: float) -> None:
@@ -240,17 +158,20 @@ class Gathering:
         """The interactions of a file.
 
         Args:
-            path, layout, readings: of the file.
-            columns: which are the user's id, the item's id and the time in milliseconds.
-            label: the column of labels; None where every row is a positive.
+            path, layout, readings: the file, its layout, and how its columns are read.
+            columns: names of the columns with the user's id, the item's id and the time in milliseconds.
+            label: the column of labels; None if every row is a positive.
             category: the column of an item's categories.
-            believed: which of its rows that have any says them.
-            keep: leaves rows out.
-            derive: makes of a block, before all else, one that has these columns and those of `fields`.
-            split: from a category's text to the categories; by default the text is one category.
-            ids: numbers of users and items that go on from another file's.
-            fields: columns that hold fields, which need not be among `readings`; each row has its own values.
-            separator: between the values of a multi field.
+            believed: which of an item's rows with categories decides them.
+            keep: filters the rows.
+            derive: called first, makes a block with these columns and those of `fields`.
+            split: splits a category text into categories; by default the text is one category.
+            ids: numbers of users and items, to continue those of another file.
+            fields: column → field, with one value per row; the columns need not be among `readings`.
+            separator: separates the values of a multi field.
+
+        Raises:
+            LogFormatError: a row is bad and `malformed` is "error", or no row is kept.
         """
         (users, items), categories = ids or (Ids(), Ids()), Ids()
         parts: list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
@@ -281,7 +202,7 @@ class Gathering:
                 named = np.flatnonzero((block[category] != "").to_numpy())
                 if believed == "first":
                     named = named[grown[item[named]] == _UNKNOWN][::-1]
-                grown[item[named]] = numbers[named]  # of rows of the same item the last written stays
+                grown[item[named]] = numbers[named]  # numpy keeps the last of several writes to an item
                 of_item = grown
         for reason, count in scan.dropped.items():
             self.drop(reason, count)
@@ -310,23 +231,23 @@ class Gathering:
         by: By,
         separator: str = LIST_SEPARATOR,
     ) -> dict[str, FieldColumn]:
-        """What files beside the log say of its users or items, by the names of the fields.
+        """Read fields of users or items from files beside the log, by the names of the fields.
 
-        Of an id that is in no row all is missing; of one in several rows the first counts.
+        An id without a row has missing values; of several rows the first counts.
 
         Args:
-            paths, layout: of the files.
+            paths, layout: the files and their layout.
             key: the column of ids.
             fields: column → field.
-            ids: those of the log, by number.
-            by: whether they are users or items.
-            separator: between the values of a multi field.
+            ids: the log's ids by number.
+            by: whether the ids are users or items.
+            separator: separates the values of a multi field.
         """
         values = {column: _Values(field, separator) for column, field in fields.items()}
         columns = {column: FieldColumn.missing(field, len(ids)).values for column, field in fields.items()}
         for column, found in values.items():
             if fields[column].kind != "numeric":
-                found.encode(pl.Series([MISSING], dtype=pl.String))  # the value that all begin with
+                found.encode(pl.Series([MISSING], dtype=pl.String))  # the initial value of all
         numbers = pl.DataFrame({key: pl.Series(ids, dtype=pl.String), "": np.arange(len(ids))})
         told = np.zeros(len(ids), np.bool_)
         readings = {key: identifier(), **{column: field_value(field, separator) for column, field in fields.items()}}
@@ -343,14 +264,14 @@ class Gathering:
         return {field.name: values[column].column(columns[column], by) for column, field in fields.items()}
 
     def beside(self, path: Path, layout: Layout, readings: dict[str, Reading]) -> Iterator[pl.DataFrame]:
-        """The blocks of a file beside the log."""
+        """The blocks of a file beside the log; its dropped rows are counted separately."""
         scan = self.scan(self.read(path), layout, readings)
         yield from scan.blocks()
         for reason, count in scan.dropped.items():
             self.drop(f"{reason}, in {path.name}", count)
 
     def gather_log(self, log: InteractionLog) -> Events:
-        """The interactions of a small log that was read as a whole."""
+        """The interactions of a small log in memory."""
         users, items = Ids(), Ids()
 
         def encode(ids: IdArray, known: Ids) -> npt.NDArray[np.uint32]:
@@ -366,23 +287,24 @@ class Gathering:
         ).with_fields(log.fields)  # fmt: skip
 
     def leave_out(self, events: Events, left_in: npt.NDArray[np.bool_], reason: str) -> Events:
-        """The events that are left in; the others are counted."""
+        """The events where `left_in` is true; the others are counted as dropped."""
         self.drop(reason, int((~left_in).sum()))
         return events.take(left_in)
 
 
 _UNKNOWN = np.uint32(2**32 - 1)
+"""Marks an item whose categories are not known yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A public log."""
+    """A public log and its rule."""
 
     read: Callable[[Gathering], Events]
-    """Reads it, and leaves out what its rule leaves out."""
+    """Reads the log and drops the rows that its rule excludes."""
     rule: tuple[str, ...]
-    """What is kept and what is a positive, in short sentences."""
+    """Short sentences: which rows are kept, and which are positives."""
     unique: bool = False
-    """Whether a row that repeats an earlier one says nothing new."""
+    """Whether a row that repeats an earlier one is dropped."""
     whole_sessions: bool = False
-    """Whether a negative may be an item that comes later at the same time: a session is known click by click."""
+    """Whether a negative may be an item that the user has later at the same time: sessions are known click by click."""

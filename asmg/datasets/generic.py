@@ -1,4 +1,4 @@
-"""A log of one's own, CSV or Parquet, of any size: what `asmg import` and `asmg experiment prepare` both read with."""
+"""The user's own log, CSV or Parquet, of any size; read by `asmg import` and `asmg experiment prepare`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -7,20 +7,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from asmg.datasets.columns import (
-    Reading,
-    category_list,
-    field_value,
-    identifier,
-    labels,
-    number_like,
-    rating,
-    split_values,
-    text,
-    whole_number,
-)
+from asmg.datasets.columns import Reading, category_list, identifier, labels, rating, split_values, text, whole_number
+from asmg.datasets.events import Events, Ids
 from asmg.datasets.field_columns import FieldColumn
-from asmg.datasets.gathering import Events, Gathering, Ids
+from asmg.datasets.field_values import field_value, number_like
+from asmg.datasets.gathering import Gathering
 from asmg.datasets.log import IdArray, InteractionLog
 from asmg.datasets.scan import BLOCK_BYTES, Layout, Malformed, Scan
 from asmg.datasets.table import LIST_SEPARATOR
@@ -35,35 +26,37 @@ _DELIMITERS = ",;\t|"
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """What the columns of the file are called, and what they mean."""
+    """Names and meaning of the columns of a file."""
 
     columns: ColumnMap = field(default_factory=ColumnMap)
     positives_only: bool | None = None
-    """None: where there is no label column; True: such a column is not read; False: there has to be one."""
+    """Whether every row is a positive. None: if there is no label column; True: a label column is ignored; False: there
+    must be a label column."""
     positive_from: float | None = None
-    """The least rating that is a positive, where the label column holds ratings; None: it holds labels."""
+    """Lowest rating of a positive, if the label column holds ratings; None if it holds labels."""
     timestamp_format: TimeForm | None = None
-    """See `times.time_of`; None: each value is recognised by itself."""
+    """Form of the times, see `times.time_of`; None to recognise each value."""
     timezone: str | None = None
-    """Of times that do not say theirs, a name of the IANA database."""
+    """Time zone (IANA) of times without one."""
     delimiter: str | None = None
-    """Of a CSV file; None: the one of comma, semicolon, tab and | that parts the header into the columns."""
+    """Delimiter of a CSV file; None for the one of comma, semicolon, tab and | that splits the header into the
+    columns."""
     future_seconds: float = FUTURE_TOLERANCE_SECONDS
-    """How far an event may be ahead of now."""
+    """Seconds that an event may be ahead of now."""
     features: Schema | None = None
-    """The fields that the log has; None: those named below, of the kinds that their values look like."""
+    """The fields of the log; None for those named below, whose kinds are guessed from their values."""
     some_features: bool = False
-    """Whether a field of `features` may be missing that is not named below and has no column."""
+    """Whether fields of `features` without a column are skipped, unless they are named below."""
     context: Mapping[str, str] = field(default_factory=dict)
-    """Name of a field → its column; by default a column has the name of its field."""
+    """Name of a context field → its column; by default the column has the field's name."""
     user_features: Mapping[str, str] = field(default_factory=dict)
-    """The same for what is known of the users."""
+    """Name of a user field → its column."""
     item_features: Mapping[str, str] = field(default_factory=dict)
-    """The same for what is known of the items."""
+    """Name of an item field → its column."""
 
     @property
     def named(self) -> dict[Of, dict[str, str]]:
-        """The names of fields and columns that were given. Hour and weekday, which no column holds, are left out."""
+        """Owner → field → column, as given, without hour and weekday, which have no column."""
         context = {name: column for name, column in self.context.items() if name not in TIME_FIELDS}
         return {"context": context, "user": dict(self.user_features), "item": dict(self.item_features)}
 
@@ -75,7 +68,7 @@ class LogOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LogForm:
-    """How a file is read, and which of its columns is what."""
+    """How a file is read, and the meaning of its columns."""
 
     path: Path
     layout: Layout
@@ -84,11 +77,11 @@ class LogForm:
     item: str
     time: str
     label: str | None
-    """None: each row is a positive."""
+    """None if each row is a positive."""
     categories: str | None
     period: str | None
     fields: dict[str, Field]
-    """Column → the field whose values it holds, in the order of `schema`."""
+    """Column → its field, in the order of `schema`."""
     schema: Schema
 
     def scan(self, malformed: Malformed = "error", block_bytes: int = BLOCK_BYTES) -> Scan:
@@ -97,11 +90,11 @@ class LogForm:
 
 
 def find_form(path: Path, options: LogOptions) -> LogForm:
-    """What the header and the options say of a file, which is read to its end where the kinds of fields are guessed.
+    """Find out the form of a file from its header and the options. To guess the kinds of fields the whole file is read.
 
     Raises:
-        LogFormatError: the file has no header, or none of the columns.
-        ValueError: one column is to be two things.
+        LogFormatError: the file has no header, or lacks a column.
+        ValueError: one column is given two meanings, or a field is unknown.
         OSError: it cannot be opened.
     """
     columns = options.columns
@@ -139,7 +132,7 @@ def find_form(path: Path, options: LogOptions) -> LogForm:
 def _find_fields(
     path: Path, layout: Layout, header: tuple[str, ...], options: LogOptions
 ) -> tuple[Schema, list[tuple[str, Field]]]:
-    """The fields of a file, and for each of them the column that holds its values."""
+    """The schema of a file, and the column of each of its fields."""
     schema, named = options.features, options.named
     if schema is not None:
         for of, columns in named.items():
@@ -166,10 +159,10 @@ _OPTIONS: dict[Of, str] = {"context": "context", "user": "user-feature", "item":
 
 
 def _guess_kinds(path: Path, layout: Layout, columns: list[str]) -> dict[str, tuple[Kind, int]]:
-    """What kind of field each column looks like, and how many values of it an interaction has.
+    """Guess the kind of each column and its maximum number of values per interaction.
 
-    Numeric are numbers one of which has a fraction; whole numbers may be codes, so they are categorical as text is.
-    Lists, which Parquet has, are multi.
+    Numbers of which one has a decimal point are numeric. Whole numbers may be codes, so they are categorical like text.
+    Lists of a Parquet file are multi.
     """
     if not columns:
         return {}
@@ -178,7 +171,7 @@ def _guess_kinds(path: Path, layout: Layout, columns: list[str]) -> dict[str, tu
     lists = {column for column in columns if isinstance(parquet.get(column), pl.List)}
     longest = dict.fromkeys(columns, 1)
     numbers, fractions = set(columns), set[str]()
-    # A row that cannot be read is for the pass after this one to tell of.
+    # Bad rows are dropped here; the pass that reads the log reports them.
     for block in Scan(path, layout, {column: text() for column in columns}, "drop").blocks():
         for column in columns:
             if column in lists:
@@ -198,7 +191,7 @@ def _guess_kinds(path: Path, layout: Layout, columns: list[str]) -> dict[str, tu
 
 
 def _find_layout(path: Path, options: LogOptions) -> tuple[Layout, tuple[str, ...]]:
-    """The layout whose delimiter parts the header into most of the wanted columns, and that header."""
+    """The layout whose delimiter splits the header into most of the wanted columns, and that header."""
     columns = options.columns
     wanted = {columns.user_id, columns.item_id, columns.timestamp, columns.label, columns.categories, columns.period}
     wanted |= {column for named in options.named.values() for column in named.values()}
@@ -219,7 +212,7 @@ def _find_layout(path: Path, options: LogOptions) -> tuple[Layout, tuple[str, ..
 
 
 def read_generic(gathering: Gathering, options: LogOptions) -> Events:
-    """The log; where rows disagree on an item's categories, the last that names any is believed."""
+    """Read the whole log. If rows differ in an item's categories, the last one with categories decides."""
     path = gathering.raw
     if not path.is_file():
         raise LogFormatError(path, "a CSV or Parquet file", "a folder" if path.is_dir() else "nothing there")
@@ -239,17 +232,19 @@ def read_generic(gathering: Gathering, options: LogOptions) -> Events:
 
 
 def distinct_categories(text: str) -> tuple[str, ...]:
-    """The categories that the text of a column names, each once."""
+    """The distinct categories in the text of a column."""
     return tuple(dict.fromkeys(split_values(text)))
 
 
 def read_log(path: str | Path, options: LogOptions | None = None) -> InteractionLog:
-    """Reads a small log of interactions as a whole: one a row, in any order.
+    """Read a small log into memory: one interaction per row, in any order.
 
-    CSV (RFC 4180, UTF-8, a header line; also compressed by gzip) and Parquet are told apart by their content. Where
-    rows disagree on an item's categories, the last that names any is believed.
+    CSV (RFC 4180, UTF-8, with a header line; also compressed by gzip) and Parquet are recognised by their content. If
+    rows differ in an item's categories, the last one with categories decides.
 
-    Raises LogFormatError for content that is not as said, and OSError for a file that cannot be opened.
+    Raises:
+        LogFormatError: the content is unexpected.
+        OSError: the file cannot be opened.
     """
     form = find_form(Path(path), options or LogOptions())
     frame = pl.concat(form.scan().blocks())
@@ -278,7 +273,7 @@ def _values_of(field: Field, values: pl.Series) -> FieldColumn:
 
 
 def _ids(column: pl.Series) -> IdArray:
-    """[n] ids; equal ones are one object, because a log repeats them many times."""
+    """The ids [n]; equal ids share one object to save memory."""
     ids = Ids()
     numbers = ids.encode(column)
     return np.array(ids.names(), np.object_)[numbers]

@@ -1,13 +1,14 @@
 """KuaiRand (CIKM 2022): what users of a video app were shown and clicked, `log_standard*.csv`, such as that of Pure.
 
-Beside it `user_features*.csv` and `video_features_basic*.csv` say more of users and videos. What the log says of how a
-video was received (is_like, long_view, play_time_ms …) is not read: nobody knows it before it is shown.
+`user_features*.csv` and `video_features_basic*.csv` have fields of users and videos. Columns about the reaction to a
+video (is_like, long_view, play_time_ms …) are not read, because they are unknown before it is shown.
 """
 
 from pathlib import Path
 
 from asmg.datasets.columns import click, identifier
-from asmg.datasets.gathering import Events, Gathering, Ids, Source, joined
+from asmg.datasets.events import Events, Ids, joined
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
 from asmg.features import Field
@@ -18,7 +19,7 @@ __all__ = ["KUAIRAND", "read_kuairand"]
 _FILES, _USERS, _VIDEOS = "log_standard*.csv", "user_features*.csv", "video_features_basic*.csv"
 
 TIMEZONE = "Asia/Shanghai"
-"""Of the app's users; the log's own date and hour are those of this zone."""
+"""Time zone of the app's users, and of the log's date and hour."""
 
 CONTEXT = {"tab": Field("tab", "context", "categorical")}
 """Column of the log → field. `is_rand` is 0 in all of the standard log."""
@@ -30,7 +31,7 @@ USER = {
         "fans_user_num_range", "friend_user_num_range", "register_days_range", *(f"onehot_feat{n}" for n in range(18)),
     )
 } | {"register_days": Field("register_days", "user", "numeric", enter="log")}  # fmt: skip
-"""Column of the users' file → field. The numbers whose ranges are there are left aside."""
+"""Column of the users' file → field. Numbers that also exist as ranges are left out."""
 
 VIDEO = {
     "author_id": Field("author", "item", "categorical"),
@@ -44,12 +45,12 @@ VIDEO = {
         buckets=(5e3, 7e3, 1e4, 1.5e4, 2e4, 3e4, 4.5e4, 6e4, 9e4, 1.2e5, 1.8e5, 3e5),
     ),
 }  # fmt: skip
-"""Column of the videos' file → field. The day of the upload stands for the age: with the hour of the log it says the
-same, and an age in days would always be a number that no model has seen yet. The duration is in milliseconds."""
+"""Column of the videos' file → field. The upload day is used instead of the age, because every period would bring ages
+in days that no model has seen. The duration is in milliseconds."""
 
 
 def read_kuairand(gathering: Gathering) -> Events:
-    """Every row of all files, in the order of their names; it is a positive where the video was clicked."""
+    """Every row of all files, in the order of their names; a positive if the video was clicked."""
     readings = {
         "user_id": identifier(),
         "video_id": identifier(),
@@ -71,7 +72,7 @@ def read_kuairand(gathering: Gathering) -> Events:
 
 
 def _find_files(gathering: Gathering) -> list[Path]:
-    """`raw` itself, or the files in it or in a folder in it."""
+    """`raw` itself, or the log files in it or in one of its folders."""
     found = [gathering.raw] if gathering.raw.is_file() else gathering.glob(_FILES)
     if not found:
         raise LogFormatError(gathering.raw, f"files {_FILES} (or .gz) in it", "none")

@@ -11,7 +11,10 @@ from asmg.datasets.field_columns import FieldColumn
 from asmg.log_format import CutBy
 
 IdArray = npt.NDArray[np.object_]
+"""Ids as strings."""
+
 IndexArray = npt.NDArray[np.int64]
+"""Indices or numbers."""
 
 _WINDOW_MS = {"hour": 3_600_000, "day": 86_400_000, "week": 7 * 86_400_000}
 # 1 January 1970 was a Thursday; weeks start on Monday.
@@ -20,27 +23,28 @@ _WINDOW_START_MS = {"hour": 0, "day": 0, "week": 4 * 86_400_000}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InteractionLog:
-    """Who was shown or chose what, when, and whether it was a click: n interactions as columns, in any order.
+    """n interactions as columns, in any order: user, item, time and label.
 
-    Raises ValueError where the columns differ in length or a label is neither 0 nor 1.
+    Raises:
+        ValueError: the columns differ in length, or a label is neither 0 nor 1.
     """
 
     user_ids: IdArray
-    """[n] strings."""
+    """[n], strings."""
     item_ids: IdArray
-    """[n] strings."""
+    """[n], strings."""
     labels: npt.NDArray[np.uint8]
-    """[n] 1: clicked (or liked, bought), 0: not."""
+    """[n], 1 if clicked (or liked, bought), else 0."""
     timestamps_ms: npt.NDArray[np.int64]
-    """[n] milliseconds since 1970-01-01T00:00Z."""
+    """[n], milliseconds since 1970-01-01T00:00Z."""
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Item id → its categories; an item without any may be missing."""
+    """Item id → its categories; items without any may be missing."""
     period: npt.NDArray[np.int64] | None = None
-    """[n] the period of each interaction where the source gives it, numbers that grow with time."""
+    """[n], the period of each interaction, increasing with time; None if the source has none."""
     positives_only: bool = False
-    """The source says only what was chosen, so that the negatives have to be sampled."""
+    """Whether the source has only positives, so that negatives must be sampled."""
     fields: Mapping[str, FieldColumn] = field(default_factory=dict)
-    """Name → the values of a field, one of each interaction: of its context, its user or its item as of then."""
+    """Name of a field → its values, one per interaction, at the time of the interaction."""
 
     def __post_init__(self) -> None:
         n = len(self.user_ids)
@@ -65,7 +69,7 @@ class InteractionLog:
         return len(self.user_ids)
 
     def take(self, rows: IndexArray) -> "InteractionLog":
-        """The log of the given rows, in the order given. The categories stay whole."""
+        """The log of these rows, in this order, with all categories."""
         return InteractionLog(
             user_ids=self.user_ids[rows],
             item_ids=self.item_ids[rows],
@@ -78,27 +82,29 @@ class InteractionLog:
         )
 
     def time_order(self) -> IndexArray:
-        """[n] the rows from the earliest to the latest; those of one millisecond stay in their order."""
+        """The rows [n] in time order; rows of one millisecond keep their order."""
         return np.argsort(self.timestamps_ms, kind="stable")
 
 
 def windows_of(timestamps_ms: npt.NDArray[np.int64], by: Literal["hour", "day", "week"]) -> npt.NDArray[np.int64]:
-    """[n] numbers of the hour, day or week (from Monday) of UTC that each time is in."""
+    """The number of the hour, day or week (from Monday, UTC) of each time [n]."""
     return (timestamps_ms - _WINDOW_START_MS[by]) // _WINDOW_MS[by]
 
 
 def cut(log: InteractionLog, by: CutBy, size: int = 1) -> list[IndexArray]:
-    """Cuts a log into consecutive periods, none of them empty.
+    """Cut a log into consecutive, non-empty periods.
 
-    - `count`: `size` interactions each; the last period holds what is left.
-    - `periods`: `size` periods of equal length, give or take one interaction; of a shorter log, one for each
-      interaction.
-    - `hour`, `day`, `week`: windows of `size` hours, days or weeks (from Monday) of UTC, the first of which starts with
-      the hour, day or week of the first interaction. A window in which nothing happened makes no period.
-    - `column`: as `log.period` says, in ascending order; `size` has no meaning and must be 1.
+    - `count`: `size` interactions each; the last period has the rest.
+    - `periods`: `size` periods of equal length (±1 interaction); one per interaction for a shorter log.
+    - `hour`, `day`, `week`: windows of `size` hours, days or weeks (from Monday, UTC); the first starts with the hour,
+      day or week of the first interaction. An empty window is no period.
+    - `column`: by `log.period`, ascending; `size` must be 1.
 
-    Returns the rows of each period in time order; rows of one millisecond stay in the order of the log.
-    Raises ValueError where `size` is less than 1 or the log does not say its periods.
+    Returns:
+        the rows of each period in time order; rows of one millisecond keep the order of the log.
+
+    Raises:
+        ValueError: `size` is less than 1, or the log has no periods for `column`.
     """
     if by not in get_args(CutBy):
         raise ValueError(f"by: expected one of {', '.join(get_args(CutBy))}; received {by!r}")

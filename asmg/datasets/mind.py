@@ -1,7 +1,7 @@
 """MIND (ACL 2020): what readers of Microsoft News were shown and clicked in a week or two, `behaviors.tsv`, `news.tsv`.
 
-Each row of behaviors.tsv is a page of several impressions, N1-0 N2-1 …. Its column of earlier clicks has no times, so a
-user's history is made of the log's own clicks; what is kept of that column is what the user had read about before.
+Each row of behaviors.tsv is a page of several impressions, N1-0 N2-1 …. Its column of earlier clicks has no times, so
+histories are made of the log's own clicks; that column only gives the topics that the user had read before.
 """
 
 import re
@@ -11,8 +11,9 @@ from pathlib import Path
 import polars as pl
 
 from asmg.datasets.columns import Reading, identifier, text
+from asmg.datasets.events import Events, Ids, joined
 from asmg.datasets.field_columns import FieldColumn
-from asmg.datasets.gathering import Events, Gathering, Ids, Source, joined
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
 from asmg.features import Field
@@ -21,7 +22,7 @@ from asmg.log_format import LogFormatError
 __all__ = ["MIND", "read_mind"]
 
 TOPICS = Field("read_topics", "user", "multi", most=8)
-"""The subcategories that were most often among a user's clicks before the log begins."""
+"""The most frequent subcategories of a user's clicks before the log."""
 
 _BEHAVIORS, _NEWS = "behaviors.tsv", "news.tsv"
 _PAGES = Layout(delimiter="\t", names=("impression", "user", "time", "history", "impressions"))
@@ -33,9 +34,9 @@ _SHOWN = "N[0-9]{1,9}-[01]"
 
 
 def read_mind(gathering: Gathering) -> Events:
-    """Every impression of all pages, of one folder or of several, such as train and dev; its times are read as UTC.
+    """Every impression of all pages, of one folder or several, such as train and dev; times are read as UTC.
 
-    A page's impressions have one time. The categories of an item are its category and subcategory.
+    The impressions of a page have the same time. The categories of an item are its category and subcategory.
     """
     places = [place for place in gathering.folders() if gathering.files_in(place, _BEHAVIORS)]
     if not places:
@@ -61,7 +62,7 @@ def _time() -> Reading:
 
 
 def _impressions() -> Reading:
-    """News, each with - and whether it was clicked, separated by blanks."""
+    """Impressions separated by blanks, each a news id, - and the label."""
 
     def convert(value: str) -> str:
         if not re.fullmatch(f"{_SHOWN}( {_SHOWN})*", value):
@@ -75,14 +76,14 @@ def _impressions() -> Reading:
 
 
 def _apart(block: pl.DataFrame) -> pl.DataFrame:
-    """A row for each impression of a page."""
+    """One row per impression of a page."""
     block = block.with_columns(pl.col("impressions").str.split(" ")).explode("impressions")
     shown = pl.col("impressions")
     return block.with_columns(item=shown.str.head(-2), label=shown.str.tail(1).cast(pl.UInt8))
 
 
 def _read_news(gathering: Gathering, paths: list[Path]) -> pl.DataFrame:
-    """The news of several files with their categories, each once."""
+    """The distinct news of several files with their categories."""
     readings = {"news": identifier(), "category": text(), "subcategory": text()}
     found = [pl.DataFrame(schema={name: pl.String for name in readings})]
     for path in paths:
@@ -91,7 +92,7 @@ def _read_news(gathering: Gathering, paths: list[Path]) -> pl.DataFrame:
 
 
 def _topics(gathering: Gathering, pages: list[Path], news: pl.DataFrame, users: list[str]) -> FieldColumn:
-    """Of each user the most frequent subcategories in the earliest page's column of earlier clicks."""
+    """The most frequent subcategories among the earlier clicks on each user's first page."""
     readings, topic = {"user": identifier(), "time": _time(), "history": text()}, TOPICS.name
     found = [
         block.sort("time", maintain_order=True).unique("user", keep="first", maintain_order=True)

@@ -1,11 +1,10 @@
-"""MovieLens (GroupLens): ratings of films; label 1 from 4 stars on, the genres are categories.
+"""MovieLens (GroupLens): ratings of films; label 1 from 4 stars on; genres are categories.
 
-100k as RecBole's files or as GroupLens' own, 1M, and the format since 20M: "latest", and 25M with the paper's rule,
-which leaves 6,840,091 ratings of 43,181 users of 51,142 films of 20 genres (its authors' counts).
+100k in RecBole's or GroupLens' files, 1M, and the format since 20M: "latest", and 25M with the paper's rule, which
+keeps 6,840,091 ratings by 43,181 users of 51,142 films in 20 genres (its authors' counts).
 """
 
 import gzip
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,9 @@ import numpy as np
 import polars as pl
 
 from asmg.datasets.columns import identifier, rating, read_ids
-from asmg.datasets.gathering import Events, Gathering, Keep, Source
+from asmg.datasets.damage import GZIP_ERRORS, damaged_gzip
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Keep, Source
 from asmg.datasets.log import InteractionLog
 from asmg.datasets.scan import Layout
 from asmg.datasets.table import read_table
@@ -22,16 +23,19 @@ from asmg.datasets.times import time_of
 from asmg.log_format import LogFormatError
 
 LIKED = 4
-"""A rating from here on is a click."""
+"""Lowest rating of a positive."""
 
 _INTERACTIONS = "ml-100k.inter.gz"
 _FILMS = "ml-100k.item"
 
 
 def read_ml_100k(folder: str | Path) -> InteractionLog:
-    """Reads `ml-100k.inter.gz` and `ml-100k.item` of a folder, in the order of the file.
+    """Read `ml-100k.inter.gz` and `ml-100k.item` of a folder, in the order of the file.
 
-    Label 1: rated 4 or 5, label 0: 1 to 3. Categories: the genres. Raises LogFormatError for content of another form.
+    Ratings of 4 or 5 have label 1, lower ones label 0. Categories are the genres.
+
+    Raises:
+        LogFormatError: the content is unexpected.
     """
     folder = Path(folder)
     columns = ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
@@ -58,9 +62,9 @@ def is_ml_100k(folder: Path) -> bool:
 
 
 _FIRST_MS, _END_MS = 1_388_534_400_000, 1_546_300_800_000
-"""From the beginning of 2014 to the end of 2018."""
+"""Start of 2014 and end of 2018, milliseconds since 1970."""
 
-# The genres of 100k's u.item, whose last 19 values are flags.
+# The genres of 100k's u.item, whose last 19 columns are flags.
 _GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
@@ -73,7 +77,7 @@ def read_ml_latest(gathering: Gathering) -> Events:
 
 
 def read_ml_25m(gathering: Gathering) -> Events:
-    """The same files, and the ratings of 2014 to 2018 (UTC) only."""
+    """`ratings.csv` and `movies.csv`; only the ratings of 2014 to 2018 (UTC)."""
     return _read_csv(gathering, all_years=False)
 
 
@@ -123,15 +127,14 @@ def read_ml_100k_files(gathering: Gathering) -> Events:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file of films that are not blank, with their numbers; perhaps compressed by gzip."""
+    """The non-blank lines of a file of films with their numbers; the file may be compressed by gzip."""
     content = path.read_bytes()
     if content.startswith(b"\x1f\x8b"):
         try:
             content = gzip.decompress(content)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            received = f"one that is cut short or damaged ({error})"
-            raise LogFormatError(path, "a complete gzip file", received) from error
-    for number, line in enumerate(content.split(b"\n"), start=1):  # `splitlines` of the text would cut at 0x85, too
+        except GZIP_ERRORS as error:
+            raise damaged_gzip(path, error) from error
+    for number, line in enumerate(content.split(b"\n"), start=1):  # `splitlines` would also split at 0x85
         if line.strip():
             yield number, line.decode("latin-1").rstrip("\r")
 
@@ -139,8 +142,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _ratings(
     gathering: Gathering, name: str, layout: Layout, columns: tuple[str, str, str, str], least: float, keep: Keep = None
 ) -> Events:
-    """The file of ratings, from `least` to 5 stars; its columns are those of user, film, rating and time."""
-    gathering.folders()  # the ratings alone are not enough
+    """Read a file of ratings from `least` to 5 stars; `columns` are user, film, rating and time."""
+    gathering.folders()  # a folder is needed: ratings without films are not enough
     user, film, stars, time = columns
     readings = {user: identifier(), film: identifier(), stars: rating(LIKED, least, 5), time: time_of("s")}
     return gathering.gather(gathering.find(name), layout, readings, (user, film, time), label=stars, keep=keep)

@@ -1,13 +1,13 @@
-"""From a public log as it is published to a prepared one (`asmg.datasets.prepared`), by the paper's rules.
+"""Prepares a published log (`asmg.datasets.prepared`) by the paper's rules. Used by `asmg experiment prepare`.
 
-1. The source's own rule says which rows are kept and which are positives (`Source.rule`, one file a source).
-2. Rows are sorted by time; rows of one time stay in the source's order.
-3. Where a source says only what was chosen, each positive gets negatives right behind it: items of the log that its
-   user has not had so far, uniformly. "So far" includes everything of the same moment, but in click sessions, whose
-   order is known, only what came before.
+1. The source's rule says which rows are kept and which are positives (`Source.rule`, one module per source).
+2. Rows are sorted by time; rows with equal times keep the source's order.
+3. If a source has only positives, each one is followed by sampled negatives: uniform over the items of the log that its
+   user has not had so far, including all rows with the same time. In click sessions, whose order is known, rows with
+   the same time count in their order.
 4. Users and items are numbered by first appearance.
 
-(methods.md, section 0; the authors' published preprocessing is the source of the rules for Tmall, Sobazaar, MovieLens.)
+(methods.md, section 0; the rules for Tmall, Sobazaar and MovieLens follow the authors' published preprocessing.)
 """
 
 import importlib.metadata
@@ -22,14 +22,16 @@ import polars as pl
 
 from asmg.datasets.amazon import AMAZON
 from asmg.datasets.avazu import AVAZU
+from asmg.datasets.card import Card, SourceFile
 from asmg.datasets.criteo import CRITEO
 from asmg.datasets.diginetica import DIGINETICA
-from asmg.datasets.gathering import Events, Gathering, Progress, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Progress, Source
 from asmg.datasets.generic import LogOptions, read_generic
 from asmg.datasets.kuairand import KUAIRAND
 from asmg.datasets.mind import MIND
 from asmg.datasets.movielens import ML_1M, ML_25M, ML_100K, ML_LATEST
-from asmg.datasets.prepared import Card, SourceFile, check_new_folder, sha256, write_prepared
+from asmg.datasets.prepared import check_new_folder, sha256, write_prepared
 from asmg.datasets.sampling import draw_negatives, fields_with_negatives, rows_that_tell
 from asmg.datasets.scan import BLOCK_BYTES, Malformed
 from asmg.datasets.sobazaar import SOBAZAAR
@@ -59,10 +61,10 @@ SOURCES: Mapping[str, Source] = {
 """Name → public log."""
 
 GENERIC = "log"
-"""Name of a log of one's own."""
+"""Name of the user's own log."""
 
 TITLE_CHARS = 100
-"""Most characters of what such a log is called: it is a part of headings."""
+"""Maximum characters of the title of such a log, which is part of headings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +74,21 @@ class PrepareOptions:
     name: str
     """One of SOURCES, or GENERIC."""
     raw: Path
-    """The file as it was published, or the folder that holds it."""
+    """The published file, or the folder that holds it."""
     out: Path
-    """A new folder."""
+    """The new folder of the prepared log."""
     title: str | None = None
-    """What a GENERIC log is called in its card and in reports, up to TITLE_CHARS characters; None for "log"."""
+    """Title of a GENERIC log in its card and in reports, 1 to TITLE_CHARS characters; None for "log"."""
     seed: int = 0
-    """Of the negatives."""
+    """Seed of the sampled negatives."""
     negatives: int = 1
-    """Of each positive, where the source says only what was chosen."""
+    """Sampled negatives per positive, if the source has only positives."""
     malformed: Malformed = "error"
-    """What becomes of a row that cannot be read."""
+    """Treatment of bad rows."""
     log: LogOptions = field(default_factory=LogOptions)
-    """Of a GENERIC log."""
+    """Options of a GENERIC log."""
     block_bytes: int = BLOCK_BYTES
-    """Size of the blocks that files are read in; the result does not depend on it."""
+    """Bytes of a block in which files are read; the result does not depend on it."""
 
     def __post_init__(self) -> None:
         if self.name not in (*SOURCES, GENERIC):
@@ -111,7 +113,7 @@ class PrepareOptions:
 
     @property
     def source(self) -> Source:
-        """What `name` stands for."""
+        """The source of this name."""
         if self.name != GENERIC:
             return SOURCES[self.name]
         rule = ("all rows, with the labels of the file", "or where it has none, each a positive")
@@ -122,15 +124,15 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> Car
     """Prepare a log.
 
     Args:
-        options: what and how.
-        progress: told what is being done and which fraction of it is done.
+        options: what to prepare, and how.
+        progress: called with the current work and the fraction of it that is done.
 
     Returns:
         the card.
 
     Raises:
-        LogFormatError: something is not as it should be; the folder is not made.
-        ValueError: `out` holds something already.
+        LogFormatError: a file has unexpected content; the folder is not made.
+        ValueError: `out` is not empty.
         OSError: a file cannot be read or written.
     """
     say = progress or (lambda what, fraction: None)
@@ -146,13 +148,13 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> Car
     repeats = _repeats(events)
     if source.unique:
         events = gathering.leave_out(events, ~repeats, "rows that repeat an earlier one")
-    events = _numbered(events)
+    events = _renumbered(events)
     positives_only, kept = events.positives_only, 0 if source.unique else int(repeats.sum())
     if positives_only:
         say("drawing negatives", 0.0)
         events, without = _with_negatives(events, options, whole_sessions=source.whole_sessions)
         rule = (*source.rule, _negatives_rule(options.negatives, source.whole_sessions))
-        events = _numbered(events)
+        events = _renumbered(events)
     else:
         rule, without = source.rule, 0
 
@@ -203,9 +205,11 @@ def prepare(options: PrepareOptions, *, progress: Progress | None = None) -> Car
 
 
 def _repeats(events: Events) -> npt.NDArray[np.bool_]:
-    """Of events in time order: which are equal to an earlier one in user, item, time and label."""
+    """Which events (in time order) equal an earlier one in user, item, time and label: bool [n]."""
     same = np.diff(events.timestamps_ms) == 0
-    candidates = np.flatnonzero(np.append(same, False) | np.append(False, same))  # not alone in their moment
+    candidates = np.flatnonzero(
+        np.append(same, False) | np.append(False, same)
+    )  # events that share their time with another
     pair = events.user[candidates].astype(np.uint64) << np.uint64(32) | events.item[candidates]
     time, label = events.timestamps_ms[candidates], events.label[candidates]
     order = np.lexsort((candidates, label, pair, time))
@@ -216,7 +220,7 @@ def _repeats(events: Events) -> npt.NDArray[np.bool_]:
 
 
 def _with_negatives(events: Events, options: PrepareOptions, *, whole_sessions: bool) -> tuple[Events, int]:
-    """Events in time order, all positives, with negatives; and how many positives got none."""
+    """Add negatives to positives in time order; also return the number of positives without negatives."""
     time = np.arange(len(events))
     if not whole_sessions:
         time = np.append(0, np.cumsum(np.diff(events.timestamps_ms) > 0))
@@ -251,13 +255,13 @@ def _negatives_rule(count: int, whole_sessions: bool) -> str:
     )
 
 
-def _numbered(events: Events) -> Events:
-    """The same events, ids numbered by first appearance and those that appear nowhere left out."""
+def _renumbered(events: Events) -> Events:
+    """The same events with ids numbered by first appearance, without unused ids."""
 
     def order_of(numbers: npt.NDArray[np.uint32], count: int) -> npt.NDArray[np.int64]:
-        """Old numbers by new ones."""
+        """The old number of each new one."""
         first = np.full(count, len(numbers))
-        first[numbers[::-1]] = np.arange(len(numbers))[::-1]  # of a number's places the last written, the first, stays
+        first[numbers[::-1]] = np.arange(len(numbers))[::-1]  # numpy keeps the last write: the first place
         return np.argsort(first, kind="stable")[: int((first < len(numbers)).sum())]
 
     def renumber(numbers: npt.NDArray[np.uint32], order: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.uint32]:

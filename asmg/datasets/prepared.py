@@ -1,22 +1,22 @@
-"""A prepared log: what `asmg experiment prepare` makes of a public log and `asmg experiment run` reads.
+"""A prepared log: written by `asmg experiment prepare`, read by `asmg experiment run`.
 
 A folder with
 
     log.parquet      user, item (numbers from 0 by first appearance), label, timestamp (ms since 1970); in time order
     users.parquet    id; row n is user number n
-    items.parquet    id, and where the source has categories, categories (a list of text)
-    features.toml    the fields (`asmg.features`); a log without this file has none
-    card.json        what was read, by which rule, and what was left out
+    items.parquet    id and, if the source has them, categories (a list of text)
+    features.toml    the fields (`asmg.features`); missing if the log has none
+    card.json        what was read, by which rule, and what was dropped (`asmg.datasets.card`)
 
-The values of a field are a column `field.NAME`: text, a list of text, or a float, null where the number is missing. It
-is in users.parquet or items.parquet, or where the source says it of each interaction in log.parquet.
+The values of a field are a column `field.NAME`: text, a list of text, or a float (null if missing). It is in
+users.parquet or items.parquet or, if the source has a value per interaction, in log.parquet.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,105 +24,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from asmg.datasets.card import Card, read_card
+from asmg.datasets.damage import damaged_parquet
 from asmg.datasets.field_columns import By, FieldColumn
 from asmg.features import Schema, SchemaError
 from asmg.log_format import LogFormatError
 
-__all__ = [
-    "FORMAT_VERSION",
-    "Card",
-    "PreparedLog",
-    "SourceFile",
-    "check_new_folder",
-    "read_card",
-    "read_prepared",
-    "write_prepared",
-]
-
-FORMAT_VERSION = 1
+__all__ = ["PreparedLog", "check_new_folder", "read_prepared", "sha256", "write_prepared"]
 
 _FEATURES = "features.toml"
+
 _SCHEMA = {"user": pl.UInt32, "item": pl.UInt32, "label": pl.UInt8, "timestamp": pl.Int64}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceFile:
-    """A file that was read."""
-
-    file: str
-    """Name, relative to what was given."""
-    bytes: int
-    """Its size."""
-    sha256: str
-    """Its digest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What a prepared log is."""
-
-    dataset: str
-    """Name of the source."""
-    rows: int
-    """Interactions."""
-    positives: int
-    """Those with label 1."""
-    users: int
-    """Distinct users."""
-    items: int
-    """Distinct items."""
-    categories: int
-    """Distinct categories; 0 where items have none."""
-    first: str
-    """Time of the first row, RFC 3339."""
-    last: str
-    """Time of the last row."""
-    rule: tuple[str, ...]
-    """What was kept, what is a positive, how negatives were drawn: short sentences."""
-    seed: int | None
-    """Of the negatives; None where none were sampled."""
-    negatives_per_positive: int
-    """Sampled; 0 where none were."""
-    without_negative: int
-    """Positives that got none, because their user has had every item."""
-    sources: tuple[SourceFile, ...]
-    """What was read."""
-    rows_read: int
-    """Rows of the source's log."""
-    dropped: Mapping[str, int]
-    """Reason → rows that were left out for it."""
-    duplicates_kept: int
-    """Rows equal to an earlier one in user, item, time and label, in sources where that is an event of its own."""
-    out_of_order: int
-    """Rows read whose time is before that of the row before."""
-    log_sha256: str
-    """Digest of log.parquet."""
-    asmg_version: str
-    """What prepared it."""
-    features: Mapping[str, Any] | None = None
-    """The schema of features.toml as JSON values; None where the log has no fields."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {"format_version": FORMAT_VERSION, **json.loads(json.dumps(asdict(self)))}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Card":
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: these are not a card's values.
-        """
-        if values.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"format_version {FORMAT_VERSION}; received {values.get('format_version')!r}")
-        values = {"features": None, **values}  # which cards of earlier versions lack
-        expected = {field.name for field in fields(cls)} | {"format_version"}
-        if set(values) != expected:
-            wrong = sorted(expected ^ set(values))
-            raise ValueError(f"the fields of a card; received more or fewer: {', '.join(wrong)}")
-        own = {name: value for name, value in values.items() if name != "format_version"}
-        own |= {"rule": tuple(own["rule"]), "sources": tuple(SourceFile(**source) for source in own["sources"])}
-        return cls(**own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,31 +43,31 @@ class PreparedLog:
 
     card: Card
     user: npt.NDArray[np.uint32]
-    """[n] numbers, by first appearance."""
+    """[n], numbers by first appearance."""
     item: npt.NDArray[np.uint32]
-    """[n] numbers, by first appearance."""
+    """[n], numbers by first appearance."""
     label: npt.NDArray[np.uint8]
-    """[n] 0 or 1."""
+    """[n], 0 or 1."""
     timestamps_ms: npt.NDArray[np.int64]
-    """[n] never decreasing."""
+    """[n], milliseconds since 1970, never decreasing."""
     categories: tuple[str, ...] = ()
     """Names of the categories."""
     item_categories: npt.NDArray[np.int32] | None = None
-    """[items, C] numbers within `categories`, filled up with -1; None where the source has no categories."""
+    """[items, C], numbers within `categories`, padded with -1; None without categories."""
     schema: Schema | None = None
-    """The fields; None where the log has none, not even hour and weekday."""
+    """The fields; None if the log has none, not even hour and weekday."""
     fields: Mapping[str, FieldColumn] = field(default_factory=dict)
-    """The values of each of `schema.fields`; those that are made of the timestamp are not stored."""
+    """Name → values of each declared field; hour and weekday are not stored."""
 
     def by_row(self, name: str) -> FieldColumn:
-        """The values of a field, one of each interaction."""
+        """The values of a field, one per interaction."""
         column = self.fields[name]
         numbers = {"user": self.user, "item": self.item}
         return column if column.by == "row" else replace(column.take(numbers[column.by]), by="row")
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raise ValueError where `folder` exists and is not empty."""
+    """Raise ValueError if `folder` exists and is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"out: expected a new or an empty folder; {folder} holds something already")
 
@@ -170,14 +82,17 @@ def write_prepared(
     schema: Schema | None = None,
     fields: Mapping[str, FieldColumn] | None = None,
 ) -> Card:
-    """Write a prepared log; the folder appears when all of it is there.
+    """Write a prepared log; the folder appears when it is complete.
 
     Args:
-        folder: new or empty.
-        log, users, items: as the module says, without the columns of fields.
-        card: all of a Card but what follows from the rest (`log_sha256`, `features`).
+        folder: a new or empty one.
+        log, users, items: the tables of the module's description, without the columns of fields.
+        card: the values of the Card, without `log_sha256` and `features`.
         schema: the fields; None for a log without any.
-        fields: the values of each of `schema.fields`.
+        fields: name → values of each declared field.
+
+    Raises:
+        ValueError: the folder holds something.
     """
     check_new_folder(folder)
     folder = folder.resolve()
@@ -202,27 +117,11 @@ def write_prepared(
     return whole
 
 
-def read_card(folder: Path) -> Card:
-    """The card of a prepared log.
-
-    Raises:
-        LogFormatError: there is none, or one that cannot be read.
-    """
-    file = folder / "card.json"
-    expected = "the card of a log that `asmg experiment prepare` has written"
-    if not file.is_file():
-        raise LogFormatError(file, expected, "no such file")
-    try:
-        return Card.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LogFormatError(file, expected, f"another content ({error})") from error
-
-
 def read_prepared(folder: Path) -> PreparedLog:
-    """A prepared log, checked against its card.
+    """Read a prepared log and check it against its card.
 
     Raises:
-        LogFormatError: something is missing, damaged or does not agree.
+        LogFormatError: a file is missing or damaged, or does not agree with the card.
     """
     card = read_card(folder)
     log = _read(folder / "log.parquet", list(_SCHEMA.items()))
@@ -270,7 +169,7 @@ def read_prepared(folder: Path) -> PreparedLog:
 
 
 def _read_schema(folder: Path, card: Card) -> Schema | None:
-    """The schema of a folder, which is that of its card."""
+    """The schema in a folder, which must equal that of the card."""
     file = folder / _FEATURES
     if card.features is None and not file.is_file():
         return None
@@ -304,7 +203,7 @@ def _read_fields(folder: Path, schema: Schema | None, frames: Mapping[By, pl.Dat
 
 
 def sha256(file: Path) -> str:
-    """The digest of a file."""
+    """The SHA-256 digest of a file, in hexadecimal."""
     with file.open("rb") as binary:
         return hashlib.file_digest(binary, "sha256").hexdigest()
 
@@ -315,7 +214,7 @@ def _read(file: Path, columns: list[tuple[str, Any]]) -> pl.DataFrame:
     try:
         frame = pl.read_parquet(file, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise LogFormatError(file, "a complete Parquet file", f"one that is damaged ({error})") from error
+        raise damaged_parquet(file, error) from error
     for name, kind in columns:
         found = frame.schema.get(name)
         if found != kind or frame[name].null_count():
@@ -324,7 +223,7 @@ def _read(file: Path, columns: list[tuple[str, Any]]) -> pl.DataFrame:
 
 
 def _category_matrix(lists: pl.Series) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
-    """The names, in order of first appearance, and [items, C] numbers of them filled up with -1."""
+    """Names in the order of first appearance, and their numbers [items, C] padded with -1."""
     lengths = lists.list.len().fill_null(0).cast(pl.Int64).to_numpy()
     values = lists.explode().drop_nulls()
     names = values.unique(maintain_order=True)

@@ -1,4 +1,4 @@
-"""Negatives for logs that say only what was chosen."""
+"""Sampling of negatives for logs that have only positives."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -10,9 +10,10 @@ from asmg.datasets.field_columns import FieldColumn
 from asmg.datasets.log import IdArray, IndexArray, InteractionLog
 
 SamplingMode = Literal["whole_log", "so_far"]
+"""Which interactions of the user exclude an item, see `sample_negatives`."""
 
-# Rounds of drawing for all rows at once before the rows still without a negative, those of users who know nearly every
-# item, are drawn one by one. A user who knows half of the items is left over once in 2**32 rows.
+# Rounds of drawing for all rows together. Rows that are then still without a negative, those of users who know nearly
+# every item, are drawn one by one. A user who knows half of the items is left over once in 2**32 rows.
 _ROUNDS = 32
 
 
@@ -20,9 +21,9 @@ class SampledLog(NamedTuple):
     """A log with sampled negatives."""
 
     log: InteractionLog
-    """Every positive, each followed by its negatives: same user, same timestamp, same period, another item."""
+    """Every positive followed by its negatives, which have its user, timestamp and period and another item."""
     without_negative: int
-    """Positives that got none, because their user has interacted with every item."""
+    """Number of positives without negatives, because their user has interacted with every item."""
 
 
 def sample_negatives(
@@ -32,16 +33,19 @@ def sample_negatives(
     per_positive: int = 1,
     mode: SamplingMode = "whole_log",
 ) -> SampledLog:
-    """Places `per_positive` negatives right after each positive of a log of positives.
+    """Add `per_positive` negatives after each positive of a log of positives.
 
-    A negative is drawn uniformly, each on its own, from the items of the log that its user
+    A negative is drawn uniformly and independently from the items of the log that its user
 
     - `whole_log`: has no interaction with anywhere in the log;
     - `so_far`: has no interaction with up to and including the positive, in time order (rows of one millisecond: in the
       order of the log). An item chosen later may be drawn, as in a live service, which cannot look ahead.
 
-    Where no such item is left the positive gets no negative and is counted. Equal seeds give equal logs.
-    Takes about a second for a million positives. Raises ValueError where the log holds a negative already.
+    A positive without such an item gets no negative and is counted. Equal seeds give equal logs. A million positives
+    take about a second.
+
+    Raises:
+        ValueError: the log has a negative, or an argument is invalid.
     """
     if per_positive < 1:
         raise ValueError(f"per_positive: expected at least 1; received {per_positive}")
@@ -91,20 +95,20 @@ def draw_negatives(
     whole_log: bool,
     rng: np.random.Generator,
 ) -> tuple[npt.NDArray[np.bool_], IndexArray]:
-    """Negatives for n ≥ 1 positives, as numbers: what `sample_negatives` says, without any log.
+    """Draw negatives for n ≥ 1 positives given as numbers, see `sample_negatives`.
 
     Args:
-        users, items: int64 [n], from 0.
-        time: int64 [n] from 0 to n - 1: an item is known to its user from that time on; rows of one time know each
-            other's items.
-        item_count: negatives are drawn from the items 0 … item_count - 1.
-        per_positive: negatives of each positive that can have one.
-        whole_log: an item that the user has anywhere is known all the time.
-        rng: draws.
+        users, items: int64 [n], numbers from 0.
+        time: int64 [n], from 0 to n - 1. A user knows an item from its time on; rows with equal times know each other's
+            items.
+        item_count: number of items; negatives are drawn from 0 … item_count - 1.
+        per_positive: number of negatives per positive.
+        whole_log: whether a user knows its items at all times.
+        rng: for the draws.
 
     Returns:
-        bool [n], whether a positive can have a negative, and int64 [m], the items drawn: `per_positive` for each of
-        those, in their order.
+        bool [n], whether a positive can have a negative; and int64 [m], the drawn items, `per_positive` for each of
+        these positives, in their order.
     """
     known = _KnownPairs(users, items, time, item_count, whole_log=whole_log)
     has_negative = known.count(users, time) < item_count
@@ -113,14 +117,14 @@ def draw_negatives(
 
 
 def rows_that_tell(items: IndexArray, time: IndexArray, drawn: IndexArray, moments: IndexArray) -> IndexArray:
-    """The interactions that tell what is known of drawn items: of each its last up to the moment, else its first.
+    """For each drawn item the interaction from which its fields are taken: its last one up to a time, else its first.
 
     Args:
-        items, time: int64 [n], the item and the time of each interaction; of one time the later row is the last.
-        drawn, moments: int64 [m], items that are among `items`, and as of which time.
+        items, time: int64 [n], item and time of each interaction; of equal times the later row is the last.
+        drawn, moments: int64 [m], items among `items`, and the time for each.
 
     Returns:
-        int64 [m], rows of the n.
+        int64 [m], indices of interactions.
     """
     order = np.lexsort((time, items))
     items, time = items[order], time[order]
@@ -128,7 +132,7 @@ def rows_that_tell(items: IndexArray, time: IndexArray, drawn: IndexArray, momen
     width = len(times) + 1
     keys = items * width + np.searchsorted(times, time)
     wanted = drawn * width + np.searchsorted(times, moments, side="right")
-    last = np.searchsorted(keys, wanted) - 1  # with a smaller key: of the item or of one before it
+    last = np.searchsorted(keys, wanted) - 1  # the last smaller key: of this item or of one before it
     first = np.searchsorted(items, drawn)
     return order[np.maximum(last, first)]
 
@@ -136,13 +140,13 @@ def rows_that_tell(items: IndexArray, time: IndexArray, drawn: IndexArray, momen
 def fields_with_negatives(
     fields: Mapping[str, FieldColumn], source: IndexArray, is_negative: npt.NDArray[np.bool_], told: IndexArray
 ) -> dict[str, FieldColumn]:
-    """The fields of a log with negatives, which are shown to the same user in the same context.
+    """The fields of a log with negatives. A negative has the user and context fields of its positive.
 
     Args:
-        fields: of the log without them; what is by user or item number stays as it is.
-        source: int64 [m], the row of that log that each positive is, and that each negative belongs to.
+        fields: of the log without negatives; those by user or item are returned unchanged.
+        source: int64 [m], the row of that log for each positive, and for each negative the row of its positive.
         is_negative: bool [m].
-        told: the row that tells what is known of the item of each negative.
+        told: for each negative the row with the fields of its item, see `rows_that_tell`.
     """
     of_item = source.copy()
     of_item[is_negative] = told
@@ -153,12 +157,12 @@ def fields_with_negatives(
 
 
 class _KnownPairs:
-    """Which user knows which item from when on: the distinct (user, item) pairs, sorted, with the time of the first."""
+    """The distinct (user, item) pairs, sorted, with the time from which the user knows the item."""
 
     def __init__(
         self, users: IndexArray, items: IndexArray, time: IndexArray, item_count: int, *, whole_log: bool
     ) -> None:
-        """`time` [n] is the place of each row in time order; in the whole log everything is known from the start."""
+        """`time` [n] is the place of each row in time order; with `whole_log` every pair is known from the start."""
         self.item_count = item_count
         keys = users * item_count + items
         by_key_and_time = np.lexsort((time, keys))
@@ -174,7 +178,7 @@ class _KnownPairs:
         self._user_and_since = np.sort(pair_users * self._clock + self.since + 1)
 
     def count(self, users: IndexArray, time: IndexArray) -> IndexArray:
-        """How many items each user knows at each time."""
+        """Number of items that each user knows at each time."""
         until = np.searchsorted(self._user_and_since, users * self._clock + time + 1, side="right")
         return until - self.starts[users]
 
@@ -186,7 +190,7 @@ class _KnownPairs:
         return known
 
     def unknown(self, user: int, time: int) -> IndexArray:
-        """The items that one user does not know at one time."""
+        """The items that a user does not know at a time."""
         pairs = slice(self.starts[user], self.starts[user + 1])
         unknown = np.ones(self.item_count, np.bool_)
         unknown[self.keys[pairs][self.since[pairs] <= time] % self.item_count] = False
@@ -194,7 +198,7 @@ class _KnownPairs:
 
 
 def _draw(known: _KnownPairs, users: IndexArray, time: IndexArray, rng: np.random.Generator) -> IndexArray:
-    """One item for each row, uniform over those that its user does not know at its time; there must be one."""
+    """One item per row, uniform over those that its user does not know at its time, of which there is at least one."""
     drawn = rng.integers(known.item_count, size=len(users))
     wrong = np.flatnonzero(known.contains(users, drawn, time))
     for _ in range(_ROUNDS):
@@ -206,7 +210,7 @@ def _draw(known: _KnownPairs, users: IndexArray, time: IndexArray, rng: np.rando
 
 
 def _number(ids: IdArray) -> tuple[IndexArray, IdArray]:
-    """Numbers ids from 0 in order of first appearance; returns the number of each and the id of each number."""
+    """Number ids from 0 in the order of first appearance: the number of each id, and the id of each number."""
     numbers: dict[str, int] = {}
     rows = np.fromiter((numbers.setdefault(id_, len(numbers)) for id_ in ids), np.int64, len(ids))
     return rows, np.array(list(numbers), np.object_)

@@ -1,15 +1,14 @@
-"""Reads large delimited files block by block: parsed by Polars, explained by Python.
+"""Reads large delimited files and Parquet files block by block.
 
-A file is read in blocks that end with a line. Polars parses a block at once; only where something in it is not as
-expected, Python's own reader goes over the same block, which either finds it good after all or names the line and the
-column that is wrong. So a file of any size costs the memory of one block, and an error is as exact as in a small one.
+A block ends with a complete row. Polars parses it at once; only if something is unexpected, Python reads the same block
+row by row, and either accepts it or reports the line and the column of the fault. So a file of any size needs the
+memory of one block, and errors are exact.
 """
 
 import csv
 import gzip
 import io
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,39 +17,41 @@ from typing import Any, Literal
 import polars as pl
 
 from asmg.datasets.columns import BLANKS, Reading
-from asmg.datasets.table import as_text, find_columns
+from asmg.datasets.damage import GZIP_ERRORS, damaged_gzip, damaged_parquet, not_utf8, quoted
+from asmg.datasets.parquet_text import as_text
+from asmg.datasets.table import find_columns
 from asmg.log_format import LogFormatError
 
 __all__ = ["BLOCK_BYTES", "PARQUET_ROW_BYTES", "Layout", "Malformed", "Scan"]
 
 BLOCK_BYTES = 1 << 26
-"""Bytes of a block."""
+"""Bytes of a block: large enough for Polars to be fast, small enough for any host's memory."""
 
-_PIECE = 1 << 20  # bytes read at once, so that of a damaged file the line is known
+_PIECE = 1 << 20  # bytes read at once, so that the line of a damage in a gzip file is known
 
 PARQUET_ROW_BYTES = 64
-"""What a row of a Parquet file is taken to be of a block."""
+"""Assumed bytes of a Parquet row, to convert block sizes to rows."""
 
 Malformed = Literal["error", "drop"]
-"""What becomes of a row that is not as expected: the end of it all, or it is left out and counted."""
+"""Treatment of a bad row: raise an error, or drop and count it."""
 
-_LONGEST_ROW = 1 << 24  # bytes; and at least four blocks
+_LONGEST_ROW = 1 << 24  # maximum bytes of a row, or four blocks if that is more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the lines of a file are made."""
+    """The format of a delimited file."""
 
     delimiter: str = ","
     """One character, or several that never occur within a value."""
     quoted: bool = False
     """Whether values may be quoted (RFC 4180)."""
     names: tuple[str, ...] | None = None
-    """The columns of a file without a header line."""
+    """Names of the columns of a file without a header line; None with a header."""
     header_optional: bool = False
-    """Whether a first line that holds just these names is a header."""
+    """Whether a first line with just these names is skipped as a header."""
     blanks: bool = False
-    """Whether blanks and tabs around names and values mean nothing."""
+    """Whether blanks and tabs around names and values are ignored."""
 
 
 @dataclass
@@ -60,21 +61,23 @@ class Scan:
     path: Path
     layout: Layout
     readings: Mapping[str, Reading]
-    """Column → how it is read."""
+    """Wanted column → how it is read."""
     malformed: Malformed = "error"
+    """Treatment of bad rows."""
     block_bytes: int = BLOCK_BYTES
+    """Bytes of a block; the result does not depend on it."""
     progress: Callable[[float], None] | None = None
-    """Told the fraction of the file's bytes that has been read."""
+    """Called with the fraction of the file that has been read."""
     rows: int = 0
-    """Rows read so far, those that were left out among them."""
+    """Number of rows read so far, dropped ones included."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Reason → rows left out so far."""
+    """Reason → number of rows dropped so far."""
 
     def blocks(self) -> Iterator[pl.DataFrame]:
         """The wanted columns, block by block, in the order of `readings`.
 
         Raises:
-            LogFormatError: the file is not as it should be.
+            LogFormatError: the file is damaged or empty, lacks a column, or has a bad row and `malformed` is "error".
         """
         with self.path.open("rb") as file:
             start = file.read(4)
@@ -88,7 +91,7 @@ class Scan:
             raise LogFormatError(self.path, "at least one row", "none")
 
     def header(self) -> tuple[str, ...]:
-        """What the columns of the file are called; `readings` does not matter.
+        """The names of the file's columns; `readings` is ignored.
 
         Raises:
             LogFormatError: there is no header.
@@ -100,10 +103,10 @@ class Scan:
                 try:
                     return tuple(pl.scan_parquet(self.path, glob=False).collect_schema())
                 except (pl.exceptions.PolarsError, OSError) as error:
-                    raise self._damaged_parquet(error) from error
+                    raise damaged_parquet(self.path, error) from error
             binary = gzip.GzipFile(fileobj=raw) if start[:2] == b"\x1f\x8b" else raw
             line = 1
-            for block in self._cut(binary):
+            for block in self._cut_blocks(binary):
                 names, _, _ = self._first_row(block, line)
                 if names:
                     return names
@@ -116,10 +119,10 @@ class Scan:
         columns: dict[str, int] | None = None
         with self.path.open("rb") as raw:
             binary = gzip.GzipFile(fileobj=raw) if compressed else raw
-            for block in self._cut(binary):
+            for block in self._cut_blocks(binary):
                 if columns is None:
                     first, rest, lines = self._first_row(block, line)
-                    if first:  # else there were blank lines only
+                    if first:  # otherwise all lines were blank
                         if names is None or (self.layout.header_optional and first == names):
                             names, block, line = first, rest, line + lines
                         columns = find_columns(self.path, names, list(self.readings))
@@ -131,35 +134,33 @@ class Scan:
         if self.progress:
             self.progress(1.0)
 
-    def _cut(self, binary: io.BufferedIOBase) -> Iterator[bytes]:
-        """Blocks that end with a row, without a byte order mark."""
-        line, rest = 1, self._next(binary, 3, 1).removeprefix(b"\xef\xbb\xbf")
-        while chunk := self._next(binary, self.block_bytes, line):
+    def _cut_blocks(self, binary: io.BufferedIOBase) -> Iterator[bytes]:
+        """Cut the file into blocks that end with a row, without a byte order mark."""
+        line, rest = 1, self._read_bytes(binary, 3, 1).removeprefix(b"\xef\xbb\xbf")
+        while chunk := self._read_bytes(binary, self.block_bytes, line):
             data = rest + chunk
             line += chunk.count(b"\n")
             end = self._rows_end(data)
             if not end and len(data) > max(4 * self.block_bytes, _LONGEST_ROW):
-                end = len(data)  # nobody quotes that much: let the reader say what is wrong
+                end = len(data)  # too long for a quoted value: let the csv reader report the fault
             rest = data[end:]
             if end:
                 yield data[:end]
         if rest:
             yield rest
 
-    def _next(self, binary: io.BufferedIOBase, count: int, line: int) -> bytes:
-        """So many bytes, or what is left of them; they begin in this line."""
+    def _read_bytes(self, binary: io.BufferedIOBase, count: int, line: int) -> bytes:
+        """The next `count` bytes, or what is left; they start in `line`."""
         data = bytearray()
         try:
             while len(data) < count and (part := binary.read1(min(count - len(data), _PIECE))):
                 data += part
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            received = f"one that is cut short or damaged ({error})"
-            line += data.count(b"\n")
-            raise LogFormatError(self.path, "a complete gzip file", received, line=line) from error
+        except GZIP_ERRORS as error:
+            raise damaged_gzip(self.path, error, line + data.count(b"\n")) from error
         return bytes(data)
 
     def _rows_end(self, data: bytes) -> int:
-        """Where the last complete row of text that begins with a row ends."""
+        """End of the last complete row of text that starts with a row."""
         if not self.layout.quoted or b'"' not in data:
             return data.rfind(b"\n") + 1
         delimiter = re.escape(self.layout.delimiter.encode())
@@ -168,7 +169,7 @@ class Scan:
         return rows.end() if rows else 0
 
     def _first_row(self, block: bytes, line: int) -> tuple[tuple[str, ...], bytes, int]:
-        """The first row that is not blank, what is behind it, and how many lines it and the blank ones take."""
+        """The first non-blank row, the text after it, and the number of lines up to its end."""
         reader, end = self._reader(self._decode(block, line)), 0
         try:
             first: list[str] = next((row for row in reader if row), [])
@@ -176,24 +177,23 @@ class Scan:
             raise LogFormatError(self.path, "a header line", str(error), line=line) from error
         for _ in range(reader.line_num):
             end = block.find(b"\n", end) + 1 or len(block)
-        return tuple(map(self._bare, first)), block[end:], reader.line_num
+        return tuple(map(self._stripped, first)), block[end:], reader.line_num
 
-    def _bare(self, value: str) -> str:
+    def _stripped(self, value: str) -> str:
         return value.strip(BLANKS) if self.layout.blanks else value
 
     def _decode(self, block: bytes, line: int) -> str:
         try:
             return block.decode("utf-8")
         except UnicodeDecodeError as error:
-            line += block.count(b"\n", 0, error.start)
-            raise LogFormatError(self.path, "text in UTF-8", f"byte {block[error.start]:#04x}", line=line) from error
+            raise not_utf8(self.path, error, line + block.count(b"\n", 0, error.start)) from error
 
     def _reader(self, text: str) -> Any:
         delimiter = self.layout.delimiter
         if len(delimiter) > 1:
             text, delimiter = text.replace(delimiter, "\x1f"), "\x1f"
         return csv.reader(
-            io.StringIO(text, newline="\n"),  # a line ends where `bytes.count` says so
+            io.StringIO(text, newline="\n"),  # lines end as `bytes.count` counts them
             delimiter=delimiter,
             strict=True,
             quoting=csv.QUOTE_MINIMAL if self.layout.quoted else csv.QUOTE_NONE,
@@ -207,11 +207,11 @@ class Scan:
         return frame
 
     def _parse_at_once(self, block: bytes, names: Sequence[str], columns: Mapping[str, int]) -> pl.DataFrame | None:
-        """All of a block, or None where anything about it is for Python to judge."""
+        """A whole block parsed by Polars; None if Python has to judge it."""
         if block.count(b"\r") != block.count(b"\r\n"):
-            return None  # for Polars a lone one is part of a value
+            return None  # Polars takes a lone one as part of a value
         if self.layout.quoted and block.count(b'"') % 2:
-            return None  # Polars does not mind a quote that never closes
+            return None  # Polars accepts a quote that never closes
         delimiter = self.layout.delimiter
         if len(delimiter) > 1:
             block, delimiter = block.replace(delimiter.encode(), b"\x1f"), "\x1f"
@@ -237,7 +237,7 @@ class Scan:
         return None if any(frame.null_count().row(0)) else frame
 
     def _parse_rows(self, text: str, line: int, width: int, columns: Mapping[str, int]) -> Iterator[list[Any]]:
-        """The good rows of a block, one by one; the first bad one is an error, or all of them are counted."""
+        """The good rows of a block, one by one; bad ones raise an error or are counted."""
         reader, first = self._reader(text), line
         while True:
             try:
@@ -248,7 +248,7 @@ class Scan:
                 raise LogFormatError(self.path, "delimited values (RFC 4180)", str(error), line=line) from error
             if row:
                 self.rows += 1
-                values = self._convert([*map(self._bare, row)] if self.layout.blanks else row, line, width, columns)
+                values = self._convert([*map(self._stripped, row)] if self.layout.blanks else row, line, width, columns)
                 if values is not None:
                     yield values
             line = first + reader.line_num
@@ -268,7 +268,7 @@ class Scan:
                 values.append(reading.convert(value))
             except ValueError:
                 if self.malformed == "error":
-                    received, hint = repr(value if len(value) <= 60 else value[:60] + "…"), reading.hint(value)
+                    received, hint = quoted(value), reading.hint(value)
                     raise LogFormatError(
                         self.path, reading.expected, received, column=name, line=line, unit=unit, hint=hint
                     ) from None
@@ -289,14 +289,14 @@ class Scan:
             names = list(lazy.collect_schema())
             total = int(lazy.select(pl.len()).collect().item())
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise self._damaged_parquet(error) from error
+            raise damaged_parquet(self.path, error) from error
         columns = {name: n for n, name in enumerate(find_columns(self.path, names, list(self.readings)))}
         rows_at_once = max(1, self.block_bytes // PARQUET_ROW_BYTES)
         for start in range(0, total, rows_at_once):
             try:
                 raw = lazy.select(list(columns)).slice(start, rows_at_once).collect()
             except (pl.exceptions.PolarsError, OSError) as error:
-                raise self._damaged_parquet(error) from error
+                raise damaged_parquet(self.path, error) from error
             for name, found in raw.schema.items():
                 if str(found).startswith(self.readings[name].refused):
                     hint = "text or whole numbers are read as ids"
@@ -315,6 +315,3 @@ class Scan:
             yield frame
             if self.progress:
                 self.progress(min(1.0, (start + raw.height) / total))
-
-    def _damaged_parquet(self, error: Exception) -> LogFormatError:
-        return LogFormatError(self.path, "a complete Parquet file", f"one that is cut short or damaged ({error})")

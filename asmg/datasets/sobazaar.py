@@ -4,7 +4,8 @@ The paper takes all of it: 842,660 rows of 17,126 users and 24,785 items (its au
 """
 
 from asmg.datasets.columns import identifier
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
 

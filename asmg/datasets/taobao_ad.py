@@ -1,10 +1,11 @@
 """Taobao Ad (Alibaba, Tianchi): eight days of May 2017 of advertisements shown in a shop, `raw_sample.csv`.
 
-Beside it `ad_feature.csv` and `user_profile.csv` say more of advertisements and users; `behavior_log.csv` is not read.
+`ad_feature.csv` and `user_profile.csv` have fields of advertisements and users; `behavior_log.csv` is not read.
 """
 
 from asmg.datasets.columns import click, identifier
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
 from asmg.features import Field
@@ -12,7 +13,7 @@ from asmg.features import Field
 __all__ = ["TAOBAO_AD", "read_taobao_ad"]
 
 TIMEZONE = "Asia/Shanghai"
-"""Of the shop's customers."""
+"""Time zone of the shop's customers."""
 
 CONTEXT = {"pid": Field("pid", "context", "categorical")}
 """Column of the log → field: the place in the shop."""
@@ -37,9 +38,9 @@ AD = {
 
 
 def read_taobao_ad(gathering: Gathering) -> Events:
-    """Every row; it is a positive where the advertisement was clicked."""
+    """Every row; a positive if the advertisement was clicked."""
     readings = {"user": identifier(), "adgroup_id": identifier(), "time_stamp": time_of("s"), "clk": click()}
-    layout = Layout(blanks=True)  # the published header of the users has a blank behind its last name
+    layout = Layout(blanks=True)  # the published header of the users' file has a blank after its last name
     columns = ("user", "adgroup_id", "time_stamp")
     path = gathering.find("raw_sample.csv")
     events = gathering.gather(path, layout, readings, columns, label="clk", fields=CONTEXT)

@@ -1,6 +1,6 @@
 """Tmall (IJCAI-15): what 424,170 users of a shop did from May to November 2014, `user_log_format1.csv`.
 
-The paper's rule leaves 3,047,101 clicks of 49,986 users on 43,571 items of 634 categories (its authors' counts).
+The paper's rule keeps 3,047,101 clicks of 49,986 users on 43,571 items of 634 categories (its authors' counts).
 """
 
 from dataclasses import dataclass
@@ -9,9 +9,11 @@ import numpy as np
 import polars as pl
 
 from asmg.datasets.columns import identifier, text, whole_number
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
-from asmg.datasets.times import DAY_MS, day_of_year_2014
+from asmg.datasets.time_forms import DAY_MS
+from asmg.datasets.times import day_of_year_2014
 
 __all__ = ["TMALL", "TmallRule", "read_tmall"]
 
@@ -22,12 +24,12 @@ _FILE = "user_log_format1.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class TmallRule:
-    """What is kept of the clicks of October."""
+    """Which clicks of October are kept."""
 
     users: int = 50_000
-    """Users with most clicks; of equals those whose first click is earlier in the file."""
+    """Number of users with the most clicks; of equals those with the earlier first click in the file."""
     item_clicks: int = 20
-    """Fewest clicks by these users that an item needs."""
+    """Minimum clicks by these users on an item."""
 
 
 def read_tmall(gathering: Gathering, rule: TmallRule | None = None) -> Events:

@@ -2,7 +2,8 @@
 
 from asmg.datasets.columns import identifier
 from asmg.datasets.diginetica import PERIOD_FILE_TIMES, find_period_files, leave_out_rare, read_period_files
-from asmg.datasets.gathering import Events, Gathering, Source
+from asmg.datasets.events import Events
+from asmg.datasets.gathering import Gathering, Source
 from asmg.datasets.scan import Layout
 from asmg.datasets.times import time_of
 

@@ -1,4 +1,4 @@
-"""What a report says of numbers: means with their spread, improvements, significance, calibration error."""
+"""Statistics over seeds and periods: means with their spread, improvements, significance, calibration error."""
 
 from typing import Any, NamedTuple
 
@@ -23,23 +23,23 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 
 EXACT_UP_TO = 16
-"""Differences of which all 2^n sign patterns are tried."""
+"""Maximum number of differences for which all 2^n sign patterns are tried."""
 
 FLIPS = 20_000
-"""Sign patterns tried of more differences, the identity among them."""
+"""Number of sign patterns tried for more differences, the identity included."""
 
 
 class Spread(NamedTuple):
     """A mean over seeds."""
 
     mean: float
-    """The mean."""
+    """Over the seeds."""
     std: float | None
-    """Standard deviation over the seeds (divided by their number, as in summary.json); None of a single seed."""
+    """Standard deviation over the seeds (population, as in summary.json); None for a single seed."""
 
 
 def mean(values: npt.ArrayLike, axis: int | None = None) -> Any:
-    """The mean of what is there: NaN is left out, and the mean of nothing is NaN."""
+    """The mean without NaN; NaN if nothing is left."""
     array = np.asarray(values, np.float64)
     there = ~np.isnan(array)
     count = there.sum(axis)
@@ -48,7 +48,7 @@ def mean(values: npt.ArrayLike, axis: int | None = None) -> Any:
 
 
 def spread(values: npt.ArrayLike) -> Spread | None:
-    """Mean and standard deviation of the seeds' values [seeds], NaN left out; None where nothing is left."""
+    """Mean and standard deviation of the seeds' values [seeds] without NaN; None if nothing is left."""
     array = np.asarray(values, np.float64)
     array = array[~np.isnan(array)]
     if not len(array):
@@ -57,30 +57,30 @@ def spread(values: npt.ArrayLike) -> Spread | None:
 
 
 def improvement(value: float, base: float, *, higher_is_better: bool) -> float:
-    """By how many per cent a value is better than the base, relative to the base: 1.33 of AUC .8289 over .8180."""
+    """By how many per cent a value is better than the base: 1.33 for an AUC of .8289 over .8180."""
     return 100 * (value - base) / base * (1 if higher_is_better else -1)
 
 
 class Tally(NamedTuple):
-    """How a method did against another one, pair by pair of seed and period."""
+    """A method compared with another one, over pairs of seed and period."""
 
     wins: int
-    """Pairs in which it is better."""
+    """Number of pairs in which it is better."""
     ties: int
-    """Pairs in which both have the very same number."""
+    """Number of pairs in which both have the same number."""
     pairs: int
-    """Pairs that both have a number of."""
+    """Number of pairs for which both have a number."""
     worst: float | None
-    """By how much it is better with the seed that favours it least, the mean over the periods; None of no pairs."""
+    """By how much it is better with its worst seed, the mean over the periods; None without pairs."""
     worst_seed: int | None
-    """The place of that seed."""
+    """Index of that seed."""
 
 
 def tally(better: Array) -> Tally:
-    """Count.
+    """Count wins and ties.
 
     Args:
-        better: by how much the method is better, of each seed in each period [seeds, periods]; NaN: no number.
+        better: by how much the method is better for each seed and period [seeds, periods]; NaN without a number.
     """
     by_seed = mean(better, 1)
     at = None if np.isnan(by_seed).all() else int(np.nanargmin(by_seed))
@@ -91,9 +91,9 @@ def tally(better: Array) -> Tally:
 def sign_flip_p(differences: npt.ArrayLike) -> float:
     """Two-sided p-value of the mean of paired differences [n], by flipping their signs.
 
-    Were there no difference between the two of a pair, each sign would be as likely as its opposite: p is the share of
-    the sign patterns whose mean is at least as far from 0. Up to `EXACT_UP_TO` differences all 2^n patterns are
-    tried, of more the identity and `FLIPS` − 1 random ones, always the same.
+    Without a real difference each sign is as likely as its opposite; p is the share of sign patterns whose mean is at
+    least as far from 0. Up to `EXACT_UP_TO` differences all 2^n patterns are tried, for more the identity and
+    `FLIPS` − 1 random ones, always the same.
 
     Raises:
         ValueError: there are no differences, or one is not finite.
@@ -105,11 +105,11 @@ def sign_flip_p(differences: npt.ArrayLike) -> float:
 
 
 def max_t_p(differences: npt.ArrayLike) -> list[float]:
-    """The same for several methods at once [n, methods], adjusted for their number.
+    """p-values of several methods at once [n, methods], adjusted for their number.
 
     Westfall and Young's step-down procedure: all methods' signs are flipped together, and the statistic |Σ d| / √Σ d²
-    of a method is compared with the greatest one among it and the methods that are less extreme. Those below 0.05 are
-    wrong together (any of them) with a probability of at most 0.05, and what the methods have in common costs nothing.
+    of a method is compared with the largest one among itself and the less extreme methods. The probability that any
+    value below 0.05 is wrong is at most 0.05; correlation of the methods does not weaken the test.
 
     Raises:
         ValueError: there are no differences, or one is not finite.
@@ -131,7 +131,7 @@ def max_t_p(differences: npt.ArrayLike) -> list[float]:
     order = np.argsort(-observed, kind="stable")
     greatest = np.maximum.accumulate(statistics[:, order[::-1]], axis=1)[:, ::-1]
     for rank, at in enumerate(order.tolist()):
-        # Sums of the same numbers in another order differ in their last digits.
+        # Sums in another order differ in their last digits.
         least = max(least, float(np.mean(greatest[:, rank] >= observed[at] - 1e-12 * np.sqrt(n))))
         adjusted[at] = least
     return adjusted

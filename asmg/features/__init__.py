@@ -1,19 +1,8 @@
-"""Fields: what is known of an interaction's context, its user and its item. Needs no torch: serving imports it."""
+"""Fields: known properties of an interaction's context, its user and its item. Needs no torch: serving imports it."""
 
-from asmg.features.schema import (
-    DEFAULT,
-    MAX_EDGES,
-    MAX_FIELDS,
-    MAX_LIST_VALUES,
-    RESERVED_NAMES,
-    TIME_FIELDS,
-    Enter,
-    Field,
-    Kind,
-    Of,
-    Schema,
-    SchemaError,
-)
+from asmg.features.clock import find_zone, time_values
+from asmg.features.field import MAX_EDGES, MAX_LIST_VALUES, Enter, Field, Kind, Of, SchemaError
+from asmg.features.schema import DEFAULT, MAX_FIELDS, RESERVED_NAMES, TIME_FIELDS, Schema
 from asmg.features.values import (
     MAX_NUMBER,
     MAX_VALUE_LENGTH,
@@ -25,11 +14,9 @@ from asmg.features.values import (
     bucket_values,
     check,
     encode,
-    find_zone,
     name_of_value,
     number,
     numbers,
-    time_values,
 )
 
 __all__ = [

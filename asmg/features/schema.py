@@ -1,9 +1,9 @@
-"""The schema of the fields: their names, what they are of, their kinds, and how they enter the model.
+"""The schema of the fields: their names, owners and kinds, and how they enter the model.
 
 A schema is a TOML file:
 
     timezone = "Europe/Berlin"      # of hour and weekday; UTC by default
-    time = ["hour", "weekday"]      # context fields made of the timestamp, both by default; [] leaves them out
+    time = ["hour", "weekday"]      # context fields made of the timestamp, both by default; [] for none
 
     [fields.device]
     of = "context"                  # context, user or item
@@ -12,7 +12,7 @@ A schema is a TOML file:
     [fields.tags]
     of = "item"
     kind = "multi"                  # several categorical values at a time
-    most = 8                        # of them
+    most = 8                        # maximum number of them
 
     [fields.price]
     of = "item"
@@ -28,57 +28,32 @@ A schema is a TOML file:
     [fields.position]
     of = "context"
     kind = "categorical"
-    training_only = true            # learned, and missing when predicting
+    training_only = true            # learned, but missing in predictions
 """
 
 import json
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from asmg.features.values import MAX_NUMBER, ValueFault, check, find_zone, is_plain
+from asmg.features.clock import find_zone
+from asmg.features.field import Field, Of, SchemaError, shown
+from asmg.features.settings import read_field, toml_fault
+from asmg.features.values import ValueFault, check, is_plain
 
-__all__ = [
-    "DEFAULT",
-    "MAX_EDGES",
-    "MAX_FIELDS",
-    "MAX_LIST_VALUES",
-    "RESERVED_NAMES",
-    "TIME_FIELDS",
-    "Enter",
-    "Field",
-    "Kind",
-    "Of",
-    "Schema",
-    "SchemaError",
-]
-
-Of = Literal["context", "user", "item"]
-Kind = Literal["categorical", "multi", "numeric"]
-Enter = Literal["standardised", "log", "buckets"]
+__all__ = ["DEFAULT", "MAX_FIELDS", "RESERVED_NAMES", "TIME_FIELDS", "Schema"]
 
 MAX_FIELDS = 64
-"""Fields of a schema, without hour and weekday."""
-
-MAX_LIST_VALUES = 32
-"""Largest `most`: each value of a multi field is a column of every interaction."""
-
-DEFAULT_LIST_VALUES = 8
-"""`most` of a multi field that does not say it."""
-
-MAX_EDGES = 64
-"""Edges of a bucketised field."""
+"""Maximum number of fields, without hour and weekday."""
 
 TIME_FIELDS = ("hour", "weekday")
-"""Context fields that are made of the timestamp."""
+"""Names of the context fields that are made of the timestamp."""
 
 MAX_FILE_BYTES = 1 << 20
-"""Of a schema's file: 64 fields with 64 edges each take a tenth of it."""
+"""Maximum bytes of a schema file; 64 fields with 64 edges each take a tenth of it."""
 
 RESERVED_NAMES = frozenset(
     {
@@ -88,101 +63,7 @@ RESERVED_NAMES = frozenset(
         *("context", "features", "field", "fields", "score", "statistics"),
     }
 )
-"""Names that mean something else in a log or a request."""
-
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_SETTINGS = ("of", "kind", "most", "enter", "buckets", "training_only")
-
-
-class SchemaError(ValueError):
-    """A schema that is not as it has to be; each of `faults` is one line that names the field."""
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = tuple(faults)
-        super().__init__("\n".join(faults))
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field.
-
-    Raises:
-        SchemaError: a setting is not as it has to be.
-    """
-
-    name: str
-    """A lower-case letter, then lower-case letters, digits and _; 32 characters at most."""
-    of: Of
-    """Whose it is: of the interaction itself (context), of its user or of its item."""
-    kind: Kind
-    """One value of several (categorical), several of them at a time (multi), or a number (numeric)."""
-    most: int = 1
-    """Values that an interaction can have, 1 to 32; more than 1 for multi only."""
-    enter: Enter | None = None
-    """How a numeric field enters: standardised; log: sign(x)·log(1+|x|), then standardised; buckets: as a categorical
-    field whose values are the buckets. None for the other kinds."""
-    buckets: tuple[float, ...] = ()
-    """Ascending edges, for `enter` "buckets". n edges make n+1 buckets."""
-    training_only: bool = False
-    """Whether the field is missing when predicting; for context only."""
-
-    def __post_init__(self) -> None:
-        if self.kind == "numeric" and self.enter is None:
-            object.__setattr__(self, "enter", "standardised")
-        if faults := tuple(self._faults()):
-            raise SchemaError(faults)
-
-    def _faults(self) -> list[str]:
-        found: list[str] = []
-
-        def expect(good: bool, setting: str, expected: str, received: Any) -> None:
-            if not good:
-                found.append(f"fields.{self.name}{setting}: expected {expected}; received {_shown(received)}")
-
-        name = self.name
-        expect(
-            _NAME.fullmatch(str(name)) is not None,
-            "",
-            "a name of at most 32 characters: a lower-case letter, then lower-case letters, digits and _",
-            name,
-        )
-        expect(self.of in get_args(Of), ".of", "context, user or item", self.of)
-        expect(self.kind in get_args(Kind), ".kind", "categorical, multi or numeric", self.kind)
-        if self.kind == "multi":
-            good = type(self.most) is int and 1 <= self.most <= MAX_LIST_VALUES
-            expect(good, ".most", f"a whole number from 1 to {MAX_LIST_VALUES}", self.most)
-        elif self.kind in get_args(Kind):
-            expect(self.most == 1, ".most", "none, as only a multi field has it", self.most)
-        if self.kind == "numeric":
-            expect(self.enter in get_args(Enter), ".enter", "standardised, log or buckets", self.enter)
-        elif self.kind in get_args(Kind):
-            expect(self.enter is None, ".enter", "none, as only a numeric field has it", self.enter)
-        if self.enter == "buckets":
-            expect(_are_edges(self.buckets), ".buckets", f"1 to {MAX_EDGES} ascending numbers", list(self.buckets))
-        else:
-            expect(not self.buckets, ".buckets", 'none without enter = "buckets"', list(self.buckets))
-        expect(isinstance(self.training_only, bool), ".training_only", "true or false", self.training_only)
-        if self.training_only is True and self.of in get_args(Of):
-            expect(self.of == "context", ".training_only", "false for a field that is not of the context", True)
-        return found
-
-    @property
-    def by_table(self) -> bool:
-        """Whether each value has a row of its own; else the field enters as a number."""
-        return self.kind != "numeric" or self.enter == "buckets"
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings of the field, its name included, without those at their defaults."""
-        found: dict[str, Any] = {"name": self.name, "of": self.of, "kind": self.kind}
-        if self.kind == "multi":
-            found["most"] = self.most
-        if self.enter is not None:
-            found["enter"] = self.enter
-        if self.buckets:
-            found["buckets"] = list(self.buckets)
-        if self.training_only:
-            found["training_only"] = True
-        return found
+"""Names that have another meaning in a log or a request."""
 
 
 @dataclass(frozen=True)
@@ -190,16 +71,15 @@ class Schema:
     """All fields of a model.
 
     Raises:
-        SchemaError: a name is reserved or occurs twice, there are too many fields, or `timezone` or `time` is not as it
-            has to be.
+        SchemaError: a name is reserved or occurs twice, there are too many fields, or `timezone` or `time` is invalid.
     """
 
     fields: tuple[Field, ...] = ()
-    """Without those that are made of the timestamp."""
+    """The declared fields, without hour and weekday."""
     timezone: str = "UTC"
-    """Name in the IANA database of the zone of the fields that are made of the timestamp."""
+    """Time zone of hour and weekday, a name of the IANA database."""
     time: tuple[str, ...] = TIME_FIELDS
-    """Fields that are made of the timestamp: `hour` ("0" to "23"), `weekday` ("0", Monday, to "6"), both or none."""
+    """Wanted fields of the timestamp: `hour` ("0" to "23"), `weekday` ("0", Monday, to "6"), both or none."""
 
     def __post_init__(self) -> None:
         names = [field.name for field in self.fields]
@@ -216,7 +96,7 @@ class Schema:
             if names.count(name) > 1
         ]
         if not set(self.time) <= set(TIME_FIELDS) or len(set(self.time)) < len(self.time):
-            found.append(f"time: expected hour, weekday, both or none, each once; received {_shown(list(self.time))}")
+            found.append(f"time: expected hour, weekday, both or none, each once; received {shown(list(self.time))}")
         try:
             find_zone(self.timezone)
         except ValueError as error:
@@ -226,15 +106,15 @@ class Schema:
 
     @cached_property
     def all(self) -> tuple[Field, ...]:
-        """The fields that are made of the timestamp, then `fields`."""
+        """The fields of the timestamp, then the declared ones."""
         return (*(Field(name, "context", "categorical") for name in self.time), *self.fields)
 
     def of(self, of: Of) -> tuple[Field, ...]:
-        """Those of `all` that are of the context, the user or the item."""
+        """All fields of an owner."""
         return tuple(field for field in self.all if field.of == of)
 
     def declared(self, of: Of) -> Mapping[str, Field]:
-        """Those of `fields` that are of the context, the user or the item, by name: what a client can send."""
+        """The declared fields of an owner by name: those that a client can send."""
         return self._declared[of]
 
     @cached_property
@@ -243,8 +123,11 @@ class Schema:
         return {of: {field.name: field for field in self.fields if field.of == of} for of in owners}
 
     def faults(self, of: Of, values: Mapping[str, Any]) -> list[ValueFault]:
-        """What is wrong with the values that a client sends for the context, a user or an item, by the names of the
-        fields: an unknown name, or a value that its field cannot have.
+        """The faults of values that a client sends for an owner: unknown names, and values not allowed for their field.
+
+        Args:
+            of: the owner.
+            values: name of a field → value.
         """
         declared, found = self.declared(of), []
         for name, value in values.items():
@@ -257,7 +140,7 @@ class Schema:
         return found
 
     def allows(self, of: Of, values: Mapping[str, Any]) -> bool:
-        """Whether `faults` would find none; it takes less time than to name one."""
+        """Whether `faults` finds none; faster than `faults`."""
         declared = self._declared[of]
         try:
             for name, value in values.items():
@@ -269,15 +152,15 @@ class Schema:
         return True
 
     def check_context(self, values: Mapping[str, Any]) -> None:
-        """Raise the first ValueFault of the values of a context."""
+        """Raise the first ValueFault of a context's values."""
         self._check("context", values)
 
     def check_user(self, values: Mapping[str, Any]) -> None:
-        """Raise the first ValueFault of the values of a user."""
+        """Raise the first ValueFault of a user's values."""
         self._check("user", values)
 
     def check_item(self, values: Mapping[str, Any]) -> None:
-        """Raise the first ValueFault of the values of an item."""
+        """Raise the first ValueFault of an item's values."""
         self._check("item", values)
 
     def _check(self, of: Of, values: Mapping[str, Any]) -> None:
@@ -290,7 +173,7 @@ class Schema:
 
         Raises:
             OSError: the file cannot be read.
-            SchemaError: it holds no schema; each fault names the file.
+            SchemaError: the schema is invalid; each fault names the file.
         """
         data = path.read_bytes()
         try:
@@ -304,36 +187,36 @@ class Schema:
 
     @classmethod
     def from_toml(cls, text: str) -> "Schema":
-        """The schema that a TOML text declares.
+        """The schema of a TOML text.
 
         Raises:
-            SchemaError: it declares none.
+            SchemaError: the schema is invalid.
         """
         try:
             values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise SchemaError([_toml_fault(str(error))]) from None
+            raise SchemaError([toml_fault(str(error))]) from None
         tables = values.get("fields", {})
         if not isinstance(tables, Mapping):
-            raise SchemaError([f"fields: expected a table for each field, [fields.NAME]; received {_shown(tables)}"])
-        return cls._of_settings(values, list(tables.items()))
+            raise SchemaError([f"fields: expected a table for each field, [fields.NAME]; received {shown(tables)}"])
+        return cls._from_settings(values, list(tables.items()))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Schema":
         """The inverse of `to_json`.
 
         Raises:
-            SchemaError: the values are no schema.
+            SchemaError: the schema is invalid.
         """
         listed = values.get("fields", [])
         if not isinstance(listed, list) or not all(isinstance(field, Mapping) and "name" in field for field in listed):
-            raise SchemaError([f"fields: expected a list of objects with a name; received {_shown(listed)}"])
+            raise SchemaError([f"fields: expected a list of objects with a name; received {shown(listed)}"])
         pairs = [(field["name"], {key: field[key] for key in field if key != "name"}) for field in listed]
-        return cls._of_settings(values, pairs)
+        return cls._from_settings(values, pairs)
 
     @classmethod
-    def _of_settings(cls, values: Mapping[str, Any], declared: Sequence[tuple[Any, Any]]) -> "Schema":
-        """Read what a file says; all that is wrong is told at once."""
+    def _from_settings(cls, values: Mapping[str, Any], declared: Sequence[tuple[Any, Any]]) -> "Schema":
+        """The schema of parsed settings; all faults are reported together."""
         found = [
             f"{key}: expected timezone, time or fields; received a setting of another name"
             for key in values
@@ -341,15 +224,15 @@ class Schema:
         ]
         timezone, time = values.get("timezone", "UTC"), values.get("time", list(TIME_FIELDS))
         if not isinstance(timezone, str):
-            found.append(f"timezone: expected a name of the IANA database; received {_shown(timezone)}")
+            found.append(f"timezone: expected a name of the IANA database; received {shown(timezone)}")
             timezone = "UTC"
         if not (isinstance(time, list) and all(isinstance(name, str) for name in time)):
-            found.append(f"time: expected a list of hour, weekday, both or none; received {_shown(time)}")
+            found.append(f"time: expected a list of hour, weekday, both or none; received {shown(time)}")
             time = []
         fields: list[Field] = []
         for name, settings in declared:
             try:
-                fields.append(_field_of(name, settings))
+                fields.append(read_field(name, settings))
             except SchemaError as error:
                 found += error.faults
         try:
@@ -361,7 +244,7 @@ class Schema:
         return schema
 
     def to_json(self) -> dict[str, Any]:
-        """The schema as JSON values; the order of its fields is that of its columns, so they are a list."""
+        """The schema as JSON values; `fields` is a list in the order of the columns."""
         return {
             "timezone": self.timezone,
             "time": list(self.time),
@@ -379,59 +262,8 @@ class Schema:
 
 
 DEFAULT = Schema()
-"""The schema of who declares none: hour and weekday, in UTC."""
+"""The default schema: hour and weekday in UTC."""
 
 
 def _known(declared: Mapping[str, Field], of: Of) -> str:
     return f"a field of the {of}: {', '.join(declared)}" if declared else f"no field: the schema has none of the {of}"
-
-
-def _field_of(name: Any, settings: Any) -> Field:
-    if not isinstance(settings, Mapping):
-        raise SchemaError([f"fields.{name}: expected a table of {', '.join(_SETTINGS)}; received {_shown(settings)}"])
-    expected = f"expected a setting of a field: {', '.join(_SETTINGS)}"
-    found = [
-        f"fields.{name}.{key}: {expected}; received one of another name" for key in settings if key not in _SETTINGS
-    ]
-    kind = settings.get("kind")
-    edges = settings.get("buckets", [])
-    try:
-        field = Field(
-            name=name,
-            of=settings.get("of"),  # type: ignore[arg-type] # checked by Field, as all of them are
-            kind=kind,  # type: ignore[arg-type]
-            most=settings.get("most", DEFAULT_LIST_VALUES if kind == "multi" else 1),
-            enter=settings.get("enter"),
-            buckets=tuple(edges) if isinstance(edges, list) else (edges,),
-            training_only=settings.get("training_only", False),
-        )
-    except SchemaError as error:
-        raise SchemaError([*found, *error.faults]) from None
-    if found:
-        raise SchemaError(found)
-    return field
-
-
-def _are_edges(edges: Sequence[Any]) -> bool:
-    """Whether these are 1 to `MAX_EDGES` ascending numbers."""
-    numbers = all(
-        isinstance(edge, int | float) and not isinstance(edge, bool) and abs(edge) <= MAX_NUMBER for edge in edges
-    )  # NaN is not at most anything
-    return numbers and 1 <= len(edges) <= MAX_EDGES and all(low < high for low, high in pairwise(edges))
-
-
-def _toml_fault(message: str) -> str:
-    """What is wrong with a text that is not TOML; a name that is declared twice is told as what it is."""
-    twice = re.search(r"Cannot declare \(([^)]*)\) twice", message)
-    if twice is None:
-        return f"expected TOML; received something else: {message}"
-    name = ".".join(re.findall(r"'([^']*)'", twice[1]))
-    return f"{name}: expected a name that no other field has; received it twice"
-
-
-def _shown(value: Any) -> str:
-    """A value as an error shows it, shortened."""
-    if value is None:
-        return "nothing"
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,19 +1,22 @@
-"""The hot loops of training as machine code (numba): planning an epoch, the GRU, Embedding&MLP, Adam.
+"""The hot loops of training as machine code (numba): planning an epoch, the GRU, Embedding&MLP, Adam, statistics.
 
-Everything here has a plain torch counterpart (`asmg.training`, `asmg.generator`, `asmg.models`), which is what the
-formulas are documented in, what runs on a GPU, and what the tests compare with. These versions win because a step of
-training touches so little that an eager step is all dispatch: they work through many steps in one call, on buffers that
-stay in the processor's cache, in loops over rows or scalars ("lanes") that the compiler can vectorise.
+Each kernel for models has a plain torch counterpart (`asmg.training`, `asmg.generator`, `asmg.models`), which documents
+the formulas, runs on a GPU, and is compared with in the tests. A training step touches so little data that an eager
+step is mostly dispatch. The kernels run many steps in one call, on buffers that stay in the processor's cache, in loops
+over rows or scalars ("lanes") that the compiler vectorises.
 
-Compiled once and cached on disk (NUMBA_CACHE_DIR says where). The GIL is free meanwhile.
+Code is compiled once and cached on disk (in NUMBA_CACHE_DIR). Kernels release the GIL.
 """
 
 from asmg.kernels.adam import adam_dense, adam_rows, read_rows
+from asmg.kernels.base_steps import base_steps
 from asmg.kernels.common import sigmoid, tanh
-from asmg.kernels.embedding_mlp import cross_entropy, item_vectors, item_vectors_backward, predict
-from asmg.kernels.gru import gru_backward, gru_backward_dense, gru_forward, gru_forward_dense
+from asmg.kernels.embedding_mlp import cross_entropy, predict
+from asmg.kernels.generator_steps import generator_steps
+from asmg.kernels.gru import gru_backward, gru_forward
+from asmg.kernels.gru_dense import gru_backward_dense, gru_forward_dense
+from asmg.kernels.items import item_vectors, item_vectors_backward
 from asmg.kernels.plan import Plan, plan_epoch, renumber
-from asmg.kernels.steps import base_steps, generator_steps
 
 __all__ = [
     "Plan",

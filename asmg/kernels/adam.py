@@ -1,4 +1,4 @@
-"""Adam on flat arrays and on the rows of tables (formulas: `asmg.adam.Adam`)."""
+"""Adam on flat arrays and on table rows as machine code (formulas: `asmg.adam.Adam`)."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ __all__ = ["adam_dense", "adam_rows", "read_rows"]
 def adam_dense(
     p: Floats, m: Floats, v: Floats, grad: Floats, rate: float, beta1: float, beta2: float, eps: float
 ) -> None:
-    """One step of Adam on flat arrays, in place; `rate` holds the bias corrections."""
+    """One step of Adam on flat arrays, in place; `rate` is the step size with the bias corrections."""
     keep1, keep2 = np.float32(beta1), np.float32(beta2)
     new1, new2 = np.float32(1 - beta1), np.float32(1 - beta2)
     by, low = np.float32(rate), np.float32(eps)
@@ -38,7 +38,7 @@ def read_rows(
     tail: Doubles,
     out: Floats,
 ) -> None:
-    """out[k] = p[rows[k]] after the steps that momentum alone has made since the row was moved (asmg.adam.Adam)."""
+    """out[k] = p[rows[k]] after adding, in place, the moves by momentum alone since the row was last moved."""
     dim, last, low = p.shape[1], len(tail) - 1, np.float32(eps)
     ratio = np.log(beta1 / np.sqrt(beta2))
     log1, log2 = np.log(beta1), np.log(beta2)
@@ -72,7 +72,7 @@ def adam_rows(
     beta2: float,
     eps: float,
 ) -> None:
-    """One step of Adam on distinct rows that were caught up just before."""
+    """One step of Adam, in place, on distinct rows that `read_rows` has just read."""
     dim = p.shape[1]
     for k in range(len(rows)):
         row = rows[k]

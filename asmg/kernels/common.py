@@ -1,4 +1,4 @@
-"""How the kernels are compiled, their array types, and the functions that all of them share."""
+"""Compilation of the kernels, their array types, and shared functions."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -30,7 +30,7 @@ Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int32]
 Indices = npt.NDArray[np.int64]
 
-# "nnan" and "ninf" stay out: that a loss is not finite has to be seen.
+# Without "nnan" and "ninf", so that NaN and infinite losses are detected.
 _COMPILE: dict[str, Any] = {
     "nogil": True,
     "cache": True,
@@ -40,7 +40,7 @@ _COMPILE: dict[str, Any] = {
 
 
 def compiled(function: F) -> F:
-    """The function as machine code; a type checker goes on seeing the function."""
+    """Compile a function to machine code; for type checkers it stays the same function."""
     return _jit(function)
 
 
@@ -54,18 +54,18 @@ def bounds_checked(function: F) -> F:
 
 
 def inlined(function: F) -> F:
-    """The same, inlined where it is called."""
+    """As `compiled`, and inlined into its callers."""
     return _jit(function, inline="always")
 
 
 def _jit(function: F, **options: Any) -> F:
     try:
         return cast(F, njit(**_COMPILE, **options)(function))
-    except RuntimeError:  # there is no folder that the code could be kept in: it is compiled anew in each process
+    except RuntimeError:  # no writable cache folder: each process compiles anew
         return cast(F, njit(**{**_COMPILE, "cache": False}, **options)(function))
 
 
-# tanh(x) = x·P(x²)/Q(x²) for |x| ≤ 8, fitted for the least relative error; 3e-7 off at most in float32.
+# tanh(x) = x·P(x²)/Q(x²) for |x| ≤ 8, fitted for the least relative error, at most 3e-7 in float32.
 _LIMIT = np.float32(8.0)
 _P0, _P1, _P2, _P3, _P4 = (np.float32(c) for c in (1.0, 0.13444512, 0.0035716135, 2.1894921e-05, 1.5230784e-08))
 _Q0, _Q1, _Q2, _Q3, _Q4 = (np.float32(c) for c in (1.0, 0.46777838, 0.026164502, 0.00034113176, 8.522595e-07))
@@ -74,7 +74,7 @@ ZERO, HALF, ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
 @inlined
 def tanh(x: np.float32) -> np.float32:
-    """Hyperbolic tangent, of arithmetic alone so that a loop over it is vectorised."""
+    """Hyperbolic tangent by arithmetic alone, so that a loop over it is vectorised."""
     x = min(max(x, -_LIMIT), _LIMIT)
     s = x * x
     p = _P0 + s * (_P1 + s * (_P2 + s * (_P3 + s * _P4)))
@@ -90,13 +90,13 @@ _ROOT_HALF, _FRACTION, _FRACTION_BITS = np.float32(np.sqrt(0.5)).view(np.int32),
 
 @inlined
 def log1p(x: np.float32) -> np.float32:
-    """log(1 + x) for x ≥ 0, of arithmetic alone so that a loop over it is vectorised; 2e-7 off relatively at most."""
+    """log(1 + x) for x ≥ 0 by arithmetic alone, so that a loop is vectorised; relative error at most 2e-7."""
     y = np.float32(ONE + x)
     # The bits of a float32 are its exponent and its fraction: y = 2^e·m.
     bits = np.int32(y.view(np.int32) - _ROOT_HALF)
     e = bits >> _FRACTION_BITS
     m = np.int32((bits & _FRACTION) + _ROOT_HALF).view(np.float32)
-    above = x if e == 0 else m - ONE  # the same, but for what y rounds off
+    above = x if e == 0 else m - ONE  # equal except for the rounding of y
     s = above / (above + _L0)
     s2 = s * s
     return np.float32(e) * _LOG_2 + s * (_L0 + s2 * (_L1 + s2 * (_L2 + s2 * (_L3 + s2 * _L4))))

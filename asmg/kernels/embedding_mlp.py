@@ -1,52 +1,15 @@
-"""Embedding&MLP: prediction, and the loss with its gradients (formulas: `asmg.models`)."""
+"""Embedding&MLP as machine code: prediction, and the loss with its gradients (formulas:
+`asmg.models.embedding_mlp`).
+"""
 
 import numpy as np
 
 from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, dot
 
-__all__ = ["BLOCK", "cross_entropy", "item_vectors", "item_vectors_backward", "predict"]
-
-
-@compiled
-def item_vectors(row: Rows, categories: Rows, item: Floats, category: Floats, out: Floats) -> None:
-    """Out [E, W]: item[row] and, for a model with categories, the mean of category[categories] (-1 is none)."""
-    dim = item.shape[1]
-    for e in range(len(row)):
-        for k in range(dim):
-            out[e, k] = item[row[e], k]
-        if out.shape[1] > dim:
-            present = 0
-            for k in range(dim):
-                out[e, dim + k] = ZERO
-            for c in categories[e]:
-                if c >= 0:
-                    present += 1
-                    for k in range(dim):
-                        out[e, dim + k] += category[c, k]
-            if present > 1:
-                for k in range(dim):
-                    out[e, dim + k] /= np.float32(present)
-
-
-@compiled
-def item_vectors_backward(row: Rows, categories: Rows, dout: Floats, ditem: Floats, dcategory: Floats) -> None:
-    """Add the gradients of what `item_vectors` read."""
-    dim = ditem.shape[1]
-    for e in range(len(row)):
-        for k in range(dim):
-            ditem[row[e], k] += dout[e, k]
-        if dout.shape[1] > dim:
-            present = 0
-            for c in categories[e]:
-                present += c >= 0
-            for c in categories[e]:
-                if c >= 0:
-                    for k in range(dim):
-                        dcategory[c, k] += dout[e, dim + k] / np.float32(present)
-
+__all__ = ["BLOCK", "cross_entropy", "predict"]
 
 BLOCK = 64
-"""Interactions that go through the MLP together, as lanes."""
+"""Interactions that pass the MLP together, as lanes."""
 
 
 @compiled
@@ -69,11 +32,18 @@ def _forward_block(
     dense: Floats,
     act: Floats,
 ) -> None:
-    """Activations act [Σ widths, BLOCK] of the interactions lo … lo+n-1, the logits in the last row.
+    """Compute the activations act [Σ widths, BLOCK] of the interactions lo … lo + n - 1; the last row has the logits.
 
-    `offsets` count from `base` within `history`. fields, weights [N, C]: rows of `values` (-1 is none) and what each
-    counts; sums [C]: in which sum, for a model whose input has such sums. numeric [N, S]. dense: the weights and biases
-    of the MLP's layers, and behind them, where there are any, those of the dot products.
+    Args:
+        user, item, history, offsets: the interactions; `offsets` count from `base` within `history`.
+        fields, weights: [N, C], rows of `values` (-1 for none) and their weights; ignored by a model without fields.
+        sums: [C], the sum of each column.
+        numeric: [N, S].
+        lo, n, base: the range of interactions, see above.
+        users, vectors, values: rows of the users, vectors of the items, rows of the field table.
+        widths: of the MLP's input and layers.
+        dense: weights and biases of the MLP's layers, then the weights of the dot products, if any.
+        act: the result.
     """
     dim, width = users.shape[1], vectors.shape[1]
     before, after = dim + 2 * width, widths[0] - numeric.shape[1]
@@ -135,7 +105,7 @@ def _forward_block(
 def _dot_backward(
     dim: int, width: int, n: int, at: int, dense: Floats, act: Floats, dact: Floats, ddense: Floats
 ) -> None:
-    """Add the gradients of the dot products, whose weights begin at `at`, to those that the MLP's inputs have."""
+    """Add the gradients of the dot products, whose weights start at `at`, to those of the MLP's inputs."""
     dlogit = dact[act.shape[0] - 1, :n]
     for k in range(width):
         a, b = dense[at + k], dense[at + width + k]
@@ -175,7 +145,7 @@ def _backward_block(
     dvalues: Floats,
     ddense: Floats,
 ) -> None:
-    """Add the gradients; the last row of dact holds those of the logits. `numeric` is S."""
+    """Add the gradients of a block, given those of the logits in the last row of dact. `numeric` is S."""
     dim, width = dusers.shape[1], dvectors.shape[1]
     before, after = dim + 2 * width, widths[0] - numeric
     end = 0
@@ -258,7 +228,9 @@ def cross_entropy(
     dvalues: Floats,
     ddense: Floats,
 ) -> float:
-    """Weight · mean cross-entropy of the interactions lo … hi-1, each counting `importance` [N]; adds its gradients."""
+    """`weight` times the mean cross-entropy of the interactions lo … hi - 1, weighted by `importance` [N]; adds
+    gradients.
+    """
     total, whole, last = 0.0, 0.0, act.shape[0] - 1
     for k in range(lo, hi):
         whole += importance[k]
@@ -296,7 +268,7 @@ def predict(
     dense: Floats,
     logits: Floats,
 ) -> None:
-    """Logits [N] of interactions on whole (small) tables: users [U, D], vectors [I, W], values [V, D]."""
+    """Compute logits [N] of interactions; users [U, D], vectors [I, W] and values [V, D] are whole (small) tables."""
     act = np.empty((widths.sum(), BLOCK), np.float32)
     for lo in range(0, len(user), BLOCK):
         n = min(BLOCK, len(user) - lo)

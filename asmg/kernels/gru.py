@@ -1,14 +1,16 @@
-"""The GRU of the generator, forwards and backwards (formulas: `asmg.generator`)."""
+"""The GRU of a table as machine code, forwards and backwards (formulas: `asmg.generator.gru`).
+
+Each position (column) has its own weights; the rows are the lanes.
+"""
 
 import numpy as np
 
 from asmg.kernels.common import ONE, ZERO, Floats, Indices, compiled, dot, inlined, sigmoid, tanh
 
-__all__ = ["gru_backward", "gru_backward_dense", "gru_forward", "gru_forward_dense"]
+__all__ = ["gru_backward", "gru_forward"]
 
 LANES = 256
-"""Rows that a loop works on at a time: their values in all gates stay in the first-level cache."""
-# --- the GRU of a table: one set of weights for each position (column), the rows are the lanes
+"""Rows per loop: their values in all gates stay in the first-level cache."""
 
 
 @compiled
@@ -26,9 +28,12 @@ def gru_forward(
 ) -> None:
     """Run the GRU of a table along a sequence.
 
-    w [C, P]: for each position u_z | u_r | u_g (d each), W_z | W_r | W_g (d × d each, row-major), w_y (d), b.
-    x [T, P, R], h0 [1, P, d, R]; only the first counts[t] rows are run in step t (counts never grow).
-    Out: z, r, g, h [T, P, d, R] and y [T, P, R].
+    Args:
+        w: [C, P], for each position u_z | u_r | u_g (d each), W_z | W_r | W_g (d × d each, row-major), w_y (d), b.
+        x, h0: inputs [T, P, R] and initial states [1, P, d, R].
+        counts: [T], never increasing; step t runs only the first counts[t] rows.
+        residual: whether the input is added to the output.
+        z, r, g, h, y: get the gates and states [T, P, d, R] and the outputs [T, P, R].
     """
     steps, positions, _ = x.shape
     d = h0.shape[2]
@@ -109,7 +114,7 @@ def gru_backward(
     dy: Floats,
     dw: Floats,
 ) -> None:
-    """Add to dw [C, P] the gradient of the weights, given dy [T, P, R] and what `gru_forward` left."""
+    """Add the gradient of the weights to dw [C, P], given dy [T, P, R] and the results of `gru_forward`."""
     steps, positions, _ = x.shape
     d = h0.shape[2]
     uz, ur, ug, wz, wr, wg = 0, d, 2 * d, 3 * d, 3 * d + d * d, 3 * d + 2 * d * d
@@ -177,119 +182,3 @@ def gru_backward(
                                 nhi[lane] += a * azc[lane] + b * arc[lane]
                         for lane in range(n):
                             dhi[lane] = nhi[lane]
-
-
-# --- the GRUs of the MLP: a set of weights for each scalar, the scalars are the lanes
-
-
-@compiled
-def gru_forward_dense(
-    w: Floats, x: Floats, h0: Floats, residual: bool, z: Floats, r: Floats, g: Floats, h: Floats, y: Floats
-) -> None:
-    """As `gru_forward` for P scalars with weights of their own.
-
-    w [C, P], x [T, P], h0 [1, d, P]. Out: z, r, g, h [T, d, P] and y [T, P].
-    """
-    steps, lanes = x.shape
-    d = h0.shape[1]
-    uz, ur, ug, wz, wr, wg = 0, d, 2 * d, 3 * d, 3 * d + d * d, 3 * d + 2 * d * d
-    wy = 3 * d + 3 * d * d
-    for t in range(steps):
-        hp, tp = (h0, 0) if t == 0 else (h, t - 1)
-        for c in range(d):
-            zc, rc = z[t, c], r[t, c]
-            for lane in range(lanes):
-                zc[lane] = x[t, lane] * w[uz + c, lane]
-            for lane in range(lanes):
-                rc[lane] = x[t, lane] * w[ur + c, lane]
-            for i in range(d):
-                hpi, wzi, wri = hp[tp, i], w[wz + i * d + c], w[wr + i * d + c]
-                for lane in range(lanes):
-                    zc[lane] += hpi[lane] * wzi[lane]
-                for lane in range(lanes):
-                    rc[lane] += hpi[lane] * wri[lane]
-            for lane in range(lanes):
-                zc[lane] = sigmoid(zc[lane])
-            for lane in range(lanes):
-                rc[lane] = sigmoid(rc[lane])
-        ys, xs, b = y[t], x[t], w[wy + d]
-        for lane in range(lanes):
-            ys[lane] = b[lane] + (xs[lane] if residual else ZERO)
-        for c in range(d):
-            gc, hc, hn, zc, u, v = g[t, c], hp[tp, c], h[t, c], z[t, c], w[ug + c], w[wy + c]
-            for lane in range(lanes):
-                gc[lane] = xs[lane] * u[lane]
-            for i in range(d):
-                hpi, ri, wgi = hp[tp, i], r[t, i], w[wg + i * d + c]
-                for lane in range(lanes):
-                    gc[lane] += hpi[lane] * ri[lane] * wgi[lane]
-            for lane in range(lanes):
-                gc[lane] = tanh(gc[lane])
-            for lane in range(lanes):
-                hn[lane] = hc[lane] + zc[lane] * (gc[lane] - hc[lane])
-            for lane in range(lanes):
-                ys[lane] += v[lane] * hn[lane]
-
-
-@compiled
-def gru_backward_dense(
-    w: Floats, x: Floats, h0: Floats, z: Floats, r: Floats, g: Floats, h: Floats, dy: Floats, dw: Floats
-) -> None:
-    """Add to dw [C, P] the gradient of the weights, given dy [T, P] and what `gru_forward_dense` left."""
-    steps, lanes = x.shape
-    d = h0.shape[1]
-    uz, ur, ug, wz, wr, wg = 0, d, 2 * d, 3 * d, 3 * d + d * d, 3 * d + 2 * d * d
-    wy = 3 * d + 3 * d * d
-    dh, nh = np.zeros((d, lanes), np.float32), np.empty((d, lanes), np.float32)
-    az, ar, ag = (np.empty((d, lanes), np.float32), np.empty((d, lanes), np.float32), np.empty((d, lanes), np.float32))
-    ds = np.empty(lanes, np.float32)
-    for t in range(steps - 1, -1, -1):
-        hp, tp = (h0, 0) if t == 0 else (h, t - 1)
-        xs, dys, db = x[t], dy[t], dw[wy + d]
-        for lane in range(lanes):
-            db[lane] += dys[lane]
-        for c in range(d):
-            v, dv, hn = w[wy + c], dw[wy + c], h[t, c]
-            zc, gc, hc, dhc, nhc, azc, agc = z[t, c], g[t, c], hp[tp, c], dh[c], nh[c], az[c], ag[c]
-            for lane in range(lanes):
-                dv[lane] += hn[lane] * dys[lane]
-            for lane in range(lanes):
-                dhc[lane] += v[lane] * dys[lane]
-            for lane in range(lanes):
-                azc[lane] = dhc[lane] * (gc[lane] - hc[lane]) * zc[lane] * (ONE - zc[lane])
-            for lane in range(lanes):
-                agc[lane] = dhc[lane] * zc[lane] * (ONE - gc[lane] * gc[lane])
-            for lane in range(lanes):
-                nhc[lane] = dhc[lane] * (ONE - zc[lane])
-        for i in range(d):
-            ri, hpi, nhi, ari = r[t, i], hp[tp, i], nh[i], ar[i]
-            ds[:] = ZERO
-            for c in range(d):
-                agc, wgi, dwgi = ag[c], w[wg + i * d + c], dw[wg + i * d + c]
-                for lane in range(lanes):
-                    ds[lane] += wgi[lane] * agc[lane]
-                for lane in range(lanes):
-                    dwgi[lane] += hpi[lane] * ri[lane] * agc[lane]
-            for lane in range(lanes):
-                ari[lane] = ds[lane] * hpi[lane] * ri[lane] * (ONE - ri[lane])
-            for lane in range(lanes):
-                nhi[lane] += ds[lane] * ri[lane]
-        for c in range(d):
-            azc, arc, agc = az[c], ar[c], ag[c]
-            duz, dur, dug = dw[uz + c], dw[ur + c], dw[ug + c]
-            for lane in range(lanes):
-                duz[lane] += azc[lane] * xs[lane]
-            for lane in range(lanes):
-                dur[lane] += arc[lane] * xs[lane]
-            for lane in range(lanes):
-                dug[lane] += agc[lane] * xs[lane]
-            for i in range(d):
-                hpi, nhi = hp[tp, i], nh[i]
-                wzi, wri, dwzi, dwri = w[wz + i * d + c], w[wr + i * d + c], dw[wz + i * d + c], dw[wr + i * d + c]
-                for lane in range(lanes):
-                    dwzi[lane] += hpi[lane] * azc[lane]
-                for lane in range(lanes):
-                    dwri[lane] += hpi[lane] * arc[lane]
-                for lane in range(lanes):
-                    nhi[lane] += wzi[lane] * azc[lane] + wri[lane] * arc[lane]
-        dh[:] = nh

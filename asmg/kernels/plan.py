@@ -1,4 +1,4 @@
-"""Planning an epoch: which rows each step touches, counted before the first step."""
+"""Planning an epoch: the table rows that each step reads, numbered before the first step."""
 
 from typing import Any, NamedTuple
 
@@ -6,15 +6,25 @@ import numpy as np
 
 from asmg.kernels.common import ONE, Floats, Indices, Rows, compiled
 
-__all__ = ["Plan", "plan_epoch", "renumber"]
+__all__ = ["TABLES", "Plan", "plan_epoch", "renumber"]
+
+TABLES = 4
+"""Number of embedding tables: user, item, category and field (`asmg.batch.TABLES`)."""
 
 
 @compiled
 def renumber(ids: Rows, size: int, numbers: Rows, rows: Rows, count: int) -> int:
-    """Number the distinct ids in the order of their appearance.
+    """Number distinct ids in the order of their appearance.
 
-    numbers int32 [largest id + 1]: 1 + the number of an id, 0 for one not met; rows: the ids by number. Ids at or past
-    `size` count as 0. Returns how many are numbered after these, `count` being those before.
+    Args:
+        ids: int32 [n]; ids at or past `size` count as 0.
+        size: number of known ids.
+        numbers: int32 [size], 1 + the number of an id, 0 for a new one; changed in place.
+        rows: the ids by number; changed in place.
+        count: how many ids are numbered already.
+
+    Returns:
+        how many ids are numbered now.
     """
     for k in range(len(ids)):
         i = ids[k] if ids[k] < size else 0
@@ -26,16 +36,16 @@ def renumber(ids: Rows, size: int, numbers: Rows, rows: Rows, count: int) -> int
 
 
 class Plan(NamedTuple):
-    """What each step of an epoch over k periods reads; made once, before the first step.
+    """What each of the S steps of an epoch over k periods reads.
 
-    A step takes one batch of each period, the newest first, and numbers the rows that all of them touch: "slots", by
-    first appearance. Slot 0 is always the cold row. The slots that the q newest batches need are the first
-    counts[step, q]. Items go through "entities": distinct items of the step, whose slot is the cold one where id
-    dropout says so, and whose categories stay.
+    A step takes one batch of each period, the newest first, and numbers the rows that all of them touch by first
+    appearance: these numbers are "slots". Slot 0 is always the cold row. The slots that the batches 0 … q need are the
+    first counts[:, step, q]. Items are numbered as "entities", the distinct items of the step: by id dropout an entity
+    may have slot 0, but it keeps its categories.
     """
 
     order: np.ndarray
-    """int64 [N], interactions by the step and batch that reads them."""
+    """int64 [N], the interactions in the order in which steps and batches read them."""
     bounds: np.ndarray
     """int64 [S·k + 1]: batch q of step s is order[bounds[s·k + q] : bounds[s·k + q + 1]]."""
     user: np.ndarray
@@ -45,21 +55,21 @@ class Plan(NamedTuple):
     history: np.ndarray
     """int32 [M], entities of the histories."""
     offsets: np.ndarray
-    """int64 [N + 1]"""
+    """int64 [N + 1], the bounds of the histories within `history`."""
     fields: np.ndarray
-    """int32 [N, C], slots in the field table; -1 is none."""
+    """int32 [N, C], slots of the field table; -1 for none."""
     entity_slot: np.ndarray
-    """int32 [ΣE], slots of the entities in the item table."""
+    """int32 [ΣE], the slot of each entity in the item table."""
     entity_categories: np.ndarray
-    """int32 [ΣE, C], slots of their categories; -1 is none."""
+    """int32 [ΣE, C], the slots of their categories; -1 for none."""
     entity_bounds: np.ndarray
-    """int64 [S + 1]"""
+    """int64 [S + 1], the bounds of each step's entities."""
     rows: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-    """int32 [ΣR] each: the rows of the slots in the tables user, item, category and field."""
+    """int32 [ΣR] each, the table row of each slot, for the tables user, item, category and field."""
     row_bounds: np.ndarray
-    """int64 [4, S + 1]"""
+    """int64 [4, S + 1], the bounds of each step's slots."""
     counts: np.ndarray
-    """int64 [5, S, k]: slots of the tables, and entities, in use after the batches 0 … q."""
+    """int64 [5, S, k], number of slots of each table, and of entities, that the batches 0 … q use."""
 
 
 @compiled
@@ -78,11 +88,17 @@ def plan_epoch(
     cold_rate: float,
     coins: Floats,
 ) -> tuple[Any, ...]:
-    """The fields of a Plan from `user` on; see there.
+    """The fields of a `Plan` from `user` on.
 
-    user, item [N], history, offsets: the interactions of all periods; categories [items, C]; fields, weights [N, F];
-    sizes of the four tables; coins [2N + M + N·F]: uniform numbers for id dropout, one for each distinct id of a step
-    as it appears. A row of the field table that is read with another weight than 1, a number's, is never dropped.
+    Args:
+        order, bounds: see Plan.
+        batches: k.
+        user, item, history, offsets: the interactions of all periods, concatenated.
+        categories: [items, C], padded with -1.
+        fields, weights: [N, F], rows and weights of the field table.
+        sizes: rows of the four tables.
+        cold_rate: probability of id dropout. Rows of the field table with another weight than 1 (numbers) are exempt.
+        coins: [2N + M + N·F], uniform numbers in [0, 1), one per distinct id of a step in the order of appearance.
     """
     n, steps, width = len(order), (len(bounds) - 1) // batches, categories.shape[1]
     total = 0

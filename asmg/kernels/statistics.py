@@ -1,6 +1,6 @@
-"""The statistics of an interaction, and how a period's interactions change what they are made of.
+"""The statistics of an interaction as machine code (meaning and formulas: `asmg.statistics`).
 
-Meaning and formulas: `asmg.statistics`. The serving snapshot computes its inputs with the same functions as training.
+The serving snapshot computes its inputs with the same functions as training.
 """
 
 import numpy as np
@@ -9,6 +9,7 @@ from asmg import layout
 from asmg.kernels.common import ONE, ZERO, Floats, Indices, Rows, compiled, inlined, log1p
 
 __all__ = [
+    "BLOCK",
     "FURTHEST",
     "ITEM",
     "LOOKED_AT",
@@ -19,8 +20,6 @@ __all__ = [
     "add_click",
     "click_root",
     "click_weight",
-    "count_items",
-    "count_pairs",
     "interaction_statistics",
     "item_statistics",
     "pair_statistics",
@@ -29,45 +28,48 @@ __all__ = [
 ]
 
 USER, ITEM, PAIR = 4, 5, 9
-"""Statistics of each kind, in this order."""
+"""Number of statistics of the user, the item and the pair, in this order."""
 
 STATISTICS = USER + ITEM + PAIR
+"""Number of all statistics."""
 
 SUMS = 6
-"""Numbers that those of a pair are made of: the candidate's share beside the newest click, its largest share, the
-weighted sum of all shares, its clicks, its impressions; how often anything was clicked beside the user's clicks.
+"""Number of sums from which the pair statistics are computed: the candidate's share beside the newest click, its
+largest share, the weighted sum of its shares, its clicks, its impressions; the clicks on any item beside the user's
+clicks.
 """
 
 FURTHEST = np.float32(layout.FURTHEST)
-"""Standard deviations that a standardised number is from the mean at most."""
+"""Limit of a standardised number, as float32."""
 
 BLOCK = 64
-"""Interactions whose pairs go through the arithmetic together."""
+"""Interactions whose pair statistics are computed together, as lanes."""
 
 LOOKED_AT = 10
-"""Newest clicks of a user that a candidate is compared with."""
-
-PAIRED = 5
-"""Newest clicks of a user that an interaction is counted as a pair with."""
+"""Number of the user's newest clicks with which a candidate is compared."""
 
 PRIOR = np.float32(2.0)
-"""Interactions at the average click rate that every rate begins with."""
+"""Number of interactions at the average click rate that are added to every rate."""
 
 FADE = np.float32(0.7)
-"""Weight of a click among those looked at, against the one after it."""
+"""Weight of a click relative to the next newer one."""
 
 
 @inlined
 def rate(clicks: np.float32, shown: np.float32, average: np.float32) -> np.float32:
-    """The click rate, drawn towards the average where little is known."""
+    """The click rate, close to the average if there are few impressions."""
     return (clicks + PRIOR * average) / (shown + PRIOR)
 
 
 @compiled
 def user_statistics(recent: Rows, clicked: int, average: np.float32, out: Floats) -> None:
-    """Of a user.
+    """Compute the statistics of a user, out [USER].
 
-    recent [3]: its last interactions, the clicks among the last 10 of them, and among all; clicked: earlier clicks.
+    Args:
+        recent: [3], number of its last interactions, of clicks among the last 10, and of clicks among all of them.
+        clicked: length of its history.
+        average: the average click rate.
+        out: the result.
     """
     n = np.float32(recent[0])
     out[0] = log1p(n)
@@ -78,7 +80,15 @@ def user_statistics(recent: Rows, clicked: int, average: np.float32, out: Floats
 
 @compiled
 def item_statistics(counts: Floats, missed: int, decay: float, average: np.float32, out: Floats) -> None:
-    """Of an item; counts [4]: clicks and impressions that fade, and all of them, `missed` periods ago."""
+    """Compute the statistics of an item, out [ITEM].
+
+    Args:
+        counts: [4], fading clicks and impressions, and all clicks and impressions.
+        missed: number of periods since these counts were updated.
+        decay: weight that the fading counts keep per period.
+        average: the average click rate.
+        out: the result.
+    """
     faded = np.float32(decay**missed)
     clicks, shown = counts[0] * faded, counts[1] * faded
     out[0] = log1p(clicks)
@@ -90,13 +100,13 @@ def item_statistics(counts: Floats, missed: int, decay: float, average: np.float
 
 @inlined
 def click_weight(place: int) -> np.float32:
-    """What the user's click at this place counts in `pair_total`; 0 is the newest."""
+    """Weight of the user's click at a place (0 is the newest) in the weighted sum of shares."""
     return np.float32(FADE**place)
 
 
 @inlined
 def click_root(degree: np.float32) -> np.float32:
-    """√(1 + n) of an item beside which anything was clicked n times."""
+    """√(1 + n) of an item beside which n clicks were made."""
     return np.float32(np.sqrt(ONE + degree))
 
 
@@ -104,11 +114,16 @@ def click_root(degree: np.float32) -> np.float32:
 def add_click(
     place: int, weight: np.float32, together: np.float32, passed: np.float32, root: np.float32, sums: Floats
 ) -> None:
-    """Add to a candidate's `sums` [SUMS], which begin with zeros, what it has with one of the user's newest clicks.
+    """Add the counts of a candidate beside one of the user's newest clicks to its `sums` [SUMS], which start at zero.
 
-    place: of the click, 0 the newest, with its `click_weight`; together, passed: how often the candidate was clicked,
-    and shown without a click, beside it; root: its `click_root`. A click of which both are 0 need not be added. The
-    last sum is the same for all candidates, and left to the caller.
+    Clicks for which `together` and `passed` are 0 may be skipped. The last sum, which is the same for all candidates,
+    is left to the caller.
+
+    Args:
+        place, weight: of the click (0 is the newest), and its `click_weight`.
+        together, passed: how often the candidate was clicked, and shown without a click, beside it.
+        root: the `click_root` of the clicked item.
+        sums: changed in place.
     """
     share = together / root
     if place == 0:
@@ -121,11 +136,17 @@ def add_click(
 
 @compiled
 def pair_statistics(sums: Floats, degrees: Floats, places: Rows, average: np.float32, out: Floats) -> None:
-    """Of BLOCK pasts and as many candidates; out [PAIR, BLOCK], one pair a column.
+    """Compute the pair statistics of BLOCK candidates, out [PAIR, BLOCK], one pair per column.
 
-    sums [SUMS, BLOCK]: of the newest clicks (`add_click`); degrees [BLOCK]: how often anything was clicked beside the
-    candidate; places [BLOCK]: of the candidate itself among the user's clicks, 0 the newest, -1 none. Who has fewer
-    fills up: of a rest the arithmetic would be another, and a pair's numbers would depend on its place.
+    Callers with fewer candidates fill up the block: with a shorter loop the rounding, and so a pair's statistics, could
+    depend on its place.
+
+    Args:
+        sums: [SUMS, BLOCK], see `add_click`.
+        degrees: [BLOCK], clicks on any item beside the candidate.
+        places: [BLOCK], place of the candidate among the user's clicks, 0 for the newest, -1 for none.
+        average: the average click rate.
+        out: the result.
     """
     for to, of in ((0, 0), (1, 1), (2, 2), (6, 4), (8, 5)):
         x, y = sums[of], out[to]
@@ -145,13 +166,13 @@ def pair_statistics(sums: Floats, degrees: Floats, places: Rows, average: np.flo
 
 @inlined
 def standard(x: np.float32, mean: np.float32, by: np.float32) -> np.float32:
-    """A statistic as a model reads it."""
+    """A statistic standardised and limited, as a model reads it."""
     return min(max((x - mean) * by, -FURTHEST), FURTHEST)
 
 
 @inlined
 def _place(ids: Rows, first: int, last: int, wanted: int) -> int:
-    """Where an item is among the ascending ids[first:last]; -1 where it is not."""
+    """The place of an item among the ascending ids[first:last]; -1 if it is missing."""
     end = last
     while first < last:
         middle = (first + last) // 2
@@ -182,10 +203,16 @@ def interaction_statistics(
     average: np.float32,
     out: Floats,
 ) -> None:
-    """Out [N, S] of a log's interactions; a row past the end of the state is one of nobody.
+    """Compute the statistics out [N, S] of a log's interactions; rows past the end of the state have zero counts.
 
-    item [N], history, offsets, recent [N, 3]: the log. The rest is the state, see `asmg.statistics.Statistics`, after
-    `now` closed periods.
+    Args:
+        item, history, offsets, recent: the log.
+        counts, counted, starts, neighbours, together, passed, degrees, paired: the state, see
+            `asmg.statistics.Statistics`.
+        now: number of closed periods.
+        decay, pair_decay: weights that the counts of items and of pairs keep per period.
+        average: the average click rate.
+        out: the result.
     """
     known = len(counts)
     nothing, added = np.zeros(4, np.float32), np.empty(SUMS, np.float32)
@@ -225,117 +252,3 @@ def interaction_statistics(
         for lane in range(size):
             for k in range(PAIR):
                 out[low + lane, USER + ITEM + k] = numbers[k, lane]
-
-
-@compiled
-def count_items(item: Rows, label: Floats, counts: Floats, counted: Rows, now: int, decay: float) -> None:
-    """Add a period's interactions to the counts [I, 4], which are as of period counted [I]; now: of this period."""
-    for b in range(len(item)):
-        i = item[b]
-        if i == 0:
-            continue
-        if counted[i] < now:
-            faded = np.float32(decay ** (now - counted[i]))
-            counts[i, 0] *= faded
-            counts[i, 1] *= faded
-            counted[i] = now
-        counts[i, 0] += label[b]
-        counts[i, 2] += label[b]
-        counts[i, 1] += ONE
-        counts[i, 3] += ONE
-
-
-@compiled
-def _pairs(item: Rows, history: Rows, offsets: Indices, label: Floats, rows: int) -> tuple[Indices, Floats]:
-    """Each pair that a log counts, as the first one's row · rows + the other's, and whether it was clicked."""
-    most = 0
-    for b in range(len(item)):
-        most += 2 * min(offsets[b + 1] - offsets[b], PAIRED)
-    keys, clicks = np.empty(most, np.int64), np.empty(most, np.float32)
-    found = 0
-    for b in range(len(item)):
-        i = np.int64(item[b])
-        for q in range(min(offsets[b + 1] - offsets[b], PAIRED)):
-            h = np.int64(history[offsets[b] + q])
-            if h == i or h == 0 or i == 0:
-                continue
-            keys[found], clicks[found] = h * rows + i, label[b]
-            found += 1
-            if label[b] > ZERO:
-                keys[found], clicks[found] = i * rows + h, ONE
-                found += 1
-    return keys[:found], clicks[:found]
-
-
-@compiled
-def count_pairs(
-    item: Rows,
-    history: Rows,
-    offsets: Indices,
-    label: Floats,
-    starts: Indices,
-    neighbours: Rows,
-    together: Floats,
-    passed: Floats,
-    degrees: Floats,
-    paired: Rows,
-    most: int,
-    now: int,
-    decay: float,
-) -> tuple[Indices, Rows, Floats, Floats]:
-    """Add what a period's users clicked, and passed, beside their newest clicks.
-
-    `degrees` and `paired` are changed in place; returned are `starts`, `neighbours`, `together` and `passed` anew, with
-    at most `most` neighbours of those items that the period brought a pair. Their lists are merged with what is new;
-    all others are copied as they are.
-    """
-    rows = len(degrees)
-    keys, clicks = _pairs(item, history, offsets, label, rows)
-    order = np.argsort(keys, kind="mergesort")
-    size = len(neighbours) + len(keys)
-    ids, near, far = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
-    ends = np.empty(rows + 1, np.int64)
-    ends[0] = at = top = 0
-    for i in range(rows):
-        old, end, first = starts[i], starts[i + 1], top
-        if at == len(keys) or keys[order[at]] // rows != i:
-            for n in range(old, end):
-                ids[top], near[top], far[top] = neighbours[n], together[n], passed[n]
-                top += 1
-            ends[i + 1] = top
-            continue
-        faded, gained = np.float32(decay ** (now - paired[i])), ZERO
-        while old < end or (at < len(keys) and keys[order[at]] // rows == i):
-            j = rows
-            if at < len(keys) and keys[order[at]] // rows == i:
-                j = keys[order[at]] - i * rows
-            known = old < end and neighbours[old] <= j
-            if known:
-                ids[top], near[top], far[top] = neighbours[old], together[old] * faded, passed[old] * faded
-                old += 1
-            else:
-                ids[top], near[top], far[top] = j, ZERO, ZERO
-            if ids[top] == j:
-                clicked, key = ZERO, keys[order[at]]
-                while at < len(keys) and keys[order[at]] == key:
-                    if clicks[order[at]] > ZERO:
-                        clicked += ONE
-                    else:
-                        far[top] += ONE
-                    at += 1
-                gained += clicked
-                near[top] += clicked
-                if not known and clicked == ZERO:  # only what was clicked beside an item becomes its neighbour
-                    continue
-            top += 1
-        degrees[i] = degrees[i] * faded + gained
-        paired[i] = now
-        if top - first > most:
-            # Of equals those with the higher row, who are newer: rows are numbered as items appear.
-            ranked = top - 1 - np.argsort(-near[first:top][::-1], kind="mergesort")
-            top = first
-            for n in np.sort(ranked[:most]):
-                ids[top], near[top], far[top] = ids[n], near[n], far[n]
-                top += 1
-        ends[i + 1] = top
-    return ends, ids[:top], near[:top], far[:top]

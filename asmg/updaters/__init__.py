@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from asmg.base_training import TrainingConfig
 from asmg.checkpoint import Checkpoint
 from asmg.generator import LinearConfig
 from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig, config_from_json
 from asmg.statistics import StatisticsConfig
-from asmg.training import Execution
-from asmg.updaters.asmg import Asmg, AsmgConfig
+from asmg.training import Execution, TrainingConfig
+from asmg.updaters.asmg import Asmg
+from asmg.updaters.asmg_config import AsmgConfig
 from asmg.updaters.base import Updater
 from asmg.updaters.bu import BatchConfig, BatchUpdate
 from asmg.updaters.incctr import IncCTR
@@ -22,7 +22,7 @@ from asmg.updaters.with_statistics import WithStatistics
 __all__ = ["UPDATERS", "build_updater", "updater_of_dump"]
 
 Builder = Callable[[str, EmbeddingMLPConfig, bool, Execution | None], Updater[Any]]
-"""From the name, the base model, whether with the authors' settings, and the execution."""
+"""Builds a method from its name, the base model, whether the authors' settings are used, and the execution."""
 
 
 def _iu(_: str, model: EmbeddingMLPConfig, reference: bool, execution: Execution | None) -> Updater[Any]:
@@ -79,7 +79,7 @@ UPDATERS: dict[str, Builder] = {
     "asmg-gru-zero": _asmg(carry_hidden=False),
     "asmg-gru-unif": _asmg(loss_weights="uniform"),
 }
-"""Name → what builds the method."""
+"""Name → builder of the method."""
 
 
 def build_updater(
@@ -94,14 +94,14 @@ def build_updater(
 
     Args:
         name: one of UPDATERS.
-        model: shape of the base model. SML-MF takes a matrix factorization of the same `dim` instead.
-        reference: with the authors' settings instead of ours.
-        execution: where it computes.
-        statistics: counted along, as the numeric inputs of the model; None where the data brings these, or the model
-            has none. A matrix factorization reads none.
+        model: configuration of the base model. SML-MF uses a matrix factorization of the same `dim` instead.
+        reference: whether to use the authors' settings instead of ours.
+        execution: where to compute.
+        statistics: settings of the statistics that are the model's numeric inputs. None if the data already has them,
+            or the model has no numeric inputs; ignored for a matrix factorization.
 
     Raises:
-        ValueError: there is no such method, or the model has another number of numeric inputs.
+        ValueError: the name is unknown, or the model has another number of numeric inputs.
     """
     if name not in UPDATERS:
         raise ValueError(f"updater: expected one of {', '.join(UPDATERS)}; received {name!r}")
@@ -112,11 +112,11 @@ def build_updater(
 
 
 def updater_of_dump(parts: Mapping[str, Checkpoint]) -> Updater[Any]:
-    """The method that can load this dump, by its part "updater".
+    """The method that can load this dump, built from its part "updater".
 
     Raises:
-        ValueError: there is no such method.
-        LookupError: the part is missing, or says too little.
+        ValueError: the method is unknown.
+        LookupError: the part is missing or incomplete.
     """
     meta = parts["updater"].meta
     shape, counted = config_from_json(meta["model"]), meta.get(STATISTICS)

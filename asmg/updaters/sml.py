@@ -1,18 +1,18 @@
 """SML, sequential meta-learning (Zhang et al., "How to Retrain Recommender System?", SIGIR 2020; methods.md, 8 and 9).
 
-What predicts is never the trained model Θ itself but T(Θ', Θ), a transfer from the model Θ' before it
-(`asmg.transfer`). One update, when the data D_{t+1} of a period has arrived:
+Predictions come from T(Θ', Θ), a transfer from the previous model Θ' and the trained model Θ (`asmg.transfer`), never
+from Θ itself. One update, when the data D_{t+1} of a period has arrived:
 
 1. train_transfer: ω_{t+1} = argmin_ω L(T_ω(Θ'_t, Θ_t) | D_{t+1}), both models fixed; then Θ_t := T(Θ'_t, Θ_t). Of
-   several passes, each followed by its assignment, the one whose T(Θ', Θ) has the best AUC on D_{t+1} goes on.
-2. update_base: Θ'_{t+1} = Θ_t, as just assigned, and Θ_{t+1} = argmin_Θ L(T(Θ'_{t+1}, Θ) | D_{t+1}) from there, T fixed
-   and Adam's moments carried on although the numbers have jumped.
-3. generate: the assignments, Θ_{t+1} and T(Θ'_{t+1}, Θ_{t+1}) over whole tables.
+   several passes, each followed by its assignment, the one whose T(Θ', Θ) has the best AUC on D_{t+1} is kept.
+2. update_base: Θ'_{t+1} = Θ_t, as just assigned, and Θ_{t+1} = argmin_Θ L(T(Θ'_{t+1}, Θ) | D_{t+1}) from there. T is
+   fixed; Adam's moments are carried on although the assignment changed the parameters.
+3. generate: the assignments, Θ_{t+1} and T(Θ'_{t+1}, Θ_{t+1}) for whole tables.
 
-The first model is trained plainly and there is nothing to transfer from, so T begins to be trained on the third period
-(with pretraining, on the second after it), as in the authors' release. There "the best of the epochs by the next
-period's AUC" is reported; nobody can serve that, so here the last one is. With fewer `epochs` and the same `rng`
-update_base gives just the model that more of them pass through.
+The first model is trained without a transfer, so T is first trained on the third period (with pretraining, on the
+second after it), as in the authors' release. The release reports the best of several epochs by the AUC on the next
+period, which is unknown in serving; here the last epoch is used. With fewer `epochs` and the same `rng`, update_base
+gives the intermediate models of more.
 
 On Embedding&MLP this is SML, on matrix factorization SML-MF.
 """
@@ -27,12 +27,23 @@ from torch import Tensor
 from typing_extensions import override
 
 from asmg.adam import Adam, AdamState
-from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig, part_of
+from asmg.base_state import BASE_PARTS, BaseState, dump_base, load_base
+from asmg.base_training import BaseTraining
 from asmg.batch import Epoch, PeriodData, excerpt
 from asmg.checkpoint import Checkpoint, dump_adam, load_adam, tensors_of
 from asmg.metrics import auc
-from asmg.models import MatrixFactorizationConfig, Params, forget, grow, table_sizes
-from asmg.training import DivergedError, Execution, Progress, RowUpdate, cross_entropy, finite, take
+from asmg.models import MatrixFactorizationConfig, ModelConfig, Params, forget, grow, table_sizes
+from asmg.training import (
+    DivergedError,
+    Execution,
+    Progress,
+    RowUpdate,
+    TrainingConfig,
+    cross_entropy,
+    descend,
+    part_of,
+    take,
+)
 from asmg.transfer import Output, Transfer
 from asmg.updaters.base import Updater
 
@@ -41,14 +52,15 @@ __all__ = ["BasePhase", "Sml", "SmlConfig", "SmlState", "TransferPhase"]
 
 @dataclass(frozen=True, kw_only=True)
 class SmlConfig:
-    """How the transfer T is made and trained; the base model's part is TrainingConfig's (`lr`, `epochs`)."""
+    """Settings of the transfer T; those of the base model are in TrainingConfig (`lr`, `epochs`)."""
 
     output: Output = "residual"
-    """What a transfer net emits: a correction of the trained model, at first none, or the model itself."""
+    """Whether a transfer net returns a correction of the trained model ("residual", initially zero) or the model itself
+    ("direct")."""
     lr: float = 1e-3
     """Adam's step size for T."""
     batch_size: int = 256
-    """Interactions a batch when T is trained."""
+    """Interactions per batch in the training of T."""
     transfer_epochs: int = 1
     """Passes of T over a period, each followed by Θ := T(Θ', Θ)."""
 
@@ -66,33 +78,35 @@ class SmlConfig:
 
     @staticmethod
     def reference_training(model: ModelConfig, **changes: Any) -> TrainingConfig:
-        """The authors' settings of the base model's training: lr 1e-2, in SML's pretraining 1e-3; SML-MF's 5 passes."""
+        """The authors' settings of the base model's training: lr 1e-2 (1e-3 in SML's pretraining), and 5 passes for
+        SML-MF.
+        """
         mf = isinstance(model, MatrixFactorizationConfig)
         settings = {"lr": 1e-2, "first_lr": 1e-2 if mf else 1e-3, "epochs": 5 if mf else 1}
         return TrainingConfig.reference(**{**settings, **changes})
 
     def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
+        """The configuration as plain JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class SmlState:
-    """Everything that is kept between periods and stages."""
+    """The state between periods and stages."""
 
     base: BaseState
-    """Θ_t with its optimizer; what was learned since starts from the assigned one."""
+    """Θ_t with its optimizer; a pending update starts from the assigned Θ_t."""
     weights: Params
-    """ω, the transfer T."""
+    """ω, the weights of T."""
     adam: AdamState
     """T's optimizer."""
     chain: tuple[Params, ...] = ()
-    """The T's of train_transfer that are to be applied to Θ_t one after the other, the last one being `weights`; empty
+    """The weights of T after each pass of train_transfer, to be applied to Θ_t in turn; the last are `weights`. Empty
     between updates."""
     previous: Params | None = None
     """Θ'_t, of the size of Θ_t; None before the first period."""
     generated: Params | None = None
-    """T(Θ'_t, Θ_t), what predicts; None before the first period."""
+    """T(Θ'_t, Θ_t), the model that predicts; None before the first period."""
 
 
 class Sml(Updater[SmlState]):
@@ -113,7 +127,7 @@ class Sml(Updater[SmlState]):
             raise ValueError(
                 f"most_epochs: expected None, for SML has no held-out part; received {training.most_epochs}"
             )
-        self.base = BaseTraining(model, training or TrainingConfig(), execution or Execution())
+        self.base = BaseTraining(model, training, execution)
         self.model, self.execution = self.base.model, self.base.execution
         self.transfer = Transfer(self.model, self.config.output)
 
@@ -155,11 +169,11 @@ class Sml(Updater[SmlState]):
 
     @override
     def serving_models(self, state: SmlState) -> dict[str, Params]:
-        """See Updater. After the first period, which was learned without T, the two are the same."""
+        """See Updater. After the first period, which is learned without T, both are the same model."""
         return {} if state.generated is None else {"generated": state.generated, "incremental": state.base.params}
 
     def transfers(self, state: SmlState) -> bool:
-        """Whether Θ_t has been trained through T, so that there is something to be learned of T."""
+        """Whether Θ_t was trained through T, so that T can be trained on the next period."""
         return state.base.periods >= 2
 
     def _train_transfer(
@@ -173,7 +187,7 @@ class Sml(Updater[SmlState]):
             phase.epoch(rng, part_of(progress, n, passes))
             weights, adam = phase.finish()
             chain.append(weights)
-            # Of one pass there is no choice. A log of one class has no AUC: the first then, as of equals.
+            # Without an AUC (a log of one class), or with equal ones, the first pass is kept.
             score = phase.auc() if passes > 1 else None
             if n == 0 or (score is not None and score > best):
                 best = score if score is not None else -math.inf
@@ -192,13 +206,13 @@ class Sml(Updater[SmlState]):
         return replace(state, base=replace(state.base, pending=phase.finish()))
 
     def _generate(self, state: SmlState) -> SmlState:
-        """All that is as large as the tables."""
+        """Write all that is as large as the tables."""
         if state.previous is None:
             base = self.base.committed(state.base)
             return replace(state, base=base, previous=base.params, generated=base.params)
         device = self.execution.torch_device
         assigned = self.transfer.generate(state.chain, state.previous, state.base.params, device=device)
-        # A new row, if not touched, is the cold row of what was assigned, in both models.
+        # In both models an untrained new row is a copy of the cold row of the assigned model.
         base = self.base.committed(replace(state.base, params=assigned))
         sizes = table_sizes(base.params)
         previous = {name: grow(p, sizes[name]) if name in sizes else p for name, p in assigned.items()}
@@ -216,7 +230,7 @@ class Sml(Updater[SmlState]):
     @override
     def dump(self, state: SmlState) -> dict[str, Checkpoint]:
         passes, learned = len(state.chain), state.previous is not None
-        parts = {"updater": self.header(passes=passes, learned=learned), **self.base.dump(state.base)}
+        parts = {"updater": self.header(passes=passes, learned=learned), **dump_base(self.model, state.base)}
         parts["transfer"] = Checkpoint("transfer", {}, state.weights)
         parts["transfer_optimizer"] = dump_adam(state.adam)
         if passes:
@@ -231,9 +245,9 @@ class Sml(Updater[SmlState]):
     def load(self, parts: Mapping[str, Checkpoint]) -> SmlState:
         meta = self.check_header(parts)
         passes, learned = meta["passes"], meta["learned"]
-        expected = {"updater", "base", "optimizer", "transfer", "transfer_optimizer"}
+        expected = {"updater", *BASE_PARTS, "transfer", "transfer_optimizer"}
         expected |= ({"previous", "generated"} if learned else set()) | ({"chain"} if passes else set())
-        self.check_parts(parts, expected | ({"pending"} & set(parts)))
+        self.check_parts(parts, expected, optional={"pending"})
         weights = dict(parts["transfer"].tensors)
         chain = [*(tensors_of(parts["chain"], f"{n}.") for n in range(passes - 1)), weights] if passes else []
         for transfer in (weights, *chain[:-1]):
@@ -245,7 +259,7 @@ class Sml(Updater[SmlState]):
             if params is not None:
                 self.model.check(params)
         return SmlState(
-            base=self.base.load(parts),
+            base=load_base(self.model, parts),
             weights=weights,
             adam=adam,
             chain=tuple(chain),
@@ -255,10 +269,10 @@ class Sml(Updater[SmlState]):
 
 
 class TransferPhase:
-    """Training of T on the rows that a period touches, with both models fixed."""
+    """Training of T on the rows that a period touches; both models are fixed."""
 
     def __init__(self, updater: Sml, state: SmlState, data: PeriodData) -> None:
-        """Take the rows out; an id that is younger than the tables is the cold row."""
+        """Copy the rows out of the models; ids that are newer than the tables read the cold row."""
         assert state.previous is not None
         self.updater, self.model, self.transfer = updater, updater.model, updater.transfer
         self.device = updater.execution.torch_device
@@ -268,11 +282,7 @@ class TransferPhase:
             for params in (state.previous, state.base.params)
         )
         self.weights = {name: w.to(self.device, copy=True) for name, w in state.weights.items()}
-        moments = (
-            {n: m.to(self.device, copy=True) for n, m in ms.items()} for ms in (state.adam.first, state.adam.second)
-        )
-        first, second = moments
-        self.adam = Adam(self.weights, replace(state.adam, first=first, second=second), lr=updater.config.lr)
+        self.adam = Adam(self.weights, state.adam.copied_to(self.device), lr=updater.config.lr)
 
     def epoch(self, rng: torch.Generator, progress: Progress | None = None) -> None:
         """One shuffled pass: argmin_ω L(T_ω(Θ', Θ) | D)."""
@@ -290,14 +300,12 @@ class TransferPhase:
             leaves = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
             used = self.transfer.apply(leaves, previous, trained)
             loss = cross_entropy(self.model.logits(used, batch, local.features), batch)
-            finite(loss.item())
-            gradients = torch.autograd.grad(loss, list(leaves.values()))
-            self.adam.step(dict(zip(leaves, gradients, strict=True)), {})
+            descend(self.adam, loss, leaves, {})
             if progress:
                 progress((s + 1) / len(epoch))
 
     def auc(self) -> float | None:
-        """That of T(Θ', Θ) on the period; None where it is of one class."""
+        """The AUC of T(Θ', Θ) on the period; None if it has only one class."""
         used = self.transfer.generate([self.weights], self.previous, self.trained)
         return auc(self.updater.base.predicted(used, self.data), self.data.label)
 
@@ -306,23 +314,24 @@ class TransferPhase:
         self.trained = self.transfer.generate([self.weights], self.previous, self.trained)
 
     def finish(self) -> tuple[Params, AdamState]:
-        """A copy of ω and its optimizer as they are now, on the CPU; DivergedError where a weight is not finite."""
+        """A copy of the current ω and its optimizer, on the CPU.
+
+        Raises:
+            DivergedError: a weight is NaN or infinite.
+        """
         try:
             self.transfer.check(self.weights)
         except ValueError as error:
             raise DivergedError(str(error)) from error
         cpu = torch.device("cpu")
-        state = self.adam.state
-        first, second = ({n: m.to(cpu, copy=True) for n, m in ms.items()} for ms in (state.first, state.second))
-        weights = {n: w.to(cpu, copy=True) for n, w in self.weights.items()}
-        return weights, replace(state, first=first, second=second)
+        return {n: w.to(cpu, copy=True) for n, w in self.weights.items()}, self.adam.state.copied_to(cpu)
 
 
 class BasePhase:
     """Training of Θ through T on the rows that a period touches."""
 
     def __init__(self, updater: Sml, state: SmlState, data: PeriodData) -> None:
-        """Take the rows out of the assigned model, which is also Θ' from now on."""
+        """Copy the rows out of the assigned model, which is also the new Θ'."""
         assert state.previous is not None
         if updater.transfers(state) and not state.chain:
             raise ValueError("state: expected one after the stage train_transfer; received one before it")
@@ -351,13 +360,15 @@ class BasePhase:
             previous = {name: self.previous[name][rows] for name, rows in local.rows.items()} | dense
             used = self.transfer.apply(self.weights, previous, leaves)
             loss = cross_entropy(self.model.logits(used, batch, local.features), batch)
-            finite(loss.item())
-            gradients = torch.autograd.grad(loss, list(leaves.values()))
-            optimizer.step(dict(zip(leaves, gradients, strict=True)), local.rows)
+            descend(optimizer, loss, leaves, local.rows)
             if progress:
                 progress((s + 1) / len(epoch))
         optimizer.settle()
 
     def finish(self) -> RowUpdate:
-        """The trained rows, to be put into the assigned tables; DivergedError where a number is not finite."""
+        """The trained rows, to be put into the assigned tables.
+
+        Raises:
+            DivergedError: a parameter is NaN or infinite.
+        """
         return self.session.finish()

@@ -1,13 +1,14 @@
 """SPMF, rehearsal from a reservoir (Wang et al. 2018, a baseline of the paper; methods.md, section 4, strategy 2).
 
-Of all interactions so far a bounded sample is kept, positives and negatives apart. One update, when D_t has arrived:
+A bounded sample of all past interactions is kept, positives and negatives apart (`asmg.updaters.reservoir`). One
+update, when D_t has arrived:
 
-1. The last model scores the R positives kept and ranks them, the best fitted first (rank 0); ⌊0.1·positives of D_t⌋ of
-   them are drawn without replacement by the weights exp(rank / R), so the worst fitted are up to e times as likely. Of
-   the negatives kept, ⌊0.1·negatives of D_t⌋ are drawn uniformly.
-2. Θ_t is learned from Θ_{t-1} as by IU, but on what was drawn and then D_t, all in time order.
-3. The j-th positive of D_t (j = 0, 1, …) is kept with probability R / (s + j + 1), s being the positives of all earlier
-   periods, in the place of one kept before; likewise the negatives.
+1. The last model scores the R positives kept and ranks them, the best scored first (rank 0). ⌊0.1·positives of D_t⌋ of
+   them are drawn without replacement with the weights exp(rank / R), so the worst scored are up to e times as likely.
+   Of the negatives kept, ⌊0.1·negatives of D_t⌋ are drawn uniformly.
+2. Θ_t is learned from Θ_{t-1} as by IU, on the drawn interactions and then on D_t, all in time order.
+3. The j-th positive of D_t (j = 0, 1, …) enters the reservoir with probability R / (s + j + 1), s being the number of
+   positives of all earlier periods, and replaces one kept before; negatives likewise.
 """
 
 import math
@@ -15,19 +16,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from asmg.base_training import BaseState, BaseTraining, ModelConfig, TrainingConfig
+from asmg.base_state import BASE_PARTS, BaseState, dump_base, load_base
+from asmg.base_training import BaseTraining
 from asmg.batch import PeriodData, concatenate
 from asmg.checkpoint import Checkpoint, dump_data, load_data
-from asmg.models import Params
-from asmg.training import Execution, Progress
+from asmg.models import ModelConfig
+from asmg.training import Execution, Progress, TrainingConfig
 from asmg.updaters.base import Updater
+from asmg.updaters.reservoir import Reservoir, weighted_sample
 
-__all__ = ["Reservoir", "ReservoirUpdate", "SpmfConfig", "SpmfState", "weighted_sample"]
+__all__ = ["ReservoirUpdate", "SpmfConfig", "SpmfState"]
 
 CLASSES: tuple[Literal["negative", "positive"], ...] = ("negative", "positive")
 """Names of the two reservoirs, by label."""
@@ -35,18 +37,18 @@ CLASSES: tuple[Literal["negative", "positive"], ...] = ("negative", "positive")
 
 @dataclass(frozen=True, kw_only=True)
 class SpmfConfig:
-    """What is kept, and how much of it is learned again."""
+    """Settings of SPMF."""
 
     ratio: float = 0.1
-    """Old interactions drawn for each new one of the same class."""
+    """Old interactions drawn per new one of the same class, ≥ 0."""
     reservoir: int | None = 100_000
-    """Most interactions kept of each class.
+    """Maximum interactions kept of each class.
 
-    Up to that number all are kept; from then on every one that ever came is as likely as any other to be among them,
-    exactly (Vitter's algorithm R: what comes later in a period may replace what came earlier in it).
+    Up to this number all are kept; afterwards every past interaction is kept with the same probability (Vitter's
+    algorithm R, in which an interaction may replace one of the same period).
 
-    None is the authors' way: all that pretraining, or the first period with any of the class, brought, and never more.
-    What a period leaves there replaces earlier periods' interactions only, which favours the newest a little.
+    None is the authors' way: the number that pretraining, or the first period with the class, brought. A period's
+    interactions replace only those of earlier periods, which slightly favours the newest.
     """
 
     def __post_init__(self) -> None:
@@ -62,68 +64,21 @@ class SpmfConfig:
 
 
 @dataclass(frozen=True)
-class Reservoir:
-    """Interactions of one class, in time order."""
-
-    data: PeriodData
-    """R ≥ 1 rows. Table sizes are those of the period that last left something here; no item categories."""
-    arrival: Tensor
-    """int64 [R], ascending: how many interactions, of both classes, came before each."""
-
-    def __len__(self) -> int:
-        return len(self.arrival)
-
-    def take(self, index: Tensor) -> "Reservoir":
-        """The rows at `index` (int64, ascending, not empty)."""
-        return Reservoir(self.data.select(index), self.arrival[index])
-
-    def among(self, newest: PeriodData) -> PeriodData:
-        """The rows with the table sizes and item categories of a later period."""
-        world = {name: getattr(newest, name) for name in ("users", "items", "categories", "item_categories")}
-        return replace(self.data, **world)
-
-    def updated(self, fresh: "Reservoir", seen: int, capacity: int | None, rng: torch.Generator) -> "Reservoir":
-        """The reservoir after a period that brought `fresh`.
-
-        Args:
-            fresh: all of the period's rows of this class.
-            seen: rows of this class in all periods before.
-            capacity: most rows kept; None for as many as are here, and replaced in one block. See SpmfConfig.
-        """
-        held = len(self)
-        room = 0 if capacity is None else min(capacity - held, len(fresh))
-        size = held + room
-        later = torch.arange(room, len(fresh))
-        chance = size / (seen + later + 1).double()
-        chosen = later[torch.rand(len(later), dtype=torch.float64, generator=rng) < chance]
-        if not room and not len(chosen):
-            return self
-        if capacity is None and len(chosen) <= size:
-            slots = torch.randperm(size, generator=rng)[: len(chosen)]
-        else:  # One after the other. (A block of more than the reservoir holds does not fit.)
-            slots = torch.randint(size, (len(chosen),), generator=rng)
-        kept = np.arange(size)
-        kept[slots.numpy()] = held + chosen.numpy()  # of a slot named twice numpy keeps the last
-        both = Reservoir(concatenate([self.data, fresh.data]), torch.cat([self.arrival, fresh.arrival]))
-        return both.take(torch.from_numpy(np.sort(kept)))
-
-
-@dataclass(frozen=True)
 class SpmfState:
-    """Everything that is kept between periods."""
+    """The state between periods."""
 
     base: BaseState
     """The model Θ_t and its optimizer."""
     reservoirs: tuple[Reservoir | None, Reservoir | None]
-    """Of the negatives and of the positives, from update_base on with the period's; None as long as there was none."""
+    """Negatives and positives, those of the new period included after the stage update_base; None without any yet."""
     seen: tuple[int, int]
-    """Negatives and positives in all periods so far."""
+    """Number of negatives and of positives in all periods so far."""
 
 
 class ReservoirUpdate(Updater[SpmfState]):
     """SPMF on any base model.
 
-    The first period (or pretraining) is learned as by IU, in several shuffled passes: there is nothing to rehearse yet.
+    The first period (or pretraining) is learned as by IU, in several shuffled passes.
     """
 
     name = "spmf"
@@ -137,7 +92,7 @@ class ReservoirUpdate(Updater[SpmfState]):
         execution: Execution | None = None,
     ) -> None:
         self.config = config or SpmfConfig()
-        self.base = BaseTraining(model, training or TrainingConfig(), execution or Execution())
+        self.base = BaseTraining(model, training, execution)
         self.model = self.base.model
 
     @override
@@ -162,7 +117,7 @@ class ReservoirUpdate(Updater[SpmfState]):
         raise ValueError(f"stage: expected one of {self.stages}; received {stage!r}")
 
     def rehearsal(self, state: SpmfState, data: PeriodData, rng: torch.Generator) -> PeriodData:
-        """What is learned: interactions drawn from the reservoirs, in time order, then the period's own."""
+        """The interactions to learn: those drawn from the reservoirs, in time order, then the period's own."""
         drawn = []
         for label, old in enumerate(state.reservoirs):
             new = int((data.label == label).sum())
@@ -179,14 +134,14 @@ class ReservoirUpdate(Updater[SpmfState]):
         return concatenate([concatenate([part.among(data) for part in drawn]).select(order), data])
 
     def log_weights(self, state: SpmfState, positives: PeriodData) -> Tensor:
-        """Rank over R of each positive kept, float64 [R]; the state's model scores the one of rank 0 highest."""
+        """Rank / R of each positive kept, float64 [R]; rank 0 has the highest score of the state's model."""
         scores = self.base.predicted(state.base.params, positives)
         weights = torch.empty(len(scores), dtype=torch.float64)
         weights[scores.argsort(descending=True, stable=True)] = torch.arange(len(scores)).double() / len(scores)
         return weights
 
     def remembered(self, state: SpmfState, data: PeriodData, rng: torch.Generator) -> SpmfState:
-        """The state with the period's interactions in its reservoirs and counted."""
+        """The state with the period's interactions sampled into its reservoirs and counted."""
         before, seen, reservoirs = sum(state.seen), list(state.seen), list(state.reservoirs)
         stream = Reservoir(
             replace(data, categories=0, item_categories=None), torch.arange(before, before + len(data))
@@ -213,16 +168,12 @@ class ReservoirUpdate(Updater[SpmfState]):
         return replace(state, base=self.base.forgotten(state.base, rows), reservoirs=(negative, positive))
 
     @override
-    def serving_models(self, state: SpmfState) -> dict[str, Params]:
-        return {"incremental": state.base.params} if state.base.periods else {}
-
-    @override
     def signature(self) -> dict[str, Any]:
         return super().signature() | {"reservoir": self.config.reservoir}
 
     @override
     def dump(self, state: SpmfState) -> dict[str, Checkpoint]:
-        parts = {"updater": self.header(seen=list(state.seen)), **self.base.dump(state.base)}
+        parts = {"updater": self.header(seen=list(state.seen)), **dump_base(self.model, state.base)}
         for name, reservoir in zip(CLASSES, state.reservoirs, strict=True):
             if reservoir is not None:
                 data = dump_data(reservoir.data)
@@ -235,22 +186,9 @@ class ReservoirUpdate(Updater[SpmfState]):
         seen = tuple(self.check_header(parts)["seen"])
         names = [f"reservoir.{name}" for name in CLASSES]
         present = {name for name, count in zip(names, seen, strict=True) if count}
-        self.check_parts(parts, {"updater", "base", "optimizer"} | present | ({"pending"} & set(parts)))
+        self.check_parts(parts, {"updater", *BASE_PARTS} | present, optional={"pending"})
         negative, positive = (_load(parts[name]) if name in present else None for name in names)
-        return SpmfState(self.base.load(parts), (negative, positive), (seen[0], seen[1]))
-
-
-def weighted_sample(log_weights: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """`count` of R indices, int64 ascending, drawn one by one without replacement by their weights.
-
-    By the Gumbel-top-k trick: the largest of log w + G, G ~ Gumbel(0, 1), are distributed so (Kool et al. 2019).
-    (torch.multinomial takes 2²⁴ weights at most.)
-
-    Args:
-        log_weights: float64 [R].
-    """
-    clocks = torch.empty(len(log_weights), dtype=torch.float64).exponential_(generator=rng)
-    return (log_weights - clocks.log()).topk(count).indices.sort().values
+        return SpmfState(load_base(self.model, parts), (negative, positive), (seen[0], seen[1]))
 
 
 def _load(checkpoint: Checkpoint) -> Reservoir:

@@ -1,7 +1,7 @@
-"""An update method whose base model also reads statistics (`asmg.statistics`).
+"""An update method whose base model reads statistics as numeric inputs (`asmg.statistics`).
 
-It holds another method, which learns each period with the statistics as numeric inputs, and counts the period at the
-end: statistics of a period come from the periods before it, in training as in what is served.
+It wraps another method and counts each period after that method has learned it. So the statistics of a period come from
+the periods before it, in training as in serving.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from asmg.base_training import BaseState
+from asmg.base_state import BaseState
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import EmbeddingMLPConfig, Params
@@ -20,10 +20,10 @@ from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from asmg.training import Progress
 from asmg.updaters.base import StateT, Updater
 
-__all__ = ["WithStatistics", "WithStatisticsState"]
+__all__ = ["PART", "WithStatistics", "WithStatisticsState"]
 
 PART = "statistics"
-"""Name of the dump's part beside those of the inner method."""
+"""Name of the part that is added to the inner method's dump."""
 
 COUNT = "count"
 """Name of the last stage."""
@@ -31,23 +31,26 @@ COUNT = "count"
 
 @dataclass(frozen=True)
 class WithStatisticsState(Generic[StateT]):
-    """What is kept between periods."""
+    """The state between periods."""
 
     statistics: Statistics
-    """Of the periods learned."""
+    """Statistics of the periods learned."""
     inner: StateT
-    """Of the inner method."""
+    """State of the inner method."""
 
 
 class WithStatistics(Updater[WithStatisticsState[StateT]]):
     """Another update method, with statistics as inputs of its base model.
 
     Args:
-        inner: its base model has as many numeric inputs as there are statistics.
-        config: what is counted.
+        inner: a method whose base model has as many numeric inputs as there are statistics.
+        config: settings of the statistics; by default `StatisticsConfig()`.
+
+    Raises:
+        ValueError: the inner method's model has another number of numeric inputs.
     """
 
-    stages: tuple[str, ...]  # type: ignore[misc]  # those of the inner method, and one
+    stages: tuple[str, ...]  # type: ignore[misc]  # depends on the inner method
 
     def __init__(self, inner: Updater[StateT], config: StatisticsConfig | None = None) -> None:
         shape = inner.model.config
@@ -65,24 +68,24 @@ class WithStatistics(Updater[WithStatisticsState[StateT]]):
     def started(
         self, base: BaseState, periods: Sequence[PeriodData], *, rng: torch.Generator
     ) -> WithStatisticsState[StateT]:
-        statistics, prepared = self._followed(periods)
+        statistics, prepared = self._count_all(periods)
         return WithStatisticsState(statistics, self.inner.started(base, prepared, rng=rng))
 
     @override
     def pretrained(
         self, periods: Sequence[PeriodData], validation: PeriodData, *, rng: torch.Generator
     ) -> WithStatisticsState[StateT]:
-        statistics, prepared = self._followed(periods)
+        statistics, prepared = self._count_all(periods)
         return WithStatisticsState(statistics, self.inner.pretrained(prepared, statistics.prepare(validation), rng=rng))
 
     @override
     def adopted(self, parts: Mapping[str, Checkpoint], *, rng: torch.Generator) -> WithStatisticsState[StateT]:
-        """See Updater; with the statistics that the other method has left."""
-        return WithStatisticsState(self._loaded(parts), self.inner.adopted(_without(parts), rng=rng))
+        """See Updater. The statistics are those of the dump."""
+        return WithStatisticsState(self._load_statistics(parts), self.inner.adopted(_inner_parts(parts), rng=rng))
 
     @override
     def prepare(self, state: WithStatisticsState[StateT], data: PeriodData) -> PeriodData:
-        """See Updater; data that has its statistics already is left as it is."""
+        """See Updater. Data that already has numeric inputs is returned unchanged."""
         return data if data.numeric is not None else state.statistics.prepare(data)
 
     @override
@@ -138,7 +141,7 @@ class WithStatistics(Updater[WithStatisticsState[StateT]]):
     @override
     def load(self, parts: Mapping[str, Checkpoint]) -> WithStatisticsState[StateT]:
         self.check_header(parts)
-        return WithStatisticsState(self._loaded(parts), self.inner.load(_without(parts)))
+        return WithStatisticsState(self._load_statistics(parts), self.inner.load(_inner_parts(parts)))
 
     @override
     def check_continuable(self, meta: Mapping[str, Any], names: Collection[str]) -> None:
@@ -150,15 +153,15 @@ class WithStatistics(Updater[WithStatisticsState[StateT]]):
     def signature(self) -> dict[str, Any]:
         return {**self.inner.signature(), PART: asdict(self.config)}
 
-    def _followed(self, periods: Sequence[PeriodData]) -> tuple[Statistics, list[PeriodData]]:
-        """The statistics after these periods, and the periods with those before each."""
+    def _count_all(self, periods: Sequence[PeriodData]) -> tuple[Statistics, list[PeriodData]]:
+        """The statistics after these periods, and the periods with the statistics before each as inputs."""
         statistics, prepared = Statistics.initial(self.config), []
         for data in periods:
             prepared.append(statistics.prepare(data))
             statistics = statistics.learned(data)
         return statistics, prepared
 
-    def _loaded(self, parts: Mapping[str, Checkpoint]) -> Statistics:
+    def _load_statistics(self, parts: Mapping[str, Checkpoint]) -> Statistics:
         if PART not in parts:
             raise CheckpointError(f"{self.name}: expected the part {PART} too; received {sorted(parts)}")
         statistics = Statistics.load(parts[PART])
@@ -167,5 +170,5 @@ class WithStatistics(Updater[WithStatisticsState[StateT]]):
         return statistics
 
 
-def _without(parts: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
+def _inner_parts(parts: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
     return {name: part for name, part in parts.items() if name != PART}

@@ -1,9 +1,9 @@
-"""LightGBM on the statistics and the fields of the last five periods, trained anew for each; usual settings, untuned.
+"""LightGBM (Ke et al., NeurIPS 2017) on statistics and fields of the last five periods, retrained for each period.
 
-(Ke et al., NeurIPS 2017.) Its package comes with the extra `peers`. A categorical field is a column of numbers, given
-by first appearance, so that common values tend to have small ones; a multi field is several. LightGBM is not told that
-they are categorical: with fields of thousands of values it then learns by heart (on KuaiRand's week an AUC of 0.706
-instead of 0.730, and 0.730 with ten times its smoothing).
+Usual settings, untuned; its package comes with the extra `peers`. A categorical field is a column of numbers by first
+appearance, so common values tend to have small numbers; a multi field has several columns. They are not declared as
+categorical, because LightGBM overfits fields with thousands of values (on KuaiRand's week an AUC of 0.706 instead of
+0.730, and 0.730 with ten times its smoothing).
 """
 
 import importlib
@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asmg.experiments.fields import LogFields
+from asmg.datasets.log_fields import LogFields
 from asmg.statistics import NAMES
 from asmg.yardsticks.measured import Measured
 
 __all__ = ["LightGBM", "lightgbm_version"]
 
 PERIODS = 5
-"""Newest closed periods that it is trained on."""
+"""Number of newest closed periods on which it is trained."""
 
 TREES = 200
+"""Number of trees."""
 
 SETTINGS: dict[str, Any] = {
     "objective": "binary",
@@ -34,16 +35,16 @@ SETTINGS: dict[str, Any] = {
     "min_data_in_leaf": 50,
     "seed": 0,
     "deterministic": True,
-    "force_row_wise": True,  # or it would choose by a time that it measures
+    "force_row_wise": True,  # otherwise LightGBM would choose by measured time
     "num_threads": 1,
     "verbose": -1,
 }
-"""Parameters by LightGBM's names."""
+"""LightGBM's parameters."""
 
 
 @cache
 def lightgbm_version() -> str | None:
-    """Which LightGBM is installed; None where there is none, or where it lacks a library of the system."""
+    """Version of the installed LightGBM; None if it is missing or cannot be loaded."""
     try:
         importlib.import_module("lightgbm")
         return importlib.metadata.version("lightgbm")
@@ -84,17 +85,17 @@ class LightGBM:
 
 
 def _matrix(period: Measured) -> np.ndarray:
-    """[N, S + C] the statistics, and the fields as numbers; NaN where there is none."""
+    """[N, S + C], the statistics and the fields as numbers; NaN for missing ones."""
     fields = period.fields
     if not fields.fields:
         return period.raw.numpy()
-    codes = np.append(_codes(fields), np.nan)  # of NOTHING, -1, the last
+    codes = np.append(_codes(fields), np.nan)  # NO_VALUE, -1, reads the last
     numbers = np.where(np.isnan(fields.numbers), codes[fields.rows], fields.numbers)
     return np.concatenate([period.raw.double().numpy(), numbers], axis=1)
 
 
 def _codes(fields: LogFields) -> np.ndarray:
-    """By row what stands for a value: its bucket, or its number within its field; NaN for a number that is missing."""
+    """The number that encodes the value of each row: its bucket, or its number within its field; NaN if missing."""
     numeric = {field.name: field.kind == "numeric" for field in fields.fields}
     codes, counts = np.full(len(fields.values) + 1, np.nan), dict.fromkeys(numeric, 0)
     for row, (name, value) in enumerate(fields.values, start=1):

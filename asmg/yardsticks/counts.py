@@ -1,4 +1,4 @@
-"""Predictions by one count: how often an item was clicked of late, or at which rate."""
+"""Predictions from a single statistic of the item: its recent clicks, or its recent click rate."""
 
 from typing import Any
 
@@ -13,19 +13,20 @@ __all__ = ["ItemRate", "Popularity"]
 CLICKS, RATE = NAMES.index("item_clicks_late"), NAMES.index("item_rate_late")
 
 SURE = 1e-6
-"""A rate is at least so far from 0 and 1: its logit has to be finite."""
+"""Minimum distance of a rate from 0 and 1, so that its logit is finite."""
 
 LEAST_SLOPE = 1e-3
-"""Of the popularity's logit: more clicks never mean a lower prediction."""
+"""Minimum slope of the logit of the popularity: more clicks never lower the prediction."""
 
 NEWTON_STEPS = 30
+"""Steps of Newton's method; it converges in far fewer."""
 
 
 class Popularity:
-    """Items in the order of their clicks of late.
+    """Items ranked by their recent clicks.
 
-    The order makes the AUC. To have a LogLoss too, the logit is a + b · log(1 + clicks), b > 0, with the a and b that
-    fit the last closed period best.
+    The logit is a + b · log(1 + clicks), b > 0, with the a and b that fit the last closed period best; they affect the
+    LogLoss, but not the AUC.
     """
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class Popularity:
 
 
 class ItemRate:
-    """The click rate of the item of late, drawn towards the average where it was shown little."""
+    """The recent click rate of the item, close to the average if it has few impressions."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -61,10 +62,10 @@ class ItemRate:
         return {"statistic": NAMES[RATE]}
 
     def learn(self, period: Measured) -> None:
-        """Nothing: the statistic is the prediction."""
+        """Do nothing: the statistic is the prediction."""
 
     def fit(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def logits(self, period: Measured) -> Tensor:
         """See Predictor."""
@@ -72,9 +73,9 @@ class ItemRate:
 
 
 def _fitted_line(x: Tensor, label: Tensor) -> tuple[float, float]:
-    """The a and b ≥ LEAST_SLOPE of the logit a + b · x with the least LogLoss, by Newton's method.
+    """The a and b ≥ LEAST_SLOPE of the logit a + b · x with the lowest LogLoss, by Newton's method.
 
-    (With a small ridge, so that there is one where all labels are equal, or all x.)
+    A small ridge makes the solution unique if all labels or all x are equal.
     """
     columns = torch.stack([torch.ones_like(x), x], 1)
     ridge = 1e-3 * torch.eye(2, dtype=torch.float64)
@@ -85,7 +86,7 @@ def _fitted_line(x: Tensor, label: Tensor) -> tuple[float, float]:
         curvature = (columns * (p * (1 - p)).unsqueeze(1)).T @ columns + ridge
         step = torch.linalg.solve(curvature, slope)
         weights = weights - step.clamp(-1, 1)
-    if weights[1] < LEAST_SLOPE:  # popular items were clicked less: the order stays, and what is predicted is the mean
+    if weights[1] < LEAST_SLOPE:  # popular items were clicked less: keep the order, predict the mean
         mean = (label.mean()).clamp(SURE, 1 - SURE)
         return float(torch.logit(mean) - LEAST_SLOPE * x.mean()), LEAST_SLOPE
     return float(weights[0]), float(weights[1])

@@ -1,9 +1,9 @@
-"""Logistic regression, learned online in one pass, as Vowpal Wabbit does it.
+"""Logistic regression, learned online in one pass, as by Vowpal Wabbit.
 
-Of an interaction of user u and item i, the features are 1, u, i, u × i, h × i for each h of the user's last clicks, and
-each value v of a field with v × i where it is of the context or the user and u × v where it is of the item, each 1 in a
-place of its own; and the statistics and the fields that are numbers, standardised. The places are hashed into one table
-of weights (Weinberger et al., ICML 2009; two features may share one). Adagrad (Duchi et al., JMLR 2011) learns each
+The features of an interaction of user u and item i have the value 1: a constant, u, i, u × i, h × i for each h of the
+user's last clicks, and each field value v with v × i (fields of context and user) or u × v (fields of the item).
+Further features are the standardised statistics and numeric fields. Features are hashed to places in one table of
+weights (Weinberger et al., ICML 2009; two features may share a place). Adagrad (Duchi et al., JMLR 2011) learns each
 interaction in turn:
 
     w ← w − rate · g / √(1 + Σ g²),    g = (prediction − label) · feature
@@ -24,10 +24,10 @@ from asmg.yardsticks.measured import Measured
 __all__ = ["LogisticRegression"]
 
 BITS = 22
-"""Of the number of a place: 4 million of them, 32 MB with Adagrad's sums."""
+"""Bits of a place: 4 million places, 32 MB with Adagrad's sums."""
 
 CROSSED = 10
-"""Last clicks of a user that are crossed with the item."""
+"""Number of the user's last clicks that are crossed with the item."""
 
 RATE = np.float32(0.05)
 """Step size."""
@@ -37,9 +37,11 @@ class LogisticRegression:
     """Hashed crosses and statistics."""
 
     def __init__(self) -> None:
-        places = (1 << BITS) + 1 + len(NAMES)  # behind the hashed ones that of 1, and those of the statistics
+        places = (
+            (1 << BITS) + 1 + len(NAMES)
+        )  # after the hashed places that of the constant, and those of the statistics
         self._weights, self._squares = np.zeros(places, np.float32), np.zeros(places, np.float32)
-        self._moments: Doubles | None = None  # [3, C] sums of 1, of the fields that are numbers and of their squares
+        self._moments: Doubles | None = None  # [3, C] sums of 1, of numeric fields and of their squares
 
     @property
     def config(self) -> dict[str, Any]:
@@ -60,7 +62,7 @@ class LogisticRegression:
         )  # fmt: skip
 
     def fit(self) -> None:
-        """Nothing: it has learned."""
+        """Do nothing: `learn` has learned."""
 
     def logits(self, period: Measured) -> Tensor:
         """See Predictor."""
@@ -75,7 +77,7 @@ class LogisticRegression:
 
 
 def _standardised(numbers: Doubles, moments: Doubles) -> Floats:
-    """Numbers [N, C], NaN stays NaN; (x - mean) / deviation, within ±FURTHEST, 0 where nobody knows a deviation."""
+    """(x - mean) / deviation of numbers [N, C], limited to ±FURTHEST; NaN stays NaN; 0 if the deviation is unknown."""
     events = np.maximum(moments[0], 1)
     mean = moments[1] / events
     deviation = np.sqrt(np.maximum(moments[2] / events - mean**2, 0))
@@ -91,7 +93,7 @@ _USER, _ITEM, _USER_ITEM, _CLICK_ITEM, _FIELD, _FIELD_ITEM, _USER_FIELD = (np.ui
 
 @inlined
 def _place(kind: np.uint64, first: int, second: int) -> np.int64:
-    """The place of a feature that is made of two rows (0: of one)."""
+    """The place of a feature of a kind and two rows; the second is 0 for a feature of one row."""
     mixed = (np.uint64(first) << _SHIFT | np.uint64(second)) * _FACTOR + kind
     mixed = (mixed ^ mixed >> _SHIFT) * _FACTOR
     return np.int64((mixed ^ mixed >> _SHIFT) & _MASK)
@@ -102,9 +104,13 @@ def _places(
     user: int, item: int, history: Rows, fields: Rows, numbers: Floats, request_columns: int, found: Indices,
     values: Floats,
 ) -> int:  # fmt: skip
-    """The places of an interaction's features and their values, the statistics not among them; how many they are.
+    """Find the places and values of an interaction's features, without the statistics; return their number.
 
-    Of its fields: rows int32 [C], and numbers float32 [C], standardised, NaN where the value is 1.
+    Args:
+        user, item, history: of the interaction.
+        fields, numbers: [C], rows of the field table and standardised numbers, NaN for a value of 1.
+        request_columns: number of columns of context and user fields.
+        found, values: get the places and the values.
     """
     found[0], found[1] = _place(_USER, user, 0), _place(_ITEM, item, 0)
     found[2], found[3] = _place(_USER_ITEM, user, item), 1 << BITS
@@ -144,7 +150,7 @@ def _predict(
     user: Rows, item: Rows, history: Rows, offsets: Indices, fields: Rows, numbers: Floats, request_columns: int,
     inputs: Floats, weights: Floats, out: Floats,
 ) -> None:  # fmt: skip
-    """Out [N]: logits; fields and numbers [N, C]; inputs [N, S]."""
+    """Compute the logits out [N]; fields and numbers [N, C], inputs [N, S]."""
     found = np.empty(4 + CROSSED + 2 * fields.shape[1], np.int64)
     values = np.empty(len(found), np.float32)
     for b in range(len(user)):
@@ -164,7 +170,7 @@ def _learn(
     user: Rows, item: Rows, history: Rows, offsets: Indices, fields: Rows, numbers: Floats, request_columns: int,
     inputs: Floats, label: Floats, weights: Floats, squares: Floats,
 ) -> None:  # fmt: skip
-    """One pass over a log; fields and numbers [N, C]; inputs [N, S]."""
+    """Learn a log in one pass; fields and numbers [N, C], inputs [N, S]."""
     found = np.empty(4 + CROSSED + 2 * fields.shape[1], np.int64)
     values = np.empty(len(found), np.float32)
     for b in range(len(user)):

@@ -1,30 +1,30 @@
-"""What yardsticks read, and what they do with it."""
+"""The inputs of yardsticks, and the interface of their predictors."""
 
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from asmg.batch import PeriodData
-from asmg.experiments.fields import LogFields
+from asmg.datasets.log_fields import LogFields
 
 __all__ = ["Measured", "Predictor"]
 
 
 class Measured(NamedTuple):
-    """A period's interactions with the statistics that were known before each of them happened."""
+    """A period's N interactions with the statistics that were known before each of them."""
 
     data: PeriodData
     """In time order."""
     raw: Tensor
     """float32 [N, S], the statistics of `asmg.statistics.NAMES`."""
     inputs: Tensor
-    """float32 [N, S], the same standardised."""
+    """float32 [N, S], the statistics standardised."""
     fields: LogFields
-    """Of the N interactions, C columns; C = 0 where there are no fields."""
+    """The fields in C columns; C = 0 without fields."""
 
 
 class Predictor(Protocol):
-    """Learns closed periods, and predicts the one after them."""
+    """Learns closed periods and predicts the next one."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -32,13 +32,13 @@ class Predictor(Protocol):
         ...
 
     def learn(self, period: Measured) -> None:
-        """Take in one more closed period."""
+        """Add one closed period."""
         ...
 
     def fit(self) -> None:
-        """The next call is for a prediction: do what is done once for all the periods taken in."""
+        """Called before a prediction: do the work that is done once for all added periods."""
         ...
 
     def logits(self, period: Measured) -> Tensor:
-        """Predictions, float32 [N]; labels are not looked at."""
+        """Logits float32 [N] of the next period; its labels are not read."""
         ...

@@ -20,7 +20,7 @@ from service.serving.encode import Known, encode_model
 from service.storage.artifacts.store import FILE_SUFFIX, ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EventBatch, Interaction
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 from service.use_cases.bootstrap import ensure_prior
 
 PRIOR_CTR = 0.5

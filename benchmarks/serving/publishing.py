@@ -11,7 +11,8 @@ from benchmarks.serving.model_store import StoredSnapshot
 from service.settings import Settings
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion
-from service.storage.redis.state import Notices, connect
+from service.storage.redis.connection import connect
+from service.storage.redis.notices import Notices
 
 ACTOR = "asmg bench"
 

@@ -10,7 +10,7 @@ import psutil
 from benchmarks.machine import MB, cpu_seconds
 from benchmarks.servers import Server
 from benchmarks.services import OwnStores, processes_of, server_processes
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 
 KB = 1e3
 BLOCK_BYTES = 512

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asmg.adam import Adam, AdamState
-from asmg.base_training import BaseState
+from asmg.base_state import BaseState
 from asmg.batch import HISTORY_LENGTH, PeriodData
 from asmg.generator import DENSE
 from asmg.models import BaseModel, Params, read_rows

@@ -17,8 +17,8 @@ from service.settings import Settings
 from service.storage.postgres.database import Database
 
 if TYPE_CHECKING:
-    from service.storage.backup.archive import Manifest
     from service.storage.backup.journal import Entry
+    from service.storage.backup.manifest import Manifest
     from service.use_cases.verify import Verification
 
 __all__ = ["backup_command", "restore_command", "verify_command"]
@@ -59,8 +59,8 @@ def restore_command(
     data_dir: DataDir = None,
 ) -> None:
     """Load a backup into an empty database in one transaction, repeat later deletions, and verify the result."""
-    from service.storage.backup.archive import read_backup
     from service.storage.backup.journal import read_journals
+    from service.storage.backup.manifest import read_backup
     from service.storage.postgres.migrate import migrate
     from service.use_cases.backup import require_empty_database
 
@@ -104,7 +104,7 @@ async def _restore(
     database: Database, settings: Settings, folder: Path, manifest: "Manifest", entries: "list[Entry]"
 ) -> int:
     from service.storage.backup.journal import write_journal
-    from service.storage.redis.state import connect
+    from service.storage.redis.connection import connect
     from service.use_cases.audit import command_line
     from service.use_cases.backup import restore
 

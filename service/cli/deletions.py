@@ -12,7 +12,8 @@ from service.processes.installation import installation
 from service.settings import Settings
 from service.storage.backup.journal import Entry, entry_of, read_journal, write_journal
 from service.storage.postgres.database import Database
-from service.storage.redis.state import HistoryStore, connect
+from service.storage.redis.connection import connect
+from service.storage.redis.histories import HistoryStore
 from service.use_cases.audit import command_line
 from service.use_cases.replay_deletions import replay
 

@@ -45,7 +45,7 @@ def prepare_command(
         ),
     ],
     raw: Annotated[Path, typer.Option(help="File as it was published, or the folder that holds it.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="New folder to write.")],
     title: Annotated[
         str | None, typer.Option("--name", help="Name of your own log in the card and in reports.")
     ] = None,
@@ -166,9 +166,10 @@ def run_command(
 ) -> None:
     """Run methods over the periods of a log, with several seeds; if it is stopped, the same command continues."""
     # With the training library, which takes seconds to import.
-    from asmg.datasets.prepared import read_card
-    from asmg.experiments.jobs import Protocol
-    from asmg.experiments.run import ExperimentError, ExperimentOptions, default_methods, run_experiment
+    from asmg.datasets.card import read_card
+    from asmg.experiments.options import ExperimentOptions, default_methods
+    from asmg.experiments.protocol import Protocol
+    from asmg.experiments.run import ExperimentError, run_experiment
     from asmg.yardsticks import LIGHTGBM_MISSING
 
     with plain_errors(), unusable_files():

@@ -13,7 +13,7 @@ from service.cli.errors import plain_errors
 from service.cli.installation import DataDir, with_database
 from service.http.schemas import parse_timestamp
 from service.limits import MAX_KEY_DAYS, MAX_REASON_LENGTH
-from service.use_cases.auth import SCOPES, create_key, limit_key, list_keys, revoke_key
+from service.use_cases.keys import SCOPES, create_key, limit_key, list_keys, revoke_key
 
 __all__ = ["expiry_of", "keys"]
 
@@ -83,7 +83,7 @@ def list_keys_command(data_dir: DataDir = None) -> None:
 
 @keys.command("limit")
 def limit_key_command(key_id: KeyId, rate: Rate = None, reason: Reason = None, data_dir: DataDir = None) -> None:
-    """Change how many requests per second a key may make; the api processes apply it within a second."""
+    """Change how many requests per second a key may make; the api processes apply it a second later."""
     with plain_errors():
         if not with_database(data_dir, lambda database: limit_key(database, key_id, rate, reason=reason)):
             raise ValueError(f"there is no valid key {key_id}")
@@ -92,7 +92,7 @@ def limit_key_command(key_id: KeyId, rate: Rate = None, reason: Reason = None, d
 
 @keys.command("revoke")
 def revoke_key_command(key_id: KeyId, reason: Reason = None, data_dir: DataDir = None) -> None:
-    """Revoke a key for ever; the api processes refuse it within a second."""
+    """Revoke a key for ever; the api processes refuse it a second later."""
     with plain_errors():
         if not with_database(data_dir, lambda database: revoke_key(database, key_id, reason=reason)):
             raise ValueError(f"there is no valid key {key_id}")

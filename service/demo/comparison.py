@@ -12,9 +12,9 @@ import polars as pl
 import torch
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, PeriodData, build_histories, build_recent
+from asmg.datasets.events import Ids
 from asmg.datasets.field_columns import FieldColumn
-from asmg.datasets.gathering import Ids
-from asmg.experiments.fields import LogFields, read_columns
+from asmg.datasets.log_fields import LogFields, read_columns
 from asmg.features import DEFAULT, Schema
 from asmg.metrics import Scores, scores
 from asmg.models import default_config

@@ -18,7 +18,7 @@ from service.processes.stop_request import StopRequest
 from service.settings import Settings
 from service.storage.embedded.servers import EmbeddedServers
 from service.storage.postgres.database import Database
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 
 __all__ = ["LocalService", "local_service"]
 

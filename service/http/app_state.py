@@ -15,13 +15,12 @@ from service.serving.swap import ServingModel
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.tasks import BoundedCalls
-from service.use_cases.auth import KeyCache
+from service.use_cases.auth import KeyCache, RateLimiter
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion
-from service.use_cases.rate_limit import RateLimiter
 from service.use_cases.watch import PeriodWatch
 
 __all__ = ["AppState", "State"]

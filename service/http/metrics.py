@@ -1,7 +1,7 @@
 """Prometheus metrics of an api process.
 
-With several workers the supervisor sets `PROMETHEUS_MULTIPROC_DIR` before they start; `prometheus_client` then keeps
-the numbers in files of that folder, and whichever worker is asked sums up all of them.
+With several api processes the supervisor sets `PROMETHEUS_MULTIPROC_DIR` before they start. `prometheus_client` then
+keeps the numbers in files in this folder, and the process that is asked for `/metrics` adds up those of all processes.
 """
 
 import os
@@ -15,16 +15,17 @@ __all__ = ["CONTENT_TYPE_LATEST", "MULTIPROCESS_VARIABLE", "Metrics"]
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
-# From a prediction out of memory (under a millisecond) to the catalogue's largest call, in seconds.
 LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+"""Upper bounds in seconds, from a prediction whose data is in memory (under a millisecond) to the largest call of the
+catalogue."""
 
 
 class Metrics:
-    """The metrics of one application; a registry of their own lets several live in one process."""
+    """The metrics of one application. Each has a registry of its own, so that several can be in one process."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._noted: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.requests = Counter("asmg_requests", "Requests answered.", ["route", "status"], registry=registry)
         self.refusals = Counter(
             "asmg_refusals",
@@ -127,32 +128,31 @@ class Metrics:
 
     def note_request(self, route: str, status: int, seconds: float) -> None:
         """Count and time one request."""
-        noted = self._noted.get((route, status))
-        if noted is None:  # the label values are few: routes, times the statuses that they answer with
-            noted = self._noted[route, status] = (
-                self.requests.labels(route, status),
-                self.request_seconds.labels(route),
-            )
-        noted[0].inc()
-        noted[1].observe(seconds)
+        found = self._by_route.get((route, status))
+        if found is None:  # there are few combinations: of a route and the statuses that it answers with
+            found = self.requests.labels(route, status), self.request_seconds.labels(route)
+            self._by_route[route, status] = found
+        counter, histogram = found
+        counter.inc()
+        histogram.observe(seconds)
 
     def note_events(self, kind: str, accepted: int, duplicates: int, conflicts: int) -> None:
-        """Count what became of a batch of `interactions`, `impressions` or `clicks`."""
+        """Count the results of a batch of `interactions`, `impressions` or `clicks`."""
         for result, events in (("accepted", accepted), ("duplicate", duplicates), ("conflict", conflicts)):
             self._events[kind].labels(result).inc(events)
 
     def note_labels(self, totals: Mapping[str, int]) -> None:
-        """Show what became of impressions and clicks so far, by result."""
+        """Set the totals of impressions and clicks by result."""
         for result, total in totals.items():
             self._labels.labels(result).set(total)
 
     def note_periods(self, counts: Mapping[str, int]) -> None:
-        """Show how many periods there are, by status."""
+        """Set the numbers of periods by status."""
         for status, count in counts.items():
             self._periods.labels(status).set(count)
 
     def note_gate(self, decisions: Mapping[str, int], in_a_row: int, losses: Mapping[str, float]) -> None:
-        """Show what the gate has decided so far, and the LogLoss that it compared last, by model."""
+        """Set the gate's decisions so far, and the values of LogLoss that it compared last, by model."""
         for decision, count in decisions.items():
             self._gate_decisions.labels(decision).set(count)
         self._gate_refused_in_a_row.set(in_a_row)
@@ -160,11 +160,11 @@ class Metrics:
             self._gate_logloss.labels(model).set(loss)
 
     def note_worker(self, age_seconds: float) -> None:
-        """Show when the leading worker last got any further."""
+        """Set the seconds since the last progress of the leading worker."""
         self._heartbeat_age.set(age_seconds)
 
     def render(self) -> bytes:
-        """The text exposition; of all workers where there are several."""
+        """The metrics in the text format; of all api processes where there are several."""
         registry = self._registry
         if MULTIPROCESS_VARIABLE in os.environ:
             registry = CollectorRegistry()

@@ -1,9 +1,9 @@
-"""Errors as problem documents (RFC 9457): one function turns every exception into a response.
+"""Problem documents (RFC 9457): one function turns every exception into a response.
 
 ServiceError             its own status and document (`service.errors`)
 RequestValidationError   422, the fields of a path, a query or a header
 HTTPException            what the framework raises: 404, 405, and our 400 and 415
-anything else            500 that says nothing of what happened; the log does
+anything else            500 without details; the log has them
 """
 
 import json
@@ -29,10 +29,13 @@ __all__ = ["install_problem_handlers", "invalid_fields", "invalid_input", "rende
 log = logging.getLogger(__name__)
 
 MAX_RECEIVED_LENGTH = 100
+"""The most characters of a client's value that a problem document repeats."""
 MAX_FIELD_ERRORS = 50
-"""Wrong fields that a problem document lists."""
+"""The most wrong fields that a problem document lists."""
 RETRY_AFTER_SECONDS = 1
+"""`Retry-After` of responses with status 503."""
 UNMATCHED_ROUTE = "unmatched"
+"""The route, for logs and metrics, of requests that no route matches."""
 
 _EXPECTED = {
     "dict_type": "an object",
@@ -59,7 +62,7 @@ _PARTS_OF_A_REQUEST = ("body", "query", "path", "header")
 
 
 def invalid_input(errors: Sequence[Mapping[str, Any]]) -> InvalidInput:
-    """The error that names the wrong fields, of what pydantic found (the first `MAX_FIELD_ERRORS` of them)."""
+    """The error for what pydantic has found; it lists the first `MAX_FIELD_ERRORS` wrong fields."""
     fields = [
         FieldError(field=_path(error["loc"]), expected=_expected(error), received=_received(error))
         for error in errors[:MAX_FIELD_ERRORS]
@@ -68,7 +71,7 @@ def invalid_input(errors: Sequence[Mapping[str, Any]]) -> InvalidInput:
 
 
 def invalid_fields(fields: Sequence[FieldError], wrong: int) -> InvalidInput:
-    """The error that names these fields, the first `MAX_FIELD_ERRORS` of so many that are wrong."""
+    """The error that lists `fields`, which are the first `MAX_FIELD_ERRORS` of `wrong` invalid fields."""
     shown = "" if wrong <= MAX_FIELD_ERRORS else f"; the first {MAX_FIELD_ERRORS} are listed"
     first = fields[0]
     detail = (
@@ -98,7 +101,7 @@ def _expected(error: Mapping[str, Any]) -> str:
 
 
 def _expected_id(value: Any) -> str:
-    """What the value would have to be, to be an id."""
+    """What was expected of a value that is no id."""
     if type(value) is int:
         return f"an integer from {MIN_INTEGER_ID} to {MAX_INTEGER_ID}, or a string"
     if not isinstance(value, str):
@@ -109,7 +112,7 @@ def _expected_id(value: Any) -> str:
 
 
 def _received(error: Mapping[str, Any]) -> str:
-    """The value as JSON, shortened; of a collection only its size, for it may hold megabytes."""
+    """The value as JSON, shortened; only the size of a list, which may hold megabytes."""
     value = error["input"]
     if error["type"] == "missing":
         return "nothing"
@@ -131,12 +134,12 @@ def _shortened(text: str) -> str:
 
 
 def render_problem(error: Exception, *, instance: str, route: str = "a request") -> Response:
-    """The response to `error` in the request that is being answered. A server's own fault is logged here.
+    """The response to an error of the current request. An error of the service itself is logged here.
 
     Args:
-        error: what went wrong.
-        instance: path of the request; only the client is told it, for it may hold an id.
-        route: the template of the path, for the log.
+        error: of the request.
+        instance: path of the request, for the client; it is not logged, because it may hold an id.
+        route: template of the path, for the log.
     """
     headers: dict[str, str] = {}
     if isinstance(error, RequestValidationError):
@@ -171,8 +174,8 @@ def render_problem(error: Exception, *, instance: str, route: str = "a request")
 
 
 def route_of(scope: Scope) -> str:
-    """The template of the path, such as `/users/{user_id}`, by which logs and metrics name a request; never the path,
-    which may hold an id, and which there are any number of.
+    """The template of the path, such as `/users/{user_id}`, for logs and metrics. The path itself may hold an id, and
+    there are any number of paths.
     """
     return str(getattr(scope.get("route"), "path_format", UNMATCHED_ROUTE))
 
@@ -188,6 +191,6 @@ async def _handle(request: Request, error: Exception) -> Response:
 
 
 def install_problem_handlers(app: FastAPI) -> None:
-    """Render the errors of routes and dependencies; what gets past them is for `service.http.middleware.Observe`."""
+    """Have FastAPI render the errors of routes and dependencies; `service.http.middleware.Observe` renders others."""
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _handle)

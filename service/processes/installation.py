@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 from service.errors import ConfigurationError, NotReady
 from service.settings import Settings
-from service.storage.postgres.database import require_sessions
+from service.storage.postgres.pooler import require_sessions
 
 __all__ = ["installation", "require_redis"]
 
@@ -70,10 +70,10 @@ def require_redis(settings: Settings) -> None:
     Raises:
         ConfigurationError: Redis does not answer, and the settings do not allow that.
     """
-    from service.storage.redis.state import unusable
+    from service.storage.redis.connection import connection_problem
 
     assert settings.redis_url is not None
-    if (reason := asyncio.run(unusable(settings.redis_url))) is None:
+    if (reason := asyncio.run(connection_problem(settings.redis_url))) is None:
         return
     if not settings.start_without_redis:
         raise ConfigurationError(

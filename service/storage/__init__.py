@@ -1,11 +1,10 @@
-"""Where everything is kept: Postgres is the truth, Redis the fast copy, and both can be embedded.
+"""Where data is kept. Postgres holds everything; Redis and files on disk hold fast copies.
 
-| module | is |
+| package | contains |
 | --- | --- |
-| `database` | connections, the read session and the unit of work, advisory locks, the leader election |
-| `tables`, `migrate` | the schema and the way it changes |
-| `repositories` | all SQL, one small class a table |
-| `artifacts` | content-addressed blobs with a fast copy |
-| `redis_state` | recent user histories and notices |
+| `postgres` | the database: sessions, schema, migrations, and all SQL |
+| `redis` | users' last interactions, notices between processes, shared rate limits |
+| `artifacts` | models and other large values, addressed by their digest |
+| `backup` | backups, restores, and the checks of `asmg verify` |
 | `embedded` | a real Postgres and a real Redis under a data folder |
 """

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from service.storage.backup.archive import Manifest, dump, load, new_backup, require_empty, write_manifest
+from service.storage.backup.dump import dump, new_backup
 from service.storage.backup.journal import Entry
+from service.storage.backup.load import load, require_empty
+from service.storage.backup.manifest import Manifest, write_manifest
 from service.storage.postgres.database import Database
 from service.storage.postgres.structure import frozen
-from service.storage.redis.state import purge
+from service.storage.redis.connection import purge
 from service.use_cases.replay_deletions import replay_all
 
 __all__ = ["back_up", "require_empty_database", "restore"]

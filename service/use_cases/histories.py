@@ -2,7 +2,7 @@
 
 `service.use_cases.predict` reads the pasts of users here; `service.use_cases.ingest` and the use cases that store
 features or delete users tell it what has changed. What is not in memory comes from Redis, else from Postgres
-(`service.storage.redis.state.HistoryStore`).
+(`service.storage.redis.histories.HistoryStore`).
 """
 
 import asyncio
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from asmg.layout import HISTORY_LENGTH
 from service.errors import NotReady
 from service.serving.id_hashes import Hashes, hash_ids
+from service.serving.snapshot import NOTHING_RECENT
 from service.storage.postgres.repositories import NOTHING_KNOWN, Happened
-from service.storage.redis.state import HistoryStore, StoredPast
+from service.storage.redis.histories import HistoryStore, StoredPast
 from service.tasks import end_tasks, start_alone
 
-__all__ = ["Histories", "UserPast"]
+__all__ = ["NO_PAST", "Histories", "UserPast"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ class UserPast(NamedTuple):
     features: Mapping[str, Any] = NOTHING_KNOWN
     """Values by the names of their fields, as clients sent them; the snapshot's `FieldReader` reads them."""
 
+
+NO_PAST = UserPast(np.empty(0, dtype=np.uint64), NOTHING_RECENT)
+"""The past of a visitor without an id, and of a user whose past is not had."""
 
 _Answer = asyncio.Future[UserPast]
 
@@ -114,9 +118,9 @@ class Histories:
         """The past of a user; None where neither Redis nor Postgres gave it in time."""
         return (await self.get_many([user_id]))[0]
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[UserPast | None]:
-        """`get` for several users, with one round trip for all."""
-        found = [known if (known := self.known(user)) is not None else self._request(user) for user in user_ids]
+    async def get_many(self, user_ids: Sequence[str | None]) -> list[UserPast | None]:
+        """`get` for several users, with one round trip for all; `NO_PAST` for a visitor without an id, None."""
+        found = [NO_PAST if user is None else self.known(user) or self._request(user) for user in user_ids]
         if waiting := {answer for answer in found if isinstance(answer, asyncio.Future)}:
             _, late = await asyncio.wait(waiting, timeout=self._deadline)
             # Late answers may just have queued for a reader. Postgres has failed if no read at all came back meanwhile.

@@ -1,8 +1,7 @@
-"""The impressions that predictions log: many share a commit, and no prediction waits long for one."""
+"""Logs the impressions of predictions: many share a commit, and no prediction waits long for one."""
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
@@ -11,7 +10,7 @@ import numpy as np
 from service.errors import NotReady
 from service.serving.snapshot import Prediction
 from service.storage.postgres.repositories import Impression
-from service.tasks import end_tasks, start_alone
+from service.use_cases.group_commit import GroupCommit
 from service.use_cases.ingest import IngestResult
 from service.use_cases.predict import ToLog
 
@@ -20,16 +19,14 @@ __all__ = ["ImpressionLog", "shown"]
 logger = logging.getLogger(__name__)
 
 MOST_ITEMS = 100_000
-"""Of all impressions that wait; what would be more is not logged."""
+"""Items of all impressions that wait; an impression that would exceed it is not logged."""
 
 ITEMS_OF_A_COMMIT = 10_000
-"""About as many are stored at a time, so that the next commit is not far."""
-
-_Logged = asyncio.Future[bool]
+"""Items that are stored at a time, so that the next commit is not far away."""
 
 
 def shown(user_id: str, to_log: ToLog, prediction: Prediction, request_id: str) -> Impression:
-    """What a client shows now who goes by the scores: the best items, each once, the best one first."""
+    """The impression that a client makes who shows the items in the order of their scores: the best ones, each once."""
     order = np.argsort(-prediction.scores, kind="stable").tolist()
     first: dict[str, int] = {}
     for n in order:
@@ -46,82 +43,72 @@ class ImpressionLog:
     """Stores impressions in groups: those that come during one commit share the next.
 
     Args:
-        store: stores some durably, or raises NotReady.
-        seconds: how long a caller waits at most. While a commit takes longer than that, others do not wait at all.
+        store: stores impressions durably, or raises NotReady.
+        seconds: how long a caller waits at most. While a commit takes longer than that, new callers do not wait at all.
     """
 
     def __init__(self, store: Callable[[Sequence[Impression]], Awaitable[IngestResult]], *, seconds: float) -> None:
         self._store, self._seconds = store, seconds
-        self._waiting: dict[_Logged, Impression] = {}
-        self._items = 0
-        self._writer: asyncio.Task[None] | None = None
-        self._began_at = 0.0
+        # With two impressions of one request id in a commit, it would not be known which one is stored.
+        self._groups = GroupCommit(
+            self._conflicts,
+            _are_stored,
+            size=lambda impression: len(impression.item_ids),
+            most=ITEMS_OF_A_COMMIT,
+            lanes=1,
+            key=lambda impression: impression.request_id,
+        )
 
     async def add(self, impressions: Sequence[Impression]) -> list[bool]:
-        """For each impression, whether it is stored, durably.
+        """Store impressions; for each, whether it is known to be stored, durably.
 
-        One that is not may be stored all the same, where its commit takes longer than the caller waits; other
-        impressions with the same request id are why one is not stored ever.
+        One that is not may be stored all the same, where its commit takes longer than the caller waits. It never is
+        where another impression has its request id.
         """
-        waiting = [self._enqueue(impression) for impression in impressions]
-        if asked := {logged for logged in waiting if logged is not None}:
+        submitted = [self._submit(impression) for impression in impressions]
+        if waiting := {future for future in submitted if future is not None}:
             try:
-                await asyncio.wait(asked, timeout=self._seconds)
+                await asyncio.wait(waiting, timeout=self._seconds)
             finally:
-                for logged in asked:
-                    self._take(logged)  # nobody waits for it any more
-        return [logged is not None and logged.done() and logged.result() for logged in waiting]
+                for future in waiting:
+                    self._groups.withdraw(future)
+        return [_is_true(future) for future in submitted]
+
+    @property
+    def waiting_items(self) -> int:
+        """Items of all impressions that wait."""
+        return self._groups.waiting_size
+
+    async def settle(self) -> None:
+        """Wait until nothing is under way."""
+        await self._groups.settle()
 
     async def close(self) -> None:
-        """End what is under way."""
-        if self._writer is not None:
-            await end_tasks(self._writer)
+        """Cancel what is under way."""
+        await self._groups.close()
 
-    def _enqueue(self, impression: Impression) -> _Logged | None:
-        """None where it cannot be stored in time."""
-        late = self._writer is not None and time.monotonic() > self._began_at + self._seconds
-        if late or self._items + len(impression.item_ids) > MOST_ITEMS:
+    def _submit(self, impression: Impression) -> asyncio.Future[bool] | None:
+        """None where the impression cannot be stored in time."""
+        if self._groups.busy_seconds > self._seconds:
             return None
-        logged = asyncio.get_running_loop().create_future()
-        self._waiting[logged] = impression
-        self._items += len(impression.item_ids)
-        if self._writer is None:
-            self._began_at = time.monotonic()
-            self._writer = start_alone(self._write(), name="log impressions")
-        return logged
+        if self.waiting_items + len(impression.item_ids) > MOST_ITEMS:
+            return None
+        return self._groups.add(impression)
 
-    def _take(self, logged: _Logged) -> Impression | None:
-        """The impression, which waits no longer; None where it was taken before."""
-        impression = self._waiting.pop(logged, None)
-        if impression is not None:
-            self._items -= len(impression.item_ids)
-        return impression
-
-    def _next_batch(self) -> dict[str, tuple[Impression, _Logged]]:
-        """Those that come next, by request id: of several with one id the first."""
-        batch: dict[str, tuple[Impression, _Logged]] = {}
-        items = 0
-        for logged, impression in list(self._waiting.items()):
-            if items >= ITEMS_OF_A_COMMIT:
-                break
-            if impression.request_id not in batch:
-                self._take(logged)
-                batch[impression.request_id] = impression, logged
-                items += len(impression.item_ids)
-        return batch
-
-    async def _write(self) -> None:
+    async def _conflicts(self, impressions: list[Impression]) -> set[str]:
+        """Store a group; the request ids of those that are not stored."""
         try:
-            while batch := self._next_batch():
-                self._began_at = time.monotonic()
-                lost = set(batch)
-                try:
-                    lost = set((await self._store([impression for impression, _ in batch.values()])).conflicts)
-                except NotReady:
-                    pass  # callers are told, and count it
-                except Exception:
-                    logger.exception("impressions of predictions were not logged")
-                for request_id, (_, logged) in batch.items():
-                    logged.set_result(request_id not in lost)
-        finally:
-            self._writer = None
+            return set((await self._store(impressions)).conflicts)
+        except NotReady:
+            pass  # callers are told, and count it
+        except Exception:
+            logger.exception("impressions of predictions were not logged")
+        return {impression.request_id for impression in impressions}
+
+
+async def _are_stored(impressions: list[Impression], conflicts: set[str]) -> list[bool]:
+    return [impression.request_id not in conflicts for impression in impressions]
+
+
+def _is_true(future: asyncio.Future[bool] | None) -> bool:
+    return future is not None and future.done() and not future.cancelled() and future.result()

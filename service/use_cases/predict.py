@@ -5,14 +5,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from service.limits import MAX_HISTORY
 from service.serving.fields import NO_VALUES
 from service.serving.id_hashes import NOBODY, hash_ids
-from service.serving.snapshot import NOTHING_RECENT, Prediction, Snapshot
+from service.serving.snapshot import Prediction, Snapshot
 from service.serving.swap import ServingModel
-from service.use_cases.histories import Histories, UserPast
+from service.use_cases.histories import NO_PAST, Histories, UserPast
 
 __all__ = ["PredictResult", "Question", "ToLog", "predict", "predict_many"]
 
@@ -21,8 +19,6 @@ ITEMS_ON_THE_LOOP = 2000
 
 OWN_CONTEXT_COST = 5
 """A candidate with a context of its own takes as long as so many without."""
-
-NO_PAST = UserPast(np.empty(0, dtype=np.uint64), NOTHING_RECENT)
 
 
 class ToLog(NamedTuple):
@@ -94,9 +90,8 @@ async def predict_many(serving: ServingModel, histories: Histories, questions: S
     """
     now_ms = int(time.time() * 1000)
     serving.current()  # raises before anything is waited for
-    known = iter(await histories.get_many([question.user_id for question in questions if question.user_id is not None]))
-    found = [NO_PAST if question.user_id is None else next(known) for question in questions]
-    pasts = [NO_PAST if past is None else past for past in found]
+    found = await histories.get_many([question.user_id for question in questions])
+    pasts = [past or NO_PAST for past in found]
     # Taken once, after the last wait: all answers are of one version, the newest there is.
     snapshot = serving.current()
     if sum(question.work for question in questions) <= ITEMS_ON_THE_LOOP:

@@ -7,7 +7,7 @@ from typing import Literal
 from service.errors import ArtifactError, ArtifactUnreadable, ModelNotFound, ModelPruned, NotReady
 from service.storage.postgres.database import Database, Lock, ReadSession, UnitOfWork
 from service.storage.postgres.repositories import AliasName
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.tasks import BoundedCalls
 from service.use_cases.status import MAX_NUMBER
 

@@ -17,7 +17,7 @@ from service.storage.postgres.repositories import (
     PeriodStatus,
     Resolved,
 )
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 
 __all__ = [
     "MAX_NUMBER",

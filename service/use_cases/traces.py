@@ -12,7 +12,7 @@ from service.serving.id_index import IdIndex
 from service.serving.snapshot import Snapshot
 from service.storage.postgres.database import Database, ReadSession
 from service.storage.postgres.repositories import Deletable, EntityKind, PeriodTraces
-from service.storage.redis.state import StoredPast
+from service.storage.redis.histories import StoredPast
 
 __all__ = ["ItemDocument", "LogDocument", "RecentDocument", "UserDocument", "get_item", "get_user"]
 

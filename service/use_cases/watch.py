@@ -11,7 +11,7 @@ from service.errors import NotReady
 from service.limits import MAX_STREAMS
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import ENDED
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.tasks import end_tasks, start_alone
 from service.use_cases.status import PeriodDocument, get_period
 

@@ -1,4 +1,5 @@
-"""One thread for the library's tests, and machine code of the very sources that are there."""
+"""One thread for the library's tests, machine code of the current sources, and the logs, runs and reports that several
+files read and none may change."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,6 +9,12 @@ import pytest
 import torch
 
 from asmg import kernels
+from asmg.datasets.prepared import PreparedLog, read_prepared
+from asmg.experiments.report import write_report
+from asmg.experiments.run import run_experiment
+from tests.asmg.experiments import QUICK, ROWS, quiet
+from tests.asmg.logs import prepare_small
+from tests.asmg.reports import fake_run
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -28,3 +35,41 @@ def fresh_machine_code() -> None:
         with suppress(FileNotFoundError):  # another process of the run does the same
             if index.stat().st_mtime < newest:
                 index.unlink()
+
+
+@pytest.fixture(scope="package")
+def small_log_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared log with categories."""
+    return prepare_small(tmp_path_factory.mktemp("log") / "log", rows=ROWS)
+
+
+@pytest.fixture(scope="package")
+def small_log(small_log_folder: Path) -> PreparedLog:
+    """The same log, read."""
+    return read_prepared(small_log_folder)
+
+
+@pytest.fixture(scope="package")
+def finished_run(small_log_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three methods on the small log."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    run_experiment(small_log_folder, out, QUICK, say=quiet)
+    return out
+
+
+@pytest.fixture(scope="package")
+def full_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of all methods with five seeds, whose numbers are made up."""
+    pytest.importorskip("matplotlib", reason="comes with the extra `experiments`")
+    out = fake_run(tmp_path_factory.mktemp("full") / "out")
+    write_report(out)
+    return out
+
+
+@pytest.fixture(scope="package")
+def small_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of IU and one other method with one seed, without variants and without scores on other periods."""
+    pytest.importorskip("matplotlib", reason="comes with the extra `experiments`")
+    out = fake_run(tmp_path_factory.mktemp("small") / "out", ("iu", "sml"), seeds=1, matrix=False)
+    write_report(out)
+    return out

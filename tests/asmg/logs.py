@@ -1,10 +1,15 @@
-"""A small prepared log, from which something can be learned."""
+"""Small logs: a prepared one from which something can be learned, logs in memory, and the folder of public logs."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import pytest
+from hypothesis import strategies as st
 
+from asmg.datasets import InteractionLog, SamplingMode
 from asmg.datasets.prepared import write_prepared
 
 
@@ -36,3 +41,40 @@ def prepare_small(folder: Path, *, rows: int = 1_603, seed: int = 0, users: int 
     frames = pl.DataFrame({"id": user_ids}), pl.DataFrame({"id": item_ids, "categories": categories})
     write_prepared(folder, log, *frames, card)
     return folder
+
+
+DATA = Path(os.environ.get("ASMG_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+MODES: list[SamplingMode] = ["whole_log", "so_far"]
+
+
+def needs(folder: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        not (DATA / folder).is_dir(), reason=f"no {folder} in {DATA}; ASMG_TEST_DATA names the folder of the real logs"
+    )
+
+
+def make_log(rows: list[tuple[str, str, int]], **more: Any) -> InteractionLog:
+    """A log of positives: (user, item, time in ms) a row."""
+    return InteractionLog(
+        user_ids=np.array([row[0] for row in rows], np.object_),
+        item_ids=np.array([row[1] for row in rows], np.object_),
+        labels=np.ones(len(rows), np.uint8),
+        timestamps_ms=np.array([row[2] for row in rows], np.int64),
+        positives_only=True,
+        **more,
+    )
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+positive_logs = st.lists(
+    st.tuples(st.sampled_from("uvw"), st.sampled_from("abcde"), st.integers(0, 6)), min_size=1, max_size=30
+).map(make_log)

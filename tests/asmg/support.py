@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from asmg.batch import NO_CATEGORY, NO_VALUE, TABLES, PeriodData
 from asmg.field_columns import FieldColumns, unscaled
@@ -44,7 +43,6 @@ SHAPES: dict[str, EmbeddingMLPConfig] = {
     for fields in (False, True)
 }
 """Embedding&MLP with everything that it may or may not have."""
-
 
 FIELD_ROWS = 8
 """Rows of the field table of a random period."""
@@ -395,9 +393,9 @@ class Footprint(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
+        known = {t.untyped_storage().data_ptr() for t in tensors_in((args, kwargs))}
+        for tensor in tensors_in(result):
+            if tensor.untyped_storage().data_ptr() not in known:
                 elements = tensor.untyped_storage().nbytes() // tensor.element_size()
                 self.elements = max(self.elements, elements)
                 self.all_elements += elements

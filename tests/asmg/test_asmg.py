@@ -16,8 +16,10 @@ from asmg.generator import GeneratorConfig, LinearConfig
 from asmg.models import EmbeddingMLPConfig, Params
 from asmg.training import DivergedError, Execution, predict_logits
 from asmg.updaters import build_updater
-from asmg.updaters.asmg import Asmg, AsmgConfig, Gain
+from asmg.updaters.asmg import Asmg
+from asmg.updaters.asmg_config import AsmgConfig
 from asmg.updaters.iu import IncrementalUpdate
+from asmg.updaters.trust import Gain
 from tests.asmg.cases import SMALL, SMALL_CATEGORIES, Case, from_bytes, to_bytes
 from tests.asmg.support import slow_logit, snapshot, torch_rng, unchanged
 

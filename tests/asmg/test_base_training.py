@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from asmg.base_training import BaseState, BaseTraining, TrainingConfig
+from asmg.base_state import BaseState
+from asmg.base_training import BaseTraining
 from asmg.batch import PeriodData, concatenate
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.metrics import auc
 from asmg.models import table_sizes
-from asmg.training import DivergedError, Execution, RowTraining, commit, predict_logits
+from asmg.training import DivergedError, Execution, RowTraining, TrainingConfig, commit, predict_logits
 from asmg.updaters import UPDATERS, build_updater
 from asmg.updaters.asmg import Asmg
 from asmg.updaters.bu import BatchUpdate

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asmg.datasets import InteractionLog, sample_negatives
+from asmg.datasets.card import Card, read_card
 from asmg.datasets.field_columns import By, FieldColumn
-from asmg.datasets.prepared import Card, PreparedLog, read_card, read_prepared, write_prepared
+from asmg.datasets.log_fields import field_columns
+from asmg.datasets.prepared import PreparedLog, read_prepared, write_prepared
 from asmg.datasets.sampling import rows_that_tell
-from asmg.experiments.fields import field_columns
-from asmg.experiments.log import cut_periods
+from asmg.experiments.periods import cut_periods
 from asmg.features import DEFAULT, NUMBER, Field, Schema, encode, number
 from asmg.layout import NO_VALUE, OWN_VALUE
 from asmg.log_format import LogFormatError

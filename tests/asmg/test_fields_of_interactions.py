@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from asmg.base_training import TrainingConfig
 from asmg.batch import PeriodData, concatenate
 from asmg.checkpoint import Checkpoint, dump_data, load_data
-from asmg.experiments.log import Periods, with_numbers
+from asmg.experiments.periods import Periods, with_numbers
 from asmg.field_columns import FieldColumns, unscaled
 from asmg.layout import NO_VALUE, OWN_VALUE
 from asmg.models import EmbeddingMLPConfig, build_model
 from asmg.numbers import NumberMoments
 from asmg.statistics import Statistics, StatisticsConfig
-from asmg.training import predict_logits
+from asmg.training import TrainingConfig, predict_logits
 from asmg.updaters.iu import IncrementalUpdate
 from tests.asmg.support import FIELD_ROWS, random_params, random_period, torch_rng
 

@@ -13,7 +13,8 @@ from asmg.batch import ItemFeatures, PeriodData
 from asmg.generator import DENSE, GeneratorConfig, HiddenState, LinearConfig
 from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig, Params, grow
 from asmg.training import Execution
-from asmg.updaters.asmg import Asmg, AsmgConfig, AsmgState
+from asmg.updaters.asmg import Asmg, AsmgState
+from asmg.updaters.asmg_config import AsmgConfig
 from asmg.updaters.iu import IncrementalUpdate
 from tests.asmg.cases import SMALL, SMALL_CATEGORIES, Case
 from tests.asmg.support import MF_CATEGORIES, DenseAdam, ModelConfig, mean_loss, snapshot, torch_rng, unchanged

@@ -11,8 +11,8 @@ from asmg.datasets import ColumnMap, LogOptions, read_log
 from asmg.datasets.prepared import PreparedLog, read_prepared
 from asmg.features import DEFAULT, Field, Schema
 from asmg.log_format import LogFormatError
-from tests.asmg.test_datasets import DATA, needs
-from tests.asmg.test_prepare import BLOCKS, T0, ms, run, write
+from tests.asmg.logs import DATA, needs
+from tests.asmg.prepared_logs import BLOCKS, T0, ms, run, write
 
 AT = T0 * 1000
 

@@ -11,16 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from asmg.datasets import prepared
-from asmg.datasets.prepared import (
-    FORMAT_VERSION,
-    Card,
-    SourceFile,
-    check_new_folder,
-    read_card,
-    read_prepared,
-    sha256,
-    write_prepared,
-)
+from asmg.datasets.card import FORMAT_VERSION, Card, SourceFile, read_card
+from asmg.datasets.prepared import check_new_folder, read_prepared, sha256, write_prepared
 from asmg.log_format import LogFormatError
 from service.cli import app
 

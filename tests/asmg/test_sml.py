@@ -1,4 +1,4 @@
-"""SML and SML-MF: the transfer number by number, and whole updates against float64 on whole tables."""
+"""SML: whole updates against a slow version in float64, the authors' settings, states and their storage."""
 
 import itertools
 import math
@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from asmg.batch import TABLES, PeriodData
-from asmg.checkpoint import Checkpoint, CheckpointError
-from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig, Params, build_model, read_rows, table_sizes
-from asmg.training import DivergedError, Execution, predict_logits
-from asmg.transfer import Output, Transfer
-from asmg.updaters.iu import IncrementalUpdate, TrainingConfig
+from asmg.checkpoint import CheckpointError
+from asmg.models import MatrixFactorizationConfig, Params, read_rows, table_sizes
+from asmg.training import DivergedError, Execution, TrainingConfig, predict_logits
+from asmg.transfer import Output
+from asmg.updaters.iu import IncrementalUpdate
 from asmg.updaters.sml import BasePhase, Sml, SmlConfig, SmlState, TransferPhase
+from tests.asmg.cases import from_bytes, to_bytes
 from tests.asmg.support import (
     CONFIGS,
     MF,
@@ -27,7 +28,6 @@ from tests.asmg.support import (
     DenseAdam,
     ModelConfig,
     mean_loss,
-    random_params,
     random_period,
     read_by,
     slow_logit,
@@ -36,10 +36,7 @@ from tests.asmg.support import (
     unchanged,
     whole_table_logits,
 )
-
-configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-outputs = pytest.mark.parametrize("output", ["direct", "residual"])
-PAPER = EmbeddingMLPConfig()
+from tests.asmg.transfers import PAPER, configs, noisy, outputs, slow_transfer
 
 
 def period(config: ModelConfig, t: int, n: int = 60, **changes: Any) -> PeriodData:
@@ -68,157 +65,6 @@ def learned(config: ModelConfig, periods: int, output: Output = "residual", pass
     if periods == 0:
         return noisy(updater.initial(torch_rng(17)))
     return updater.update(learned(config, periods - 1, output, passes), period(config, periods), rng=torch_rng(periods))
-
-
-def noisy(state: SmlState, size: float = 0.1) -> SmlState:
-    """With transfer weights that are not near those of a fresh one, the last layers' too."""
-    rng = torch_rng(3)
-    return replace(state, weights={n: w + size * torch.randn(w.shape, generator=rng) for n, w in state.weights.items()})
-
-
-def to_bytes(updater: Sml, state: SmlState) -> dict[str, bytes]:
-    return {name: part.to_bytes() for name, part in updater.dump(state).items()}
-
-
-def from_bytes(updater: Sml, parts: Mapping[str, bytes]) -> SmlState:
-    return updater.load({name: Checkpoint.from_bytes(data) for name, data in parts.items()})
-
-
-# --- the transfer
-
-
-def gelu(x: float) -> float:
-    return x * (1 + math.erf(x / math.sqrt(2))) / 2
-
-
-def slow_transfer(weights: Params, name: str, p: list[float], u: list[float], *, residual: bool) -> list[float]:
-    """One row, one number at a time (methods.md, section 8)."""
-    k1, k2, w1, b1, w2, b2 = (
-        weights[f"{name}.{part}"].double().tolist()
-        for part in ("filters.0", "filters.1", "hidden.weight", "hidden.bias", "output.weight", "output.bias")
-    )
-    norm = math.sqrt(sum(x * x for x in p))
-    channels = [p, u, [a * b / (norm + 1e-15) for a, b in zip(p, u, strict=True)]]
-    flat = []
-    for g in range(len(k2[0])):  # filter-major: all places of the first filter, then all of the second
-        for d in range(len(p)):
-            mixed = [gelu(sum(channels[c][d] * k1[c][f] for c in range(3))) for f in range(len(k1[0]))]
-            flat.append(gelu(sum(mixed[f] * k2[f][g] for f in range(len(mixed)))))
-    hidden = [gelu(sum(x * w for x, w in zip(flat, row, strict=True)) + b) for row, b in zip(w1, b1, strict=True)]
-    y = [sum(h * w for h, w in zip(hidden, row, strict=True)) + b for row, b in zip(w2, b2, strict=True)]
-    return [a + b for a, b in zip(u, y, strict=True)] if residual else y
-
-
-@outputs
-@configs
-def test_the_transfer_is_as_written_out(config: ModelConfig, output: Output) -> None:
-    """Rows with their own norms, dense tensors with that of the whole tensor."""
-    transfer = Transfer(build_model(config), output)
-    rng = torch_rng(1)
-    weights = {n: torch.randn(shape, generator=rng) * 0.5 for n, shape in transfer.shapes().items()}
-    previous, trained = (random_params(config, seed, user=4, item=3, category=2) for seed in (1, 2))
-    previous["user"][2] = 0  # of norm zero
-    got = transfer.apply(weights, previous, trained)
-    assert got.keys() == previous.keys()
-    for name, p in previous.items():
-        tables = name in TABLES
-        rows, others = (t if tables else t.reshape(1, -1) for t in (p, trained[name]))
-        expected = [
-            slow_transfer(weights, name, a, b, residual=output == "residual")
-            for a, b in zip(rows.double().tolist(), others.double().tolist(), strict=True)
-        ]
-        assert got[name].shape == p.shape
-        np.testing.assert_allclose(got[name].reshape(rows.shape), expected, rtol=1e-4, atol=1e-5, err_msg=name)
-
-
-def test_the_nets_have_the_authors_widths() -> None:
-    nets = Transfer(build_model(PAPER)).nets
-    assert {name: (net.width, net.filters, net.hidden) for name, net in nets.items()} == {
-        "user": (8, (10, 5), 20),
-        "item": (8, (10, 5), 20),
-        "mlp.0.weight": (288, (5, 3), 40),
-        "mlp.0.bias": (12, (5, 3), 20),
-        "mlp.1.weight": (72, (5, 3), 20),
-        "mlp.1.bias": (6, (5, 3), 10),
-        "mlp.2.weight": (6, (5, 3), 10),
-        "mlp.2.bias": (1, (5, 3), 1),
-    }
-    nets = Transfer(build_model(MatrixFactorizationConfig(categories=True))).nets
-    assert {n: (net.width, net.filters, net.hidden) for n, net in nets.items()} == dict.fromkeys(
-        ("user", "item", "category"), (9, (10, 5), 20)
-    )
-    deep = Transfer(build_model(EmbeddingMLPConfig(hidden=(9, 9, 9, 1)))).nets
-    assert [deep[f"mlp.{i}.weight"].hidden for i in range(5)] == [40, 20, 10, 10, 1]
-    assert [deep[f"mlp.{i}.bias"].hidden for i in range(5)] == [20, 10, 10, 1, 1]
-
-
-def test_a_direct_transfer_begins_glorot_uniform_as_in_tensorflow() -> None:
-    """√(6 / (fan_in + fan_out)), from many draws; a convolution's kernel [3, 1, 1, 10] has the fans 3 and 30."""
-    draws = [Transfer(build_model(PAPER), "direct").initial(torch_rng(seed)) for seed in range(300)]
-    for name, limit in {
-        "user.filters.0": math.sqrt(6 / 33),
-        "item.filters.1": math.sqrt(6 / 60),
-        "user.hidden.weight": math.sqrt(6 / (40 + 20)),
-        "user.hidden.bias": math.sqrt(6 / 40),
-        "item.output.weight": math.sqrt(6 / 28),
-        "item.output.bias": math.sqrt(6 / 16),
-        "mlp.0.weight.filters.0": math.sqrt(6 / 18),
-        "mlp.0.weight.filters.1": math.sqrt(6 / 20),
-        "mlp.0.weight.hidden.weight": math.sqrt(6 / (3 * 288 + 40)),
-        "mlp.2.bias.output.weight": math.sqrt(6 / 2),
-        "mlp.2.bias.output.bias": math.sqrt(6 / 2),
-    }.items():
-        values = torch.cat([d[name].reshape(-1) for d in draws])
-        assert 0.97 * limit < float(values.abs().max()) <= limit * (1 + 1e-6), name
-        # The variance of U(-L, L) is L²/3.
-        assert abs(float(values.std()) / (limit / math.sqrt(3)) - 1) < 0.1, name
-
-
-@configs
-def test_an_untrained_residual_transfer_is_the_identity(config: ModelConfig) -> None:
-    transfer = Transfer(build_model(config))
-    weights = transfer.initial(torch_rng(0))
-    previous, trained = (random_params(config, seed, user=40, item=30, category=5) for seed in (1, 2))
-    used = transfer.apply(weights, previous, trained)
-    assert all(torch.equal(used[name], t) for name, t in trained.items())
-    assert all(bool(w.any()) == (".output." not in name) for name, w in weights.items())
-
-
-@outputs
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_whole_tables_are_generated_as_rows_are(output: Output, chunk: int) -> None:
-    transfer = Transfer(build_model(SMALL), output)
-    chain = [noisy(SmlState(None, transfer.initial(torch_rng(s)), None), 0.1).weights for s in (1, 2)]  # type: ignore[arg-type]
-    previous, trained = (random_params(SMALL, seed, user=23, item=15) for seed in (1, 2))
-    before = snapshot([chain, previous, trained])
-    got = transfer.generate(chain, previous, trained, chunk=chunk)
-    once = transfer.apply(chain[0], previous, trained)
-    twice = transfer.apply(chain[1], previous, once)
-    for name in trained:
-        torch.testing.assert_close(got[name], twice[name], rtol=1e-5, atol=1e-6)
-    for row in (0, 11, 22):
-        p, u = previous["user"][[row]], trained["user"][[row]]
-        one = transfer.run(chain[1], "user", p, transfer.run(chain[0], "user", p, u))
-        torch.testing.assert_close(got["user"][[row]], one, rtol=1e-5, atol=1e-6)
-    none = transfer.generate([], previous, trained)
-    assert all(torch.equal(none[n], t) and none[n] is not t for n, t in trained.items())
-    assert unchanged(before, [chain, previous, trained])
-
-
-@pytest.mark.parametrize("change", ["missing", "shape", "nan"])
-def test_weights_of_another_kind_are_refused(change: str) -> None:
-    transfer = Transfer(build_model(MF))
-    weights = transfer.initial(torch_rng(0))
-    transfer.check(weights)
-    if change == "missing":
-        del weights["user.filters.0"]
-    else:
-        weights["item.hidden.bias"] = torch.zeros(7) if change == "shape" else torch.full((20,), math.nan)
-    with pytest.raises(ValueError, match="expected"):
-        transfer.check(weights)
-
-
-# --- whole updates, against float64 on whole tables
 
 
 class SlowSml:
@@ -473,9 +319,6 @@ def test_histories_say_nothing_to_matrix_factorization() -> None:
     updater, state, data = sml(MF), learned(MF, 3), period(MF, 4)
     expected = to_bytes(updater, updater.update(state, data, rng=torch_rng(0)))
     assert to_bytes(updater, updater.update(state, data.without_history(), rng=torch_rng(0))) == expected
-
-
-# --- the contract
 
 
 @pytest.mark.parametrize("passes", [1, 3])

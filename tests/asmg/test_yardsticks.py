@@ -12,9 +12,9 @@ import torch
 
 from asmg.batch import PeriodData
 from asmg.datasets.field_columns import FieldColumn
+from asmg.datasets.log_fields import LogFields
 from asmg.datasets.prepared import PreparedLog, read_prepared
-from asmg.experiments.fields import LogFields
-from asmg.experiments.log import cut_periods, with_statistics
+from asmg.experiments.periods import cut_periods, with_statistics
 from asmg.features import NUMBER, Field, Schema
 from asmg.layout import NO_VALUE
 from asmg.metrics import auc, logloss

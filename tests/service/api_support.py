@@ -34,7 +34,7 @@ from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 
 NOON = "2024-05-01T12:00:00Z"
 

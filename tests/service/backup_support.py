@@ -1,23 +1,34 @@
-"""A database with a past, as the tests of backups and of verification want it."""
+"""A database with a past, and backups of it, for the tests of backups, restores and verification."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from redis.asyncio import Redis
 from sqlalchemy import text
 
 from asmg.datasets.synthetic import DriftPeriod
+from service.storage.backup.manifest import Manifest, read_backup
 from service.storage.postgres.database import Database, ReadSession
+from service.storage.postgres.migrate import migrate
 from service.storage.postgres.repositories import Click, EventBatch, Impression
 from service.storage.postgres.structure import stored_tables
-from service.use_cases.auth import create_key
+from service.storage.redis.connection import connect
+from service.use_cases.backup import require_empty_database, restore
 from service.use_cases.ingest import ingest_clicks, ingest_impressions
+from service.use_cases.keys import create_key
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune
 from tests.conftest import Servers, database_dsn, in_thread
+from tests.service.programs import ASMG, environment
 from tests.service.update_support import Bench, bench, copies, interactions, periods, single_thread
+
+Make = Callable[..., str]
+"""Makes a database, and returns its DSN."""
 
 LEARNED = 8
 """Periods that are learned; after them the log of the first one is dropped."""
@@ -109,3 +120,75 @@ async def opened(dsn: str) -> AsyncIterator[Database]:
 def events(prefix: str, count: int) -> EventBatch:
     """Interactions whose ids begin so."""
     return EventBatch.of(interactions(periods(1)[0], prefix)[:count])
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Redis]:
+    redis = connect(url)
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
+
+
+async def restored(dsn: str, redis: Redis, folder: Path) -> Manifest:
+    """The command's work: migrate, load."""
+    manifest = read_backup(folder)
+    async with opened(dsn) as database:
+        await require_empty_database(database)
+        await asyncio.to_thread(migrate, dsn)
+        await restore(database, redis, folder, manifest, actor="test")
+    return manifest
+
+
+async def enlarge(database: Database) -> None:
+    """Add what takes a while to copy: events of the open period, and an artifact."""
+    await sql(
+        database,
+        "INSERT INTO interactions (event_id, period, user_id, item_id, label, occurred_at) "
+        f"SELECT 'more-' || n, {LEARNED + 2}, 'u1', 'i1', 0, now() FROM generate_series(1, 60000) AS n",
+    )
+    async with database.unit_of_work() as work:
+        await work.interactions.note_count(LEARNED + 2, 60000)
+        await work.artifacts.put(os.urandom(32 * 1024 * 1024), "model")
+        await work.commit()
+
+
+@contextmanager
+def started(*arguments: str, dsn: str, redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The program, at work; killed in the end."""
+    variables = environment(ASMG_POSTGRES_DSN=dsn, ASMG_REDIS_URL=redis_url)
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen([*ASMG, *arguments], env=variables, stdout=quiet, stderr=quiet) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def copying(database: Database, process: subprocess.Popen[bytes], table: str = "artifact_chunks") -> None:
+    """Return when the program is in the middle of a table, or of one that nobody else sees yet."""
+    query = text("""
+        SELECT count(*) FROM pg_stat_progress_copy LEFT JOIN pg_class ON pg_class.oid = relid
+        WHERE datname = current_database() AND bytes_processed > 0 AND coalesce(relname, 'a new one') = :table
+    """)
+    while True:
+        async with database.read() as session:
+            if await session.connection.scalar(query, {"table": table}):
+                return
+        assert process.poll() is None, "it has ended before that"
+        await asyncio.sleep(0.002)
+
+
+async def alone(database: Database) -> None:
+    """Return when Postgres has noticed that the others are gone."""
+    query = text("""
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+    """)
+    async with asyncio.timeout(10):
+        while True:
+            async with database.read() as session:  # a transaction sees the same of it all the time
+                if not await session.connection.scalar(query):
+                    return
+            await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The running application, for every test that wants it, and databases with a past to make copies of."""
+"""The running application, histories of users, and databases with a past to make copies of."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -6,19 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from service.settings import Settings
+from service.storage.postgres.database import Database
+from service.storage.redis.histories import HistoryStore
 from service.use_cases import retention
-from tests.conftest import Servers, database_dsn, in_thread
+from service.use_cases.backup import back_up
+from tests.conftest import Servers, create_database, database_dsn, drop_database, in_thread
 from tests.service import deletion_support
 from tests.service.api_support import Api, running_app, settings_for
 from tests.service.backup_support import Past, lived
+from tests.service.redis_support import NoDatabase
 from tests.service.update_support import Bench, Prepared, bench, copies, seal_second_period, single_thread
 
 
 @pytest.fixture
 def settings(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Settings:
-    """Quick swaps, all else as shipped."""
+    """The default settings, with quick model swaps."""
     return settings_for(postgres_dsn, redis_url, tmp_path)
 
 
@@ -29,6 +34,18 @@ async def api(settings: Settings) -> AsyncIterator[Api]:
         yield api
 
 
+@pytest.fixture
+def store(redis: Redis, database: Database) -> HistoryStore:
+    """Histories of users, from Redis or else from the test's database."""
+    return HistoryStore(redis, database)
+
+
+@pytest.fixture
+def cached(redis: Redis) -> HistoryStore:
+    """Histories of users from the same Redis; a test fails that asks it for one that is not there."""
+    return HistoryStore(redis, NoDatabase())  # type: ignore[arg-type]
+
+
 @pytest.fixture(scope="session")
 def past(
     servers: Servers, migrated_template: str, database_numbers: Iterator[int], tmp_path_factory: pytest.TempPathFactory
@@ -36,6 +53,20 @@ def past(
     """A database with learned periods, a dropped log, a sealed period and an open one, to make copies of."""
     with lived(servers, migrated_template, database_numbers, tmp_path_factory.mktemp("past")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def backup(servers: Servers, past: Past, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backup of `past`, which nobody changes."""
+    folder = tmp_path_factory.mktemp("backups") / "whole"
+
+    async def make() -> None:
+        database = Database(database_dsn(servers, past.name))
+        await back_up(database, folder)
+        await database.close()
+
+    in_thread(asyncio.run, make())
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +101,7 @@ def prepared(
 
 @pytest.fixture
 def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[Callable[..., str]]:
-    """DSN of a new database: empty, or a copy of the one named."""
+    """DSN of a new database: migrated, or a copy of the one named."""
     with copies(servers, migrated_template, database_numbers) as make:
         yield lambda *source: database_dsn(servers, make(*source))
 
@@ -104,3 +135,12 @@ async def full(copy: Callable[..., str], ann_and_lamp: str, redis_url: str, tmp_
     """A bench on a copy of the database in which a user and an item are everywhere."""
     async with bench(copy(ann_and_lamp), redis_url, tmp_path, **deletion_support.CHANGES) as b:
         yield b
+
+
+@pytest.fixture
+def empty(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[str]:
+    """DSN of a database without any tables."""
+    name = f"{migrated_template}_{next(database_numbers)}"
+    create_database(servers, name, "template0")
+    yield database_dsn(servers, name)
+    drop_database(servers, name)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import psutil
 
 from service.storage.postgres.database import Database
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 from tests.conftest import Servers, database_dsn, flush, in_thread
 from tests.service.programs import program
 from tests.service.raw_http import Answer, Connection

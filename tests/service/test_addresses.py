@@ -18,7 +18,7 @@ from service.cli.errors import plain_errors
 from service.processes.child import environment_of
 from service.settings import Settings
 from service.storage.embedded.servers import EmbeddedServers
-from service.storage.redis.state import connect, unusable
+from service.storage.redis.connection import connect, connection_problem
 from tests.service.programs import asmg
 
 LETTERS = frozenset("QXZJ")
@@ -227,12 +227,12 @@ def test_children_get_the_settings_of_their_parent(monkeypatch: pytest.MonkeyPat
 
 
 async def test_why_a_redis_cannot_be_used(redis_url: str) -> None:
-    assert await unusable(redis_url) is None
+    assert await connection_problem(redis_url) is None
     refused = redis_url.replace("unix://", "unix://nobody:wr0ng@").replace("redis://", "redis://nobody:wr0ng@")
-    assert await unusable(refused) == "refuses the user name or password"
-    assert await unusable("redis://127.0.0.1:1") == "does not answer: ConnectionError"
+    assert await connection_problem(refused) == "refuses the user name or password"
+    assert await connection_problem("redis://127.0.0.1:1") == "does not answer: ConnectionError"
     outside = redis_url.partition("?")[0] + "?db=9999999"
-    assert await unusable(outside) == "refuses the connection: DB index is out of range"
+    assert await connection_problem(outside) == "refuses the connection: DB index is out of range"
 
 
 @pytest.mark.parametrize(

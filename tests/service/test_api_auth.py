@@ -3,7 +3,8 @@
 import asyncio
 import re
 import time
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from types import SimpleNamespace
@@ -13,9 +14,10 @@ import pytest
 from service.errors import NotReady, Unauthorized
 from service.settings import Settings
 from service.storage.postgres.database import Database, ReadSession
-from service.use_cases import auth
+from service.use_cases import key_lookups
 from service.use_cases.audit import command_line
-from service.use_cases.auth import SCOPES, KeyCache, create_key, list_keys, revoke_key
+from service.use_cases.auth import KeyCache
+from service.use_cases.keys import SCOPES, create_key, list_keys, revoke_key
 from tests.service.api_support import Api, event, running_app
 
 QUESTION = {"user_id": "u", "items": ["a"]}
@@ -177,7 +179,7 @@ async def test_whether_a_key_is_right_is_decided_by_a_comparison_in_constant_tim
             compared.append((one, other))
             return verdict
 
-        monkeypatch.setattr(auth, "hmac", SimpleNamespace(compare_digest=compare_digest))
+        monkeypatch.setattr(key_lookups, "hmac", SimpleNamespace(compare_digest=compare_digest))
 
     comparing(False)
     with pytest.raises(Unauthorized):
@@ -197,20 +199,23 @@ class Counting:
         self.reads = 0
         self.away = False
         self.hanging = False
+        self._end = asyncio.Event()
 
     def read(self) -> AbstractAsyncContextManager[ReadSession]:
         self.reads += 1
         if self.away:
             raise NotReady("away")
-        return _Hanging() if self.hanging else self.database.read()
+        return self._hang() if self.hanging else self.database.read()
 
+    @asynccontextmanager
+    async def _hang(self) -> AsyncIterator[ReadSession]:
+        await self._end.wait()
+        raise NotReady("away")
+        yield
 
-class _Hanging:
-    async def __aenter__(self) -> ReadSession:
-        await asyncio.sleep(3600)
-        raise AssertionError
-
-    async def __aexit__(self, *_: object) -> None: ...
+    def let_go(self) -> None:
+        """Have the sessions that hang fail."""
+        self._end.set()
 
 
 async def test_many_requests_cost_one_look_up(database: Database) -> None:
@@ -245,8 +250,7 @@ async def test_a_known_key_is_believed_while_postgres_is_away_or_hangs(database:
     started = time.monotonic()
     assert (await cache.authenticate(key)).name == "lasting"
     assert time.monotonic() - started < 0.5
-    for lookup in cache._lookups.values():
-        lookup.cancel()
+    counting.let_go()
     counting.away = True
     await asyncio.sleep(0.7)
     with pytest.raises(NotReady):
@@ -281,7 +285,7 @@ async def test_keys_are_known_before_they_are_used(database: Database) -> None:
 async def test_a_key_is_refused_from_the_moment_at_which_it_expires(
     database: Database, postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(KeyCache, "PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(key_lookups, "PATIENCE_SECONDS", 0.02)
     expires_at = datetime.now(UTC) + timedelta(seconds=1)
     _, key = await create_key(database, "short", ["predict"], expires_at=expires_at)
     counting = Counting(database)
@@ -299,8 +303,7 @@ async def test_a_key_is_refused_from_the_moment_at_which_it_expires(
         with pytest.raises(Unauthorized):
             await cache.authenticate(key)
     assert counting.reads == reads  # that needs nobody to tell
-    for lookup in cache._lookups.values():
-        lookup.cancel()
+    counting.let_go()
 
 
 async def test_a_key_that_expires_is_refused_while_its_last_answer_is_still_believed(database: Database) -> None:
@@ -318,25 +321,10 @@ async def test_a_key_that_expires_is_refused_while_its_last_answer_is_still_beli
 async def test_a_key_that_was_never_seen_waits_for_a_database_that_hangs_so_long_and_no_longer(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(KeyCache, "DEADLINE_SECONDS", 0.1)
+    monkeypatch.setattr(key_lookups, "DEADLINE_SECONDS", 0.1)
     counting = Counting(database)
     counting.hanging = True
     cache = KeyCache(counting)  # type: ignore[arg-type]
     with pytest.raises(NotReady, match="did not answer within"):
         await cache.authenticate("asmg_000000000000_" + "x" * 43)
-    for lookup in cache._lookups.values():
-        lookup.cancel()
-
-
-async def test_a_flood_of_made_up_keys_pushes_out_none_of_the_real_ones(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(KeyCache, "MAX_ENTRIES", 5)
-    _, key = await create_key(database, "real", ["predict"])
-    cache = KeyCache(database)
-    await cache.authenticate(key)
-    for number in range(20):
-        with pytest.raises(Unauthorized):
-            await cache.authenticate(f"asmg_{number:012x}_" + "x" * 43)
-        assert len(cache._entries) <= 5
-    assert cache.known(key.encode()) is not None
+    counting.let_go()

@@ -64,7 +64,7 @@ async def test_without_redis_it_is_ready(postgres_dsn: str, tmp_path: Path) -> N
 async def test_without_postgres_it_starts_and_is_not_ready(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.app.START_SECONDS", 0.1)
+    monkeypatch.setattr("service.http.running_state.START_SECONDS", 0.1)
     async with running_app(settings_for("postgresql://127.0.0.1:1/none", redis_url, tmp_path)) as api:
         assert (await api.client.get("/healthz")).status_code == 200
         for response in (await api.client.get("/readyz"), await ingest(api.client, event(1))):

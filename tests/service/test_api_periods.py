@@ -16,7 +16,7 @@ from service.serving.id_hashes import hash_ids
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import Evaluation, EventBatch, Interaction, PeriodStatus
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases.status import PeriodDocument, get_period
 from service.use_cases.watch import PeriodWatch
 from tests.service.api_support import (

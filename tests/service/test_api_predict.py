@@ -16,9 +16,9 @@ from service.http.routers import interactions as interactions_router
 from service.http.routers import predict as predict_router
 from service.serving.id_hashes import hash_ids
 from service.storage.postgres.database import Database
-from service.storage.redis.state import HistoryStore
+from service.storage.redis.histories import HistoryStore
 from service.use_cases import predict as predict_use_case
-from service.use_cases.auth import create_key
+from service.use_cases.keys import create_key
 from tests.service.api_support import Api, event, eventually, ingest, publish, recorded_histories
 from tests.service.serving_support import ITEMS, USERS, Made, random_model
 
@@ -294,8 +294,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     for name in ("parse_predict", "parse_batch", "_to_json"):
         threads.watch(predict_router, name)
     threads.watch(predict_use_case, "_score")
-    for name in ("plain_interactions", "parse_interactions"):
-        threads.watch(interactions_router, name)
+    threads.watch(interactions_router, "parse_interactions")
     return threads
 
 
@@ -304,7 +303,7 @@ class TestTheEventLoop:
         await post(learned.client, "/predict", questions(1)[0])
         await post(learned.client, "/predict/batch", {"requests": questions(20)})
         await ingest(learned.client, event(1))
-        names = ("parse_predict", "parse_batch", "_score", "_to_json", "plain_interactions")
+        names = ("parse_predict", "parse_batch", "_score", "_to_json", "parse_interactions")
         assert threads.seen == {name: {"loop"} for name in names}
 
     async def test_leaves_a_big_batch_to_threads(self, learned: Api, threads: Threads) -> None:
@@ -328,14 +327,8 @@ class TestTheEventLoop:
         assert threads.seen["parse_predict"] == {"thread"}
 
     async def test_leaves_big_ingestion_to_a_thread(self, learned: Api, threads: Threads) -> None:
-        """At once where it is not plain, for that takes longer."""
-        await ingest(learned.client, *(event(n, item_id="x" * 200) for n in range(400)))
-        assert threads.seen == {"plain_interactions": {"loop"}}
-        await ingest(learned.client, *(event(n, item_id="\\" * 100) for n in range(400, 800)))
-        assert threads.seen == {"plain_interactions": {"loop"}, "parse_interactions": {"thread"}}
-        threads.seen.clear()
-        answer = (await ingest(learned.client, *(event(n, item_id="x" * 200) for n in range(800, 1800)))).json()
-        assert answer["accepted"] == 1000
+        answer = (await ingest(learned.client, *(event(n, item_id="x" * 200) for n in range(400)))).json()
+        assert answer["accepted"] == 400
         assert threads.seen == {"parse_interactions": {"thread"}}
 
     async def test_goes_on_while_a_thread_is_at_work(self, learned: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,16 @@ import pytest
 from alembic import command
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from typer.testing import CliRunner, Result
 
+from service.cli import app as program
 from service.cli.keys import expiry_of
 from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import alembic_config, migrate
 from service.use_cases.audit import command_line, list_audit
-from service.use_cases.auth import SCOPES, create_key, list_keys, revoke_key
+from service.use_cases.keys import SCOPES, create_key, list_keys, revoke_key
 from tests.conftest import in_thread
 from tests.service.api_support import Api, event
-from tests.service.programs import asmg
 
 CHANGES = [
     "UPDATE audit SET actor = 'somebody else'",
@@ -193,24 +194,31 @@ def test_the_command_line_makes_keys_that_expire_and_shows_who_did_what(
     postgres_dsn: str, redis_url: str, tmp_path: Path
 ) -> None:
     given = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
-    made = asmg("keys", "create", "shop", "--scope", "predict", "--expires-in", "90d", "--reason", "[b]new", **given)
+    given["COLUMNS"] = "200"  # dates are whole, however long the name of the user
+
+    def asmg(*arguments: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(program, arguments, env=given)
+        assert result.exit_code == code, result.output
+        return result
+
+    made = asmg("keys", "create", "shop", "--scope", "predict", "--expires-in", "90d", "--reason", "[b]new")
     key = made.stdout.strip()
     assert re.fullmatch(r"asmg_[0-9a-f]{12}_[\w-]{43}", key)
     day = datetime.now(UTC) + timedelta(days=90)
-    listed = asmg("keys", "list", COLUMNS="200", **given).stdout  # dates are whole, however long the name of the user
+    listed = asmg("keys", "list").stdout
     assert f"{day:%Y-%m-%d}" in listed
     assert "yes" in listed
-    revoked = asmg("keys", "revoke", key.split("_")[1], "--reason", "old", **given)
+    revoked = asmg("keys", "revoke", key.split("_")[1], "--reason", "old")
     assert revoked.stdout == f"asmg: key {key.split('_')[1]} is revoked\n"
-    shown = asmg("audit", **given).stdout
+    shown = asmg("audit").stdout
     assert shown.index("revoke_key") < shown.index("create_key")
     assert "[b]new" in shown
     assert command_line().split(" ")[0] in shown
     assert key not in shown + listed + made.stderr
-    assert "create_key" not in asmg("audit", "--action", "revoke_key", **given).stdout
-    both = asmg("keys", "create", "x", "--scope", "predict", "--expires-in", "1d", "--expires-at", "x", code=1, **given)
+    assert "create_key" not in asmg("audit", "--action", "revoke_key").stdout
+    both = asmg("keys", "create", "x", "--scope", "predict", "--expires-in", "1d", "--expires-at", "x", code=1)
     assert "received both" in both.stderr
-    long = asmg("keys", "revoke", "x", "--reason", "r" * 1001, code=2, **given)
+    long = asmg("keys", "revoke", "x", "--reason", "r" * 1001, code=2)
     assert "expected 1 to 1000 characters; received 1001" in " ".join(long.stderr.split())
 
 

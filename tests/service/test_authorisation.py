@@ -17,7 +17,7 @@ from fastapi.routing import iter_route_contexts
 from service.http.hot_routes import HotRoutes
 from service.settings import Settings
 from service.storage.postgres.database import Database
-from service.use_cases.auth import SCOPES, create_key, revoke_key
+from service.use_cases.keys import SCOPES, create_key, revoke_key
 from tests.service.api_support import Api, running_app, served_app
 
 ANYBODY = frozenset({"anybody"})

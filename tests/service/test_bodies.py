@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from asmg.features import Schema
 from service.errors import BodyTooLarge, InvalidInput
 from service.http.bodies import impressions, interactions, predict
 from service.http.bodies.impressions import parse_clicks, parse_impressions
-from service.http.bodies.interactions import parse_interactions, plain_interactions
+from service.http.bodies.interactions import parse_interactions
 from service.http.bodies.parse import count_parts, parse_json, refuse_faults
 from service.http.bodies.predict import parse_batch, parse_predict
 from service.http.bodies.read import read_body
@@ -80,10 +81,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, EventBatch):
         events = copied(value)
         if not (value.moments % 1000).any():  # of which the rows have the milliseconds alone
-            assert value.contents() == EventBatch.of(events).contents()
+            assert value.contents == EventBatch.of(events).contents
         return [plain(event) for event in events]
     if isinstance(value, Interaction):  # as the log has it
-        return dataclasses.asdict(dataclasses.replace(value, occurred_at=in_milliseconds(value.occurred_at)))
+        weight = None if value.weight is None else float(np.float32(value.weight))
+        stored = dataclasses.replace(value, occurred_at=in_milliseconds(value.occurred_at), weight=weight)
+        return dataclasses.asdict(stored)
     assert isinstance(value, Impression | Click)
     return dataclasses.asdict(value)
 
@@ -102,8 +105,19 @@ def slowly(kind: str, body: bytes) -> Any:
     """The outcome by pydantic alone."""
     if kind in ("predict", "batch"):
         return outcome(lambda: questions(kind, body))
+    return outcome(lambda: logged(kind, body))
+
+
+def logged(kind: str, body: bytes) -> Any:
     model, event, _ = EVENTS[kind]
-    return outcome(lambda: [event(one) for one in getattr(parse_json(model, body, SCOPE), kind)])
+    found = getattr(parse_json(model, body, SCOPE), kind)
+    if kind == "interactions":
+        refuse_faults(
+            fault
+            for n, one in enumerate(found)
+            for fault in faults(SCHEMA, "context", one.context, f"interactions[{n}].context")
+        )
+    return [event(one) for one in found]
 
 
 def questions(kind: str, body: bytes) -> Any:
@@ -121,7 +135,7 @@ def questions(kind: str, body: bytes) -> Any:
 
 
 EVENTS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[bytes, Any], Any]]] = {
-    "interactions": (InteractionsRequest, interactions._interaction, parse_interactions),
+    "interactions": (InteractionsRequest, interactions._interaction, partial(parse_interactions, schema=SCHEMA)),
     "impressions": (ImpressionsRequest, impressions._impression, parse_impressions),
     "clicks": (ClicksRequest, impressions._click, parse_clicks),
 }
@@ -215,7 +229,11 @@ LOGGED = document(
         "label": st.sampled_from([0, 1]),
         "timestamp": TIMES,
     },
-    {"request_id": st.none() | JSON_IDS},
+    {
+        "request_id": st.none() | JSON_IDS,
+        "context": st.none() | CONTEXTS,
+        "weight": st.none() | st.sampled_from([1, 1.0, 0.1, 2, 1e-6, 9e-7, 1000, 1000.1, -1, 0, 1e308, 10**30]),
+    },
 )
 SHOWN = document(
     {"request_id": JSON_IDS, "user_id": JSON_IDS, "items": st.lists(mostly(JSON_IDS), max_size=4), "timestamp": TIMES},
@@ -277,6 +295,10 @@ GOOD: dict[str, list[bytes]] = {
     "interactions": [
         json.dumps({"interactions": [event(1), event(2, timestamp=1714564800001)]}).encode(),
         b'{"interactions":[{"event_id":1,"user_id":-7,"item_id":42,"label":1,"timestamp":1714564800001,"request_id":0}]}',
+        b'{"interactions":[{"event_id":"e","user_id":"u","item_id":"i","label":0,"timestamp":1714564800001,'
+        b'"context":{"device":"phone","pages":["a",true],"scroll":1.5,"depth":2},"weight":0.1}]}',
+        b'{"interactions":[{"event_id":"e","user_id":"u","item_id":"i\\n","label":0,"timestamp":"2024-05-01T12:00:00Z",'
+        b'"context":{},"weight":1,"request_id":null}]}',
     ],
     "impressions": [
         b'{"impressions":[{"request_id":"r","user_id":"u","items":["a","b"],"timestamp":1714564800001}]}',
@@ -315,6 +337,61 @@ def test_pieces_everywhere(kind: str) -> None:
             for piece in PIECES:
                 for end in (start, start + 1, start + len(piece)):
                     assert_same(kind, body[:start] + piece + body[end:])
+
+
+EVENT = b'{"event_id": "e", "user_id": "u", "item_id": "i", "label": 1, "timestamp": "2024-05-01T12:00:00+00:00"}'
+EVENTS_BODY = b'{"interactions": [%s]}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        EVENTS_BODY % b"",
+        EVENTS_BODY % b"{}",
+        (EVENTS_BODY % EVENT)[:-1],
+        (EVENTS_BODY % EVENT) + b"x",
+        (EVENTS_BODY % EVENT).replace(b"interactions", b"xinteractions"),
+        *(
+            EVENTS_BODY % EVENT.replace(old, new)
+            for old, new in [
+                (b"event_id", b"xevent_id"),
+                (b'"e"', b'""'),
+                (b'"e"', b'"\\u0065"'),
+                (b'"e"', b'"\\u0000"'),
+                (b'"e"', b'"\x01"'),
+                (b'"e"', b'"\xff"'),
+                (b'"e"', b"1"),
+                (b'"e"', ('"%s"' % ("é" * (MAX_ID_LENGTH + 1))).encode()),
+                (b'"label": 1', b'"label": 2'),
+                (b'"label": 1', b'"label": true'),
+                (b'"label": 1', b'"label": 1.0'),
+                (b'"label": 1', b'"label": 10'),
+                (b'"label": 1', b'"label": 1, "label": 1'),
+                (b'"label": 1', b'"label": 7, "label": 1'),
+                (b'"label": 1', b'"label": 1,'),
+                (b'"label": 1', b'"label": 1, "weight": 0'),
+                (b'"label": 1', b'"label": 1, "weight": true'),
+                (b'"label": 1', b'"label": 1, "context": []'),
+                (b'"label": 1', b'"label": 1, "context": {"nofield": 1}'),
+                (b'"label": 1', b'"label": 1, "context": {"device": "%s"}' % (b"x" * 9000)),
+                (b'"2024-05-01T12:00:00+00:00"', b"1.5"),
+                (b"05-01T", b"02-30T"),
+                (b"+00:00", b""),
+                (b"}", b', "colour": "red"}'),
+                (b'"user_id": "u", ', b""),
+            ]
+        ),
+        EVENTS_BODY % (EVENT + b" " + EVENT),
+        EVENTS_BODY % (EVENT + b",," + EVENT),
+        EVENTS_BODY % b",".join([EVENT] * (MAX_INTERACTIONS + 1)),
+    ],
+    ids=lambda body: repr(body[:150][-80:]),
+)
+def test_odd_interactions(body: bytes) -> None:
+    assert_same("interactions", body)
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "日", "😀", "\\ud83d\\ude00", "\\n"])
@@ -378,8 +455,6 @@ def test_a_good_body_takes_the_quick_way(kind: str, media_type: bytes, monkeypat
         for letter in "aé日😀":
             longest = body.replace(b'"u"', f'"{letter * MAX_ID_LENGTH}"'.encode())
             PARSERS[kind](longest, scope)
-    if kind == "interactions":
-        assert plain_interactions(GOOD[kind][0], scope) is not None
 
 
 @pytest.mark.parametrize("kind", PARSERS)

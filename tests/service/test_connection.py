@@ -3,7 +3,10 @@
 import asyncio
 import gc
 import json
+import socket
+import struct
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 from service.http.connection import Connection as ServiceConnection
 from service.limits import MAX_PIPELINED
 from service.storage.postgres.database import Database
-from service.use_cases.auth import create_key
+from service.use_cases.keys import create_key
 from tests.conftest import in_thread
 from tests.service.api_support import served_app, settings_for
 from tests.service.programs import wait_for
@@ -204,18 +207,30 @@ def test_calls_are_counted_and_clients_that_go_away_are_not_missed(url: str, wit
     assert counted() == before + 6
 
 
-def test_a_connection_is_forgotten_when_it_is_lost(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-    lost: list[Any] = []
-    connection_made, connection_lost = ServiceConnection.connection_made, ServiceConnection.connection_lost
-    monkeypatch.setattr(
-        ServiceConnection, "connection_made", lambda self, by: (made.append(id(self)), connection_made(self, by))[1]
-    )
-    monkeypatch.setattr(
-        ServiceConnection, "connection_lost", lambda self, exc: (connection_lost(self, exc), lost.append(id(self)))[0]
-    )
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_connection_is_forgotten_when_it_is_lost(url: str, monkeypatch: pytest.MonkeyPatch, is_reset: bool) -> None:
+    made: list[weakref.ref[ServiceConnection]] = []
+    connection_made = ServiceConnection.connection_made
+
+    def noted(self: ServiceConnection, transport: Any) -> None:
+        made.append(weakref.ref(self))
+        connection_made(self, transport)
+
+    monkeypatch.setattr(ServiceConnection, "connection_made", noted)
     for data in (b"", HEALTH, HEALTH[:7], request(BODY)[:-1], b"no HTTP\r\n\r\n"):
         with Connection(url) as connection:
             connection.send(data)
-            connection.end()
-    wait_for(lambda: sorted(made) == sorted(lost) and len(made) == 5, 5)
+            if data == HEALTH:
+                assert connection.answer()[0] == 200
+            if is_reset:
+                time.sleep(0.05)
+                connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                connection.end()
+
+    def is_forgotten() -> bool:
+        gc.collect()
+        return not [connection for connection in made if connection() is not None]
+
+    assert len(made) == 5
+    wait_for(is_forgotten, 10)

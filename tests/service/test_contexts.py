@@ -16,7 +16,7 @@ from service.context import NameRequest, current_request_id
 from service.http.connection import Connection
 from service.settings import Settings
 from service.storage.postgres.database import Database
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 from tests.service.api_support import Api, event, publish, running_app, served_app, settings_for
 from tests.service.raw_http import Connection as RawConnection
 
@@ -42,10 +42,10 @@ MAY: dict[tuple[str, str], str] = {
     ("tasks.py", "create_task"): "the helpers themselves",
     ("tasks.py", "ensure_future"): "the helpers themselves",
     ("tasks.py", "add_done_callback"): "takes a task off a list",
-    ("use_cases/auth.py", "add_done_callback"): "takes a look-up off a list",
-    ("use_cases/ingest.py", "add_done_callback"): "takes a task off a list",
+    ("use_cases/auth.py", "add_done_callback"): "takes a task off a list",
+    ("use_cases/group_commit.py", "add_done_callback"): "takes a task off a list",
     ("use_cases/histories.py", "add_done_callback"): "takes a task off a list",
-    ("use_cases/rate_limit.py", "add_done_callback"): "takes a task off a list",
+    ("use_cases/key_lookups.py", "add_done_callback"): "takes a look-up off a list",
     ("serving/swap.py", "add_done_callback"): "takes a task off a list",
     ("serving/swap.py", "run_in_executor"): "it passes no context on, and is called by a task without one",
     ("serving/sealed.py", "Thread"): "a thread has an empty context",
@@ -112,13 +112,12 @@ async def call(api: Api, request_id: str, method: str, path: str, **options: Any
 
 
 SHARED = {
-    "KeyCache._look_up",
-    "Ingestion._store",
+    "KeyLookups._look_up",
+    "GroupCommit._run_group",
     "Histories._read_redis",
     "Histories._read_postgres",
-    "ImpressionLog._write",
-    "RateLimiter._settle",
-    "PeriodWatch._look",
+    "Account.charge",
+    "PeriodWatch._poll",
     "ServingModel._follow",
     "connect",  # to Postgres
     "ConnectionPool.ensure_connection",  # to Redis

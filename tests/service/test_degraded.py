@@ -20,7 +20,7 @@ from sqlalchemy import text
 from service.storage.embedded.servers import EmbeddedServers
 from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import migrate
-from service.use_cases.auth import SCOPES, create_key, revoke_key
+from service.use_cases.keys import SCOPES, create_key, revoke_key
 from tests.conftest import in_thread
 from tests.service.api_support import click, event, impression, served_app, settings_for
 from tests.service.programs import wait_for

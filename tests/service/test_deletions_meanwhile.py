@@ -21,11 +21,11 @@ from service.storage.postgres.repositories import (
     EventBatch,
     Interaction,
     Interactions,
-    PastEvent,
 )
 from service.storage.postgres.repositories.removals import Removals
-from service.storage.redis import state as redis_state
-from service.storage.redis.state import HistoryStore
+from service.storage.redis import missed_changes
+from service.storage.redis.connection import scan_pages
+from service.storage.redis.histories import HistoryStore
 from service.use_cases import removal, retention
 from service.use_cases.close_period import close_period
 from service.use_cases.forget import carry_out, carry_out_pending, request_deletion
@@ -45,6 +45,7 @@ from tests.service.deletion_support import (
     marked,
 )
 from tests.service.programs import FORKED
+from tests.service.redis_support import PausedDatabase
 from tests.service.update_support import HOUR_MS, Bench, moment, scalar, until_true
 from tests.service.worker_processes import forked_worker
 
@@ -160,36 +161,32 @@ class TestMeanwhile:
         assert closed and await marked(full.database, LAMP) == set()
         assert deletion.removed["interactions"] > 3 * OF_LAMP + 2 + 1
 
-    @pytest.mark.parametrize("drop", ["forget_all", "_drop_outdated"])
+    @pytest.mark.parametrize("after_an_outage", [False, True])
     async def test_who_has_read_a_history_before_does_not_cache_it_after(
-        self, full: Bench, monkeypatch: pytest.MonkeyPatch, drop: str
+        self, full: Bench, monkeypatch: pytest.MonkeyPatch, after_an_outage: bool
     ) -> None:
         """Between the two passes that drop histories and leases."""
-        store = HistoryStore(full.redis, full.database)
-        has_read, may_fill = asyncio.Event(), asyncio.Event()
-        read, pages = store._read, redis_state._pages
+        paused = PausedDatabase(full.database)
+        store = HistoryStore(full.redis, paused)  # type: ignore[arg-type]
 
-        async def read_then_wait(user_id: str) -> list[PastEvent]:
-            found = await read(user_id)
-            has_read.set()
-            await may_fill.wait()
-            return found
-
-        async def pages_then_fill(redis: Redis, *patterns: str) -> AsyncIterator[list[bytes | str]]:
+        async def scan_then_fill(redis: Redis, *patterns: str) -> AsyncIterator[list[bytes | str]]:
             for pattern in patterns:
-                async for page in pages(redis, pattern):
+                async for page in scan_pages(redis, pattern):
                     yield page
-                may_fill.set()
+                paused.go.set()
                 await reader
 
-        monkeypatch.setattr(store, "_read", read_then_wait)
-        monkeypatch.setattr(redis_state, "_pages", pages_then_fill)
+        monkeypatch.setattr(missed_changes, "scan_pages", scan_then_fill)
         reader = asyncio.create_task(store.get(ANN))
-        await has_read.wait()
-        store._all_outdated = True
-        await getattr(store, drop)()
+        await paused.has_answered()
+        if after_an_outage:
+            monkeypatch.setattr(missed_changes, "MOST_USERS", 0)
+            store.missed.note([ANN])
+            await store.missed.remove_outdated()
+        else:
+            await store.forget_all()
         assert await reader
-        assert await full.redis.keys("asmg:full*") == []
+        assert await full.redis.keys("asmg:past*") == []
 
     async def test_a_killed_one_is_gone_on_with_by_the_worker(
         self, full: Bench, redis_url: str, tmp_path: Path
@@ -309,7 +306,8 @@ async def resolve(b: Bench, number: int) -> None:
 
 def delete_slowly(dsn: str, redis_url: str, journal: Path) -> None:
     """A process that carries out what is pending, a row at a time."""
-    from service.storage.redis.state import HistoryStore, connect
+    from service.storage.redis.connection import connect
+    from service.storage.redis.histories import HistoryStore
 
     async def run() -> None:
         database = Database(dsn)

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from service.cli import app as cli
 from service.errors import BackupError
-from service.storage.backup.archive import read_backup
 from service.storage.backup.journal import read_journal
+from service.storage.backup.manifest import read_backup
 from service.storage.postgres.repositories import (
     EventBatch,
     Interaction,

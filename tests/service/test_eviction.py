@@ -19,7 +19,7 @@ from asmg.models import table_sizes
 from asmg.statistics import Statistics
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EntityKind, PeriodStatus
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases.catalogue import put_items
 from service.use_cases.quarantine import retry_period
 from service.use_cases.rollback import rollback

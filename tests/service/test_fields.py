@@ -541,9 +541,9 @@ class TestBatch:
         joined = EventBatch.join([EventBatch.of(part) for part in parts])
         events = [event for part in parts for event in part]
         assert copied(joined) == events
-        assert joined.contents() == EventBatch.of(events).contents()
+        assert joined.contents == EventBatch.of(events).contents
         contents = {}
-        for event_, content in zip(events, joined.contents(), strict=True):
+        for event_, content in zip(events, joined.contents, strict=True):
             key = (event_.user_id, event_.label, event_.request_id, event_.context, event_.weight)
             assert contents.setdefault(key, content) == content
         assert len(set(contents.values())) == len(contents)

@@ -1,4 +1,4 @@
-"""The compiled forward pass against the eager one in torch, which itself is compared with the library's."""
+"""The compiled forward pass against the reference in torch, which itself is compared with the library's."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ ODD_IDS = ["é", "日本語", "😀" * 256, "a" * 255 + "😀", "ß", "i", "\x7f
 LETTERS = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
 
 
-def eager(snapshot: Snapshot) -> Snapshot:
+def reference(snapshot: Snapshot) -> Snapshot:
     return replace(snapshot, forward=reference_forward(snapshot.meta["model"], snapshot.tensors))
 
 
@@ -40,13 +40,13 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("dim, hidden, categories", SHAPES)
-def test_compiled_and_eager_agree(tmp_path: Path, dim: int, hidden: tuple[int, ...], categories: bool) -> None:
+def test_compiled_and_reference_agree(tmp_path: Path, dim: int, hidden: tuple[int, ...], categories: bool) -> None:
     """On every shape of a model, for 1 to 1000 candidates of which some are unknown, and any length of a history."""
     items = [*ITEMS, *ODD_IDS]
     made = random_model(2, dim=dim, hidden=hidden, categories=categories, users=[*USERS, *ODD_IDS], items=items)
     snapshot = made.snapshot(tmp_path)
     snapshot.check()
-    oracle = eager(snapshot)
+    oracle = reference(snapshot)
     oracle.check()
     rng = np.random.default_rng(dim)
     pool = [*items, "never seen", "nobody"]
@@ -66,13 +66,13 @@ def test_compiled_and_eager_agree(tmp_path: Path, dim: int, hidden: tuple[int, .
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "statistics"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Snapshot, Snapshot]:
-    """A snapshot, and the same with the eager forward pass."""
+    """A snapshot, and the same with the reference forward pass."""
     items = [*ITEMS, *ODD_IDS]
     statistics = random_statistics(11, len(items)) if request.param else None
     ids = {"users": [*USERS, *ODD_IDS], "items": items}
     made = random_model(11, dim=8, hidden=(7, 5), dot=request.param, statistics=statistics, **ids)
     snapshot = made.snapshot(tmp_path_factory.mktemp("snapshot"))
-    return snapshot, eager(snapshot)
+    return snapshot, reference(snapshot)
 
 
 IDS = st.one_of(st.sampled_from([*ITEMS, *USERS, *ODD_IDS]), st.text(LETTERS, max_size=300))
@@ -105,15 +105,15 @@ def test_candidates_do_not_know_of_each_other(
     assert bool(len(alone.cold_items)) is (place in whole.cold_items)
 
 
-FORWARDS = ["compiled", "eager"]
+FORWARDS = ["compiled", "reference"]
 
 
 @pytest.mark.parametrize("which", FORWARDS)
 def test_the_hash_of_nobody_is_the_cold_row(tmp_path: Path, which: str) -> None:
     """No id is known whose hash is 2⁶⁴ − 1; a request could bring one."""
     snapshot = random_model(13).snapshot(tmp_path)
-    if which == "eager":
-        snapshot = eager(snapshot)
+    if which == "reference":
+        snapshot = reference(snapshot)
     asked, nobody = hash_ids(["u1", "i1"]), np.array([NOBODY], np.uint64)
     past = snapshot.score(asked, nobody)
     assert past.scores == snapshot.score(asked, hash_ids(["unknown"])).scores
@@ -127,8 +127,8 @@ def test_the_hash_of_nobody_is_the_cold_row(tmp_path: Path, which: str) -> None:
 def test_a_snapshot_without_any_id(tmp_path: Path, which: str, hidden: tuple[int, ...]) -> None:
     made = random_model(14, hidden=hidden, users=[], items=[])
     snapshot = made.snapshot(tmp_path)
-    if which == "eager":
-        snapshot = eager(snapshot)
+    if which == "reference":
+        snapshot = reference(snapshot)
     prediction = snapshot.predict("u1", ["i1", "i2"], ["i1"])
     assert np.abs(prediction.scores - made.scores("u1", ["i1", "i2"], ["i1"]).numpy()).max() <= TOLERANCE
     assert (prediction.cold_user, prediction.cold_items.tolist()) == (True, [0, 1])

@@ -269,9 +269,9 @@ CONTEXTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 def test_scores_are_the_librarys(made: Made) -> None:
-    eager = replace(made.snapshot, forward=reference_forward(made.snapshot.meta["model"], made.snapshot.tensors))
+    reference = replace(made.snapshot, forward=reference_forward(made.snapshot.meta["model"], made.snapshot.tensors))
     made.snapshot.check()
-    eager.check()
+    reference.check()
     seen = []
     for n, (context, features) in enumerate(CONTEXTS):
         for count in (1, 63, 65):
@@ -280,7 +280,7 @@ def test_scores_are_the_librarys(made: Made) -> None:
             history = ITEMS[n : 5 * n]
             values = made.snapshot.fields.read(context, features, timestamp_ms=NOON)  # type: ignore[union-attr]
             expected = made.expected(user, items, history, context, features).numpy()
-            for snapshot in (made.snapshot, eager):
+            for snapshot in (made.snapshot, reference):
                 got = snapshot.predict(user, items, history, values=values).scores
                 assert np.abs(got - expected).max() <= TOLERANCE
             seen.append(expected[0])
@@ -288,10 +288,10 @@ def test_scores_are_the_librarys(made: Made) -> None:
 
 
 def test_a_candidates_own_context_is_as_if_the_request_had_it(made: Made) -> None:
-    eager = replace(made.snapshot, forward=reference_forward(made.snapshot.meta["model"], made.snapshot.tensors))
+    reference = replace(made.snapshot, forward=reference_forward(made.snapshot.meta["model"], made.snapshot.tensors))
     of_request, own = {"device": "phone", "page": 2.0}, {"device": "tv", "page": 4.0}
     items = ITEMS[:12]
-    for snapshot in (made.snapshot, eager):
+    for snapshot in (made.snapshot, reference):
         assert snapshot.fields is not None
         one, other = (
             snapshot.predict("u1", items, ITEMS[5:9], values=snapshot.fields.read(c, {}, timestamp_ms=NOON)).scores
@@ -323,7 +323,7 @@ def test_a_model_with_fields_needs_them_and_one_without_refuses_them(tmp_path: P
 def test_a_file_whose_rows_are_too_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Made(tmp_path, categories=False, statistics=False)
     wrong = {**made.params, "field": made.params["field"][:, :5]}
-    monkeypatch.setattr("service.serving.encode._canary", lambda *_: [])
+    monkeypatch.setattr("service.serving.encode.model.canary_requests", lambda *_: [])
     path = tmp_path / "wrong.safetensors"
     path.write_bytes(encode_snapshot(made.model, wrong, known(USERS), known(ITEMS), fields=made.fields))
     with pytest.raises(CheckpointError, match=r"^snapshot: expected fields of 6 numbers behind items of 6; received"):

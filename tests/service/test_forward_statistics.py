@@ -21,16 +21,16 @@ NEW = [f"new{n}" for n in range(6)]
 """Items that were never in a closed period."""
 
 
-def eager(snapshot: Snapshot) -> Snapshot:
+def reference(snapshot: Snapshot) -> Snapshot:
     return replace(snapshot, forward=reference_forward(snapshot.meta["model"], snapshot.tensors))
 
 
 def assert_equal(
     made: Made, snapshot: Snapshot, user: str, items: list[str], past: list[str], recent: list[int]
 ) -> None:
-    """Compiled = eager = the library on the tables that were encoded."""
+    """Compiled = reference = the library on the tables that were encoded."""
     expected = made.scores(user, items, past, recent).numpy()
-    for one in (snapshot, eager(snapshot)):
+    for one in (snapshot, reference(snapshot)):
         found = one.predict(user, items, past, np.array(recent, np.int32))
         assert np.abs(found.scores - expected).max() <= TOLERANCE
         assert found.cold_user is (user not in made.users)
@@ -48,7 +48,7 @@ def test_all_ways_to_a_score_are_one(
     made = random_model(1, dim=dim, hidden=hidden, categories=categories, dot=dot, statistics=statistics)
     snapshot = made.snapshot(tmp_path)
     snapshot.check()
-    eager(snapshot).check()
+    reference(snapshot).check()
     rng = np.random.default_rng(dim)
     pool, seen = [*ITEMS, *NEW], []
     for count in (1, 2, 63, 64, 65, 1000):

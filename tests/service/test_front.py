@@ -14,7 +14,7 @@ from starlette.types import Scope
 from service.http.path_prefix import PathPrefix
 from service.settings import Settings
 from service.storage.postgres.database import Database
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 from tests.conftest import in_thread
 from tests.service.api_support import Api, all_calls, event, make_keys, running_app, served_app, settings_for
 from tests.service.raw_http import Connection

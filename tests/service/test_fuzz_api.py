@@ -30,7 +30,7 @@ from service.app import create_app
 from service.limits import MAX_INTEGER_ID, MIN_INTEGER_ID
 from service.settings import Settings
 from service.storage.postgres.database import Database
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 from tests.conftest import Servers, database_dsn, flush, in_thread
 from tests.service.api_support import event, ingest, served_app, settings_for
 from tests.service.raw_http import Connection

@@ -18,7 +18,7 @@ from service import heartbeat, worker
 from service.errors import NotReady
 from service.heartbeat import Heartbeat, check_workers
 from service.settings import Settings
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from tests.service.programs import asmg, wait_for
 from tests.service.update_doubles import Meddled
 from tests.service.update_support import bench, periods, updater_of

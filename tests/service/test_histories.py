@@ -14,13 +14,15 @@ from service.errors import NotReady
 from service.serving.id_hashes import hash_ids
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EventBatch
-from service.storage.redis.state import HistoryStore, Notices, StoredPast, connect
+from service.storage.redis.connection import connect
+from service.storage.redis.histories import HistoryStore, StoredPast
+from service.storage.redis.notices import Notices
 from service.tasks import end_tasks
 from service.use_cases import histories as module
 from service.use_cases.histories import Histories, UserPast
 from service.use_cases.ingest import ingest
 from tests.service.api_support import eventually
-from tests.service.test_storage_redis_state import NoDatabase, PausedDatabase, commit, event
+from tests.service.redis_support import NoDatabase, PausedDatabase, commit, event
 
 
 class Clock:

@@ -13,12 +13,13 @@ from sqlalchemy import text
 
 from service.errors import NotReady
 from service.limits import MAX_INTERACTIONS
-from service.storage.postgres import log as log_module
-from service.storage.postgres.database import SESSION, Database, Lock
+from service.storage.postgres import event_writer
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.engine import SESSION
+from service.storage.postgres.event_writer import BATCHES_TO_LOOK, EventWriter
 from service.storage.postgres.events import EventBatch, Happened, Interaction
-from service.storage.postgres.log import AGAIN, LogWriter
-from service.storage.postgres.repositories import Raced, Stored
-from service.storage.redis.state import Notices
+from service.storage.postgres.repositories import Inserted, Raced
+from service.storage.redis.notices import Notices
 from service.use_cases import ingest as ingest_module
 from service.use_cases.close_period import close_period as close
 from service.use_cases.ingest import Ingestion, IngestResult, ingest
@@ -64,7 +65,7 @@ async def test_a_call_that_loses_every_race_is_refused(database: Database, monke
     async def lose(*_: object) -> None:
         raise Raced
 
-    monkeypatch.setattr(LogWriter, "insert", lose)
+    monkeypatch.setattr(EventWriter, "insert", lose)
     with pytest.raises(NotReady, match="the same ids"):
         await ingest(database, Seen(), EventBatch.of([Interaction("e", "u", "i", 1, NOON)]))
     assert ingest_module.MOST_RACES > 1
@@ -81,13 +82,13 @@ async def test_an_id_may_hold_the_separator_of_the_query(database: Database) -> 
 def inserts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many events each transaction was given."""
     sizes: list[int] = []
-    insert = LogWriter.insert
+    insert = EventWriter.insert
 
-    async def counted(self: LogWriter, events: EventBatch) -> Stored:
+    async def counted(self: EventWriter, events: EventBatch) -> tuple[int, Inserted]:
         sizes.append(len(events))
         return await insert(self, events)
 
-    monkeypatch.setattr(LogWriter, "insert", counted)
+    monkeypatch.setattr(EventWriter, "insert", counted)
     return sizes
 
 
@@ -225,22 +226,23 @@ class TestTogether:
             assert await session.interactions.count(1) == 0
 
 
-def what_became(stored: Stored) -> tuple[int, list[int], list[int]]:
-    return stored.period, *stored.inserted
+def what_became(stored: tuple[int, Inserted]) -> tuple[int, list[int], list[int]]:
+    period, inserted = stored
+    return period, *inserted
 
 
-class TestHabits:
+class TestDuplicateDetector:
     async def test_the_open_log_is_looked_into_while_clients_send_again(
         self, database: Database, inserts: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[set[int]] = []
-        known_ids = log_module.known_ids
+        known_ids = event_writer.known_ids
 
         async def noted(driver: Any, ids: list[str], periods: frozenset[int]) -> Any:
             asked.append(set(periods))
             return await known_ids(driver, ids, periods)
 
-        monkeypatch.setattr(log_module, "known_ids", noted)
+        monkeypatch.setattr(event_writer, "known_ids", noted)
         ingestion, numbers = Ingestion(database, Seen()), count()
 
         async def store(*again: Interaction) -> tuple[int, int, int]:
@@ -254,7 +256,7 @@ class TestHabits:
         assert [await store() for _ in range(3)] == [(0, 1, 0)] * 3
         assert await store(event("new0"), event("new1")) == (2, 2, 1)
         assert [await store(event("new0")) for _ in range(3)] == [(1, 1, 1)] * 3
-        assert [await store() for _ in range(AGAIN)] == [(0, 1, 1)] * AGAIN
+        assert [await store() for _ in range(BATCHES_TO_LOOK)] == [(0, 1, 1)] * BATCHES_TO_LOOK
         assert [await store() for _ in range(3)] == [(0, 1, 0)] * 3
         assert await store(event("new0")) == (1, 2, 1)
         await ingestion.settle()
@@ -265,37 +267,62 @@ class TestHabits:
         assert (first, again) == (IngestResult(2, 0, [], 1), IngestResult(1, 0, ["b"], 1))
 
 
+class Hold:
+    """Stops writers between their COPY and their commit."""
+
+    def __init__(self) -> None:
+        self.copied, self.go_on = asyncio.Event(), asyncio.Event()
+
+
+@pytest.fixture
+def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
+    held, insert_events = Hold(), event_writer.insert_events
+
+    async def insert(*arguments: Any) -> tuple[int, Inserted]:
+        inserted = await insert_events(*arguments)
+        held.copied.set()
+        await held.go_on.wait()
+        return inserted
+
+    monkeypatch.setattr(event_writer, "insert_events", insert)
+    return held
+
+
 class TestWriters:
     async def test_are_used_again(self, database: Database) -> None:
-        async with database.log.lend() as first:
+        async with database.log.acquire() as first:
             await first.insert(batch(event("a")))
-        async with database.log.lend() as second, database.log.lend() as third:
+        async with database.log.acquire() as second, database.log.acquire() as third:
             assert second is first and third is not first
 
     async def test_not_where_postgres_has_ended_them(self, database: Database) -> None:
-        async with database.log.lend() as first:
-            pid = first._driver.get_server_pid()
+        async with database.log.acquire() as first:
+            await first.insert(batch(event("a")))
         async with database.unit_of_work() as work:
-            await work.connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+            others = (
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            await work.connection.execute(text(others))
         for _ in range(100):
             if first.closed:
                 break
             await asyncio.sleep(0.02)
-        async with database.log.lend() as second:
+        async with database.log.acquire() as second:
             assert second is not first
-            assert what_became(await second.insert(batch(event("a")))) == (1, [0], [])
+            assert what_became(await second.insert(batch(event("b")))) == (1, [0], [])
 
     async def test_nor_where_they_are_old(self, postgres_dsn: str) -> None:
         database = Database(postgres_dsn, connection_seconds=0.05)
-        async with database.log.lend() as first:
+        async with database.log.acquire() as first:
             await asyncio.sleep(0.06)
-        async with database.log.lend() as second:
+        async with database.log.acquire() as second:
             assert second is not first and first.closed
         await database.close()
 
     async def test_nor_after_an_error_which_frees_the_lock(self, database: Database) -> None:
         with pytest.raises(ZeroDivisionError):
-            async with database.log.lend() as first:
+            async with database.log.acquire() as first:
                 await first.insert(batch(event("a")))
                 raise ZeroDivisionError
         assert first.closed
@@ -304,18 +331,20 @@ class TestWriters:
         async with database.read() as session:
             assert await session.interactions.count(1) == 1  # it was stored before
 
-    async def test_hold_a_close_up_until_they_are_given_back(self, database: Database) -> None:
-        async with database.log.lend() as writer:
-            assert (await writer.insert(batch(event("a"))))[0] == 1
-            closing = asyncio.create_task(close_period(database, 1))
-            await asyncio.sleep(0.2)
-            assert not closing.done()
+    async def test_hold_a_close_up_until_their_commit(self, database: Database, hold: Hold) -> None:
+        writing = asyncio.create_task(ingest(database, Seen(), batch(event("a"))))
+        await hold.copied.wait()
+        closing = asyncio.create_task(close_period(database, 1))
+        await asyncio.sleep(0.2)
+        assert not closing.done()
+        hold.go_on.set()
+        assert (await writing).period == 1
         await asyncio.wait_for(closing, 5)
-        async with database.log.lend() as writer:
+        async with database.log.acquire() as writer:
             assert what_became(await writer.insert(batch(event("a"), event("b")))) == (2, [1], [])
 
     async def test_one_that_waits_for_a_close_stores_in_the_next_period(self, database: Database) -> None:
-        async with database.log.lend() as writer:
+        async with database.log.acquire() as writer:
             await writer.insert(batch(event("a")))
         async with database.unit_of_work() as work:
             await work.lock_exclusive(Lock.LOG)
@@ -328,7 +357,7 @@ class TestWriters:
 
     async def test_notice_that_logs_are_merged_and_dropped(self, database: Database) -> None:
         for period in range(1, 5):
-            async with database.log.lend() as writer:
+            async with database.log.acquire() as writer:
                 stored = await writer.insert(batch(event("a"), event(f"p{period}")))
                 assert what_became(stored) == (period, [0, 1] if period == 1 else [1], [])
             await close_period(database, period)
@@ -342,22 +371,24 @@ class TestWriters:
                 await work.interactions.drop(period, lock_seconds=5)
             await work.interactions.forget_dropped_ids()
             await work.commit()
-        async with database.log.lend() as again:
+        async with database.log.acquire() as again:
             assert again is writer
             assert what_became(await again.insert(batch(event("a"), event("p2"), event("p4")))) == (5, [0], [])
 
     async def test_one_that_is_silent_does_not_hold_the_log_for_ever(
-        self, postgres_dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch
+        self, postgres_dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch, hold: Hold
     ) -> None:
-        """As an api process that is frozen between its COPY and giving the lock back."""
+        """As an api process that is frozen between its COPY and its commit."""
         monkeypatch.setitem(SESSION, "idle_in_transaction_session_timeout", "300")
         frozen = Database(postgres_dsn)
-        async with frozen.log.lend() as writer:
-            await writer.insert(batch(event("a")))
-            async with database.unit_of_work() as other, asyncio.timeout(5):
-                await other.lock_exclusive(Lock.LOG)
-        assert writer.closed
-        assert await ingest(frozen, Seen(), batch(event("a"), event("b"))) == IngestResult(1, 1, [], 1)
+        writing = asyncio.create_task(ingest(frozen, Seen(), batch(event("a"))))
+        await hold.copied.wait()
+        async with database.unit_of_work() as other, asyncio.timeout(5):
+            await other.lock_exclusive(Lock.LOG)
+        hold.go_on.set()
+        with pytest.raises(NotReady, match="connection to Postgres was lost"):
+            await writing
+        assert await ingest(frozen, Seen(), batch(event("a"), event("b"))) == IngestResult(2, 0, [], 1)
         await frozen.close()
 
     async def test_a_database_without_a_schema_is_not_ready(self, database: Database) -> None:
@@ -396,13 +427,13 @@ class TestCounting:
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Many at once, with the same ids, raced, interrupted, with more rows for the counters than one."""
-        monkeypatch.setattr("service.storage.postgres.log.COUNTS_OF_A_SLOT", 3)
+        monkeypatch.setattr("service.storage.postgres.event_writer.BATCHES_OF_A_SLOT", 3)
         ingestion = Ingestion(database, Seen())
         calls = [ingestion.ingest(batch(*(event(f"{(n + m) % 40}") for m in range(10)))) for n in range(40)]
         await asyncio.gather(*calls)
         await ingestion.settle()
         with pytest.raises(ZeroDivisionError):
-            async with database.log.lend() as writer:
+            async with database.log.acquire() as writer:
                 await writer.insert(batch(event("stored")))
                 raise ZeroDivisionError
         writing = asyncio.create_task(ingest(database, Seen(), batch(*(event(f"cut-{n}") for n in range(500)))))

@@ -21,9 +21,9 @@ from service.settings import Settings
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import Impression
 from service.use_cases import impressions as impressions_module
-from service.use_cases.auth import create_key
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import IngestResult
+from service.use_cases.keys import create_key
 from tests.conftest import in_thread
 from tests.service.api_support import Api, eventually, publish, recorded_histories, running_app, settings_for
 from tests.service.programs import program, wait_for
@@ -174,7 +174,7 @@ class TestOutages:
             first = asyncio.create_task(log.add([impression("first")]))
             await asyncio.sleep(0.01)
             assert await asyncio.gather(log.add([impression("second")]), first) == [[False], [False]]
-        await eventually(lambda: log._writer is None)
+        await log.settle()
         assert set(await stored(database)) == {"first"}  # whose commit was under way: it came late
         assert await ImpressionLog(api.state.impressions._store, seconds=10).add([impression("third")]) == [True]
         assert set(await stored(database)) == {"first", "third"}
@@ -215,7 +215,7 @@ class TestImpressionLog:
         assert sorted(name for group in store.groups for name in group) == sorted(
             [f"{n}" for n in range(100)] + [f"later {n}" for n in range(100)]
         )
-        assert log._items == 0 and not log._waiting
+        assert log.waiting_items == 0
 
     async def test_two_with_one_name_are_of_two_commits(self) -> None:
         store = Store()
@@ -236,9 +236,9 @@ class TestImpressionLog:
         results = await asyncio.gather(*(log.add([impression(f"{n}", 10)]) for n in range(5)), first)
         assert results == [[False]] * 6
         assert store.groups == [["first"]]
-        assert log._items == 0 and not log._waiting
+        assert log.waiting_items == 0
         store.go.set()
-        await eventually(lambda: log._writer is None)
+        await log.settle()
         assert store.groups == [["first"]]  # what nobody waited for any more was not stored
         many = await log.add([impression(f"{n}", 10) for n in range(5)])
         assert many == [True, True, False, False, False]
@@ -248,7 +248,7 @@ class TestImpressionLog:
         store = Store()
         store.go.set()
         assert all(await ImpressionLog(store, seconds=5).add([impression(f"{n}", 10) for n in range(10)]))
-        assert [len(group) for group in store.groups] == [3, 3, 3, 1]
+        assert [len(group) for group in store.groups] == [2, 2, 2, 2, 2]
 
     @pytest.mark.parametrize("error", [NotReady("away"), RuntimeError("a bug")])
     async def test_what_cannot_be_stored_is_said(self, error: Exception, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,7 @@ import pytest
 from service.context import NameRequest
 from service.settings import Settings
 from service.storage.postgres.database import Database
-from service.use_cases.auth import SCOPES, create_key, revoke_key
+from service.use_cases.keys import SCOPES, create_key, revoke_key
 from tests.conftest import in_thread
 from tests.service.api_support import served_app
 from tests.service.programs import Program, program

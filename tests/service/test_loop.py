@@ -19,7 +19,7 @@ from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
 from service.serving.snapshot import Snapshot
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 from tests.service.programs import Program, program, wait_for
 
 pytestmark = pytest.mark.slow

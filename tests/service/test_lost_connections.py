@@ -17,14 +17,14 @@ import httpx
 import pytest
 from sqlalchemy import make_url, text
 
-import service.storage.postgres.database
 from benchmarks.servers import free_port
 from service.errors import NotReady
-from service.storage.postgres.database import Database, Leadership, Lock
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.migrate import migrate
 from service.storage.postgres.pooler import require_sessions
 from service.tasks import end_tasks
-from service.use_cases.auth import SCOPES, create_key
+from service.use_cases.keys import SCOPES, create_key
 from tests.service.api_support import event, eventually, served_app, settings_for
 from tests.service.test_ingestion import batch
 from tests.service.test_ingestion import event as stored_event
@@ -210,7 +210,7 @@ async def write(dsn: str) -> None:
 async def store(dsn: str) -> None:
     database = Database(dsn)
     try:
-        async with database.log.lend() as log:
+        async with database.log.acquire() as log:
             await log.insert(batch(stored_event("a")))
     finally:
         await database.close()
@@ -250,7 +250,7 @@ async def test_whatever_ends_a_connection_while_it_is_opened_is_not_ready(
 
         async def nothing(_dsn: str) -> None: ...
 
-        monkeypatch.setattr(service.storage.database, "require_sessions", nothing)
+        monkeypatch.setattr("service.storage.postgres.pooler.require_sessions", nothing)
     found = {}
     async with Front() as front:
         for name, front.failure in FAILURES.items():
@@ -385,12 +385,13 @@ class TestBetweenStatements:
         database = Database(front.dsn())
         for how in ENDS:
             with pytest.raises(NotReady, match=LOST):
-                async with database.log.lend() as log:
+                async with database.log.acquire() as log:
                     await log.insert(batch(stored_event(f"before {how}")))
                     await self.end(front, how)
-                    await log.release()
-            async with database.log.lend() as log:
-                assert (await log.insert(batch(stored_event(f"after {how}")))).inserted.accepted == [0]
+                    await log.insert(batch(stored_event(f"lost {how}")))
+            async with database.log.acquire() as log:
+                _, inserted = await log.insert(batch(stored_event(f"after {how}")))
+                assert inserted.accepted == [0]
         await database.close()
 
     async def test_a_leader(self, front: Front) -> None:

@@ -16,7 +16,6 @@ from sqlalchemy import text
 from starlette.exceptions import HTTPException
 
 from service.errors import BodyTooLarge, NotReady
-from service.http.bodies import interactions as interactions_module
 from service.http.bodies import read as read_module
 from service.http.bodies.read import SMALL_BYTES, Bodies, gunzipped, read_body
 from service.limits import MAX_BODY_BYTES, MAX_GZIP_MEMBERS, MAX_ID_LENGTH, within_id_length
@@ -24,7 +23,7 @@ from service.serving.id_hashes import hash_ids
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EventBatch, Interaction, interaction_id
 from service.storage.postgres.repositories.interactions import SAMPLED_ID
-from service.storage.postgres.repositories.labels import INTERACTION_ID
+from service.storage.postgres.repositories.label_events import INTERACTION_ID
 from service.use_cases.ingest import ingest as store
 from tests.service.api_support import (
     NOON,
@@ -212,11 +211,7 @@ INGESTION: dict[str, tuple[str, str, Any]] = {
 
 
 class TestGzip:
-    async def test_calls_that_store_take_it(
-        self, api: Api, database: Database, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """By the same short ways as what is not compressed."""
-        monkeypatch.setattr(interactions_module, "_written_again", None)
+    async def test_calls_that_store_take_it(self, api: Api, database: Database) -> None:
         for method, path, document in INGESTION.values():
             whole = json.dumps(document).encode()
             halves = gzip.compress(whole[:9]) + gzip.compress(whole[9:])

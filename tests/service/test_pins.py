@@ -11,10 +11,10 @@ from typer.testing import CliRunner, Result
 from service.cli import app
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 from service.use_cases.audit import command_line
-from service.use_cases.auth import create_key
 from service.use_cases.bootstrap import ensure_prior
+from service.use_cases.keys import create_key
 from tests.service.api_support import Api, publish
 
 

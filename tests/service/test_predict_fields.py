@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from service.serving.fields import NO_VALUES
+from service.serving.fields import NO_VALUES, FieldReader, FieldValues
 from service.serving.snapshot import Snapshot
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import FeatureVersion
-from service.storage.redis.state import HistoryStore
+from service.storage.redis.histories import HistoryStore
 from service.use_cases import predict as predict_use_case
 from tests.service.api_support import Api, event, eventually, ingest, publish, running_app, settings_for
 from tests.service.serving_support import ITEMS, TOLERANCE
@@ -63,7 +63,12 @@ def made(tmp_path: Path) -> Made:
 @pytest.fixture(autouse=True)
 def noon(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is noon when predictions are asked for."""
-    monkeypatch.setattr(predict_use_case, "time", SimpleNamespace(time=lambda: NOON / 1000))
+    it_is(NOON, monkeypatch)
+
+
+def it_is(now_ms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For predictions."""
+    monkeypatch.setattr(predict_use_case, "time", SimpleNamespace(time=lambda: now_ms / 1000))
 
 
 async def with_model(api: Api, database: Database, made: Made) -> None:
@@ -247,14 +252,22 @@ class TestContexts:
         """In the zone of the model."""
         said = []
         for at in (NOON, NOON - 5 * 3_600_000):  # 14 and 9 o'clock
-            monkeypatch.setattr(predict_use_case, "_now", lambda at=at: at)
+            it_is(at, monkeypatch)
             said.append(await scores(shop))
             assert said[-1] == expected(made, at=at)
         assert np.abs(np.subtract(*said)).max() > 100 * TOLERANCE
 
-    async def test_the_moment_is_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_the_moment_is_now(self, shop: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
-        assert abs(predict_use_case._now() / 1000 - time.time()) < 60
+        moments, read = [], FieldReader.read
+
+        def noted(*arguments: Any, timestamp_ms: int) -> FieldValues:
+            moments.append(timestamp_ms)
+            return read(*arguments, timestamp_ms=timestamp_ms)
+
+        monkeypatch.setattr(FieldReader, "read", noted)
+        await scores(shop)
+        assert abs(moments[-1] / 1000 - time.time()) < 60
 
 
 class TestBatches:

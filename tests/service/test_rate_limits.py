@@ -1,6 +1,7 @@
 """What a key may make, counted by one process; `test_rate_limits_shared` has several."""
 
 import asyncio
+import itertools
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -14,15 +15,16 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from service.cli import app as program
-from service.errors import RateLimited
+from service.errors import RateLimited, Unauthorized
 from service.limits import MAX_RATE, UNKNOWN_KEYS_BURST, UNKNOWN_KEYS_RATE
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import ApiKey
-from service.storage.redis.state import DEBT_SECONDS, RateBuckets
-from service.use_cases import rate_limit
-from service.use_cases.auth import KeyCache, create_key, limit_key, list_keys, revoke_key
-from service.use_cases.rate_limit import Bucket, RateLimiter
+from service.storage.redis.rate_buckets import DEBT_SECONDS, RateBuckets
+from service.use_cases import auth, key_lookups
+from service.use_cases.auth import KeyCache, RateLimiter
+from service.use_cases.keys import create_key, limit_key, list_keys, revoke_key
+from service.use_cases.rate_limit import Bucket
 from tests.conftest import in_thread
 from tests.service.api_support import Api, event, running_app, served_app, settings_for
 
@@ -119,13 +121,13 @@ async def test_how_long_to_wait_is_said_in_whole_seconds(limiter: RateLimiter) -
 async def test_keys_that_rest_are_forgotten_and_others_not(
     limiter: RateLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rate_limit, "MOST_ACCOUNTS", 10)
+    monkeypatch.setattr(auth, "MOST_ACCOUNTS", 10)
     busy = key_of("busy", 0.01)
     limiter.admit(busy)
     for number in range(30):
         limiter.admit(key_of(f"{number}", MAX_RATE))
         await asyncio.sleep(0.002)
-    assert len(limiter._accounts) <= 10
+    assert len(limiter) <= 10
     with pytest.raises(RateLimited):
         limiter.admit(busy)
 
@@ -261,7 +263,7 @@ async def test_keys_that_nobody_has_cost_the_database_only_so_much(api: Api, dat
 async def test_keys_that_nobody_has_do_not_push_out_those_that_somebody_has(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(KeyCache, "MAX_ENTRIES", 5)
+    monkeypatch.setattr(key_lookups, "MAX_VERDICTS", 5)
     cache = KeyCache(database, ttl_seconds=60)
     _, key = await create_key(database, "real", ["predict"])
     await cache.authenticate(key)
@@ -269,22 +271,26 @@ async def test_keys_that_nobody_has_do_not_push_out_those_that_somebody_has(
         with pytest.raises(Exception, match="valid API key"):
             await cache.authenticate(f"asmg_{number:012x}_{'x' * 43}")
         assert cache.known(key.encode()) is not None
-        assert len(cache._entries) <= 5
+        assert len(cache.verdicts) <= 5
 
 
-async def test_only_keys_that_nobody_has_count_as_unknown(database: Database) -> None:
+async def test_only_keys_that_nobody_has_count_as_unknown(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_lookups, "UNKNOWN_KEYS_RATE", 1e-6)
+    monkeypatch.setattr(key_lookups, "UNKNOWN_KEYS_BURST", 30)
     cache = KeyCache(database, ttl_seconds=0)
+    made_up = (f"asmg_{number:012x}_{'x' * 43}" for number in itertools.count())
+    for _ in range(10):
+        with pytest.raises(Unauthorized):
+            await cache.authenticate(next(made_up))
     keys = [(await create_key(database, "real", ["predict"]))[1] for _ in range(20)]
-    now = time.monotonic()
-    assert [cache._strangers.take(now) for _ in range(100)] == [0.0] * 100
     for _ in range(2):  # looked up as unknown ones, then again as known ones
         for key in keys:
             await cache.authenticate(key)
-    later = time.monotonic()
-    left = 0
-    while not cache._strangers.take(later):
-        left += 1
-    assert left == pytest.approx(UNKNOWN_KEYS_BURST - 100 + UNKNOWN_KEYS_RATE * (later - now), abs=1)
+    for _ in range(20):
+        with pytest.raises(Unauthorized):
+            await cache.authenticate(next(made_up))
+    with pytest.raises(RateLimited, match="too many unknown ones came"):
+        await cache.authenticate(next(made_up))
 
 
 @pytest.mark.parametrize("rate", [-1.0, 1e-9, 1e7, float("nan"), float("inf")])

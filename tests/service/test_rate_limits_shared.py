@@ -18,8 +18,8 @@ from redis import Redis
 from service.storage.embedded.servers import EmbeddedServers
 from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import migrate
-from service.storage.redis.state import ANSWER_SECONDS
-from service.use_cases.auth import create_key, revoke_key
+from service.storage.redis.outage import ANSWER_SECONDS
+from service.use_cases.keys import create_key, revoke_key
 from tests.conftest import in_thread
 from tests.service.programs import Program, program, wait_for
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from service.storage.redis.state import HistoryStore
-from service.use_cases.auth import SCOPES, create_key
+from service.storage.redis.connection import purge
+from service.storage.redis.histories import HistoryStore
+from service.use_cases.keys import SCOPES, create_key
 from service.use_cases.retention import prune
 from tests.service.api_support import running_app
 from tests.service.update_support import bench, interactions, periods
@@ -87,3 +88,10 @@ async def test_every_key_has_a_bound(postgres_dsn: str, redis_url: str, tmp_path
         assert most is None or len(keys) <= most, keys
     assert 30 <= (await members(redis, "asmg:past:busy") or 0) <= 90
     assert len(found[r"asmg:artifact:[0-9a-f]{64}"]) == 4
+
+
+async def test_purging_removes_what_is_ours_alone(redis: Redis) -> None:
+    await redis.mset({f"asmg:past:{n}": n for n in range(2500)} | {"other:key": 1})
+    assert await purge(redis) == 2500
+    assert await redis.keys("*") == [b"other:key"]
+    assert await purge(redis) == 0

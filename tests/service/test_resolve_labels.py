@@ -23,7 +23,7 @@ from service.storage.postgres.repositories import (
     PeriodStatus,
     interaction_id,
 )
-from service.storage.redis.state import HistoryStore
+from service.storage.redis.histories import HistoryStore
 from service.use_cases.close_period import close_period
 from service.use_cases.ingest import ingest, ingest_clicks, ingest_impressions
 from service.use_cases.quarantine import skip_period

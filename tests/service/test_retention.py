@@ -16,7 +16,8 @@ from service.storage.postgres import tables
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import AliasName, Interactions, ModelKind, ModelVersion, Past, PeriodStatus
 from service.storage.postgres.structure import frozen
-from service.storage.redis.state import Notices, StoredPast
+from service.storage.redis.histories import StoredPast
+from service.storage.redis.notices import Notices
 from service.use_cases import retention
 from service.use_cases.pins import set_pinned
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep

@@ -24,13 +24,12 @@ from asmg.updaters import build_updater
 from service.serving.snapshot import Snapshot
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EntityKind, EventBatch, FeatureVersion, ModelVersion
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases.catalogue import put_items
 from service.use_cases.ingest import ingest
-from tests.conftest import Servers, database_dsn
 from tests.service.api_support import Api, eventually, running_app, settings_for
 from tests.service.update_doubles import working
-from tests.service.update_support import Bench, bench, copies, interactions, moment, periods, single_thread
+from tests.service.update_support import Bench, bench, interactions, moment, periods, single_thread
 
 DEVICE = Field("device", "context", "categorical")
 PAGE = Field("page", "context", "numeric")
@@ -46,12 +45,6 @@ EVERYWHERE: dict[str, Any] = {"device": "phone"}
 def one_thread() -> Iterator[None]:
     with single_thread():
         yield
-
-
-@pytest.fixture
-def copy(servers: Servers, migrated_template: str, database_numbers: Iterator[int]) -> Iterator[Callable[..., str]]:
-    with copies(servers, migrated_template, database_numbers) as made:
-        yield lambda *source: database_dsn(servers, made(*source))
 
 
 def file_of(folder: Path, schema: Schema) -> Path:

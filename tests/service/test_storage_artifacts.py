@@ -23,7 +23,7 @@ from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import ModelKind, ModelVersion
 from service.storage.postgres.repositories.artifacts import CHUNK_BYTES
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 
 LOCK = ".fetch.lock"
 
@@ -225,7 +225,7 @@ from pathlib import Path
 from service import files
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
-from service.storage.redis.state import connect
+from service.storage.redis.connection import connect
 
 downloads = 0
 create = files.create_slowly

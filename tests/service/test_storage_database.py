@@ -11,7 +11,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from service.errors import ConfigurationError, NotReady
-from service.storage.postgres.database import KEEPALIVE, SESSION, Database, Leadership, Lock
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.engine import KEEPALIVE, SESSION
+from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import EventBatch, Interaction
 
 EVENT = Interaction("e1", "u1", "i1", 1, datetime(2024, 5, 1, tzinfo=UTC))
@@ -141,7 +143,7 @@ async def test_a_host_that_is_gone_is_found_out_by_both_sides(database: Database
     async with database.read() as session:
         shown = [await session.connection.scalar(text(f"SHOW {name}")) for name in names]
         raw = (await session.connection.get_raw_connection()).driver_connection
-    opened = raw._transport.get_extra_info("socket")
+    opened = raw.socket
     if opened.family is socket.AF_UNIX:
         assert set(shown) == {"0"}
     else:

@@ -1,8 +1,10 @@
 """The embedded servers: real processes, real kills."""
 
 import asyncio
+import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,6 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from service.errors import EmbeddedServerError
-from service.storage.embedded import servers as embedded
 from service.storage.embedded.servers import EmbeddedServers
 from tests.conftest import in_thread
 
@@ -221,8 +222,8 @@ def test_a_path_too_long_for_a_socket_works(data_dir: Path) -> None:
 
 
 def test_no_redis_at_all_is_a_clear_error_and_leaves_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded.shutil, "which", lambda name: None)
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EmbeddedServerError, match="expected redis-server or valkey-server on the PATH"):
         EmbeddedServers(data_dir).__enter__()
     assert (data_dir / "users.json").read_text() == "[]"

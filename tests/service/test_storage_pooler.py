@@ -19,7 +19,8 @@ from service.app import create_app
 from service.errors import ConfigurationError, NotReady
 from service.processes.installation import installation
 from service.settings import Settings
-from service.storage.postgres.database import SESSION, Database
+from service.storage.postgres.database import Database
+from service.storage.postgres.engine import SESSION
 from service.storage.postgres.migrate import migrate
 from service.storage.postgres.pooler import require_sessions
 from service.tasks import end_tasks

@@ -14,9 +14,10 @@ from typing_extensions import override
 from asmg.batch import PeriodData
 from asmg.training import DivergedError
 from service.storage.artifacts.store import ArtifactStore
-from service.storage.postgres.database import Database, Leadership
+from service.storage.postgres.database import Database
+from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import PeriodStatus
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases.update.gate import Decision
 from service.use_cases.update.prepare import PrepareNote
 from service.use_cases.update.publish import PublishNote

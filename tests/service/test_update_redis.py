@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from typing_extensions import override
 
 from service.storage.artifacts.store import ArtifactStore
-from service.storage.embedded import servers as embedded
-from service.storage.redis.state import Notices
+from service.storage.embedded.redis import redis_executable
+from service.storage.redis.notices import Notices
 from tests.service.programs import wait_for
 from tests.service.update_doubles import Watched, closing
 from tests.service.update_support import (
@@ -89,5 +89,5 @@ async def test_away(second: str, prepared: Prepared, data_dir: Path, stage: str 
 
 def redis_server(socket: Path) -> "subprocess.Popen[bytes]":
     socket.parent.mkdir(exist_ok=True)
-    command = [embedded._redis_executable(), "--port", "0", "--unixsocket", str(socket), "--save", ""]
+    command = [redis_executable(), "--port", "0", "--unixsocket", str(socket), "--save", ""]
     return subprocess.Popen(command, cwd=socket.parent, stdout=subprocess.DEVNULL)

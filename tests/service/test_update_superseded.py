@@ -11,7 +11,7 @@ from typing_extensions import override
 from asmg.batch import PeriodData
 from service.storage.postgres.database import Lock
 from service.storage.postgres.repositories import AliasName
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases.rollback import rollback
 from service.use_cases.update.context import Superseded
 from tests.conftest import Servers, database_dsn, in_thread

@@ -20,7 +20,7 @@ from service.storage.postgres.database import UnitOfWork
 from service.storage.postgres.migrate import head_revision
 from service.storage.postgres.repositories import PeriodStatus
 from service.storage.postgres.structure import references, stored_tables
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases.rollback import rollback
 from service.use_cases.verify import Finding, examine, verify
 from tests.conftest import Servers, database_dsn, in_thread

@@ -17,9 +17,9 @@ from service import worker
 from service.errors import ConfigurationError
 from service.processes.child import child_command
 from service.settings import Settings
-from service.storage.postgres.database import Leadership
+from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import AliasName, ModelVersion
-from service.storage.redis.state import Notices
+from service.storage.redis.notices import Notices
 from service.use_cases.rollback import rollback
 from service.use_cases.update.configuration import check_configuration, configured_updater
 from tests.conftest import Servers, database_dsn, in_thread

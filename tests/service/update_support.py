@@ -25,7 +25,9 @@ from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres import tables
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import AliasName, EventBatch, Interaction
-from service.storage.redis.state import HistoryStore, Notices, connect
+from service.storage.redis.connection import connect
+from service.storage.redis.histories import HistoryStore
+from service.storage.redis.notices import Notices
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.catalogue import put_items
 from service.use_cases.close_period import close_period

@@ -21,13 +21,14 @@ def work(log: Path, settings: dict[str, Any], silence_seconds: float | None) -> 
     from service.processes.logs import configure_logging
     from service.processes.worker import run_worker
     from service.settings import Settings
-    from service.storage.postgres import database
+    from service.storage.postgres.engine import SESSION
+    from service.storage.postgres.leadership import Leadership
 
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     configure_logging()
     if silence_seconds is not None:
-        worker.Leadership = partial(database.Leadership, lease_seconds=silence_seconds)  # type: ignore[misc]
-        database.SESSION["idle_in_transaction_session_timeout"] = str(int(silence_seconds * 1000))
+        worker.Leadership = partial(Leadership, lease_seconds=silence_seconds)  # type: ignore[misc]
+        SESSION["idle_in_transaction_session_timeout"] = str(int(silence_seconds * 1000))
     run_worker(Settings(**settings))
 
 

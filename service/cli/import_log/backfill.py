@@ -12,7 +12,8 @@ from service.errors import EmptyPeriod, PeriodConflict, ServiceError
 from service.limits import MAX_CATALOGUE_ITEMS, MAX_INTERACTIONS
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import PeriodStatus
-from service.storage.redis.state import HistoryStore, Notices
+from service.storage.redis.histories import HistoryStore
+from service.storage.redis.notices import Notices
 from service.use_cases.audit import command_line
 from service.use_cases.catalogue import put_items, put_users
 from service.use_cases.close_period import close_period

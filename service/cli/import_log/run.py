@@ -32,7 +32,9 @@ from service.processes.installation import installation
 from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 from service.settings import Settings
 from service.storage.postgres.database import Database
-from service.storage.redis.state import HistoryStore, Notices, connect
+from service.storage.redis.connection import connect
+from service.storage.redis.histories import HistoryStore
+from service.storage.redis.notices import Notices
 
 __all__ = ["run_import"]
 

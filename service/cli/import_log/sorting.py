@@ -10,7 +10,7 @@ from itertools import groupby
 import numpy as np
 import polars as pl
 
-from asmg.datasets.gathering import Ids
+from asmg.datasets.events import Ids
 from asmg.datasets.generic import LogForm, distinct_categories
 from asmg.datasets.log import windows_of
 from asmg.datasets.sampling import draw_negatives

@@ -70,7 +70,11 @@ _clicks, _one_click = msgspec.json.Decoder(_ClicksBody), msgspec.json.Decoder(_C
 
 
 def parse_impressions(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> list[Impression]:
-    """The impressions in the body of `POST /impressions`, one by one as well; raises as `parse_predict` does."""
+    """The impressions in the body of `POST /impressions`.
+
+    They are parsed one by one, so that a thread that parses megabytes lets the event loop go on in between. Raises what
+    `parse_json` raises, and InvalidInput for a context that `schema` does not allow.
+    """
     check_json(scope)
     if NUL not in body and comes_once(b'"impressions"', body):
         with suppress(*BAD):
@@ -83,7 +87,7 @@ def parse_impressions(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> li
 
 
 def parse_clicks(body: bytes, scope: Scope) -> list[Click]:
-    """The clicks in the body of `POST /clicks`, the same way."""
+    """The clicks in the body of `POST /clicks`, parsed one by one too. Raises what `parse_json` raises."""
     check_json(scope)
     if NUL not in body and comes_once(b'"clicks"', body):
         with suppress(*BAD):

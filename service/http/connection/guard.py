@@ -136,12 +136,14 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Note that the client does not read, and tell uvicorn."""
         self._is_write_paused = True
-        self._uvicorn.pause_writing()
+        if self._uvicorn_transport is not None:
+            self._uvicorn.pause_writing()
 
     def resume_writing(self) -> None:
         """Note that the client reads again, and tell uvicorn."""
         self._is_write_paused = False
-        self._uvicorn.resume_writing()
+        if self._uvicorn_transport is not None:
+            self._uvicorn.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all that is done for the connection."""
@@ -150,7 +152,7 @@ class Connection(asyncio.Protocol):
         self._next_check.cancel()
         if self._end is not None:
             self._end.cancel()
-        self._detach(exc)
+        self._detach()
 
     # What uvicorn calls, through its transport.
 
@@ -237,7 +239,7 @@ class Connection(asyncio.Protocol):
             refused = None  # it is one whose head has not come
         elif refused is not None and refused is self._current:
             self._current = None
-            self._detach(ConnectionAbortedError())
+            self._detach()
             if self._answer_has_begun:
                 self.close()
                 return
@@ -295,12 +297,15 @@ class Connection(asyncio.Protocol):
             return True
         return sum(request.untaken_bytes for request in requests) > READ_AHEAD_BYTES
 
-    def _detach(self, exc: Exception | None) -> None:
-        """Tell uvicorn that the connection is lost: the application then knows that nobody waits for an answer."""
+    def _detach(self) -> None:
+        """Tell uvicorn that the connection is lost: the application then knows that nobody waits for an answer.
+
+        As if without an error, for only then uvicorn cancels its timer, which would keep the connection in memory.
+        """
         if self._uvicorn_transport is not None:
-            self._uvicorn_transport.write = _discard  # type: ignore[method-assign]
+            self._uvicorn_transport.detach()
             self._uvicorn_transport = None
-            self._uvicorn.connection_lost(exc)
+            self._uvicorn.connection_lost(None)
 
     def _check_deadlines(self) -> None:
         """End a connection that has waited for its client for too long."""
@@ -354,8 +359,12 @@ class _UvicornTransport(asyncio.Transport):
         """Go on reading for uvicorn."""
         self._connection.pause_for_uvicorn(False)
 
+    def detach(self) -> None:
+        """Ignore whatever uvicorn still writes, and that it closes the connection."""
+        self.write = self.close = _ignore  # type: ignore[method-assign, assignment]
 
-def _discard(data: object) -> None:
+
+def _ignore(*_: object) -> None:
     pass
 
 

@@ -131,9 +131,9 @@ class RequestReader:
         if self._kept > MAX_HEAD_BYTES + PIECE_BYTES:  # the first piece may hold other requests too
             raise _head_too_large()
         request = self.newest
-        if starts_with_head and self._begun == begun + 1 and request is not None and request.is_complete:
-            if not self._is_chunked:
-                request.use_received(received)
+        has_one_head = starts_with_head and self._begun == begun + 1
+        if has_one_head and request is not None and request.is_complete and not self._is_chunked:
+            request.use_received(received)
 
     # Callbacks of the parser. What they raise stops it, and reaches `feed` as an HttpParserError.
 

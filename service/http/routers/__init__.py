@@ -1,1 +1,1 @@
-"""HTTP in, use case, HTTP out: one file a resource, no logic of their own."""
+"""The routes, one module for each resource. They translate between HTTP and use cases."""

@@ -1,4 +1,4 @@
-"""`/admin`: model versions, the way back to one of them, and who did what."""
+"""`/admin`: model versions, rollback to one of them, and the audit."""
 
 import asyncio
 import time

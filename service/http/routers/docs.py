@@ -1,4 +1,4 @@
-"""`/docs`: the description of the API as a page on which it can be tried. All that it needs comes from here."""
+"""`/docs`: Swagger UI for the description of the API, with all its files from this service."""
 
 import re
 from base64 import b64encode
@@ -17,7 +17,7 @@ __all__ = ["router"]
 router = APIRouter(include_in_schema=False)
 
 SWAGGER_UI = files("fastapi_offline") / "static"
-"""Where Swagger UI's files are; of that package nothing else is used."""
+"""The folder with Swagger UI's files; nothing else of that package is used."""
 
 MEDIA_TYPES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
 

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope
 
 from service.http.app_state import AppState
 from service.http.bodies.impressions import parse_clicks, parse_impressions
-from service.http.bodies.interactions import parse_interactions, plain_interactions
+from service.http.bodies.interactions import parse_interactions
 from service.http.bodies.parse import refuse_future
 from service.http.bodies.read import is_small, read_body
 from service.http.hot_routes import hot_route
@@ -29,10 +29,6 @@ router = APIRouter(tags=["log"])
 
 T = TypeVar("T")
 
-PLAIN_BYTES = 256 * 1024
-"""The largest body of interactions that is parsed on the event loop, which takes half a millisecond. Larger ones are
-parsed in a thread."""
-
 _requires = Requires("ingest")
 
 
@@ -46,10 +42,8 @@ _requires = Requires("ingest")
 )
 async def post_interactions(state: AppState, scope: Scope, receive: Receive) -> bytes:
     """Store what happened; the answer comes after the commit, and sending a batch again changes nothing."""
-    body = await _body(state, scope, receive)
-    events = plain_interactions(body, scope) if len(body) <= PLAIN_BYTES else None
-    if events is None:
-        events = await _parsed(partial(parse_interactions, schema=state.schema), body, scope)
+    parse = partial(parse_interactions, schema=state.schema)
+    events = await _parsed(parse, await _body(state, scope, receive), scope)
     _refuse_future(state, "interactions", events.moments)
     return await _stored(state, "interactions", state.ingestion.ingest(events))
 

@@ -1,4 +1,4 @@
-"""`/items`: the catalogue; what is stored about an item, and that nothing is any more."""
+"""`/items`: change the catalogue, show what is stored about an item, delete it."""
 
 from typing import Annotated
 

@@ -1,6 +1,6 @@
-"""Numbers in paths and queries, each within bounds.
+"""Parameters of routes that are numbers, each with bounds.
 
-Starlette's own `int` takes any number of digits, and Python refuses to read more than 4,300 of them.
+Starlette's own converter `int` takes any number of digits, and Python refuses to parse more than 4,300 of them.
 """
 
 from typing import Annotated
@@ -31,7 +31,8 @@ class _Digits(Convertor[int]):
 register_url_convertor("digits", _Digits())
 
 Number = Annotated[int, Path(json_schema_extra={"minimum": 0, "maximum": MAX_NUMBER})]
-"""Of a period or a version, as `{name:digits}`; of one that does not exist the answer is 404, however large it is."""
+"""Number of a period or a version, in a path as `{name:digits}`. Numbers out of bounds are 404, like those that do not
+exist."""
 
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Rows of a page.")]
 Before = Annotated[int | None, Query(ge=0, le=MAX_CURSOR, description="`next` of the page before.")]

@@ -1,4 +1,4 @@
-"""What keeps the service running: liveness, readiness, metrics. No key needed, nothing told that needs one."""
+"""`/healthz`, `/readyz`, `/metrics`: liveness, readiness and metrics, which need no key."""
 
 import asyncio
 import math
@@ -19,9 +19,10 @@ from service.use_cases.status import label_totals, period_counts
 router = APIRouter(tags=["operations"])
 
 PROBE_SECONDS = 1.5
+"""How long readiness and metrics wait for Postgres and Redis; less than the timeout of most uptime probes."""
 
 
-# Uptime probes and load balancers like to ask for heads.
+# Uptime probes and load balancers often send HEAD.
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Is the process alive?")
 async def get_health() -> Health:
@@ -50,7 +51,7 @@ async def get_readiness(state: State) -> Readiness:
 async def get_metrics(state: State) -> Response:
     """The text exposition format; what Postgres does not tell in time is as it was."""
     await asyncio.gather(_probe(_note_stored(state)), _probe(_note_worker(state)))
-    # Of several workers it reads files, which is work for a thread.
+    # With several api processes it reads files, which is done in a thread.
     return Response(await asyncio.to_thread(state.metrics.render), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -74,10 +75,10 @@ def _model(serving: ServingModel) -> str:
 
 
 async def _probe(ping: Awaitable[object]) -> str:
-    """`ok`, or what is wrong; after `PROBE_SECONDS` at the latest."""
+    """`ok` or a description of the error; takes at most `PROBE_SECONDS`."""
     task = start_for_caller(ping)
-    # Not `asyncio.timeout`: that waits until the cancelled call has ended, and giving up a connection to a server that
-    # hangs can take as long as the server does.
+    # Not `asyncio.timeout`, which waits until the cancelled call has ended: with a server that hangs, closing the
+    # connection can hang too.
     done, _ = await asyncio.wait([task], timeout=PROBE_SECONDS)
     if not done:
         task.cancel()

@@ -1,4 +1,4 @@
-"""`/periods`: close the open one, look at all of them, watch one."""
+"""`/periods`: close the open period, list periods, watch one."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -68,8 +68,8 @@ async def get_one_period(state: State, number: Number) -> PeriodDocument:
 
 
 async def watched(state: State, number: Number) -> AsyncIterator[AsyncIterator[PeriodDocument]]:
-    """What a stream is made of. A dependency, for a stream has begun before its first event: that there is no such
-    period, or no room, has to be known before.
+    """The documents of a stream. It is a dependency because a stream's response begins before its first event: a period
+    that does not exist, or too many streams, must be found before.
     """
     async with state.periods.watch(number) as documents:
         yield documents

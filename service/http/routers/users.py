@@ -1,4 +1,4 @@
-"""`/users`: their features; what is stored about one, and that nothing is any more."""
+"""`/users`: set features of users, show what is stored about a user, delete it."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -31,14 +31,14 @@ PERIODS = Query(ge=1, le=200, description="Periods of the log that are listed, n
 BEFORE = Query(ge=0, le=2**31 - 1, description="Only periods below this one are listed.")
 
 REPLACED = "\ufffd"
-"""What the server puts in place of bytes that are no UTF-8."""
+"""The character that the server writes in place of bytes that are no UTF-8."""
 
 
 def exact_id(request: Request) -> None:
-    """A dependency that refuses an id that is not what the client has sent.
+    """A dependency that refuses a path which is no UTF-8: the id in it would not be the one that the client has sent.
 
     Raises:
-        InvalidInput: bytes of the path are no UTF-8, so they name nobody.
+        InvalidInput: bytes of the path are no UTF-8.
     """
     sent = request.scope["raw_path"].upper()
     if request.scope["path"].count(REPLACED) != sent.count(b"%EF%BF%BD") + sent.count(REPLACED.encode()):
@@ -49,16 +49,16 @@ def exact_id(request: Request) -> None:
 def feature_versions(
     state: AppState, of: Deletable, sent: Sequence[tuple[str, Mapping[str, Any] | None, datetime | None]]
 ) -> list[FeatureVersion]:
-    """The features that were sent, to be stored.
+    """The features of a call, checked, as they are to be stored.
 
     Args:
         state: of the running application.
-        of: whose they are.
-        sent: for each user or item of a call its id, its features, and from when on they hold, None for now. Without
-            features there is nothing to store of it.
+        of: whether they are features of users or of items.
+        sent: the id of each user or item of the call, its features, and the time from which on they hold (None for
+            now). Those without features are skipped.
 
     Raises:
-        InvalidInput: the schema has no place for some of them, or they hold from a time on that is ahead of now.
+        InvalidInput: the schema does not allow some of them, or their time is in the future.
     """
     now = datetime.now(UTC)
     refuse_faults(
@@ -118,12 +118,12 @@ async def delete_user(
 
 
 async def delete(state: AppState, caller: Caller, kind: Deletable, id_: str, response: Response) -> DeletionResponse:
-    """Have all removed that is stored about an id; status 202 where that takes longer than a caller should wait."""
+    """Delete all that is stored about an id; status 202 where this takes longer than a caller should wait."""
     database = state.database
     deletion = await state.writes.run(request_deletion(database, kind, id_, actor=caller.name))
     try:
         deletion = await state.lookups.run(carry_out(database, state.histories, state.settings.journal, deletion))
-    except NotReady as error:  # it goes on, or the worker goes on with it
+    except NotReady as error:  # the deletion continues here, or the worker continues it
         logger.warning("deletion %s is not carried out yet: %s", deletion.deletion, error)
         response.status_code = 202
     status = "pending" if deletion.finished_at is None else "done"

@@ -32,7 +32,7 @@ def compiled_forward(config: Mapping[str, Any], tensors: Tensors) -> Forward:
         EmbeddingTable(*(tensors[f"{kind}.{part}"] for part in EmbeddingTable._fields)) for kind in ("users", "items")
     )
     if "hidden" not in config:
-        factors = MFTables(users, items)
+        factors = MFTables(*users, *items)
         return lambda hashes, history, recent, values, scores, cold: score_mf(hashes, history, factors, scores, cold)
     fields = EmbeddingTable(
         _tensor(tensors, "fields.hashes", (0,), np.uint64),
@@ -44,7 +44,7 @@ def compiled_forward(config: Mapping[str, Any], tensors: Tensors) -> Forward:
         _tensor(tensors, "pairs.items", (0,), np.uint32),
         _tensor(tensors, "pairs.counts", (0, 2), np.float32),
     )
-    tables = MLPTables(users, items, fields, neighbours, *_shape_and_dense(config, tensors))
+    tables = MLPTables(*users, *items, *fields, *neighbours, *_shape_and_dense(config, tensors))
 
     def forward(
         hashes: Hashes, history: Hashes, recent: Rows, values: FieldValues, scores: Floats, cold: Rows, /

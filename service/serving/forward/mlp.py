@@ -27,22 +27,34 @@ from service.serving.forward.layers import add_candidates_own, further_layers, l
 from service.serving.forward.neighbours import NeighbourTable, sum_over_neighbours
 from service.serving.forward.tables import EmbeddingTable, list_cold, probability, rows_of_request
 from service.serving.id_hashes import Hashes
-from service.serving.id_index import find_rows
+from service.serving.id_index import Starts, find_rows
 
 __all__ = ["MLPTables", "score_mlp"]
 
 
 class MLPTables(NamedTuple):
-    """A snapshot's tensors as `score_mlp` reads them. Tables of inputs that the model does not have are empty."""
+    """A snapshot's tensors as `score_mlp` reads them. Tables of inputs that the model does not have are empty.
 
-    users: EmbeddingTable
+    It is flat, because numba takes 2 µs longer to pass nested tuples; `score_mlp` puts them together.
+    """
+
+    user_hashes: Hashes
+    user_starts: Starts
+    users: Floats
     """Vectors [U, D]."""
-    items: EmbeddingTable
+    item_hashes: Hashes
+    item_starts: Starts
+    items: Floats
     """Vectors [I, ≥ W]. With fields the sum [D] of the item's own fields follows; with statistics then its own
     statistics [ITEM] and its degree, the number of clicks beside it."""
-    fields: EmbeddingTable
+    field_hashes: Hashes
+    field_starts: Starts
+    fields: Floats
     """Vectors [V, D] of the values of all fields."""
-    neighbours: NeighbourTable
+    neighbour_firsts: Starts
+    neighbour_rows: Starts
+    neighbour_counts: Floats
+    """The three arrays of a `NeighbourTable`."""
     shape: Indices
     """W; 1 with statistics, else 0; 1 with dot products, else 0; 1 with fields, else 0; then the width of each layer,
     from the first on."""
@@ -58,17 +70,20 @@ def score_mlp(
     hashes: Hashes, history: Hashes, recent: Rows, values: FieldValues, tables: MLPTables, scores: Floats, cold: Rows
 ) -> tuple[int, bool]:
     """Arguments and result as of `service.serving.forward.interface.Forward`."""
-    users, items, dense, shape = tables.users.vectors, tables.items.vectors, tables.dense, tables.shape
+    users, items, dense, shape = tables.users, tables.items, tables.dense, tables.shape
     n, dim = len(scores), users.shape[1]
     width, statistics, dot, has_fields, first = shape[0], shape[1], shape[2], shape[3], shape[4]
     stored = width + has_fields * dim + statistics * ITEM  # inputs of a candidate that its row holds
     inputs = stored + statistics * PAIR
-    rows = rows_of_request(hashes, history, tables.users, tables.items)
+    user_table = EmbeddingTable(tables.user_hashes, tables.user_starts, users)
+    item_table = EmbeddingTable(tables.item_hashes, tables.item_starts, items)
+    rows = rows_of_request(hashes, history, user_table, item_table)
     candidates, clicked = rows[1 : 1 + n], rows[1 + n :]
     scale = dense[len(dense) - statistics * (2 * STATISTICS + 1) :]
     field_sums, own_contexts = np.zeros((2 * has_fields, dim), np.float32), np.zeros((0, dim), np.float32)
     if has_fields:
-        own_contexts = _sum_fields(values, tables.fields, n, field_sums)
+        field_table = EmbeddingTable(tables.field_hashes, tables.field_starts, tables.fields)
+        own_contexts = _sum_fields(values, field_table, n, field_sums)
     request = _request_inputs(users[rows[0]], clicked, items, width, field_sums.reshape(-1), recent, scale)
     # The request's share of the first layer is the same for all candidates.
     base = dense[first * len(request) : first * (len(request) + 1)].copy()
@@ -83,9 +98,8 @@ def score_mlp(
     same, places, sums = np.empty(n, np.int32), np.empty(n, np.int32), np.empty((0, SUMS), np.float32)
     if statistics:
         degrees = items[:, stored]
-        sums = sum_over_neighbours(
-            hashes[1:], history, candidates, clicked, degrees, tables.neighbours, same, places
-        )  # fmt: skip
+        neighbours = NeighbourTable(tables.neighbour_firsts, tables.neighbour_rows, tables.neighbour_counts)
+        sums = sum_over_neighbours(hashes[1:], history, candidates, clicked, degrees, neighbours, same, places)
     block_sums, block_places = np.zeros((SUMS + 1, BLOCK), np.float32), np.zeros(BLOCK, np.int32)
     act, layers = np.empty((inputs + shape[4:].sum(), BLOCK), np.float32), dense[first * (len(request) + 1) :]
     for low in range(0, n, BLOCK):

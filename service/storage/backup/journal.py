@@ -1,11 +1,11 @@
-"""The journal of deletions: a file beside the database, for the day on which an old copy takes the database's place.
+"""The journal of deletions: a file outside of the database, which tells a restored backup what was deleted since.
 
-A line is a JSON object, one for each deletion: its name, the kind of its id, and a digest by which the id can be
-recognised in a database that has it, with the key that the digest was made by. The id itself is not there; but whoever
-has the file can find out whether an id that they know was deleted, so it is to be kept as backups are.
+Each line is a JSON object for one deletion: its name, the kind of its id, a keyed digest of the id, and the key. A
+database that has the id can recognise it by the digest. The id itself is not in the file, but whoever has the file can
+test whether an id they know was deleted, so it has to be protected as backups are.
 
-Lines are only ever added. Each begins with a line feed and ends with its `}`: one that was cut off when the machine
-lost its power, before the deletion was answered, spoils no other and is recognised.
+Lines are only ever appended. Each begins with a line feed and ends with `}`, so a line that was cut off by a power loss
+damages no other line and is recognised. Its deletion had not been acknowledged yet.
 """
 
 import asyncio
@@ -27,19 +27,20 @@ Hex64 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One deletion."""
+    """One line of the journal."""
 
     deletion: Hex32
-    """Its name."""
+    """Id of the deletion."""
     kind: Deletable
     key: Hex64
+    """Key of the digest."""
     digest: Hex64
     """`id_digest(key, kind, id)`."""
     requested_at: datetime
 
 
 def entry_of(deletion: Deletion) -> Entry:
-    """What the journal says of a deletion."""
+    """The line of a deletion."""
     return Entry(
         deletion=deletion.deletion,
         kind=deletion.kind,
@@ -50,7 +51,7 @@ def entry_of(deletion: Deletion) -> Entry:
 
 
 async def write_journal(path: Path, entries: Iterable[Entry]) -> None:
-    """Add deletions to a journal, durably.
+    """Append deletions to a journal, and sync it to the disk.
 
     Raises:
         NotReady: the file cannot be written.
@@ -82,7 +83,7 @@ def _append(path: Path, lines: bytes) -> None:
 
 
 def read_journal(path: Path) -> list[Entry]:
-    """The deletions of a journal; one that is in it twice comes once.
+    """The deletions in a journal, each once.
 
     Raises:
         BackupError: it cannot be read, or a line is damaged.
@@ -94,7 +95,7 @@ def read_journal(path: Path) -> list[Entry]:
     found: dict[str, Entry] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or (line.startswith(b"{") and not line.endswith(b"}")):
-            continue  # cut off before the deletion was answered; whoever carried it out has written it again
+            continue  # cut off before the deletion was acknowledged; the retry has written it again
         try:
             entry = msgspec.json.decode(line, type=Entry)
         except msgspec.DecodeError as error:
@@ -106,10 +107,14 @@ def read_journal(path: Path) -> list[Entry]:
 
 
 def read_journals(named: Sequence[Path], likely: Sequence[Path]) -> dict[Path, list[Entry]]:
-    """The journals in the files that somebody has named, and in those of the likely ones that are there.
+    """Read journals.
+
+    Args:
+        named: files that the user has named; they have to exist.
+        likely: further files, which are read if they exist.
 
     Raises:
-        BackupError: one that was named cannot be read, or a line is damaged.
+        BackupError: a file cannot be read, or a line is damaged.
     """
     there = (path for path in likely if path.is_file())
     return {path: read_journal(path) for path in dict.fromkeys([*(path.absolute() for path in named), *there])}

@@ -1,7 +1,8 @@
-"""Events on their way from JSON to Postgres: one pass of machine code, and no Python object for each of them.
+"""Batches of interactions, as ingestion, imports and the user histories handle them.
 
-A batch of events is kept as the rows of a binary COPY (PostgreSQL manual, COPY, binary format), since that is what most
-of it becomes. What else is asked of an event (its id, its fingerprint, its label) lies beside its row.
+`EventBatch` holds a batch as columns, and each event also as its row of a binary COPY (PostgreSQL manual, COPY, binary
+format). The row is built where the batch is built, which for a large body is a thread, since the content hash of an
+event is defined over the bytes of that row.
 """
 
 import struct
@@ -9,33 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
+from itertools import chain, repeat
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh64_digest
-
-from asmg.kernels.common import Indices, compiled, inlined
-from asmg.log_format import EARLIEST_MS, LATEST_MS
-from service.limits import MAX_ID_LENGTH, MAX_INTERACTIONS
-from service.text_kernels import (
-    BACKSLASH,
-    CLOSING,
-    COMMA,
-    LINE_FEED,
-    OPENING,
-    QUOTE,
-    RETURN,
-    SPACE,
-    TAB,
-    WORD_BYTES,
-    Bytes,
-    byte_at,
-    first_marked,
-    put_word,
-    swapped,
-    word_at,
-    xxh64,
-)
+from xxhash import xxh64_digest, xxh64_intdigest
 
 __all__ = [
     "COLUMNS",
@@ -44,36 +23,28 @@ __all__ = [
     "Interaction",
     "Kind",
     "in_milliseconds",
+    "label_content_hash",
     "moments_of",
-    "sizes_of",
-    "warm_up",
 ]
 
-COLUMNS = ("event_id", "user_id", "item_id", "label", "occurred_at", "request_id", "content", "period")
-"""Of a row, in this order. Number of fields, then of each field its length (-1: null) and its bytes, big-endian."""
-FURTHER_COLUMNS = ("context", "weight")
-"""Of a row of a batch in which some event has one of them."""
+COLUMNS = (
+    *("event_id", "user_id", "item_id", "label", "occurred_at", "request_id"),
+    *("context", "weight", "content", "period"),
+)
+"""Columns of a row of `EventBatch.copy`, in this order."""
 
 SEPARATOR = "\0"
-"""No id holds it."""
+"""Stands between texts that are joined. No id contains it."""
 
-HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-TRAILER = b"\xff\xff"
-
-PERIOD_BYTES = 8
-"""The last field of a row: its length and a number, which is filled in when the row is sent."""
-ROW_BYTES = 2 + 4 * len(COLUMNS) + 2 + 8 + 8 + 4
-"""Of a row without its texts."""
-ROOM = 64
-"""Zeros behind a text: more than what is looked at behind any place that has no zero."""
-SHORTEST_EVENT = len('{"event_id":"e","user_id":"u","item_id":"i","label":0,"timestamp":0}')
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_TRAILER = b"\xff\xff"
+JSONB_VERSION = b"\x01"
+"""First byte of a `jsonb` value in binary form."""
 
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-MICROSECOND, MILLISECOND = timedelta(microseconds=1), timedelta(milliseconds=1)
-SHIFT = (POSTGRES_EPOCH - UNIX_EPOCH) // MICROSECOND
-BEGIN, END = EARLIEST_MS * 1000, LATEST_MS * 1000
-"""The first time that is taken, and the first one that is not any more."""
+MICROSECOND = timedelta(microseconds=1)
+POSTGRES_EPOCH_US = (datetime(2000, 1, 1, tzinfo=UTC) - UNIX_EPOCH) // MICROSECOND
+"""Microseconds from 1970 to 2000, where the times of Postgres begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,615 +61,192 @@ class Interaction:
     """Timezone-aware."""
     request_id: str | None = None
     context: str | None = None
-    """Values of the fields of the context as a JSON object; None for none."""
+    """Values of the context fields as a JSON object; None for none."""
     weight: float | None = None
-    """How much it counts when a model learns it, as single precision has it; None for 1."""
+    """Weight of the event in training, in single precision; None for 1."""
 
 
 class Kind(IntEnum):
-    """What an interaction is to the past of its user."""
+    """What an interaction means for the history of its user."""
 
     PASS = 0
+    """Shown and not clicked."""
     CLICK = 1
     SHOWN = 2
-    """An item of an impression, a pass for as long as nothing else is known of it."""
+    """An item of an impression whose outcome is open: a pass until a click on it comes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EventBatch:
-    """n interactions."""
+    """n interactions as columns of length n. Build it by `of`, `of_columns` or `join`."""
 
-    _rows: Bytes
-    """And a word more, for they are read by the word."""
-    _starts: Indices
-    """int64 [n + 1]: where the rows begin, and where the last one ends."""
-    _labels: NDArray[np.int8]
-    _moments: Indices
-    """Microseconds since 1970; the rows have the milliseconds only."""
-    _contents: Indices
-    _further: Sequence[bytes] | None = None
-    """Of each event its `FURTHER_COLUMNS`, as a row has them; None where no event has any."""
+    event_ids: list[str]
+    user_ids: list[str]
+    item_ids: list[str]
+    labels: list[int]
+    times_us: list[int]
+    """Microseconds since 1970. The log stores whole milliseconds."""
+    contents: list[int]
+    """For each event the XXH64 of all of it but its id, as a signed 64-bit integer: it tells a repetition of an event
+    from another event with the same id. It includes the microseconds."""
+    rows: list[bytes]
+    """For each event its row of a binary COPY without the last column, `period`."""
 
     @classmethod
     def of(cls, events: Sequence[Interaction]) -> "EventBatch":
-        """These events."""
-        rows, starts, moments, contents, further = bytearray(), [0], [], [], []
-        for event in events:
-            rows += struct.pack(">h", len(COLUMNS)) + _text(event.event_id)
-            first = len(rows)
-            moments.append((event.occurred_at - UNIX_EPOCH) // MICROSECOND)
-            rows += _text(event.user_id) + _text(event.item_id)
-            rows += struct.pack(">ihi", 2, event.label, 8)
-            time = len(rows)
-            rows += struct.pack(">q", moments[-1] - SHIFT) + _text(event.request_id)
-            further.append(_further(event))
-            content = xxh64_digest(rows[first:] + (b"" if further[-1] == NO_FURTHER else further[-1]))
-            rows[time : time + 8] = struct.pack(">q", moments[-1] - moments[-1] % 1000 - SHIFT)
-            contents.append(int.from_bytes(content, "big", signed=True))
-            rows += struct.pack(">i8sii", 8, content, 4, 0)
-            starts.append(len(rows))
-        rows += bytes(WORD_BYTES)
-        labels = np.array([event.label for event in events], np.int8)
-        known = further if any(columns != NO_FURTHER for columns in further) else None
-        ends, times, hashes = (np.array(column, np.int64) for column in (starts, moments, contents))
-        return cls(np.frombuffer(rows, np.uint8), ends, labels, times, hashes, known)
+        """A batch of these events."""
+        return cls.of_columns(
+            [event.event_id for event in events],
+            [event.user_id for event in events],
+            [event.item_id for event in events],
+            [event.label for event in events],
+            [(event.occurred_at - UNIX_EPOCH) // MICROSECOND for event in events],
+            [event.request_id for event in events],
+            [event.context for event in events],
+            [event.weight for event in events],
+        )
+
+    @classmethod
+    def of_columns(
+        cls,
+        event_ids: list[str],
+        user_ids: list[str],
+        item_ids: list[str],
+        labels: list[int],
+        times_us: list[int],
+        request_ids: Iterable[str | None] = repeat(None),
+        contexts: Iterable[str | None] = repeat(None),
+        weights: Iterable[float | None] = repeat(None),
+    ) -> "EventBatch":
+        """A batch of the events in these columns, which hold what `Interaction` says, and times in microseconds since
+        1970.
+        """
+        digests, rows = [], []
+        events = zip(event_ids, user_ids, item_ids, labels, times_us, request_ids, contexts, weights, strict=False)
+        for event_id, user_id, item_id, label, time_us, request_id, context, weight in events:
+            event, user, item = event_id.encode(), user_id.encode(), item_id.encode()
+            request = _NULL if request_id is None else _field(request_id.encode())
+            extras = _NO_EXTRAS if context is None and weight is None else _extras(context, weight)
+            time = _label_and_time(2, label, 8, time_us - POSTGRES_EPOCH_US)
+            fields = [_int32(len(user)), user, _int32(len(item)), item, time, request]
+            hashed = stored = b"".join(fields)
+            if rest_us := time_us % 1000:
+                fields[4] = _label_and_time(2, label, 8, time_us - rest_us - POSTGRES_EPOCH_US)
+                stored = b"".join(fields)
+            digest = xxh64_digest(hashed if extras is _NO_EXTRAS else hashed + extras)
+            digests.append(digest)
+            rows.append(b"".join((_ROW, _int32(len(event)), event, stored, extras, _EIGHT, digest)))
+        contents = np.frombuffer(b"".join(digests), ">i8").tolist()
+        return cls(event_ids, user_ids, item_ids, labels, times_us, contents, rows)
 
     @classmethod
     def join(cls, batches: "Sequence[EventBatch]") -> "EventBatch":
-        """The events of some batches, one behind the other."""
+        """The events of some batches, one batch after the other."""
         if len(batches) == 1:
             return batches[0]
-        rows = [batch._rows[: batch._starts[-1]] for batch in batches]
-        starts = np.concatenate([[0], *(np.diff(batch._starts) for batch in batches)]).cumsum()
-        labels, moments, contents = (
-            np.concatenate([getattr(batch, name) for batch in batches]) for name in ("_labels", "_moments", "_contents")
-        )
-        further: list[bytes] | None = None
-        if any(batch._further is not None for batch in batches):
-            further = [columns for batch in batches for columns in batch._further or [NO_FURTHER] * len(batch)]
-        return cls(np.concatenate([*rows, np.zeros(WORD_BYTES, np.uint8)]), starts, labels, moments, contents, further)
-
-    @classmethod
-    def parse(cls, body: bytes) -> "EventBatch | None":
-        """The events in the body of `POST /interactions`, where it is plainly right.
-
-        None stands for whatever needs a second look: a body that is wrong, but also one with an escape, with a time
-        given finer than a microsecond or whatever else is rare.
-        """
-        if not (ascii_ := body.isascii()):
-            try:
-                body.decode()
-            except UnicodeDecodeError:
-                return None
-        text, rows, starts, labels, moments, contents = (np.empty(size, kind) for size, kind in sizes_of(body))
-        text[: len(body)], text[len(body) :], starts[0] = np.frombuffer(body, np.uint8), 0, 0
-        n = _parse(text, len(body), ascii_, MAX_ID_LENGTH, rows, starts, labels, moments, contents)
-        if n < 1:
-            return None
-        return cls(rows[: starts[n] + WORD_BYTES], starts[: n + 1], labels[:n], moments[:n], contents[:n])
+        return cls(*(list(chain.from_iterable(getattr(batch, name) for batch in batches)) for name in cls.__slots__))
 
     def __len__(self) -> int:
-        return len(self._labels)
-
-    def ids(self) -> list[str]:
-        """The ids of the events."""
-        return self._texts(np.arange(len(self)), 0)
+        return len(self.event_ids)
 
     @property
-    def moments(self) -> Indices:
-        """Their times in microseconds since 1970, [n]."""
-        return self._moments
-
-    def contents(self) -> list[int]:
-        """For each event a number (XXH64, as Postgres has it, signed) that says what it is, but for its id."""
-        return list(self._contents.tolist())
-
-    def user_ids(self, which: Sequence[int]) -> list[str]:
-        """The users of some of the events."""
-        return self._texts(np.array(which, np.int64), 1)
-
-    def told(self, which: Indices, kinds: NDArray[np.int8] | None = None) -> bytes:
-        """Some of the events as the pasts of users are told of them: of each its user, time in milliseconds, event,
-        item and kind, NUL behind each.
-
-        Args:
-            which: of them.
-            kinds: int8 [n], a `Kind` for each event; their labels where it is None.
-        """
-        size = int((self._starts[which + 1] - self._starts[which]).sum()) + WORD_BYTES
-        text = np.empty(size, np.uint8)
-        end = _tell(self._rows, self._starts, which, self._moments, self._labels if kinds is None else kinds, text)
-        return text[:end].tobytes()
-
-    def _texts(self, which: Indices, column: int) -> list[str]:
-        """One of the first columns, which are texts."""
-        text = np.empty(len(self._rows), np.uint8)
-        size = _join(self._rows, self._starts, which, column, text)
-        return text[:size].tobytes().decode().split(SEPARATOR)[:-1]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Those of `copy`."""
-        return COLUMNS if self._further is None else (*COLUMNS, *FURTHER_COLUMNS)
+    def moments(self) -> NDArray[np.int64]:
+        """Times of the events in microseconds since 1970, [n]."""
+        return np.array(self.times_us, np.int64)
 
     def copy(self, which: Sequence[int], period: int) -> bytes:
-        """The binary COPY of some of the events, in this order, into a table with `columns`."""
-        if self._further is not None:
-            return self._long_copy(which, period, self._further)
-        chosen = np.array(which, np.int64)
-        size = int((self._starts[chosen + 1] - self._starts[chosen]).sum())
-        file = np.empty(len(HEADER) + size + WORD_BYTES, np.uint8)
-        file[: len(HEADER)] = np.frombuffer(HEADER, np.uint8)
-        end = _gather(self._rows, self._starts, chosen, period, file, len(HEADER))
-        file[end : end + len(TRAILER)] = np.frombuffer(TRAILER, np.uint8)
-        return file[: end + len(TRAILER)].tobytes()
-
-    def _long_copy(self, which: Sequence[int], period: int, further: Sequence[bytes]) -> bytes:
-        """The same with the `FURTHER_COLUMNS`."""
-        head, last = struct.pack(">h", len(self.columns)), struct.pack(">ii", 4, period)
-        file, rows = bytearray(HEADER), self._rows.tobytes()
-        for n in which:
-            file += head + rows[self._starts[n] + len(head) : self._starts[n + 1] - len(last)] + last + further[n]
-        return bytes(file + TRAILER)
+        """The events at these places, in this order, as a binary COPY into a table with `COLUMNS`."""
+        period_field = _field(_int32(period))
+        rows = period_field.join([self.rows[n] for n in which])
+        return b"".join((COPY_HEADER, rows, period_field if which else b"", COPY_TRAILER))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Happened:
-    """What the pasts of users are told of."""
+    """Interactions that were committed, for the histories of their users."""
 
     _batch: EventBatch
     _which: Sequence[int]
-    _kinds: NDArray[np.int8] | None
+    _kinds: Sequence[int]
     user_ids: Sequence[str]
-    """Of each event."""
+    """The user of each event."""
 
     @classmethod
     def of(cls, events: Sequence[Interaction], *, shown: bool = False) -> "Happened":
-        """These events, in whose place their impression is where they are `shown`."""
-        kinds = np.full(len(events), Kind.SHOWN, np.int8) if shown else None
-        return cls(EventBatch.of(events), range(len(events)), kinds, [event.user_id for event in events])
+        """These events; with `shown` they are the items of impressions whose outcome is open."""
+        batch = EventBatch.of(events)
+        kinds = [int(Kind.SHOWN)] * len(events) if shown else batch.labels
+        return cls(batch, range(len(events)), kinds, batch.user_ids)
 
     @classmethod
     def among(cls, batch: EventBatch, which: Sequence[int]) -> "Happened":
-        """Some of the events of a batch."""
-        return cls(batch, which, None, batch.user_ids(which))
+        """The events at these places of a batch."""
+        return cls(batch, which, batch.labels, [batch.user_ids[n] for n in which])
 
     def parts(self, size: int, latest_ms: float) -> Iterator[tuple[str, bytes]]:
-        """So many events at a time, but for those that are later: their users, each once, with NUL between; and
-        `EventBatch.told`.
+        """The events in parts of at most `size`, as the script that adds them to histories takes them.
+
+        Args:
+            size: events of a part.
+            latest_ms: milliseconds since 1970; events later than that are left out.
+
+        Yields:
+            the users of a part, each once, with NUL between them; and of each event its user, its time in milliseconds,
+            its id, its item and its `Kind`, NUL after each of these.
         """
+        kinds, latest_us = self._kinds, latest_ms * 1000
+        batch = self._batch
+        event_ids, user_ids, item_ids, times_us = batch.event_ids, batch.user_ids, batch.item_ids, batch.times_us
         for start in range(0, len(self._which), size):
-            end = start + size
-            which = np.array(self._which[start:end], np.int64)
-            which = which[self._batch.moments[which] <= latest_ms * 1000]
-            yield SEPARATOR.join(dict.fromkeys(self.user_ids[start:end])), self._batch.told(which, self._kinds)
+            events = [
+                f"{user_ids[n]}\0{times_us[n] // 1000}\0{event_ids[n]}\0{item_ids[n]}\0{kinds[n]}\0"
+                for n in self._which[start : start + size]
+                if times_us[n] <= latest_us
+            ]
+            yield SEPARATOR.join(dict.fromkeys(self.user_ids[start : start + size])), "".join(events).encode()
 
 
 def in_milliseconds(time: datetime) -> datetime:
-    """The time as the log has it: what users did is in the order of the millisecond, and then of the event id."""
+    """The time in whole milliseconds, as the log stores it. The order of a user's events is that of the millisecond,
+    then of the event id.
+    """
     return time.replace(microsecond=time.microsecond // 1000 * 1000)
 
 
-def moments_of(times: Iterable[datetime]) -> Indices:
-    """The same of times that are timezone-aware."""
+def moments_of(times: Iterable[datetime]) -> NDArray[np.int64]:
+    """Timezone-aware times in microseconds since 1970."""
     return np.array([(time - UNIX_EPOCH) // MICROSECOND for time in times], np.int64)
 
 
-def sizes_of(body: bytes) -> list[tuple[int, type[np.generic]]]:
-    """What reading it needs: sizes and types of the text, rows, starts, labels, moments and contents."""
-    most = min(MAX_INTERACTIONS, len(body) // SHORTEST_EVENT)
-    texts = [(len(body) + ROOM, np.uint8), (most * ROW_BYTES + len(body) + WORD_BYTES, np.uint8)]
-    return [*texts, (most + 1, np.int64), (most, np.int8), (most, np.int64), (most, np.int64)]
+def label_content_hash(content: str) -> int:
+    """The content hash of an impression or a click, as a signed 64-bit integer.
 
-
-def warm_up() -> None:
-    """Compile what a batch needs, or load it from the disk: seconds, which no client should wait for."""
-    moment = POSTGRES_EPOCH.isoformat()
-    event = f'{{"event_id":"e","user_id":"u","item_id":"i","label":0,"timestamp":"{moment}","request_id":"r"}}'
-    batch = EventBatch.parse(f'{{"interactions":[{event}]}}'.encode())
-    assert batch is not None, "it is plainly right"
-    batch.user_ids([0])
-    batch.told(np.zeros(1, np.int64))
-    batch.copy([0], 1)
-
-
-NO_FURTHER = struct.pack(">ii", -1, -1)
-JSONB_VERSION = b"\x01"
-"""Begins a JSON document in binary form."""
-
-
-def _further(event: Interaction) -> bytes:
-    """The `FURTHER_COLUMNS` of an event, as a row has them."""
-    document = None if event.context is None else JSONB_VERSION + event.context.encode()
-    weight = None if event.weight is None else struct.pack(">f", event.weight)
-    fields = (
-        struct.pack(">i", -1) if value is None else struct.pack(">i", len(value)) + value
-        for value in (document, weight)
-    )
-    return b"".join(fields)
-
-
-def _text(text: str | None) -> bytes:
-    if text is None:
-        return struct.pack(">i", -1)
-    encoded = text.encode()
-    return struct.pack(">i", len(encoded)) + encoded
-
-
-def _word(text: str) -> np.uint64:
-    """The first letters of a name, as `word_at` has them."""
-    return U(int.from_bytes(text.encode()[:WORD_BYTES], "little"))
-
-
-U = np.uint64
-COLON, LEFT, RIGHT, ZERO, NINE, POINT, MINUS, PLUS = (ord(c) for c in ":{}09.-+")
-SMALL_T, SMALL_Z, LARGE_T, LARGE_Z = (ord(c) for c in "tzTZ")
-DAYS_BEFORE = np.array([0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 365], np.int64)
-"""Days of a year before each month, and of all of it."""
-MOST_DIGITS = 15
-
-EVENT_ID, USER_ID, ITEM_ID, LABEL, TIMESTAMP, REQUEST_ID = 1, 2, 4, 8, 16, 32
-"""Members of an event; they add up to those that have come."""
-NEEDED = EVENT_ID | USER_ID | ITEM_ID | LABEL | TIMESTAMP
-
-EVENT_ID_WORD, USER_ID_WORD, ITEM_ID_WORD, LABEL_WORD, TIMESTAMP_WORD, REQUEST_ID_WORD, NULL_WORD = (
-    _word(name) for name in ("event_id", "user_id", "item_id", "label", "timestamp", "request_id", "null")
-)
-INTERACTIONS_WORD, INTERACTIONS_REST = _word("interactions"), _word("ions")
-TIMESTAMP_REST, REQUEST_ID_REST = ord("p"), _word("id")
-TWO_BYTES, FOUR_BYTES, FIVE_BYTES, SEVEN_BYTES = U(2**16 - 1), U(2**32 - 1), U(2**40 - 1), U(2**56 - 1)
-
-EACH = U(0x0101010101010101)
-"""Times a byte: a word of that byte."""
-HIGH_BITS = EACH * U(0x80)
-QUOTES, BACKSLASHES, SPACES = EACH * U(QUOTE), EACH * U(BACKSLASH), EACH * U(SPACE)
-
-
-@compiled
-def _parse(
-    text: Bytes,
-    size: int,
-    ascii_: bool,
-    longest: int,
-    rows: Bytes,
-    starts: Indices,
-    labels: NDArray[np.int8],
-    moments: Indices,
-    contents: Indices,
-) -> int:
-    """The number of events that were written to `rows`; -1 where the body needs a second look.
-
-    Zeros end the text, and no rule has a place for one: nothing has to ask whether it is at the end.
+    It maps XXH64 to signed integers in another way than `EventBatch.contents` does: less 2^63 here, as two's complement
+    there. Hashes are stored for as long as a log is kept, so neither can change.
     """
-    at = _behind(text, 0, LEFT)
-    if at < 0:
-        return -1
-    start = _behind_blanks(text, at) + 1
-    at = _behind_string(text, at)
-    if at - 1 - start != len("interactions"):
-        return -1
-    if word_at(text, start) != INTERACTIONS_WORD or word_at(text, start + WORD_BYTES) & FOUR_BYTES != INTERACTIONS_REST:
-        return -1
-    at = _behind(text, at, COLON)
-    if at < 0:
-        return -1
-    at = _behind(text, at, OPENING)
-    n = 0
-    while at > 0:
-        if n == len(labels):
-            return -1
-        at = _parse_event(text, at, ascii_, longest, rows, n, starts, labels, moments, contents)
-        if at < 0:
-            return -1
-        n += 1
-        at = _behind_blanks(text, at)
-        if byte_at(text, at) == CLOSING:
-            at = _behind(text, at + 1, RIGHT)
-            return n if at > 0 and _behind_blanks(text, at) == size else -1
-        if byte_at(text, at) != COMMA:
-            return -1
-        at += 1
-    return -1
+    return xxh64_intdigest(content.encode()) - 2**63
 
 
-@compiled
-def _parse_event(
-    text: Bytes,
-    at: int,
-    ascii_: bool,
-    longest: int,
-    rows: Bytes,
-    n: int,
-    starts: Indices,
-    labels: NDArray[np.int8],
-    moments: Indices,
-    contents: Indices,
-) -> int:
-    """Where the event ends that begins at `at`; -1 where it needs a second look."""
-    # Of each text its first byte and the one behind it.
-    event = user = item = request = event_end = user_end = item_end = request_end = 0
-    label = moment = come = 0
-    at = _behind(text, at, LEFT)
-    while at > 0:
-        start = _behind_blanks(text, at) + 1
-        at = _behind_string(text, at)
-        if at < 0:
-            return -1
-        member = _member(text, start, at - 1)
-        at = _behind(text, at, COLON)
-        if at < 0 or come & member or not member:
-            return -1
-        come |= member
-        at = _behind_blanks(text, at)
-        value = at + 1
-        if member == LABEL:
-            label = byte_at(text, at) - ZERO
-            if label != 0 and label != 1:
-                return -1
-            at += 1
-        elif member == TIMESTAMP:
-            if byte_at(text, at) == QUOTE:
-                at = _behind_string(text, at)
-                if at < 0:
-                    return -1
-                moment = _moment(text, value, at - 1)
-            else:
-                at = _behind_digits(text, at)
-                if at < value or at - value >= MOST_DIGITS or (byte_at(text, value - 1) == ZERO and at > value):
-                    return -1
-                moment = _number(text, value - 1, at) * 1000
-            if moment < BEGIN or moment >= END:
-                return -1
-        elif member == REQUEST_ID and word_at(text, at) & FOUR_BYTES == NULL_WORD:
-            at += len("null")
-        else:
-            at = _behind_string(text, at)
-            end = at - 1
-            if at < 0 or end == value or (end - value if ascii_ else _characters(text, value, end)) > longest:
-                return -1
-            if member == EVENT_ID:
-                event, event_end = value, end
-            elif member == USER_ID:
-                user, user_end = value, end
-            elif member == ITEM_ID:
-                item, item_end = value, end
-            else:
-                request, request_end = value, end
-        at = _behind_blanks(text, at)
-        if byte_at(text, at) == COMMA:
-            at += 1
-            continue
-        if byte_at(text, at) != RIGHT or come & NEEDED != NEEDED:
-            return -1
-        to = _put_number(rows, starts[n], len(COLUMNS), 2)
-        first = _put_text(rows, to, text, event, event_end)
-        to = _put_text(rows, first, text, user, user_end)
-        to = _put_text(rows, to, text, item, item_end)
-        to = _put_number(rows, _put_number(rows, to, 2, 4), label, 2)
-        time = _put_number(rows, to, 8, 4)
-        to = _put_number(rows, time, moment - SHIFT, 8)
-        to = _put_text(rows, to, text, request, request_end) if request > 0 else _put_number(rows, to, -1, 4)
-        labels[n], moments[n] = label, moment
-        contents[n] = np.int64(xxh64(rows, first, to))
-        _put_number(rows, time, moment - moment % 1000 - SHIFT, 8)
-        to = _put_number(rows, _put_number(rows, to, 8, 4), contents[n], 8)
-        starts[n + 1] = to + PERIOD_BYTES
-        return at + 1
-    return -1
+_int16, _int32, _float32 = (struct.Struct(layout).pack for layout in (">h", ">i", ">f"))
+_label_and_time = struct.Struct(">ihiq").pack
+"""Two fields of a row, `label` and `occurred_at`, each after its length."""
 
 
-@inlined
-def _member(text: Bytes, start: int, end: int) -> int:
-    """Which member has this name; 0 for none."""
-    word, length = word_at(text, start), end - start
-    if length == 7:
-        if word & SEVEN_BYTES == USER_ID_WORD:
-            return USER_ID
-        return ITEM_ID if word & SEVEN_BYTES == ITEM_ID_WORD else 0
-    if length == 8:
-        return EVENT_ID if word == EVENT_ID_WORD else 0
-    if length == 5:
-        return LABEL if word & FIVE_BYTES == LABEL_WORD else 0
-    if length == 9:
-        return TIMESTAMP if word == TIMESTAMP_WORD and byte_at(text, start + WORD_BYTES) == TIMESTAMP_REST else 0
-    if length == 10 and word == REQUEST_ID_WORD:
-        return REQUEST_ID if word_at(text, start + WORD_BYTES) & TWO_BYTES == REQUEST_ID_REST else 0
-    return 0
+def _field(value: bytes) -> bytes:
+    """A field of a row: its length, then its bytes."""
+    return _int32(len(value)) + value
 
 
-@inlined
-def _behind_blanks(text: Bytes, at: int) -> int:
-    """The first place from `at` on that is no white space."""
-    byte = byte_at(text, at)
-    while byte <= SPACE and byte in (SPACE, TAB, LINE_FEED, RETURN):
-        at += 1
-        byte = byte_at(text, at)
-    return at
+_NULL = _int32(-1)
+_NO_EXTRAS = _NULL + _NULL
+"""`context` and `weight` of an event that has neither. They are no part of its hash."""
+_EIGHT = _int32(8)
+"""Length of a field of eight bytes."""
+_ROW = _int16(len(COLUMNS))
+"""Begins a row."""
 
 
-@inlined
-def _behind(text: Bytes, at: int, letter: int) -> int:
-    """Behind the letter that has to come next, or -1."""
-    at = _behind_blanks(text, at)
-    return at + 1 if byte_at(text, at) == letter else -1
-
-
-@compiled
-def _behind_string(text: Bytes, at: int) -> int:
-    """Behind the string that has to come next and has no escape, or -1."""
-    at = _behind(text, at, QUOTE)
-    if at < 0:
-        return -1
-    while True:
-        word = word_at(text, at)
-        # The lowest byte that is marked is one of these; higher ones may be marked by its borrowing from them.
-        marks = _zeros(word ^ QUOTES) | _zeros(word ^ BACKSLASHES) | ((word - SPACES) & ~word)
-        marks &= HIGH_BITS
-        if marks:
-            at += first_marked(marks)
-            return at + 1 if byte_at(text, at) == QUOTE else -1
-        at += WORD_BYTES
-
-
-@inlined
-def _zeros(word: np.uint64) -> np.uint64:
-    """A word whose lowest high bit that is set is that of the lowest zero byte."""
-    return (word - EACH) & ~word
-
-
-@compiled
-def _characters(text: Bytes, start: int, end: int) -> int:
-    """Characters of UTF-8: bytes that do not go on with one."""
-    n = 0
-    for at in range(start, end):
-        n += (text[at] & 0xC0) != 0x80
-    return n
-
-
-@inlined
-def _behind_digits(text: Bytes, at: int) -> int:
-    while byte_at(text, at) >= ZERO and byte_at(text, at) <= NINE:
-        at += 1
-    return at
-
-
-@inlined
-def _number(text: Bytes, start: int, end: int) -> int:
-    value = 0
-    for at in range(start, end):
-        value = 10 * value + (byte_at(text, at) - ZERO)
-    return value
-
-
-@inlined
-def _two(text: Bytes, at: int) -> int:
-    """A number of two digits, or -1."""
-    tens, ones = byte_at(text, at) - ZERO, byte_at(text, at + 1) - ZERO
-    return 10 * tens + ones if 0 <= tens <= 9 and 0 <= ones <= 9 else -1
-
-
-@compiled
-def _moment(text: Bytes, start: int, end: int) -> int:
-    """Microseconds since 1970 of an RFC 3339 time as clients write it; -1 where it needs a second look."""
-    fraction = start + 20
-    if end < fraction:
-        return -1
-    century, year, month, day = _two(text, start), _two(text, start + 2), _two(text, start + 5), _two(text, start + 8)
-    hour, minute, second = _two(text, start + 11), _two(text, start + 14), _two(text, start + 17)
-    if century < 0 or year < 0 or hour < 0 or minute < 0 or second < 0:
-        return -1
-    between = byte_at(text, start + 10)
-    if between not in (LARGE_T, SMALL_T, SPACE):
-        return -1
-    if not (byte_at(text, start + 4) == MINUS and byte_at(text, start + 7) == MINUS):
-        return -1
-    if not (byte_at(text, start + 13) == COLON and byte_at(text, start + 16) == COLON):
-        return -1
-    year += 100 * century
-    if year < 1970 or not 1 <= month <= 12 or hour > 23 or minute > 59 or second > 59:
-        return -1
-    leap = (year % 4 == 0 and year % 100 != 0) or year % 400 == 0
-    in_month = DAYS_BEFORE[month] - DAYS_BEFORE[month - 1] + (month == 2 and leap)
-    if not 1 <= day <= in_month:
-        return -1
-    past = year - 1
-    days = 365 * (year - 1970) + (past // 4 - past // 100 + past // 400) - 477
-    days += int(DAYS_BEFORE[month - 1]) + (month > 2 and leap) + day - 1
-    moment = (((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000_000
-    at = start + 19
-    if byte_at(text, at) == POINT:
-        at = _behind_digits(text, fraction)
-        digits = at - fraction
-        if not 1 <= digits <= 6:
-            return -1
-        moment += _number(text, fraction, at) * 10 ** (6 - digits)
-    zone = byte_at(text, at)
-    if at == end - 1 and zone in (LARGE_Z, SMALL_Z):
-        return moment
-    if at != end - 6 or zone not in (PLUS, MINUS) or byte_at(text, at + 3) != COLON:
-        return -1
-    hours, minutes = _two(text, at + 1), _two(text, at + 4)
-    if not 0 <= hours <= 23 or not 0 <= minutes <= 59:
-        return -1
-    offset = (hours * 60 + minutes) * 60_000_000
-    return moment - offset if zone == PLUS else moment + offset
-
-
-@inlined
-def _put_number(rows: Bytes, at: int, value: int, size: int) -> int:
-    """Write it, big-endian; the place behind it. What comes there is overwritten."""
-    put_word(rows, at, swapped(U(value) << U(8 * (WORD_BYTES - size))))
-    return at + size
-
-
-@inlined
-def _put_text(rows: Bytes, at: int, text: Bytes, start: int, end: int) -> int:
-    return _put(rows, _put_number(rows, at, end - start, 4), text, start, end)
-
-
-@inlined
-def _put(rows: Bytes, at: int, text: Bytes, start: int, end: int) -> int:
-    for k in range(0, end - start, WORD_BYTES):
-        put_word(rows, at + k, word_at(text, start + k))
-    return at + end - start
-
-
-@inlined
-def _length(rows: Bytes, at: int) -> int:
-    """Of the text whose length stands here."""
-    return int(np.int64(swapped(word_at(rows, at)) >> U(32)))
-
-
-@inlined
-def _put_field(text: Bytes, to: int, rows: Bytes, at: int) -> int:
-    """Write the text of the column that begins here, and a `SEPARATOR`; the place behind it."""
-    to = _put(text, to, rows, at + 4, at + 4 + _length(rows, at))
-    text[to] = 0
-    return to + 1
-
-
-@compiled
-def _join(rows: Bytes, starts: Indices, which: Indices, column: int, text: Bytes) -> int:
-    """Write one of the first columns of these rows, a `SEPARATOR` behind each; how many bytes that makes."""
-    to = 0
-    for n in which:
-        at = starts[n] + 2
-        for _ in range(column):
-            at += 4 + _length(rows, at)
-        to = _put_field(text, to, rows, at)
-    return to
-
-
-@compiled
-def _tell(rows: Bytes, starts: Indices, which: Indices, moments: Indices, kinds: NDArray[np.int8], text: Bytes) -> int:
-    """Write what `EventBatch.told` returns; how many bytes that makes. A row without its texts has more room than that
-    needs.
-    """
-    to = 0
-    for n in which:
-        event = starts[n] + 2
-        user = event + 4 + _length(rows, event)
-        item = user + 4 + _length(rows, user)
-        to = _put_field(text, to, rows, user)
-        ms = moments[n] // 1000
-        digits = 1
-        while 10**digits <= ms:
-            digits += 1
-        for k in range(digits):
-            text[to + digits - 1 - k] = ZERO + ms % 10
-            ms //= 10
-        text[to + digits] = 0
-        to = _put_field(text, to + digits + 1, rows, event)
-        to = _put_field(text, to, rows, item)
-        text[to], text[to + 1] = ZERO + kinds[n], 0
-        to += 2
-    return to
-
-
-@compiled
-def _gather(rows: Bytes, starts: Indices, which: Indices, period: int, out: Bytes, to: int) -> int:
-    """Write the chosen rows, of this period, to `out` from `to` on, which has room for a word more; where they end."""
-    for n in which:
-        to = _put(out, to, rows, starts[n], starts[n + 1])
-        _put_number(out, to - PERIOD_BYTES, (4 << 32) | period, PERIOD_BYTES)
-    return to
+def _extras(context: str | None, weight: float | None) -> bytes:
+    """The fields `context` and `weight` of an event."""
+    document = _NULL if context is None else _field(JSONB_VERSION + context.encode())
+    return document + (_NULL if weight is None else _field(_float32(weight)))

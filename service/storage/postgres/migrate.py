@@ -1,4 +1,7 @@
-"""Brings the schema of a database up to date, from a checkout or from an installed wheel."""
+"""Migrates a database to the schema of this release, from a checkout or an installed wheel.
+
+`asmg migrate`, `asmg serve` with its own servers, and `asmg restore` call `migrate`.
+"""
 
 import logging
 import re
@@ -21,28 +24,29 @@ __all__ = ["LOCK_SECONDS", "STATEMENT_SECONDS", "alembic_config", "head_revision
 logger = logging.getLogger(__name__)
 
 LOCK_SECONDS = 2.0
-"""How long a migration waits for a table that others use; whoever comes meanwhile waits behind it."""
+"""How long a migration waits for the lock of a table. Everybody else who wants the table queues up behind it."""
 
 ATTEMPTS, PAUSE_SECONDS = 10, 3.0
-"""After which it is begun again, so often."""
+"""How often a migration is tried when it does not get its lock, and the pause between two tries."""
 
 STATEMENT_SECONDS = 3600
-"""The longest that one statement may take: one that copies a period of the log, say."""
+"""The longest that one statement may take, for example one that copies a period of the log."""
 
 PARTITION = re.compile(r".+_p\d+")
+"""Names of partitions."""
 
 LOCK_NOT_AVAILABLE, QUERY_CANCELED = "55P03", "57014"
 
 
 def migrate(dsn: str) -> None:
-    """Run all migrations that the database has not seen, under an advisory lock: several processes may try at once.
+    """Run all migrations that the database lacks. Several processes may call it at once; an advisory lock orders them.
 
-    Each is a transaction of its own, so what is done stays done, and the next call goes on from there. It runs an event
-    loop of its own; inside a running one, call it in a thread.
+    Each migration is a transaction: after a failure the next call continues where this one stopped. It runs an event
+    loop of its own, so inside a running loop call it in a thread.
 
     Raises:
-        ConfigurationError: the DSN is none of Postgres, or leads through a pooler that keeps no sessions.
-        NotReady: others used a table for all that time, a statement took too long, or Postgres does not answer.
+        ConfigurationError: the DSN is not one of Postgres, or leads to a pooler that does not keep sessions.
+        NotReady: a table stayed locked, a statement took too long, or Postgres does not answer.
     """
     config = alembic_config(dsn)
     for left in range(ATTEMPTS - 1, -1, -1):
@@ -73,13 +77,15 @@ def migrate(dsn: str) -> None:
 
 
 def is_described(name: str | None, kind: str, _parents: object = None) -> bool:
-    """Whether the tables of the service should tell of it: partitions come and go with the periods."""
+    """Whether an object in the database should be compared with `tables.metadata`: partitions are not, as they come and
+    go with the periods.
+    """
     return kind != "table" or name is None or PARTITION.fullmatch(name) is None
 
 
 def head_revision() -> str:
-    """The schema of this release."""
-    head = ScriptDirectory(str(_scripts())).get_current_head()
+    """The revision of this release's schema."""
+    head = ScriptDirectory(str(_script_folder())).get_current_head()
     assert head is not None, "there are migrations"
     return head
 
@@ -91,12 +97,12 @@ def alembic_config(dsn: str) -> Config:
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     config = Config()
-    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
+    config.set_main_option("script_location", str(_script_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    # Not an option of the file, where a % in a password would be taken for an interpolation.
+    # As an attribute: in an option, a % in a password would count as an interpolation.
     config.attributes["dsn"] = url
     return config
 
 
-def _scripts() -> Path:
+def _script_folder() -> Path:
     return Path(migrations.__path__[0])

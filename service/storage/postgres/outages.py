@@ -1,4 +1,7 @@
-"""Which errors say that Postgres cannot work now, or has lost what it held, rather than that a statement was wrong."""
+"""Which errors mean that Postgres cannot work now or has lost a connection, and not that a statement was wrong.
+
+Everything that talks to Postgres turns the former into `NotReady`, which clients see as 503.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,55 +22,56 @@ FAILURES = (
     InternalClientError,
     OSError,
 )
-"""What a call of Postgres can raise. An error of the driver comes as it is where SQLAlchemy sets up a connection,
-wrapped once where the driver's connection was asked for, and wrapped twice from a statement."""
+"""All that a call of Postgres can raise. SQLAlchemy raises an error of the driver unchanged while it sets up a
+connection, wrapped once where the driver's connection is requested, and wrapped twice from a statement."""
 
 STATES = (
     "08",  # the connection failed
-    "25P03",  # it was silent in the midst of a transaction for too long
-    "40001",  # another transaction stood in the way
-    "40P01",  # so that both waited for each other
+    "25P03",  # the client was silent within a transaction for too long
+    "40001",  # another transaction was in the way
+    "40P01",  # two transactions waited for each other
     "53",  # no disk space, memory or connection is left
-    "57P",  # it shuts down, has crashed, or starts
-    "58",  # its own files cannot be read or written
+    "57P",  # the server shuts down, has crashed, or starts
+    "58",  # the server cannot read or write its own files
 )
-"""Beginnings of SQLSTATE (PostgreSQL manual, appendix A)."""
+"""Prefixes of SQLSTATE (PostgreSQL manual, appendix A) after which the same statement may succeed later."""
 
 DAMAGED = (
-    "58030",  # the disk does not give it back
-    "XX001",  # a page, or a part of a large value, is not as it was written
-    "XX002",  # an index is not
+    "58030",  # the disk returned an I/O error
+    "XX001",  # a page, or a part of a large value, is corrupt
+    "XX002",  # an index is corrupt
 )
+"""SQLSTATEs of stored data that cannot be read."""
 
 
 def outage(error: DBAPIError | PostgresError | InternalClientError | ConnectionError | TimeoutError) -> str | None:
-    """What is wrong with Postgres, where the same may succeed later with nothing changed but its state; else None."""
-    if isinstance(error, (ConnectionError, TimeoutError)):  # the driver's own, which SQLAlchemy lets through
+    """Describe what is wrong with Postgres, if the same call may succeed later; None for any other error."""
+    if isinstance(error, (ConnectionError, TimeoutError)):  # from the driver; SQLAlchemy lets it through
         return f"Postgres does not answer: {type(error).__name__}"
-    # The driver's own is about a connection that Postgres has just ended: it has been told, and has not closed it yet.
+    # The driver raises InternalClientError on a connection that Postgres has ended and the driver has not closed yet.
     if isinstance(error, InternalClientError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return "the connection to Postgres was lost"
-    state = _state(error)
+    state = _sqlstate(error)
     return f"Postgres cannot do it now (SQLSTATE {state})" if state.startswith(STATES) else None
 
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """A block that opens a connection to Postgres; whatever keeps it from being opened becomes `NotReady`.
+    """A block that opens a connection to Postgres. Every failure in it becomes `NotReady`.
 
-    That a password is refused or a database is missing does too: an operator can set it right while the service runs,
-    and the message names it.
+    This includes a refused password and a missing database: an operator can fix either while the service runs, and the
+    message names it.
     """
     try:
         yield
     except FAILURES as error:
         cause = driver_error(error)
-        code = f" (SQLSTATE {state})" if (state := _state(cause)) else ""
+        code = f" (SQLSTATE {state})" if (state := _sqlstate(cause)) else ""
         raise NotReady(f"Postgres does not answer: {type(cause).__name__}{code}") from error
 
 
 def driver_error(error: BaseException) -> BaseException:
-    """What the driver raised, of an error that SQLAlchemy may have wrapped it in."""
+    """The error that the driver raised, without what SQLAlchemy wrapped around it."""
     if isinstance(error, DBAPIError):
         error = error.orig or error
     if isinstance(error, AsyncAdapt_asyncpg_dbapi.Error):
@@ -76,10 +80,10 @@ def driver_error(error: BaseException) -> BaseException:
 
 
 def damage(error: DBAPIError) -> str | None:
-    """What is wrong with rows that were read, where Postgres itself finds them damaged; else None."""
-    state = _state(error)
+    """Describe the damage, if Postgres could not read rows because they are corrupt; None for any other error."""
+    state = _sqlstate(error)
     return f"Postgres finds it damaged (SQLSTATE {state})" if state in DAMAGED else None
 
 
-def _state(error: BaseException) -> str:
+def _sqlstate(error: BaseException) -> str:
     return str(getattr(driver_error(error), "sqlstate", None) or "")

@@ -1,8 +1,11 @@
-"""Whether a connection to Postgres keeps its session, as the locks of the log and of the leader need it.
+"""Refuses a connection pooler that does not keep a session for each client.
 
-A pooler that lends a server connection for a transaction or a statement at a time (PgBouncer's `pool_mode=transaction`)
-gives what one client has locked to the next one. So two clients look whose lock is where. All is said by the simple
-protocol and read from the number of rows, for prepared statements are the other thing that such a pooler breaks.
+The locks of the log and of the leader belong to a session. A pooler that gives a server connection to a client for one
+transaction or statement only (PgBouncer's `pool_mode=transaction`) hands one client's locks to the next. To find out,
+two clients lock and look at who holds what. They use the simple query protocol and count rows, since such a pooler
+breaks prepared statements too.
+
+Each process calls `require_sessions` when it starts, and each migration before it begins.
 """
 
 import asyncio
@@ -18,13 +21,13 @@ from service.storage.postgres.outages import opening
 __all__ = ["require_sessions"]
 
 ROUNDS = 5
-"""Of looking again: where others use the pooler, each may find the right server connection by chance."""
+"""How often the clients look: while others use the pooler too, a client may get the right connection by chance."""
 
 ANSWER_SECONDS = 10.0
-"""For all of it. A pooler whose one server connection is taken lets the other client wait for it."""
+"""Seconds that the whole check may take. A pooler with one server connection makes the second client wait for it."""
 
 CLASS = 0x61736D67
-"""The upper half of the key, as that of all our locks; the lower half is random."""
+"""The upper half of the lock's key, the same as in `Lock`. The lower half is random."""
 
 POOLED = (
     "Postgres is reached through a pooler that lends connections for a transaction or a statement at a time, but the "
@@ -34,10 +37,10 @@ POOLED = (
 
 
 async def require_sessions(dsn: str) -> None:
-    """Return where each connection is a session of its own in Postgres.
+    """Return if each connection has its own session in Postgres.
 
     Raises:
-        ConfigurationError: the DSN is none of Postgres, or a pooler is between that does not keep sessions apart.
+        ConfigurationError: the DSN is not one of Postgres, or leads to a pooler that does not keep sessions.
         NotReady: Postgres does not answer.
     """
     try:
@@ -56,7 +59,7 @@ async def require_sessions(dsn: str) -> None:
         except TimeoutError:
             if len(clients) < 2:
                 raise
-            kept = False  # both were let in, and one waits for the other
+            kept = False  # both could connect, and one waits for the other's server connection
         finally:
             for client in clients:
                 client.terminate()
@@ -65,7 +68,7 @@ async def require_sessions(dsn: str) -> None:
 
 
 async def _keep_sessions(first: Connection, second: Connection) -> bool:
-    """Whether what the first locks stays with it, and only with it."""
+    """Whether a lock of the first client stays with it, and the second never has it."""
     key = secrets.randbits(31)
     held = (
         f"SELECT FROM pg_locks WHERE locktype = 'advisory' AND (classid, objid) = ({CLASS}, {key}) "
@@ -75,15 +78,15 @@ async def _keep_sessions(first: Connection, second: Connection) -> bool:
     await first.execute(f"SELECT pg_advisory_lock({CLASS << 32 | key})")
     try:
         for _ in range(ROUNDS):
-            # Within a transaction, so that a pooler cannot give its server connection to the first meanwhile.
+            # In a transaction, so that the pooler cannot give the second client's server connection to the first.
             try:
                 await second.execute("BEGIN")
             except ConnectionDoesNotExistError as error:
-                if isinstance(error.__cause__, ProtocolViolationError):  # a pooler of statements knows none
+                if isinstance(error.__cause__, ProtocolViolationError):  # from a pooler in statement mode
                     return False
                 raise
-            shared = await _rows(second, held)
-            lost = not shared and not await _rows(first, held)
+            shared = await _count_rows(second, held)
+            lost = not shared and not await _count_rows(first, held)
             await second.execute("ROLLBACK")
             if shared or lost:
                 return False
@@ -94,5 +97,5 @@ async def _keep_sessions(first: Connection, second: Connection) -> bool:
                 await client.execute(unlock)
 
 
-async def _rows(client: Connection, query: str) -> int:
+async def _count_rows(client: Connection, query: str) -> int:
     return int((await client.execute(query)).rpartition(" ")[2])

@@ -1,7 +1,7 @@
-"""What the service's part of a database is made of, by Postgres' own catalogue: tables, partitions, counters, keys.
+"""The tables, partitions, counters and foreign keys of a database, read from the catalogue of Postgres.
 
-So what a migration adds is known here without a word more; `tables.metadata` only says which tables are the service's,
-and which of them come before which.
+Backups, restores and `asmg verify` use it. Only the names of the tables and their order come from `tables.metadata`, so
+columns and keys that a migration adds need no change here.
 """
 
 import re
@@ -35,45 +35,48 @@ __all__ = [
 ]
 
 LOCK_SECONDS = 10.0
-"""How long the locks on all tables are waited for. A migration may hold one for longer, nothing else does."""
+"""How long to wait for the locks on all tables. Nothing but a migration may hold one for longer."""
 
 ATTEMPTS = 10
-"""At a snapshot between two changes of the partitions, of which there are a few each period."""
+"""Tries to take a snapshot while no partition is created. Partitions are created a few times each period."""
 
 Name = Annotated[str, Meta(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 
 BOUND = re.compile(r"FOR VALUES IN \('?(\d+)'?\)")
+"""The definition of a partition, with its period."""
+
 LOCK_NOT_AVAILABLE = "55P03"
 
 
 class Partition(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What makes a table the part of another that holds one period."""
+    """How a table is attached to a partitioned table."""
 
     of: Name
-    """The whole."""
+    """The partitioned table."""
     period: int
+    """The period whose rows it holds."""
     indexes: tuple[str, ...] = ()
-    """Definitions of the indexes that the whole does not have."""
+    """Definitions of its indexes that do not belong to an index of the partitioned table."""
     constraints: tuple[str, ...] = ()
-    """Names and definitions of the constraints that the whole does not have."""
+    """Names and definitions of its constraints that the partitioned table does not have."""
 
 
 class StoredTable(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A table that holds rows itself: an ordinary one, or a partition."""
+    """A table that holds rows: an ordinary table or a partition, not a partitioned table."""
 
     name: Name
     columns: tuple[Name, ...]
-    """All that are not computed, in their order."""
+    """All columns except generated ones, in their order."""
     partition: Partition | None = None
 
 
 class Counter(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A column whose values Postgres counts."""
+    """A column whose values come from a sequence."""
 
     table: Name
     column: Name
     next: int
-    """The value that the next row gets."""
+    """The value of the next row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,21 +89,22 @@ class Reference:
     referred_columns: Sequence[str]
 
     def dangling(self) -> str:
-        """A query for the values that refer to nothing: what they are, what was expected, what was found."""
+        """A query for the values that refer to no row, with the columns of a `verify.Finding`."""
         own = ", ".join(self.columns)
         given = " AND ".join(f"{column} IS NOT NULL" for column in self.columns)
+        referring, referred = _qualified("referring", self.columns), _qualified("referred", self.referred_columns)
         return (
             f"SELECT DISTINCT '{self.table} ({own})', 'a row of {self.referred}', 'none with ' || ROW({own})::text "
-            f"FROM {self.table} AS referring WHERE {given} AND NOT EXISTS (SELECT FROM {self.referred} "
-            f"AS referred WHERE ROW({_of('referred', self.referred_columns)}) = ROW({_of('referring', self.columns)}))"
+            f"FROM {self.table} AS referring WHERE {given} AND NOT EXISTS "
+            f"(SELECT FROM {self.referred} AS referred WHERE ROW({referred}) = ROW({referring}))"
         )
 
 
-def _of(table: str, columns: Sequence[str]) -> str:
+def _qualified(table: str, columns: Sequence[str]) -> str:
     return ", ".join(f"{table}.{column}" for column in columns)
 
 
-# Indexes and constraints with a parent come with the whole.
+# The indexes and constraints that have a parent are created with the partitioned table.
 TABLES = text("""
     SELECT part.relname AS name, whole.relname AS whole, pg_get_expr(part.relpartbound, part.oid) AS bound,
            ARRAY(SELECT attname::text FROM pg_attribute
@@ -126,7 +130,7 @@ TABLES = text("""
       AND coalesce(whole.relname, part.relname) = ANY(CAST(:names AS text[]))
 """)
 
-COUNTED = text("""
+COUNTERS = text("""
     SELECT table_name, column_name, pg_get_serial_sequence(quote_ident(table_name), column_name) AS sequence
     FROM information_schema.columns
     WHERE table_schema = current_schema() AND table_name = ANY(CAST(:names AS text[]))
@@ -152,16 +156,17 @@ REFERENCES = text("""
 
 
 def table_names() -> list[str]:
-    """The service's tables, each before those that refer to it."""
+    """Names of the service's tables, each before those that refer to it."""
     return [table.name for table in metadata.sorted_tables]
 
 
 @asynccontextmanager
 async def frozen(database: Database) -> AsyncIterator[tuple[ReadSession, Sequence[StoredTable]]]:
-    """All tables at one moment, for as long as the block lasts, while the service works on.
+    """A snapshot of all tables, and their descriptions. The service keeps working meanwhile.
 
-    First all tables are locked against being dropped, and nothing else; then the snapshot is taken. A table that came
-    between the two is not locked, and both are done again. Nothing is waited for after that, so no deadlock can be.
+    All tables are locked against being dropped, and against nothing else, before the snapshot is taken. If a table was
+    created between the two, it is not locked, and both are done again. Nothing after that waits for a lock, so there is
+    no deadlock.
 
     Raises:
         NotReady: a table was locked by others for `LOCK_SECONDS`.
@@ -169,7 +174,7 @@ async def frozen(database: Database) -> AsyncIterator[tuple[ReadSession, Sequenc
     for _ in range(ATTEMPTS):
         async with database.read() as session:
             await lock_all(session.connection, "ACCESS SHARE")
-            found = await _tables(session.connection)
+            found = await _tables_and_locks(session.connection)
             if all(locked for _, locked in found):
                 yield session, [table for table, _ in found]
                 return
@@ -177,9 +182,13 @@ async def frozen(database: Database) -> AsyncIterator[tuple[ReadSession, Sequenc
 
 
 async def lock_all(connection: AsyncConnection, mode: str) -> None:
-    """Lock all tables and their partitions until the transaction ends; to be its first statement.
+    """Lock all tables and their partitions until the transaction ends. It has to be its first statement.
 
-    No time limit of the server ends the transaction from now on, but that of `LOCK_SECONDS` for a lock.
+    It switches off the server's time limits for this transaction, except `LOCK_SECONDS` for a lock.
+
+    Args:
+        connection: in a new transaction.
+        mode: of the lock, as in `LOCK TABLE … IN … MODE`.
 
     Raises:
         NotReady: a table was locked by others for `LOCK_SECONDS`.
@@ -199,12 +208,12 @@ async def lock_all(connection: AsyncConnection, mode: str) -> None:
 
 
 async def stored_tables(connection: AsyncConnection) -> list[StoredTable]:
-    """The tables that hold rows, each before those that refer to it, partitions in the order of their periods."""
-    return [table for table, _ in await _tables(connection)]
+    """The tables that hold rows, each before those that refer to it; partitions in the order of their periods."""
+    return [table for table, _ in await _tables_and_locks(connection)]
 
 
-async def _tables(connection: AsyncConnection) -> list[tuple[StoredTable, bool]]:
-    """The same, and whether this transaction has a lock on each."""
+async def _tables_and_locks(connection: AsyncConnection) -> list[tuple[StoredTable, bool]]:
+    """The tables that hold rows, and for each whether this transaction has a lock on it."""
     names = table_names()
     found = []
     for row in await connection.execute(TABLES, {"names": names}):
@@ -219,19 +228,19 @@ async def _tables(connection: AsyncConnection) -> list[tuple[StoredTable, bool]]
                 constraints=tuple(row.constraints),
             )
         found.append((StoredTable(name=row.name, columns=tuple(row.columns), partition=partition), row.locked))
-    return sorted(found, key=lambda pair: _place(pair[0], names))
+    return sorted(found, key=lambda pair: _sort_key(pair[0], names))
 
 
-def _place(table: StoredTable, names: Sequence[str]) -> tuple[int, int]:
+def _sort_key(table: StoredTable, names: Sequence[str]) -> tuple[int, int]:
     if table.partition is None:
         return names.index(table.name), 0
     return names.index(table.partition.of), table.partition.period
 
 
 async def counters(connection: AsyncConnection) -> list[Counter]:
-    """Where the counted columns are. They do not belong to a snapshot: they may be ahead of it, and never behind."""
+    """The next values of all counters. Sequences do not belong to a snapshot: they may be ahead of it, never behind."""
     found = []
-    for row in (await connection.execute(COUNTED, {"names": table_names()})).all():
+    for row in (await connection.execute(COUNTERS, {"names": table_names()})).all():
         query = f"SELECT CASE WHEN is_called THEN last_value + 1 ELSE last_value END FROM {row.sequence}"
         value = (await connection.execute(text(query))).scalar_one()
         found.append(Counter(table=row.table_name, column=row.column_name, next=int(value)))
@@ -245,7 +254,7 @@ async def references(connection: AsyncConnection) -> list[Reference]:
 
 
 async def restart(connection: AsyncConnection, counter: Counter) -> None:
-    """Count on from there; undone with the transaction, as `setval` would not be."""
+    """Set the next value of a counter. Unlike `setval`, this is undone when the transaction is rolled back."""
     query = text("SELECT pg_get_serial_sequence(:table, :column)")
     sequence = (await connection.execute(query, {"table": counter.table, "column": counter.column})).scalar_one()
     await connection.execute(text(f"ALTER SEQUENCE {sequence} RESTART WITH {counter.next}"))

@@ -11,7 +11,8 @@ from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, UnitOfWork
 from service.storage.postgres.repositories import AliasName, ModelVersion, Stage
-from service.storage.redis.state import HistoryStore, Notices
+from service.storage.redis.histories import HistoryStore
+from service.storage.redis.notices import Notices
 
 __all__ = [
     "ACTOR",

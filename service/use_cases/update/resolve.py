@@ -104,7 +104,7 @@ async def resolve_labels(
             period = await work.periods.set_labels(number, labels, await work.interactions.count(number))
             await work.commit()
     async with database.read() as session:
-        missing = await session.labels.news(number)
+        missing = await session.labels.positives_missing_from_histories(number)
     await histories.append(Happened.of(missing))
     async with database.unit_of_work() as work:
         await work.labels.forget_notes(number)

@@ -1,10 +1,10 @@
-"""The history of the schema.
+"""The Alembic migrations, from an empty database to the schema of this release.
 
-What every migration keeps to:
+Rules for every migration:
 
-- It is a transaction of its own, and waits for a lock only as long as `migrate.LOCK_SECONDS`: whoever uses the table
-  waits behind it. A new column has no default, or a constant one.
-- What takes longer where there are more rows comes first, in an `autocommit_block`, in statements that can be done
-  again after an interruption. Indexes of tables that can be large are built by `migrations.indexes.build_index`.
-- A downgrade begins with `migrations.losses.refuse_losses`; `tests/service/test_storage_downgrade.py` walks them all.
+- It is one transaction, and waits for a lock for at most `migrate.LOCK_SECONDS`, since others who want the table queue
+  up behind it. A new column has no default or a constant one.
+- Work that takes longer for more rows comes first, in an `autocommit_block`, in statements that can be repeated after
+  an interruption. `migrations.indexes.build_index` builds the indexes of tables that can be large.
+- A downgrade begins with `migrations.losses.refuse_losses`; `tests/service/test_storage_downgrade.py` runs them all.
 """

@@ -1,6 +1,6 @@
-"""Runs migrations over the service's one driver, a transaction each, under an advisory lock of the session.
+"""Runs the migrations over asyncpg, one transaction each, under an advisory lock. Alembic executes this file.
 
-The lock cannot be lost unnoticed: it belongs to the very session that migrates.
+The lock belongs to the session that migrates, so it cannot be lost without the migration failing.
 """
 
 import asyncio
@@ -12,28 +12,31 @@ from contextlib import AsyncExitStack
 from alembic import context
 from sqlalchemy import Connection, pool, text
 
-from service.storage.postgres.database import Lock, make_engine, require_sessions
+from service.storage.postgres.database import Lock
+from service.storage.postgres.engine import make_engine
 from service.storage.postgres.migrate import LOCK_SECONDS, STATEMENT_SECONDS, is_described
 from service.storage.postgres.outages import opening
+from service.storage.postgres.pooler import require_sessions
 from service.storage.postgres.tables import metadata
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-"""Between two looks whether another process has migrated. To wait within a statement would keep a snapshot, which the
-building of an index over there would wait for in turn."""
+"""Pause between two tries to get the lock while another process migrates. A statement that waits for the lock would
+hold a snapshot, and building an index concurrently waits until older snapshots are gone."""
 
-LIMITS = {
+SETTINGS = {
     "application_name": "asmg migrate",
     "lock_timeout": f"{int(LOCK_SECONDS * 1000)}",
     "statement_timeout": f"{STATEMENT_SECONDS}s",
-    # A process that is frozen gives the lock up.
+    # A frozen process loses the lock.
     "idle_session_timeout": "60s",
 }
+"""Server settings of the session that migrates, beside those of all sessions."""
 
 
-def run(connection: Connection) -> None:
-    """Migrate over a connection; a second process waits for the first, and then finds nothing to do."""
+def run_migrations(connection: Connection) -> None:
+    """Migrate over a connection. A second process waits for the first, and then has nothing to do."""
     context.configure(
         connection=connection,
         target_metadata=metadata,
@@ -54,21 +57,21 @@ def run(connection: Connection) -> None:
         context.run_migrations()
 
 
-async def run_online(dsn: str) -> None:
-    """Connect and migrate."""
+async def connect_and_migrate(dsn: str) -> None:
+    """Check that the DSN keeps sessions, connect and migrate."""
     await require_sessions(dsn)
-    engine = make_engine(dsn, LIMITS, poolclass=pool.NullPool)
+    engine = make_engine(dsn, SETTINGS, poolclass=pool.NullPool)
     try:
         async with AsyncExitStack() as stack:
             with opening():
                 connection = await stack.enter_async_context(engine.connect())
-            await connection.run_sync(run)
+            await connection.run_sync(run_migrations)
     finally:
         await engine.dispose()
 
 
 def configured_dsn() -> str:
-    """The DSN that the program gave, else that of the environment."""
+    """The DSN that `migrate.alembic_config` was given, otherwise that of the environment."""
     dsn = context.config.attributes.get("dsn") or os.environ.get("ASMG_POSTGRES_DSN")
     if not dsn:
         raise SystemExit("expected ASMG_POSTGRES_DSN to be set; received nothing")
@@ -77,4 +80,4 @@ def configured_dsn() -> str:
 
 if context.is_offline_mode():
     raise SystemExit("expected a database to migrate; --sql without one is not supported")
-asyncio.run(run_online(configured_dsn()))
+asyncio.run(connect_and_migrate(configured_dsn()))

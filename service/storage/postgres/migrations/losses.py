@@ -1,4 +1,4 @@
-"""What a downgrade would lose: every downgrade says so here first."""
+"""Refuses downgrades that would lose data. Every `downgrade` calls `refuse_losses` first."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ __all__ = ["DowngradeRefused", "refuse_losses"]
 
 
 class DowngradeRefused(ConfigurationError):
-    """A downgrade would lose rows that nobody has named; nothing was changed by it."""
+    """A downgrade would lose rows and was not told to. It has changed nothing."""
 
     def __init__(self, revision: str, losses: Mapping[str, int]) -> None:
         rows = ", ".join(f"{name} ({count:,} rows)" for name, count in losses.items())
@@ -22,14 +22,14 @@ class DowngradeRefused(ConfigurationError):
 
 
 def refuse_losses(held: Mapping[str, str]) -> None:
-    """Return where the older schema can hold all that is there, or the user has named what may be lost.
+    """Return if the older schema can hold all data, or the user has named what may be lost.
 
     Args:
-        held: what the older schema cannot hold: a table, or `table.column`, to the table and the condition (the end of
-            a `SELECT count(*) FROM …`) of the rows that have something there.
+        held: what the older schema cannot hold. Each key is a table or `table.column`; its value is the end of a
+            `SELECT count(*) FROM …` that counts the rows with data there.
 
     Raises:
-        DowngradeRefused: there is something that was not named by `-x lose=NAME,NAME`.
+        DowngradeRefused: there is data that was not named by `-x lose=NAME,NAME`.
     """
     named = set(context.config.attributes.get("lose", ()))
     for value in context.get_x_argument(as_dictionary=True).get("lose", "").split(","):

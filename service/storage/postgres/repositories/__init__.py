@@ -10,16 +10,13 @@ from service.storage.postgres.repositories.deletions import Deletable, Deletion,
 from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent
 from service.storage.postgres.repositories.evaluations import Evaluation, Evaluations, GateSummary
 from service.storage.postgres.repositories.features import NOTHING_KNOWN, Features, FeaturesOf, FeatureVersion
-from service.storage.postgres.repositories.interactions import (
-    Contexts,
-    Inserted,
-    Interactions,
-    PeriodLog,
-    Raced,
-    Stored,
-)
+from service.storage.postgres.repositories.insertion import Inserted, Raced
+from service.storage.postgres.repositories.interactions import Interactions
 from service.storage.postgres.repositories.items import Catalogue, Items
-from service.storage.postgres.repositories.labels import Click, Impression, Labels, Resolved, interaction_id
+from service.storage.postgres.repositories.label_events import Click, Impression, interaction_id
+from service.storage.postgres.repositories.label_resolution import Resolved
+from service.storage.postgres.repositories.labels import Labels
+from service.storage.postgres.repositories.log_reading import Contexts, PeriodLog
 from service.storage.postgres.repositories.models import (
     Alias,
     AliasName,
@@ -88,7 +85,6 @@ __all__ = [
     "Resolved",
     "Stage",
     "Stages",
-    "Stored",
     "Traces",
     "digest_of",
     "id_digest",

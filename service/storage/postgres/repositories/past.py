@@ -1,8 +1,8 @@
-"""What users did last: their clicks, which make the histories, and their passes: interactions without a click.
+"""Reads what users did last: their clicks, which make their histories, and their passes, interactions without a click.
 
-Interactions of the logs that are kept, and what is left of the dropped ones: tables `user_histories` and `user_passes`,
-one for each label and otherwise alike. Sampled negatives are nobody's. The order is that of the time, which the log has
-in milliseconds, and then of the event id: everywhere, so that what a prediction reads is what an update learns from.
+It is in the logs that are kept, and for dropped logs in the tables `user_histories` (clicks) and `user_passes`, which
+are alike. Sampled negatives belong to nobody. Everywhere the order is that of the time in milliseconds, then of the
+event id, so that a prediction reads what an update learns from.
 """
 
 from dataclasses import dataclass
@@ -15,28 +15,29 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from asmg.layout import RECENT
 from service.limits import MAX_FUTURE_SECONDS, MAX_HISTORY
 from service.storage.postgres import tables
-from service.storage.postgres.repositories.interactions import join
-from service.storage.postgres.repositories.labels import INTERACTION_ID
+from service.storage.postgres.repositories.label_events import INTERACTION_ID
+from service.storage.postgres.repositories.log_reading import concatenate_pages
 
 __all__ = ["FOLDED", "KEPT", "LOCK_FOLDED", "Earlier", "Past", "PastEvent"]
 
 KEPT = max(MAX_HISTORY, RECENT)
-"""Interactions of a user that are looked at, of each label."""
+"""Interactions of a user that are read, for each label."""
 
 USERS_OF_A_PAGE = 10_000
-"""Postgres builds an array of at most 1 GB; and memory stays flat on the server."""
+"""Users whose interactions are aggregated into one array. Postgres builds arrays of at most 1 GB, and memory on the
+server stays flat."""
 
 OF_LABEL = {1: "label = 1", 0: "label = 0 AND NOT sampled"}
-"""Interactions of a label that count, as the indexes by user have them."""
+"""Condition on the interactions of a label that count, as the indexes by user state it."""
 
 FOLDED = {1: "user_histories", 0: "user_passes"}
-"""Tables of what is left of dropped logs, by label."""
+"""Tables with the interactions of dropped logs, by label."""
 
 OF_FOLDED = "CROSS JOIN LATERAL unnest(item_ids, event_ids, times) AS folded (item_id, event_id, occurred_at)"
 
 
 def _of_both(template: str, between: str) -> str:
-    """The same of clicks and of passes."""
+    """A query template for clicks and for passes, with `between` in between."""
     parts = (template.format(label=label, of_label=OF_LABEL[label], folded=FOLDED[label]) for label in (1, 0))
     return f" {between} ".join(parts)
 
@@ -99,8 +100,8 @@ EARLIER = text(f"""
     ORDER BY n / :size
 """)
 
-# What is dated ahead of now would keep everything later out: it counts when its time has come. (What is taken in is
-# not; earlier development versions stored any time.)
+# An event dated far ahead of now would displace everything later, so it counts from its time on. Ingestion refuses such
+# events; earlier development versions stored any time.
 NOT_AHEAD = f"{{}} <= now() + interval '{MAX_FUTURE_SECONDS} seconds'"
 OCCURRED, SHOWN = NOT_AHEAD.format("occurred_at"), NOT_AHEAD.format("shown_at")
 FOLDED_OCCURRED = NOT_AHEAD.format("folded.occurred_at")
@@ -118,9 +119,9 @@ RECENT_OF_LABEL = f"""
     WHERE {{folded}}.user_id = :user_id AND {FOLDED_OCCURRED}
 """
 
-# An event can be in several of these: in a log that is about to be dropped and folded; as the click or the item of an
-# impression that is resolved now, or has been. The first that knows it is right. Of impressions the newest are enough
-# that together have so many items; what else is shown at the same moment comes with them.
+# An event can be in several of these sources: in a log that is about to be dropped and in its folded table; as the
+# click on, or the item of, an impression that is resolved now. The first source that has it is right. It is enough to
+# read the newest impressions that together have `kept` items, with all others of the same moment.
 RECENT_EVENTS = text(f"""
     SELECT label, item_id, event_id, floor(extract(epoch FROM occurred_at) * 1000)::bigint AS timestamp_ms
     FROM (
@@ -154,7 +155,7 @@ RECENT_EVENTS = text(f"""
     ORDER BY occurred_at DESC, event_id DESC
 """)
 
-# Who folds a log into them, and who removes somebody from them, have read them before: they wait for each other.
+# Whoever folds a log into these tables, or removes a user from them, has read them before: they wait for each other.
 LOCK_FOLDED = f"LOCK TABLE {', '.join(FOLDED.values())} IN SHARE ROW EXCLUSIVE MODE"
 
 FOLD = f"""
@@ -181,7 +182,7 @@ FOLD = f"""
 
 @dataclass(frozen=True, slots=True)
 class PastEvent:
-    """An interaction of a user, or an item that it was shown, which will be one."""
+    """An interaction of a user, or an item that the user was shown, which will become one."""
 
     label: int
     """1 for a click, else 0."""
@@ -200,18 +201,18 @@ class Earlier:
     """1 for a click, else 0."""
     timestamps_ms: NDArray[np.int64]
     behind: NDArray[np.int64]
-    """How many interactions of the log, of the same user and timestamp and no sampled ones, have a smaller event id."""
+    """Number of the log's interactions, without sampled ones, of the same user and time with a smaller event id."""
     in_history: NDArray[np.bool_]
-    """The clicks that the histories of the period's interactions can need, h of them."""
+    """Whether it is a click that a history of the period's interactions may contain; h of them are."""
     item_ids: list[str]
-    """Of these, [h]."""
+    """The items of these clicks, [h]."""
 
     def __len__(self) -> int:
         return len(self.users)
 
 
 class Past:
-    """Tables `user_histories` and `user_passes`, and the logs above them."""
+    """Tables `user_histories` and `user_passes`, together with the logs that are kept."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
@@ -248,12 +249,22 @@ class Past:
                 timestamps_ms.append(np.array(page.timestamps_ms, dtype=np.int64))
                 in_history.append(np.array([item is not None for item in page.item_ids], dtype=np.bool_))
                 item_ids += [item for item in page.item_ids if item is not None]
-        tag = join(tags, np.int64)
-        columns = join(users, np.int64), tag & 1, join(timestamps_ms, np.int64), tag >> 1
-        return Earlier(*columns, join(in_history, np.bool_), item_ids)
+        tag = concatenate_pages(tags, np.int64)
+        return Earlier(
+            users=concatenate_pages(users, np.int64),
+            labels=tag & 1,
+            timestamps_ms=concatenate_pages(timestamps_ms, np.int64),
+            behind=tag >> 1,
+            in_history=concatenate_pages(in_history, np.bool_),
+            item_ids=item_ids,
+        )
 
     async def fold(self, period: int) -> bool:
-        """Add what is needed of a period's log to what stays of dropped ones, once; whether it was done now."""
+        """Add the interactions of a period's log that may still be read to the tables of dropped logs, once.
+
+        Returns:
+            whether this call did it.
+        """
         periods = tables.periods.c
         noted = update(tables.periods).where(periods.number == period, periods.log_folded_at.is_(None))
         # The row stays locked to the end: of two workers at once the other finds that it is done.

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage.postgres.repositories.deletions import Deletable
-from service.storage.postgres.repositories.labels import INTERACTION_ID
+from service.storage.postgres.repositories.label_events import INTERACTION_ID
 from service.storage.postgres.repositories.past import FOLDED, LOCK_FOLDED
 
 __all__ = ["FOUND_AT_ONCE", "LOG_ROWS", "Removals"]

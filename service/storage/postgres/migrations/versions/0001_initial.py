@@ -1,4 +1,4 @@
-"""The tables of the whole loop: log, periods, entities, models, artifacts, evaluations, keys and audit.
+"""Create the first tables: log, periods, entities, models, artifacts, evaluations, API keys and audit.
 
 Revision ID: 0001
 Revises: nothing
@@ -19,7 +19,7 @@ TIMESTAMP = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
-    """Create everything, and open the first period."""
+    """Create all tables and open the first period."""
     op.create_table(
         "api_keys",
         sa.Column("key_id", sa.Text(), nullable=False),
@@ -178,13 +178,13 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["version"], ["model_versions.version"], name="fk_aliases_version_model_versions"),
         sa.PrimaryKeyConstraint("name", name="pk_aliases"),
     )
-    # Compressing weights costs time and saves nothing; a chunk is read whole.
+    # Compressing weights costs time and saves nothing, and a chunk is always read whole.
     op.execute("ALTER TABLE artifact_chunks ALTER COLUMN data SET STORAGE EXTERNAL")
     op.execute("INSERT INTO periods (number, status) VALUES (1, 'open')")
 
 
 def downgrade() -> None:
-    """Drop everything."""
+    """Drop all tables."""
     tables = "aliases period_stages model_versions interactions evaluations artifact_chunks items entity_rows audit"
     held = {name: name for name in (*tables.split(), "artifacts", "api_keys")}
     refuse_losses({**held, "periods": "periods WHERE (number, status) <> (1, 'open')"})

@@ -1,4 +1,4 @@
-"""The log in one partition a period; ids of events, and folded histories, beside it.
+"""Partition the log by period; add tables of event ids and of the histories of dropped logs.
 
 Revision ID: 0002
 Revises: 0001
@@ -24,8 +24,8 @@ CONTENT = "XXH64 of the rest of the event; null where it is not known"
 
 COPIED = "event_id, period, user_id, item_id, label, occurred_at, request_id, received_at"
 
-# A closed period is one statement, and so all or nothing; where its table is there, it is done. The check spares a look
-# at every row when the table becomes a partition.
+# Copies one closed period in one statement. So the table of a period exists only if it is complete. With the check
+# constraint, Postgres need not scan the table when it becomes a partition.
 COPY_CLOSED = f"""
     DO $$ BEGIN
         CREATE TABLE interactions_p{{number}} (LIKE interactions_parts INCLUDING ALL, CONSTRAINT one_period
@@ -38,7 +38,7 @@ COPY_CLOSED = f"""
 
 
 def upgrade() -> None:
-    """Move the log over: closed periods one by one, while all goes on, then the others and the names at once."""
+    """Copy closed periods one by one while the service works; then copy the others and swap the tables at once."""
     with op.get_context().autocommit_block():
         op.create_table(
             "event_ids",
@@ -88,7 +88,7 @@ def upgrade() -> None:
         sa.Column("times", ARRAY(TIMESTAMP), nullable=False),
         sa.PrimaryKeyConstraint("user_id", name="pk_user_histories"),
     )
-    op.execute("LOCK TABLE interactions IN ACCESS EXCLUSIVE MODE")  # nobody adds to the open period from here on
+    op.execute("LOCK TABLE interactions IN ACCESS EXCLUSIVE MODE")  # from here on nobody can add to the open period
     late = _numbers("to_regclass('interactions_p' || number) IS NULL")  # the open one, and those closed meanwhile
     for number in late:
         op.execute(f"CREATE TABLE interactions_p{number} (LIKE interactions_parts INCLUDING ALL)")
@@ -112,13 +112,13 @@ def upgrade() -> None:
 
 
 def _numbers(condition: str) -> list[int]:
-    """The numbers of the periods for which it holds."""
+    """Numbers of the periods that meet an SQL condition."""
     query = f"SELECT number FROM periods WHERE {condition} ORDER BY number"
     return list(op.get_bind().exec_driver_sql(query).scalars())
 
 
 def downgrade() -> None:
-    """Put what is left of the log into one table again; what was dropped or folded is gone."""
+    """Copy the rest of the log into one table. Dropped logs and the histories made from them are lost."""
     refuse_losses(
         {
             "user_histories": "user_histories",

@@ -1,4 +1,4 @@
-"""Periods that cannot be learned: `failed` becomes `quarantined`, one may be skipped, and dead workers are counted.
+"""Rename the status `failed` to `quarantined`, add `skipped`, and count workers that crash during an update.
 
 Revision ID: 0003
 Revises: 0002
@@ -15,14 +15,14 @@ down_revision: str | None = "0002"
 branch_labels: None = None
 depends_on: None = None
 
-# Not `op.f`, which is there while migrations run and not where their order alone is asked for.
+# `conv`, and not `op.f`, which fails where the module is only imported to read its revision.
 CONSTRAINT = conv("ck_periods_status")
 FIRST_NAME = conv("ck_periods_ck_periods_status")
-"""Of the same constraint in 0001, whose names got their beginning twice."""
+"""Name of the constraint that 0001 made. The naming convention added the prefix a second time."""
 
 
 def upgrade() -> None:
-    """Rename the status, allow the new one, add who is at the update and the counter."""
+    """Rename the status, allow the new one, add the worker of the update and the counter of crashes."""
     op.drop_constraint(FIRST_NAME, "periods", type_="check")
     op.execute("UPDATE periods SET status = 'quarantined' WHERE status = 'failed'")
     op.create_check_constraint(
@@ -49,7 +49,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Undo `upgrade`; that a period was skipped is lost, it counts as failed."""
+    """Undo `upgrade`. Skipped periods become failed ones."""
     refuse_losses(
         {
             "periods.status": "periods WHERE status = 'skipped'",

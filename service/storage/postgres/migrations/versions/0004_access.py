@@ -1,4 +1,4 @@
-"""Keys that expire, and an audit to which rows are only added, with the reason and the request.
+"""Let API keys expire; make the audit append-only, with the reason and the id of the request.
 
 Revision ID: 0004
 Revises: 0003
@@ -16,7 +16,7 @@ depends_on: None = None
 
 
 def upgrade() -> None:
-    """Add the columns, and refuse changes of the audit from here on."""
+    """Add the columns, and a trigger that refuses changes of the audit."""
     op.add_column("api_keys", sa.Column("expires_at", sa.DateTime(timezone=True)))
     op.add_column("audit", sa.Column("reason", sa.Text()))
     op.add_column("audit", sa.Column("request_id", sa.Text()))
@@ -28,8 +28,8 @@ def upgrade() -> None:
                 USING ERRCODE = 'insufficient_privilege';
         END $$
     """)
-    # For each statement, so that one that meets no row is refused too; ALWAYS, so that it also holds where a session
-    # has set session_replication_role to replica, which turns ordinary triggers off.
+    # FOR EACH STATEMENT refuses a statement that affects no row too. ENABLE ALWAYS keeps the trigger on when a session
+    # sets session_replication_role to replica, which turns ordinary triggers off.
     op.execute("""
         CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit
         FOR EACH STATEMENT EXECUTE FUNCTION refuse_audit_change()
@@ -38,8 +38,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Let the audit be changed again; reasons go back into the details, request ids are lost, and so are expiries: what
-    has expired is revoked, other keys become valid for ever.
+    """Let the audit be changed again, and move reasons back into the details. Request ids are lost.
+
+    Expired keys become revoked ones; other keys that would expire become valid for ever.
     """
     refuse_losses(
         {

@@ -1,4 +1,4 @@
-"""A rate limit for each API key.
+"""Give each API key a rate limit of its own.
 
 Revision ID: 0005
 Revises: 0004
@@ -16,13 +16,13 @@ depends_on: None = None
 
 
 def upgrade() -> None:
-    """Keys that exist follow the setting."""
+    """Add the column. Existing keys keep the limit of the setting."""
     comment = "requests a second; 0: any number, null: as ASMG_RATE_LIMIT says"
     op.add_column("api_keys", sa.Column("rate_limit", sa.Double(), comment=comment))
     op.create_check_constraint(op.f("ck_api_keys_rate_limit"), "api_keys", "rate_limit >= 0")
 
 
 def downgrade() -> None:
-    """Forget the limits."""
+    """Drop the limits of keys."""
     refuse_losses({"api_keys.rate_limit": "api_keys WHERE rate_limit IS NOT NULL"})
     op.drop_column("api_keys", "rate_limit")

@@ -1,4 +1,4 @@
-"""Rows of the tables can be free: which rows a period has seen, and which allocation gave an id its row.
+"""Let rows of embedding tables be free; record the rows that a period used and the allocation of each row.
 
 Revision ID: 0006
 Revises: 0005
@@ -18,8 +18,8 @@ depends_on: None = None
 
 
 def upgrade() -> None:
-    """Every catalogue entry counts as stored in the open period."""
-    with op.get_context().autocommit_block():  # rows of an installation may be millions
+    """Add the columns and tables. All items count as stored in the open period."""
+    with op.get_context().autocommit_block():  # there may be millions of rows
         build_index("entity_rows_kind_row", "UNIQUE INDEX CONCURRENTLY {} ON entity_rows (kind, row)")
         build_index("entity_rows_kind_id", "UNIQUE INDEX CONCURRENTLY {} ON entity_rows (kind, id)")
     op.drop_constraint("pk_entity_rows", "entity_rows")
@@ -45,7 +45,7 @@ def upgrade() -> None:
         sa.Column("rows", ARRAY(sa.Integer()), nullable=False),
         sa.PrimaryKeyConstraint("kind", "period", name="pk_seen_rows"),
     )
-    # A constant default, which no row has to be written for.
+    # A constant default: Postgres rewrites no row for it.
     number = op.get_bind().exec_driver_sql("SELECT number FROM periods WHERE status = 'open'").scalar_one()
     op.add_column(
         "items",
@@ -61,10 +61,10 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Give free rows to ids that no client has: the release before knows none without.
+    """Give free rows to made-up ids, since the older release knows no row without an id.
 
-    Nor does it know that a row was somebody else's in a model from before: rolling back to such a model, or measuring
-    it, gives what ids it took for new the row of the id that was there.
+    The older release does not know that a row had another owner in an older model. If it rolls back to such a model or
+    evaluates it, an id gets the embedding that the row's former owner had learned.
     """
     refuse_losses(
         {

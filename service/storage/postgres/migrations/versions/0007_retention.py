@@ -1,4 +1,4 @@
-"""Pinned versions, what an alias named before, and the room that old versions leave.
+"""Add pinned versions and the previous version of an alias; reuse the space of old versions sooner.
 
 Revision ID: 0007
 Revises: 0006
@@ -16,8 +16,8 @@ depends_on: None = None
 
 
 def upgrade() -> None:
-    """Nothing is pinned; what the champion was before is taken to be its parent, as it is where nobody rolled back."""
-    # Of 50 versions one goes in each period. With the default of 20 %, the room of ten would wait for its reuse.
+    """Pin nothing. The champion's previous version is its parent, which is right unless somebody rolled back."""
+    # One of some 50 versions is removed each period. With the default of 20 % the space of ten would stay unused.
     op.execute("ALTER TABLE artifact_chunks SET (toast.autovacuum_vacuum_scale_factor = 0.05)")
     op.add_column(
         "model_versions",
@@ -40,7 +40,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Forget both."""
+    """Drop both columns."""
     refuse_losses(
         {
             "model_versions.pinned": "model_versions WHERE pinned",

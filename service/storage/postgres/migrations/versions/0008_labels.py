@@ -1,4 +1,4 @@
-"""Delayed labels: impressions and clicks beside the log, joined when a period is resolved; sampled negatives in it.
+"""Delayed labels: tables of impressions and clicks, which are joined at the end of a period; sampled negatives.
 
 Revision ID: 0008
 Revises: 0007
@@ -20,7 +20,7 @@ BYTEWISE = sa.Text(collation="C")
 
 
 def upgrade() -> None:
-    """Make the tables, with a partition for each period that has a log."""
+    """Create the tables, with a partition for each period that has a log."""
     op.add_column(
         "periods",
         sa.Column("labels", JSONB(), comment="what became of its impressions and clicks; null until they are resolved"),
@@ -91,7 +91,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """What was not resolved yet is gone; sampled negatives stay, and nothing tells them from others."""
+    """Drop unresolved impressions and clicks. Sampled negatives stay, and cannot be told from others any more."""
     refuse_losses(
         {
             "impressions": "impressions",

@@ -1,4 +1,4 @@
-"""Counters of the open period's interactions, and when the clicks of a log were added to the histories that stay.
+"""Count the interactions of the open period; record when the clicks of a log were added to `user_histories`.
 
 Revision ID: 0009
 Revises: 0008
@@ -16,7 +16,7 @@ depends_on: None = None
 
 
 def upgrade() -> None:
-    """Count the open period once; the other release, should it store events meanwhile, is counted with the update."""
+    """Count the open period once. Events that the older release stores after that are counted by the update."""
     op.create_table(
         "log_counters",
         sa.Column("period", sa.Integer(), autoincrement=False, nullable=False),
@@ -35,7 +35,10 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """The counters can be made again. A log that is folded and not dropped would be folded twice, and doubled."""
+    """Drop the counters, which can be rebuilt.
+
+    A log whose clicks are in `user_histories` and that is not dropped yet would be added a second time.
+    """
     refuse_losses({"periods.log_folded_at": "periods WHERE log_folded_at IS NOT NULL AND log_dropped_at IS NULL"})
     op.drop_column("periods", "log_folded_at")
     op.drop_table("log_counters")

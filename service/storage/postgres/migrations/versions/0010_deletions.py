@@ -1,4 +1,4 @@
-"""Deletions of users and items, and how many interactions of a closed period they have removed.
+"""Add deletions of users and items, and the number of interactions that they removed from each closed period.
 
 Revision ID: 0010
 Revises: 0009
@@ -19,7 +19,7 @@ TIMESTAMP = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
-    """Nothing was deleted so far."""
+    """Create the table and the counter. Nothing was deleted so far."""
     op.create_table(
         "deletions",
         sa.Column("deletion", sa.Text(), nullable=False),
@@ -52,7 +52,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Forget which deletions there were: a backup that is older than one can bring back what it removed."""
+    """Drop the list of deletions. Restoring a backup from before a deletion then brings its data back."""
     refuse_losses({"deletions": "deletions", "periods.forgotten": "periods WHERE forgotten > 0"})
     op.drop_column("periods", "forgotten")
     op.drop_table("deletions")

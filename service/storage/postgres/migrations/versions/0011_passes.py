@@ -1,4 +1,4 @@
-"""What users did last besides clicking: indexes by user, and what is left of it when a log is dropped.
+"""Keep the last interactions without a click of each user: indexes by user, and a table for dropped logs.
 
 Revision ID: 0011
 Revises: 0010
@@ -24,8 +24,8 @@ FOLDED_BEFORE = "when the clicks of its log were added to user_histories"
 
 
 def upgrade() -> None:
-    """Of logs that are dropped by now, nothing but the clicks is known."""
-    with op.get_context().autocommit_block():  # a log may be of millions
+    """Create the indexes and the table. Of logs that are dropped already only the clicks are known."""
+    with op.get_context().autocommit_block():  # a log may have millions of rows
         build_index_of_parts(
             "ix_interactions_passes",
             "interactions",
@@ -44,7 +44,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """What users passed by in dropped logs is gone."""
+    """Drop the last interactions without a click of dropped logs."""
     refuse_losses({"user_passes": "user_passes"})
     op.alter_column("periods", "log_folded_at", comment=FOLDED_BEFORE, existing_comment=FOLDED)
     op.drop_table("user_passes")

@@ -1,4 +1,4 @@
-"""Fields: contexts and weights of interactions, contexts of impressions, features of users and items, rows of values.
+"""Fields: contexts and weights of interactions, contexts of impressions, features of users and items.
 
 Revision ID: 0012
 Revises: 0011
@@ -19,16 +19,16 @@ depends_on: None = None
 TIMESTAMP = sa.DateTime(timezone=True)
 BYTEWISE = sa.Text(collation="C")
 
-# Not `op.f`, which is there while migrations run and not where their order alone is asked for.
+# `conv`, and not `op.f`, which fails where the module is only imported to read its revision.
 CONSTRAINT = conv("ck_entity_rows_kind")
 FIRST_NAME = conv("ck_entity_rows_ck_entity_rows_kind")
-"""Of the same constraint in 0001, whose names got their beginning twice."""
+"""Name of the constraint that 0001 made. The naming convention added the prefix a second time."""
 
 OWNERS = ("user", "item")
 
 
 def upgrade() -> None:
-    """Nothing is known of any field so far."""
+    """Add the columns and tables, which are empty so far."""
     op.add_column("interactions", sa.Column("context", JSONB(), comment="values of the fields of the context, as sent"))
     op.add_column("interactions", sa.Column("weight", sa.REAL(), comment="null for 1"))
     op.add_column("impressions", sa.Column("context", JSONB(), comment="of all items"))
@@ -48,7 +48,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Values of fields are gone."""
+    """Drop all values of fields."""
     refuse_losses(
         {
             "interactions.context": "interactions WHERE context IS NOT NULL",

@@ -1,0 +1,91 @@
+"""What runs within one transaction: the repositories, read sessions, units of work, and the advisory locks they take.
+
+`Database` opens a session for each read or write of a use case.
+"""
+
+from enum import IntEnum
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.storage.postgres.repositories import (
+    Artifacts,
+    Audit,
+    Deletions,
+    Entities,
+    Evaluations,
+    Features,
+    Interactions,
+    Items,
+    Keys,
+    Labels,
+    Models,
+    Past,
+    PeriodLogs,
+    Periods,
+    Removals,
+    Stages,
+    Traces,
+)
+
+__all__ = ["Lock", "ReadSession", "Session", "UnitOfWork"]
+
+
+class Lock(IntEnum):
+    """Keys of the advisory locks. The upper half spells `"asmg"`, so that they differ from those of other programs."""
+
+    LOG = 0x61736D67_00000001
+    """The end of the log: shared by ingestion, exclusive while a period is closed."""
+    MODELS = 0x61736D67_00000002
+    """Model versions and aliases: exclusive while one is published or moved."""
+    MIGRATE = 0x61736D67_00000003
+    """The schema: exclusive while it changes."""
+    WORKER = 0x61736D67_00000004
+    """Held by the leading worker for as long as it leads."""
+
+
+class Session:
+    """The repositories over one transaction."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+        self.periods = Periods(connection)
+        self.period_logs = PeriodLogs(connection)
+        self.stages = Stages(connection)
+        self.interactions = Interactions(connection)
+        self.labels = Labels(connection)
+        self.features = Features(connection)
+        self.past = Past(connection)
+        self.items = Items(connection)
+        self.entities = Entities(connection)
+        self.models = Models(connection)
+        self.artifacts = Artifacts(connection)
+        self.evaluations = Evaluations(connection)
+        self.keys = Keys(connection)
+        self.audit = Audit(connection)
+        self.deletions = Deletions(connection)
+        self.traces = Traces(connection)
+        self.removals = Removals(connection)
+
+
+class ReadSession(Session):
+    """One snapshot of the database. Postgres refuses every write in it."""
+
+
+class UnitOfWork(Session):
+    """One transaction, rolled back unless `commit` is called.
+
+    A statement after `commit` opens the next transaction, to which the same applies. Locks end with their transaction.
+    """
+
+    async def commit(self) -> None:
+        """Make all writes since the beginning, or since the last commit, durable."""
+        await self.connection.commit()
+
+    async def lock_shared(self, name: Lock) -> None:
+        """Wait until nobody holds `name` exclusively, then hold it together with others until the transaction ends."""
+        await self.connection.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": int(name)})
+
+    async def lock_exclusive(self, name: Lock) -> None:
+        """Wait until nobody holds `name`, then hold it alone until the transaction ends."""
+        await self.connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": int(name)})

@@ -1,0 +1,49 @@
+"""The schema, as SQLAlchemy Core tables by subject.
+
+The repositories build their statements from them. Only the migrations change a schema; `alembic check` and
+`asmg verify` compare a database with `metadata`.
+"""
+
+from service.storage.postgres.tables.access import api_keys, audit, deletions
+from service.storage.postgres.tables.base import metadata
+from service.storage.postgres.tables.log import (
+    LOG,
+    clicks,
+    event_ids,
+    impressions,
+    interactions,
+    log_counters,
+    unresolved_positives,
+)
+from service.storage.postgres.tables.models import aliases, artifact_chunks, artifacts, evaluations, model_versions
+from service.storage.postgres.tables.rows import entity_rows, seen_rows
+from service.storage.postgres.tables.updates import period_stages, periods
+from service.storage.postgres.tables.users import item_features, items, user_features, user_histories, user_passes
+
+__all__ = [
+    "LOG",
+    "aliases",
+    "api_keys",
+    "artifact_chunks",
+    "artifacts",
+    "audit",
+    "clicks",
+    "deletions",
+    "entity_rows",
+    "evaluations",
+    "event_ids",
+    "impressions",
+    "interactions",
+    "item_features",
+    "items",
+    "log_counters",
+    "metadata",
+    "model_versions",
+    "period_stages",
+    "periods",
+    "seen_rows",
+    "unresolved_positives",
+    "user_features",
+    "user_histories",
+    "user_passes",
+]

@@ -1,0 +1,83 @@
+"""Tables of artifacts, model versions, aliases and evaluations."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    Table,
+    Text,
+    false,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from service.storage.postgres.tables.base import TIMESTAMP, metadata
+
+__all__ = ["aliases", "artifact_chunks", "artifacts", "evaluations", "model_versions"]
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("digest", Text, primary_key=True, comment="SHA-256 of the content, in hex"),
+    Column("kind", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+)
+
+artifact_chunks = Table(
+    "artifact_chunks",
+    metadata,
+    Column("digest", ForeignKey("artifacts.digest", ondelete="CASCADE"), primary_key=True),
+    Column("index", Integer, primary_key=True, autoincrement=False),
+    # The migration sets STORAGE EXTERNAL, since compressing weights costs time and saves nothing.
+    Column("data", LargeBinary, nullable=False),
+)
+
+model_versions = Table(
+    "model_versions",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("period", Integer, nullable=False, unique=True, comment="the period it learned last; 0 for the prior"),
+    Column("kind", Text, nullable=False),
+    Column("parent_version", ForeignKey("model_versions.version")),
+    Column("serving_digest", ForeignKey("artifacts.digest")),
+    Column("state", JSONB, nullable=False, comment="training state: name to artifact digest or value"),
+    Column("scores", JSONB, nullable=False),
+    Column("gate", JSONB, nullable=False),
+    Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("created_by", Text, nullable=False),
+    Column("pinned", Boolean, nullable=False, server_default=false(), comment="an operator wants it kept whole"),
+    CheckConstraint("version >= 0", name="version"),
+    CheckConstraint("kind IN ('prior', 'generated', 'incremental', 'previous')", name="kind"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", ForeignKey("model_versions.version"), nullable=False),
+    Column("previous_version", ForeignKey("model_versions.version"), comment="what it named before"),
+    Column("active_from", TIMESTAMP, nullable=False),
+    Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("updated_by", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    CheckConstraint("name IN ('champion', 'head', 'baseline')", name="name"),
+)
+
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("period", ForeignKey("periods.number"), primary_key=True, autoincrement=False),
+    Column("model", Text, primary_key=True),
+    Column("version", Integer),
+    Column("events", BigInteger, nullable=False),
+    Column("auc", Double, comment="null where all labels of the period are equal"),
+    Column("logloss", Double, nullable=False),
+    Column("calibration", Double),
+    CheckConstraint("model IN ('generated', 'incremental', 'previous', 'baseline')", name="model"),
+)

@@ -1,0 +1,38 @@
+"""Tables about the rows of the embedding tables: the id that has a row, and the periods that used it."""
+
+from sqlalchemy import CheckConstraint, Column, Integer, Table, Text, UniqueConstraint
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from service.storage.postgres.tables.base import metadata
+
+__all__ = ["entity_rows", "seen_rows"]
+
+entity_rows = Table(
+    "entity_rows",
+    metadata,
+    # Each embedding table has rows 1, 2, 3, … here, without gaps; row 0, the cold row, is left out.
+    Column("kind", Text, primary_key=True),
+    Column(
+        "row",
+        Integer,
+        primary_key=True,
+        autoincrement=False,
+        comment="row of the embedding table; row 0 is the cold row",
+    ),
+    Column("id", Text, comment="null where the row is free: its id was evicted"),
+    Column("first_period", Integer, nullable=False),
+    Column("allocation", Integer, nullable=False, comment="number of the one that gave the id its row"),
+    UniqueConstraint("kind", "id"),
+    CheckConstraint("kind IN ('user', 'item', 'category', 'field')", name="kind"),
+    CheckConstraint("row >= 1", name="row"),
+)
+
+seen_rows = Table(
+    "seen_rows",
+    metadata,
+    # A table of its own: a "last seen" column of `entity_rows` would rewrite each row that a period used, and its index
+    # entries.
+    Column("kind", Text, primary_key=True),
+    Column("period", Integer, primary_key=True, autoincrement=False),
+    Column("rows", ARRAY(Integer), nullable=False),
+)

@@ -1,0 +1,102 @@
+"""Clients of Redis, and what concerns all keys of the service at once.
+
+Each process makes one client when it starts.
+"""
+
+from collections.abc import AsyncIterator
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
+
+from service.errors import NotReady
+from service.tasks import start_alone
+
+__all__ = ["connect", "connection_problem", "purge", "scan_pages"]
+
+NAMESPACE = "asmg:"
+"""Prefix of all keys of the service."""
+
+KEYS_OF_A_PAGE = 1000
+"""Keys that one `SCAN` looks at. Redis does nothing else meanwhile."""
+
+
+def connect(url: str) -> Redis:
+    """Make a client. It connects when it is first used, and raises within seconds when Redis does not answer.
+
+    At most 256 connections are open; further callers wait for up to 2 seconds for one. An error there would send a
+    burst of requests to Postgres at the worst time.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+    """
+    pool = DetachedPool.from_url(
+        url,
+        max_connections=256,
+        timeout=2,
+        socket_connect_timeout=1,
+        socket_timeout=5,
+        health_check_interval=30,
+        retry=Retry(NoBackoff(), 1),
+    )
+    return Redis.from_pool(pool)
+
+
+class DetachedPool(BlockingConnectionPool):
+    """A pool that opens connections outside of the request that needs one first.
+
+    A connection outlives that request, so it must not carry the request's id into the log.
+    """
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """Open the connection if it is not open."""
+        if connection.is_connected:
+            await super().ensure_connection(connection)
+        else:
+            await start_alone(super().ensure_connection(connection))
+
+
+async def connection_problem(url: str) -> str | None:
+    """Say why the Redis at this URL cannot be used now; None if it can. The text contains nothing of the URL."""
+    redis = connect(url)
+    try:
+        await redis.ping()
+    except (RedisError, OSError) as error:
+        cause = error.__cause__ or error  # set for errors while it connects
+        if isinstance(cause, (AuthenticationError, AuthorizationError)):
+            return "refuses the user name or password"
+        if isinstance(cause, ResponseError):
+            return f"refuses the connection: {cause}"
+        return f"does not answer: {type(error).__name__}"
+    finally:
+        await redis.aclose()
+    return None
+
+
+async def purge(redis: Redis) -> int:
+    """Remove every key of the service; return how many there were.
+
+    Raises:
+        NotReady: Redis does not answer.
+    """
+    removed = 0
+    try:
+        async for keys in scan_pages(redis, f"{NAMESPACE}*"):
+            removed += await redis.unlink(*keys)
+    except RedisError as error:
+        raise NotReady(f"Redis does not answer: {type(error).__name__}") from error
+    return removed
+
+
+async def scan_pages(redis: Redis, *patterns: str) -> AsyncIterator[list[bytes | str]]:
+    """The keys that match a pattern, in pages; the patterns one after the other."""
+    for pattern in patterns:
+        cursor = 0
+        while True:
+            cursor, keys = await redis.scan(cursor, match=pattern, count=KEYS_OF_A_PAGE)
+            if keys:
+                yield keys
+            if cursor == 0:
+                break
