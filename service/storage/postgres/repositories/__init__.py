@@ -14,6 +14,7 @@ from service.storage.postgres.repositories.interactions import Interactions
 from service.storage.postgres.repositories.label_events import Click, Impression, interaction_id
 from service.storage.postgres.repositories.label_resolution import Resolved
 from service.storage.postgres.repositories.labels import Labels
+from service.storage.postgres.repositories.log_columns import Contexts, PeriodLog
 from service.storage.postgres.repositories.models import (
     Alias,
     AliasName,
@@ -25,7 +26,6 @@ from service.storage.postgres.repositories.models import (
     ModelVersion,
 )
 from service.storage.postgres.repositories.past import Earlier, Past, PastEvent
-from service.storage.postgres.repositories.period_log import Contexts, PeriodLog
 from service.storage.postgres.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus, Stage, Stages
 from service.storage.postgres.repositories.traces import FOUND_AT_ONCE, LOG_ROWS, PeriodTraces, Traces
 
