@@ -29,7 +29,7 @@ from service.storage.postgres.repositories import (
     PastEvent,
     PeriodStatus,
     Raced,
-    log_reading,
+    log_columns,
     past,
 )
 
@@ -232,7 +232,7 @@ class TestInteractions:
     async def test_log_is_in_order_whatever_the_page(
         self, database: Database, monkeypatch: pytest.MonkeyPatch, page: int
     ) -> None:
-        monkeypatch.setattr(log_reading, "ROWS_OF_A_PAGE", page)
+        monkeypatch.setattr(log_columns, "ROWS_OF_A_PAGE", page)
         random = Random(0)
         events = [event(f"e{n:03}", f"u{n}", f"i{n}", n % 2, random.randrange(10)) for n in range(50)]
         await insert(database, events[25:])

@@ -16,7 +16,7 @@ from service.storage.postgres.repositories.items import Catalogue, Items
 from service.storage.postgres.repositories.label_events import Click, Impression, interaction_id
 from service.storage.postgres.repositories.label_resolution import Resolved
 from service.storage.postgres.repositories.labels import Labels
-from service.storage.postgres.repositories.log_reading import Contexts, PeriodLog
+from service.storage.postgres.repositories.log_columns import Contexts, PeriodLog
 from service.storage.postgres.repositories.models import (
     Alias,
     AliasName,

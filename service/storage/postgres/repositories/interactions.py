@@ -12,7 +12,7 @@ from service.storage.postgres import tables
 from service.storage.postgres.driver import asyncpg_connection
 from service.storage.postgres.events import EventBatch
 from service.storage.postgres.repositories.insertion import ADD_TO_COUNT, Inserted, insert_events, known_ids
-from service.storage.postgres.repositories.log_reading import Contexts, PeriodLog, read_contexts, read_log
+from service.storage.postgres.repositories.log_columns import Contexts, PeriodLog, read_contexts, read_log
 
 __all__ = ["Interactions"]
 

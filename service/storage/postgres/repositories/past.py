@@ -16,7 +16,7 @@ from asmg.layout import RECENT
 from service.limits import MAX_FUTURE_SECONDS, MAX_HISTORY
 from service.storage.postgres import tables
 from service.storage.postgres.repositories.label_events import INTERACTION_ID
-from service.storage.postgres.repositories.log_reading import concatenate_pages
+from service.storage.postgres.repositories.log_columns import concatenate_pages
 
 __all__ = ["FOLDED", "KEPT", "LOCK_FOLDED", "Earlier", "Past", "PastEvent"]
 
