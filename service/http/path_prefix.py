@@ -33,7 +33,7 @@ class PathPrefix:
         self._first_segments = frozenset(first_segments)
 
     def route_path(self, scope: Scope) -> str:
-        """The path of a request without the prefix.
+        """The path of a request without the prefix, and without the path of a mount in another application.
 
         The scope gets both in the form of ASGI: `root_path` is the prefix, and `path` begins with it, whether the proxy
         has removed it or not.
@@ -42,10 +42,13 @@ class PathPrefix:
         if known is not None:
             return known
         path: str = scope["path"]
+        mount: str = scope.get("root_path", "")
+        if mount and path.startswith(f"{mount}/"):
+            path = path[len(mount) :]
         prefix = self._prefix(scope)
         if prefix:
             path = self._without(prefix, path)
-            scope["root_path"], scope["path"] = prefix, prefix + path
+            scope["root_path"], scope["path"] = mount + prefix, mount + prefix + path
         scope[_ROUTE_PATH] = path
         return path
 
