@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 import torch
 
+from asmg.base_state import dump_base
 from asmg.datasets.prepared import PreparedLog
 from asmg.experiments.chain import run_chain
 from asmg.experiments.methods import MethodJob
@@ -215,7 +216,7 @@ def test_a_method_that_diverges_is_named_and_the_others_stay(
     base = training.pretrained(periods.data[:3], periods.data[3], stage_rng(0, 0, "pretrain"))
     run_chain(out / "chains" / "seed-0", periods, PROTOCOL, 0, start=base)
     huge = replace(base, params={name: 1e30 * p.sign() for name, p in base.params.items()})
-    part = training.dump(huge)["base"]
+    part = dump_base(training.model, huge)["base"]
     (out / "chains" / "seed-0" / "base.safetensors").write_bytes(part.to_bytes())
     with pytest.raises(ExperimentError, match=r"seed 0, bu-3: .*expected .*finite"):
         run_experiment(small_log_folder, out, replace(options, methods=("iu", "bu-3")), say=quiet)
