@@ -52,6 +52,7 @@ MAY: dict[tuple[str, str], str] = {
     ("http/routers/ops.py", "add_done_callback"): "looks at an exception, so that asyncio does not complain",
     ("http/connection/guard.py", "call_later"): "aborts a connection or checks its deadlines; logs nothing",
     ("http/connection/guard.py", "call_soon"): "gives uvicorn a request, which answers each in an empty context",
+    ("http/connection/transport.py", "call_soon"): "sends what was written for a client; logs nothing",
     ("processes/stop_request.py", "call_soon_threadsafe"): "sets an event of a command",
     ("processes/child.py", "Thread"): "a thread has an empty context",
     ("use_cases/update/stage.py", "run_coroutine_threadsafe"): "the worker, which answers no requests",

@@ -20,6 +20,7 @@ from service.context import current_request_id
 from service.errors import NotReady
 from service.http.app_state import AppState
 from service.http.connection.reader import PIECE_BYTES, IncomingRequest, RequestReader
+from service.http.connection.transport import UvicornTransport
 from service.http.headers import REQUEST_ID_HEADER, request_id_of
 from service.http.problems import render_problem
 
@@ -75,7 +76,7 @@ class Connection(asyncio.Protocol):
         self._default_headers = server_state.default_headers
         self._loop = _loop or asyncio.get_running_loop()
         self._uvicorn = HttpToolsProtocol(config, server_state, {**app_state, "connection": self}, _loop)
-        self._uvicorn_transport: _UvicornTransport | None = None  # until uvicorn was told that the connection is lost
+        self._uvicorn_transport: UvicornTransport | None = None  # until uvicorn was told that the connection is lost
         self._reader = RequestReader()
         self._current: IncomingRequest | None = None  # the request that uvicorn has
         self._answer_has_begun = False  # of a current request whose body was not complete
@@ -106,7 +107,9 @@ class Connection(asyncio.Protocol):
         elif excess > 0:
             self._refuse(NotReady(f"the process has {settings.max_connections} connections, and takes no more"))
         else:
-            self._uvicorn_transport = _UvicornTransport(transport, self)
+            self._uvicorn_transport = UvicornTransport(
+                transport, self._loop, close=self.close, is_closing=self.is_closing, pause=self.pause_for_uvicorn
+            )
             self._uvicorn.connection_made(self._uvicorn_transport)
 
     def data_received(self, data: bytes) -> None:
@@ -160,6 +163,8 @@ class Connection(asyncio.Protocol):
         """Close the connection when what was written is sent, and what the client still sends is not reset."""
         if self._is_closing:
             return
+        if self._uvicorn_transport is not None:
+            self._uvicorn_transport.flush()
         self._is_closing = True
         newest = self._reader.newest
         seconds: float = self._state.settings.body_deadline_seconds
@@ -206,6 +211,8 @@ class Connection(asyncio.Protocol):
         self._current, self._answer_has_begun = None, False
         if self._is_closing:
             return
+        if self._uvicorn_transport is not None:
+            self._uvicorn_transport.flush()
         self._is_idle = not self._reader.in_head
         if self._reader.requests:
             self._loop.call_soon(self._give_to_uvicorn)
@@ -340,34 +347,6 @@ class Connection(asyncio.Protocol):
         if self._current is None:
             return _Wait.NEXT_REQUEST if self._is_idle else _Wait.HEAD
         return None if self._current.is_complete else _Wait.BODY
-
-
-class _UvicornTransport(asyncio.Transport):
-    """The transport that uvicorn's protocol gets: its connection decides when it is closed, and whether it reads."""
-
-    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
-        super().__init__()
-        self._connection = connection
-        self.write = transport.write  # type: ignore[method-assign]
-        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
-        self.close = connection.close  # type: ignore[method-assign]
-        self.is_closing = connection.is_closing  # type: ignore[method-assign]
-
-    def pause_reading(self) -> None:
-        """Read no more for uvicorn."""
-        self._connection.pause_for_uvicorn(True)
-
-    def resume_reading(self) -> None:
-        """Go on reading for uvicorn."""
-        self._connection.pause_for_uvicorn(False)
-
-    def detach(self) -> None:
-        """Ignore whatever uvicorn still writes, and that it closes the connection."""
-        self.write = self.close = _ignore  # type: ignore[method-assign, assignment]
-
-
-def _ignore(*_: object) -> None:
-    pass
 
 
 def with_connection(app: ASGIApp) -> ASGIApp:
