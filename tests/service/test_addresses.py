@@ -1,4 +1,4 @@
-"""URLs of servers are read in one way or refused, and nothing of a password is told; what is this host's own."""
+"""URLs of servers have one reading or are refused, no password is shown, and local addresses are recognised."""
 
 from contextlib import redirect_stderr
 from io import StringIO

@@ -1,4 +1,4 @@
-"""Who may call what."""
+"""API keys: who may call which endpoint."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Impressions and clicks: stored once, whoever comes first, and in histories at once."""
+"""Impressions and clicks are stored once, in whichever order they arrive, and count in histories at once."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

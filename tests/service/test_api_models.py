@@ -1,4 +1,4 @@
-"""Model versions, swaps and the way back."""
+"""Model versions, swaps and rollbacks."""
 
 import asyncio
 import json

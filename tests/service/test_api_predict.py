@@ -1,4 +1,4 @@
-"""Predictions over HTTP: one by one, in batches, by the short way and by the long one, and beside the event loop."""
+"""Predictions over HTTP: single and in batches, by the short and the long code path, and in threads."""
 
 import asyncio
 import json

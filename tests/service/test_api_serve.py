@@ -1,4 +1,4 @@
-"""`asmg serve` and its company as programs: started, killed and stopped for real."""
+"""`asmg serve` and related programs, really started, killed and stopped."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The audit: who did what, when and why, to which rows are only added."""
+"""The audit records who did what, when and why to which rows, and only grows."""
 
 import asyncio
 import re

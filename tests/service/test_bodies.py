@@ -1,4 +1,4 @@
-"""The quick parsers of bodies accept nothing that pydantic would not, and no client can tell them from it."""
+"""The fast body parsers accept only what pydantic accepts, and give clients the same answers."""
 
 import dataclasses
 import json

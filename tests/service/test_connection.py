@@ -1,4 +1,4 @@
-"""What a client sees of a connection: answers in order, whole bodies, the end of the connection, and nothing kept."""
+"""What a client sees of a connection: ordered answers, whole bodies, its end; and no memory of past requests."""
 
 import asyncio
 import gc

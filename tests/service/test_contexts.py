@@ -1,4 +1,4 @@
-"""Whose work a task is: what works for several requests, or outlives one, is in the log without a request id."""
+"""Log contexts: work that several requests share, or that outlives one, is logged without a request id."""
 
 import ast
 import asyncio

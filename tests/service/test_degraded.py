@@ -1,4 +1,4 @@
-"""Predictions while Postgres or Redis, or both, are killed or hang: real servers of the test's own."""
+"""Predictions while Postgres, Redis or both are killed or hang, on the test's own real servers."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Deletions: nothing that is stored about an id stays, and the calls say so."""
+"""Deletions: nothing that is stored about an id remains, and the calls report it."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

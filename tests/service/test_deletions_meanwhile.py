@@ -1,4 +1,4 @@
-"""Deletions while others are at work: ingestion, closes, updates, a killed process, the worker."""
+"""Deletions beside other work: ingestion, closes, updates, a killed process, the worker."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

@@ -1,4 +1,4 @@
-"""Deletions and models: the next model knows nothing of the id, and no update brings it back."""
+"""Deletions and models: the next model knows nothing of the id, and no update restores it."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Deletions and backups: a restored database deletes again who was deleted since."""
+"""Deletions and backups: a restored database deletes again the ids that were deleted since the backup."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

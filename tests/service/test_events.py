@@ -1,4 +1,4 @@
-"""A batch of events is the same whether it was read from JSON or made of objects, and stores what it says."""
+"""A batch of events is the same from JSON and from objects, and stores the values that it was given."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Eviction in the period cycle: tables stay bounded, and no model takes one id for another that had its row before."""
+"""Eviction in the period cycle: tables stay bounded, and no model confuses an id with a row's former owner."""
 
 import asyncio
 from collections.abc import Callable, Iterator

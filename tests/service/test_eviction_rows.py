@@ -1,4 +1,4 @@
-"""Ids that were not seen for long lose their row: who counts as seen, who keeps a row, and who gets it next."""
+"""Table rows under eviction: which ids count as seen, which keep their row, and which get it next."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""Updates while workers and servers are killed and frozen, disks fill up: exactly one outcome, and nobody waits for it.
+"""Updates while workers and servers are killed or frozen and disks fill up: exactly one outcome, and no blocking.
 
-Real workers, really killed, at moments that a gate in Postgres holds them at.
+Real workers are really killed, at moments at which a lock in Postgres holds them.
 """
 
 import asyncio

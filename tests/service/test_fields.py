@@ -1,4 +1,4 @@
-"""Fields on their way in: contexts, weights and features as they are sent, refused, stored, and read as of a moment."""
+"""Fields as input: contexts, weights and features that are sent, refused, stored, and read as of a moment."""
 
 import asyncio
 import json

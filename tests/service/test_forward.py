@@ -1,4 +1,4 @@
-"""The compiled forward pass against the reference in torch, which itself is compared with the library's."""
+"""The compiled forward pass equals the reference in torch, and the reference equals the library's."""
 
 from dataclasses import replace
 from pathlib import Path

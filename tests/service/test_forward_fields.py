@@ -1,4 +1,4 @@
-"""Fields in a serving snapshot: what a request's are read as, and the scores that they make."""
+"""Fields in a serving snapshot: how a request's values are read, and the scores that follow."""
 
 from dataclasses import replace
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Statistics in the forward pass: those that training computes of the same interaction, by both ways to a score."""
+"""Statistics in the forward pass equal those that training computes for the same interaction."""
 
 from dataclasses import replace
 from pathlib import Path

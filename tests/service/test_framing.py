@@ -1,6 +1,6 @@
-"""Where a request ends is never a matter of opinion: each is answered once or refused, and no body is a request.
+"""Where a request ends: each request is answered once or refused, and no body is taken for a request.
 
-The requests are those of `raw_requests`, on real connections to a real process; plain uvicorn is sent the same.
+The requests of `raw_requests` go over real connections to a real process, and to plain uvicorn for comparison.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The health of a worker: whether its work gets further, as another process of the host sees it."""
+"""The health of a worker: whether its work progresses, as another process of the host sees it."""
 
 import asyncio
 import signal

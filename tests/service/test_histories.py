@@ -1,4 +1,4 @@
-"""The histories that a process remembers: one round trip for many, never older than it says, and own clicks at once."""
+"""The history cache of a process: one round trip for many, bounded age, and the process's own clicks at once."""
 
 import asyncio
 import gc

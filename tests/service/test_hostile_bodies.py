@@ -1,4 +1,4 @@
-"""Clients that mean harm, on real connections to a real process: refused in bounded time and memory, nothing stored."""
+"""Hostile clients on real connections to a real process: refused in bounded time and memory, nothing stored."""
 
 import gzip
 import itertools

@@ -1,4 +1,4 @@
-"""The hashes of ids are XXH64, however they are computed."""
+"""The hashes of ids are XXH64 in every implementation."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Calls that store events at the same time, and the connections on which they do."""
+"""Calls that store events at the same time, and the connections that they use."""
 
 import asyncio
 from contextlib import aclosing

@@ -1,4 +1,4 @@
-"""What the log says and what it never says: the request that a line belongs to, and nothing of a failed login."""
+"""The log: which request a line names, and that nothing of a failed login appears."""
 
 import asyncio
 import logging

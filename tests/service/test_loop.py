@@ -1,4 +1,4 @@
-"""The whole loop: predict, log, close, update, swap, roll back, with real processes, while predictions never stop."""
+"""The whole loop with real processes: predict, log, close, update, swap, roll back, without a gap in predictions."""
 
 import asyncio
 import time

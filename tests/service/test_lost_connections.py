@@ -1,6 +1,6 @@
-"""Connections to Postgres that fail at any point while they are opened, or end between two statements.
+"""Connections to Postgres that fail at any point while they are opened, or between two statements.
 
-A server of the test's own stands before Postgres. It passes bytes on until it is told to fail in a certain way.
+A proxy of the test stands before Postgres. It forwards bytes until it is told to fail in a certain way.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Logs of clicks alone: negatives are sampled when a period is resolved, and what is served is calibrated."""
+"""Logs with clicks only: negatives are sampled when a period is resolved, and predictions are calibrated."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What clients send that is not quite what the examples show: integers as ids, seconds, wrong clocks, gzip, nobody."""
+"""Unusual but valid client input: integers as ids, seconds, wrong clocks, gzip, visitors without an id."""
 
 import gzip
 import json

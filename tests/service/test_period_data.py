@@ -1,4 +1,4 @@
-"""From logs in ids to rows, against a slow and obvious version of it."""
+"""From a log of ids to table rows, compared with a slow and obvious version."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

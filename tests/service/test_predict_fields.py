@@ -1,4 +1,4 @@
-"""Predictions with fields, over HTTP: each score is what the snapshot says to what was sent and what is stored."""
+"""Predictions with fields over HTTP: each score is the snapshot's for what was sent and what is stored."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Periods that are not learned: retried or skipped by an operator, in and out of turn; what becomes of their logs."""
+"""Periods that are not learned: an operator retries or skips them, in and out of turn; and their logs."""
 
 import asyncio
 import getpass

@@ -1,4 +1,4 @@
-"""Features of users on a real Redis are those that are valid now, whatever races."""
+"""Features of users in a real Redis are the valid ones, in every race."""
 
 import asyncio
 from contextlib import aclosing

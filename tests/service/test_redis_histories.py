@@ -1,4 +1,4 @@
-"""Histories on a real Redis are never stale, whatever races."""
+"""Histories in a real Redis are never stale, in any race."""
 
 import asyncio
 from contextlib import aclosing

@@ -1,4 +1,4 @@
-"""Histories and notices while Redis is away, and when it is back."""
+"""Histories and notices while Redis is unavailable, and after it returns."""
 
 import logging
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Impressions and clicks become the log of a period: each case by hand, once, whatever is killed, however late."""
+"""Impressions and clicks become the log of a period: each case by hand, once, despite kills and delays."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""A backup restored on an empty server is the same service again, or nothing."""
+"""A backup restored on an empty server gives the same service again, or nothing."""
 
 import asyncio
 from pathlib import Path

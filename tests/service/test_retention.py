@@ -1,4 +1,4 @@
-"""What is let go of after a period, and that nothing is that anybody still needs."""
+"""What is dropped after a period, and that nothing is dropped which is still needed."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator

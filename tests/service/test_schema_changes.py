@@ -1,4 +1,4 @@
-"""A field is added and another one dropped while the service runs: predictions go on, and so does the model."""
+"""Fields are added and dropped while the service runs: predictions continue, and so does the model."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Files of a running installation are changed, cut short and replaced, and nothing of it reaches what is served."""
+"""Files of a running installation are changed, truncated and replaced, without effect on what is served."""
 
 import asyncio
 import errno

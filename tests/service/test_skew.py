@@ -1,6 +1,6 @@
-"""No look-ahead, no skew: what /predict says is what can be computed later from the stored log and the version alone.
+"""No look-ahead, no skew: every score of /predict can be recomputed from the stored log and the version alone.
 
-A log is replayed through HTTP, and every score is noted. Afterwards each is computed again: what the user had done from
+A log is replayed through HTTP, and every score is noted. Afterwards each is computed again: the user's past from
 the interactions with a strictly earlier time, by a slow and obvious definition; the statistics and the model from the
 artifacts of the version that answered; the forward pass by hand, in double precision.
 """

@@ -1,4 +1,4 @@
-"""Artifacts: stored once, found in either place, never believed without their digest, deleted only when unused."""
+"""Artifacts: stored once, found in either place, used only with the right digest, deleted only when unused."""
 
 import asyncio
 import hashlib

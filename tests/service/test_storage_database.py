@@ -1,4 +1,4 @@
-"""Sessions, locks and the election of a leader, each with real concurrency."""
+"""Sessions, locks and leader election, each with real concurrency."""
 
 import asyncio
 import errno

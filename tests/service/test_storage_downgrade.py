@@ -1,4 +1,4 @@
-"""A downgrade that would lose something says so, and does nothing unless what it loses is named."""
+"""A downgrade that would lose something says so, and proceeds only if the loss is named."""
 
 import asyncio
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Migrations: up, down, at once from many processes, and no difference to the tables."""
+"""Migrations: up, down, by many processes at once, and always to the same tables."""
 
 import asyncio
 import subprocess

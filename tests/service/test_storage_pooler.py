@@ -1,4 +1,4 @@
-"""A pooler that lends connections transaction by transaction is refused at start; one that keeps sessions is not."""
+"""A pooler in transaction mode is refused at start; one in session mode is accepted."""
 
 import asyncio
 import os

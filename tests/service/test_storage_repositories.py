@@ -1,4 +1,4 @@
-"""Every repository against a real Postgres; the ones that concurrent callers share, with concurrent callers."""
+"""Every repository against a real Postgres, with concurrent callers where they share one."""
 
 import asyncio
 from collections import Counter

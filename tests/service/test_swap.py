@@ -1,4 +1,4 @@
-"""How one snapshot takes over from another in a process: at the moment, whole, and whatever is wrong with the next."""
+"""How a snapshot replaces another in a process: at the moment, completely, and whatever is wrong with the next."""
 
 import asyncio
 import gc

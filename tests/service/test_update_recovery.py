@@ -1,4 +1,4 @@
-"""Updates that are stopped anywhere and continued by a fresh one: the version is the same, once."""
+"""Updates that are stopped anywhere and continued by a new one: the version is the same, once."""
 
 import asyncio
 import random

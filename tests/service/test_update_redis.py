@@ -1,4 +1,4 @@
-"""Updates whose Redis is empty, wrong or away: Postgres has all that an update needs."""
+"""Updates while Redis is empty, wrong or unavailable: Postgres has everything that an update needs."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Updates whose starting state changes meanwhile: a rollback, an excise, another worker. Nothing is published."""
+"""Updates whose starting state changes: a rollback, an excise, another worker. Nothing is published."""
 
 import asyncio
 from collections.abc import Callable, Iterator

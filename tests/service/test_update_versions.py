@@ -1,4 +1,4 @@
-"""What a version is made of: its parts, lineage and scores follow from the periods up to its own alone."""
+"""A version's parts, lineage and scores follow only from the periods up to its own."""
 
 from collections.abc import Callable
 from dataclasses import replace
