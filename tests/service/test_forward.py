@@ -135,7 +135,7 @@ def test_a_snapshot_without_any_id(tmp_path: Path, which: str, hidden: tuple[int
 
 
 def test_only_what_belongs_to_a_request_is_written(pair: tuple[Snapshot, Snapshot]) -> None:
-    """The arrays around those that the machine code is given stay as they are."""
+    """The arrays around those that the machine code gets do not change."""
     for snapshot in pair:
         scores, cold = np.full(300, 7, np.float32), np.full(300, 7, np.int32)
         items = ["unknown"] * 100

@@ -259,7 +259,7 @@ async def test_a_shorter_history_leaves_what_is_recent_as_it_is(
 async def test_a_history_that_is_sent_replaces_the_history_alone(
     postgres_dsn: str, redis_url: str, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of somebody who is in memory, who is not, who is unknown, and of a visitor without an id; in a batch too."""
+    """For a user who is cached, who is not, who is unknown, and for a visitor without an id; also in a batch."""
     seen: list[tuple[int, list[int], list[int]]] = []
     score = Snapshot.score
 

@@ -257,7 +257,7 @@ async def test_clicks_said_to_be_in_the_future_do_not_hide_the_others(logs: Logs
 
 
 async def test_sampled_negatives_are_nobodys_past(logs: Logs) -> None:
-    """Neither those of the period nor those of earlier ones, and their own past is that of their user."""
+    """Neither those of the period nor earlier ones count as the past; their own past is that of their user."""
     for number in (1, 2):
         first = 100 * number
         clicks = [event(f"{number}c{n}", "u", f"i{n}", 1, first + n) for n in range(8)]
