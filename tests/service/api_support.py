@@ -1,4 +1,4 @@
-"""The application as the API tests use it: the real one, on the real Postgres and Redis of the run."""
+"""The application as the API tests use it: the real one, on the test run's Postgres and Redis."""
 
 import asyncio
 import pkgutil

@@ -1,4 +1,4 @@
-"""A database with a past, and backups of it, for the tests of backups, restores and verification."""
+"""A database with content, and backups of it, for the tests of backups, restores and verification."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The running application, histories of users, and databases with a past to make copies of."""
+"""Fixtures: the running application, user histories, and databases with content to copy."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator

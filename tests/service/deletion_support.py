@@ -1,4 +1,4 @@
-"""A database in which one user and one item are everywhere, and what is left of them: for the tests of deletions."""
+"""A database in which one user and one item occur everywhere, and a search for what remains of them."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""A stream in which ids go and come back, and the rows that they have: for the tests of eviction."""
+"""A stream in which ids leave and return, and the table rows that they have: for the tests of eviction."""
 
 from random import Random
 from typing import Any

@@ -1,4 +1,4 @@
-"""Logs that tests of `asmg import` read, and the way to sort one."""
+"""Logs that the tests of `asmg import` read, and a function that sorts one."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the base model predicts, computed by hand: one interaction after the other, in double precision."""
+"""The base model's predictions computed by hand: one interaction after the other, in double precision."""
 
 import numpy as np
 

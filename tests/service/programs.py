@@ -1,4 +1,4 @@
-"""The programs themselves, as tests start, watch and stop them."""
+"""Starts, watches and stops the programs of the service for the tests."""
 
 import multiprocessing
 import os

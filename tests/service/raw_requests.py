@@ -1,4 +1,4 @@
-"""Requests of which it has been asked where they end: how each is sent, and how it is to be answered."""
+"""Requests that test where a request ends: how each is sent, and how it has to be answered."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Events, and databases in place of Postgres, for the tests of what Redis holds."""
+"""Events, and stand-ins for the database, for the tests of what Redis holds."""
 
 import asyncio
 from collections.abc import AsyncIterator

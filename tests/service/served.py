@@ -1,4 +1,4 @@
-"""A real process of the service with a key, and a look into what it stores."""
+"""A real process of the service with a key, and functions that read what it stores."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Random models and their snapshots, and what the library's own forward pass says to the same questions."""
+"""Random models, their snapshots, and the library's forward pass for the same inputs."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""All that an installation has stored, to be compared before and after."""
+"""Everything that an installation has stored, for comparisons before and after."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""URLs of servers are read in one way or refused, and nothing of a password is told; what is this host's own."""
+"""URLs of servers have one reading or are refused, no password is shown, and local addresses are recognised."""
 
 from contextlib import redirect_stderr
 from io import StringIO
@@ -196,7 +196,7 @@ def test_dsns_that_can_be_read(rest: str) -> None:
 
 
 def test_embedded_servers_in_a_folder_of_any_name(tmp_path: Path) -> None:
-    """Their addresses are settings of the children."""
+    """The child processes get the addresses of the embedded servers as settings."""
     servers = EmbeddedServers(tmp_path / "ein Ordner #1 @home %41")
     assert Settings(postgres_dsn="postgresql://h/d", redis_url=servers.redis_url).redis_url == servers.redis_url
 

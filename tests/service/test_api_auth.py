@@ -1,4 +1,4 @@
-"""Who may call what."""
+"""API keys: who may call which endpoint."""
 
 import asyncio
 import re
@@ -68,7 +68,9 @@ async def test_before_the_first_key_a_proxy_is_nobody_of_this_host(api: Api) -> 
 
 
 async def test_before_the_first_key_no_page_makes_a_browser_of_this_host_call(api: Api) -> None:
-    """A page of another origin may make a browser post, and by a name that leads here it may read the answer too."""
+    """A page of another origin can make a browser post, and through a host name that resolves to this host it could
+    also read the answer.
+    """
     own = {"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:8000"}
     for headers, status in (
         (own, 200),
@@ -86,7 +88,7 @@ async def test_before_the_first_key_no_page_makes_a_browser_of_this_host_call(ap
 
 
 async def test_a_key_that_is_remembered_still_needs_the_scope(api: Api, database: Database) -> None:
-    """And is remembered for a second, not longer."""
+    """The key is remembered for a second, not longer."""
     _, key = await create_key(database, "writer", ["ingest"])
     _, reader = await create_key(database, "reader", ["predict"])
     headers = {"X-API-Key": key}
@@ -169,7 +171,7 @@ async def test_what_makes_no_key(database: Database) -> None:
 async def test_whether_a_key_is_right_is_decided_by_a_comparison_in_constant_time(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By nothing else: where that one says no, the right key is refused, and where it says yes, any is taken."""
+    """Only that comparison decides: if it says no, the right key is refused; if it says yes, any key is accepted."""
     _, key = await create_key(database, "one", ["predict"])
     wrong = key[:-1] + ("A" if key[-1] != "A" else "B")
     compared: list[tuple[str, str]] = []
@@ -258,7 +260,7 @@ async def test_a_known_key_is_believed_while_postgres_is_away_or_hangs(database:
 
 
 async def test_keys_are_known_before_they_are_used(database: Database) -> None:
-    """So that Postgres may go away in between: for a new process, and for a key that was not used for long."""
+    """So that Postgres may fail in between: for a new process, and for a key that was not used for long."""
     _, key = await create_key(database, "unused", ["predict"])
     revoked_id, revoked = await create_key(database, "revoked", ["predict"])
     await revoke_key(database, revoked_id)

@@ -109,7 +109,7 @@ BAD_BATCHES = [
 
 
 async def test_batches_are_rejected_as_a_whole(api: Api) -> None:
-    """A request of a batch is judged as it is alone, under the name of its place."""
+    """Each request of a batch is checked like a single request, and errors name its position."""
     for body, field, expected, received in BAD_BATCHES:
         found = fields(problem(await api.client.post("/predict/batch", json=body), 422))
         if field is None:
@@ -475,7 +475,7 @@ async def test_an_unexpected_failure_tells_nothing(api: Api, monkeypatch: pytest
 async def test_a_large_body_on_a_real_connection_gets_its_answer(
     postgres_dsn: str, redis_url: str, tmp_path: Path
 ) -> None:
-    """The answer comes while the client still sends; the connection has to live until the client has read it."""
+    """The answer comes while the client still sends; the connection has to stay open until the client has read it."""
 
     async def stream() -> AsyncIterator[bytes]:
         for _ in range(200):

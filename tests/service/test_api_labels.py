@@ -1,4 +1,4 @@
-"""Impressions and clicks: stored once, whoever comes first, and in histories at once."""
+"""Impressions and clicks are stored once, in whichever order they arrive, and count in histories at once."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -100,7 +100,7 @@ class TestStoring:
 
     @pytest.mark.parametrize("kind", ["impressions", "clicks"])
     async def test_many_at_once_store_each_once(self, api: Api, database: Database, kind: str) -> None:
-        """In orders that would deadlock, in calls larger than one statement takes, and while a period is closed."""
+        """In orders that could deadlock, in calls larger than one statement accepts, and while a period is closed."""
         make, name = {
             "impressions": (lambda n: impression(f"r{n}", "ann", "ab"), "request_id"),
             "clicks": (lambda n: click(f"r{n}", "a"), "event_id"),
@@ -144,7 +144,7 @@ class TestInteractionId:
 
 
 class TestHistories:
-    """What predictions read of clicks before their period is resolved."""
+    """What predictions read of clicks whose period is not resolved yet."""
 
     async def history(self, api: Api, user: str, seen: list[list[int]]) -> list[int]:
         response = await api.client.post("/predict", json={"user_id": user, "items": ["x"]})
@@ -177,7 +177,7 @@ class TestHistories:
         assert await self.history(api, "ann", seen) == hash_ids(["e", "b", "a"]).tolist()
 
     async def test_what_is_no_positive_does_not_count(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Too early, too late, not shown, unknown."""
+        """Clicks that are too early, too late, on an item that was not shown, or on an unknown request."""
         seen = recorded_histories(monkeypatch)
         await clicked(api, click("r", "a", NOON - MS), click("r", "b", NOON + WINDOW + MS))
         await show(api, impression("r", "ann", "abc"))

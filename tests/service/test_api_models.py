@@ -1,4 +1,4 @@
-"""Model versions, swaps and the way back."""
+"""Model versions, swaps and rollbacks."""
 
 import asyncio
 import json
@@ -229,7 +229,7 @@ async def test_a_rollback_to_what_postgres_finds_damaged_is_refused(
 
 
 async def test_a_rollback_waits_for_nobody_while_it_reads(api: Api, database: Database) -> None:
-    """Reading comes before the lock, so an update that publishes meanwhile is not held up."""
+    """Artifacts are read before the lock is taken, so an update that publishes meanwhile is not delayed."""
     await publish(database, api.state.artifacts, 1, 0.125, lead_seconds=0)
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)

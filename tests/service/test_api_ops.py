@@ -159,7 +159,7 @@ async def test_metrics(api: Api) -> None:
 
 
 async def test_the_documented_metrics_are_those_that_are_offered(api: Api) -> None:
-    """Names and labels."""
+    """By name and labels."""
     await ingest(api.client, event(1))
     await api.client.post("/predict", json={"user_id": "u", "items": ["a"]})
     text = (await api.client.get("/metrics")).text

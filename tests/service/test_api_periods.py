@@ -404,7 +404,7 @@ async def test_hundreds_of_streams_cost_one_subscription_and_one_look_up_a_chang
 async def test_there_is_room_for_so_many_streams(
     postgres_dsn: str, redis_url: str, tmp_path: Path, database: Database
 ) -> None:
-    """Half of the connections; the others are for those who ask for something."""
+    """Streams get half of the connections; the other half is for requests."""
     with served_app(settings_for(postgres_dsn, redis_url, tmp_path, max_connections=8)) as url:
         streams = [await open_stream(url) for _ in range(4)]
         async with httpx.AsyncClient(base_url=url) as client:

@@ -1,4 +1,4 @@
-"""Predictions over HTTP: one by one, in batches, by the short way and by the long one, and beside the event loop."""
+"""Predictions over HTTP: single and in batches, by the short and the long code path, and in threads."""
 
 import asyncio
 import json
@@ -100,7 +100,7 @@ class TestBatch:
         assert response.json()["predictions"][0]["request_id"] == f"{made_up}-0"
 
     async def test_is_of_one_version_while_versions_change(self, api: Api, database: Database) -> None:
-        """Every score tells which version gave it; large and small batches while five versions take over."""
+        """Every score shows which version gave it; large and small batches are sent while five versions take over."""
         ctrs = {0: 0.25, 1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5}
         large, small = ({"requests": questions(count, items=20)} for count in (256, 2))
         seen: list[int] = []
@@ -166,7 +166,7 @@ class TestBatch:
 
 
 class TestConnections:
-    """What no HTTP client of a test does: they end too early."""
+    """Connections that end too early, which the tests' HTTP client cannot produce."""
 
     QUESTION = b'{"user_id":"u","items":["a"]}'
 
@@ -304,7 +304,7 @@ class TestTheEventLoop:
         assert threads.seen == {name: {"thread"} for name in ("parse_batch", "_score", "_to_json")}
 
     async def test_leaves_many_candidates_to_a_thread(self, learned: Api, threads: Threads) -> None:
-        """More than two thousand, in however short a body."""
+        """More than two thousand candidates, however short the body is."""
         for count, where in ((10, "loop"), (11, "thread")):
             threads.seen.clear()
             requests = [{"user_id": "u", "items": ["a"] * 200}] * count

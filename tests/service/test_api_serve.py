@@ -1,4 +1,4 @@
-"""`asmg serve` and its company as programs: started, killed and stopped for real."""
+"""`asmg serve` and related programs, really started, killed and stopped."""
 
 import asyncio
 import os
@@ -286,7 +286,7 @@ def test_an_address_of_no_interface_is_said_as_it_stands_in_urls() -> None:
 
 @needs_ipv6
 def test_ipv6_without_a_key_and_with_one(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
-    """`::1` is loopback: it listens there and not on another address."""
+    """`::1` is a loopback address: the service listens there and on no other address."""
     given = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
     with program(tmp_path, "--host", "::1", "--no-worker", **given) as running:
         assert running.host == "[::1]"

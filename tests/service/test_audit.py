@@ -1,4 +1,4 @@
-"""The audit: who did what, when and why, to which rows are only added."""
+"""The audit records who did what, when and why to which rows, and only grows."""
 
 import asyncio
 import re
@@ -38,7 +38,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("statement", CHANGES)
 async def test_no_statement_changes_or_removes_what_the_audit_holds(database: Database, statement: str) -> None:
-    """Not for the owner of the table either, as whom the tests are connected."""
+    """Not even for the owner of the table, as whom the tests are connected."""
     await create_key(database, "one", ["predict"])
     before = (await list_audit(database, limit=10)).entries
     async with database.unit_of_work() as work:

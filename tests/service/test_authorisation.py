@@ -1,6 +1,6 @@
 """Who may call what, as one table: every endpoint with every kind of key, in both headers.
 
-An endpoint that is not in the table fails the tests: whoever adds one says here who may call it.
+An endpoint that is not in the table fails the tests, so that whoever adds one has to enter who may call it.
 """
 
 import asyncio

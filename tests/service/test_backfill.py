@@ -1,4 +1,4 @@
-"""`asmg import`: a log becomes periods, once, however often it is interrupted; and bad files are said to be bad."""
+"""`asmg import` turns a log into periods once, however often it is interrupted, and reports bad files."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""A backup shows one moment of a service at work, and is whole or none."""
+"""A backup shows one moment of a working service, and is complete or no backup at all."""
 
 import asyncio
 import errno

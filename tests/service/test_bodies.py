@@ -1,4 +1,4 @@
-"""The quick parsers of bodies accept nothing that pydantic would not, and no client can tell them from it."""
+"""The fast body parsers accept only what pydantic accepts, and give clients the same answers."""
 
 import dataclasses
 import json
@@ -331,7 +331,7 @@ def test_bytes_that_were_tampered_with(kind: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", PARSERS)
 def test_pieces_everywhere(kind: str) -> None:
-    """Each of them once at each place of a good body, inserted and instead of what is there."""
+    """Each piece once at each place of a good body, inserted and in place of what is there."""
     for body in GOOD[kind]:
         for start in range(len(body) + 1):
             for piece in PIECES:
@@ -397,7 +397,7 @@ def test_odd_interactions(body: bytes) -> None:
 @pytest.mark.parametrize("letter", ["a", "é", "日", "😀", "\\ud83d\\ude00", "\\n"])
 @pytest.mark.parametrize("kind", PARSERS)
 def test_lengths_are_counted_in_characters(kind: str, letter: str) -> None:
-    """Of every id of a body, however many bytes or escapes make a character."""
+    """For every id of a body, however many bytes or escapes a character takes."""
     body = GOOD[kind][0].decode()
     ids = re.findall(r'(?<=[:\[,] )"[^"]*"(?! ?:)|(?<=[:\[,])"[^"]*"(?! ?:)', body)
     assert len(ids) >= 3
@@ -421,7 +421,7 @@ VALUES += [b"[" * 500 + b"]" * 500]
 
 @pytest.mark.parametrize("kind", PARSERS)
 def test_a_member_that_comes_twice(kind: str) -> None:
-    """The last one counts, and the others have to be JSON all the same."""
+    """The last one counts; the others still have to be valid JSON."""
     name, body = MEMBERS[kind]
     assert isinstance(slowly(kind, body % b""), dict | list)
     for value in VALUES:
@@ -441,7 +441,7 @@ JSON_MEDIA_TYPES = [
 @pytest.mark.parametrize("media_type", JSON_MEDIA_TYPES)
 @pytest.mark.parametrize("kind", PARSERS)
 def test_a_good_body_takes_the_quick_way(kind: str, media_type: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However its media type is written. Otherwise none of the comparisons here would say anything."""
+    """However its media type is written. Otherwise the comparisons here would prove nothing."""
     scope = {"headers": [(b"content-type", media_type)]}
     expected = [slowly(kind, body) for body in GOOD[kind]]
 
@@ -494,7 +494,7 @@ def test_the_media_type_decides_before_anything_else(kind: str) -> None:
 
 
 def test_validation_is_that_of_the_models() -> None:
-    """The comparisons above lean on `parse_json`; this one does not."""
+    """The comparisons above rely on `parse_json`; this one does not."""
     with pytest.raises(ValidationError):
         PredictRequest.model_validate_json(b'{"user_id": "u\\u0000", "items": ["a"]}')
     with pytest.raises(InvalidInput) as raised:

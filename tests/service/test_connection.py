@@ -1,4 +1,4 @@
-"""What a client sees of a connection: answers in order, whole bodies, the end of the connection, and nothing kept."""
+"""What a client sees of a connection: ordered answers, whole bodies, its end; and no memory of past requests."""
 
 import asyncio
 import gc
@@ -97,7 +97,7 @@ def test_in_pieces_and_one_behind_the_other(url: str, with_key: str) -> None:
 
 
 def test_many_requests_ahead_of_their_answers_are_all_answered(url: str) -> None:
-    """Also when so many wait that the connection stops reading: it goes on when some are answered."""
+    """Also if so many wait that the connection stops reading: it continues when some are answered."""
     with Connection(url) as connection:
         for start in range(0, 3 * MAX_PIPELINED, MAX_PIPELINED):
             numbers = range(start, start + MAX_PIPELINED)
@@ -140,7 +140,7 @@ def test_the_connection_ends_where_the_client_wants_it(
 
 
 def test_an_idle_connection_is_not_closed_while_a_head_comes_in(url: str) -> None:
-    """However long ago the last answer was; a client cannot know that nobody listens any more."""
+    """However long ago the last answer was: the client cannot know that the server has stopped listening."""
     with Connection(url, seconds=10) as connection:
         connection.send(HEALTH)
         assert connection.answer()[0] == 200

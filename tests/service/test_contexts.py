@@ -1,4 +1,4 @@
-"""Whose work a task is: what works for several requests, or outlives one, is in the log without a request id."""
+"""Log contexts: work that several requests share, or that outlives one, is logged without a request id."""
 
 import ast
 import asyncio
@@ -129,7 +129,7 @@ SHARED = {
 async def test_what_is_shared_belongs_to_no_request(
     postgres_dsn: str, redis_url: str, tmp_path: Path, database: Database, log: pytest.LogCaptureFixture
 ) -> None:
-    """The first requests of a process, at once: they begin all that is begun when it is first needed."""
+    """The first requests of a process, at once: they start everything that is started on first use."""
     loop, started = asyncio.get_running_loop(), Started()
     loop.set_task_factory(started)
     try:
@@ -183,7 +183,7 @@ async def test_what_is_shared_belongs_to_no_request(
 async def test_a_line_of_a_request_names_that_request(
     api: Api, database: Database, log: pytest.LogCaptureFixture
 ) -> None:
-    """All that SQLAlchemy says of many requests at once: each line names one that was under way then, or none."""
+    """Every SQLAlchemy line during many concurrent requests names one that was under way, or none."""
     logging.getLogger("sqlalchemy.engine.Engine").setLevel(logging.INFO)
     try:
         paths = {

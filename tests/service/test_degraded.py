@@ -1,4 +1,4 @@
-"""Predictions while Postgres or Redis, or both, are killed or hang: real servers of the test's own."""
+"""Predictions while Postgres, Redis or both are killed or hang, on the test's own real servers."""
 
 import asyncio
 import contextlib
@@ -134,7 +134,9 @@ def test_predictions_go_on(installation: Installation, away: tuple[str, ...], ho
 
 @pytest.mark.parametrize("how", ["killed", "hanging"])
 def test_keys_end_in_time_also_without_postgres(installation: Installation, how: str) -> None:
-    """A revoked one a second later, while Postgres answers; one that expires at the moment, whether it does or not."""
+    """A revoked key is refused a second later, while Postgres answers; an expired key at once, whether it answers or
+    not.
+    """
     dsn = installation.servers.postgres_dsn
     revoked = in_thread(asyncio.run, make_key(dsn))
     ended, let_in = ask_until_refused(installation, revoked, end=lambda: in_thread(asyncio.run, revoke(dsn, revoked)))
@@ -231,7 +233,7 @@ def test_nothing_is_stored_that_was_not_acknowledged_or_is_not_sent_again(instal
 
 
 def test_a_full_disk_is_an_outage_and_not_a_fault(installation: Installation) -> None:
-    """Postgres says so (53100); here by a trigger, for a disk of the test's own needs privileges."""
+    """Postgres reports it (53100); here by a trigger, because a disk of the test's own needs privileges."""
     statements = (
         "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
         "RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$",

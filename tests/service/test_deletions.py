@@ -1,4 +1,4 @@
-"""Deletions: nothing that is stored about an id stays, and the calls say so."""
+"""Deletions: nothing that is stored about an id remains, and the calls report it."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -90,7 +90,7 @@ class TestNothingStays:
     async def test_what_an_impression_would_have_become_is_not_reserved_any_more(
         self, full: Bench, tmp_path: Path
     ) -> None:
-        """Its ids are taken a moment before the interactions are made, and a worker may die in between."""
+        """The ids are reserved shortly before the interactions are made, and a worker may die in between."""
         async with full.database.unit_of_work() as work:
             later = datetime.now(UTC) + timedelta(days=1)
             assert await work.labels.reserve(4, later, full.settings.attribution_window) == 2 + 3 + 1
@@ -123,7 +123,7 @@ class TestNothingStays:
             assert await scalar(full.database, f"SELECT events FROM periods WHERE number = {n}") == before[n]
 
     async def test_a_period_of_which_nothing_is_left_is_no_failure(self, full: Bench) -> None:
-        """Neither where it was deleted before its update, nor in the midst."""
+        """Whether the deletion comes before its update or during it."""
         await full.update(4)
         await full.close(5)
         await full.update(5)

@@ -1,4 +1,4 @@
-"""Deletions while others are at work: ingestion, closes, updates, a killed process, the worker."""
+"""Deletions beside other work: ingestion, closes, updates, a killed process, the worker."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -56,7 +56,7 @@ class TestMeanwhile:
     async def test_events_come_and_periods_are_closed_merged_resolved_and_dropped(
         self, full: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        """What was stored before is gone, what was answered after is there, and all is whole."""
+        """What was stored before is gone, what was acknowledged afterwards is there, and everything is consistent."""
         monkeypatch.setattr(removal, "ROWS_PER_STEP", 20)
         monkeypatch.setattr(retention, "KEPT_FOR_TRAINING", 1)
         async with full.database.unit_of_work() as work:
@@ -118,7 +118,9 @@ class TestMeanwhile:
     async def test_an_item_that_was_drawn_as_a_negative_just_before_is_not_stored_again(
         self, full: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whoever resolves the period has drawn it, and stores it when the deletion has been at that log."""
+        """The process that resolves the period has drawn the item, and stores it after the deletion has searched that
+        log.
+        """
         await full.close(5)
         await only_positives(full, 6)
         await full.close(6)
@@ -165,7 +167,7 @@ class TestMeanwhile:
     async def test_who_has_read_a_history_before_does_not_cache_it_after(
         self, full: Bench, monkeypatch: pytest.MonkeyPatch, after_an_outage: bool
     ) -> None:
-        """Between the two passes that drop histories and leases."""
+        """It reads between the two passes that drop histories and leases."""
         paused = PausedDatabase(full.database)
         store = HistoryStore(full.redis, paused)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Deletions and models: the next model knows nothing of the id, and no update brings it back."""
+"""Deletions and models: the next model knows nothing of the id, and no update restores it."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,8 +59,8 @@ class TestTheNextModel:
     async def test_knows_nothing_of_whom_was_deleted(
         self, postgres_dsn: str, redis_url: str, tmp_path: Path, updater: str
     ) -> None:
-        """It says of them, to the bit, what it says of who was never there; and in the state their rows are what the
-        cold row was when the update began, without moments.
+        """Its predictions for deleted ids equal, bit for bit, those for ids that never existed. In the state their rows
+        equal the cold row as it was when the update began, without optimizer moments.
         """
         async with bench(postgres_dsn, redis_url, tmp_path, updater=updater, **CHANGES) as b:
             for number in range(1, 4):
@@ -119,7 +119,7 @@ class TestTheNextModel:
             assert scores[0] == scores[1]
 
     async def test_who_comes_again_is_new(self, postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
-        """To the bit as if the same events had come of somebody who was never there."""
+        """Bit for bit as if the same events had come from a new id."""
         states = []
         for name in (ANN, NOBODY):
             async with bench(postgres_dsn, redis_url, tmp_path, updater="iu", **CHANGES) as b:
@@ -182,7 +182,7 @@ class TestTheNextModel:
     async def test_deletions_that_free_no_row_hold_up_no_publication(
         self, full: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of who was never there, and of who came since the log was read."""
+        """Deletions of ids that never existed, and of ids that came after the log was read."""
         put, removed = publish.write_snapshot, []
 
         async def put_then_delete(*arguments: Any) -> str:

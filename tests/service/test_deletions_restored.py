@@ -1,4 +1,4 @@
-"""Deletions and backups: a restored database deletes again who was deleted since."""
+"""Deletions and backups: a restored database deletes again the ids that were deleted since the backup."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -41,7 +41,7 @@ class TestRestored:
     async def test_who_was_deleted_since_is_deleted_again(
         self, full: Bench, copy: Callable[..., str], redis: Redis, tmp_path: Path
     ) -> None:
-        """And nobody else: neither whose deletion the backup knows, nor who has the id of one whom it knows."""
+        """And no others: neither ids whose deletion the backup already contains, nor a newcomer under such an id."""
         await delete(full, "item", LAMP)
         lamp = Interaction("a new lamp", "user1", LAMP, 1, datetime.now(UTC))
         await ingest(full.database, full.context.histories, EventBatch.of([lamp]))

@@ -1,4 +1,4 @@
-"""`asmg demo`: what it plays and reports, and the program from its start to an empty machine."""
+"""`asmg demo`: what it plays and reports, and the whole program, which leaves nothing behind."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""A batch of events is the same whether it was read from JSON or made of objects, and stores what it says."""
+"""A batch of events is the same from JSON and from objects, and stores the values that it was given."""
 
 import json
 from dataclasses import replace
@@ -100,8 +100,8 @@ def test_json_and_objects_make_the_same_batch(
     ],
 )
 def test_content_hashes_stay_those_that_are_stored(event: Interaction, content: int) -> None:
-    """Printed by `EventBatch.of(...).contents()` of commit 4c52f5a, which hashed by machine code of its own. With other
-    hashes, events that clients send again would be conflicts with themselves.
+    """The values were printed by `EventBatch.of(...).contents()` of commit 4c52f5a, which hashed with its own machine
+    code. With other hashes, events that clients send again would conflict with themselves.
     """
     assert EventBatch.of([event]).contents == [content]
 
@@ -136,7 +136,7 @@ def test_content_hashes_stay_those_that_are_stored(event: Interaction, content: 
 @example(631_151_999_999)
 @example(4_102_444_799_999)
 def test_times_are_read_as_pydantic_reads_them(timestamp: int | str) -> None:
-    """Alone, and among others of the same shape or another one."""
+    """Alone, and among times of the same or another form."""
     try:
         expected = parse_timestamp(timestamp)
     except PydanticCustomError:

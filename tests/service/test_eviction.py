@@ -1,4 +1,4 @@
-"""Eviction in the period cycle: tables stay bounded, and no model takes one id for another that had its row before."""
+"""Eviction in the period cycle: tables stay bounded, and no model confuses an id with a row's former owner."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -122,7 +122,7 @@ class TestCycle:
     async def test_who_returns_is_as_new(
         self, copy: Callable[..., str], redis_url: str, tmp_path: Path, updater: str
     ) -> None:
-        """The same training state as if somebody else had come who was never there before."""
+        """The training state equals the one for an id that never existed before."""
         versions, scores = [], []
         for rename in (False, True):
             async with bench(copy(), redis_url, tmp_path, updater=updater, **EVICTING) as b:
@@ -147,7 +147,9 @@ class TestCycle:
     async def test_negatives_that_are_sampled_keep_no_item(
         self, postgres_dsn: str, redis_url: str, tmp_path: Path
     ) -> None:
-        """Else chance would keep them all: here an item is drawn in nearly every period, as long as it may be."""
+        """Otherwise chance would keep all items: here each is drawn in nearly every period, as long as it may
+        be drawn.
+        """
         setting = {**EVICTING, "updater": "iu", "negatives_per_positive": 5}
         async with bench(postgres_dsn, redis_url, tmp_path, **setting) as b:
             drawn, last = {}, 10
@@ -168,7 +170,7 @@ class TestCycle:
     async def test_models_from_before_are_scored_as_if_new_ids_had_no_row(
         self, eighth: str, redis_url: str, tmp_path: Path
     ) -> None:
-        """Whoever has the row of somebody whom the baseline knows is a stranger to it, though the row is not."""
+        """An id that got the row of an id known to the baseline is unknown to the baseline, although the row is not."""
         async with bench(eighth, redis_url, tmp_path, **EVICTING) as b:
             ids = {kind: await rows_of(b.database, kind) for kind in (EntityKind.USER, EntityKind.ITEM)}
             await b.update(8)
@@ -228,7 +230,9 @@ class TestCycle:
     async def test_who_gets_a_row_while_an_update_is_under_way_is_not_known_to_its_version(
         self, eighth: str, prepared: Prepared, redis_url: str, tmp_path: Path
     ) -> None:
-        """A worker that lost its leadership unaware prepares the period too, with one more item in the catalogue."""
+        """A worker that lost its leadership without noticing also prepares the period, with one more item in the
+        catalogue.
+        """
         async with bench(eighth, redis_url, tmp_path, **EVICTING) as b:
 
             class Meanwhile(Notices):
@@ -254,7 +258,7 @@ class TestCycle:
     async def test_an_update_from_an_older_version_takes_nobody_for_somebody_else(
         self, eighth: str, redis_url: str, tmp_path: Path
     ) -> None:
-        """Version 8, in which rows were given to others, is taken out of the sequence again."""
+        """Version 8, in which rows got new owners, is excised from the sequence."""
         async with bench(eighth, redis_url, tmp_path, **EVICTING) as b:
             before = await rows_of(b.database, EntityKind.USER)
             await b.update(8)
@@ -285,7 +289,7 @@ class TestCycle:
     async def test_who_comes_in_a_period_that_is_learned_late_comes_now(
         self, eighth: str, redis_url: str, tmp_path: Path
     ) -> None:
-        """Its ids count as seen in the newest period, and nobody is evicted for want of it."""
+        """Its ids count as seen in the newest period, and its absence evicts nobody."""
         async with bench(eighth, redis_url, tmp_path, **EVICTING) as b:
             await b.update(8)
             await b.log(period(9))
@@ -339,7 +343,7 @@ class TestInterruptions:
     async def test_a_worker_that_is_killed_while_it_evicts(
         self, eighth: str, prepared: Prepared, redis_url: str, tmp_path: Path
     ) -> None:
-        """Once within the transaction that takes and gives the rows, once between it and the note that it is done."""
+        """Once within the transaction that frees and assigns rows, once between it and the note that it is done."""
         database = Database(eighth, pool_size=2)
         async with database.unit_of_work() as work:
             for statement in (

@@ -1,4 +1,4 @@
-"""Ids that were not seen for long lose their row: who counts as seen, who keeps a row, and who gets it next."""
+"""Table rows under eviction: which ids count as seen, which keep their row, and which get it next."""
 
 import asyncio
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class Obvious:
 
 class TestRows:
     async def test_change_hands_as_in_a_dictionary(self, database: Database) -> None:
-        """And from each allocation on it is known whose rows are whose."""
+        """For each allocation it is known which id owns which row."""
         rng, obvious, before = Random(3), Obvious(), []
         async with database.unit_of_work() as work:
             entities = work.entities
@@ -204,7 +204,7 @@ class TestSeen:
         assert await rows_of(logs.database, EntityKind.USER) == {"bob": 6}
 
     async def test_what_is_in_a_history_is_seen(self, logs: Logs) -> None:
-        """As long as the user comes, and for as long as the click is among the last ones."""
+        """As long as the user is active, and as long as the click is among the most recent ones."""
         await logs.prepare(("ann", "clicked", 1), ("ann", "shown", 0), ("bob", "b", 1))
         for _ in range(4):
             prepared = await logs.prepare(("ann", "a", 0))
@@ -278,7 +278,7 @@ class TestSetting:
         assert f"{expected}; received {value}" in str(raised.value)
 
     def test_the_least_is_what_the_methods_look_back(self) -> None:
-        """All but the one that keeps everything: in its logs strangers take the place of who is evicted."""
+        """All methods except the one that keeps everything: in its logs evicted ids read as unknown ones."""
         windows = {name: getattr(build_updater(name, EmbeddingMLPConfig()), "config", None) for name in UPDATERS}
         furthest = max(getattr(config, "window", None) or 0 for config in windows.values())
         assert furthest == EVICT_AFTER == retention.KEPT_FOR_TRAINING

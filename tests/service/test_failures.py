@@ -1,6 +1,6 @@
-"""Updates while workers and servers are killed and frozen, disks fill up: exactly one outcome, and nobody waits for it.
+"""Updates while workers and servers are killed or frozen and disks fill up: exactly one outcome, and no blocking.
 
-Real workers, really killed, at moments that a gate in Postgres holds them at.
+Real workers are really killed, at moments at which a lock in Postgres holds them.
 """
 
 import asyncio
@@ -183,7 +183,7 @@ class TestKills:
     async def test_postgres_killed_at_every_stage(
         self, data_dir: Path, prepared: Prepared, redis_url: str, tmp_path: Path
     ) -> None:
-        """One worker lives through all of it."""
+        """One worker survives all of it."""
         with ExitStack() as stack:
             dsn = (await asyncio.to_thread(stack.enter_context, EmbeddedServers(data_dir))).postgres_dsn
             await asyncio.to_thread(migrate, dsn)
@@ -211,7 +211,7 @@ class TestKills:
 
 
 class TestClose:
-    """A close is carried out once or not at all, and who sends it again learns which period it was."""
+    """A close is carried out once or not at all, and a client that sends it again learns which period it was."""
 
     @pytest.mark.slow
     async def test_an_api_process_killed_during_a_close(
@@ -246,7 +246,7 @@ class TestClose:
 
 
 class TestCrashLoop:
-    """A period at which worker after worker dies is given up; nothing that a living worker goes through counts."""
+    """A period that kills one worker after another is given up; failures that a worker survives do not count."""
 
     async def test_five_deaths_in_a_row(self, dsn: str, database: Database, redis_url: str, tmp_path: Path) -> None:
         for crashes in range(MOST_CRASHES):
@@ -288,7 +288,7 @@ class TestCrashLoop:
 
 
 class TestStandby:
-    """Of two workers one leads, and the other takes over by itself."""
+    """One of two workers leads, and the other takes over by itself."""
 
     async def test_from_a_leader_that_was_killed(
         self, dsn: str, prepared: Prepared, database: Database, redis_url: str, tmp_path: Path
@@ -311,7 +311,7 @@ class TestStandby:
     async def test_from_a_leader_that_is_frozen_and_comes_back(
         self, dsn: str, prepared: Prepared, database: Database, redis_url: str, tmp_path: Path, moment: str
     ) -> None:
-        """In the midst of a transaction, or not. It may do no harm when it comes back."""
+        """In the middle of a transaction, or outside one. The old leader may do no harm when it resumes."""
         async with gate(dsn, "update_base", moment) as held:
             with forked_worker(dsn, redis_url, tmp_path, silence_seconds=1) as leader:
                 await held.reached()
@@ -337,7 +337,7 @@ class TestStandby:
 
 
 class TestDisk:
-    """No room is trouble of the machine or of Postgres: the worker waits for it, and the period loses no attempt."""
+    """A full disk is a fault of the host or of Postgres: the worker waits, and the period loses no attempt."""
 
     @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE])
     async def test_a_snapshot_that_cannot_be_written(
@@ -375,7 +375,7 @@ class TestDisk:
     async def test_a_disk_that_is_full_until_somebody_makes_room(
         self, dsn: str, prepared: Prepared, database: Database, redis_url: str, tmp_path: Path
     ) -> None:
-        """A worker of which the kernel refuses the files."""
+        """The kernel refuses the worker's writes to files."""
         with forked_worker(dsn, redis_url, tmp_path) as process:
             unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (8192, unlimited[1]))

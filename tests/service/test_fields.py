@@ -1,4 +1,4 @@
-"""Fields on their way in: contexts, weights and features as they are sent, refused, stored, and read as of a moment."""
+"""Fields as input: contexts, weights and features that are sent, refused, stored, and read as of a moment."""
 
 import asyncio
 import json
@@ -100,7 +100,7 @@ class TestIngestion:
     """POST /interactions and POST /impressions."""
 
     async def test_contexts_and_weights_are_stored_as_sent(self, shop: Api, database: Database) -> None:
-        """Beside events that have none, in one call; missing values are none, and a weight of 1 too."""
+        """Together with events without them, in one call; missing values and a weight of 1 are not stored."""
         events = [
             event(1, context={"device": "phone", "scroll": 0.5, "pages": ["b", "a"]}, weight=2.5),
             event(2),
@@ -201,7 +201,7 @@ class TestIngestion:
     async def test_what_is_refused(
         self, shop: Api, database: Database, context: Any, field: str, expected: str, received: str
     ) -> None:
-        """Of each call that takes a context; nothing is stored."""
+        """By each call that takes a context; nothing is stored."""
         fault = (expected, received)
         interactions = {"interactions": [event(1), event(2, context=context)]}
         errors = await refused(shop, "POST", "/interactions", interactions)
@@ -241,7 +241,7 @@ class TestIngestion:
         assert [row[2] for row in (await stored(database))["interactions"]] == [1000.0, pytest.approx(1e-6)]
 
     async def test_a_context_has_8_kib_at_most(self, shop: Api, database: Database) -> None:
-        """Counted as JSON, without what is missing; names of a schema alone take none so far here."""
+        """Counted as JSON, without missing values; the field names of this schema alone do not reach the limit."""
         many = {f"f{n}": "é" * 256 for n in range(20)}
         schema = Schema.from_toml("".join(f'[fields.{name}]\nof = "context"\nkind = "categorical"\n' for name in many))
         fits = dict(list(many.items())[:15])
@@ -252,7 +252,7 @@ class TestIngestion:
         assert (fault.field, fault.expected, fault.received) == ("context", "at most 8192 bytes as JSON", str(size))
 
     async def test_without_a_schema_a_context_is_refused(self, api: Api, database: Database) -> None:
-        """A weight is not."""
+        """A weight is accepted."""
         none = ("no field: the schema has none of the context", "a field of another name")
         body = {"interactions": [event(1, context={"device": "phone"})]}
         assert await refused(api, "POST", "/interactions", body) == {"interactions[0].context.device": none}
@@ -409,7 +409,7 @@ def histories(draw: st.DrawFn) -> tuple[dict[str, dict[int, int]], list[tuple[st
 
 
 class TestAsOf:
-    """What held at a moment."""
+    """The features that were valid at a moment."""
 
     @given(histories())
     def test_is_the_latest_at_or_before_it(
@@ -427,7 +427,7 @@ class TestAsOf:
             assert (None if place < 0 else features.features[place]["age"]) == expected
 
     async def test_a_log_has_the_versions_that_it_needs(self, database: Database) -> None:
-        """All that held at one of its interactions, and no others."""
+        """All versions that were valid at one of its interactions, and no others."""
         random = np.random.default_rng(0)
         for _ in range(25):
             versions = {
@@ -459,7 +459,7 @@ class TestAsOf:
             assert set(zip(found.ids, map(hour_of, found.times_ms.tolist()), strict=True)) == needed
 
     async def test_in_one_call_each_is_compared_with_the_one_before_it(self, database: Database) -> None:
-        """Which may be stored, or in the same call: one by one gives the same."""
+        """That one may be stored already or be in the same call: the result equals sending them one by one."""
         random = np.random.default_rng(1)
         for _ in range(40):
             stored, sent = (
@@ -490,7 +490,7 @@ class TestAsOf:
         assert (some.ids, some.features) == (["b"], [{"age": 2}])
 
     async def test_old_versions_go_that_no_log_needs(self, database: Database, redis: Redis) -> None:
-        """The newest of each stays, and so does what held at the first moment of what is kept."""
+        """The newest of each stays, and so does the one that was valid at the first kept moment."""
 
         class NoPasts:
             async def append(self, happened: Any, /) -> None:
@@ -522,7 +522,7 @@ class TestWritten:
 
 
 class TestBatch:
-    """EventBatch of events that have fields, and that have none."""
+    """EventBatch of events with fields and without."""
 
     EVENT = st.builds(
         Interaction,

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whoever is killed in between."""
+"""Files that are written whole or not at all, whichever process is killed in between."""
 
 import asyncio
 import hashlib

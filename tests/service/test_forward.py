@@ -1,4 +1,4 @@
-"""The compiled forward pass against the reference in torch, which itself is compared with the library's."""
+"""The compiled forward pass equals the reference in torch, and the reference equals the library's."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("dim, hidden, categories", SHAPES)
 def test_compiled_and_reference_agree(tmp_path: Path, dim: int, hidden: tuple[int, ...], categories: bool) -> None:
-    """On every shape of a model, for 1 to 1000 candidates of which some are unknown, and any length of a history."""
+    """For every shape of a model, for 1 to 1000 candidates including unknown ones, and for any history length."""
     items = [*ITEMS, *ODD_IDS]
     made = random_model(2, dim=dim, hidden=hidden, categories=categories, users=[*USERS, *ODD_IDS], items=items)
     snapshot = made.snapshot(tmp_path)
@@ -92,7 +92,7 @@ def test_they_agree_on_any_ids(
 def test_candidates_do_not_know_of_each_other(
     pair: tuple[Snapshot, Snapshot], items: list[str], history: list[str], data: st.DataObject
 ) -> None:
-    """A candidate has one score, bit for bit: alone, in a list, and in whatever order."""
+    """A candidate has the same score, bit for bit: alone, in a list, and in any order."""
     snapshot, _ = pair
     whole = snapshot.predict("u1", items, history)
     order = data.draw(st.permutations(range(len(items))))
@@ -110,7 +110,7 @@ FORWARDS = ["compiled", "reference"]
 
 @pytest.mark.parametrize("which", FORWARDS)
 def test_the_hash_of_nobody_is_the_cold_row(tmp_path: Path, which: str) -> None:
-    """No id is known whose hash is 2⁶⁴ − 1; a request could bring one."""
+    """The hash 2⁶⁴ − 1 belongs to no known id; a request could contain an id with it."""
     snapshot = random_model(13).snapshot(tmp_path)
     if which == "reference":
         snapshot = reference(snapshot)
@@ -135,7 +135,7 @@ def test_a_snapshot_without_any_id(tmp_path: Path, which: str, hidden: tuple[int
 
 
 def test_only_what_belongs_to_a_request_is_written(pair: tuple[Snapshot, Snapshot]) -> None:
-    """The arrays around those that the machine code is given stay as they are."""
+    """The arrays around those that the machine code gets do not change."""
     for snapshot in pair:
         scores, cold = np.full(300, 7, np.float32), np.full(300, 7, np.int32)
         items = ["unknown"] * 100

@@ -1,4 +1,4 @@
-"""Fields in a serving snapshot: what a request's are read as, and the scores that they make."""
+"""Fields in a serving snapshot: how a request's values are read, and the scores that follow."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -117,7 +117,7 @@ def test_a_candidates_own_context_stands_in_the_place_of_the_requests() -> None:
 
 
 def test_what_the_schema_cannot_read_is_missing_and_what_it_does_not_know_is_left_out() -> None:
-    """The schema that checked the request may be another."""
+    """The request may have been checked against another schema."""
     fields = reader()
     nothing = told(fields.read({}, {}, timestamp_ms=NOON))
     for context in (
@@ -143,7 +143,7 @@ ODD: list[Any] = [
 
 
 def test_what_a_reader_remembers_changes_nothing() -> None:
-    """Not a bit, so that equal questions get equal answers."""
+    """Not a bit, so that equal requests get equal answers."""
     random, old = Random(4), reader()
     for _ in range(1500):
         context = {"device": random.choice(ODD), "page": random.choice(ODD), "position": random.choice(ODD)}
@@ -166,7 +166,7 @@ def test_so_many_values_are_remembered_and_no_more() -> None:
 
 
 def test_hour_and_weekday_are_those_of_each_moment() -> None:
-    """By one reader, about every clock change of a day and every full hour."""
+    """By one reader, around every clock change of a day and every full hour."""
     fields, names = reader(), {xxh64_intdigest(f"{f}={n}".encode()): n for f in ("hour", "weekday") for n in range(24)}
     night = 1_792_886_400_000  # 25 October 2026, 2:00 in Berlin; an hour later it is 2 o'clock again
     for moment in (night, night + 3_600_000, night - 3 * 3_600_000, night + 2 * 3_600_000, NOON):

@@ -1,4 +1,4 @@
-"""Statistics in the forward pass: those that training computes of the same interaction, by both ways to a score."""
+"""Statistics in the forward pass equal those that training computes for the same interaction."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ def assert_equal(
 def test_all_ways_to_a_score_are_one(
     tmp_path: Path, dim: int, hidden: tuple[int, ...], categories: bool, dot: bool
 ) -> None:
-    """For 1 to 1000 candidates, known and new, some more than once, of which the user has clicked some."""
+    """For 1 to 1000 candidates, known, new and repeated, some of which the user has clicked."""
     statistics = random_statistics(dim, len(ITEMS) + 4)  # some items have lost their ids
     made = random_model(1, dim=dim, hidden=hidden, categories=categories, dot=dot, statistics=statistics)
     snapshot = made.snapshot(tmp_path)

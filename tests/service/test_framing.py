@@ -1,6 +1,6 @@
-"""Where a request ends is never a matter of opinion: each is answered once or refused, and no body is a request.
+"""Where a request ends: each request is answered once or refused, and no body is taken for a request.
 
-The requests are those of `raw_requests`, on real connections to a real process; plain uvicorn is sent the same.
+The requests of `raw_requests` go over real connections to a real process, and to plain uvicorn for comparison.
 """
 
 import json
@@ -137,7 +137,7 @@ def said(answer: Answer, body: bytes) -> str:
 
 
 def test_the_service_is_asked_so_that_it_would_tell(served: Served) -> None:
-    """The requests that hide in bodies are answered, and stored, where they are no bodies."""
+    """The requests that are hidden in bodies are answered and stored if they are sent as requests."""
     before = served.store.look()
     with Connection(served.url) as connection:
         connection.send(with_key(served, HIDDEN).replace(b"/0/", b"/7/"), LAST)
@@ -171,7 +171,7 @@ def test_each_request_is_answered_once_or_refused(served: Served, way: str) -> N
 
 
 def test_an_upgrade_to_what_is_not_there_is_answered_once(served: Served) -> None:
-    """Nobody reads this body: the answer may come before it, and then ends the connection."""
+    """Nobody reads this body: the answer may come before it, and then the connection is closed."""
     names = ("Upgrade", "Upgrade, of the JDK", "Upgrade with chunks", "Content-Length")
     for way in WAYS:
         requests = [made(served, name, HIDDEN, way).replace(b"/predict", b"/anything", 1) for name in names]

@@ -1,4 +1,4 @@
-"""Behind a proxy and in browsers: path prefixes and pages of other origins, on every way that an answer goes."""
+"""Path prefixes of proxies, and browser pages of other origins, on every code path that sends an answer."""
 
 import asyncio
 import json

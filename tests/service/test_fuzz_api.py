@@ -1,9 +1,8 @@
-"""The running service against its own description: whatever is sent, an answer in time, no 5xx, no 2xx for what the
-schema forbids, and of a call that is rejected nothing is stored.
+"""Fuzzing of the running service: every answer comes in time, without 5xx, and agrees with the OpenAPI document.
 
-schemathesis makes the calls from the OpenAPI document, by and against its schemas; what they have to be is judged by
-plain JSON Schema. Hypothesis draws the same calls in each run. `ASMG_TEST_FUZZ_CASES` is how many there are, about;
-with `-s` the run says how many each operation got:
+A call that the schema forbids gets no 2xx, and a rejected call stores nothing. schemathesis makes the calls from the
+OpenAPI document, following and violating its schemas; plain JSON Schema judges them. Hypothesis draws the same calls in
+each run. `ASMG_TEST_FUZZ_CASES` is their approximate number; with `-s` the run prints how many each operation got:
 
     ASMG_TEST_FUZZ_CASES=10000 python -m pytest -q -s tests/service/test_fuzz_api.py
 """

@@ -120,7 +120,7 @@ def test_a_score_without_its_counterpart_beats_nobody() -> None:
 
 
 def test_the_sane_model_of_a_bad_predecessor_does_not_serve() -> None:
-    """Each rung has to pass both: what it is now, and what its predecessor did."""
+    """Each rung has to pass both checks: the present model's, and its predecessor's scores."""
     progressive = {"generated": scores(0.5), "incremental": scores(0.6), "previous": scores(0.5)}
     decision = decide(progressive, {"generated": scores(calibration=3.0), "incremental": scores()})
     assert decision.kind is ModelKind.PREVIOUS
@@ -173,7 +173,7 @@ class TestComparison:
         assert found.error == pytest.approx(math.sqrt(2 * 0.693147**2 * few) / 4, rel=1e-4)
 
     def test_the_error_is_that_of_many_draws(self) -> None:
-        """Against the spread of the difference over 300 logs drawn anew, of users who have something in common."""
+        """Compared with the spread of the difference over 300 newly drawn logs, whose users' rows are correlated."""
         rng = np.random.default_rng(0)
         differences, errors = [], []
         for _ in range(300):
@@ -198,7 +198,7 @@ class TestComparison:
 
     @pytest.mark.parametrize("clicks", [0, 1])
     def test_rows_of_which_none_or_one_was_clicked_are_not_certain_of_anything(self, clicks: int) -> None:
-        """1 % is hardly worse than 0.5 %, though each single row without a click says the same."""
+        """1 % is hardly worse than 0.5 %, although every row without a click says so."""
         label = torch.zeros(400)
         label[:clicks] = 1
         found = compare(logits(0.01), logits(0.005), label, torch.arange(400))
@@ -250,7 +250,7 @@ class TestTrial:
         )
 
     def test_another_click_rate_does_not_hide_that_the_order_is_right(self) -> None:
-        """What is served knows which rows are clicked, and is wrong by a factor about how many."""
+        """The served model knows which rows are clicked, but is wrong by a factor about how many."""
         trial = try_out(CLICKS, USERS, knowing(0.5, CLICKS) + 3, {"incremental": logits(0.25, 40)})
         assert trial.served is not None and trial.served.worse
         assert trial.order is not None and trial.order.better
@@ -258,13 +258,15 @@ class TestTrial:
 
     @pytest.mark.parametrize("label", [torch.zeros(400), torch.ones(400), (torch.arange(400) % 20 != 0).float()])
     def test_rows_without_order_are_strange(self, label: torch.Tensor) -> None:
-        """All of one kind, or 95 % clicked whatever they are; a model that learned them says how many, and no more."""
+        """All of one kind, or 95 % clicked regardless of the row; a model that learned them predicts the rate, and
+        nothing else.
+        """
         rate = min(0.999, max(0.001, float(label.mean())))
         trial = try_out(label, torch.arange(400), knowing(0.5, CLICKS), {"incremental": logits(rate, 40)})
         assert trial.strange
 
     def test_something_new_is_not_strange(self) -> None:
-        """What is served is wrong about all; what was learned of nine tenths is right about the last."""
+        """The served model is wrong about all rows; one that learned nine tenths is right about the last tenth."""
         news = (torch.arange(4_000) % 2).float()
         trial = try_out(news, torch.arange(4_000), -2 * (2 * news - 1), {"incremental": 2 * (2 * news[-400:] - 1)})
         assert trial.served is not None and trial.served.worse

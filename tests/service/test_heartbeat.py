@@ -1,4 +1,4 @@
-"""The health of a worker: whether its work gets further, as another process of the host sees it."""
+"""The health of a worker: whether its work progresses, as another process of the host sees it."""
 
 import asyncio
 import signal
@@ -202,7 +202,7 @@ async def is_updated(b: Any) -> bool:
 
 @pytest.mark.slow
 class TestProcess:
-    """Real workers; one that only waits is healthy."""
+    """Real workers; a worker that only waits is healthy."""
 
     def test_frozen_continued_killed(self, postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
         data = tmp_path / "data"

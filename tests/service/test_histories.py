@@ -1,4 +1,4 @@
-"""The histories that a process remembers: one round trip for many, never older than it says, and own clicks at once."""
+"""The history cache of a process: one round trip for many, bounded age, and the process's own clicks at once."""
 
 import asyncio
 import gc
@@ -186,7 +186,7 @@ class TestRemembered:
 
 class TestRoundTrips:
     async def test_many_at_once_cost_two(self, histories: Histories, store: Counting, database: Database) -> None:
-        """The first request's, and that of all who came while it was under way."""
+        """One for the first request, and one for all requests that came while it was under way."""
         users = [f"u{n}" for n in range(100)]
         await commit(database, *(event(1, user) for user in users))
         await asyncio.gather(*(HistoryStore.get(store.store, user) for user in users))
@@ -225,7 +225,7 @@ class TestRoundTrips:
     async def test_one_slow_user_keeps_nobody_else(
         self, histories: Histories, store: Counting, database: Database
     ) -> None:
-        """Who is in Redis is answered while another is looked up in Postgres."""
+        """Users in Redis are answered while another one is looked up in Postgres."""
         await commit(database, event(1, "quick"))
         await store.store.get("quick")
         paused = PausedDatabase(database)
@@ -279,7 +279,7 @@ class TestClicks:
     async def test_during_a_round_trip_to_redis(
         self, histories: Histories, store: Counting, database: Database
     ) -> None:
-        """The trip's answer was on its way; whoever asks after the click gets another."""
+        """The answer to the round trip was on its way; requests after the click get a newer one."""
         await commit(database, event(1))
         await store.store.get("u")  # so that Redis has it
         store.go.clear()
@@ -405,7 +405,7 @@ class TestFailures:
     async def test_are_followed_by_a_pause(
         self, histories: Histories, store: Counting, database: Database, clock: Clock
     ) -> None:
-        """Predictions of an outage do not ask one after another; what Redis has is had."""
+        """Predictions during an outage do not query one after another; what Redis has is still used."""
         await commit(database, event(1))
         await store.store.get("u")
         store.error = NotReady("away")
@@ -443,7 +443,7 @@ class TestFailures:
     async def test_that_nobody_expects_reach_who_waits_too(
         self, store: Counting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Rather an error 500 than a request that never ends."""
+        """An error 500 is better than a request that never ends."""
         histories = remembering(store)
 
         async def broken(_: object) -> list[list[bytes] | None]:

@@ -1,4 +1,4 @@
-"""Clients that mean harm, on real connections to a real process: refused in bounded time and memory, nothing stored."""
+"""Hostile clients on real connections to a real process: refused in bounded time and memory, nothing stored."""
 
 import gzip
 import itertools
@@ -166,7 +166,7 @@ def sent_until_refused(connection: Connection, piece: bytes, most: int) -> int:
 
 
 def test_trailers_are_no_headers(served: Served) -> None:
-    """What a proxy has checked is the head; a trailer adds nothing to it."""
+    """A proxy has checked only the head; a trailer must add nothing to it."""
     body = b'{"expected_period": 77}'
     head = served.head("POST /periods/close", CHUNKED, "Content-Type: application/json") + b"\r\n"
     chunks = b"%x\r\n%s\r\n0\r\nIdempotency-Key: %s\r\n\r\n" % (len(body), body, b"x" * 300)
@@ -206,7 +206,9 @@ def test_chunks_without_end_are_413_as_they_pass_the_limit(served: Served, call:
 
 
 def test_a_body_that_nobody_wants_is_not_read_to_its_end(served: Served) -> None:
-    """The call is answered, or refused, before; then the connection ends and is not kept alive to read on."""
+    """The call is answered or refused before the body ends; then the connection is closed and not kept alive to read
+    on.
+    """
     chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
     for head, expected in (
         (served.head("GET /healthz", CHUNKED), 200),
@@ -232,7 +234,7 @@ GZIPPED = {"POST /interactions", "POST /impressions", "POST /clicks", "PUT /item
 )
 @pytest.mark.parametrize("call", [*GOOD, "GET /healthz", "POST /nothing"])
 def test_what_is_compressed_is_415_or_inflated_up_to_the_limit(served: Served, call: str, coding: str) -> None:
-    """Nothing but gzip is ever inflated, and of it no more than a body may have, of the calls that take it."""
+    """Only gzip is inflated, only by calls that accept it, and no further than a body may be long."""
     assert len(BOMB) < 65_536  # so that the shortest way would take it
     before = served.process.memory_info().rss
     expected, taken = 415, "gzip" if call in GZIPPED else "identity"
@@ -402,7 +404,7 @@ def still_open(connection: Connection) -> bool:
 
 @pytest.mark.parametrize("requests", [10, 2 * MAX_PIPELINED])
 def test_a_client_that_takes_no_answers_is_cut_off(served: Served, requests: int) -> None:
-    """Also where it has sent more requests than may wait, and is to be told so after the answers."""
+    """Also if it has sent more requests than may wait, and would be told so after the answers."""
     with Connection(served.url, receive_buffer=4096, seconds=10) as connection:
         asked = (served.head("GET /openapi.json") + b"\r\n") * requests
         with within(BODY_SECONDS + 3 * GRACE_SECONDS, BODY_SECONDS), pytest.raises(ConnectionError):

@@ -1,4 +1,4 @@
-"""The hashes of ids are XXH64, however they are computed."""
+"""The hashes of ids are XXH64 in every implementation."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def read_at(text: NDArray[np.uint8], at: int) -> int:
 
 
 def test_machine_code_that_reads_ids_cannot_read_past_their_end() -> None:
-    """What `bounds_checked` is for; an unchecked kernel would return whatever lies there."""
+    """This is what `bounds_checked` is for; an unchecked kernel would return whatever lies there."""
     text = np.frombuffer(b"abc", np.uint8)
     assert read_at(text, 2) == ord("c")
     for at in (3, 10**6, -4):

@@ -1,4 +1,4 @@
-"""The id index is a dictionary: in NumPy, in machine code, and whatever the hashes are."""
+"""The id index equals a dictionary: in NumPy, in machine code, and for any hashes."""
 
 from collections.abc import Sequence
 

@@ -20,7 +20,7 @@ from tests.service.import_support import HEAD, SHOP, SHOP_LOG, sort_file
 
 
 def test_fields_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A context with each interaction and its negatives; of users and items what a row tells anew."""
+    """Each interaction and its negatives have a context; for users and items only changes are stored."""
     monkeypatch.setattr("service.cli.import_log.sorting.BLOCK_BYTES", 60)
     path = tmp_path / "log.csv"
     path.write_text(SHOP_LOG)
@@ -121,7 +121,7 @@ def test_a_log_on_disk_is_cut_as_one_in_memory(
 
 @pytest.mark.parametrize("at_once", [1, 50, 10_000])
 def test_negatives_on_disk_follow_the_rule(at_once: int, unsorted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two right behind each positive, of its moment, of items that its user has nowhere in the log."""
+    """Two right behind each positive, at its time, with items that its user has nowhere in the log."""
     monkeypatch.setattr("service.cli.import_log.sorting.POSITIVES_PER_DRAW", at_once)
     options = LogOptions(positives_only=True)
     log = read_log(unsorted, options)
@@ -147,7 +147,9 @@ def test_negatives_on_disk_follow_the_rule(at_once: int, unsorted: Path, monkeyp
 
 
 def test_a_file_is_read_block_by_block(unsorted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block is on disk before the next one is read, and nothing keeps it: a log may be larger than the memory."""
+    """Each block is on disk before the next one is read, and none stays in memory: a log may be larger than
+    the memory.
+    """
     monkeypatch.setattr("service.cli.import_log.sorting.BLOCK_BYTES", 2_000)
     alive: list[weakref.ref[pl.DataFrame]] = []
     blocks = Scan.blocks

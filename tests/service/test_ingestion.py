@@ -1,4 +1,4 @@
-"""Calls that store events at the same time, and the connections on which they do."""
+"""Calls that store events at the same time, and the connections that they use."""
 
 import asyncio
 from contextlib import aclosing
@@ -198,7 +198,9 @@ class TestTogether:
     async def test_nor_does_a_bug_before_anything_is_stored(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whoever waits is told, and the next calls are stored: as many bugs as there are lanes would else end all."""
+        """The waiting calls get an error, and later calls are stored; otherwise as many bugs as lanes would stop
+        everything.
+        """
 
         def broken(*_: object) -> EventBatch:
             raise ZeroDivisionError
@@ -378,7 +380,7 @@ class TestWriters:
     async def test_one_that_is_silent_does_not_hold_the_log_for_ever(
         self, postgres_dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch, hold: Hold
     ) -> None:
-        """As an api process that is frozen between its COPY and its commit."""
+        """Like an api process that is frozen between its COPY and its commit."""
         monkeypatch.setitem(SESSION, "idle_in_transaction_session_timeout", "300")
         frozen = Database(postgres_dsn)
         writing = asyncio.create_task(ingest(frozen, Seen(), batch(event("a"))))
@@ -400,7 +402,7 @@ class TestWriters:
 
 
 class TestCounting:
-    """How many interactions the open period has is known without counting them."""
+    """The number of interactions of the open period is known without counting them."""
 
     async def test_neither_a_close_nor_a_reader_counts_the_log(self, database: Database, redis: Redis) -> None:
         statements: list[str] = []
@@ -426,7 +428,7 @@ class TestCounting:
     async def test_it_is_exact_whatever_becomes_of_the_batches(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Many at once, with the same ids, raced, interrupted, with more rows for the counters than one."""
+        """Many at once, with the same ids, in races, interrupted, and with more than one counter row."""
         monkeypatch.setattr("service.storage.postgres.event_writer.BATCHES_OF_A_SLOT", 3)
         ingestion = Ingestion(database, Seen())
         calls = [ingestion.ingest(batch(*(event(f"{(n + m) % 40}") for m in range(10)))) for n in range(40)]

@@ -1,4 +1,4 @@
-"""Predictions that log their impressions: acknowledged is stored, and no prediction waits for Postgres."""
+"""Predictions that log impressions: what is acknowledged is stored, and no prediction blocks on Postgres."""
 
 import asyncio
 import signal

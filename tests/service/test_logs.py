@@ -1,4 +1,4 @@
-"""What the log says and what it never says: the request that a line belongs to, and nothing of a failed login."""
+"""The log: which request a line names, and that nothing of a failed login appears."""
 
 import asyncio
 import logging
@@ -54,7 +54,7 @@ async def make_keys(dsn: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_nothing_of_a_failed_login_is_logged(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
-    """Of all that the real processes print when asked to say everything: no key, nor a part of one, header or body."""
+    """In all output of the real processes at the most detailed level: no key or part of one, in headers or bodies."""
     made = in_thread(asyncio.run, make_keys(postgres_dsn))
     bad = {
         "expired": made["expired"],
@@ -265,7 +265,7 @@ asyncio.run(main())
 
 
 def test_an_error_of_the_database_does_not_hold_what_was_sent(postgres_dsn: str) -> None:
-    """It is logged with its text, and the text of SQLAlchemy's errors would else hold all parameters."""
+    """The error is logged with its text, and SQLAlchemy's error texts would otherwise contain all parameters."""
     from sqlalchemy import text
     from sqlalchemy.exc import DBAPIError
 

@@ -1,4 +1,4 @@
-"""The whole loop: predict, log, close, update, swap, roll back, with real processes, while predictions never stop."""
+"""The whole loop with real processes: predict, log, close, update, swap, roll back, without a gap in predictions."""
 
 import asyncio
 import time
@@ -211,7 +211,7 @@ def gauges(client: httpx.Client) -> dict[str, float]:
 
 
 def test_a_period_of_noise_is_not_served_and_the_service_recovers(service: Program) -> None:
-    """95 % of a period are clicks at random; the periods around it are as ever."""
+    """95 % of a period are random clicks; the periods around it are normal."""
     with httpx.Client(base_url=service.url, timeout=30) as client:
         stream = drift_stream(STREAM, seed=1)
         for period in islice(stream, 4):

@@ -1,6 +1,6 @@
-"""Connections to Postgres that fail at any point while they are opened, or end between two statements.
+"""Connections to Postgres that fail at any point while they are opened, or between two statements.
 
-A server of the test's own stands before Postgres. It passes bytes on until it is told to fail in a certain way.
+A proxy of the test stands before Postgres. It forwards bytes until it is told to fail in a certain way.
 """
 
 import asyncio
@@ -280,7 +280,7 @@ async def test_and_so_is_a_server_that_cannot_be_reached_or_says_nothing(
 async def test_and_so_is_one_that_ends_before_it_is_set_up(
     way: Callable[[str], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLAlchemy then lets through what the driver raises."""
+    """In this case SQLAlchemy passes on the driver's exception."""
     connect = asyncpg.connect
 
     async def connect_and_lose(*args: object, **kwargs: object) -> asyncpg.Connection:
@@ -306,7 +306,7 @@ async def test_the_message_names_what_an_operator_can_set_right() -> None:
 
 
 async def test_calls_are_answered_503_and_never_500(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
-    """By the server and the event loop that the service runs on."""
+    """With the server and the event loop of the real service."""
     database = Database(postgres_dsn)
     _, key = await create_key(database, "test", SCOPES)
     await database.close()
@@ -344,7 +344,7 @@ LOST = r"connection to Postgres was lost|SQLSTATE"
 
 
 class TestBetweenStatements:
-    """Of a session that has begun: Postgres ends the connection, or says that it will and does not."""
+    """In a session that has begun: Postgres ends the connection, or announces that it will and does not."""
 
     @pytest.fixture
     async def front(self, postgres_dsn: str) -> AsyncIterator[Front]:

@@ -1,4 +1,4 @@
-"""Logs of clicks alone: negatives are sampled when a period is resolved, and what is served is calibrated."""
+"""Logs with clicks only: negatives are sampled when a period is resolved, and predictions are calibrated."""
 
 import math
 from collections import Counter
@@ -114,8 +114,8 @@ class TestSampling:
         assert again.accepted == 0
 
     async def test_negatives_have_the_context_of_their_positive(self, make: Make) -> None:
-        """Else a missing context would tell that nobody clicked. They weigh the same, so that the odds are those of the
-        numbers, by which what is served is corrected.
+        """Otherwise a missing context would reveal that nobody clicked. They have the same weight, so that the odds
+        equal those of the counts by which predictions are corrected.
         """
         b = await make(negatives_per_positive=2)
         events = [
@@ -133,7 +133,7 @@ class TestSampling:
             assert [found[event.event_id + of] for of in ("", "~sampled1", "~sampled2")] == [expected] * 3
 
     async def test_the_same_log_gets_the_same_negatives(self, make: Make) -> None:
-        """In whatever order it came; another seed or another period gets others."""
+        """In any order of arrival; another seed or another period gives others."""
         outcomes, logs = [], []
         for seed, step in ((0, 1), (0, -1), (1, 1)):
             b = await make(negatives_per_positive=2, seed=seed, prior_ctr=0.02)
@@ -179,7 +179,7 @@ class TestSampling:
         assert await sampling(b, 1) is None
 
     async def test_long_ids_and_ids_that_are_taken(self, make: Make) -> None:
-        """What a client has stored under the id of a negative stays, and no id is longer than ids may be."""
+        """An event that a client stored under the id of a negative stays, and no id is longer than allowed."""
         b = await make(negatives_per_positive=1)
         long = "😀" * MAX_ID_LENGTH
         taken = Interaction("e~sampled1", "u2", "i01", 1, NOON)
@@ -195,7 +195,7 @@ class TestSampling:
 
 class TestCorrection:
     def test_by_hand(self) -> None:
-        """4 negatives for each positive: the model learns odds of 1 : 4, those of a click rate of 2 % are 2 : 98."""
+        """4 negatives for each positive: the model learns odds of 1 : 4; those of a click rate of 2 % are 2 : 98."""
         noted = Sampling(seed=0, per_positive=4, items=9, positives=100, negatives=400)
         assert logit_correction(noted, 0.02) == pytest.approx(math.log(2 / 98) - math.log(1 / 4))
         learned = math.log(1 / 4)
@@ -203,8 +203,8 @@ class TestCorrection:
         assert logit_correction(noted, 0.2) == pytest.approx(0)
 
     async def test_predictions_are_calibrated(self, make: Make, tmp_path: Path) -> None:
-        """Of a stream with a click rate of 2 % the clicks alone are logged; four negatives each. 2 % are predicted
-        where that rate is known, and near 20 % where it is not; everything else is the same.
+        """Only the clicks of a stream with a click rate of 2 % are logged, with four negatives each. The mean
+        prediction is 2 % if that rate is known, and near 20 % if it is not; everything else is the same.
         """
         rng = np.random.default_rng(5)
         users, items = 150, 80

@@ -1,4 +1,4 @@
-"""The nginx of docs/operations.md, word for word, as a real proxy before the service."""
+"""The nginx configuration of docs/operations.md, word for word, as a real proxy before the service."""
 
 import asyncio
 import os

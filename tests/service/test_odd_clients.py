@@ -1,4 +1,4 @@
-"""What clients send that is not quite what the examples show: integers as ids, seconds, wrong clocks, gzip, nobody."""
+"""Unusual but valid client input: integers as ids, seconds, wrong clocks, gzip, visitors without an id."""
 
 import gzip
 import json
@@ -58,7 +58,7 @@ async def logged(database: Database) -> list[tuple[str, str, str, str | None]]:
 
 class TestIntegersAsIds:
     async def test_an_integer_and_its_text_are_one_id(self, api: Api, database: Database) -> None:
-        """In the log, in halves of delayed labels, in the catalogue and in predictions."""
+        """In the log, in impressions and clicks, in the catalogue and in predictions."""
         one = {"event_id": 1, "user_id": 42, "item_id": -7, "label": 1, "timestamp": NOON, "request_id": 0}
         as_text = one | {"event_id": "1", "user_id": "42", "item_id": "-7", "request_id": "0"}
         assert (await ingest(api.client, one)).json() == {"accepted": 1, "duplicates": 0, "period": 1}
@@ -93,7 +93,7 @@ class TestIntegersAsIds:
 
 class TestTimes:
     async def test_what_is_dated_ahead_is_refused_at_every_entry(self, api: Api, database: Database) -> None:
-        """By the short way and the long ones; up to the tolerance it is taken."""
+        """By the short and the long code paths; up to the tolerance it is accepted."""
         before = await stored(database)
         now = datetime.now(UTC)
         soon, late = now + timedelta(seconds=280), now + timedelta(seconds=330)
@@ -138,7 +138,7 @@ class TestTimes:
     async def test_old_clicks_of_the_future_freeze_no_history(
         self, api: Api, database: Database, monkeypatch: pytest.MonkeyPatch, folded: bool
     ) -> None:
-        """As they were stored before times ahead were refused: in the log, or what is left of a dropped log."""
+        """Such clicks were stored before times ahead were refused: in a log, or in what remains of a dropped log."""
         ahead = datetime(2099, 1, 1, tzinfo=UTC)
         old = [Interaction(f"f{n}", "u", f"later{n}", 1, ahead + timedelta(seconds=n)) for n in range(40)]
         await store(database, api.state.histories, EventBatch.of(old))
@@ -255,7 +255,7 @@ class TestGzip:
             assert (await post(api.client, "/interactions", body, **{"content-encoding": "gzip"})).status_code == status
 
     async def test_what_it_becomes_counts_with_the_bodies_of_all_calls(self) -> None:
-        """And no longer than the call goes on."""
+        """And only while the call lasts."""
         body = gzip.compress(bytes(SMALL_BYTES * 4))
         scope = {"headers": [(b"content-encoding", b"gzip")]}
 
@@ -299,7 +299,7 @@ class TestGzip:
     @settings(deadline=None)
     @given(st.lists(st.binary(max_size=300), min_size=1, max_size=4), st.integers(0, 9), st.data())
     def test_members_and_damage(self, parts: list[bytes], level: int, data: st.DataObject) -> None:
-        """Whole streams say what went in; of others something is missing, and nothing is made up."""
+        """Whole streams give back what was compressed; others are reported incomplete, and no data is invented."""
         stream = b"".join(gzip.compress(part, level) for part in parts)
         assert b"".join(gunzipped(stream)) == b"".join(parts)
         ends = {len(b"".join(gzip.compress(part, level) for part in parts[:n])) for n in range(1, len(parts))}
@@ -317,7 +317,7 @@ class TestGzip:
         assert b"".join(pieces) == whole and max(map(len, pieces)) <= SMALL_BYTES
 
     def test_members_are_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A body has room for 400,000 of them, and for each something is allocated and copied."""
+        """A body can have 400,000 of them, and each costs an allocation and a copy."""
         empty = gzip.compress(b"")
         assert list(gunzipped(empty * MAX_GZIP_MEMBERS)) == []
         made: list[int] = []
@@ -358,7 +358,7 @@ def numbers_of(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
 
 
 async def test_numbers_in_paths_and_queries_are_bounded(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    """Of every call that the description has; whatever comes, the answer is 404 or 422, and nothing fails."""
+    """For every call in the description and any number the answer is 404 or 422, and nothing fails."""
     found = list(numbers_of(api.app.openapi()))
     assert {parameter["name"] for _, _, parameter in found} >= {"number", "version", "limit", "before"}
     assert len(found) >= 10
@@ -404,7 +404,7 @@ class TestIdsMadeOfIds:
                 assert answer.json()["accepted"] == 12
 
     async def test_those_that_sql_makes_are_the_same_and_fit(self, database: Database) -> None:
-        """Of an item of an impression, and of a sampled negative: as long as ids can be, by either language."""
+        """For an impression's item and for a sampled negative: ids of the maximal length, made in SQL and in Python."""
         pairs = [
             *(("r" * n, "i" * m) for n in (1, 127, 128, 255, 256) for m in (1, 127, 128, 255, 256)),
             *((LONG, "/%"), ("/%" * 128, LONG), ("%" * 85, "i"), ("%" * 84, "abc"), ("😀" * 256, "😀" * 256)),

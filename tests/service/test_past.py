@@ -1,9 +1,8 @@
-"""The point-in-time law: what a prediction reads of a user is, to the last number, what an update learns from later.
+"""The point-in-time rule: what a prediction reads about a user is exactly what an update learns from later.
 
-A log is replayed through HTTP. Before each step the service is asked what it knows of the users who are about to do
-something, and when the period is closed that is compared with what is prepared for the same interactions; both also
-with a slow and obvious version. Times collide, down to the same millisecond across periods, and event ids say nothing
-about what came first.
+A log is replayed through HTTP. Before each step the service is asked what it knows of the users who are about to act,
+and after the close this is compared with what is prepared for the same interactions; both also with a slow and obvious
+version. Times collide, down to the same millisecond across periods, and event ids do not tell the order.
 """
 
 from dataclasses import dataclass, field
@@ -260,7 +259,7 @@ async def test_a_shorter_history_leaves_what_is_recent_as_it_is(
 async def test_a_history_that_is_sent_replaces_the_history_alone(
     postgres_dsn: str, redis_url: str, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of somebody who is in memory, who is not, who is unknown, and of a visitor without an id; in a batch too."""
+    """For a user who is cached, who is not, who is unknown, and for a visitor without an id; also in a batch."""
     seen: list[tuple[int, list[int], list[int]]] = []
     score = Snapshot.score
 

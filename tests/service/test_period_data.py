@@ -1,4 +1,4 @@
-"""From logs in ids to rows, against a slow and obvious version of it."""
+"""From a log of ids to table rows, compared with a slow and obvious version."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -257,7 +257,7 @@ async def test_clicks_said_to_be_in_the_future_do_not_hide_the_others(logs: Logs
 
 
 async def test_sampled_negatives_are_nobodys_past(logs: Logs) -> None:
-    """Neither those of the period nor those of earlier ones, and their own past is that of their user."""
+    """Neither those of the period nor earlier ones count as the past; their own past is that of their user."""
     for number in (1, 2):
         first = 100 * number
         clicks = [event(f"{number}c{n}", "u", f"i{n}", 1, first + n) for n in range(8)]

@@ -109,7 +109,7 @@ def logs(database: Database) -> Logs:
 
 
 async def test_features_are_those_of_the_moment(logs: Logs) -> None:
-    """A version holds from its very millisecond on; one that comes later, or another's, is not known yet."""
+    """A version is valid from exactly its millisecond on; a later version, or another id's, does not count."""
     await logs.know(
         "user", ("ann", 10, {"age": 10}), ("ann", 20, {"age": 20}), ("ann", 30, {}), ("bob", 0, {"age": 40})
     )
@@ -150,7 +150,7 @@ async def test_missing_is_a_value(logs: Logs) -> None:
 
 
 async def test_several_values_at_a_time(logs: Logs) -> None:
-    """In any order, each once; true is not 1, though Python takes them for equal, and "1" is."""
+    """In any order, each once; true differs from 1, although they are equal in Python, and so does "1"."""
     given: list[list[Any]] = [["b", "a"], ["a", "b", "a"], [True], [1], ["1"], [1, True], [False, 0], ["true"], []]
     expected = [{"a", "b"}, {"a", "b"}, {"true"}, {"1"}, {"1"}, {"1", "true"}, {"false", "0"}, {"true"}, {""}]
     await logs.happen(*(("u", "i", at, {"marks": marks, "device": True}) for at, marks in enumerate(given)))
@@ -162,7 +162,7 @@ async def test_several_values_at_a_time(logs: Logs) -> None:
 
 
 async def test_what_a_new_schema_cannot_read_is_missing(logs: Logs) -> None:
-    """The log is of a schema of before, which had other kinds, other fields, and more values."""
+    """The log has an earlier schema, with other kinds, other fields, and more values."""
     await logs.know("user", ("u", 0, {"age": "young", "plan": "gold"}))
     await logs.know("item", ("i", 0, {"price": [1, 2], "tags": ["a", "b", "c"]}))
     contexts: list[dict[str, Any]] = [
@@ -180,7 +180,7 @@ async def test_what_a_new_schema_cannot_read_is_missing(logs: Logs) -> None:
 
 
 async def test_what_is_for_training_only_is_neutral_when_predicting(logs: Logs) -> None:
-    """Whether it ever was missing or not: the missing value has a row in any case."""
+    """Whether it was ever missing or not: the missing value has a row in any case."""
     parts = Field("parts", "context", "multi", most=2, training_only=True)
     height = Field("height", "context", "numeric", training_only=True)
     given = {"place": "top", "parts": ["x", "y"], "height": 3, "device": "tv"}
@@ -207,7 +207,7 @@ async def test_numbers_weigh_the_one_row_of_their_field(logs: Logs) -> None:
 
 
 async def test_values_get_rows_and_lose_them_as_ids_do(logs: Logs) -> None:
-    """Those of a field that was dropped too, the row of its numbers among them, which are nobody's moments then."""
+    """Values of a dropped field too, including the row of its numbers; freed rows have no moments."""
     before, after = Schema((DEVICE, PAGE), **NO_TIME), Schema((DEVICE,), **NO_TIME)
     await logs.happen(("u", "i", 0, {"device": "tv", "page": 1}), ("u", "i", 1, {"device": "phone"}))
     first = await logs.read(before, evict_after=3)
@@ -231,7 +231,7 @@ async def test_values_get_rows_and_lose_them_as_ids_do(logs: Logs) -> None:
 
 
 def test_a_snapshot_knows_the_features_that_its_items_have() -> None:
-    """By the values that its model knows; of an item without features, and of row 0, that they are missing."""
+    """As values that its model knows; items without features, and row 0, have missing values."""
     schema = Schema((DEVICE, PRICE, TAGS))
     names = ["price=#", "price=", "tags=", "tags=a", "tags=b", "device=tv"]
     rows = {name: row for row, name in enumerate(names, start=1)}

@@ -1,4 +1,4 @@
-"""Pins: by HTTP and from the command line, who did it and why. What they keep is in test_retention.py."""
+"""Pins over HTTP and from the command line, with actor and reason. test_retention.py tests what they keep."""
 
 import asyncio
 from typing import Any

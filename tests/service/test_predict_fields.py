@@ -1,4 +1,4 @@
-"""Predictions with fields, over HTTP: each score is what the snapshot says to what was sent and what is stored."""
+"""Predictions with fields over HTTP: each score is the snapshot's for what was sent and what is stored."""
 
 import threading
 import time
@@ -131,7 +131,7 @@ def expected(
 
 
 def test_the_fields_of_these_tests_make_a_difference(made: Made) -> None:
-    """Else none of them could fail."""
+    """Otherwise none of the tests could fail."""
     said = [expected(made, *asked) for asked in (({},), (YOUNG,), (OLD,), ({}, PHONE), ({}, TV), (YOUNG, TV))]
     said.append(made.snapshot.predict("ann", CANDIDATES, [], values=NO_VALUES).scores.tolist())
     found = np.array([one if isinstance(one, list) else one.expected for one in said])
@@ -166,7 +166,7 @@ class TestUsers:
     async def test_count_in_every_process(
         self, shop: Api, made: Made, postgres_dsn: str, redis_url: str, database: Database, tmp_path: Path
     ) -> None:
-        """As soon as Redis has told; this one would remember the old ones for an hour."""
+        """As soon as Redis has notified it; this process would otherwise cache the old ones for an hour."""
         settings = settings_for(postgres_dsn, redis_url, tmp_path / "other", history_cache_seconds=3600)
         async with running_app(settings) as other:
             await with_model(other, database, made)
@@ -220,7 +220,7 @@ class TestUsers:
 
 
 class TestContexts:
-    """Of a request and of its items."""
+    """Contexts of a request and of its items."""
 
     async def test_of_all_items(self, shop: Api, made: Made) -> None:
         await put(shop, ann=YOUNG)
@@ -240,7 +240,7 @@ class TestContexts:
                 assert said[n] == pytest.approx(expected(made, {}, context | of_one).expected[n], abs=TOLERANCE)
 
     async def test_what_the_model_cannot_read_is_missing(self, shop: Api, made: Made) -> None:
-        """It serves by its own schema, whatever that of the process takes in."""
+        """The model uses its own schema, whatever the schema of the process accepts."""
         context = {"page": "front", "campaign": ["spring"], "device": "tv", "position": 1}
         items = [{"id": item, "context": {"page": "back", "position": n}} for n, item in enumerate(CANDIDATES)]
         assert await scores(shop, context=context) == expected(made, {}, TV)
@@ -249,7 +249,7 @@ class TestContexts:
     async def test_hour_and_weekday_are_those_of_the_moment(
         self, shop: Api, made: Made, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """In the zone of the model."""
+        """In the time zone of the model."""
         said = []
         for at in (NOON, NOON - 5 * 3_600_000):  # 14 and 9 o'clock
             it_is(at, monkeypatch)
@@ -304,7 +304,7 @@ class TestBatches:
     async def test_with_contexts_of_many_items_go_to_a_thread(
         self, shop: Api, made: Made, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """They take longer than items without; and they are scored all the same."""
+        """They take longer than items without contexts; they are scored all the same."""
         threads: list[int] = []
         score = Snapshot.score
 
@@ -334,7 +334,7 @@ async def test_a_model_without_fields_takes_no_notice(
 
 
 async def test_of_a_version_that_holds_at_a_time(database: Database) -> None:
-    """`of_user_at`, and when the next one begins."""
+    """`of_user_at`, and when the next version begins."""
     first = datetime(2024, 5, 1, 12, tzinfo=UTC)
     ms = int(first.timestamp() * 1000)
     async with database.unit_of_work() as work:

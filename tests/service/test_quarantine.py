@@ -1,4 +1,4 @@
-"""Periods that are not learned: retried or skipped by an operator, in and out of turn; what becomes of their logs."""
+"""Periods that are not learned: an operator retries or skips them, in and out of turn; and their logs."""
 
 import asyncio
 import getpass
@@ -129,7 +129,7 @@ class TestRetry:
     async def test_later_periods_go_on_from_the_last_good_state(
         self, b: Bench, copy: Callable[..., str], redis_url: str, tmp_path: Path
     ) -> None:
-        """As if the period in quarantine had no log to learn from: neither models nor data of it are in the window."""
+        """As if the quarantined period had no log: neither its models nor its data are in the window."""
         await b.update(3)
         found = await b.outcome()
         parts, before = (found["versions"][number]["state"]["parts"] for number in (2, 1))
@@ -144,7 +144,9 @@ class TestRetry:
     async def test_after_later_periods_it_is_learned_as_late_events_are(
         self, b: Bench, copy: Callable[..., str], servers: Servers, redis_url: str, tmp_path: Path
     ) -> None:
-        """From the newest state, once, the same however often it is begun; without scores, for they would flatter."""
+        """From the newest state, once, the same however often it is restarted; without scores, which would be
+        too good.
+        """
         own_time = (await get_period(b.database, b.context.notices, 2)).scores
         await b.update(3)
         await retry_period(b.database, 2, **WHY)
@@ -196,7 +198,7 @@ class TestRetry:
         assert len(await audit(b.database, "quarantine")) == 2
 
     async def test_nothing_is_left_of_its_stages(self, b: Bench) -> None:
-        """The worker prunes them, so that a period which nobody retries takes no room but its log's."""
+        """The worker prunes them, so that a period which is never retried takes no room except its log."""
         async with b.database.read() as session:
             results = [stage.result for stage in await session.stages.list(2)]
         assert set(results) == {None}
@@ -206,7 +208,7 @@ class TestRetry:
         assert await stored(b.database) == before
 
     async def test_not_when_logs_of_later_periods_are_dropped(self, b: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        """By then nobody can tell any more what its users had clicked before."""
+        """The clicks that its users had made before are not known any more."""
         monkeypatch.setattr(retention, "KEPT_FOR_TRAINING", 1)
         settings = b.settings.model_copy(update={"keep_logs": 0})
         await b.update(3)
@@ -225,7 +227,7 @@ class TestRetry:
 class TestSkip:
     @pytest.mark.parametrize("number", [2, 3])
     async def test_a_skipped_period_is_never_learned(self, b: Bench, number: int) -> None:
-        """In quarantine, or before its turn."""
+        """Whether it was skipped in quarantine or before its turn."""
         changed = await skip_period(b.database, number, **WHY)
         assert (changed.status, changed.error) == ("skipped", "the catalogue is repaired")
         assert changed.finished_at is not None
@@ -326,7 +328,9 @@ class TestWorker:
         assert await b.outcome() == before
 
     async def test_lost_artifacts_of_a_stage_are_made_anew(self, b: Bench) -> None:
-        """Somebody has deleted what a stage had noted: the attempt fails, and the next one begins at the beginning."""
+        """The artifacts of a finished stage were deleted: the attempt fails, and the next one starts from the
+        beginning.
+        """
 
         class Lost(ArtifactStore):
             async def get(self, digest: str) -> bytes:

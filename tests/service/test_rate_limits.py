@@ -1,4 +1,4 @@
-"""What a key may make, counted by one process; `test_rate_limits_shared` has several."""
+"""What a key may send, counted by one process; `test_rate_limits_shared` tests several."""
 
 import asyncio
 import itertools

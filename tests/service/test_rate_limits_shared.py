@@ -1,4 +1,4 @@
-"""Two api processes and a Redis that is killed, paused and started again: what a key may make, they admit together."""
+"""Two api processes limit a key together while Redis is killed, paused and restarted."""
 
 import asyncio
 import contextlib

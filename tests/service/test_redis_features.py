@@ -1,4 +1,4 @@
-"""Features of users on a real Redis are those that are valid now, whatever races."""
+"""Features of users in a real Redis are the valid ones, in every race."""
 
 import asyncio
 from contextlib import aclosing
@@ -82,7 +82,7 @@ class TestFeatures:
     async def test_of_another_moment_wait_for_it(
         self, store: HistoryStore, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Clients may be ahead of the clock; what they say holds when they said so, and is cached until then."""
+        """Clients may be ahead of the clock; features are valid from their own time, and are cached until then."""
         monkeypatch.setattr(histories.time, "time", lambda: NOW_MS / 1000)
         await describe(database, "u", 31, NOW_MS - 1)
         await describe(database, "u", 32, NOW_MS + 60_000)

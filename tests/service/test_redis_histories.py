@@ -1,4 +1,4 @@
-"""Histories on a real Redis are never stale, whatever races."""
+"""Histories in a real Redis are never stale, in any race."""
 
 import asyncio
 from contextlib import aclosing
@@ -66,7 +66,7 @@ async def test_a_member_begins_with_the_event_and_that_of_a_click_has_its_item(
 async def test_what_is_recent_is_of_the_last_interactions_of_either_label(
     store: HistoryStore, cached: HistoryStore, database: Database
 ) -> None:
-    """By hand; from Postgres, then from Redis, then with what is appended, whatever comes in what order."""
+    """By hand; from Postgres, then from Redis, then with appended clicks, in any order."""
     assert await store.get("nobody") == StoredPast([], (0, 0, 0)) == await cached.get("nobody")
     await commit(database, event(1, label=0))
     assert await store.get("u") == StoredPast([], (1, 0, 0)) == await cached.get("u")  # no history, and yet a past
@@ -117,7 +117,7 @@ async def test_an_interaction_is_right_about_its_time_and_not_the_impression(sto
 async def test_a_set_is_cut_to_what_is_asked_for(
     store: HistoryStore, cached: HistoryStore, database: Database, redis: Redis
 ) -> None:
-    """However much one user does, its set stays small; and nothing that counts is lost by it."""
+    """However active a user is, the set stays small, and nothing is lost that counts."""
     random = Random(5)
     await store.get("u")
     for step in range(40):

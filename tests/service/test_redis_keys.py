@@ -1,4 +1,4 @@
-"""Nothing that Redis holds grows without bound: every key is of a known kind, and each kind has an end."""
+"""Nothing in Redis grows without bound: every key is of a known kind, and each kind is limited."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Notices between processes reach those who listen, also after a lost connection."""
+"""Notices between processes reach all listeners, also after a lost connection."""
 
 import asyncio
 from contextlib import aclosing

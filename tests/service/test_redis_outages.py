@@ -1,4 +1,4 @@
-"""Histories and notices while Redis is away, and when it is back."""
+"""Histories and notices while Redis is unavailable, and after it returns."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -84,7 +84,7 @@ async def test_histories_that_missed_an_append_are_dropped_when_redis_is_back(
 async def test_an_outage_of_more_clicks_than_can_be_noted_drops_all_histories(
     store: HistoryStore, cached: HistoryStore, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is noted is bounded, and still nobody gets a history that lacks a click."""
+    """The notes are bounded, and still no user gets a history that lacks a click."""
     monkeypatch.setattr(missed_changes, "MOST_USERS", 3)
     monkeypatch.setattr(connection, "KEYS_OF_A_PAGE", 2)
     users = [f"u{number}" for number in range(9)]

@@ -1,4 +1,4 @@
-"""Impressions and clicks become the log of a period: each case by hand, once, whatever is killed, however late."""
+"""Impressions and clicks become the log of a period: each case by hand, once, despite kills and delays."""
 
 import asyncio
 import time
@@ -157,7 +157,7 @@ DAY: Sequence[tuple[int, Sequence[Any], datetime]] = (
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("worker", ["keeps up", "comes late"])
 async def test_a_day_by_hand(log: Log, worker: str, order: int) -> None:
-    """The outcome is in what the periods held when they were sealed, in whatever order it came."""
+    """The result depends on what the periods held when they were sealed, not on the order of arrival."""
     for number, events, sealed_at in DAY:
         await log.add(*events[::order])
         await log.seal(number, sealed_at)
@@ -193,7 +193,7 @@ async def test_many_that_resolve_at_once_are_as_one(log: Log) -> None:
 
 
 async def test_ingestion_goes_on_meanwhile(log: Log) -> None:
-    """Ids that move and ids that are made are claimed by others at the same time, in both orders."""
+    """Ids that move and ids that are made are claimed by other calls at the same time, in both orders."""
     requests = [f"r{n:04}" for n in range(1200)]
     many = [shown(name, "ann", "ab", at("12:00") if n % 2 else at("12:30")) for n, name in enumerate(requests)]
     await ingest_impressions(log.database, log.histories, many, WINDOW)
@@ -218,7 +218,7 @@ async def test_ingestion_goes_on_meanwhile(log: Log) -> None:
 
 
 async def test_ingestion_that_did_not_see_the_reserved_ids_is_waited_for(log: Log) -> None:
-    """It has looked up an id before that was reserved, and stores it afterwards: the id comes once all the same."""
+    """It looked up an id before the id was reserved, and stores it afterwards: the id is stored once all the same."""
     await log.add(shown("r", "ann", "ab", at("12:00")))
     await log.seal(1, at("12:40"))
     async with log.database.unit_of_work() as work:
@@ -238,7 +238,7 @@ async def test_ingestion_that_did_not_see_the_reserved_ids_is_waited_for(log: Lo
 
 @pytest.mark.parametrize("merged", [False, True])
 async def test_an_id_is_in_one_log_whenever_ids_are_merged(log: Log, merged: bool) -> None:
-    """Interactions of periods before and after, with ids of items that were shown in between."""
+    """Interactions of earlier and later periods, with ids of items that were shown in between."""
     await log.add(Interaction("r/a", "ann", "a", 1, at("11:00")))
     await log.seal(1, at("11:30"))
     await log.add(shown("r", "ann", "abcd", at("12:00")), Interaction("r/b", "ann", "b", 1, at("12:00")))
@@ -259,7 +259,7 @@ async def test_an_id_is_in_one_log_whenever_ids_are_merged(log: Log, merged: boo
 
 
 async def test_a_period_that_is_skipped_loses_nothing(log: Log) -> None:
-    """What is open in it moves on to the next that is not skipped, and clicks stay in histories."""
+    """Its open impressions move on to the next period that is not skipped, and clicks stay in histories."""
     await log.add(*FIRST)
     await log.seal(1, at("12:40"))
     await log.add(*SECOND)
@@ -281,7 +281,7 @@ async def test_a_period_that_is_skipped_loses_nothing(log: Log) -> None:
 
 
 async def test_an_interaction_that_is_there_already_stays(log: Log) -> None:
-    """Sent as such, before or after the impression; a click on it is late."""
+    """A client sent it as an interaction, before or after the impression; a click on it is late."""
     await log.add(Interaction("r/a", "ann", "a", 0, at("11:00")), shown("r", "ann", "ab", at("12:00")))
     await log.seal(1, at("12:40"))
     assert await log.resolve(1) == {"impressions": 1, "negatives": 1, "already_logged": 1}
@@ -308,7 +308,7 @@ async def test_a_clock_that_is_ahead_keeps_nothing_waiting(log: Log, database: D
 
 
 async def test_ids_are_those_that_clients_would_make(log: Log) -> None:
-    """The service's two ways to the id of an interaction, here and in Postgres, agree on the oddest names."""
+    """The two implementations of an interaction's id, in Python and in Postgres, agree on the oddest names."""
     names = [
         "r",
         "a/b",
@@ -331,7 +331,7 @@ async def test_ids_are_those_that_clients_would_make(log: Log) -> None:
 
 
 async def test_histories_are_told_what_they_missed(log: Log, redis: Redis) -> None:
-    """A click and its impression that came at one moment do not see each other; the stage makes up for it, once."""
+    """A click and its impression that come at the same moment do not see each other; the stage adds the click once."""
     assert (await log.histories.get("ann")).items == []
     await log.add(shown("r", "ann", "abc", at("12:00")))
     await log.add(clicked("r", "b", at("12:01")), clicked("r", "c", at("12:02")))
@@ -382,7 +382,7 @@ async def waits_for_a_lock(database: Database) -> bool:
 async def test_a_worker_that_is_killed_in_the_middle_has_done_nothing(
     postgres_dsn: str, redis_url: str, database: Database, redis: Redis, tmp_path: Path
 ) -> None:
-    """Really killed, in the midst of its transaction; the outcome of the next one is the one by hand."""
+    """Really killed, in the middle of its transaction; the next worker's result equals the one worked out by hand."""
     log = Log(database, redis)
     await log.add(*FIRST)
     await log.seal(1, at("12:40"))
@@ -420,7 +420,7 @@ def in_halves(period: DriftPeriod) -> tuple[list[dict[str, Any]], list[dict[str,
 
 
 class TestVersions:
-    """What updates make of it."""
+    """The versions that updates make from resolved impressions."""
 
     @pytest.fixture(autouse=True)
     def one_thread(self) -> Iterator[None]:
@@ -430,7 +430,9 @@ class TestVersions:
     async def test_they_are_those_of_the_same_interactions(
         self, servers: Servers, migrated_template: str, database_numbers: Iterator[int], redis_url: str, tmp_path: Path
     ) -> None:
-        """Over HTTP, one service gets the halves and another the interactions: digest for digest the same versions."""
+        """Over HTTP, one service gets impressions and clicks, another the interactions: the versions are equal by
+        digest.
+        """
         outcomes = []
         with copies(servers, migrated_template, database_numbers) as copy:
             for halves in (True, False):
@@ -459,7 +461,7 @@ class TestVersions:
     async def test_a_period_in_which_all_waits_changes_nothing(
         self, postgres_dsn: str, redis_url: str, tmp_path: Path
     ) -> None:
-        """It has its version all the same, which serves what was served; the next one learns what has waited."""
+        """It still has its version, which serves the same model; the next period learns the waiting impressions."""
         async with bench(postgres_dsn, redis_url, tmp_path) as b:
             log = Log(b.database, b.redis)
             for number in (1, 3):  # before there is a model, and when there is one

@@ -1,4 +1,4 @@
-"""A backup restored on an empty server is the same service again, or nothing."""
+"""A backup restored on an empty server gives the same service again, or nothing."""
 
 import asyncio
 from pathlib import Path
@@ -188,7 +188,7 @@ class TestKilled:
 
 @pytest.mark.slow
 def test_served_on_another_host_it_answers_the_same(data_dir: Path, tmp_path: Path) -> None:
-    """Embedded servers: a service at work is backed up, another data folder is restored from it, and serves."""
+    """A working service with embedded servers is backed up, and another data folder is restored from it and serves."""
     one, two = data_dir / "one", data_dir / "two"
     one.mkdir(parents=True)
     backup = tmp_path / "backup"

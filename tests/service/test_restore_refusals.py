@@ -54,7 +54,7 @@ def forge(folder: Path, **fields: Any) -> None:
 
 
 class TestRefusals:
-    """What is not whole, or has no empty place to go to, is not restored, and nothing is changed."""
+    """A damaged backup, or a target that is not empty, is refused, and nothing is changed."""
 
     @pytest.mark.parametrize(
         ("damage", "message"),

@@ -1,4 +1,4 @@
-"""What is let go of after a period, and that nothing is that anybody still needs."""
+"""What is dropped after a period, and that nothing is dropped which is still needed."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -168,7 +168,9 @@ async def test_intermediate_artifacts_go_after_each_period(few: Bench) -> None:
 
 
 async def test_a_sweep_takes_what_a_dead_worker_left(few: Bench) -> None:
-    """One that died between publishing and pruning, and a period in the middle of its update that needs all it made."""
+    """A worker died between publishing and pruning, and a period in the middle of its update needs all its
+    artifacts.
+    """
     first, second = periods(2)
     await few.log(first)
     await few.update(1)
@@ -258,7 +260,7 @@ async def test_over_http_it_is_a_conflict(six: Bench) -> None:
 
 
 async def test_the_way_back_stays_open_until_the_next_update_but_one(few: Bench) -> None:
-    """What was served before an update is kept with it, however old it is: the new version may be no better."""
+    """The version served before an update is kept, however old it is, because the new version may be no better."""
     await learn(few, 5)
     await roll(few, 2)
     await learn(few, 6, first=6)
@@ -336,7 +338,7 @@ SEQUENCE = {8, 9, 10}
     ids=["sequence", "pinned", "champion", "previous champion", "head", "baseline"],
 )
 async def test_each_rule_keeps_a_version_whole(few: Bench, rule: Callable[[Bench], Any], whole: set[int]) -> None:
-    """And whatever no rule keeps is let go of: of ten versions here the newest has nothing but the rules either."""
+    """Versions that no rule keeps are dropped: even the newest of the ten versions here depends on the rules."""
     await history(few, 10)
     await rule(few)
     few.settings = few.settings.model_copy(update={"keep_versions": 1, "keep_states": 1})
@@ -373,7 +375,7 @@ async def test_what_is_not_pinned_any_more_goes_with_the_next_update(few: Bench)
 
 
 async def test_a_rollback_and_pruning_at_once(few: Bench) -> None:
-    """Whoever comes first: an alias never points to a version without a snapshot."""
+    """Whichever comes first: an alias never points to a version without a snapshot."""
     await history(few, 10)
     async with few.database.unit_of_work() as work:
         # A rollback to version 2 that has looked at the version and not yet committed.
@@ -435,14 +437,14 @@ async def test_every_artifact_that_is_kept_can_be_read(six: Bench, tmp_path: Pat
 
 
 def test_every_table_is_in_the_list_of_what_grows() -> None:
-    """Who adds a table has to say what bounds it."""
+    """Whoever adds a table has to say what bounds it."""
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
     section = page.partition("\n## What grows\n")[2].partition("\n## ")[0]
     assert {name for name in tables.metadata.tables if f"`{name}`" not in section} == set()
 
 
 async def test_old_logs_are_dropped(few: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but those that are kept, and those of periods that were not learned; the next update is none the wiser."""
+    """All except those that are kept and those of periods that were not learned; the next update is the same."""
     monkeypatch.setattr(retention, "KEPT_FOR_TRAINING", 1)
     settings = few.settings.model_copy(update={"keep_logs": 1})
     for period in periods(5):
@@ -459,7 +461,7 @@ async def test_old_logs_are_dropped(few: Bench, monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_reader_holds_up_the_drop_and_nothing_else(few: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Histories are as they were after each step, and what is done is not done again, nor undone; killed or not."""
+    """Histories stay the same after each step, and no finished step is repeated or undone, with and without kills."""
     monkeypatch.setattr(retention, "KEPT_FOR_TRAINING", 0)
     monkeypatch.setattr(retention, "LOCK_SECONDS", 0.05)
     settings, database = few.settings.model_copy(update={"keep_logs": 0}), few.database

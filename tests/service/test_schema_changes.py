@@ -1,4 +1,4 @@
-"""A field is added and another one dropped while the service runs: predictions go on, and so does the model."""
+"""Fields are added and dropped while the service runs: predictions continue, and so does the model."""
 
 import asyncio
 import json
@@ -231,8 +231,8 @@ async def by_own_schema(b: Bench, folder: Path) -> None:
 
 
 async def test_a_score_moves_by_what_is_learned(copy: Callable[..., str], redis_url: str, tmp_path: Path) -> None:
-    """Where the new field is never sent, and the dropped one is not any more, a version of the new schema says what one
-    of the old says, but for a small part of what the period taught both.
+    """If the new field is never sent and the dropped one no longer, versions of the new and the old schema give the
+    same scores, except for a small part of what the period taught both.
     """
     first, second = periods(2)
     common = Schema((DEVICE, PRICE))
@@ -260,7 +260,7 @@ async def test_a_score_moves_by_what_is_learned(copy: Callable[..., str], redis_
 async def test_an_update_that_is_under_way_begins_again(
     copy: Callable[..., str], redis_url: str, tmp_path: Path
 ) -> None:
-    """What was made of the period by the schema of before is not used, as with another method."""
+    """Intermediate results made with the earlier schema are not used, as with another method."""
 
     class Stopped(Exception):
         pass
@@ -299,7 +299,7 @@ async def test_a_state_from_before_there_were_fields_goes_on(
     caplog: pytest.LogCaptureFixture,
     method: str,
 ) -> None:
-    """As an upgrade finds it. The base model is the same and gets the fields; what is there serves on."""
+    """The state that an upgrade finds. The base model is the same and gets the fields; the old version serves on."""
     dsn, (first, second, third) = copy(), periods(3)
     async with bench(dsn, redis_url, tmp_path, updater=method) as b:
         now = b.context.updater

@@ -1,4 +1,4 @@
-"""Files of a running installation are changed, cut short and replaced, and nothing of it reaches what is served."""
+"""Files of a running installation are changed, truncated and replaced, without effect on what is served."""
 
 import asyncio
 import errno
@@ -67,7 +67,7 @@ def all_files(folder: Path) -> list[Path]:
 def test_two_processes_answer_alike_whatever_happens_to_their_files(
     postgres_dsn: str, redis_url: str, tmp_path: Path
 ) -> None:
-    """Every file that the serving folder shows is harmed in every way, as its owner or root could, under load."""
+    """Every file in the serving folder is damaged in every way that its owner or root could, under load."""
     given = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path / "data")}
     given |= {"ASMG_SNAPSHOT_CHECK_SECONDS": "0.1", "ASMG_API_WORKERS": "2", "ASMG_PRIOR_CTR": "0.25"}
     serving = tmp_path / "data" / "serving"
@@ -191,7 +191,7 @@ class TestSeal:
 
     @pytest.mark.parametrize("name", ["{pid}-7-{stem}-other-container", "{pid}-7-{stem}", "made_by_mkstemp"])
     def test_what_another_container_holds_is_left_alone(self, tmp_path: Path, name: str) -> None:
-        """It numbers its processes as it likes: what has that number here has nothing to do with the note."""
+        """Containers number their processes separately: the process with that number here did not write the note."""
         path = made(tmp_path)
         note = tmp_path / f"{NOTE_PREFIX}{name.format(pid=os.getpid(), stem=path.stem)}"
         note.touch()
@@ -282,7 +282,7 @@ async def test_a_file_that_others_could_change_is_fetched_anew(
 
 
 class TestCheck:
-    """Where there are no memory files, what is served could still be reached: through /proc, here."""
+    """Without memory files the served snapshot could still be changed; here through /proc."""
 
     @pytest.fixture
     def without_memory_files(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Whatever a served process writes says how it may be used."""
+"""Every response of a served process has the security headers."""
 
 import asyncio
 import base64

@@ -1,6 +1,6 @@
-"""No look-ahead, no skew: what /predict says is what can be computed later from the stored log and the version alone.
+"""No look-ahead, no skew: every score of /predict can be recomputed from the stored log and the version alone.
 
-A log is replayed through HTTP, and every score is noted. Afterwards each is computed again: what the user had done from
+A log is replayed through HTTP, and every score is noted. Afterwards each is computed again: the user's past from
 the interactions with a strictly earlier time, by a slow and obvious definition; the statistics and the model from the
 artifacts of the version that answered; the forward pass by hand, in double precision.
 """
@@ -417,7 +417,9 @@ def permuted(period: DriftPeriod, cut: int, seed: int) -> DriftPeriod:
 async def test_the_future_changes_no_score(
     servers: Servers, migrated_template: str, database_numbers: Iterator[int], redis_url: str, tmp_path: Path
 ) -> None:
-    """Whatever happens from a moment on, what is learned of before and what is said of it is the same to the bit."""
+    """Events after a moment change nothing, bit for bit, in what is learned of the time before it or
+    predicted at it.
+    """
     first, second, third = periods(3)
     cut = len(second.labels) // 2
     futures = [(second, None), (permuted(second, cut, 1), None), (permuted(second, cut, 2), third)]

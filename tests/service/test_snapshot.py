@@ -192,7 +192,7 @@ class TestEncode:
                 assert np.array_equal(vectors[row, :dim], own[number])
 
     def test_rows_without_an_id_are_left_out(self, tmp_path: Path) -> None:
-        """Of a table that has grown for the next period already, or lost an id."""
+        """Rows of a table that has already grown for the next period, or that lost an id."""
         made = random_model(6)
         data = encode_snapshot(made.model, made.params, known(USERS[:3]), known(ITEMS[:5]))
         tensors = load_tensors(data)
@@ -346,7 +346,7 @@ class TestStatistics:
         assert with_statistics().encoded() == busy
 
     def test_pairs_are_those_of_known_items(self, tmp_path: Path) -> None:
-        """Of the state, by ids: what is beside an item that has lost its row is left out."""
+        """Neighbours of the state, by ids: those of an item that has lost its row are left out."""
         made = with_statistics()
         statistics, few = made.statistics, ITEMS[::2]
         assert statistics is not None
@@ -398,7 +398,9 @@ class TestStatistics:
             Snapshot.open(path, 1, 1)
 
     def test_a_file_of_an_earlier_release(self, tmp_path: Path) -> None:
-        """Which had a share of the first layer, and neither statistics nor dot products in its configuration."""
+        """It had a share of the first layer as a tensor, and neither statistics nor dot products in its
+        configuration.
+        """
         made = random_model(7, categories=True)
         good = made.encoded()
         tensors = load_tensors(good)
@@ -413,7 +415,7 @@ class TestStatistics:
         )
 
     def test_the_kernel_is_compiled_once(self, busy: bytes, tmp_path: Path) -> None:
-        """Whatever model, and whoever asks: no request waits for a compiler."""
+        """For every model and every caller, so that no request waits for a compiler."""
         path = tmp_path / "snapshot.safetensors"
         path.write_bytes(busy)
         Snapshot.open(path, 1, 1).check()

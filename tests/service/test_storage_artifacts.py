@@ -1,4 +1,4 @@
-"""Artifacts: stored once, found in either place, never believed without their digest, deleted only when unused."""
+"""Artifacts: stored once, found in either place, used only with the right digest, deleted only when unused."""
 
 import asyncio
 import hashlib
@@ -124,7 +124,7 @@ async def replaced_by_a_list(redis: Redis, key: str) -> None:
 async def test_what_is_not_whole_in_redis_comes_from_postgres(
     store: ArtifactStore, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
-    """And readers put nothing back: of many that want it at once each would send all of it."""
+    """And readers do not put it back: many concurrent readers would each send all of it."""
     monkeypatch.setattr(module, "HOT_CHUNK_BYTES", 400)
     data = os.urandom(1000)
     digest = await store.put(data, "serving", hot=True)

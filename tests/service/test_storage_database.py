@@ -1,4 +1,4 @@
-"""Sessions, locks and the election of a leader, each with real concurrency."""
+"""Sessions, locks and leader election, each with real concurrency."""
 
 import asyncio
 import errno
@@ -36,7 +36,7 @@ async def test_nothing_is_kept_without_a_commit(database: Database) -> None:
 
 
 async def test_connections_are_replaced_in_time(postgres_dsn: str) -> None:
-    """What Postgres keeps for a session, of tables that are long gone too, goes with it."""
+    """This frees the memory that Postgres keeps for a session, also for tables that were dropped long ago."""
 
     async def backend(database: Database) -> int:
         async with database.read() as session:
@@ -138,7 +138,7 @@ async def test_a_lost_connection_is_not_ready_and_the_next_session_works(databas
 
 
 async def test_a_host_that_is_gone_is_found_out_by_both_sides(database: Database) -> None:
-    """By keepalives, where there is a network in between."""
+    """By keepalives, if there is a network in between."""
     names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
     async with database.read() as session:
         shown = [await session.connection.scalar(text(f"SHOW {name}")) for name in names]

@@ -1,4 +1,4 @@
-"""A downgrade that would lose something says so, and does nothing unless what it loses is named."""
+"""A downgrade that would lose something says so, and proceeds only if the loss is named."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -105,7 +105,7 @@ def lost(before: Rows, after: Rows) -> Iterator[str]:
 
 
 async def test_every_downgrade_refuses_or_loses_nothing(postgres_dsn: str, database: Database) -> None:
-    """Down, up again, and what is not as it was had to be named; refused, nothing is changed."""
+    """Down and up again: every difference had to be named; a refused downgrade changes nothing."""
     await sql(database, *FILL)
     filled = await stored(database)
     assert filled.keys() == tables.metadata.tables.keys()
@@ -144,7 +144,7 @@ async def test_every_downgrade_refuses_or_loses_nothing(postgres_dsn: str, datab
 
 
 async def test_what_may_be_lost_is_named_on_the_command_line(postgres_dsn: str, database: Database) -> None:
-    """Another name does not do; the steps before the one that is refused are done."""
+    """Another name is not enough; the steps before the refused one are done."""
     await sql(database, FILL[2])
 
     async def alembic(*arguments: str) -> str:

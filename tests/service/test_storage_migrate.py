@@ -1,4 +1,4 @@
-"""Migrations: up, down, at once from many processes, and no difference to the tables."""
+"""Migrations: up, down, by many processes at once, and always to the same tables."""
 
 import asyncio
 import subprocess
@@ -101,7 +101,7 @@ async def test_failed_periods_become_quarantined_ones_and_back(postgres_dsn: str
 
 
 async def test_the_log_moves_into_partitions_and_back(postgres_dsn: str, database: Database) -> None:
-    """What the first release stored is there after the migration, recognised and in its place."""
+    """After the migration the data of the first release is there, recognised and in its place."""
     downgrade(postgres_dsn, "0001")
     async with database.unit_of_work() as work:
         for statement in (
@@ -151,7 +151,7 @@ async def test_the_champion_before_is_taken_over(postgres_dsn: str, database: Da
 
 
 async def test_ids_of_the_release_before_keep_their_rows(postgres_dsn: str, database: Database) -> None:
-    """Whoever is not seen from then on is evicted; on the way back free rows belong to ids that nobody sends."""
+    """Ids that are not seen from then on are evicted; on the way back free rows belong to ids that nobody sends."""
     downgrade(postgres_dsn, "0006-1")
     async with database.unit_of_work() as work:
         for statement in (
@@ -185,7 +185,7 @@ async def test_ids_of_the_release_before_keep_their_rows(postgres_dsn: str, data
 async def test_an_interrupted_move_of_the_log_goes_on(
     postgres_dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader keeps the last part from its lock: all but that is done, stays, and is not done again; nobody waits."""
+    """A reader blocks the lock of the last part: everything else is done, stays and is not repeated; nobody waits."""
     downgrade(postgres_dsn, "0001")
     await sql(
         database,
@@ -234,7 +234,7 @@ async def test_an_index_that_was_half_built_is_built_anew(postgres_dsn: str, dat
 
 
 async def test_an_index_of_partitions_is_built_part_by_part_and_goes_on(postgres_dsn: str, database: Database) -> None:
-    """One part is done, another was half built, a third comes with its period, and the last has nothing yet."""
+    """One part is done, another was half built, a third comes with its period, and the last has no index yet."""
     name, columns = (
         "ix_interactions_passes",
         "(user_id, occurred_at DESC, event_id DESC) WHERE label = 0 AND NOT sampled",

@@ -1,4 +1,4 @@
-"""A pooler that lends connections transaction by transaction is refused at start; one that keeps sessions is not."""
+"""A pooler in transaction mode is refused at start; one in session mode is accepted."""
 
 import asyncio
 import os
@@ -127,7 +127,7 @@ async def test_a_pooler_of_transactions_is_refused(postgres_dsn: str, size: int)
 
 
 async def test_it_is_refused_while_others_use_it(postgres_dsn: str) -> None:
-    """And each of the two finds another server connection each time."""
+    """Both clients get another server connection each time."""
     async with pooled(postgres_dsn, 3) as dsn:
 
         async def use() -> None:
@@ -146,7 +146,7 @@ async def test_it_is_refused_while_others_use_it(postgres_dsn: str) -> None:
 
 
 async def test_every_way_to_start_refuses_it(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
-    """The api, the worker, and what all commands open the database by."""
+    """The api, the worker, and the function by which all commands open the database."""
 
     async def api(settings: Settings) -> None:
         app = create_app(settings)

@@ -1,4 +1,4 @@
-"""Every repository against a real Postgres; the ones that concurrent callers share, with concurrent callers."""
+"""Every repository against a real Postgres, with concurrent callers where they share one."""
 
 import asyncio
 from collections import Counter
@@ -276,7 +276,7 @@ class TestInteractions:
         assert not found.behind.any()
 
     async def test_earlier_says_where_an_event_is_among_those_of_its_moment(self, database: Database) -> None:
-        """And a late event of the period has all that came after it in addition."""
+        """A late event of the period also has all events that came after it."""
         before = [event(f"b{n}", "ann", f"i{n}", n % 2, 5) for n in range(4)]
         await insert(database, [*before, *(event(f"c{n:02}", "ann", "later", 0, 6 + n) for n in range(40))])
         await open_next(database, 2)
@@ -400,7 +400,7 @@ class TestInteractions:
             assert await session.past.recent("nobody") == []
 
     async def test_what_was_shown_is_recent_until_it_is_something_else(self, database: Database) -> None:
-        """Whether it is clicked, resolved, or known as an interaction besides."""
+        """Whether it is clicked, resolved, or also stored as an interaction."""
 
         async def recent(user: str = "u") -> list[tuple[str, int]]:
             async with database.read() as session:

@@ -1,4 +1,4 @@
-"""Where the storage is told to be."""
+"""The settings of the storage."""
 
 import re
 from pathlib import Path

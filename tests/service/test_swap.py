@@ -1,4 +1,4 @@
-"""How one snapshot takes over from another in a process: at the moment, whole, and whatever is wrong with the next."""
+"""How a snapshot replaces another in a process: at the moment, completely, and whatever is wrong with the next."""
 
 import asyncio
 import gc
@@ -169,7 +169,7 @@ async def test_the_first_champion_serves_before_its_time(tmp_path: Path, clock: 
 
 
 async def test_the_champion_named_last_counts(tmp_path: Path, clock: Clock) -> None:
-    """A rollback before the next version took over: that version is never served."""
+    """A rollback comes before the next version takes over: that version is never served."""
     source = Source(tmp_path)
     model = serving_of(source)
     source.publish(1, at=clock.now)
@@ -185,7 +185,7 @@ async def test_the_champion_named_last_counts(tmp_path: Path, clock: Clock) -> N
 
 
 async def test_two_versions_in_quick_succession_both_get_their_turn(tmp_path: Path, clock: Clock) -> None:
-    """One process hears of version 3 before, another after version 2 took over; a client of both never goes back."""
+    """One process learns of version 3 before version 2 takes over, another after; a client of both never goes back."""
     source = Source(tmp_path)
     early, late = serving_of(source), serving_of(source)
     source.publish(1, at=clock.now)
@@ -279,7 +279,7 @@ async def test_only_the_last_files_are_kept(tmp_path: Path, clock: Clock) -> Non
 
 
 class TestDamagedFiles:
-    """A file in the cache of the host that is not as it was written: a disk has its days."""
+    """A file in the host's cache differs from what was written, as after a disk fault."""
 
     DAMAGE: Mapping[str, Callable[[bytes], bytes]] = {
         "a weight": lambda data: data[:-60] + bytes([data[-60] ^ 1]) + data[-59:],

@@ -1,4 +1,4 @@
-"""Tasks are ended for certain, also those that lose a cancellation."""
+"""Tasks end reliably, even if they lose a cancellation."""
 
 import asyncio
 from collections.abc import Callable, Coroutine

@@ -120,7 +120,7 @@ def test_a_large_tensor_is_never_whole_in_memory(tmp_path: Path) -> None:
 
 
 def test_rows_of_sixteen_floats_are_cache_lines(tmp_path: Path) -> None:
-    """Behind hashes that come in whole lines, whatever the length of the header."""
+    """Behind hashes that fill whole lines, for every length of the header."""
     for extra in range(70):
         tensors = {
             "hashes": np.zeros(8, dtype=np.uint64),

@@ -1,4 +1,4 @@
-"""Updates that are stopped anywhere and continued by a fresh one: the version is the same, once."""
+"""Updates that are stopped anywhere and continued by a new one: the version is the same, once."""
 
 import asyncio
 import random
@@ -73,7 +73,7 @@ async def test_before_each_stage(second: str, prepared: Prepared, redis_url: str
 
 
 async def test_around_the_note_of_each_stage(second: str, prepared: Prepared, redis_url: str, tmp_path: Path) -> None:
-    """Just before it, when all the work has to be done again, and just after it."""
+    """Just before the note, when all work has to be repeated, and just after it."""
     stop_at = ""
 
     def told(what: str) -> None:
@@ -228,7 +228,7 @@ NOTES = {"resolve": ResolveNote, "prepare": PrepareNote, "score": ScoreNote, "ga
 async def test_an_update_that_an_older_release_has_begun_can_be_continued(
     second: str, redis_url: str, tmp_path: Path
 ) -> None:
-    """What stages store keeps its form, and what is read of it is all of it."""
+    """The stored form of stages does not change, and everything that is read of it is stored."""
     async with bench(second, redis_url, tmp_path) as b:
         await b.update(2)
         async with b.database.read() as session:

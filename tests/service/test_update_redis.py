@@ -1,4 +1,4 @@
-"""Updates whose Redis is empty, wrong or away: Postgres has all that an update needs."""
+"""Updates while Redis is empty, wrong or unavailable: Postgres has everything that an update needs."""
 
 import asyncio
 import signal
@@ -46,7 +46,7 @@ async def test_flushed_at_every_note(
 async def test_what_redis_holds_is_not_believed(
     second: str, prepared: Prepared, redis_url: str, redis: Redis, tmp_path: Path
 ) -> None:
-    """The hidden state is read from Redis first; another value there than its digest says is no danger."""
+    """The hidden state is read from Redis first; a value that does not match its digest does no harm."""
     hidden = prepared.outcome["versions"][1]["state"]["parts"]["hidden"]
     await redis.hset(f"asmg:artifact:{hidden}", mapping={"0": b"nonsense", "chunks": 1})
     async with bench(second, redis_url, tmp_path) as b:
@@ -56,7 +56,7 @@ async def test_what_redis_holds_is_not_believed(
 
 @pytest.mark.parametrize("stage", [None, "update_base", "every"])
 async def test_away(second: str, prepared: Prepared, data_dir: Path, stage: str | None) -> None:
-    """Never there, or killed while the update is at a stage, or at every stage and there again at the next."""
+    """Never there, killed while the update is at a stage, or killed at every stage and back at the next."""
     socket, server = data_dir / "r.sock", None
     if stage is not None:
         server = await asyncio.to_thread(redis_server, socket)

@@ -1,4 +1,4 @@
-"""Updates whose starting state changes meanwhile: a rollback, an excise, another worker. Nothing is published."""
+"""Updates whose starting state changes: a rollback, an excise, another worker. Nothing is published."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 async def test_an_update_that_was_done_is_not_done_again(
     second: str, prepared: Prepared, redis_url: str, tmp_path: Path
 ) -> None:
-    """A worker that lost its leadership unaware may come to a period that its successor has published."""
+    """A worker that lost its leadership without noticing may reach a period that its successor has published."""
     async with bench(second, redis_url, tmp_path) as b:
         assert await b.update(2) == 2
         assert await b.update(2) == 2
@@ -51,7 +51,7 @@ async def test_two_that_believe_to_lead(second: str, prepared: Prepared, redis_u
 async def test_the_version_that_stays_is_the_one_served_at_that_moment(
     second: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rollback that comes just before a version of kind `previous` is published is not undone by it."""
+    """The publication of a version of kind `previous` does not undo a rollback that came just before it."""
     monkeypatch.setattr("service.use_cases.update.gate.CALIBRATION_RANGE", (100.0, 200.0))
     async with bench(second, redis_url, tmp_path) as b:
         locked, tasks = asyncio.Event(), []

@@ -1,4 +1,4 @@
-"""What a version is made of: its parts, lineage and scores follow from the periods up to its own alone."""
+"""A version's parts, lineage and scores follow only from the periods up to its own."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -179,7 +179,7 @@ async def test_a_version_knows_nothing_of_the_next_period(
 async def test_the_baseline_is_a_trained_model(
     postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As long as the gate lets none through, the prior is served, and the prior is nobody's baseline."""
+    """As long as the gate lets no version through, the prior is served; the prior is never a baseline."""
     first, second, third = periods(3, seed=SEED)
     async with bench(postgres_dsn, redis_url, tmp_path) as b:
         with monkeypatch.context() as patch:
@@ -202,7 +202,7 @@ async def test_the_baseline_is_a_trained_model(
 async def test_another_method_goes_on_from_the_base_model(
     postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """ASMG_UPDATER was changed between two periods, once in the midst of an update."""
+    """ASMG_UPDATER was changed between two periods, and once in the middle of an update."""
 
     def stopped(stage: str, _: PeriodData) -> None:
         if stage == "generate":

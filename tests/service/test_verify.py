@@ -424,7 +424,7 @@ async def test_every_foreign_key_is_looked_at(dsn: str, tmp_path: Path) -> None:
 
 
 async def test_a_snapshot_that_scores_otherwise_than_it_was_written(dsn: str, tmp_path: Path) -> None:
-    """Every digest is right; the canary alone tells."""
+    """Every digest is right; only the canary shows the damage."""
     content = prior_snapshot(0.25).replace(b"0.25", b"0.35")
     async with damaged(dsn) as work:
         digest = await work.artifacts.put(content, "serving")

@@ -88,7 +88,7 @@ async def test_a_passing_trouble_is_overcome(
 async def test_trouble_of_a_worker_that_was_superseded_is_no_trouble_of_the_period(
     second: str, prepared: Prepared, redis_url: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """It lost its leadership unaware; its successor has published the period by the time it fails."""
+    """It lost its leadership without noticing; its successor has published the period by the time it fails."""
 
     def before(stage: str, data: PeriodData) -> None:
         if stage == "generate" and not done:

@@ -123,7 +123,7 @@ async def test_the_right_method_then_learns_the_period(b: Bench, monkeypatch: An
 async def test_another_base_model_is_refused_with_the_name_of_the_setting(
     b: Bench, monkeypatch: Any, setting: str, value: Any
 ) -> None:
-    """Also of the same method; with the setting as it was the period is learned, as if nothing had been."""
+    """Also with the same method; after the setting is restored the period is learned as usual."""
     settings = settings_of(b, updater="iu", **{setting: value})
     other = f"Start the worker with another ASMG_{setting.upper()}, or roll back"
     with pytest.raises(ConfigurationError, match=CANNOT.format("iu", 1, "iu", "updater: expected") + f".*{other}"):
@@ -133,7 +133,7 @@ async def test_another_base_model_is_refused_with_the_name_of_the_setting(
 
 
 async def test_an_update_begins_again_where_the_base_model_is_another(b: Bench) -> None:
-    """From version 0 any base model can begin; what an update had made of the period for another one is not used."""
+    """Any base model can start from version 0; intermediate results made for another one are not used."""
     back: dict[str, Any] = {"sequence": "excise", "reason": "to begin again", "actor": "test", "lead_seconds": 0.0}
     await rollback(b.database, b.context.notices, to_version=0, **back)
     plain = configured_updater(b.settings.model_copy(update={"updater": "iu", "statistics": False}))
@@ -194,7 +194,7 @@ async def test_whatever_cannot_be_gone_on_from_costs_no_attempt(
     at_start: bool,
     message: str,
 ) -> None:
-    """The state of the head, as another release or a mishap could have left it."""
+    """The state of the head is one that another release or an accident could have left."""
     artifacts = b.context.artifacts
     async with b.database.read() as session:
         head = await session.models.get(1)
@@ -232,7 +232,7 @@ async def change_state(b: Bench, head: ModelVersion, digests: dict[str, str]) ->
 async def test_a_rollback_to_the_state_of_another_method_ends_the_worker_before_the_next_period(
     b: Bench, monkeypatch: Any
 ) -> None:
-    """The state changes under a worker that has worked with it: version 2 goes on from version 0, and so can sml-mf."""
+    """The state changes under a working worker: version 2 continues from version 0, and so can sml-mf."""
     await rollback(
         b.database,
         b.context.notices,
@@ -273,7 +273,7 @@ async def test_a_rollback_to_the_state_of_another_method_ends_the_worker_before_
 
 @pytest.mark.slow
 async def test_the_programs_say_so(b: Bench, tmp_path: Path) -> None:
-    """`asmg worker` ends with one line; under `asmg serve` the child does, and is started again ever less often."""
+    """`asmg worker` exits with one line; under `asmg serve` the child exits, and is restarted with growing delays."""
     places = {
         "ASMG_POSTGRES_DSN": str(b.settings.postgres_dsn),
         "ASMG_REDIS_URL": str(b.settings.redis_url),

@@ -1,4 +1,4 @@
-"""Parts of an update that tests put something in front of: a database, an update method, the worker itself."""
+"""Replacements for parts of an update: a database, an update method, the worker itself."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

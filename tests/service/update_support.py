@@ -1,4 +1,4 @@
-"""The period cycle as its tests drive it: in process, on the real servers, with small streams."""
+"""Drives the period cycle for the tests: in process, on the real servers, with small streams."""
 
 import asyncio
 import re

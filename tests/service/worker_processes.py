@@ -1,4 +1,4 @@
-"""`asmg worker` as processes to be killed: forked from one that has imported it, so that a start takes no seconds."""
+"""`asmg worker` as processes to kill, forked from one that has imported it so that they start at once."""
 
 import os
 import random
