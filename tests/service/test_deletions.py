@@ -173,7 +173,7 @@ class TestCalls:
             for app in (one, two):  # both remember the history
                 question = {"user_id": ANN, "items": ["item1"]}
                 assert (await app.client.post("/predict", json=question)).status_code == 200
-                assert app.parts.histories.known(ANN) is not None
+                assert app.state.histories.known(ANN) is not None
             for path, kind in ((user, "user"), (item, "item")):
                 answer = await one.client.delete(path)
                 assert (answer.status_code, answer.json()["status"]) == (200, "done"), answer.text
@@ -183,15 +183,15 @@ class TestCalls:
                 entries = (await one.client.get("/admin/audit?limit=4")).json()["entries"]
                 assert {entry["action"] for entry in entries} == {f"delete_{kind}", f"deleted_{kind}"}
                 assert MARK not in str(entries)
-            assert (await full.redis.keys("asmg:full*")) == []
+            assert (await full.redis.keys("asmg:past*")) == []
             for _ in range(100):
-                if two.parts.histories.known(ANN) is None:
+                if two.state.histories.known(ANN) is None:
                     break
                 await asyncio.sleep(0.02)
             for app in (one, two):
-                assert app.parts.histories.known(ANN) is None
+                assert app.state.histories.known(ANN) is None
             await full.update(4)
-            await one.parts.serving.refresh()
+            await one.state.serving.refresh()
             for path in (user, item):
                 answer = await one.client.get(path)
                 assert (answer.status_code, answer.json()["title"]) == (404, "Nothing stored")

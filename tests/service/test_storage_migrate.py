@@ -18,7 +18,6 @@ from service.storage.postgres.migrate import alembic_config, migrate
 from service.storage.postgres.repositories import AliasName, EntityKind, EventBatch, Interaction
 from tests.conftest import in_thread
 from tests.service.backup_support import sql
-from tests.service.update_support import moment
 
 
 def downgrade(dsn: str, revision: str, *lose: str) -> None:
@@ -242,8 +241,10 @@ async def test_an_index_of_partitions_is_built_part_by_part_and_goes_on(postgres
     downgrade(postgres_dsn, "0010")
     async with database.unit_of_work() as work:
         for number in (1, 2, 3):
-            events = [Interaction(f"e{number}-{n}", f"u{n % 3}", "i", n % 2, moment(n)) for n in range(20)]
-            await work.interactions.insert(number, EventBatch.of(events))
+            rows = "SELECT :p || n, 'u' || n % 3, 'i', n % 2, now() + n * interval '1 s', :number"
+            insert = f"INSERT INTO interactions (event_id, user_id, item_id, label, occurred_at, period) {rows}"
+            values = {"p": f"e{number}-", "number": number}
+            await work.connection.execute(text(f"{insert} FROM generate_series(0, 19) AS n"), values)
             await work.periods.seal(number, 20)
             await work.periods.create(number + 1)
         await work.commit()
