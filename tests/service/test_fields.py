@@ -71,7 +71,9 @@ async def shop(postgres_dsn: str, redis_url: str, redis: Redis, tmp_path: Path) 
     """The application with a schema."""
     file = tmp_path / "features.toml"
     file.write_text(SHOP)
-    async with running_app(settings_for(postgres_dsn, redis_url, tmp_path, features=file)) as api:
+    async with running_app(
+        settings_for(postgres_dsn, redis_url, tmp_path, features=file, impression_deadline_seconds=10)
+    ) as api:
         yield api
 
 
