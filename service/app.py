@@ -1,6 +1,6 @@
 """The application: its routes, and middleware around them. Importing this module has no side effects.
 
-`service.processes.supervisor` calls `create_app` in each api process; other servers can call
+`service.processes.api` calls `create_app` in each api process; other servers can call
 `create_app_from_environment`.
 """
 

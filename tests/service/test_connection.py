@@ -13,8 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.exceptions import HTTPException
 
 from service.http.connection import Connection as ServiceConnection
+from service.http.connection.reader import RequestReader
+from service.http.connection.transport import MAX_HELD_BYTES, UvicornTransport
 from service.limits import MAX_PIPELINED
 from service.storage.postgres.database import Database
 from service.use_cases.keys import create_key
@@ -234,3 +237,58 @@ def test_a_connection_is_forgotten_when_it_is_lost(url: str, monkeypatch: pytest
 
     assert len(made) == 5
     wait_for(is_forgotten, 10)
+
+
+@pytest.mark.parametrize("is_answering", [False, True])
+def test_so_many_requests_may_be_ahead_of_their_answers_and_no_more(is_answering: bool) -> None:
+    """One that is answered and `MAX_PIPELINED` that wait, wherever the first one is."""
+    reader, request = RequestReader(), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    reader.is_answering = is_answering
+    reader.feed(request * (MAX_PIPELINED + (not is_answering)))
+    with pytest.raises(HTTPException, match=f"expected at most {MAX_PIPELINED} requests ahead"):
+        reader.feed(request)
+
+
+class Written(asyncio.Transport):
+    """What was sent to a client, one entry a system call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[bytes] = []
+        self.is_closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.is_closed, "uvloop raises here"
+        self.calls.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+
+def for_uvicorn(client: Written) -> UvicornTransport:
+    loop = asyncio.get_running_loop()
+    return UvicornTransport(
+        client, loop, close=lambda: None, is_closing=client.is_closing, pause=lambda _: None
+    )  # fmt: skip
+
+
+async def test_what_is_written_in_one_turn_is_sent_by_one_call() -> None:
+    client = Written()
+    transport = for_uvicorn(client)
+    transport.write(b"head")
+    transport.write(b"body")
+    assert client.calls == []
+    await asyncio.sleep(0)
+    assert client.calls == [b"headbody"]
+    transport.write(b"x" * (MAX_HELD_BYTES + 1))
+    assert len(client.calls) == 2, "much is sent at once"
+
+
+async def test_nothing_is_sent_to_a_client_that_is_gone() -> None:
+    client = Written()
+    transport = for_uvicorn(client)
+    transport.write(b"head")
+    client.is_closed = True
+    await asyncio.sleep(0)
+    transport.detach()
+    assert client.calls == []

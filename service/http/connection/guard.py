@@ -1,6 +1,6 @@
 """One connection: the order of its answers, its deadlines, and its end.
 
-`service.processes.supervisor.server_config` gives `Connection` and `with_connection(app)` to uvicorn, which makes a
+`service.processes.api.server_config` gives `Connection` and `with_connection(app)` to uvicorn, which makes a
 `Connection` for each client.
 """
 
@@ -209,6 +209,7 @@ class Connection(asyncio.Protocol):
     def answered(self) -> None:
         """The current request is answered: go on with the next one, or with the refusal that is due."""
         self._current, self._answer_has_begun = None, False
+        self._reader.is_answering = False
         if self._is_closing:
             return
         if self._uvicorn_transport is not None:
@@ -228,6 +229,7 @@ class Connection(asyncio.Protocol):
             if not requests or self._is_closing:
                 return
             self._current = requests.popleft()
+            self._reader.is_answering = True
             self._taken += 1
         data = self._current.take()
         if data:

@@ -90,6 +90,8 @@ class RequestReader:
         """Requests that nobody has taken from here yet; the last one may be incomplete."""
         self.newest: IncomingRequest | None = None
         """The request whose head was read last."""
+        self.is_answering = False
+        """Whether a request that was taken is not answered yet; the connection sets it."""
         self.in_head = False
         """Whether a head has begun and not ended."""
         self.is_over = False
@@ -159,7 +161,7 @@ class RequestReader:
         parser, target, headers = self._parser, self._target, self._headers
         if self._kept > MAX_HEAD_BYTES and _head_bytes(target, headers) > MAX_HEAD_BYTES:
             self._stop(_head_too_large())
-        if len(self.requests) > MAX_PIPELINED:
+        if len(self.requests) + self.is_answering > MAX_PIPELINED:
             self._stop(HTTPException(400, f"expected at most {MAX_PIPELINED} requests ahead of their answers"))
         version, found = parser.get_http_version(), dict(headers)
         if (fault := _fault(target, version, headers, found)) is not None:

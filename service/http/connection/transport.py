@@ -51,9 +51,10 @@ class UvicornTransport(asyncio.Transport):
             self.flush()
 
     def flush(self) -> None:
-        """Send what is held back."""
+        """Send what is held back; drop it where the client's transport was closed or aborted meanwhile."""
         if self._held:
-            self._transport.write(b"".join(self._held))
+            if not self._transport.is_closing():
+                self._transport.write(b"".join(self._held))
             self._held.clear()
             self._held_bytes = 0
 
