@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -48,6 +49,23 @@ class Checkpoint:
         """A safetensors file with kind, version and meta data in its header."""
         tensors = {name: self.tensors[name].detach().contiguous() for name in sorted(self.tensors)}
         return save_tensors(tensors, make_header(self.kind, self.meta))
+
+    @classmethod
+    def open(cls, path: Path) -> "Checkpoint":
+        """A checkpoint in a file, which is mapped into memory: its tensors are read when they are used.
+
+        Nothing may change the file meanwhile.
+
+        Raises:
+            CheckpointError: the file is no checkpoint of this format version.
+            OSError: it cannot be read.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                found, meta = parse_header(file.metadata(), None)
+                return cls(found, meta, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise CheckpointError("checkpoint: expected a safetensors file; received an unreadable one") from error
 
     @classmethod
     def from_bytes(cls, data: bytes, kind: str | None = None) -> "Checkpoint":

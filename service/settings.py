@@ -290,6 +290,11 @@ class Settings(BaseSettings):
         return self.data_dir / "serving"
 
     @property
+    def state_dir(self) -> Path:
+        """Folder of the training states that the worker of this host reads."""
+        return self.data_dir / "state"
+
+    @property
     def worker_dir(self) -> Path:
         """Folder of the workers' heartbeats."""
         return self.data_dir / "workers"

@@ -44,6 +44,9 @@ class PeriodData:
     """Rows of the category table after this period; 0 when items have no categories."""
     item_categories: Tensor | None = None
     """int32 [items, C]: rows of the categories of each item, padded with NO_CATEGORY; the cold row has none."""
+    category_items: Tensor | None = None
+    """int64 [n], ascending: the items that `item_categories` [n, C] is about, in a log as it is stored; None where it
+    is about all. Models read logs without it (`asmg.layers.Selection.localised`)."""
     numeric: Tensor | None = None
     """float32 [N, S], S ≥ 1: numeric inputs, standardised (mean about 0, deviation about 1), computed from what was
     known before each interaction; None without any."""
@@ -89,10 +92,9 @@ class PeriodData:
         if (self.item_categories is None) != (self.categories == 0):
             raise ValueError("item_categories: expected exactly when categories > 0; received the opposite")
         if self.item_categories is not None:
-            if self.item_categories.shape[0] != self.items:
-                raise ValueError(
-                    f"item_categories: expected {self.items} rows; received {self.item_categories.shape[0]}"
-                )
+            expected = self.items if self.category_items is None else len(self.category_items)
+            if self.item_categories.shape[0] != expected:
+                raise ValueError(f"item_categories: expected {expected} rows; received {self.item_categories.shape[0]}")
             values = self.item_categories
             low, top = (int(values.min()), int(values.max())) if values.numel() else (NO_CATEGORY, NO_CATEGORY)
             if low < NO_CATEGORY or top >= self.categories:

@@ -36,7 +36,7 @@ from asmg.generator_training import GeneratorTraining
 from asmg.models import ModelConfig, Params, forget, read_rows
 from asmg.training import Execution, Progress, TrainingConfig, narrow, part_of, take
 from asmg.updaters.asmg_config import AsmgConfig
-from asmg.updaters.base import Updater
+from asmg.updaters.base import ServedParts, Updater
 from asmg.updaters.trust import Gain, blend
 
 __all__ = ["Asmg", "AsmgState"]
@@ -148,6 +148,18 @@ class Asmg(Updater[AsmgState]):
         if state.generated is None:
             return {}
         return {"generated": self.blended(state, self.trust(state)), "incremental": state.base.params}
+
+    @override
+    def served_parts(self, state: AsmgState) -> dict[str, ServedParts]:
+        if state.generated is None:
+            return {}
+        generated = ServedParts("base", "generated", self.trust(state))
+        return {"generated": generated, "incremental": ServedParts()}
+
+    @property
+    @override
+    def rewrites_tables(self) -> bool:
+        return self.config.untouched == "generate"
 
     def trust(self, state: AsmgState) -> float:
         """α, the fraction with the largest certain gain; the smallest fraction if no gain is above zero."""

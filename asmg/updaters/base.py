@@ -8,7 +8,7 @@ the period's traffic; the last one writes whole tables. Called by the service's 
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,9 +21,19 @@ from asmg.models import BaseModel, Params
 from asmg.statistics import Statistics
 from asmg.training import Progress
 
-__all__ = ["StateT", "Updater"]
+__all__ = ["ServedParts", "StateT", "Updater"]
 
 StateT = TypeVar("StateT")
+
+
+class ServedParts(NamedTuple):
+    """Which parts of a dump a serving model is made of: part + fraction·(toward - part)."""
+
+    part: str = "base"
+    """Name of a part."""
+    toward: str | None = None
+    """Name of another part; None for the first alone."""
+    fraction: float = 1.0
 
 
 class Updater(ABC, Generic[StateT]):
@@ -182,6 +192,15 @@ class Updater(ABC, Generic[StateT]):
         """
         base = self.base_of(state)
         return {"incremental": base.params} if base.periods else {}
+
+    def served_parts(self, state: StateT) -> dict[str, ServedParts]:
+        """The parts of `dump` that each of the `serving_models` is made of."""
+        return {name: ServedParts() for name in self.serving_models(state)}
+
+    @property
+    def rewrites_tables(self) -> bool:
+        """Whether an update changes all rows of the tables, and not only those that its logs touch."""
+        return False
 
     @abstractmethod
     def dump(self, state: StateT) -> dict[str, Checkpoint]:

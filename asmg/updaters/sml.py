@@ -45,7 +45,7 @@ from asmg.training import (
     take,
 )
 from asmg.transfer import Output, Transfer
-from asmg.updaters.base import Updater
+from asmg.updaters.base import ServedParts, Updater
 
 __all__ = ["BasePhase", "Sml", "SmlConfig", "SmlState", "TransferPhase"]
 
@@ -171,6 +171,16 @@ class Sml(Updater[SmlState]):
     def serving_models(self, state: SmlState) -> dict[str, Params]:
         """See Updater. After the first period, which is learned without T, both are the same model."""
         return {} if state.generated is None else {"generated": state.generated, "incremental": state.base.params}
+
+    @override
+    def served_parts(self, state: SmlState) -> dict[str, ServedParts]:
+        return {} if state.generated is None else {"generated": ServedParts("generated"), "incremental": ServedParts()}
+
+    @property
+    @override
+    def rewrites_tables(self) -> bool:
+        """See Updater: the transfer changes every row."""
+        return True
 
     def transfers(self, state: SmlState) -> bool:
         """Whether Θ_t was trained through T, so that T can be trained on the next period."""

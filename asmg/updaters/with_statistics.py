@@ -18,7 +18,7 @@ from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import EmbeddingMLPConfig, Params
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from asmg.training import Progress
-from asmg.updaters.base import StateT, Updater
+from asmg.updaters.base import ServedParts, StateT, Updater
 
 __all__ = ["PART", "WithStatistics", "WithStatisticsState"]
 
@@ -127,6 +127,15 @@ class WithStatistics(Updater[WithStatisticsState[StateT]]):
     @override
     def serving_models(self, state: WithStatisticsState[StateT]) -> dict[str, Params]:
         return self.inner.serving_models(state.inner)
+
+    @override
+    def served_parts(self, state: WithStatisticsState[StateT]) -> dict[str, ServedParts]:
+        return self.inner.served_parts(state.inner)
+
+    @property
+    @override
+    def rewrites_tables(self) -> bool:
+        return self.inner.rewrites_tables
 
     @override
     def statistics_of(self, state: WithStatisticsState[StateT]) -> Statistics:

@@ -69,8 +69,14 @@ class ArtifactStore:
             await self._copy_to_redis(digest, kind, (data[start : start + HOT_CHUNK_BYTES] for start in starts))
         return digest
 
-    async def put_file(self, file: files.DigestedFile, kind: str) -> str:
-        """Store the content of a complete file, in pieces and as hot, and return its digest."""
+    async def put_file(self, file: files.DigestedFile, kind: str, *, hot: bool = True) -> str:
+        """Store the content of a complete file, in pieces, and return its digest.
+
+        Args:
+            file: the file.
+            kind: what it is, such as `serving`.
+            hot: whether many processes will fetch it soon; then it goes to Redis too.
+        """
         digest, path = file.digest, file.path
         assert path is not None
 
@@ -82,7 +88,7 @@ class ArtifactStore:
         async with self._database.unit_of_work() as uow:
             await uow.artifacts.put_chunks(digest, chunks(CHUNK_BYTES), file.size, kind)
             await uow.commit()
-        if file.size <= MOST_HOT_BYTES:
+        if hot and file.size <= MOST_HOT_BYTES:
             await self._copy_to_redis(digest, kind, chunks(HOT_CHUNK_BYTES))
         return digest
 

@@ -20,10 +20,11 @@ from typing import Any, Self
 from asmg.metrics import Scores
 from asmg.training import evaluate
 from service.storage.postgres.repositories import ModelKind
+from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart
 from service.use_cases.update.prepare import PrepareNote
 from service.use_cases.update.score import ScoreNote
-from service.use_cases.update.train import Checkpoints, TrainNote
+from service.use_cases.update.train import TrainNote
 from service.use_cases.update.trial import Trial
 
 __all__ = ["CALIBRATION_RANGE", "Decision", "decide", "gate"]

@@ -62,11 +62,7 @@ def encode_period(
         ties=(2 * places + 1, 2 * behind),
         sampled=log.sampled,
     )
-    width = max((len(names) for names in catalogue.categories), default=1) or 1
-    categories = np.full((rows.sizes[EntityKind.ITEM], width), NO_CATEGORY, dtype=np.int32)
-    for item_id, names in zip(catalogue.item_ids, catalogue.categories, strict=True):
-        if (row := item_rows[item_id]) != COLD_ROW:  # otherwise it was evicted
-            categories[row, : len(names)] = [rows.of[EntityKind.CATEGORY][name] for name in names]
+    category_items, categories = _categories(catalogue, rows)
     return PeriodData(
         user=torch.from_numpy(user.astype(np.int32)),
         item=torch.from_numpy(item.astype(np.int32)),
@@ -77,9 +73,23 @@ def encode_period(
         items=rows.sizes[EntityKind.ITEM],
         categories=rows.sizes[EntityKind.CATEGORY],
         item_categories=torch.from_numpy(categories),
+        category_items=torch.from_numpy(category_items),
         recent=torch.from_numpy(recent),
         weight=None if (log.weights == 1).all() else torch.from_numpy(log.weights),
     )
+
+
+def _categories(catalogue: Catalogue, rows: TableRows) -> tuple[Rows, NDArray[np.int32]]:
+    """The items of the catalogue that have a row, ascending, and the rows of their categories."""
+    item_rows, category_rows = rows.of[EntityKind.ITEM], rows.of[EntityKind.CATEGORY]
+    known = {item_rows[item_id]: names for item_id, names in zip(catalogue.item_ids, catalogue.categories, strict=True)}
+    known.pop(COLD_ROW, None)  # evicted
+    items = sorted(known)
+    width = max((len(names) for names in known.values()), default=1) or 1
+    categories = np.full((len(items), width), NO_CATEGORY, np.int32)
+    for place, item in enumerate(items):
+        categories[place, : len(known[item])] = [category_rows[name] for name in known[item]]
+    return np.array(items, np.int64), categories
 
 
 def _ties_before(user: Rows, timestamps_ms: Rows, sampled: NDArray[np.bool_]) -> Rows:

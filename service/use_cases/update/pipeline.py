@@ -11,6 +11,7 @@ from functools import partial
 from service.storage.postgres.database import Lock
 from service.storage.postgres.repositories import ModelKind
 from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
+from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import (
     Superseded,
     UpdateContext,
@@ -25,7 +26,7 @@ from service.use_cases.update.publish import Learned, PublishNote, publish
 from service.use_cases.update.resolve import ResolveNote, resolve
 from service.use_cases.update.score import ScoreNote, score
 from service.use_cases.update.stage import run_stage
-from service.use_cases.update.train import Checkpoints, TrainNote, train
+from service.use_cases.update.train import TrainNote, train
 
 __all__ = ["update_period"]
 

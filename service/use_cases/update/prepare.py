@@ -12,10 +12,10 @@ from asmg.batch import PeriodData
 from asmg.features import DEFAULT, Schema
 from service.storage.postgres.database import Database, ReadSession
 from service.storage.postgres.repositories import Catalogue, Earlier, EntityKind, FeaturesOf, PeriodLog
+from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, origin_of
 from service.use_cases.update.period_data import TableRows, encode_period
 from service.use_cases.update.period_fields import Given, NamedColumns, name_columns
-from service.use_cases.update.train import Checkpoints
 
 __all__ = ["PrepareNote", "PreparedPeriod", "prepare", "prepare_period"]
 
@@ -63,9 +63,12 @@ async def prepare(
         evict_after=settings.evict_after_periods,
         schema=context.schema,
     )
+    await checkpoints.select(data)
     state = await checkpoints.read_state(None)
-    data = await asyncio.to_thread(context.updater.prepare, state, data)
-    return PrepareNote(origin_of(context, start.head), await checkpoints.write_data(data), allocations)
+    local = await asyncio.to_thread(checkpoints.selection.localised, data)
+    prepared = await asyncio.to_thread(context.updater.prepare, state, local)
+    digest = await checkpoints.write_data(data, prepared)
+    return PrepareNote(origin_of(context, start.head), digest, allocations)
 
 
 async def prepare_period(

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from asmg.checkpoint import Checkpoint
-from asmg.models import Params, table_sizes
+from asmg.checkpoint import load_data
+from asmg.layers import Selection
+from asmg.models import table_sizes
 from asmg.numbers import NumberMoments
 from asmg.updaters.with_statistics import PART as STATISTICS
 from service.files import DigestedFile, create, keep_newest
@@ -16,6 +17,7 @@ from service.serving.encode import Known, encode_model
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.database import Lock, UnitOfWork
 from service.storage.postgres.repositories import AliasName, EntityKind, ModelKind, ModelVersion, PeriodStatus
+from service.use_cases.update.checkpoints import Checkpoints, layers_of
 from service.use_cases.update.context import (
     ACTOR,
     Progress,
@@ -31,7 +33,8 @@ from service.use_cases.update.period_fields import fields_of_snapshot
 from service.use_cases.update.prepare import PrepareNote
 from service.use_cases.update.resolve import ResolveNote
 from service.use_cases.update.score import ScoreNote
-from service.use_cases.update.train import Checkpoints, TrainNote
+from service.use_cases.update.served import read_served, served_state
+from service.use_cases.update.train import TrainNote
 
 __all__ = ["Learned", "PublishNote", "publish", "write_snapshot"]
 
@@ -143,28 +146,36 @@ async def _write_served(
 ) -> tuple[str, dict[str, Any]]:
     """Store what the version serves; return the digest of its snapshot, and what its state says of it."""
     updater = context.updater
+    await checkpoints.read_data(learned.prepared.data)
     state = await checkpoints.read_state(learned.trained.parts)
-    params = (await asyncio.to_thread(updater.serving_models, state))[kind]
     served: dict[str, Any] = {
-        "serving": await checkpoints.write(Checkpoint("model", {"model": updater.model.config.to_json()}, params)),
+        "serving": served_state(learned.trained.parts, updater.served_parts(state)[kind]),
         "serving_allocations": learned.prepared.allocations,
     }
     if "field" in updater.model.tables:
         served["serving_schema"] = context.schema.to_json()
     if STATISTICS in learned.trained.parts:
-        served["serving_statistics"] = learned.trained.parts[STATISTICS]
+        served["serving_statistics"] = layers_of(learned.trained.parts[STATISTICS])
     sampling, prior_ctr = resolved.sampling, context.settings.prior_ctr
     if sampling is not None and sampling.negatives and prior_ctr is not None:
         # Only in what is served: training continues from the parameters that were trained.
         served["logit_correction"] = logit_correction(sampling, prior_ctr)
-        params = await asyncio.to_thread(updater.model.shifted, params, served["logit_correction"])
-    return await write_snapshot(context, checkpoints, learned, params), served
+    return await write_snapshot(context, checkpoints, learned, served), served
 
 
-async def write_snapshot(context: UpdateContext, checkpoints: Checkpoints, learned: Learned, params: Params) -> str:
+async def write_snapshot(
+    context: UpdateContext, checkpoints: Checkpoints, learned: Learned, served: Mapping[str, Any]
+) -> str:
     """Write the serving snapshot to a file for the processes of this host and to Postgres; return its digest."""
-    categories = (await checkpoints.read_data(learned.prepared.data)).item_categories
-    statistics = context.updater.statistics_of(await checkpoints.read_state(learned.trained.parts))
+    stacks = await read_served(context, checkpoints.files, served)
+    data = load_data(await checkpoints.files.open(learned.prepared.data))
+    selection = await asyncio.to_thread(
+        Selection.everything, [data], {name: data.sizes[name] for name in ("user", "item", "category", "field")}
+    )
+    params = await asyncio.to_thread(stacks.excerpt, selection)
+    params = context.updater.model.shifted(params, served.get("logit_correction", 0.0))
+    statistics = None if stacks.statistics is None else (await asyncio.to_thread(stacks.statistics_of, selection))[0]
+    categories = selection.item_categories
     schema, model, allocations = context.schema, context.updater.model, learned.prepared.allocations
     async with context.database.read() as session:
         known = {

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor
@@ -11,14 +11,14 @@ from torch import Tensor
 from asmg import metrics
 from asmg.batch import PeriodData
 from asmg.metrics import Scores
-from asmg.models import BaseModel, Params, build_model, config_from_json, forget
+from asmg.models import BaseModel, Params
 from asmg.progressive import stage_rng
-from asmg.statistics import Statistics
 from asmg.training import predict_logits
 from service.storage.postgres.repositories import AliasName, Evaluation, ModelVersion
+from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, hold_period
 from service.use_cases.update.prepare import PrepareNote
-from service.use_cases.update.train import Checkpoints, rows_of_nobody
+from service.use_cases.update.served import read_served
 from service.use_cases.update.trial import Trial, rehearsal_rows, try_out
 
 __all__ = ["ScoreNote", "score"]
@@ -135,14 +135,11 @@ async def _served_by(
     context: UpdateContext, checkpoints: Checkpoints, version: ModelVersion, data: PeriodData
 ) -> _Scored:
     """The model that a version serves, which another method may have made, without rows that changed hands since."""
-    stored = await checkpoints.read(version.state["serving"], "model")
-    nobody = await rows_of_nobody(context, version.state.get("serving_allocations", {}))
-    data = replace(data, numeric=None, nobody=None)
-    if digest := version.state.get("serving_statistics"):
-        statistics = Statistics.load(await checkpoints.read(digest, "statistics"))
-        data = await asyncio.to_thread(lambda: statistics.forgotten(nobody).prepare(data))
-    params = await asyncio.to_thread(forget, stored.tensors, nobody)
-    return _Scored(version.version, build_model(config_from_json(stored.meta["model"])), params, data)
+    served = await read_served(context, checkpoints.files, version.state)
+    selection = checkpoints.selection
+    params = await asyncio.to_thread(served.excerpt, selection)
+    read = await asyncio.to_thread(served.prepared, data, selection)
+    return _Scored(version.version, served.model, params, read)
 
 
 def _try_out(

@@ -1,0 +1,228 @@
+"""Tables of a training state as a base and layers: reading some of their rows."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asmg.batch import COLD_ROW, TABLES
+from asmg.checkpoint import Checkpoint, CheckpointError
+from asmg.layers.selection import Rows, Selection
+
+__all__ = [
+    "RESET",
+    "RESTLESS",
+    "ROWS",
+    "SIZES",
+    "Stack",
+    "StackTable",
+    "find",
+    "layer_rows",
+    "resets",
+    "tensors_of_table",
+]
+
+ROWS = "rows."
+"""Prefix of the tensors of a layer that say which rows it has: int64 [n], ascending."""
+
+RESET = "reset."
+"""Prefix of the tensors of a layer that say which rows went to other ids, or to nobody, before its period."""
+
+SIZES = "sizes"
+"""Key of a layer's meta data: table name → rows of the whole table."""
+
+RESTLESS = "restless."
+"""Prefix of tensors that name rows (`asmg.adam.AdamState.restless`)."""
+
+LISTS = (ROWS, RESET, RESTLESS)
+
+
+class Stack:
+    """The tables of one part, such as the base model, as of one version.
+
+    A row is read from the newest layer that has it. A row that a later layer resets, and one that no layer has, is like
+    a new row: a copy of the cold row, or at rest in an optimizer.
+    """
+
+    def __init__(self, layers: Sequence[Checkpoint], later: Sequence[Checkpoint] = ()) -> None:
+        """Check that the layers fit together.
+
+        Args:
+            layers: the base and the layers of the version, oldest first.
+            later: newer layers of the same part, whose resets count here too: rows that have changed hands belong to
+                nobody in an older model either.
+
+        Raises:
+            CheckpointError: the layers belong to different parts, or a table's rows are not as many as its tensors'.
+        """
+        self._layers, self._later = list(layers), list(later)
+        newest = layers[-1]
+        self.kind = newest.kind
+        self.meta = {name: value for name, value in newest.meta.items() if name != SIZES}
+        self.tables = tuple(name for name in TABLES if tensors_of_table(newest, name))
+        self.sizes = {name: _size(newest, name) for name in self.tables}
+        for layer in layers:
+            if layer.kind != self.kind:
+                raise CheckpointError(f"layer: expected one of kind {self.kind!r}; received {layer.kind!r}")
+            for table in self.tables:
+                _check_layer(layer, table)
+
+    def read(self, table: str, rows: Rows) -> dict[str, Tensor]:
+        """Copies of some rows.
+
+        Args:
+            table: name of a table.
+            rows: ascending, each < `sizes[table]`.
+
+        Returns:
+            name of a tensor → its rows [len(rows), …].
+        """
+        names = tensors_of_table(self._layers[-1], table)
+        if not names:
+            return {}
+        found = {name: self._new(name, table, len(rows)) for name in names}
+        open_ = np.arange(len(rows))  # places that no layer has filled yet
+        cold = {name: self._cold(name, table) for name in names}
+        for index, layer in reversed(list(enumerate([*self._layers, *self._later]))):
+            if not len(open_):
+                break
+            if index < len(self._layers):
+                at, place = find(layer_rows(layer, table), rows[open_], _length(layer, table))
+                for name in names:
+                    if name in layer.tensors:
+                        found[name][open_[at]] = layer.tensors[name][place]
+                open_ = np.delete(open_, at)
+            gone = np.isin(rows[open_], resets(layer, table))
+            for name in names:
+                found[name][open_[gone]] = cold[name]
+            open_ = open_[~gone]
+        for name in names:
+            found[name][open_] = cold[name]
+        return found
+
+    def excerpt(self, selection: Selection) -> Checkpoint:
+        """The part with the selected rows alone, as the update method would have stored it."""
+        newest = self._layers[-1]
+        tensors = {n: t for n, t in newest.tensors.items() if not n.startswith(LISTS) and _table(n) not in self.tables}
+        for table in self.tables:
+            rows = selection.rows[table]
+            tensors |= self.read(table, rows[rows < self.sizes[table]])
+        for name, rows in newest.tensors.items():
+            if name.startswith(RESTLESS):
+                tensors[name] = selection.places(name.removeprefix(RESTLESS), rows)
+        return Checkpoint(self.kind, self.meta, tensors)
+
+    @property
+    def restless(self) -> Mapping[str, Tensor]:
+        """Table name → rows that the part itself names and that an excerpt needs."""
+        named = self._layers[-1].tensors.items()
+        return {name.removeprefix(RESTLESS): rows for name, rows in named if name.startswith(RESTLESS)}
+
+    def _new(self, name: str, table: str, count: int) -> Tensor:
+        like = next(layer.tensors[name] for layer in reversed(self._layers) if name in layer.tensors)
+        return like.new_empty(count, *like.shape[1:])
+
+    def _cold(self, name: str, table: str) -> Tensor:
+        """What a row has that was never learned."""
+        if self.kind == "adam":
+            like = self._new(name, table, 1)[0]
+            return torch.full_like(like, self.meta["step"] if name.startswith("moved.") else 0)
+        for layer in reversed(self._layers):
+            at, place = find(layer_rows(layer, table), np.array([COLD_ROW]), _length(layer, table))
+            if len(at) and name in layer.tensors:
+                return layer.tensors[name][place[0]]
+        raise CheckpointError(f"{name}: expected a layer with the cold row; received none")
+
+
+class StackTable:
+    """One tensor of a stack's table, read by indexing with rows; what a serving snapshot is written from.
+
+    Args:
+        stack: the part.
+        table: name of the table.
+        name: of the tensor.
+    """
+
+    def __init__(self, stack: Stack, table: str, name: str | None = None) -> None:
+        self._stack, self._table, self._name = stack, table, name or table
+
+    def __len__(self) -> int:
+        return self._stack.sizes[self._table]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, then the shape of each."""
+        return (len(self), *self[torch.zeros(1, dtype=torch.int64)].shape[1:])
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Rows in any order, int64 [n] → [n, …]; they may repeat. Rows past the end are the cold row."""
+        inside = torch.where(rows < len(self), rows, COLD_ROW).numpy()
+        distinct, place = np.unique(inside, return_inverse=True)
+        return self._stack.read(self._table, distinct)[self._name][torch.from_numpy(place)]
+
+
+def find(known: Rows | None, wanted: Rows, length: int) -> tuple[Rows, Rows]:
+    """Which of the wanted rows a layer has.
+
+    Args:
+        known: its rows, ascending; None where it has all rows up to `length`.
+        wanted: rows, ascending.
+        length: number of its rows.
+
+    Returns:
+        the indices of the rows in `wanted`, and their places in the layer's tensors.
+    """
+    if known is None:
+        at = np.flatnonzero(wanted < length)
+        return at, wanted[at]
+    if not len(known):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    if len(wanted) * 8 < len(known):
+        place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        at = np.flatnonzero(known[place] == wanted)
+        return at, place[at]
+    _, at, place = np.intersect1d(wanted, known, assume_unique=True, return_indices=True)
+    return at, place
+
+
+def layer_rows(layer: Checkpoint, table: str) -> Rows | None:
+    """The rows that a layer has of a table, ascending; None where it has all."""
+    rows = layer.tensors.get(f"{ROWS}{table}")
+    return None if rows is None else rows.numpy()
+
+
+def resets(layer: Checkpoint, table: str) -> Rows:
+    """The rows of a table that changed hands before the layer's period."""
+    rows = layer.tensors.get(f"{RESET}{table}")
+    return np.empty(0, np.int64) if rows is None else rows.numpy()
+
+
+def _table(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def tensors_of_table(layer: Checkpoint, table: str) -> list[str]:
+    """Names of the tensors with a row for each row of the table."""
+    return [name for name in layer.tensors if _table(name) == table and not name.startswith(LISTS)]
+
+
+def _length(layer: Checkpoint, table: str) -> int:
+    names = tensors_of_table(layer, table)
+    return len(layer.tensors[names[0]]) if names else 0
+
+
+def _size(layer: Checkpoint, table: str) -> int:
+    return int(layer.meta.get(SIZES, {}).get(table, _length(layer, table)))
+
+
+def _check_layer(layer: Checkpoint, table: str) -> None:
+    rows, size = layer_rows(layer, table), _size(layer, table)
+    for name in tensors_of_table(layer, table):
+        count = len(layer.tensors[name])
+        if count != (size if rows is None else len(rows)):
+            raise CheckpointError(
+                f"layer: {name}: expected {size if rows is None else len(rows)} rows; received {count}"
+            )
+    if rows is not None and len(rows) and not (rows[0] >= 0 and rows[-1] < size):
+        raise CheckpointError(f"layer: {table}: expected rows under {size}; received {rows[0]}..{rows[-1]}")

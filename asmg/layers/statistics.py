@@ -1,0 +1,173 @@
+"""The statistics of a training state as a base and layers: reading those of some items."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asmg.checkpoint import Checkpoint, CheckpointError
+from asmg.layers.selection import Rows, Selection
+from asmg.layers.stack import SIZES, find, layer_rows, resets
+
+__all__ = ["ItemStatistics", "StatisticsStack"]
+
+ITEM = "item"
+
+BY_ITEM = ("counts", "counted", "degrees", "paired")
+BY_PAIR = ("neighbours", "together", "passed")
+FIELDS = "numbers.rows"
+"""Rows of the field table that the statistics name."""
+
+
+class ItemStatistics(NamedTuple):
+    """The statistics of n items."""
+
+    of_item: dict[str, Tensor]
+    """Name of a tensor of `asmg.statistics.Statistics` → its rows [n, …]."""
+    lengths: Rows
+    """Number of neighbours of each item [n]."""
+    of_pair: dict[str, NDArray[np.generic]]
+    """Name of a tensor → the values of all neighbours, one item after the other. The neighbours of an item ascend."""
+
+
+class StatisticsStack:
+    """The statistics as of one version.
+
+    Args:
+        layers: the base and the layers of the version, oldest first.
+    """
+
+    def __init__(self, layers: Sequence[Checkpoint]) -> None:
+        self._layers = list(layers)
+        newest = layers[-1]
+        self.kind = newest.kind
+        self.meta = {name: value for name, value in newest.meta.items() if name != SIZES}
+        self.size = int(newest.meta.get(SIZES, {}).get(ITEM, len(newest.tensors["counts"])))
+        self.whole = {n: t for n, t in newest.tensors.items() if n == "moments" or n.startswith("numbers.")}
+        """The tensors without a row for each item."""
+        for layer in layers:
+            rows = layer_rows(layer, ITEM)
+            count = len(layer.tensors["counts"]) if rows is None else len(rows)
+            if layer.kind != self.kind or len(layer.tensors["starts"]) != count + 1:
+                raise CheckpointError(f"layer: expected statistics of {count} items; received other numbers")
+
+    def read(self, rows: Rows) -> ItemStatistics:
+        """The statistics of some items; zeros and no neighbours for those that have none.
+
+        Args:
+            rows: of the item table, ascending.
+        """
+        newest = self._layers[-1].tensors
+        of_item = {n: newest[n].new_zeros(len(rows), *newest[n].shape[1:]) for n in BY_ITEM}
+        lengths, pieces = np.zeros(len(rows), np.int64), []
+        open_, gone_since = np.arange(len(rows)), np.empty(0, np.int64)
+        for layer in reversed(self._layers):
+            if not len(open_):
+                break
+            at, place = find(layer_rows(layer, ITEM), rows[open_], len(layer.tensors["counts"]))
+            places = torch.from_numpy(place)
+            for name in BY_ITEM:
+                of_item[name][open_[at]] = layer.tensors[name][places]
+            starts, ends = (layer.tensors["starts"][places + step].numpy() for step in (0, 1))
+            owners = np.repeat(open_[at], ends - starts)
+            index = np.repeat(starts - np.cumsum(ends - starts) + (ends - starts), ends - starts) + np.arange(
+                len(owners)
+            )
+            pairs = {name: layer.tensors[name][torch.from_numpy(index)].numpy() for name in BY_PAIR}
+            if len(gone_since):
+                kept = ~np.isin(pairs["neighbours"], gone_since)
+                owners, pairs = owners[kept], {name: values[kept] for name, values in pairs.items()}
+            pieces.append((owners, pairs))
+            open_ = np.delete(open_, at)
+            gone = resets(layer, ITEM)
+            if len(gone):
+                open_ = open_[~np.isin(rows[open_], gone)]
+                gone_since = np.union1d(gone_since, gone)
+        owners = np.concatenate([owners for owners, _ in pieces] or [np.empty(0, np.int64)])
+        order = np.argsort(owners, kind="stable")
+        np.add.at(lengths, owners, 1)
+        of_pair = {
+            name: np.concatenate([pairs[name] for _, pairs in pieces] or [newest[name][:0].numpy()])[order]
+            for name in BY_PAIR
+        }
+        return ItemStatistics(of_item, lengths, of_pair)
+
+    def excerpt(self, selection: Selection) -> tuple[Checkpoint, Rows]:
+        """The statistics of the selected items, as the update method would have stored them.
+
+        Items that are only neighbours of selected ones get rows behind those; of them nothing is known.
+
+        Returns:
+            the statistics, and the item of each row.
+        """
+        rows = selection.rows[ITEM]
+        found = self.read(rows)
+        near = found.of_pair["neighbours"].astype(np.int64)
+        further = np.setdiff1d(near, rows)
+        universe = np.concatenate([rows, further])
+        place = np.minimum(np.searchsorted(rows, near), len(rows) - 1)
+        local = np.where(rows[place] == near, place, len(rows) + np.searchsorted(further, near))
+        order = np.lexsort((local, np.repeat(np.arange(len(rows)), found.lengths)))
+        starts = np.zeros(len(universe) + 1, np.int64)
+        starts[1 : len(rows) + 1] = np.cumsum(found.lengths)
+        starts[len(rows) + 1 :] = starts[len(rows)]
+        tensors = dict(self.whole)
+        if FIELDS in tensors:
+            tensors[FIELDS] = torch.from_numpy(np.searchsorted(selection.rows["field"], tensors[FIELDS].numpy()))
+        for name, values in found.of_item.items():
+            tensors[name] = torch.cat([values, values.new_zeros(len(further), *values.shape[1:])])
+        for name, pairs in found.of_pair.items():
+            tensors[name] = torch.from_numpy(np.ascontiguousarray(pairs[order]))
+        tensors["neighbours"] = torch.from_numpy(local[order].astype(np.int32))
+        tensors["starts"] = torch.from_numpy(starts)
+        return Checkpoint(self.kind, self.meta, tensors), universe
+
+    @property
+    def fields(self) -> Tensor:
+        """Rows of the field table that the statistics name and that an excerpt needs, int64 [K]."""
+        return self.whole.get(FIELDS, torch.empty(0, dtype=torch.int64))
+
+
+def statistics_layer(
+    before: Checkpoint | None, after: Checkpoint, selection: Selection, universe: Rows, size: int, gone: Rows
+) -> Checkpoint:
+    """What a period has changed in the statistics, as a layer.
+
+    Args:
+        before: the excerpt that the period started from; None where nothing was counted yet.
+        after: the excerpt after it.
+        selection: of the excerpt.
+        universe: the item of each of its rows.
+        size: rows of the whole item table.
+        gone: items that changed hands before the period, ascending.
+    """
+    rows = selection.rows[ITEM]
+    if before is None:
+        changed = np.arange(min(len(rows), len(after.tensors["counts"])))
+    else:
+        differs = torch.zeros(len(rows), dtype=torch.bool)
+        for name in BY_ITEM:
+            old, new = (part.tensors[name][: len(rows)].reshape(len(rows), -1) for part in (before, after))
+            differs |= (old != new).any(1)
+        changed = torch.nonzero(differs).flatten().numpy()
+    own = torch.from_numpy(changed)
+    starts = after.tensors["starts"].numpy()
+    lengths = starts[changed + 1] - starts[changed]
+    owners = np.repeat(np.arange(len(changed)), lengths)
+    index = np.repeat(starts[changed] - np.cumsum(lengths) + lengths, lengths) + np.arange(len(owners))
+    near = universe[after.tensors["neighbours"].numpy()[index]]
+    order = np.lexsort((near, owners))
+    tensors = {n: t for n, t in after.tensors.items() if n == "moments" or n.startswith("numbers.")}
+    if FIELDS in tensors:
+        tensors[FIELDS] = torch.from_numpy(selection.rows["field"][tensors[FIELDS].numpy()])
+    tensors |= {name: after.tensors[name][own] for name in BY_ITEM}
+    tensors |= {name: after.tensors[name][torch.from_numpy(index[order])] for name in BY_PAIR}
+    tensors["neighbours"] = torch.from_numpy(near[order].astype(np.int32))
+    tensors["starts"] = torch.from_numpy(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+    tensors[f"rows.{ITEM}"] = torch.from_numpy(rows[changed])
+    if len(gone):
+        tensors[f"reset.{ITEM}"] = torch.from_numpy(gone)
+    return Checkpoint(after.kind, {**after.meta, SIZES: {ITEM: size}}, tensors)

@@ -1,0 +1,77 @@
+"""Training states as files on the worker's host, mapped into memory.
+
+An artifact of a training state is a file in a folder of the host, and a blob in the store. The worker writes both. It
+fetches what another host has written, and reads of a large file only the rows that an update needs.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from asmg.checkpoint import Checkpoint, CheckpointError
+from asmg.layers import Stack, StatisticsStack, open_stack
+from service.files import DigestedFile, create
+from service.storage.artifacts.store import FILE_SUFFIX, ArtifactStore
+
+__all__ = ["StateFiles"]
+
+
+class StateFiles:
+    """Checkpoints by their digests.
+
+    Args:
+        store: holds them durably.
+        folder: of the files.
+    """
+
+    def __init__(self, store: ArtifactStore, folder: Path) -> None:
+        self._store, self._folder = store, folder
+        self._open: dict[str, Checkpoint] = {}
+
+    async def put(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
+        """Store a checkpoint durably, `hot` ones in Redis too, and return its digest."""
+
+        def write() -> DigestedFile:
+            with create(self._folder, FILE_SUFFIX) as file:
+                file.write(checkpoint.to_bytes())
+            return file
+
+        digest = await self._store.put_file(await asyncio.to_thread(write), checkpoint.kind, hot=hot)
+        self._open[digest] = checkpoint
+        return digest
+
+    async def open(self, digest: str, kind: str | None = None) -> Checkpoint:
+        """The checkpoint with this digest.
+
+        Args:
+            digest: of an artifact.
+            kind: the expected kind; None for any.
+
+        Raises:
+            ArtifactMissing, ArtifactCorrupt: there is none, or its bytes are damaged.
+            CheckpointError: it is no checkpoint of this kind.
+        """
+        if digest not in self._open:
+            path = await self._store.fetch_file(digest, self._folder)
+            self._open[digest] = await asyncio.to_thread(Checkpoint.open, path)
+        found = self._open[digest]
+        if kind is not None and found.kind != kind:
+            raise CheckpointError(f"checkpoint: expected kind {kind!r}; received {found.kind!r}")
+        return found
+
+    async def stack(self, digests: Sequence[str], *, later: Sequence[str] = ()) -> Stack | StatisticsStack:
+        """The tables of a part.
+
+        Args:
+            digests: of its base and layers, oldest first.
+            later: digests of layers of a newer version, some of which may be the same.
+        """
+        layers = [await self.open(digest) for digest in digests]
+        newer = [await self.open(digest) for digest in later if digest not in set(digests)]
+        return open_stack(layers, newer)
+
+    def remove_others(self) -> None:
+        """Remove the files that were neither read nor written through this object; they can be fetched again."""
+        for path in self._folder.glob(f"*{FILE_SUFFIX}"):
+            if path.name.partition(".")[0] not in self._open:
+                path.unlink(missing_ok=True)

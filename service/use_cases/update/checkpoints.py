@@ -1,0 +1,348 @@
+"""The training state and the prepared period of one update: read as an excerpt, written as layers.
+
+The state of the update method is stored in parts (base model, optimizer, hidden state, …). A part with tables is a
+list of artifacts, a base and layers of changed rows (`asmg.layers`); any other part is one artifact. An update reads
+only the rows that its logs touch, and works on this small state.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from asmg.batch import PeriodData
+from asmg.checkpoint import Checkpoint, dump_data, load_data
+from asmg.layers import Selection, Stack, StatisticsStack, changed_part, excerpt_part, is_layered
+from asmg.progressive import stage_rng
+from service.storage.artifacts.state_files import StateFiles
+from service.storage.postgres.repositories import EntityKind
+from service.use_cases.update.configuration import cannot_go_on
+from service.use_cases.update.context import UpdateContext, UpdateStart
+
+__all__ = ["Checkpoints", "Parts", "layers_of", "rows_of_nobody"]
+
+logger = logging.getLogger(__name__)
+
+Parts = Mapping[str, str | Sequence[str]]
+"""Name of a part → digest of its artifact, or the digests of its base and layers, oldest first."""
+
+HOT_PARTS = ("hidden",)
+"""Parts of the training state that Redis caches besides Postgres, as it does the serving snapshot."""
+
+DATA, RESERVOIR = "data.", "reservoir."
+"""Begin the names of parts that are logs."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A part of the head as it was read."""
+
+    value: str | Sequence[str]
+    """Its digests."""
+    excerpt: Checkpoint
+    sizes: Mapping[str, int]
+    """Table name → rows of the whole table."""
+    universe: NDArray[np.int64] | None
+    """For statistics: the item of each row of the excerpt."""
+
+
+class Checkpoints:
+    """What one update reads and writes.
+
+    The newest state stays in memory under its digests, so that no stage reads back what the stage before has written.
+
+    Args:
+        context: dependencies.
+        start: names the head, whose training state the first stages read.
+    """
+
+    def __init__(self, context: UpdateContext, start: UpdateStart) -> None:
+        self._context, self._start = context, start
+        self._files = StateFiles(context.artifacts, context.settings.state_dir)
+        self._data: tuple[str, PeriodData] | None = None
+        self._state: tuple[Parts | None, Any] | None = None
+        self._written: dict[str, tuple[Checkpoint, str | Sequence[str]]] = {}
+        self._selection: Selection | None = None
+        self._head: dict[str, _Read] = {}
+        self._gone: dict[str, NDArray[np.int64]] = {}
+        self._logs: list[tuple[PeriodData, str]] = []
+
+    @property
+    def files(self) -> StateFiles:
+        """The artifacts of training states on this host."""
+        return self._files
+
+    @property
+    def selection(self) -> Selection:
+        """The rows that this update reads; call `select` or `read_data` first."""
+        assert self._selection is not None, "the period is read first"
+        return self._selection
+
+    async def write(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
+        """Store a checkpoint, `hot` ones in Redis too, and return its digest."""
+        return await self._files.put(checkpoint, hot=hot)
+
+    async def select(self, data: PeriodData) -> None:
+        """Choose the rows that the update reads: those of the period, and of the logs in the head's training state.
+
+        Args:
+            data: the period, in rows of whole tables.
+        """
+        parts = self._start.head.state.get("parts", {})
+        stacks = {name: await self._open(name, parts) for name in parts if is_layered(name)}
+        logs = [(await self._read_log(digest), digest) for digest in _logs_of(parts)]
+        nobody = await rows_of_nobody(self._context, self._start.head.state.get("allocations", {})) if parts else {}
+        await asyncio.to_thread(self._read_excerpt, parts, stacks, logs, data, nobody)
+        for name, value in parts.items():
+            if name not in self._head and not name.startswith((DATA, RESERVOIR)):
+                assert isinstance(value, str)
+                self._head[name] = _Read(value, await self._files.open(value), {}, None)
+
+    def _read_excerpt(
+        self,
+        parts: Parts,
+        stacks: Mapping[str, Stack | StatisticsStack],
+        logs: Sequence[tuple[Checkpoint, str]],
+        data: PeriodData,
+        nobody: Mapping[str, NDArray[np.int64]],
+    ) -> None:
+        loaded = [load_data(_as_data(log)) for log, _ in logs]
+        self._selection = selection = _select(self._context.updater.rewrites_tables, stacks, [*loaded, data])
+        for name, stack in stacks.items():
+            excerpt, universe = excerpt_part(stack, selection)
+            self._head[name] = _Read(parts[name], excerpt, _sizes(stack), universe)
+        for (log, digest), whole in zip(logs, loaded, strict=True):
+            local = selection.localised(whole)
+            name = next(name for name, value in parts.items() if value == digest)
+            self._head[name] = _Read(digest, _like(log, dump_data(local)), {}, None)
+        self._gone = {name: rows for name, rows in nobody.items() if len(rows)}
+
+    async def write_data(self, data: PeriodData, prepared: PeriodData) -> str:
+        """Store the prepared period and return its digest.
+
+        Args:
+            data: the period, in rows of whole tables.
+            prepared: the same in rows of the excerpt, with the inputs that the method has added.
+        """
+        fields = data.fields
+        if fields is not None and prepared.fields is not None:
+            fields = replace(fields, scale=prepared.fields.scale)
+        whole = replace(data, numeric=prepared.numeric, nobody=prepared.nobody, fields=fields)
+        digest = await self.write(await asyncio.to_thread(dump_data, whole))
+        self._remember(digest, prepared)
+        return digest
+
+    async def read_data(self, digest: str) -> PeriodData:
+        """The prepared period with this digest, in rows of the excerpt."""
+        if self._data is None or self._data[0] != digest:
+            whole = load_data(await self._files.open(digest, "period-data"))
+            if self._selection is None:
+                await self.select(whole)
+            self._remember(digest, await asyncio.to_thread(self.selection.localised, whole))
+        assert self._data is not None
+        return self._data[1]
+
+    def _remember(self, digest: str, local: PeriodData) -> None:
+        self._data = digest, local
+        self._logs.append((local, digest))
+
+    async def write_state(self, state: Any) -> dict[str, str | Sequence[str]]:
+        """Store a training state and return the digests of its parts.
+
+        A part that did not change since the head, or since the stage before, is not stored again. Of a part with tables
+        the rows that changed since the head are stored.
+        """
+        parts: dict[str, str | Sequence[str]] = {}
+        for name, part in (await asyncio.to_thread(self._context.updater.dump, state)).items():
+            written = self._written.get(name)
+            if written is None or not written[0].same_as(part):
+                written = self._written[name] = part, await self._write_part(name, part)
+            parts[name] = written[1]
+        self._state = parts, state
+        return parts
+
+    async def _write_part(self, name: str, part: Checkpoint) -> str | Sequence[str]:
+        for known in _predecessors(name):
+            if known in self._head and await asyncio.to_thread(_equal, self._head[known].excerpt, part):
+                return self._head[known].value
+        if name.startswith((DATA, RESERVOIR)):
+            return await self._write_log(part)
+        if not is_layered(name):
+            return await self.write(part, hot=name in HOT_PARTS)
+        before = next((self._head[known] for known in _predecessors(name) if known in self._head), None)
+        layer = await asyncio.to_thread(
+            changed_part,
+            None if before is None else before.excerpt,
+            part,
+            self.selection,
+            {} if before is None else before.sizes,
+            self._gone,
+            None if before is None else before.universe,
+        )
+        digest = await self.write(layer, hot=name in HOT_PARTS)
+        return [*layers_of(before.value), digest] if before is not None else [digest]
+
+    async def _write_log(self, part: Checkpoint) -> str:
+        local = load_data(_as_data(part))
+        for log, digest in self._logs:
+            if _equal(dump_data(log), part):
+                return digest
+        return await self.write(_like(part, await asyncio.to_thread(lambda: dump_data(self.selection.restored(local)))))
+
+    async def read_state(self, parts: Parts | None) -> Any:
+        """The training state with these parts; with None the head's, as the first stages of an update read it.
+
+        In the head's state the rows that have changed hands since it was made belong to nobody yet.
+
+        Raises:
+            ConfigurationError: the update method cannot continue the head's state.
+        """
+        if self._state is None or self._state[0] != parts:
+            self._state = parts, await (self._read_head() if parts is None else self._restore(parts))
+        return self._state[1]
+
+    async def _read_head(self) -> Any:
+        updater, head = self._context.updater, self._start.head
+        if not head.state.get("parts", {}):  # nothing was learned yet
+            return updater.initial(stage_rng(self._context.settings.seed, 0, "initial"))
+        checkpoints = {name: read.excerpt for name, read in self._head.items()}
+        try:
+            state = await asyncio.to_thread(self._load, checkpoints)
+        except (ValueError, KeyError) as error:
+            raise cannot_go_on(updater, head, _header(checkpoints), error) from error
+        return await asyncio.to_thread(updater.forgotten, state, self._local_gone())
+
+    def _local_gone(self) -> dict[str, torch.Tensor]:
+        """The rows of the excerpt that belong to nobody any more."""
+        rows = {str(kind): np.empty(0, np.int64) for kind in EntityKind} | self._gone
+        universe = next((read.universe for read in self._head.values() if read.universe is not None), None)
+        local = {}
+        for name, gone in rows.items():
+            known = self.selection.rows[name]
+            if name == "item" and universe is not None:  # also those that are only neighbours of selected items
+                known = universe
+            local[name] = torch.from_numpy(np.flatnonzero(np.isin(known, gone)))
+        return local
+
+    async def _restore(self, parts: Parts) -> Any:
+        """A state that an earlier attempt at this update has stored, after its selection was made again."""
+        found = {}
+        for name, value in parts.items():
+            if is_layered(name):
+                stack = await self._open(name, parts)
+                found[name] = (await asyncio.to_thread(excerpt_part, stack, self.selection))[0]
+            elif name.startswith((DATA, RESERVOIR)):
+                assert isinstance(value, str)
+                stored = await self._files.open(value)
+                local = self.selection.localised(load_data(_as_data(stored)))
+                self._logs.append((local, value))
+                found[name] = _like(stored, dump_data(local))
+            else:
+                assert isinstance(value, str)
+                found[name] = await self._files.open(value)
+        return await asyncio.to_thread(self._load, found)
+
+    async def _open(self, name: str, parts: Parts) -> Stack | StatisticsStack:
+        return await self._files.stack(layers_of(parts[name]), later=layers_of(parts.get("base", ())))
+
+    async def _read_log(self, digest: str) -> Checkpoint:
+        return await self._files.open(digest)
+
+    def _load(self, checkpoints: Mapping[str, Checkpoint]) -> Any:
+        """The state in these checkpoints.
+
+        Where another method made them, or this one before its model had fields, a state made from their base model.
+        """
+        updater, period = self._context.updater, self._start.period
+        header = _header(checkpoints)
+        owner = header.get("updater")
+        if owner is None or updater.loads(header):
+            return updater.load(checkpoints)
+        logger.warning("period %d: %s goes on from the base model that %s left", period, updater.name, owner)
+        if updater.base.only_lacks_fields(header.get("model")):
+            logger.warning("period %d: that base model was made before it had fields, and gets them", period)
+        return updater.adopted(checkpoints, rng=stage_rng(self._context.settings.seed, period, "adopted"))
+
+
+def layers_of(value: str | Sequence[str]) -> list[str]:
+    """The digests of a part, oldest first."""
+    return [value] if isinstance(value, str) else list(value)
+
+
+async def rows_of_nobody(context: UpdateContext, allocations: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
+    """Rows whose embeddings in an older model belong to nobody now: free ones, and those given to other ids since.
+
+    Args:
+        context: holds the rows.
+        allocations: kind → number of the latest allocation of rows that the model knows.
+
+    Returns:
+        name of an embedding table → rows, ascending.
+    """
+    async with context.database.read() as session:
+        return {str(kind): await session.entities.rows_of_nobody(kind, allocations.get(kind, 0)) for kind in EntityKind}
+
+
+def _select(everything: bool, stacks: Mapping[str, Stack | StatisticsStack], logs: Sequence[PeriodData]) -> Selection:
+    """The rows that an update on the last of these logs reads."""
+    if everything:
+        sizes: dict[str, int] = {}
+        for stack in stacks.values():
+            sizes |= {name: max(size, sizes.get(name, 1)) for name, size in _sizes(stack).items()}
+        return Selection.everything(logs, sizes)
+    more: dict[str, list[torch.Tensor]] = {}
+    for stack in stacks.values():
+        named = {"field": stack.fields} if isinstance(stack, StatisticsStack) else stack.restless
+        for table, rows in named.items():
+            more.setdefault(table, []).append(rows)
+    return Selection.of(logs, {table: torch.cat(rows) for table, rows in more.items()})
+
+
+def _sizes(stack: Stack | StatisticsStack) -> Mapping[str, int]:
+    return {"item": stack.size} if isinstance(stack, StatisticsStack) else stack.sizes
+
+
+def _logs_of(parts: Parts) -> list[str]:
+    """Digests of the logs in a training state, oldest first."""
+    ages = sorted((name for name in parts if name.startswith(DATA)), key=lambda name: -int(name.removeprefix(DATA)))
+    reservoirs = sorted(name for name in parts if name.startswith(RESERVOIR))
+    return [str(parts[name]) for name in (*reservoirs, *ages)]
+
+
+def _predecessors(name: str) -> tuple[str, ...]:
+    """The parts of the head that a part may be equal to or continue, the likelier one first."""
+    if not name.startswith("model."):
+        return (name,)
+    age = int(name.removeprefix("model."))
+    return ("base" if age == 1 else f"model.{age - 1}", name)
+
+
+def _equal(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether both have equal content."""
+    if one.kind != other.kind or one.meta != other.meta or one.tensors.keys() != other.tensors.keys():
+        return False
+    return all(
+        tensor.shape == other.tensors[name].shape and torch.equal(tensor, other.tensors[name])
+        for name, tensor in one.tensors.items()
+    )
+
+
+def _as_data(log: Checkpoint) -> Checkpoint:
+    """A log without what a reservoir adds to it."""
+    return replace(log, tensors={name: tensor for name, tensor in log.tensors.items() if name != "arrival"})
+
+
+def _like(log: Checkpoint, data: Checkpoint) -> Checkpoint:
+    """Other data with the kind of this log and what it adds."""
+    extra = {name: tensor for name, tensor in log.tensors.items() if name == "arrival"}
+    return replace(data, kind=log.kind, tensors={**data.tensors, **extra})
+
+
+def _header(checkpoints: Mapping[str, Checkpoint]) -> Mapping[str, Any]:
+    """Metadata of the part that says which method made the state."""
+    return checkpoints["updater"].meta if "updater" in checkpoints else {}
