@@ -95,7 +95,13 @@ class BaseTraining:
     def session(self, state: BaseState, periods: Sequence[PeriodData], lr: float | None = None) -> RowTraining:
         """Training of the rows that `periods` touch, with step size `lr` (by default the configuration's)."""
         return RowTraining(
-            self.model, state.params, state.adam, periods, lr=lr or self.config.lr, execution=self.execution
+            self.model,
+            state.params,
+            state.adam,
+            periods,
+            lr=lr or self.config.lr,
+            execution=self.execution,
+            restless=self.config.restless,
         )
 
     def train(
