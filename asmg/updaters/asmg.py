@@ -34,7 +34,7 @@ from asmg.checkpoint import Checkpoint, CheckpointError, dump_adam, dump_data, l
 from asmg.generator import Generator, GRUGenerator, HiddenState, LinearConfig, LinearGenerator
 from asmg.generator_training import GeneratorTraining
 from asmg.models import ModelConfig, Params, forget, placed, read_rows
-from asmg.training import Execution, Progress, TrainingConfig, narrow, part_of, take, trained
+from asmg.training import Execution, Progress, TrainingConfig, narrow, part_of, take
 from asmg.updaters.asmg_config import AsmgConfig
 from asmg.updaters.base import Updater
 from asmg.updaters.trust import Gain, blend
@@ -256,9 +256,7 @@ class Asmg(Updater[AsmgState]):
                 hidden=_rows_of(state.hidden, rows),
                 generated=None if state.generated is None else take(state.generated, rows),
             )
-            own = trained(self.model, state.base.params, state.base.adam, [data]).rows  # without those of `held_out`
-            touched = {name: torch.isin(at, own[name]).nonzero().squeeze(1) for name, at in rows.items()}
-            generated, _, _ = self._generate_touched(small, (*small.models, found.params), touched)
+            generated, _, _ = self._generate_touched(small, (*small.models, found.params), found.touched)
             models["generated"] = blend(found.params, generated, self.trust(state))
         return {name: self.base.predicted(params, found.held_out) for name, params in models.items()}
 
