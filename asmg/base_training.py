@@ -26,6 +26,8 @@ from asmg.training import (
     commit,
     part_of,
     predict_logits,
+    take,
+    trained,
 )
 
 __all__ = ["BaseTraining", "Rehearsal"]
@@ -42,6 +44,8 @@ class Rehearsal(NamedTuple):
     """The model on the CPU, cut down to the rows that the whole period reads."""
     rows: dict[str, Tensor] | None
     """Table name → int64 [n], the rows of the whole tables that `params` has; None for all rows."""
+    touched: dict[str, Tensor]
+    """Table name → int64 [m], places within `rows` of those that the training moved; the others are as before."""
     held_out: PeriodData
     """The other part, as rows of `params`."""
 
@@ -95,7 +99,13 @@ class BaseTraining:
     def session(self, state: BaseState, periods: Sequence[PeriodData], lr: float | None = None) -> RowTraining:
         """Training of the rows that `periods` touch, with step size `lr` (by default the configuration's)."""
         return RowTraining(
-            self.model, state.params, state.adam, periods, lr=lr or self.config.lr, execution=self.execution
+            self.model,
+            state.params,
+            state.adam,
+            periods,
+            lr=lr or self.config.lr,
+            execution=self.execution,
+            restless=self.config.restless,
         )
 
     def train(
@@ -140,10 +150,16 @@ class BaseTraining:
         Costs as much as learning `data`. Copies whole tables only for the first period.
         """
         if state.periods == 0:
-            return Rehearsal(self.committed(self.train(state, data, rng, progress)).params, None, held_out)
+            return Rehearsal(self.committed(self.train(state, data, rng, progress)).params, None, {}, held_out)
         session, _ = self._learn(state, data, rng, progress, held_out=(held_out,))
-        learned = session.finish()
-        return Rehearsal(learned.params, learned.rows, session.periods[-1])
+        learned, before = session.finish(), take(state.params, session.rows)
+        own = trained(self.model, state.params, state.adam, [data]).rows
+        touched = {n: torch.isin(rows, own[n]).nonzero().squeeze(1) for n, rows in learned.rows.items()}
+        params = {
+            n: before[n].index_copy(0, touched[n], p[touched[n]]) if n in touched else p
+            for n, p in learned.params.items()
+        }
+        return Rehearsal(params, learned.rows, touched, session.periods[-1])
 
     def favoured(self, passes: Sequence[float]) -> int:
         """The number of passes with the lowest loss so far (`BaseState.passes`); `epochs` without any."""

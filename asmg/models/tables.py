@@ -16,6 +16,7 @@ __all__ = [
     "forget",
     "grow",
     "masked_mean",
+    "placed",
     "read_rows",
     "replace_rows",
     "table_sizes",
@@ -62,6 +63,22 @@ def grow(table: Tensor, rows: int) -> Tensor:
     """A copy of the table with at least `rows` rows; new rows are copies of the cold row."""
     missing = rows - table.shape[0]
     return torch.cat([table, table[COLD_ROW].expand(missing, -1)]) if missing > 0 else table.clone()
+
+
+def placed(table: Tensor, rows: Tensor, values: Tensor, *, size: int, fill: Tensor) -> Tensor:
+    """A copy of the table with other values in some rows.
+
+    Args:
+        table: [n, …].
+        rows: int64 [r], distinct, below `size`.
+        values: [r, …], their values.
+        size: rows of the copy, at least n.
+        fill: value of the rows from n on that are not in `rows`.
+    """
+    copy = table.new_empty((size, *table.shape[1:]))
+    copy[: len(table)] = table
+    copy[len(table) :] = fill
+    return copy.index_copy_(0, rows, values)
 
 
 def forget(params: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Params:

@@ -6,7 +6,7 @@ to float32 rounding.
 
 from asmg.training.config import TrainingConfig
 from asmg.training.execution import CHUNK, DivergedError, Execution, Progress, finite, part_of
-from asmg.training.rows import RowTraining, RowUpdate, commit, cross_entropy, descend, take
+from asmg.training.rows import RowTraining, RowUpdate, commit, cross_entropy, descend, take, trained
 from asmg.training.scoring import evaluate, narrow, predict_logits
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "part_of",
     "predict_logits",
     "take",
+    "trained",
 ]

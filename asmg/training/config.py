@@ -34,6 +34,9 @@ class TrainingConfig:
     neutral_rate: float = 0.1
     """Probability, in [0, 1), that an interaction is learned with its training-only fields neutral, as in
     predictions."""
+    restless: bool = True
+    """Whether every period also moves the rows that it does not read but that momentum still moves, as dense Adam does.
+    Otherwise such a row keeps its place until it is learned from again, and first makes up for the moves it missed."""
     initial: Literal["cold", "glorot"] = "cold"
     """Initial tables: "cold", rows near the cold row; "glorot", Glorot-uniform as in the authors' release, which
     requires that no period brings ids that the first one does not have."""
@@ -60,7 +63,7 @@ class TrainingConfig:
     def reference(cls, **changes: Any) -> "TrainingConfig":
         """The authors' settings (methods.md, sections 0 to 2)."""
         settings: dict[str, Any] = {"lr": 1e-3, "batch_size": 256, "first_epochs": 10, "holdout": 0.0, "cold_rate": 0.0}
-        settings |= {"initial": "glorot"}
+        settings |= {"initial": "glorot", "restless": True}
         return cls(**{**settings, **changes})
 
     def batch(self, events: int) -> int:

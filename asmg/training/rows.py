@@ -2,7 +2,8 @@
 
 Training takes the rows that a log touches out of the tables, works on these alone (`RowTraining`) and puts them back in
 a separate step (`commit`). So its cost grows with the traffic and not with the tables; the result is nevertheless what
-dense Adam over whole tables computes (`asmg.adam`). Used by `asmg.base_training` and, for SML, `asmg.updaters.sml`.
+dense Adam over whole tables computes (`asmg.adam`), of all rows or, without the restless ones, of those that were just
+read. Used by `asmg.base_training` and, for SML, `asmg.updaters.sml`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,12 @@ from torch.nn import functional
 
 from asmg import kernels
 from asmg.adam import Adam, AdamState
-from asmg.batch import COLD_ROW, TABLES, Epoch, InteractionBatch, PeriodData, excerpt
-from asmg.models import BaseModel, Params, read_rows
+from asmg.batch import COLD_ROW, TABLES, Epoch, Excerpt, InteractionBatch, PeriodData, excerpt
+from asmg.models import BaseModel, Params, placed, read_rows
 from asmg.training.arrays import flat_array, mlp_widths, table_arrays
 from asmg.training.execution import CHUNK, DivergedError, Execution, Progress, finite
 
-__all__ = ["RowTraining", "RowUpdate", "commit", "cross_entropy", "descend", "take"]
+__all__ = ["RowTraining", "RowUpdate", "commit", "cross_entropy", "descend", "take", "trained"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,24 @@ def take(params: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> Params:
     return {name: read_rows(p, rows[name]) if name in rows else p.clone() for name, p in params.items()}
 
 
+def trained(model: BaseModel, params: Mapping[str, Tensor], adam: AdamState, periods: Sequence[PeriodData]) -> Excerpt:
+    """The logs cut down to the rows that training moves: those that they touch, and the restless ones.
+
+    Args:
+        model: the base model.
+        params, adam: whole tables and their optimizer.
+        periods: the logs to learn, oldest first.
+
+    Raises:
+        ValueError: the newest period lacks the rows of one of the model's tables.
+    """
+    newest = periods[-1]
+    if missing := set(model.tables) - set(newest.sizes):
+        raise ValueError(f"data: expected rows for the tables {model.tables}; received none for {missing}")
+    sizes = {name: max(newest.sizes[name], len(params[name])) for name in model.tables}
+    return excerpt([model.reads(data) for data in periods], model.tables, sizes=sizes, more=adam.restless)
+
+
 class RowTraining:
     """Training of a base model on the rows that some logs touch; the whole tables stay unchanged."""
 
@@ -56,6 +75,7 @@ class RowTraining:
         *,
         lr: float,
         execution: Execution,
+        restless: bool = True,
     ) -> None:
         """Copy the rows out of the tables.
 
@@ -65,17 +85,15 @@ class RowTraining:
             periods: the logs to learn, oldest first.
             lr: Adam's step size.
             execution: where and how to compute.
+            restless: whether the next session also takes the rows that momentum still moves after this one, see
+                `asmg.training.TrainingConfig`.
 
         Raises:
             ValueError: the newest period lacks the rows of one of the model's tables.
         """
-        newest = periods[-1]
-        if missing := set(model.tables) - set(newest.sizes):
-            raise ValueError(f"data: expected rows for the tables {model.tables}; received none for {missing}")
-        self.model, self.execution = model, execution
-        self.sizes = {name: max(newest.sizes[name], len(params[name])) for name in model.tables}
-        read = [model.reads(data) for data in periods]
-        self.periods, self.rows = excerpt(read, model.tables, sizes=self.sizes, more=adam.restless)
+        self.model, self.execution, self.restless = model, execution, restless
+        self.periods, self.rows = trained(model, params, adam, periods)
+        self.sizes = {name: max(periods[-1].sizes[name], len(params[name])) for name in model.tables}
         device = execution.torch_device
         first, second, moved = dict(adam.first), dict(adam.second), {}
         for name, rows in self.rows.items():
@@ -139,7 +157,10 @@ class RowTraining:
             if not bool(torch.isfinite(p).all()):
                 raise DivergedError(f"{name}: expected finite numbers after training; received NaN or infinity")
         state = self.optimizer.state
-        restless = {name: rows[self.optimizer.restless(name).cpu()] for name, rows in self.rows.items()}
+        restless = {
+            name: rows[self.optimizer.restless(name).cpu()] if self.restless else rows[:0]
+            for name, rows in self.rows.items()
+        }
         parts = {n: {k: t.cpu() for k, t in getattr(state, n).items()} for n in ("first", "second", "moved")}
         adam = AdamState(step=state.step, **parts, restless=restless)
         return RowUpdate(self.rows, {n: p.cpu() for n, p in self.params.items()}, adam, self.sizes)
@@ -206,23 +227,20 @@ def commit(params: Mapping[str, Tensor], adam: AdamState, update: RowUpdate) -> 
     """
     sizes, rows = update.sizes, update.rows
 
-    def placed(old: Tensor, new: Tensor, name: str, fill: Tensor) -> Tensor:
-        table = old.new_empty((sizes[name], *old.shape[1:]))
-        table[: len(old)] = old
-        table[len(old) :] = fill
-        return table.index_copy_(0, rows[name], new)
+    def put(old: Tensor, new: Tensor, name: str, fill: Tensor) -> Tensor:
+        return placed(old, rows[name], new, size=sizes[name], fill=fill)
 
     zero = torch.zeros(())
     merged = {
-        name: placed(p, update.params[name], name, p[COLD_ROW]) if name in rows else update.params[name]
+        name: put(p, update.params[name], name, p[COLD_ROW]) if name in rows else update.params[name]
         for name, p in params.items()
     }
     first, second = (
-        {name: placed(m, new[name], name, zero) if name in rows else new[name] for name, m in old.items()}
+        {name: put(m, new[name], name, zero) if name in rows else new[name] for name, m in old.items()}
         for old, new in ((adam.first, update.adam.first), (adam.second, update.adam.second))
     )
     now = torch.tensor(update.adam.step, dtype=torch.int32)
-    moved = {name: placed(adam.moved[name], update.adam.moved[name], name, now) for name in rows}
+    moved = {name: put(adam.moved[name], update.adam.moved[name], name, now) for name in rows}
     return merged, replace(update.adam, first=first, second=second, moved=moved)
 
 

@@ -6,7 +6,7 @@ One update, when the data D_{t+1} of a period has arrived:
    periods are learned together (the paper's "Training Strategy 2"), starting from a carried hidden state ("Training
    Strategy 1"), which then moves on by one model.
 2. update_base: Θ_{t+1} by IU. The chain of incremental models never reads a generated model.
-3. generate: Θ*_{t+1} for whole tables.
+3. generate: Θ*_{t+1}, for whole tables or for the rows that the period's training read (`AsmgConfig.untouched`).
 
 Three additions protect predictions from a generator that has learned little; `AsmgConfig.reference` is without them:
 
@@ -29,11 +29,11 @@ from typing_extensions import override
 from asmg.adam import AdamState
 from asmg.base_state import BASE_PARTS, BaseState, dump_base, load_base
 from asmg.base_training import BaseTraining
-from asmg.batch import PeriodData
+from asmg.batch import COLD_ROW, PeriodData
 from asmg.checkpoint import Checkpoint, CheckpointError, dump_adam, dump_data, load_adam, load_data
 from asmg.generator import Generator, GRUGenerator, HiddenState, LinearConfig, LinearGenerator
 from asmg.generator_training import GeneratorTraining
-from asmg.models import ModelConfig, Params, forget, read_rows
+from asmg.models import ModelConfig, Params, forget, placed, read_rows
 from asmg.training import Execution, Progress, TrainingConfig, narrow, part_of, take
 from asmg.updaters.asmg_config import AsmgConfig
 from asmg.updaters.base import ServedParts, Updater
@@ -262,25 +262,64 @@ class Asmg(Updater[AsmgState]):
         models: dict[str, Params] = {"incremental": found.params}
         if state.models and found.rows is not None:
             rows = found.rows
-            hidden = {group: read_rows(h, rows[group]) if group in rows else h for group, h in state.hidden.items()}
-            generated, _, _ = self._generate_from(
-                state.weights, [*(take(m, rows) for m in state.models), found.params], hidden
+            small = replace(
+                state,
+                models=tuple(take(m, rows) for m in state.models),
+                hidden=_rows_of(state.hidden, rows),
+                generated=None if state.generated is None else take(state.generated, rows),
             )
+            generated, _, _ = self._generate_touched(small, (*small.models, found.params), found.touched)
             models["generated"] = blend(found.params, generated, self.trust(state))
         return {name: self.base.predicted(params, found.held_out) for name, params in models.items()}
 
     def _generate(self, state: AsmgState) -> AsmgState:
         """Write all that is as large as the tables: Θ_{t+1}, the hidden state before the next window, and Θ*_{t+1}."""
         base = self.base.committed(state.base)
+        assert state.base.pending is not None, "committed has checked it"
         models = (*state.models, base.params)
         if self.config.skip_first and base.periods == 1:
             models = ()
         if not models:
             return replace(state, base=base, generated=base.params)
-        generated, hidden, leaving = self._generate_from(state.weights, models, state.hidden)
+        generated, hidden, leaving = self._generate_touched(state, models, state.base.pending.rows)
         self.model.check(generated)
         models = models[1:] if leaving else models
         return replace(state, base=base, models=models, hidden=hidden, generated=generated)
+
+    def _generate_touched(
+        self, state: AsmgState, models: Sequence[Params], rows: Mapping[str, Tensor]
+    ) -> tuple[Params, HiddenState, bool]:
+        """Generate from the sequence `models`, which is the state's and a new model, as `AsmgConfig.untouched` says.
+
+        Args:
+            state: before the new model.
+            models: oldest first.
+            rows: table name → int64 [n], the rows that the new model's training read, the cold row among them.
+
+        Returns:
+            see `_generate_from`.
+        """
+        keep = self.config.untouched
+        if keep == "generate" or state.generated is None:
+            return self._generate_from(state.weights, models, state.hidden)
+        small = [take(model, rows) for model in models]
+        found, moved, leaving = self._generate_from(state.weights, small, _rows_of(state.hidden, rows))
+        newest, others = models[-1], models[-1] if keep == "plain" else state.generated
+        generated = {
+            n: placed(others[n], rows[n], p, size=len(newest[n]), fill=others[n][COLD_ROW]) if n in rows else p
+            for n, p in found.items()
+        }
+        if not (leaving and self.config.carry_hidden):
+            return generated, state.hidden, leaving
+        hidden = {}
+        for group, states in state.hidden.items():
+            if group not in rows:
+                hidden[group] = moved[group]
+                continue
+            size = max(len(states), len(models[0][group]))
+            inside = rows[group] < size
+            hidden[group] = placed(states, rows[group][inside], moved[group][inside], size=size, fill=states[COLD_ROW])
+        return generated, hidden, leaving
 
     def _generate_from(
         self, weights: Params, models: Sequence[Params], hidden: HiddenState
@@ -356,3 +395,8 @@ class Asmg(Updater[AsmgState]):
             evidence=tuple(Gain(*gain) for gain in meta["evidence"]),
             generated=generated,
         )
+
+
+def _rows_of(hidden: HiddenState, rows: Mapping[str, Tensor]) -> HiddenState:
+    """The hidden state of these rows (table name → int64 [n]); other groups as they are."""
+    return {group: read_rows(h, rows[group]) if group in rows else h for group, h in hidden.items()}

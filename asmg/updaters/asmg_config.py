@@ -31,6 +31,10 @@ class AsmgConfig:
     """Passes over the window's data."""
     average: bool = True
     """Whether ω becomes the average of its values after each step of the last pass, instead of the last value."""
+    untouched: Literal["generate", "keep", "plain"] = "generate"
+    """What a row gets that the period's training did not read. "generate": a generated row like all others, and its
+    hidden state moves on. Otherwise its hidden state stays: "keep", its last generated row; "plain", the row of the
+    incremental model, so that only rows of the newest period are corrected."""
     blends: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """The candidate fractions α ≥ 0, ascending; (1.0,) always serves the generated model."""
     evidence_decay: float = 0.9
@@ -49,6 +53,8 @@ class AsmgConfig:
             raise ValueError(f"dense_share: expected a number in (0, 1]; received {self.dense_share}")
         if self.loss_weights not in ("linear", "uniform", "last"):
             raise ValueError(f"loss_weights: expected linear, uniform or last; received {self.loss_weights!r}")
+        if self.untouched not in ("generate", "keep", "plain"):
+            raise ValueError(f"untouched: expected generate, keep or plain; received {self.untouched!r}")
         if not self.blends or list(self.blends) != sorted(set(self.blends)) or min(self.blends) < 0:
             raise ValueError(f"blends: expected distinct fractions ≥ 0, ascending; received {self.blends}")
         if self.caution < 0:
@@ -69,6 +75,7 @@ class AsmgConfig:
             "generator": GeneratorConfig(output="direct"),
             "lr": 1e-2,
             "average": False,
+            "untouched": "generate",
             "blends": (1.0,),
             "full_window": True,
             "skip_first": True,

@@ -339,6 +339,7 @@ def test_a_generator_step_beyond_reason_diverges_and_leaves_the_state(compiled: 
         ({"epochs": 0}, "^asmg: expected positive window"),
         ({"dense_share": 0.0}, r"^dense_share: expected a number in \(0, 1\]; received 0\.0"),
         ({"loss_weights": "exp"}, "^loss_weights: expected linear, uniform or last; received 'exp'"),
+        ({"untouched": "drop"}, "^untouched: expected generate, keep or plain; received 'drop'"),
         ({"blends": ()}, "^blends: expected distinct fractions ≥ 0, ascending"),
         ({"blends": (0.5, 0.0)}, "^blends: expected distinct fractions"),
         ({"blends": (0.5, 0.5)}, "^blends: expected distinct fractions"),
