@@ -1,6 +1,6 @@
 """The table rows that some logs touch, and logs renumbered to them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,8 +46,8 @@ class Selection:
                 touched["category"].append(log.item_categories.flatten())
             if log.fields is not None:
                 touched["field"] += [log.fields.rows.flatten(), log.fields.neutral, log.fields.numbers]
-        for name, rows in (more or {}).items():
-            touched[name].append(rows)
+        for name, further in (more or {}).items():
+            touched[name].append(further)
         rows = {name: _distinct(parts) for name, parts in touched.items()}
         sizes = {name: max(log.sizes.get(name, 1) for log in logs) for name in TABLES}
         return cls(rows, _categories(logs, rows), sizes)
@@ -69,13 +69,6 @@ class Selection:
         def local(table: str, values: Tensor) -> Tensor:
             return torch.from_numpy(np.searchsorted(self.rows[table], values.numpy()).astype(np.int32))
 
-        def fields(columns: FieldColumns) -> FieldColumns:
-            moved = {
-                name: torch.where(getattr(columns, name) < COLD_ROW, getattr(columns, name), local("field", getattr(columns, name)))
-                for name in ("rows", "neutral", "numbers")
-            }  # fmt: skip
-            return replace(columns, **moved, size=len(self.rows["field"]))
-
         categories = log.item_categories is not None
         return replace(
             log,
@@ -87,7 +80,7 @@ class Selection:
             categories=len(self.rows["category"]) if categories else 0,
             item_categories=self.item_categories if categories else None,
             category_items=None,
-            fields=None if log.fields is None else fields(log.fields),
+            fields=None if log.fields is None else _renumbered(log.fields, local, len(self.rows["field"])),
         )
 
     def restored(self, log: PeriodData) -> PeriodData:
@@ -95,13 +88,6 @@ class Selection:
 
         def whole(table: str, values: Tensor) -> Tensor:
             return torch.from_numpy(self.rows[table][values.numpy()].astype(np.int32))
-
-        def fields(columns: FieldColumns) -> FieldColumns:
-            moved = {
-                name: torch.where(getattr(columns, name) < COLD_ROW, getattr(columns, name), whole("field", getattr(columns, name).clamp(min=0)))
-                for name in ("rows", "neutral", "numbers")
-            }  # fmt: skip
-            return replace(columns, **moved, size=self.sizes["field"])
 
         items, matrix = None, None
         if log.item_categories is not None:
@@ -119,13 +105,22 @@ class Selection:
             categories=self.sizes["category"] if matrix is not None else 0,
             item_categories=matrix,
             category_items=items,
-            fields=None if log.fields is None else fields(log.fields),
+            fields=None if log.fields is None else _renumbered(log.fields, whole, self.sizes["field"]),
         )
 
     def places(self, table: str, rows: Tensor) -> Tensor:
         """Where those of the rows (int64 [n]) that are selected are in the excerpt, ascending."""
         known = torch.from_numpy(self.rows[table])
         return torch.nonzero(torch.isin(known, rows)).flatten()
+
+
+def _renumbered(columns: FieldColumns, number: Callable[[str, Tensor], Tensor], size: int) -> FieldColumns:
+    """The fields with other rows; `number` gives the new row of each old one."""
+    moved = {}
+    for name in ("rows", "neutral", "numbers"):
+        old: Tensor = getattr(columns, name)
+        moved[name] = torch.where(old < COLD_ROW, old, number("field", old.clamp(min=COLD_ROW)))
+    return replace(columns, **moved, size=size)
 
 
 def _distinct(parts: Sequence[Tensor]) -> Rows:

@@ -104,13 +104,12 @@ class Stack:
     def excerpt(self, selection: Selection) -> Checkpoint:
         """The part with the selected rows alone, as the update method would have stored it."""
         newest = self._layers[-1]
-        tensors = {n: t for n, t in newest.tensors.items() if not n.startswith(LISTS) and _table(n) not in self.tables}
+        in_tables = {name for table in self.tables for name in tensors_of_table(newest, table)}
+        tensors = {n: t for n, t in newest.tensors.items() if n not in in_tables and not n.startswith(LISTS)}
         for table in self.tables:
             rows = selection.rows[table]
             tensors |= self.read(table, rows[rows < self.sizes[table]])
-        for name, rows in newest.tensors.items():
-            if name.startswith(RESTLESS):
-                tensors[name] = selection.places(name.removeprefix(RESTLESS), rows)
+        tensors |= {f"{RESTLESS}{table}": selection.places(table, rows) for table, rows in self.restless.items()}
         return Checkpoint(self.kind, self.meta, tensors)
 
     @property
@@ -198,13 +197,10 @@ def resets(layer: Checkpoint, table: str) -> Rows:
     return np.empty(0, np.int64) if rows is None else rows.numpy()
 
 
-def _table(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
 def tensors_of_table(layer: Checkpoint, table: str) -> list[str]:
-    """Names of the tensors with a row for each row of the table."""
-    return [name for name in layer.tensors if _table(name) == table and not name.startswith(LISTS)]
+    """Names of the tensors with a row for each row of the table: its parameters, or its moments in an optimizer."""
+    names = (table, f"first.{table}", f"second.{table}", f"moved.{table}")
+    return [name for name in names if name in layer.tensors]
 
 
 def _length(layer: Checkpoint, table: str) -> int:

@@ -156,8 +156,7 @@ def statistics_layer(
     own = torch.from_numpy(changed)
     starts = after.tensors["starts"].numpy()
     lengths = starts[changed + 1] - starts[changed]
-    owners = np.repeat(np.arange(len(changed)), lengths)
-    index = np.repeat(starts[changed] - np.cumsum(lengths) + lengths, lengths) + np.arange(len(owners))
+    owners, index = np.repeat(np.arange(len(changed)), lengths), _ranges(starts[changed], lengths)
     near = universe[after.tensors["neighbours"].numpy()[index]]
     order = np.lexsort((near, owners))
     tensors = {n: t for n, t in after.tensors.items() if n == "moments" or n.startswith("numbers.")}
@@ -171,3 +170,8 @@ def statistics_layer(
     if len(gone):
         tensors[f"reset.{ITEM}"] = torch.from_numpy(gone)
     return Checkpoint(after.kind, {**after.meta, SIZES: {ITEM: size}}, tensors)
+
+
+def _ranges(starts: Rows, lengths: Rows) -> Rows:
+    """The numbers starts[n] to starts[n] + lengths[n] - 1 of all n, one after the other."""
+    return np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))

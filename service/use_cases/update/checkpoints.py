@@ -316,10 +316,10 @@ def _logs_of(parts: Parts) -> list[str]:
 
 def _predecessors(name: str) -> tuple[str, ...]:
     """The parts of the head that a part may be equal to or continue, the likelier one first."""
-    if not name.startswith("model."):
-        return (name,)
-    age = int(name.removeprefix("model."))
-    return ("base" if age == 1 else f"model.{age - 1}", name)
+    kind, _, age = name.partition(".")
+    if kind == "model":
+        return ("base" if age == "1" else f"model.{int(age) - 1}", name)
+    return (f"data.{int(age) - 1}", name) if kind == "data" and age != "0" else (name,)
 
 
 def _equal(one: Checkpoint, other: Checkpoint) -> bool:

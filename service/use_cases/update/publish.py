@@ -169,9 +169,7 @@ async def write_snapshot(
     """Write the serving snapshot to a file for the processes of this host and to Postgres; return its digest."""
     stacks = await read_served(context, checkpoints.files, served)
     data = load_data(await checkpoints.files.open(learned.prepared.data))
-    selection = await asyncio.to_thread(
-        Selection.everything, [data], {name: data.sizes[name] for name in ("user", "item", "category", "field")}
-    )
+    selection = await asyncio.to_thread(Selection.everything, [data], data.sizes)
     params = await asyncio.to_thread(stacks.excerpt, selection)
     params = context.updater.model.shifted(params, served.get("logit_correction", 0.0))
     statistics = None if stacks.statistics is None else (await asyncio.to_thread(stacks.statistics_of, selection))[0]
