@@ -5,27 +5,36 @@ model, its optimizer, the hidden state, …) and of the statistics, a *stack* is
 layer for each later period with the rows that the period changed. The service reads the *excerpt* of a state that its
 period needs, runs the update method on it, and stores what has changed as one more layer:
 
-    selection = Selection.of(logs, tables)        which rows the logs touch
-    before = excerpt(parts, selection)            a small state with these rows alone, renumbered
-    after = updater.dump(updater.update(updater.load(before), selection.localised(log)))
-    changed(before["base"], after["base"], …)     the next layer
+    selection, before = excerpt_state(parts, log)            a small state with the rows that the logs touch
+    state = updater.load(before)
+    after = updater.dump(updater.update(state, selection.localised(log)))
+    changed_part(before["base"], after["base"], …)           the next layer
 
 An older model of the sequence is the same stack without its newest layers. The files are memory-mapped, so no table is
 in memory as a whole.
 """
 
-from asmg.layers.selection import Selection
+from asmg.layers.changes import changed_part, is_base
+from asmg.layers.excerpt import StateExcerpt, data_of_log, excerpt_part, excerpt_state, is_log, with_data
+from asmg.layers.selection import PartExcerpt, Selection
 from asmg.layers.stack import Stack, StackTable
-from asmg.layers.state import changed_part, excerpt_part, is_layered, open_stack
+from asmg.layers.state import is_layered, open_stack
 from asmg.layers.statistics import StatisticsStack
 
 __all__ = [
+    "PartExcerpt",
     "Selection",
     "Stack",
     "StackTable",
+    "StateExcerpt",
     "StatisticsStack",
     "changed_part",
+    "data_of_log",
     "excerpt_part",
+    "excerpt_state",
+    "is_base",
     "is_layered",
+    "is_log",
     "open_stack",
+    "with_data",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,11 +10,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asmg.batch import COLD_ROW, NO_CATEGORY, TABLES, PeriodData
+from asmg.checkpoint import Checkpoint
 from asmg.field_columns import FieldColumns
 
-__all__ = ["Rows", "Selection"]
+__all__ = ["PartExcerpt", "Rows", "Selection"]
 
 Rows = NDArray[np.int64]
+
+
+class PartExcerpt(NamedTuple):
+    """A part of a training state with the selected rows alone."""
+
+    checkpoint: Checkpoint
+    """The part, as the update method would have stored it."""
+    sizes: Mapping[str, int] = {}
+    """Table name → rows of the whole table."""
+    universe: Rows | None = None
+    """For statistics: the item of each row of the excerpt. The selected items come first."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class Selection:
         """The rows that these logs touch.
 
         Args:
-            logs: at least one, oldest first, in rows of whole tables. An item's categories are those that the newest
+            logs: oldest first, in rows of whole tables. An item's categories are those that the newest
                 log with the item has.
             more: table name → int64 [n], further rows.
         """
@@ -49,19 +62,19 @@ class Selection:
         for name, further in (more or {}).items():
             touched[name].append(further)
         rows = {name: _distinct(parts) for name, parts in touched.items()}
-        sizes = {name: max(log.sizes.get(name, 1) for log in logs) for name in TABLES}
+        sizes = {name: max(1, *(log.sizes.get(name, 1) for log in logs), 1) for name in TABLES}
         return cls(rows, _categories(logs, rows), sizes)
 
     @classmethod
     def everything(cls, logs: Sequence[PeriodData], sizes: Mapping[str, int]) -> "Selection":
-        """All rows of all tables, for a method that rewrites its tables in each period.
+        """All rows of all tables.
 
         Args:
-            logs: see `of`.
-            sizes: table name → rows that the tables have.
+            logs: see `of`; may be empty where no item has categories.
+            sizes: table name → rows that the tables have, or are to have.
         """
-        return cls.of(logs, {name: torch.arange(max(size, *(log.sizes.get(name, 1) for log in logs)))
-                             for name, size in sizes.items()})  # fmt: skip
+        most = {name: max(sizes.get(name, 1), *(log.sizes.get(name, 1) for log in logs), 1) for name in TABLES}
+        return cls.of(logs, {name: torch.arange(size) for name, size in most.items()})
 
     def localised(self, log: PeriodData) -> PeriodData:
         """A log whose rows are all selected, in rows of the excerpt."""

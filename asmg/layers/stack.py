@@ -109,11 +109,11 @@ class Stack:
         for table in self.tables:
             rows = selection.rows[table]
             tensors |= self.read(table, rows[rows < self.sizes[table]])
-        tensors |= {f"{RESTLESS}{table}": selection.places(table, rows) for table, rows in self.restless.items()}
+        tensors |= {f"{RESTLESS}{table}": selection.places(table, rows) for table, rows in self.named.items()}
         return Checkpoint(self.kind, self.meta, tensors)
 
     @property
-    def restless(self) -> Mapping[str, Tensor]:
+    def named(self) -> Mapping[str, Tensor]:
         """Table name → rows that the part itself names and that an excerpt needs."""
         named = self._layers[-1].tensors.items()
         return {name.removeprefix(RESTLESS): rows for name, rows in named if name.startswith(RESTLESS)}

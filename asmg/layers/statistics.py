@@ -1,6 +1,6 @@
 """The statistics of a training state as a base and layers: reading those of some items."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asmg.checkpoint import Checkpoint, CheckpointError
-from asmg.layers.selection import Rows, Selection
+from asmg.layers.selection import PartExcerpt, Rows, Selection
 from asmg.layers.stack import SIZES, find, layer_rows, resets
 
 __all__ = ["ItemStatistics", "StatisticsStack"]
@@ -45,7 +45,8 @@ class StatisticsStack:
         newest = layers[-1]
         self.kind = newest.kind
         self.meta = {name: value for name, value in newest.meta.items() if name != SIZES}
-        self.size = int(newest.meta.get(SIZES, {}).get(ITEM, len(newest.tensors["counts"])))
+        self.sizes = {ITEM: int(newest.meta.get(SIZES, {}).get(ITEM, len(newest.tensors["counts"])))}
+        """Table name → rows of the whole table."""
         self.whole = {n: t for n, t in newest.tensors.items() if n == "moments" or n.startswith("numbers.")}
         """The tensors without a row for each item."""
         for layer in layers:
@@ -126,31 +127,28 @@ class StatisticsStack:
         return Checkpoint(self.kind, self.meta, tensors), universe
 
     @property
-    def fields(self) -> Tensor:
-        """Rows of the field table that the statistics name and that an excerpt needs, int64 [K]."""
-        return self.whole.get(FIELDS, torch.empty(0, dtype=torch.int64))
+    def named(self) -> Mapping[str, Tensor]:
+        """Table name → rows that the part itself names and that an excerpt needs."""
+        return {"field": self.whole[FIELDS]} if FIELDS in self.whole else {}
 
 
-def statistics_layer(
-    before: Checkpoint | None, after: Checkpoint, selection: Selection, universe: Rows, size: int, gone: Rows
-) -> Checkpoint:
+def statistics_layer(before: PartExcerpt | None, after: Checkpoint, selection: Selection, gone: Rows) -> Checkpoint:
     """What a period has changed in the statistics, as a layer.
 
     Args:
         before: the excerpt that the period started from; None where nothing was counted yet.
         after: the excerpt after it.
-        selection: of the excerpt.
-        universe: the item of each of its rows.
-        size: rows of the whole item table.
+        selection: of both.
         gone: items that changed hands before the period, ascending.
     """
-    rows = selection.rows[ITEM]
-    if before is None:
-        changed = np.arange(min(len(rows), len(after.tensors["counts"])))
-    else:
+    rows = universe = selection.rows[ITEM]
+    changed, size = np.arange(min(len(rows), len(after.tensors["counts"]))), selection.sizes[ITEM]
+    if before is not None:
+        assert before.universe is not None, "statistics have one"
+        universe, size = before.universe, max(size, before.sizes[ITEM])
         differs = torch.zeros(len(rows), dtype=torch.bool)
         for name in BY_ITEM:
-            old, new = (part.tensors[name][: len(rows)].reshape(len(rows), -1) for part in (before, after))
+            old, new = (part.tensors[name][: len(rows)].reshape(len(rows), -1) for part in (before.checkpoint, after))
             differs |= (old != new).any(1)
         changed = torch.nonzero(differs).flatten().numpy()
     own = torch.from_numpy(changed)

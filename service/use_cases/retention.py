@@ -4,15 +4,14 @@ The worker calls these functions between updates.
 """
 
 import logging
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 from service.errors import NotReady
 from service.limits import KEPT_FOR_TRAINING
 from service.settings import Settings
 from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.repositories import digests_in
 
 __all__ = ["drop_old_logs", "merge_event_ids", "prune", "sweep"]
 
@@ -24,9 +23,6 @@ the log is dropped after the next period."""
 
 ORPHAN_AGE = timedelta(hours=1)
 """Age from which on an artifact that no row names is removed: rows are written moments after their artifacts."""
-
-DIGEST = re.compile(r"[0-9a-f]{64}")
-"""SHA-256 in hex, as results of stages name artifacts."""
 
 
 async def prune(database: Database, period: int, settings: Settings) -> int:
@@ -42,7 +38,7 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
     """
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)  # no rollback may choose a version whose artifacts are being removed
-        digests = {digest for stage in await work.stages.list(period) for digest in _digests(stage.result)}
+        digests = {digest for stage in await work.stages.list(period) for digest in digests_in(stage.result)}
         await work.stages.forget_results(period)  # only an update that continues reads them
         digests.update(await work.models.retire(keep_serving=settings.keep_versions, keep_states=settings.keep_states))
         deleted = await work.artifacts.delete(sorted(digests))
@@ -138,19 +134,7 @@ async def sweep(database: Database) -> int:
     """
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
-        needed = {digest for stage in await work.stages.of_waiting() for digest in _digests(stage.result)}
+        needed = {digest for stage in await work.stages.of_waiting() for digest in digests_in(stage.result)}
         deleted = await work.artifacts.delete(sorted(set(await work.artifacts.older_than(ORPHAN_AGE)) - needed))
         await work.commit()
     return len(deleted)
-
-
-def _digests(value: Any) -> Iterator[str]:
-    """All digests in a JSON value, at any depth."""
-    if isinstance(value, str) and DIGEST.fullmatch(value):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _digests(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _digests(inner)

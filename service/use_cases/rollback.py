@@ -6,7 +6,7 @@ from typing import Literal
 
 from service.errors import ArtifactError, ArtifactUnreadable, ModelNotFound, ModelPruned, NotReady
 from service.storage.postgres.database import Database, Lock, ReadSession, UnitOfWork
-from service.storage.postgres.repositories import AliasName
+from service.storage.postgres.repositories import AliasName, digests_in
 from service.storage.redis.notices import Notices
 from service.tasks import BoundedCalls
 from service.use_cases.status import MAX_NUMBER
@@ -60,7 +60,7 @@ async def rollback(
         NotReady: no version is served yet, so there is nothing to roll back from; or Postgres does not answer.
     """
     async with database.read() as session:
-        for what, digest in (await _needed(session, to_version, sequence)).items():
+        for what, digest in await _needed(session, to_version, sequence):
             await _read_through(session, to_version, what, digest)
     moving = _move(database, to_version, sequence, reason, actor, lead_seconds)
     result = await (moving if calls is None else calls.run(moving))
@@ -68,18 +68,19 @@ async def rollback(
     return result
 
 
-async def _needed(session: ReadSession | UnitOfWork, version: int, sequence: SequencePolicy) -> dict[str, str]:
-    """The artifacts that a rollback to the version needs: what it is → digest."""
+async def _needed(session: ReadSession | UnitOfWork, version: int, sequence: SequencePolicy) -> list[tuple[str, str]]:
+    """The artifacts that a rollback to the version needs: what each is, and its digest."""
     model = await session.models.get(version) if 0 <= version <= MAX_NUMBER else None
     if model is None:
         raise ModelNotFound(version)
     if model.serving_digest is None:
         raise ModelPruned(version, "serving snapshot")
-    needed = {"serving snapshot": model.serving_digest}
+    needed = [("serving snapshot", digest) for digest in model.state.get("snapshot", [model.serving_digest])]
     if sequence == "excise" and version > 0:
         if "parts" not in model.state:
             raise ModelPruned(version, "training state")
-        needed |= {f"training state ({name})": digest for name, digest in model.state["parts"].items()}
+        for name, value in model.state["parts"].items():
+            needed += [(f"training state ({name})", digest) for digest in digests_in(value)]
     return needed
 
 

@@ -13,7 +13,7 @@ from service.serving.loading import load_snapshot
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.backup.verify import Finding, find_faults
 from service.storage.postgres.database import Database, ReadSession, UnitOfWork
-from service.storage.postgres.repositories import CHUNK_BYTES, AliasName
+from service.storage.postgres.repositories import CHUNK_BYTES, AliasName, digests_in
 from service.storage.postgres.structure import StoredTable, frozen
 
 __all__ = ["Finding", "Verification", "examine", "verify"]
@@ -54,7 +54,7 @@ async def examine(session: Session, stored: Sequence[StoredTable], folder: Path)
     for digest in sizes:
         if (found := await session.artifacts.stored_digest(digest)) != digest:
             findings.append(Finding(f"artifact {digest}", "content with this SHA-256", found))
-    for finding in (await _served(session, folder), await _learned(session)):
+    for finding in (await _served(session, folder), await _learned(session, folder)):
         if finding is not None:
             findings.append(finding)
     return Verification(artifacts=len(sizes), bytes=sum(sizes.values()), findings=findings)
@@ -81,23 +81,36 @@ async def _served(session: Session, folder: Path) -> Finding | None:
     return None
 
 
-async def _learned(session: Session) -> Finding | None:
+async def _learned(session: Session, folder: Path) -> Finding | None:
     """A finding where the next update cannot continue the training state of the head."""
     alias = await session.models.alias(AliasName.HEAD)
     model = None if alias is None else await session.models.get(alias.version)
     if model is None or "parts" not in model.state:
         return None
     try:
-        blobs = {name: await session.artifacts.get(digest) for name, digest in model.state["parts"].items()}
-        await asyncio.to_thread(_load_state, blobs)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".verify-") as place:
+            paths = {digest: await _fetch(session, digest, Path(place)) for digest in digests_in(model.state["parts"])}
+            await asyncio.to_thread(_load_state, model.state["parts"], paths)
     except (ServiceError, ValueError, LookupError) as error:
         return Finding(f"training state of version {model.version}", "one that an update can go on from", str(error))
     return None
 
 
-def _load_state(blobs: Mapping[str, bytes]) -> Any:
+async def _fetch(session: Session, digest: str, folder: Path) -> Path:
+    """An artifact as a file of the folder."""
+    async with files.create_slowly(folder, FILE_SUFFIX) as file:
+        async for piece in session.artifacts.pieces(digest, CHUNK_BYTES):
+            await asyncio.to_thread(file.write, piece)
+    assert file.path is not None
+    return file.path
+
+
+def _load_state(parts: Mapping[str, Any], paths: Mapping[str, Path]) -> Any:
+    """Load the rows that the logs of a training state touch, as an update does."""
     from asmg.checkpoint import Checkpoint  # with torch, which takes seconds
+    from asmg.layers import excerpt_state
     from asmg.updaters import updater_of_dump
 
-    parts = {name: Checkpoint.from_bytes(data) for name, data in blobs.items()}
-    return updater_of_dump(parts).load(parts)
+    opened = {name: [Checkpoint.open(paths[digest]) for digest in digests_in(value)] for name, value in parts.items()}
+    small = {name: part.checkpoint for name, part in excerpt_state(opened).parts.items()}
+    return updater_of_dump(small).load(small)

@@ -8,7 +8,7 @@ only the rows that its logs touch, and works on this small state.
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
-from asmg.layers import Selection, Stack, StatisticsStack, changed_part, excerpt_part, is_layered
+from asmg.layers import (
+    PartExcerpt,
+    Selection,
+    changed_part,
+    data_of_log,
+    excerpt_part,
+    excerpt_state,
+    is_base,
+    is_layered,
+    is_log,
+    with_data,
+)
 from asmg.progressive import stage_rng
 from service.storage.artifacts.state_files import StateFiles
 from service.storage.postgres.repositories import EntityKind
@@ -33,22 +44,6 @@ Parts = Mapping[str, str | Sequence[str]]
 
 HOT_PARTS = ("hidden",)
 """Parts of the training state that Redis caches besides Postgres, as it does the serving snapshot."""
-
-DATA, RESERVOIR = "data.", "reservoir."
-"""Begin the names of parts that are logs."""
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A part of the head as it was read."""
-
-    value: str | Sequence[str]
-    """Its digests."""
-    excerpt: Checkpoint
-    sizes: Mapping[str, int]
-    """Table name → rows of the whole table."""
-    universe: NDArray[np.int64] | None
-    """For statistics: the item of each row of the excerpt."""
 
 
 class Checkpoints:
@@ -68,7 +63,9 @@ class Checkpoints:
         self._state: tuple[Parts | None, Any] | None = None
         self._written: dict[str, tuple[Checkpoint, str | Sequence[str]]] = {}
         self._selection: Selection | None = None
-        self._head: dict[str, _Read] = {}
+        self._values: Parts = {}
+        self._taken_up: dict[str, NDArray[np.int64]] = {}
+        self._head: dict[str, PartExcerpt] = {}
         self._gone: dict[str, NDArray[np.int64]] = {}
         self._logs: list[tuple[PeriodData, str]] = []
 
@@ -93,34 +90,19 @@ class Checkpoints:
         Args:
             data: the period, in rows of whole tables.
         """
-        parts = self._start.head.state.get("parts", {})
-        stacks = {name: await self._open(name, parts) for name in parts if is_layered(name)}
-        logs = [(await self._read_log(digest), digest) for digest in _logs_of(parts)]
-        nobody = await rows_of_nobody(self._context, self._start.head.state.get("allocations", {})) if parts else {}
-        await asyncio.to_thread(self._read_excerpt, parts, stacks, logs, data, nobody)
-        for name, value in parts.items():
-            if name not in self._head and not name.startswith((DATA, RESERVOIR)):
-                assert isinstance(value, str)
-                self._head[name] = _Read(value, await self._files.open(value), {}, None)
-
-    def _read_excerpt(
-        self,
-        parts: Parts,
-        stacks: Mapping[str, Stack | StatisticsStack],
-        logs: Sequence[tuple[Checkpoint, str]],
-        data: PeriodData,
-        nobody: Mapping[str, NDArray[np.int64]],
-    ) -> None:
-        loaded = [load_data(_as_data(log)) for log, _ in logs]
-        self._selection = selection = _select(self._context.updater.rewrites_tables, stacks, [*loaded, data])
-        for name, stack in stacks.items():
-            excerpt, universe = excerpt_part(stack, selection)
-            self._head[name] = _Read(parts[name], excerpt, _sizes(stack), universe)
-        for (log, digest), whole in zip(logs, loaded, strict=True):
-            local = selection.localised(whole)
-            name = next(name for name, value in parts.items() if value == digest)
-            self._head[name] = _Read(digest, _like(log, dump_data(local)), {}, None)
-        self._gone = {name: rows for name, rows in nobody.items() if len(rows)}
+        state = self._start.head.state
+        parts: Parts = state.get("parts", {})
+        opened = {
+            name: [await self._files.open(digest) for digest in layers_of(value)] for name, value in parts.items()
+        }
+        if parts:
+            self._gone = await rows_of_nobody(self._context, state.get("allocations", {}))
+        everything = self._context.updater.rewrites_tables
+        self._selection, self._head = await asyncio.to_thread(excerpt_state, opened, data, everything=everything)
+        self._values = dict(parts)
+        if data.category_items is not None:
+            # A layer of the base model has them all: they are in the next snapshot, with their present categories.
+            self._taken_up = {"item": data.category_items.numpy()}
 
     async def write_data(self, data: PeriodData, prepared: PeriodData) -> str:
         """Store the prepared period and return its digest.
@@ -167,32 +149,27 @@ class Checkpoints:
         return parts
 
     async def _write_part(self, name: str, part: Checkpoint) -> str | Sequence[str]:
-        for known in _predecessors(name):
-            if known in self._head and await asyncio.to_thread(_equal, self._head[known].excerpt, part):
-                return self._head[known].value
-        if name.startswith((DATA, RESERVOIR)):
+        known = [other for other in _predecessors(name) if other in self._head]
+        for other in known:
+            if await asyncio.to_thread(_equal, self._head[other].checkpoint, part):
+                return self._values[other]
+        if is_log(name):
             return await self._write_log(part)
+        hot = name in HOT_PARTS
         if not is_layered(name):
-            return await self.write(part, hot=name in HOT_PARTS)
-        before = next((self._head[known] for known in _predecessors(name) if known in self._head), None)
-        layer = await asyncio.to_thread(
-            changed_part,
-            None if before is None else before.excerpt,
-            part,
-            self.selection,
-            {} if before is None else before.sizes,
-            self._gone,
-            None if before is None else before.universe,
-        )
-        digest = await self.write(layer, hot=name in HOT_PARTS)
-        return [*layers_of(before.value), digest] if before is not None else [digest]
+            return await self.write(part, hot=hot)
+        before = self._head[known[0]] if known else None
+        also = self._taken_up if name == "base" else None
+        layer = await asyncio.to_thread(changed_part, before, part, self.selection, self._gone, also)
+        below = layers_of(self._values[known[0]]) if known and not is_base(layer) else []
+        return [*below, await self.write(layer, hot=hot)]
 
     async def _write_log(self, part: Checkpoint) -> str:
-        local = load_data(_as_data(part))
         for log, digest in self._logs:
-            if _equal(dump_data(log), part):
+            if await asyncio.to_thread(_equal, dump_data(log), part):
                 return digest
-        return await self.write(_like(part, await asyncio.to_thread(lambda: dump_data(self.selection.restored(local)))))
+        whole = await asyncio.to_thread(lambda: dump_data(self.selection.restored(load_data(data_of_log(part)))))
+        return await self.write(with_data(part, whole))
 
     async def read_state(self, parts: Parts | None) -> Any:
         """The training state with these parts; with None the head's, as the first stages of an update read it.
@@ -210,7 +187,7 @@ class Checkpoints:
         updater, head = self._context.updater, self._start.head
         if not head.state.get("parts", {}):  # nothing was learned yet
             return updater.initial(stage_rng(self._context.settings.seed, 0, "initial"))
-        checkpoints = {name: read.excerpt for name, read in self._head.items()}
+        checkpoints = {name: part.checkpoint for name, part in self._head.items()}
         try:
             state = await asyncio.to_thread(self._load, checkpoints)
         except (ValueError, KeyError) as error:
@@ -233,25 +210,17 @@ class Checkpoints:
         """A state that an earlier attempt at this update has stored, after its selection was made again."""
         found = {}
         for name, value in parts.items():
+            layers = [await self._files.open(digest) for digest in layers_of(value)]
             if is_layered(name):
-                stack = await self._open(name, parts)
-                found[name] = (await asyncio.to_thread(excerpt_part, stack, self.selection))[0]
-            elif name.startswith((DATA, RESERVOIR)):
-                assert isinstance(value, str)
-                stored = await self._files.open(value)
-                local = self.selection.localised(load_data(_as_data(stored)))
-                self._logs.append((local, value))
-                found[name] = _like(stored, dump_data(local))
+                stack = await self._files.stack(layers_of(value), later=layers_of(parts["base"]))
+                found[name] = (await asyncio.to_thread(excerpt_part, stack, self.selection)).checkpoint
+            elif is_log(name):
+                local = self.selection.localised(load_data(data_of_log(layers[0])))
+                self._logs.append((local, layers_of(value)[0]))
+                found[name] = with_data(layers[0], dump_data(local))
             else:
-                assert isinstance(value, str)
-                found[name] = await self._files.open(value)
+                found[name] = layers[0]
         return await asyncio.to_thread(self._load, found)
-
-    async def _open(self, name: str, parts: Parts) -> Stack | StatisticsStack:
-        return await self._files.stack(layers_of(parts[name]), later=layers_of(parts.get("base", ())))
-
-    async def _read_log(self, digest: str) -> Checkpoint:
-        return await self._files.open(digest)
 
     def _load(self, checkpoints: Mapping[str, Checkpoint]) -> Any:
         """The state in these checkpoints.
@@ -288,32 +257,6 @@ async def rows_of_nobody(context: UpdateContext, allocations: Mapping[str, int])
         return {str(kind): await session.entities.rows_of_nobody(kind, allocations.get(kind, 0)) for kind in EntityKind}
 
 
-def _select(everything: bool, stacks: Mapping[str, Stack | StatisticsStack], logs: Sequence[PeriodData]) -> Selection:
-    """The rows that an update on the last of these logs reads."""
-    if everything:
-        sizes: dict[str, int] = {}
-        for stack in stacks.values():
-            sizes |= {name: max(size, sizes.get(name, 1)) for name, size in _sizes(stack).items()}
-        return Selection.everything(logs, sizes)
-    more: dict[str, list[torch.Tensor]] = {}
-    for stack in stacks.values():
-        named = {"field": stack.fields} if isinstance(stack, StatisticsStack) else stack.restless
-        for table, rows in named.items():
-            more.setdefault(table, []).append(rows)
-    return Selection.of(logs, {table: torch.cat(rows) for table, rows in more.items()})
-
-
-def _sizes(stack: Stack | StatisticsStack) -> Mapping[str, int]:
-    return {"item": stack.size} if isinstance(stack, StatisticsStack) else stack.sizes
-
-
-def _logs_of(parts: Parts) -> list[str]:
-    """Digests of the logs in a training state, oldest first."""
-    ages = sorted((name for name in parts if name.startswith(DATA)), key=lambda name: -int(name.removeprefix(DATA)))
-    reservoirs = sorted(name for name in parts if name.startswith(RESERVOIR))
-    return [str(parts[name]) for name in (*reservoirs, *ages)]
-
-
 def _predecessors(name: str) -> tuple[str, ...]:
     """The parts of the head that a part may be equal to or continue, the likelier one first."""
     kind, _, age = name.partition(".")
@@ -330,17 +273,6 @@ def _equal(one: Checkpoint, other: Checkpoint) -> bool:
         tensor.shape == other.tensors[name].shape and torch.equal(tensor, other.tensors[name])
         for name, tensor in one.tensors.items()
     )
-
-
-def _as_data(log: Checkpoint) -> Checkpoint:
-    """A log without what a reservoir adds to it."""
-    return replace(log, tensors={name: tensor for name, tensor in log.tensors.items() if name != "arrival"})
-
-
-def _like(log: Checkpoint, data: Checkpoint) -> Checkpoint:
-    """Other data with the kind of this log and what it adds."""
-    extra = {name: tensor for name, tensor in log.tensors.items() if name == "arrival"}
-    return replace(data, kind=log.kind, tensors={**data.tensors, **extra})
 
 
 def _header(checkpoints: Mapping[str, Checkpoint]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asmg.batch import PeriodData
-from asmg.layers import Selection, Stack, StatisticsStack, excerpt_part
+from asmg.layers import Selection, Stack, StatisticsStack
 from asmg.models import BaseModel, Params, build_model, config_from_json, forget
 from asmg.statistics import Statistics
 from asmg.updaters.base import ServedParts
@@ -42,9 +42,9 @@ class ServedModel:
 
     def excerpt(self, selection: Selection) -> Params:
         """The parameters with the selected rows of the tables. Rows that changed hands are like the cold row."""
-        params = dict(excerpt_part(self.part, selection)[0].tensors)
+        params = dict(self.part.excerpt(selection).tensors)
         if self.toward is not None:
-            toward = excerpt_part(self.toward, selection)[0].tensors
+            toward = self.toward.excerpt(selection).tensors
             params = blend(params, toward, self.fraction)
         return forget(params, _local(selection.rows, self.nobody))
 

@@ -5,8 +5,10 @@ They are written and read in pieces, so that none has to fit into memory or into
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -17,10 +19,12 @@ from service.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from service.storage.postgres import tables
 from service.storage.postgres.outages import damage
 
-__all__ = ["CHUNK_BYTES", "Artifacts", "digest_of"]
+__all__ = ["CHUNK_BYTES", "Artifacts", "digest_of", "digests_in"]
 
 CHUNK_BYTES = 8 * 1024 * 1024
 """Bytes of a chunk, one row: little enough to be held in memory a few times over."""
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 # A digest counts as used wherever it stands in a state, also inside lists.
 DELETE_UNUSED = text("""
@@ -38,6 +42,18 @@ DELETE_UNUSED = text("""
 async def digest_of(data: bytes) -> str:
     """The SHA-256 of the content, in hex; computed in a thread, for large models take a while."""
     return (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
+
+
+def digests_in(value: Any) -> Iterator[str]:
+    """All digests of artifacts in a JSON value, at any depth."""
+    if isinstance(value, str) and DIGEST.fullmatch(value):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from digests_in(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from digests_in(inner)
 
 
 class Artifacts:

@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage.postgres import tables
+from service.storage.postgres.repositories.artifacts import digests_in
 
 __all__ = [
     "Alias",
@@ -84,7 +85,8 @@ class ModelVersion:
     serving_digest: str | None
     """Digest of the serving snapshot; None once it is removed."""
     state: Mapping[str, Any]
-    """`parts`: the training state (name → digest). `serving`: digest of the parameters that it serves. `allocations`,
+    """`parts`: the training state (name → digest, or the digests of a base and its layers). `serving`: the parameters
+    that it serves, as layers of such parts. `snapshot`: digests of the files of its snapshot. `allocations`,
     `serving_allocations`: for each of these, kind → number of the latest allocation of rows that it knows.
     `serving_schema`: schema of the fields that the served model reads."""
     scores: Mapping[str, Any]
@@ -160,11 +162,11 @@ class Models:
         for row in (await self._connection.execute(OLD, values)).all():
             state, serving = dict(row.state), row.serving_digest
             if row.state_ends:
-                released += state.pop("parts", {}).values()
+                released += digests_in(state.pop("parts", {}))
                 state.pop("allocations", None)
             if row.serving_ends:
-                gone = (state.pop("serving", None), state.pop("serving_statistics", None), serving)
-                released += [digest for digest in gone if digest]
+                gone = [state.pop(name, None) for name in ("serving", "serving_statistics", "snapshot")]
+                released += digests_in([*gone, serving])
                 state.pop("serving_allocations", None)
                 serving = None
             if (state, serving) != (row.state, row.serving_digest):

@@ -1,0 +1,97 @@
+"""The excerpt of a whole training state: a small state with the rows that some logs touch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from asmg.batch import PeriodData
+from asmg.checkpoint import Checkpoint, dump_data, load_data
+from asmg.layers.selection import PartExcerpt, Selection
+from asmg.layers.stack import Stack
+from asmg.layers.state import is_layered, open_stack
+from asmg.layers.statistics import StatisticsStack
+
+__all__ = ["StateExcerpt", "data_of_log", "excerpt_part", "excerpt_state", "is_log", "with_data"]
+
+DATA, RESERVOIR = "data.", "reservoir."
+"""Begin the names of parts that are logs."""
+
+ARRIVAL = "arrival"
+"""A tensor that a reservoir has beside its log."""
+
+
+class StateExcerpt(NamedTuple):
+    """A training state with the selected rows alone."""
+
+    selection: Selection
+    parts: dict[str, PartExcerpt]
+
+
+def excerpt_state(
+    parts: Mapping[str, Sequence[Checkpoint]], log: PeriodData | None = None, *, everything: bool = False
+) -> StateExcerpt:
+    """The rows of a training state that an update on `log` reads: those that this log and the state's own logs touch.
+
+    Args:
+        parts: name → its base and layers, oldest first; a part without tables has one checkpoint.
+        log: the period to be learned, in rows of whole tables; None for the state's logs alone.
+        everything: whether to read all rows of all tables.
+    """
+    base = parts.get("base", ())
+    stacks = {
+        name: open_stack(layers, [layer for layer in base if not any(layer is own for own in layers)])
+        for name, layers in parts.items()
+        if is_layered(name)
+    }
+    logs = {name: load_data(data_of_log(parts[name][0])) for name in _logs_of(parts)}
+    selection = _select(everything, stacks, [*logs.values(), *([] if log is None else [log])])
+    found = {name: PartExcerpt(layers[0]) for name, layers in parts.items() if name not in stacks}
+    found |= {name: excerpt_part(stack, selection) for name, stack in stacks.items()}
+    for name, whole in logs.items():
+        found[name] = PartExcerpt(with_data(parts[name][0], dump_data(selection.localised(whole))))
+    return StateExcerpt(selection, found)
+
+
+def excerpt_part(stack: Stack | StatisticsStack, selection: Selection) -> PartExcerpt:
+    """A part with tables, with the selected rows alone."""
+    if isinstance(stack, StatisticsStack):
+        checkpoint, universe = stack.excerpt(selection)
+        return PartExcerpt(checkpoint, stack.sizes, universe)
+    return PartExcerpt(stack.excerpt(selection), stack.sizes)
+
+
+def is_log(part: str) -> bool:
+    """Whether the part of this name is a log, whose rows are those of whole tables."""
+    return part.startswith((DATA, RESERVOIR))
+
+
+def data_of_log(log: Checkpoint) -> Checkpoint:
+    """The interactions of a log, for `asmg.checkpoint.load_data`."""
+    return replace(log, tensors={name: tensor for name, tensor in log.tensors.items() if name != ARRIVAL})
+
+
+def with_data(log: Checkpoint, data: Checkpoint) -> Checkpoint:
+    """The log with other data, the inverse of `data_of_log`."""
+    extra = {name: tensor for name, tensor in log.tensors.items() if name == ARRIVAL}
+    return replace(data, kind=log.kind, tensors={**data.tensors, **extra})
+
+
+def _logs_of(parts: Mapping[str, Sequence[Checkpoint]]) -> list[str]:
+    """Names of the logs, oldest first."""
+    ages = sorted((name for name in parts if name.startswith(DATA)), key=lambda name: -int(name.removeprefix(DATA)))
+    return [*sorted(name for name in parts if name.startswith(RESERVOIR)), *ages]
+
+
+def _select(everything: bool, stacks: Mapping[str, Stack | StatisticsStack], logs: Sequence[PeriodData]) -> Selection:
+    if everything:
+        sizes: dict[str, int] = {}
+        for stack in stacks.values():
+            sizes |= {name: max(size, sizes.get(name, 1)) for name, size in stack.sizes.items()}
+        return Selection.everything(logs, sizes)
+    more: dict[str, list[torch.Tensor]] = {}
+    for stack in stacks.values():
+        for table, rows in stack.named.items():
+            more.setdefault(table, []).append(rows)
+    return Selection.of(logs, {table: torch.cat(rows) for table, rows in more.items()})
