@@ -43,7 +43,14 @@ PIECE_BYTES = 4 * 1024 * 1024
 PAUSE_SECONDS = 0.001
 """Pause between two pieces while requests are served: reading a gigabyte then takes a quarter of a second longer."""
 
-_NAMES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U64": np.dtype("<u8"), "U32": np.dtype("<u4")}
+_NAMES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
+    "F32": np.dtype("<f4"),
+    "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
+}
 _DTYPES = {dtype: name for name, dtype in _NAMES.items()}
 
 

@@ -18,6 +18,7 @@ from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.database import Lock, UnitOfWork
 from service.storage.postgres.repositories import AliasName, EntityKind, ModelKind, ModelVersion, PeriodStatus
 from service.use_cases.update.checkpoints import Checkpoints, layers_of
+from service.use_cases.update.compaction import COMPACTED, with_compaction
 from service.use_cases.update.context import (
     ACTOR,
     Progress,
@@ -110,7 +111,8 @@ async def publish(
     async with context.database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
         await hold_period(work, context, start.period)
-        if (await head_version(work)).version != start.head.version:
+        head = await head_version(work)
+        if head.version != start.head.version:
             raise Superseded(f"head is not version {start.head.version} any more")
         if await work.deletions.finished(with_row=True) != deletions:
             logger.warning("period %d: its snapshot may know somebody who was deleted meanwhile", start.period)
@@ -125,7 +127,7 @@ async def publish(
                 kind=decision.kind,
                 parent_version=start.head.version,
                 serving_digest=serving_digest,
-                state={**state, **served},
+                state=with_compaction({**state, **served}, head.state.get(COMPACTED, ())),
                 scores={} if learned is None else learned.scored.scores,
                 gate=decision.to_json(),
                 created_by=ACTOR,

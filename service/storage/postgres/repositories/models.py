@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping, case, func, insert, select, text, update
+from sqlalchemy import RowMapping, case, cast, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -161,6 +161,7 @@ class Models:
         values = {"keep_serving": keep_serving, "keep_states": keep_states}
         for row in (await self._connection.execute(OLD, values)).all():
             state, serving = dict(row.state), row.serving_digest
+            released += digests_in(state.pop("compacted", None))
             if row.state_ends:
                 released += digests_in(state.pop("parts", {}))
                 state.pop("allocations", None)
@@ -173,6 +174,12 @@ class Models:
                 change = update(tables.model_versions).where(tables.model_versions.c.version == row.version)
                 await self._connection.execute(change.values(state=state, serving_digest=serving))
         return released
+
+    async def note_compaction(self, version: int, compacted: Sequence[Mapping[str, Any]]) -> None:
+        """Note bases that may take the place of layers in the state of a version (`compacted`)."""
+        noted = func.jsonb_build_object("compacted", cast(list(compacted), JSONB))
+        change = update(tables.model_versions).where(tables.model_versions.c.version == version)
+        await self._connection.execute(change.values(state=tables.model_versions.c.state.op("||")(noted)))
 
     async def kept(self) -> Mapping[int, Sequence[str]]:
         """The versions that keep all their artifacts at any age, with the reasons: `prior`, `pinned`,
