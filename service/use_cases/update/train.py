@@ -102,7 +102,7 @@ class Checkpoints:
 
     async def write_data(self, data: PeriodData) -> str:
         """Store the prepared period and return its digest."""
-        digest = await self.write(dump_data(data))
+        digest = await self.write(await asyncio.to_thread(dump_data, data))
         self._data = digest, data
         return digest
 
