@@ -191,7 +191,7 @@ class TestSeen:
         assert await rows_of(logs.database, EntityKind.ITEM) == {"e": 1, "b": 2}
         assert prepared.data.user.tolist() == prepared.data.item.tolist() == [2, 1]
         assert (prepared.data.users, prepared.data.items) == (3, 3)
-        assert prepared.allocations == {"user": 2, "item": 2, "category": 0, "field": 0}
+        assert prepared.allocations == {"user": 3, "item": 3, "category": 0, "field": 0}  # one freed, one was given
         again = await logs.again()
         assert again.allocations == prepared.allocations
         assert again.data.user.tolist() == [2, 1]

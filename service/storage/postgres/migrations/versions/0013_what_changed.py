@@ -46,9 +46,10 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop the indexes. The older release finds free rows by their having no id, whatever their allocation is."""
+    """Drop the indexes. When free rows were freed is lost; the older release needs to know only that they are free."""
     refuse_losses(
         {
+            "entity_rows.allocation": "entity_rows WHERE id IS NULL",
             "item_features.period": "item_features WHERE period <> (SELECT number FROM periods WHERE status = 'open')",
         }
     )
