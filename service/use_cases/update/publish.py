@@ -47,6 +47,10 @@ fields, the statistics that go with them, and what is added to their logits. A v
 from the champion."""
 
 
+LEARNED = ("parts", "allocations", "catalogue")
+"""Keys of a version's state that describe what the sequence has learned up to it."""
+
+
 @dataclass(frozen=True)
 class PublishNote:
     """Result of the stage `publish`."""
@@ -105,9 +109,13 @@ async def publish(
         assert learned is not None, "only the model served before can be kept unlearned"
         serving_digest, served = await _write_served(context, checkpoints, resolved, learned, decision.kind)
     if learned is None:
-        state = {"parts": start.head.state.get("parts", {}), "allocations": start.head.state.get("allocations", {})}
+        state = {name: start.head.state[name] for name in LEARNED if name in start.head.state}
     else:
-        state = {"parts": learned.trained.parts, "allocations": learned.prepared.allocations}
+        state = {
+            "parts": learned.trained.parts,
+            "allocations": learned.prepared.allocations,
+            "catalogue": learned.prepared.catalogue,
+        }
     async with context.database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
         await hold_period(work, context, start.period)
