@@ -75,7 +75,8 @@ async def _needed(session: ReadSession | UnitOfWork, version: int, sequence: Seq
         raise ModelNotFound(version)
     if model.serving_digest is None:
         raise ModelPruned(version, "serving snapshot")
-    needed = {"serving snapshot": model.serving_digest}
+    base, *deltas = model.snapshot_files
+    needed = {"serving snapshot": base, **{f"serving snapshot (delta {n})": d for n, d in enumerate(deltas, 1)}}
     if sequence == "excise" and version > 0:
         if "parts" not in model.state:
             raise ModelPruned(version, "training state")

@@ -82,17 +82,27 @@ class ModelVersion:
     kind: ModelKind
     parent_version: int | None
     serving_digest: str | None
-    """Digest of the serving snapshot; None once it is removed."""
+    """Digest of the newest file of the serving snapshot; None once it is removed."""
     state: Mapping[str, Any]
     """`parts`: the training state (name → digest). `serving`: digest of the parameters that it serves. `allocations`,
     `serving_allocations`: for each of these, kind → number of the latest allocation of rows that it knows.
-    `serving_schema`: schema of the fields that the served model reads."""
+    `serving_schema`: schema of the fields that the served model reads. `snapshot`: digests of the files of its serving
+    snapshot, the base first, the deltas oldest first; where it is missing the snapshot is one file."""
     scores: Mapping[str, Any]
     gate: Mapping[str, Any]
     created_by: str
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     pinned: bool = False
     """Whether an operator wants it to keep its artifacts."""
+
+    @property
+    def snapshot_files(self) -> tuple[str, ...]:
+        """Digests of the files of its serving snapshot, the base first, the deltas oldest first; none once they are
+        removed.
+        """
+        if self.serving_digest is None:
+            return ()
+        return tuple(self.state.get("snapshot", (self.serving_digest,)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +173,8 @@ class Models:
                 released += state.pop("parts", {}).values()
                 state.pop("allocations", None)
             if row.serving_ends:
-                gone = (state.pop("serving", None), state.pop("serving_statistics", None), serving)
+                files = state.pop("snapshot", [])
+                gone = (state.pop("serving", None), state.pop("serving_statistics", None), serving, *files)
                 released += [digest for digest in gone if digest]
                 state.pop("serving_allocations", None)
                 serving = None
