@@ -217,7 +217,7 @@ async def _assign_rows(
             sizes[kind], allocations[str(kind)] = extent.row + 1, extent.allocation
         if evict_after is None:
             await work.entities.forget_seen()
-        # What the tensors of the whole catalogue need.
+        # Of items outside of the log, and of the categories of all, the rows are looked up: they have theirs, or none.
         for kind, known in (
             (EntityKind.ITEM, read.catalogue.item_ids),
             (EntityKind.CATEGORY, [name for names in read.catalogue.categories for name in names]),

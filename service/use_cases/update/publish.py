@@ -13,7 +13,7 @@ from asmg.models import table_sizes
 from asmg.numbers import NumberMoments
 from asmg.updaters.with_statistics import PART as STATISTICS
 from service.files import DigestedFile, create, keep_newest
-from service.serving.encode import Known, encode_model
+from service.serving.encode import Known, ServedModel, encode_base
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.database import Lock, UnitOfWork
 from service.storage.postgres.repositories import AliasName, EntityKind, ModelKind, ModelVersion, PeriodStatus
@@ -30,7 +30,7 @@ from service.use_cases.update.context import (
 )
 from service.use_cases.update.gate import Decision
 from service.use_cases.update.negatives import logit_correction
-from service.use_cases.update.period_fields import fields_of_snapshot
+from service.use_cases.update.period_fields import NamedRows, fields_of_snapshot
 from service.use_cases.update.prepare import PrepareNote
 from service.use_cases.update.resolve import ResolveNote
 from service.use_cases.update.score import ScoreNote
@@ -41,10 +41,10 @@ __all__ = ["Learned", "PublishNote", "publish", "write_snapshot"]
 
 logger = logging.getLogger(__name__)
 
-SERVED = ("serving", "serving_allocations", "serving_schema", "serving_statistics", "logit_correction")
-"""Keys of a version's state that describe what it serves: the parameters, which ids these know, the schema of the
-fields, the statistics that go with them, and what is added to their logits. A version of kind `previous` copies them
-from the champion."""
+SERVED = ("snapshot", "serving", "serving_allocations", "serving_schema", "serving_statistics", "logit_correction")
+"""Keys of a version's state that describe what it serves: the files of its snapshot, the parameters, which ids these
+know, the schema of the fields, the statistics that go with them, and what is added to their logits. A version of kind
+`previous` copies them from the champion."""
 
 
 LEARNED = ("parts", "allocations", "catalogue")
@@ -194,20 +194,28 @@ async def write_snapshot(
     sizes = table_sizes(params)
     numbers = NumberMoments.initial() if statistics is None else statistics.numbers
 
-    def within(kind: EntityKind) -> Known:
+    def within(kind: EntityKind) -> NamedRows:
         ids, rows = known[kind]
         inside = int((rows < sizes[kind]).sum())  # rows ascend; the others belong to later periods
-        return Known(ids[:inside], rows[:inside])
+        return NamedRows(ids[:inside], rows[:inside])
 
     def write() -> DigestedFile:
         users, items = within(EntityKind.USER), within(EntityKind.ITEM)
         fields = None
         if EntityKind.FIELD in sizes:
             fields = fields_of_snapshot(schema, within(EntityKind.FIELD), items, features, sizes["item"], numbers)
+        trained = ServedModel(
+            model=model,
+            params=params,
+            users=Known.of(*users),
+            items=Known.of(*items),
+            categories=categories,
+            statistics=statistics,
+            fields=fields,
+        )
         with create(context.settings.serving_dir, FILE_SUFFIX) as file:
-            encode_model(file, model, params, users, items, categories, statistics, fields)
-        assert file.path is not None
-        keep_newest(file.path)
+            encode_base(file, trained)
+        keep_newest(context.settings.serving_dir, FILE_SUFFIX, [file.digest])
         return file
 
     return await context.artifacts.put_file(await asyncio.to_thread(write), "serving")

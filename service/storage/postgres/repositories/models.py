@@ -83,18 +83,28 @@ class ModelVersion:
     kind: ModelKind
     parent_version: int | None
     serving_digest: str | None
-    """Digest of the serving snapshot; None once it is removed."""
+    """Digest of the newest file of the serving snapshot; None once it is removed."""
     state: Mapping[str, Any]
     """`parts`: the training state (name → digest, or the digests of a base and its layers). `serving`: the parameters
-    that it serves, as layers of such parts. `snapshot`: digests of the files of its snapshot. `allocations`,
+    that it serves, as layers of such parts. `allocations`,
     `serving_allocations`: for each of these, kind → number of the latest allocation of rows that it knows.
-    `serving_schema`: schema of the fields that the served model reads."""
+    `serving_schema`: schema of the fields that the served model reads. `snapshot`: digests of the files of its serving
+    snapshot, the base first, the deltas oldest first; where it is missing the snapshot is one file."""
     scores: Mapping[str, Any]
     gate: Mapping[str, Any]
     created_by: str
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     pinned: bool = False
     """Whether an operator wants it to keep its artifacts."""
+
+    @property
+    def snapshot_files(self) -> tuple[str, ...]:
+        """Digests of the files of its serving snapshot, the base first, the deltas oldest first; none once they are
+        removed.
+        """
+        if self.serving_digest is None:
+            return ()
+        return tuple(self.state.get("snapshot", (self.serving_digest,)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
