@@ -12,7 +12,7 @@ from asmg.models import Params, table_sizes
 from asmg.numbers import NumberMoments
 from asmg.updaters.with_statistics import PART as STATISTICS
 from service.files import DigestedFile, create, keep_newest
-from service.serving.encode import Known, ServedModel, encode_base
+from service.serving.encode import Known, TrainedModel, encode_base
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.database import Lock, UnitOfWork
 from service.storage.postgres.repositories import AliasName, EntityKind, ModelKind, ModelVersion, PeriodStatus
@@ -185,7 +185,7 @@ async def write_snapshot(context: UpdateContext, checkpoints: Checkpoints, learn
         fields = None
         if EntityKind.FIELD in sizes:
             fields = fields_of_snapshot(schema, within(EntityKind.FIELD), items, features, sizes["item"], numbers)
-        trained = ServedModel(
+        trained = TrainedModel(
             model=model,
             params=params,
             users=Known.of(*users),
