@@ -135,7 +135,7 @@ def read_pair_counts(table: Vectors, rows: Indices, dim: int, fading: Fading) ->
                 new[row, dim + PAIRED],
                 new[row, dim + IDENTITY],
             )
-        found.faded[i] = fading.of_pairs[min(fading.now - np.int64(paired), last)]
+        found.faded[i] = fading.of_pairs[min(max(fading.now - np.int64(paired), 0), last)]
         found.degrees[i] = degree * found.faded[i]
     return found
 
@@ -157,5 +157,5 @@ def read_statistics(table: Vectors, rows: Indices, dim: int, fading: Fading, ave
             for k in range(4):
                 counts[k, lane] = table.newer[row, dim + k]
             counted = new[row, dim + COUNTED]
-        faded[lane] = fading.of_items[min(fading.now - np.int64(counted), last)]
+        faded[lane] = fading.of_items[min(max(fading.now - np.int64(counted), 0), last)]
     item_statistics(counts, faded, average, out)

@@ -3,8 +3,8 @@
 A row number below the number of rows of the base stands for a row of the base, a higher one for a row of the overlay.
 Code picks the array once for each row; no number of it costs a branch.
 
-The arrays of a file are passed as one, the words of the file, with the places of its tensors. numba takes 0.1 µs to take
-over an array, and there are forty.
+The arrays of a file are passed as one, the words of the file, with the places of its tensors. numba needs 0.1 µs for
+each array that it takes over, and there are fifty.
 """
 
 import math
