@@ -7,7 +7,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,7 +27,8 @@ from service.serving.forward.interface import Forward
 from service.serving.loading import SnapshotDamaged, load_snapshot
 from service.serving.prior import prior_snapshot
 from service.serving.sealed import NOTE_PREFIX
-from service.serving.snapshot import CanaryFailed, Snapshot
+from service.serving.snapshot import CanaryFailed, Pages, Snapshot
+from service.serving.snapshot_file import SnapshotFiles
 from service.serving.swap import Champion, ServingModel
 from tests.service.api_support import eventually
 from tests.service.serving_support import ITEMS, random_model
@@ -55,7 +56,7 @@ class Source:
 
     def publish(self, version: int, *, at: float) -> None:
         moment = datetime.fromtimestamp(at, UTC)
-        self.champion = Champion(version, version, digest(version), moment)
+        self.champion = Champion(version, version, (digest(version),), moment)
 
     async def fetch_champion(self) -> Champion:
         if self.champion is None:
@@ -344,8 +345,8 @@ class TestDamagedFiles:
 def off_by(difference: float) -> Callable[..., Forward]:
     """A compiled forward pass that is wrong, as a compiler's error would make it."""
 
-    def build(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Forward:
-        inner = compiled_forward(config, tensors)
+    def build(meta: Mapping[str, Any], files: SnapshotFiles) -> Forward:
+        inner = compiled_forward(meta, files)
 
         def forward(asked: Any, history: Any, recent: Any, values: Any, scores: Any, cold: Any, /) -> tuple[int, bool]:
             found = inner(asked, history, recent, values, scores, cold)
@@ -406,7 +407,7 @@ class TestTheOldOne:
         def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             def noted(*arguments: Any, **options: Any) -> Any:
                 result = function(*arguments, **options)
-                version = getattr(arguments[0], "version", arguments[-1])
+                version = getattr(arguments[0], "version", arguments[1])
                 calls.append((name, version, threading.get_ident()))
                 return result
 
@@ -457,8 +458,8 @@ class TestTheOldOne:
     async def test_is_gone_when_nobody_has_it_any_more(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         released, release_pages = [], Snapshot.release_pages
 
-        def noted(snapshot: Snapshot) -> None:
-            release_pages(snapshot)
+        def noted(snapshot: Snapshot, kept: Collection[Pages]) -> None:
+            release_pages(snapshot, kept)
             released.append(snapshot.version)
 
         monkeypatch.setattr(Snapshot, "release_pages", noted)
