@@ -69,10 +69,10 @@ FORGET_SEEN = text("""
 """)
 
 # A freed row changes hands too: it gets the number of an allocation.
-FREE = text("""
-    UPDATE entity_rows SET id = NULL, allocation = :allocation
-    WHERE kind = :kind AND row = ANY(CAST(CAST(:rows AS text) AS integer[]))
-""")
+FREE = text(
+    "UPDATE entity_rows SET id = NULL, allocation = :allocation "
+    "WHERE kind = :kind AND row = ANY(CAST(CAST(:rows AS text) AS integer[]))"
+)
 
 FREE_ROWS = text("""
     SELECT string_agg(int4send(row), ''::bytea ORDER BY row)
