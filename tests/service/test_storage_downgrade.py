@@ -52,8 +52,8 @@ FILL = (
     "INSERT INTO user_histories (user_id, item_ids, event_ids, times) VALUES ('u', '{i}', '{e2}', ARRAY[now()])",
     "INSERT INTO user_passes (user_id, item_ids, event_ids, times) VALUES ('u', '{i}', '{e4}', ARRAY[now()])",
     "INSERT INTO items (item_id, categories, period) VALUES ('i', '{c}', 2)",
-    "INSERT INTO entity_rows (kind, row, id, first_period, allocation) "
-    "VALUES ('user', 1, null, 1, 1), ('user', 2, 'u', 1, 4), ('field', 1, 'page=1', 1, 1)",
+    "INSERT INTO entity_rows (kind, row, id, first_period, allocation, appended) "
+    "VALUES ('user', 1, null, 1, 1, 1), ('user', 2, 'u', 1, 4, 1), ('field', 1, 'page=1', 1, 1, 1)",
     "INSERT INTO seen_rows (kind, period, rows) VALUES ('user', 1, '{1}'), ('field', 1, '{1}')",
     "INSERT INTO model_versions (version, period, kind, parent_version, serving_digest, state, scores, gate, "
     "created_by, pinned) VALUES (0, 0, 'prior', null, null, '{}', '{}', '{}', 'w', false), "
