@@ -144,7 +144,7 @@ def test_what_is_wrong_with_a_redis_url_is_said(url: str, said: str) -> None:
         ("postgresql://u:p@h/d/QXZ79", "the name of a database"),
         ("postgresql://u:p@/d", "a host"),
         ("postgresql:///QXZ79", "a host"),
-        ("postgresql://h,QXZ79/d", "@ as %40"),
+        ("postgresql://h,QX Z79/d", "@ as %40"),
         ("postgresql://h:QXZ79/d", "@ as %40"),
         ("postgresql://h:99999/d", "a port of 1 to 65535"),
         ("postgresql://h/d?sslmode=QXZ79", "no options but gsslib, host,"),
