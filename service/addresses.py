@@ -85,7 +85,7 @@ class SentinelUrl:
     service: str
     """The name of the master that they watch."""
     redis_url: str
-    """How to connect to that master, as a URL whose host is that of the first Sentinel: user, password, database, TLS."""
+    """How to connect to that master (user, password, database, TLS), as a URL with the first Sentinel as its host."""
     username: str | None
     """Of the Sentinels themselves."""
     password: str | None
@@ -177,12 +177,16 @@ def parse_sentinel_url(url: str) -> SentinelUrl:
         raise ValueError(f"expected the hosts of the Sentinels, separated by commas; {ENCODE}")
     service, slash, number = parts.path[1:].partition("/")
     if not service or (slash and not number.isdecimal()):
-        raise ValueError(f"expected /SERVICE or /SERVICE/DB behind the Sentinels, with the number of a database; {ENCODE}")
+        raise ValueError(
+            f"expected /SERVICE or /SERVICE/DB behind the Sentinels, with the number of a database; {ENCODE}"
+        )
     sentinels = tuple((host.strip("[]"), port or SENTINEL_PORT) for host, port in parts.places)
     own = {name: unquote(value) for name, value in options.items() if name.startswith("sentinel_")}
     others = "&".join(f"{name}={value}" for name, value in options.items() if name not in own)
     redis_url = f"{scheme}://{parts.credentials}{parts.places[0][0]}/{number or 0}{'?' if others else ''}{others}"
-    return SentinelUrl(sentinels, unquote(service), redis_url, own.get("sentinel_username"), own.get("sentinel_password"))
+    return SentinelUrl(
+        sentinels, unquote(service), redis_url, own.get("sentinel_username"), own.get("sentinel_password")
+    )
 
 
 def _check_redis_user(parts: _Url) -> None:

