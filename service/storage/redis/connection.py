@@ -66,7 +66,16 @@ class DetachedPool(BlockingConnectionPool):
 
 
 class SentinelPool(SentinelConnectionPool, DetachedPool):
-    """A pool of connections to the master that Sentinels name."""
+    """A pool of connections to the master that Sentinels name.
+
+    Args:
+        service: the name of that master.
+        sentinels: whom to ask.
+        options: of the pool and of its connections.
+    """
+
+    def __init__(self, service: str, sentinels: Sentinel, **options: Any) -> None:
+        SentinelConnectionPool.__init__(self, service, sentinels, **options)
 
     async def get_master_address(self) -> tuple[str, int]:
         """Host and port of the master, as a Sentinel tells them now.
@@ -75,7 +84,7 @@ class SentinelPool(SentinelConnectionPool, DetachedPool):
             MasterNotFoundError: no Sentinel answers, or none knows a master that is alive.
         """
         try:
-            host, port = await super().get_master_address()
+            host, port = await SentinelConnectionPool.get_master_address(self)
         except MasterNotFoundError:  # its text describes each Sentinel's client at length; the log gets ours
             raise MasterNotFoundError("no Sentinel answers and knows a living master") from None
         return host, port
