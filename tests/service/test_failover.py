@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -44,6 +45,8 @@ class Client:
         self.acknowledged: list[str] = []
         self.refused = 0
         self.predicted: list[int] = []
+        self.longest_pause = 0.0
+        """Longest time between two acknowledgements, in seconds."""
         self._thread.start()
 
     def wait_for_more(self) -> None:
@@ -56,6 +59,7 @@ class Client:
         self._thread.join(30)
 
     def _send(self) -> None:
+        last = time.monotonic()
         for number in count(1):
             if self._ended.wait(0.02):
                 return
@@ -66,6 +70,8 @@ class Client:
                 if self._ended.wait(0.05):
                     return
             self.acknowledged += [event["event_id"] for event in batch]
+            self.longest_pause = max(self.longest_pause, time.monotonic() - last)
+            last = time.monotonic()
             answer = self._client.post("/predict", json={"user_id": "u1", "items": ["i1", "i2"]})
             self.predicted.append(answer.status_code)
 
@@ -153,6 +159,7 @@ def test_a_standby_of_postgres_is_promoted(clusters: tuple[Cluster, Cluster], re
         finally:
             sender.stop()
         worker.stop()
+    print(f"the longest pause between two acknowledgements was {sender.longest_pause:.1f} s")
     stored = in_thread(asyncio.run, stored_events(dsn))
     assert len(stored) == len(set(stored))
     assert set(sender.acknowledged) <= set(stored)

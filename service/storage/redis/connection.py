@@ -3,7 +3,7 @@
 Each process makes one client when it starts.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -47,7 +47,7 @@ def connect(url: str) -> Redis:
     if given.pop("connection_class", None) is not None:
         tls["ssl"] = given["ssl"] = True
     own = {"username": named.username, "password": named.password}
-    sentinels = Sentinel(named.sentinels, sentinel_kwargs={**answering, **own, **tls})
+    sentinels = Sentinels(named.sentinels, {**answering, **own, **tls})
     return Redis.from_pool(SentinelPool(named.service, sentinels, **options, **given))
 
 
@@ -74,26 +74,37 @@ class SentinelPool(SentinelConnectionPool, DetachedPool):
         options: of the pool and of its connections.
     """
 
-    def __init__(self, service: str, sentinels: Sentinel, **options: Any) -> None:
+    def __init__(self, service: str, sentinels: "Sentinels", **options: Any) -> None:
         SentinelConnectionPool.__init__(self, service, sentinels, **options)
 
-    async def get_master_address(self) -> tuple[str, int]:
-        """Host and port of the master, as a Sentinel tells them now.
+
+class Sentinels:
+    """Asks Sentinels for the master, over connections that are closed again, since connections to Redis last.
+
+    Args:
+        places: host and port of each.
+        options: of the connections to them.
+    """
+
+    def __init__(self, places: Sequence[tuple[str, int]], options: Mapping[str, Any]) -> None:
+        self._places, self._options = list(places), options
+
+    async def discover_master(self, service: str) -> tuple[str, int]:
+        """Host and port of the master, of the first Sentinel that answers; it is asked first the next time.
 
         Raises:
             MasterNotFoundError: no Sentinel answers, or none knows a master that is alive.
         """
+        asked = Sentinel(self._places, sentinel_kwargs=self._options)
         try:
-            host, port = await SentinelConnectionPool.get_master_address(self)
+            host, port = await asked.discover_master(service)
+            places = [sentinel.connection_pool.connection_kwargs for sentinel in asked.sentinels]
+            self._places = [(place["host"], place["port"]) for place in places]
+            return host, port
         except MasterNotFoundError:  # its text describes each Sentinel's client at length; the log gets ours
             raise MasterNotFoundError("no Sentinel answers and knows a living master") from None
-        return host, port
-
-    async def disconnect(self, inuse_connections: bool = True) -> None:
-        """Close the connections; if all of them, as the client does at its end, those to the Sentinels too."""
-        await super().disconnect(inuse_connections)
-        if inuse_connections:
-            for sentinel in self.sentinel_manager.sentinels:
+        finally:
+            for sentinel in asked.sentinels:
                 await sentinel.aclose()
 
 
