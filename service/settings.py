@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from asmg.features import DEFAULT, Schema, SchemaError
 from asmg.layout import DIM, HIDDEN
 from asmg.log_format import FUTURE_TOLERANCE_SECONDS
-from service.addresses import MAX_PORT, check_postgres_url, check_redis_url
+from service.addresses import MAX_PORT, check_redis_url, checked_postgres_url, parse_sentinel_url
 from service.errors import ConfigurationError
 from service.limits import (
     KEPT_FOR_TRAINING,
@@ -27,7 +27,8 @@ __all__ = ["Settings", "checked_prefix", "sqlalchemy_dsn"]
 
 ASYNCPG_SCHEME = "postgresql+asyncpg://"
 POSTGRES_SCHEMES = ("postgresql://", "postgres://", ASYNCPG_SCHEME)
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+SENTINEL_SCHEMES = ("redis+sentinel://", "rediss+sentinel://")
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", *SENTINEL_SCHEMES)
 
 ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 MAX_LAYERS, MAX_WIDTH = 8, 1024
@@ -50,8 +51,7 @@ def sqlalchemy_dsn(dsn: str) -> str:
     """
     for scheme in POSTGRES_SCHEMES:
         if dsn.startswith(scheme):
-            check_postgres_url(dsn)
-            return ASYNCPG_SCHEME + dsn.removeprefix(scheme)
+            return ASYNCPG_SCHEME + checked_postgres_url(dsn).partition("://")[2]
     raise ValueError(f"expected a DSN that starts with {' or '.join(POSTGRES_SCHEMES)}")
 
 
@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     postgres_dsn: str | None = Field(None, repr=False)
     """Postgres of the installation; unset together with `redis_url` for the embedded servers."""
     redis_url: str | None = Field(None, repr=False)
-    """Redis of the installation: `redis://`, `rediss://` or `unix://`."""
+    """Redis of the installation: `redis://`, `rediss://`, `unix://`, or its Sentinels: `redis+sentinel://`,
+    `rediss+sentinel://`."""
     start_without_redis: bool = False
     """Whether `asmg serve` and `asmg worker` start although Redis does not answer. When Redis is lost later, they go on
     in any case."""
@@ -207,7 +208,7 @@ class Settings(BaseSettings):
         if value is not None:
             if not value.startswith(REDIS_SCHEMES):
                 raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
-            check_redis_url(value)
+            (parse_sentinel_url if value.startswith(SENTINEL_SCHEMES) else check_redis_url)(value)
         return value
 
     @field_validator("trusted_proxies", "cors_origins", mode="before")

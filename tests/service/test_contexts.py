@@ -123,7 +123,7 @@ SHARED = {
     "Account.charge",
     "PeriodWatch._poll",
     "ServingModel._follow",
-    "connect",  # to Postgres
+    "Hosts.connect",  # to Postgres
     "ConnectionPool.ensure_connection",  # to Redis
 }
 """What is done for several requests at once, or goes on after the one that begins it."""
