@@ -1,4 +1,4 @@
-"""Checks of the URLs of Postgres and Redis in the settings, and of IP addresses.
+"""Checks of the URLs of Postgres, Redis and the object store in the settings, and of IP addresses.
 
 The URL of a server holds a password. A password with a special character that is not encoded changes how the URL is
 read: a part of the password becomes the host, which errors and logs name. So a URL is accepted only where it can be
@@ -10,7 +10,15 @@ from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["MAX_PORT", "check_postgres_url", "check_redis_url", "in_url", "is_loopback", "parse_address"]
+__all__ = [
+    "MAX_PORT",
+    "check_artifacts_url",
+    "check_postgres_url",
+    "check_redis_url",
+    "in_url",
+    "is_loopback",
+    "parse_address",
+]
 
 POSTGRES_OPTIONS = ("gsslib", "host", "krbsrvname", "passfile", "port", "service", "servicefile", "ssl")
 """Options in the query of a Postgres URL; `ssl` is what libpq calls sslmode."""
@@ -44,6 +52,9 @@ _PARTS = re.compile(
     (?P<path> / (?:{_PLAIN}|[:/])* )?
     (?: \? (?P<query>(?:{_PLAIN}|[:/])*) )?""",
     re.VERBOSE,
+)
+_OBJECTS = re.compile(
+    rf"(?:(?:s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(?:/(?:{_PLAIN})+)*/?|file:///(?:{_PLAIN})+(?:/(?:{_PLAIN})+)*/?)"
 )
 _NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%[01][0-9A-Fa-f]|%7[Ff]")
 
@@ -83,6 +94,19 @@ def check_redis_url(url: str) -> None:
         raise ValueError(f"expected a host; {ENCODE}")
     if path not in ("", "/") and not path[1:].isdecimal():
         raise ValueError(f"expected the number of a database behind the host, and no other path; {ENCODE}")
+
+
+def check_artifacts_url(url: str) -> None:
+    """Check that the URL names a place in an object store that outlives the process, and nothing else.
+
+    Raises:
+        ValueError: it does not; the message repeats nothing of it.
+    """
+    if not _OBJECTS.fullmatch(url):
+        raise ValueError(
+            "expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER, without "
+            "credentials or options, which belong into the environment"
+        )
 
 
 def _read(url: str) -> dict[str, str | None]:
