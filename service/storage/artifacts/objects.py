@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from service.errors import ArtifactCorrupt, ArtifactMissing, ConfigurationError, NotReady
@@ -45,7 +46,7 @@ PROBES = "probes"
 
 QUERY = re.compile(r"\?\S*")
 """The query of a URL, which for Azure can hold a signature."""
-MOST_SHOWN = 300
+MOST_SHOWN = 600
 """Characters of the library's messages that are shown; the rest describes its own structures."""
 
 
@@ -82,10 +83,9 @@ class Objects:
         self._store: ObjectStore
         try:
             if url.startswith("file:"):
-                self._store = local = LocalStore.from_url(url)
-                assert local.prefix is not None
-                self._folder = Path(local.prefix)
+                self._folder = Path(unquote(urlsplit(url).path))
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._store = LocalStore(self._folder)
             else:
                 pauses = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2)}
                 retry = {"max_retries": MAX_RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)}
