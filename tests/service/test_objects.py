@@ -141,7 +141,7 @@ async def test_contents_are_objects_and_rows_name_them(
 
 
 async def test_only_old_objects_without_a_name_are_swept(
-    url: str, database: Database, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    url: str, database: Database, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker is killed between an upload and the transaction that names it; another installation has objects too."""
     objects = Objects(url)
@@ -152,16 +152,26 @@ async def test_only_old_objects_without_a_name_are_swept(
     (left,) = await keys(objects) - {kept, "another-installation/x"}
     assert left.startswith(kept.partition("/")[0])
 
+    remains = 0
+    if url.startswith("file:"):  # of a large object that was not written to its end
+        remains = await asyncio.to_thread(leave_unfinished, Path(url.removeprefix("file://")) / left)
+
     assert await store.sweep_objects() == 0  # too young: somebody may be about to name it
     monkeypatch.setattr(store_module, "ORPHAN_AGE", timedelta(seconds=-5))
     monkeypatch.setattr(store_module, "SWEEP_SECONDS", 0.0)
     async with frozen(database):
         assert await store.sweep_objects() == 0  # a backup may be reading what is being removed
-    assert await store.sweep_objects() == 1
+    assert await store.sweep_objects() == 1 + remains
+    assert not [name for _, _, names in os.walk(tmp_path) for name in names if "#" in name]
     assert await keys(objects) == {kept, "another-installation/x"}
     with pytest.raises(NotReady, match="took longer than"):
         monkeypatch.setattr("service.storage.postgres.repositories.artifacts.UPLOAD_AGE", timedelta(0))
         await store.put(b"late", "state")
+
+
+def leave_unfinished(path: Path) -> int:
+    path.with_name(f"{path.name}#1").write_bytes(b"half of it")
+    return 1
 
 
 def killed_before_it_names(database: Database, redis: Redis, url: str) -> int | None:
@@ -211,17 +221,14 @@ async def test_an_update_goes_on_from_postgres_when_the_store_is_there(
         with single_thread():
             with pytest.raises(NotReady, match="error sending request"):
                 await update_next(replace(b.context, artifacts=nowhere))
-            assert await scalar(b.database, "SELECT error FROM periods WHERE number = 2") is None
             assert await update_next(b.context)
-        assert {**await b.outcome(), "periods": None} == {**prepared.outcome, "periods": None}
-        assert await scalar(b.database, "SELECT attempts FROM periods WHERE number = 2") <= 1
+        assert await b.outcome() == prepared.outcome  # the same digests, and no attempt more
         objects, named = b.context.artifacts._objects, "SELECT count(key) FROM artifacts"
         assert objects is not None
         assert await chunks(b.database) <= before
         assert await scalar(b.database, named) > 0
         assert len(await keys(objects)) == await scalar(b.database, named)  # pruned ones are gone
         assert (await verify(b.database, tmp_path, objects)).findings == []
-        served = b.context.artifacts
         manifest = await back_up(b.database, tmp_path / "backup", objects=objects)
         assert len(manifest.objects) == await scalar(b.database, named)
 
@@ -248,16 +255,14 @@ async def test_an_update_goes_on_from_postgres_when_the_store_is_there(
         back = ArtifactStore(b.database, b.redis, objects, to_postgres=True)
         assert await back.put(b"new", "state") == hashlib.sha256(b"new").hexdigest()
         assert await chunks(b.database) > 0
-        assert served is not back
-        digests = "UPDATE model_versions SET serving_digest = NULL, state = '{}'"
         async with b.database.unit_of_work() as work:
-            await work.connection.execute(text(digests))
+            await work.connection.execute(text("UPDATE model_versions SET serving_digest = NULL, state = '{}'"))
             await work.connection.execute(text("UPDATE artifacts SET created_at = now() - interval '2 hours'"))
             await work.commit()
         assert await sweep(b.database, back) > 0
         assert await keys(objects) == set()
+        await b.context.artifacts.put(b"one more", "state")
         with pytest.raises(ConfigurationError, match="expected ASMG_ARTIFACTS_URL, for artifacts are in"):
-            await b.context.artifacts.put(b"one more", "state")
             await asyncio.to_thread(require_objects, b.settings.model_copy(update={"artifacts_url": None}))
 
 
