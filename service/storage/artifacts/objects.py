@@ -33,8 +33,9 @@ RANGE_BYTES = 4 * 1024 * 1024
 RANGES_AT_ONCE = 4
 """Requests that fetch parts of an object at a time; their answers are in memory."""
 
-MAX_RETRIES = 5
-"""How often a request is repeated. The pauses grow from 0.1 s to 2 s, together some 5 s."""
+MAX_RETRIES = 8
+"""How often a request is repeated. The pauses are random, of at most 0.1 s at first and 2 s in the end, some 4 s in
+all."""
 RETRY_SECONDS = 30.0
 """Time since its first attempt after which a request is not repeated."""
 
@@ -231,7 +232,8 @@ class Objects:
 def _reason(error: Exception) -> str:
     """The first line of a message of the library, without what may be secret in a URL."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return QUERY.sub("", lines[0])[:MOST_SHOWN]
+    hint = " (AWS_ALLOW_HTTP=true allows an endpoint without TLS)" if lines[0].endswith("builder error") else ""
+    return QUERY.sub("", lines[0])[:MOST_SHOWN] + hint
 
 
 def _sync(root: Path, file: Path) -> None:

@@ -52,6 +52,9 @@ any more (`repositories.artifacts.UPLOAD_AGE`)."""
 SWEEP_SECONDS = 3600.0
 """Least time between two looks for such objects: each lists all objects of the installation."""
 
+REMOVED_AT_ONCE = 100
+"""Objects that are deleted in one transaction, for whose end those wait who store artifacts."""
+
 FILE_SUFFIX = ".safetensors"
 
 NUMBER = "chunks"
@@ -146,18 +149,20 @@ class ArtifactStore:
         Raises:
             NotReady: Postgres does not answer.
         """
-        if self._objects is None or not keys:
-            return 0
-        async with self._database.unit_of_work() as work:
-            if not await work.artifacts.lock_names():
-                return 0
-            unnamed = set(keys) - await work.artifacts.named(keys)
-            try:
-                await self._objects.delete(unnamed)
-            except NotReady as error:
-                logger.warning("%d objects are not removed yet: %s", len(unnamed), error)
-                return 0
-        return len(unnamed)
+        removed, rest = 0, list(keys)
+        while self._objects is not None and rest:
+            some, rest = rest[:REMOVED_AT_ONCE], rest[REMOVED_AT_ONCE:]
+            async with self._database.unit_of_work() as work:
+                if not await work.artifacts.lock_names():
+                    break
+                unnamed = set(some) - await work.artifacts.named(some)
+                try:
+                    await self._objects.delete(unnamed)
+                except NotReady as error:
+                    logger.warning("%d objects are not removed yet: %s", len(unnamed) + len(rest), error)
+                    break
+            removed += len(unnamed)
+        return removed
 
     async def sweep_objects(self) -> int:
         """Delete the objects of this installation that no artifact names and that are older than `ORPHAN_AGE`.
