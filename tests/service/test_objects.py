@@ -11,16 +11,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from asmg.datasets.synthetic import drift_stream
 from benchmarks.servers import free_port
 from service.errors import ArtifactCorrupt, ArtifactMissing, ArtifactUnreadable, ConfigurationError, NotReady
 from service.files import DigestedFile, create
@@ -40,11 +37,12 @@ from service.use_cases.retention import prune, sweep
 from service.use_cases.rollback import rollback
 from service.use_cases.verify import verify
 from service.worker import update_next
+from tests.service.api_support import running_app, settings_for
 from tests.service.backup_support import opened
 from tests.service.object_store import BUCKET, object_server
-from tests.service.programs import program, start_call, wait_for
-from tests.service.test_loop import STREAM, close, is_served, log_period
-from tests.service.update_support import Bench, Prepared, bench, scalar, single_thread
+from tests.service.programs import start_call
+from tests.service.update_support import Bench, Prepared, bench, periods, scalar, single_thread, until
+from tests.service.worker_processes import worker_process
 
 FEW = {"keep_versions": 2, "keep_states": 1}
 
@@ -307,22 +305,23 @@ def test_urls_that_name_no_lasting_place_are_refused(wrong: str) -> None:
     assert "secret" not in str(raised.value)
 
 
-def test_the_service_closes_a_period_with_its_artifacts_in_s3(
-    s3: str, postgres_dsn: str, redis_url: str, tmp_path: Path
+async def test_a_period_is_closed_and_served_with_all_artifacts_in_s3(
+    s3: str, postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path / "data")}
-    with (
-        program(tmp_path, "--worker", **places, ASMG_ARTIFACTS_URL=s3) as running,
-        httpx.Client(base_url=running.url, timeout=30) as client,
-    ):
-        for period in islice(drift_stream(STREAM, seed=1), 1):
-            log_period(client, period)
-            close(client, period.number)
-            wait_for(lambda: is_served(client, 1))
+    """The program `asmg worker` and an api process, on hosts without a common folder."""
+    monkeypatch.setattr(ArtifactStore, "_hot_pieces", nothing)  # not from Redis either
+    settings = settings_for(postgres_dsn, redis_url, tmp_path / "api", artifacts_url=s3)
+    async with running_app(settings) as api, bench(postgres_dsn, redis_url, tmp_path, artifacts_url=s3) as b:
+        with worker_process(postgres_dsn, redis_url, tmp_path, ASMG_ARTIFACTS_URL=s3) as worker:
+            await b.log(periods(1)[0], close=False)
+            closed = await api.client.post("/periods/close", json={"expected_period": 1})
+            assert closed.status_code == 202
+            await until(lambda: api.state.serving.current().version == 1, seconds=120)
+            worker.stop()
+        assert await chunks(b.database) == 0
+        assert (await verify(b.database, tmp_path, Objects(s3))).findings == []
 
-    async def look() -> None:
-        async with opened(postgres_dsn) as database:
-            assert await chunks(database) == 0
-            assert (await verify(database, tmp_path, Objects(s3))).findings == []
 
-    asyncio.run(look())
+async def nothing(_store: ArtifactStore, _digest: str) -> AsyncIterator[bytes]:
+    for piece in ():
+        yield piece
