@@ -1,4 +1,4 @@
-"""Checks of the URLs of Postgres and Redis in the settings, and of IP addresses.
+"""Checks of the URLs of Postgres, Redis and the object store in the settings, and of IP addresses.
 
 The URL of a server holds a password. A password with a special character that is not encoded changes how the URL is
 read: a part of the password becomes the host, which errors and logs name. So a URL is accepted only where it can be
@@ -14,6 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes
 __all__ = [
     "MAX_PORT",
     "SentinelUrl",
+    "check_artifacts_url",
     "check_redis_url",
     "checked_postgres_url",
     "in_url",
@@ -73,6 +74,9 @@ _PARTS = re.compile(
     re.VERBOSE,
 )
 _PLACE = re.compile(rf"(?P<host>{_HOST})?(?: :(?P<port>[0-9]{{1,5}}) )?", re.VERBOSE)
+_OBJECTS = re.compile(
+    rf"(?:(?:s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(?:/(?:{_PLAIN})+)*/?|file:///(?:{_PLAIN})+(?:/(?:{_PLAIN})+)*/?)"
+)
 _NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%[01][0-9A-Fa-f]|%7[Ff]")
 
 
@@ -192,6 +196,19 @@ def parse_sentinel_url(url: str) -> SentinelUrl:
 def _check_redis_user(parts: _Url) -> None:
     if parts.user and not parts.password:
         raise ValueError("expected no user name without a password (a password alone is written :PASSWORD@)")
+
+
+def check_artifacts_url(url: str) -> None:
+    """Check that the URL names a place in an object store that outlives the process, and nothing else.
+
+    Raises:
+        ValueError: it does not; the message repeats nothing of it.
+    """
+    if not _OBJECTS.fullmatch(url):
+        raise ValueError(
+            "expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER, without "
+            "credentials or options, which belong into the environment"
+        )
 
 
 def _read(url: str) -> _Url:

@@ -12,7 +12,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from asmg.features import DEFAULT, Schema, SchemaError
 from asmg.layout import DIM, HIDDEN
 from asmg.log_format import FUTURE_TOLERANCE_SECONDS
-from service.addresses import MAX_PORT, check_redis_url, checked_postgres_url, parse_sentinel_url
+from service.addresses import (
+    MAX_PORT,
+    check_artifacts_url,
+    check_redis_url,
+    checked_postgres_url,
+    parse_sentinel_url,
+)
 from service.errors import ConfigurationError
 from service.limits import (
     KEPT_FOR_TRAINING,
@@ -85,6 +91,12 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(None, repr=False)
     """Redis of the installation: `redis://`, `rediss://`, `unix://`, or its Sentinels: `redis+sentinel://`,
     `rediss+sentinel://`."""
+    artifacts_url: str | None = None
+    """Object store for snapshots and training states: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`,
+    `az://CONTAINER/PREFIX` or `file:///FOLDER`; unset for Postgres. Credentials are in the variables of the provider's
+    own tools."""
+    artifacts_to_postgres: bool = False
+    """Whether new artifacts go to Postgres although `artifacts_url` is set, from which the older ones are read."""
     start_without_redis: bool = False
     """Whether `asmg serve` and `asmg worker` start although Redis does not answer. When Redis is lost later, they go on
     in any case."""
@@ -189,7 +201,8 @@ class Settings(BaseSettings):
         return value.expanduser().absolute()
 
     @field_validator(
-        *("postgres_dsn", "redis_url", "tls_cert", "tls_key", "features", "evict_after_periods", "deletion_journal"),
+        *("postgres_dsn", "redis_url", "artifacts_url", "tls_cert", "tls_key", "features", "evict_after_periods"),
+        "deletion_journal",
         mode="before",
     )
     @classmethod
@@ -209,6 +222,13 @@ class Settings(BaseSettings):
             if not value.startswith(REDIS_SCHEMES):
                 raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
             (parse_sentinel_url if value.startswith(SENTINEL_SCHEMES) else check_redis_url)(value)
+        return value
+
+    @field_validator("artifacts_url")
+    @classmethod
+    def _check_artifacts_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_artifacts_url(value)
         return value
 
     @field_validator("trusted_proxies", "cors_origins", mode="before")
@@ -283,6 +303,12 @@ class Settings(BaseSettings):
                 f"expected both ASMG_POSTGRES_DSN and ASMG_REDIS_URL, or neither for the embedded servers; "
                 f"received ASMG_{given.upper()} without ASMG_{missing.upper()}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_artifacts(self) -> "Settings":
+        if self.artifacts_to_postgres and self.artifacts_url is None:
+            raise ValueError("expected ASMG_ARTIFACTS_URL with ASMG_ARTIFACTS_TO_POSTGRES; received none")
         return self
 
     @property

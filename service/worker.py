@@ -12,6 +12,7 @@ import torch
 from service.errors import ConfigurationError, NotReady, ServiceError
 from service.heartbeat import Heartbeat
 from service.settings import Settings
+from service.storage.artifacts.objects import configured_objects
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.leadership import Leadership
@@ -52,13 +53,13 @@ async def run(settings: Settings) -> None:
     """Lead when nobody else does, and while leading update on every sealed period; until cancelled.
 
     Raises:
-        ConfigurationError: a DSN is missing, the update method or the device is unknown, a pooler between here and
-            Postgres does not keep sessions, or the method cannot continue the training state that there is, or that a
-            rollback has brought back. No period is touched then.
+        ConfigurationError: a DSN is missing, the update method or the device is unknown, the object store cannot be
+            used, a pooler between here and Postgres does not keep sessions, or the method cannot continue the training
+            state that there is, or that a rollback has brought back. No period is touched then.
     """
     if settings.postgres_dsn is None or settings.redis_url is None:
         raise ConfigurationError("expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither")
-    updater = configured_updater(settings)
+    updater, objects = configured_updater(settings), configured_objects(settings)
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core
     database = Database(settings.postgres_dsn, pool_size=4, connection_seconds=settings.connection_seconds)
     redis = connect(settings.redis_url)
@@ -67,7 +68,7 @@ async def run(settings: Settings) -> None:
     context = UpdateContext(
         settings=settings,
         database=database,
-        artifacts=ArtifactStore(database, redis),
+        artifacts=ArtifactStore(database, redis, objects, to_postgres=settings.artifacts_to_postgres),
         notices=Notices(redis),
         updater=updater,
         histories=HistoryStore(redis, database, length=settings.history_length),
@@ -118,7 +119,7 @@ async def _lead(
     compaction = Compaction(context)
     try:
         await ensure_prior(context.database, context.artifacts, context.settings.prior_ctr)
-        await sweep(context.database)
+        await sweep(context.database, context.artifacts)
         while True:
             heartbeat.beat()
             await deletions.carry_out()
@@ -144,7 +145,7 @@ async def update_next(context: UpdateContext) -> bool:
     """Update on the earliest sealed period; False where there is none.
 
     Raises:
-        NotReady: Postgres or Redis does not answer.
+        NotReady: Postgres, Redis or the object store does not answer.
         Superseded: another worker, or an operator, has the period now.
         ConfigurationError: the update method cannot continue the training state.
         OSError: this machine is in trouble, a full disk for example.
@@ -170,9 +171,9 @@ async def update_next(context: UpdateContext) -> bool:
         logger.exception("the update on period %d failed", number)
         ended = await note_failure(database, number, context.worker, error, max_attempts=settings.max_attempts)
     if ended:
-        await prune(database, number, settings)
+        await prune(database, number, settings, context.artifacts)
         await drop_old_logs(database, settings, beat=context.beat)
-        await sweep(database)
+        await sweep(database, context.artifacts)
     return True
 
 

@@ -13,6 +13,7 @@ from service.http.metrics import Metrics
 from service.http.path_prefix import PathPrefix
 from service.serving.swap import ServingModel
 from service.settings import Settings
+from service.storage.artifacts.objects import Objects
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.redis.notices import Notices
@@ -38,6 +39,8 @@ class AppState:
     database: Database
     redis: Redis
     artifacts: ArtifactStore
+    objects: Objects | None
+    """The object store that `artifacts` uses."""
     histories: Histories
     notices: Notices
     periods: PeriodWatch

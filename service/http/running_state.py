@@ -14,6 +14,7 @@ from service.limits import LOOKUP_SECONDS, MAX_LOOKUPS, MAX_STREAMS, MAX_WRITES
 from service.serving.snapshot import Snapshot
 from service.serving.swap import Champion, ServingModel
 from service.settings import Settings
+from service.storage.artifacts.objects import configured_objects
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.pooler import require_sessions
@@ -80,7 +81,8 @@ async def running_state(
 
         impressions = ImpressionLog(store_impressions, seconds=settings.impression_deadline_seconds)
         stack.push_async_callback(impressions.close)
-        artifacts = ArtifactStore(database, redis)
+        objects = configured_objects(settings)
+        artifacts = ArtifactStore(database, redis, objects, to_postgres=settings.artifacts_to_postgres)
         streams = max(1, min(MAX_STREAMS, settings.max_connections // 2))
         state = AppState(
             settings=settings,
@@ -90,6 +92,7 @@ async def running_state(
             database=database,
             redis=redis,
             artifacts=artifacts,
+            objects=objects,
             histories=histories,
             notices=notices,
             periods=PeriodWatch(database, notices, most=streams, stopping=stopping),

@@ -5,6 +5,8 @@ from datetime import datetime
 from typing import Literal
 
 from service.errors import ArtifactError, ArtifactUnreadable, ModelNotFound, ModelPruned, NotReady
+from service.storage.artifacts.contents import digest_of_pieces, pieces
+from service.storage.artifacts.objects import Objects
 from service.storage.postgres.database import Database, Lock, ReadSession, UnitOfWork
 from service.storage.postgres.repositories import AliasName, digests_in
 from service.storage.redis.notices import Notices
@@ -35,6 +37,7 @@ async def rollback(
     reason: str,
     actor: str,
     lead_seconds: float,
+    objects: Objects | None = None,
     calls: BoundedCalls | None = None,
 ) -> RollbackResult:
     """Serve `to_version` from `lead_seconds` after now.
@@ -51,17 +54,20 @@ async def rollback(
         reason: for the audit.
         actor: for the audit.
         lead_seconds: time for every api process to load the version.
+        objects: the object store of the installation; None where it has none.
         calls: limits how long the caller waits for the transaction that moves the aliases; None: no limit.
 
     Raises:
         ArtifactUnreadable: the snapshot of the version, or for `excise` a part of its training state, cannot be read.
         ModelNotFound: there is no such version.
         ModelPruned: it is too old: its snapshot, or for `excise` its training state, was removed.
-        NotReady: no version is served yet, so there is nothing to roll back from; or Postgres does not answer.
+        NotReady: no version is served yet, so there is nothing to roll back from; or Postgres or the object
+            store does not answer.
     """
     async with database.read() as session:
-        for what, digest in await _needed(session, to_version, sequence):
-            await _read_through(session, to_version, what, digest)
+        needed = await _needed(session, to_version, sequence)
+    for what, digest in needed:
+        await _read_through(database, objects, to_version, what, digest)
     moving = _move(database, to_version, sequence, reason, actor, lead_seconds)
     result = await (moving if calls is None else calls.run(moving))
     await notices.publish_swap()
@@ -84,9 +90,9 @@ async def _needed(session: ReadSession | UnitOfWork, version: int, sequence: Seq
     return needed
 
 
-async def _read_through(session: ReadSession, version: int, what: str, digest: str) -> None:
+async def _read_through(database: Database, objects: Objects | None, version: int, what: str, digest: str) -> None:
     try:
-        found = await session.artifacts.stored_digest(digest)
+        found = await digest_of_pieces(digest, pieces(database, objects, digest))
     except ArtifactError as error:
         raise ArtifactUnreadable(version, what, digest, str(error)) from error
     if found != digest:

@@ -21,7 +21,7 @@ DIGEST = "a" * 64
 
 
 FILL = (
-    f"INSERT INTO artifacts (digest, kind, size) VALUES ('{DIGEST}', 'serving', 1)",
+    f"INSERT INTO artifacts (digest, kind, size, key) VALUES ('{DIGEST}', 'serving', 1, 'k')",
     f"INSERT INTO artifact_chunks (digest, index, data) VALUES ('{DIGEST}', 0, 'x')",
     "INSERT INTO api_keys (key_id, name, secret_hash, scopes, rate_limit, expires_at, revoked_at) "
     "VALUES ('k', 'n', 'h', '{admin}', 5, now() + interval '1 day', now())",

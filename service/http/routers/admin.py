@@ -86,6 +86,7 @@ async def post_rollback(
         reason=request.reason,
         actor=caller.name,
         lead_seconds=state.settings.swap_lead_seconds,
+        objects=state.objects,
         calls=state.writes,
     )
     await asyncio.sleep(max(0.0, result.active_from.timestamp() - time.time()))

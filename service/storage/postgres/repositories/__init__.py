@@ -5,7 +5,14 @@ Repositories neither begin nor commit; the session that holds them (`service.sto
 
 from service.storage.postgres.events import EventBatch, Happened, Interaction
 from service.storage.postgres.repositories.access import ApiKey, Audit, AuditEntry, Keys
-from service.storage.postgres.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of, digests_in
+from service.storage.postgres.repositories.artifacts import (
+    CHUNK_BYTES,
+    Artifacts,
+    Stored,
+    Upload,
+    digest_of,
+    digests_in,
+)
 from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
 from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent, IdRows
 from service.storage.postgres.repositories.evaluations import Evaluation, Evaluations, GateSummary
@@ -86,7 +93,9 @@ __all__ = [
     "Resolved",
     "Stage",
     "Stages",
+    "Stored",
     "Traces",
+    "Upload",
     "digest_of",
     "digests_in",
     "id_digest",

@@ -27,6 +27,7 @@ artifacts = Table(
     Column("kind", Text, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("key", Text, unique=True, comment="of its object in the object store; null for the chunks"),
 )
 
 artifact_chunks = Table(
