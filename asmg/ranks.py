@@ -42,8 +42,8 @@ class Ranks(ABC):
         return start + length * self.rank // self.size, start + length * (self.rank + 1) // self.size
 
     @abstractmethod
-    def add_up(self, *tensors: Tensor) -> None:
-        """Replace float32 tensors by their sums over all ranks, which are equal on all of them to the last bit.
+    def add_up(self, numbers: Tensor) -> None:
+        """Replace numbers, float32 [N], by their sums over all ranks, which are equal on all of them to the last bit.
 
         Raises:
             RankLost: another rank did not answer.
@@ -73,7 +73,7 @@ class Alone(Ranks):
     rank, size = 0, 1
 
     @override
-    def add_up(self, *tensors: Tensor) -> None:
+    def add_up(self, numbers: Tensor) -> None:
         pass
 
     @override
@@ -103,13 +103,9 @@ class Together(Ranks):
         self._messages = dist.new_group(backend="gloo", timeout=FOREVER)
 
     @override
-    def add_up(self, *tensors: Tensor) -> None:
-        whole = tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([t.reshape(-1) for t in tensors])
+    def add_up(self, numbers: Tensor) -> None:
         with _told_as_lost():
-            dist.all_reduce(whole)
-        if len(tensors) > 1:
-            for tensor, part in zip(tensors, whole.split([t.numel() for t in tensors]), strict=True):
-                tensor.copy_(part.view(tensor.shape))
+            dist.all_reduce(numbers)
 
     @override
     def tell(self, message: Sequence[bytes]) -> None:

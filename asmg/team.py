@@ -38,7 +38,8 @@ class Team(Generic[StateT]):
         self.updater, self.ranks = updater, ranks
         self._lock = threading.Lock()
         self._in_step = True
-        self._state: StateT | None = None
+        self.state: StateT | None = None
+        """The state of which all ranks have a copy; None in a single process."""
         self._data: PeriodData | None = None
 
     def run_stage(
@@ -51,7 +52,7 @@ class Team(Generic[StateT]):
         """
         with self._call({"call": "run_stage", "stage": stage}, state, [data], rng):
             trained = self.updater.run_stage(stage, state, data, rng=rng, progress=progress)
-            self._state = None if self.ranks.size == 1 else trained
+            self.state = None if self.ranks.size == 1 else trained
             return trained
 
     def rehearse(
@@ -100,9 +101,9 @@ class Team(Generic[StateT]):
         rng = torch.Generator()
         rng.set_state(torch.frombuffer(bytearray(next(parts)), dtype=torch.uint8))
         if call["state"] is not None:
-            self._state = None  # frees the memory before the new one takes it
-            self._state = self.updater.load({name: Checkpoint.from_bytes(next(parts)) for name in call["state"]})
-        state, data = self._state, [load_data(Checkpoint.from_bytes(next(parts))) for _ in range(call["data"])]
+            self.state = None  # frees the memory before the new one takes it
+            self.state = self.updater.load({name: Checkpoint.from_bytes(next(parts)) for name in call["state"]})
+        state, data = self.state, [load_data(Checkpoint.from_bytes(next(parts))) for _ in range(call["data"])]
         assert state is not None, "the first call sends a state"
         if call["call"] == "rehearse":
             self.updater.rehearse(state, data[0], data[1], rng=rng)
@@ -110,7 +111,7 @@ class Team(Generic[StateT]):
         if data:
             (self._data,) = data
         assert self._data is not None, "the first stage sends the data"
-        self._state = self.updater.run_stage(call["stage"], state, self._data, rng=rng)
+        self.state = self.updater.run_stage(call["stage"], state, self._data, rng=rng)
 
     @contextmanager
     def _call(
@@ -124,7 +125,7 @@ class Team(Generic[StateT]):
             if not self._in_step:
                 raise RankLost("ranks: expected them in step; received a call after one that was broken off")
             self._in_step = False
-            known = state is self._state
+            known = state is self.state
             parts = {} if known else self.updater.dump(state)
             if len(data) == 1:
                 data, self._data = ([] if data[0] is self._data else data), data[0]
@@ -137,7 +138,7 @@ class Team(Generic[StateT]):
                     *(checkpoint.to_bytes() for checkpoint in checkpoints),
                 ]
             )
-            self._state = state
+            self.state = state
             try:
                 yield
             except RankLost:

@@ -253,14 +253,17 @@ def descend(optimizer: Adam, loss: Tensor, leaves: Params, rows: Mapping[str, Te
     Raises:
         DivergedError: the loss is NaN or infinite; no step is made.
     """
+    leaves = dict(sorted(leaves.items()))  # a state that was stored has its tensors in another order
     if loss.requires_grad:
-        found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=ranks.size > 1)
-        gradients = [gradient.contiguous() for gradient in found]
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=ranks.size > 1)
     else:  # this rank has no part in the batch
-        gradients = [torch.zeros_like(leaf) for leaf in leaves.values()]
-    whole = loss.detach().clone()
-    ranks.add_up(whole, *gradients)
-    value = finite(whole.item())
+        gradients = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
+    if ranks.size > 1:
+        sums = torch.cat([loss.detach().reshape(1), *(gradient.reshape(-1) for gradient in gradients)])
+        ranks.add_up(sums)
+        loss, *parts = sums.split([1, *(gradient.numel() for gradient in gradients)])
+        gradients = tuple(part.view(leaf.shape) for part, leaf in zip(parts, leaves.values(), strict=True))
+    value = finite(loss.item())
     optimizer.step(dict(zip(leaves, gradients, strict=True)), rows)
     return value
 
