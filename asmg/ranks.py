@@ -16,6 +16,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from typing_extensions import override
 
 __all__ = ["ALONE", "Alone", "RankLost", "Ranks", "Together", "device_of_rank", "joined"]
@@ -167,8 +169,15 @@ def joined(device: str, timeout_seconds: float) -> Iterator[Ranks]:
     timeout = timedelta(seconds=timeout_seconds)
     cuda = device.startswith("cuda")
     with _told_as_lost():
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+            # On one host torchrun has one store for all restarts, and the addresses of dead ranks stay in it.
+            store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
             timeout=timeout,
             device_id=torch.device(device) if cuda else None,
         )

@@ -74,8 +74,8 @@ class Team(Generic[StateT]):
 
     def end(self) -> None:
         """Let the other ranks return from `follow`. After a failed call they end by themselves."""
-        if self._in_step:
-            with self._lock:
+        with self._lock:
+            if self._in_step:
                 self.ranks.tell([json.dumps({"call": "end"}).encode()])
 
     def follow(self) -> None:

@@ -70,7 +70,7 @@ async def train(
         await checkpoints.read_state(before.parts if before else None),
         await checkpoints.read_data(data_digest),
     )
-    trained = await asyncio.to_thread(context.updater.run_stage, stage, state, data, rng=rng, progress=progress)
+    trained = await asyncio.to_thread(context.team.run_stage, stage, state, data, rng=rng, progress=progress)
     return TrainNote(await checkpoints.write_state(trained))
 
 
