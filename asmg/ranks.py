@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # documented, but not in its __all__
 from torch.distributed.rendezvous import rendezvous
 from typing_extensions import override
 

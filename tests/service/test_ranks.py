@@ -38,8 +38,9 @@ def torchrun(dsn: str, redis_url: str, folder: Path, ranks: int) -> Iterator[tup
         try:
             yield process, log
         finally:
-            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-                each.kill()
+            if process.poll() is None:
+                for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    each.kill()
 
 
 def rank_of(process: psutil.Process) -> int:
