@@ -6,6 +6,7 @@ All processes switch versions by this clock, so their hosts' clocks may be wrong
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 __all__ = ["ServerClock", "elapsed"]
@@ -22,7 +23,7 @@ round trips of twice this time to exceed it."""
 
 # On Linux it goes on while the machine sleeps, as Postgres' clock does.
 elapsed: Callable[[], float] = (
-    (lambda: time.clock_gettime(time.CLOCK_BOOTTIME)) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 )
 """Seconds since some moment; it never goes back, whatever is done to the clock of the host."""
 
@@ -68,4 +69,4 @@ class ServerClock:
 
 
 def _error(sample: _Sample, now: float) -> float:
-    return sample.error + (now - sample.at) * DRIFT
+    return sample.error + max(0.0, now - sample.at) * DRIFT
