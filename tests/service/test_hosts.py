@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import pytest
 from sqlalchemy import make_url
 
 from service.serving.clock import MAX_ERROR_SECONDS, ServerClock
@@ -29,7 +28,7 @@ from service.storage.redis.notices import Notices
 from service.tasks import end_tasks
 from service.use_cases.keys import SCOPES, create_key
 from service.use_cases.takeover import release_champion
-from tests.service.api_support import Api, publish, running_app, settings_for
+from tests.service.api_support import Api, eventually, publish, running_app, settings_for
 from tests.service.serving_support import random_model
 
 PACE: dict[str, Any] = {"swap_lead_seconds": 0.8, "swap_wait_seconds": 1.0, "api_lease_seconds": 1.5}
@@ -178,6 +177,13 @@ class Site:
         text = (await self.hosts[host].api.client.get("/metrics")).text
         return float(text.partition(f"\n{name} ")[2].split()[0])
 
+    async def until_metric(self, name: str, *, host: int = 0, seconds: float = 10) -> None:
+        """Return when it is more than 0; a host tells when it reports the next time."""
+        deadline = time.monotonic() + seconds
+        while await self.metric(name, host) <= 0:
+            assert time.monotonic() < deadline, name
+            await asyncio.sleep(0.05)
+
 
 @asynccontextmanager
 async def site(dsn: str, redis_url: str, folder: Path, database: Database, **changes: Any) -> AsyncIterator[Site]:
@@ -188,9 +194,7 @@ async def site(dsn: str, redis_url: str, folder: Path, database: Database, **cha
             postgres = await stack.enter_async_context(Wire(upstream_of_postgres(dsn)).running())
             redis = await stack.enter_async_context(Wire(upstream_of_redis(redis_url)).running())
             settings = settings_for(
-                make_url(dsn)
-                .set(host="127.0.0.1", port=postgres.port, query={})
-                .render_as_string(hide_password=False),
+                make_url(dsn).set(host="127.0.0.1", port=postgres.port, query={}).render_as_string(hide_password=False),
                 f"redis://127.0.0.1:{redis.port}/{database_of_redis(redis_url)}",
                 folder / str(number),
                 **PACE | changes,
@@ -295,10 +299,8 @@ async def test_a_host_that_lags_serves_on_by_default_and_says_so(
         assert trouble.endswith(" s ago, and this process has not loaded it")
         assert (await second.swap())[0] == 503
         assert "Postgres" in (second.api.state.serving.turns.trouble or "")
-        while await three.metric('asmg_api_processes{state="behind"}') < 1:  # until it is seen the next time
-            await asyncio.sleep(0.05)
-        while await three.metric("asmg_swap_lag_seconds", 2) <= 0:
-            await asyncio.sleep(0.05)
+        await three.until_metric('asmg_api_processes{state="behind"}')
+        await three.until_metric("asmg_swap_lag_seconds", host=2)
         for host in (second, third):
             host.mend()
         await three.until(1, 1, 2)
@@ -314,15 +316,11 @@ async def test_where_nobody_has_it_a_version_waits(api: Api, database: Database,
     artifacts = api.state.artifacts
     await publish(database, artifacts, 1, 0, lead_seconds=None, content=b"no snapshot")
     await api.state.notices.publish_swap()
-    async with asyncio.timeout(10):
-        while api.state.serving.trouble is None:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: api.state.serving.trouble is not None)
     assert not await release_champion(database, hasty)
     assert api.state.serving.current().version == 0
     await publish(database, artifacts, 2, 0.125, lead_seconds=None)
-    async with asyncio.timeout(10):
-        while api.state.serving.current().version != 2:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: api.state.serving.current().version == 2)
     async with database.read() as session:
         alias = await session.models.alias(AliasName.CHAMPION)
         assert alias is not None and alias.announced_at is not None and alias.active_from is not None

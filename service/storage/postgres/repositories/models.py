@@ -28,7 +28,7 @@ KEPT = """
     UNION ALL
     SELECT version, 'pinned' FROM model_versions WHERE pinned
     UNION ALL
-    SELECT version, name FROM aliases
+    (SELECT version, name FROM aliases ORDER BY name)
     UNION ALL
     SELECT version, 'served' FROM takeovers
     WHERE move >= (SELECT max(move) FROM takeovers WHERE active_from <= clock_timestamp())
