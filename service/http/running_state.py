@@ -129,6 +129,7 @@ async def running_state(
                 await state.keys.wait_learned()
                 await asyncio.to_thread(count_parts, b"{}")
                 await state.serving.wait_loaded()
+                await registration.wait_registered()
         yield state
 
 

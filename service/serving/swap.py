@@ -248,7 +248,10 @@ class ServingModel:
                 # The message of an expected error says its cause; any other one needs the traceback.
                 trace = None if isinstance(error, ServiceError) else error
                 logger.warning("could not load the champion (attempt %d): %s", failures, error, exc_info=trace)
-            await self._sleep_until_next(self._retry_seconds(failures))
+            seconds = self._retry_seconds(failures)
+            if self.turns.waiting and not failures:
+                seconds = self._waiting_poll_seconds
+            await self._sleep_until_next(seconds)
 
     def _retry_seconds(self, failures: int) -> float:
         return min(self._poll_seconds * 2.0 ** min(failures, 16), MAX_RETRY_SECONDS)
@@ -258,8 +261,6 @@ class ServingModel:
 
         A version that takes over does so here, also where no request asks for it.
         """
-        if self.turns.waiting and not self.turns.missing:
-            seconds = min(seconds, self._waiting_poll_seconds)
         seconds = min(seconds, self.turns.next_seconds)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):

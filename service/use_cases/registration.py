@@ -57,12 +57,16 @@ class Registration:
         self._settings = settings
         self._on_beat = on_beat
         self._process, self._host = uuid4().hex, socket.gethostname()
-        self._wake = asyncio.Event()
+        self._wake, self._registered = asyncio.Event(), asyncio.Event()
         self._failing = False
 
     def wake(self) -> None:
         """Tell at once what is loaded now."""
         self._wake.set()
+
+    async def wait_registered(self) -> None:
+        """Return when the process is registered."""
+        await self._registered.wait()
 
     async def run(self) -> None:
         """Register until cancelled. A failure is tried again, and logged when it is the first."""
@@ -124,3 +128,4 @@ class Registration:
         # Only now that the registration is stored: a release that has not counted it is seen by this look.
         await self._serving.look()
         turns.lease(sent + lease)
+        self._registered.set()

@@ -165,7 +165,7 @@ class Site:
         """Return when each of these hosts has answered with the version."""
         deadline = time.monotonic() + seconds
         start = len(self.seen)
-        while {number for number, found in self.seen[start:] if found == version} < set(numbers):
+        while not set(numbers) <= {number for number, found in self.seen[start:] if found == version}:
             assert time.monotonic() < deadline, (version, numbers, Counter(self.seen[start:]), self.refused)
             await asyncio.sleep(0.02)
 

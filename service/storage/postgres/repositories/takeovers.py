@@ -30,8 +30,8 @@ WAITING = text("""
     SELECT move FROM aliases WHERE name = 'champion' AND active_from IS NULL FOR UPDATE SKIP LOCKED
 """)
 
-# All processes that run have it, or it has waited long enough and the share of them has it. Its moment gives them time
-# to hear of it, follows those of earlier moves, and does not come before a process that refuses to be behind either
+# All processes that serve have it, or it has waited long enough and the share of them has it. Its moment gives them
+# time to hear of it, follows those of earlier moves, and does not come before each process that refuses to be behind
 # has the version or has ended.
 RELEASE = text("""
     WITH given AS (
@@ -39,8 +39,8 @@ RELEASE = text("""
                CAST(:quorum AS float8) AS quorum, (SELECT max(active_from) FROM takeovers) AS earlier
     ),
     live AS (
-        SELECT count(*) AS processes,
-               count(*) FILTER (WHERE ready_move >= :move) AS ready,
+        SELECT count(*) FILTER (WHERE served_move >= 0) AS processes,
+               count(*) FILTER (WHERE served_move >= 0 AND ready_move >= :move) AS ready,
                max(expires_at) FILTER (WHERE ready_move < :move AND refuses) AS leased_until
         FROM api_processes WHERE expires_at > (SELECT now FROM given)
     ),
