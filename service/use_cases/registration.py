@@ -1,7 +1,7 @@
 """An api process tells in Postgres that it runs and what it has loaded, and so helps versions to take over.
 
-`running_state` runs one `Registration` beside the `ServingModel`. It costs two short transactions every two seconds, and
-none of them is in the way of a request.
+`running_state` runs one `Registration` beside the `ServingModel`. It costs two short transactions every two seconds,
+and none of them is in the way of a request.
 """
 
 import asyncio

@@ -31,7 +31,7 @@ from service.use_cases.takeover import release_champion
 from tests.service.api_support import Api, eventually, publish, running_app, settings_for
 from tests.service.serving_support import random_model
 
-PACE: dict[str, Any] = {"swap_lead_seconds": 0.8, "swap_wait_seconds": 1.0, "api_lease_seconds": 1.5}
+PACE: dict[str, Any] = {"swap_lead_seconds": 0.8, "swap_wait_seconds": 0.5, "api_lease_seconds": 2.5}
 SLOW = 100_000
 """Bytes a second of a slow wire."""
 PIECE = 8192
