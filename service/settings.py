@@ -4,7 +4,7 @@ import re
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -40,6 +40,9 @@ ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:
 MAX_LAYERS, MAX_WIDTH = 8, 1024
 """The most hidden layers of a base model, and the most units of one. Larger ones would make a prediction slower than
 all the rest of a request."""
+
+MIN_REFUSING_LEAD = 0.2
+"""The shortest swap lead, in seconds, of processes that refuse to be behind. They look for news eight times in it."""
 
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
@@ -168,7 +171,17 @@ class Settings(BaseSettings):
     rate_burst_seconds: float = Field(1.0, gt=0, le=3600)
     """Size of a burst: a key may make as many requests at once as its limit allows in this time, and at least one."""
     swap_lead_seconds: float = Field(0.5, ge=0)
-    """Time between the publication of a version and the moment at which all api processes switch to it."""
+    """Shortest time between the publication of a version and the moment at which all api processes switch to it; half
+    of it is the shortest time between the choice of that moment and the moment."""
+    swap_wait_seconds: float = Field(10.0, ge=0)
+    """How long a published version waits until every api process that runs has loaded it."""
+    swap_quorum: float = Field(0.5, gt=0, le=1)
+    """Share of the api processes that must have loaded a version that has waited for `swap_wait_seconds`."""
+    swap_laggards: Literal["serve", "refuse"] = "serve"
+    """What an api process does that may be behind the others, since it has not loaded a version or cannot reach
+    Postgres: `serve` the version it has, or `refuse` to predict."""
+    api_lease_seconds: float = Field(10.0, ge=1)
+    """How long an api process counts as running after it was last seen in Postgres; it is seen five times as often."""
     swap_poll_seconds: float = Field(0.25, gt=0)
     """How often an api process looks for a new version, in case a notice did not reach it."""
     snapshot_check_seconds: float = Field(60.0, gt=0)
@@ -284,6 +297,15 @@ class Settings(BaseSettings):
     def _check_certificate_and_key(self) -> "Settings":
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("expected both ASMG_TLS_CERT and ASMG_TLS_KEY, or neither; received one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_refusal(self) -> "Settings":
+        if self.swap_laggards == "refuse" and self.swap_lead_seconds < MIN_REFUSING_LEAD:
+            raise ValueError(
+                f"expected ASMG_SWAP_LEAD_SECONDS of at least {MIN_REFUSING_LEAD} with ASMG_SWAP_LAGGARDS=refuse, "
+                f"since a process answers for half of it between two looks; received {self.swap_lead_seconds}"
+            )
         return self
 
     @field_validator("evict_after_periods")

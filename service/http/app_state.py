@@ -11,6 +11,7 @@ from asmg.features import Schema
 from service.http.cors import Cors
 from service.http.metrics import Metrics
 from service.http.path_prefix import PathPrefix
+from service.serving.clock import ServerClock
 from service.serving.swap import ServingModel
 from service.settings import Settings
 from service.storage.artifacts.objects import Objects
@@ -45,6 +46,8 @@ class AppState:
     notices: Notices
     periods: PeriodWatch
     serving: ServingModel
+    clock: ServerClock
+    """Of Postgres."""
     keys: KeyCache
     limiter: RateLimiter
     ingestion: Ingestion

@@ -58,8 +58,10 @@ FILL = (
     "INSERT INTO model_versions (version, period, kind, parent_version, serving_digest, state, scores, gate, "
     "created_by, pinned) VALUES (0, 0, 'prior', null, null, '{}', '{}', '{}', 'w', false), "
     f"(1, 1, 'generated', 0, '{DIGEST}', '{{}}', '{{}}', '{{}}', 'w', true)",
-    "INSERT INTO aliases (name, version, previous_version, active_from, updated_by, reason) "
-    "VALUES ('champion', 1, 1, now(), 'w', 'r')",
+    "INSERT INTO aliases (name, version, previous_version, active_from, announced_at, updated_by, reason) "
+    "VALUES ('champion', 1, 1, now(), now(), 'w', 'r')",
+    "INSERT INTO takeovers (move, version, active_from) SELECT move, version, active_from FROM aliases",
+    "INSERT INTO api_processes VALUES ('p', 'host', 7, now(), now(), 'infinity', false, 1, 1, 1, 1)",
     "INSERT INTO evaluations (period, model, version, events, auc, logloss, calibration) "
     "VALUES (1, 'generated', 0, 1, 0.5, 0.5, 1)",
     "INSERT INTO period_stages (period, stage, status, started_at, finished_at, seconds, result) "

@@ -34,8 +34,10 @@ from service.storage.postgres.repositories.models import (
 from service.storage.postgres.repositories.past import Earlier, Past, PastEvent
 from service.storage.postgres.repositories.period_logs import PeriodLogs
 from service.storage.postgres.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus
+from service.storage.postgres.repositories.processes import ApiProcess, ApiProcesses, ProcessState
 from service.storage.postgres.repositories.removals import FOUND_AT_ONCE, LOG_ROWS, Removals
 from service.storage.postgres.repositories.stages import Stage, Stages
+from service.storage.postgres.repositories.takeovers import Takeover, Takeovers
 from service.storage.postgres.repositories.traces import PeriodTraces, Traces
 
 __all__ = [
@@ -48,6 +50,8 @@ __all__ = [
     "Alias",
     "AliasName",
     "ApiKey",
+    "ApiProcess",
+    "ApiProcesses",
     "Artifacts",
     "Audit",
     "AuditEntry",
@@ -88,12 +92,15 @@ __all__ = [
     "PeriodStatus",
     "PeriodTraces",
     "Periods",
+    "ProcessState",
     "Raced",
     "Removals",
     "Resolved",
     "Stage",
     "Stages",
     "Stored",
+    "Takeover",
+    "Takeovers",
     "Traces",
     "Upload",
     "digest_of",
