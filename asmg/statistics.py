@@ -38,6 +38,7 @@ A model reads the statistics standardised, (x - mean) / standard deviation over 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ from asmg.kernels.counting import count_items, count_pairs
 from asmg.kernels.statistics import FURTHEST, ITEM, STATISTICS, USER, interaction_statistics
 from asmg.numbers import LEAST_DEVIATION, NumberMoments
 
-__all__ = ["NAMES", "Statistics", "StatisticsConfig"]
+__all__ = ["NAMES", "Neighbours", "Statistics", "StatisticsConfig"]
 
 NAMES = (
     "user_interactions", "user_rate_10", "user_rate_30", "user_clicks",
@@ -80,6 +81,19 @@ class StatisticsConfig:
         for name in ("decay", "pair_decay", "moments_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number in (0, 1]; received {getattr(self, name)}")
+
+
+class Neighbours(NamedTuple):
+    """The items that were clicked beside n items."""
+
+    lengths: Tensor
+    """int64 [n], how many there are of each."""
+    items: Tensor
+    """int32 [M], their rows, those of all n one after the other, ascending for each."""
+    together: Tensor
+    """float32 [M], see `Statistics`."""
+    passed: Tensor
+    """float32 [M], likewise."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +217,14 @@ class Statistics:
         [n].
         """
         return (self.config.pair_decay ** (self.periods - self.paired[items]).double()).float()
+
+    def neighbours_of(self, items: Tensor) -> Neighbours:
+        """The neighbours of these known items, int64 [n]."""
+        first = self.starts[items]
+        lengths = self.starts[items + 1] - first
+        skipped = torch.repeat_interleave(first - lengths.cumsum(0) + lengths, lengths)
+        at = torch.arange(len(skipped)) + skipped
+        return Neighbours(lengths, self.neighbours[at], self.together[at], self.passed[at])
 
     def learned(self, data: PeriodData) -> "Statistics":
         """The counts after one more period, to be used from the next period on."""

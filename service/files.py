@@ -20,7 +20,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -42,7 +42,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 KEPT_FILES = 3
-"""Files of a kind that stay in a folder, those used last."""
+"""Files of a kind that stay in a folder, used or not: those used last."""
 UNFINISHED = ".new-"
 """Begins the name of a file that is being written."""
 UNFINISHED_SECONDS = 3600.0
@@ -178,22 +178,30 @@ def check_of(path: Path) -> str | None:
     return parts[1] if len(parts) == 3 and len(parts[1]) == 32 else None
 
 
-def keep_newest(path: Path) -> None:
-    """Mark a file as used now, and tidy its folder up.
+def keep_newest(folder: Path, suffix: str, used: Collection[str]) -> None:
+    """Mark files as used now, and tidy their folder up.
 
-    Of the files with its suffix only the `KEPT_FILES` used last stay. Unfinished files of processes that have died are
-    removed too. A process that maps a removed file keeps its pages.
+    Of the files with the suffix these stay, and the `KEPT_FILES` used last. Unfinished files of processes that have died
+    are removed too. A process that maps a removed file keeps its pages.
+
+    Args:
+        folder: of the files.
+        suffix: of their names, with its dot.
+        used: digests of the files that are used.
     """
-    os.utime(path)
-    used = []
-    for file in path.parent.iterdir():
+    now, last_used, kept = time.time(), [], set()
+    for file in folder.iterdir():
         with suppress(FileNotFoundError):  # another process has removed it
-            if file.suffix == path.suffix:
-                used.append((file.stat().st_mtime, file))
-            elif file.name.startswith(UNFINISHED) and file.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
+            if file.suffix == suffix:
+                if file.name.partition(".")[0] in used:
+                    os.utime(file, (now, now))
+                    kept.add(file)
+                last_used.append((file.stat().st_mtime, file))
+            elif file.name.startswith(UNFINISHED) and file.stat().st_mtime < now - UNFINISHED_SECONDS:
                 file.unlink()
-    for _, file in sorted(used, reverse=True)[KEPT_FILES:]:
-        file.unlink(missing_ok=True)
+    for _, file in sorted(last_used, reverse=True)[KEPT_FILES:]:
+        if file not in kept:
+            file.unlink(missing_ok=True)
 
 
 def host_name() -> str:

@@ -24,6 +24,7 @@ from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.forget import carry_out_pending
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
+from service.use_cases.update.compaction import Compaction
 from service.use_cases.update.configuration import check_configuration, configured_updater
 from service.use_cases.update.context import Superseded, UpdateContext
 from service.use_cases.update.pipeline import update_period
@@ -114,6 +115,7 @@ async def _lead(
 ) -> None:
     """Update on one sealed period after the other, without end."""
     telling = start_alone(_keep_telling(context.notices, heartbeat))
+    compaction = Compaction(context)
     try:
         await ensure_prior(context.database, context.artifacts, context.settings.prior_ctr)
         await sweep(context.database)
@@ -122,9 +124,12 @@ async def _lead(
             await deletions.carry_out()
             updated = await update_next(context)
             backoff.reset()
-            if not updated:
+            if updated:
+                compaction.start()
+            else:
                 await asyncio.sleep(context.settings.worker_poll_seconds)
     finally:
+        await compaction.stop()
         await end_tasks(telling)
 
 

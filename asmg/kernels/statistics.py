@@ -20,6 +20,8 @@ __all__ = [
     "add_click",
     "click_root",
     "click_weight",
+    "fading",
+    "fadings",
     "interaction_statistics",
     "item_statistics",
     "pair_statistics",
@@ -78,24 +80,50 @@ def user_statistics(recent: Rows, clicked: int, average: np.float32, out: Floats
     out[3] = log1p(np.float32(clicked))
 
 
+@inlined
+def fading(decay: float, missed: int) -> np.float32:
+    """Weight of counts that have not changed for `missed` periods, each of which leaves them the share `decay`."""
+    return np.float32(decay**missed)
+
+
 @compiled
-def item_statistics(counts: Floats, missed: int, decay: float, average: np.float32, out: Floats) -> None:
-    """Compute the statistics of an item, out [ITEM].
+def fadings(decay: float, periods: int) -> Floats:
+    """`fading` for 0, 1, … up to `periods` missed ones: a table for code that needs it for many items.
+
+    The last number also holds for more periods: the table ends early where nothing changes any more.
+    """
+    size = 1
+    while size <= periods and decay < 1 and fading(decay, size - 1) > ZERO:
+        size += 1
+    found = np.empty(size, np.float32)
+    for missed in range(size):
+        found[missed] = fading(decay, missed)
+    return found
+
+
+@compiled
+def item_statistics(counts: Floats, faded: Floats, average: np.float32, out: Floats) -> None:
+    """Compute the statistics of BLOCK items, out [ITEM, BLOCK], one item per column.
+
+    Callers with fewer items fill up the block, as for `pair_statistics`.
 
     Args:
-        counts: [4], fading clicks and impressions, and all clicks and impressions.
-        missed: number of periods since these counts were updated.
-        decay: weight that the fading counts keep per period.
+        counts: [4, BLOCK], fading clicks and impressions, and all clicks and impressions.
+        faded: [BLOCK], the weight of the fading counts now (`fading`).
         average: the average click rate.
         out: the result.
     """
-    faded = np.float32(decay**missed)
-    clicks, shown = counts[0] * faded, counts[1] * faded
-    out[0] = log1p(clicks)
-    out[1] = rate(clicks, shown, average)
-    out[2] = log1p(counts[2])
-    out[3] = log1p(counts[3])
-    out[4] = rate(counts[2], counts[3], average)
+    clicks, shown = counts[0], counts[1]
+    late, late_rate = out[0], out[1]
+    for lane in range(BLOCK):
+        late[lane] = log1p(clicks[lane] * faded[lane])
+        late_rate[lane] = rate(clicks[lane] * faded[lane], shown[lane] * faded[lane], average)
+    clicks, shown = counts[2], counts[3]
+    all_clicks, all_shown, all_rate = out[2], out[3], out[4]
+    for lane in range(BLOCK):
+        all_clicks[lane] = log1p(clicks[lane])
+        all_shown[lane] = log1p(shown[lane])
+        all_rate[lane] = rate(clicks[lane], shown[lane], average)
 
 
 @inlined
@@ -215,9 +243,10 @@ def interaction_statistics(
         out: the result.
     """
     known = len(counts)
-    nothing, added = np.zeros(4, np.float32), np.empty(SUMS, np.float32)
-    sums, numbers = np.zeros((SUMS, BLOCK), np.float32), np.empty((PAIR, BLOCK), np.float32)
-    degree, place = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.int32)
+    added, sums = np.empty(SUMS, np.float32), np.zeros((SUMS, BLOCK), np.float32)
+    of_item, numbers = np.zeros((4, BLOCK), np.float32), np.empty((ITEM + PAIR, BLOCK), np.float32)
+    weight, degree = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
+    place = np.zeros(BLOCK, np.int32)
     for low in range(0, len(item), BLOCK):
         size = min(BLOCK, len(item) - low)
         for lane in range(size):
@@ -225,12 +254,10 @@ def interaction_statistics(
             i, first = item[b], offsets[b]
             length = offsets[b + 1] - first
             user_statistics(recent[b], length, average, out[b, :USER])
-            degree[lane], place[lane] = ZERO, -1
+            degree[lane], place[lane], of_item[:, lane] = ZERO, -1, ZERO
             if 0 < i < known:
-                item_statistics(counts[i], now - counted[i], decay, average, out[b, USER : USER + ITEM])
-                degree[lane] = degrees[i] * np.float32(pair_decay ** (now - paired[i]))
-            else:
-                item_statistics(nothing, 0, decay, average, out[b, USER : USER + ITEM])
+                of_item[:, lane], weight[lane] = counts[i], fading(decay, now - counted[i])
+                degree[lane] = degrees[i] * fading(pair_decay, now - paired[i])
             for q in range(length):
                 if history[first + q] == i and i > 0:
                     place[lane] = q
@@ -240,7 +267,7 @@ def interaction_statistics(
                 h = history[first + q]
                 if not 0 < h < known:
                     continue
-                faded = np.float32(pair_decay ** (now - paired[h]))
+                faded = fading(pair_decay, now - paired[h])
                 added[SUMS - 1] += degrees[h] * faded
                 n = _place(neighbours, starts[h], starts[h + 1], i) if i > 0 else -1
                 if n >= 0:
@@ -248,7 +275,8 @@ def interaction_statistics(
                     add_click(q, click_weight(q), together[n] * faded, passed[n] * faded, root, added)
             for k in range(SUMS):
                 sums[k, lane] = added[k]
-        pair_statistics(sums, degree, place, average, numbers)
+        item_statistics(of_item, weight, average, numbers[:ITEM])
+        pair_statistics(sums, degree, place, average, numbers[ITEM:])
         for lane in range(size):
-            for k in range(PAIR):
-                out[low + lane, USER + ITEM + k] = numbers[k, lane]
+            for k in range(ITEM + PAIR):
+                out[low + lane, USER + k] = numbers[k, lane]

@@ -15,6 +15,7 @@ in memory as a whole.
 """
 
 from asmg.layers.changes import changed_part, is_base
+from asmg.layers.compaction import MergedTensor, Merger, merger
 from asmg.layers.excerpt import StateExcerpt, data_of_log, excerpt_part, excerpt_state, is_log, with_data
 from asmg.layers.selection import PartExcerpt, Selection
 from asmg.layers.stack import Stack, StackTable
@@ -22,6 +23,8 @@ from asmg.layers.state import is_layered, open_stack
 from asmg.layers.statistics import StatisticsStack
 
 __all__ = [
+    "MergedTensor",
+    "Merger",
     "PartExcerpt",
     "Selection",
     "Stack",
@@ -35,6 +38,7 @@ __all__ = [
     "is_base",
     "is_layered",
     "is_log",
+    "merger",
     "open_stack",
     "with_data",
 ]

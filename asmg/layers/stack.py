@@ -35,8 +35,6 @@ SIZES = "sizes"
 RESTLESS = "restless."
 """Prefix of tensors that name rows (`asmg.adam.AdamState.restless`)."""
 
-LISTS = (ROWS, RESET, RESTLESS)
-
 
 class Stack:
     """The tables of one part, such as the base model, as of one version.
@@ -68,19 +66,18 @@ class Stack:
             for table in self.tables:
                 _check_layer(layer, table)
 
-    def read(self, table: str, rows: Rows) -> dict[str, Tensor]:
+    def read(self, table: str, rows: Rows, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Copies of some rows.
 
         Args:
             table: name of a table.
             rows: ascending, each < `sizes[table]`.
+            names: of tensors of the table; None for all.
 
         Returns:
             name of a tensor → its rows [len(rows), …].
         """
-        names = tensors_of_table(self._layers[-1], table)
-        if not names:
-            return {}
+        names = tensors_of_table(self._layers[-1], table) if names is None else names
         found = {name: self._new(name, table, len(rows)) for name in names}
         open_ = np.arange(len(rows))  # places that no layer has filled yet
         cold = {name: self._cold(name, table) for name in names}
@@ -103,14 +100,19 @@ class Stack:
 
     def excerpt(self, selection: Selection) -> Checkpoint:
         """The part with the selected rows alone, as the update method would have stored it."""
-        newest = self._layers[-1]
-        in_tables = {name for table in self.tables for name in tensors_of_table(newest, table)}
-        tensors = {n: t for n, t in newest.tensors.items() if n not in in_tables and not n.startswith(LISTS)}
+        tensors = {name: t for name, t in self.without_tables.items() if not name.startswith(RESTLESS)}
         for table in self.tables:
             rows = selection.rows[table]
             tensors |= self.read(table, rows[rows < self.sizes[table]])
         tensors |= {f"{RESTLESS}{table}": selection.places(table, rows) for table, rows in self.named.items()}
         return Checkpoint(self.kind, self.meta, tensors)
+
+    @property
+    def without_tables(self) -> dict[str, Tensor]:
+        """The tensors that have no row for each row of a table."""
+        newest = self._layers[-1].tensors
+        in_tables = {name for table in self.tables for name in tensors_of_table(self._layers[-1], table)}
+        return {name: t for name, t in newest.items() if name not in in_tables and not name.startswith((ROWS, RESET))}
 
     @property
     def named(self) -> Mapping[str, Tensor]:

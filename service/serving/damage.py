@@ -1,7 +1,7 @@
 """Compares snapshots that are being served with their checksums again: memory and disks can fail.
 
 `service.serving.swap` does this once a minute, in the background. It checks the pages that a snapshot is served from,
-and the file that they were copied from, which the next process to start would load.
+and the files that they were made from, which the next process to start would load.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import xxhash
 
 from service.files import check_of, open_trusted
-from service.serving.snapshot import Snapshot
+from service.serving.snapshot import Pages
 
 __all__ = ["is_damaged_file", "is_damaged_memory", "low_priority_thread"]
 
@@ -34,12 +34,11 @@ def _lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
-def is_damaged_memory(snapshot: Snapshot, stop: threading.Event) -> bool:
-    """Whether the pages of the snapshot differ from the checksum in its file's name; False as soon as `stop` is set."""
-    expected = None if snapshot.source is None else check_of(snapshot.source)
-    if expected is None:
+def is_damaged_memory(pages: Pages, stop: threading.Event) -> bool:
+    """Whether the pages differ from their checksum; False where there is none, and as soon as `stop` is set."""
+    if pages.check is None:
         return False
-    found, mapping = xxhash.xxh3_128(), snapshot.mapping
+    found, mapping = xxhash.xxh3_128(), pages.file.mapping
     with memoryview(mapping) as view:
         for start in range(0, len(view), PIECE_BYTES):
             if mapping.size() < len(view):  # reading past the end of the file would end the process
@@ -47,7 +46,7 @@ def is_damaged_memory(snapshot: Snapshot, stop: threading.Event) -> bool:
             found.update(view[start : start + PIECE_BYTES])
             if stop.wait(PAUSE_SECONDS):
                 return False
-    return found.hexdigest() != expected
+    return found.hexdigest() != pages.check
 
 
 def is_damaged_file(path: Path, stop: threading.Event) -> bool:

@@ -9,7 +9,6 @@ Two ids with the same hash share a row. Among n ids that happens with probabilit
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from asmg.kernels.common import Indices, compiled
 from asmg.layout import COLD_ROW
-from service.serving.id_hashes import NOBODY, Hashes, hash_ids
+from service.serving.id_hashes import NOBODY, Hashes
 
 __all__ = ["IdIndex", "Starts", "find_rows"]
 
@@ -27,9 +26,6 @@ Starts = NDArray[np.uint32]
 HASHES_PER_START = 4
 PADDED_TO = 8
 """Hashes of a cache line."""
-
-HASHED_TOGETHER = 2**20
-"""Ids that are joined to one text while an index is built; a text of all ids of a large table would take gigabytes."""
 
 LOOK_UPS = 16
 """Look-ups whose cache misses the processor waits for together."""
@@ -47,22 +43,16 @@ class IdIndex:
     """uint32 [2ᵏ + 1], the place of the first hash with each value of the upper k bits; k ≥ 1."""
 
     @classmethod
-    def build(cls, ids: Sequence[str], rows: NDArray[Any]) -> tuple["IdIndex", NDArray[np.int64]]:
-        """Build the index of `ids` and put their rows in its order.
+    def of_hashes(cls, hashes: Hashes, rows: NDArray[Any]) -> tuple["IdIndex", NDArray[np.int64]]:
+        """Build the index of ids, and put their rows in its order.
 
         Args:
-            ids: N of them, none with a NUL character. Of several with the same hash the first is kept.
+            hashes: of N ids. Of several that are equal the first is kept.
             rows: int [N], where each id is in the table that is being put in order.
 
         Returns:
             the index, and for each of its hashes the member of `rows` that belongs to it.
         """
-        parts = [hash_ids(ids[start : start + HASHED_TOGETHER]) for start in range(0, len(ids), HASHED_TOGETHER)]
-        return cls.of_hashes(np.concatenate([np.empty(0, np.uint64), *parts]), rows)
-
-    @classmethod
-    def of_hashes(cls, hashes: Hashes, rows: NDArray[Any]) -> tuple["IdIndex", NDArray[np.int64]]:
-        """`build` for ids that are hashed already, [N]."""
         hashes, first = np.unique(hashes, return_index=True)
         if len(hashes) and hashes[-1] == NOBODY:
             hashes, first = hashes[:-1], first[:-1]

@@ -1,6 +1,6 @@
 """Copies of snapshot files that nothing can change. A process maps and serves such a copy, never the file itself.
 
-`service.serving.loading` calls `seal` for each snapshot.
+`service.serving.loading` calls `seal` for each base, and `seal_made` for what it merges of deltas.
 
 Whoever writes to a mapped file changes what the process reads, and whoever shortens it ends the process: reading behind
 the end raises SIGBUS. A private folder and the mode 0400 keep out other users, but not root, a backup tool that writes
@@ -27,13 +27,13 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from service.files import check_of, host_name, open_trusted
 
-__all__ = ["NOTE_PREFIX", "Sealed", "seal"]
+__all__ = ["NOTE_PREFIX", "Sealed", "seal", "seal_made"]
 
 if sys.platform == "linux":
     SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -60,15 +60,17 @@ LOCK_POLL_SECONDS = 0.02
 class Sealed:
     """A copy that nobody can change, held open by this process."""
 
-    def __init__(self, descriptor: int, note: Path | None = None) -> None:
+    def __init__(self, descriptor: int, name: str, note: Path | None = None) -> None:
         """Hold the copy.
 
         Args:
             descriptor: of the copy.
+            name: of what was copied, without its suffix; the checksum stands in it behind a dot.
             note: leads other processes to it; None for no note.
         """
         self._descriptor = descriptor
         self._note = note
+        self.name = name
         self.path = Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd", str(descriptor))
         """Where this process can open it for reading."""
         self.size = os.fstat(descriptor).st_size
@@ -90,6 +92,10 @@ class Sealed:
         end.atexit = False  # the end of the process closes it anyway; its note is stale then
 
 
+Fill = Callable[[int], None]
+"""Writes the content to a descriptor."""
+
+
 def seal(path: Path, *, pause_seconds: float = 0.0) -> Sealed:
     """The copy of a file that a process of this host holds, else a new one. Its content is not checked.
 
@@ -100,25 +106,51 @@ def seal(path: Path, *, pause_seconds: float = 0.0) -> Sealed:
     Raises:
         OSError: the file cannot be read, or others can write to it.
     """
+    shared = check_of(path) is not None
     with _lock(path.parent):
-        descriptor = _open_shared(path)
-        if descriptor is None:
-            descriptor = _copy_to_memory(path, pause_seconds)
-        if descriptor is None:
-            return Sealed(_copy_without_name(path, pause_seconds))
-        if check_of(path) is None:
-            return Sealed(descriptor)
-        note = path.parent / f"{NOTE_PREFIX}{os.getpid()}-{descriptor}-{path.stem}-{host_name()}"
-        note.touch(0o600)
-        return Sealed(descriptor, note)
+        found = _open_shared(path.parent, path.stem) if shared else None
+        return found or _seal(path.parent, path.stem, lambda target: _copy(path, target, pause_seconds), shared=shared)
 
 
-def _open_shared(path: Path) -> int | None:
-    """A descriptor of the copy that a process of this host holds; None where there is none. Removes stale notes."""
-    if sys.platform != "linux" or check_of(path) is None:
+def seal_made(folder: Path, name: str, make: Callable[[], tuple[str, Fill]]) -> Sealed:
+    """The copy of something that is made of files and that a process of this host holds, else a new one.
+
+    Args:
+        folder: of the files.
+        name: of what is made, without its checksum.
+        make: makes it where no process has it: its XXH3-128 in hex, and what writes it.
+    """
+    with _lock(folder):
+        if (found := _open_shared(folder, name)) is not None:
+            return found
+        check, fill = make()
+        return _seal(folder, f"{name}.{check}", fill, shared=True)
+
+
+def _seal(folder: Path, name: str, fill: Fill, *, shared: bool) -> Sealed:
+    descriptor = _fill_memory(name, fill)
+    if descriptor is None:
+        return Sealed(_fill_without_name(folder, fill), name)
+    if not shared:
+        return Sealed(descriptor, name)
+    return _noted(folder, descriptor, name)
+
+
+def _noted(folder: Path, descriptor: int, name: str) -> Sealed:
+    note = folder / f"{NOTE_PREFIX}{os.getpid()}-{descriptor}-{name}-{host_name()}"
+    note.touch(0o600)
+    return Sealed(descriptor, name, note)
+
+
+def _open_shared(folder: Path, name: str) -> Sealed | None:
+    """The copy of that name, with or without its checksum, that a process of this host holds; None where there is none.
+
+    Removes stale notes.
+    """
+    if sys.platform != "linux":
         return None
     found = None
-    for note in path.parent.glob(f"{NOTE_PREFIX}*"):  # all of them, because any may be stale
+    for note in folder.glob(f"{NOTE_PREFIX}*"):  # all of them, because any may be stale
         process, descriptor, stem, host = (*note.name.removeprefix(NOTE_PREFIX).split("-", 3), "", "", "")[:4]
         if host != host_name():
             _remove_old(note)
@@ -128,13 +160,13 @@ def _open_shared(path: Path) -> int | None:
             # The name is checked before the file is opened: another process may have the id by now.
             if os.readlink(held) != f"/memfd:{_memory_name(stem)} (deleted)":
                 raise FileNotFoundError
-            if found is None and stem == path.stem:
-                found = _open_sealed(held)
+            if found is None and name in (stem, stem.partition(".")[0]) and (own := _open_sealed(held)) is not None:
+                found = own, stem
         except (FileNotFoundError, ProcessLookupError):
             note.unlink(missing_ok=True)
         except OSError:  # this process may not look into that one
             continue
-    return found
+    return None if found is None else _noted(folder, *found)
 
 
 def _remove_old(note: Path) -> None:
@@ -153,16 +185,16 @@ def _open_sealed(held: str) -> int | None:
     return None
 
 
-def _copy_to_memory(path: Path, pause_seconds: float) -> int | None:
-    """A descriptor of a new sealed copy; None where the host has no memory files."""
+def _fill_memory(name: str, fill: Fill) -> int | None:
+    """A descriptor of a new sealed memory file; None where the host has none."""
     if sys.platform != "linux":
         return None
     try:
-        memory = os.memfd_create(_memory_name(path.stem), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        memory = os.memfd_create(_memory_name(name), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError:  # an old kernel, or a sandbox that does not allow it
         return None
     try:
-        _copy(path, memory, pause_seconds)
+        fill(memory)
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SEALS)
         # Older kernels refuse to map a sealed file through a descriptor that is open for writing.
         return os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
@@ -170,11 +202,11 @@ def _copy_to_memory(path: Path, pause_seconds: float) -> int | None:
         os.close(memory)
 
 
-def _copy_without_name(path: Path, pause_seconds: float) -> int:
-    """A descriptor of a new copy in a file that has no name any more."""
-    file, name = tempfile.mkstemp(dir=path.parent, prefix=NOTE_PREFIX)
+def _fill_without_name(folder: Path, fill: Fill) -> int:
+    """A descriptor of a new file that has no name any more."""
+    file, name = tempfile.mkstemp(dir=folder, prefix=NOTE_PREFIX)
     try:
-        _copy(path, file, pause_seconds)
+        fill(file)
         return os.open(name, os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.unlink(name)

@@ -6,7 +6,7 @@ prediction.
 
 import mmap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from asmg.header import CheckpointError
 from asmg.layout import HISTORY_LENGTH
 from service.serving.fields import NO_VALUES, FieldReader, FieldValues
 from service.serving.forward.compiled import compiled_forward
 from service.serving.forward.interface import Forward
 from service.serving.id_hashes import Hashes, hash_ids
-from service.serving.snapshot_file import read_header
+from service.serving.snapshot_file import SnapshotFiles, read_header
 from service.serving.tensor_file import PAUSE_SECONDS, PIECE_BYTES, TensorFile
 
-__all__ = ["NOTHING_RECENT", "CanaryFailed", "Prediction", "Snapshot"]
+__all__ = ["NOTHING_RECENT", "CanaryFailed", "Pages", "Prediction", "Snapshot"]
 
 CANARY_TOLERANCE = 1e-5
 """The largest difference of a score of the canary: that of float32 sums in another order."""
@@ -48,6 +49,17 @@ class Prediction(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Pages:
+    """The pages of a base or of an overlay, as a process maps them. Snapshots may share them."""
+
+    file: TensorFile
+    name: str = ""
+    """That of the base's file without its suffix, or that of the overlay (`service.serving.overlay`)."""
+    check: str | None = None
+    """XXH3-128 of the bytes, in hex; None where it is not known."""
+
+
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """One model version, ready to predict. Nothing in it ever changes."""
 
@@ -56,40 +68,60 @@ class Snapshot:
     period: int
     """The last period it learned from; 0 for the prior."""
     meta: Mapping[str, Any]
-    """The header: `model`, the configuration, `canary`, and `fields` for a model with fields."""
-    tensors: Mapping[str, NDArray[Any]]
-    """Read-only views of the file (`service.serving.snapshot_file`)."""
-    mapping: mmap.mmap = field(repr=False)
-    """The file's pages."""
+    """The header of the newest file (`service.serving.snapshot_file`)."""
+    base: Pages = field(repr=False)
+    overlay: Pages | None = field(repr=False)
+    """What deltas have changed; None for a version that has none."""
     forward: Forward = field(repr=False)
     fields: FieldReader | None = field(repr=False)
     """Reads the fields of a request; None for a model without fields."""
-    source: Path | None = None
-    """The file that the pages were copied from (`service.serving.sealed`); None where they are the file's own."""
+    sources: tuple[Path, ...] = ()
+    """The files of the version, the base first."""
 
     @classmethod
-    def open(cls, pages: Path | mmap.mmap, version: int, period: int) -> "Snapshot":
-        """Open the snapshot in a file, or in the pages of one; reads the header only.
+    def open(cls, base: Path | Pages, version: int, period: int, overlay: Pages | None = None) -> "Snapshot":
+        """Open a snapshot; reads the headers only.
+
+        Args:
+            base: its base.
+            version, period: of the model.
+            overlay: its deltas.
 
         Raises:
-            CheckpointError: the file is no snapshot.
+            CheckpointError: a file is something else, or they do not belong together.
         """
-        file = TensorFile(pages)
-        meta = read_header(file)
-        config = meta["model"]
-        fields = FieldReader.from_json(meta["fields"]) if config.get("fields") else None
-        return cls(version, period, meta, file.tensors, file.mapping, compiled_forward(config, file.tensors), fields)
+        if isinstance(base, Path):
+            base = Pages(TensorFile(base))
+        meta = first = read_header(base.file, "base")
+        if overlay is not None:
+            meta = read_header(overlay.file, "overlay")
+            if meta["model"] != first["model"]:
+                raise CheckpointError(f"snapshot: expected deltas of {first['model']}; received {meta['model']}")
+        files = SnapshotFiles(base.file, None if overlay is None else overlay.file)
+        reader = FieldReader.from_json(meta["fields"]) if meta["model"].get("fields") else None
+        return cls(version, period, meta, base, overlay, compiled_forward(meta, files), reader)
 
-    def release_pages(self) -> None:
-        """Give the memory of its pages back in pieces.
+    @property
+    def files(self) -> SnapshotFiles:
+        """The files that its forward pass reads."""
+        return SnapshotFiles(self.base.file, None if self.overlay is None else self.overlay.file)
+
+    @property
+    def pages(self) -> tuple[Pages, ...]:
+        """All that it maps."""
+        return (self.base,) if self.overlay is None else (self.base, self.overlay)
+
+    def release_pages(self, kept: Collection[Pages] = ()) -> None:
+        """Give the memory of its pages back in pieces, except those that others use.
 
         It can still be used: its pages are then mapped again. Whoever drops the last reference frees it quickly
         afterwards. To unmap gigabytes at once would block the event loop, if that dropped it.
         """
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for start in range(0, len(self.mapping), PIECE_BYTES):
-                self.mapping.madvise(mmap.MADV_DONTNEED, start, min(PIECE_BYTES, len(self.mapping) - start))
-                time.sleep(PAUSE_SECONDS)
+        for mapping in [each.file.mapping for each in self.pages if each not in kept]:
+            if hasattr(mmap, "MADV_DONTNEED"):
+                for start in range(0, len(mapping), PIECE_BYTES):
+                    mapping.madvise(mmap.MADV_DONTNEED, start, min(PIECE_BYTES, len(mapping) - start))
+                    time.sleep(PAUSE_SECONDS)
 
     def check(self) -> None:
         """Compute the scores of the canary and compare them with those in the file.
@@ -153,6 +185,4 @@ def _canary_request(question: Mapping[str, Any]) -> tuple[Hashes, Hashes, NDArra
     if "values" in question:
         kinds = (np.uint64, np.float32, np.int32)
         values = FieldValues(*(np.array(column, kind) for column, kind in zip(question["values"], kinds, strict=True)))
-    if "user_id" in question:  # as older files have it
-        return hash_ids([question["user_id"], *question["items"]]), hash_ids(question["history"]), recent, values
     return np.array(question["asked"], np.uint64), np.array(question["history"], np.uint64), recent, values

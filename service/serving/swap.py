@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from service.errors import NotReady, ServiceError
 from service.files import keep_newest
 from service.serving.damage import is_damaged_file, is_damaged_memory, low_priority_thread
 from service.serving.loading import SnapshotDamaged, load_snapshot
-from service.serving.snapshot import Snapshot
+from service.serving.snapshot import Pages, Snapshot
 from service.serving.tensor_file import PAUSE_SECONDS
 from service.tasks import end_tasks, run_alone, start_alone
 
@@ -43,8 +43,8 @@ class Champion:
     version: int
     period: int
     """The period that the version was last trained on."""
-    digest: str
-    """SHA-256 of its snapshot, in hex."""
+    files: tuple[str, ...]
+    """SHA-256 of the files of its snapshot, in hex: the base, then its deltas, oldest first."""
     active_from: datetime
 
 
@@ -56,10 +56,10 @@ class FetchChampion(Protocol):
 
 
 class FetchFile(Protocol):
-    """Brings a snapshot onto this host."""
+    """Brings a file of a snapshot onto this host."""
 
     async def __call__(self, digest: str, folder: Path) -> Path:
-        """The snapshot as a complete file in `folder`; raises whatever keeps it from being read."""
+        """It as a complete file in `folder`; raises whatever keeps it from being read."""
 
 
 class ServingModel:
@@ -69,9 +69,10 @@ class ServingModel:
 
     Args:
         fetch_champion: looks the champion up.
-        fetch_file: brings its snapshot into `folder`.
+        fetch_file: brings the files of its snapshot into `folder`.
         notices: an endless stream of hints that the champion has changed.
-        folder: of the snapshot files, shared by all processes of a host; all but the last few are removed.
+        folder: of the snapshot files, shared by all processes of a host; all but those in use and the last few are
+            removed.
         poll_seconds: how often the champion is looked up where no notice came.
         on_swap: called with each snapshot when it begins to serve.
         on_trouble: called for each failed attempt to follow the champion.
@@ -175,7 +176,9 @@ class ServingModel:
         self._on_swap(snapshot)
         if old is not None:
             # Requests that use it finish with it. In a thread, so that none of them pays for its unmapping.
-            self._releases.add(task := start_alone(asyncio.to_thread(old.release_pages), name="release a snapshot"))
+            shared = {pages for each in self._snapshots() for pages in each.pages}
+            release = asyncio.to_thread(old.release_pages, shared)
+            self._releases.add(task := start_alone(release, name="release a snapshot"))
             task.add_done_callback(self._releases.discard)
 
     def _snapshots(self) -> list[Snapshot]:
@@ -184,18 +187,25 @@ class ServingModel:
         return [snapshot for snapshot in held if snapshot is not None]
 
     async def _load(self, champion: Champion) -> Snapshot:
-        path = await self._fetch_file(champion.digest, self._folder)
-        return await self._open(path, champion.version, champion.period)
+        return await self._fetch_and_open(champion.files, champion.version, champion.period)
 
-    async def _open(self, path: Path, version: int, period: int) -> Snapshot:
+    async def _fetch_and_open(
+        self, digests: Sequence[str], version: int, period: int, damaged: Collection[Pages] = ()
+    ) -> Snapshot:
+        """Load a version from its files; pages that are damaged are not taken over from loaded ones."""
+        paths = [await self._fetch_file(digest, self._folder) for digest in digests]
+        loaded = [each for each in self._snapshots() if not any(pages in damaged for pages in each.pages)]
         pause_seconds = 0.0 if self._current is None else PAUSE_SECONDS
         try:
-            snapshot = await asyncio.to_thread(load_snapshot, path, version, period, pause_seconds=pause_seconds)
-        except SnapshotDamaged:
+            snapshot = await asyncio.to_thread(
+                load_snapshot, paths, version, period, loaded=loaded, pause_seconds=pause_seconds
+            )
+        except SnapshotDamaged as error:
             self._on_damage()
-            await asyncio.to_thread(path.unlink, missing_ok=True)  # the next attempt fetches it again
+            await asyncio.to_thread(error.path.unlink, missing_ok=True)  # the next attempt fetches it again
             raise
-        await asyncio.to_thread(keep_newest, path)
+        used = {*digests, *(digest for each in self._snapshots() for digest in _digests(each))}
+        await asyncio.to_thread(keep_newest, self._folder, paths[0].suffix, used)
         return snapshot
 
     async def _listen(self) -> None:
@@ -252,24 +262,28 @@ class ServingModel:
             thread.shutdown(wait=False)
 
     async def _check_and_repair(self, snapshot: Snapshot, thread: ThreadPoolExecutor, stop: threading.Event) -> None:
-        assert snapshot.source is not None  # true for all that were loaded
-        loop, path = asyncio.get_running_loop(), snapshot.source
-        in_memory = await loop.run_in_executor(thread, is_damaged_memory, snapshot, stop)
-        on_disk = await loop.run_in_executor(thread, is_damaged_file, path, stop)
+        loop = asyncio.get_running_loop()
+        in_memory = [
+            each for each in snapshot.pages if await loop.run_in_executor(thread, is_damaged_memory, each, stop)
+        ]
+        on_disk = [path for path in snapshot.sources if await loop.run_in_executor(thread, is_damaged_file, path, stop)]
         if in_memory or on_disk:
             what = "what is served of it" if in_memory else "its file, which is not what is served,"
             self.damage = f"{what} has changed since it was loaded; it is fetched anew"
             self._on_damage()
-            logger.warning("model version %d: %s (%s)", snapshot.version, self.damage, path)
-        if on_disk:
+            names = [each.name for each in in_memory] + [path.name for path in on_disk]
+            logger.warning("model version %d: %s (%s)", snapshot.version, self.damage, ", ".join(names))
+        for path in on_disk:
             await asyncio.to_thread(path.unlink, missing_ok=True)
-        failures = 0
+        failures, digests = 0, _digests(snapshot)
         while True:
             try:
-                # Also where the file is just missing, so that a process that starts finds it.
-                fetched = await self._fetch_file(path.name.partition(".")[0], self._folder)
+                # Also where a file is just missing, so that a process that starts finds it.
+                for digest in digests:
+                    await self._fetch_file(digest, self._folder)
                 if in_memory:
-                    self._replace(snapshot, await self._open(fetched, snapshot.version, snapshot.period))
+                    new = await self._fetch_and_open(digests, snapshot.version, snapshot.period, in_memory)
+                    self._replace(snapshot, new)
                 break
             except Exception as error:
                 failures += 1
@@ -291,3 +305,8 @@ class ServingModel:
 def _is_replaced(active_from: float, snapshot: Snapshot, champion: Champion) -> bool:
     """Whether a scheduled snapshot loses its turn to this champion."""
     return active_from >= champion.active_from.timestamp() or snapshot.version >= champion.version
+
+
+def _digests(snapshot: Snapshot) -> tuple[str, ...]:
+    """The SHA-256 in the names of its files."""
+    return tuple(path.name.partition(".")[0] for path in snapshot.sources)

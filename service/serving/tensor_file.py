@@ -43,7 +43,14 @@ PIECE_BYTES = 4 * 1024 * 1024
 PAUSE_SECONDS = 0.001
 """Pause between two pieces while requests are served: reading a gigabyte then takes a quarter of a second longer."""
 
-_NAMES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U64": np.dtype("<u8"), "U32": np.dtype("<u4")}
+_NAMES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
+    "F32": np.dtype("<f4"),
+    "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
+}
 _DTYPES = {dtype: name for name, dtype in _NAMES.items()}
 
 
@@ -140,6 +147,8 @@ class TensorFile:
             header = json.loads(self.mapping[8 : 8 + size])
             self.metadata: Mapping[str, str] | None = header.pop("__metadata__", None)
             self.tensors = {name: self._array(8 + size, **entry) for name, entry in header.items()}
+            self.starts = {name: 8 + size + int(entry["data_offsets"][0]) for name, entry in header.items()}
+            """Where each tensor begins, in bytes from the start of the file."""
             ends = [8 + size, *(8 + size + entry["data_offsets"][1] for entry in header.values())]
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise _unreadable() from error
@@ -150,6 +159,8 @@ class TensorFile:
         """A read-only view of the file."""
         kind, (start, end), count = _NAMES[dtype], data_offsets, math.prod(shape)
         if min(shape, default=0) < 0 or not 0 <= start <= end or end - start != count * kind.itemsize:
+            raise ValueError
+        if (base + start) % kind.itemsize:
             raise ValueError
         if count:
             return np.frombuffer(self.mapping, kind, count, base + start).reshape(shape)

@@ -62,4 +62,4 @@ async def current_champion(database: Database) -> Champion:
         alias is None or model is None or model.serving_digest is None
     ):  # a version that an alias names keeps its snapshot
         raise NotReady("there is no model version yet")
-    return Champion(model.version, model.period, model.serving_digest, alias.active_from)
+    return Champion(model.version, model.period, model.snapshot_files, alias.active_from)

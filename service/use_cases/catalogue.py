@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from service.storage.postgres.database import Database
+from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import FeatureVersion
 
 __all__ = ["KeepsFeatures", "put_items", "put_users"]
@@ -25,6 +25,7 @@ async def put_items(
         number of the items that are new or changed.
     """
     async with database.unit_of_work() as work:
+        await work.lock_shared(Lock.CATALOGUE)
         changed = await work.items.upsert({item: list(dict.fromkeys(names)) for item, names in items.items()})
         changed |= await work.features.put("item", features)
         await work.commit()

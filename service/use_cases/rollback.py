@@ -75,7 +75,7 @@ async def _needed(session: ReadSession | UnitOfWork, version: int, sequence: Seq
         raise ModelNotFound(version)
     if model.serving_digest is None:
         raise ModelPruned(version, "serving snapshot")
-    needed = [("serving snapshot", digest) for digest in model.state.get("snapshot", [model.serving_digest])]
+    needed = [("serving snapshot", digest) for digest in model.snapshot_files]
     if sequence == "excise" and version > 0:
         if "parts" not in model.state:
             raise ModelPruned(version, "training state")

@@ -69,11 +69,14 @@ async def _served(session: Session, folder: Path) -> Finding | None:
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".verify-") as place:
         try:
-            async with files.create_slowly(Path(place), FILE_SUFFIX) as file:
-                async for piece in session.artifacts.pieces(model.serving_digest, CHUNK_BYTES):
-                    await asyncio.to_thread(file.write, piece)
-            assert file.path is not None
-            await asyncio.to_thread(load_snapshot, file.path, model.version, model.period)
+            paths = []
+            for digest in model.snapshot_files:
+                async with files.create_slowly(Path(place), FILE_SUFFIX) as file:
+                    async for piece in session.artifacts.pieces(digest, CHUNK_BYTES):
+                        await asyncio.to_thread(file.write, piece)
+                assert file.path is not None
+                paths.append(file.path)
+            await asyncio.to_thread(load_snapshot, paths, model.version, model.period)
         except (ServiceError, ValueError) as error:
             return Finding(
                 f"serving snapshot of version {model.version}", "one that loads and scores as written", str(error)

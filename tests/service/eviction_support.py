@@ -4,6 +4,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from sqlalchemy import text
 
 from asmg.datasets.synthetic import DriftPeriod
 from service.storage.postgres.database import Database
@@ -65,6 +66,6 @@ async def rows_of(database: Database, kind: EntityKind) -> dict[str, int]:
 
 
 async def free_rows(database: Database, kind: EntityKind) -> list[int]:
+    query = "SELECT row FROM entity_rows WHERE kind = :kind AND id IS NULL ORDER BY row"
     async with database.read() as session:
-        extent = await session.entities.extent(kind)
-        return (await session.entities.rows_of_nobody(kind, extent.allocation)).tolist()  # type: ignore[no-any-return]
+        return list((await session.connection.execute(text(query), {"kind": str(kind)})).scalars())

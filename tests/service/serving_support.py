@@ -1,9 +1,12 @@
 """Random models, their snapshots, and the library's forward pass for the same inputs."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from asmg.models import (
     build_model,
 )
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
-from service.serving.encode import Known, encode_snapshot
+from service.serving.encode import Known, ServedModel, encode_base
 from service.serving.snapshot import Snapshot
 
 USERS = [f"u{n}" for n in range(1, 8)]
@@ -34,7 +37,21 @@ around 1 is then 100 · 6·10⁻⁸ off at the most, and the sigmoid makes a qua
 
 def known(ids: Sequence[str]) -> Known:
     """Row n for the n-th of them, from 1 on."""
-    return Known(ids, np.arange(1, len(ids) + 1))
+    return Known.of(ids, np.arange(1, len(ids) + 1))
+
+
+def base_of(trained: ServedModel) -> bytes:
+    """The base file of a model."""
+    with BytesIO() as file:
+        encode_base(file, trained)
+        return file.getvalue()
+
+
+def metadata_of(content: bytes) -> dict[str, str]:
+    """What stands in the header of a safetensors file beside its tensors."""
+    size = int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + size])["__metadata__"]
+    return metadata
 
 
 @dataclass(frozen=True)
@@ -48,9 +65,19 @@ class Made:
     items: Sequence[str]
     statistics: Statistics | None = None
 
+    def trained(self, **changes: Any) -> ServedModel:
+        made = ServedModel(
+            model=self.model,
+            params=self.params,
+            users=known(self.users),
+            items=known(self.items),
+            categories=self.item_categories,
+            statistics=self.statistics,
+        )
+        return replace(made, **changes)
+
     def encoded(self) -> bytes:
-        ids = known(self.users), known(self.items)
-        return encode_snapshot(self.model, self.params, *ids, self.item_categories, self.statistics)
+        return base_of(self.trained())
 
     def snapshot(self, folder: Path) -> Snapshot:
         path = folder / "snapshot.safetensors"

@@ -41,13 +41,17 @@ class Obvious:
     rows: dict[str, int] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
     allocated: dict[str, int] = field(default_factory=dict)
+    changed: dict[int, int] = field(default_factory=dict)
     highest: int = 0
     latest: int = 0
 
     def turn(self, number: int, ids: list[str], evict_after: int) -> None:
         for name in ids:
             self.seen[name] = number
-        for name in [name for name in self.rows if self.seen[name] <= number - evict_after]:
+        gone = [name for name in self.rows if self.seen[name] <= number - evict_after]
+        self.latest += bool(gone)
+        for name in gone:
+            self.changed[self.rows[name]] = self.latest
             del self.rows[name], self.allocated[name]
         free = sorted(set(range(1, self.highest + 1)) - set(self.rows.values()))
         fresh = [name for name in dict.fromkeys(ids) if name not in self.rows]
@@ -56,6 +60,7 @@ class Obvious:
             row = free.pop(0) if free else self.highest + 1
             self.highest = max(self.highest, row)
             self.rows[name], self.allocated[name] = row, self.latest
+            self.changed[row] = self.latest
 
 
 class TestRows:
@@ -82,7 +87,10 @@ class TestRows:
                     }  # fmt: skip
                     assert same.items() <= rows_then.items()
                     nobody = await entities.rows_of_nobody(EntityKind.USER, latest)
-                    assert nobody.tolist() == sorted(set(range(1, obvious.highest + 1)) - set(same.values()))
+                    assert nobody.tolist() == sorted(r for r, at in obvious.changed.items() if at > latest)
+                    # Whoever had a row then and has it no more left it to nobody; the model knew no one in the others.
+                    assert set(rows_then.values()) - set(same.values()) <= set(nobody.tolist())
+                    assert not set(same.values()) & set(nobody.tolist())
                     known, at = await entities.rows(EntityKind.USER, latest)
                     assert dict(zip(known, at.tolist(), strict=True)) == same
         assert obvious.highest < 50 < len(obvious.seen)
@@ -183,7 +191,7 @@ class TestSeen:
         assert await rows_of(logs.database, EntityKind.ITEM) == {"e": 1, "b": 2}
         assert prepared.data.user.tolist() == prepared.data.item.tolist() == [2, 1]
         assert (prepared.data.users, prepared.data.items) == (3, 3)
-        assert prepared.allocations == {"user": 2, "item": 2, "category": 0, "field": 0}
+        assert prepared.allocations == {"user": 3, "item": 3, "category": 0, "field": 0}  # one freed, one was given
         again = await logs.again()
         assert again.allocations == prepared.allocations
         assert again.data.user.tolist() == [2, 1]

@@ -22,7 +22,7 @@ LETTERS = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
 
 
 def reference(snapshot: Snapshot) -> Snapshot:
-    return replace(snapshot, forward=reference_forward(snapshot.meta["model"], snapshot.tensors))
+    return replace(snapshot, forward=reference_forward(snapshot.meta, snapshot.files))
 
 
 def assert_agree(one: Prediction, other: Prediction) -> None:

@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 from torch import Tensor
 from xxhash import xxh64_intdigest
 
@@ -20,11 +22,20 @@ from asmg.header import CheckpointError
 from asmg.layout import NO_VALUE, OWN_VALUE
 from asmg.models import EmbeddingMLPConfig, Params, build_model
 from asmg.statistics import NAMES
-from service.serving.encode import KnownFields, encode_snapshot
+from service.serving.encode import KnownFields
 from service.serving.fields import MAX_CACHED_HASHES, FieldReader, FieldValues
 from service.serving.forward.reference import reference_forward
 from service.serving.snapshot import Snapshot
-from tests.service.serving_support import ITEMS, TOLERANCE, USERS, known, random_model, random_statistics
+from tests.service.serving_support import (
+    ITEMS,
+    TOLERANCE,
+    USERS,
+    base_of,
+    known,
+    metadata_of,
+    random_model,
+    random_statistics,
+)
 
 SCHEMA = Schema(
     fields=(
@@ -223,8 +234,7 @@ class Made:
         self.snapshot = Snapshot.open(path, 1, 1)
 
     def encoded(self) -> bytes:
-        ids, about = (known(USERS), known(ITEMS)), (self.plain.item_categories, self.plain.statistics)
-        return encode_snapshot(self.model, self.params, *ids, *about, self.fields)
+        return base_of(self.plain.trained(model=self.model, params=self.params, fields=self.fields))
 
     def expected(
         self, user: str, items: list[str], history: list[str], context: dict[str, Any], features: dict[str, Any]
@@ -269,7 +279,7 @@ CONTEXTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 def test_scores_are_the_librarys(made: Made) -> None:
-    reference = replace(made.snapshot, forward=reference_forward(made.snapshot.meta["model"], made.snapshot.tensors))
+    reference = replace(made.snapshot, forward=reference_forward(made.snapshot.meta, made.snapshot.files))
     made.snapshot.check()
     reference.check()
     seen = []
@@ -288,7 +298,7 @@ def test_scores_are_the_librarys(made: Made) -> None:
 
 
 def test_a_candidates_own_context_is_as_if_the_request_had_it(made: Made) -> None:
-    reference = replace(made.snapshot, forward=reference_forward(made.snapshot.meta["model"], made.snapshot.tensors))
+    reference = replace(made.snapshot, forward=reference_forward(made.snapshot.meta, made.snapshot.files))
     of_request, own = {"device": "phone", "page": 2.0}, {"device": "tv", "page": 4.0}
     items = ITEMS[:12]
     for snapshot in (made.snapshot, reference):
@@ -313,18 +323,25 @@ def test_equal_models_have_equal_files_and_no_value_is_in_one_as_text(made: Made
 
 def test_a_model_with_fields_needs_them_and_one_without_refuses_them(tmp_path: Path) -> None:
     made = Made(tmp_path, categories=False, statistics=False)
-    ids = known(USERS), known(ITEMS)
     with pytest.raises(ValueError, match=r"^fields: expected exactly for a model with fields; received False"):
-        encode_snapshot(made.model, made.params, *ids)
+        base_of(made.plain.trained(model=made.model, params=made.params))
     with pytest.raises(ValueError, match=r"^fields: expected exactly for a model with fields; received True"):
-        encode_snapshot(made.plain.model, made.plain.params, *ids, fields=made.fields)
+        base_of(made.plain.trained(fields=made.fields))
 
 
-def test_a_file_whose_rows_are_too_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_are_too_short_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Made(tmp_path, categories=False, statistics=False)
     wrong = {**made.params, "field": made.params["field"][:, :5]}
     monkeypatch.setattr("service.serving.encode.model.canary_requests", lambda *_: [])
+    with pytest.raises(ValueError, match=r"^field: expected rows of 6 numbers; received shape \[22, 5\]"):
+        base_of(made.plain.trained(model=made.model, params=wrong, fields=made.fields))
+
+
+def test_a_file_whose_rows_are_too_short_is_refused(tmp_path: Path) -> None:
+    content = Made(tmp_path, categories=False, statistics=False).encoded()
+    tensors = load_tensors(content)
+    tensors["fields.vectors"] = tensors["fields.vectors"][:, :5].copy()
     path = tmp_path / "wrong.safetensors"
-    path.write_bytes(encode_snapshot(made.model, wrong, known(USERS), known(ITEMS), fields=made.fields))
-    with pytest.raises(CheckpointError, match=r"^snapshot: expected fields of 6 numbers behind items of 6; received"):
+    path.write_bytes(save_tensors(tensors, metadata_of(content)))
+    with pytest.raises(CheckpointError, match=r"^snapshot: fields.vectors: expected float32 \[None, 6\]; received"):
         Snapshot.open(path, 1, 1)

@@ -22,7 +22,7 @@ NEW = [f"new{n}" for n in range(6)]
 
 
 def reference(snapshot: Snapshot) -> Snapshot:
-    return replace(snapshot, forward=reference_forward(snapshot.meta["model"], snapshot.tensors))
+    return replace(snapshot, forward=reference_forward(snapshot.meta, snapshot.files))
 
 
 def assert_equal(

@@ -19,7 +19,6 @@ from tests.service.backup_support import sql
 
 DIGEST = "a" * 64
 
-OWNERS = ("user", "item")
 
 FILL = (
     f"INSERT INTO artifacts (digest, kind, size) VALUES ('{DIGEST}', 'serving', 1)",
@@ -44,10 +43,8 @@ FILL = (
     "VALUES (0, 'e1', 1, 7), (0, 'e2', 2, 9), (1, 'r', 3, 1), (2, 'c', 3, 2)",
     "INSERT INTO impressions (request_id, period, user_id, item_ids, positions, shown_at, context, item_contexts) "
     "VALUES ('r', 3, 'u', '{i}', '{1}', now(), '{\"page\": 1}', '[{\"page\": 2}]')",
-    *(
-        f"INSERT INTO {owner}_features ({owner}_id, at, features) VALUES ('x', now(), '{{\"a\": 1}}')"
-        for owner in OWNERS
-    ),
+    "INSERT INTO user_features (user_id, at, features) VALUES ('x', now(), '{\"a\": 1}')",
+    "INSERT INTO item_features (item_id, at, features, period) VALUES ('x', now(), '{\"a\": 1}', 2)",
     "INSERT INTO clicks (event_id, period, request_id, item_id, clicked_at, interaction_id) "
     "VALUES ('c', 3, 'r', 'i', now(), 'r/i')",
     "INSERT INTO unresolved_positives (interaction_id, period, user_id, item_id, shown_at) "

@@ -1,9 +1,18 @@
-"""From a trained model to its serving snapshot. The worker calls `encode_model` once for each version.
+"""From a trained model to its serving snapshot: the worker writes a base or a delta for each version.
 
 This is the part of serving that needs torch; api processes never import it.
 """
 
-from service.serving.encode.inputs import Known, KnownFields
-from service.serving.encode.model import encode_model, encode_snapshot
+from service.serving.encode.inputs import ItemCounts, ItemFields, Known, KnownFields, ServedModel, Table
+from service.serving.encode.model import encode_base, encode_delta
 
-__all__ = ["Known", "KnownFields", "encode_model", "encode_snapshot"]
+__all__ = [
+    "ItemCounts",
+    "ItemFields",
+    "Known",
+    "KnownFields",
+    "ServedModel",
+    "Table",
+    "encode_base",
+    "encode_delta",
+]

@@ -1,19 +1,25 @@
-"""The canary of a snapshot: requests about ids from all over its tables, with the scores of the library's own model."""
+"""The canary of a file: requests about ids from all over its tables, with the scores of the library's own model.
 
-from collections.abc import Iterator, Sequence
+They are computed from the rows of the file alone: by a small model with the rows that a request asks about.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from asmg.batch import COLD_ROW, HISTORY_LENGTH, NO_VALUE, InteractionBatch, PeriodData
+from asmg.batch import COLD_ROW, HISTORY_LENGTH, NO_CATEGORY, NO_VALUE, InteractionBatch, ItemFeatures, PeriodData
 from asmg.field_columns import BatchFields
+from asmg.numbers import NumberMoments
 from asmg.statistics import Statistics
-from service.serving.encode.inputs import Known, KnownFields, TrainedModel
+from service.serving.encode.inputs import ItemCounts, Known, KnownFields, ServedModel
+from service.serving.encode.lists import counted_ones
 from service.serving.fields import OF_CONTEXT, OF_ITEM, OF_USER, FieldValues
 from service.serving.forward.interface import EPSILON
-from service.serving.id_hashes import hash_ids
+from service.serving.id_hashes import hash_id
 
 __all__ = ["STRANGER", "canary_requests"]
 
@@ -24,21 +30,23 @@ PAIRED_ITEMS = 4
 STRANGER = "\x7fnobody"
 """An id that no client is likely to have; stands for all unknown ones."""
 
+Rows = dict[int, int]
+"""Hash → row in a table of `ServedModel`."""
 
-def canary_requests(trained: TrainedModel, users: Known, items: Known) -> Iterator[dict[str, Any]]:
+
+def canary_requests(trained: ServedModel) -> Iterator[dict[str, Any]]:
     """The requests, as `service.serving.snapshot_file.write_snapshot` takes them.
 
     With statistics each asks about neighbours of a clicked item and about that item again; with fields each has some
-    values, one of which is unknown.
+    values, one of which is unknown. Items whose categories or values have no rows here are not asked about.
     """
-    model, params, statistics = trained.model, trained.params, trained.statistics
-    user_of, item_of = ({STRANGER: COLD_ROW, **_evenly_spread(known)} for known in (users, items))
+    stranger, known = hash_id(STRANGER), _whole_items(trained)
+    user_of: Rows = {stranger: COLD_ROW, **_evenly_spread(trained.users)}
+    item_of: Rows = {stranger: COLD_ROW, **_evenly_spread(known)}
     names = list(item_of)
-    # In double precision: a float32 sum depends on where in memory it lies, and equal models shall have equal files.
-    shared = {name: tensor.double() for name, tensor in params.items() if name not in ("user", "item")}
-    groups = [] if statistics is None else _neighbour_groups(items, statistics)
+    groups = [] if trained.statistics is None else _neighbour_groups(known, trained.statistics)
     item_of |= {name: row for group in groups for name, row in group.items()}
-    for n, (user_id, user) in enumerate(user_of.items()):
+    for n, (user, row) in enumerate(user_of.items()):
         asked = [names[(n + k) % len(names)] for k in range(min(ITEMS_PER_REQUEST, len(names)))]
         past = [names[(2 * n + k) % len(names)] for k in range(n % (HISTORY_LENGTH + 1))]
         if groups:
@@ -46,59 +54,89 @@ def canary_requests(trained: TrainedModel, users: Known, items: Known) -> Iterat
             asked, past = [*near, *asked, clicked], [*past[: n // 2], clicked, *past[n // 2 :]]
         done = (7 * n + 3) % (HISTORY_LENGTH + 1)
         recent = [done, min(done, 10) // 2, done // 2]
-        rows = torch.tensor([item_of[name] for name in (*asked, *past)])
-        values, fields = (
-            (None, None) if trained.fields is None else _field_values(trained.fields, n, rows[: len(asked)])
-        )
-        batch = InteractionBatch(
-            user=torch.zeros(len(asked), dtype=torch.int64),
-            item=torch.arange(len(asked)),
-            history=torch.arange(len(asked), len(rows)).repeat(len(asked)),
-            offsets=torch.arange(len(asked) + 1) * len(past),
-            label=torch.zeros(len(asked)),
-            numeric=None if statistics is None else _numeric(statistics, rows, len(asked), recent).double(),
-            fields=fields,
-        )
-        excerpt = {**shared, "user": params["user"][user : user + 1].double(), "item": params["item"][rows].double()}
-        features = trained.features(rows, torch.arange(len(rows)))
-        with torch.inference_mode():
-            scores = (
-                torch.sigmoid(model.logits(excerpt, batch, features)).nan_to_num(0).clamp(EPSILON, 1 - EPSILON).float()
-            )
-        request: dict[str, Any] = {
-            "asked": hash_ids([user_id, *asked]).tolist(),
-            "history": hash_ids(past).tolist(),
-        }
-        request |= {} if statistics is None else {"recent": recent}
+        values = None if trained.fields is None else _field_values(trained.fields, n, len(asked))
+        items = torch.tensor([item_of[name] for name in (*asked, *past)])
+        scores = _scores(trained, row, items, len(asked), recent, values)
+        request: dict[str, Any] = {"asked": [user, *asked], "history": past}
+        request |= {} if trained.statistics is None else {"recent": recent}
         request |= {} if values is None else {"values": [column.tolist() for column in values]}
         yield request | {"scores": scores.tolist()}
 
 
-def _field_values(fields: KnownFields, n: int, items: Tensor) -> tuple[FieldValues, BatchFields]:
-    """The values of the n-th request about these items [N]: as a snapshot reads them, and as the library does."""
-    known = list(_evenly_spread(fields.values).items())
-    picked = [known[(3 * n + k) % len(known)] for k in range(4)] if known else []
-    asked = [*picked, (STRANGER, COLD_ROW)]
-    owners = [OF_CONTEXT, OF_USER, OF_ITEM + n % len(items), OF_CONTEXT, OF_USER][-len(asked) :]
+@torch.inference_mode()
+def _scores(
+    trained: ServedModel, user: int, items: Tensor, n: int, recent: Sequence[int], values: FieldValues | None
+) -> Tensor:
+    """The scores of the library for a user row and the first n of these items; the others are its clicks, newest first.
+
+    In double precision: a float32 sum depends on where in memory it lies, and equal models shall have equal files.
+    """
+    params = {name: trained.dense(name) for name in trained.model.dense_shapes}
+    params |= {"user": trained.params["user"][torch.tensor([user])], "item": _rows_of(trained, "item", items)}
+    features = fields = None
+    if trained.categories is not None:
+        identities = trained.categories[items].long()
+        params["category"], rows = _excerpt(trained, "category", identities, NO_CATEGORY)
+        features = ItemFeatures(torch.arange(len(items)), rows)
+    if trained.fields is not None and values is not None:
+        own = trained.fields.of_items.at(items[:n]).standardised()
+        given, weights, sums = _given(trained, values, n)
+        identities, weights = torch.cat([given, own.rows.long()], 1), torch.cat([weights, own.weights], 1)
+        params["field"], rows = _excerpt(trained, "field", identities, NO_VALUE)
+        fields = BatchFields(rows, weights.double(), torch.cat([sums, own.sums.long()]))
+    batch = InteractionBatch(
+        user=torch.zeros(n, dtype=torch.int64),
+        item=torch.arange(n),
+        history=torch.arange(n, len(items)).repeat(n),
+        offsets=torch.arange(n + 1) * (len(items) - n),
+        label=torch.zeros(n),
+        numeric=None if trained.statistics is None else _numeric(trained.statistics, items, n, recent).double(),
+        fields=fields,
+    )
+    params = {name: tensor.double() for name, tensor in params.items()}
+    logits = trained.model.logits(params, batch, features)
+    return torch.sigmoid(logits).nan_to_num(0).clamp(EPSILON, 1 - EPSILON).float()
+
+
+def _rows_of(trained: ServedModel, table: str, rows: Tensor) -> Tensor:
+    """Rows of a table, any of them more than once."""
+    distinct, place = torch.unique(rows, return_inverse=True)
+    return trained.params[table][distinct][place]
+
+
+def _excerpt(trained: ServedModel, table: str, identities: Tensor, nothing: int) -> tuple[Tensor, Tensor]:
+    """The rows of a table with these global numbers, and the numbers in this small table; `nothing` stays itself."""
+    distinct = torch.unique(identities[identities != nothing])
+    local = torch.from_numpy(trained.local_rows(table, distinct.numpy()))
+    small = trained.params[table][local] if len(local) else trained.params[table][torch.zeros(1, dtype=torch.int64)]
+    return small, torch.searchsorted(distinct, identities).where(identities != nothing, nothing)
+
+
+def _field_values(fields: KnownFields, n: int, items: int) -> FieldValues:
+    """The values of the n-th request about so many items."""
+    known = list(_evenly_spread(fields.values))
+    asked = [*(known[(3 * n + k) % len(known)] for k in range(4 if known else 0)), hash_id(STRANGER)]
+    owners = [OF_CONTEXT, OF_USER, OF_ITEM + n % items, OF_CONTEXT, OF_USER][-len(asked) :]
     weights = [1.0, 1.0, 1.0, -0.5, 1.0][-len(asked) :]
-    values = FieldValues(
-        hash_ids([name for name, _ in asked]), np.array(weights, np.float32), np.array(owners, np.int32)
-    )
-    own, rows = fields.of_items.batch(items), torch.tensor([row for _, row in asked]).expand(len(items), -1).clone()
-    for column, owner in enumerate(owners):
+    return FieldValues(np.array(asked, np.uint64), np.array(weights, np.float32), np.array(owners, np.int32))
+
+
+def _given(trained: ServedModel, values: FieldValues, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A request's values as the library reads them: global rows and weights [n, K], and the sum of each column."""
+    assert trained.fields is not None
+    row_of = _evenly_spread(trained.fields.values)
+    local = np.array([row_of.get(value, COLD_ROW) for value in values.hashes.tolist()])
+    rows = torch.from_numpy(trained.identities("field", local).astype(np.int64)).expand(n, -1).clone()
+    for column, owner in enumerate(values.owners.tolist()):
         if owner >= OF_ITEM:
-            rows[torch.arange(len(items)) != owner - OF_ITEM, column] = NO_VALUE
-    sums = torch.tensor([OF_USER if owner == OF_USER else OF_CONTEXT for owner in owners])
-    given = torch.tensor(weights).expand(len(items), -1)
-    return values, BatchFields(
-        torch.cat([rows, own.rows], 1), torch.cat([given, own.weights], 1).double(), torch.cat([sums, own.sums])
-    )
+            rows[torch.arange(n) != owner - OF_ITEM, column] = NO_VALUE
+    sums = torch.tensor([OF_USER if owner == OF_USER else OF_CONTEXT for owner in values.owners.tolist()])
+    return rows, torch.from_numpy(values.weights).expand(n, -1), sums
 
 
-def _numeric(statistics: Statistics, rows: Tensor, n: int, recent: Sequence[int]) -> Tensor:
+def _numeric(statistics: ItemCounts, rows: Tensor, n: int, recent: Sequence[int]) -> Tensor:
     """The numeric inputs [n, S] of the first n of these items, for a user who clicked the others, newest first."""
-    # `STRANGER` is the only unknown item; it gets a row that the statistics do not have.
-    items = rows.where(rows != COLD_ROW, max(int(rows.max()) + 1, len(statistics.counts))).int()
+    small, items = _small_statistics(statistics, rows)
     past = items[n:]
     data = PeriodData(
         user=torch.zeros(n, dtype=torch.int32),
@@ -110,26 +148,81 @@ def _numeric(statistics: Statistics, rows: Tensor, n: int, recent: Sequence[int]
         users=1,
         items=int(items.max()) + 1,
     )
-    return statistics.inputs(data)
+    return small.inputs(data)
 
 
-def _neighbour_groups(items: Known, statistics: Statistics) -> list[dict[str, int]]:
-    """Ids and rows of the items with the most clicks beside them, each followed by up to two of its neighbours."""
-    place_of = torch.full((1 + max(items.rows, default=0),), -1, dtype=torch.int64)
-    rows = torch.as_tensor(items.rows, dtype=torch.int64)
-    place_of[rows] = torch.arange(len(rows))
-    known = rows[rows < len(statistics.counts)]
-    busiest = known[statistics.degrees[known].topk(min(PAIRED_ITEMS, len(known))).indices].tolist()
+def _small_statistics(statistics: ItemCounts, rows: Tensor) -> tuple[Statistics, Tensor]:
+    """The statistics of these items alone, and the number, int32 [n], that each has there.
+
+    Those that were never counted come last, behind the end of the tables; so does `STRANGER`, which is one of them.
+    """
+    distinct = torch.unique(rows)
+    counted = distinct[counted_ones(statistics, distinct)]
+    others = distinct[~counted_ones(statistics, distinct)]
+    numbered = torch.cat([counted, others])
+    item = (1 + (rows.unsqueeze(1) == numbered).int().argmax(1)).int()
+    found = statistics.neighbours_of(counted)
+    kept = torch.isin(found.items.long(), counted)
+    owners = torch.repeat_interleave(torch.arange(1, len(counted) + 1), found.lengths)[kept]
+    starts = torch.zeros(len(counted) + 2, dtype=torch.int64)
+    torch.cumsum(torch.bincount(owners, minlength=len(counted) + 1), 0, out=starts[1:])
+
+    def with_cold(table: Tensor) -> Tensor:
+        return torch.cat([table.new_zeros(1, *table.shape[1:]), table])
+
+    small = Statistics(
+        config=statistics.config,
+        periods=statistics.periods,
+        counts=with_cold(statistics.counts[counted]),
+        counted=with_cold(statistics.counted[counted]),
+        starts=starts,
+        neighbours=(1 + torch.searchsorted(counted, found.items.long()[kept])).int(),
+        together=found.together[kept],
+        passed=found.passed[kept],
+        degrees=with_cold(statistics.degrees[counted]),
+        paired=with_cold(statistics.paired[counted]),
+        moments=statistics.moments,
+        numbers=NumberMoments.initial(),
+    )
+    return small, item
+
+
+def _neighbour_groups(items: Known, statistics: ItemCounts) -> list[Rows]:
+    """The items with the most clicks beside them, each followed by up to two of its neighbours."""
+    rows = torch.from_numpy(items.rows)
+    counted = rows[counted_ones(statistics, rows)]
+    busiest = counted[statistics.degrees[counted].topk(min(PAIRED_ITEMS, len(counted))).indices]
+    found = statistics.neighbours_of(busiest)
+    (places,) = np.nonzero(np.isin(items.rows, torch.cat([busiest, found.items.long()]).numpy()))
+    hash_of = {int(items.rows[place]): int(items.hashes[place]) for place in places}
     groups = []
-    for row in busiest:
-        beside = statistics.neighbours[statistics.starts[row] : statistics.starts[row + 1]].tolist()
-        near = [i for i in beside if i < len(place_of) and place_of[i] >= 0][:2]
-        groups.append({items.ids[int(place_of[i])]: i for i in (row, *near)})
+    for row, beside in zip(busiest.tolist(), found.items.split(found.lengths.tolist()), strict=True):
+        near = [i for i in beside.tolist() if i in hash_of][:2]
+        groups.append({hash_of[i]: i for i in (row, *near)})
     return groups
 
 
-def _evenly_spread(known: Known) -> dict[str, int]:
-    """Ids and rows, evenly spread from the first to the last."""
-    count = min(2 * ITEMS_PER_REQUEST, len(known.ids))
-    places = np.unique(np.linspace(0, len(known.ids) - 1, count).astype(np.int64))
-    return {known.ids[place]: int(known.rows[place]) for place in places}
+def _whole_items(trained: ServedModel) -> Known:
+    """The known items whose categories and values all have rows here."""
+    known = trained.items
+    if trained.global_rows:
+        rows, kept = torch.from_numpy(known.rows), np.ones(len(known.rows), dtype=bool)
+        if trained.categories is not None:
+            kept &= _have_rows(trained, "category", trained.categories[rows].numpy(), NO_CATEGORY)
+        if trained.fields is not None:
+            kept &= _have_rows(trained, "field", trained.fields.of_items.at(rows).rows.numpy(), NO_VALUE)
+        known = Known(known.hashes[kept], known.rows[kept])
+    return known
+
+
+def _have_rows(trained: ServedModel, table: str, identities: NDArray[Any], nothing: int) -> NDArray[np.bool_]:
+    found = (identities == nothing) | (trained.local_rows(table, np.maximum(identities, 0)) >= 0)
+    whole: NDArray[np.bool_] = found.all(1)
+    return whole
+
+
+def _evenly_spread(known: Known) -> Mapping[int, int]:
+    """Hashes and rows, evenly spread from the first to the last."""
+    count = min(2 * ITEMS_PER_REQUEST, len(known.hashes))
+    places = np.unique(np.linspace(0, len(known.hashes) - 1, count).astype(np.int64))
+    return {int(known.hashes[place]): int(known.rows[place]) for place in places}

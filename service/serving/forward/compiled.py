@@ -1,50 +1,42 @@
-"""The compiled forward pass over the tensors of a snapshot."""
+"""The compiled forward pass over the files of a snapshot."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from asmg.kernels.common import Floats, Indices, Rows
-from asmg.kernels.statistics import USER
+from asmg.kernels.common import Floats, Rows
+from asmg.kernels.statistics import USER, fadings
 from service.serving.fields import FieldValues
-from service.serving.forward.interface import Forward, item_width
+from service.serving.forward.interface import Forward
 from service.serving.forward.mf import MFTables, score_mf
 from service.serving.forward.mlp import MLPTables, score_mlp
-from service.serving.forward.neighbours import NeighbourTable
-from service.serving.forward.tables import EmbeddingTable
+from service.serving.forward.tables import pack
 from service.serving.id_hashes import Hashes
+from service.serving.snapshot_file import SnapshotFiles, item_row_width, vector_width
 
 __all__ = ["compiled_forward"]
 
-Tensors = Mapping[str, NDArray[Any]]
 
-
-def compiled_forward(config: Mapping[str, Any], tensors: Tensors) -> Forward:
+def compiled_forward(meta: Mapping[str, Any], files: SnapshotFiles) -> Forward:
     """The forward pass of a snapshot as machine code.
 
     Args:
-        config: of the model, as the header of the snapshot has it.
-        tensors: of the snapshot (`service.serving.snapshot_file`).
+        meta: the header of the newest file (`service.serving.snapshot_file`).
+        files: the base and the overlay.
     """
-    users, items = (
-        EmbeddingTable(*(tensors[f"{kind}.{part}"] for part in EmbeddingTable._fields)) for kind in ("users", "items")
-    )
+    config, packed, width = meta["model"], pack(files), vector_width(meta["model"])
     if "hidden" not in config:
-        factors = MFTables(*users, *items)
+        factors = MFTables(*packed, np.array([width, config["categories"]], np.int64))
         return lambda hashes, history, recent, values, scores, cold: score_mf(hashes, history, factors, scores, cold)
-    fields = EmbeddingTable(
-        _tensor(tensors, "fields.hashes", (0,), np.uint64),
-        _tensor(tensors, "fields.starts", (0,), np.uint32),
-        _tensor(tensors, "fields.vectors", (0, users.vectors.shape[1]), np.float32),
-    )
-    neighbours = NeighbourTable(
-        _tensor(tensors, "pairs.firsts", (0,), np.uint32),
-        _tensor(tensors, "pairs.items", (0,), np.uint32),
-        _tensor(tensors, "pairs.counts", (0, 2), np.float32),
-    )
-    tables = MLPTables(*users, *items, *fields, *neighbours, *_shape_and_dense(config, tensors))
+    dense = files.newest.tensors
+    counted = meta["statistics"] if config.get("numeric") else {"periods": 0, "decay": 1.0, "pair_decay": 1.0}
+    of_items, of_pairs = (fadings(float(counted[name]), int(counted["periods"])) for name in ("decay", "pair_decay"))
+    has = [bool(config.get(name)) for name in ("categories", "numeric", "dot", "fields")]
+    layers = [*config["hidden"], 1]
+    shape = np.array([width, item_row_width(config), counted["periods"], len(of_items), *has, *layers], np.int64)
+    tables = MLPTables(*packed, shape, _dense(config, dense), np.concatenate([of_items, of_pairs]))
 
     def forward(
         hashes: Hashes, history: Hashes, recent: Rows, values: FieldValues, scores: Floats, cold: Rows, /
@@ -54,24 +46,13 @@ def compiled_forward(config: Mapping[str, Any], tensors: Tensors) -> Forward:
     return forward
 
 
-def _tensor(tensors: Tensors, name: str, empty: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """The tensor, or an empty one where the snapshot does not have it.
-
-    Tensors of a file are read-only, and so is the empty one: one of another type would have the kernel compiled again.
-    """
-    if name in tensors:
-        return tensors[name]
-    array = np.empty(empty, dtype)
-    array.flags.writeable = False
-    return array
-
-
-def _shape_and_dense(config: Mapping[str, Any], tensors: Tensors) -> tuple[Indices, Floats]:
-    """`MLPTables.shape` and `MLPTables.dense`."""
+def _dense(config: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Floats:
+    """`MLPTables.dense`."""
     layers = range(len(config["hidden"]) + 1)
     weights = [tensors[f"mlp.{layer}.weight"] for layer in layers]
     biases = [tensors[f"mlp.{layer}.bias"] for layer in layers]
-    width, dim = item_width(config), int(config["dim"])
+    dim = int(config["dim"])
+    width = dim * (2 if config["categories"] else 1)
     statistics, dot, fields = (bool(config.get(name)) for name in ("numeric", "dot", "fields"))
     widths = [dim + width, width, 2 * dim * fields, dim * fields, USER * statistics]
     request, candidate, values, own, user, rest = np.split(weights[0], np.cumsum(widths), axis=1)
@@ -79,5 +60,4 @@ def _shape_and_dense(config: Mapping[str, Any], tensors: Tensors) -> tuple[Indic
     parts += [part for layer in layers[1:] for part in (weights[layer], biases[layer])]
     parts += [tensors["dot.user"], tensors["dot.history"]] if dot else []
     parts += [tensors["statistics.scale"], tensors["statistics.average"]] if statistics else []
-    shape = np.array([width, statistics, dot, fields, *map(len, weights)], dtype=np.int64)
-    return shape, np.concatenate([part.ravel() for part in parts])
+    return np.concatenate([part.ravel() for part in parts])

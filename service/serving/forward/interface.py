@@ -1,13 +1,12 @@
 """What both implementations of the forward pass have in common: arguments, result, and the bounds of a score."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from asmg.kernels.common import Floats, Rows
 from service.serving.fields import FieldValues
 from service.serving.id_hashes import Hashes
 
-__all__ = ["EPSILON", "Forward", "item_width"]
+__all__ = ["EPSILON", "Forward"]
 
 EPSILON = 1e-6
 """Every score lies in [ε, 1 − ε], so that whoever takes its logarithm gets a finite number."""
@@ -33,8 +32,3 @@ class Forward(Protocol):
         Returns:
             the number of unknown candidates, and whether the user is unknown.
         """
-
-
-def item_width(config: Mapping[str, Any]) -> int:
-    """W, the length of an item's vector in an Embedding&MLP of this configuration."""
-    return int(config["dim"]) * (2 if config["categories"] else 1)

@@ -2,38 +2,60 @@
 
 from typing import NamedTuple
 
-from asmg.kernels.common import Floats, Rows, compiled
-from service.serving.forward.tables import EmbeddingTable, list_cold, probability, rows_of_request
+import numpy as np
+
+from asmg.kernels.common import ZERO, Floats, Indices, Rows, compiled
+from service.serving.forward.tables import (
+    CATEGORIES,
+    ITEMS,
+    USERS,
+    PackedFiles,
+    Words,
+    add_values,
+    cold_row,
+    list_cold,
+    lists_of_items,
+    probability,
+    row_table,
+    rows_of_request,
+    value_table,
+    vector_of,
+)
 from service.serving.id_hashes import Hashes
-from service.serving.id_index import Starts
 
 __all__ = ["MFTables", "score_mf"]
 
 
 class MFTables(NamedTuple):
-    """A snapshot's tensors as `score_mf` reads them."""
+    """A snapshot as `score_mf` reads it."""
 
-    user_hashes: Hashes
-    user_starts: Starts
-    users: Floats
-    """Vectors [U, D + 1]; the last column holds the biases."""
-    item_hashes: Hashes
-    item_starts: Starts
-    items: Floats
-    """Vectors [I, D + 1], likewise."""
+    base: Words
+    newer: Words
+    places: Indices
+    """The three arrays of `PackedFiles`."""
+    shape: Indices
+    """D + 1, the length of a vector, whose last number is the bias; 1 with categories, else 0."""
 
 
 @compiled
 def score_mf(hashes: Hashes, history: Hashes, tables: MFTables, scores: Floats, cold: Rows) -> tuple[int, bool]:
     """Arguments and result as of `service.serving.forward.interface.Forward`; the model reads no history."""
-    users, items = tables.users, tables.items
-    user_table = EmbeddingTable(tables.user_hashes, tables.user_starts, users)
-    item_table = EmbeddingTable(tables.item_hashes, tables.item_starts, items)
-    rows = rows_of_request(hashes, history[:0], user_table, item_table)
-    dim = users.shape[1] - 1
+    files, width, has_categories = (
+        PackedFiles(tables.base, tables.newer, tables.places),
+        tables.shape[0],
+        tables.shape[1],
+    )
+    users, items = row_table(files, USERS, width), row_table(files, ITEMS, width)
+    categories, category = lists_of_items(files, CATEGORIES, 1), value_table(files, CATEGORIES, width)
+    rows = rows_of_request(hashes, history[:0], users, items)
+    user, of_categories = vector_of(users, rows[0]), np.zeros(width, np.float32)
     for i in range(len(scores)):
-        logit = users[rows[0], dim] + items[rows[1 + i], dim]
-        for k in range(dim):
-            logit += users[rows[0], k] * items[rows[1 + i], k]
+        item = vector_of(items, rows[1 + i])
+        if has_categories:
+            of_categories[:] = ZERO
+            add_values(categories, rows[1 + i], category, of_categories)
+        logit = user[width - 1] + item[width - 1] + of_categories[width - 1]
+        for k in range(width - 1):
+            logit += user[k] * (item[k] + of_categories[k])
         scores[i] = probability(logit)
-    return list_cold(rows[1:], cold), rows[0] == 0
+    return list_cold(rows[1:], cold_row(items), cold), rows[0] == cold_row(users)

@@ -4,26 +4,29 @@ All candidates are put into one small hash table; then each neighbour of the new
 request costs the number of its candidates plus that of the neighbours of ten items, not their product.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from asmg.kernels.common import ZERO, Floats, Indices, Rows, compiled, inlined
 from asmg.kernels.statistics import LOOKED_AT, SUMS, add_click, click_root, click_weight
+from service.serving.forward.items import PairCounts
+from service.serving.forward.tables import Lists, Words
 from service.serving.id_hashes import Hashes
+from service.serving.id_index import Starts
 
-__all__ = ["NeighbourTable", "sum_over_neighbours"]
+__all__ = ["sum_over_neighbours"]
 
 FREE = np.uint32(0)
-"""Marks a free slot of the hash table. Row 0, the cold row, is never put into it."""
+"""Marks a free slot of the hash table. The cold row, whose identity this is, is never put into it."""
 
 SLOTS_PER_CANDIDATE = 4
 """The least number of slots of the hash table for each candidate: few look-ups then take more than one step."""
 
+SPREAD, HALF_A_WORD = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
+
 MARKS_PER_CANDIDATE = 64
 MAX_MARKS = 32_768
-"""A mark is one byte that says whether any candidate's row has certain last bits. Nearly all neighbours are no
+"""A mark is one byte that says whether any candidate's identity has certain last bits. Nearly all neighbours are no
 candidates, and their mark says so without a branch. At most so many bytes stay in the processor's first cache.
 """
 
@@ -31,24 +34,13 @@ MARKS_READ_TOGETHER = 8
 """Neighbours whose marks are read before one branch."""
 
 
-class NeighbourTable(NamedTuple):
-    """Which items were clicked beside each item, and how often; empty for a model without statistics."""
-
-    firsts: NDArray[np.uint32]
-    """Where the neighbours of each item begin, [I + 1]."""
-    rows: NDArray[np.uint32]
-    """Rows of the neighbours, those of all items one after the other, [M]."""
-    counts: Floats
-    """How often each neighbour was clicked beside the item, and shown there without a click, [M, 2]."""
-
-
 @inlined
-def _slot(keys: NDArray[np.uint32], row: np.uint32) -> np.int64:
-    """The slot of a row in the hash table, or the free one where it belongs."""
-    # Rows are in the order of hashes, so their last bits are spread evenly already.
+def _slot(keys: NDArray[np.uint32], identity: np.uint32) -> np.int64:
+    """The slot of an item in the hash table, or the free one where it belongs."""
+    # Identities are consecutive numbers; whatever pattern those of the candidates have, the product spreads them evenly.
     mask = len(keys) - 1
-    slot = np.int64(row) & mask
-    while keys[slot] != FREE and keys[slot] != row:
+    slot = np.int64((np.uint64(identity) * SPREAD) >> HALF_A_WORD) & mask
+    while keys[slot] != FREE and keys[slot] != identity:
         slot = (slot + 1) & mask
     return slot
 
@@ -57,10 +49,9 @@ def _slot(keys: NDArray[np.uint32], row: np.uint32) -> np.int64:
 def sum_over_neighbours(
     hashes: Hashes,
     history: Hashes,
-    candidates: Indices,
+    counts: PairCounts,
     clicked: Indices,
-    degrees: Floats,
-    table: NeighbourTable,
+    lists: Lists,
     same: Rows,
     places: Rows,
 ) -> Floats:
@@ -68,17 +59,17 @@ def sum_over_neighbours(
 
     Args:
         hashes, history: of the N candidates and of the user's clicks, newest first.
-        candidates, clicked: their rows, 0 for an unknown item.
-        degrees: of each item, how often anything was clicked beside it, [I].
-        table: of the neighbours.
-        same: receives the position of the first candidate with the same row, [N]. `places` and the result are filled
-            for these alone.
+        counts: of the candidates, followed by the clicked items.
+        clicked: rows of the clicked items.
+        lists: of the neighbours of each item.
+        same: receives the position of the first candidate with the same identity, [N]. `places` and the result are
+            filled for these alone.
         places: receives which of the clicks was on the candidate itself, [N]; 0 is the newest, -1 none.
 
     Returns:
         the sums, float32 [N, SUMS].
     """
-    n, size, marked = len(candidates), 64, 1024
+    n, size, marked = len(hashes), 64, 1024
     while size < SLOTS_PER_CANDIDATE * n:
         size *= 2
     while marked < min(MARKS_PER_CANDIDATE * n, MAX_MARKS):
@@ -86,33 +77,34 @@ def sum_over_neighbours(
     keys, at, marks = np.zeros(size, np.uint32), np.empty(size, np.int32), np.zeros(marked, np.uint8)
     cold = False
     for i in range(n):
-        row, same[i], places[i] = np.uint32(candidates[i]), i, -1
-        if row == FREE:
+        identity, same[i], places[i] = counts.identities[i], i, -1
+        if identity == FREE:
             cold = True
             continue
-        slot = _slot(keys, row)
-        if keys[slot] == row:
+        slot = _slot(keys, identity)
+        if keys[slot] == identity:
             same[i] = at[slot]
         else:
-            keys[slot], at[slot], marks[row & np.uint32(marked - 1)] = row, i, 1
+            keys[slot], at[slot], marks[identity & np.uint32(marked - 1)] = identity, i, 1
     for q in range(len(clicked)):
-        row = np.uint32(clicked[q])
-        if row != FREE:
-            slot = _slot(keys, row)
-            if keys[slot] == row and places[at[slot]] < 0:
+        identity = counts.identities[n + q]
+        if identity != FREE:
+            slot = _slot(keys, identity)
+            if keys[slot] == identity and places[at[slot]] < 0:
                 places[at[slot]] = q
         elif cold:  # an item that is too new for the snapshot can have been clicked all the same
             for i in range(n):
-                if candidates[i] == 0 and places[i] < 0 and hashes[i] == history[q]:
+                if counts.identities[i] == FREE and places[i] < 0 and hashes[i] == history[q]:
                     places[i] = q
-    return _sums(clicked[:LOOKED_AT], degrees, table, keys, at, marks, n)
+    return _sums(clicked[:LOOKED_AT], counts.degrees[n:], counts.faded[n:], lists, keys, at, marks, n)
 
 
 @compiled
 def _sums(
     clicked: Indices,
     degrees: Floats,
-    table: NeighbourTable,
+    faded: Floats,
+    lists: Lists,
     keys: NDArray[np.uint32],
     at: Rows,
     marks: NDArray[np.uint8],
@@ -122,39 +114,72 @@ def _sums(
 
     Args:
         clicked: rows of the newest clicks.
-        degrees: of each item.
-        table: of the neighbours.
-        keys, at: hash table from a candidate's row to its position.
-        marks: of the candidates' rows.
+        degrees, faded: of these items, see `PairCounts`.
+        lists: of the neighbours of each item.
+        keys, at: hash table from a candidate's identity to its position.
+        marks: of the candidates' identities.
         n: candidates.
     """
-    firsts, neighbours, counts = table.firsts, table.rows, table.counts
-    sums, evidence, ahead = np.zeros((n, SUMS), np.float32), ZERO, FREE
-    for h in clicked:
+    sums, evidence, ahead, size = np.zeros((n, SUMS), np.float32), ZERO, FREE, len(lists.firsts) - 1
+    firsts, neighbours = lists.firsts, lists.rows
+    for q in range(len(clicked)):
         # All cache lines are asked for before the first is needed: the processor waits once, not once for each.
-        evidence += degrees[h]
-        if firsts[h] < len(neighbours):
+        evidence += degrees[q]
+        h = clicked[q]
+        if h < size and firsts[h] < len(neighbours):
             ahead |= neighbours[firsts[h]]
     for i in range(n):
         sums[i, SUMS - 1] = evidence
-    if ahead == FREE:
+    if ahead == FREE and not len(lists.newer_firsts):
         return sums
-    mask = np.uint32(len(marks) - 1)
     for q in range(len(clicked)):
-        h = clicked[q]
-        root, weight = click_root(degrees[h]), click_weight(q)
-        first, last = np.int64(firsts[h]), np.int64(firsts[h + 1])
-        for start in range(first, last, MARKS_READ_TOGETHER):
-            whole, marked = last - start >= MARKS_READ_TOGETHER, np.uint8(0)
-            if whole:
-                for m in range(MARKS_READ_TOGETHER):
-                    marked |= marks[neighbours[start + m] & mask]
-                if not marked:
-                    continue
-            for m in range(start, start + MARKS_READ_TOGETHER if whole else last):
-                row = neighbours[m]
-                if marks[row & mask]:
-                    slot = _slot(keys, row)
-                    if keys[slot] == row:
-                        add_click(q, weight, counts[m, 0], counts[m, 1], root, sums[at[slot]])
+        h, root, weight = clicked[q], click_root(degrees[q]), click_weight(q)
+        if h < size:
+            _add_neighbours(firsts, neighbours, lists.weights, h, q, weight, root, faded[q], keys, at, marks, sums)
+        else:
+            _add_neighbours(
+                lists.newer_firsts, lists.newer_rows, lists.newer_weights, h - size,
+                q, weight, root, faded[q], keys, at, marks, sums,
+            )  # fmt: skip
     return sums
+
+
+@compiled
+def _add_neighbours(
+    firsts: Starts,
+    neighbours: Words,
+    counts: Floats,
+    h: int,
+    q: int,
+    weight: np.float32,
+    root: np.float32,
+    faded: np.float32,
+    keys: NDArray[np.uint32],
+    at: Rows,
+    marks: NDArray[np.uint8],
+    sums: Floats,
+) -> None:
+    """Add what the neighbours of one clicked item say of the candidates.
+
+    Args:
+        firsts, neighbours, counts: of the lists.
+        h, q: number of the item's list, and place of the click.
+        weight, root: `click_weight` and `click_root`.
+        faded: what is left of the counts.
+        keys, at, marks: as of `_sums`.
+        sums: changed in place.
+    """
+    mask, first, last = np.uint32(len(marks) - 1), np.int64(firsts[h]), np.int64(firsts[h + 1])
+    for start in range(first, last, MARKS_READ_TOGETHER):
+        whole, marked = last - start >= MARKS_READ_TOGETHER, np.uint8(0)
+        if whole:
+            for m in range(MARKS_READ_TOGETHER):
+                marked |= marks[neighbours[start + m] & mask]
+            if not marked:
+                continue
+        for m in range(start, start + MARKS_READ_TOGETHER if whole else last):
+            identity = neighbours[m]
+            if marks[identity & mask]:
+                slot = _slot(keys, identity)
+                if keys[slot] == identity:
+                    add_click(q, weight, counts[m, 0] * faded, counts[m, 1] * faded, root, sums[at[slot]])

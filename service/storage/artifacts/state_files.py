@@ -5,7 +5,7 @@ fetches what another host has written, and reads of a large file only the rows t
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from asmg.checkpoint import Checkpoint, CheckpointError
@@ -30,15 +30,19 @@ class StateFiles:
 
     async def put(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
         """Store a checkpoint durably, `hot` ones in Redis too, and return its digest."""
-
-        def write() -> DigestedFile:
-            with create(self._folder, FILE_SUFFIX) as file:
-                file.write(checkpoint.to_bytes())
-            return file
-
-        digest = await self._store.put_file(await asyncio.to_thread(write), checkpoint.kind, hot=hot)
+        digest = await self.write(lambda file: file.write(checkpoint.to_bytes()), checkpoint.kind, hot=hot)
         self._open[digest] = checkpoint
         return digest
+
+    async def write(self, content: Callable[[DigestedFile], None], kind: str, *, hot: bool = False) -> str:
+        """Store what `content` writes, in a thread, into a file; return its digest."""
+
+        def create_file() -> DigestedFile:
+            with create(self._folder, FILE_SUFFIX) as file:
+                content(file)
+            return file
+
+        return await self._store.put_file(await asyncio.to_thread(create_file), kind, hot=hot)
 
     async def open(self, digest: str, kind: str | None = None) -> Checkpoint:
         """The checkpoint with this digest.

@@ -42,6 +42,9 @@ class Lock(IntEnum):
     """The schema: exclusive while it changes."""
     WORKER = 0x61736D67_00000004
     """Held by the leading worker for as long as it leads."""
+    CATALOGUE = 0x61736D67_00000005
+    """The catalogue: shared by those who store items, exclusive for a moment when an update begins to read. From then
+    on it sees every entry that was noted with its period or one before."""
 
 
 class Session:

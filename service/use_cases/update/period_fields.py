@@ -5,7 +5,7 @@ The stage `prepare` makes columns of them; the stage `publish` writes those of t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from service.serving.encode import Known, KnownFields
 from service.serving.fields import FieldReader
 from service.storage.postgres.repositories import FeaturesOf, PeriodLog
 
-__all__ = ["Given", "NamedColumns", "fields_of_snapshot", "name_columns"]
+__all__ = ["Given", "NamedColumns", "NamedRows", "fields_of_snapshot", "name_columns"]
 
 Values = Mapping[str, Any]
 """Name of a field → the value that a client sent."""
@@ -35,6 +35,14 @@ class Given:
     """Versions of the features of the log's users."""
     items: FeaturesOf
     """Versions of the features of the log's items."""
+
+
+class NamedRows(NamedTuple):
+    """Ids with the rows that they have in a table."""
+
+    ids: Sequence[str]
+    rows: NDArray[np.int64]
+    """int64 [N], each ≥ 1."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ def name_columns(schema: Schema, log: PeriodLog, given: Given) -> NamedColumns:
 
 
 def fields_of_snapshot(
-    schema: Schema, values: Known, items: Known, features: FeaturesOf, count: int, numbers: NumberMoments
+    schema: Schema, values: NamedRows, items: NamedRows, features: FeaturesOf, count: int, numbers: NumberMoments
 ) -> KnownFields:
     """What a serving snapshot contains of the fields that its model reads.
 
@@ -141,7 +149,7 @@ def fields_of_snapshot(
     named = columns.named()
     scale = torch.tensor([scale_of.get(field.name, (0.0, 1.0)) for field in named.fields]).reshape(-1, 2).t()
     of_items = replace(named.in_rows(rows, max(rows.values(), default=0) + 1), scale=scale.contiguous())
-    return KnownFields(values, FieldReader(schema, scale_of), of_items)
+    return KnownFields(Known.of(*values), FieldReader(schema, scale_of), of_items)
 
 
 class _Columns:

@@ -6,6 +6,7 @@ stage is deterministic (its randomness follows from the seed, the period and its
 version, once.
 """
 
+import asyncio
 from functools import partial
 
 from service.storage.postgres.database import Lock
@@ -73,6 +74,7 @@ async def update_period(context: UpdateContext, period: int) -> int:
     publishing = partial(publish, context, checkpoints, start, resolved, learned, decision)
     published = await run("publish", PublishNote, publishing, stores_note=True)
     await context.notices.publish_swap()
+    await asyncio.to_thread(checkpoints.files.remove_others)
     return published.version
 
 

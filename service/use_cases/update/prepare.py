@@ -2,15 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from asmg.batch import PeriodData
 from asmg.features import DEFAULT, Schema
-from service.storage.postgres.database import Database, ReadSession
+from service.storage.postgres.database import Database, Lock, ReadSession
 from service.storage.postgres.repositories import Catalogue, Earlier, EntityKind, FeaturesOf, PeriodLog
 from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, origin_of
@@ -32,15 +33,22 @@ class PrepareNote:
     """Digest of the prepared period."""
     allocations: Mapping[str, int]
     """Kind → number of the latest allocation of rows, which a model that has learned the period knows."""
+    catalogue: int
+    """The newest period whose catalogue entries all have their rows."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"origin": self.origin, "data": self.data, "allocations": self.allocations}
+        return {
+            "origin": self.origin,
+            "data": self.data,
+            "allocations": self.allocations,
+            "catalogue": self.catalogue,
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], /) -> Self:
         """The inverse of `to_json`."""
-        return cls(values["origin"], values["data"], values.get("allocations", {}))
+        return cls(values["origin"], values["data"], values.get("allocations", {}), values.get("catalogue", 0))
 
 
 class PreparedPeriod(NamedTuple):
@@ -56,31 +64,40 @@ async def prepare(
 ) -> PrepareNote:
     """Turn the log into rows, add what the method's state says about them, and store that."""
     settings = context.settings
+    known = int(start.head.state.get("catalogue", 0))  # every entry, after a release that did not note it
     data, allocations = await prepare_period(
         context.database,
         start.period,
         settings.history_length,
         evict_after=settings.evict_after_periods,
         schema=context.schema,
+        catalogue=known,
     )
     await checkpoints.select(data)
     state = await checkpoints.read_state(None)
     local = await asyncio.to_thread(checkpoints.selection.localised, data)
     prepared = await asyncio.to_thread(context.updater.prepare, state, local)
     digest = await checkpoints.write_data(data, prepared)
-    return PrepareNote(origin_of(context, start.head), digest, allocations)
+    return PrepareNote(origin_of(context, start.head), digest, allocations, max(known, start.period))
 
 
 async def prepare_period(
-    database: Database, period: int, history_length: int, *, evict_after: int | None = None, schema: Schema = DEFAULT
+    database: Database,
+    period: int,
+    history_length: int,
+    *,
+    evict_after: int | None = None,
+    schema: Schema = DEFAULT,
+    catalogue: int = 0,
 ) -> PreparedPeriod:
     """The log of a period as rows, each interaction with its user's history at that time.
 
-    An id without a row gets one, as do the catalogue's items and categories, so that a new item starts as the sum of
-    its categories. Before that, users and items lose their row that were not seen for `evict_after` periods, this one
-    included. An id was seen in a period if it occurs in the log (not only as a sampled negative) or in a history read
-    for it, or if its catalogue entry was made or changed. Periods are counted from the first that was prepared with
-    eviction. Rows change hands in one transaction; preparing the period again gives the same rows.
+    An id without a row gets one, as do the items and categories of catalogue entries that were put since the head was
+    prepared, so that a new item starts as the sum of its categories. Before that, users and items lose their row that
+    were not seen for `evict_after` periods, this one included. An id was seen in a period if it occurs in the log (not
+    only as a sampled negative) or in a history read for it, or if its catalogue entry was made or changed. Periods are
+    counted from the first that was prepared with eviction. Rows change hands in one transaction; preparing the period
+    again gives the same rows.
 
     Args:
         database: the log, the catalogue and the rows.
@@ -88,9 +105,12 @@ async def prepare_period(
         history_length: most recent positives kept for each interaction.
         evict_after: number of periods; None never evicts.
         schema: the fields. Their values get rows as ids do, and lose them likewise.
+        catalogue: number of a period; entries stored up to it have their rows, those stored later get theirs now.
     """
+    async with database.unit_of_work() as work:
+        await work.lock_exclusive(Lock.CATALOGUE)  # all entries noted with this period are committed now
     while True:
-        read = await _read_period(database, period, history_length, evict_after, schema)
+        read = await _read_period(database, period, history_length, evict_after, schema, catalogue)
         columns = await asyncio.to_thread(name_columns, schema, read.log, read.given)
         rows = await _assign_rows(database, period, evict_after, read, columns)
         if rows is not None:
@@ -111,24 +131,46 @@ class _Read:
     earlier: Earlier
     shown: list[str]
     """Items of the log that are no mere sampled negatives; empty where nothing is evicted."""
+    put: Catalogue
+    """Entries that are taken up."""
     catalogue: Catalogue
+    """The items that the period touches, those whose entries are taken up and those that have new features."""
     given: Given
 
 
 async def _read_period(
-    database: Database, period: int, history_length: int, evict_after: int | None, schema: Schema
+    database: Database, period: int, history_length: int, evict_after: int | None, schema: Schema, catalogue: int
 ) -> _Read:
     async with database.read() as session:
         deletions = await session.deletions.finished()
         log = await session.interactions.log(period)
+        earlier = await session.past.earlier(period, history_length)
+        put = await session.items.put_since(catalogue + 1)
+        described = await session.features.items_put_since(catalogue + 1) if schema.of("item") else []
+        touched = await asyncio.to_thread(lambda: list(dict.fromkeys([*log.item_ids, *earlier.item_ids])))
+        categories = await session.items.categories(touched)
         return _Read(
             deletions=deletions,
             log=log,
-            earlier=await session.past.earlier(period, history_length),
+            earlier=earlier,
             shown=[] if evict_after is None else list(await session.interactions.shown_items(period)),
-            catalogue=await session.items.catalogue(),
+            put=put,
+            catalogue=_catalogue(categories, put, described),
             given=await _read_fields(session, period, len(log), schema),
         )
+
+
+def _catalogue(categories: Mapping[str, tuple[str, ...]], put: Catalogue, described: Sequence[str]) -> Catalogue:
+    """What the period says of items.
+
+    Args:
+        categories: of the items that the period touches.
+        put: entries that are taken up.
+        described: items that have new features.
+    """
+    of_item = {item: () for item in described} | dict(categories)
+    of_item |= dict(zip(put.item_ids, put.categories, strict=True))
+    return Catalogue(list(of_item), list(of_item.values()), [])
 
 
 async def _read_fields(session: ReadSession, period: int, count: int, schema: Schema) -> Given:
@@ -152,7 +194,6 @@ async def _assign_rows(
     Returns:
         the rows; None where an id was deleted after the period was read, and would get a row again.
     """
-    log, earlier, catalogue = read.log, read.earlier, read.catalogue
     maps: dict[EntityKind, dict[str, int]] = {}
     sizes: dict[EntityKind, int] = {}
     allocations: dict[str, int] = {}
@@ -165,26 +206,58 @@ async def _assign_rows(
         now = max(period, await work.models.newest_period() or 0)
         # A catalogue entry older than this gives its item no row; the item may have one by itself.
         oldest = 0 if evict_after is None else now - evict_after + 1
-        current = [i for i, put in zip(catalogue.item_ids, catalogue.periods, strict=True) if put >= oldest]
-        for kind, seen, ids in (
-            (EntityKind.USER, log.user_ids, log.user_ids),
-            (EntityKind.ITEM, [*read.shown, *earlier.item_ids], [*log.item_ids, *earlier.item_ids, *current]),
-            (EntityKind.CATEGORY, [], [name for names in catalogue.categories for name in names]),
-            (EntityKind.FIELD, columns.names, columns.names),
-        ):
+        for kind, ids in (await asyncio.to_thread(_ids_of, read, columns, oldest)).items():
             if evict_after is not None and kind is not EntityKind.CATEGORY:
-                await work.entities.see(kind, seen, now)
+                await work.entities.see(kind, ids.seen, now)
                 evicted = await work.entities.evict(kind, now, evict_after)
                 logger.info("period %d: rows of %ss that are evicted: %d", period, kind, evicted)
-            distinct = list(dict.fromkeys(ids))
-            rows = await work.entities.allocate(kind, distinct, now)
-            maps[kind] = dict(zip(distinct, rows.tolist(), strict=True))
+            rows = await work.entities.allocate(kind, ids.distinct, now)
+            maps[kind] = await asyncio.to_thread(_row_of, ids.distinct, rows)
             extent = await work.entities.extent(kind)
             sizes[kind], allocations[str(kind)] = extent.row + 1, extent.allocation
         if evict_after is None:
             await work.entities.forget_seen()
-        else:
-            rows = await work.entities.find(EntityKind.ITEM, catalogue.item_ids)
-            maps[EntityKind.ITEM] |= zip(catalogue.item_ids, rows.tolist(), strict=True)
+        # Of items outside of the log, and of the categories of all, the rows are looked up: they have theirs, or none.
+        for kind, known in (
+            (EntityKind.ITEM, read.catalogue.item_ids),
+            (EntityKind.CATEGORY, [name for names in read.catalogue.categories for name in names]),
+        ):
+            others = [id_ for id_ in dict.fromkeys(known) if id_ not in maps[kind]]
+            maps[kind] |= _row_of(others, await work.entities.find(kind, others))
         await work.commit()
     return TableRows(maps, sizes, allocations)
+
+
+class _Ids(NamedTuple):
+    """The ids of one kind in a period."""
+
+    seen: Sequence[str]
+    """Those that keep their rows for having been seen; they may repeat. Empty for categories."""
+    distinct: list[str]
+    """Those that get rows, in the order in which they get them."""
+
+
+def _ids_of(read: _Read, columns: NamedColumns, oldest: int) -> dict[EntityKind, _Ids]:
+    """The ids that occur in a period.
+
+    Args:
+        read: the period.
+        columns: its fields.
+        oldest: items of catalogue entries that were stored in an earlier period than this get no row by them.
+    """
+    log, earlier, put = read.log, read.earlier, read.put
+    current = [item for item, number in zip(put.item_ids, put.periods, strict=True) if number >= oldest]
+    categories = [name for names in put.categories for name in names]
+    return {
+        kind: _Ids(seen, list(dict.fromkeys(ids)))
+        for kind, seen, ids in (
+            (EntityKind.USER, log.user_ids, log.user_ids),
+            (EntityKind.ITEM, [*read.shown, *earlier.item_ids], [*log.item_ids, *earlier.item_ids, *current]),
+            (EntityKind.CATEGORY, [], categories),
+            (EntityKind.FIELD, columns.names, columns.names),
+        )
+    }
+
+
+def _row_of(ids: Sequence[str], rows: NDArray[np.int64]) -> dict[str, int]:
+    return dict(zip(ids, rows.tolist(), strict=True))

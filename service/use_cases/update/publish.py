@@ -13,11 +13,12 @@ from asmg.models import table_sizes
 from asmg.numbers import NumberMoments
 from asmg.updaters.with_statistics import PART as STATISTICS
 from service.files import DigestedFile, create, keep_newest
-from service.serving.encode import Known, encode_model
+from service.serving.encode import Known, ServedModel, encode_base
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.database import Lock, UnitOfWork
 from service.storage.postgres.repositories import AliasName, EntityKind, ModelKind, ModelVersion, PeriodStatus
 from service.use_cases.update.checkpoints import Checkpoints, layers_of
+from service.use_cases.update.compaction import COMPACTED, with_compaction
 from service.use_cases.update.context import (
     ACTOR,
     Progress,
@@ -29,7 +30,7 @@ from service.use_cases.update.context import (
 )
 from service.use_cases.update.gate import Decision
 from service.use_cases.update.negatives import logit_correction
-from service.use_cases.update.period_fields import fields_of_snapshot
+from service.use_cases.update.period_fields import NamedRows, fields_of_snapshot
 from service.use_cases.update.prepare import PrepareNote
 from service.use_cases.update.resolve import ResolveNote
 from service.use_cases.update.score import ScoreNote
@@ -40,10 +41,14 @@ __all__ = ["Learned", "PublishNote", "publish", "write_snapshot"]
 
 logger = logging.getLogger(__name__)
 
-SERVED = ("serving", "serving_allocations", "serving_schema", "serving_statistics", "logit_correction")
-"""Keys of a version's state that describe what it serves: the parameters, which ids these know, the schema of the
-fields, the statistics that go with them, and what is added to their logits. A version of kind `previous` copies them
-from the champion."""
+SERVED = ("snapshot", "serving", "serving_allocations", "serving_schema", "serving_statistics", "logit_correction")
+"""Keys of a version's state that describe what it serves: the files of its snapshot, the parameters, which ids these
+know, the schema of the fields, the statistics that go with them, and what is added to their logits. A version of kind
+`previous` copies them from the champion."""
+
+
+LEARNED = ("parts", "allocations", "catalogue")
+"""Keys of a version's state that describe what the sequence has learned up to it."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,18 @@ async def publish(
         assert learned is not None, "only the model served before can be kept unlearned"
         serving_digest, served = await _write_served(context, checkpoints, resolved, learned, decision.kind)
     if learned is None:
-        state = {"parts": start.head.state.get("parts", {}), "allocations": start.head.state.get("allocations", {})}
+        state = {name: start.head.state[name] for name in LEARNED if name in start.head.state}
     else:
-        state = {"parts": learned.trained.parts, "allocations": learned.prepared.allocations}
+        state = {
+            "parts": learned.trained.parts,
+            "allocations": learned.prepared.allocations,
+            "catalogue": learned.prepared.catalogue,
+        }
     async with context.database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
         await hold_period(work, context, start.period)
-        if (await head_version(work)).version != start.head.version:
+        head = await head_version(work)
+        if head.version != start.head.version:
             raise Superseded(f"head is not version {start.head.version} any more")
         if await work.deletions.finished(with_row=True) != deletions:
             logger.warning("period %d: its snapshot may know somebody who was deleted meanwhile", start.period)
@@ -125,7 +135,7 @@ async def publish(
                 kind=decision.kind,
                 parent_version=start.head.version,
                 serving_digest=serving_digest,
-                state={**state, **served},
+                state=with_compaction({**state, **served}, head.state.get(COMPACTED, ())),
                 scores={} if learned is None else learned.scored.scores,
                 gate=decision.to_json(),
                 created_by=ACTOR,
@@ -184,20 +194,28 @@ async def write_snapshot(
     sizes = table_sizes(params)
     numbers = NumberMoments.initial() if statistics is None else statistics.numbers
 
-    def within(kind: EntityKind) -> Known:
+    def within(kind: EntityKind) -> NamedRows:
         ids, rows = known[kind]
         inside = int((rows < sizes[kind]).sum())  # rows ascend; the others belong to later periods
-        return Known(ids[:inside], rows[:inside])
+        return NamedRows(ids[:inside], rows[:inside])
 
     def write() -> DigestedFile:
         users, items = within(EntityKind.USER), within(EntityKind.ITEM)
         fields = None
         if EntityKind.FIELD in sizes:
             fields = fields_of_snapshot(schema, within(EntityKind.FIELD), items, features, sizes["item"], numbers)
+        trained = ServedModel(
+            model=model,
+            params=params,
+            users=Known.of(*users),
+            items=Known.of(*items),
+            categories=categories,
+            statistics=statistics,
+            fields=fields,
+        )
         with create(context.settings.serving_dir, FILE_SUFFIX) as file:
-            encode_model(file, model, params, users, items, categories, statistics, fields)
-        assert file.path is not None
-        keep_newest(file.path)
+            encode_base(file, trained)
+        keep_newest(context.settings.serving_dir, FILE_SUFFIX, [file.digest])
         return file
 
     return await context.artifacts.put_file(await asyncio.to_thread(write), "serving")

@@ -7,7 +7,7 @@ from service.storage.postgres.events import EventBatch, Happened, Interaction
 from service.storage.postgres.repositories.access import ApiKey, Audit, AuditEntry, Keys
 from service.storage.postgres.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of, digests_in
 from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
-from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent
+from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent, IdRows
 from service.storage.postgres.repositories.evaluations import Evaluation, Evaluations, GateSummary
 from service.storage.postgres.repositories.features import NOTHING_KNOWN, Features, FeaturesOf, FeatureVersion
 from service.storage.postgres.repositories.insertion import Inserted, Raced
@@ -62,6 +62,7 @@ __all__ = [
     "FeaturesOf",
     "GateSummary",
     "Happened",
+    "IdRows",
     "Impression",
     "Inserted",
     "Interaction",

@@ -1,19 +1,32 @@
 """Which rows of the embedding tables belong to which ids: tables `entity_rows` and `seen_rows`."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
+from struct import Struct
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, func, select, text, update
-from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from asmg.layout import COLD_ROW
 from service.storage.postgres import tables
+from service.storage.postgres.driver import asyncpg_connection
+from service.storage.postgres.events import COPY_HEADER, COPY_TRAILER
+from service.storage.postgres.repositories.many_ids import (
+    IDS_PER_PAGE,
+    array_text,
+    int_array,
+    joined,
+    pages_of,
+    split_texts,
+)
 
-__all__ = ["Entities", "EntityKind", "Extent"]
+__all__ = ["Entities", "EntityKind", "Extent", "IdRows"]
+
+Rows = NDArray[np.int64]
 
 
 class EntityKind(StrEnum):
@@ -31,13 +44,19 @@ class EntityKind(StrEnum):
 LOCK_KIND = text("SELECT pg_advisory_xact_lock(hashtext('asmg.entity_rows'), hashtext(:kind))")
 
 SEE = text("""
-    INSERT INTO seen_rows AS noted (kind, period, rows) VALUES (:kind, :period, CAST(:rows AS integer[]))
+    INSERT INTO seen_rows AS noted (kind, period, rows)
+    VALUES (:kind, :period, CAST(CAST(:rows AS text) AS integer[]))
     ON CONFLICT (kind, period) DO UPDATE
     SET rows = ARRAY(SELECT DISTINCT unnest(noted.rows || excluded.rows) AS row ORDER BY row)
 """)
 
+SEEN_IN = text("""
+    SELECT period, (SELECT string_agg(int4send(row), ''::bytea) FROM unnest(rows) AS row) AS rows
+    FROM seen_rows WHERE kind = :kind AND period > :last
+""")
+
 OLD = text("""
-    SELECT array_agg(row) FROM entity_rows
+    SELECT string_agg(int4send(row), ''::bytea) FROM entity_rows
     WHERE kind = :kind AND id IS NOT NULL AND first_period <= :last
       AND NOT EXISTS (SELECT FROM items WHERE :kind = 'item' AND item_id = entity_rows.id AND period > :last)
 """)
@@ -49,20 +68,56 @@ FORGET_SEEN = text("""
       AND period < (SELECT max(period) FROM seen_rows AS noted WHERE noted.kind = :kind AND noted.period <= :last + 1)
 """)
 
-# A row that exists already is free.
-GIVE = text("""
-    INSERT INTO entity_rows (kind, row, id, first_period, allocation)
-    SELECT :kind, row, id, :period, :allocation
-    FROM unnest(CAST(:rows AS integer[]), CAST(:ids AS text[])) AS fresh (row, id)
-    ON CONFLICT (kind, row) DO UPDATE
-    SET id = excluded.id, first_period = excluded.first_period, allocation = excluded.allocation
+# A freed row changes hands too: it gets the number of an allocation.
+FREE = text("""
+    UPDATE entity_rows SET id = NULL, allocation = :allocation
+    WHERE kind = :kind AND row = ANY(CAST(CAST(:rows AS text) AS integer[]))
 """)
 
+FREE_ROWS = text("""
+    SELECT string_agg(int4send(row), ''::bytea ORDER BY row)
+    FROM (SELECT row FROM entity_rows WHERE kind = :kind AND id IS NULL ORDER BY row LIMIT :most) AS free
+""")
+
+GIVE_FREE = text("""
+    UPDATE entity_rows SET id = fresh.id, first_period = :period, allocation = :allocation
+    FROM unnest(
+        CAST(CAST(:rows AS text) AS integer[]), string_to_array(CAST(:ids AS text), :separator)
+    ) AS fresh (row, id)
+    WHERE kind = :kind AND entity_rows.row = fresh.row
+""")
+
+COLUMNS = ("kind", "row", "id", "first_period", "allocation")
+
 ROWS_OF_IDS = text("""
-    SELECT array_agg(coalesce(known.row, 0) ORDER BY entity.place)
-    FROM unnest(CAST(:ids AS text[])) WITH ORDINALITY AS entity (id, place)
+    SELECT string_agg(int4send(coalesce(known.row, 0)), ''::bytea ORDER BY entity.place)
+    FROM unnest(string_to_array(CAST(:ids AS text), :separator)) WITH ORDINALITY AS entity (id, place)
     LEFT JOIN entity_rows AS known ON known.kind = :kind AND known.id = entity.id
 """)
+
+IDS_OF_ROWS = text("""
+    SELECT array_agg(known.id ORDER BY asked.place)
+    FROM unnest(CAST(CAST(:rows AS text) AS integer[])) WITH ORDINALITY AS asked (row, place)
+    LEFT JOIN entity_rows AS known ON known.kind = :kind AND known.row = asked.row
+""")
+
+PAGE = text("""
+    SELECT string_agg(convert_to(id, 'UTF8'), decode('00', 'hex') ORDER BY row) AS ids,
+           string_agg(int4send(row), ''::bytea ORDER BY row) AS rows
+    FROM (
+        SELECT id, row FROM entity_rows
+        WHERE kind = :kind AND row > :after AND id IS NOT NULL AND allocation <= :allocation
+        ORDER BY row LIMIT :size
+    ) AS page
+""")
+
+CHANGED_HANDS = text("""
+    SELECT string_agg(int4send(row), ''::bytea ORDER BY row)
+    FROM entity_rows WHERE kind = :kind AND allocation > :allocation
+""")
+
+LAST_ALLOCATION = 2**31 - 1
+"""Above every number of an allocation."""
 
 
 class Extent(NamedTuple):
@@ -74,12 +129,22 @@ class Extent(NamedTuple):
     """Number of its latest allocation. A model made after it knows the ids of this allocation and those before."""
 
 
+class IdRows(NamedTuple):
+    """Some ids that have a row, ordered by row."""
+
+    ids: list[str]
+    rows: Rows
+    """[len(ids)]."""
+
+
 class Entities:
     """Table `entity_rows`: which id has which row of an embedding table (row 0, the cold row, belongs to no id); and
     table `seen_rows`: which rows occurred in which period.
 
-    Rows are given to ids by *allocations*, which have ascending numbers. So the number of the latest allocation at the
-    time a model was made tells which rows have changed hands since.
+    Rows are given to ids and freed by *allocations*, which have ascending numbers. So the number of the latest
+    allocation at the time a model was made tells which rows have changed hands since.
+
+    Ids go to Postgres and come from it in pages (`many_ids`), and long lists are made in threads.
     """
 
     def __init__(self, connection: AsyncConnection) -> None:
@@ -92,38 +157,41 @@ class Entities:
         """
         await self.lock(kind)
         rows = np.unique(await self.find(kind, ids))
-        values = {"kind": str(kind), "period": period, "rows": rows[rows != COLD_ROW].tolist()}
-        await self._connection.execute(SEE, values)
+        seen = await asyncio.to_thread(array_text, rows[rows != COLD_ROW])
+        await self._connection.execute(SEE, {"kind": str(kind), "period": period, "rows": seen})
 
     async def forget_seen(self) -> None:
         """Remove what was noted of seen ids; periods are counted anew from the next `see`."""
         await self._connection.execute(delete(tables.seen_rows))
 
-    async def stale(self, kind: EntityKind, period: int, after: int) -> NDArray[np.int64]:
+    async def stale(self, kind: EntityKind, period: int, after: int) -> Rows:
         """The rows, ascending, of the ids that were not seen in the last `after` periods, this one included.
 
         None as long as seen ids were noted for fewer periods. Items whose catalogue entry was made or changed in these
-        periods are left out.
+        periods are left out. Reads the whole table.
         """
-        last = period - after
-        noted = select(tables.seen_rows.c.period, tables.seen_rows.c.rows).where(tables.seen_rows.c.kind == kind)
-        seen = {row.period: row.rows for row in await self._connection.execute(noted)}
-        if not any(number <= last + 1 for number in seen):
+        values = {"kind": str(kind), "last": period - after}
+        noted = select(func.min(tables.seen_rows.c.period)).where(tables.seen_rows.c.kind == kind)
+        first: int | None = await self._connection.scalar(noted)
+        if first is None or first > period - after + 1:
             return np.empty(0, dtype=np.int64)
-        old = await self._connection.scalar(OLD, {"kind": str(kind), "last": last}) or []
-        since = [np.array(rows, dtype=np.int64) for number, rows in seen.items() if number > last]
-        return np.setdiff1d(np.array(old, dtype=np.int64), np.concatenate([np.empty(0, np.int64), *since]))
+        old = int_array(await self._connection.scalar(OLD, values))
+        since = [int_array(row.rows) for row in await self._connection.execute(SEEN_IN, values)]
+        return await asyncio.to_thread(np.setdiff1d, old, np.concatenate([np.empty(0, np.int64), *since]))
 
     async def evict(self, kind: EntityKind, period: int, after: int) -> int:
         """Free the `stale` rows; return their number."""
         await self.lock(kind)
         stale = await self.stale(kind, period, after)
-        ours = (tables.entity_rows.c.kind == kind) & (tables.entity_rows.c.row == func.any(stale.tolist()))
-        await self._connection.execute(update(tables.entity_rows).where(ours).values(id=None))
+        if len(stale):
+            values = {"kind": str(kind), "allocation": (await self.extent(kind)).allocation + 1}
+            for start in range(0, len(stale), IDS_PER_PAGE):
+                rows = array_text(stale[start : start + IDS_PER_PAGE])
+                await self._connection.execute(FREE, {**values, "rows": rows})
         await self._connection.execute(FORGET_SEEN, {"kind": str(kind), "last": period - after})
         return len(stale)
 
-    async def allocate(self, kind: EntityKind, ids: Sequence[str], period: int) -> NDArray[np.int64]:
+    async def allocate(self, kind: EntityKind, ids: Sequence[str], period: int) -> Rows:
         """The rows of `ids`, in their order; ids without a row get one.
 
         New ids get rows in the order of their first appearance: first free rows, the lowest first, then new ones. A
@@ -138,52 +206,93 @@ class Entities:
             Rows ≥ 1, of shape (len(ids),).
         """
         await self.lock(kind)
-        rows = await self.find(kind, ids)
-        fresh = list(dict.fromkeys(ids[place] for place in np.flatnonzero(rows == COLD_ROW).tolist()))
+        extent = await self.extent(kind)
+        rows = await self.find(kind, ids) if extent.row else np.full(len(ids), COLD_ROW, dtype=np.int64)
+        fresh, number = await asyncio.to_thread(_without_row, ids, rows)
         if not fresh:
             return rows
-        free = (
-            select(tables.entity_rows.c.row)
-            .where(tables.entity_rows.c.kind == kind, tables.entity_rows.c.id.is_(None))
-            .order_by(tables.entity_rows.c.row)
-            .limit(len(fresh))
-        )
-        extent, given = await self.extent(kind), list((await self._connection.execute(free)).scalars())
-        given += range(extent.row + 1, extent.row + 1 + len(fresh) - len(given))
-        values = {"kind": str(kind), "rows": given, "ids": fresh, "period": period, "allocation": extent.allocation + 1}
-        await self._connection.execute(GIVE, values)
-        return await self.find(kind, ids)
+        free = int_array(await self._connection.scalar(FREE_ROWS, {"kind": str(kind), "most": len(fresh)}))
+        given = np.concatenate((free, np.arange(extent.row + 1, extent.row + 1 + len(fresh) - len(free))))
+        values = {"kind": str(kind), "period": period, "allocation": extent.allocation + 1}
+        for start in range(0, len(free), IDS_PER_PAGE):
+            part = free[start : start + IDS_PER_PAGE]
+            names, separator = joined(fresh[start : start + len(part)])
+            await self._connection.execute(
+                GIVE_FREE, {**values, "rows": array_text(part), "ids": names, "separator": separator}
+            )
+        await self._append(kind, fresh[len(free) :], given[len(free) :], period, extent.allocation + 1)
+        rows[rows == COLD_ROW] = given[number]
+        return rows
 
-    async def find(self, kind: EntityKind, ids: Sequence[str]) -> NDArray[np.int64]:
+    async def _append(self, kind: EntityKind, ids: list[str], rows: Rows, period: int, allocation: int) -> None:
+        """Add rows that the table does not have yet."""
+
+        async def source() -> AsyncIterator[bytes]:
+            yield COPY_HEADER
+            for start in range(0, len(ids), IDS_PER_PAGE):
+                page = slice(start, start + IDS_PER_PAGE)
+                yield await asyncio.to_thread(_copy_rows, kind, ids[page], rows[page], period, allocation)
+            yield COPY_TRAILER
+
+        if ids:
+            async with asyncpg_connection(self._connection) as driver:
+                name = tables.entity_rows.name
+                await driver.copy_to_table(name, source=source(), columns=COLUMNS, format="binary")
+
+    async def find(self, kind: EntityKind, ids: Sequence[str]) -> Rows:
         """The rows of `ids` (they may repeat), in their order; COLD_ROW for those without one."""
-        if not ids:
-            return np.empty(0, dtype=np.int64)
-        values = {"kind": str(kind), "ids": list(ids)}
-        return np.array(await self._connection.scalar(ROWS_OF_IDS, values), dtype=np.int64)
+        found = [np.empty(0, dtype=np.int64)]
+        for page in pages_of(ids):
+            names, separator = joined(page)
+            values = {"kind": str(kind), "ids": names, "separator": separator}
+            found.append(int_array(await self._connection.scalar(ROWS_OF_IDS, values)))
+        return np.concatenate(found)
 
-    async def rows(self, kind: EntityKind, allocation: int | None = None) -> tuple[list[str], NDArray[np.int64]]:
-        """The ids of a table and their rows, ordered by row; with `allocation` only rows given by then."""
-        query = (
-            select(tables.entity_rows.c.id, tables.entity_rows.c.row)
-            .where(tables.entity_rows.c.kind == kind, tables.entity_rows.c.id.is_not(None))
-            .order_by(tables.entity_rows.c.row)
-        )
-        if allocation is not None:
-            query = query.where(tables.entity_rows.c.allocation <= allocation)
-        found = (await self._connection.execute(query)).all()
-        return [row.id for row in found], np.array([row.row for row in found], dtype=np.int64)
+    async def ids_at(self, kind: EntityKind, rows: Rows) -> list[str | None]:
+        """The ids that have these rows, in their order; None for a row that is free or does not exist."""
+        found: list[str | None] = []
+        for start in range(0, len(rows), IDS_PER_PAGE):
+            values = {"kind": str(kind), "rows": array_text(rows[start : start + IDS_PER_PAGE])}
+            found += await self._connection.scalar(IDS_OF_ROWS, values)
+        return found
 
-    async def rows_of_nobody(self, kind: EntityKind, allocation: int) -> NDArray[np.int64]:
-        """The rows, ascending, that are free or were given to their ids after this allocation.
+    async def pages(
+        self, kind: EntityKind, allocation: int | None = None, *, size: int = IDS_PER_PAGE
+    ) -> AsyncIterator[IdRows]:
+        """The ids of a table with their rows, ordered by row, at most `size` at a time.
 
-        What a model from the time of the allocation has in these rows belongs to ids that were evicted since.
+        Args:
+            kind: the embedding table.
+            allocation: only rows that their ids were given by then; None: all.
+            size: most ids of a page.
         """
-        query = (
-            select(func.array_agg(aggregate_order_by(tables.entity_rows.c.row, tables.entity_rows.c.row)))
-            .where(tables.entity_rows.c.kind == kind)
-            .where(tables.entity_rows.c.id.is_(None) | (tables.entity_rows.c.allocation > allocation))
-        )
-        return np.array(await self._connection.scalar(query) or [], dtype=np.int64)
+        values = {"kind": str(kind), "allocation": LAST_ALLOCATION if allocation is None else allocation, "size": size}
+        after = COLD_ROW
+        while True:
+            page = (await self._connection.execute(PAGE, {**values, "after": after})).one()
+            if page.ids is None:
+                return
+            known = IdRows(await asyncio.to_thread(split_texts, page.ids), int_array(page.rows))
+            after = int(known.rows[-1])
+            yield known
+
+    async def rows(self, kind: EntityKind, allocation: int | None = None) -> IdRows:
+        """All `pages` at once."""
+        ids: list[str] = []
+        rows = [np.empty(0, dtype=np.int64)]
+        async for page in self.pages(kind, allocation):
+            ids += page.ids
+            rows.append(page.rows)
+        return IdRows(ids, np.concatenate(rows))
+
+    async def rows_of_nobody(self, kind: EntityKind, allocation: int) -> Rows:
+        """The rows, ascending, that were freed or given to their ids after this allocation.
+
+        What a model from the time of the allocation has in these rows belongs to ids that were evicted or deleted
+        since. In rows that were free by then it has nothing: they were forgotten when it was made.
+        """
+        values = {"kind": str(kind), "allocation": allocation}
+        return int_array(await self._connection.scalar(CHANGED_HANDS, values))
 
     async def extent(self, kind: EntityKind) -> Extent:
         """The highest row and allocation of a table; zeros where it is empty."""
@@ -194,3 +303,26 @@ class Entities:
     async def lock(self, kind: EntityKind) -> None:
         """Lock the rows of this kind against allocation and eviction by others until the transaction ends."""
         await self._connection.execute(LOCK_KIND, {"kind": str(kind)})
+
+
+def _without_row(ids: Sequence[str], rows: Rows) -> tuple[list[str], Rows]:
+    """The distinct ids whose row is the cold row, in the order of their first appearance.
+
+    Returns:
+        the ids, and for each place in `rows` with the cold row the number of its id among them.
+    """
+    places = np.flatnonzero(rows == COLD_ROW).tolist()
+    number_of: dict[str, int] = {}
+    numbers = [number_of.setdefault(ids[place], len(number_of)) for place in places]
+    return list(number_of), np.array(numbers, dtype=np.int64)
+
+
+def _copy_rows(kind: EntityKind, ids: Sequence[str], rows: Rows, period: int, allocation: int) -> bytes:
+    """Rows of `entity_rows` for a binary COPY (PostgreSQL manual, COPY): a field is its length and its bytes."""
+    name = str(kind).encode()
+    before = Struct(f">hi{len(name)}si").pack(len(COLUMNS), len(name), name, 4)
+    after = Struct(">iiii").pack(4, period, 4, allocation)
+    between = Struct(">ii").pack
+    encoded = [id_.encode() for id_ in ids]
+    numbered = zip(rows.tolist(), encoded, strict=True)
+    return b"".join([before + between(row, len(id_)) + id_ + after for row, id_ in numbered])

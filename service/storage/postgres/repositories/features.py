@@ -4,7 +4,8 @@ Features are stored in versions, which are never changed. A version holds from i
 of the same user or item; before the first one no features are known.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage.postgres.events import in_milliseconds
 from service.storage.postgres.repositories.deletions import Deletable
+from service.storage.postgres.repositories.many_ids import joined, pages_of
 
 __all__ = ["NOTHING_KNOWN", "FeatureVersion", "Features", "FeaturesOf"]
 
@@ -31,8 +33,8 @@ MILLISECONDS = "floor(extract(epoch FROM at) * 1000)::bigint"
 # A version equal to the one before it, which may be stored or come in the same call, is not stored. Sorted, as all
 # batches are, to avoid deadlocks.
 PUT = """
-    INSERT INTO {kind}_features AS known ({kind}_id, at, features)
-    SELECT put.id, put.at, put.features
+    INSERT INTO {kind}_features AS known ({kind}_id, at, features{noted})
+    SELECT put.id, put.at, put.features{period}
     FROM (
         SELECT id, at, features, lag(at) OVER of_one AS earlier_at, lag(features) OVER of_one AS earlier
         FROM jsonb_to_recordset(CAST(:versions AS jsonb)) AS sent (id text, at timestamptz, features jsonb)
@@ -46,9 +48,19 @@ PUT = """
         ELSE coalesce(before.features, '{{}}')
     END
     ORDER BY put.id COLLATE "C", put.at
-    ON CONFLICT ({kind}_id, at) DO UPDATE SET features = excluded.features
+    ON CONFLICT ({kind}_id, at) DO UPDATE SET features = excluded.features{again}
     RETURNING {kind}_id
 """
+
+PERIODS: Mapping[Deletable, Mapping[str, str]] = {
+    "user": {"noted": "", "period": "", "again": ""},
+    "item": {
+        "noted": ", period",
+        "period": ", (SELECT number FROM periods WHERE status = 'open')",
+        "again": ", period = excluded.period",
+    },
+}
+"""Parts of `PUT`. Of items it is noted in which period a version was stored."""
 
 # For each user or item of the log: the versions between its first and last interaction, and the one before these.
 OF_LOG = f"""
@@ -85,6 +97,8 @@ LATEST = f"""
     WHERE {{which}}
     ORDER BY {{kind}}_id, at DESC
 """
+
+PUT_SINCE = text("SELECT DISTINCT item_id FROM item_features WHERE period >= :period ORDER BY item_id")
 
 FORGET_OLD = """
     DELETE FROM {kind}_features AS old
@@ -162,7 +176,8 @@ class Features:
         if not rows:
             return set()
         values = {"versions": orjson.dumps(rows).decode()}
-        return set((await self._connection.execute(text(PUT.format(kind=kind)), values)).scalars())
+        statement = PUT.format(kind=kind, **PERIODS[kind])
+        return set((await self._connection.execute(text(statement), values)).scalars())
 
     async def of_log(self, kind: Deletable, period: int) -> FeaturesOf:
         """The versions that held at any interaction of a period."""
@@ -182,9 +197,24 @@ class Features:
         """The newest version of each user or item; with `ids` only of these."""
         if ids is None:
             return await self._versions(LATEST.format(kind=kind, which="true"))
-        return await self._versions(
-            LATEST.format(kind=kind, which=f"{kind}_id = ANY(CAST(:ids AS text[]))"), ids=list(ids)
-        )
+        found: list[FeaturesOf] = []
+        statement = LATEST.format(kind=kind, which=f"{kind}_id = ANY(string_to_array(CAST(:ids AS text), :separator))")
+        # An id, however often it is asked for, is in one page, and pages are in the order of ids.
+        for page in pages_of(await asyncio.to_thread(lambda: sorted(set(ids)))):
+            names, separator = joined(page)
+            found.append(await self._versions(statement, ids=names, separator=separator))
+        return _concatenated(found)
+
+    def pages(self, kind: Deletable) -> AsyncIterator[FeaturesOf]:
+        """The newest version of each user or item, `VERSIONS_PER_PAGE` at a time, ordered by id."""
+        return self._pages(LATEST.format(kind=kind, which="true"), {})
+
+    async def items_put_since(self, period: int) -> list[str]:
+        """The items of which a version was stored while this period or a later one was open, ordered by id.
+
+        A version that is being stored now is not among them; see `Lock.CATALOGUE`.
+        """
+        return list((await self._connection.execute(PUT_SINCE, {"period": period})).scalars())
 
     async def forget_old(self) -> int:
         """Remove the versions that were replaced before the earliest event of any kept log; return their number.
@@ -203,13 +233,18 @@ class Features:
         return removed
 
     async def _versions(self, statement: str, **values: object) -> FeaturesOf:
-        ids: list[str] = []
-        times: list[int] = []
-        features: list[Mapping[str, Any]] = []
+        return _concatenated([page async for page in self._pages(statement, values)])
+
+    async def _pages(self, statement: str, values: Mapping[str, object]) -> AsyncIterator[FeaturesOf]:
         async with self._connection.stream(text(statement), values) as found:
             async for page in found.partitions(VERSIONS_PER_PAGE):
-                for row in page:
-                    ids.append(row.id)
-                    times.append(row.at_ms)
-                    features.append(orjson.loads(row.features))
-        return FeaturesOf(ids, np.array(times, np.int64), features)
+                times = np.array([row.at_ms for row in page], np.int64)
+                yield FeaturesOf([row.id for row in page], times, [orjson.loads(row.features) for row in page])
+
+
+def _concatenated(pages: Sequence[FeaturesOf]) -> FeaturesOf:
+    return FeaturesOf(
+        [id_ for page in pages for id_ in page.ids],
+        np.concatenate([np.empty(0, np.int64), *(page.times_ms for page in pages)]),
+        [features for page in pages for features in page.features],
+    )

@@ -5,11 +5,11 @@ Called by `service.storage.postgres.event_writer` for ingestion, and by `Interac
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
-from uuid import uuid4
 
 from asyncpg import Connection, UniqueViolationError
 
 from service.storage.postgres.events import COLUMNS, EventBatch
+from service.storage.postgres.repositories.many_ids import joined
 from service.storage.postgres.repositories.period_logs import UNMERGED, open_and_unmerged
 
 __all__ = ["ADD_TO_COUNT", "Inserted", "KnownIds", "Raced", "first_of_each", "insert_events", "known_ids"]
@@ -29,9 +29,6 @@ ADD_TO_COUNT = """
     ON CONFLICT (period, slot) DO UPDATE SET events = log_counters.events + excluded.events
 """
 """Adds to the number of interactions of the open period, in the transaction that inserts them."""
-
-SEPARATOR = "\x1f"
-"""Stands between the ids of a query where no id contains it, else a random text does."""
 
 
 class Inserted(NamedTuple):
@@ -97,13 +94,10 @@ async def known_ids(driver: Connection, ids: list[str], periods: Iterable[int]) 
         UndefinedTableError: the log of one of these periods is dropped.
     """
     query = KNOWN + "".join(KNOWN_IN_PARTITION.format(int(period)) for period in sorted(periods))
-    joined, separator = SEPARATOR.join(ids), SEPARATOR
-    if joined.count(SEPARATOR) >= len(ids):
-        separator = uuid4().hex
-        joined = separator.join(ids)
+    names, separator = joined(ids)
     contents: dict[str, int | None] = {}
     numbers: dict[int, bool] = {}
-    for event_id, content, number, is_open in await driver.fetch(query, joined, separator):
+    for event_id, content, number, is_open in await driver.fetch(query, names, separator):
         if number is None:
             contents[event_id] = content
         else:

@@ -1,20 +1,21 @@
 """The catalogue of items with their categories: table `items`."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
-from sqlalchemy import func, select, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.storage.postgres import tables
+from service.storage.postgres.repositories.many_ids import joined, pages_of
 
 __all__ = ["Catalogue", "Items"]
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """All items with their categories, as columns of equal length, ordered by item id."""
+    """Items with their categories, as columns of equal length, ordered by item id."""
 
     item_ids: list[str]
     categories: list[tuple[str, ...]]
@@ -38,6 +39,27 @@ UPSERT_ITEMS = text("""
 """)
 
 
+ITEMS_PER_PAGE = 20_000
+"""Items that Postgres aggregates into one row. Decoding them takes some milliseconds of the event loop."""
+
+# The order is the same on every server, because rows are allocated in it.
+PAGES = """
+    SELECT array_agg(item_id ORDER BY n) AS item_ids, json_agg(categories ORDER BY n)::text AS categories,
+           array_agg(period ORDER BY n) AS periods
+    FROM (
+        SELECT item_id, categories, period, row_number() OVER (ORDER BY item_id COLLATE "C") AS n
+        FROM items WHERE {which}
+    ) AS entry
+    GROUP BY (n - 1) / :size
+    ORDER BY (n - 1) / :size
+"""
+
+OF_ITEMS = text("""
+    SELECT array_agg(item_id) AS item_ids, json_agg(categories)::text AS categories
+    FROM items WHERE item_id = ANY(string_to_array(CAST(:ids AS text), :separator))
+""")
+
+
 class Items:
     """Table `items`."""
 
@@ -53,16 +75,45 @@ class Items:
         return set(changed.scalars())
 
     async def categories(self, item_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """Item → its categories, for the items that are in the catalogue."""
-        query = select(tables.items.c.item_id, tables.items.c.categories).where(
-            tables.items.c.item_id == func.any(list(item_ids))
-        )
-        return {row.item_id: tuple(row.categories) for row in await self._connection.execute(query)}
+        """Item → its categories, for those of these items that are in the catalogue."""
+        found: dict[str, tuple[str, ...]] = {}
+        for page in pages_of(item_ids):
+            names, separator = joined(page)
+            row = (await self._connection.execute(OF_ITEMS, {"ids": names, "separator": separator})).one()
+            if row.item_ids is not None:
+                found |= await asyncio.to_thread(_categories, row.item_ids, row.categories)
+        return found
+
+    async def put_since(self, period: int) -> Catalogue:
+        """The items whose entry was made or changed while this period or a later one was open.
+
+        An entry that is being stored now is not among them; see `Lock.CATALOGUE`.
+        """
+        return _concatenated([page async for page in self._pages("period >= :period", period=period)])
 
     async def catalogue(self) -> Catalogue:
-        """All items, in an order that is the same on every server, because rows are allocated in it."""
-        columns = (tables.items.c.item_id, tables.items.c.categories, tables.items.c.period)
-        query = select(*columns).order_by(tables.items.c.item_id.collate("C"))
-        rows = (await self._connection.execute(query)).all()
-        ids, categories, periods = zip(*rows, strict=True) if rows else ((), (), ())
-        return Catalogue(list(ids), [tuple(names) for names in categories], list(periods))
+        """All items."""
+        return _concatenated([page async for page in self.pages()])
+
+    def pages(self) -> AsyncIterator[Catalogue]:
+        """All items, `ITEMS_PER_PAGE` at a time, in the order of their ids."""
+        return self._pages("true")
+
+    async def _pages(self, which: str, **values: object) -> AsyncIterator[Catalogue]:
+        async with self._connection.stream(text(PAGES.format(which=which)), {**values, "size": ITEMS_PER_PAGE}) as rows:
+            async for page in rows:
+                of_item = await asyncio.to_thread(_categories, page.item_ids, page.categories)
+                yield Catalogue(page.item_ids, list(of_item.values()), page.periods)
+
+
+def _categories(item_ids: Sequence[str], categories: str) -> dict[str, tuple[str, ...]]:
+    """Item → its categories, of which a JSON text has an array for each item."""
+    return {item: tuple(names) for item, names in zip(item_ids, orjson.loads(categories), strict=True)}
+
+
+def _concatenated(pages: Sequence[Catalogue]) -> Catalogue:
+    return Catalogue(
+        [item for page in pages for item in page.item_ids],
+        [names for page in pages for names in page.categories],
+        [period for page in pages for period in page.periods],
+    )

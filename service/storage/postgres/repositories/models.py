@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import RowMapping, case, func, insert, select, text, update
+from sqlalchemy import RowMapping, case, cast, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -83,18 +83,28 @@ class ModelVersion:
     kind: ModelKind
     parent_version: int | None
     serving_digest: str | None
-    """Digest of the serving snapshot; None once it is removed."""
+    """Digest of the newest file of the serving snapshot; None once it is removed."""
     state: Mapping[str, Any]
     """`parts`: the training state (name → digest, or the digests of a base and its layers). `serving`: the parameters
-    that it serves, as layers of such parts. `snapshot`: digests of the files of its snapshot. `allocations`,
+    that it serves, as layers of such parts. `allocations`,
     `serving_allocations`: for each of these, kind → number of the latest allocation of rows that it knows.
-    `serving_schema`: schema of the fields that the served model reads."""
+    `serving_schema`: schema of the fields that the served model reads. `snapshot`: digests of the files of its serving
+    snapshot, the base first, the deltas oldest first; where it is missing the snapshot is one file."""
     scores: Mapping[str, Any]
     gate: Mapping[str, Any]
     created_by: str
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     pinned: bool = False
     """Whether an operator wants it to keep its artifacts."""
+
+    @property
+    def snapshot_files(self) -> tuple[str, ...]:
+        """Digests of the files of its serving snapshot, the base first, the deltas oldest first; none once they are
+        removed.
+        """
+        if self.serving_digest is None:
+            return ()
+        return tuple(self.state.get("snapshot", (self.serving_digest,)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +171,7 @@ class Models:
         values = {"keep_serving": keep_serving, "keep_states": keep_states}
         for row in (await self._connection.execute(OLD, values)).all():
             state, serving = dict(row.state), row.serving_digest
+            released += digests_in(state.pop("compacted", None))
             if row.state_ends:
                 released += digests_in(state.pop("parts", {}))
                 state.pop("allocations", None)
@@ -173,6 +184,12 @@ class Models:
                 change = update(tables.model_versions).where(tables.model_versions.c.version == row.version)
                 await self._connection.execute(change.values(state=state, serving_digest=serving))
         return released
+
+    async def note_compaction(self, version: int, compacted: Sequence[Mapping[str, Any]]) -> None:
+        """Note bases that may take the place of layers in the state of a version (`compacted`)."""
+        noted = func.jsonb_build_object("compacted", cast(list(compacted), JSONB))
+        change = update(tables.model_versions).where(tables.model_versions.c.version == version)
+        await self._connection.execute(change.values(state=tables.model_versions.c.state.op("||")(noted)))
 
     async def kept(self) -> Mapping[int, Sequence[str]]:
         """The versions that keep all their artifacts at any age, with the reasons: `prior`, `pinned`,

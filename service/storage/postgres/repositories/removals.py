@@ -149,8 +149,14 @@ REMOVE_ITEM_OF_FOLDED = """
     SELECT count(*) AS {name} FROM rest
 """
 
+# A number of an allocation of its own, as an eviction has.
 RELEASE = """
-    WITH gone AS (UPDATE entity_rows SET id = NULL WHERE kind = :kind AND id = :id RETURNING 1)
+    WITH gone AS (
+        UPDATE entity_rows
+        SET id = NULL, allocation = (SELECT max(allocation) + 1 FROM entity_rows WHERE kind = :kind)
+        WHERE kind = :kind AND id = :id
+        RETURNING 1
+    )
     SELECT count(*) AS rows FROM gone
 """
 REMOVE_FROM_CATALOGUE = """

@@ -1,6 +1,6 @@
 """Tables about the rows of the embedding tables: the id that has a row, and the periods that used it."""
 
-from sqlalchemy import CheckConstraint, Column, Integer, Table, Text, UniqueConstraint
+from sqlalchemy import CheckConstraint, Column, Index, Integer, Table, Text, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from service.storage.postgres.tables.base import metadata
@@ -21,8 +21,11 @@ entity_rows = Table(
     ),
     Column("id", Text, comment="null where the row is free: its id was evicted"),
     Column("first_period", Integer, nullable=False),
-    Column("allocation", Integer, nullable=False, comment="number of the one that gave the id its row"),
+    Column("allocation", Integer, nullable=False, comment="number of the one that gave the row to its id, or freed it"),
     UniqueConstraint("kind", "id"),
+    # The rows that changed hands after an allocation are read without the others, and so is the latest allocation.
+    Index("ix_entity_rows_allocation", "kind", "allocation"),
+    Index("ix_entity_rows_free", "kind", "row", postgresql_where=text("id IS NULL")),
     CheckConstraint("kind IN ('user', 'item', 'category', 'field')", name="kind"),
     CheckConstraint("row >= 1", name="row"),
 )

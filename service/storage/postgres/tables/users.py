@@ -1,6 +1,8 @@
 """Tables about users and items outside of the log: last interactions of dropped logs, categories, features."""
 
-from sqlalchemy import Column, Integer, Table, Text, func
+from typing import Any
+
+from sqlalchemy import Column, Index, Integer, Table, Text, func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from service.storage.postgres.tables.base import BYTEWISE, TIMESTAMP, metadata
@@ -32,11 +34,12 @@ items = Table(
     Column("categories", ARRAY(Text), nullable=False),
     Column("period", Integer, nullable=False, comment="the one that was open when the categories were stored"),
     Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Index("ix_items_period", "period"),
 )
 
 
-def _features(owner: str) -> Table:
-    """The table of the features of users or items."""
+def _features(owner: str, *others: Column[Any] | Index) -> Table:
+    """The table of the features of users or items, with some columns and indexes of its own."""
     return Table(
         f"{owner}_features",
         metadata,
@@ -44,8 +47,13 @@ def _features(owner: str) -> Table:
         Column(f"{owner}_id", BYTEWISE, primary_key=True),
         Column("at", TIMESTAMP, primary_key=True, comment="from when on they hold"),
         Column("features", JSONB, nullable=False),
+        *others,
     )
 
 
 user_features = _features("user")
-item_features = _features("item")
+item_features = _features(
+    "item",
+    Column("period", Integer, nullable=False, comment="the one that was open when the version was stored"),
+    Index("ix_item_features_period", "period"),
+)
