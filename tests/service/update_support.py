@@ -15,7 +15,6 @@ import torch
 from redis.asyncio import Redis
 from sqlalchemy import select, text
 
-from asmg.checkpoint import Checkpoint
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
 from asmg.statistics import Statistics
 from asmg.updaters.base import Updater
@@ -36,6 +35,7 @@ from service.use_cases.update.configuration import configured_updater
 from service.use_cases.update.context import UpdateContext
 from service.use_cases.update.pipeline import update_period
 from tests.conftest import Servers, create_database, drop_database
+from tests.service.layers_support import whole_parts, whole_statistics
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
 SEED = 1
@@ -164,8 +164,7 @@ async def stored(database: Database) -> set[str]:
 
 async def statistics_of(b: Bench, outcome: dict[str, Any], version: int) -> Statistics:
     """Those of a version's training state."""
-    digest = outcome["versions"][version]["state"]["parts"]["statistics"]
-    return Statistics.load(Checkpoint.from_bytes(await b.context.artifacts.get(digest)))
+    return await whole_statistics(b.context.artifacts, outcome["versions"][version]["state"]["parts"]["statistics"])
 
 
 def named(outcome: dict[str, Any]) -> set[str]:
@@ -262,6 +261,7 @@ async def snapshot_of(b: Bench, version: int, folder: Path) -> Snapshot:
     return snapshot
 
 
-async def tensors_of(b: Bench, digest: str) -> dict[str, torch.Tensor]:
-    """The tensors of a stored checkpoint."""
-    return dict(Checkpoint.from_bytes(await b.context.artifacts.get(digest)).tensors)
+async def parts_of(b: Bench, outcome: dict[str, Any], version: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Part of a version's training state → its tensors, with all rows of all tables."""
+    parts = await whole_parts(b.context.artifacts, outcome["versions"][version]["state"]["parts"])
+    return {name: dict(part.tensors) for name, part in parts.items()}
