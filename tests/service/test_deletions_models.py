@@ -145,18 +145,18 @@ class TestTheNextModel:
     async def test_an_update_that_read_the_log_before_gives_no_row_again(
         self, full: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        read = Items.catalogue
+        read = Items.put_since
         read_again = 0
 
-        async def delete_then_read(items: Items) -> Any:
+        async def delete_then_read(items: Items, period: int) -> Any:
             nonlocal read_again
             read_again += 1
             if read_again == 1:
                 await delete(full)
                 await delete(full, "item", LAMP)
-            return await read(items)
+            return await read(items, period)
 
-        monkeypatch.setattr(Items, "catalogue", delete_then_read)
+        monkeypatch.setattr(Items, "put_since", delete_then_read)
         await full.update(4)
         assert read_again == 2
         assert await marked(full.database, MARK) == set()
@@ -192,17 +192,17 @@ class TestTheNextModel:
             removed.extend([(await delete(full, "user", id_)).removed for id_ in (NOBODY, "new user")])
             return digest
 
-        read, reads = Items.catalogue, 0
+        read, reads = Items.put_since, 0
 
-        async def delete_then_read(items: Items) -> Any:
+        async def delete_then_read(items: Items, period: int) -> Any:
             nonlocal reads
             reads += 1
             if reads == 1:
                 await delete(full, "user", NOBODY)
-            return await read(items)
+            return await read(items, period)
 
         monkeypatch.setattr(publish, "write_snapshot", put_then_delete)
-        monkeypatch.setattr(Items, "catalogue", delete_then_read)
+        monkeypatch.setattr(Items, "put_since", delete_then_read)
         await full.update(4)
         assert removed == [{}, {"interactions": 1}]
         assert reads == 1

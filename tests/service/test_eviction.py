@@ -104,7 +104,7 @@ class TestCycle:
             ("item", {name for p in periods for name in p.item_ids}),
         ):
             assert sizes[last][table] < len(ever)
-        assert len(snapshot.tensors["users.vectors"]) == len(users) + 1
+        assert len(rows_with_vectors(snapshot, "users")) == len(users) + 1
         asked, past = ["evergreen1", "lost", f"i{last}.1", NEVER_KNOWN], ["evergreen0", "lost"]
         prediction = snapshot.predict("gone", asked, past)
         assert prediction.cold_user

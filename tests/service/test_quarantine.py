@@ -333,7 +333,7 @@ class TestWorker:
         """
 
         class Lost(ArtifactStore):
-            async def get(self, digest: str) -> bytes:
+            async def fetch_file(self, digest: str, folder: Path) -> Path:
                 raise ArtifactMissing(digest)
 
         def stop(stage: str, _: PeriodData) -> None:
