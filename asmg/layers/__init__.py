@@ -18,9 +18,9 @@ from asmg.layers.changes import changed_part, is_base
 from asmg.layers.compaction import MergedTensor, Merger, merger
 from asmg.layers.excerpt import StateExcerpt, data_of_log, excerpt_part, excerpt_state, is_log, with_data
 from asmg.layers.selection import PartExcerpt, Selection
-from asmg.layers.stack import Stack, StackTable
+from asmg.layers.stack import Stack, StackTable, rows_of_layers
 from asmg.layers.state import is_layered, open_stack
-from asmg.layers.statistics import StatisticsStack
+from asmg.layers.statistics import StackCounts, StatisticsStack
 
 __all__ = [
     "MergedTensor",
@@ -28,6 +28,7 @@ __all__ = [
     "PartExcerpt",
     "Selection",
     "Stack",
+    "StackCounts",
     "StackTable",
     "StateExcerpt",
     "StatisticsStack",
@@ -40,5 +41,6 @@ __all__ = [
     "is_log",
     "merger",
     "open_stack",
+    "rows_of_layers",
     "with_data",
 ]

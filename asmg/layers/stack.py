@@ -20,6 +20,7 @@ __all__ = [
     "find",
     "layer_rows",
     "resets",
+    "rows_of_layers",
     "tensors_of_table",
 ]
 
@@ -161,6 +162,12 @@ class StackTable:
         inside = torch.where(rows < len(self), rows, COLD_ROW).numpy()
         distinct, place = np.unique(inside, return_inverse=True)
         return self._stack.read(self._table, distinct)[self._name][torch.from_numpy(place)]
+
+
+def rows_of_layers(layers: Sequence[Checkpoint], table: str) -> Rows:
+    """The rows that any of these layers has of a table, ascending, with the cold row. None of them is a base."""
+    found = [rows for layer in layers if (rows := layer_rows(layer, table)) is not None]
+    return np.unique(np.concatenate([np.array([COLD_ROW]), *found]))
 
 
 def find(known: Rows | None, wanted: Rows, length: int) -> tuple[Rows, Rows]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.layers.selection import PartExcerpt, Rows, Selection
 from asmg.layers.stack import SIZES, find, layer_rows, resets
+from asmg.statistics import Neighbours, StatisticsConfig
 
-__all__ = ["ItemStatistics", "StatisticsStack"]
+__all__ = ["BY_ITEM", "BY_PAIR", "ITEM", "ItemStatistics", "StackCounts", "StatisticsStack", "statistics_layer"]
 
 ITEM = "item"
 
@@ -55,11 +56,12 @@ class StatisticsStack:
             if layer.kind != self.kind or len(layer.tensors["starts"]) != count + 1:
                 raise CheckpointError(f"layer: expected statistics of {count} items; received other numbers")
 
-    def read(self, rows: Rows) -> ItemStatistics:
+    def read(self, rows: Rows, *, pairs: bool = True) -> ItemStatistics:
         """The statistics of some items; zeros and no neighbours for those that have none.
 
         Args:
             rows: of the item table, ascending.
+            pairs: whether to read the neighbours.
         """
         newest = self._layers[-1].tensors
         of_item = {n: newest[n].new_zeros(len(rows), *newest[n].shape[1:]) for n in BY_ITEM}
@@ -72,16 +74,8 @@ class StatisticsStack:
             places = torch.from_numpy(place)
             for name in BY_ITEM:
                 of_item[name][open_[at]] = layer.tensors[name][places]
-            starts, ends = (layer.tensors["starts"][places + step].numpy() for step in (0, 1))
-            owners = np.repeat(open_[at], ends - starts)
-            index = np.repeat(starts - np.cumsum(ends - starts) + (ends - starts), ends - starts) + np.arange(
-                len(owners)
-            )
-            pairs = {name: layer.tensors[name][torch.from_numpy(index)].numpy() for name in BY_PAIR}
-            if len(gone_since):
-                kept = ~np.isin(pairs["neighbours"], gone_since)
-                owners, pairs = owners[kept], {name: values[kept] for name, values in pairs.items()}
-            pieces.append((owners, pairs))
+            if pairs:
+                pieces.append(_pairs(layer, open_[at], places, gone_since))
             open_ = np.delete(open_, at)
             gone = resets(layer, ITEM)
             if len(gone):
@@ -91,7 +85,7 @@ class StatisticsStack:
         order = np.argsort(owners, kind="stable")
         np.add.at(lengths, owners, 1)
         of_pair = {
-            name: np.concatenate([pairs[name] for _, pairs in pieces] or [newest[name][:0].numpy()])[order]
+            name: np.concatenate([found[name] for _, found in pieces] or [newest[name][:0].numpy()])[order]
             for name in BY_PAIR
         }
         return ItemStatistics(of_item, lengths, of_pair)
@@ -132,6 +126,44 @@ class StatisticsStack:
         return {"field": self.whole[FIELDS]} if FIELDS in self.whole else {}
 
 
+class StackCounts:
+    """The statistics of a stack, of which some items are read at a time, as a serving snapshot is written from them.
+
+    Args:
+        stack: the statistics.
+    """
+
+    def __init__(self, stack: StatisticsStack) -> None:
+        self._stack = stack
+        self.config = StatisticsConfig(**stack.meta["config"])
+        self.periods, self.moments = int(stack.meta["periods"]), stack.whole["moments"]
+        self.counts, self.counted = _Column(stack, "counts"), _Column(stack, "counted")
+        self.degrees, self.paired = _Column(stack, "degrees"), _Column(stack, "paired")
+
+    def neighbours_of(self, items: Tensor) -> Neighbours:
+        """The neighbours of some items, int64 [n], each at most once."""
+        ordered = np.sort(items.numpy())
+        found = self._stack.read(ordered)
+        place, ends = np.searchsorted(ordered, items.numpy()), np.cumsum(found.lengths)
+        at = _ranges(ends[place] - found.lengths[place], found.lengths[place])
+        pairs = (torch.from_numpy(np.ascontiguousarray(found.of_pair[name][at])) for name in BY_PAIR)
+        return Neighbours(torch.from_numpy(found.lengths[place]), *pairs)
+
+
+class _Column:
+    """A tensor with a row for each item."""
+
+    def __init__(self, stack: StatisticsStack, name: str) -> None:
+        self._stack, self._name = stack, name
+
+    def __len__(self) -> int:
+        return self._stack.sizes[ITEM]
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        distinct, place = np.unique(rows.numpy(), return_inverse=True)
+        return self._stack.read(distinct, pairs=False).of_item[self._name][torch.from_numpy(place)]
+
+
 def statistics_layer(before: PartExcerpt | None, after: Checkpoint, selection: Selection, gone: Rows) -> Checkpoint:
     """What a period has changed in the statistics, as a layer.
 
@@ -168,6 +200,17 @@ def statistics_layer(before: PartExcerpt | None, after: Checkpoint, selection: S
     if len(gone):
         tensors[f"reset.{ITEM}"] = torch.from_numpy(gone)
     return Checkpoint(after.kind, {**after.meta, SIZES: {ITEM: size}}, tensors)
+
+
+def _pairs(layer: Checkpoint, owners: Rows, places: Tensor, gone: Rows) -> tuple[Rows, dict[str, NDArray[np.generic]]]:
+    """The pairs of some items in a layer, without the neighbours that are gone, and the owner of each."""
+    starts, ends = (layer.tensors["starts"][places + step].numpy() for step in (0, 1))
+    owner, index = np.repeat(owners, ends - starts), _ranges(starts, ends - starts)
+    pairs = {name: layer.tensors[name][torch.from_numpy(index)].numpy() for name in BY_PAIR}
+    if len(gone):
+        kept = ~np.isin(pairs["neighbours"], gone)
+        owner, pairs = owner[kept], {name: values[kept] for name, values in pairs.items()}
+    return owner, pairs
 
 
 def _ranges(starts: Rows, lengths: Rows) -> Rows:

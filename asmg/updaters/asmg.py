@@ -153,7 +153,7 @@ class Asmg(Updater[AsmgState]):
     def served_parts(self, state: AsmgState) -> dict[str, ServedParts]:
         if state.generated is None:
             return {}
-        generated = ServedParts("base", "generated", self.trust(state))
+        generated = ServedParts("base", "generated", self.trust(state), self.config.untouched != "plain")
         return {"generated": generated, "incremental": ServedParts()}
 
     @property

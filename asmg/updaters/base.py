@@ -34,6 +34,8 @@ class ServedParts(NamedTuple):
     toward: str | None = None
     """Name of another part; None for the first alone."""
     fraction: float = 1.0
+    lasting: bool = False
+    """Whether a row that an update does not touch keeps what `toward` had of it; otherwise it is that of `part`."""
 
 
 class Updater(ABC, Generic[StateT]):

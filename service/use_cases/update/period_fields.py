@@ -19,7 +19,15 @@ from service.serving.encode import Known, KnownFields
 from service.serving.fields import FieldReader
 from service.storage.postgres.repositories import FeaturesOf, PeriodLog
 
-__all__ = ["Given", "NamedColumns", "NamedRows", "fields_of_snapshot", "name_columns"]
+__all__ = [
+    "Given",
+    "NamedColumns",
+    "NamedRows",
+    "columns_of_items",
+    "fields_of_snapshot",
+    "name_columns",
+    "names_of_numbers",
+]
 
 Values = Mapping[str, Any]
 """Name of a field → the value that a client sent."""
@@ -120,36 +128,52 @@ def name_columns(schema: Schema, log: PeriodLog, given: Given) -> NamedColumns:
     return columns.named()
 
 
+def columns_of_items(schema: Schema, items: NamedRows, features: FeaturesOf, count: int) -> NamedColumns:
+    """The columns of the fields of items.
+
+    Args:
+        schema: the fields.
+        items: ids of items with their rows.
+        features: the newest version of each item that has any.
+        count: number of rows; row 0 is the cold row, of which nothing is known.
+    """
+    row_of, places = dict(zip(items.ids, items.rows.tolist(), strict=True)), np.full(count, -1, np.int64)
+    for version, item_id in enumerate(features.ids):
+        if COLD_ROW < (row := row_of.get(item_id, COLD_ROW)) < count:
+            places[row] = version
+    columns = _Columns(count)
+    for field in schema.of("item"):
+        columns.add(field, [*features.features, None], places)
+    return columns.named()
+
+
+def names_of_numbers(schema: Schema) -> list[str]:
+    """Names of the values that weigh numbers."""
+    return [name_of_value(field.name, NUMBER) for field in schema.all if not field.by_table]
+
+
 def fields_of_snapshot(
-    schema: Schema, values: NamedRows, items: NamedRows, features: FeaturesOf, count: int, numbers: NumberMoments
+    schema: Schema, of_items: NamedColumns, rows: Mapping[str, int], values: Known, numbers: NumberMoments
 ) -> KnownFields:
     """What a serving snapshot contains of the fields that its model reads.
 
     Args:
         schema: the fields.
-        values: names of the values that have a row, with their rows.
-        items: ids of the items that have a row, with their rows.
-        features: the newest version of each item that has any.
-        count: number of rows of the item table; row 0 is the cold row.
+        of_items: the columns of the items.
+        rows: row of each value in `of_items`, and of `names_of_numbers`, in the whole table; values without one are
+            left out.
+        values: the values that the snapshot knows.
         numbers: moments that standardise numeric fields.
     """
-    rows, scales = dict(zip(values.ids, np.asarray(values.rows).tolist(), strict=True)), numbers.scales()
+    scales = numbers.scales()
     scale_of = {
         field.name: scales.get(rows.get(name_of_value(field.name, NUMBER), COLD_ROW), (0.0, 0.0))
         for field in schema.all
         if not field.by_table
     }
-    row_of, places = dict(zip(items.ids, np.asarray(items.rows).tolist(), strict=True)), np.full(count, -1, np.int64)
-    for version, item_id in enumerate(features.ids):
-        if (row := row_of.get(item_id, COLD_ROW)) != COLD_ROW:
-            places[row] = version
-    columns = _Columns(count)
-    for field in schema.of("item"):
-        columns.add(field, [*features.features, None], places)
-    named = columns.named()
-    scale = torch.tensor([scale_of.get(field.name, (0.0, 1.0)) for field in named.fields]).reshape(-1, 2).t()
-    of_items = replace(named.in_rows(rows, max(rows.values(), default=0) + 1), scale=scale.contiguous())
-    return KnownFields(Known.of(*values), FieldReader(schema, scale_of), of_items)
+    scale = torch.tensor([scale_of.get(field.name, (0.0, 1.0)) for field in of_items.fields]).reshape(-1, 2).t()
+    columns = replace(of_items.in_rows(rows, max(rows.values(), default=0) + 1), scale=scale.contiguous())
+    return KnownFields(values, FieldReader(schema, scale_of), columns)
 
 
 class _Columns:

@@ -1,22 +1,14 @@
 """Stage `publish`: the new version, its lineage, aliases and audit entry, in one transaction."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from asmg.checkpoint import load_data
-from asmg.layers import Selection
-from asmg.models import table_sizes
-from asmg.numbers import NumberMoments
 from asmg.updaters.with_statistics import PART as STATISTICS
-from service.files import DigestedFile, create, keep_newest
-from service.serving.encode import Known, ServedModel, encode_base
-from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.database import Lock, UnitOfWork
-from service.storage.postgres.repositories import AliasName, EntityKind, ModelKind, ModelVersion, PeriodStatus
+from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion, PeriodStatus
 from service.use_cases.update.checkpoints import Checkpoints, layers_of
 from service.use_cases.update.compaction import COMPACTED, with_compaction
 from service.use_cases.update.context import (
@@ -30,14 +22,14 @@ from service.use_cases.update.context import (
 )
 from service.use_cases.update.gate import Decision
 from service.use_cases.update.negatives import logit_correction
-from service.use_cases.update.period_fields import NamedRows, fields_of_snapshot
 from service.use_cases.update.prepare import PrepareNote
 from service.use_cases.update.resolve import ResolveNote
 from service.use_cases.update.score import ScoreNote
-from service.use_cases.update.served import read_served, served_state
+from service.use_cases.update.served import served_state
+from service.use_cases.update.snapshot import write_snapshot
 from service.use_cases.update.train import TrainNote
 
-__all__ = ["Learned", "PublishNote", "publish", "write_snapshot"]
+__all__ = ["Learned", "PublishNote", "publish"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +95,10 @@ async def publish(
     started = time.perf_counter()
     async with context.database.read() as session:
         deletions = await session.deletions.finished(with_row=True)
-    serving_digest: str | None = None
     served: dict[str, Any] = {}
     if decision.kind is not ModelKind.PREVIOUS:
         assert learned is not None, "only the model served before can be kept unlearned"
-        serving_digest, served = await _write_served(context, checkpoints, resolved, learned, decision.kind)
+        served = await _write_served(context, checkpoints, resolved, learned, decision.kind, start.head)
     if learned is None:
         state = {name: start.head.state[name] for name in LEARNED if name in start.head.state}
     else:
@@ -126,7 +117,11 @@ async def publish(
             logger.warning("period %d: its snapshot may know somebody who was deleted meanwhile", start.period)
             raise Superseded("somebody was deleted whom the snapshot may know; it is written again")
         if decision.kind is ModelKind.PREVIOUS:
-            serving_digest, served = await _served_now(work)
+            champion = await _champion(work)
+            served = {name: champion.state[name] for name in SERVED if name in champion.state}
+            serving_digest = champion.serving_digest
+        else:
+            serving_digest = served["snapshot"][-1]
         version = (await work.models.latest_version() or 0) + 1
         await work.models.insert(
             ModelVersion(
@@ -152,9 +147,14 @@ async def publish(
 
 
 async def _write_served(
-    context: UpdateContext, checkpoints: Checkpoints, resolved: ResolveNote, learned: Learned, kind: ModelKind
-) -> tuple[str, dict[str, Any]]:
-    """Store what the version serves; return the digest of its snapshot, and what its state says of it."""
+    context: UpdateContext,
+    checkpoints: Checkpoints,
+    resolved: ResolveNote,
+    learned: Learned,
+    kind: ModelKind,
+    before: ModelVersion,
+) -> dict[str, Any]:
+    """Store what the version serves after the version `before`; return what its state says of it."""
     updater = context.updater
     await checkpoints.read_data(learned.prepared.data)
     state = await checkpoints.read_state(learned.trained.parts)
@@ -170,64 +170,17 @@ async def _write_served(
     if sampling is not None and sampling.negatives and prior_ctr is not None:
         # Only in what is served: training continues from the parameters that were trained.
         served["logit_correction"] = logit_correction(sampling, prior_ctr)
-    return await write_snapshot(context, checkpoints, learned, served), served
+    served["snapshot"] = await write_snapshot(context, checkpoints.files, served, before)
+    return served
 
 
-async def write_snapshot(
-    context: UpdateContext, checkpoints: Checkpoints, learned: Learned, served: Mapping[str, Any]
-) -> str:
-    """Write the serving snapshot to a file for the processes of this host and to Postgres; return its digest."""
-    stacks = await read_served(context, checkpoints.files, served)
-    data = load_data(await checkpoints.files.open(learned.prepared.data))
-    selection = await asyncio.to_thread(Selection.everything, [data], data.sizes)
-    params = await asyncio.to_thread(stacks.excerpt, selection)
-    params = context.updater.model.shifted(params, served.get("logit_correction", 0.0))
-    statistics = None if stacks.statistics is None else (await asyncio.to_thread(stacks.statistics_of, selection))[0]
-    categories = selection.item_categories
-    schema, model, allocations = context.schema, context.updater.model, learned.prepared.allocations
-    async with context.database.read() as session:
-        known = {
-            kind: await session.entities.rows(kind, allocations.get(kind, 0))
-            for kind in (EntityKind.USER, EntityKind.ITEM, EntityKind.FIELD)
-        }
-        features = await session.features.latest("item", None if schema.of("item") else ())
-    sizes = table_sizes(params)
-    numbers = NumberMoments.initial() if statistics is None else statistics.numbers
-
-    def within(kind: EntityKind) -> NamedRows:
-        ids, rows = known[kind]
-        inside = int((rows < sizes[kind]).sum())  # rows ascend; the others belong to later periods
-        return NamedRows(ids[:inside], rows[:inside])
-
-    def write() -> DigestedFile:
-        users, items = within(EntityKind.USER), within(EntityKind.ITEM)
-        fields = None
-        if EntityKind.FIELD in sizes:
-            fields = fields_of_snapshot(schema, within(EntityKind.FIELD), items, features, sizes["item"], numbers)
-        trained = ServedModel(
-            model=model,
-            params=params,
-            users=Known.of(*users),
-            items=Known.of(*items),
-            categories=categories,
-            statistics=statistics,
-            fields=fields,
-        )
-        with create(context.settings.serving_dir, FILE_SUFFIX) as file:
-            encode_base(file, trained)
-        keep_newest(context.settings.serving_dir, FILE_SUFFIX, [file.digest])
-        return file
-
-    return await context.artifacts.put_file(await asyncio.to_thread(write), "serving")
-
-
-async def _served_now(work: UnitOfWork) -> tuple[str | None, dict[str, Any]]:
-    """Digest of the champion's snapshot, and what its state says of it; the prior's says nothing."""
+async def _champion(work: UnitOfWork) -> ModelVersion:
+    """The version that is served."""
     alias = await work.models.alias(AliasName.CHAMPION)
     assert alias is not None, "version 0 is made before the first update"
     version = await work.models.get(alias.version)
     assert version is not None, "aliases refer to versions"
-    return version.serving_digest, {name: version.state[name] for name in SERVED if name in version.state}
+    return version
 
 
 async def _move_aliases(

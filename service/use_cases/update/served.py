@@ -1,7 +1,7 @@
 """What a version serves: its parameters and statistics, read from the layers of the training state it was made from."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asmg.batch import PeriodData
-from asmg.layers import Selection, Stack, StatisticsStack
+from asmg.batch import TABLES, PeriodData
+from asmg.layers import Selection, Stack, StackCounts, StackTable, StatisticsStack, is_base, rows_of_layers
 from asmg.models import BaseModel, Params, build_model, config_from_json, forget
+from asmg.numbers import NumberMoments
 from asmg.statistics import Statistics
 from asmg.updaters.base import ServedParts
 from asmg.updaters.trust import blend
@@ -20,11 +21,11 @@ from service.storage.artifacts.state_files import StateFiles
 from service.use_cases.update.checkpoints import Parts, layers_of, rows_of_nobody
 from service.use_cases.update.context import UpdateContext
 
-__all__ = ["ServedModel", "read_served", "served_state"]
+__all__ = ["ServedLayers", "changed_rows", "read_served", "served_state"]
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class ServedLayers:
     """The model that a version serves, as stacks of which any rows can be read."""
 
     part: Stack
@@ -39,6 +40,21 @@ class ServedModel:
     def model(self) -> BaseModel:
         """The model of these parameters."""
         return build_model(config_from_json(self.part.meta["model"]))
+
+    @property
+    def numbers(self) -> NumberMoments:
+        """The moments of the numeric fields."""
+        return NumberMoments.initial() if self.statistics is None else NumberMoments.of(self.statistics.whole)
+
+    def tables(self, beat: Callable[[], None]) -> dict[str, Any]:
+        """The parameters, of whose tables some rows are read at a time; `beat` is called with each read."""
+        params: dict[str, Any] = self.excerpt(Selection.everything([], {}))
+        return params | {name: _ServedTable(self, name, beat) for name in self.part.tables}
+
+    @property
+    def counts(self) -> "StackCounts | None":
+        """The statistics, of which some items are read at a time."""
+        return None if self.statistics is None else StackCounts(self.statistics)
 
     def excerpt(self, selection: Selection) -> Params:
         """The parameters with the selected rows of the tables. Rows that changed hands are like the cold row."""
@@ -66,13 +82,69 @@ class ServedModel:
         return plain if self.statistics is None else self.statistics_of(selection)[0].prepare(plain)
 
 
+class _ServedTable:
+    """A table of a served model."""
+
+    def __init__(self, layers: ServedLayers, table: str, beat: Callable[[], None]) -> None:
+        self._part = StackTable(layers.part, table)
+        self._toward = None if layers.toward is None else StackTable(layers.toward, table)
+        self._fraction, self._beat = layers.fraction, beat
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        self._beat()
+        part = self._part[rows]
+        return part if self._toward is None else torch.lerp(part, self._toward[rows], self._fraction)
+
+
 def served_state(parts: Parts, served: ServedParts) -> dict[str, Any]:
     """The entry `serving` of a version's state, as JSON."""
     toward = None if served.toward is None else layers_of(parts[served.toward])
-    return {"part": layers_of(parts[served.part]), "toward": toward, "fraction": served.fraction}
+    return {
+        "part": layers_of(parts[served.part]),
+        "toward": toward,
+        "fraction": served.fraction,
+        "lasting": served.lasting,
+    }
 
 
-async def read_served(context: UpdateContext, files: StateFiles, state: Mapping[str, Any]) -> ServedModel:
+async def changed_rows(
+    files: StateFiles, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, NDArray[np.int64]] | None:
+    """Table name → rows, ascending, with the cold row, that two versions may serve otherwise.
+
+    Args:
+        files: the layers.
+        old: state of the earlier version.
+        new: state of the later one.
+
+    Returns:
+        None where the later version does not have the layers of the earlier one, or corrects all rows otherwise.
+    """
+    before, after = old["serving"], new["serving"]
+    corrected = (before["fraction"] if before["toward"] else 0.0, after["fraction"] if after["toward"] else 0.0)
+    if corrected[0] != corrected[1] and (before.get("lasting") or after.get("lasting")):
+        return None
+    added: list[str] = []
+    for earlier, later in (
+        (before["part"], after["part"]),
+        (before["toward"], after["toward"]) if before["toward"] and after["toward"] else ([], []),
+        (layers_of(old.get("serving_statistics") or []), layers_of(new.get("serving_statistics") or [])),
+    ):
+        if earlier and earlier[-1] not in later:
+            return None
+        added += later[later.index(earlier[-1]) + 1 :] if earlier else []
+    if before["toward"]:  # rows that the earlier version corrected, and the later one may not
+        added.append(before["toward"][-1])
+    opened = [await files.open(digest) for digest in dict.fromkeys(added)]
+    if any(is_base(layer) for layer in opened):
+        return None
+    return {name: rows_of_layers(opened, name) for name in TABLES}
+
+
+async def read_served(context: UpdateContext, files: StateFiles, state: Mapping[str, Any]) -> ServedLayers:
     """The model that a version with this state serves.
 
     Args:
@@ -85,9 +157,10 @@ async def read_served(context: UpdateContext, files: StateFiles, state: Mapping[
     part = await files.stack(serving["part"])
     toward = await files.stack(serving["toward"]) if serving["toward"] else None
     counted = await files.stack(layers_of(statistics)) if statistics else None
-    assert isinstance(part, Stack) and not isinstance(toward, StatisticsStack)
+    assert isinstance(part, Stack)
+    assert not isinstance(toward, StatisticsStack)
     assert not isinstance(counted, Stack)
-    return await asyncio.to_thread(ServedModel, part, toward, serving["fraction"], counted, nobody)
+    return await asyncio.to_thread(ServedLayers, part, toward, serving["fraction"], counted, nobody)
 
 
 def _local(known: Mapping[str, NDArray[np.int64]], rows: Mapping[str, NDArray[np.int64]]) -> dict[str, Tensor]:
