@@ -104,7 +104,8 @@ class TestCycle:
             ("item", {name for p in periods for name in p.item_ids}),
         ):
             assert sizes[last][table] < len(ever)
-        assert len(rows_with_vectors(snapshot, "users")) == len(users) + 1
+        assert snapshot.overlay is None  # rows have changed hands
+        assert len(snapshot.base.file.tensors["users.vectors"]) == len(users) + 1
         asked, past = ["evergreen1", "lost", f"i{last}.1", NEVER_KNOWN], ["evergreen0", "lost"]
         prediction = snapshot.predict("gone", asked, past)
         assert prediction.cold_user
@@ -138,9 +139,11 @@ class TestCycle:
                 scores.append(prediction.scores.tolist())
         for number in range(10):
             one, other = (v[number] for v in versions)
+            files = [v["state"].pop("snapshot", None) for v in (one, other)]
             assert one["state"] == other["state"]
             assert (one["kind"], one["scores"], one["gate"]) == (other["kind"], other["scores"], other["gate"])
             assert (one["serving"] == other["serving"]) == (number < 9)  # which knows its ids
+            assert (files[0] == files[1]) == (number < 9)
         assert scores[0] == scores[1]
 
     async def test_negatives_that_are_sampled_keep_no_item(

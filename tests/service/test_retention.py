@@ -10,7 +10,6 @@ from sqlalchemy import text
 
 from asmg.checkpoint import Checkpoint
 from service.errors import ModelPruned
-from service.serving.snapshot import Snapshot
 from service.storage.backup.verify import find_faults
 from service.storage.postgres import tables
 from service.storage.postgres.database import Database, Lock
@@ -32,7 +31,7 @@ from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, s
 from service.use_cases.rollback import rollback
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
-from tests.service.update_support import STAGES, Bench, bench, copies, named, periods, stored
+from tests.service.update_support import STAGES, Bench, bench, copies, named, periods, snapshot_of, stored
 
 
 class Stopped(Exception):
@@ -443,8 +442,7 @@ async def test_every_artifact_that_is_kept_can_be_read(six: Bench, tmp_path: Pat
         for digest in digests_in(found["versions"][number]["state"]["parts"]):
             Checkpoint.from_bytes(await six.context.artifacts.get(digest))
     for number in (0, 1, 3, 4, 5, 6):
-        path = await six.context.artifacts.fetch_file(found["versions"][number]["serving"], tmp_path / "fetched")
-        Snapshot.open(path, number, number).check()
+        await snapshot_of(six, number, tmp_path / "fetched")
 
 
 def test_every_table_is_in_the_list_of_what_grows() -> None:

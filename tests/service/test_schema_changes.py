@@ -30,7 +30,7 @@ from service.use_cases.ingest import ingest
 from tests.service.api_support import Api, eventually, running_app, settings_for
 from tests.service.layers_support import stored_period, whole_parts
 from tests.service.update_doubles import working
-from tests.service.update_support import Bench, bench, interactions, moment, periods, single_thread
+from tests.service.update_support import Bench, bench, interactions, moment, open_snapshot, periods, single_thread
 
 DEVICE = Field("device", "context", "categorical")
 PAGE = Field("page", "context", "numeric")
@@ -217,9 +217,7 @@ async def goes_on(b: Bench, schemas: tuple[Schema, Schema]) -> None:
 
 
 async def snapshot_of(b: Bench, number: int, folder: Path) -> Snapshot:
-    digest = (await version_of(b.database, number)).serving_digest
-    assert digest is not None
-    return Snapshot.open(await b.context.artifacts.fetch_file(digest, folder / digest), number, number)
+    return await open_snapshot(b.context.artifacts, await version_of(b.database, number), folder / str(number))
 
 
 async def by_own_schema(b: Bench, folder: Path) -> None:

@@ -18,12 +18,13 @@ from sqlalchemy import select, text
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
 from asmg.statistics import Statistics
 from asmg.updaters.base import Updater
+from service.serving.loading import load_snapshot
 from service.serving.snapshot import Snapshot
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres import tables
 from service.storage.postgres.database import Database
-from service.storage.postgres.repositories import AliasName, EventBatch, Interaction
+from service.storage.postgres.repositories import AliasName, EventBatch, Interaction, ModelVersion
 from service.storage.redis.connection import connect
 from service.storage.redis.histories import HistoryStore
 from service.storage.redis.notices import Notices
@@ -255,8 +256,23 @@ async def until_true(database: Database, query: str, **values: object) -> None:
 
 async def snapshot_of(b: Bench, version: int, folder: Path) -> Snapshot:
     """The snapshot that a version serves."""
-    digest = (await b.outcome())["versions"][version]["serving"]
-    snapshot = Snapshot.open(await b.context.artifacts.fetch_file(digest, folder / str(version)), version, version)
+    async with b.database.read() as session:
+        model = await session.models.get(version)
+    assert model is not None
+    return await open_snapshot(b.context.artifacts, model, folder / str(version))
+
+
+async def open_snapshot(artifacts: ArtifactStore, model: ModelVersion, folder: Path) -> Snapshot:
+    """The snapshot of a version from its files, with the compiled forward pass, which gives the scores of the canary.
+
+    Args:
+        artifacts: hold the files.
+        model: the version.
+        folder: where the files are kept.
+    """
+    paths = [await artifacts.fetch_file(digest, folder) for digest in model.snapshot_files]
+    loaded = load_snapshot(paths, model.version, model.period)
+    snapshot = Snapshot.open(loaded.base, model.version, model.period, loaded.overlay)
     snapshot.check()
     return snapshot
 
