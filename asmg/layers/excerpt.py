@@ -88,7 +88,9 @@ def _select(everything: bool, stacks: Mapping[str, Stack | StatisticsStack], log
     if everything:
         sizes: dict[str, int] = {}
         for stack in stacks.values():
-            sizes |= {name: max(size, sizes.get(name, 1)) for name, size in stack.sizes.items()}
+            least = {table: int(rows.max()) + 1 for table, rows in stack.named.items() if len(rows)}
+            for of in (stack.sizes, least):
+                sizes |= {name: max(size, sizes.get(name, 1)) for name, size in of.items()}
         return Selection.everything(logs, sizes)
     more: dict[str, list[torch.Tensor]] = {}
     for stack in stacks.values():

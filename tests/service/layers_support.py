@@ -1,12 +1,15 @@
-"""Training states and served models as whole tables, read from the artifacts of a version."""
+"""Training states, served models and prepared periods as whole tables, read from the artifacts of a version."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from asmg.checkpoint import Checkpoint
-from asmg.layers import excerpt_state
+from asmg.batch import PeriodData
+from asmg.checkpoint import Checkpoint, load_data
+from asmg.layers import Selection, excerpt_state
+from asmg.statistics import Statistics
 from asmg.updaters.trust import blend
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.repositories import digests_in
@@ -33,3 +36,24 @@ async def served_parameters(artifacts: ArtifactStore, state: Mapping[str, Any]) 
     found = await whole_parts(artifacts, parts)
     plain = dict(found["base"].tensors)
     return blend(plain, found["generated"].tensors, serving["fraction"]) if serving["toward"] else plain
+
+
+async def whole_statistics(artifacts: ArtifactStore, digests: Any) -> Statistics:
+    """The statistics of all items.
+
+    Args:
+        artifacts: hold them.
+        digests: of the base and its layers, oldest first.
+    """
+    return Statistics.load((await whole_parts(artifacts, {"statistics": digests}))["statistics"])
+
+
+async def stored_period(artifacts: ArtifactStore, digest: str) -> PeriodData:
+    """A prepared period in rows of whole tables, with the categories of all items; see `with_all_items`."""
+    return with_all_items(load_data(Checkpoint.from_bytes(await artifacts.get(digest), "period-data")))
+
+
+def with_all_items(data: PeriodData) -> PeriodData:
+    """A log with a row of categories for every item, none for those of which it has none."""
+    matrix = Selection.everything([data], data.sizes).item_categories
+    return replace(data, item_categories=matrix, category_items=None)

@@ -19,7 +19,7 @@ from service.use_cases.rollback import rollback
 from service.use_cases.update import publish
 from service.use_cases.update.context import Superseded
 from tests.service.deletion_support import ANN, CHANGES, LAMP, MARK, NOBODY, START_MS, delete, marked
-from tests.service.update_support import HOUR_MS, Bench, bench, moment, scalar, snapshot_of, tensors_of
+from tests.service.update_support import HOUR_MS, Bench, bench, moment, parts_of, scalar, snapshot_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,9 +46,9 @@ async def learn(b: Bench, number: int, **options: Any) -> int:
     return await b.update(number)
 
 
-async def counted_of(b: Bench, parts: dict[str, str], item: int) -> set[str]:
+def counted_of(parts: dict[str, dict[str, torch.Tensor]], item: int) -> set[str]:
     """Where the statistics of a training state have anything about an item, by its row."""
-    found = await tensors_of(b, parts["statistics"])
+    found = parts["statistics"]
     of_item = {name: found[name][item] for name in ("counts", "counted", "degrees", "paired")}
     of_item |= {"starts": found["starts"].diff()[item], "neighbours": found["neighbours"] == item}
     return {name for name, values in of_item.items() if bool(values.any())}
@@ -70,9 +70,9 @@ class TestTheNextModel:
                 "item": await scalar(b.database, "SELECT row FROM entity_rows WHERE id = :id", id=LAMP),
             }
             before = await snapshot_of(b, 3, tmp_path)
-            parts = (await b.outcome())["versions"][3]["state"]["parts"]
-            base_before = await tensors_of(b, parts["base"])
-            assert await counted_of(b, parts, rows["item"]) == {
+            parts = await parts_of(b, await b.outcome(), 3)
+            base_before = parts["base"]
+            assert counted_of(parts, rows["item"]) == {
                 "counts",
                 "counted",
                 "degrees",
@@ -89,8 +89,8 @@ class TestTheNextModel:
             assert found.cold_user and found.cold_items.tolist() == [0]
             stranger = after.predict(NOBODY, [NOBODY, "item1"], [NOBODY, "item2"])
             assert found.scores.tolist() == stranger.scores.tolist()
-            parts = (await b.outcome())["versions"][4]["state"]["parts"]
-            base, optimizer = await tensors_of(b, parts["base"]), await tensors_of(b, parts["optimizer"])
+            parts = await parts_of(b, await b.outcome(), 4)
+            base, optimizer = parts["base"], parts["optimizer"]
             for kind, row in rows.items():
                 assert torch.equal(base[kind][row], base_before[kind][0])
                 assert not torch.equal(base[kind][row], base_before[kind][row])
@@ -98,7 +98,7 @@ class TestTheNextModel:
                     tensor for name, tensor in optimizer.items() if name.split(".")[-1] == kind and tensor.ndim > 1
                 ]
                 assert moments and not any(tensor[row].any() for tensor in moments)
-            assert await counted_of(b, parts, rows["item"]) == set()
+            assert counted_of(parts, rows["item"]) == set()
             # An older version, which one can go back to until it is let go of, has an index of its own.
             assert not before.predict(ANN, ["item1"], []).cold_user
 
@@ -145,18 +145,18 @@ class TestTheNextModel:
     async def test_an_update_that_read_the_log_before_gives_no_row_again(
         self, full: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        read = Items.catalogue
+        read = Items.put_since
         read_again = 0
 
-        async def delete_then_read(items: Items) -> Any:
+        async def delete_then_read(items: Items, period: int) -> Any:
             nonlocal read_again
             read_again += 1
             if read_again == 1:
                 await delete(full)
                 await delete(full, "item", LAMP)
-            return await read(items)
+            return await read(items, period)
 
-        monkeypatch.setattr(Items, "catalogue", delete_then_read)
+        monkeypatch.setattr(Items, "put_since", delete_then_read)
         await full.update(4)
         assert read_again == 2
         assert await marked(full.database, MARK) == set()
@@ -192,17 +192,17 @@ class TestTheNextModel:
             removed.extend([(await delete(full, "user", id_)).removed for id_ in (NOBODY, "new user")])
             return digest
 
-        read, reads = Items.catalogue, 0
+        read, reads = Items.put_since, 0
 
-        async def delete_then_read(items: Items) -> Any:
+        async def delete_then_read(items: Items, period: int) -> Any:
             nonlocal reads
             reads += 1
             if reads == 1:
                 await delete(full, "user", NOBODY)
-            return await read(items)
+            return await read(items, period)
 
         monkeypatch.setattr(publish, "write_snapshot", put_then_delete)
-        monkeypatch.setattr(Items, "catalogue", delete_then_read)
+        monkeypatch.setattr(Items, "put_since", delete_then_read)
         await full.update(4)
         assert removed == [{}, {"interactions": 1}]
         assert reads == 1

@@ -14,9 +14,7 @@ from sqlalchemy import text
 from typing_extensions import override
 
 from asmg.batch import PeriodData
-from asmg.checkpoint import Checkpoint, load_data
 from asmg.models import table_sizes
-from asmg.statistics import Statistics
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EntityKind, PeriodStatus
 from service.storage.redis.notices import Notices
@@ -35,6 +33,7 @@ from tests.service.eviction_support import (
     period,
     rows_of,
 )
+from tests.service.layers_support import served_parameters, stored_period, whole_statistics
 from tests.service.predictions_by_hand import clicks_by_hand
 from tests.service.update_doubles import update_interrupted_often
 from tests.service.update_support import (
@@ -42,9 +41,9 @@ from tests.service.update_support import (
     bench,
     copies,
     outcome,
+    parts_of,
     scalar,
     snapshot_of,
-    tensors_of,
     until_true,
 )
 from tests.service.worker_processes import forked_worker
@@ -93,8 +92,8 @@ class TestCycle:
         last, periods = 10, [period(t, events=40) for t in range(1, 11)]
         async with bench(postgres_dsn, redis_url, tmp_path, updater=updater, **EVICTING) as b:
             await go_on(b, *periods)
-            parts = {n: (await b.outcome())["versions"][n]["state"]["parts"]["base"] for n in (7, 8, last)}
-            sizes = {n: table_sizes(await tensors_of(b, digest)) for n, digest in parts.items()}
+            found = await b.outcome()
+            sizes = {n: table_sizes((await parts_of(b, found, n))["base"]) for n in (7, 8, last)}
             snapshot, before = await snapshot_of(b, last, tmp_path), await snapshot_of(b, 7, tmp_path)
             users = await rows_of(b.database, EntityKind.USER)
         # As many rows as the ids of eight periods need; later ones bring as many new ids as leave.
@@ -105,6 +104,7 @@ class TestCycle:
             ("item", {name for p in periods for name in p.item_ids}),
         ):
             assert sizes[last][table] < len(ever)
+        assert len(snapshot.sources) == 1  # rows have changed hands
         assert len(snapshot.files.base.tensors["users.vectors"]) == len(users) + 1
         asked, past = ["evergreen1", "lost", f"i{last}.1", NEVER_KNOWN], ["evergreen0", "lost"]
         prediction = snapshot.predict("gone", asked, past)
@@ -139,9 +139,11 @@ class TestCycle:
                 scores.append(prediction.scores.tolist())
         for number in range(10):
             one, other = (v[number] for v in versions)
+            files = [v["state"].pop("snapshot", None) for v in (one, other)]
             assert one["state"] == other["state"]
             assert (one["kind"], one["scores"], one["gate"]) == (other["kind"], other["scores"], other["gate"])
             assert (one["serving"] == other["serving"]) == (number < 9)  # which knows its ids
+            assert (files[0] == files[1]) == (number < 9)
         assert scores[0] == scores[1]
 
     async def test_negatives_that_are_sampled_keep_no_item(
@@ -179,7 +181,8 @@ class TestCycle:
             async with b.database.read() as session:
                 stage = await session.stages.get(8, "prepare")
             assert stage is not None
-            data = load_data(Checkpoint.from_bytes(await b.context.artifacts.get(stage.result["data"])))
+            artifacts = b.context.artifacts
+            data = await stored_period(artifacts, stage.result["data"])
             kept = {kind: {row for name, row in now[kind].items() if name in ids[kind]} for kind in now}
             taken = set(data.user.tolist()) & (set(ids[EntityKind.USER].values()) - kept[EntityKind.USER])
             assert taken
@@ -189,13 +192,13 @@ class TestCycle:
             strange = torch.tensor([row for row in range(1, data.items) if row not in kept[EntityKind.ITEM]])
             assert data.fields is not None
             states = {number: found["versions"][number]["state"] for number in (1, 6, 7)}
-            for name, number, digest, counted in (
-                ("baseline", 1, states[1]["serving"], states[1]["serving_statistics"]),
-                ("previous", 6, states[6]["serving"], states[6]["serving_statistics"]),
-                ("incremental", 7, states[7]["parts"]["base"], states[7]["parts"]["statistics"]),
+            for name, number, model, counted in (
+                ("baseline", 1, await served_parameters(artifacts, states[1]), states[1]["serving_statistics"]),
+                ("previous", 6, await served_parameters(artifacts, states[6]), states[6]["serving_statistics"]),
+                ("incremental", 7, (await parts_of(b, found, 7))["base"], states[7]["parts"]["statistics"]),
             ):
-                params = {n: t.double().numpy() for n, t in (await tensors_of(b, digest)).items()}
-                statistics = Statistics.load(Checkpoint.from_bytes(await b.context.artifacts.get(counted)))
+                params = {n: t.double().numpy() for n, t in model.items()}
+                statistics = await whole_statistics(artifacts, counted)
                 without = statistics.forgotten({"item": strange}).inputs(data).double().numpy()
                 told_apart = np.abs(without - statistics.inputs(data).double().numpy()).max()
                 # After one period nothing of items has differed yet, and so nothing of it is read.
@@ -249,8 +252,8 @@ class TestCycle:
             assert row in before.values()
             assert (await snapshot_of(b, 8, tmp_path)).predict("regular0", ["late"], []).cold_items.tolist() == [0]
             await go_on(b, period(9))
-            found = (await b.outcome())["versions"]
-            old, new = [(await tensors_of(b, found[n]["state"]["parts"]["base"]))["item"] for n in (8, 9)]
+            found = await b.outcome()
+            old, new = [(await parts_of(b, found, n))["base"]["item"] for n in (8, 9)]
             assert not torch.equal(old[row], old[0])
             assert torch.equal(new[row], old[0])
             assert not len((await snapshot_of(b, 9, tmp_path)).predict("regular0", ["late"], []).cold_items)
@@ -275,11 +278,10 @@ class TestCycle:
                 settings=b.settings,
             )
             await go_on(b, period(9))
-            found = (await b.outcome())["versions"]
-            assert (found[9]["parent"], found[9]["period"]) == (7, 9)
-            old, new = [(await tensors_of(b, found[n]["state"]["parts"]["base"]))["user"] for n in (7, 9)]
-            window = (await tensors_of(b, found[9]["state"]["parts"]["model.1"]))["user"]
-            hidden = (await tensors_of(b, found[9]["state"]["parts"]["hidden"]))["user"]
+            found = await b.outcome()
+            assert [found["versions"][9][name] for name in ("parent", "period")] == [7, 9]
+            old, parts = (await parts_of(b, found, 7))["base"]["user"], await parts_of(b, found, 9)
+            new, window, hidden = (parts[name]["user"] for name in ("base", "model.1", "hidden"))
             for row in taken.values():  # in period 9 nobody of them was there
                 assert not torch.equal(old[row], old[0])
                 assert torch.equal(new[row], old[0])

@@ -16,11 +16,11 @@ import orjson
 import pytest
 
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
-from service.serving.snapshot import Snapshot
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.redis.connection import connect
 from tests.service.programs import Program, program, wait_for
+from tests.service.update_support import open_snapshot
 
 pytestmark = pytest.mark.slow
 
@@ -103,9 +103,7 @@ async def scores_of_versions(dsn: str, redis_url: str, folder: Path) -> AsyncIte
     async with database.read() as session:
         models = await session.models.list(100)
     for model in models:
-        assert model.serving_digest is not None
-        path = await ArtifactStore(database, redis).fetch_file(model.serving_digest, folder)
-        snapshot = Snapshot.open(path, model.version, model.period)
+        snapshot = await open_snapshot(ArtifactStore(database, redis), model, folder)
         scores = snapshot.predict(PROBE["user_id"], PROBE["items"], PROBE["history"]).scores
         yield model.version, tuple(orjson.loads(orjson.dumps(scores, option=orjson.OPT_SERIALIZE_NUMPY)))
     await redis.aclose()

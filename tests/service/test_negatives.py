@@ -15,13 +15,12 @@ from sklearn.metrics import roc_auc_score
 from sqlalchemy import text
 
 from service.limits import MAX_ID_LENGTH
-from service.serving.snapshot import Snapshot
 from service.storage.postgres.repositories import EventBatch, Interaction
 from service.use_cases.ingest import ingest
 from service.use_cases.update.negatives import Sampling, logit_correction
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import running_app
-from tests.service.update_support import Bench, bench, copies
+from tests.service.update_support import Bench, bench, copies, snapshot_of
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 Make = Callable[..., Any]
@@ -228,10 +227,7 @@ class TestCorrection:
                 await close(b, number, events)
                 await b.update(number)
             outcome = await b.outcome()
-            version = outcome["versions"][3]
-            path = await b.context.artifacts.fetch_file(version["serving"], tmp_path / str(prior))
-            snapshot = Snapshot.open(path, 3, 3)
-            snapshot.check()
+            snapshot = await snapshot_of(b, 3, tmp_path / str(prior))
             asked = [f"i{n}" for n in range(items)]
             assert snapshot.fields is not None
             then = snapshot.fields.read({}, {}, timestamp_ms=int((NOON + timedelta(days=4)).timestamp() * 1000))
@@ -250,6 +246,7 @@ class TestCorrection:
         for number in (1, 2, 3):
             one, other = (dict(each[number]["state"]) for each in versions)
             correction = one.pop("logit_correction")
+            assert not set(one.pop("snapshot")) & set(other.pop("snapshot"))
             assert correction == pytest.approx(math.log(2 / 98) - math.log(1 / 4), abs=0.02)
             assert one == other
             assert versions[0][number]["scores"] == versions[1][number]["scores"]

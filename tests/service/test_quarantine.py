@@ -13,7 +13,6 @@ from sqlalchemy import make_url, text
 from typer.testing import CliRunner
 
 from asmg.batch import PeriodData
-from asmg.checkpoint import Checkpoint, load_data
 from asmg.datasets.synthetic import DriftPeriod
 from asmg.training import DivergedError
 from service.cli import app
@@ -28,6 +27,7 @@ from service.use_cases.status import get_period
 from service.use_cases.update.context import Superseded
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
+from tests.service.layers_support import stored_period
 from tests.service.programs import asmg
 from tests.service.update_doubles import Meddled, working
 from tests.service.update_support import Bench, bench, copies, periods, statistics_of, stored
@@ -174,7 +174,7 @@ class TestRetry:
         async with b.database.read() as session:
             prepared = await session.stages.get(2, "prepare")
         assert prepared is not None
-        read = load_data(Checkpoint.from_bytes(await b.context.artifacts.get(prepared.result["data"])))
+        read = await stored_period(b.context.artifacts, prepared.result["data"])
         assert read.numeric is not None
         assert torch.equal(read.numeric, (await statistics_of(b, found, 2)).inputs(read))
         # What was measured in its own time stays.
@@ -333,7 +333,7 @@ class TestWorker:
         """
 
         class Lost(ArtifactStore):
-            async def get(self, digest: str) -> bytes:
+            async def fetch_file(self, digest: str, folder: Path) -> Path:
                 raise ArtifactMissing(digest)
 
         def stop(stage: str, _: PeriodData) -> None:

@@ -10,11 +10,18 @@ from sqlalchemy import text
 
 from asmg.checkpoint import Checkpoint
 from service.errors import ModelPruned
-from service.serving.snapshot import Snapshot
 from service.storage.backup.verify import find_faults
 from service.storage.postgres import tables
 from service.storage.postgres.database import Database, Lock
-from service.storage.postgres.repositories import AliasName, Interactions, ModelKind, ModelVersion, Past, PeriodStatus
+from service.storage.postgres.repositories import (
+    AliasName,
+    Interactions,
+    ModelKind,
+    ModelVersion,
+    Past,
+    PeriodStatus,
+    digests_in,
+)
 from service.storage.postgres.structure import frozen
 from service.storage.redis.histories import StoredPast
 from service.storage.redis.notices import Notices
@@ -24,7 +31,7 @@ from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, s
 from service.use_cases.rollback import rollback
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.api_support import running_app
-from tests.service.update_support import STAGES, Bench, bench, copies, named, periods, stored
+from tests.service.update_support import STAGES, Bench, bench, copies, named, periods, snapshot_of, stored
 
 
 class Stopped(Exception):
@@ -289,9 +296,12 @@ async def history(b: Bench, count: int) -> None:
         return await b.context.artifacts.put(f"{name} {number}".encode(), "test")
 
     for number in range(1, count + 1):
-        window = {f"model.{age}": await put("base", number - age) for age in (1, 2) if number > age}
-        parts = {"base": await put("base", number), "optimizer": await put("optimizer", number), **window}
-        serving, state = await put("snapshot", number), {"parts": parts, "serving": await put("parameters", number)}
+        # The oldest two are a base; each later one has a layer more.
+        layers = [await put("base", n) for n in range(2, max(number, 2) + 1)]
+        window = {f"model.{age}": layers[:-age] for age in (1, 2) if len(layers) > age}
+        parts = {"base": layers, "optimizer": [await put("optimizer", number)], **window}
+        served = {"part": [await put("parameters", number)], "toward": None, "fraction": 1.0}
+        serving, state = await put("snapshot", number), {"parts": parts, "serving": served}
         async with b.database.unit_of_work() as work:
             await work.periods.seal(number, 1)
             await work.periods.create(number + 1)
@@ -429,11 +439,10 @@ async def test_what_two_versions_share_stays_for_the_newer(few: Bench, database:
 async def test_every_artifact_that_is_kept_can_be_read(six: Bench, tmp_path: Path) -> None:
     found = await six.outcome()
     for number in (1, 4, 5, 6):
-        for digest in found["versions"][number]["state"]["parts"].values():
+        for digest in digests_in(found["versions"][number]["state"]["parts"]):
             Checkpoint.from_bytes(await six.context.artifacts.get(digest))
     for number in (0, 1, 3, 4, 5, 6):
-        path = await six.context.artifacts.fetch_file(found["versions"][number]["serving"], tmp_path / "fetched")
-        Snapshot.open(path, number, number).check()
+        await snapshot_of(six, number, tmp_path / "fetched")
 
 
 def test_every_table_is_in_the_list_of_what_grows() -> None:

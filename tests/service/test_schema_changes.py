@@ -14,7 +14,7 @@ import pytest
 import torch
 from typing_extensions import override
 
-from asmg.checkpoint import Checkpoint, load_data
+from asmg.checkpoint import Checkpoint
 from asmg.datasets.synthetic import DriftPeriod
 from asmg.features import Field, Schema
 from asmg.field_columns import SUMS
@@ -28,8 +28,9 @@ from service.storage.redis.notices import Notices
 from service.use_cases.catalogue import put_items
 from service.use_cases.ingest import ingest
 from tests.service.api_support import Api, eventually, running_app, settings_for
+from tests.service.layers_support import stored_period, whole_parts
 from tests.service.update_doubles import working
-from tests.service.update_support import Bench, bench, interactions, moment, periods, single_thread
+from tests.service.update_support import Bench, bench, interactions, moment, open_snapshot, periods, single_thread
 
 DEVICE = Field("device", "context", "categorical")
 PAGE = Field("page", "context", "numeric")
@@ -118,8 +119,7 @@ async def version_of(database: Database, number: int) -> ModelVersion:
 
 
 async def parts_of(b: Bench, number: int) -> dict[str, Checkpoint]:
-    digests = (await version_of(b.database, number)).state["parts"]
-    return {name: Checkpoint.from_bytes(await b.context.artifacts.get(digest)) for name, digest in digests.items()}
+    return await whole_parts(b.context.artifacts, (await version_of(b.database, number)).state["parts"])
 
 
 async def values_of(database: Database) -> dict[str, int]:
@@ -217,9 +217,7 @@ async def goes_on(b: Bench, schemas: tuple[Schema, Schema]) -> None:
 
 
 async def snapshot_of(b: Bench, number: int, folder: Path) -> Snapshot:
-    digest = (await version_of(b.database, number)).serving_digest
-    assert digest is not None
-    return Snapshot.open(await b.context.artifacts.fetch_file(digest, folder / digest), number, number)
+    return await open_snapshot(b.context.artifacts, await version_of(b.database, number), folder / str(number))
 
 
 async def by_own_schema(b: Bench, folder: Path) -> None:
@@ -284,7 +282,7 @@ async def test_an_update_that_is_under_way_begins_again(
             async with b.database.read() as session:
                 stage = await session.stages.get(1, "prepare")
             assert stage is not None
-            data = load_data(Checkpoint.from_bytes(await b.context.artifacts.get(stage.result["data"])))
+            data = await stored_period(b.context.artifacts, stage.result["data"])
             assert data.fields is not None
             of = [SUMS[n] for n in data.fields.sums.tolist()]
             assert of == [one.of for one in schema.all for _ in range(one.most)]

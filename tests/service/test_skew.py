@@ -23,10 +23,10 @@ import torch
 from sqlalchemy import text
 
 from asmg.batch import NO_CATEGORY, PeriodData
-from asmg.checkpoint import Checkpoint, load_data
 from asmg.datasets.synthetic import DriftPeriod
 from asmg.features import Field, Schema
 from asmg.field_columns import FieldColumns, unscaled
+from asmg.models import Params
 from asmg.statistics import Statistics
 from asmg.training import predict_logits
 from service.storage.postgres.repositories import EntityKind, EventBatch, FeatureVersion, ModelVersion
@@ -35,6 +35,13 @@ from service.use_cases.ingest import ingest
 from service.use_cases.update.prepare import prepare_period
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import Api, eventually, running_app, settings_for
+from tests.service.layers_support import (
+    served_parameters,
+    stored_period,
+    whole_parts,
+    whole_statistics,
+    with_all_items,
+)
 from tests.service.predictions_by_hand import clicks_by_hand
 from tests.service.test_past import Event, past_of
 from tests.service.update_support import Bench, bench, copies, interactions, moment, periods, single_thread
@@ -233,13 +240,13 @@ class Version:
     """A version with what it knows, by its artifacts."""
 
     def __init__(
-        self, number: int, model: Checkpoint, statistics: Checkpoint, correction: float, rows: dict[str, dict[str, int]]
+        self, number: int, params: Params, statistics: Statistics, correction: float, rows: dict[str, dict[str, int]]
     ) -> None:
         self.number = number
-        self.params = {name: tensor.double().numpy() for name, tensor in model.tensors.items()}
-        last = f"mlp.{len(model.meta['model']['hidden'])}.bias"
+        self.params = {name: tensor.double().numpy() for name, tensor in params.items()}
+        last = max(name for name in params if name.startswith("mlp.") and name.endswith(".bias"))
         self.params[last] = self.params[last] + correction
-        self.statistics, self.rows = Statistics.load(statistics), rows
+        self.statistics, self.rows = statistics, rows
 
     @classmethod
     async def of(cls, b: Bench, version: ModelVersion) -> "Version":
@@ -249,8 +256,9 @@ class Version:
             for kind in EntityKind:
                 ids, numbers = await session.entities.rows(kind, state["serving_allocations"][str(kind)])
                 rows[str(kind)] = dict(zip(ids, numbers.tolist(), strict=True))
-        read = [Checkpoint.from_bytes(await artifacts.get(state[n])) for n in ("serving", "serving_statistics")]
-        return cls(version.version, *read, state.get("logit_correction", 0.0), rows)
+        params = await served_parameters(artifacts, state)
+        statistics = await whole_statistics(artifacts, state["serving_statistics"])
+        return cls(version.version, params, statistics, state.get("logit_correction", 0.0), rows)
 
     def fields(self, asked: Sequence[Asked]) -> FieldColumns:
         """What is read of fields, for each item of each question: by name and weight, one at a time."""
@@ -390,7 +398,7 @@ async def learned(b: Bench, period: int, log: list[Event]) -> Learned:
     async with b.database.read() as session:
         stage = await session.stages.get(period, "prepare")
     assert stage is not None
-    data = load_data(Checkpoint.from_bytes(await b.context.artifacts.get(stage.result["data"])))
+    data = await stored_period(b.context.artifacts, stage.result["data"])
     assert data.numeric is not None
     events = sorted((e for e in log if e.period == period), key=lambda e: (e.ms, e.name.encode()))
     return {(e.user, e.item, e.ms): row for e, row in zip(events, data.numeric.tolist(), strict=True)}
@@ -507,10 +515,9 @@ async def read_and_said(b: Bench) -> Said:
     async with b.database.read() as session:
         head = await session.models.get(1)
     assert head is not None
-    parts = {n: Checkpoint.from_bytes(await artifacts.get(digest)) for n, digest in head.state["parts"].items()}
-    state = updater.load(parts)
+    state = updater.load(await whole_parts(artifacts, head.state["parts"]))
     prepared = await prepare_period(b.database, 2, 30, schema=b.context.schema)
-    data = updater.prepare(state, prepared.data)
+    data = updater.prepare(state, with_all_items(prepared.data))
     assert data.numeric is not None and data.fields is not None
     async with b.database.read() as session:
         ids, rows = await session.entities.rows(EntityKind.FIELD)

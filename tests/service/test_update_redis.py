@@ -47,7 +47,7 @@ async def test_what_redis_holds_is_not_believed(
     second: str, prepared: Prepared, redis_url: str, redis: Redis, tmp_path: Path
 ) -> None:
     """The hidden state is read from Redis first; a value that does not match its digest does no harm."""
-    hidden = prepared.outcome["versions"][1]["state"]["parts"]["hidden"]
+    (hidden,) = prepared.outcome["versions"][1]["state"]["parts"]["hidden"]
     await redis.hset(f"asmg:artifact:{hidden}", mapping={"0": b"nonsense", "chunks": 1})
     async with bench(second, redis_url, tmp_path) as b:
         assert await b.update(2) == 2

@@ -11,15 +11,20 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from asmg.batch import PeriodData
-from asmg.checkpoint import Checkpoint, load_data
 from asmg.progressive import stage_rng
-from asmg.statistics import Statistics
 from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.with_statistics import WithStatistics
 from service.files import find
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.repositories import AliasName, EventBatch
 from service.use_cases.update.prepare import prepare_period
+from tests.service.layers_support import (
+    served_parameters,
+    stored_period,
+    whole_parts,
+    whole_statistics,
+    with_all_items,
+)
 from tests.service.predictions_by_hand import clicks_by_hand
 from tests.service.update_doubles import Meddled
 from tests.service.update_support import (
@@ -30,6 +35,7 @@ from tests.service.update_support import (
     bench,
     interactions,
     named,
+    parts_of,
     periods,
     stored,
     updater_of,
@@ -123,26 +129,26 @@ async def test_scores_are_those_of_the_models_before(postgres_dsn: str, redis_ur
         for period in periods(3, seed=SEED):
             await b.log(period)
             if period.number == 3:
-                data, _ = await prepare_period(b.database, 3, 30)
+                data = with_all_items((await prepare_period(b.database, 3, 30)).data)
                 before = await b.outcome()
             await b.update(period.number, updater=updater)
         found = {e.model: e for e in (await b.outcome())["evaluations"] if e.period == 3}
-        versions = before["versions"]
-        two, one = versions[2]["state"]["parts"], versions[1]["state"]
-        served = (one["serving"], one["serving_statistics"])
-        digests = {
-            "generated": (two["generated"], two["statistics"]),
-            "incremental": (two["base"], two["statistics"]),
+        artifacts, one = b.context.artifacts, before["versions"][1]["state"]
+        two = await parts_of(b, before, 2)
+        served = (await served_parameters(artifacts, one), one["serving_statistics"])
+        counted = before["versions"][2]["state"]["parts"]["statistics"]
+        models = {
+            "generated": (two["generated"], counted),
+            "incremental": (two["base"], counted),
             "previous": served,
             "baseline": served,
         }
-        assert set(digests) == set(found) == set(MODELS)
-        assert two["statistics"] != one["serving_statistics"]
+        assert set(models) == set(found) == set(MODELS)
+        assert counted != one["serving_statistics"]
         label = data.label.numpy()
-        for name, pair in digests.items():
-            stored_model, counted = [Checkpoint.from_bytes(await b.context.artifacts.get(d)) for d in pair]
-            numeric = Statistics.load(counted).inputs(data).double().numpy()
-            guess = clicks_by_hand({n: t.double().numpy() for n, t in stored_model.tensors.items()}, data, numeric)
+        for name, (params, digests) in models.items():
+            numeric = (await whole_statistics(artifacts, digests)).inputs(data).double().numpy()
+            guess = clicks_by_hand({n: t.double().numpy() for n, t in params.items()}, data, numeric)
             assert found[name].events == len(label) == 300
             assert found[name].logloss == pytest.approx(log_loss(label, guess), rel=1e-5)
             assert found[name].auc == pytest.approx(roc_auc_score(label, guess), abs=1e-4)
@@ -222,19 +228,18 @@ async def test_another_method_goes_on_from_the_base_model(
         await b.update(3)
         found = await b.outcome()
         artifacts = b.context.artifacts
-        data = load_data(Checkpoint.from_bytes(await artifacts.get(await data_digest(b, 3))))
+        data = await stored_period(artifacts, await data_digest(b, 3))
         iu = updater_of("iu")
-        parts = found["versions"][2]["state"]["parts"]
+        parts = await whole_parts(artifacts, found["versions"][2]["state"]["parts"])
         state = iu.adopted(
-            {n: Checkpoint.from_bytes(await artifacts.get(parts[n])) for n in ("base", "optimizer", "statistics")},
-            rng=stage_rng(SEED, 3, "adopted"),
+            {n: parts[n] for n in ("base", "optimizer", "statistics")}, rng=stage_rng(SEED, 3, "adopted")
         )
         for stage in iu.stages:
             state = iu.run_stage(stage, state, data, rng=stage_rng(b.settings.seed, 3, stage))
-        made = found["versions"][3]["state"]["parts"]
-        now = Checkpoint.from_bytes(await artifacts.get(made["base"])).tensors
+        made = await whole_parts(artifacts, found["versions"][3]["state"]["parts"])
+        now = made["base"].tensors
         assert all(torch.equal(now[name], p) for name, p in iu.base_of(state).params.items())
-        counted = Checkpoint.from_bytes(await artifacts.get(made["statistics"]))
+        counted = made["statistics"]
         assert counted.meta["periods"] == 3  # those that the other method had counted, and this one
         expected = iu.statistics_of(state)
         assert expected is not None

@@ -15,7 +15,6 @@ from asmg.training import DivergedError
 from asmg.updaters import UPDATERS
 from service import worker
 from service.errors import ConfigurationError
-from service.serving.snapshot import Snapshot
 from service.settings import Settings
 from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import PeriodStatus
@@ -30,6 +29,7 @@ from tests.service.update_support import (
     outcome,
     periods,
     shortened,
+    snapshot_of,
     until,
 )
 
@@ -165,10 +165,7 @@ async def test_the_whole_cycle(
         found = await b.outcome()
         state = found["versions"][3]["state"]["parts"]
         meta = Checkpoint.from_bytes(await b.context.artifacts.get(state["updater"])).meta
-        served = found["versions"][3]["serving"]
-        path = await b.context.artifacts.fetch_file(served, tmp_path / "fetched")
-        snapshot = Snapshot.open(path, 3, 3)
-        snapshot.check()
+        snapshot = await snapshot_of(b, 3, tmp_path / "fetched")
         prediction = snapshot.predict("u1", ["i1", "i2", "nobody"], ["i3"])
     assert found["aliases"] == {"champion": 3, "head": 3, "baseline": 1}
     assert [found["versions"][n]["parent"] for n in (1, 2, 3)] == [0, 1, 2]

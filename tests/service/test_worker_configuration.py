@@ -23,6 +23,7 @@ from service.storage.redis.notices import Notices
 from service.use_cases.rollback import rollback
 from service.use_cases.update.configuration import check_configuration, configured_updater
 from tests.conftest import Servers, database_dsn, in_thread
+from tests.service.layers_support import whole_parts
 from tests.service.programs import ASMG, environment
 from tests.service.update_doubles import working
 from tests.service.update_support import Bench, bench, copies, periods, updater_of
@@ -199,7 +200,7 @@ async def test_whatever_cannot_be_gone_on_from_costs_no_attempt(
     async with b.database.read() as session:
         head = await session.models.get(1)
     assert head is not None
-    parts = {name: Checkpoint.from_bytes(await artifacts.get(d)) for name, d in head.state["parts"].items()}
+    parts = await whole_parts(artifacts, head.state["parts"])
     digests = {name: await artifacts.put(part.to_bytes(), part.kind) for name, part in change(parts).items()}
     await change_state(b, head, digests)
 

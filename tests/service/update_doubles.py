@@ -96,6 +96,15 @@ class Meddled(Updater[Any]):
         return self._inner.serving_models(state)
 
     @override
+    def served_parts(self, state: Any) -> Any:
+        return self._inner.served_parts(state)
+
+    @property
+    @override
+    def rewrites_tables(self) -> bool:
+        return self._inner.rewrites_tables
+
+    @override
     def dump(self, state: Any) -> Any:
         return self._inner.dump(state)
 

@@ -15,17 +15,17 @@ import torch
 from redis.asyncio import Redis
 from sqlalchemy import select, text
 
-from asmg.checkpoint import Checkpoint
 from asmg.datasets.synthetic import DriftConfig, DriftPeriod, drift_stream
 from asmg.statistics import Statistics
 from asmg.updaters.base import Updater
+from service.serving.loading import load_snapshot
 from service.serving.snapshot import Snapshot
 from service.settings import Settings
 from service.storage.artifacts.objects import configured_objects
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres import tables
 from service.storage.postgres.database import Database
-from service.storage.postgres.repositories import AliasName, EventBatch, Interaction
+from service.storage.postgres.repositories import AliasName, EventBatch, Interaction, ModelVersion
 from service.storage.redis.connection import connect
 from service.storage.redis.histories import HistoryStore
 from service.storage.redis.notices import Notices
@@ -37,6 +37,7 @@ from service.use_cases.update.configuration import configured_updater
 from service.use_cases.update.context import UpdateContext
 from service.use_cases.update.pipeline import update_period
 from tests.conftest import Servers, create_database, drop_database
+from tests.service.layers_support import whole_parts, whole_statistics
 
 STREAM = DriftConfig(users=30, items=15, events=300, categories=4)
 SEED = 1
@@ -171,8 +172,7 @@ async def stored(database: Database) -> set[str]:
 
 async def statistics_of(b: Bench, outcome: dict[str, Any], version: int) -> Statistics:
     """Those of a version's training state."""
-    digest = outcome["versions"][version]["state"]["parts"]["statistics"]
-    return Statistics.load(Checkpoint.from_bytes(await b.context.artifacts.get(digest)))
+    return await whole_statistics(b.context.artifacts, outcome["versions"][version]["state"]["parts"]["statistics"])
 
 
 def named(outcome: dict[str, Any]) -> set[str]:
@@ -263,12 +263,28 @@ async def until_true(database: Database, query: str, **values: object) -> None:
 
 async def snapshot_of(b: Bench, version: int, folder: Path) -> Snapshot:
     """The snapshot that a version serves."""
-    digest = (await b.outcome())["versions"][version]["serving"]
-    snapshot = Snapshot.open(await b.context.artifacts.fetch_file(digest, folder / str(version)), version, version)
+    async with b.database.read() as session:
+        model = await session.models.get(version)
+    assert model is not None
+    return await open_snapshot(b.context.artifacts, model, folder / str(version))
+
+
+async def open_snapshot(artifacts: ArtifactStore, model: ModelVersion, folder: Path) -> Snapshot:
+    """The snapshot of a version from its files, with the compiled forward pass, which gives the scores of the canary.
+
+    Args:
+        artifacts: hold the files.
+        model: the version.
+        folder: where the files are kept.
+    """
+    paths = [await artifacts.fetch_file(digest, folder) for digest in model.snapshot_files]
+    loaded = load_snapshot(paths, model.version, model.period)
+    snapshot = Snapshot.open(loaded.base, model.version, model.period, loaded.overlay)
     snapshot.check()
     return snapshot
 
 
-async def tensors_of(b: Bench, digest: str) -> dict[str, torch.Tensor]:
-    """The tensors of a stored checkpoint."""
-    return dict(Checkpoint.from_bytes(await b.context.artifacts.get(digest)).tensors)
+async def parts_of(b: Bench, outcome: dict[str, Any], version: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Part of a version's training state → its tensors, with all rows of all tables."""
+    parts = await whole_parts(b.context.artifacts, outcome["versions"][version]["state"]["parts"])
+    return {name: dict(part.tensors) for name, part in parts.items()}
