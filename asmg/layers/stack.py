@@ -19,6 +19,7 @@ __all__ = [
     "StackTable",
     "find",
     "layer_rows",
+    "merged_rows",
     "resets",
     "rows_of_layers",
     "tensors_of_table",
@@ -81,7 +82,7 @@ class Stack:
         names = tensors_of_table(self._layers[-1], table) if names is None else names
         found = {name: self._new(name, table, len(rows)) for name in names}
         open_ = np.arange(len(rows))  # places that no layer has filled yet
-        cold = {name: self._cold(name, table) for name in names}
+        new = np.empty(0, np.int64)  # places that are like those of new rows
         for index, layer in reversed(list(enumerate([*self._layers, *self._later]))):
             if not len(open_):
                 break
@@ -92,11 +93,11 @@ class Stack:
                         found[name][open_[at]] = layer.tensors[name][place]
                 open_ = np.delete(open_, at)
             gone = np.isin(rows[open_], resets(layer, table))
-            for name in names:
-                found[name][open_[gone]] = cold[name]
+            new = np.concatenate([new, open_[gone]])
             open_ = open_[~gone]
-        for name in names:
-            found[name][open_] = cold[name]
+        new = np.concatenate([new, open_])
+        for name in names if len(new) else ():
+            found[name][new] = self._cold(name, table)
         return found
 
     def excerpt(self, selection: Selection) -> Checkpoint:
@@ -162,6 +163,20 @@ class StackTable:
         inside = torch.where(rows < len(self), rows, COLD_ROW).numpy()
         distinct, place = np.unique(inside, return_inverse=True)
         return self._stack.read(self._table, distinct)[self._name][torch.from_numpy(place)]
+
+
+def merged_rows(layers: Sequence[Checkpoint], table: str) -> tuple[Rows, Rows]:
+    """What a layer made of these layers has: the rows that none of them resets later, and the rows that it resets.
+
+    None of them is a base. Both ascend.
+    """
+    alive, gone = np.empty(0, np.int64), np.empty(0, np.int64)
+    for layer in reversed(layers):
+        rows = layer_rows(layer, table)
+        assert rows is not None, "a base has all rows"
+        alive = np.union1d(alive, np.setdiff1d(rows, gone))
+        gone = np.union1d(gone, resets(layer, table))
+    return alive, gone
 
 
 def rows_of_layers(layers: Sequence[Checkpoint], table: str) -> Rows:

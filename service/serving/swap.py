@@ -185,6 +185,15 @@ class ServingModel:
             self.on_ready()
         if failed is not None:
             raise failed
+        if not self.turns:
+            await self._take_new_files()
+
+    async def _take_new_files(self) -> None:
+        """Serve the present version from other files, where its base was written anew."""
+        current = self._current
+        for champion in self._followed or ():
+            if current is not None and champion.version == current.version and champion.files != _digests(current):
+                self._replace(current, await self._load(champion))
 
     def wake(self) -> None:
         """Look for news at once."""
