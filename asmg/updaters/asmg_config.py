@@ -31,7 +31,7 @@ class AsmgConfig:
     """Passes over the window's data."""
     average: bool = True
     """Whether ω becomes the average of its values after each step of the last pass, instead of the last value."""
-    untouched: Literal["generate", "keep", "plain"] = "generate"
+    untouched: Literal["generate", "keep", "plain"] = "plain"
     """What a row gets that the period's training did not read. "generate": a generated row like all others, and its
     hidden state moves on. Otherwise its hidden state stays: "keep", its last generated row; "plain", the row of the
     incremental model, so that only rows of the newest period are corrected."""
