@@ -89,9 +89,9 @@ def measure(learning: Learning, method: str, seed: int) -> np.ndarray:
         for choice in CHOICES
     ]
     state = (
-        built.pretrained(data[:begin], data[begin], rng=stage_rng(seed, 0, "pretrain"))
+        updaters[0].pretrained(data[:begin], data[begin], rng=stage_rng(seed, 0, "pretrain"))
         if begin
-        else built.initial(stage_rng(seed, 0, "initial"))
+        else updaters[0].initial(stage_rng(seed, 0, "initial"))
     )
     states, scores, shares = [state] * len(CHOICES), [], []
     for number, period in enumerate(data[begin:], start=begin + 1):
