@@ -88,11 +88,12 @@ def measure(learning: Learning, method: str, seed: int) -> np.ndarray:
         )
         for choice in CHOICES
     ]
-    state = (
-        updaters[0].pretrained(data[:begin], data[begin], rng=stage_rng(seed, 0, "pretrain"))
-        if begin
-        else updaters[0].initial(stage_rng(seed, 0, "initial"))
-    )
+    exact = updaters[0]
+    if begin:
+        base = exact.base.pretrained(data[:begin], data[begin], stage_rng(seed, 0, "pretrain"))
+        state = exact.started(base, data[:begin], rng=stage_rng(seed, 0, "start"))
+    else:
+        state = exact.initial(stage_rng(seed, 0, "initial"))
     states, scores, shares = [state] * len(CHOICES), [], []
     for number, period in enumerate(data[begin:], start=begin + 1):
         if tested := number >= learning.test_from:
