@@ -265,7 +265,7 @@ class Entities:
     async def find(self, kind: EntityKind, ids: Sequence[str]) -> Rows:
         """The rows of `ids` (they may repeat), in their order; COLD_ROW for those without one."""
         found = [np.empty(0, dtype=np.int64)]
-        for page in pages_of(ids):
+        for page in pages_of(ids, IDS_PER_PAGE):
             names, separator = joined(page)
             values = {"kind": str(kind), "ids": names, "separator": separator}
             found.append(int_array(await self._connection.scalar(ROWS_OF_IDS, values)))
