@@ -182,7 +182,7 @@ def test_scores_are_those_of_a_base_of_the_same_state(tmp_path: Path, shape: str
     """Also with ids, neighbours and values that are new since the base, and with some that are gone."""
     rng = np.random.default_rng(seed)
     state = first_state(SHAPES[shape], rng)
-    paths, loaded = [base_file(tmp_path, state.trained())], []
+    paths, loaded = [base_file(tmp_path, state.trained())], list[Snapshot]()
     for _ in range(3):
         state, changed, gone = next_state(state, rng)
         paths.append(delta_file(tmp_path, state.trained(), changed, gone))
