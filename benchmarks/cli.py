@@ -112,6 +112,39 @@ def bench_scaling_command(
     raise typer.Exit(code)
 
 
+@bench.command("ranks")
+def bench_ranks_command(
+    ranks: Annotated[str, typer.Option(help="Processes that train together.")] = "1,2",
+    batches: Annotated[str, typer.Option(help="Interactions of a batch, of the generator and of the base.")] = (
+        "256,1024,4096"
+    ),
+    dim: Annotated[int | None, typer.Option(help="Width of the embeddings. [8]")] = None,
+    users: Users = None,
+    items: Items = None,
+    rows: Rows = None,
+    history: History = None,
+    repeats: Repeats = 3,
+    seed: Seed = 0,
+    report: Report = None,
+) -> None:
+    """Time the training of one period in one process and in several."""
+    from benchmarks.learning.workload import StreamSizes
+    from benchmarks.update.ranks import RanksOptions, run_ranks
+
+    with _running():
+        options = RanksOptions(
+            ranks=whole_numbers("ranks", ranks),
+            batches=whole_numbers("batches", batches),
+            sizes=StreamSizes(**_given(users=users, items=items, rows=rows, history=history)),
+            repeats=repeats,
+            seed=seed,
+            report=report,
+            **_given(dim=dim),
+        )
+        code = run_ranks(options)
+    raise typer.Exit(code)
+
+
 @bench.command("serve")
 def bench_serve_command(
     items: Annotated[str, typer.Option(help="Candidates of a request; numbers separated by commas.")] = "1,50,500",
