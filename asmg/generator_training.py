@@ -15,10 +15,15 @@ from asmg import kernels
 from asmg.adam import Adam, AdamState
 from asmg.batch import TABLES, Epoch, PeriodData, excerpt
 from asmg.generator import DENSE, Generator, GRUGenerator, HiddenState, from_lanes, to_lanes
+from asmg.kernels import GeneratorReads
 from asmg.models import EmbeddingMLP, Params, read_rows, table_sizes
+from asmg.ranks import Ranks
 from asmg.training import CHUNK, DivergedError, Execution, Progress, cross_entropy, descend, finite
 
 __all__ = ["GeneratorTraining"]
+
+AdamSettings = tuple[float, float, float, float, float]
+"""lr, dense_share, beta1, beta2 and eps."""
 
 
 class GeneratorTraining:
@@ -83,9 +88,20 @@ class GeneratorTraining:
         """
         steps = math.ceil(len(self.small[-1]) / batch_size)
         orders = [torch.randperm(len(data), generator=rng).tensor_split(steps) for data in self.small]
-        epoch = Epoch([self.small[j] for j in self.used], [orders[j] for j in self.used])
+        # A rank plans its own share of each batch only, and so generates only the rows of that.
+        shares = [[self._share(self.small[j], batch) for batch in orders[j]] for j in self.used]
+        epoch = Epoch([self.small[j] for j in self.used], [[batch for batch, _ in share] for share in shares])
+        lambdas = np.array([[fraction for _, fraction in share] for share in shares]).T * np.array(self.loss_weights)
         compiled = self.execution.uses_kernels(self.model) and isinstance(self.generator, GRUGenerator)
-        (self._compiled if compiled else self._eager)(epoch, progress, average)
+        (self._compiled if compiled else self._eager)(epoch, lambdas, progress, average)
+
+    def _share(self, data: PeriodData, batch: Tensor) -> tuple[Tensor, float]:
+        """This rank's interactions of a batch, and the fraction of the batch's importance that they have."""
+        ranks = self.execution.ranks
+        own = batch[slice(*ranks.share(0, len(batch)))]
+        if ranks.size == 1 or not len(own):
+            return own, 1.0
+        return own, float(data.importance[own].sum() / data.importance[batch].sum())
 
     def finish(self) -> tuple[Params, AdamState]:
         """ω and its optimizer, on the CPU.
@@ -99,7 +115,7 @@ class GeneratorTraining:
             raise DivergedError(str(error)) from error
         return {n: w.cpu() for n, w in self.weights.items()}, self.adam.state.copied_to(torch.device("cpu"))
 
-    def _eager(self, epoch: Epoch, progress: Progress | None, average: bool) -> None:
+    def _eager(self, epoch: Epoch, lambdas: np.ndarray, progress: Progress | None, average: bool) -> None:
         target = epoch.label.to(self.execution.torch_device)
         mean = {name: w.clone() for name, w in self.weights.items()}
         for n in range(len(epoch)):
@@ -112,16 +128,15 @@ class GeneratorTraining:
                 if rows is not None:
                     inputs, hidden = inputs[rows], hidden[rows]
                 outputs[group], _ = self.generator.run(leaves, group, list(inputs.unbind(1)), hidden)
-            terms = []
-            for j, weight, batch in zip(self.used, self.loss_weights, local.batches, strict=True):
+            loss = target.new_zeros(())
+            for j, weight, batch in zip(self.used, lambdas[n], local.batches, strict=True):
                 if not len(batch.user):
                     continue
                 params = {group: outputs[group][j] for group in outputs if group != DENSE}
                 params |= self.generator.dense(outputs[DENSE][j]) if DENSE in outputs else {}
                 logits = self.model.logits(params, batch, local.features)
-                terms.append(weight * cross_entropy(logits, batch))
-            loss = torch.stack(terms).sum()
-            descend(self.adam, loss, leaves, {})
+                loss = loss + float(weight) * cross_entropy(logits, batch)
+            descend(self.adam, loss, leaves, {}, self.execution.ranks)
             for name, w in mean.items():
                 w.lerp_(self.weights[name], 1 / (n + 1))
             if progress:
@@ -130,7 +145,7 @@ class GeneratorTraining:
             for name, w in mean.items():
                 self.weights[name].copy_(w)
 
-    def _compiled(self, epoch: Epoch, progress: Progress | None, average: bool) -> None:
+    def _compiled(self, epoch: Epoch, lambdas: np.ndarray, progress: Progress | None, average: bool) -> None:
         generator, model, adam = self.generator, self.model, self.adam
         assert isinstance(generator, GRUGenerator) and isinstance(model, EmbeddingMLP), "the only pair with kernels"
         shapes = {group: tuple(to_lanes(self.weights, group).shape) for group in generator.groups}
@@ -157,17 +172,22 @@ class GeneratorTraining:
         inputs, states = (tuple(table(values, name) for name in TABLES) for values in (self.inputs, self.hidden))
         dense_input = self.inputs[DENSE][0].contiguous().numpy()
         dense_state = self.hidden[DENSE].transpose(1, 2).contiguous().numpy()
-        losses, (beta1, beta2) = np.zeros(len(epoch)), adam.betas
+        losses, ranks = np.zeros(len(epoch)), self.execution.ranks
+        read: GeneratorReads = (
+            epoch.label.numpy(), epoch.importance.numpy(), epoch.numeric.numpy(), epoch.weights.numpy(),
+            epoch.sums.numpy(), lambdas, np.array(self.used), inputs, states, dense_input, dense_state,
+            generator.residual, views,
+        )  # fmt: skip
+        sizes = np.array(model.widths), model.item_width
+        settings = self.lr, self.dense_share, *adam.betas, adam.eps
+        trained = (weights, moments, mean)
+        parallel = None if ranks.size == 1 else _ParallelSteps(epoch, ranks, read, trained, sizes)
         for start in range(0, len(epoch), CHUNK):
             stop = min(start + CHUNK, len(epoch))
-            kernels.generator_steps(
-                epoch.plan, start, stop, epoch.label.numpy(), epoch.importance.numpy(),
-                epoch.numeric.numpy(), epoch.weights.numpy(), epoch.sums.numpy(),
-                np.array(self.loss_weights), np.array(self.used), inputs, states, dense_input, dense_state,
-                generator.residual, views, weights, moments, mean,
-                np.array(model.widths), model.item_width, adam.steps, self.lr, self.dense_share,
-                beta1, beta2, adam.eps, losses,
-            )  # fmt: skip
+            if parallel is None:
+                kernels.generator_steps(epoch.plan, start, stop, *read, *trained, *sizes, adam.steps, *settings, losses)
+            else:
+                parallel.run(start, stop, adam.steps, settings, losses)
             for loss in losses[start:stop]:
                 finite(float(loss))
             adam.steps += stop - start
@@ -179,3 +199,41 @@ class GeneratorTraining:
                 lanes = torch.from_numpy(numbers[spans[group]].reshape(shape))
                 for name, w in from_lanes(lanes, group, generator.config.hidden).items():
                     target[name].copy_(w)
+
+
+class _ParallelSteps:
+    """Steps of the generator whose gradients are sums over ranks; each rank's plan has its share of the interactions.
+
+    Args:
+        epoch: planned, of this rank's share.
+        ranks: the processes.
+        read: arguments of `kernels.generator_steps` from `target` to `weights`.
+        trained: those from `flat` to `mean`.
+        sizes: `widths` and `width`.
+    """
+
+    def __init__(
+        self,
+        epoch: Epoch,
+        ranks: Ranks,
+        read: GeneratorReads,
+        trained: tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray],
+        sizes: tuple[np.ndarray, int],
+    ) -> None:
+        self._plan, self._ranks, self._read, self._trained, self._widths = epoch.plan, ranks, read, trained, sizes[0]
+        *_, inputs, _, dense_input, dense_state, _, weights = read
+        self._buffers = kernels.generator_buffers(epoch.plan, 0, len(epoch), inputs, dense_input, dense_state, *sizes)
+        self._sums = np.zeros(1 + len(trained[0]), np.float32)
+        self._top = len(trained[0]) - weights[-1].size
+
+    def run(self, start: int, stop: int, steps: int, settings: AdamSettings, losses: np.ndarray) -> None:
+        """As `kernels.generator_steps`."""
+        sums = self._sums
+        for s in range(start, stop):
+            sums[0] = kernels.generator_gradient(self._plan, s, *self._read, self._widths, self._buffers, sums[1:])
+            self._ranks.add_up(torch.from_numpy(sums))
+            losses[s] = sums[0]
+            if not math.isfinite(losses[s]):
+                return
+            steps += 1
+            kernels.generator_move(*self._trained, sums[1:], self._top, s, steps, *settings)

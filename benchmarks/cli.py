@@ -226,13 +226,14 @@ def chaos(
     minutes: Annotated[float, typer.Option(help="Minutes over which the closes are spread.")] = 10.0,
     closes: Annotated[int, typer.Option(min=1, help="Periods that are sent and closed.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    api_hosts: Annotated[int, typer.Option(min=1, help="Api hosts; several of them refuse to be behind.")] = 1,
     report: Report = None,
 ) -> None:
     """Kill and pause the processes of a service under load; fails unless every promise held."""
     from benchmarks.chaos.run import ChaosOptions, run_chaos
 
     with _running():
-        code = run_chaos(ChaosOptions(minutes=minutes, closes=closes, seed=seed, report=report))
+        code = run_chaos(ChaosOptions(minutes=minutes, closes=closes, seed=seed, api_hosts=api_hosts, report=report))
     raise typer.Exit(code)
 
 

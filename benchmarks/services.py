@@ -112,6 +112,7 @@ def own_service(
     version: int | None = None,
     stop: StopRequest | None = None,
     name: str = "asmg serve",
+    data_dir: Path | None = None,
 ) -> Iterator[Server]:
     """Run `asmg serve` within the block, on a free port; ready, with all of its processes.
 
@@ -122,13 +123,17 @@ def own_service(
         version: the model version that it has to serve before it counts as ready; None for any.
         stop: ends the waiting.
         name: in messages, and of the file for its output.
+        data_dir: the data folder of another host; None for that of the stores.
     """
     port = free_port()
+    own = {"ASMG_PORT": str(port), "ASMG_API_WORKERS": str(api_workers)}
+    if data_dir is not None:
+        own["ASMG_DATA_DIR"] = str(data_dir)
     started = Server(
         name,
         [sys.executable, "-m", "service.cli", "serve", "--worker" if worker else "--no-worker"],
         port,
-        environment=stores.environment | {"ASMG_PORT": str(port), "ASMG_API_WORKERS": str(api_workers)},
+        environment=stores.environment | own,
         log=stores.folder / f"{name.replace(' ', '-')}.log",
         stop=stop,
     )

@@ -285,12 +285,13 @@ class ArtifactError(ServiceError):
 
 
 class ArtifactMissing(ArtifactError):
-    """No artifact has this digest."""
+    """No artifact has this digest, or `where`, which should have its content, is not there."""
 
     slug = "artifact-missing"
 
-    def __init__(self, digest: str) -> None:
-        super().__init__(digest, f"there is no artifact {digest}")
+    def __init__(self, digest: str, where: str | None = None) -> None:
+        missing = "" if where is None else f": {where} is not there"
+        super().__init__(digest, f"there is no artifact {digest}{missing}")
 
 
 class ArtifactCorrupt(ArtifactError):

@@ -181,8 +181,8 @@ def check_of(path: Path) -> str | None:
 def keep_newest(folder: Path, suffix: str, used: Collection[str]) -> None:
     """Mark files as used now, and tidy their folder up.
 
-    Of the files with the suffix these stay, and the `KEPT_FILES` used last. Unfinished files of processes that have died
-    are removed too. A process that maps a removed file keeps its pages.
+    Of the files with the suffix these stay, and the `KEPT_FILES` used last. Unfinished files of processes that have
+    died are removed too. A process that maps a removed file keeps its pages.
 
     Args:
         folder: of the files.

@@ -4,7 +4,7 @@ import re
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -12,7 +12,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from asmg.features import DEFAULT, Schema, SchemaError
 from asmg.layout import DIM, HIDDEN
 from asmg.log_format import FUTURE_TOLERANCE_SECONDS
-from service.addresses import MAX_PORT, check_postgres_url, check_redis_url
+from service.addresses import (
+    MAX_PORT,
+    check_artifacts_url,
+    check_redis_url,
+    checked_postgres_url,
+    parse_sentinel_url,
+)
 from service.errors import ConfigurationError
 from service.limits import (
     KEPT_FOR_TRAINING,
@@ -27,12 +33,16 @@ __all__ = ["Settings", "checked_prefix", "sqlalchemy_dsn"]
 
 ASYNCPG_SCHEME = "postgresql+asyncpg://"
 POSTGRES_SCHEMES = ("postgresql://", "postgres://", ASYNCPG_SCHEME)
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+SENTINEL_SCHEMES = ("redis+sentinel://", "rediss+sentinel://")
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", *SENTINEL_SCHEMES)
 
 ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 MAX_LAYERS, MAX_WIDTH = 8, 1024
 """The most hidden layers of a base model, and the most units of one. Larger ones would make a prediction slower than
 all the rest of a request."""
+
+MIN_REFUSING_LEAD = 0.2
+"""The shortest swap lead, in seconds, of processes that refuse to be behind. They look for news eight times in it."""
 
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
@@ -50,8 +60,7 @@ def sqlalchemy_dsn(dsn: str) -> str:
     """
     for scheme in POSTGRES_SCHEMES:
         if dsn.startswith(scheme):
-            check_postgres_url(dsn)
-            return ASYNCPG_SCHEME + dsn.removeprefix(scheme)
+            return ASYNCPG_SCHEME + checked_postgres_url(dsn).partition("://")[2]
     raise ValueError(f"expected a DSN that starts with {' or '.join(POSTGRES_SCHEMES)}")
 
 
@@ -83,7 +92,14 @@ class Settings(BaseSettings):
     postgres_dsn: str | None = Field(None, repr=False)
     """Postgres of the installation; unset together with `redis_url` for the embedded servers."""
     redis_url: str | None = Field(None, repr=False)
-    """Redis of the installation: `redis://`, `rediss://` or `unix://`."""
+    """Redis of the installation: `redis://`, `rediss://`, `unix://`, or its Sentinels: `redis+sentinel://`,
+    `rediss+sentinel://`."""
+    artifacts_url: str | None = None
+    """Object store for snapshots and training states: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`,
+    `az://CONTAINER/PREFIX` or `file:///FOLDER`; unset for Postgres. Credentials are in the variables of the provider's
+    own tools."""
+    artifacts_to_postgres: bool = False
+    """Whether new artifacts go to Postgres although `artifacts_url` is set, from which the older ones are read."""
     start_without_redis: bool = False
     """Whether `asmg serve` and `asmg worker` start although Redis does not answer. When Redis is lost later, they go on
     in any case."""
@@ -155,7 +171,17 @@ class Settings(BaseSettings):
     rate_burst_seconds: float = Field(1.0, gt=0, le=3600)
     """Size of a burst: a key may make as many requests at once as its limit allows in this time, and at least one."""
     swap_lead_seconds: float = Field(0.5, ge=0)
-    """Time between the publication of a version and the moment at which all api processes switch to it."""
+    """Shortest time between the publication of a version and the moment at which all api processes switch to it; half
+    of it is the shortest time between the choice of that moment and the moment."""
+    swap_wait_seconds: float = Field(10.0, ge=0)
+    """How long a published version waits until every api process that runs has loaded it."""
+    swap_quorum: float = Field(0.5, gt=0, le=1)
+    """Share of the api processes that must have loaded a version that has waited for `swap_wait_seconds`."""
+    swap_laggards: Literal["serve", "refuse"] = "serve"
+    """What an api process does that may be behind the others, since it has not loaded a version or cannot reach
+    Postgres: `serve` the version it has, or `refuse` to predict."""
+    api_lease_seconds: float = Field(10.0, ge=1)
+    """How long an api process counts as running after it was last seen in Postgres; it is seen five times as often."""
     swap_poll_seconds: float = Field(0.25, gt=0)
     """How often an api process looks for a new version, in case a notice did not reach it."""
     snapshot_check_seconds: float = Field(60.0, gt=0)
@@ -165,6 +191,9 @@ class Settings(BaseSettings):
     worker_stall_seconds: float = Field(300.0, gt=0)
     """Age of its last progress at which a worker is not healthy (`asmg worker --check`). Training reports progress all
     the time, but reading or writing a very large period is one step."""
+    rank_timeout_seconds: float = Field(300.0, gt=0)
+    """How long one of several training processes waits for the others, within an update, before it counts them as lost;
+    longer than the compilation of machine code at a first start."""
     max_attempts: int = Field(3, ge=1)
     """Updates of one period that may fail before it is quarantined."""
     keep_versions: int = Field(50, ge=2)
@@ -188,7 +217,8 @@ class Settings(BaseSettings):
         return value.expanduser().absolute()
 
     @field_validator(
-        *("postgres_dsn", "redis_url", "tls_cert", "tls_key", "features", "evict_after_periods", "deletion_journal"),
+        *("postgres_dsn", "redis_url", "artifacts_url", "tls_cert", "tls_key", "features", "evict_after_periods"),
+        "deletion_journal",
         mode="before",
     )
     @classmethod
@@ -207,7 +237,14 @@ class Settings(BaseSettings):
         if value is not None:
             if not value.startswith(REDIS_SCHEMES):
                 raise ValueError(f"expected a URL that starts with {' or '.join(REDIS_SCHEMES)}")
-            check_redis_url(value)
+            (parse_sentinel_url if value.startswith(SENTINEL_SCHEMES) else check_redis_url)(value)
+        return value
+
+    @field_validator("artifacts_url")
+    @classmethod
+    def _check_artifacts_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_artifacts_url(value)
         return value
 
     @field_validator("trusted_proxies", "cors_origins", mode="before")
@@ -262,6 +299,15 @@ class Settings(BaseSettings):
             raise ValueError("expected both ASMG_TLS_CERT and ASMG_TLS_KEY, or neither; received one")
         return self
 
+    @model_validator(mode="after")
+    def _check_refusal(self) -> "Settings":
+        if self.swap_laggards == "refuse" and self.swap_lead_seconds < MIN_REFUSING_LEAD:
+            raise ValueError(
+                f"expected ASMG_SWAP_LEAD_SECONDS of at least {MIN_REFUSING_LEAD} with ASMG_SWAP_LAGGARDS=refuse, "
+                f"since a process answers for half of it between two looks; received {self.swap_lead_seconds}"
+            )
+        return self
+
     @field_validator("evict_after_periods")
     @classmethod
     def _check_eviction(cls, value: int | None) -> int | None:
@@ -282,6 +328,12 @@ class Settings(BaseSettings):
                 f"expected both ASMG_POSTGRES_DSN and ASMG_REDIS_URL, or neither for the embedded servers; "
                 f"received ASMG_{given.upper()} without ASMG_{missing.upper()}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_artifacts(self) -> "Settings":
+        if self.artifacts_to_postgres and self.artifacts_url is None:
+            raise ValueError("expected ASMG_ARTIFACTS_URL with ASMG_ARTIFACTS_TO_POSTGRES; received none")
         return self
 
     @property

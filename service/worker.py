@@ -1,17 +1,23 @@
 """The worker: one leader, elected in Postgres, that updates the model on each closed period, in order.
 
-`asmg worker` and `asmg serve` run it in a process of its own.
+`asmg worker` and `asmg serve` run it in a process of its own. `torchrun -m service.worker` runs several: rank 0 is the
+worker, and the others train with it.
 """
 
 import asyncio
 import logging
+import runpy
+import sys
 import time
 
 import torch
 
+from asmg.ranks import ALONE, RankLost, Ranks
+from asmg.team import Team
 from service.errors import ConfigurationError, NotReady, ServiceError
 from service.heartbeat import Heartbeat
 from service.settings import Settings
+from service.storage.artifacts.objects import configured_objects
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.leadership import Leadership
@@ -30,7 +36,7 @@ from service.use_cases.update.context import Superseded, UpdateContext
 from service.use_cases.update.pipeline import update_period
 from service.use_cases.update.resolve import resolve_skipped
 
-__all__ = ["PendingDeletions", "run", "update_next"]
+__all__ = ["PendingDeletions", "follow", "run", "update_next"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +54,34 @@ NOTE_LEADER_SECONDS = 5.0
 """How often the leader tells the api processes when its work last got further."""
 
 
-async def run(settings: Settings) -> None:
-    """Lead when nobody else does, and while leading update on every sealed period; until cancelled.
+def follow(settings: Settings, ranks: Ranks) -> None:
+    """On a rank other than 0: train with rank 0 until it ends.
 
     Raises:
-        ConfigurationError: a DSN is missing, the update method or the device is unknown, a pooler between here and
-            Postgres does not keep sessions, or the method cannot continue the training state that there is, or that a
-            rollback has brought back. No period is touched then.
+        ConfigurationError: the update method or the device is unknown.
+        RankLost: another rank died or hangs.
+    """
+    torch.set_num_threads(1)
+    logger.info("rank %d of %d follows", ranks.rank, ranks.size)
+    Team(configured_updater(settings, ranks), ranks).follow()
+
+
+async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
+    """Lead when nobody else does, and while leading update on every sealed period; until cancelled.
+
+    Args:
+        settings: of the installation.
+        ranks: the processes that train together; this is rank 0.
+
+    Raises:
+        ConfigurationError: a DSN is missing, the update method or the device is unknown, the object store cannot be
+            used, a pooler between here and Postgres does not keep sessions, or the method cannot continue the training
+            state that there is, or that a rollback has brought back. No period is touched then.
+        RankLost: another rank died or hangs. The period has lost no attempt, and the ranks have to be started again.
     """
     if settings.postgres_dsn is None or settings.redis_url is None:
         raise ConfigurationError("expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither")
-    updater = configured_updater(settings)
+    updater, objects = configured_updater(settings, ranks), configured_objects(settings)
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core
     database = Database(settings.postgres_dsn, pool_size=4, connection_seconds=settings.connection_seconds)
     redis = connect(settings.redis_url)
@@ -67,12 +90,13 @@ async def run(settings: Settings) -> None:
     context = UpdateContext(
         settings=settings,
         database=database,
-        artifacts=ArtifactStore(database, redis),
+        artifacts=ArtifactStore(database, redis, objects, to_postgres=settings.artifacts_to_postgres),
         notices=Notices(redis),
         updater=updater,
         histories=HistoryStore(redis, database, length=settings.history_length),
         schema=settings.read_features(),
         beat=heartbeat.beat,
+        ranks=ranks,
     )
     logger.info("worker started with %s", settings.updater)
     backoff, deletions = _Backoff(settings.worker_poll_seconds), PendingDeletions(context)
@@ -92,7 +116,7 @@ async def run(settings: Settings) -> None:
                 await asyncio.sleep(settings.worker_poll_seconds)
             except Superseded as superseded:
                 logger.info("an update stops: %s", superseded)
-            except ConfigurationError:
+            except (ConfigurationError, RankLost):
                 raise
             except Exception as error:
                 # No error that gets here is a period's fault, and the stored stages say where to continue. Most often
@@ -104,6 +128,7 @@ async def run(settings: Settings) -> None:
                 await asyncio.sleep(seconds)
     finally:
         await _release_period(context)
+        await _end_ranks(context)
         await leadership.release()
         await redis.aclose()
         await database.close()
@@ -118,7 +143,7 @@ async def _lead(
     compaction = Compaction(context)
     try:
         await ensure_prior(context.database, context.artifacts, context.settings.prior_ctr)
-        await sweep(context.database)
+        await sweep(context.database, context.artifacts)
         while True:
             heartbeat.beat()
             await deletions.carry_out()
@@ -144,7 +169,7 @@ async def update_next(context: UpdateContext) -> bool:
     """Update on the earliest sealed period; False where there is none.
 
     Raises:
-        NotReady: Postgres or Redis does not answer.
+        NotReady: Postgres, Redis or the object store does not answer.
         Superseded: another worker, or an operator, has the period now.
         ConfigurationError: the update method cannot continue the training state.
         OSError: this machine is in trouble, a full disk for example.
@@ -170,9 +195,9 @@ async def update_next(context: UpdateContext) -> bool:
         logger.exception("the update on period %d failed", number)
         ended = await note_failure(database, number, context.worker, error, max_attempts=settings.max_attempts)
     if ended:
-        await prune(database, number, settings)
+        await prune(database, number, settings, context.artifacts)
         await drop_old_logs(database, settings, beat=context.beat)
-        await sweep(database)
+        await sweep(database, context.artifacts)
     return True
 
 
@@ -184,6 +209,15 @@ async def _release_period(context: UpdateContext) -> None:
             await work.commit()
     except (ServiceError, TimeoutError) as error:
         logger.warning("not noted that this worker has stopped; its period will count it as crashed: %s", error)
+
+
+async def _end_ranks(context: UpdateContext) -> None:
+    """Let the other ranks end in order; those that cannot hear it end when this process is gone."""
+    if context.ranks.size > 1:
+        try:
+            await asyncio.to_thread(context.team.end)
+        except RankLost as lost:
+            logger.warning("%s", lost)
 
 
 class PendingDeletions:
@@ -219,3 +253,8 @@ class _Backoff:
     def next(self) -> float:
         seconds, self._seconds = self._seconds, max(self._first, min(2 * self._seconds, MAX_PAUSE_SECONDS))
         return seconds
+
+
+if __name__ == "__main__":  # `python -m service.worker` is `asmg worker`: torchrun starts modules
+    sys.argv.insert(1, "worker")
+    runpy.run_module("service.cli", run_name="__main__")

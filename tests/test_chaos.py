@@ -49,7 +49,7 @@ def good() -> tuple[Record, State, State]:
 def broken(change: Callable[[Record, State, State], object]) -> list[str]:
     record, state, calm = good()
     change(record, state, calm)
-    promises = judge(record, state, calm, CLOSES)
+    promises = judge(record, state, calm, CLOSES, ordered=True)
     assert exit_code(promises) == (0 if all(promise.held for promise in promises) else 1)
     return [promise.name for promise in promises if not promise.held]
 
@@ -80,6 +80,10 @@ def fail(_record: Record, state: State, _calm: State) -> None:
     state.periods[2] = ("failed", 2, 3, "the connection to Postgres was lost")
 
 
+def go_back(record: Record, _state: State, _calm: State) -> None:
+    record.gone_back = 1
+
+
 def server_error(record: Record, _state: State, _calm: State) -> None:
     record.failed_predictions = 1
 
@@ -100,6 +104,7 @@ def server_error(record: Record, _state: State, _calm: State) -> None:
         (lambda _r, state, _c: state.periods.pop(2), "each period applied exactly once"),
         (lambda _r, state, _c: state.versions.update({2: version(2, "b")}), "versions of an undisturbed run"),
         (lambda _r, _s, calm: calm.versions.update({3: version(3)}), "versions of an undisturbed run"),
+        (go_back, "versions never go back"),
         (server_error, "no prediction 5xx while a snapshot is loaded"),
         (lambda record, _s, _c: setattr(record, "finished", False), "the run came to its end"),
         (lambda record, _s, _c: setattr(record, "closes", 1), "the run came to its end"),

@@ -12,6 +12,7 @@ from asmg.batch.interactions import TABLES, InteractionBatch, ItemFeatures
 from asmg.batch.period import PeriodData, concatenate
 from asmg.field_columns import BatchFields, FieldColumns
 from asmg.kernels import Plan, plan_epoch
+from asmg.ranks import ALONE, Ranks
 
 __all__ = ["Epoch", "LocalBatches"]
 
@@ -102,12 +103,23 @@ class Epoch:
         """The number of steps."""
         return (len(self.plan.bounds) - 1) // self.periods
 
-    def local(self, step: int, target: Tensor) -> LocalBatches:
+    def fractions(self, ranks: Ranks) -> np.ndarray:
+        """float64 [S·k], of the importance of the interactions of each batch the fraction in this rank's share."""
+        if ranks.size == 1:
+            return np.ones(len(self.plan.bounds) - 1)
+        sums = np.concatenate([np.zeros(1), np.cumsum(self.importance.double().numpy())])
+        shares = [ranks.share(*batch) for batch in zip(self.plan.bounds[:-1], self.plan.bounds[1:], strict=True)]
+        own = np.array([sums[stop] - sums[start] for start, stop in shares])
+        found: np.ndarray = own / np.diff(sums[self.plan.bounds])
+        return found
+
+    def local(self, step: int, target: Tensor, ranks: Ranks = ALONE) -> LocalBatches:
         """What one step reads, on the device of `target`.
 
         Args:
             step: from 0.
             target: float32 [N], what is learned of each interaction, in the order of `label`.
+            ranks: share the interactions of each batch; all of them read the rows of the whole step.
         """
         plan, on = self.plan, self._on(target.device)
 
@@ -118,7 +130,7 @@ class Epoch:
         slots = on["slots"][entities]
         batches = []
         for q in range(step * self.periods, (step + 1) * self.periods):
-            own = ends(plan.bounds, q)
+            own = slice(*ranks.share(int(plan.bounds[q]), int(plan.bounds[q + 1])))
             past = slice(int(plan.offsets[own.start]), int(plan.offsets[own.stop]))
             item, history = on["item"][own], on["history"][past]
             if not self.features:

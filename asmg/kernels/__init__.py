@@ -9,21 +9,35 @@ Code is compiled once and cached on disk (in NUMBA_CACHE_DIR). Kernels release t
 """
 
 from asmg.kernels.adam import adam_dense, adam_rows, read_rows
-from asmg.kernels.base_steps import base_steps
+from asmg.kernels.base_steps import BaseReads, base_buffers, base_gradients, base_move, base_steps
 from asmg.kernels.common import sigmoid, tanh
 from asmg.kernels.embedding_mlp import cross_entropy, predict
-from asmg.kernels.generator_steps import generator_steps
+from asmg.kernels.generator_steps import (
+    GeneratorReads,
+    generator_buffers,
+    generator_gradient,
+    generator_move,
+    generator_steps,
+)
 from asmg.kernels.gru import gru_backward, gru_forward
 from asmg.kernels.gru_dense import gru_backward_dense, gru_forward_dense
 from asmg.kernels.items import item_vectors, item_vectors_backward
 from asmg.kernels.plan import Plan, plan_epoch, renumber
 
 __all__ = [
+    "BaseReads",
+    "GeneratorReads",
     "Plan",
     "adam_dense",
     "adam_rows",
+    "base_buffers",
+    "base_gradients",
+    "base_move",
     "base_steps",
     "cross_entropy",
+    "generator_buffers",
+    "generator_gradient",
+    "generator_move",
     "generator_steps",
     "gru_backward",
     "gru_backward_dense",

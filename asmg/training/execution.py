@@ -7,11 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from asmg.models import BaseModel, EmbeddingMLP
+from asmg.ranks import ALONE, Ranks
 
 __all__ = ["CHUNK", "DivergedError", "Execution", "Progress", "finite", "part_of"]
 
 Progress = Callable[[float], None]
 """Called from time to time with the fraction of the work that is done, in [0, 1]."""
+
+LEAST_SHARED = 4096
+"""A smaller batch of the base model is computed faster by every rank for itself than its gradients are added up."""
 
 CHUNK = 32
 """Steps in one call of compiled code; progress is reported between calls."""
@@ -29,6 +33,10 @@ class Execution:
     """A torch device; "auto" is "cuda" if torch sees one, else "cpu"."""
     compiled: bool = True
     """Whether the CPU runs machine code (numba) instead of eager torch."""
+    ranks: Ranks = ALONE
+    """The processes that train together; every one of them has to do the same training on the same data."""
+    least_shared: int = LEAST_SHARED
+    """Interactions of a batch of the base model from which on the ranks share its work."""
 
     def __post_init__(self) -> None:
         try:
@@ -45,6 +53,10 @@ class Execution:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device(name)
+
+    def ranks_for(self, batch_size: int) -> Ranks:
+        """The ranks that share batches of the base model of this size: all, or each rank is alone with all of it."""
+        return self.ranks if batch_size >= self.least_shared else ALONE
 
     def uses_kernels(self, model: BaseModel) -> bool:
         """Whether this model is trained by machine code."""

@@ -18,8 +18,10 @@ from asmg import kernels
 from asmg.adam import Adam, AdamState
 from asmg.batch import COLD_ROW, TABLES, Epoch, Excerpt, InteractionBatch, PeriodData, excerpt
 from asmg.models import BaseModel, Params, placed, read_rows
+from asmg.ranks import ALONE, Ranks
 from asmg.training.arrays import flat_array, mlp_widths, table_arrays
 from asmg.training.execution import CHUNK, DivergedError, Execution, Progress, finite
+from asmg.training.parallel import ParallelSteps
 
 __all__ = ["RowTraining", "RowUpdate", "commit", "cross_entropy", "descend", "take", "trained"]
 
@@ -141,8 +143,9 @@ class RowTraining:
         order = torch.randperm(len(data), generator=rng) if shuffle else torch.arange(len(data))
         epoch = Epoch([data], [order.split(batch_size)], cold_rate=cold_rate, rng=rng)
         wanted = epoch.label if target is None else target[epoch.order]
+        ranks = self.execution.ranks_for(batch_size)
         run = self._compiled if self.execution.uses_kernels(self.model) else self._eager
-        losses = run(epoch, wanted, progress)
+        losses = run(epoch, wanted, progress, ranks)
         self.optimizer.settle()
         sizes = np.diff(epoch.plan.bounds)
         return float((losses * sizes).sum() / sizes.sum())
@@ -174,39 +177,47 @@ class RowTraining:
         self.params = kept[0]
         self.optimizer = Adam(self.params, kept[1], lr=self.optimizer.lr)
 
-    def _eager(self, epoch: Epoch, target: Tensor, progress: Progress | None) -> np.ndarray:
-        losses = np.zeros(len(epoch))
+    def _eager(self, epoch: Epoch, target: Tensor, progress: Progress | None, ranks: Ranks) -> np.ndarray:
+        losses, fractions = np.zeros(len(epoch)), epoch.fractions(ranks)
         dense = [name for name in self.params if name not in self.rows]
         target = target.to(self.execution.torch_device)
         for s in range(len(epoch)):
-            local = epoch.local(s, target)
+            local = epoch.local(s, target, ranks)
             leaves = {name: self.optimizer.read(name, rows) for name, rows in local.rows.items()}
             leaves |= {name: self.params[name] for name in dense}
             leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
             (batch,) = local.batches
-            loss = cross_entropy(self.model.logits(leaves, batch, local.features), batch)
-            losses[s] = descend(self.optimizer, loss, leaves, local.rows)
+            loss = target.new_zeros(())
+            if len(batch.user):
+                loss = cross_entropy(self.model.logits(leaves, batch, local.features), batch) * fractions[s]
+            losses[s] = descend(self.optimizer, loss, leaves, local.rows, ranks)
             if progress:
                 progress((s + 1) / len(epoch))
         return losses
 
-    def _compiled(self, epoch: Epoch, target: Tensor, progress: Progress | None) -> np.ndarray:
+    def _compiled(self, epoch: Epoch, target: Tensor, progress: Progress | None, ranks: Ranks) -> np.ndarray:
         losses, optimizer = np.zeros(len(epoch)), self.optimizer
         parts = (self.params, optimizer.first, optimizer.second)
         tables, firsts, seconds = (table_arrays(values, self.model) for values in parts)
         moved = tuple(optimizer.moved[t].numpy() if t in self.rows else np.zeros(1, np.int32) for t in TABLES)
         dense = list(self.model.dense_shapes)
         flat, first, second = (flat_array(values, dense) for values in parts)
-        beta1, beta2 = optimizer.betas
+        read = (
+            target.numpy(), epoch.importance.numpy(), epoch.numeric.numpy(), epoch.weights.numpy(), epoch.sums.numpy(),
+            tables, firsts, seconds, moved,
+        )  # fmt: skip
+        settings = (optimizer.lr, *optimizer.betas, optimizer.eps)
+        tail, (widths, width) = optimizer.tail.numpy(), mlp_widths(self.model)
+        parallel = None if ranks.size == 1 else ParallelSteps(epoch, ranks, read, (flat, first, second), widths, width)
         for start in range(0, len(epoch), CHUNK):
             stop = min(start + CHUNK, len(epoch))
-            kernels.base_steps(
-                epoch.plan, start, stop, target.numpy(), epoch.importance.numpy(),
-                epoch.numeric.numpy(), epoch.weights.numpy(), epoch.sums.numpy(),
-                tables, firsts, seconds, moved, flat, first, second,
-                *mlp_widths(self.model), optimizer.steps, optimizer.lr, beta1, beta2, optimizer.eps,
-                optimizer.tail.numpy(), losses,
-            )  # fmt: skip
+            if parallel is None:
+                kernels.base_steps(
+                    epoch.plan, start, stop, *read, flat, first, second, widths, width,
+                    optimizer.steps, *settings, tail, losses,
+                )  # fmt: skip
+            else:
+                parallel.run(start, stop, optimizer.steps, settings, tail, losses)
             for loss in losses[start:stop]:
                 finite(float(loss))
             optimizer.steps += stop - start
@@ -244,14 +255,15 @@ def commit(params: Mapping[str, Tensor], adam: AdamState, update: RowUpdate) -> 
     return merged, replace(update.adam, first=first, second=second, moved=moved)
 
 
-def descend(optimizer: Adam, loss: Tensor, leaves: Params, rows: Mapping[str, Tensor]) -> float:
+def descend(optimizer: Adam, loss: Tensor, leaves: Params, rows: Mapping[str, Tensor], ranks: Ranks = ALONE) -> float:
     """One step of Adam down the gradient of a loss.
 
     Args:
         optimizer: of the parameters.
-        loss: a scalar, computed from `leaves`.
+        loss: a scalar, computed from `leaves`; with several ranks this one's part of the loss.
         leaves: name → the parameter, or its rows that were just read, with gradients.
         rows: table name → int64 [R], the rows in `leaves`.
+        ranks: the processes whose parts make up the loss.
 
     Returns:
         the loss.
@@ -259,8 +271,17 @@ def descend(optimizer: Adam, loss: Tensor, leaves: Params, rows: Mapping[str, Te
     Raises:
         DivergedError: the loss is NaN or infinite; no step is made.
     """
+    leaves = dict(sorted(leaves.items()))  # a state that was stored has its tensors in another order
+    if loss.requires_grad:
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=ranks.size > 1)
+    else:  # this rank has no part in the batch
+        gradients = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
+    if ranks.size > 1:
+        sums = torch.cat([loss.detach().reshape(1), *(gradient.reshape(-1) for gradient in gradients)])
+        ranks.add_up(sums)
+        loss, *parts = sums.split([1, *(gradient.numel() for gradient in gradients)])
+        gradients = tuple(part.view(leaf.shape) for part, leaf in zip(parts, leaves.values(), strict=True))
     value = finite(loss.item())
-    gradients = torch.autograd.grad(loss, list(leaves.values()))
     optimizer.step(dict(zip(leaves, gradients, strict=True)), rows)
     return value
 

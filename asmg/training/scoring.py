@@ -43,12 +43,25 @@ def predict_logits(
         model, params: the model, on any device.
         data: the log.
         batch_size: interactions of a batch, if not computed by machine code.
-        execution: says whether machine code may be used; by default it is.
+        execution: says whether machine code may be used; by default it is. Its ranks share the log; all of them get
+            the same logits to the last bit, so that what they decide by these is the same.
     """
+    execution = execution or Execution(device="cpu")
     (small,), data = narrow(model, [params], data)
     small = {name: p.cpu() for name, p in small.items()}
+    if execution.ranks.size == 1:
+        return _logits(model, small, data, batch_size, execution)
+    logits, (start, stop) = torch.zeros(len(data)), execution.ranks.share(0, len(data))
+    if start < stop:
+        logits[start:stop] = _logits(model, small, data.slice(start, stop), batch_size, execution)
+    execution.ranks.add_up(logits)
+    return logits
+
+
+def _logits(model: BaseModel, small: Params, data: PeriodData, batch_size: int, execution: Execution) -> Tensor:
+    """See `predict_logits`; of a model and a log that `narrow` has made, in this process alone."""
     features = data.features
-    if (execution or Execution(device="cpu")).scores_by_kernel(model):
+    if execution.scores_by_kernel(model):
         logits = torch.empty(len(data))
         vectors = model.item_vectors(small, features).contiguous()
         dense = flat_array(small, list(model.dense_shapes))

@@ -3,6 +3,8 @@
 import asyncio
 import random
 import time
+from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import httpx
@@ -22,6 +24,8 @@ PREDICT_EVERY_SECONDS = 0.06
 """Time between two predictions of all of them together."""
 RESENT = 0.1
 """Share of the acknowledged batches that are sent once more."""
+MAY_BE_BEHIND = ("took over", "taken over", "is not registered")
+"""In the answers of a process that refuses to be behind the others."""
 NOT_LOADED = "no model is loaded yet"
 """In the answer of a process that has not loaded a snapshot yet."""
 
@@ -30,14 +34,14 @@ class Clients:
     """Clients that send the log, and clients that ask for predictions.
 
     Args:
-        http: a client with the address of the service and a key of all scopes.
+        hosts: for each api host a client with its address and a key of all scopes. They are asked in turn.
         log: what to send.
         record: receives what was sent and answered.
         seed: of the predictions, and of what is sent twice.
     """
 
-    def __init__(self, http: httpx.AsyncClient, log: Log, record: Record, *, seed: int) -> None:
-        self._http, self._log, self._record = http, log, record
+    def __init__(self, hosts: Sequence[httpx.AsyncClient], log: Log, record: Record, *, seed: int) -> None:
+        self._hosts, self._log, self._record = cycle(hosts), log, record
         self._random = random.Random(seed)
         self._users = sorted({event["user_id"] for period in log.periods for event in period})
         self._items = [item["item_id"] for item in log.items[0]]
@@ -99,7 +103,9 @@ class Clients:
         failed, started = 0, time.monotonic()
         while True:
             try:
-                response = await self._http.request(method, path, json=body, headers=headers, timeout=CALL_SECONDS)
+                response = await next(self._hosts).request(
+                    method, path, json=body, headers=headers, timeout=CALL_SECONDS
+                )
             except httpx.HTTPError:
                 pass
             else:
@@ -123,20 +129,29 @@ class Clients:
             items[:2] = [{"id": item, "context": context_of(self._random)} for item in items[:2]]
             user, context = self._random.choice(self._users), context_of(self._random)
             body = {"user_id": user, "items": items, "context": context}
+            newest = self._record.newest_version
             try:
-                response = await self._http.post("/predict", json=body, timeout=CALL_SECONDS)
+                response = await next(self._hosts).post("/predict", json=body, timeout=CALL_SECONDS)
             except httpx.TimeoutException:
                 self._record.predictions["timeout"] += 1
             except httpx.HTTPError:
                 self._record.predictions["refused"] += 1
             else:
-                self._note(response)
+                self._note(response, newest)
             await asyncio.sleep(max(0.0, PREDICT_EVERY_SECONDS * PREDICTERS - (time.monotonic() - sent)))
 
-    def _note(self, response: httpx.Response) -> None:
+    def _note(self, response: httpx.Response, newest: int) -> None:
+        """Record an answer; `newest` is the newest version that had been answered when the question was sent."""
         record = self._record
         record.predictions[str(response.status_code)] += 1
-        if response.status_code >= 500:
+        if response.status_code == 200:
+            version = response.json()["model_version"]
+            record.newest_version = max(record.newest_version, version)
+            if version < newest:
+                record.gone_back += 1
+        elif response.status_code == 503 and any(words in response.text for words in MAY_BE_BEHIND):
+            record.may_be_behind += 1
+        elif response.status_code >= 500:
             if response.status_code == 503 and NOT_LOADED in response.text:
                 record.not_loaded += 1
                 return

@@ -4,9 +4,11 @@ import asyncio
 import tempfile
 import time
 from collections import Counter
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 from sqlalchemy import select
@@ -42,11 +44,12 @@ class ChaosOptions:
     minutes: float = 10.0
     closes: int = 20
     seed: int = 0
+    api_hosts: int = 1
     report: Path | None = None
 
     def __post_init__(self) -> None:
         more_than_zero(minutes=self.minutes)
-        at_least(1, closes=self.closes)
+        at_least(1, closes=self.closes, api_hosts=self.api_hosts)
 
 
 def run_chaos(options: ChaosOptions) -> int:
@@ -66,7 +69,9 @@ def run_chaos(options: ChaosOptions) -> int:
         except Interrupted:
             print_line("interrupted; everything was stopped and removed")
             return INTERRUPTED
-    promises = judge(record, state, reference if undisturbed.finished else None, options.closes)
+    promises = judge(
+        record, state, reference if undisturbed.finished else None, options.closes, ordered=options.api_hosts > 1
+    )
     _print(record, promises)
     write_report(options.report, to_json(record, promises, options.seed))
     return exit_code(promises)
@@ -85,6 +90,8 @@ def _print(record: Record, promises: list[Promise]) -> None:
         ("predictions", ", ".join(f"{name} {count}" for name, count in sorted(record.predictions.items()))),
         ("5xx with a snapshot", str(record.failed_predictions)),
         ("5xx before the first snapshot", str(record.not_loaded)),
+        ("5xx of processes that might be behind", str(record.may_be_behind)),
+        ("versions that went back", str(record.gone_back)),
         ("longest that a write was tried again", f"{max(record.recovery_seconds, default=0.0):.1f} s"),
     )
     print_table("", ("figure", ""), figures, words=2)
@@ -92,17 +99,24 @@ def _print(record: Record, promises: list[Promise]) -> None:
 
 def _one_run(options: ChaosOptions, log: Log, record: Record, stop: StopRequest, *, disturbed: bool) -> State:
     """Start everything in a new folder, send the log, and read what is stored."""
-    settings = {
+    settings: dict[str, Any] = {
         "seed": options.seed,
         "keep_versions": max(50, options.closes + 2),
         "keep_states": options.closes + 2,
     }
-    with (
-        tempfile.TemporaryDirectory(prefix="asmg-chaos-", ignore_cleanup_errors=True) as folder,
-        own_stores(Path(folder), schema=SCHEMA, **settings) as stores,
-        own_service(stores, api_workers=2, worker=True, stop=stop) as server,
-    ):
-        return stop.run(_Run(options, log, record, stores, server, disturbed).play)
+    if options.api_hosts > 1:
+        settings |= {"swap_laggards": "refuse", "swap_lead_seconds": 2.0}
+    with ExitStack() as stack:
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="asmg-chaos-", ignore_cleanup_errors=True))
+        )
+        stores = stack.enter_context(own_stores(folder, schema=SCHEMA, **settings))
+        servers = [stack.enter_context(own_service(stores, api_workers=2, worker=True, stop=stop))]
+        for number in range(2, options.api_hosts + 1):
+            name, data_dir = f"asmg serve {number}", folder / f"host-{number}"
+            further = own_service(stores, api_workers=1, stop=stop, name=name, data_dir=data_dir)
+            servers.append(stack.enter_context(further))
+        return stop.run(_Run(options, log, record, stores, servers, disturbed).play)
 
 
 @dataclass
@@ -111,21 +125,27 @@ class _Run:
     log: Log
     record: Record
     stores: OwnStores
-    server: Server
+    servers: list[Server]
     disturbed: bool
 
     async def play(self) -> State:
         data_dir = self.stores.settings.data_dir
         started = time.monotonic()
         headers = {"Authorization": f"Bearer {self.stores.key}"}
-        async with httpx.AsyncClient(base_url=self.server.url, headers=headers, trust_env=False) as http:
-            clients = Clients(http, self.log, self.record, seed=self.options.seed)
+        async with AsyncExitStack() as stack:
+            hosts = [
+                await stack.enter_async_context(
+                    httpx.AsyncClient(base_url=server.url, headers=headers, trust_env=False)
+                )
+                for server in self.servers
+            ]
+            clients = Clients(hosts, self.log, self.record, seed=self.options.seed)
             seconds = self.options.minutes * 60 if self.disturbed else 0.0
             beside: list[asyncio.Task[None]] = []
             hitting: list[asyncio.Task[None]] = []
             try:
                 if self.disturbed:
-                    saboteur = Saboteur(data_dir, self.server, self.record, seed=self.options.seed)
+                    saboteur = Saboteur(data_dir, self.servers, self.record, seed=self.options.seed)
                     beside.append(asyncio.create_task(clients.predict()))
                     hitting.append(asyncio.create_task(saboteur.run()))
                 await asyncio.wait_for(clients.send(seconds), seconds + SETTLE_SECONDS)

@@ -4,7 +4,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,13 +38,13 @@ class Saboteur:
 
     Args:
         data_dir: folder of the embedded servers.
-        service: the running `asmg serve`.
+        services: the running `asmg serve` of each host.
         record: receives what was done.
         seed: of the victims, the ways and the times.
     """
 
-    def __init__(self, data_dir: Path, service: Server, record: Record, *, seed: int) -> None:
-        self._data_dir, self._service, self._record = data_dir.resolve(), service, record
+    def __init__(self, data_dir: Path, services: Sequence[Server], record: Record, *, seed: int) -> None:
+        self._data_dir, self._services, self._record = data_dir.resolve(), services, record
         self._random = random.Random(seed)
         self._stopped: list[psutil.Process] = []
         self._restarting = asyncio.Lock()
@@ -112,5 +112,5 @@ class Saboteur:
         """All processes of a server, the oldest first; of the service's processes a random one."""
         if victim in ("postgres", "redis"):
             return server_processes(self._data_dir / victim)
-        found = processes_of(self._service, victim)
+        found = [process for service in self._services for process in processes_of(service, victim)]
         return [self._random.choice(found)] if found else []

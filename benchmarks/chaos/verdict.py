@@ -49,6 +49,12 @@ class Record:
     """Number of predictions answered with 5xx while a snapshot was loaded."""
     not_loaded: int = 0
     """Predictions answered with 503 by processes that had not loaded a snapshot yet."""
+    newest_version: int = -1
+    """The newest version that a prediction was answered with."""
+    gone_back: int = 0
+    """Predictions answered with an older version than one that had been answered before they were sent."""
+    may_be_behind: int = 0
+    """Predictions refused with 503 by processes that might have been behind the others."""
     sabotage: list[dict[str, Any]] = field(default_factory=list)
     """What was killed, paused or flushed: victim, way and seconds."""
     recovery_seconds: list[float] = field(default_factory=list)
@@ -65,7 +71,9 @@ def content_of(values: Mapping[str, Any], weight: float | None = None) -> str:
     return json.dumps([values, 1.0 if weight is None else float(weight)], sort_keys=True)
 
 
-def judge(record: Record, state: State, undisturbed: State | None, closes: int) -> list[Promise]:
+def judge(
+    record: Record, state: State, undisturbed: State | None, closes: int, *, ordered: bool = False
+) -> list[Promise]:
     """All promises, in the order in which they are printed.
 
     Args:
@@ -73,6 +81,7 @@ def judge(record: Record, state: State, undisturbed: State | None, closes: int) 
         state: what is stored after it.
         undisturbed: what is stored after the same log without disturbance; None where that run did not end.
         closes: how many periods were to be closed.
+        ordered: whether the processes refuse to be behind each other, so that no client may see versions go back.
     """
     ids = [event[0] for event in state.events]
     stored = set(ids)
@@ -102,6 +111,11 @@ def judge(record: Record, state: State, undisturbed: State | None, closes: int) 
         Promise("each period applied exactly once", _applied(state, closes)),
         Promise("versions of an undisturbed run", _differences(state.versions, undisturbed)),
         Promise("no prediction 5xx while a snapshot is loaded", _server_errors(record)),
+        *(
+            [Promise("versions never go back", (f"{record.gone_back} predictions",) if record.gone_back else ())]
+            if ordered
+            else []
+        ),
         Promise("predictions were answered", () if record.predictions["200"] else ("none was",)),
     ]
 

@@ -16,9 +16,9 @@ from asmg.field_columns import SUMS
 from asmg.layout import FURTHEST
 from asmg.numbers import NumberMoments
 from benchmarks.serving.requests import item_id, user_id
-from service.serving.encode import Known, KnownFields
+from service.serving.encode import KnownFields
 from service.storage.postgres.repositories import FeaturesOf, FeatureVersion
-from service.use_cases.update.period_fields import fields_of_snapshot
+from service.use_cases.update.period_fields import NamedRows, fields_of_snapshot
 
 OF_EACH = 5
 """Number of features of a user, and of an item."""
@@ -61,7 +61,7 @@ class ServingFields:
         self.items = [{}, *self._some("item", items, rng)]
         """Features by row of the item table."""
         names = [name_of_value(field.name, value) for field in schema.fields for value in _values(field)]
-        self._values = Known(names, np.arange(1, len(names) + 1))
+        self._values = NamedRows(names, np.arange(1, len(names) + 1))
 
     @property
     def size(self) -> int:
@@ -80,7 +80,7 @@ class ServingFields:
         """The fields as a snapshot holds them."""
         ids = [item_id(row) for row in range(1, len(self.items))]
         features = FeaturesOf(ids, np.zeros(len(ids), np.int64), self.items[1:])
-        items = Known(ids, np.arange(1, len(self.items)))
+        items = NamedRows(ids, np.arange(1, len(self.items)))
         return fields_of_snapshot(self.schema, self._values, items, features, len(self.items), self._moments)
 
     def sums(

@@ -3,20 +3,22 @@
 The same use cases and repositories store them as in a real installation, so the service reads them as it always does.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.services import OwnStores
+from benchmarks.serving.deltas import some_rows
 from benchmarks.serving.fields import ServingFields
 from benchmarks.serving.model import ServedModel
 from benchmarks.serving.requests import ServingSizes, ServingWorkload, item_id, user_id
 from service.files import DigestedFile, create
-from service.serving.encode import Known, encode_model
+from service.serving.encode import Known, TrainedModel, encode_base, encode_delta
+from service.serving.id_hashes import hash_ids
 from service.storage.artifacts.store import FILE_SUFFIX, ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EventBatch, Interaction
@@ -29,25 +31,15 @@ LOG_BATCH = 5_000
 FIRST_CLICK = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class _Ids(Sequence[str]):
-    """The ids of rows 1 to `count`, each made when it is read: a list of ten million takes most of a gigabyte."""
+HASHED_TOGETHER = 2**20
+"""Ids that are in memory as text at a time: ten million take most of a gigabyte."""
 
-    def __init__(self, name: Callable[[int], str], count: int) -> None:
-        self._name, self._rows = name, range(1, count + 1)
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self._name, self._rows)
-
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[str]: ...
-    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
-        rows = self._rows[place]
-        return self._name(rows) if isinstance(rows, int) else [*map(self._name, rows)]
+def known_rows(name: Callable[[int], str], count: int) -> Known:
+    """The ids of rows 1 to `count`."""
+    blocks = [range(start, min(start + HASHED_TOGETHER, count + 1)) for start in range(1, count + 1, HASHED_TOGETHER)]
+    hashes = [hash_ids([*map(name, block)]) for block in blocks]
+    return Known(np.concatenate([np.empty(0, np.uint64), *hashes]), np.arange(1, count + 1))
 
 
 class Snapshots:
@@ -60,15 +52,35 @@ class Snapshots:
 
     def __init__(self, sizes: ServingSizes, folder: Path) -> None:
         self._folder = folder / "made"
-        self._users = Known(_Ids(user_id, sizes.users), np.arange(1, sizes.users + 1))
-        self._items = Known(_Ids(item_id, sizes.items), np.arange(1, sizes.items + 1))
+        self._users = known_rows(user_id, sizes.users)
+        self._items = known_rows(item_id, sizes.items)
 
     def make(self, model: ServedModel) -> DigestedFile:
         """Write the snapshot of a model."""
-        known = None if model.fields is None else model.fields.known()
         with create(self._folder, FILE_SUFFIX) as file:
-            encode_model(file, model.shape, model.params, self._users, self._items, None, model.statistics, known)
+            encode_base(file, self._trained(model))
         return file
+
+    def make_delta(self, model: ServedModel, changed: Mapping[str, NDArray[np.int64]]) -> DigestedFile:
+        """Write a delta with some rows of a model.
+
+        Args:
+            model: the model.
+            changed: "user" and "item" → rows, int64 [n], distinct and ≥ 1.
+        """
+        with create(self._folder, FILE_SUFFIX) as file:
+            encode_delta(file, some_rows(self._trained(model), changed))
+        return file
+
+    def _trained(self, model: ServedModel) -> TrainedModel:
+        return TrainedModel(
+            model=model.shape,
+            params=model.params,
+            users=self._users,
+            items=self._items,
+            statistics=model.statistics,
+            fields=None if model.fields is None else model.fields.known(),
+        )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion
 from service.storage.redis.connection import connect
 from service.storage.redis.notices import Notices
+from service.use_cases.takeover import release_champion
 
 ACTOR = "asmg bench"
 
@@ -52,10 +53,11 @@ async def _publish(settings: Settings, version: int, digest: str) -> None:
         async with database.unit_of_work() as work:
             await work.lock_exclusive(Lock.MODELS)
             await work.models.insert(made)
-            lead, reason = settings.swap_lead_seconds, "published by the benchmark"
-            await work.models.set_alias(AliasName.CHAMPION, version, lead_seconds=lead, actor=ACTOR, reason=reason)
+            reason = "published by the benchmark"
+            await work.models.set_alias(AliasName.CHAMPION, version, lead_seconds=None, actor=ACTOR, reason=reason)
             await work.commit()
         await Notices(redis).publish_swap()
+        await release_champion(database, settings)
     finally:
         await redis.aclose()
         await database.close()

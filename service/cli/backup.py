@@ -31,7 +31,8 @@ def backup_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the backup, new or empty.")],
     data_dir: DataDir = None,
 ) -> None:
-    """Write one consistent copy of the database to a folder; the service may keep running."""
+    """Write one consistent copy of the database, and of its objects, to a folder; the service may keep running."""
+    from service.storage.artifacts.objects import configured_objects
     from service.use_cases.backup import back_up
 
     with plain_errors(), unusable_files(), StopRequest() as stop:
@@ -39,7 +40,10 @@ def backup_command(
             with installation(load_settings(data_dir=data_dir)) as settings:
                 begun = time.perf_counter()
                 manifest = stop.run(
-                    lambda: use_database(settings, lambda database: back_up(database, folder, settings.journal))
+                    lambda: use_database(
+                        settings,
+                        lambda database: back_up(database, folder, settings.journal, configured_objects(settings)),
+                    )
                 )
         except Interrupted:
             print("asmg: interrupted; nothing is left of the backup")
@@ -103,6 +107,7 @@ def verify_command(
 async def _restore(
     database: Database, settings: Settings, folder: Path, manifest: "Manifest", entries: "list[Entry]"
 ) -> int:
+    from service.storage.artifacts.objects import configured_objects
     from service.storage.backup.journal import write_journal
     from service.storage.redis.connection import connect
     from service.use_cases.audit import command_line
@@ -113,15 +118,25 @@ async def _restore(
     try:
         if entries:  # this installation's journal keeps them from now on
             await write_journal(settings.journal, entries)
-        return await restore(database, redis, folder, manifest, actor=command_line(), deletions=entries)
+        return await restore(
+            database,
+            redis,
+            folder,
+            manifest,
+            actor=command_line(),
+            deletions=entries,
+            objects=None if settings.artifacts_to_postgres else configured_objects(settings),
+        )
     finally:
         await redis.aclose()
 
 
 async def _verify(settings: Settings) -> "Verification":
+    from service.storage.artifacts.objects import configured_objects
     from service.use_cases.verify import verify
 
-    return await use_database(settings, lambda database: verify(database, settings.data_dir))
+    objects = configured_objects(settings)
+    return await use_database(settings, lambda database: verify(database, settings.data_dir, objects))
 
 
 def _summary(manifest: "Manifest") -> str:

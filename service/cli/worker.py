@@ -7,7 +7,7 @@ import typer
 from service.cli.errors import plain_errors
 from service.cli.installation import DataDir, load_settings
 from service.heartbeat import check_workers
-from service.processes.installation import installation, require_redis
+from service.processes.installation import installation, require_objects, require_redis
 from service.processes.worker import run_worker
 
 __all__ = ["worker_command"]
@@ -31,4 +31,5 @@ def worker_command(
         return
     with plain_errors(), installation(load_settings(data_dir=data_dir)) as settings:
         require_redis(settings)
+        require_objects(settings)
         run_worker(settings)

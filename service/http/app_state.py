@@ -11,8 +11,10 @@ from asmg.features import Schema
 from service.http.cors import Cors
 from service.http.metrics import Metrics
 from service.http.path_prefix import PathPrefix
+from service.serving.clock import ServerClock
 from service.serving.swap import ServingModel
 from service.settings import Settings
+from service.storage.artifacts.objects import Objects
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.redis.notices import Notices
@@ -38,10 +40,14 @@ class AppState:
     database: Database
     redis: Redis
     artifacts: ArtifactStore
+    objects: Objects | None
+    """The object store that `artifacts` uses."""
     histories: Histories
     notices: Notices
     periods: PeriodWatch
     serving: ServingModel
+    clock: ServerClock
+    """Of Postgres."""
     keys: KeyCache
     limiter: RateLimiter
     ingestion: Ingestion

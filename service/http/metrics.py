@@ -97,6 +97,32 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self._ready_version = Gauge(
+            "asmg_model_ready_version",
+            "Newest model version loaded; of several processes the lowest.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._swap_lag = Gauge(
+            "asmg_swap_lag_seconds",
+            "For how long a version that is not loaded should have been served; of several processes the longest.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._champion_version = Gauge(
+            "asmg_champion_version",
+            "Model version published last, as Postgres has it.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._api_processes = Gauge(
+            "asmg_api_processes",
+            "Api processes of all hosts, as Postgres has them. live: all that run; ready: those that have loaded the "
+            "champion; behind: those that serve an older version than they should.",
+            ["state"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self.swaps = Counter("asmg_swaps", "Times that a version began to be served.", registry=registry)
         self.swap_failures = Counter(
             "asmg_swap_failures", "Attempts to load the champion that failed; what was served stays.", registry=registry
@@ -158,6 +184,18 @@ class Metrics:
         self._gate_refused_in_a_row.set(in_a_row)
         for model, loss in losses.items():
             self._gate_logloss.labels(model).set(loss)
+
+    def note_turns(self, ready_version: int, lag_seconds: float) -> None:
+        """Set what this process has loaded, and for how long it should have served another version."""
+        self._ready_version.set(ready_version)
+        self._swap_lag.set(lag_seconds)
+
+    def note_processes(self, champion: int | None, live: int, ready: int, behind: int) -> None:
+        """Set the version published last, and how many api processes run, have loaded it, and are behind."""
+        if champion is not None:
+            self._champion_version.set(champion)
+        for state, count in (("live", live), ("ready", ready), ("behind", behind)):
+            self._api_processes.labels(state).set(count)
 
     def note_worker(self, age_seconds: float) -> None:
         """Set the seconds since the last progress of the leading worker."""

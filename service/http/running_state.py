@@ -11,9 +11,12 @@ from service.http.cors import Cors
 from service.http.metrics import Metrics
 from service.http.path_prefix import PathPrefix
 from service.limits import LOOKUP_SECONDS, MAX_LOOKUPS, MAX_STREAMS, MAX_WRITES
+from service.serving.clock import ServerClock
 from service.serving.snapshot import Snapshot
-from service.serving.swap import Champion, ServingModel
+from service.serving.swap import ServingModel
+from service.serving.turns import Champion
 from service.settings import Settings
+from service.storage.artifacts.objects import configured_objects
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.pooler import require_sessions
@@ -24,10 +27,11 @@ from service.storage.redis.notices import Notices
 from service.storage.redis.rate_buckets import RateBuckets
 from service.tasks import BoundedCalls, end_tasks, start_alone
 from service.use_cases.auth import KeyCache, RateLimiter
-from service.use_cases.bootstrap import current_champion, ensure_prior
+from service.use_cases.bootstrap import current_champions, ensure_prior
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion, IngestResult, ingest_impressions
+from service.use_cases.registration import Registration
 from service.use_cases.watch import PeriodWatch
 
 __all__ = ["running_state"]
@@ -80,7 +84,16 @@ async def running_state(
 
         impressions = ImpressionLog(store_impressions, seconds=settings.impression_deadline_seconds)
         stack.push_async_callback(impressions.close)
-        artifacts = ArtifactStore(database, redis)
+        objects = configured_objects(settings)
+        artifacts = ArtifactStore(database, redis, objects, to_postgres=settings.artifacts_to_postgres)
+        clock = ServerClock()
+        serving = _serving_model(settings, database, artifacts, notices, metrics, clock)
+
+        def note_lag() -> None:
+            metrics.note_turns(serving.turns.ready_version, serving.turns.lag_seconds)
+
+        registration = Registration(database, notices, serving, clock, settings, on_beat=note_lag)
+        serving.on_ready = registration.wake
         streams = max(1, min(MAX_STREAMS, settings.max_connections // 2))
         state = AppState(
             settings=settings,
@@ -90,10 +103,12 @@ async def running_state(
             database=database,
             redis=redis,
             artifacts=artifacts,
+            objects=objects,
             histories=histories,
             notices=notices,
             periods=PeriodWatch(database, notices, most=streams, stopping=stopping),
-            serving=_serving_model(settings, database, artifacts, notices, metrics),
+            serving=serving,
+            clock=clock,
             keys=KeyCache(database, on_refusal=metrics.rate_limited.inc),
             limiter=limiter,
             ingestion=ingestion,
@@ -104,7 +119,8 @@ async def running_state(
             stopping=stopping,
         )
         followers = [
-            start_alone(state.serving.run(), name="serve the champion"),
+            start_alone(serving.run(), name="serve the champion"),
+            start_alone(registration.run(), name="register this process"),
             start_alone(histories.listen(), name="hear of clicks"),
             start_alone(state.keys.follow(), name="follow the keys"),
             start_alone(state.periods.listen(), name="hear of progress"),
@@ -116,29 +132,38 @@ async def running_state(
                 await state.keys.wait_learned()
                 await asyncio.to_thread(count_parts, b"{}")
                 await state.serving.wait_loaded()
+                await registration.wait_registered()
         yield state
 
 
 def _serving_model(
-    settings: Settings, database: Database, artifacts: ArtifactStore, notices: Notices, metrics: Metrics
+    settings: Settings,
+    database: Database,
+    artifacts: ArtifactStore,
+    notices: Notices,
+    metrics: Metrics,
+    clock: ServerClock,
 ) -> ServingModel:
-    async def champion() -> Champion:
+    async def champions() -> Sequence[Champion]:
         try:
-            return await current_champion(database)
+            return await current_champions(database)
         except NotReady:  # there is none, or Postgres does not answer
             await ensure_prior(database, artifacts, settings.prior_ctr)
-            return await current_champion(database)
+            return await current_champions(database)
 
     def count_swap(snapshot: Snapshot) -> None:
         metrics.model_version.set(snapshot.version)
         metrics.swaps.inc()
 
     return ServingModel(
-        fetch_champion=champion,
+        fetch_champions=champions,
         fetch_file=artifacts.fetch_file,
         notices=notices.swap_notices,
         folder=settings.serving_dir,
         poll_seconds=settings.swap_poll_seconds,
+        clock=clock,
+        lead_seconds=settings.swap_lead_seconds,
+        refuses=settings.swap_laggards == "refuse",
         on_swap=count_swap,
         on_trouble=metrics.swap_failures.inc,
         check_seconds=settings.snapshot_check_seconds,

@@ -14,7 +14,7 @@ from service.errors import ConfigurationError, NotReady
 from service.settings import Settings
 from service.storage.postgres.pooler import require_sessions
 
-__all__ = ["installation", "require_redis"]
+__all__ = ["installation", "require_objects", "require_redis"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,36 @@ def require_redis(settings: Settings) -> None:
             f"the Redis of ASMG_REDIS_URL {reason}; ASMG_START_WITHOUT_REDIS=true starts without it, slower"
         )
     logger.warning("the Redis of ASMG_REDIS_URL %s; the service starts without it, slower", reason)
+
+
+def require_objects(settings: Settings) -> None:
+    """Check that the object store can be written, read, listed and deleted from, if there is one.
+
+    Raises:
+        ConfigurationError: it cannot; or artifacts are in an object store, and the settings name none.
+        NotReady: Postgres does not answer.
+    """
+    from service.storage.artifacts.objects import configured_objects
+
+    if (objects := configured_objects(settings)) is not None:
+        asyncio.run(objects.check())
+    elif asyncio.run(_any_object(settings)):
+        raise ConfigurationError(
+            "expected ASMG_ARTIFACTS_URL, for artifacts are in an object store; received none "
+            "(ASMG_ARTIFACTS_TO_POSTGRES=true with it puts new ones into Postgres)"
+        )
+
+
+async def _any_object(settings: Settings) -> bool:
+    from service.storage.postgres.database import Database
+
+    assert settings.postgres_dsn is not None
+    database = Database(settings.postgres_dsn, pool_size=1)
+    try:
+        async with database.read() as session:
+            return await session.artifacts.any_object()
+    finally:
+        await database.close()
 
 
 async def _require_postgres(dsn: str) -> None:

@@ -21,7 +21,7 @@ from service.addresses import in_url, is_loopback
 from service.errors import ConfigurationError
 from service.http.metrics import MULTIPROCESS_VARIABLE
 from service.processes.child import child_command, environment_of
-from service.processes.installation import installation, require_redis
+from service.processes.installation import installation, require_objects, require_redis
 from service.processes.listening import LOOPBACK, is_ready, listen
 from service.processes.stop_request import StopRequest
 from service.processes.supervisor import Supervisor
@@ -43,7 +43,8 @@ def serve(settings: Settings, *, worker: bool | None = None, migrate_first: bool
         migrate_first: bring the schema of a configured database up to date.
 
     Raises:
-        ConfigurationError: the service cannot start with these settings, or Redis does not answer.
+        ConfigurationError: the service cannot start with these settings, or Redis or the object store does not
+            answer.
         NotReady: Postgres does not answer.
     """
     with_worker = settings.embedded if worker is None else worker
@@ -52,6 +53,7 @@ def serve(settings: Settings, *, worker: bool | None = None, migrate_first: bool
         stop = stack.enter_context(StopRequest((signal.SIGINT, signal.SIGTERM)))
         settings = stack.enter_context(installation(settings, migrate_first=migrate_first))
         require_redis(settings)
+        require_objects(settings)
         host = _host_to_listen_on(settings)
         # The children read these files too. Checked here, an error is one message and not one for each restart.
         _check_certificate(settings)

@@ -1,28 +1,35 @@
 """Runs the worker until a signal stops it: in `asmg worker`, and in the child of `asmg serve` or `asmg import`."""
 
 import asyncio
+import logging
 import signal
+import sys
 
 from service.settings import Settings
 from service.tasks import end_tasks, start_for_caller
 
 __all__ = ["run_worker"]
 
+logger = logging.getLogger(__name__)
+
 
 def run_worker(settings: Settings) -> None:
-    """Run the worker of an installation until SIGINT or SIGTERM.
+    """Run the worker of an installation until SIGINT or SIGTERM; of the ranks that `torchrun` starts, this one.
+
+    Ends the process with exit code 1 when another rank is lost, so that `torchrun` starts all of them again.
 
     Raises:
         ConfigurationError: the worker cannot work with these settings.
     """
     settings.read_features()
-    from service.worker import run  # with the training library, which takes seconds to import
+    from asmg.ranks import RankLost, Ranks, device_of_rank, joined  # with the training library, which takes seconds
+    from service.worker import follow, run
 
-    async def until_signal() -> None:
+    async def until_signal(ranks: Ranks) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        work, stopped = start_for_caller(run(settings)), start_for_caller(stop.wait())
+        work, stopped = start_for_caller(run(settings, ranks)), start_for_caller(stop.wait())
         try:
             await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -30,4 +37,12 @@ def run_worker(settings: Settings) -> None:
         finally:
             await end_tasks(work, stopped)
 
-    asyncio.run(until_signal())
+    try:
+        with joined(device_of_rank(settings.device), settings.rank_timeout_seconds) as ranks:
+            if ranks.rank:
+                follow(settings, ranks)
+            else:
+                asyncio.run(until_signal(ranks))
+    except RankLost as lost:
+        logger.error("this rank ends: %s", lost)
+        sys.exit(1)

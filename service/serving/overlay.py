@@ -25,6 +25,10 @@ __all__ = ["Overlay", "merge", "overlay_name"]
 Tensors = dict[str, NDArray[Any]]
 
 
+IDS_PER_WORD = 2
+"""Most ids for each word of 32 bits of a filter: then one in sixteen other ids has its bit set, too."""
+
+
 class Overlay(NamedTuple):
     """An overlay that can be written."""
 
@@ -121,7 +125,7 @@ def _merge_rows(kind: str, parts: Sequence[Mapping[str, NDArray[Any]]], lists: S
         if len(part[f"{kind}.gone"]):
             gone[at] = part[f"{kind}.gone"][row[at]]
     tensors: Tensors = {f"{kind}.hashes": index.hashes, f"{kind}.starts": index.starts, f"{kind}.vectors": vectors}
-    tensors[f"{kind}.gone"] = gone if gone.any() else gone[:0]
+    tensors |= {f"{kind}.gone": gone if gone.any() else gone[:0], f"{kind}.filter": _filter(hashes)}
     for name in lists:
         lengths = np.empty(len(row), np.int64)
         for part, at in zip(parts, from_file, strict=True):
@@ -137,6 +141,15 @@ def _merge_rows(kind: str, parts: Sequence[Mapping[str, NDArray[Any]]], lists: S
             )  # fmt: skip
         tensors |= {f"{name}.firsts": firsts.astype(np.uint32), f"{name}.rows": rows, f"{name}.weights": weights}
     return tensors
+
+
+def _filter(hashes: Hashes) -> NDArray[np.uint32]:
+    """The bits by which a prediction sees of nearly every other id that the overlay does not have it."""
+    bits = max(1, int(len(hashes) / IDS_PER_WORD).bit_length())
+    words = np.zeros(2**bits, np.uint32)
+    of_hash = np.uint32(1) << (hashes & np.uint64(31)).astype(np.uint32)
+    np.bitwise_or.at(words, (hashes >> np.uint64(64 - bits)).astype(np.int64), of_hash)
+    return words
 
 
 def _columns(weights: Floats) -> Floats:

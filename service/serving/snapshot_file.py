@@ -41,7 +41,10 @@ and says which ids the model does not know any more:
     users.gone u32 [U] or [0]  items.gone u32 [I] or [0]   1 where the row stands for an id that is cold again
 
 (a value that is gone has the identity 0). The deltas of a version are merged into one *overlay*
-(`service.serving.overlay`), which has the tensors of a delta, but whole tables of categories and values.
+(`service.serving.overlay`), which has the tensors of a delta, but whole tables of categories and values, and
+
+    users.filter u32 [2ᵏ]  items.filter u32 [2ᵏ]         whose bit h mod 32 of the word with the number of the upper k
+                                                         bits of h is 1 for each hash h of the overlay
 
 The header holds the configuration of the model, the number of closed periods and the decays of the counts, the schema
 of the fields with the scales of their numbers, and a *canary*: some requests as hashes, with the scores that the
@@ -179,6 +182,10 @@ def read_header(file: TensorFile, *parts: Part) -> dict[str, Any]:
         raise CheckpointError(f"snapshot: expected tensors {sorted(expected)}; received {sorted(file.tensors)}")
     for name, (dtype, shape) in expected.items():
         found = file.tensors[name]
+        if file.starts[name] % found.itemsize:
+            raise CheckpointError(
+                f"snapshot: {name}: expected at a multiple of {found.itemsize}; received {file.starts[name]}"
+            )
         agree = (size in (None, got) for size, got in zip(shape, found.shape, strict=False))
         if found.dtype != dtype or found.ndim != len(shape) or not all(agree):
             received = f"{found.dtype} {list(found.shape)}"
@@ -224,6 +231,8 @@ def _expected(
         found |= {"statistics.average": (f32, (1,)), "statistics.scale": (f32, (2, STATISTICS))}
     if part != "base":
         found |= {f"{kind}.gone": (u32, (rows[kind] if size(f"{kind}.gone") else 0,)) for kind in ("users", "items")}
+    if part == "overlay":
+        found |= {f"{kind}.filter": (u32, (size(f"{kind}.filter"),)) for kind in ("users", "items")}
     if "hidden" in config:
         item = width * (2 if config["categories"] else 1)
         inputs = width + 2 * item + (3 * width if config.get("fields") else 0) + int(config.get("numeric", 0))

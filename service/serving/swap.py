@@ -1,8 +1,9 @@
 """The model that an api process serves, and how a new version takes over without a dropped request.
 
-A version is published with the moment `active_from` at which it takes over. Every api process loads it before that
-moment and switches at it, by its own clock. So all processes switch together, and a client whose requests go from one
-to another never sees the version move back.
+A published version is announced first. Every api process loads it and tells so (`service.use_cases.registration`).
+When enough of them have it, its moment `active_from` is set. All processes switch at this moment of Postgres' clock, so
+a client whose requests go from one to another never sees the version move back; `service.serving.turns` says which
+process may answer with which version.
 
 `service.app` creates one `ServingModel` for each process and runs it; each prediction calls `ServingModel.current`.
 """
@@ -10,22 +11,20 @@ to another never sees the version move back.
 import asyncio
 import logging
 import threading
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from service.errors import NotReady, ServiceError
 from service.files import keep_newest
+from service.serving.clock import ServerClock, elapsed
 from service.serving.damage import is_damaged_file, is_damaged_memory, low_priority_thread
 from service.serving.loading import SnapshotDamaged, load_snapshot
 from service.serving.snapshot import Pages, Snapshot
 from service.serving.tensor_file import PAUSE_SECONDS
+from service.serving.turns import Champion, Turns
 from service.tasks import end_tasks, run_alone, start_alone
 
 __all__ = ["Champion", "ServingModel"]
@@ -36,23 +35,11 @@ MAX_RETRY_SECONDS = 30.0
 """The longest pause after a failure; each failure in a row doubles the pause."""
 
 
-@dataclass(frozen=True, slots=True)
-class Champion:
-    """The version that the alias `champion` names."""
+class FetchChampions(Protocol):
+    """Looks up what is served and what takes over next."""
 
-    version: int
-    period: int
-    """The period that the version was last trained on."""
-    files: tuple[str, ...]
-    """SHA-256 of the files of its snapshot, in hex: the base, then its deltas, oldest first."""
-    active_from: datetime
-
-
-class FetchChampion(Protocol):
-    """Looks the champion up."""
-
-    async def __call__(self) -> Champion:
-        """The champion of now; raises whatever keeps it from being read."""
+    async def __call__(self) -> Sequence[Champion]:
+        """What is served now and what comes, oldest first, at least one; raises whatever keeps it from being read."""
 
 
 class FetchFile(Protocol):
@@ -68,12 +55,15 @@ class ServingModel:
     Only the thread of the event loop touches these references, so they need no lock. Loading happens in another thread.
 
     Args:
-        fetch_champion: looks the champion up.
-        fetch_file: brings the files of its snapshot into `folder`.
+        fetch_champions: looks up what is served and what comes.
+        fetch_file: brings the files of a snapshot into `folder`.
         notices: an endless stream of hints that the champion has changed.
         folder: of the snapshot files, shared by all processes of a host; all but those in use and the last few are
             removed.
-        poll_seconds: how often the champion is looked up where no notice came.
+        poll_seconds: how often the champions are looked up where no notice came.
+        clock: of Postgres.
+        lead_seconds: the swap lead; while a version waits, the champions are looked up eight times in it.
+        refuses: whether predictions are refused while a newer version may have taken over.
         on_swap: called with each snapshot when it begins to serve.
         on_trouble: called for each failed attempt to follow the champion.
         check_seconds: how often the snapshots, and the files that they came from, are compared with their checksums.
@@ -83,28 +73,36 @@ class ServingModel:
     def __init__(
         self,
         *,
-        fetch_champion: FetchChampion,
+        fetch_champions: FetchChampions,
         fetch_file: FetchFile,
         notices: Callable[[], AsyncIterator[object]],
         folder: Path,
         poll_seconds: float,
+        clock: ServerClock | None = None,
+        lead_seconds: float = 0.0,
+        refuses: bool = False,
         on_swap: Callable[[Snapshot], None] = lambda _: None,
         on_trouble: Callable[[], None] = lambda: None,
         check_seconds: float = 60.0,
         on_damage: Callable[[], None] = lambda: None,
     ) -> None:
-        self._fetch_champion = fetch_champion
+        self._fetch_champions = fetch_champions
         self._fetch_file = fetch_file
         self._notices = notices
         self._folder = folder
         self._poll_seconds = poll_seconds
+        self._waiting_poll_seconds = min(poll_seconds, lead_seconds / 8) if lead_seconds else poll_seconds
+        self._refuses = refuses
+        self.on_ready: Callable[[], None] = lambda: None
+        """Called when there is news: versions have been loaded, or announced."""
         self._on_swap = on_swap
         self._on_trouble = on_trouble
         self._check_seconds = check_seconds
         self._on_damage = on_damage
         self._current: Snapshot | None = None
-        self._scheduled: deque[tuple[float, Snapshot]] = deque()  # (active from, in epoch seconds; snapshot), ascending
-        self._followed: Champion | None = None
+        self.turns = Turns(ServerClock() if clock is None else clock, lead_seconds=lead_seconds)
+        """What takes over next."""
+        self._followed: Sequence[Champion] = ()
         self._releases: set[asyncio.Future[None]] = set()
         self.trouble: str | None = None
         """Why the champion is not served although it should be; None where all is well."""
@@ -117,13 +115,25 @@ class ServingModel:
         """The snapshot to answer one whole request with.
 
         Raises:
-            NotReady: no snapshot has been loaded yet.
+            NotReady: no snapshot has been loaded yet; or a newer version may have taken over, and this process refuses
+                to answer then.
         """
-        while self._scheduled and time.time() >= self._scheduled[0][0]:
-            self._serve(self._scheduled.popleft()[1])
+        if self.turns:
+            self._take()
         if self._current is None:
             raise NotReady("no model is loaded yet")
+        if self._refuses and (trouble := self.turns.trouble) is not None:
+            raise NotReady(trouble)
         return self._current
+
+    async def settle(self) -> None:
+        """Return when it is sure which version to serve.
+
+        The processes' clocks differ by a little. While a version takes over by one clock and not by another, nobody
+        answers: with the next look at its clock each process serves the new version.
+        """
+        if self.turns and (seconds := self.turns.turning_seconds) > 0:
+            await asyncio.sleep(seconds)
 
     async def wait_loaded(self) -> None:
         """Return when there is a snapshot to serve."""
@@ -147,25 +157,43 @@ class ServingModel:
         finally:
             await end_tasks(*tasks)
 
+    async def look(self) -> None:
+        """Look up once what is served and what comes. Loads nothing. Raises whatever fails."""
+        looked = elapsed()
+        champions = await self._fetch_champions()
+        loaded = () if self._current is None else (self._current,)
+        self.turns.follow(champions, loaded, looked=looked)
+        self._followed = champions
+
     async def refresh(self) -> None:
-        """Look the champion up once; load it and serve or schedule it where it is new. Raises whatever fails."""
-        champion = await self._fetch_champion()
-        if champion == self._followed:
-            return
-        loaded = (snapshot for snapshot in self._snapshots() if snapshot.version == champion.version)
-        snapshot = next(loaded, None) or await self._load(champion)
-        active_from = champion.active_from.timestamp()
-        # A version scheduled before this newer one still gets its turn, for other processes may have given it theirs. A
-        # rollback replaces what has not taken over yet.
-        while self._scheduled and _is_replaced(*self._scheduled[-1], champion):
-            self._scheduled.pop()
-        # The first champion serves at once, even before its time: there is nothing older to serve.
-        if self._current is None or time.time() >= active_from:
-            self._scheduled.clear()
+        """Look up what is served and what comes, and load what is missing. Raises whatever fails, the first of all."""
+        before = self._followed
+        await self.look()
+        if self.turns:
+            self._take()
+        failed: Exception | None = None
+        tried: set[Champion] = set()
+        while missing := [champion for champion in self.turns.missing if champion not in tried]:
+            tried.add(missing[0])  # each load takes a while, and meanwhile others may be missing
+            try:
+                self.turns.put(await self._load(missing[0]))
+            except Exception as error:
+                failed = failed or error
+            if self.turns:
+                self._take()
+        if tried or self._followed != before:
+            self.on_ready()
+        if failed is not None:
+            raise failed
+
+    def wake(self) -> None:
+        """Look for news at once."""
+        self._wake.set()
+
+    def _take(self) -> None:
+        snapshot = self.turns.take(first=self._current is None)
+        if snapshot is not None:
             self._serve(snapshot)
-        else:
-            self._scheduled.append((active_from, snapshot))
-        self._followed = champion
 
     def _serve(self, snapshot: Snapshot) -> None:
         if snapshot is self._current:
@@ -182,9 +210,8 @@ class ServingModel:
             task.add_done_callback(self._releases.discard)
 
     def _snapshots(self) -> list[Snapshot]:
-        """The snapshot that is served and those that are scheduled."""
-        held = (self._current, *(snapshot for _, snapshot in self._scheduled))
-        return [snapshot for snapshot in held if snapshot is not None]
+        """The snapshot that is served and those that take over next."""
+        return self.turns.snapshots if self._current is None else [self._current, *self.turns.snapshots]
 
     async def _load(self, champion: Champion) -> Snapshot:
         return await self._fetch_and_open(champion.files, champion.version, champion.period)
@@ -231,7 +258,10 @@ class ServingModel:
                 # The message of an expected error says its cause; any other one needs the traceback.
                 trace = None if isinstance(error, ServiceError) else error
                 logger.warning("could not load the champion (attempt %d): %s", failures, error, exc_info=trace)
-            await self._sleep_until_next(self._retry_seconds(failures))
+            seconds = self._retry_seconds(failures)
+            if self.turns.waiting and not failures:
+                seconds = self._waiting_poll_seconds
+            await self._sleep_until_next(seconds)
 
     def _retry_seconds(self, failures: int) -> float:
         return min(self._poll_seconds * 2.0 ** min(failures, 16), MAX_RETRY_SECONDS)
@@ -241,13 +271,12 @@ class ServingModel:
 
         A version that takes over does so here, also where no request asks for it.
         """
-        if self._scheduled:
-            seconds = min(seconds, max(self._scheduled[0][0] - time.time(), 0))
+        seconds = min(seconds, self.turns.next_seconds)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
-        if self._current is not None:
-            self.current()
+        if self.turns:
+            self._take()
 
     async def _check_regularly(self) -> None:
         """Compare all snapshots with their checksums, every `check_seconds`, for ever."""
@@ -297,14 +326,9 @@ class ServingModel:
 
     def _replace(self, old: Snapshot, new: Snapshot) -> None:
         """Serve the same version from other pages."""
-        self._scheduled = deque((at, new if snapshot is old else snapshot) for at, snapshot in self._scheduled)
+        self.turns.put(new, in_place_of=old)
         if self._current is old:
             self._serve(new)
-
-
-def _is_replaced(active_from: float, snapshot: Snapshot, champion: Champion) -> bool:
-    """Whether a scheduled snapshot loses its turn to this champion."""
-    return active_from >= champion.active_from.timestamp() or snapshot.version >= champion.version
 
 
 def _digests(snapshot: Snapshot) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
 """Version 0, a constant prior that is served before the first update; and the version that is served now."""
 
+from collections.abc import Sequence
+
 from service.errors import NotReady
 from service.serving.prior import prior_snapshot
-from service.serving.swap import Champion
+from service.serving.turns import Champion
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion
 
-__all__ = ["current_champion", "ensure_prior"]
+__all__ = ["current_champions", "ensure_prior"]
 
 PRIOR_VERSION = 0
 PRIOR_PERIOD = 0
@@ -49,17 +51,16 @@ async def ensure_prior(database: Database, artifacts: ArtifactStore, prior_ctr: 
         await work.commit()
 
 
-async def current_champion(database: Database) -> Champion:
-    """The version to serve, and from which moment on.
+async def current_champions(database: Database) -> Sequence[Champion]:
+    """The version that is served now, and those that take over next, oldest first.
 
     Raises:
         NotReady: there is no version yet.
     """
-    async with database.read() as session:
-        alias = await session.models.alias(AliasName.CHAMPION)
-        model = None if alias is None else await session.models.get(alias.version)
-    if (
-        alias is None or model is None or model.serving_digest is None
-    ):  # a version that an alias names keeps its snapshot
+    # Not a read session: nobody may be setting a moment while this looks, and its view must begin after that.
+    async with database.unit_of_work() as work:
+        await work.lock_shared(Lock.TAKEOVER)
+        turns = await work.takeovers.turns()
+    if not turns:
         raise NotReady("there is no model version yet")
-    return Champion(model.version, model.period, model.snapshot_files, alias.active_from)
+    return [Champion(turn.version, turn.period, turn.files, turn.active_from, turn.move) for turn in turns]

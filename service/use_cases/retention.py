@@ -10,6 +10,7 @@ from datetime import timedelta
 from service.errors import NotReady
 from service.limits import KEPT_FOR_TRAINING
 from service.settings import Settings
+from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import digests_in
 
@@ -25,13 +26,14 @@ ORPHAN_AGE = timedelta(hours=1)
 """Age from which on an artifact that no row names is removed: rows are written moments after their artifacts."""
 
 
-async def prune(database: Database, period: int, settings: Settings) -> int:
+async def prune(database: Database, period: int, settings: Settings, artifacts: ArtifactStore | None = None) -> int:
     """Delete every artifact that only this period's update, or a version too old to keep it, has used.
 
     Args:
         database: holds the artifacts and what names them.
         period: number of a period whose update has ended; if it is retried it starts from the beginning.
         settings: number of versions that keep their snapshot, and their training state.
+        artifacts: deletes the objects of these artifacts; None leaves that to a sweep.
 
     Returns:
         the number of artifacts deleted.
@@ -43,6 +45,8 @@ async def prune(database: Database, period: int, settings: Settings) -> int:
         digests.update(await work.models.retire(keep_serving=settings.keep_versions, keep_states=settings.keep_states))
         deleted = await work.artifacts.delete(sorted(digests))
         await work.commit()
+    if artifacts is not None:
+        await artifacts.remove_objects([key for key in deleted.values() if key is not None])
     return len(deleted)
 
 
@@ -123,11 +127,15 @@ async def drop_old_logs(
     return dropped
 
 
-async def sweep(database: Database) -> int:
-    """Delete artifacts that no version names and no update can continue from.
+async def sweep(database: Database, artifacts: ArtifactStore | None = None) -> int:
+    """Delete artifacts that no version names and no update can continue from, and objects that no artifact names.
 
     They are left by workers that died, and by updates that started again. Only the leading worker may call it, between
     updates.
+
+    Args:
+        database: holds the artifacts and what names them.
+        artifacts: deletes the objects; None where there is no object store.
 
     Returns:
         the number of artifacts deleted.
@@ -137,4 +145,7 @@ async def sweep(database: Database) -> int:
         needed = {digest for stage in await work.stages.of_waiting() for digest in digests_in(stage.result)}
         deleted = await work.artifacts.delete(sorted(set(await work.artifacts.older_than(ORPHAN_AGE)) - needed))
         await work.commit()
+    if artifacts is not None:
+        await artifacts.remove_objects([key for key in deleted.values() if key is not None])
+        await artifacts.sweep_objects()
     return len(deleted)

@@ -1,19 +1,28 @@
 """Roll back: serve another version, older or newer, at once."""
 
+import asyncio
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 from service.errors import ArtifactError, ArtifactUnreadable, ModelNotFound, ModelPruned, NotReady
+from service.settings import Settings
+from service.storage.artifacts.contents import digest_of_pieces, pieces
+from service.storage.artifacts.objects import Objects
 from service.storage.postgres.database import Database, Lock, ReadSession, UnitOfWork
 from service.storage.postgres.repositories import AliasName, digests_in
 from service.storage.redis.notices import Notices
 from service.tasks import BoundedCalls
 from service.use_cases.status import MAX_NUMBER
+from service.use_cases.takeover import release_champion
 
 __all__ = ["RollbackResult", "SequencePolicy", "rollback"]
 
 SequencePolicy = Literal["keep", "excise"]
+
+POLL_SECONDS = 0.05
+"""How often a rollback looks whether its moment is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +43,11 @@ async def rollback(
     sequence: SequencePolicy,
     reason: str,
     actor: str,
-    lead_seconds: float,
+    settings: Settings,
+    objects: Objects | None = None,
     calls: BoundedCalls | None = None,
 ) -> RollbackResult:
-    """Serve `to_version` from `lead_seconds` after now.
+    """Make `to_version` the champion, and return when the moment is known from which it is served.
 
     Its artifacts are read and compared with their digests first, without a lock; that takes a second or more a
     gigabyte. Calling it with a newer version rolls forward again.
@@ -50,22 +60,42 @@ async def rollback(
             so that the versions in between are no longer part of the sequence.
         reason: for the audit.
         actor: for the audit.
-        lead_seconds: time for every api process to load the version.
+        settings: say how long to wait for the api processes.
+        objects: the object store of the installation; None where it has none.
         calls: limits how long the caller waits for the transaction that moves the aliases; None: no limit.
 
     Raises:
         ArtifactUnreadable: the snapshot of the version, or for `excise` a part of its training state, cannot be read.
         ModelNotFound: there is no such version.
         ModelPruned: it is too old: its snapshot, or for `excise` its training state, was removed.
-        NotReady: no version is served yet, so there is nothing to roll back from; or Postgres does not answer.
+        NotReady: no version is served yet, so there is nothing to roll back from; Postgres or the object store does not
+            answer; or too few api processes have loaded the version in time: it is the champion then, and takes over
+            when they have.
     """
     async with database.read() as session:
-        for what, digest in await _needed(session, to_version, sequence):
-            await _read_through(session, to_version, what, digest)
-    moving = _move(database, to_version, sequence, reason, actor, lead_seconds)
-    result = await (moving if calls is None else calls.run(moving))
+        needed = await _needed(session, to_version, sequence)
+    for what, digest in needed:
+        await _read_through(database, objects, to_version, what, digest)
+    moving = _move(database, to_version, sequence, reason, actor)
+    from_version, move = await (moving if calls is None else calls.run(moving))
     await notices.publish_swap()
-    return result
+    deadline = time.monotonic() + settings.swap_wait_seconds + settings.api_lease_seconds
+    await release_champion(database, settings)  # where no api process runs
+    while (active_from := await _moment(database, move)) is None:
+        if time.monotonic() > deadline:
+            raise NotReady(
+                f"version {to_version} is the champion, but too few api processes have loaded it; it takes over when "
+                "they have"
+            )
+        await asyncio.sleep(POLL_SECONDS)
+    return RollbackResult(from_version=from_version, to_version=to_version, active_from=active_from)
+
+
+async def _moment(database: Database, move: int) -> datetime | None:
+    """The moment of a move of the champion, or of a later move that has come in between; None where none is set."""
+    async with database.read() as session:
+        turns = await session.takeovers.turns()
+    return next((turn.active_from for turn in turns if turn.move >= move), None)
 
 
 async def _needed(session: ReadSession | UnitOfWork, version: int, sequence: SequencePolicy) -> list[tuple[str, str]]:
@@ -84,9 +114,9 @@ async def _needed(session: ReadSession | UnitOfWork, version: int, sequence: Seq
     return needed
 
 
-async def _read_through(session: ReadSession, version: int, what: str, digest: str) -> None:
+async def _read_through(database: Database, objects: Objects | None, version: int, what: str, digest: str) -> None:
     try:
-        found = await session.artifacts.stored_digest(digest)
+        found = await digest_of_pieces(digest, pieces(database, objects, digest))
     except ArtifactError as error:
         raise ArtifactUnreadable(version, what, digest, str(error)) from error
     if found != digest:
@@ -94,8 +124,9 @@ async def _read_through(session: ReadSession, version: int, what: str, digest: s
 
 
 async def _move(
-    database: Database, to_version: int, sequence: SequencePolicy, reason: str, actor: str, lead_seconds: float
-) -> RollbackResult:
+    database: Database, to_version: int, sequence: SequencePolicy, reason: str, actor: str
+) -> tuple[int, int]:
+    """Move the aliases; the version before, and the number of the champion's move."""
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
         await _needed(work, to_version, sequence)  # none of it was removed meanwhile, and under the lock none can be
@@ -103,11 +134,11 @@ async def _move(
         if served is None:
             raise NotReady("no model is served yet")
         champion = await work.models.set_alias(
-            AliasName.CHAMPION, to_version, lead_seconds=lead_seconds, actor=actor, reason=reason
+            AliasName.CHAMPION, to_version, lead_seconds=None, actor=actor, reason=reason
         )
         if sequence == "excise":
             await work.models.set_alias(AliasName.HEAD, to_version, lead_seconds=0, actor=actor, reason=reason)
         detail = {"from_version": served.version, "to_version": to_version, "sequence": sequence}
         await work.audit.add(actor, "rollback", detail, reason=reason)
         await work.commit()
-    return RollbackResult(from_version=served.version, to_version=to_version, active_from=champion.active_from)
+    return served.version, champion.move

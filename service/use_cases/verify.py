@@ -3,17 +3,20 @@
 import asyncio
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from service import files
-from service.errors import ServiceError
+from service.errors import ArtifactError, NotReady, ServiceError
 from service.serving.loading import load_snapshot
+from service.storage.artifacts.contents import digest_of_pieces, pieces_in
+from service.storage.artifacts.objects import Objects
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.backup.verify import Finding, find_faults
 from service.storage.postgres.database import Database, ReadSession, UnitOfWork
-from service.storage.postgres.repositories import CHUNK_BYTES, AliasName, digests_in
+from service.storage.postgres.repositories import AliasName, digests_in
 from service.storage.postgres.structure import StoredTable, frozen
 
 __all__ = ["Finding", "Verification", "examine", "verify"]
@@ -33,34 +36,44 @@ class Verification:
     """What is wrong; empty where nothing is."""
 
 
-async def verify(database: Database, folder: Path) -> Verification:
+async def verify(database: Database, folder: Path, objects: Objects | None = None) -> Verification:
     """Check the database at one moment, in a read-only transaction; the service may go on working.
 
     Args:
         database: with the schema of this release.
         folder: for a temporary copy of the serving snapshot.
+        objects: the object store of the installation; None where it has none.
 
     Raises:
-        NotReady: Postgres does not answer, or others keep a table locked.
+        NotReady: Postgres or the object store does not answer, or others keep a table locked.
     """
     async with frozen(database) as (session, stored):
-        return await examine(session, stored, folder)
+        return await examine(session, stored, folder, objects)
 
 
-async def examine(session: Session, stored: Sequence[StoredTable], folder: Path) -> Verification:
-    """Check what one transaction sees; `stored` are its tables."""
+async def examine(
+    session: Session, stored: Sequence[StoredTable], folder: Path, objects: Objects | None = None
+) -> Verification:
+    """Check what one transaction sees; `stored` are its tables, and `objects` has the contents that are not in them."""
     findings = await find_faults(session.connection, stored)
-    sizes = await session.artifacts.sizes()
-    for digest in sizes:
-        if (found := await session.artifacts.stored_digest(digest)) != digest:
+    artifacts = await session.artifacts.all()
+    for digest, place in artifacts.items():
+        try:
+            found = await digest_of_pieces(digest, pieces_in(session, objects, digest))
+        except ArtifactError as error:
+            if place.key is None:
+                raise
+            found = str(error)
+        if found != digest:
             findings.append(Finding(f"artifact {digest}", "content with this SHA-256", found))
-    for finding in (await _served(session, folder), await _learned(session, folder)):
+    for finding in (await _served(session, folder, objects), await _learned(session, folder, objects)):
         if finding is not None:
             findings.append(finding)
-    return Verification(artifacts=len(sizes), bytes=sum(sizes.values()), findings=findings)
+    total = sum(place.size for place in artifacts.values())
+    return Verification(artifacts=len(artifacts), bytes=total, findings=findings)
 
 
-async def _served(session: Session, folder: Path) -> Finding | None:
+async def _served(session: Session, folder: Path, objects: Objects | None) -> Finding | None:
     """A finding where the champion cannot be loaded, or scores differently than when it was written."""
     alias = await session.models.alias(AliasName.CHAMPION)
     model = None if alias is None else await session.models.get(alias.version)
@@ -69,14 +82,10 @@ async def _served(session: Session, folder: Path) -> Finding | None:
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".verify-") as place:
         try:
-            paths = []
-            for digest in model.snapshot_files:
-                async with files.create_slowly(Path(place), FILE_SUFFIX) as file:
-                    async for piece in session.artifacts.pieces(digest, CHUNK_BYTES):
-                        await asyncio.to_thread(file.write, piece)
-                assert file.path is not None
-                paths.append(file.path)
+            paths = [await _fetch(session, objects, digest, Path(place)) for digest in model.snapshot_files]
             await asyncio.to_thread(load_snapshot, paths, model.version, model.period)
+        except NotReady:
+            raise
         except (ServiceError, ValueError) as error:
             return Finding(
                 f"serving snapshot of version {model.version}", "one that loads and scores as written", str(error)
@@ -84,7 +93,7 @@ async def _served(session: Session, folder: Path) -> Finding | None:
     return None
 
 
-async def _learned(session: Session, folder: Path) -> Finding | None:
+async def _learned(session: Session, folder: Path, objects: Objects | None) -> Finding | None:
     """A finding where the next update cannot continue the training state of the head."""
     alias = await session.models.alias(AliasName.HEAD)
     model = None if alias is None else await session.models.get(alias.version)
@@ -92,17 +101,23 @@ async def _learned(session: Session, folder: Path) -> Finding | None:
         return None
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".verify-") as place:
-            paths = {digest: await _fetch(session, digest, Path(place)) for digest in digests_in(model.state["parts"])}
+            digests = digests_in(model.state["parts"])
+            paths = {digest: await _fetch(session, objects, digest, Path(place)) for digest in digests}
             await asyncio.to_thread(_load_state, model.state["parts"], paths)
+    except NotReady:
+        raise
     except (ServiceError, ValueError, LookupError) as error:
         return Finding(f"training state of version {model.version}", "one that an update can go on from", str(error))
     return None
 
 
-async def _fetch(session: Session, digest: str, folder: Path) -> Path:
+async def _fetch(session: Session, objects: Objects | None, digest: str, folder: Path) -> Path:
     """An artifact as a file of the folder."""
-    async with files.create_slowly(folder, FILE_SUFFIX) as file:
-        async for piece in session.artifacts.pieces(digest, CHUNK_BYTES):
+    async with (
+        files.create_slowly(folder, FILE_SUFFIX) as file,
+        aclosing(pieces_in(session, objects, digest)) as pieces,
+    ):
+        async for piece in pieces:
             await asyncio.to_thread(file.write, piece)
     assert file.path is not None
     return file.path

@@ -166,11 +166,11 @@ async def publish(
     version: int,
     ctr: float,
     *,
-    lead_seconds: float,
+    lead_seconds: float | None,
     content: bytes | None = None,
 ) -> datetime:
     """Make a version the champion that answers `ctr` to everything, or what its `content` says; the moment from which
-    on.
+    on. Without a lead it is announced only, and the answer is the moment of that.
     """
     digest = await artifacts.put(prior_snapshot(ctr) if content is None else content, "serving")
     async with database.unit_of_work() as work:
@@ -190,7 +190,8 @@ async def publish(
         )
         alias = None
         for name in (AliasName.CHAMPION, AliasName.HEAD):
-            alias = await work.models.set_alias(name, version, lead_seconds=lead_seconds, actor="test", reason="test")
+            lead = 0 if name is AliasName.HEAD and lead_seconds is None else lead_seconds
+            alias = await work.models.set_alias(name, version, lead_seconds=lead, actor="test", reason="test")
         await work.commit()
-    assert alias is not None
+    assert alias is not None and alias.active_from is not None
     return alias.active_from

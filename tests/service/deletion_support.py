@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import text
 
 from service.errors import NotReady
+from service.storage.artifacts.contents import content, pieces
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import (
     Click,
@@ -104,10 +105,11 @@ async def marked(database: Database, mark: str) -> set[str]:
 async def named_in_files(b: Bench) -> list[str]:
     """The artifacts, and the files of serving, whose bytes have an id of the past in them."""
     async with b.database.read() as session:
-        content = {digest: await session.artifacts.get(digest) for digest in await session.artifacts.sizes()}
-    assert content
-    content |= {path.name: path.read_bytes() for path in b.settings.serving_dir.rglob("*") if path.is_file()}
-    return [name for name, data in content.items() if b"ann/gone" in data or b"lamp gone" in data]
+        artifacts = await session.artifacts.all()
+    contents = {digest: await content(digest, pieces(b.database, None, digest)) for digest in artifacts}
+    assert contents
+    contents |= {path.name: path.read_bytes() for path in b.settings.serving_dir.rglob("*") if path.is_file()}
+    return [name for name, data in contents.items() if b"ann/gone" in data or b"lamp gone" in data]
 
 
 LOGS = ("interactions", "impressions", "clicks")

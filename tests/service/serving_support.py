@@ -22,7 +22,7 @@ from asmg.models import (
     build_model,
 )
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
-from service.serving.encode import Known, ServedModel, encode_base
+from service.serving.encode import Known, TrainedModel, encode_base
 from service.serving.snapshot import Snapshot
 
 USERS = [f"u{n}" for n in range(1, 8)]
@@ -40,7 +40,7 @@ def known(ids: Sequence[str]) -> Known:
     return Known.of(ids, np.arange(1, len(ids) + 1))
 
 
-def base_of(trained: ServedModel) -> bytes:
+def base_of(trained: TrainedModel) -> bytes:
     """The base file of a model."""
     with BytesIO() as file:
         encode_base(file, trained)
@@ -65,8 +65,8 @@ class Made:
     items: Sequence[str]
     statistics: Statistics | None = None
 
-    def trained(self, **changes: Any) -> ServedModel:
-        made = ServedModel(
+    def trained(self, **changes: Any) -> TrainedModel:
+        made = TrainedModel(
             model=self.model,
             params=self.params,
             users=known(self.users),

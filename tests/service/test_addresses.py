@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sqlalchemy import make_url
 
-from service.addresses import in_url, is_loopback
+from service.addresses import in_url, is_loopback, parse_sentinel_url
 from service.cli.errors import plain_errors
 from service.processes.child import environment_of
 from service.settings import Settings
@@ -126,6 +126,12 @@ def test_every_password_can_be_given_percent_encoded(password: str) -> None:
         ("unix://tmp/redis.sock", "three slashes"),
         ("unix://", "three slashes"),
         ("QXZ79://h", "starts with redis://"),
+        ("redis://h,QXZ79", "one host"),
+        ("redis+sentinel://:QXZ79@h", "/SERVICE or /SERVICE/DB"),
+        ("redis+sentinel://h/s/QXZ79", "/SERVICE or /SERVICE/DB"),
+        ("redis+sentinel://QXZ79@h/s", "no user name without a password"),
+        ("redis+sentinel://:QXZ79@/s", "the hosts of the Sentinels"),
+        ("redis+sentinel://h/s?ssl_keyfile=QXZ79", "no options but client_name, sentinel_password"),
     ],
 )
 def test_what_is_wrong_with_a_redis_url_is_said(url: str, said: str) -> None:
@@ -144,8 +150,12 @@ def test_what_is_wrong_with_a_redis_url_is_said(url: str, said: str) -> None:
         ("postgresql://u:p@h/d/QXZ79", "the name of a database"),
         ("postgresql://u:p@/d", "a host"),
         ("postgresql:///QXZ79", "a host"),
-        ("postgresql://h,QXZ79/d", "@ as %40"),
+        ("postgresql://h,QX Z79/d", "@ as %40"),
         ("postgresql://h:QXZ79/d", "@ as %40"),
+        ("postgresql://h,QXZ79/d?host=h", "either before the path or as options"),
+        ("postgresql://h,QXZ79:0/d", "a port of 1 to 65535"),
+        ("postgresql://QXZ79,[::1]/d", "only names and IPv4 addresses"),
+        ("postgresql://h/d?target_session_attrs=QXZ79", "any or primary or read-write"),
         ("postgresql://h:99999/d", "a port of 1 to 65535"),
         ("postgresql://h/d?sslmode=QXZ79", "no options but gsslib, host,"),
         ("postgresql://h/d?host=/tmp&QXZ79", "no options but gsslib, host,"),
@@ -303,3 +313,24 @@ def test_a_front_as_it_is_meant() -> None:
     assert settings.root_path == "/a/b-1"
     assert Settings(cors_origins="*", root_path="/").cors_origins == ("*",)
     assert Settings(root_path="/").root_path == ""
+
+
+def test_a_list_of_hosts_is_read_as_libpq_reads_it() -> None:
+    settings = Settings(postgres_dsn="postgresql://u:p%40@h1,10.0.0.2:5433/d?ssl=require", redis_url="redis://h")
+    url = make_url(str(settings.postgres_dsn))
+    _, options = url.get_dialect()().create_connect_args(url)
+    expected = {"user": "u", "password": "p@", "database": "d", "host": ["h1", "10.0.0.2"], "port": [5432, 5433]}
+    assert options == {**expected, "ssl": "require"}
+    again = Settings(postgres_dsn=settings.postgres_dsn, redis_url="redis://h")  # as a child process reads it
+    assert again.postgres_dsn == settings.postgres_dsn
+
+
+def test_a_sentinel_url_tells_two_passwords_apart() -> None:
+    url = "rediss+sentinel://u:p%40@s1,[::1]:7/my%20redis/3?sentinel_password=q%26&ssl_cert_reqs=none"
+    read = parse_sentinel_url(url)
+    assert (read.sentinels, read.service) == ((("s1", 26379), ("::1", 7)), "my redis")
+    assert (read.username, read.password) == (None, "q&")
+    options = connect(url).connection_pool.connection_kwargs
+    wanted = {"username": "u", "password": "p@", "db": 3, "ssl_cert_reqs": "none"}
+    assert {name: options[name] for name in wanted} == wanted
+    assert "host" not in options and "sentinel_password" not in options

@@ -17,7 +17,7 @@ from tests.service.api_support import Api, event, ingest, running_app, settings_
 async def test_a_new_service_is_alive_and_ready_with_the_prior(api: Api) -> None:
     assert (await api.client.get("/healthz")).json() == {"status": "ok"}
     ready = await api.client.get("/readyz")
-    checks = {"model": "ok", "postgres": "ok", "redis": "ok"}
+    checks = {"model": "ok", "swap": "ok", "postgres": "ok", "redis": "ok"}
     assert ready.json() == {"status": "ready", "model_version": 0, "period": 0, "checks": checks}
     answer = await api.client.post("/predict", json={"user_id": "u", "items": ["a", "b"], "request_id": "r7"})
     assert answer.json() == {
@@ -200,6 +200,7 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
         "/admin/models/{version}/pin",
         "/admin/models/{version}/unpin",
         "/admin/rollback",
+        "/admin/processes",
         "/admin/audit",
         "/healthz",
         "/readyz",

@@ -74,6 +74,7 @@ TABLE = [
     Call("POST", "/admin/models/{version}/unpin", scopes("admin"), 422, {}),
     Call("POST", "/admin/rollback", scopes("admin"), 422, {}),
     Call("GET", "/admin/audit", scopes("admin"), 200),
+    Call("GET", "/admin/processes", scopes("admin"), 200),
     Call("GET", "/healthz", ANYBODY, 200),
     Call("GET", "/readyz", ANYBODY, 200),
     Call("GET", "/metrics", ANYBODY, 200),

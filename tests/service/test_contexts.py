@@ -56,6 +56,9 @@ MAY: dict[tuple[str, str], str] = {
     ("processes/stop_request.py", "call_soon_threadsafe"): "sets an event of a command",
     ("processes/child.py", "Thread"): "a thread has an empty context",
     ("use_cases/update/stage.py", "run_coroutine_threadsafe"): "the worker, which answers no requests",
+    ("storage/postgres/leadership.py", "Thread"): "a thread has an empty context",
+    ("storage/postgres/leadership.py", "run_coroutine_threadsafe"): "the worker, which answers no requests",
+    ("storage/postgres/leadership.py", "call_soon_threadsafe"): "sets an event of the thread, or ends its loop",
     ("demo/client.py", "create_task"): "a client, which answers no requests",
     ("demo/traffic.py", "create_task"): "a client, which answers no requests",
 }
@@ -120,7 +123,7 @@ SHARED = {
     "Account.charge",
     "PeriodWatch._poll",
     "ServingModel._follow",
-    "connect",  # to Postgres
+    "Hosts.connect",  # to Postgres
     "ConnectionPool.ensure_connection",  # to Redis
 }
 """What is done for several requests at once, or goes on after the one that begins it."""

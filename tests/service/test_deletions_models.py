@@ -110,7 +110,7 @@ class TestTheNextModel:
                 await learn(b, number)
             await delete(b)
             await learn(b, 3, ann=False)
-            back: dict[str, Any] = {"reason": "test", "actor": "test", "lead_seconds": 0.0}
+            back: dict[str, Any] = {"reason": "test", "actor": "test", "settings": b.settings}
             await rollback(b.database, b.context.notices, to_version=1, sequence="excise", **back)
             version = await learn(b, 4, ann=False)
             after = await snapshot_of(b, version, tmp_path)
@@ -134,7 +134,7 @@ class TestTheNextModel:
                     await ingest(b.database, b.context.histories, batch)
                 await b.close(period)
                 if states:
-                    back: dict[str, Any] = {"reason": "test", "actor": "test", "lead_seconds": 0.0}
+                    back: dict[str, Any] = {"reason": "test", "actor": "test", "settings": b.settings}
                     await rollback(b.database, b.context.notices, to_version=2, sequence="excise", **back)
                 states.append(await b.update(period))
                 async with b.database.read() as session:

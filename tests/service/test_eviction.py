@@ -275,7 +275,7 @@ class TestCycle:
                 sequence="excise",
                 reason="bad data",
                 actor="test",
-                lead_seconds=0,
+                settings=b.settings,
             )
             await go_on(b, period(9))
             found = await b.outcome()

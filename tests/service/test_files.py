@@ -147,13 +147,24 @@ class TestNames:
         assert find(tmp_path / "none", digest, SUFFIX) is None
 
 
+def keep(*paths: Path) -> None:
+    keep_newest(paths[0].parent, SUFFIX, [path.name.partition(".")[0] for path in paths])
+
+
 class TestKeepNewest:
+    def test_all_that_are_used_stay_however_many(self, tmp_path: Path) -> None:
+        paths = [made(tmp_path, bytes([n])) for n in range(9)]
+        for place, path in enumerate(paths):
+            age(path, 1000 - place)
+        keep(*paths[2:7])
+        assert set(tmp_path.iterdir()) == set(paths[2:7])
+
     def test_all_but_the_last_three_used_go(self, tmp_path: Path) -> None:
         paths = [made(tmp_path, bytes([n])) for n in range(6)]
         for place, path in enumerate(paths):
             age(path, 1000 - place)
         other = made(tmp_path, b"of another kind", suffix=".txt")
-        keep_newest(paths[1])  # an old one that is used again
+        keep(paths[1])  # an old one that is used again
         assert set(tmp_path.iterdir()) == {paths[1], paths[5], paths[4], other}
         assert time.time() - paths[1].stat().st_mtime < 100
 
@@ -164,7 +175,7 @@ class TestKeepNewest:
             dead = tmp_path / f"{files.UNFINISHED}dead"
             dead.write_bytes(CONTENT)
             age(dead, files.UNFINISHED_SECONDS + 60)
-            keep_newest(path)
+            keep(path)
             assert not dead.exists()
         assert file.path == path
 
@@ -180,7 +191,7 @@ class TestKeepNewest:
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "iterdir", iterdir)
-            keep_newest(paths[4])
+            keep(paths[4])
         assert set(tmp_path.iterdir()) == set(paths[2:])
 
     def test_a_process_goes_on_with_a_file_that_was_removed(self, tmp_path: Path) -> None:
@@ -188,7 +199,7 @@ class TestKeepNewest:
         with path.open("rb") as opened:
             age(path, 1000)
             for number in range(3):
-                keep_newest(made(tmp_path, bytes([number])))
+                keep(made(tmp_path, bytes([number])))
             assert not path.exists()
             assert opened.read() == CONTENT
 
@@ -241,10 +252,10 @@ def test_a_killed_writer_leaves_what_is_tidied_up_later(tmp_path: Path) -> None:
     assert left.name.startswith(files.UNFINISHED)
     assert find(tmp_path, hashlib.sha256(left.read_bytes()).hexdigest(), SUFFIX) is None
     path = made(tmp_path, CONTENT)
-    keep_newest(path)
+    keep(path)
     assert set(tmp_path.iterdir()) == {left, path}  # its writer could still be at work
     age(left, files.UNFINISHED_SECONDS + 1)
-    keep_newest(path)
+    keep(path)
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -15,7 +15,7 @@ ID = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"),
 
 
 def index(ids: Sequence[str]) -> IdIndex:
-    return IdIndex.build(ids, np.arange(1, len(ids) + 1))[0]
+    return IdIndex.of_hashes(hash_ids(ids), np.arange(1, len(ids) + 1))[0]
 
 
 def compiled(made: IdIndex, wanted: NDArray[np.uint64]) -> list[int]:
@@ -34,7 +34,7 @@ class TestIsADictionary:
     @settings(deadline=None)
     @given(known=st.dictionaries(ID, st.integers(1, 2**31 - 1), max_size=50), asked=st.lists(ID, max_size=40))
     def test_of_ids(self, known: dict[str, int], asked: list[str]) -> None:
-        made, rows = IdIndex.build(list(known), np.array(list(known.values()), dtype=np.int64))
+        made, rows = IdIndex.of_hashes(hash_ids([*known]), np.array(list(known.values()), dtype=np.int64))
         wanted = hash_ids([*asked, *known])
         places = made.lookup(wanted)
         assert (places.dtype, rows.dtype) == (np.int64, np.int64)
@@ -96,5 +96,5 @@ class TestIsADictionary:
             assert made.lookup(wanted).tolist() == compiled(made, wanted) == expected
 
     def test_of_one_hash_the_first_id_is_kept(self) -> None:
-        made, rows = IdIndex.build(["a", "b", "a"], np.array([7, 8, 9]))
+        made, rows = IdIndex.of_hashes(hash_ids(["a", "b", "a"]), np.array([7, 8, 9]))
         assert rows[made.lookup(hash_ids(["a", "b"])) - 1].tolist() == [7, 8]

@@ -14,10 +14,9 @@ from asmg.features import Field, Schema
 from asmg.field_columns import SUMS, FieldColumns
 from asmg.layout import COLD_ROW, NO_VALUE, OWN_VALUE
 from asmg.numbers import NumberMoments
-from service.serving.encode import Known
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EntityKind, EventBatch, FeaturesOf, FeatureVersion, Interaction
-from service.use_cases.update.period_fields import fields_of_snapshot
+from service.use_cases.update.period_fields import NamedRows, fields_of_snapshot
 from service.use_cases.update.prepare import prepare_period
 from tests.service.eviction_support import rows_of
 from tests.service.update_support import HOUR_MS, moment
@@ -235,7 +234,7 @@ def test_a_snapshot_knows_the_features_that_its_items_have() -> None:
     schema = Schema((DEVICE, PRICE, TAGS))
     names = ["price=#", "price=", "tags=", "tags=a", "tags=b", "device=tv"]
     rows = {name: row for row, name in enumerate(names, start=1)}
-    items = Known(["hat", "shoe", "sock", "cap"], np.array([1, 2, 3, 5]))
+    items = NamedRows(["hat", "shoe", "sock", "cap"], np.array([1, 2, 3, 5]))
     versions = {
         "elsewhere": {"price": 9, "tags": ["a"]},
         "hat": {"price": math.e - 1, "tags": ["b", "a"]},
@@ -247,7 +246,7 @@ def test_a_snapshot_knows_the_features_that_its_items_have() -> None:
     numbers = NumberMoments.of(
         {"numbers.rows": torch.tensor([1]), "numbers.sums": torch.tensor(sums, dtype=torch.float64)}
     )
-    known = fields_of_snapshot(schema, Known(names, np.arange(1, 7)), items, features, 6, numbers)
+    known = fields_of_snapshot(schema, NamedRows(names, np.arange(1, 7)), items, features, 6, numbers)
     expected = [
         {"price=", "tags="}, {"price=#", "tags=a", "tags=b"}, {"price=", "tags="}, {"price=", "cold"},
         {"price=", "tags="}, {"price=", "tags="},

@@ -73,11 +73,11 @@ class TestRefusals:
             ),
             (lambda f: cut(f / MANIFEST), rf"{MANIFEST}: expected a whole manifest; received a damaged one"),
             (lambda f: (f / MANIFEST).write_text(""), rf"{MANIFEST}: expected a whole manifest"),
-            (lambda f: (f / MANIFEST).write_text('{"format": 2}'), rf"{MANIFEST}: expected a whole manifest"),
+            (lambda f: (f / MANIFEST).write_text('{"format": 3}'), rf"{MANIFEST}: expected a whole manifest"),
             (lambda f: (f / MANIFEST).unlink(), rf"expected a backup; received a folder without {MANIFEST}"),
             (lambda f: shutil.rmtree(f), rf"expected a backup; received a folder without {MANIFEST}"),
             (lambda f: change(f, release="9"), rf"{MANIFEST}: expected content with SHA-256"),
-            (lambda f: change(f, format=3), "expected a backup of format 2; received one of format 3"),
+            (lambda f: change(f, format=2), "expected a backup of format 3; received one of format 2"),
             (
                 lambda f: forge(f, revision="0001"),
                 r"received one of schema 0001, made by release .*: restore it with that",

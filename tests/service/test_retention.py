@@ -100,7 +100,7 @@ async def learn(b: Bench, count: int, *, first: int = 1) -> None:
 
 
 async def roll(b: Bench, version: int, sequence: Any = "keep") -> None:
-    options = {"reason": "test", "actor": "test", "lead_seconds": 0}
+    options = {"reason": "test", "actor": "test", "settings": b.settings}
     await rollback(b.database, b.context.notices, to_version=version, sequence=sequence, **options)
 
 

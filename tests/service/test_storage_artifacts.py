@@ -313,7 +313,7 @@ async def test_only_what_no_version_names_is_deleted(store: ArtifactStore, datab
                 created_by="test",
             )
         )
-        assert await uow.artifacts.delete([serving, weights, nested, unused, "absent"]) == {unused}
+        assert await uow.artifacts.delete([serving, weights, nested, unused, "absent"]) == {unused: None}
         await uow.commit()
     assert await store.get(kept) == b"k"
     with pytest.raises(ArtifactMissing):

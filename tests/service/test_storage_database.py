@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -232,6 +233,22 @@ async def test_a_leader_that_says_nothing_for_too_long_leads_no_more(postgres_ds
     assert not await leader.is_held()
     await follower.release()
     await leader.release()
+
+
+async def test_a_leader_whose_event_loop_is_dead_gives_up(postgres_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    leader, follower = Leadership(postgres_dsn, dead_seconds=0.2, lease_seconds=0.5), Leadership(postgres_dsn)
+
+    async def work() -> None:
+        time.sleep(1)  # noqa: ASYNC251
+        await asyncio.sleep(60)
+
+    assert await leader.try_acquire()
+    with pytest.raises(NotReady, match="leadership was lost"):
+        await leader.hold(work())
+    assert "leadership given up" in caplog.text
+    assert await follower.try_acquire()
+    for candidate in (leader, follower):
+        await candidate.release()
 
 
 async def test_what_a_leader_does_ends_with_its_term(postgres_dsn: str, database: Database) -> None:

@@ -21,7 +21,7 @@ DIGEST = "a" * 64
 
 
 FILL = (
-    f"INSERT INTO artifacts (digest, kind, size) VALUES ('{DIGEST}', 'serving', 1)",
+    f"INSERT INTO artifacts (digest, kind, size, key) VALUES ('{DIGEST}', 'serving', 1, 'k')",
     f"INSERT INTO artifact_chunks (digest, index, data) VALUES ('{DIGEST}', 0, 'x')",
     "INSERT INTO api_keys (key_id, name, secret_hash, scopes, rate_limit, expires_at, revoked_at) "
     "VALUES ('k', 'n', 'h', '{admin}', 5, now() + interval '1 day', now())",
@@ -52,14 +52,16 @@ FILL = (
     "INSERT INTO user_histories (user_id, item_ids, event_ids, times) VALUES ('u', '{i}', '{e2}', ARRAY[now()])",
     "INSERT INTO user_passes (user_id, item_ids, event_ids, times) VALUES ('u', '{i}', '{e4}', ARRAY[now()])",
     "INSERT INTO items (item_id, categories, period) VALUES ('i', '{c}', 2)",
-    "INSERT INTO entity_rows (kind, row, id, first_period, allocation) "
-    "VALUES ('user', 1, null, 1, 1), ('user', 2, 'u', 1, 4), ('field', 1, 'page=1', 1, 1)",
+    "INSERT INTO entity_rows (kind, row, id, first_period, allocation, appended) "
+    "VALUES ('user', 1, null, 1, 1, 1), ('user', 2, 'u', 1, 4, 1), ('field', 1, 'page=1', 1, 1, 1)",
     "INSERT INTO seen_rows (kind, period, rows) VALUES ('user', 1, '{1}'), ('field', 1, '{1}')",
     "INSERT INTO model_versions (version, period, kind, parent_version, serving_digest, state, scores, gate, "
     "created_by, pinned) VALUES (0, 0, 'prior', null, null, '{}', '{}', '{}', 'w', false), "
     f"(1, 1, 'generated', 0, '{DIGEST}', '{{}}', '{{}}', '{{}}', 'w', true)",
-    "INSERT INTO aliases (name, version, previous_version, active_from, updated_by, reason) "
-    "VALUES ('champion', 1, 1, now(), 'w', 'r')",
+    "INSERT INTO aliases (name, version, previous_version, active_from, announced_at, updated_by, reason) "
+    "VALUES ('champion', 1, 1, now(), now(), 'w', 'r')",
+    "INSERT INTO takeovers (move, version, active_from) SELECT move, version, active_from FROM aliases",
+    "INSERT INTO api_processes VALUES ('p', 'host', 7, now(), now(), 'infinity', false, 1, 1, 1, 1)",
     "INSERT INTO evaluations (period, model, version, events, auc, logloss, calibration) "
     "VALUES (1, 'generated', 0, 1, 0.5, 0.5, 1)",
     "INSERT INTO period_stages (period, stage, status, started_at, finished_at, seconds, result) "

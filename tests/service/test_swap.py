@@ -7,7 +7,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,8 +27,10 @@ from service.serving.forward.interface import Forward
 from service.serving.loading import SnapshotDamaged, load_snapshot
 from service.serving.prior import prior_snapshot
 from service.serving.sealed import NOTE_PREFIX
-from service.serving.snapshot import CanaryFailed, Snapshot
-from service.serving.swap import Champion, ServingModel
+from service.serving.snapshot import CanaryFailed, Pages, Snapshot
+from service.serving.snapshot_file import SnapshotFiles
+from service.serving.swap import ServingModel
+from service.serving.turns import Champion
 from tests.service.api_support import eventually
 from tests.service.serving_support import ITEMS, random_model
 
@@ -45,7 +47,8 @@ class Source:
     """A champion and artifacts that a test moves about; files that are there are not fetched again."""
 
     folder: Path
-    champion: Champion | None = None
+    champions: tuple[Champion, ...] = ()
+    moves: int = 0
     content: bytes = prior_snapshot(0.5)
     failing: bool = False
     harming: bool = False
@@ -54,13 +57,18 @@ class Source:
     fetched: list[str] = field(default_factory=list)
 
     def publish(self, version: int, *, at: float) -> None:
-        moment = datetime.fromtimestamp(at, UTC)
-        self.champion = Champion(version, version, digest(version), moment)
+        self.move(version, datetime.fromtimestamp(at, UTC))
 
-    async def fetch_champion(self) -> Champion:
-        if self.champion is None:
+    def move(self, version: int, active_from: datetime | None) -> None:
+        """As in Postgres: what waits for its moment is replaced, what has one stays."""
+        self.moves += 1
+        released = tuple(champion for champion in self.champions if champion.active_from is not None)
+        self.champions = (*released, Champion(version, version, (digest(version),), active_from, self.moves))
+
+    async def fetch_champions(self) -> Sequence[Champion]:
+        if not self.champions:
             raise NotReady("no model yet")
-        return self.champion
+        return self.champions
 
     async def fetch_file(self, digest: str, folder: Path) -> Path:
         path = await self._fetch(digest, folder)
@@ -95,7 +103,7 @@ async def silence() -> AsyncIterator[None]:
 
 def serving_of(source: Source, **changes: Any) -> ServingModel:
     values: dict[str, Any] = {
-        "fetch_champion": source.fetch_champion,
+        "fetch_champions": source.fetch_champions,
         "fetch_file": source.fetch_file,
         "notices": silence,
         "folder": source.folder,
@@ -127,7 +135,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(1_700_000_000.0)
-    monkeypatch.setattr("service.serving.swap.time", clock)
+    monkeypatch.setattr("service.serving.clock.time", clock)
     return clock
 
 
@@ -169,18 +177,22 @@ async def test_the_first_champion_serves_before_its_time(tmp_path: Path, clock: 
 
 
 async def test_the_champion_named_last_counts(tmp_path: Path, clock: Clock) -> None:
-    """A rollback comes before the next version takes over: that version is never served."""
+    """A rollback comes before the next version has a moment: that version is never served."""
     source = Source(tmp_path)
     model = serving_of(source)
     source.publish(1, at=clock.now)
     await model.refresh()
-    source.publish(2, at=clock.now + 1)
+    source.move(2, None)
     await model.refresh()
-    source.publish(1, at=clock.now + 2)
+    assert (model.turns.waiting, model.turns.promise()) == (True, (2, 2))
+    clock.now += 3600
+    assert model.current().version == 1
+    source.publish(1, at=clock.now + 1)
     await model.refresh()
-    for _ in range(4):
-        clock.now += 0.9
-        assert model.current().version == 1
+    assert (model.turns.waiting, model.turns.promise()) == (False, (3, 1))
+    for move in (1, 1, 3, 3):
+        assert (model.current().version, model.turns.served_move) == (1, move)
+        clock.now += 0.6
     assert source.fetched == ["digest1", "digest2"]  # what is loaded is not loaded again
 
 
@@ -344,8 +356,8 @@ class TestDamagedFiles:
 def off_by(difference: float) -> Callable[..., Forward]:
     """A compiled forward pass that is wrong, as a compiler's error would make it."""
 
-    def build(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Forward:
-        inner = compiled_forward(config, tensors)
+    def build(meta: Mapping[str, Any], files: SnapshotFiles) -> Forward:
+        inner = compiled_forward(meta, files)
 
         def forward(asked: Any, history: Any, recent: Any, values: Any, scores: Any, cold: Any, /) -> tuple[int, bool]:
             found = inner(asked, history, recent, values, scores, cold)
@@ -406,7 +418,7 @@ class TestTheOldOne:
         def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             def noted(*arguments: Any, **options: Any) -> Any:
                 result = function(*arguments, **options)
-                version = getattr(arguments[0], "version", arguments[-1])
+                version = getattr(arguments[0], "version", arguments[1])
                 calls.append((name, version, threading.get_ident()))
                 return result
 
@@ -457,8 +469,8 @@ class TestTheOldOne:
     async def test_is_gone_when_nobody_has_it_any_more(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         released, release_pages = [], Snapshot.release_pages
 
-        def noted(snapshot: Snapshot) -> None:
-            release_pages(snapshot)
+        def noted(snapshot: Snapshot, kept: Collection[Pages]) -> None:
+            release_pages(snapshot, kept)
             released.append(snapshot.version)
 
         monkeypatch.setattr(Snapshot, "release_pages", noted)

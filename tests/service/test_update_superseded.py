@@ -196,5 +196,5 @@ async def excise(b: Bench) -> None:
         sequence="excise",
         reason="bad data",
         actor="test",
-        lead_seconds=0,
+        settings=b.settings,
     )

@@ -455,7 +455,13 @@ async def test_nothing_is_wrong_after_rollbacks_failures_and_pruning(
         *_, fifth, sixth = periods(6)
         for to, policy in ((3, "excise"), (4, "keep")):
             await rollback(
-                b.database, b.context.notices, to_version=to, sequence=policy, reason="", actor="test", lead_seconds=0
+                b.database,
+                b.context.notices,
+                to_version=to,
+                sequence=policy,
+                reason="",
+                actor="test",
+                settings=b.settings,
             )
             assert (await verify(b.database, tmp_path)).findings == []
         await b.log(fifth)

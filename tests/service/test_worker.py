@@ -1,7 +1,9 @@
 """The worker: which periods it updates, what it does with one that fails, and which settings it refuses."""
 
 import asyncio
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from asmg.updaters import UPDATERS
 from service import worker
 from service.errors import ConfigurationError
 from service.settings import Settings
+from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import PeriodStatus
+from service.use_cases.update.context import UpdateContext
+from service.use_cases.update.pipeline import update_period
 from tests.service.update_doubles import until_updated, working
 from tests.service.update_support import (
     MODELS,
@@ -110,6 +115,24 @@ async def test_trouble_of_a_worker_that_was_superseded_is_no_trouble_of_the_peri
     assert found["periods"][2] == prepared.outcome["periods"][2]
     assert found["versions"][2] == prepared.outcome["versions"][2]
     assert found["versions"][3]["parent"] == 2
+
+
+async def test_work_that_blocks_its_event_loop_for_longer_than_the_lease_goes_on(
+    second: str, prepared: Prepared, redis_url: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    tried: list[int] = []
+
+    async def blocking(context: UpdateContext, number: int) -> int:
+        tried.append(number)
+        time.sleep(2.5)  # noqa: ASYNC251 - that is the fault
+        return await update_period(context, number)
+
+    monkeypatch.setattr(worker, "update_period", blocking)
+    monkeypatch.setattr(worker, "Leadership", partial(Leadership, lease_seconds=1))
+    async with working(second, redis_url, tmp_path, monkeypatch) as database:
+        await until_updated(database, 2)
+        assert await outcome(database) == prepared.outcome
+    assert tried == [2]
 
 
 async def test_the_number_of_attempts_is_a_setting(

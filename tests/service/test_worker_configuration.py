@@ -135,7 +135,7 @@ async def test_another_base_model_is_refused_with_the_name_of_the_setting(
 
 async def test_an_update_begins_again_where_the_base_model_is_another(b: Bench) -> None:
     """Any base model can start from version 0; intermediate results made for another one are not used."""
-    back: dict[str, Any] = {"sequence": "excise", "reason": "to begin again", "actor": "test", "lead_seconds": 0.0}
+    back: dict[str, Any] = {"sequence": "excise", "reason": "to begin again", "actor": "test", "settings": b.settings}
     await rollback(b.database, b.context.notices, to_version=0, **back)
     plain = configured_updater(b.settings.model_copy(update={"updater": "iu", "statistics": False}))
 
@@ -241,7 +241,7 @@ async def test_a_rollback_to_the_state_of_another_method_ends_the_worker_before_
         sequence="excise",
         reason="to begin again",
         actor="test",
-        lead_seconds=0,
+        settings=b.settings,
     )
     task = asyncio.create_task(worker.run(settings_of(b)))
     async with asyncio.timeout(60):
@@ -261,7 +261,7 @@ async def test_a_rollback_to_the_state_of_another_method_ends_the_worker_before_
         sequence="excise",
         reason="better as it was",
         actor="test",
-        lead_seconds=0,
+        settings=b.settings,
     )
     await b.log(periods(3)[2])
     with pytest.raises(ConfigurationError, match=CANNOT.format("sml-mf", 1, "iu", "model: expected")):

@@ -21,6 +21,7 @@ from asmg.updaters.base import Updater
 from service.serving.loading import load_snapshot
 from service.serving.snapshot import Snapshot
 from service.settings import Settings
+from service.storage.artifacts.objects import configured_objects
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres import tables
 from service.storage.postgres.database import Database
@@ -82,7 +83,13 @@ class Bench:
 
     def __post_init__(self) -> None:
         updater = configured_updater(self.settings)
-        artifacts, notices = ArtifactStore(self.database, self.redis), Notices(self.redis)
+        artifacts = ArtifactStore(
+            self.database,
+            self.redis,
+            configured_objects(self.settings),
+            to_postgres=self.settings.artifacts_to_postgres,
+        )
+        notices = Notices(self.redis)
         histories = HistoryStore(self.redis, self.database)
         self.context = UpdateContext(
             self.settings, self.database, artifacts, notices, updater, histories, self.settings.read_features()

@@ -1,7 +1,6 @@
 """`/admin`: model versions, rollback to one of them, and the audit."""
 
 import asyncio
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -14,6 +13,7 @@ from service.http.schemas import PinRequest, PinResponse, RollbackRequest, Rollb
 from service.use_cases.audit import AuditPage, list_audit
 from service.use_cases.model_status import ModelDetail, ModelPage, get_model, list_models
 from service.use_cases.pins import set_pinned
+from service.use_cases.processes import ProcessList, list_processes
 from service.use_cases.rollback import rollback
 
 router = APIRouter(prefix="/admin", tags=["admin"])
@@ -36,6 +36,12 @@ async def get_models(
 async def get_one_model(state: State, _: Admin, version: Number) -> ModelDetail:
     """The version with the digests of its training state."""
     return await get_model(state.database, version)
+
+
+@router.get("/processes", summary="Api processes that run, and what they serve")
+async def get_processes(state: State, _: Admin) -> ProcessList:
+    """All that Postgres has seen lately, of all hosts, by host and start."""
+    return await list_processes(state.database)
 
 
 @router.get("/audit", summary="Who did what, newest first")
@@ -85,10 +91,11 @@ async def post_rollback(
         sequence=request.sequence,
         reason=request.reason,
         actor=caller.name,
-        lead_seconds=state.settings.swap_lead_seconds,
+        settings=state.settings,
+        objects=state.objects,
         calls=state.writes,
     )
-    await asyncio.sleep(max(0.0, result.active_from.timestamp() - time.time()))
+    await asyncio.sleep(max(0.0, result.active_from.timestamp() - state.clock.now()))
     return RollbackResponse(
         from_version=result.from_version,
         to_version=result.to_version,

@@ -14,6 +14,7 @@ from service.http.schemas import Health, Readiness
 from service.serving.swap import ServingModel
 from service.tasks import start_for_caller
 from service.use_cases.model_status import gate_summary
+from service.use_cases.processes import list_processes
 from service.use_cases.status import label_totals, period_counts
 
 router = APIRouter(tags=["operations"])
@@ -34,7 +35,8 @@ async def get_health() -> Health:
 @router.get("/readyz", summary="Can the process predict and store?")
 async def get_readiness(state: State) -> Readiness:
     """Ready when a model is loaded and Postgres answers; without Redis the service is slower, not down. A process that
-    cannot load the newest model goes on with the one it has, and says so here.
+    cannot load the newest model goes on with the one it has, and says so here; with `ASMG_SWAP_LAGGARDS=refuse` it is
+    not ready then.
     """
     postgres, redis = await asyncio.gather(_probe(state.database.ping()), _probe(state.redis.ping()))
     snapshot = state.serving.current()
@@ -43,7 +45,12 @@ async def get_readiness(state: State) -> Readiness:
     return Readiness(
         model_version=snapshot.version,
         period=snapshot.period,
-        checks={"model": _model(state.serving), "postgres": postgres, "redis": redis},
+        checks={
+            "model": _model(state.serving),
+            "swap": state.serving.turns.trouble or "ok",
+            "postgres": postgres,
+            "redis": redis,
+        },
     )
 
 
@@ -60,6 +67,10 @@ async def _note_stored(state: AppState) -> None:
     state.metrics.note_periods(await period_counts(state.database))
     gate = await gate_summary(state.database)
     state.metrics.note_gate(gate.decisions, gate.in_a_row, gate.losses())
+    listed = await list_processes(state.database)
+    ready = sum(process.ready for process in listed.processes)
+    behind = sum(process.behind for process in listed.processes)
+    state.metrics.note_processes(listed.champion, len(listed.processes), ready, behind)
 
 
 async def _note_worker(state: AppState) -> None:

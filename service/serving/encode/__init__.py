@@ -3,7 +3,7 @@
 This is the part of serving that needs torch; api processes never import it.
 """
 
-from service.serving.encode.inputs import ItemCounts, ItemFields, Known, KnownFields, ServedModel, Table
+from service.serving.encode.inputs import ItemCounts, ItemFields, Known, KnownFields, Table, TrainedModel
 from service.serving.encode.model import encode_base, encode_delta
 
 __all__ = [
@@ -11,8 +11,8 @@ __all__ = [
     "ItemFields",
     "Known",
     "KnownFields",
-    "ServedModel",
     "Table",
+    "TrainedModel",
     "encode_base",
     "encode_delta",
 ]

@@ -15,7 +15,7 @@ from asmg.batch import COLD_ROW, HISTORY_LENGTH, NO_CATEGORY, NO_VALUE, Interact
 from asmg.field_columns import BatchFields
 from asmg.numbers import NumberMoments
 from asmg.statistics import Statistics
-from service.serving.encode.inputs import ItemCounts, Known, KnownFields, ServedModel
+from service.serving.encode.inputs import ItemCounts, Known, KnownFields, TrainedModel
 from service.serving.encode.lists import counted_ones
 from service.serving.fields import OF_CONTEXT, OF_ITEM, OF_USER, FieldValues
 from service.serving.forward.interface import EPSILON
@@ -31,10 +31,10 @@ STRANGER = "\x7fnobody"
 """An id that no client is likely to have; stands for all unknown ones."""
 
 Rows = dict[int, int]
-"""Hash → row in a table of `ServedModel`."""
+"""Hash → row in a table of `TrainedModel`."""
 
 
-def canary_requests(trained: ServedModel) -> Iterator[dict[str, Any]]:
+def canary_requests(trained: TrainedModel) -> Iterator[dict[str, Any]]:
     """The requests, as `service.serving.snapshot_file.write_snapshot` takes them.
 
     With statistics each asks about neighbours of a clicked item and about that item again; with fields each has some
@@ -65,7 +65,7 @@ def canary_requests(trained: ServedModel) -> Iterator[dict[str, Any]]:
 
 @torch.inference_mode()
 def _scores(
-    trained: ServedModel, user: int, items: Tensor, n: int, recent: Sequence[int], values: FieldValues | None
+    trained: TrainedModel, user: int, items: Tensor, n: int, recent: Sequence[int], values: FieldValues | None
 ) -> Tensor:
     """The scores of the library for a user row and the first n of these items; the others are its clicks, newest first.
 
@@ -98,13 +98,13 @@ def _scores(
     return torch.sigmoid(logits).nan_to_num(0).clamp(EPSILON, 1 - EPSILON).float()
 
 
-def _rows_of(trained: ServedModel, table: str, rows: Tensor) -> Tensor:
+def _rows_of(trained: TrainedModel, table: str, rows: Tensor) -> Tensor:
     """Rows of a table, any of them more than once."""
     distinct, place = torch.unique(rows, return_inverse=True)
     return trained.params[table][distinct][place]
 
 
-def _excerpt(trained: ServedModel, table: str, identities: Tensor, nothing: int) -> tuple[Tensor, Tensor]:
+def _excerpt(trained: TrainedModel, table: str, identities: Tensor, nothing: int) -> tuple[Tensor, Tensor]:
     """The rows of a table with these global numbers, and the numbers in this small table; `nothing` stays itself."""
     distinct = torch.unique(identities[identities != nothing])
     local = torch.from_numpy(trained.local_rows(table, distinct.numpy()))
@@ -121,7 +121,7 @@ def _field_values(fields: KnownFields, n: int, items: int) -> FieldValues:
     return FieldValues(np.array(asked, np.uint64), np.array(weights, np.float32), np.array(owners, np.int32))
 
 
-def _given(trained: ServedModel, values: FieldValues, n: int) -> tuple[Tensor, Tensor, Tensor]:
+def _given(trained: TrainedModel, values: FieldValues, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """A request's values as the library reads them: global rows and weights [n, K], and the sum of each column."""
     assert trained.fields is not None
     row_of = _evenly_spread(trained.fields.values)
@@ -162,8 +162,10 @@ def _small_statistics(statistics: ItemCounts, rows: Tensor) -> tuple[Statistics,
     numbered = torch.cat([counted, others])
     item = (1 + (rows.unsqueeze(1) == numbered).int().argmax(1)).int()
     found = statistics.neighbours_of(counted)
-    kept = torch.isin(found.items.long(), counted)
-    owners = torch.repeat_interleave(torch.arange(1, len(counted) + 1), found.lengths)[kept]
+    owners = torch.repeat_interleave(torch.arange(1, len(counted) + 1), found.lengths)
+    order = torch.from_numpy(np.lexsort((found.items.numpy(), owners.numpy())))
+    kept = order[torch.isin(found.items.long(), counted)[order]]
+    owners = owners[kept]
     starts = torch.zeros(len(counted) + 2, dtype=torch.int64)
     torch.cumsum(torch.bincount(owners, minlength=len(counted) + 1), 0, out=starts[1:])
 
@@ -202,7 +204,7 @@ def _neighbour_groups(items: Known, statistics: ItemCounts) -> list[Rows]:
     return groups
 
 
-def _whole_items(trained: ServedModel) -> Known:
+def _whole_items(trained: TrainedModel) -> Known:
     """The known items whose categories and values all have rows here."""
     known = trained.items
     if trained.global_rows:
@@ -215,7 +217,7 @@ def _whole_items(trained: ServedModel) -> Known:
     return known
 
 
-def _have_rows(trained: ServedModel, table: str, identities: NDArray[Any], nothing: int) -> NDArray[np.bool_]:
+def _have_rows(trained: TrainedModel, table: str, identities: NDArray[Any], nothing: int) -> NDArray[np.bool_]:
     found = (identities == nothing) | (trained.local_rows(table, np.maximum(identities, 0)) >= 0)
     whole: NDArray[np.bool_] = found.all(1)
     return whole

@@ -17,7 +17,7 @@ from asmg.statistics import Neighbours, StatisticsConfig
 from service.serving.fields import FieldReader
 from service.serving.id_hashes import NOBODY, Hashes, hash_ids
 
-__all__ = ["ItemCounts", "ItemFields", "Known", "KnownFields", "ServedModel", "Table"]
+__all__ = ["ItemCounts", "ItemFields", "Known", "KnownFields", "Table", "TrainedModel"]
 
 HASHED_TOGETHER = 2**20
 """Ids that are joined to one text to be hashed; a text of all ids of a large table would take gigabytes."""
@@ -74,7 +74,7 @@ class ItemFields(Protocol):
     """The item's columns of the fields; `asmg.field_columns.FieldColumns` are such."""
 
     def at(self, items: Tensor) -> FieldColumns:
-        """Those of some items, int64 [n]. Values are named by their global rows (`ServedModel.global_rows`)."""
+        """Those of some items, int64 [n]. Values are named by their global rows (`TrainedModel.global_rows`)."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class KnownFields:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedModel:
+class TrainedModel:
     """A model with its parameters, the ids that it knows and all that it reads of items.
 
     For a base these are whole tables, and the row numbers are global. For a delta they are small tables with the

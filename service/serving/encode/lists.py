@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asmg.field_columns import FieldColumns
 from asmg.layout import COLD_ROW, NO_CATEGORY, NO_VALUE
-from service.serving.encode.inputs import ItemCounts, ServedModel
+from service.serving.encode.inputs import ItemCounts, TrainedModel
 from service.serving.snapshot_file import NUMBER
 from service.serving.tensor_file import Blocks
 
@@ -35,7 +35,7 @@ ReadLists = Callable[[Tensor], Members]
 """The lists of some items, int64 [n]."""
 
 
-def item_lists(trained: ServedModel) -> dict[str, ReadLists]:
+def item_lists(trained: TrainedModel) -> dict[str, ReadLists]:
     """How the lists of the format (`service.serving.snapshot_file`) are read, by their names."""
     found: dict[str, ReadLists] = {}
     if trained.categories is not None:
@@ -79,7 +79,7 @@ def scales_of(columns: FieldColumns) -> dict[int, tuple[float, float]]:
     return {row: (mean[c], by[c]) for c, row in enumerate(numbers) if row != NO_VALUE}
 
 
-def _categories(trained: ServedModel, items: Tensor) -> Members:
+def _categories(trained: TrainedModel, items: Tensor) -> Members:
     assert trained.categories is not None
     categories = trained.categories[items]
     present = categories != NO_CATEGORY
@@ -88,7 +88,7 @@ def _categories(trained: ServedModel, items: Tensor) -> Members:
     return _members(trained, "category", lengths, categories[present], weights)
 
 
-def _fields(trained: ServedModel, items: Tensor) -> Members:
+def _fields(trained: TrainedModel, items: Tensor) -> Members:
     assert trained.fields is not None
     columns = trained.fields.of_items.at(items)
     present = columns.rows != NO_VALUE
@@ -97,14 +97,14 @@ def _fields(trained: ServedModel, items: Tensor) -> Members:
     return found._replace(rows=found.rows | np.uint32(NUMBER) * number[present].numpy())
 
 
-def _members(trained: ServedModel, table: str, lengths: Tensor, rows: Tensor, weights: Tensor) -> Members:
+def _members(trained: TrainedModel, table: str, lengths: Tensor, rows: Tensor, weights: Tensor) -> Members:
     """Rows are global already; those that no table can have would be read from outside of it."""
     if trained.global_rows.get(table) is None and len(rows) and not int(rows.max()) < len(trained.params[table]):
         raise ValueError(f"{table}: expected rows below {len(trained.params[table])}; received {int(rows.max())}")
     return Members(lengths.numpy(), rows.numpy().astype(np.uint32), weights.float().numpy())
 
 
-def _pairs(trained: ServedModel, items: Tensor) -> Members:
+def _pairs(trained: TrainedModel, items: Tensor) -> Members:
     statistics = trained.statistics
     assert statistics is not None
     lengths = np.zeros(len(items), np.int64)

@@ -12,7 +12,7 @@ from torch import Tensor
 from asmg.batch import COLD_ROW
 from asmg.statistics import NAMES, Statistics
 from service.serving.encode.canary import canary_requests
-from service.serving.encode.inputs import Known, ServedModel, Table
+from service.serving.encode.inputs import Known, Table, TrainedModel
 from service.serving.encode.lists import BLOCK_ROWS, counted_ones, item_lists, list_tensors, scales_of
 from service.serving.id_hashes import Hashes
 from service.serving.id_index import IdIndex
@@ -25,7 +25,7 @@ VALUE_TABLES = {"categories": "category", "fields": "field"}
 """Tables of the format, and what they are called in a model."""
 
 
-def encode_base(file: Writable, trained: ServedModel) -> None:
+def encode_base(file: Writable, trained: TrainedModel) -> None:
     """Write a base: all rows of a model. Equal models give equal bytes.
 
     Args:
@@ -43,12 +43,12 @@ def encode_base(file: Writable, trained: ServedModel) -> None:
     write_snapshot(file, "base", _meta(trained), tensors)
 
 
-def encode_delta(file: Writable, trained: ServedModel, gone: Mapping[str, Hashes] | None = None) -> None:
+def encode_delta(file: Writable, trained: TrainedModel, gone: Mapping[str, Hashes] | None = None) -> None:
     """Write a delta: the rows of a model that are other than in the version before it, and all else that changes.
 
     Args:
         file: receives the bytes.
-        trained: a small model with the changed rows (`ServedModel.global_rows`).
+        trained: a small model with the changed rows (`TrainedModel.global_rows`).
         gone: name of a table, "user", "item" or "field" → hashes of the ids that the model does not know any more.
 
     Raises:
@@ -65,7 +65,7 @@ def encode_delta(file: Writable, trained: ServedModel, gone: Mapping[str, Hashes
     write_snapshot(file, "delta", _meta(trained), tensors)
 
 
-def _checked(trained: ServedModel) -> ServedModel:
+def _checked(trained: TrainedModel) -> TrainedModel:
     """The model in the order in which it is written, with what it reads and nothing else."""
     model, statistics = trained.model, trained.statistics if trained.model.numeric else None
     if model.numeric and (model.numeric != len(NAMES) or statistics is None or not statistics.periods):
@@ -88,7 +88,7 @@ def _checked(trained: ServedModel) -> ServedModel:
     )
 
 
-def _meta(trained: ServedModel) -> dict[str, Any]:
+def _meta(trained: TrainedModel) -> dict[str, Any]:
     meta: dict[str, Any] = {"model": trained.model.config.to_json(), "canary": list(canary_requests(trained))}
     if trained.fields is not None:
         meta["fields"] = trained.fields.reader.to_json()
@@ -99,7 +99,7 @@ def _meta(trained: ServedModel) -> dict[str, Any]:
 
 
 def _tensors(
-    trained: ServedModel, gone: Mapping[str, Hashes], *, delta: bool = False
+    trained: TrainedModel, gone: Mapping[str, Hashes], *, delta: bool = False
 ) -> dict[str, NDArray[Any] | Blocks]:
     """All tensors but those of categories and values."""
     model, statistics = trained.model, trained.statistics
@@ -136,7 +136,7 @@ def _tensors(
 
 
 def _index(table: str, known: Known, gone: Mapping[str, Hashes]) -> tuple[IdIndex, NDArray[np.int64]]:
-    """The index of the ids of a table, and for each of its rows that of the model; the cold row for an id that is gone."""
+    """The index of a table, and for each of its rows that of the model; the cold row for an id that is gone."""
     no_more = gone.get(table, np.empty(0, np.uint64))
     if len(both := np.intersect1d(known.hashes, no_more)):
         raise ValueError(f"{table}: expected ids that are gone to have no row; received {len(both)} that have one")
@@ -145,7 +145,7 @@ def _index(table: str, known: Known, gone: Mapping[str, Hashes]) -> tuple[IdInde
     return index, np.concatenate([[COLD_ROW], ordered])
 
 
-def _rows(name: str, trained: ServedModel, order: Tensor) -> Blocks:
+def _rows(name: str, trained: TrainedModel, order: Tensor) -> Blocks:
     """Rows of a table in this order."""
     width, table = trained.model.table_widths[name], trained.params[name]
     blocks = (_block(name, table, rows, width) for rows in order.split(BLOCK_ROWS))
@@ -159,7 +159,7 @@ def _block(name: str, table: Table, rows: Tensor, width: int) -> NDArray[np.floa
     return found.numpy()
 
 
-def _item_rows(trained: ServedModel, rows: Tensor) -> NDArray[np.float32]:
+def _item_rows(trained: TrainedModel, rows: Tensor) -> NDArray[np.float32]:
     """Rows of `items.vectors`."""
     width = trained.model.table_widths["item"]
     own, statistics = _block("item", trained.params["item"], rows, width), trained.statistics

@@ -16,10 +16,10 @@ from service.serving.forward.tables import (
     list_cold,
     lists_of_items,
     probability,
-    row_table,
     rows_of_request,
     value_table,
     vector_of,
+    vectors_of,
 )
 from service.serving.id_hashes import Hashes
 
@@ -45,9 +45,9 @@ def score_mf(hashes: Hashes, history: Hashes, tables: MFTables, scores: Floats, 
         tables.shape[0],
         tables.shape[1],
     )
-    users, items = row_table(files, USERS, width), row_table(files, ITEMS, width)
+    users, items = vectors_of(files, USERS, width), vectors_of(files, ITEMS, width)
     categories, category = lists_of_items(files, CATEGORIES, 1), value_table(files, CATEGORIES, width)
-    rows = rows_of_request(hashes, history[:0], users, items)
+    rows = rows_of_request(files, hashes, history[:0])
     user, of_categories = vector_of(users, rows[0]), np.zeros(width, np.float32)
     for i in range(len(scores)):
         item = vector_of(items, rows[1 + i])
@@ -58,4 +58,4 @@ def score_mf(hashes: Hashes, history: Hashes, tables: MFTables, scores: Floats, 
         for k in range(width - 1):
             logit += user[k] * (item[k] + of_categories[k])
         scores[i] = probability(logit)
-    return list_cold(rows[1:], cold_row(items), cold), rows[0] == cold_row(users)
+    return list_cold(rows[1:], cold_row(files, ITEMS), cold), rows[0] == cold_row(files, USERS)

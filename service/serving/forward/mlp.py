@@ -25,7 +25,6 @@ from asmg.kernels.statistics import (
 from service.serving.fields import OF_ITEM, FieldValues
 from service.serving.forward.items import (
     Fading,
-    ItemTables,
     mean_of_items,
     read_items,
     read_pair_counts,
@@ -34,7 +33,6 @@ from service.serving.forward.items import (
 from service.serving.forward.layers import add_candidates_own, further_layers, layer
 from service.serving.forward.neighbours import sum_over_neighbours
 from service.serving.forward.tables import (
-    CATEGORIES,
     FIELDS,
     ITEMS,
     PAIRS,
@@ -46,10 +44,10 @@ from service.serving.forward.tables import (
     list_cold,
     lists_of_items,
     probability,
-    row_table,
     rows_of_request,
     value_table,
     vector_of,
+    vectors_of,
 )
 from service.serving.id_hashes import Hashes
 
@@ -93,21 +91,16 @@ def score_mlp(
     n, first, width = len(scores), shape[SHAPE], dim + categories * dim
     vectors = width + has_fields * dim  # inputs of a candidate that are vectors
     inputs = vectors + statistics * (ITEM + PAIR)
-    users, items = row_table(files, USERS, dim), row_table(files, ITEMS, item_row)
-    item_tables = ItemTables(
-        items,
-        lists_of_items(files, CATEGORIES, 1), value_table(files, CATEGORIES, dim),
-        lists_of_items(files, FIELDS, 1), value_table(files, FIELDS, dim),
-    )  # fmt: skip
-    rows = rows_of_request(hashes, history, users, items)
+    items = vectors_of(files, ITEMS, item_row)
+    rows = rows_of_request(files, hashes, history)
     candidates, clicked = rows[1 : 1 + n], rows[1 + n :]
     scale = dense[len(dense) - statistics * (2 * STATISTICS + 1) :]
     field_sums, own_contexts = np.zeros((2 * has_fields, dim), np.float32), np.zeros((0, dim), np.float32)
     if has_fields:
-        own_contexts = _sum_fields(values, files, item_tables.field.vectors, n, field_sums)
+        own_contexts = _sum_fields(values, files, n, field_sums)
     request = np.zeros(dim + width + 2 * has_fields * dim + USER * statistics, np.float32)
-    request[:dim] = vector_of(users, rows[0])
-    mean_of_items(item_tables, clicked, dim, request[dim : dim + width])
+    request[:dim] = vector_of(vectors_of(files, USERS, dim), rows[0])
+    mean_of_items(files, items, clicked, dim, request[dim : dim + width])
     request[dim + width : dim + width + 2 * has_fields * dim] = field_sums.reshape(-1)
     # The request's share of the first layer is the same for all candidates.
     if statistics:
@@ -131,7 +124,7 @@ def score_mlp(
     act, layers = np.empty((inputs + shape[SHAPE:].sum(), BLOCK), np.float32), dense[first * (len(request) + 1) :]
     for low in range(0, n, BLOCK):
         m = min(BLOCK, n - low)
-        read_items(item_tables, candidates[low : low + m], dim, width, act[:vectors])
+        read_items(files, items, candidates[low : low + m], dim, width, act[:vectors])
         if statistics:
             for lane in range(m):
                 i = same[low + lane]
@@ -155,17 +148,16 @@ def score_mlp(
                 logits[lane] += factor * x[lane]
         for lane in range(m):
             scores[low + lane] = probability(logits[lane])
-    return list_cold(candidates, cold_row(items), cold), rows[0] == cold_row(users)
+    return list_cold(candidates, cold_row(files, ITEMS), cold), rows[0] == cold_row(files, USERS)
 
 
 @compiled
-def _sum_fields(values: FieldValues, files: PackedFiles, vectors: Floats, n: int, sums: Floats) -> Floats:
+def _sum_fields(values: FieldValues, files: PackedFiles, n: int, sums: Floats) -> Floats:
     """Add up the vectors of a request's field values.
 
     Args:
         values: of the fields.
-        files: with the index of all values.
-        vectors: of all values, [V, D].
+        files: with all values.
         n: candidates.
         sums: to which those of the context and of the user are added, float32 [2, D].
 
@@ -176,7 +168,8 @@ def _sum_fields(values: FieldValues, files: PackedFiles, vectors: Floats, n: int
     find_values(files, values.hashes, rows)
     for i in range(len(rows)):
         any_own |= values.owners[i] >= OF_ITEM
-    dim = vectors.shape[1]
+    dim = sums.shape[1]
+    vectors = value_table(files, FIELDS, dim).vectors
     own = np.zeros((n if any_own else 0, dim), np.float32)
     for i in range(len(rows)):
         owner = values.owners[i]

@@ -37,7 +37,7 @@ MARKS_READ_TOGETHER = 8
 @inlined
 def _slot(keys: NDArray[np.uint32], identity: np.uint32) -> np.int64:
     """The slot of an item in the hash table, or the free one where it belongs."""
-    # Identities are consecutive numbers; whatever pattern those of the candidates have, the product spreads them evenly.
+    # Identities are consecutive numbers. Whatever pattern those of the candidates have, the product spreads them.
     mask = len(keys) - 1
     slot = np.int64((np.uint64(identity) * SPREAD) >> HALF_A_WORD) & mask
     while keys[slot] != FREE and keys[slot] != identity:

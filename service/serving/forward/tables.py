@@ -3,8 +3,8 @@
 A row number below the number of rows of the base stands for a row of the base, a higher one for a row of the overlay.
 Code picks the array once for each row; no number of it costs a branch.
 
-The arrays of a file are passed as one, the words of the file, with the places of its tensors. numba takes 0.1 µs to take
-over an array, and there are forty.
+The arrays of a file are passed as one, the words of the file, with the places of its tensors. numba needs 0.1 µs for
+each array that it takes over, and there are fifty.
 """
 
 import math
@@ -29,8 +29,8 @@ __all__ = [
     "USERS",
     "Lists",
     "PackedFiles",
-    "RowTable",
     "ValueTable",
+    "Vectors",
     "Words",
     "add_values",
     "cold_row",
@@ -39,10 +39,10 @@ __all__ = [
     "lists_of_items",
     "pack",
     "probability",
-    "row_table",
     "rows_of_request",
     "value_table",
     "vector_of",
+    "vectors_of",
 ]
 
 LOWEST, HIGHEST = np.float32(EPSILON), np.float32(1 - EPSILON)
@@ -50,10 +50,11 @@ LOWEST, HIGHEST = np.float32(EPSILON), np.float32(1 - EPSILON)
 Words = NDArray[np.uint32]
 
 IS_NUMBER, IDENTITY = np.uint32(NUMBER), np.uint32(NUMBER - 1)
+LAST_BITS, ONE_BIT = np.uint64(31), np.uint32(1)
 
 PLACED = (
-    "users.hashes", "users.starts", "users.vectors", "users.gone",
-    "items.hashes", "items.starts", "items.vectors", "items.gone",
+    "users.hashes", "users.starts", "users.vectors", "users.gone", "users.filter",
+    "items.hashes", "items.starts", "items.vectors", "items.gone", "items.filter",
     "items.categories.firsts", "items.categories.rows", "items.categories.weights", "categories.vectors",
     "items.fields.firsts", "items.fields.rows", "items.fields.weights", "fields.vectors",
     "items.pairs.firsts", "items.pairs.rows", "items.pairs.weights",
@@ -61,7 +62,7 @@ PLACED = (
 )  # fmt: skip
 """The tensors that are found by their places."""
 
-USERS, ITEMS, CATEGORIES, FIELDS, PAIRS, NUMBERS, FIELD_INDEX = 0, 4, 8, 12, 16, 19, 21
+USERS, ITEMS, CATEGORIES, FIELDS, PAIRS, NUMBERS, FIELD_INDEX = 0, 5, 10, 14, 18, 21, 23
 """Where in `PLACED` the tensors begin that belong together."""
 
 
@@ -77,19 +78,13 @@ class PackedFiles(NamedTuple):
     one that is not there."""
 
 
-class RowTable(NamedTuple):
+class Vectors(NamedTuple):
     """The rows of users or items."""
 
-    hashes: Hashes
-    starts: Starts
-    vectors: Floats
+    base: Floats
     """[N, width]; row n + 1 belongs to the n-th hash, row 0 is the cold row."""
-    newer_hashes: Hashes
-    """This and the next: the same of the overlay, empty without one. Its rows count before those of the base."""
-    newer_starts: Starts
     newer: Floats
-    gone: Words
-    """1 for each row of the overlay whose id is cold again; empty where there is none."""
+    """The same of the overlay; [0, width] without one. Its cold row is the one that counts."""
 
 
 class Lists(NamedTuple):
@@ -150,14 +145,11 @@ def _numbers(words: Words, place: Indices, width: int) -> Floats:
 
 
 @inlined
-def row_table(files: PackedFiles, at: int, width: int) -> RowTable:
+def vectors_of(files: PackedFiles, at: int, width: int) -> Vectors:
     """The table `USERS` or `ITEMS`, with rows of `width` numbers."""
-    base, newer, old, new = files.base, files.newer, files.places[0], files.places[1]
-    return RowTable(
-        _hashes(base, old[at]), _integers(base, old[at + 1]), _numbers(base, old[at + 2], width),
-        _hashes(newer, new[at]), _integers(newer, new[at + 1]), _numbers(newer, new[at + 2], width),
-        _integers(newer, new[at + 3]),
-    )  # fmt: skip
+    return Vectors(
+        _numbers(files.base, files.places[0, at + 2], width), _numbers(files.newer, files.places[1, at + 2], width)
+    )
 
 
 @inlined
@@ -198,41 +190,58 @@ def find_values(files: PackedFiles, wanted: Hashes, rows: Indices) -> None:
 
 
 @inlined
-def cold_row(table: RowTable) -> int:
-    """The row of every unknown id."""
-    return len(table.vectors) if len(table.newer) else 0
+def cold_row(files: PackedFiles, at: int) -> int:
+    """The row of every unknown id in the table `USERS` or `ITEMS`."""
+    return files.places[0, at + 2, 1] if len(files.newer) else 0
 
 
 @compiled
-def look_up(wanted: Hashes, table: RowTable, rows: Indices) -> None:
+def look_up(files: PackedFiles, at: int, wanted: Hashes, rows: Indices) -> None:
     """Write the row of each wanted hash to `rows`, int64 [N]; the cold row for an unknown one."""
-    find_rows(wanted, table.hashes, table.starts, rows)
-    if len(table.newer):
-        newer, size = np.empty(len(wanted), np.int64), len(table.vectors)
-        find_rows(wanted, table.newer_hashes, table.newer_starts, newer)
-        for i in range(len(rows)):
-            if newer[i] > 0:
-                rows[i] = size + newer[i]
-                if len(table.gone) and table.gone[newer[i]]:
-                    rows[i] = size
-            elif rows[i] == 0:
-                rows[i] = size
+    places = files.places[0]
+    find_rows(wanted, _hashes(files.base, places[at]), _integers(files.base, places[at + 1]), rows)
+    if len(files.newer):
+        _look_up_newer(files, at, wanted, rows)
 
 
 @compiled
-def rows_of_request(hashes: Hashes, history: Hashes, users: RowTable, items: RowTable) -> Indices:
+def _look_up_newer(files: PackedFiles, at: int, wanted: Hashes, rows: Indices) -> None:
+    """Put rows of the overlay in the place of those that `rows` has."""
+    words, places, size = files.newer, files.places[1], files.places[0, at + 2, 1]
+    filter_, gone, count = _integers(words, places[at + 4]), _integers(words, places[at + 3]), 0
+    shift = np.uint64(64)
+    while np.int64(1) << np.int64(np.uint64(64) - shift) < len(filter_):
+        shift -= np.uint64(1)
+    few, which = np.empty(len(wanted), np.uint64), np.empty(len(wanted), np.int64)
+    for i in range(len(wanted)):
+        few[count], which[count] = wanted[i], i
+        count += np.int64((filter_[np.int64(wanted[i] >> shift)] >> np.uint32(wanted[i] & LAST_BITS)) & ONE_BIT)
+        if rows[i] == 0:
+            rows[i] = size
+    found = np.empty(count, np.int64)
+    find_rows(few[:count], _hashes(words, places[at]), _integers(words, places[at + 1]), found)
+    for i in range(count):
+        if found[i] > 0:
+            rows[which[i]] = size + found[i]
+            if len(gone) and gone[found[i]]:
+                rows[which[i]] = size
+
+
+@compiled
+def rows_of_request(files: PackedFiles, hashes: Hashes, history: Hashes) -> Indices:
     """The rows of the user, the candidates and the history, one after the other, int64 [1 + N + H]."""
-    rows = np.empty(len(hashes) + len(history), np.int64)
-    look_up(hashes[:1], users, rows[:1])
-    look_up(hashes[1:], items, rows[1 : len(hashes)])
-    look_up(history, items, rows[len(hashes) :])
+    n = len(hashes)
+    rows, items = np.empty(n + len(history), np.int64), np.empty(n - 1 + len(history), np.uint64)
+    items[: n - 1], items[n - 1 :] = hashes[1:], history
+    look_up(files, USERS, hashes[:1], rows[:1])
+    look_up(files, ITEMS, items, rows[1:])
     return rows
 
 
 @inlined
-def vector_of(table: RowTable, row: int) -> Floats:
+def vector_of(table: Vectors, row: int) -> Floats:
     """A row of a table."""
-    return table.vectors[row] if row < len(table.vectors) else table.newer[row - len(table.vectors)]
+    return table.base[row] if row < len(table.base) else table.newer[row - len(table.base)]
 
 
 @inlined

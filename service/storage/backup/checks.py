@@ -238,10 +238,14 @@ CHECKS = {
     "folded histories": _last_interactions("user_histories", "history", "clicks"),
     "folded passes": _last_interactions("user_passes", "passes", "passes"),
     "sizes of artifacts": """
-        SELECT format('artifact %s', digest), format('%s bytes in chunks from 0 on', size),
+        SELECT format('artifact %s', digest),
+               CASE WHEN key IS NULL THEN format('%s bytes in chunks from 0 on', size)
+                    ELSE 'no chunk, for its content is an object' END,
                format('%s bytes in %s chunks up to %s', coalesce(sum(length(data)), 0), count(index), max(index))
         FROM artifacts LEFT JOIN artifact_chunks USING (digest)
-        GROUP BY digest, size
-        HAVING coalesce(sum(length(data)), 0) <> size OR count(index) <> coalesce(max(index) + 1, 0)
+        GROUP BY digest, size, key
+        HAVING CASE WHEN key IS NULL THEN coalesce(sum(length(data)), 0) <> size
+                                          OR count(index) <> coalesce(max(index) + 1, 0)
+                    ELSE count(index) > 0 END
     """,
 }

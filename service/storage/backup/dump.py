@@ -10,11 +10,21 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import __version__, files
-from service.errors import BackupError
+from service.errors import ArtifactCorrupt, BackupError
+from service.storage.artifacts.contents import object_pieces
+from service.storage.artifacts.objects import Objects
 from service.storage.backup.copy_protocol import binary_copy, copied_rows, refusals
-from service.storage.backup.manifest import MANIFEST, SUFFIX, Manifest, Serving, TableFile
+from service.storage.backup.manifest import (
+    MANIFEST,
+    OBJECT_SUFFIX,
+    SUFFIX,
+    Manifest,
+    ObjectFile,
+    Serving,
+    TableFile,
+)
 from service.storage.postgres.database import ReadSession
-from service.storage.postgres.repositories import AliasName
+from service.storage.postgres.repositories import AliasName, Stored
 from service.storage.postgres.structure import StoredTable, counters
 
 __all__ = ["dump", "new_backup"]
@@ -52,8 +62,9 @@ def new_backup(folder: Path) -> Iterator[None]:
         yield
         mark.unlink()
     except BaseException:
-        for file in (*folder.glob(f"*{SUFFIX}"), *folder.glob(f"{files.UNFINISHED}*"), folder / MANIFEST, mark):
-            file.unlink(missing_ok=True)
+        for pattern in (f"*{SUFFIX}", f"*{OBJECT_SUFFIX}", f"{files.UNFINISHED}*", MANIFEST, UNFINISHED):
+            for file in folder.glob(pattern):
+                file.unlink(missing_ok=True)
         if made:
             with suppress(OSError):
                 folder.rmdir()
@@ -61,19 +72,25 @@ def new_backup(folder: Path) -> Iterator[None]:
 
 
 async def dump(
-    session: ReadSession, tables: Sequence[StoredTable], folder: Path, journal: Path | None = None
+    session: ReadSession,
+    tables: Sequence[StoredTable],
+    folder: Path,
+    journal: Path | None = None,
+    objects: Objects | None = None,
 ) -> Manifest:
-    """Write a file for each table; return the manifest, which is not written yet.
+    """Write a file for each table and each object; return the manifest, which is not written yet.
 
     Args:
         session: whose snapshot the files show.
         tables: in an order in which they can be loaded.
         folder: of the backup.
         journal: of deletions, to be named in the manifest.
+        objects: the object store of the installation; None where it has none.
 
     Raises:
+        ArtifactError: an object is missing or damaged.
         BackupError: the folder cannot be written to, or Postgres cannot read a table.
-        NotReady: Postgres does not answer any more.
+        NotReady: Postgres or the object store does not answer.
     """
     with refusals("Postgres does not give what it holds"):
         about = (await session.connection.execute(ABOUT)).one()
@@ -88,6 +105,13 @@ async def dump(
             journal=None if journal is None else str(journal),
             counters=tuple(await counters(session.connection)),
             tables=tuple([await _write_table(session.connection, table, folder) for table in tables]),
+            objects=tuple(
+                [
+                    await _write_object(objects, digest, stored, folder)
+                    for digest, stored in (await session.artifacts.all()).items()
+                    if stored.key is not None
+                ]
+            ),
         )
 
 
@@ -105,6 +129,18 @@ async def _write_table(connection: AsyncConnection, table: StoredTable, folder: 
     written = TableFile(table=table, rows=copied_rows(copied), size=file.size, sha256=file.digest)
     logger.debug("%s: %d rows, %d bytes", written.name, written.rows, written.size)
     return written
+
+
+async def _write_object(objects: Objects | None, digest: str, stored: Stored, folder: Path) -> ObjectFile:
+    try:
+        async with files.create_slowly(folder, OBJECT_SUFFIX, stem=digest) as file:
+            async for piece in object_pieces(objects, digest, stored):
+                await asyncio.to_thread(file.write, piece)
+            if file.digest != digest:
+                raise ArtifactCorrupt(digest, file.digest)
+    except OSError as error:
+        raise BackupError(f"{folder / digest}{OBJECT_SUFFIX}: {error.strerror}") from error
+    return ObjectFile(sha256=digest, size=stored.size)
 
 
 class _BufferedFile:

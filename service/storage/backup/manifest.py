@@ -3,6 +3,7 @@
     manifest.json         written last: a folder without it is no backup
     periods.copy          the rows of a table, from `COPY … (FORMAT binary)`
     interactions_p7.copy  a partition is a table of its own
+    <SHA-256>.object      the content of an artifact that was in an object store
 
 The binary format gives numbers back to the last bit, does not double the size of bytes as hex would, and spends no time
 on text. It is the same in all releases of Postgres for the column types used here. Nothing is compressed, since weights
@@ -12,6 +13,7 @@ do not get smaller. `dump` and `load` in the modules of that name write and read
 import hashlib
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -20,9 +22,19 @@ from service.errors import BackupError
 from service.storage.postgres.migrate import head_revision
 from service.storage.postgres.structure import Counter, StoredTable
 
-__all__ = ["MANIFEST", "SUFFIX", "Manifest", "Serving", "TableFile", "read_backup", "write_manifest"]
+__all__ = [
+    "MANIFEST",
+    "OBJECT_SUFFIX",
+    "SUFFIX",
+    "Manifest",
+    "ObjectFile",
+    "Serving",
+    "TableFile",
+    "read_backup",
+    "write_manifest",
+]
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format. A backup of another version is refused."""
 
 MANIFEST = "manifest.json"
@@ -30,6 +42,9 @@ MANIFEST = "manifest.json"
 
 SUFFIX = ".copy"
 """Suffix of the tables' files."""
+
+OBJECT_SUFFIX = ".object"
+"""Suffix of the files of objects."""
 
 
 class TableFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +60,20 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def name(self) -> str:
         """Name of the file."""
         return f"{self.table.name}{SUFFIX}"
+
+
+class ObjectFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An artifact whose content was in an object store, and its file."""
+
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    """Digest of the content, which names the artifact."""
+    size: int
+    """Bytes of the content."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return f"{self.sha256}{OBJECT_SUFFIX}"
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,6 +99,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tables: tuple[TableFile, ...]
     """In an order in which they can be loaded: each table after those that it refers to."""
     counters: tuple[Counter, ...]
+    objects: tuple[ObjectFile, ...] = ()
     journal: str | None = None
     """Path, on the host of the backup, of the journal that deletions are added to from then on."""
     sha256: str = ""
@@ -81,9 +111,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return [file.table for file in self.tables]
 
     @property
+    def files(self) -> list[TableFile | ObjectFile]:
+        """All files but the manifest."""
+        return [*self.tables, *self.objects]
+
+    @property
     def size(self) -> int:
         """Total size of the files, in bytes."""
-        return sum(file.size for file in self.tables)
+        return sum(file.size for file in self.files)
 
     @property
     def rows(self) -> int:
@@ -122,7 +157,7 @@ def read_backup(folder: Path) -> Manifest:
             f"{folder}: expected a backup of schema {head}; received one of schema {manifest.revision}, made by "
             f"release {manifest.release}: restore it with that release, then run `asmg migrate` of this one"
         )
-    for file in manifest.tables:
+    for file in manifest.files:
         path = folder / file.name
         if not path.is_file():
             raise BackupError(f"{path}: expected a file of {file.size} bytes; received none")

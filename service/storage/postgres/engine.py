@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from service.errors import ConfigurationError
 from service.settings import sqlalchemy_dsn
+from service.storage.postgres.hosts import Hosts
 from service.storage.postgres.outages import FAILURES
 from service.tasks import start_alone
 
@@ -74,7 +75,8 @@ def make_engine(dsn: str, session: Mapping[str, str] = MappingProxyType({}), **o
     """Make an engine. It connects when it is first used.
 
     Args:
-        dsn: `postgresql://…`; the name of the driver is added.
+        dsn: `postgresql://…`; the name of the driver is added. Unless it has `target_session_attrs`, a standby is
+            refused: it could store nothing, and a leader elected there would not be the primary's.
         session: server settings of its sessions, beside `SESSION`.
         options: passed on to `create_async_engine`.
 
@@ -85,12 +87,20 @@ def make_engine(dsn: str, session: Mapping[str, str] = MappingProxyType({}), **o
         url = sqlalchemy_dsn(dsn)
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
+    hosts = Hosts()
+
+    async def open_connection(**given: Any) -> KeepaliveConnection:
+        wanted = {"target_session_attrs": "primary", **given, "connection_class": KeepaliveConnection}
+        # The connection outlives the request that needed it first, so it must not carry that request's id into the log.
+        connection: KeepaliveConnection = await start_alone(hosts.connect(**wanted))
+        return connection
+
     return create_async_engine(
         url,
         hide_parameters=True,  # errors are logged; ids that clients sent and hashes of keys must not be
         json_serializer=_dump_json,
         json_deserializer=orjson.loads,
-        connect_args={"server_settings": {**SESSION, **session}, "async_creator_fn": _connect},
+        connect_args={"server_settings": {**SESSION, **session}, "async_creator_fn": open_connection},
         **options,
     )
 
@@ -101,13 +111,6 @@ async def discard(connection: AsyncConnection) -> None:
         await connection.invalidate()
     with suppress(*FAILURES):
         await connection.close()
-
-
-async def _connect(*args: Any, **kwargs: Any) -> KeepaliveConnection:
-    # The connection outlives the request that needed it first, so it must not carry that request's id into the log.
-    connecting = asyncpg.connect(*args, connection_class=KeepaliveConnection, **kwargs)
-    connection: KeepaliveConnection = await start_alone(connecting)
-    return connection
 
 
 def _dump_json(value: object) -> str:

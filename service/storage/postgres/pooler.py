@@ -11,11 +11,12 @@ Each process calls `require_sessions` when it starts, and each migration before 
 import asyncio
 import secrets
 
-from asyncpg import Connection, ConnectionDoesNotExistError, ProtocolViolationError, connect
+from asyncpg import Connection, ConnectionDoesNotExistError, ProtocolViolationError
 from sqlalchemy import make_url
 
 from service.errors import ConfigurationError
 from service.settings import sqlalchemy_dsn
+from service.storage.postgres.hosts import Hosts
 from service.storage.postgres.outages import opening
 
 __all__ = ["require_sessions"]
@@ -49,12 +50,15 @@ async def require_sessions(dsn: str) -> None:
         raise ConfigurationError(str(error)) from None
     _, options = url.get_dialect()().create_connect_args(url)
     options = {name: value for name, value in options.items() if not name.startswith("prepared_statement_")}
+    if isinstance(options.get("host"), list):
+        options.setdefault("target_session_attrs", "primary")
+    hosts = Hosts()
     clients: list[Connection] = []
     with opening():
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 for _ in range(2):
-                    clients.append(await connect(**options))
+                    clients.append(await hosts.connect(**options))
                 kept = await _keep_sessions(*clients)
         except TimeoutError:
             if len(clients) < 2:

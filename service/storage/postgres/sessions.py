@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage.postgres.repositories import (
+    ApiProcesses,
     Artifacts,
     Audit,
     Deletions,
@@ -25,10 +26,15 @@ from service.storage.postgres.repositories import (
     Periods,
     Removals,
     Stages,
+    Takeovers,
     Traces,
 )
 
 __all__ = ["Lock", "ReadSession", "Session", "UnitOfWork"]
+
+
+TAKEOVER_MILLISECONDS = 2000
+"""How long a client that holds `Lock.TAKEOVER` may be silent before Postgres ends its session."""
 
 
 class Lock(IntEnum):
@@ -45,6 +51,8 @@ class Lock(IntEnum):
     CATALOGUE = 0x61736D67_00000005
     """The catalogue: shared by those who store items, exclusive for a moment when an update begins to read. From then
     on it sees every entry that was noted with its period or one before."""
+    TAKEOVER = 0x61736D67_00000006
+    """From when on which version is served: exclusive while a moment is set, shared while an api process looks."""
 
 
 class Session:
@@ -62,6 +70,8 @@ class Session:
         self.items = Items(connection)
         self.entities = Entities(connection)
         self.models = Models(connection)
+        self.takeovers = Takeovers(connection)
+        self.processes = ApiProcesses(connection)
         self.artifacts = Artifacts(connection)
         self.evaluations = Evaluations(connection)
         self.keys = Keys(connection)
@@ -92,3 +102,15 @@ class UnitOfWork(Session):
     async def lock_exclusive(self, name: Lock) -> None:
         """Wait until nobody holds `name`, then hold it alone until the transaction ends."""
         await self.connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": int(name)})
+
+    async def lock_takeover(self) -> None:
+        """Hold `Lock.TAKEOVER` alone until the transaction ends. A caller that is frozen loses it soon, since all api
+        processes look for news under it.
+        """
+        await self.connection.execute(
+            text(
+                "SELECT set_config('idle_in_transaction_session_timeout', :milliseconds, true), "
+                "pg_advisory_xact_lock(:key)"
+            ),
+            {"milliseconds": str(TAKEOVER_MILLISECONDS), "key": int(Lock.TAKEOVER)},
+        )

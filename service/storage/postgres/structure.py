@@ -164,9 +164,9 @@ def table_names() -> list[str]:
 async def frozen(database: Database) -> AsyncIterator[tuple[ReadSession, Sequence[StoredTable]]]:
     """A snapshot of all tables, and their descriptions. The service keeps working meanwhile.
 
-    All tables are locked against being dropped, and against nothing else, before the snapshot is taken. If a table was
-    created between the two, it is not locked, and both are done again. Nothing after that waits for a lock, so there is
-    no deadlock.
+    All tables are locked against being dropped, and artifacts against the removal of their objects
+    (`Artifacts.lock_names`), before the snapshot is taken. If a table was created between the two, it is not locked,
+    and both are done again. Nothing after that waits for a lock, so there is no deadlock.
 
     Raises:
         NotReady: a table was locked by others for `LOCK_SECONDS`.
@@ -174,6 +174,7 @@ async def frozen(database: Database) -> AsyncIterator[tuple[ReadSession, Sequenc
     for _ in range(ATTEMPTS):
         async with database.read() as session:
             await lock_all(session.connection, "ACCESS SHARE")
+            await _lock(session.connection, "artifacts", "ROW SHARE")
             found = await _tables_and_locks(session.connection)
             if all(locked for _, locked in found):
                 yield session, [table for table, _ in found]
@@ -199,8 +200,12 @@ async def lock_all(connection: AsyncConnection, mode: str) -> None:
         "idle_in_transaction_session_timeout = 0",
     ):
         await connection.execute(text(f"SET LOCAL {setting}"))
+    await _lock(connection, ", ".join(table_names()), mode)
+
+
+async def _lock(connection: AsyncConnection, tables: str, mode: str) -> None:
     try:
-        await connection.execute(text(f"LOCK TABLE {', '.join(table_names())} IN {mode} MODE"))
+        await connection.execute(text(f"LOCK TABLE {tables} IN {mode} MODE"))
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
             raise

@@ -3,14 +3,17 @@
 Each process makes one client when it starts.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 
+from service.addresses import parse_sentinel_url
 from service.errors import NotReady
 from service.tasks import start_alone
 
@@ -30,18 +33,22 @@ def connect(url: str) -> Redis:
     burst of requests to Postgres at the worst time.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`.
+        url: `redis://`, `rediss://`, `unix://`, or `redis+sentinel://`, `rediss+sentinel://` of Sentinels, which are
+            asked for the master each time that a connection is opened.
     """
-    pool = DetachedPool.from_url(
-        url,
-        max_connections=256,
-        timeout=2,
-        socket_connect_timeout=1,
-        socket_timeout=5,
-        health_check_interval=30,
-        retry=Retry(NoBackoff(), 1),
-    )
-    return Redis.from_pool(pool)
+    answering: dict[str, Any] = {"socket_connect_timeout": 1, "socket_timeout": 5, "retry": Retry(NoBackoff(), 1)}
+    options: dict[str, Any] = {"max_connections": 256, "timeout": 2, "health_check_interval": 30, **answering}
+    if "+sentinel://" not in url:
+        return Redis.from_pool(DetachedPool.from_url(url, **options))
+    named = parse_sentinel_url(url)
+    given = dict(parse_url(named.redis_url))
+    del given["host"]
+    tls = {name: value for name, value in given.items() if name.startswith("ssl_")}
+    if given.pop("connection_class", None) is not None:
+        tls["ssl"] = given["ssl"] = True
+    own = {"username": named.username, "password": named.password}
+    sentinels = Sentinels(named.sentinels, {**answering, **own, **tls})
+    return Redis.from_pool(SentinelPool(named.service, sentinels, **options, **given))
 
 
 class DetachedPool(BlockingConnectionPool):
@@ -56,6 +63,49 @@ class DetachedPool(BlockingConnectionPool):
             await super().ensure_connection(connection)
         else:
             await start_alone(super().ensure_connection(connection))
+
+
+class SentinelPool(SentinelConnectionPool, DetachedPool):
+    """A pool of connections to the master that Sentinels name.
+
+    Args:
+        service: the name of that master.
+        sentinels: whom to ask.
+        options: of the pool and of its connections.
+    """
+
+    def __init__(self, service: str, sentinels: "Sentinels", **options: Any) -> None:
+        SentinelConnectionPool.__init__(self, service, sentinels, **options)
+
+
+class Sentinels:
+    """Asks Sentinels for the master, over connections that are closed again, since connections to Redis last.
+
+    Args:
+        places: host and port of each.
+        options: of the connections to them.
+    """
+
+    def __init__(self, places: Sequence[tuple[str, int]], options: Mapping[str, Any]) -> None:
+        self._places, self._options = list(places), options
+
+    async def discover_master(self, service: str) -> tuple[str, int]:
+        """Host and port of the master, of the first Sentinel that answers; it is asked first the next time.
+
+        Raises:
+            MasterNotFoundError: no Sentinel answers, or none knows a master that is alive.
+        """
+        asked = Sentinel(self._places, sentinel_kwargs=self._options)
+        try:
+            host, port = await asked.discover_master(service)
+            places = [sentinel.connection_pool.connection_kwargs for sentinel in asked.sentinels]
+            self._places = [(place["host"], place["port"]) for place in places]
+            return host, port
+        except MasterNotFoundError:  # its text describes each Sentinel's client at length; the log gets ours
+            raise MasterNotFoundError("no Sentinel answers and knows a living master") from None
+        finally:
+            for sentinel in asked.sentinels:
+                await sentinel.aclose()
 
 
 async def connection_problem(url: str) -> str | None:

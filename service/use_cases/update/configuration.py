@@ -8,6 +8,7 @@ from typing import Any
 
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.models import EmbeddingMLPConfig
+from asmg.ranks import ALONE, Ranks, device_of_rank
 from asmg.statistics import NAMES, StatisticsConfig
 from asmg.training import Execution
 from asmg.updaters import build_updater
@@ -29,8 +30,12 @@ SHAPE = {
 """Field of the base model's configuration → the setting that it comes from."""
 
 
-def configured_updater(settings: Settings) -> Updater[Any]:
+def configured_updater(settings: Settings, ranks: Ranks = ALONE) -> Updater[Any]:
     """The update method with the base model that the settings describe.
+
+    Args:
+        settings: of the installation.
+        ranks: the processes that train together, each on its own device.
 
     Raises:
         ConfigurationError: there is no such method or device.
@@ -43,11 +48,12 @@ def configured_updater(settings: Settings) -> Updater[Any]:
         categories=True,  # costs nothing without categories, and a catalogue may come at any time
         fields=True,  # so that fields can be added and removed: their values are rows of one table
     )
+    device = settings.device if ranks.size == 1 else device_of_rank(settings.device)
     try:
         return build_updater(
             settings.updater,
             shape,
-            execution=Execution(device=settings.device),
+            execution=Execution(device=device, ranks=ranks),
             statistics=StatisticsConfig() if settings.statistics else None,
         )
     except ValueError as error:

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
 from asmg.features import DEFAULT, Schema
+from asmg.ranks import ALONE, Ranks
+from asmg.team import Team
 from asmg.updaters.base import Updater
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
@@ -56,6 +59,13 @@ class UpdateContext:
     """Name of this worker process; no other process ever has the same."""
     beat: Callable[[], None] = lambda: None
     """Called whenever work has got further, also from the thread that trains."""
+    ranks: Ranks = ALONE
+    """The processes that train together, of which this is rank 0."""
+
+    @cached_property
+    def team(self) -> Team[Any]:
+        """Runs the update method's training on all ranks."""
+        return Team(self.updater, self.ranks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from functools import partial
 from service.storage.postgres.database import Lock
 from service.storage.postgres.repositories import ModelKind
 from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
+from service.use_cases.takeover import release_champion
 from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import (
     Superseded,
@@ -74,6 +75,7 @@ async def update_period(context: UpdateContext, period: int) -> int:
     publishing = partial(publish, context, checkpoints, start, resolved, learned, decision)
     published = await run("publish", PublishNote, publishing, stores_note=True)
     await context.notices.publish_swap()
+    await release_champion(context.database, context.settings)  # where no api process runs
     await asyncio.to_thread(checkpoints.files.remove_others)
     return published.version
 

@@ -136,7 +136,7 @@ async def publish(
                 created_by=ACTOR,
             )
         )
-        await _move_aliases(context, work, start.period, version, decision.reason, trained="serving" in served)
+        await _move_aliases(work, start.period, version, decision.reason, trained="serving" in served)
         await work.periods.set_status(start.period, PeriodStatus.UPDATED, version=version)
         note = PublishNote(version)
         await work.stages.finish(start.period, "publish", time.perf_counter() - started, note.to_json())
@@ -183,21 +183,17 @@ async def _champion(work: UnitOfWork) -> ModelVersion:
     return version
 
 
-async def _move_aliases(
-    context: UpdateContext, work: UnitOfWork, period: int, version: int, reason: str, *, trained: bool
-) -> None:
-    """Serve the version after the swap lead, and let the next update continue from it.
+async def _move_aliases(work: UnitOfWork, period: int, version: int, reason: str, *, trained: bool) -> None:
+    """Announce the version to the api processes, and let the next update continue from it.
 
     Args:
-        context: its settings name the lead.
         work: the transaction that publishes.
         period: that the version has learned.
         version: the new version.
         reason: of the gate, for the audit.
         trained: whether the version serves parameters that were trained, so that it may be the baseline.
     """
-    lead = context.settings.swap_lead_seconds
-    await work.models.set_alias(AliasName.CHAMPION, version, lead_seconds=lead, actor=ACTOR, reason=reason)
+    await work.models.set_alias(AliasName.CHAMPION, version, lead_seconds=None, actor=ACTOR, reason=reason)
     await work.models.set_alias(AliasName.HEAD, version, lead_seconds=0, actor=ACTOR, reason=f"period {period}")
     if trained and await work.models.alias(AliasName.BASELINE) is None:
         await work.models.set_alias(

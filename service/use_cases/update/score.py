@@ -155,5 +155,5 @@ def _try_out(
     if (cut := rehearsal_rows(len(data))) < len(data):
         older, newest = data.slice(0, cut), data.slice(cut, len(data))
         rng = stage_rng(context.settings.seed, start.period, "rehearse")
-        rehearsals = context.updater.rehearse(state, older, newest, rng=rng, progress=progress)
+        rehearsals = context.team.rehearse(state, older, newest, rng=rng, progress=progress)
     return try_out(data.label, data.user, served_logits, rehearsals)

@@ -136,7 +136,8 @@ async def changed_rows(
         if earlier and earlier[-1] not in later:
             return None
         added += later[later.index(earlier[-1]) + 1 :] if earlier else []
-    if before["toward"]:  # rows that the earlier version corrected, and the later one may not
+    if before["toward"] and before["toward"] != before["part"]:
+        # Rows that the earlier version corrected, and the later one may not.
         added.append(before["toward"][-1])
     opened = [await files.open(digest) for digest in dict.fromkeys(added)]
     if any(is_base(layer) for layer in opened):

@@ -16,7 +16,7 @@ from asmg.batch import COLD_ROW, NO_CATEGORY
 from asmg.features import Schema
 from asmg.layers import Selection
 from service.files import DigestedFile, create, keep_newest
-from service.serving.encode import Known, ServedModel, encode_base, encode_delta
+from service.serving.encode import Known, TrainedModel, encode_base, encode_delta
 from service.serving.id_hashes import hash_ids
 from service.storage.artifacts.state_files import StateFiles
 from service.storage.artifacts.store import FILE_SUFFIX
@@ -103,7 +103,7 @@ async def _rows_of_delta(
 
 async def _delta(
     session: ReadSession, schema: Schema, layers: ServedLayers, rows: Mapping[str, Rows], state: Mapping[str, Any]
-) -> ServedModel:
+) -> TrainedModel:
     """A small model with these rows."""
     ids = {kind: await session.entities.ids_at(kind, rows[kind][1:]) for kind in EntityKind}
     known = {
@@ -124,12 +124,12 @@ async def _delta(
         values = Known.of(*known[EntityKind.FIELD])
         fields = fields_of_snapshot(schema, columns, value_rows, values, layers.numbers)
 
-    def make() -> ServedModel:
+    def make() -> TrainedModel:
         matrix = _matrix(len(rows["item"]), [(items, categories)], category_rows)
         selection = Selection(rows, torch.empty(0), {name: len(rows[name]) for name in rows})
         statistics, universe = (None, rows["item"]) if layers.statistics is None else layers.statistics_of(selection)
         params = layers.model.shifted(layers.excerpt(selection), state.get("logit_correction", 0.0))
-        return ServedModel(
+        return TrainedModel(
             model=layers.model,
             params=params,
             users=Known.of(*known[EntityKind.USER]),
@@ -145,7 +145,7 @@ async def _delta(
 
 async def _base(
     session: ReadSession, schema: Schema, layers: ServedLayers, state: Mapping[str, Any], beat: Callable[[], None]
-) -> ServedModel:
+) -> TrainedModel:
     """The whole model."""
     allocations: Mapping[str, int] = state["serving_allocations"]
     sizes = layers.part.sizes
@@ -170,7 +170,7 @@ async def _base(
         columns = await asyncio.to_thread(columns_of_items, schema, owners, features, count)
         value_rows = await _find(session, EntityKind.FIELD, [*columns.names, *names_of_numbers(schema)])
         fields = fields_of_snapshot(schema, columns, value_rows, await known(EntityKind.FIELD), layers.numbers)
-    return ServedModel(
+    return TrainedModel(
         model=layers.model,
         params=layers.model.shifted(layers.tables(beat), state.get("logit_correction", 0.0)),
         users=await known(EntityKind.USER),

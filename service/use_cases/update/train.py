@@ -55,5 +55,5 @@ async def train(
     rng = stage_rng(context.settings.seed, start.period, stage)
     data = await checkpoints.read_data(data_digest)
     state = await checkpoints.read_state(before.parts if before else None)
-    trained = await asyncio.to_thread(context.updater.run_stage, stage, state, data, rng=rng, progress=progress)
+    trained = await asyncio.to_thread(context.team.run_stage, stage, state, data, rng=rng, progress=progress)
     return TrainNote(await checkpoints.write_state(trained))

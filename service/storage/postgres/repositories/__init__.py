@@ -5,7 +5,14 @@ Repositories neither begin nor commit; the session that holds them (`service.sto
 
 from service.storage.postgres.events import EventBatch, Happened, Interaction
 from service.storage.postgres.repositories.access import ApiKey, Audit, AuditEntry, Keys
-from service.storage.postgres.repositories.artifacts import CHUNK_BYTES, Artifacts, digest_of, digests_in
+from service.storage.postgres.repositories.artifacts import (
+    CHUNK_BYTES,
+    Artifacts,
+    Stored,
+    Upload,
+    digest_of,
+    digests_in,
+)
 from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
 from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent, IdRows
 from service.storage.postgres.repositories.evaluations import Evaluation, Evaluations, GateSummary
@@ -27,8 +34,10 @@ from service.storage.postgres.repositories.models import (
 from service.storage.postgres.repositories.past import Earlier, Past, PastEvent
 from service.storage.postgres.repositories.period_logs import PeriodLogs
 from service.storage.postgres.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus
+from service.storage.postgres.repositories.processes import ApiProcess, ApiProcesses, ProcessState
 from service.storage.postgres.repositories.removals import FOUND_AT_ONCE, LOG_ROWS, Removals
 from service.storage.postgres.repositories.stages import Stage, Stages
+from service.storage.postgres.repositories.takeovers import Takeover, Takeovers
 from service.storage.postgres.repositories.traces import PeriodTraces, Traces
 
 __all__ = [
@@ -41,6 +50,8 @@ __all__ = [
     "Alias",
     "AliasName",
     "ApiKey",
+    "ApiProcess",
+    "ApiProcesses",
     "Artifacts",
     "Audit",
     "AuditEntry",
@@ -81,12 +92,17 @@ __all__ = [
     "PeriodStatus",
     "PeriodTraces",
     "Periods",
+    "ProcessState",
     "Raced",
     "Removals",
     "Resolved",
     "Stage",
     "Stages",
+    "Stored",
+    "Takeover",
+    "Takeovers",
     "Traces",
+    "Upload",
     "digest_of",
     "digests_in",
     "id_digest",

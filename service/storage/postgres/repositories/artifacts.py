@@ -1,30 +1,50 @@
-"""Content-addressed blobs in Postgres: tables `artifacts` and `artifact_chunks`.
+"""Content-addressed blobs: tables `artifacts` and `artifact_chunks`.
 
-They are written and read in pieces, so that none has to fit into memory or into one message of the protocol.
+Chunks are written and read in pieces, so that no content has to fit into memory or into one message of the protocol.
+The content of some artifacts is an object in an object store (`service.storage.artifacts.objects`): then the row names
+its key, and there are no chunks.
 """
 
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
+from service.errors import ArtifactMissing, NotReady
 from service.storage.postgres import tables
-from service.storage.postgres.outages import damage
 
-__all__ = ["CHUNK_BYTES", "Artifacts", "digest_of", "digests_in"]
+__all__ = ["CHUNK_BYTES", "Artifacts", "Stored", "Upload", "digest_of", "digests_in"]
 
 CHUNK_BYTES = 8 * 1024 * 1024
 """Bytes of a chunk, one row: little enough to be held in memory a few times over."""
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
+UPLOAD_AGE = timedelta(hours=12)
+"""Time since an upload was begun after which no row may name its object any more, because a sweep may remove it. It is
+half of `service.storage.artifacts.store.ORPHAN_AGE`."""
+
+LOCK_NOT_AVAILABLE = "55P03"
+
+# The identifier of a cluster stays the same when a replica is promoted, and a restored database has another one.
+OWNER = text("""
+    SELECT to_hex(system_identifier) || '-' || oid AS owner, clock_timestamp() AS begun
+    FROM pg_control_system(), pg_database WHERE datname = current_database()
+""")
+
+NAME = text("""
+    INSERT INTO artifacts (digest, kind, size, key)
+    SELECT CAST(:digest AS text), CAST(:kind AS text), CAST(:size AS bigint), CAST(:key AS text)
+    WHERE clock_timestamp() < CAST(:begun AS timestamptz) + CAST(:age AS interval)
+    ON CONFLICT DO NOTHING RETURNING digest
+""")
 
 # A digest counts as used wherever it stands in a state, also inside lists.
 DELETE_UNUSED = text("""
@@ -35,8 +55,29 @@ DELETE_UNUSED = text("""
           SELECT value #>> '{}'
           FROM model_versions, jsonb_path_query(state, 'strict $.** ? (@.type() == "string")') AS value
       )
-    RETURNING digest
+    RETURNING digest, key
 """)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where an artifact is."""
+
+    size: int
+    """Bytes of the content."""
+    key: str | None
+    """Of its object, relative to the URL of the object store; None where the content is in Postgres."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An upload that is about to begin."""
+
+    owner: str
+    """Beginning of the keys of all objects that this database owns: no other one has it, unless it is a copy of the
+    files of this one."""
+    begun: datetime
+    """The time now, by the clock of Postgres."""
 
 
 async def digest_of(data: bytes) -> str:
@@ -86,46 +127,33 @@ class Artifacts:
         statement = upsert(tables.artifacts).values(digest=digest, kind=kind, size=size).on_conflict_do_nothing()
         if (await self._connection.execute(statement.returning(tables.artifacts.c.digest))).first() is None:
             return
+        await self._add_chunks(digest, chunks)
+
+    async def _add_chunks(self, digest: str, chunks: Iterable[bytes]) -> None:
         for index, data in enumerate(chunks):
             chunk = {"digest": digest, "index": index, "data": data}
             await self._connection.execute(insert(tables.artifact_chunks).values(chunk))
 
-    async def get(self, digest: str) -> bytes:
-        """The content with this digest.
-
-        Raises:
-            ArtifactMissing: there is none.
-            ArtifactCorrupt: the stored content has another digest.
-        """
-        data = b"".join([piece async for piece in self.pieces(digest, CHUNK_BYTES)])
-        if (actual := await digest_of(data)) != digest:
-            raise ArtifactCorrupt(digest, actual)
-        return data
-
-    async def size(self, digest: str) -> int:
-        """Number of bytes of the content with this digest.
+    async def find(self, digest: str) -> Stored:
+        """Where the content with this digest is.
 
         Raises:
             ArtifactMissing: there is none.
         """
-        query = select(tables.artifacts.c.size).where(tables.artifacts.c.digest == digest)
-        found = await self._connection.scalar(query)
-        if found is None:
+        query = select(tables.artifacts.c.size, tables.artifacts.c.key).where(tables.artifacts.c.digest == digest)
+        row = (await self._connection.execute(query)).first()
+        if row is None:
             raise ArtifactMissing(digest)
-        return int(found)
+        return Stored(int(row.size), row.key)
 
-    async def sizes(self) -> dict[str, int]:
-        """Digest → number of bytes, of all artifacts."""
-        query = select(tables.artifacts.c.digest, tables.artifacts.c.size).order_by(tables.artifacts.c.digest)
-        return {digest: int(size) for digest, size in await self._connection.execute(query)}
+    async def all(self) -> dict[str, Stored]:
+        """Digest → where it is, of all artifacts."""
+        table = tables.artifacts
+        query = select(table.c.digest, table.c.size, table.c.key).order_by(table.c.digest)
+        return {row.digest: Stored(int(row.size), row.key) for row in await self._connection.execute(query)}
 
     async def pieces(self, digest: str, size: int) -> AsyncIterator[bytes]:
-        """The content stored under this digest, in pieces of at most `size` bytes; it is not compared with the digest.
-
-        Raises:
-            ArtifactMissing: there is none.
-        """
-        await self.size(digest)
+        """The chunks stored under this digest, in pieces of at most `size` bytes; not compared with the digest."""
         chunks = tables.artifact_chunks
         query = select(chunks.c.index, func.length(chunks.c.data)).where(chunks.c.digest == digest)
         for index, length in (await self._connection.execute(query.order_by(chunks.c.index))).all():
@@ -135,31 +163,85 @@ class Artifacts:
                 one = select(part).where(chunks.c.digest == digest, chunks.c.index == index)
                 yield (await self._connection.execute(one)).scalar_one()
 
-    async def stored_digest(self, digest: str) -> str:
-        """The SHA-256, in hex, of the content stored under this digest; another one if the content is damaged.
+    async def begin_upload(self) -> Upload:
+        """What the key of a new object begins with, and when its upload begins."""
+        row = (await self._connection.execute(OWNER)).one()
+        return Upload(row.owner, row.begun)
 
-        One chunk at a time is in memory, and a thread computes the hash.
+    async def is_stored(self, digest: str) -> bool:
+        """Whether there is content with this digest."""
+        query = select(tables.artifacts.c.digest).where(tables.artifacts.c.digest == digest)
+        return (await self._connection.execute(query)).first() is not None
+
+    async def name_object(self, digest: str, kind: str, size: int, key: str, upload: Upload) -> bool:
+        """Add an artifact whose content is an object; False where the artifact is stored already.
+
+        Args:
+            digest: of the content.
+            kind: what it is, such as `serving` or `model`.
+            size: of the content, in bytes.
+            key: of the object, which was uploaded.
+            upload: as `begin_upload` returned it before.
 
         Raises:
-            ArtifactMissing: there is none.
-            ArtifactError: Postgres itself finds it damaged.
+            NotReady: the upload took so long that the object may be removed as an orphan.
         """
-        found = hashlib.sha256()
+        values = {"digest": digest, "kind": kind, "size": size, "key": key, "begun": upload.begun, "age": UPLOAD_AGE}
+        if (await self._connection.execute(NAME, values)).first() is not None:
+            return True
+        if await self.is_stored(digest):
+            return False
+        raise NotReady(f"the upload of artifact {digest} took longer than {UPLOAD_AGE}")
+
+    async def may_name(self, upload: Upload) -> bool:
+        """Whether the objects of an upload can still be named, because no sweep removes them for hours."""
+        return bool(await self._connection.scalar(select(func.clock_timestamp() < upload.begun + UPLOAD_AGE)))
+
+    async def move(self, digest: str, key: str) -> None:
+        """Name another object, or the first, that has the content of an artifact."""
+        table = tables.artifacts
+        await self._connection.execute(update(table).where(table.c.digest == digest).values(key=key))
+
+    async def move_here(self, digest: str, chunks: Iterable[bytes]) -> None:
+        """Take the content of an artifact, `CHUNK_BYTES` at a time, into Postgres; its object is named no more."""
+        table = tables.artifacts
+        await self._connection.execute(update(table).where(table.c.digest == digest).values(key=None))
+        await self._add_chunks(digest, chunks)
+
+    async def lock_names(self) -> bool:
+        """Let nobody name an object until the transaction ends; False where somebody is about to.
+
+        Then a backup or a check may be reading objects too (`service.storage.postgres.structure.frozen`), or another
+        transaction has changed artifacts and has not ended yet.
+        """
         try:
-            async for piece in self.pieces(digest, CHUNK_BYTES):
-                await asyncio.to_thread(found.update, piece)
+            await self._connection.execute(text("LOCK TABLE artifacts IN EXCLUSIVE MODE NOWAIT"))
         except DBAPIError as error:
-            if (reason := damage(error)) is None:
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
                 raise
-            raise ArtifactError(digest, reason) from error
-        return found.hexdigest()
+            return False
+        return True
+
+    async def named(self, keys: Collection[str]) -> set[str]:
+        """Which of these objects artifacts name."""
+        query = select(tables.artifacts.c.key).where(tables.artifacts.c.key.in_(keys))
+        return set((await self._connection.execute(query)).scalars())
+
+    async def any_object(self) -> bool:
+        """Whether the content of any artifact is an object."""
+        query = select(tables.artifacts.c.key).where(tables.artifacts.c.key.is_not(None)).limit(1)
+        return (await self._connection.execute(query)).first() is not None
 
     async def older_than(self, age: timedelta) -> Sequence[str]:
         """Digests of the artifacts that were stored at least `age` ago."""
         query = select(tables.artifacts.c.digest).where(tables.artifacts.c.created_at <= func.clock_timestamp() - age)
         return (await self._connection.execute(query)).scalars().all()
 
-    async def delete(self, digests: Sequence[str]) -> set[str]:
-        """Delete these artifacts, except those that a model version names in any way; return the deleted ones."""
+    async def delete(self, digests: Sequence[str]) -> dict[str, str | None]:
+        """Delete these artifacts, except those that a model version names in any way.
+
+        Returns:
+            digest → key of its object, None where there was none, of the deleted ones. The objects are still there.
+        """
         result = await self._connection.execute(DELETE_UNUSED, {"digests": list(digests)})
-        return set(result.scalars())
+        return {row.digest: row.key for row in result}

@@ -69,10 +69,10 @@ FORGET_SEEN = text("""
 """)
 
 # A freed row changes hands too: it gets the number of an allocation.
-FREE = text("""
-    UPDATE entity_rows SET id = NULL, allocation = :allocation
-    WHERE kind = :kind AND row = ANY(CAST(CAST(:rows AS text) AS integer[]))
-""")
+FREE = text(
+    "UPDATE entity_rows SET id = NULL, allocation = :allocation "
+    "WHERE kind = :kind AND row = ANY(CAST(CAST(:rows AS text) AS integer[]))"
+)
 
 FREE_ROWS = text("""
     SELECT string_agg(int4send(row), ''::bytea ORDER BY row)
@@ -87,7 +87,7 @@ GIVE_FREE = text("""
     WHERE kind = :kind AND entity_rows.row = fresh.row
 """)
 
-COLUMNS = ("kind", "row", "id", "first_period", "allocation")
+COLUMNS = ("kind", "row", "id", "first_period", "allocation", "appended")
 
 ROWS_OF_IDS = text("""
     SELECT string_agg(int4send(coalesce(known.row, 0)), ''::bytea ORDER BY entity.place)
@@ -111,9 +111,32 @@ PAGE = text("""
     ) AS page
 """)
 
+# The last row that was there at an allocation, by bisection: rows have no gaps, and `appended` ascends with them.
+LAST_ROW_AT = text("""
+    WITH RECURSIVE search (low, high) AS (
+        SELECT 0, (SELECT coalesce(max(row), 0) FROM entity_rows WHERE kind = :kind)
+        UNION ALL
+        SELECT CASE WHEN appended <= :allocation THEN middle ELSE low END,
+               CASE WHEN appended <= :allocation THEN high ELSE middle - 1 END
+        FROM (SELECT low, high, (low + high + 1) / 2 AS middle FROM search WHERE low < high) AS half
+        JOIN entity_rows ON kind = :kind AND row = middle
+    )
+    SELECT low FROM search WHERE low = high
+""")
+
 CHANGED_HANDS = text("""
     SELECT string_agg(int4send(row), ''::bytea ORDER BY row)
-    FROM entity_rows WHERE kind = :kind AND allocation > :allocation
+    FROM entity_rows
+    WHERE kind = :kind AND allocation <> appended AND allocation > :allocation AND row <= :last
+""")
+
+EXTENT = text("""
+    SELECT coalesce(row, 0) AS row, greatest(appended, (
+        SELECT max(allocation) FROM entity_rows WHERE kind = :kind AND allocation <> appended
+    ), 0) AS allocation
+    FROM (VALUES (1)) AS one LEFT JOIN (
+        SELECT row, appended FROM entity_rows WHERE kind = :kind ORDER BY row DESC LIMIT 1
+    ) AS newest ON true
 """)
 
 LAST_ALLOCATION = 2**31 - 1
@@ -292,13 +315,14 @@ class Entities:
         since. In rows that were free by then it has nothing: they were forgotten when it was made.
         """
         values = {"kind": str(kind), "allocation": allocation}
-        return int_array(await self._connection.scalar(CHANGED_HANDS, values))
+        last = int(await self._connection.scalar(LAST_ROW_AT, values))
+        changed = int_array(await self._connection.scalar(CHANGED_HANDS, {**values, "last": last}))
+        return np.concatenate((changed, np.arange(last + 1, (await self.extent(kind)).row + 1)))
 
     async def extent(self, kind: EntityKind) -> Extent:
         """The highest row and allocation of a table; zeros where it is empty."""
-        row, allocation = func.max(tables.entity_rows.c.row), func.max(tables.entity_rows.c.allocation)
-        query = select(func.coalesce(row, 0), func.coalesce(allocation, 0)).where(tables.entity_rows.c.kind == kind)
-        return Extent(*(await self._connection.execute(query)).one())
+        found = (await self._connection.execute(EXTENT, {"kind": str(kind)})).one()
+        return Extent(found.row, found.allocation)
 
     async def lock(self, kind: EntityKind) -> None:
         """Lock the rows of this kind against allocation and eviction by others until the transaction ends."""
@@ -321,7 +345,7 @@ def _copy_rows(kind: EntityKind, ids: Sequence[str], rows: Rows, period: int, al
     """Rows of `entity_rows` for a binary COPY (PostgreSQL manual, COPY): a field is its length and its bytes."""
     name = str(kind).encode()
     before = Struct(f">hi{len(name)}si").pack(len(COLUMNS), len(name), name, 4)
-    after = Struct(">iiii").pack(4, period, 4, allocation)
+    after = Struct(">6i").pack(4, period, 4, allocation, 4, allocation)
     between = Struct(">ii").pack
     encoded = [id_.encode() for id_ in ids]
     numbered = zip(rows.tolist(), encoded, strict=True)

@@ -29,7 +29,11 @@ KEPT = """
     UNION ALL
     SELECT version, 'pinned' FROM model_versions WHERE pinned
     UNION ALL
-    SELECT version, name FROM aliases
+    (SELECT version, name FROM aliases ORDER BY name)
+    UNION ALL
+    SELECT version, 'served' FROM takeovers
+    WHERE move >= (SELECT max(move) FROM takeovers WHERE active_from <= clock_timestamp())
+        AND version NOT IN (SELECT version FROM aliases WHERE name = 'champion')
     UNION ALL
     SELECT previous_version, 'previous champion' FROM aliases
     WHERE name = 'champion' AND previous_version IS NOT NULL
@@ -115,8 +119,12 @@ class Alias:
     version: int
     previous_version: int | None
     """The version before; None where there was none."""
-    active_from: datetime
-    """When every process switches to it, on the clock of Postgres."""
+    active_from: datetime | None
+    """When every process switches to it, on the clock of Postgres; None while the api processes are loading it."""
+    move: int
+    """How often the name was moved."""
+    announced_at: datetime | None
+    """Since when a champion waits for the api processes, or last waited."""
     updated_at: datetime
     updated_by: str
     reason: str
@@ -211,22 +219,40 @@ class Models:
         row = (await self._connection.execute(query)).mappings().first()
         return None if row is None else _alias(row)
 
-    async def set_alias(self, name: AliasName, version: int, *, lead_seconds: float, actor: str, reason: str) -> Alias:
-        """Point a name to a version, from `lead_seconds` after now on the clock of Postgres."""
+    async def set_alias(
+        self, name: AliasName, version: int, *, lead_seconds: float | None, actor: str, reason: str
+    ) -> Alias:
+        """Point a name to a version.
+
+        Args:
+            name: to move.
+            version: that it names from now on.
+            lead_seconds: between now, on the clock of Postgres, and the moment from which every process serves the
+                version. None announces a champion: its moment is set by `Takeovers.release`.
+            actor: who moves it.
+            reason: why.
+        """
+        now, clock = tables.aliases.c, func.clock_timestamp()
         values = {
             "version": version,
-            "active_from": func.clock_timestamp() + timedelta(seconds=lead_seconds),
-            "updated_at": func.clock_timestamp(),
+            "active_from": None if lead_seconds is None else clock + timedelta(seconds=lead_seconds),
+            "announced_at": clock,
+            "updated_at": clock,
             "updated_by": actor,
             "reason": reason,
         }
-        now = tables.aliases.c
-        previous = case((now.version != version, now.version), else_=now.previous_version)
+        # A champion that replaces one which is still waited for has waited as long.
+        changes = {
+            "previous_version": case((now.version != version, now.version), else_=now.previous_version),
+            "move": now.move + 1,
+            "announced_at": case((now.active_from.is_(None), now.announced_at), else_=clock),
+        }
         statement = upsert(tables.aliases).values(name=name, **values)
-        statement = statement.on_conflict_do_update(
-            index_elements=["name"], set_={**values, "previous_version": previous}
-        )
+        statement = statement.on_conflict_do_update(index_elements=["name"], set_={**values, **changes})
         row = (await self._connection.execute(statement.returning(*tables.aliases.c))).mappings().one()
+        if name is AliasName.CHAMPION and lead_seconds is not None:
+            taking_over = {column: row[column] for column in ("move", "version", "active_from")}
+            await self._connection.execute(insert(tables.takeovers).values(taking_over))
         return _alias(row)
 
     async def _first(self, query: Any) -> ModelVersion | None:

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage.postgres.repositories.deletions import Deletable
+from service.storage.postgres.repositories.entities import Entities, EntityKind
 from service.storage.postgres.repositories.label_events import INTERACTION_ID
 from service.storage.postgres.repositories.past import FOLDED, LOCK_FOLDED
 
@@ -153,7 +154,7 @@ REMOVE_ITEM_OF_FOLDED = """
 RELEASE = """
     WITH gone AS (
         UPDATE entity_rows
-        SET id = NULL, allocation = (SELECT max(allocation) + 1 FROM entity_rows WHERE kind = :kind)
+        SET id = NULL, allocation = :allocation
         WHERE kind = :kind AND id = :id
         RETURNING 1
     )
@@ -198,7 +199,8 @@ class Removals:
 
         To be called under the lock of the kind (`Entities.lock`).
         """
-        found = dict(await self._counts(RELEASE, kind=kind, id=id_))
+        latest = (await Entities(self._connection).extent(EntityKind(kind))).allocation
+        found = dict(await self._counts(RELEASE, kind=kind, id=id_, allocation=latest + 1))
         found |= await self._counts(REMOVE_FEATURES.format(kind=kind), id=id_)
         if kind == "item":
             found |= await self._counts(REMOVE_FROM_CATALOGUE, id=id_)

@@ -15,7 +15,15 @@ from service.storage.postgres.tables.log import (
     log_counters,
     unresolved_positives,
 )
-from service.storage.postgres.tables.models import aliases, artifact_chunks, artifacts, evaluations, model_versions
+from service.storage.postgres.tables.models import (
+    aliases,
+    artifact_chunks,
+    artifacts,
+    evaluations,
+    model_versions,
+    takeovers,
+)
+from service.storage.postgres.tables.processes import api_processes
 from service.storage.postgres.tables.rows import entity_rows, seen_rows
 from service.storage.postgres.tables.updates import period_stages, periods
 from service.storage.postgres.tables.users import item_features, items, user_features, user_histories, user_passes
@@ -24,6 +32,7 @@ __all__ = [
     "LOG",
     "aliases",
     "api_keys",
+    "api_processes",
     "artifact_chunks",
     "artifacts",
     "audit",
@@ -42,6 +51,7 @@ __all__ = [
     "period_stages",
     "periods",
     "seen_rows",
+    "takeovers",
     "unresolved_positives",
     "user_features",
     "user_histories",

@@ -1,4 +1,4 @@
-"""Tables of artifacts, model versions, aliases and evaluations."""
+"""Tables of artifacts, model versions, aliases, what is served from when on, and evaluations."""
 
 from sqlalchemy import (
     BigInteger,
@@ -13,12 +13,13 @@ from sqlalchemy import (
     Text,
     false,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
 from service.storage.postgres.tables.base import TIMESTAMP, metadata
 
-__all__ = ["aliases", "artifact_chunks", "artifacts", "evaluations", "model_versions"]
+__all__ = ["aliases", "artifact_chunks", "artifacts", "evaluations", "model_versions", "takeovers"]
 
 artifacts = Table(
     "artifacts",
@@ -27,6 +28,7 @@ artifacts = Table(
     Column("kind", Text, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("created_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("key", Text, unique=True, comment="of its object in the object store; null for the chunks"),
 )
 
 artifact_chunks = Table(
@@ -62,11 +64,22 @@ aliases = Table(
     Column("name", Text, primary_key=True),
     Column("version", ForeignKey("model_versions.version"), nullable=False),
     Column("previous_version", ForeignKey("model_versions.version"), comment="what it named before"),
-    Column("active_from", TIMESTAMP, nullable=False),
+    Column("active_from", TIMESTAMP, comment="null while the api processes are still loading the champion"),
+    Column("move", BigInteger, nullable=False, server_default=text("1"), comment="how often it was moved"),
+    Column("announced_at", TIMESTAMP, comment="since when a champion waits for the api processes, or last waited"),
     Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("updated_by", Text, nullable=False),
     Column("reason", Text, nullable=False),
     CheckConstraint("name IN ('champion', 'head', 'baseline')", name="name"),
+)
+
+takeovers = Table(
+    "takeovers",
+    metadata,
+    # The moves of the champion that are served: the last one whose moment has passed, and those with a moment to come.
+    Column("move", BigInteger, primary_key=True, autoincrement=False, comment="of the alias champion"),
+    Column("version", ForeignKey("model_versions.version"), nullable=False),
+    Column("active_from", TIMESTAMP, nullable=False),
 )
 
 evaluations = Table(

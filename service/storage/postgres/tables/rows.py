@@ -22,9 +22,10 @@ entity_rows = Table(
     Column("id", Text, comment="null where the row is free: its id was evicted"),
     Column("first_period", Integer, nullable=False),
     Column("allocation", Integer, nullable=False, comment="number of the one that gave the row to its id, or freed it"),
+    # It ascends with the row, so the rows that were added after an allocation are found by bisection, without an index.
+    Column("appended", Integer, nullable=False, comment="number of the allocation that added the row"),
     UniqueConstraint("kind", "id"),
-    # The rows that changed hands after an allocation are read without the others, and so is the latest allocation.
-    Index("ix_entity_rows_allocation", "kind", "allocation"),
+    Index("ix_entity_rows_allocation", "kind", "allocation", postgresql_where=text("allocation <> appended")),
     Index("ix_entity_rows_free", "kind", "row", postgresql_where=text("id IS NULL")),
     CheckConstraint("kind IN ('user', 'item', 'category', 'field')", name="kind"),
     CheckConstraint("row >= 1", name="row"),

@@ -1,0 +1,113 @@
+"""Several processes train one model: with the result of one process, and equal on all of them."""
+
+import hashlib
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from asmg.checkpoint import Checkpoint
+from asmg.ranks import ALONE, RankLost, Ranks
+from asmg.statistics import StatisticsConfig
+from asmg.team import Team
+from asmg.training import DivergedError, Execution
+from asmg.updaters import build_updater
+from tests.asmg.cases import CASES, from_bytes, to_bytes
+from tests.asmg.ranks import ended, start_ranks
+from tests.asmg.support import torch_rng
+
+RUNS = {
+    "iu": ("iu+categories+statistics+dot+fields", True),
+    "iu, every rank for itself": ("iu+categories+statistics+dot+fields", True),
+    "asmg": ("asmg-gru-multi+categories+statistics+dot+fields", True),
+    "asmg, eager": ("asmg-gru-multi+categories+statistics+dot+fields", False),
+    "asmg-linear": ("asmg-linear+categories", True),
+}
+"""What is learned: a method with all that a base model can have, and whether by machine code."""
+
+PERIODS, LEARNED, DIGEST, DIED = 3, 150, "digest", 7
+
+
+def team_of(run: str, ranks: Ranks) -> Team[Any]:
+    name, compiled = RUNS[run]
+    case, shared = CASES[name], {} if "itself" in run else {"least_shared": 1}
+    updater = build_updater(
+        case.updater,
+        case.config,
+        execution=Execution(device="cpu", compiled=compiled, ranks=ranks, **shared),
+        statistics=StatisticsConfig() if case.statistics else None,
+    )
+    return Team(updater, ranks)
+
+
+def learn(team: Team[Any], run: str) -> dict[str, bytes]:
+    """The state after some periods as checkpoints, with the logits of their rehearsals; each period begins from a
+    stored state, as in the service.
+    """
+    case, updater, rehearsed = CASES[RUNS[run][0]], team.updater, {}
+    state = updater.initial(torch_rng(17))
+    for t in range(1, PERIODS + 1):
+        data = updater.prepare(state, case.period(t, 201 if t > 1 else 300))
+        older, newest = data.slice(0, LEARNED), data.slice(LEARNED, len(data))
+        if older.numeric is not None:
+            with pytest.raises(DivergedError):  # which ends no more than this call
+                endless = replace(older, numeric=torch.full_like(older.numeric, 3e38))
+                team.rehearse(state, endless, newest, rng=torch_rng(t))
+        found = team.rehearse(state, older, newest, rng=torch_rng(t))
+        rehearsed |= {f"{t}.{name}": logits for name, logits in found.items()}
+        for stage in updater.stages:
+            state = team.run_stage(stage, state, data, rng=torch_rng(t))
+        state = from_bytes(updater, to_bytes(updater, state))
+    return to_bytes(updater, state) | {"rehearsed": Checkpoint("logits", {}, rehearsed).to_bytes()}
+
+
+def learn_all(ranks: Ranks, folder: Path) -> None:
+    """What each process does: rank 0 learns, the others follow, and each writes down what it has in the end."""
+    for run in RUNS:
+        team = team_of(run, ranks)
+        if ranks.rank:
+            team.follow()
+        else:
+            for part, data in learn(team, run).items():
+                (folder / f"{run}.{part}").write_bytes(data)
+            team.end()
+        own = hashlib.sha256(b"".join(to_bytes(team.updater, team.state).values())).hexdigest()
+        (folder / f"{run}.{ranks.rank}.{DIGEST}").write_text(own)
+
+
+@pytest.mark.slow
+def test_several_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    folders = {size: tmp_path / str(size) for size in (2, 3)}
+    for size, folder in folders.items():
+        folder.mkdir()
+        assert ended(start_ranks(size, learn_all, folder)) == [0] * size
+    torch.set_num_threads(1)
+    for run in RUNS:
+        alone = learn(team_of(run, ALONE), run)
+        for size, folder in folders.items():
+            assert len({(folder / f"{run}.{rank}.{DIGEST}").read_text() for rank in range(size)}) == 1
+            for part, data in alone.items():
+                one, several = (Checkpoint.from_bytes(d) for d in (data, (folder / f"{run}.{part}").read_bytes()))
+                torch.testing.assert_close(dict(several.tensors), dict(one.tensors), rtol=1e-4, atol=1e-5)
+
+
+def die_or_notice(ranks: Ranks, folder: Path) -> None:
+    """Rank 1 dies when it has heard of the first stage; rank 0 cannot go on, and says so each time."""
+    if ranks.rank:
+        ranks.hear()
+        os.kill(os.getpid(), signal.SIGKILL)
+    team, case = team_of("asmg", ranks), CASES[RUNS["asmg"][0]]
+    state, data = team.updater.initial(torch_rng()), case.period(1)
+    for _ in range(2):
+        with pytest.raises(RankLost):
+            team.run_stage("update_base", state, data, rng=torch_rng())
+    team.end()  # sends nothing: nobody is in step
+    os._exit(DIED)
+
+
+def test_a_rank_that_died_is_noticed(tmp_path: Path) -> None:
+    assert ended(start_ranks(2, die_or_notice, tmp_path)) == [DIED, -signal.SIGKILL]
