@@ -1,7 +1,7 @@
 """Artifacts whose content is an object in an object store.
 
 Revision ID: 0014
-Revises: 0012
+Revises: 0013
 """
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ from sqlalchemy.schema import conv
 from service.storage.postgres.migrations.losses import refuse_losses
 
 revision: str = "0014"
-down_revision: str | None = "0012"
+down_revision: str | None = "0013"
 branch_labels: None = None
 depends_on: None = None
 

@@ -1,7 +1,7 @@
 """Many hosts: the api processes that run, and from when on which move of the champion is served.
 
 Revision ID: 0015
-Revises: 0012
+Revises: 0014
 """
 
 import sqlalchemy as sa
@@ -10,7 +10,7 @@ from alembic import op
 from service.storage.postgres.migrations.losses import refuse_losses
 
 revision: str = "0015"
-down_revision: str | None = "0012"
+down_revision: str | None = "0014"
 branch_labels: None = None
 depends_on: None = None
 
