@@ -39,12 +39,7 @@ def excerpt_state(
         log: the period to be learned, in rows of whole tables; None for the state's logs alone.
         everything: whether to read all rows of all tables.
     """
-    base = parts.get("base", ())
-    stacks = {
-        name: open_stack(layers, [layer for layer in base if not any(layer is own for own in layers)])
-        for name, layers in parts.items()
-        if is_layered(name)
-    }
+    stacks = {name: open_stack(layers) for name, layers in parts.items() if is_layered(name)}
     logs = {name: load_data(data_of_log(parts[name][0])) for name in _logs_of(parts)}
     selection = _select(everything, stacks, [*logs.values(), *([] if log is None else [log])])
     found = {name: PartExcerpt(layers[0]) for name, layers in parts.items() if name not in stacks}

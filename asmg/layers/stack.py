@@ -41,22 +41,20 @@ RESTLESS = "restless."
 class Stack:
     """The tables of one part, such as the base model, as of one version.
 
-    A row is read from the newest layer that has it. A row that a later layer resets, and one that no layer has, is like
+    A row is read from the newest layer that has it. A row that a newer layer resets, and one that no layer has, is like
     a new row: a copy of the cold row, or at rest in an optimizer.
     """
 
-    def __init__(self, layers: Sequence[Checkpoint], later: Sequence[Checkpoint] = ()) -> None:
+    def __init__(self, layers: Sequence[Checkpoint]) -> None:
         """Check that the layers fit together.
 
         Args:
             layers: the base and the layers of the version, oldest first.
-            later: newer layers of the same part, whose resets count here too: rows that have changed hands belong to
-                nobody in an older model either.
 
         Raises:
             CheckpointError: the layers belong to different parts, or a table's rows are not as many as its tensors'.
         """
-        self._layers, self._later = list(layers), list(later)
+        self._layers = list(layers)
         newest = layers[-1]
         self.kind = newest.kind
         self.meta = {name: value for name, value in newest.meta.items() if name != SIZES}
@@ -82,22 +80,21 @@ class Stack:
         names = tensors_of_table(self._layers[-1], table) if names is None else names
         found = {name: self._new(name, table, len(rows)) for name in names}
         open_ = np.arange(len(rows))  # places that no layer has filled yet
-        new = np.empty(0, np.int64)  # places that are like those of new rows
-        for index, layer in reversed(list(enumerate([*self._layers, *self._later]))):
+        new = []  # places that are like those of new rows
+        for layer in reversed(self._layers):
             if not len(open_):
                 break
-            if index < len(self._layers):
-                at, place = find(layer_rows(layer, table), rows[open_], _length(layer, table))
-                for name in names:
-                    if name in layer.tensors:
-                        found[name][open_[at]] = layer.tensors[name][place]
-                open_ = np.delete(open_, at)
+            at, place = find(layer_rows(layer, table), rows[open_], _length(layer, table))
+            for name in names:
+                if name in layer.tensors:
+                    found[name][open_[at]] = layer.tensors[name][place]
+            open_ = np.delete(open_, at)
             gone = np.isin(rows[open_], resets(layer, table))
-            new = np.concatenate([new, open_[gone]])
+            new.append(open_[gone])
             open_ = open_[~gone]
-        new = np.concatenate([new, open_])
-        for name in names if len(new) else ():
-            found[name][new] = self._cold(name, table)
+        places = np.concatenate([*new, open_])
+        for name in names if len(places) else ():
+            found[name][places] = self._cold(name, table)
         return found
 
     def excerpt(self, selection: Selection) -> Checkpoint:

@@ -19,6 +19,6 @@ def is_layered(part: str) -> bool:
     return part in LAYERED or part.startswith("model.")
 
 
-def open_stack(layers: Sequence[Checkpoint], later: Sequence[Checkpoint] = ()) -> Stack | StatisticsStack:
+def open_stack(layers: Sequence[Checkpoint]) -> Stack | StatisticsStack:
     """The stack of a layered part; see `Stack` and `StatisticsStack`."""
-    return StatisticsStack(layers) if layers[-1].kind == STATISTICS else Stack(layers, later)
+    return StatisticsStack(layers) if layers[-1].kind == STATISTICS else Stack(layers)

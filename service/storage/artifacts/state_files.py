@@ -63,16 +63,13 @@ class StateFiles:
             raise CheckpointError(f"checkpoint: expected kind {kind!r}; received {found.kind!r}")
         return found
 
-    async def stack(self, digests: Sequence[str], *, later: Sequence[str] = ()) -> Stack | StatisticsStack:
+    async def stack(self, digests: Sequence[str]) -> Stack | StatisticsStack:
         """The tables of a part.
 
         Args:
             digests: of its base and layers, oldest first.
-            later: digests of layers of a newer version, some of which may be the same.
         """
-        layers = [await self.open(digest) for digest in digests]
-        newer = [await self.open(digest) for digest in later if digest not in set(digests)]
-        return open_stack(layers, newer)
+        return open_stack([await self.open(digest) for digest in digests])
 
     def remove_others(self) -> None:
         """Remove the files that were neither read nor written through this object; they can be fetched again."""

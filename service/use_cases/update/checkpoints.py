@@ -66,6 +66,7 @@ class Checkpoints:
         self._values: Parts = {}
         self._taken_up: dict[str, NDArray[np.int64]] = {}
         self._head: dict[str, PartExcerpt] = {}
+        self._begun: Mapping[str, Checkpoint] | None = None  # the head's parts without the rows that changed hands
         self._gone: dict[str, NDArray[np.int64]] = {}
         self._logs: list[tuple[PeriodData, str]] = []
 
@@ -151,18 +152,35 @@ class Checkpoints:
     async def _write_part(self, name: str, part: Checkpoint) -> str | Sequence[str]:
         known = [other for other in _predecessors(name) if other in self._head]
         for other in known:
-            if await asyncio.to_thread(_equal, self._head[other].checkpoint, part):
+            # Where rows changed hands, a layer says so, or they would be read from the layers below.
+            if not self._loses_rows(other) and await asyncio.to_thread(_equal, self._head[other].checkpoint, part):
                 return self._values[other]
         if is_log(name):
             return await self._write_log(part)
         hot = name in HOT_PARTS
         if not is_layered(name):
             return await self.write(part, hot=hot)
-        before = self._head[known[0]] if known else None
+        of = await self._continued(name, known, part)
         also = self._taken_up if name == "base" else None
+        before = None if of is None else self._head[of]
         layer = await asyncio.to_thread(changed_part, before, part, self.selection, self._gone, also)
-        below = layers_of(self._values[known[0]]) if known and not is_base(layer) else []
+        below = [] if of is None or is_base(layer) else layers_of(self._values[of])
         return [*below, await self.write(layer, hot=hot)]
+
+    def _loses_rows(self, name: str) -> bool:
+        """Whether a part of the head has rows that changed hands since."""
+        return any((rows < self._head[name].sizes.get(table, 0)).any() for table, rows in self._gone.items())
+
+    async def _continued(self, name: str, known: Sequence[str], part: Checkpoint) -> str | None:
+        """Which of the known parts of the head a part continues: the one that it equals but for rows that changed
+        hands, or else the one of its name. None for a new part.
+        """
+        if self._begun is None and known:
+            await self._read_head()
+        for other in known:
+            if self._begun and other in self._begun and await asyncio.to_thread(_equal, self._begun[other], part):
+                return other
+        return name if name in known else next(iter(known), None)
 
     async def _write_log(self, part: Checkpoint) -> str:
         for log, digest in self._logs:
@@ -192,7 +210,9 @@ class Checkpoints:
             state = await asyncio.to_thread(self._load, checkpoints)
         except (ValueError, KeyError) as error:
             raise cannot_go_on(updater, head, _header(checkpoints), error) from error
-        return await asyncio.to_thread(updater.forgotten, state, self._local_gone())
+        state = await asyncio.to_thread(updater.forgotten, state, self._local_gone())
+        self._begun = await asyncio.to_thread(updater.dump, state)
+        return state
 
     def _local_gone(self) -> dict[str, torch.Tensor]:
         """The rows of the excerpt that belong to nobody any more."""
@@ -210,16 +230,16 @@ class Checkpoints:
         """A state that an earlier attempt at this update has stored, after its selection was made again."""
         found = {}
         for name, value in parts.items():
-            layers = [await self._files.open(digest) for digest in layers_of(value)]
             if is_layered(name):
-                stack = await self._files.stack(layers_of(value), later=layers_of(parts["base"]))
+                stack = await self._files.stack(layers_of(value))
                 found[name] = (await asyncio.to_thread(excerpt_part, stack, self.selection)).checkpoint
-            elif is_log(name):
-                local = self.selection.localised(load_data(data_of_log(layers[0])))
-                self._logs.append((local, layers_of(value)[0]))
-                found[name] = with_data(layers[0], dump_data(local))
-            else:
-                found[name] = layers[0]
+                continue
+            (digest,) = layers_of(value)
+            found[name] = part = await self._files.open(digest)
+            if is_log(name):
+                local = self.selection.localised(load_data(data_of_log(part)))
+                self._logs.append((local, digest))
+                found[name] = with_data(part, dump_data(local))
         return await asyncio.to_thread(self._load, found)
 
     def _load(self, checkpoints: Mapping[str, Checkpoint]) -> Any:
@@ -262,6 +282,8 @@ def _predecessors(name: str) -> tuple[str, ...]:
     kind, _, age = name.partition(".")
     if kind == "model":
         return ("base" if age == "1" else f"model.{int(age) - 1}", name)
+    if kind == "generated":  # of a method that goes on from another's base model
+        return (name, "base")
     return (f"data.{int(age) - 1}", name) if kind == "data" and age != "0" else (name,)
 
 

@@ -147,7 +147,7 @@ async def _renew_snapshot(
     if base is None or not deltas or "serving" not in head.state:
         return
     async with context.database.read() as session:
-        sizes = [await session.artifacts.size(digest) for digest in (base, *deltas)]
+        sizes = [(await session.artifacts.find(digest)).size for digest in (base, *deltas)]
     if len(deltas) < MAX_DELTAS and (len(deltas) < KEPT_LAYERS or sum(sizes[1:]) < LAYERS_SHARE * sizes[0]):
         return
     digest = await write_base(context, files, head.state, beat)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asmg.batch import TABLES, PeriodData
+from asmg.batch import COLD_ROW, TABLES, PeriodData
 from asmg.layers import Selection, Stack, StackCounts, StackTable, StatisticsStack, is_base, rows_of_layers
 from asmg.models import BaseModel, Params, build_model, config_from_json, forget
 from asmg.numbers import NumberMoments
@@ -46,10 +46,17 @@ class ServedLayers:
         """The moments of the numeric fields."""
         return NumberMoments.initial() if self.statistics is None else NumberMoments.of(self.statistics.whole)
 
-    def tables(self, beat: Callable[[], None]) -> dict[str, Any]:
-        """The parameters, of whose tables some rows are read at a time; `beat` is called with each read."""
-        params: dict[str, Any] = self.excerpt(Selection.everything([], {}))
-        return params | {name: _ServedTable(self, name, beat) for name in self.part.tables}
+    def tables(self, shift: float, beat: Callable[[], None]) -> dict[str, Any]:
+        """The parameters, of whose tables some rows are read at a time.
+
+        Args:
+            shift: is added to every logit.
+            beat: called with each read.
+        """
+        params = self.excerpt(Selection.everything([], {}))
+        added = self.model.shifted({name: torch.zeros_like(p) for name, p in params.items()}, shift)
+        shifted: dict[str, Any] = self.model.shifted(params, shift)
+        return shifted | {name: _ServedTable(self, name, added[name][COLD_ROW], beat) for name in self.part.tables}
 
     @property
     def counts(self) -> "StackCounts | None":
@@ -83,10 +90,10 @@ class ServedLayers:
 
 
 class _ServedTable:
-    """A table of a served model."""
+    """A table of a served model, with the same numbers added to each row."""
 
-    def __init__(self, layers: ServedLayers, table: str, beat: Callable[[], None]) -> None:
-        self._part = StackTable(layers.part, table)
+    def __init__(self, layers: ServedLayers, table: str, added: Tensor, beat: Callable[[], None]) -> None:
+        self._part, self._added = StackTable(layers.part, table), added
         self._toward = None if layers.toward is None else StackTable(layers.toward, table)
         self._fraction, self._beat = layers.fraction, beat
 
@@ -96,7 +103,8 @@ class _ServedTable:
     def __getitem__(self, rows: Tensor) -> Tensor:
         self._beat()
         part = self._part[rows]
-        return part if self._toward is None else torch.lerp(part, self._toward[rows], self._fraction)
+        served = part if self._toward is None else torch.lerp(part, self._toward[rows], self._fraction)
+        return served + self._added
 
 
 def served_state(parts: Parts, served: ServedParts) -> dict[str, Any]:

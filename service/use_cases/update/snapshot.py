@@ -172,7 +172,7 @@ async def _base(
         fields = fields_of_snapshot(schema, columns, value_rows, await known(EntityKind.FIELD), layers.numbers)
     return TrainedModel(
         model=layers.model,
-        params=layers.model.shifted(layers.tables(beat), state.get("logit_correction", 0.0)),
+        params=layers.tables(state.get("logit_correction", 0.0), beat),
         users=await known(EntityKind.USER),
         items=await known(EntityKind.ITEM),
         categories=await asyncio.to_thread(_matrix, count, entries, category_rows),
