@@ -28,6 +28,27 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Report = Annotated[Path | None, typer.Option(help="Write all numbers to this file, as JSON.")]
 
 
+@bench.command("cycle")
+def bench_cycle_command(
+    ids: Annotated[str, typer.Option(help="Numbers of ids, separated by commas; half of them are users.")] = (
+        "10000,1000000"
+    ),
+    events: Annotated[int, typer.Option(help="Interactions of a period.")] = 1000,
+    periods: Annotated[int, typer.Option(help="Periods for each number of ids; the first is not counted.")] = 4,
+    seed: Seed = 0,
+    report: Report = None,
+) -> None:
+    """Close periods of a real service with tables of any size: time until served, WAL, bytes stored, memory."""
+    from benchmarks.cycle.run import CycleOptions, run_cycle
+
+    with _running():
+        options = CycleOptions(
+            ids=whole_numbers("--ids", ids), events=events, periods=periods, seed=seed, report=report
+        )
+        code = run_cycle(options)
+    raise typer.Exit(code)
+
+
 @bench.command("update")
 def bench_update_command(
     data: Annotated[

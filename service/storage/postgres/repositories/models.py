@@ -79,8 +79,10 @@ class ModelKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelVersion:
-    """A published model with its lineage. `pinned` changes; compaction may renew the files of its snapshot, with the same
-    content; and artifacts are removed when it is old.
+    """A published model with its lineage.
+
+    Only three things change: `pinned`; the files of its snapshot, which may be written anew with the same content; and
+    artifacts are removed when it is old.
     """
 
     version: int
