@@ -39,7 +39,7 @@ def changed_part(
     in_tables = {name for table in TABLES for name in tensors_of_table(after, table)}
     for name, tensor in after.tensors.items():
         if name.startswith(RESTLESS):
-            tensors[name] = torch.from_numpy(selection.rows[name.removeprefix(RESTLESS)])[tensor]
+            tensors[name] = torch.from_numpy(selection.rows[name.removeprefix(RESTLESS)])[tensor].sort().values
         elif name not in in_tables:
             tensors[name] = tensor
     whole: dict[str, int] = {}

@@ -8,7 +8,7 @@ import torch
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
-from asmg.layers.selection import PartExcerpt, Selection
+from asmg.layers.selection import PartExcerpt, Rows, Selection
 from asmg.layers.stack import Stack
 from asmg.layers.state import is_layered, open_stack
 from asmg.layers.statistics import StatisticsStack
@@ -49,10 +49,10 @@ def excerpt_state(
     return StateExcerpt(selection, found)
 
 
-def excerpt_part(stack: Stack | StatisticsStack, selection: Selection) -> PartExcerpt:
-    """A part with tables, with the selected rows alone."""
+def excerpt_part(stack: Stack | StatisticsStack, selection: Selection, universe: Rows | None = None) -> PartExcerpt:
+    """A part with tables, with the selected rows alone; for `universe` see `StatisticsStack.excerpt`."""
     if isinstance(stack, StatisticsStack):
-        checkpoint, universe = stack.excerpt(selection)
+        checkpoint, universe = stack.excerpt(selection, universe)
         return PartExcerpt(checkpoint, stack.sizes, universe)
     return PartExcerpt(stack.excerpt(selection), stack.sizes)
 

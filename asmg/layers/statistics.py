@@ -90,10 +90,15 @@ class StatisticsStack:
         }
         return ItemStatistics(of_item, lengths, of_pair)
 
-    def excerpt(self, selection: Selection) -> tuple[Checkpoint, Rows]:
+    def excerpt(self, selection: Selection, universe: Rows | None = None) -> tuple[Checkpoint, Rows]:
         """The statistics of the selected items, as the update method would have stored them.
 
         Items that are only neighbours of selected ones get rows behind those; of them nothing is known.
+
+        Args:
+            selection: the items.
+            universe: the item of each row, as an excerpt of the same selection returned it that had all neighbours of
+                this one; None for a new one.
 
         Returns:
             the statistics, and the item of each row.
@@ -101,8 +106,9 @@ class StatisticsStack:
         rows = selection.rows[ITEM]
         found = self.read(rows)
         near = found.of_pair["neighbours"].astype(np.int64)
-        further = np.setdiff1d(near, rows)
-        universe = np.concatenate([rows, further])
+        if universe is None:
+            universe = np.concatenate([rows, np.setdiff1d(near, rows)])
+        further = universe[len(rows) :]
         place = np.minimum(np.searchsorted(rows, near), len(rows) - 1)
         local = np.where(rows[place] == near, place, len(rows) + np.searchsorted(further, near))
         order = np.lexsort((local, np.repeat(np.arange(len(rows)), found.lengths)))

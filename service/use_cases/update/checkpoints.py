@@ -232,7 +232,9 @@ class Checkpoints:
         for name, value in parts.items():
             if is_layered(name):
                 stack = await self._files.stack(layers_of(value))
-                found[name] = (await asyncio.to_thread(excerpt_part, stack, self.selection)).checkpoint
+                # What is learned from it is compared with the head's: their rows are of the same items.
+                universe = self._head[name].universe if name in self._head else None
+                found[name] = (await asyncio.to_thread(excerpt_part, stack, self.selection, universe)).checkpoint
                 continue
             (digest,) = layers_of(value)
             found[name] = part = await self._files.open(digest)
