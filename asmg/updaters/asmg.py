@@ -151,10 +151,9 @@ class Asmg(Updater[AsmgState]):
 
     @override
     def served_parts(self, state: AsmgState) -> dict[str, ServedParts]:
-        if state.generated is None:
-            return {}
-        generated = ServedParts("base", "generated", self.trust(state), self.config.untouched != "plain")
-        return {"generated": generated, "incremental": ServedParts()}
+        lasting = self.config.untouched != "plain"
+        made = {"generated": ServedParts("base", "generated", self.trust(state), lasting), "incremental": ServedParts()}
+        return {} if state.generated is None else made
 
     @property
     @override
