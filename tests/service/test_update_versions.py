@@ -14,7 +14,7 @@ from asmg.batch import PeriodData
 from asmg.progressive import stage_rng
 from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.with_statistics import WithStatistics
-from service.files import KEPT_FILES, find
+from service.files import find
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.repositories import AliasName, EventBatch
 from service.use_cases.update.prepare import prepare_period
