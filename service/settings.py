@@ -191,8 +191,7 @@ class Settings(BaseSettings):
     """Age of its last progress at which a worker is not healthy (`asmg worker --check`). Training reports progress all
     the time, but reading or writing a very large period is one step."""
     rank_timeout_seconds: float = Field(300.0, gt=0)
-    """How long one of several training processes waits for the others, within an update, before it counts them as lost;
-    longer than the compilation of machine code at a first start."""
+    """How long a training process waits for the others; longer than compiling machine code at a first start."""
     max_attempts: int = Field(3, ge=1)
     """Updates of one period that may fail before it is quarantined."""
     keep_versions: int = Field(50, ge=2)
