@@ -28,6 +28,27 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Report = Annotated[Path | None, typer.Option(help="Write all numbers to this file, as JSON.")]
 
 
+@bench.command("cycle")
+def bench_cycle_command(
+    ids: Annotated[str, typer.Option(help="Numbers of ids, separated by commas; half of them are users.")] = (
+        "10000,1000000"
+    ),
+    events: Annotated[int, typer.Option(help="Interactions of a period.")] = 1000,
+    periods: Annotated[int, typer.Option(help="Periods for each number of ids; the first is not counted.")] = 4,
+    seed: Seed = 0,
+    report: Report = None,
+) -> None:
+    """Close periods of a real service with tables of any size: time until served, WAL, bytes stored, memory."""
+    from benchmarks.cycle.run import CycleOptions, run_cycle
+
+    with _running():
+        options = CycleOptions(
+            ids=whole_numbers("--ids", ids), events=events, periods=periods, seed=seed, report=report
+        )
+        code = run_cycle(options)
+    raise typer.Exit(code)
+
+
 @bench.command("update")
 def bench_update_command(
     data: Annotated[
@@ -109,6 +130,39 @@ def bench_scaling_command(
             **_given(threads=threads),
         )
         code = run_scaling(options)
+    raise typer.Exit(code)
+
+
+@bench.command("ranks")
+def bench_ranks_command(
+    ranks: Annotated[str, typer.Option(help="Processes that train together.")] = "1,2",
+    batches: Annotated[str, typer.Option(help="Interactions of a batch, of the generator and of the base.")] = (
+        "256,1024,4096"
+    ),
+    dim: Annotated[int | None, typer.Option(help="Width of the embeddings. [8]")] = None,
+    users: Users = None,
+    items: Items = None,
+    rows: Rows = None,
+    history: History = None,
+    repeats: Repeats = 3,
+    seed: Seed = 0,
+    report: Report = None,
+) -> None:
+    """Time the training of one period in one process and in several."""
+    from benchmarks.learning.workload import StreamSizes
+    from benchmarks.update.ranks import RanksOptions, run_ranks
+
+    with _running():
+        options = RanksOptions(
+            ranks=whole_numbers("ranks", ranks),
+            batches=whole_numbers("batches", batches),
+            sizes=StreamSizes(**_given(users=users, items=items, rows=rows, history=history)),
+            repeats=repeats,
+            seed=seed,
+            report=report,
+            **_given(dim=dim),
+        )
+        code = run_ranks(options)
     raise typer.Exit(code)
 
 

@@ -88,11 +88,12 @@ def measure(learning: Learning, method: str, seed: int) -> np.ndarray:
         )
         for choice in CHOICES
     ]
-    state = (
-        built.pretrained(data[:begin], data[begin], rng=stage_rng(seed, 0, "pretrain"))
-        if begin
-        else built.initial(stage_rng(seed, 0, "initial"))
-    )
+    exact = updaters[0]
+    if begin:
+        base = exact.base.pretrained(data[:begin], data[begin], stage_rng(seed, 0, "pretrain"))
+        state = exact.started(base, data[:begin], rng=stage_rng(seed, 0, "start"))
+    else:
+        state = exact.initial(stage_rng(seed, 0, "initial"))
     states, scores, shares = [state] * len(CHOICES), [], []
     for number, period in enumerate(data[begin:], start=begin + 1):
         if tested := number >= learning.test_from:
@@ -136,13 +137,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--fields", action="store_true", help="with the fields of the log")
     parser.add_argument("--categories", action="store_true", help="items have their categories")
+    parser.add_argument("--upto", type=int, help="last period of the log, of which the last 7 count (default: all 31)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     if options.data:
         protocol = Protocol(fields=options.fields, categories=options.categories)
         periods = protocol.cut(read_prepared(options.data)).data
-        log = Learning(periods, protocol.model, protocol.pretrain, protocol.test_from + 1)
+        last = options.upto or protocol.periods
+        first = protocol.test_from + 1 - (protocol.periods - last)
+        log = Learning(periods[:last], protocol.model, protocol.pretrain, first)
     of_seeds = np.stack(
         [measure(log if options.data else of_stream(options.stream, seed), options.method, seed) for seed in seeds]
     )

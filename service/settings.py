@@ -92,8 +92,7 @@ class Settings(BaseSettings):
     postgres_dsn: str | None = Field(None, repr=False)
     """Postgres of the installation; unset together with `redis_url` for the embedded servers."""
     redis_url: str | None = Field(None, repr=False)
-    """Redis of the installation: `redis://`, `rediss://`, `unix://`, or its Sentinels: `redis+sentinel://`,
-    `rediss+sentinel://`."""
+    """Redis of the installation: `redis://`, `rediss://`, `unix://`; its Sentinels: `redis+sentinel://`, `rediss+…`."""
     artifacts_url: str | None = None
     """Object store for snapshots and training states: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`,
     `az://CONTAINER/PREFIX` or `file:///FOLDER`; unset for Postgres. Credentials are in the variables of the provider's

@@ -138,6 +138,24 @@ def test_no_ratio_is_printed_where_the_reference_is_wrong(monkeypatch: pytest.Mo
     assert not (tmp_path / "report.json").exists()
 
 
+# --- asmg bench ranks
+
+
+@pytest.mark.slow
+def test_bench_ranks_writes_a_report(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    result = bench("ranks", *TINY, "--ranks", "2", "--batches", "64", "--repeats", "1", "--report", str(report))
+    assert result.exit_code == 0, result.output
+    (cell,) = json.loads(report.read_text())["cells"]
+    assert (cell["batch"], cell["ranks"]) == (64, 2)
+    assert all(cell[stage]["seconds"] > 0 for stage in ("train_generator", "update_base"))
+
+
+def test_bench_ranks_refuses_numbers_that_make_no_sense() -> None:
+    result = bench("ranks", "--ranks", "2,2")
+    assert result.exit_code != 0 and "ranks: expected distinct numbers" in result.output
+
+
 # --- asmg bench update
 
 

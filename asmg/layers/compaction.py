@@ -1,6 +1,6 @@
-"""Merges a stack into one base, so that stacks stay short. A table is read and written in blocks of rows."""
+"""Merges layers into one, so that stacks stay short. A table is read and written in blocks of rows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from asmg.checkpoint import Checkpoint
 from asmg.header import make_header
-from asmg.layers.stack import SIZES, Stack, tensors_of_table
+from asmg.layers.changes import is_base
+from asmg.layers.selection import Rows
+from asmg.layers.stack import RESET, ROWS, SIZES, Stack, merged_rows, tensors_of_table
 from asmg.layers.state import open_stack
 from asmg.layers.statistics import BY_ITEM, BY_PAIR, ITEM, StatisticsStack
 
@@ -20,7 +22,7 @@ BLOCK_ROWS = 131_072
 
 
 class MergedTensor(NamedTuple):
-    """A tensor of the merged base."""
+    """A tensor of the merged layer."""
 
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
@@ -29,7 +31,7 @@ class MergedTensor(NamedTuple):
 
 
 class Merger(NamedTuple):
-    """A stack as one base that is yet to be written."""
+    """Layers as one that is yet to be written."""
 
     header: dict[str, str]
     """Metadata of the file."""
@@ -38,18 +40,36 @@ class Merger(NamedTuple):
 
 
 def merger(layers: Sequence[Checkpoint]) -> Merger:
-    """The base that has what these layers have together, oldest first."""
-    stack, newest = open_stack(layers), layers[-1]
-    tensors = _statistics(stack) if isinstance(stack, StatisticsStack) else _tables(stack, newest)
+    """The layer that has what these layers have together; a base if the first is one.
+
+    Args:
+        layers: of one part, one after the other, oldest first.
+    """
+    stack, whole = open_stack(layers), is_base(layers[0])
+    tables = (ITEM,) if isinstance(stack, StatisticsStack) else stack.tables
+    rows: dict[str, Rows] = {}
+    tensors: dict[str, MergedTensor] = {}
+    for table in tables:
+        if whole:
+            rows[table] = np.arange(stack.sizes[table])
+            continue
+        rows[table], gone = merged_rows(layers, table)
+        tensors[f"{ROWS}{table}"] = _whole(torch.from_numpy(rows[table]))
+        if len(gone):
+            tensors[f"{RESET}{table}"] = _whole(torch.from_numpy(gone))
+    if isinstance(stack, StatisticsStack):
+        tensors |= _statistics(stack, rows[ITEM])
+    else:
+        tensors |= _tables(stack, layers[-1], rows)
     header = make_header(stack.kind, {**stack.meta, SIZES: dict(stack.sizes)})
     # Numbers of eight bytes first, so that every tensor is aligned.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     return Merger(header, dict(ordered))
 
 
-def _ranges(size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, size, BLOCK_ROWS):
-        yield np.arange(start, min(start + BLOCK_ROWS, size))
+def _blocks(rows: Rows) -> Iterator[Rows]:
+    for start in range(0, len(rows), BLOCK_ROWS):
+        yield rows[start : start + BLOCK_ROWS]
 
 
 def _whole(tensor: torch.Tensor) -> MergedTensor:
@@ -57,34 +77,33 @@ def _whole(tensor: torch.Tensor) -> MergedTensor:
     return MergedTensor(array.dtype, array.shape, lambda: iter((array,)))
 
 
-def _tables(stack: Stack, newest: Checkpoint) -> dict[str, MergedTensor]:
+def _tables(stack: Stack, newest: Checkpoint, rows: Mapping[str, Rows]) -> dict[str, MergedTensor]:
     merged = {name: _whole(tensor) for name, tensor in stack.without_tables.items()}
     for table in stack.tables:
         for name in tensors_of_table(newest, table):
             tensor = newest.tensors[name]
 
             def blocks(table: str = table, name: str = name) -> Iterator[NDArray[np.generic]]:
-                for rows in _ranges(stack.sizes[table]):
-                    yield stack.read(table, rows, [name])[name].numpy()
+                for some in _blocks(rows[table]):
+                    yield stack.read(table, some, [name])[name].numpy()
 
-            shape = (stack.sizes[table], *tensor.shape[1:])
+            shape = (len(rows[table]), *tensor.shape[1:])
             merged[name] = MergedTensor(tensor[:0].numpy().dtype, shape, blocks)
     return merged
 
 
-def _statistics(stack: StatisticsStack) -> dict[str, MergedTensor]:
-    size = stack.sizes[ITEM]
-    lengths = np.concatenate([stack.read(rows).lengths for rows in _ranges(size)])
+def _statistics(stack: StatisticsStack, items: Rows) -> dict[str, MergedTensor]:
+    lengths = np.concatenate([np.empty(0, np.int64), *(stack.read(some).lengths for some in _blocks(items))])
     starts = torch.from_numpy(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
     like, merged = stack.read(np.zeros(1, np.int64)), {name: _whole(tensor) for name, tensor in stack.whole.items()}
     for name in (*BY_ITEM, *BY_PAIR):
 
         def blocks(name: str = name) -> Iterator[NDArray[np.generic]]:
-            for rows in _ranges(size):
-                found = stack.read(rows)
+            for some in _blocks(items):
+                found = stack.read(some, pairs=name in BY_PAIR)
                 yield found.of_item[name].numpy() if name in BY_ITEM else found.of_pair[name]
 
         sample = like.of_item[name].numpy() if name in BY_ITEM else like.of_pair[name]
-        count = size if name in BY_ITEM else int(starts[-1])
+        count = len(items) if name in BY_ITEM else int(starts[-1])
         merged[name] = MergedTensor(sample.dtype, (count, *sample.shape[1:]), blocks)
     return merged | {"starts": _whole(starts)}

@@ -19,6 +19,7 @@ __all__ = [
     "StackTable",
     "find",
     "layer_rows",
+    "merged_rows",
     "resets",
     "rows_of_layers",
     "tensors_of_table",
@@ -79,8 +80,7 @@ class Stack:
         names = tensors_of_table(self._layers[-1], table) if names is None else names
         found = {name: self._new(name, table, len(rows)) for name in names}
         open_ = np.arange(len(rows))  # places that no layer has filled yet
-        cold = {name: self._cold(name, table) for name in names}
-        new = []
+        new = []  # places that are like those of new rows
         for layer in reversed(self._layers):
             if not len(open_):
                 break
@@ -92,8 +92,9 @@ class Stack:
             gone = np.isin(rows[open_], resets(layer, table))
             new.append(open_[gone])
             open_ = open_[~gone]
-        for name in names:
-            found[name][np.concatenate([*new, open_])] = cold[name]
+        places = np.concatenate([*new, open_])
+        for name in names if len(places) else ():
+            found[name][places] = self._cold(name, table)
         return found
 
     def excerpt(self, selection: Selection) -> Checkpoint:
@@ -159,6 +160,20 @@ class StackTable:
         inside = torch.where(rows < len(self), rows, COLD_ROW).numpy()
         distinct, place = np.unique(inside, return_inverse=True)
         return self._stack.read(self._table, distinct)[self._name][torch.from_numpy(place)]
+
+
+def merged_rows(layers: Sequence[Checkpoint], table: str) -> tuple[Rows, Rows]:
+    """What a layer made of these layers has: the rows that none of them resets later, and the rows that it resets.
+
+    None of them is a base. Both ascend.
+    """
+    alive, gone = np.empty(0, np.int64), np.empty(0, np.int64)
+    for layer in reversed(layers):
+        rows = layer_rows(layer, table)
+        assert rows is not None, "a base has all rows"
+        alive = np.union1d(alive, np.setdiff1d(rows, gone))
+        gone = np.union1d(gone, resets(layer, table))
+    return alive, gone
 
 
 def rows_of_layers(layers: Sequence[Checkpoint], table: str) -> Rows:

@@ -34,7 +34,7 @@ class TrainingConfig:
     neutral_rate: float = 0.1
     """Probability, in [0, 1), that an interaction is learned with its training-only fields neutral, as in
     predictions."""
-    restless: bool = True
+    restless: bool = False
     """Whether every period also moves the rows that it does not read but that momentum still moves, as dense Adam does.
     Otherwise such a row keeps its place until it is learned from again, and first makes up for the moves it missed."""
     initial: Literal["cold", "glorot"] = "cold"

@@ -11,8 +11,7 @@ One update, when the data D_{t+1} of a period has arrived:
 Three additions protect predictions from a generator that has learned little; `AsmgConfig.reference` is without them:
 
 * Θ* is Θ_t plus a correction that starts at zero (`asmg.generator`).
-* ω is the average of its values after each step of a pass (Polyak), because the last value of Adam at this step size is
-  noisy.
+* ω is the average of its values after each step of a pass (Polyak): Adam's last value at this step size is noisy.
 * The served model is Θ_t + α·(Θ*_t - Θ_t), α being a fraction that was better than α = 0 (IU) on past periods before
   anything was trained on them (`asmg.updaters.trust`).
 """
@@ -151,10 +150,9 @@ class Asmg(Updater[AsmgState]):
 
     @override
     def served_parts(self, state: AsmgState) -> dict[str, ServedParts]:
-        if state.generated is None:
-            return {}
-        generated = ServedParts("base", "generated", self.trust(state), self.config.untouched != "plain")
-        return {"generated": generated, "incremental": ServedParts()}
+        lasting = self.config.untouched != "plain"
+        made = {"generated": ServedParts("base", "generated", self.trust(state), lasting), "incremental": ServedParts()}
+        return {} if state.generated is None else made
 
     @property
     @override

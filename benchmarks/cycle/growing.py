@@ -1,14 +1,16 @@
-"""Gives a small installation as many ids as wanted, as if it had learned them: rows in Postgres, layers and a snapshot."""
+"""Gives a small installation as many ids as wanted, as if it had learned them."""
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import text
 
+from asmg.checkpoint import Checkpoint
+from asmg.header import make_header, parse_header
 from asmg.layers import MergedTensor, is_layered, merger
 from service.files import DigestedFile
 from service.serving.tensor_file import Blocks, write_tensors
@@ -26,8 +28,13 @@ from service.use_cases.update.context import UpdateContext
 from service.use_cases.update.snapshot import write_base
 
 BLOCK_ROWS = 131_072
+
 NEIGHBOURS = 8
 """Items clicked beside each item."""
+
+MOMENTS = ("first", "second", "moved")
+BY_ITEM = ("counts", "counted", "degrees", "paired")
+BY_PAIR = ("neighbours", "together", "passed")
 
 ADD_ROWS = text("""
     INSERT INTO entity_rows (kind, row, id, first_period, allocation)
@@ -36,16 +43,20 @@ ADD_ROWS = text("""
     FROM generate_series((SELECT max(row) + 1 FROM entity_rows WHERE kind = :kind), CAST(:last AS integer)) AS n
 """)
 
+STORE = text("""
+    UPDATE model_versions SET state = CAST(:state AS jsonb), serving_digest = :digest WHERE version = :version
+""")
+
 
 def grow(settings: Settings, users: int, items: int) -> None:
-    """Add users and items until there are so many; version 1 is made again with them.
+    """Add users and items until there are so many; the newest version is made again with them.
 
     The ids are "u_" and "i_" with the number of their row. Nobody else may use the installation meanwhile.
     """
     asyncio.run(_grow(settings, {"user": users, "item": items}))
 
 
-async def _grow(settings: Settings, counts: dict[str, int]) -> None:
+async def _grow(settings: Settings, counts: Mapping[str, int]) -> None:
     assert settings.postgres_dsn is not None and settings.redis_url is not None
     database, redis = Database(settings.postgres_dsn, pool_size=2), connect(settings.redis_url)
     context = UpdateContext(
@@ -64,105 +75,76 @@ async def _grow(settings: Settings, counts: dict[str, int]) -> None:
             await work.commit()
         async with database.read() as session:
             alias = await session.models.alias(AliasName.HEAD)
-            assert alias is not None
-            head = await session.models.get(alias.version)
-            assert head is not None
-        files, sizes = StateFiles(context.artifacts, settings.state_dir), {k: n + 1 for k, n in counts.items()}
-        state: dict[str, Any] = dict(head.state)
-        made = {}
-        for name, value in head.state["parts"].items():
-            if is_layered(name):
-                layers = [await files.open(digest) for digest in layers_of(value)]
-                made[tuple(layers_of(value))] = [await files.write(_writer(layers, sizes), "base")]
-        state["parts"] = {name: made.get(tuple(layers_of(v)), v) for name, v in head.state["parts"].items()}
-        serving = head.state["serving"]
-        state["serving"] = serving | {
-            name: made[tuple(serving[name])] for name in ("part", "toward") if serving[name] is not None
-        }
-        state["serving_statistics"] = made[tuple(head.state["serving_statistics"])]
-        state["snapshot"] = [await write_base(context, files, state)]
-        grown = replace(head, state=state, serving_digest=state["snapshot"][-1])
+            head = None if alias is None else await session.models.get(alias.version)
+        assert head is not None, "the first period is learned"
+        state = await _with_more_rows(context, dict(head.state), {kind: last + 1 for kind, last in counts.items()})
         async with database.unit_of_work() as work:
-            await work.connection.execute(
-                text("UPDATE model_versions SET state = CAST(:state AS jsonb), serving_digest = :digest WHERE version = :v"),
-                {"state": _json(state), "digest": grown.serving_digest, "v": head.version},
-            )
+            values = {"state": json.dumps(state), "digest": state["snapshot"][-1], "version": head.version}
+            await work.connection.execute(STORE, values)
             await work.commit()
     finally:
         await redis.aclose()
         await database.close()
 
 
-def _json(state: dict[str, Any]) -> str:
-    import json
+async def _with_more_rows(context: UpdateContext, state: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The state of a version with tables of these sizes, whose further rows are random."""
+    files = StateFiles(context.artifacts, context.settings.state_dir)
+    made: dict[tuple[str, ...], list[str]] = {}
+    for name, value in state["parts"].items():
+        if is_layered(name) and (layers := tuple(layers_of(value))) not in made:
+            content = _grown([await files.open(digest) for digest in layers], sizes)
+            made[layers] = [await files.write(content, "layers")]
 
-    return json.dumps(state)
+    def replaced(value: Any) -> Any:
+        return made.get(tuple(value), value) if isinstance(value, list) else value
+
+    state["parts"] = {name: replaced(value) for name, value in state["parts"].items()}
+    state["serving"] = {name: replaced(value) for name, value in state["serving"].items()}
+    state["serving_statistics"] = replaced(state["serving_statistics"])
+    state["snapshot"] = [await write_base(context, files, state)]
+    return state
 
 
-def _writer(layers: list[Any], sizes: dict[str, int]) -> Any:
+def _grown(layers: Sequence[Checkpoint], wanted: Mapping[str, int]) -> Callable[[DigestedFile], None]:
+    """Writes the base that these layers make, with more rows."""
     merged, rng = merger(layers), np.random.default_rng(0)
-    header = dict(merged.header)
-    import json
+    kind, meta = parse_header(merged.header, None)
+    known: dict[str, int] = meta["sizes"]
+    sizes = {name: max(size, wanted.get(name, size)) for name, size in known.items()}
+    items, more_items = sizes.get("item", 0), sizes.get("item", 0) - known.get("item", 0)
 
-    asmg = json.loads(header["asmg"])
-    known = asmg["meta"]["sizes"]
-    grown = {name: max(size, sizes.get(name, size)) for name, size in known.items()}
-    asmg["meta"]["sizes"] = grown
-    header["asmg"] = json.dumps(asmg, sort_keys=True)
-    statistics = asmg["kind"] == "statistics"
-    step = int(asmg["meta"].get("step", 0))
-    more_items = grown.get("item", 0) - known.get("item", 0)
+    def value(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """What further rows have in a tensor."""
+        if name == "neighbours":
+            return np.sort(rng.integers(1, items, (shape[0] // NEIGHBOURS, NEIGHBOURS)), 1).astype(dtype).ravel()
+        if name.startswith("first.") or name.startswith("moved.") or name in ("counted", "paired"):
+            return np.full(shape, {"f": 0, "m": meta.get("step", 0)}.get(name[0], 1), dtype)
+        if name.startswith("second."):
+            return rng.random(shape, np.float32) * np.float32(1e-4)
+        if name in ("counts", "degrees", "together", "passed"):
+            return rng.random(shape, np.float32) * np.float32(10)
+        return rng.standard_normal(shape, np.float32) * np.float32(0.05)
 
-    def table_of(name: str) -> str | None:
-        if statistics:
-            return "item" if name in ("counts", "counted", "degrees", "paired") else None
-        last = name.rpartition(".")[2]
-        return last if name in (last, f"first.{last}", f"second.{last}", f"moved.{last}") and last in known else None
-
-    def blocks(name: str, tensor: MergedTensor, more: int) -> Iterator[NDArray[Any]]:
+    def blocks(name: str, tensor: MergedTensor, more: int, each: int) -> Iterator[NDArray[Any]]:
         yield from tensor.blocks()
         for start in range(0, more, BLOCK_ROWS):
-            shape = (min(BLOCK_ROWS, more - start), *tensor.shape[1:])
-            if name.startswith("moved."):
-                yield np.full(shape, step, tensor.dtype)
-            elif name in ("counted", "paired"):
-                yield np.ones(shape, tensor.dtype)
-            elif name.startswith("first."):
-                yield np.zeros(shape, tensor.dtype)
-            elif name.startswith("second.") or name in ("counts", "degrees"):
-                yield rng.random(shape, np.float32) * (1e-4 if name.startswith("second.") else 20)
-            else:
-                yield rng.standard_normal(shape, np.float32) * 0.05
-
-    def pairs(name: str, tensor: MergedTensor) -> Iterator[NDArray[Any]]:
-        yield from tensor.blocks()
-        for start in range(0, more_items, BLOCK_ROWS):
-            count = min(BLOCK_ROWS, more_items - start)
-            if name == "neighbours":
-                near = np.sort(rng.integers(1, grown["item"], (count, NEIGHBOURS)), 1)
-                yield near.astype(np.int32).ravel()
-            else:
-                yield rng.random(count * NEIGHBOURS, np.float32) * 5
+            yield value(name, (min(BLOCK_ROWS, more - start) * each, *tensor.shape[1:]), tensor.dtype)
 
     tensors: dict[str, Blocks] = {}
     for name, tensor in merged.tensors.items():
-        table = table_of(name)
-        if statistics and name in ("neighbours", "together", "passed"):
-            count = tensor.shape[0] + more_items * NEIGHBOURS
-            tensors[name] = Blocks(tensor.dtype, (count,), pairs(name, tensor))
-        elif statistics and name == "starts":
+        table, each = name.rpartition(".")[2], 1
+        if kind == "statistics":
+            table, each = ("item", 1) if name in BY_ITEM else ("item", NEIGHBOURS) if name in BY_PAIR else ("", 0)
+        more = sizes.get(table, 0) - known.get(table, 0)
+        if kind == "statistics" and name == "starts":
             (starts,) = tensor.blocks()
-            more = starts[-1] + NEIGHBOURS * np.arange(1, more_items + 1)
-            tensors[name] = Blocks(tensor.dtype, (len(starts) + more_items,), [starts, more])
-        elif table is not None:
-            more_rows = grown[table] - known[table] if tensor.shape[0] == known[table] else 0
-            tensors[name] = Blocks(
-                tensor.dtype, (tensor.shape[0] + more_rows, *tensor.shape[1:]), blocks(name, tensor, more_rows)
-            )
+            ends = starts[-1] + NEIGHBOURS * np.arange(1, more_items + 1)
+            tensors[name] = Blocks(tensor.dtype, (len(starts) + more_items,), [starts, ends])
+        elif each and table in known and name in (table, *(f"{part}.{table}" for part in MOMENTS), *BY_ITEM, *BY_PAIR):
+            shape = (tensor.shape[0] + more * each, *tensor.shape[1:])
+            tensors[name] = Blocks(tensor.dtype, shape, blocks(name, tensor, more, each))
         else:
             tensors[name] = Blocks(tensor.dtype, tensor.shape, tensor.blocks())
-
-    def write(file: DigestedFile) -> None:
-        write_tensors(file, header, tensors)
-
-    return write
+    header = make_header(kind, {**meta, "sizes": sizes})
+    return lambda file: write_tensors(file, header, tensors)

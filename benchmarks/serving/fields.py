@@ -16,9 +16,9 @@ from asmg.field_columns import SUMS
 from asmg.layout import FURTHEST
 from asmg.numbers import NumberMoments
 from benchmarks.serving.requests import item_id, user_id
-from service.serving.encode import KnownFields
+from service.serving.encode import Known, KnownFields
 from service.storage.postgres.repositories import FeaturesOf, FeatureVersion
-from service.use_cases.update.period_fields import NamedRows, fields_of_snapshot
+from service.use_cases.update.period_fields import NamedRows, columns_of_items, fields_of_snapshot
 
 OF_EACH = 5
 """Number of features of a user, and of an item."""
@@ -81,7 +81,9 @@ class ServingFields:
         ids = [item_id(row) for row in range(1, len(self.items))]
         features = FeaturesOf(ids, np.zeros(len(ids), np.int64), self.items[1:])
         items = NamedRows(ids, np.arange(1, len(self.items)))
-        return fields_of_snapshot(self.schema, self._values, items, features, len(self.items), self._moments)
+        columns = columns_of_items(self.schema, items, features, len(self.items))
+        rows = dict(zip(self._values.ids, self._values.rows.tolist(), strict=True))
+        return fields_of_snapshot(self.schema, columns, rows, Known.of(*self._values), self._moments)
 
     def sums(
         self, table: Tensor, contexts: Sequence[Given], users: NDArray[np.int64], items: NDArray[np.int64]

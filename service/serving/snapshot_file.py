@@ -182,10 +182,8 @@ def read_header(file: TensorFile, *parts: Part) -> dict[str, Any]:
         raise CheckpointError(f"snapshot: expected tensors {sorted(expected)}; received {sorted(file.tensors)}")
     for name, (dtype, shape) in expected.items():
         found = file.tensors[name]
-        if file.starts[name] % found.itemsize:
-            raise CheckpointError(
-                f"snapshot: {name}: expected at a multiple of {found.itemsize}; received {file.starts[name]}"
-            )
+        if (start := file.starts[name]) % found.itemsize:
+            raise CheckpointError(f"snapshot: {name}: expected at a multiple of {found.itemsize}; received {start}")
         agree = (size in (None, got) for size, got in zip(shape, found.shape, strict=False))
         if found.dtype != dtype or found.ndim != len(shape) or not all(agree):
             received = f"{found.dtype} {list(found.shape)}"

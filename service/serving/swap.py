@@ -100,7 +100,8 @@ class ServingModel:
         self._check_seconds = check_seconds
         self._on_damage = on_damage
         self._current: Snapshot | None = None
-        self.turns = Turns(ServerClock() if clock is None else clock, lead_seconds=lead_seconds)
+        self._clock = ServerClock() if clock is None else clock
+        self.turns = Turns(self._clock, lead_seconds=lead_seconds)
         """What takes over next."""
         self._followed: Sequence[Champion] = ()
         self._releases: set[asyncio.Future[None]] = set()
@@ -112,28 +113,33 @@ class ServingModel:
         self._loaded = asyncio.Event()
 
     def current(self) -> Snapshot:
-        """The snapshot to answer one whole request with.
+        """The snapshot that is served now, as far as this process knows.
 
         Raises:
             NotReady: no snapshot has been loaded yet; or a newer version may have taken over, and this process refuses
                 to answer then.
         """
         if self.turns:
-            self._take()
-        if self._current is None:
-            raise NotReady("no model is loaded yet")
-        if self._refuses and (trouble := self.turns.trouble) is not None:
-            raise NotReady(trouble)
-        return self._current
+            self._take(*self._clock.read())
+        return self._answering()
 
-    async def settle(self) -> None:
-        """Return when it is sure which version to serve.
+    async def settled(self) -> Snapshot:
+        """The snapshot to answer one whole request with.
 
-        The processes' clocks differ by a little. While a version takes over by one clock and not by another, nobody
-        answers: with the next look at its clock each process serves the new version.
+        The processes' clocks differ by a little. While a version takes over by one clock and perhaps not by another,
+        nobody answers: then each process serves the new version.
+
+        Raises:
+            NotReady: as `current` does.
         """
-        if self.turns and (seconds := self.turns.turning_seconds) > 0:
+        while self.turns:
+            now, error = self._clock.read()
+            seconds = self.turns.turning_seconds(now, error)
+            if not seconds:
+                self._take(now, error)  # by the same look at the clock
+                break
             await asyncio.sleep(seconds)
+        return self._answering()
 
     async def wait_loaded(self) -> None:
         """Return when there is a snapshot to serve."""
@@ -170,7 +176,7 @@ class ServingModel:
         before = self._followed
         await self.look()
         if self.turns:
-            self._take()
+            self._take(*self._clock.read())
         failed: Exception | None = None
         tried: set[Champion] = set()
         while missing := [champion for champion in self.turns.missing if champion not in tried]:
@@ -180,18 +186,34 @@ class ServingModel:
             except Exception as error:
                 failed = failed or error
             if self.turns:
-                self._take()
+                self._take(*self._clock.read())
         if tried or self._followed != before:
             self.on_ready()
         if failed is not None:
             raise failed
+        if not self.turns:
+            await self._take_new_files()
+
+    async def _take_new_files(self) -> None:
+        """Serve the present version from other files, where its base was written anew."""
+        current = self._current
+        for champion in self._followed or ():
+            if current is not None and champion.version == current.version and champion.files != _digests(current):
+                self._replace(current, await self._load(champion))
 
     def wake(self) -> None:
         """Look for news at once."""
         self._wake.set()
 
-    def _take(self) -> None:
-        snapshot = self.turns.take(first=self._current is None)
+    def _answering(self) -> Snapshot:
+        if self._current is None:
+            raise NotReady("no model is loaded yet")
+        if self._refuses and (trouble := self.turns.trouble) is not None:
+            raise NotReady(trouble)
+        return self._current
+
+    def _take(self, now: float, error: float) -> None:
+        snapshot = self.turns.take(now, error, first=self._current is None)
         if snapshot is not None:
             self._serve(snapshot)
 
@@ -276,7 +298,7 @@ class ServingModel:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
         if self.turns:
-            self._take()
+            self._take(*self._clock.read())
 
     async def _check_regularly(self) -> None:
         """Compare all snapshots with their checksums, every `check_seconds`, for ever."""

@@ -96,10 +96,13 @@ class Turns:
         coming = [moment(turn.champion) + error - now for turn in self._turns if turn.snapshot is not None]
         return max(0.0, min(coming, default=float("inf")))
 
-    @property
-    def turning_seconds(self) -> float:
-        """Seconds until a take-over is surely past, if it may be now by some process's clock; else 0."""
-        now, error = self._clock.read()
+    def turning_seconds(self, now: float, error: float) -> float:
+        """Seconds until a take-over is surely past, if it may be now by some process's clock; else 0.
+
+        Args:
+            now: of the clock.
+            error: of it.
+        """
         return next(
             (
                 at + error - now
@@ -131,14 +134,15 @@ class Turns:
             if turn.champion.version == snapshot.version and turn.snapshot is in_place_of:
                 turn.snapshot = snapshot
 
-    def take(self, *, first: bool) -> Snapshot | None:
+    def take(self, now: float, error: float, *, first: bool = False) -> Snapshot | None:
         """The snapshot that is served from now on, if that is another move than before.
 
         Args:
+            now: of the clock.
+            error: of it.
             first: whether nothing is served yet: the oldest turn is taken then, even before its moment.
         """
         taken: Snapshot | None = None
-        now, error = self._clock.read()
         while self._turns:
             turn, due = self._turns[0], now - error
             if len(self._turns) > 1 and moment(self._turns[1].champion) <= due:

@@ -92,10 +92,8 @@ async def predict_many(serving: ServingModel, histories: Histories, questions: S
     serving.current()  # raises before anything is waited for
     found = await histories.get_many([question.user_id for question in questions])
     pasts = [past or NO_PAST for past in found]
-    if serving.turns:
-        await serving.settle()
     # Taken once, after the last wait: all answers are of one version, the newest there is.
-    snapshot = serving.current()
+    snapshot = await serving.settled() if serving.turns else serving.current()
     if sum(question.work for question in questions) <= ITEMS_ON_THE_LOOP:
         predictions = _score(snapshot, questions, pasts, now_ms)
     else:

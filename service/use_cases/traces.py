@@ -7,8 +7,6 @@ from typing import Any
 from asmg.layout import COLD_ROW
 from service.errors import NothingStored
 from service.limits import MAX_HISTORY
-from service.serving.id_hashes import hash_ids
-from service.serving.id_index import IdIndex
 from service.serving.snapshot import Snapshot
 from service.storage.postgres.database import Database, ReadSession
 from service.storage.postgres.repositories import Deletable, EntityKind, PeriodTraces
@@ -133,8 +131,9 @@ async def get_item(
 
 
 def _known(snapshot: Snapshot, kind: Deletable, id_: str) -> bool:
-    index = IdIndex(snapshot.tensors[f"{kind}s.hashes"], snapshot.tensors[f"{kind}s.starts"])
-    return bool(index.lookup(hash_ids([id_]))[0] != COLD_ROW)
+    """Whether the snapshot has a row for the id."""
+    prediction = snapshot.predict(id_, [id_], [])
+    return not (prediction.cold_user if kind == "user" else len(prediction.cold_items))
 
 
 async def _features(session: ReadSession, kind: Deletable, id_: str) -> tuple[dict[str, Any] | None, int]:

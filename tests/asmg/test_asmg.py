@@ -197,7 +197,7 @@ def test_the_variants_of_the_paper_are_these(name: str, changes: dict[str, Any])
     paper: dict[str, Any] = {
         "generator": GeneratorConfig(hidden=4, output="direct"), "window": 3, "loss_weights": "linear",
         "carry_hidden": True, "lr": 1e-2, "dense_share": 1.0, "batch_size": 256, "epochs": 1, "average": False,
-        "blends": (1.0,), "full_window": True, "skip_first": True,
+        "blends": (1.0,), "full_window": True, "skip_first": True, "untouched": "generate",
     }  # fmt: skip
     for reference in (False, True):
         updater = build_updater(name, SMALL, reference=reference)
@@ -205,6 +205,7 @@ def test_the_variants_of_the_paper_are_these(name: str, changes: dict[str, Any])
         named = paper | changes if reference else changes
         for field, value in named.items():
             assert getattr(updater.config, field) == value, field
+        assert updater.base.config.restless is reference
 
 
 # --- trust

@@ -66,7 +66,9 @@ def test_a_later_period_is_one_epoch_from_the_last_model_with_its_moments() -> N
     assert isinstance(updater, IncrementalUpdate)
     config = updater.base.config
     got = updater.update(state, data, rng=torch_rng(9))
-    session = RowTraining(updater.model, state.params, state.adam, [data], lr=config.lr, execution=Execution())
+    session = RowTraining(
+        updater.model, state.params, state.adam, [data], lr=config.lr, execution=Execution(), restless=False
+    )
     session.epoch(
         session.periods[0], batch_size=64, rng=torch_rng(9), cold_rate=config.cold_rate
     )  # fmt: skip
@@ -109,7 +111,9 @@ def test_other_targets_and_the_order_of_the_log_can_be_had() -> None:
     target = torch.rand(len(data), generator=torch_rng(1))
     got = base.train(state, data, torch_rng(0), target=target, shuffle=False).pending
     config = base.config
-    session = RowTraining(base.model, state.params, state.adam, [data], lr=config.lr, execution=Execution())
+    session = RowTraining(
+        base.model, state.params, state.adam, [data], lr=config.lr, execution=Execution(), restless=False
+    )
     session.epoch(
         session.periods[0], batch_size=64, rng=torch_rng(0), cold_rate=config.cold_rate, target=target,
         shuffle=False,
@@ -132,7 +136,9 @@ def chosen_by_hand(
     def trained(count: int, *, then: bool = False) -> RowTraining:
         """`count` passes, and perhaps one over the newest part, in an order drawn after those of all tried."""
         session, other = (
-            RowTraining(base.model, state.params, state.adam, [older, newest], lr=3e-3, execution=Execution())
+            RowTraining(
+                base.model, state.params, state.adam, [older, newest], lr=3e-3, execution=Execution(), restless=False
+            )
             for _ in range(2)
         )
         rng = torch_rng(seed)
@@ -310,7 +316,7 @@ def test_pretraining_keeps_the_pass_with_the_best_auc_on_the_next_period(initial
     rng = torch_rng(5)
     whole = concatenate(periods)
     state = base.begun(base.initial(rng), whole.sizes, rng)
-    session = RowTraining(base.model, state.params, state.adam, [whole], lr=0.02, execution=Execution())
+    session = RowTraining(base.model, state.params, state.adam, [whole], lr=0.02, execution=Execution(), restless=False)
     found, results = [], []
     for _ in range(7):
         session.epoch(session.periods[0], batch_size=64, rng=rng, cold_rate=0.2)

@@ -148,5 +148,5 @@ def test_rows_left_where_they_are_make_up_for_it_when_they_are_read_again(compil
             Adam(params, adam, lr=always.config.lr).settle()
             settled.append(params)
         for name, p in settled[0].items():
-            torch.testing.assert_close(settled[1][name], p, rtol=0, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(settled[1][name], p, rtol=0, atol=2e-6)
     assert behind > 1e-3  # what is to be made up for

@@ -353,10 +353,10 @@ def test_clocks_that_are_wrong_within_their_errors_give_no_older_answer_after_a_
     for millisecond in range(99_900, 100_100):
         for clock, turns in processes:
             clock.true = millisecond / 1000
-            if turns.turning_seconds > 0:
+            if turns.turning_seconds(*clock.read()) > 0:
                 waited += 1
                 continue
-            turns.take(first=False)
+            turns.take(*clock.read())
             version = 2 if turns.served_move == 2 else 1
             assert version >= newest
             newest = version

@@ -179,16 +179,16 @@ class TestEncode:
         made = random_model(6, categories=True)
         pairs = [known(ids) for ids in (USERS, ITEMS)]
         turned = [Known(one.hashes[::-1], one.rows[::-1]) for one in pairs]
-        one, other = (
-            load_tensors(base_of(made.trained(users=users, items=items))) for users, items in (pairs, turned)
-        )
+        one, other = (load_tensors(base_of(made.trained(users=users, items=items))) for users, items in (pairs, turned))
         assert one.keys() == other.keys()
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
     def test_rows_are_in_the_order_of_the_hashes(self, made: Made, snapshot: Snapshot) -> None:
         for kind, ids, table in (("users", USERS, "user"), ("items", ITEMS, "item")):
-            index = IdIndex(snapshot.files.base.tensors[f"{kind}.hashes"], snapshot.files.base.tensors[f"{kind}.starts"])
-            vectors = snapshot.files.base.tensors[f"{kind}.vectors"]
+            hashes, starts, vectors = (
+                snapshot.files.base.tensors[f"{kind}.{part}"] for part in ("hashes", "starts", "vectors")
+            )
+            index = IdIndex(hashes, starts)
             assert bool((index.hashes[1 : len(ids)] > index.hashes[: len(ids) - 1]).all())
             dim = made.model.table_widths[table]
             own = made.params[table].numpy()
@@ -367,7 +367,10 @@ class TestStatistics:
         assert len(found) > 20
         assert found == expected
 
-    @pytest.mark.parametrize("missing", ["items.pairs.firsts", "items.pairs.rows", "items.pairs.weights", "statistics.scale", "dot.user"])
+    @pytest.mark.parametrize(
+        "missing",
+        ["items.pairs.firsts", "items.pairs.rows", "items.pairs.weights", "statistics.scale", "dot.user"],
+    )
     def test_a_tensor_is_missing(self, busy: bytes, tmp_path: Path, missing: str) -> None:
         tensors = {name: tensor for name, tensor in load_tensors(busy).items() if name != missing}
         path = tmp_path / "bad.safetensors"
@@ -400,7 +403,7 @@ class TestStatistics:
         del header["meta"]["format"], header["meta"]["part"]  # as the first format was
         path = tmp_path / "old.safetensors"
         path.write_bytes(save_tensors(load_tensors(busy), {"asmg": json.dumps(header)}))
-        with pytest.raises(CheckpointError, match="expected format 2; received 1, of another release. Close a period"):
+        with pytest.raises(CheckpointError, match=r"expected format 2; received 1, of another release. Close a period"):
             Snapshot.open(path, 1, 1)
 
     def test_the_kernel_is_compiled_once(self, busy: bytes, tmp_path: Path) -> None:

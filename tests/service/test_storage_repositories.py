@@ -13,15 +13,17 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service.errors import NotReady, PeriodNotFound
 from service.storage.postgres import tables
-from service.storage.postgres.database import Database
+from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import (
     AliasName,
     ApiKey,
+    Catalogue,
     Click,
     Earlier,
     EntityKind,
     Evaluation,
     EventBatch,
+    FeatureVersion,
     Impression,
     Interaction,
     ModelKind,
@@ -29,9 +31,12 @@ from service.storage.postgres.repositories import (
     PastEvent,
     PeriodStatus,
     Raced,
+    entities,
+    items,
     log_columns,
     past,
 )
+from service.use_cases.catalogue import put_items
 
 START = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -438,6 +443,53 @@ class TestCatalogue:
             catalogue = await uow.items.catalogue()
         assert catalogue.item_ids == ["i1", "i2", "i3"]
         assert catalogue.categories == [("a", "b"), ("c",), ('q"\\,{é',)]
+
+    async def test_what_was_put_since_a_period_is_all_that_a_reader_lacks(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A changed entry too, and one that begins to be stored before a period is sealed and is committed after."""
+        monkeypatch.setattr(items, "ITEMS_PER_PAGE", 2)
+        await put_items(database, {f"i{n}": ("c",) for n in range(5)}, [FeatureVersion("i1", START, {"a": 1})])
+        async with database.unit_of_work() as slow:
+            await slow.lock_shared(Lock.CATALOGUE)
+            await slow.items.upsert({"slow": ["c"]})
+            await open_next(database, 2)
+            await put_items(database, {"i3": ("d",), "i4": ("c",), "new": ()}, [FeatureVersion("i2", START, {"a": 2})])
+
+            async def read_when_all_is_committed() -> list[str]:
+                async with database.unit_of_work() as work:
+                    await work.lock_exclusive(Lock.CATALOGUE)
+                    return (await work.items.put_since(1)).item_ids
+
+            reading = asyncio.create_task(read_when_all_is_committed())
+            await asyncio.sleep(0.05)
+            await slow.commit()
+        assert await reading == ["i0", "i1", "i2", "i3", "i4", "new", "slow"]
+        async with database.read() as session:
+            assert await session.items.put_since(2) == Catalogue(["i3", "new"], [("d",), ()], [2, 2])
+            assert await session.features.items_put_since(1) == ["i1", "i2"]
+            assert await session.features.items_put_since(2) == ["i2"]
+            pages = [page.item_ids async for page in session.items.pages()]
+            features = [page.ids async for page in session.features.pages("item")]
+        assert pages == [["i0", "i1"], ["i2", "i3"], ["i4", "new"], ["slow"]]
+        assert features == [["i1", "i2"]]
+
+    async def test_rows_come_in_pages(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ids of several pages, with whatever stands between them in a page; freed rows are given again."""
+        monkeypatch.setattr(entities, "IDS_PER_PAGE", 3)
+        ids = ["a\x1fb", "é", 'q"\\,{}', "d", "NULL", "f\tg", "h"]
+        async with database.unit_of_work() as work:
+            assert (await work.entities.allocate(EntityKind.USER, ids, 1)).tolist() == list(range(1, 8))
+            await work.entities.see(EntityKind.USER, ["d"], 2)
+            assert await work.entities.evict(EntityKind.USER, 2, 1) == 6
+            given = await work.entities.allocate(EntityKind.USER, ["n1", "n2", "d", "n3", "n4", "h", "n1"], 2)
+            assert given.tolist() == [1, 2, 4, 3, 5, 6, 1]
+            rows = np.array([9, 7, 4, 1, 6])
+            assert await work.entities.ids_at(EntityKind.USER, rows) == [None, None, "d", "n1", "h"]
+            pages = [page async for page in work.entities.pages(EntityKind.USER, size=4)]
+            assert [page.ids for page in pages] == [["n1", "n2", "n3", "d"], ["n4", "h"]]
+            assert [page.rows.tolist() for page in pages] == [[1, 2, 3, 4], [5, 6]]
+            assert [page.ids async for page in work.entities.pages(EntityKind.USER, 1)] == [["d"]]
 
     async def test_rows_follow_the_first_appearance(self, database: Database) -> None:
         async with database.unit_of_work() as uow:

@@ -337,6 +337,10 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
         ["DELETE FROM entity_rows WHERE kind = 'item' AND row = 3"],
         [r"rows of the kind item: expected numbers from 1 on, each once; found \d+ rows from 1 to "],
     ),
+    "a row that was added before the one before it": (
+        ["UPDATE entity_rows SET appended = 9 WHERE kind = 'user' AND row = 3"],
+        ["row 4 of the kind user: expected added by allocation 9 or a later one; found "],
+    ),
     "an id of no period": (
         ["UPDATE entity_rows SET first_period = 77 WHERE kind = 'user' AND row = 3"],
         ["row 3 of the kind user: expected a first period that is there; found 77"],

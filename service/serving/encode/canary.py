@@ -205,15 +205,22 @@ def _neighbour_groups(items: Known, statistics: ItemCounts) -> list[Rows]:
 
 
 def _whole_items(trained: TrainedModel) -> Known:
-    """The known items whose categories and values all have rows here."""
+    """The known items whose categories and values all have rows here.
+
+    Raises:
+        ValueError: those of row 0, which stands for unknown items, do not.
+    """
     known = trained.items
     if trained.global_rows:
-        rows, kept = torch.from_numpy(known.rows), np.ones(len(known.rows), dtype=bool)
+        rows = torch.from_numpy(np.concatenate([[COLD_ROW], known.rows]))
+        kept = np.ones(len(rows), dtype=bool)
         if trained.categories is not None:
             kept &= _have_rows(trained, "category", trained.categories[rows].numpy(), NO_CATEGORY)
         if trained.fields is not None:
             kept &= _have_rows(trained, "field", trained.fields.of_items.at(rows).rows.numpy(), NO_VALUE)
-        known = Known(known.hashes[kept], known.rows[kept])
+        if not kept[0]:
+            raise ValueError("item: expected rows for the categories and values of row 0; received a table without one")
+        known = Known(known.hashes[kept[1:]], known.rows[kept[1:]])
     return known
 
 

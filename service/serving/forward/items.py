@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from asmg.kernels.common import ZERO, Floats, Indices, compiled
+from asmg.kernels.common import ZERO, Floats, Indices, Rows, compiled, inlined
 from asmg.kernels.statistics import BLOCK, item_statistics
 from service.serving.forward.tables import (
     CATEGORIES,
@@ -117,45 +117,50 @@ def read_pair_counts(table: Vectors, rows: Indices, dim: int, fading: Fading) ->
         dim: where the counts begin in a row.
         fading: of the counts.
     """
-    n, size, last = len(rows), len(table.base), len(fading.of_pairs) - 1
+    n, size = len(rows), len(table.base)
     found = PairCounts(np.empty(n, np.uint32), np.empty(n, np.float32), np.empty(n, np.float32))
-    old, new = table.base.view(np.uint32), table.newer.view(np.uint32)
+    base, newer = table.base.view(np.int32), table.newer.view(np.int32)
     for i in range(n):
-        row = rows[i]
-        if row < size:
-            degree, paired, found.identities[i] = (
-                table.base[row, dim + DEGREE],
-                old[row, dim + PAIRED],
-                old[row, dim + IDENTITY],
-            )
+        if rows[i] < size:
+            _read_pairs(table.base, base, rows[i], dim, fading, i, found)
         else:
-            row -= size
-            degree, paired, found.identities[i] = (
-                table.newer[row, dim + DEGREE],
-                new[row, dim + PAIRED],
-                new[row, dim + IDENTITY],
-            )
-        found.faded[i] = fading.of_pairs[min(max(fading.now - np.int64(paired), 0), last)]
-        found.degrees[i] = degree * found.faded[i]
+            _read_pairs(table.newer, newer, rows[i] - size, dim, fading, i, found)
     return found
+
+
+@inlined
+def _read_pairs(vectors: Floats, integers: Rows, row: int, dim: int, fading: Fading, i: int, found: PairCounts) -> None:
+    found.identities[i] = np.uint32(integers[row, dim + IDENTITY])
+    found.faded[i] = _faded(fading.of_pairs, fading.now, integers[row, dim + PAIRED])
+    found.degrees[i] = vectors[row, dim + DEGREE] * found.faded[i]
 
 
 @compiled
 def read_statistics(table: Vectors, rows: Indices, dim: int, fading: Fading, average: np.float32, out: Floats) -> None:
     """Write the statistics of at most `BLOCK` items to `out` [ITEM, BLOCK], not standardised."""
-    size, last = len(table.base), len(fading.of_items) - 1
-    counts, faded = np.zeros((4, BLOCK), np.float32), np.zeros(BLOCK, np.float32)
-    old, new = table.base.view(np.uint32), table.newer.view(np.uint32)
+    size, counts, faded = len(table.base), np.zeros((4, BLOCK), np.float32), np.zeros(BLOCK, np.float32)
+    base, newer = table.base.view(np.int32), table.newer.view(np.int32)
     for lane in range(len(rows)):
         row = rows[lane]
         if row < size:
-            for k in range(4):
-                counts[k, lane] = table.base[row, dim + k]
-            counted = old[row, dim + COUNTED]
+            _read_counts(table.base, base, row, dim, fading, lane, counts, faded)
         else:
-            row -= size
-            for k in range(4):
-                counts[k, lane] = table.newer[row, dim + k]
-            counted = new[row, dim + COUNTED]
-        faded[lane] = fading.of_items[min(max(fading.now - np.int64(counted), 0), last)]
+            _read_counts(table.newer, newer, row - size, dim, fading, lane, counts, faded)
     item_statistics(counts, faded, average, out)
+
+
+@inlined
+def _read_counts(
+    vectors: Floats, integers: Rows, row: int, dim: int, fading: Fading, lane: int, counts: Floats, faded: Floats
+) -> None:
+    for k in range(4):
+        counts[k, lane] = vectors[row, dim + k]
+    faded[lane] = _faded(fading.of_items, fading.now, integers[row, dim + COUNTED])
+
+
+@inlined
+def _faded(fadings: Floats, now: int, changed: np.int32) -> np.float32:
+    """What is left of counts that have last changed in a period."""
+    missed = min(max(int(now - changed), 0), len(fadings) - 1)
+    found: np.float32 = fadings[missed]
+    return found

@@ -181,4 +181,5 @@ def _numeric(
         counted["periods"], counted["decay"], counted["pair_decay"], average, out,
     )  # fmt: skip
     mean, by = scale
-    return np.clip((out - mean) * by, -FURTHEST, FURTHEST)
+    np.clip((out - mean) * by, -FURTHEST, FURTHEST, out=out)
+    return out

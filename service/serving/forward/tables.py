@@ -115,8 +115,8 @@ def pack(files: SnapshotFiles) -> PackedFiles:
     """The tensors of a snapshot for machine code."""
     places = np.zeros((2, len(PLACED), 2), np.int64)
     for file, own in zip(files, places, strict=True):
-        for n, name in enumerate(PLACED if file is not None else ()):
-            if name in file.tensors:
+        for n, name in enumerate(PLACED):
+            if file is not None and name in file.tensors:
                 own[n] = file.starts[name] // 4, len(file.tensors[name])
     return PackedFiles(_words(files.base), _words(files.overlay), places)
 
@@ -215,7 +215,7 @@ def _look_up_newer(files: PackedFiles, at: int, wanted: Hashes, rows: Indices) -
     few, which = np.empty(len(wanted), np.uint64), np.empty(len(wanted), np.int64)
     for i in range(len(wanted)):
         few[count], which[count] = wanted[i], i
-        count += np.int64((filter_[np.int64(wanted[i] >> shift)] >> np.uint32(wanted[i] & LAST_BITS)) & ONE_BIT)
+        count += int((filter_[np.int64(wanted[i] >> shift)] >> np.uint32(wanted[i] & LAST_BITS)) & ONE_BIT)
         if rows[i] == 0:
             rows[i] = size
     found = np.empty(count, np.int64)
@@ -241,7 +241,8 @@ def rows_of_request(files: PackedFiles, hashes: Hashes, history: Hashes) -> Indi
 @inlined
 def vector_of(table: Vectors, row: int) -> Floats:
     """A row of a table."""
-    return table.base[row] if row < len(table.base) else table.newer[row - len(table.base)]
+    vector: Floats = table.base[row] if row < len(table.base) else table.newer[row - len(table.base)]
+    return vector
 
 
 @inlined

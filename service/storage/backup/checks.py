@@ -220,6 +220,15 @@ CHECKS = {
         FROM entity_rows GROUP BY kind
         HAVING (count(*), count(DISTINCT row), min(row)) <> (max(row)::bigint, count(*), 1)
     """,
+    "allocations of rows": """
+        SELECT format('row %s of the kind %s', row, kind), format('added by allocation %s or a later one', before),
+               appended::text
+        FROM (
+            SELECT kind, row, appended, lag(appended, 1, 0) OVER (PARTITION BY kind ORDER BY row) AS before
+            FROM entity_rows
+        ) AS ordered
+        WHERE appended < before
+    """,
     "first periods of ids": """
         SELECT format('row %s of the kind %s', row, kind), 'a first period that is there', first_period::text
         FROM entity_rows WHERE first_period NOT IN (SELECT number FROM periods)

@@ -1,7 +1,11 @@
-"""Compaction: layers of the training state are merged into a new base, in the background of the worker's updates.
+"""Compaction: files of many versions become one, in the background of the worker's updates.
 
-The new base is noted beside the state of the version that it was made from. The next version that is published names it
+Layers of the training state are merged, a few small ones into a larger one, or all with their base into a new base. The
+new file is noted beside the state of the version that it was made from, and the next version that is published names it
 in place of the layers. An update that is under way meanwhile goes on with the layers.
+
+A serving snapshot whose deltas have grown is written as a base. The version then has that file, and the api processes
+load it and serve the same version from it.
 """
 
 import asyncio
@@ -16,27 +20,35 @@ from service.files import DigestedFile
 from service.serving.tensor_file import Blocks, write_tensors
 from service.storage.artifacts.state_files import StateFiles
 from service.storage.postgres.database import Lock
-from service.storage.postgres.repositories import AliasName
+from service.storage.postgres.repositories import AliasName, ModelVersion
 from service.tasks import end_tasks, start_alone
 from service.use_cases.update.checkpoints import layers_of
 from service.use_cases.update.context import UpdateContext, head_version
+from service.use_cases.update.snapshot import write_base
 
-__all__ = ["COMPACTED", "Compaction", "compact", "with_compaction"]
+__all__ = ["COMPACTED", "Compaction", "compact", "due", "with_compaction"]
 
 logger = logging.getLogger(__name__)
 
 COMPACTED = "compacted"
-"""Key of a version's state: bases that take the place of layers, as a list of `replaces` (digests) and `by`."""
+"""Key of a version's state: files that take the place of layers, as a list of `replaces` (digests) and `by`."""
 
 KEPT_LAYERS = 8
 """The newest layers, which are not merged: older models of the sequence are the layers without the newest ones."""
 
-MAX_LAYERS = 48
-"""Number of layers from which on they are merged: a read looks into each of them."""
+MAX_LAYERS = 32
+"""Number of other layers from which on some are merged: a read looks into each of them."""
+
+GROWTH = 2.0
+"""A merge takes an older layer in as well if it has at most so many times the bytes of the newer ones. So a row is
+written again as often as the logarithm of the number of layers."""
 
 LAYERS_SHARE = 0.5
-"""Bytes of the layers, as a share of those of their base, from which on they are merged. So merging writes at most
-1 / LAYERS_SHARE times what the layers have."""
+"""Bytes of the layers, as a share of those of their base, from which on all are merged into a new base. The same holds
+for the deltas of a snapshot."""
+
+MAX_DELTAS = 200
+"""Deltas of a snapshot from which on it is written as a base."""
 
 
 class Compaction:
@@ -73,46 +85,79 @@ class Compaction:
             raise asyncio.CancelledError  # ends the thread, which the process would wait for otherwise
 
 
-async def compact(
-    context: UpdateContext, beat: Callable[[], None] = lambda: None, *, most: int = MAX_LAYERS
-) -> list[dict[str, Any]]:
-    """Merge the layers of the head's training state that are due, and note the new bases.
+async def compact(context: UpdateContext, beat: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+    """Merge the layers of the head's training state that are due, and write its snapshot anew if that is due.
 
     Args:
         context: dependencies.
         beat: called after each block of rows, from a thread; what it raises ends the work.
-        most: number of layers of a part from which on they are merged.
 
     Returns:
-        what was noted.
+        what was noted of layers: `replaces` and `by`.
     """
     async with context.database.read() as session:
         alias = await session.models.alias(AliasName.HEAD)
         head = None if alias is None else await session.models.get(alias.version)
-    if head is None or head.state.get(COMPACTED):
+    if head is None:
         return []
     files, noted = StateFiles(context.artifacts, context.settings.state_dir), []
     for name, value in head.state.get("parts", {}).items():
-        layers = layers_of(value)[:-KEPT_LAYERS]
-        if not is_layered(name) or name.startswith("model.") or not await _is_due(files, layers, most):
+        if head.state.get(COMPACTED) or not is_layered(name) or name.startswith("model."):
             continue
-        digest = await files.write(await _writer(files, layers, beat), "base")
-        noted.append({"replaces": layers, "by": digest})
-        logger.info("version %d: %d layers of %s are merged", head.version, len(layers) - 1, name)
+        layers = layers_of(value)[:-KEPT_LAYERS]
+        sizes = [sum(t.nbytes for t in (await files.open(digest)).tensors.values()) for digest in layers]
+        if (span := due(sizes)) is None:
+            continue
+        merged = layers[span.start : span.stop]
+        noted.append({"replaces": merged, "by": await files.write(await _writer(files, merged, beat), "layers")})
+        logger.info("version %d: %d layers of %s are merged", head.version, len(merged), name)
     if noted:
         async with context.database.unit_of_work() as work:
             await work.lock_exclusive(Lock.MODELS)
             # A version that was published meanwhile has the same layers, unless the sequence was changed.
             await work.models.note_compaction((await head_version(work)).version, noted)
             await work.commit()
+    await _renew_snapshot(context, files, head, beat)
     return noted
 
 
-async def _is_due(files: StateFiles, layers: Sequence[str], most: int) -> bool:
-    if len(layers) < 2:
-        return False
-    sizes = [sum(t.nbytes for t in (await files.open(digest)).tensors.values()) for digest in layers]
-    return len(layers) >= most or (len(layers) > KEPT_LAYERS and sum(sizes[1:]) >= LAYERS_SHARE * sizes[0])
+def due(sizes: Sequence[int]) -> range | None:
+    """Which of a base and its layers are to be merged; None for none yet.
+
+    Args:
+        sizes: bytes of the base and of each layer, oldest first, without the newest `KEPT_LAYERS`.
+    """
+    count, layers = len(sizes), sum(sizes[1:])
+    if count > KEPT_LAYERS and layers >= LAYERS_SHARE * sizes[0]:
+        return range(count)
+    if count <= MAX_LAYERS:
+        return None
+    start, together = count - 1, sizes[-1]
+    while start > 1 and sizes[start - 1] <= GROWTH * together:
+        start -= 1
+        together += sizes[start]
+    return range(start, count) if count - start > 1 else range(count - 2, count)
+
+
+async def _renew_snapshot(
+    context: UpdateContext, files: StateFiles, head: ModelVersion, beat: Callable[[], None]
+) -> None:
+    """Write the snapshot of the head as a base, if its deltas have grown."""
+    base, *deltas = head.snapshot_files or (None,)
+    if base is None or not deltas or "serving" not in head.state:
+        return
+    async with context.database.read() as session:
+        sizes = [(await session.artifacts.find(digest)).size for digest in (base, *deltas)]
+    if len(deltas) < MAX_DELTAS and (len(deltas) < KEPT_LAYERS or sum(sizes[1:]) < LAYERS_SHARE * sizes[0]):
+        return
+    digest = await write_base(context, files, head.state, beat)
+    async with context.database.unit_of_work() as work:
+        await work.lock_exclusive(Lock.MODELS)
+        if (await head_version(work)).version == head.version:
+            await work.models.renew_snapshot(head.version, digest)
+            await work.commit()
+            logger.info("version %d: its snapshot is one file in place of %d", head.version, len(sizes))
+    await context.notices.publish_swap()
 
 
 async def _writer(files: StateFiles, layers: Sequence[str], beat: Callable[[], None]) -> Callable[[DigestedFile], None]:
@@ -131,13 +176,16 @@ async def _writer(files: StateFiles, layers: Sequence[str], beat: Callable[[], N
 
 
 def with_compaction(state: Any, compacted: Sequence[Mapping[str, Any]]) -> Any:
-    """A version's state, or a value in it, with new bases in place of the layers that they were made of."""
+    """A version's state, or a value in it, with merged layers in place of those that they were made of."""
     if isinstance(state, Mapping):
         return {name: with_compaction(value, compacted) for name, value in state.items()}
     if not isinstance(state, (list, tuple)):
         return state
+    found = list(state)
     for one in compacted:
-        count = len(one["replaces"])
-        if list(state[:count]) == list(one["replaces"]):
-            return [one["by"], *state[count:]]
-    return list(state)
+        old = list(one["replaces"])
+        for start in range(len(found) - len(old) + 1):
+            if found[start : start + len(old)] == old:
+                found[start : start + len(old)] = [one["by"]]
+                break
+    return found

@@ -58,12 +58,17 @@ async def sample_negatives(
     known, rows = await work.entities.rows(EntityKind.ITEM)
     if evict_after is not None:
         now = max(period, await work.models.newest_period() or 0)
-        stale = np.isin(rows, await work.entities.stale(EntityKind.ITEM, now, evict_after))
-        known = [item for item, is_stale in zip(known, stale.tolist(), strict=True) if not is_stale]
+        stale = await work.entities.stale(EntityKind.ITEM, now, evict_after)
+        known = await asyncio.to_thread(_without, known, rows, stale)
     own_seed = stage_rng(seed, period, "negatives").initial_seed()
     positives, drawn, items = await asyncio.to_thread(_draw, log, known, per_positive, own_seed)
     stored = await work.interactions.insert_sampled(period, positives, drawn, per_positive)
     return Sampling(seed=own_seed, per_positive=per_positive, items=items, positives=len(log), negatives=stored)
+
+
+def _without(ids: list[str], rows: NDArray[np.int64], stale: NDArray[np.int64]) -> list[str]:
+    """The ids whose row is not one of the stale ones."""
+    return [item for item, is_stale in zip(ids, np.isin(rows, stale).tolist(), strict=True) if not is_stale]
 
 
 def _draw(log: PeriodLog, known: list[str], per_positive: int, seed: int) -> tuple[NDArray[np.int64], list[str], int]:

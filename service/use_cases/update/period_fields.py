@@ -118,7 +118,8 @@ def name_columns(schema: Schema, log: PeriodLog, given: Given) -> NamedColumns:
     columns = _Columns(len(log))
     for field in schema.all:
         if field.name in of_time:
-            columns.add(field, [{field.name: value} for value in of_time[field.name].tolist()])
+            values, which = _distinct(of_time[field.name])
+            columns.add(field, [{field.name: value} for value in values], which)
         elif field.of == "context":
             columns.add(field, given.contexts)
         else:
@@ -226,6 +227,13 @@ class _Columns:
 
     def _place(self, field: Field, value: str) -> int:
         return self._numbers.setdefault(name_of_value(field.name, value), len(self._numbers))
+
+
+def _distinct(values: NDArray[Any]) -> tuple[list[Any], NDArray[np.int64]]:
+    """The distinct values in the order of their first appearance, and the place of each value among them."""
+    found, first, which = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return found[order].tolist(), np.argsort(order)[which]
 
 
 def _texts(field: Field, value: Any) -> tuple[str, ...]:

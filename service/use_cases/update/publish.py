@@ -122,6 +122,8 @@ async def publish(
             serving_digest = champion.serving_digest
         else:
             serving_digest = served["snapshot"][-1]
+            if len(served["snapshot"]) > 1:  # a delta to the head, whose own files may have become one meanwhile
+                served["snapshot"] = [*head.snapshot_files, serving_digest]
         version = (await work.models.latest_version() or 0) + 1
         await work.models.insert(
             ModelVersion(

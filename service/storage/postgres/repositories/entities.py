@@ -89,16 +89,17 @@ GIVE_FREE = text("""
 
 COLUMNS = ("kind", "row", "id", "first_period", "allocation", "appended")
 
+# Subqueries, which look up one after the other: for a join Postgres might read the whole table.
 ROWS_OF_IDS = text("""
-    SELECT string_agg(int4send(coalesce(known.row, 0)), ''::bytea ORDER BY entity.place)
-    FROM unnest(string_to_array(CAST(:ids AS text), :separator)) WITH ORDINALITY AS entity (id, place)
-    LEFT JOIN entity_rows AS known ON known.kind = :kind AND known.id = entity.id
+    SELECT string_agg(int4send(coalesce((
+        SELECT row FROM entity_rows WHERE kind = :kind AND id = asked.id
+    ), 0)), ''::bytea ORDER BY place)
+    FROM unnest(string_to_array(CAST(:ids AS text), :separator)) WITH ORDINALITY AS asked (id, place)
 """)
 
 IDS_OF_ROWS = text("""
-    SELECT array_agg(known.id ORDER BY asked.place)
+    SELECT array_agg((SELECT id FROM entity_rows WHERE kind = :kind AND row = asked.row) ORDER BY place)
     FROM unnest(CAST(CAST(:rows AS text) AS integer[])) WITH ORDINALITY AS asked (row, place)
-    LEFT JOIN entity_rows AS known ON known.kind = :kind AND known.row = asked.row
 """)
 
 PAGE = text("""
@@ -265,7 +266,7 @@ class Entities:
     async def find(self, kind: EntityKind, ids: Sequence[str]) -> Rows:
         """The rows of `ids` (they may repeat), in their order; COLD_ROW for those without one."""
         found = [np.empty(0, dtype=np.int64)]
-        for page in pages_of(ids):
+        for page in pages_of(ids, IDS_PER_PAGE):
             names, separator = joined(page)
             values = {"kind": str(kind), "ids": names, "separator": separator}
             found.append(int_array(await self._connection.scalar(ROWS_OF_IDS, values)))

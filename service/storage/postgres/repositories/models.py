@@ -79,7 +79,11 @@ class ModelKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelVersion:
-    """A published model with its lineage. Only `pinned` changes, and artifacts are removed when it is old."""
+    """A published model with its lineage.
+
+    Only three things change: `pinned`; the files of its snapshot, which may be written anew with the same content; and
+    artifacts are removed when it is old.
+    """
 
     version: int
     period: int
@@ -194,10 +198,17 @@ class Models:
         return released
 
     async def note_compaction(self, version: int, compacted: Sequence[Mapping[str, Any]]) -> None:
-        """Note bases that may take the place of layers in the state of a version (`compacted`)."""
+        """Note files that may take the place of layers in the state of a version (`compacted`)."""
         noted = func.jsonb_build_object("compacted", cast(list(compacted), JSONB))
         change = update(tables.model_versions).where(tables.model_versions.c.version == version)
         await self._connection.execute(change.values(state=tables.model_versions.c.state.op("||")(noted)))
+
+    async def renew_snapshot(self, version: int, digest: str) -> None:
+        """Let the snapshot of a version be one file with the same content."""
+        files = func.jsonb_build_object("snapshot", func.jsonb_build_array(digest))
+        change = update(tables.model_versions).where(tables.model_versions.c.version == version)
+        state = tables.model_versions.c.state.op("||")(files)
+        await self._connection.execute(change.values(state=state, serving_digest=digest))
 
     async def kept(self) -> Mapping[int, Sequence[str]]:
         """The versions that keep all their artifacts at any age, with the reasons: `prior`, `pinned`,

@@ -78,6 +78,11 @@ BEHIND_OF_LABEL = """(
       AND same.occurred_at = past.occurred_at AND same.event_id < past.event_id
 )"""
 
+# Asked once: hundreds of thousands of users of a first period need not be looked up one by one.
+ANYTHING_EARLIER = "(EXISTS (SELECT FROM interactions WHERE period < :period) OR {})".format(
+    " OR ".join(f"EXISTS (SELECT FROM {folded})" for folded in FOLDED.values())
+)
+
 EARLIER = text(f"""
     WITH active AS MATERIALIZED (
         SELECT user_id, date_trunc('milliseconds', min(occurred_at)) AS first,
@@ -89,6 +94,7 @@ EARLIER = text(f"""
         SELECT n, past.label, past.item_id, past.event_id, past.occurred_at,
                CASE WHEN past.occurred_at < first THEN 0 ELSE {_of_both(BEHIND_OF_LABEL, "+")} END AS behind
         FROM active CROSS JOIN LATERAL ({_of_both(EARLIER_OF_LABEL, "UNION ALL")}) AS past
+        WHERE {ANYTHING_EARLIER}
     )
     SELECT array_agg(n ORDER BY n, occurred_at DESC, event_id DESC) AS users,
            array_agg(label + 2 * behind ORDER BY n, occurred_at DESC, event_id DESC) AS tags,
