@@ -214,7 +214,7 @@ async def test_one_worker_works_and_the_next_takes_over_when_it_is_killed(
 
 KEYS = {
     "resolve": {"events", "sampling"},
-    "prepare": {"origin", "data", "allocations"},
+    "prepare": {"origin", "data", "allocations", "catalogue"},
     "score": {"scores", "trial"},
     **{name: {"state"} for name in TRAINING},
     "gate": {"decision", "reason", "checks", "trial", "strange"},

@@ -62,8 +62,9 @@ async def test_four_periods(postgres_dsn: str, redis_url: str, tmp_path: Path) -
     assert [versions[n]["period"] for n in range(5)] == [0, 1, 2, 3, 4]
     assert len({versions[n]["serving"] for n in range(5)}) == 5
     # The api processes of this host find the last ones as files.
-    newest = [find(b.settings.serving_dir, versions[n]["serving"], FILE_SUFFIX) for n in (2, 3, 4)]
-    assert set(b.settings.serving_dir.iterdir()) == set(newest)
+    newest = [digest for n in (2, 3, 4) for digest in versions[n]["state"]["snapshot"]]
+    files = {find(b.settings.serving_dir, digest, FILE_SUFFIX) for digest in newest}
+    assert set(b.settings.serving_dir.iterdir()) == files
     always = {
         "updater",
         "base",

@@ -242,7 +242,12 @@ class Checkpoints:
                 local = self.selection.localised(load_data(data_of_log(part)))
                 self._logs.append((local, digest))
                 found[name] = with_data(part, dump_data(local))
-        return await asyncio.to_thread(self._load, found)
+        state = await asyncio.to_thread(self._load, found)
+        # What the next stages leave unchanged keeps its digests: a row that was never stored is read as the cold row,
+        # which the stages before may have changed.
+        dump = await asyncio.to_thread(self._context.updater.dump, state)
+        self._written = {name: (part, parts[name]) for name, part in dump.items() if name in parts}
+        return state
 
     def _load(self, checkpoints: Mapping[str, Checkpoint]) -> Any:
         """The state in these checkpoints.
