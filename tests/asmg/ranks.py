@@ -17,7 +17,8 @@ FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["tests.asmg.ranks", "asmg.team", "tests.asmg.cases"])
 """Starts processes that have imported the library when they begin."""
 
-TIMEOUT_SECONDS = 30.0
+TIMEOUT_SECONDS = 100.0
+"""Longer than one of them compiles machine code that another has already."""
 
 
 def start_ranks(size: int, work: Callable[..., None], folder: Path, *arguments: Any) -> list[ForkServerProcess]:
@@ -33,7 +34,7 @@ def start_ranks(size: int, work: Callable[..., None], folder: Path, *arguments: 
     return made
 
 
-def ended(processes: list[ForkServerProcess], seconds: float = 60) -> list[int | None]:
+def ended(processes: list[ForkServerProcess], seconds: float = 120) -> list[int | None]:
     """The exit codes of processes, of which those that have not ended in time are killed."""
     for process in processes:
         process.join(seconds)

@@ -82,6 +82,7 @@ def learn_all(ranks: Ranks, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 def test_several_processes_learn_what_one_learns(tmp_path: Path) -> None:
     folders = {size: tmp_path / str(size) for size in (2, 3)}
     for size, folder in folders.items():
