@@ -7,8 +7,6 @@ from typing import Any
 from asmg.layout import COLD_ROW
 from service.errors import NothingStored
 from service.limits import MAX_HISTORY
-from service.serving.id_hashes import hash_ids
-from service.serving.id_index import IdIndex
 from service.serving.snapshot import Snapshot
 from service.storage.postgres.database import Database, ReadSession
 from service.storage.postgres.repositories import Deletable, EntityKind, PeriodTraces
@@ -100,7 +98,7 @@ async def get_user(
     Raises:
         NothingStored: nothing is stored about the id.
     """
-    known = _known(snapshot, "user", user_id)
+    known = snapshot.knows("user", user_id)
     async with database.read() as session:
         row, traces = await _row(session, "user", user_id), await session.traces.by_period("user", user_id)
         past = StoredPast.of(await session.past.recent(user_id), MAX_HISTORY)
@@ -119,7 +117,7 @@ async def get_item(
     Raises:
         NothingStored: nothing is stored about the id.
     """
-    known = _known(snapshot, "item", item_id)
+    known = snapshot.knows("item", item_id)
     async with database.read() as session:
         row, traces = await _row(session, "item", item_id), await session.traces.by_period("item", item_id)
         names = (await session.items.categories([item_id])).get(item_id)
@@ -130,11 +128,6 @@ async def get_item(
     categories = None if names is None else list(names)
     log = _log(traces, limit, before)
     return ItemDocument(item_id, row, known, categories, features, versions, **beside, log=log)
-
-
-def _known(snapshot: Snapshot, kind: Deletable, id_: str) -> bool:
-    index = IdIndex(snapshot.tensors[f"{kind}s.hashes"], snapshot.tensors[f"{kind}s.starts"])
-    return bool(index.lookup(hash_ids([id_]))[0] != COLD_ROW)
 
 
 async def _features(session: ReadSession, kind: Deletable, id_: str) -> tuple[dict[str, Any] | None, int]:
