@@ -14,7 +14,7 @@ from pathlib import Path
 import xxhash
 
 from service.files import check_of, open_trusted
-from service.serving.overlay import merge, overlay_name
+from service.serving.overlay import merge, overlay_name, prepare_merging
 from service.serving.sealed import Fill, Sealed, seal, seal_made
 from service.serving.snapshot import CanaryFailed, Pages, Snapshot
 from service.serving.tensor_file import TensorFile, map_file, read_through
@@ -66,6 +66,8 @@ def load_snapshot(
     if len(sources) > 1:
         name = overlay_name([path.stem for path in sources])
         overlay = pages.get(name) or _make_overlay(name, base, sources, loaded, pause_seconds)
+    else:
+        prepare_merging()
     snapshot = Snapshot.open(base, version, period, overlay)
     return _with_right_scores(replace(snapshot, sources=sources))
 

@@ -20,7 +20,7 @@ from service.serving.id_index import IdIndex, Starts
 from service.serving.snapshot_file import NUMBER, lists_of, read_header, value_tables, write_snapshot
 from service.serving.tensor_file import TensorFile, Writable
 
-__all__ = ["Overlay", "merge", "overlay_name"]
+__all__ = ["Overlay", "merge", "overlay_name", "prepare_merging"]
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -82,6 +82,15 @@ def merge(base: TensorFile, parts: Sequence[TensorFile]) -> Overlay:
     digest = xxhash.xxh3_128()
     write(_Digesting(digest))
     return Overlay(write, digest.hexdigest())
+
+
+def prepare_merging() -> None:
+    """Compile what merging needs, or load it, so that no request waits for a compiler when the first delta comes."""
+    integers, weights, out = np.empty(0, np.uint32), np.empty((0, 1), np.float32), np.empty((0, 1), np.float32)
+    for array in (integers, weights):
+        array.flags.writeable = False  # as those of a file
+    nothing = np.empty(0, np.int64)
+    _copy_lists(integers, integers, weights, nothing, nothing, np.empty(0, np.uint32), out)
 
 
 class _Digesting(NamedTuple):

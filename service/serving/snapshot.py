@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from service.serving.fields import NO_VALUES, FieldReader, FieldValues
 from service.serving.forward.compiled import compiled_forward
 from service.serving.forward.interface import Forward
 from service.serving.id_hashes import Hashes, hash_ids
+from service.serving.id_index import IdIndex
 from service.serving.snapshot_file import SnapshotFiles, read_header
 from service.serving.tensor_file import PAUSE_SECONDS, PIECE_BYTES, TensorFile
 
@@ -110,6 +111,16 @@ class Snapshot:
     def pages(self) -> tuple[Pages, ...]:
         """All that it maps."""
         return (self.base,) if self.overlay is None else (self.base, self.overlay)
+
+    def knows(self, kind: Literal["user", "item"], id_: str) -> bool:
+        """Whether it has a row for an id."""
+        for file in (self.files.overlay, self.files.base):  # what the overlay says counts
+            if file is not None:
+                index = IdIndex(file.tensors[f"{kind}s.hashes"], file.tensors[f"{kind}s.starts"])
+                if row := int(index.lookup(hash_ids([id_]))[0]):
+                    gone = file.tensors.get(f"{kind}s.gone", np.empty(0))
+                    return not (len(gone) and gone[row])
+        return False
 
     def release_pages(self, kept: Collection[Pages] = ()) -> None:
         """Give the memory of its pages back in pieces, except those that others use.

@@ -161,10 +161,11 @@ class TensorFile:
         if min(shape, default=0) < 0 or not 0 <= start <= end or end - start != count * kind.itemsize:
             raise ValueError
         if count:
-            return np.frombuffer(self.mapping, kind, count, base + start).reshape(shape)
-        nothing = np.empty(shape, dtype=kind)
-        nothing.flags.writeable = False  # the same type as all others, for compiled code
-        return nothing
+            found = np.frombuffer(self.mapping, kind, count, base + start).reshape(shape)
+        else:
+            found = np.empty(shape, dtype=kind)
+        found.flags.writeable = False  # all are of the same type, for compiled code
+        return found
 
 
 def _unreadable() -> CheckpointError:

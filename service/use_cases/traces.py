@@ -98,7 +98,7 @@ async def get_user(
     Raises:
         NothingStored: nothing is stored about the id.
     """
-    known = _known(snapshot, "user", user_id)
+    known = snapshot.knows("user", user_id)
     async with database.read() as session:
         row, traces = await _row(session, "user", user_id), await session.traces.by_period("user", user_id)
         past = StoredPast.of(await session.past.recent(user_id), MAX_HISTORY)
@@ -117,7 +117,7 @@ async def get_item(
     Raises:
         NothingStored: nothing is stored about the id.
     """
-    known = _known(snapshot, "item", item_id)
+    known = snapshot.knows("item", item_id)
     async with database.read() as session:
         row, traces = await _row(session, "item", item_id), await session.traces.by_period("item", item_id)
         names = (await session.items.categories([item_id])).get(item_id)
@@ -130,12 +130,15 @@ async def get_item(
     return ItemDocument(item_id, row, known, categories, features, versions, **beside, log=log)
 
 
+<<<<<<< HEAD
 def _known(snapshot: Snapshot, kind: Deletable, id_: str) -> bool:
     """Whether the snapshot has a row for the id."""
     prediction = snapshot.predict(id_, [id_], [])
     return not (prediction.cold_user if kind == "user" else len(prediction.cold_items))
 
 
+=======
+>>>>>>> w-serve
 async def _features(session: ReadSession, kind: Deletable, id_: str) -> tuple[dict[str, Any] | None, int]:
     """The newest features, and how many versions of them there are."""
     versions = await session.features.of(kind, id_)

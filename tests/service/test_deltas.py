@@ -210,6 +210,9 @@ def test_scores_are_those_of_a_base_of_the_same_state(tmp_path: Path, shape: str
                 assert found.cold_user == expected.cold_user == (int(user[4:]) not in state.known["user"])
                 assert found.cold_items.tolist() == expected.cold_items.tolist()
             seen |= {*expected.cold_items.tolist()}
+        for table in ("user", "item"):
+            known = {row for row in range(SIZES[table]) if newest.knows(table, f"{table}{row}")}  # type: ignore[arg-type]
+            assert known == state.known[table]
         assert seen
     # The same in one step, to the byte.
     base, *deltas = (TensorFile(path) for path in paths)
