@@ -130,15 +130,6 @@ async def get_item(
     return ItemDocument(item_id, row, known, categories, features, versions, **beside, log=log)
 
 
-<<<<<<< HEAD
-def _known(snapshot: Snapshot, kind: Deletable, id_: str) -> bool:
-    """Whether the snapshot has a row for the id."""
-    prediction = snapshot.predict(id_, [id_], [])
-    return not (prediction.cold_user if kind == "user" else len(prediction.cold_items))
-
-
-=======
->>>>>>> w-serve
 async def _features(session: ReadSession, kind: Deletable, id_: str) -> tuple[dict[str, Any] | None, int]:
     """The newest features, and how many versions of them there are."""
     versions = await session.features.of(kind, id_)
