@@ -45,17 +45,15 @@ def merger(layers: Sequence[Checkpoint]) -> Merger:
     Args:
         layers: of one part, one after the other, oldest first.
     """
-    stack, whole = open_stack(layers), is_base(layers[0])
+    stack, lowest = open_stack(layers), is_base(layers[0])
     tables = (ITEM,) if isinstance(stack, StatisticsStack) else stack.tables
     rows: dict[str, Rows] = {}
     tensors: dict[str, MergedTensor] = {}
     for table in tables:
-        if whole:
-            rows[table] = np.arange(stack.sizes[table])
-            continue
         rows[table], gone = merged_rows(layers, table)
-        tensors[f"{ROWS}{table}"] = _whole(torch.from_numpy(rows[table]))
-        if len(gone):
+        if not lowest or len(rows[table]) < stack.sizes[table]:
+            tensors[f"{ROWS}{table}"] = _whole(torch.from_numpy(rows[table]))
+        if not lowest and len(gone):
             tensors[f"{RESET}{table}"] = _whole(torch.from_numpy(gone))
     if isinstance(stack, StatisticsStack):
         tensors |= _statistics(stack, rows[ITEM])

@@ -13,13 +13,16 @@ from asmg.layers.stack import Stack
 from asmg.layers.state import is_layered, open_stack
 from asmg.layers.statistics import StatisticsStack
 
-__all__ = ["StateExcerpt", "data_of_log", "excerpt_part", "excerpt_state", "is_log", "with_data"]
+__all__ = ["TAKEN_UP", "StateExcerpt", "data_of_log", "excerpt_part", "excerpt_state", "is_log", "with_data"]
 
 DATA, RESERVOIR = "data.", "reservoir."
 """Begin the names of parts that are logs."""
 
 ARRIVAL = "arrival"
 """A tensor that a reservoir has beside its log."""
+
+TAKEN_UP = "taken_up"
+"""A tensor that a stored period has beside its log: the items of which something new is known, int64 [n]."""
 
 
 class StateExcerpt(NamedTuple):
@@ -64,7 +67,7 @@ def is_log(part: str) -> bool:
 
 def data_of_log(log: Checkpoint) -> Checkpoint:
     """The interactions of a log, for `asmg.checkpoint.load_data`."""
-    return replace(log, tensors={name: tensor for name, tensor in log.tensors.items() if name != ARRIVAL})
+    return replace(log, tensors={n: tensor for n, tensor in log.tensors.items() if n not in (ARRIVAL, TAKEN_UP)})
 
 
 def with_data(log: Checkpoint, data: Checkpoint) -> Checkpoint:

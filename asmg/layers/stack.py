@@ -165,12 +165,12 @@ class StackTable:
 def merged_rows(layers: Sequence[Checkpoint], table: str) -> tuple[Rows, Rows]:
     """What a layer made of these layers has: the rows that none of them resets later, and the rows that it resets.
 
-    None of them is a base. Both ascend.
+    Both ascend. A row that no layer has stays one: it is read as the cold row of whatever version reads it.
     """
     alive, gone = np.empty(0, np.int64), np.empty(0, np.int64)
     for layer in reversed(layers):
         rows = layer_rows(layer, table)
-        assert rows is not None, "a base has all rows"
+        rows = np.arange(_length(layer, table)) if rows is None else rows
         alive = np.union1d(alive, np.setdiff1d(rows, gone))
         gone = np.union1d(gone, resets(layer, table))
     return alive, gone
@@ -225,7 +225,7 @@ def tensors_of_table(layer: Checkpoint, table: str) -> list[str]:
 
 
 def _length(layer: Checkpoint, table: str) -> int:
-    names = tensors_of_table(layer, table)
+    names = tensors_of_table(layer, table) or [name for name in ("counts",) if name in layer.tensors]  # of statistics
     return len(layer.tensors[names[0]]) if names else 0
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.layers import (
+    TAKEN_UP,
     PartExcerpt,
     Selection,
     changed_part,
@@ -101,36 +102,46 @@ class Checkpoints:
         everything = self._context.updater.rewrites_tables
         self._selection, self._head = await asyncio.to_thread(excerpt_state, opened, data, everything=everything)
         self._values = dict(parts)
-        if data.category_items is not None:
-            # A layer of the base model has them all: they are in the next snapshot, with their present categories.
-            self._taken_up = {"item": data.category_items.numpy()}
 
-    async def write_data(self, data: PeriodData, prepared: PeriodData) -> str:
+    async def kept_items(self) -> NDArray[np.int64]:
+        """The items of the logs in the head's training state, ascending."""
+        parts: Parts = self._start.head.state.get("parts", {})
+        logs = [load_data(data_of_log(await self._files.open(str(parts[name])))) for name in parts if is_log(name)]
+        items = [tensor.numpy().astype(np.int64) for log in logs for tensor in (log.item, log.history)]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *items]))
+
+    async def write_data(self, data: PeriodData, prepared: PeriodData, taken_up: NDArray[np.int64]) -> str:
         """Store the prepared period and return its digest.
 
         Args:
             data: the period, in rows of whole tables.
             prepared: the same in rows of the excerpt, with the inputs that the method has added.
+            taken_up: the items of which something new is known, ascending. The layer of the base model has them all, so
+                that they are in the next snapshot as they are now.
         """
         fields = data.fields
         if fields is not None and prepared.fields is not None:
             fields = replace(fields, scale=prepared.fields.scale)
         whole = replace(data, numeric=prepared.numeric, nobody=prepared.nobody, fields=fields)
-        digest = await self.write(await asyncio.to_thread(dump_data, whole))
-        self._remember(digest, prepared)
+        stored = await asyncio.to_thread(dump_data, whole)
+        stored = replace(stored, tensors={**stored.tensors, TAKEN_UP: torch.from_numpy(taken_up)})
+        digest = await self.write(stored)
+        self._remember(digest, prepared, stored)
         return digest
 
     async def read_data(self, digest: str) -> PeriodData:
         """The prepared period with this digest, in rows of the excerpt."""
         if self._data is None or self._data[0] != digest:
-            whole = load_data(await self._files.open(digest, "period-data"))
+            stored = await self._files.open(digest, "period-data")
+            whole = load_data(data_of_log(stored))
             if self._selection is None:
                 await self.select(whole)
-            self._remember(digest, await asyncio.to_thread(self.selection.localised, whole))
+            self._remember(digest, await asyncio.to_thread(self.selection.localised, whole), stored)
         assert self._data is not None
         return self._data[1]
 
-    def _remember(self, digest: str, local: PeriodData) -> None:
+    def _remember(self, digest: str, local: PeriodData, stored: Checkpoint) -> None:
+        self._taken_up = {"item": stored.tensors[TAKEN_UP].numpy()}
         self._data = digest, local
         self._logs.append((local, digest))
 

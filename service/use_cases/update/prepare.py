@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from asmg.batch import PeriodData
+from asmg.batch import COLD_ROW, PeriodData
 from asmg.features import DEFAULT, Schema
 from service.storage.postgres.database import Database, Lock, ReadSession
 from service.storage.postgres.repositories import Catalogue, Earlier, EntityKind, FeaturesOf, PeriodLog
@@ -57,6 +57,8 @@ class PreparedPeriod(NamedTuple):
     data: PeriodData
     allocations: dict[str, int]
     """Kind → number of the latest allocation of rows, which a model that has learned the data knows."""
+    taken_up: NDArray[np.int64]
+    """Items whose catalogue entry or features are new, ascending."""
 
 
 async def prepare(
@@ -65,19 +67,20 @@ async def prepare(
     """Turn the log into rows, add what the method's state says about them, and store that."""
     settings = context.settings
     known = int(start.head.state.get("catalogue", 0))  # every entry, after a release that did not note it
-    data, allocations = await prepare_period(
+    data, allocations, taken_up = await prepare_period(
         context.database,
         start.period,
         settings.history_length,
         evict_after=settings.evict_after_periods,
         schema=context.schema,
         catalogue=known,
+        kept=await checkpoints.kept_items(),
     )
     await checkpoints.select(data)
     state = await checkpoints.read_state(None)
     local = await asyncio.to_thread(checkpoints.selection.localised, data)
     prepared = await asyncio.to_thread(context.updater.prepare, state, local)
-    digest = await checkpoints.write_data(data, prepared)
+    digest = await checkpoints.write_data(data, prepared, taken_up)
     return PrepareNote(origin_of(context, start.head), digest, allocations, max(known, start.period))
 
 
@@ -89,6 +92,7 @@ async def prepare_period(
     evict_after: int | None = None,
     schema: Schema = DEFAULT,
     catalogue: int = 0,
+    kept: NDArray[np.int64] | None = None,
 ) -> PreparedPeriod:
     """The log of a period as rows, each interaction with its user's history at that time.
 
@@ -106,11 +110,13 @@ async def prepare_period(
         evict_after: number of periods; None never evicts.
         schema: the fields. Their values get rows as ids do, and lose them likewise.
         catalogue: number of a period; entries stored up to it have their rows, those stored later get theirs now.
+        kept: rows of items in logs that the update method has kept; their categories are read too.
     """
+    kept = np.empty(0, np.int64) if kept is None else kept
     async with database.unit_of_work() as work:
         await work.lock_exclusive(Lock.CATALOGUE)  # all entries noted with this period are committed now
     while True:
-        read = await _read_period(database, period, history_length, evict_after, schema, catalogue)
+        read = await _read_period(database, period, history_length, evict_after, schema, catalogue, kept)
         columns = await asyncio.to_thread(name_columns, schema, read.log, read.given)
         rows = await _assign_rows(database, period, evict_after, read, columns)
         if rows is not None:
@@ -118,7 +124,9 @@ async def prepare_period(
         logger.info("period %d: somebody was deleted while it was prepared; it is read again", period)
     data = await asyncio.to_thread(encode_period, read.log, read.earlier, read.catalogue, rows, history_length)
     fields = await asyncio.to_thread(columns.in_rows, rows.of[EntityKind.FIELD], rows.sizes[EntityKind.FIELD])
-    return PreparedPeriod(replace(data, fields=fields), rows.allocations)
+    of_item = rows.of[EntityKind.ITEM]
+    taken_up = np.unique(np.array([of_item[item] for item in read.taken_up], np.int64))
+    return PreparedPeriod(replace(data, fields=fields), rows.allocations, taken_up[taken_up != COLD_ROW])
 
 
 @dataclass(frozen=True)
@@ -134,12 +142,20 @@ class _Read:
     put: Catalogue
     """Entries that are taken up."""
     catalogue: Catalogue
-    """The items that the period touches, those whose entries are taken up and those that have new features."""
+    """The items that the period and kept logs touch, those whose entries are taken up and those with new features."""
+    taken_up: list[str]
+    """The items whose entries are taken up, and those with new features."""
     given: Given
 
 
 async def _read_period(
-    database: Database, period: int, history_length: int, evict_after: int | None, schema: Schema, catalogue: int
+    database: Database,
+    period: int,
+    history_length: int,
+    evict_after: int | None,
+    schema: Schema,
+    catalogue: int,
+    kept: NDArray[np.int64],
 ) -> _Read:
     async with database.read() as session:
         deletions = await session.deletions.finished()
@@ -147,7 +163,8 @@ async def _read_period(
         earlier = await session.past.earlier(period, history_length)
         put = await session.items.put_since(catalogue + 1)
         described = await session.features.items_put_since(catalogue + 1) if schema.of("item") else []
-        touched = await asyncio.to_thread(lambda: list(dict.fromkeys([*log.item_ids, *earlier.item_ids])))
+        others = [item for item in await session.entities.ids_at(EntityKind.ITEM, kept) if item is not None]
+        touched = await asyncio.to_thread(lambda: list(dict.fromkeys([*log.item_ids, *earlier.item_ids, *others])))
         categories = await session.items.categories(touched)
         return _Read(
             deletions=deletions,
@@ -156,6 +173,7 @@ async def _read_period(
             shown=[] if evict_after is None else list(await session.interactions.shown_items(period)),
             put=put,
             catalogue=_catalogue(categories, put, described),
+            taken_up=[*put.item_ids, *described],
             given=await _read_fields(session, period, len(log), schema),
         )
 
@@ -164,7 +182,7 @@ def _catalogue(categories: Mapping[str, tuple[str, ...]], put: Catalogue, descri
     """What the period says of items.
 
     Args:
-        categories: of the items that the period touches.
+        categories: of the items that the period and kept logs touch.
         put: entries that are taken up.
         described: items that have new features.
     """
