@@ -2,8 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 
 from sqlalchemy.exc import DBAPIError
 
@@ -32,13 +32,16 @@ async def pieces(
     Raises:
         ArtifactMissing: there is none.
         ArtifactCorrupt: its object has another size.
+        ArtifactError: Postgres itself finds it damaged.
         NotReady: Postgres or the object store does not answer, or the artifact is in a store that is not configured.
     """
     async with database.read() as session:
         stored = await session.artifacts.find(digest)
         if stored.key is None:
-            async for chunk in session.artifacts.pieces(digest, size):
-                yield chunk
+            # Here, for outside of the session a damaged disk counts as an outage of Postgres.
+            with _naming_damage(digest):
+                async for chunk in session.artifacts.pieces(digest, size):
+                    yield chunk
             return
     async for piece in object_pieces(objects, digest, stored):
         yield piece
@@ -50,8 +53,9 @@ async def pieces_in(
     """`pieces`, as one transaction sees the artifact; it may be idle for as long as the object store takes."""
     stored = await session.artifacts.find(digest)
     if stored.key is None:
-        async for chunk in session.artifacts.pieces(digest, CHUNK_BYTES):
-            yield chunk
+        with _naming_damage(digest):
+            async for chunk in session.artifacts.pieces(digest, CHUNK_BYTES):
+                yield chunk
     else:
         async for piece in object_pieces(objects, digest, stored):
             yield piece
@@ -91,15 +95,21 @@ async def digest_of_pieces(digest: str, pieces: AsyncGenerator[bytes | memoryvie
     A few pieces at a time are in memory, and a thread computes the hash.
 
     Raises:
-        ArtifactError: Postgres itself finds it damaged; and what `pieces` raises.
+        ArtifactError: see `pieces`.
     """
     found = hashlib.sha256()
+    async with aclosing(pieces):
+        async for piece in pieces:
+            await asyncio.to_thread(found.update, piece)
+    return found.hexdigest()
+
+
+@contextmanager
+def _naming_damage(digest: str) -> Iterator[None]:
+    """Raise ArtifactError, with the digest, where Postgres finds what it reads damaged."""
     try:
-        async with aclosing(pieces):
-            async for piece in pieces:
-                await asyncio.to_thread(found.update, piece)
+        yield
     except DBAPIError as error:
         if (reason := damage(error)) is None:
             raise
         raise ArtifactError(digest, reason) from error
-    return found.hexdigest()
