@@ -64,7 +64,6 @@ def list_tensors(name: str, read: ReadLists, order: Tensor) -> Mapping[str, Bloc
     count = int(firsts[-1])
     if count >= 2**32:
         raise ValueError(f"{name}: expected fewer than 2**32 members; received {count}")
-
     shape = (count, 2) if name == "items.pairs" else (count,)
     return {
         f"{name}.firsts": Blocks(np.uint32, firsts.shape, [firsts]),

@@ -102,9 +102,9 @@ def score_mlp(
     request[:dim] = vector_of(vectors_of(files, USERS, dim), rows[0])
     mean_of_items(files, items, clicked, dim, request[dim : dim + width])
     request[dim + width : dim + width + 2 * has_fields * dim] = field_sums.reshape(-1)
-    # The request's share of the first layer is the same for all candidates.
     if statistics:
         _user_inputs(recent, len(clicked), scale, request[len(request) - USER :])
+    # The request's share of the first layer is the same for all candidates.
     base = dense[first * len(request) : first * (len(request) + 1)].copy()
     for k in range(len(request)):
         known, weights = request[k], dense[k * first : (k + 1) * first]
