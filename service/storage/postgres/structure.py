@@ -174,7 +174,7 @@ async def frozen(database: Database) -> AsyncIterator[tuple[ReadSession, Sequenc
     for _ in range(ATTEMPTS):
         async with database.read() as session:
             await lock_all(session.connection, "ACCESS SHARE")
-            await _lock(session.connection, "artifacts", "ROW SHARE")
+            await session.artifacts.keep_objects()
             found = await _tables_and_locks(session.connection)
             if all(locked for _, locked in found):
                 yield session, [table for table, _ in found]
@@ -200,12 +200,8 @@ async def lock_all(connection: AsyncConnection, mode: str) -> None:
         "idle_in_transaction_session_timeout = 0",
     ):
         await connection.execute(text(f"SET LOCAL {setting}"))
-    await _lock(connection, ", ".join(table_names()), mode)
-
-
-async def _lock(connection: AsyncConnection, tables: str, mode: str) -> None:
     try:
-        await connection.execute(text(f"LOCK TABLE {tables} IN {mode} MODE"))
+        await connection.execute(text(f"LOCK TABLE {', '.join(table_names())} IN {mode} MODE"))
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
             raise

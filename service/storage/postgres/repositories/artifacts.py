@@ -33,6 +33,10 @@ half of `service.storage.artifacts.store.ORPHAN_AGE`."""
 
 LOCK_NOT_AVAILABLE = "55P03"
 
+OBJECTS_ARE_READ = 0x61736D67_00000007
+"""Key of an advisory lock, beside those of `service.storage.postgres.sessions.Lock`: a lock of the table would ask for
+more rights than a backup has."""
+
 # The identifier of a cluster stays the same when a replica is promoted, and a restored database has another one.
 OWNER = text("""
     SELECT to_hex(system_identifier) || '-' || oid AS owner, clock_timestamp() AS begun
@@ -220,7 +224,11 @@ class Artifacts:
             if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
                 raise
             return False
-        return True
+        return bool(await self._connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({OBJECTS_ARE_READ})")))
+
+    async def keep_objects(self) -> None:
+        """Keep the objects that are named now from being removed, until the transaction ends."""
+        await self._connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({OBJECTS_ARE_READ})"))
 
     async def named(self, keys: Collection[str]) -> set[str]:
         """Which of these objects artifacts name."""
