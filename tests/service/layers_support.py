@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, load_data
-from asmg.layers import Selection, excerpt_state
+from asmg.layers import Selection, data_of_log, excerpt_state
 from asmg.statistics import Statistics
 from asmg.updaters.trust import blend
 from service.storage.artifacts.store import ArtifactStore
@@ -50,7 +50,7 @@ async def whole_statistics(artifacts: ArtifactStore, digests: Any) -> Statistics
 
 async def stored_period(artifacts: ArtifactStore, digest: str) -> PeriodData:
     """A prepared period in rows of whole tables, with the categories of all items; see `with_all_items`."""
-    return with_all_items(load_data(Checkpoint.from_bytes(await artifacts.get(digest), "period-data")))
+    return with_all_items(load_data(data_of_log(Checkpoint.from_bytes(await artifacts.get(digest), "period-data"))))
 
 
 def with_all_items(data: PeriodData) -> PeriodData:

@@ -191,7 +191,9 @@ class TestCalls:
             for app in (one, two):
                 assert app.state.histories.known(ANN) is None
             await full.update(4)
-            await one.state.serving.refresh()
+            while one.state.serving.current().version < 4:  # until the api processes are known to have it
+                await one.state.serving.refresh()
+                await asyncio.sleep(0.02)
             for path in (user, item):
                 answer = await one.client.get(path)
                 assert (answer.status_code, answer.json()["title"]) == (404, "Nothing stored")

@@ -14,7 +14,8 @@ import pytest
 
 from service.files import create, find
 from service.serving.loading import load_snapshot
-from service.serving.swap import Champion, ServingModel
+from service.serving.swap import ServingModel
+from service.serving.turns import Champion
 from tests.service.api_support import eventually
 from tests.service.test_deltas import SHAPES, base_file, delta_file, first_state, names, next_state
 from tests.service.test_swap import SUFFIX, following, harm, silence
@@ -42,10 +43,11 @@ class Published:
         self.fetched: list[str] = []
 
     def champion(self, version: int) -> Champion:
-        return Champion(version, version, tuple(self.digests[:version]), datetime.fromtimestamp(time.time(), UTC))
+        moment = datetime.fromtimestamp(time.time(), UTC)
+        return Champion(version, version, tuple(self.digests[:version]), moment, move=version)
 
-    async def fetch_champion(self) -> Champion:
-        return self.champion(self.version)
+    async def fetch_champions(self) -> list[Champion]:
+        return [self.champion(self.version)]
 
     async def fetch_file(self, digest: str, folder: Path) -> Path:
         if (path := find(folder, digest, SUFFIX)) is None:
@@ -59,7 +61,7 @@ class Published:
 
     def process(self, check_seconds: float = 60.0) -> ServingModel:
         return ServingModel(
-            fetch_champion=self.fetch_champion,
+            fetch_champions=self.fetch_champions,
             fetch_file=self.fetch_file,
             notices=silence,
             folder=self.folder,

@@ -233,9 +233,8 @@ class TestSeen:
             prepared = await logs.prepare(("ann", "a", 0))
             assert await logs.have_rows(EntityKind.ITEM) == {"a"}
             # Who has a row has categories, however old the entry is; a free row has none.
-            assert prepared.data.item_categories is not None
-            row = (await rows_of(logs.database, EntityKind.ITEM))["a"]
-            assert [r for r, names in enumerate(prepared.data.item_categories.tolist()) if max(names) > 0] == [row]
+            assert prepared.data.category_items is not None
+            assert prepared.data.category_items.tolist() == [(await rows_of(logs.database, EntityKind.ITEM))["a"]]
         assert await put_items(logs.database, {"shelf": ("c1", "c3")}) == 1
         await logs.prepare(("ann", "a", 0))
         assert await logs.have_rows(EntityKind.ITEM) == {"a", "shelf"}
@@ -245,8 +244,9 @@ class TestSeen:
         for item in ("a", "a", "a", "a", "shelf"):
             prepared = await logs.prepare(("ann", item, 0))
         rows, categories = [await rows_of(logs.database, kind) for kind in (EntityKind.ITEM, EntityKind.CATEGORY)]
-        assert prepared.data.item_categories is not None
-        assert prepared.data.item_categories[rows["shelf"]].tolist() == [categories["c1"]]
+        assert prepared.data.category_items is not None and prepared.data.item_categories is not None
+        assert prepared.data.category_items.tolist() == [rows["shelf"]]
+        assert prepared.data.item_categories.tolist() == [[categories["c1"]]]
 
     async def test_a_changed_entry_protects_whoever_has_a_row(self, logs: Logs) -> None:
         await logs.prepare(("ann", "shelf", 0))

@@ -26,6 +26,7 @@ __all__ = [
     "columns_of_items",
     "fields_of_snapshot",
     "name_columns",
+    "names_of_missing",
     "names_of_numbers",
 ]
 
@@ -151,6 +152,11 @@ def columns_of_items(schema: Schema, items: NamedRows, features: FeaturesOf, cou
 def names_of_numbers(schema: Schema) -> list[str]:
     """Names of the values that weigh numbers."""
     return [name_of_value(field.name, NUMBER) for field in schema.all if not field.by_table]
+
+
+def names_of_missing(schema: Schema) -> list[str]:
+    """Names of the values that an item has of which nothing is known."""
+    return [name_of_value(field.name, MISSING) for field in schema.of("item")]
 
 
 def fields_of_snapshot(

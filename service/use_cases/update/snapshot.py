@@ -23,7 +23,13 @@ from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.database import ReadSession
 from service.storage.postgres.repositories import EntityKind, ModelVersion
 from service.use_cases.update.context import UpdateContext
-from service.use_cases.update.period_fields import NamedRows, columns_of_items, fields_of_snapshot, names_of_numbers
+from service.use_cases.update.period_fields import (
+    NamedRows,
+    columns_of_items,
+    fields_of_snapshot,
+    names_of_missing,
+    names_of_numbers,
+)
 from service.use_cases.update.served import ServedLayers, changed_rows, read_served
 
 __all__ = ["write_base", "write_snapshot"]
@@ -104,7 +110,9 @@ async def _rows_of_delta(
 async def _delta(
     session: ReadSession, schema: Schema, layers: ServedLayers, rows: Mapping[str, Rows], state: Mapping[str, Any]
 ) -> TrainedModel:
-    """A small model with these rows."""
+    """A small model with these rows, and those of the values that an unknown item has."""
+    missing = await _find(session, EntityKind.FIELD, names_of_missing(schema))
+    rows = {**rows, "field": np.union1d(rows["field"], np.array(list(missing.values()), np.int64))}
     ids = {kind: await session.entities.ids_at(kind, rows[kind][1:]) for kind in EntityKind}
     known = {
         kind: NamedRows(
