@@ -37,10 +37,11 @@ BY_ITEM = ("counts", "counted", "degrees", "paired")
 BY_PAIR = ("neighbours", "together", "passed")
 
 ADD_ROWS = text("""
-    INSERT INTO entity_rows (kind, row, id, first_period, allocation)
-    SELECT CAST(:kind AS text), n, CAST(:prefix AS text) || '_' || n, 1,
-           (SELECT max(allocation) FROM entity_rows WHERE kind = :kind)
-    FROM generate_series((SELECT max(row) + 1 FROM entity_rows WHERE kind = :kind), CAST(:last AS integer)) AS n
+    INSERT INTO entity_rows (kind, row, id, first_period, allocation, appended)
+    SELECT CAST(:kind AS text), n, CAST(:prefix AS text) || '_' || n, 1, known.allocation, known.appended
+    FROM (SELECT max(row) AS row, max(allocation) AS allocation, max(appended) AS appended
+          FROM entity_rows WHERE kind = CAST(:kind AS text)) AS known,
+         generate_series(known.row + 1, CAST(:last AS integer)) AS n
 """)
 
 STORE = text("""
