@@ -119,9 +119,12 @@ class Expected:
         assert data.label.tolist() == self.label
         assert histories(data) == self.histories
         assert data.sizes == self.sizes
-        assert data.item_categories is not None
+        assert data.item_categories is not None and data.category_items is not None
         table = [[c for c in row if c != -1] for row in data.item_categories.tolist()]
-        assert table == [self.categories.get(row, []) for row in range(self.sizes["item"])]
+        known = dict(zip(data.category_items.tolist(), table, strict=True))
+        assert known == {row: names for row, names in self.categories.items() if row in known}
+        touched = {*data.item.tolist(), *data.history.tolist()}
+        assert {row for row, names in self.categories.items() if names and row in touched} <= set(known)
 
 
 def histories(data: PeriodData) -> list[list[int]]:
@@ -287,15 +290,18 @@ async def test_catalogue_items_have_rows_before_anyone_sees_them(logs: Logs) -> 
     assert data.item.tolist() == [1, 2]
     # a-hat 3, b-none 4; categories in the order of the items' ids: hat 1, red 2, wool 3, shoe 4.
     assert data.sizes == {"user": 2, "item": 5, "category": 5, "field": 1}
-    assert data.item_categories is not None
-    assert data.item_categories.tolist() == [[-1, -1, -1], [2, 4, -1], [-1, -1, -1], [1, 2, 3], [-1, -1, -1]]
+    assert data.category_items is not None and data.item_categories is not None
+    assert data.category_items.tolist() == [1, 3, 4]
+    assert data.item_categories.tolist() == [[2, 4, -1], [1, 2, 3], [-1, -1, -1]]
 
     await logs.put({"c-shoe": ("sandal",), "d-new": ("hat",)})
     await logs.add([event("b1", "u", "b-none", 1, 10)])
     later = await prepared_data(logs.database, 2, 30)
     assert later.sizes == {"user": 2, "item": 6, "category": 6, "field": 1}
-    assert later.item_categories is not None
-    assert [row[0] for row in later.item_categories.tolist()] == [-1, 5, -1, 1, -1, 1]
+    # What was put (nothing says here that some was taken up before), and what the period touches.
+    assert later.category_items is not None and later.item_categories is not None
+    assert later.category_items.tolist() == [1, 3, 4, 5]
+    assert [row[0] for row in later.item_categories.tolist()] == [5, 1, -1, 1]
 
 
 async def test_ids_of_a_period_that_was_given_up_get_their_rows_later(logs: Logs) -> None:
