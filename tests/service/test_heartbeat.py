@@ -153,7 +153,7 @@ async def test_a_long_training_is_well_and_one_that_hangs_is_not(
 ) -> None:
     """The event loop of both keeps running: only progress of the work counts."""
     go_on = threading.Event()
-    monkeypatch.setattr(worker, "configured_updater", lambda _: Slow("iu", go_on, tells=tells))
+    monkeypatch.setattr(worker, "configured_updater", lambda *_: Slow("iu", go_on, tells=tells))
     monkeypatch.setattr(worker, "NOTE_LEADER_SECONDS", 0.05)
     settings = Settings(
         postgres_dsn=postgres_dsn, redis_url=redis_url, data_dir=tmp_path, worker_poll_seconds=0.02, updater="iu"
