@@ -94,7 +94,7 @@ def without(digest: str) -> list[str]:
 
 
 SERVED = f"(SELECT serving_digest FROM model_versions WHERE version = {LEARNED})"
-HIDDEN = f"(SELECT state #>> '{parts, hidden, -1}' FROM model_versions WHERE version = {LEARNED})"
+HIDDEN = f"(SELECT state #>> '{{parts,hidden,-1}}' FROM model_versions WHERE version = {LEARNED})"
 WAITING = f"(SELECT result ->> 'data' FROM period_stages WHERE period = {NEXT} AND stage = 'prepare')"
 
 DAMAGE: dict[str, tuple[list[str], list[str]]] = {
