@@ -296,8 +296,8 @@ async def history(b: Bench, count: int) -> None:
         return await b.context.artifacts.put(f"{name} {number}".encode(), "test")
 
     for number in range(1, count + 1):
-        # The oldest two are a base; each later one has a layer more.
-        layers = [await put("base", n) for n in range(2, max(number, 2) + 1)]
+        # The second begins a new base; each later one has a layer more.
+        layers = [await put("base", n) for n in range(min(number, 2), number + 1)]
         window = {f"model.{age}": layers[:-age] for age in (1, 2) if len(layers) > age}
         parts = {"base": layers, "optimizer": [await put("optimizer", number)], **window}
         served = {"part": [await put("parameters", number)], "toward": None, "fraction": 1.0}
