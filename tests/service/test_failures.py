@@ -24,7 +24,7 @@ from service.storage.postgres.database import Database
 from service.storage.postgres.migrate import migrate
 from service.storage.postgres.repositories import Period
 from service.use_cases.quarantine import MOST_CRASHES
-from service.use_cases.update import publish
+from service.use_cases.update import snapshot
 from tests.service.api_support import event
 from tests.service.programs import program
 from tests.service.update_doubles import working
@@ -350,7 +350,7 @@ class TestDisk:
         caplog: pytest.LogCaptureFixture,
         number: int,
     ) -> None:
-        really_create: Callable[..., Any] = publish.create
+        really_create: Callable[..., Any] = snapshot.create
         tried: list[int] = []
         trained: list[str] = []
 
@@ -360,7 +360,7 @@ class TestDisk:
                 raise OSError(number, "trouble")
             return really_create(*arguments)
 
-        monkeypatch.setattr(publish, "create", create)
+        monkeypatch.setattr(snapshot, "create", create)
         async with working(
             dsn, redis_url, tmp_path, monkeypatch, before=lambda stage, _: trained.append(stage)
         ) as database:

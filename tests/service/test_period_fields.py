@@ -14,9 +14,10 @@ from asmg.features import Field, Schema
 from asmg.field_columns import SUMS, FieldColumns
 from asmg.layout import COLD_ROW, NO_VALUE, OWN_VALUE
 from asmg.numbers import NumberMoments
+from service.serving.encode import Known
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EntityKind, EventBatch, FeaturesOf, FeatureVersion, Interaction
-from service.use_cases.update.period_fields import NamedRows, fields_of_snapshot
+from service.use_cases.update.period_fields import NamedRows, columns_of_items, fields_of_snapshot
 from service.use_cases.update.prepare import prepare_period
 from tests.service.eviction_support import rows_of
 from tests.service.update_support import HOUR_MS, moment
@@ -72,9 +73,10 @@ class Logs:
 
     async def read(self, schema: Schema, *, evict_after: int | None = None) -> "Read":
         """The fields of the last period."""
-        data, allocations = await prepare_period(self.database, self.closed, 30, evict_after=evict_after, schema=schema)
-        assert data.fields is not None
-        return Read(data.fields, await rows_of(self.database, EntityKind.FIELD), schema, allocations)
+        prepared = await prepare_period(self.database, self.closed, 30, evict_after=evict_after, schema=schema)
+        assert prepared.data.fields is not None
+        rows = await rows_of(self.database, EntityKind.FIELD)
+        return Read(prepared.data.fields, rows, schema, prepared.allocations)
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,8 @@ def test_a_snapshot_knows_the_features_that_its_items_have() -> None:
     numbers = NumberMoments.of(
         {"numbers.rows": torch.tensor([1]), "numbers.sums": torch.tensor(sums, dtype=torch.float64)}
     )
-    known = fields_of_snapshot(schema, NamedRows(names, np.arange(1, 7)), items, features, 6, numbers)
+    columns = columns_of_items(schema, items, features, 6)
+    known = fields_of_snapshot(schema, columns, rows, Known.of(names, np.arange(1, 7)), numbers)
     expected = [
         {"price=", "tags="}, {"price=#", "tags=a", "tags=b"}, {"price=", "tags="}, {"price=", "cold"},
         {"price=", "tags="}, {"price=", "tags="},

@@ -156,7 +156,9 @@ class Whole:
     own: dict[tuple[str, str], set[int]] = field(default_factory=dict)
     """Part, table → rows that have numbers of their own."""
 
-    def learn(self, number: int, data: PeriodData, gone: Rows, selected: dict[str, set[int]]) -> None:
+    def learn(
+        self, number: int, data: PeriodData, gone: Rows, selected: dict[str, set[int]], taken_up: set[int]
+    ) -> None:
         updater, before = self.updater, self.parts
         rows = {name: torch.from_numpy(gone.get(name, np.empty(0, np.int64))) for name in TABLES}
         state = updater.initial(stage_rng(SEED, 0, "initial"))
@@ -168,10 +170,18 @@ class Whole:
         self.parts = updater.dump(state)
         for name in ("base", "optimizer", "hidden", "generated"):
             if name in self.parts:
-                self.parts[name] = self._settled(name, before.get(name), self.parts[name], gone, selected)
+                self.parts[name] = self._settled(
+                    name, before.get(name), self.parts[name], gone, selected, taken_up if name == "base" else set()
+                )
 
     def _settled(
-        self, name: str, before: Checkpoint | None, after: Checkpoint, gone: Rows, selected: dict[str, set[int]]
+        self,
+        name: str,
+        before: Checkpoint | None,
+        after: Checkpoint,
+        gone: Rows,
+        selected: dict[str, set[int]],
+        taken_up: set[int],
     ) -> Checkpoint:
         tensors, changed, total, complete = dict(after.tensors), 0, 0, True
         tensors |= {n: rows.sort().values for n, rows in tensors.items() if n.startswith("restless.")}
@@ -184,6 +194,7 @@ class Whole:
                     row
                     for row in new
                     if row >= known
+                    or (table == "item" and row in taken_up)
                     or any(not torch.equal(before.tensors[n][row], after.tensors[n][row]) for n in names)
                 }
             own = self.own.setdefault((name, table), set())
@@ -262,9 +273,14 @@ async def test_layers_hold_what_whole_tables_would(name: str, nobody: Rows, tmp_
         nobody.clear()
         nobody.update(gone)
         kept = [load_data(data_of_log(files.part(value)[0])) for each, value in parts.items() if is_log(each)]
-        whole.learn(number, world.whole(data), gone, touched([data, *kept], whole.parts))
+        assert data.category_items is not None
+        taken_up = data.category_items.numpy()[::2]  # some are of the log as well, some are not
+        selected = touched([data, *kept], whole.parts)
+        whole.learn(number, world.whole(data), gone, selected, set(taken_up.tolist()))
         outcomes = [
-            await learned(updater, files, parts, number, data, tmp_path / f"{number}-{new_host}", new_host=new_host)
+            await learned(
+                updater, files, parts, number, data, taken_up, tmp_path / f"{number}-{new_host}", new_host=new_host
+            )
             for new_host in (False, True)
         ]
         assert outcomes[0] == outcomes[1]
@@ -291,6 +307,7 @@ async def learned(
     parts: Mapping[str, Any],
     number: int,
     data: PeriodData,
+    taken_up: np.ndarray,
     folder: Path,
     *,
     new_host: bool,
@@ -303,6 +320,7 @@ async def learned(
         parts: of the state before.
         number: of the period.
         data: its log, in rows of whole tables.
+        taken_up: its items of which something new is known.
         folder: for files of the host, or of a host for each stage.
         new_host: whether each stage runs on a host of its own, after the one before was killed.
     """
@@ -326,7 +344,7 @@ async def learned(
     at = begin("first")
     await at.select(data)
     prepared = updater.prepare(await at.read_state(None), at.selection.localised(data))
-    digest = await at.write_data(data, prepared)
+    digest = await at.write_data(data, prepared, taken_up)
     done: Mapping[str, Any] | None = None
     for stage in updater.stages:
         if new_host:

@@ -94,7 +94,7 @@ def without(digest: str) -> list[str]:
 
 
 SERVED = f"(SELECT serving_digest FROM model_versions WHERE version = {LEARNED})"
-HIDDEN = f"(SELECT state -> 'parts' ->> 'hidden' FROM model_versions WHERE version = {LEARNED})"
+HIDDEN = f"(SELECT state #>> '{{parts,hidden,-1}}' FROM model_versions WHERE version = {LEARNED})"
 WAITING = f"(SELECT result ->> 'data' FROM period_stages WHERE period = {NEXT} AND stage = 'prepare')"
 
 DAMAGE: dict[str, tuple[list[str], list[str]]] = {
@@ -432,7 +432,10 @@ async def test_a_snapshot_that_scores_otherwise_than_it_was_written(dsn: str, tm
     content = prior_snapshot(0.25).replace(b"0.25", b"0.35")
     async with damaged(dsn) as work:
         digest = await work.artifacts.put(content, "serving")
-        change = f"UPDATE model_versions SET serving_digest = '{digest}' WHERE version = {LEARNED}"
+        change = (
+            f"UPDATE model_versions SET serving_digest = '{digest}', "
+            f"state = jsonb_set(state, '{{snapshot}}', '[\"{digest}\"]') WHERE version = {LEARNED}"
+        )
         await work.connection.exec_driver_sql(change)
         outcome = await examine(work, await stored_tables(work.connection), tmp_path)
     (finding,) = outcome.findings

@@ -146,7 +146,7 @@ async def working(
     """The worker, in this process, while the block runs; somebody may be called before each stage."""
     if before is not None:
         monkeypatch.setattr(
-            worker, "configured_updater", lambda settings: Meddled(configured_updater(settings), before)
+            worker, "configured_updater", lambda *arguments: Meddled(configured_updater(*arguments), before)
         )
     settings = Settings(
         postgres_dsn=dsn, redis_url=redis_url, data_dir=folder, **{"worker_poll_seconds": 0.02, **changes}
