@@ -15,7 +15,7 @@ WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'public'::
     AND relname <> 'api_processes'
 ORDER BY 1
 """
-"""All tables but the one in which the api processes say every other second that they are there."""
+"""All tables but the one in which the api processes say again and again that they are there."""
 CONTENT = "SELECT '{0}', count(*), coalesce(sum(hashtextextended(t::text, 0)), 0) FROM {0} t"
 
 
