@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.chaos.run import ChaosOptions
 from benchmarks.chaos.stream import SCHEMA, make_log
-from benchmarks.chaos.verdict import Record, State, content_of, judge, to_json
+from benchmarks.chaos.verdict import Record, State, as_published, content_of, judge, to_json
 from benchmarks.reports import exit_code
 from tests.bench_support import asmg
 
@@ -133,6 +133,17 @@ def test_the_report_holds_all_figures() -> None:
 def test_without_an_undisturbed_run_nothing_is_equal_to_it() -> None:
     record, state, _ = good()
     assert exit_code(judge(record, state, None, CLOSES)) == 1
+
+
+def test_merging_in_the_background_makes_no_other_version() -> None:
+    state = {"parts": {"base": ["b1", "l2", "l3"], "updater": "u3"}, "snapshot": ["s1", "d2", "d3"]}
+    merged = {"parts": {"base": ["m2", "l3"], "updater": "u3"}, "snapshot": ["s3"], "replaced": ["s1", "d2", "d3"]}
+    merged["compacted"] = [{"replaces": ["m2", "l3"], "by": "m3"}]
+    published = as_published("d3", state)
+    assert published == as_published("s3", merged)
+    for other in ({"base": ["b1", "l2", "l4"], "updater": "u3"}, {"base": ["b1", "l2", "l3"], "updater": "u4"}):
+        assert as_published("d3", {**state, "parts": other}) != published
+    assert as_published("d4", state) != published
 
 
 def test_the_log_is_seeded_and_has_one_order() -> None:

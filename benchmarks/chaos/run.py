@@ -16,7 +16,7 @@ from sqlalchemy import select
 from benchmarks.chaos.clients import Clients
 from benchmarks.chaos.saboteur import Saboteur, restart
 from benchmarks.chaos.stream import SCHEMA, Log, make_log
-from benchmarks.chaos.verdict import Record, State, content_of, judge, to_json
+from benchmarks.chaos.verdict import Record, State, as_published, content_of, judge, to_json
 from benchmarks.options import at_least, more_than_zero
 from benchmarks.printing import print_line, print_table
 from benchmarks.reports import Promise, check_writable, exit_code, write_report
@@ -223,8 +223,7 @@ async def read_state(dsn: str) -> State:
                 "period": v.period,
                 "kind": v.kind,
                 "parent": v.parent_version,
-                "serving": v.serving_digest,
-                "state": v.state,
+                **as_published(v.serving_digest, v.state),
             }
             for v in versions
         },

@@ -23,7 +23,7 @@ class State:
     periods: dict[int, tuple[str, int | None, int, str | None]] = field(default_factory=dict)
     """Status, version, attempts and error of each period that was sealed."""
     versions: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Period, kind, parent, serving digest and training state of each version."""
+    """Period, kind, parent, serving digest and state of each version, see `as_published`."""
 
 
 @dataclass
@@ -69,6 +69,29 @@ class Record:
 def content_of(values: Mapping[str, Any], weight: float | None = None) -> str:
     """Values of fields and the weight of an event as one text, to be compared."""
     return json.dumps([values, 1.0 if weight is None else float(weight)], sort_keys=True)
+
+
+def as_published(serving: str | None, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a version was published with, whatever was merged in the background since, or before it.
+
+    Args:
+        serving: digest of the newest file of its snapshot.
+        state: its state. Of files that build on each other the newest counts, for older ones may be merged.
+
+    Returns:
+        `serving`, the digest of the file that was written for the version, and `state`.
+    """
+    written = state["replaced"][-1] if "replaced" in state else serving
+    kept = {name: value for name, value in state.items() if name not in ("compacted", "replaced", "snapshot")}
+    newest = {name: _newest(kept[name]) for name in ("parts", "serving", "serving_statistics") if name in kept}
+    return {"serving": written, "state": {**kept, **newest}}
+
+
+def _newest(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _newest(inner) for name, inner in value.items()}
+    of_digests = isinstance(value, list) and value and all(isinstance(inner, str) for inner in value)
+    return value[-1] if of_digests else value
 
 
 def judge(

@@ -242,21 +242,31 @@ def course(
     return steps
 
 
+def equal(one: Tensor, other: Tensor) -> None:
+    """Fail unless both are the same, to the bit."""
+    assert torch.equal(one, other)
+
+
 @check
 def rows_of_evicted_ids_are_as_good_as_rows_that_nobody_ever_had(case: Case) -> None:
-    """To the bit, in every number of every id that is known, and in all others."""
+    """To the bit, in every number of every id that is known, and in all others.
+
+    Up to rounding where each period rewrites whole tables: a product of matrices rounds a row that the period did not
+    read by its place in a table, and these tables differ in size.
+    """
+    same = torch.testing.assert_close if case.build().rewrites_tables else equal
     size = {kind: 20 * room for kind, room in ROOM.items()}
     again, spare = World(reuse=True, room=ROOM), World(reuse=False, room=size)
     for (w, models, said), (v, others, heard) in zip(course(case, again), course(case, spare), strict=True):
         assert models.keys() == others.keys()
         for name, params in models.items():
-            assert torch.equal(said[name], heard[name])
+            same(said[name], heard[name])
             for table, p in params.items():
                 q = others[name][table]
                 if table in ROOM:
                     ids = list(w.rows[table])
                     p, q = (m[[0, *(x.rows[table][i] for i in ids)]] for m, x in ((p, w), (q, v)))
-                assert torch.equal(p, q)
+                same(p, q)
     assert again.reused > 40
     assert spare.reused == 0
     for kind, room in ROOM.items():

@@ -1,4 +1,4 @@
-"""Everything that an installation has stored, for comparisons before and after."""
+"""Everything that clients have stored in an installation, for comparisons before and after."""
 
 import asyncio
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'public'::
   AND relname <> 'api_processes'  -- they report every other second
 ORDER BY 1
 """
+"""All tables but the one in which the api processes say again and again that they are there."""
 CONTENT = "SELECT '{0}', count(*), coalesce(sum(hashtextextended(t::text, 0)), 0) FROM {0} t"
 
 

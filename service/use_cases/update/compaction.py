@@ -155,8 +155,12 @@ async def _renew_snapshot(
         await work.lock_exclusive(Lock.MODELS)
         if (await head_version(work)).version == head.version:
             await work.models.renew_snapshot(head.version, digest)
-            await work.commit()
             logger.info("version %d: its snapshot is one file in place of %d", head.version, len(sizes))
+            unused = {}
+        else:
+            unused = await work.artifacts.delete([digest])
+        await work.commit()
+    await context.artifacts.remove_objects([key for key in unused.values() if key is not None])
     await context.notices.publish_swap()
 
 

@@ -97,7 +97,8 @@ class ModelVersion:
     that it serves, as layers of such parts. `allocations`,
     `serving_allocations`: for each of these, kind → number of the latest allocation of rows that it knows.
     `serving_schema`: schema of the fields that the served model reads. `snapshot`: digests of the files of its serving
-    snapshot, the base first, the deltas oldest first; where it is missing the snapshot is one file."""
+    snapshot, the base first, the deltas oldest first; where it is missing the snapshot is one file. `replaced`: the
+    files that it had before it was written as one."""
     scores: Mapping[str, Any]
     gate: Mapping[str, Any]
     created_by: str
@@ -188,7 +189,7 @@ class Models:
                 released += digests_in(state.pop("parts", {}))
                 state.pop("allocations", None)
             if row.serving_ends:
-                gone = [state.pop(name, None) for name in ("serving", "serving_statistics", "snapshot")]
+                gone = [state.pop(name, None) for name in ("serving", "serving_statistics", "snapshot", "replaced")]
                 released += digests_in([*gone, serving])
                 state.pop("serving_allocations", None)
                 serving = None
@@ -204,8 +205,12 @@ class Models:
         await self._connection.execute(change.values(state=tables.model_versions.c.state.op("||")(noted)))
 
     async def renew_snapshot(self, version: int, digest: str) -> None:
-        """Let the snapshot of a version be one file with the same content."""
-        files = func.jsonb_build_object("snapshot", func.jsonb_build_array(digest))
+        """Let the snapshot of a version be one file with the same content.
+
+        The version goes on naming the files before, which processes may be reading, until its snapshot is removed.
+        """
+        before = tables.model_versions.c.state["snapshot"]
+        files = func.jsonb_build_object("snapshot", func.jsonb_build_array(digest), "replaced", before)
         change = update(tables.model_versions).where(tables.model_versions.c.version == version)
         state = tables.model_versions.c.state.op("||")(files)
         await self._connection.execute(change.values(state=state, serving_digest=digest))
