@@ -325,6 +325,12 @@ async def serve_third_and_update(b: Bench) -> None:
 
 
 async def continue_from_fourth(b: Bench) -> None:
+    """Whose older layers were merged after version 3 was published."""
+    merged = await b.context.artifacts.put(b"merged", "test")
+    async with b.database.unit_of_work() as work:
+        change = f"""jsonb_set(state, '{{parts,model.1,0}}', '"{merged}"')"""
+        await work.connection.exec_driver_sql(f"UPDATE model_versions SET state = {change} WHERE version = 4")
+        await work.commit()
     await move(b, AliasName.HEAD, 4)
 
 

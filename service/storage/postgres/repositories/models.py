@@ -23,7 +23,8 @@ __all__ = [
 ]
 
 # Versions that keep all their artifacts at any age, each with every reason for it. A version belongs to the sequence
-# that the next update learns from if its incremental model is in the training state of the head.
+# that the next update learns from if its incremental model is in the training state of the head. Models are compared by
+# their newest layer: those below may have been merged since.
 KEPT = """
     SELECT version, 'prior' AS reason FROM model_versions WHERE version = 0
     UNION ALL
@@ -39,9 +40,9 @@ KEPT = """
     WHERE name = 'champion' AND previous_version IS NOT NULL
     UNION ALL
     SELECT version, 'sequence' FROM model_versions
-    WHERE state #>> '{parts,base}' IN (
-        SELECT part.value
-        FROM aliases JOIN model_versions AS head USING (version), jsonb_each_text(head.state -> 'parts') AS part
+    WHERE coalesce(state #>> '{parts,base,-1}', state #>> '{parts,base}') IN (
+        SELECT coalesce(part.value ->> -1, part.value #>> '{}')
+        FROM aliases JOIN model_versions AS head USING (version), jsonb_each(head.state -> 'parts') AS part
         WHERE aliases.name = 'head'
     )
 """
