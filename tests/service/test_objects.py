@@ -269,7 +269,7 @@ async def test_a_rollback_to_a_damaged_object_is_refused(
 ) -> None:
     async with on(postgres_dsn, redis_url, tmp_path, url) as b:
         digest = (await b.outcome())["versions"][0]["serving"]
-        back = {"to_version": 0, "sequence": "keep", "reason": "r", "actor": "test", "lead_seconds": 0.0}
+        back = {"to_version": 0, "sequence": "keep", "reason": "r", "actor": "test", "settings": b.settings}
         objects = Objects(url)
         await rollback(b.database, b.context.notices, **back, objects=objects)
         await overwrite(objects, await key_of(b.database, digest), b"damaged")
