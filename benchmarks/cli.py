@@ -281,13 +281,16 @@ def chaos(
     closes: Annotated[int, typer.Option(min=1, help="Periods that are sent and closed.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     api_hosts: Annotated[int, typer.Option(min=1, help="Api hosts; several of them refuse to be behind.")] = 1,
+    objects: Annotated[bool, typer.Option(help="Keep artifacts in an object store, a folder.")] = False,
     report: Report = None,
 ) -> None:
     """Kill and pause the processes of a service under load; fails unless every promise held."""
     from benchmarks.chaos.run import ChaosOptions, run_chaos
 
     with _running():
-        code = run_chaos(ChaosOptions(minutes=minutes, closes=closes, seed=seed, api_hosts=api_hosts, report=report))
+        code = run_chaos(
+            ChaosOptions(minutes=minutes, closes=closes, seed=seed, api_hosts=api_hosts, objects=objects, report=report)
+        )
     raise typer.Exit(code)
 
 

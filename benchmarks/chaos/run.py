@@ -45,6 +45,7 @@ class ChaosOptions:
     closes: int = 20
     seed: int = 0
     api_hosts: int = 1
+    objects: bool = False
     report: Path | None = None
 
     def __post_init__(self) -> None:
@@ -110,6 +111,8 @@ def _one_run(options: ChaosOptions, log: Log, record: Record, stop: StopRequest,
         folder = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="asmg-chaos-", ignore_cleanup_errors=True))
         )
+        if options.objects:
+            settings["artifacts_url"] = f"file://{folder}/objects"
         stores = stack.enter_context(own_stores(folder, schema=SCHEMA, **settings))
         servers = [stack.enter_context(own_service(stores, api_workers=2, worker=True, stop=stop))]
         for number in range(2, options.api_hosts + 1):
