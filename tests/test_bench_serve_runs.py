@@ -54,7 +54,7 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_server_goes_with_all_that_it_has_started(tmp_path: Path) -> None:
     port = free_port()
     server = Server(
@@ -104,7 +104,7 @@ TINY = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_compares_and_reports(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     options = ["--variants", "asmg,plain,noop", "--rounds", "2", "--seconds", "0.5"]
@@ -134,7 +134,7 @@ def test_it_compares_and_reports(tmp_path: Path) -> None:
         assert words in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fields_are_measured_beside_the_same_without(tmp_path: Path) -> None:
     """Their answers are compared with those of the torch model, so features of users have reached the service."""
     file = tmp_path / "report.json"
@@ -147,7 +147,7 @@ def test_fields_are_measured_beside_the_same_without(tmp_path: Path) -> None:
     assert "CPU of asmg-statistics" in done.stdout and "CPU of asmg  " not in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_versions_are_published_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.serving.swap.BETWEEN_SECONDS", 0.5)
     file = tmp_path / "report.json"
@@ -164,7 +164,7 @@ def test_versions_are_published_under_load(tmp_path: Path, monkeypatch: pytest.M
     assert "2 versions of 3,000 rows" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_variant_that_is_not_installed_or_does_not_start_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +182,7 @@ def test_a_variant_that_is_not_installed_or_does_not_start_is_left_out(
     assert "litserve: not installed" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.package])
 def test_each_peer_that_is_installed_gives_the_same_scores(name: str, tmp_path: Path) -> None:
     if not VARIANTS[name].installed:
@@ -195,7 +195,7 @@ def test_each_peer_that_is_installed_gives_the_same_scores(name: str, tmp_path: 
     assert [(cell["variant"], cell["failed"]) for cell in report["cells"]] == [(name, 0)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, data_dir: Path) -> None:
     command = [sys.executable, "-m", "service.cli", "bench", "serve", *TINY, "--rounds", "1000"]
     (folder := data_dir.parent / "t").mkdir()  # short enough for a Unix socket

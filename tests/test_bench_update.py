@@ -141,7 +141,7 @@ def test_no_ratio_is_printed_where_the_reference_is_wrong(monkeypatch: pytest.Mo
 # --- asmg bench ranks
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bench_ranks_writes_a_report(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     result = bench("ranks", *TINY, "--ranks", "2", "--batches", "64", "--repeats", "1", "--report", str(report))
@@ -159,7 +159,7 @@ def test_bench_ranks_refuses_numbers_that_make_no_sense() -> None:
 # --- asmg bench update
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_update_reports_all_that_it_measured(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     options = [
@@ -229,7 +229,7 @@ def test_a_method_that_fails_is_named_and_the_others_are_measured(
     assert report["methods"]["incctr"]["memory"] == memory
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_process_that_fails_says_why(workload: Workload) -> None:
     with pytest.raises(ValueError, match=r"no-such-method: .*updater: expected one of"):
         measure_apart("no-such-method", workload, repeats=1, seed=0, threads=1)
