@@ -138,7 +138,8 @@ def whole_number(low: int, high: int) -> Reading:
     """A whole number from `low` to `high`."""
 
     def parse(column: pl.Expr) -> pl.Expr:
-        number = column.cast(pl.Int64, strict=False)
+        # More digits than a single value may have: read singly, where they are refused.
+        number = pl.when(column.str.contains(r"^[+-]?[0-9]{1,18}$")).then(column).cast(pl.Int64, strict=False)
         return pl.when(number.is_between(low, high)).then(number)
 
     def convert(value: str) -> int:
