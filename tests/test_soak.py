@@ -132,7 +132,7 @@ def test_the_second_quarter_begins_when_all_is_let_go_of() -> None:
     assert 1 in expected_left(run.HORIZON - 1).logs
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_short_run_measures_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real servers and processes; too short for its figures to be judged, but what is kept can be.
 
