@@ -106,22 +106,18 @@ class TestRun:
         assert "against_iu" in summary["sensitivity"]["asmg-gru-multi k=1"]
 
     def test_goes_on_with_what_is_left(self, small_log_folder: Path, finished_run: Path, tmp_path: Path) -> None:
-        """Fewer runs first, then all of them: the same numbers; and nothing is computed twice."""
+        """Fewer runs first, then all of them, in one process: the same numbers; and nothing is computed twice."""
         out = tmp_path / "out"
         run_experiment(small_log_folder, out, replace(QUICK, methods=("iu",), seeds=1), say=quiet)
         job = out / "jobs" / "seed-0" / "iu.json"
         before = job.stat().st_mtime_ns
         lines: list[str] = []
-        run_experiment(small_log_folder, out, QUICK, say=lines.append)
+        run_experiment(small_log_folder, out, replace(QUICK, processes=1), say=lines.append)
         assert job.stat().st_mtime_ns == before and "24 runs, 1 of them done already" in lines[0]
         assert numbers(out) == numbers(finished_run)
         lines.clear()
         run_experiment(small_log_folder, out, QUICK, say=lines.append)
         assert "24 of them done already" in lines[0] and len(lines) == 2
-
-    def test_one_process_gives_the_same(self, small_log_folder: Path, finished_run: Path, tmp_path: Path) -> None:
-        run_experiment(small_log_folder, tmp_path / "out", replace(QUICK, processes=1), say=quiet)
-        assert numbers(tmp_path / "out") == numbers(finished_run)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -225,7 +221,7 @@ def test_a_method_that_diverges_is_named_and_the_others_stay(
 
 COMMAND = [
     sys.executable, "-m", "service.cli", "experiment", "run", "--methods", ",".join(QUICK.methods), "--seeds", "2",
-    "--periods", "8", "--pretrain", "3", "--test-from", "5", "--no-categories", "--processes", "2",
+    "--periods", "8", "--pretrain", "3", "--test-from", "5", "--no-categories", "--no-sensitivity", "--processes", "2",
 ]  # fmt: skip
 
 
@@ -234,14 +230,16 @@ class TestInterrupted:
     """Real processes, really killed."""
 
     def test_killed_at_random_points_it_ends_with_the_same_numbers(
-        self, small_log_folder: Path, finished_run: Path, tmp_path: Path
+        self, small_log_folder: Path, tmp_path: Path
     ) -> None:
+        undisturbed = tmp_path / "undisturbed"
+        run_experiment(small_log_folder, undisturbed, replace(QUICK, sensitivity=False), say=quiet)
         out, draw = tmp_path / "out", random.Random(5)
         command = [*COMMAND, "--data", str(small_log_folder), "--out", str(out)]
         for signal_number in (signal.SIGKILL, signal.SIGTERM):  # test_demo ends a command by SIGINT
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
             assert process.stdout is not None
-            steps = draw.randint(1, 3)  # of 24 runs and 2 chains
+            steps = draw.randint(1, 3)  # of 6 runs and 2 chains
             for line in process.stdout:
                 steps -= "seed" in line and "runs" not in line
                 if not steps:
@@ -260,7 +258,7 @@ class TestInterrupted:
         (out / "jobs" / "seed-0").mkdir(parents=True, exist_ok=True)
         (out / "jobs" / "seed-0" / ".iu.json.4711").write_text('{"scores": [')  # as a kill in the middle would leave
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
-        assert numbers(out) == numbers(finished_run)
+        assert numbers(out) == numbers(undisturbed)
         assert not (out / "chains").exists() and not list(out.rglob(".*"))
 
     def kill_a_worker(self, command: list[str]) -> None:
