@@ -28,6 +28,7 @@ from service.storage.redis.notices import Notices
 from service.tasks import end_tasks, start_alone
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.forget import carry_out_pending
+from service.use_cases.guardrails.watch import watch
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
 from service.use_cases.update.compaction import Compaction
@@ -149,9 +150,10 @@ async def _lead(
             await deletions.carry_out()
             updated = await update_next(context)
             backoff.reset()
+            watched = await watch(context)
             if updated:
                 compaction.start()
-            else:
+            elif not watched:
                 await asyncio.sleep(context.settings.worker_poll_seconds)
     finally:
         await compaction.stop()

@@ -43,6 +43,7 @@ async def prune(database: Database, period: int, settings: Settings, artifacts: 
         digests = {digest for stage in await work.stages.list(period) for digest in digests_in(stage.result)}
         await work.stages.forget_results(period)  # only an update that continues reads them
         digests.update(await work.models.retire(keep_serving=settings.keep_versions, keep_states=settings.keep_states))
+        digests.update(await work.samples.release(settings.sample_periods))
         deleted = await work.artifacts.delete(sorted(digests))
         await work.commit()
     if artifacts is not None:

@@ -80,6 +80,11 @@ class ArtifactStore:
         self._redis = redis
         self._objects = objects
         self._new = None if to_postgres else objects
+
+    @property
+    def objects(self) -> Objects | None:
+        """The object store of the installation; None where it has none."""
+        return self._objects
         self._swept_at = -SWEEP_SECONDS
 
     async def put(self, data: bytes, kind: str, *, hot: bool = False) -> str:

@@ -25,6 +25,7 @@ from service.storage.postgres.repositories import (
     PeriodLogs,
     Periods,
     Removals,
+    Samples,
     Stages,
     Takeovers,
     Traces,
@@ -74,6 +75,7 @@ class Session:
         self.processes = ApiProcesses(connection)
         self.artifacts = Artifacts(connection)
         self.evaluations = Evaluations(connection)
+        self.samples = Samples(connection)
         self.keys = Keys(connection)
         self.audit = Audit(connection)
         self.deletions = Deletions(connection)

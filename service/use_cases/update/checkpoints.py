@@ -82,6 +82,11 @@ class Checkpoints:
         assert self._selection is not None, "the period is read first"
         return self._selection
 
+    def is_new(self, table: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the rows, numbered as in the whole table, the head has never learned anything about."""
+        known = self._head["base"].sizes.get(table, 0) if "base" in self._head else 0
+        return np.asarray((rows >= known) | np.isin(rows, self._gone.get(table, [])))
+
     async def write(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
         """Store a checkpoint, `hot` ones in Redis too, and return its digest."""
         return await self._files.put(checkpoint, hot=hot)

@@ -9,6 +9,7 @@ from typing import Any, Self
 from asmg.updaters.with_statistics import PART as STATISTICS
 from service.storage.postgres.database import Lock, UnitOfWork
 from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion, PeriodStatus
+from service.use_cases.status import MAX_NUMBER
 from service.use_cases.update.checkpoints import Checkpoints, layers_of
 from service.use_cases.update.compaction import COMPACTED, with_compaction
 from service.use_cases.update.context import (
@@ -138,6 +139,7 @@ async def publish(
                 created_by=ACTOR,
             )
         )
+        await work.samples.request(version, 1, MAX_NUMBER)
         await _move_aliases(work, start.period, version, decision.reason, trained="serving" in served)
         await work.periods.set_status(start.period, PeriodStatus.UPDATED, version=version)
         note = PublishNote(version)

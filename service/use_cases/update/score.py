@@ -18,6 +18,7 @@ from service.storage.postgres.repositories import AliasName, Evaluation, ModelVe
 from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, hold_period
 from service.use_cases.update.prepare import PrepareNote
+from service.use_cases.update.sample import keep_sample
 from service.use_cases.update.served import read_served
 from service.use_cases.update.trial import Trial, rehearsal_rows, try_out
 
@@ -100,9 +101,13 @@ async def score(
             )
         )
     trial = await asyncio.to_thread(_try_out, context, start, state, data, served_logits, progress)
+    said = None if served_logits is None else (models[served].version, served_logits)
+    sample = None if start.late else await keep_sample(context, checkpoints, start, prepared, said, trial)
     async with context.database.unit_of_work() as work:
         await hold_period(work, context, start.period)
         await work.evaluations.put(evaluations)
+        if sample is not None:
+            await work.samples.put(sample)
         await work.commit()
     return ScoreNote(scores, trial)
 

@@ -36,6 +36,7 @@ from service.storage.postgres.repositories.period_logs import PeriodLogs
 from service.storage.postgres.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus
 from service.storage.postgres.repositories.processes import ApiProcess, ApiProcesses, ProcessState
 from service.storage.postgres.repositories.removals import FOUND_AT_ONCE, LOG_ROWS, Removals
+from service.storage.postgres.repositories.samples import PeriodSample, Samples, SampleScore
 from service.storage.postgres.repositories.stages import Stage, Stages
 from service.storage.postgres.repositories.takeovers import Takeover, Takeovers
 from service.storage.postgres.repositories.traces import PeriodTraces, Traces
@@ -89,6 +90,7 @@ __all__ = [
     "Period",
     "PeriodLog",
     "PeriodLogs",
+    "PeriodSample",
     "PeriodStatus",
     "PeriodTraces",
     "Periods",
@@ -96,6 +98,8 @@ __all__ = [
     "Raced",
     "Removals",
     "Resolved",
+    "SampleScore",
+    "Samples",
     "Stage",
     "Stages",
     "Stored",

@@ -55,6 +55,7 @@ DELETE_UNUSED = text("""
     DELETE FROM artifacts
     WHERE digest = ANY (CAST(:digests AS text[]))
       AND NOT EXISTS (SELECT FROM model_versions WHERE serving_digest = artifacts.digest)
+      AND NOT EXISTS (SELECT FROM period_samples WHERE period_samples.digest = artifacts.digest)
       AND digest NOT IN (
           SELECT value #>> '{}'
           FROM model_versions, jsonb_path_query(state, 'strict $.** ? (@.type() == "string")') AS value
@@ -246,7 +247,7 @@ class Artifacts:
         return (await self._connection.execute(query)).scalars().all()
 
     async def delete(self, digests: Sequence[str]) -> dict[str, str | None]:
-        """Delete these artifacts, except those that a model version names in any way.
+        """Delete these artifacts, except those that a model version or a sample of a period names.
 
         Returns:
             digest → key of its object, None where there was none, of the deleted ones. The objects are still there.

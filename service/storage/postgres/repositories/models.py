@@ -167,6 +167,12 @@ class Models:
         period: int | None = await self._connection.scalar(select(func.max(tables.model_versions.c.period)))
         return period
 
+    async def learned_by(self, first: int) -> Mapping[int, int]:
+        """Period, from `first` on → the newest version that it has produced."""
+        table = tables.model_versions.c
+        query = select(table.period, func.max(table.version)).where(table.period >= first).group_by(table.period)
+        return {period: version for period, version in await self._connection.execute(query)}
+
     async def insert(self, model: ModelVersion) -> None:
         """Add a version; its artifacts must be stored already."""
         await self._connection.execute(insert(tables.model_versions).values(asdict(model)))

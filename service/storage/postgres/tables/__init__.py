@@ -25,6 +25,7 @@ from service.storage.postgres.tables.models import (
 )
 from service.storage.postgres.tables.processes import api_processes
 from service.storage.postgres.tables.rows import entity_rows, seen_rows
+from service.storage.postgres.tables.samples import period_samples, sample_scores
 from service.storage.postgres.tables.updates import period_stages, periods
 from service.storage.postgres.tables.users import item_features, items, user_features, user_histories, user_passes
 
@@ -48,8 +49,10 @@ __all__ = [
     "log_counters",
     "metadata",
     "model_versions",
+    "period_samples",
     "period_stages",
     "periods",
+    "sample_scores",
     "seen_rows",
     "takeovers",
     "unresolved_positives",
