@@ -35,5 +35,5 @@ async def get_replay(
 
 @router.get("/samples", summary="What versions still know of earlier periods")
 async def get_samples(state: State, _: Admin) -> SampleMatrix:
-    """The scores of versions on the interactions that were kept of each period: one cell for each version and period."""
+    """The scores of versions on the interactions that were kept of each period: a cell for each version and period."""
     return await sample_matrix(state.database)

@@ -80,12 +80,12 @@ class ArtifactStore:
         self._redis = redis
         self._objects = objects
         self._new = None if to_postgres else objects
+        self._swept_at = -SWEEP_SECONDS
 
     @property
     def objects(self) -> Objects | None:
         """The object store of the installation; None where it has none."""
         return self._objects
-        self._swept_at = -SWEEP_SECONDS
 
     async def put(self, data: bytes, kind: str, *, hot: bool = False) -> str:
         """Store the content durably and return its digest; the transaction that names it comes afterwards.

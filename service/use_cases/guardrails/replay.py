@@ -12,6 +12,9 @@ from service.use_cases.status import MAX_NUMBER
 
 __all__ = ["PeriodProfile", "Replay", "Replayed", "ReplayedPeriod", "SampleMatrix", "replay", "sample_matrix"]
 
+MAX_PROFILES = 100
+"""Newest periods whose profiles are shown."""
+
 CONFIDENCE = 1.959964
 """Standard errors on each side of a 95 % confidence interval."""
 
