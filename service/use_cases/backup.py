@@ -67,9 +67,9 @@ async def restore(
 ) -> int:
     """Load a backup and carry out the deletions that came after it, in one transaction.
 
-    All webhooks are switched off, with an alert each, and what waits for them is given up: an operator says what is to be
-    sent again. Redis is emptied first, because it belongs to another past; it is filled again from Postgres as it is used. Objects
-    are uploaded before the transaction; if it fails, they belong to nothing and are removed as such.
+    All webhooks are switched off, with an alert each, and what waits for them is given up: an operator says what is to
+    be sent again. Redis is emptied first, because it belongs to another past; it is filled again from Postgres as it is
+    used. Objects are uploaded before the transaction; if it fails, they belong to nothing and are removed as such.
 
     Args:
         database: with the schema of the backup, and no rows.

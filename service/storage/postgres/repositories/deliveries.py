@@ -1,7 +1,7 @@
 """What endpoints are told, and whether they have heard it: table `webhook_deliveries`.
 
-Rows are added in the transaction of what they tell of. A worker *claims* a delivery before it sends it: the claim counts
-the attempt and says when the next one is due, so a worker that dies in between leaves a row that is sent again.
+Rows are added in the transaction of what they tell of. A worker *claims* a delivery before it sends it: the claim
+counts the attempt and says when the next one is due, so a worker that dies in between leaves a row that is sent again.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -197,7 +197,7 @@ class Deliveries:
         """Number of deliveries by status, of those that are kept."""
         columns = tables.webhook_deliveries.c
         query = select(columns.status, func.count()).group_by(columns.status)
-        found = dict((await self._connection.execute(query)).tuples().all())
+        found: dict[str, int] = dict((await self._connection.execute(query)).tuples().all())
         return {str(status): found.get(status, 0) for status in DeliveryStatus}
 
     async def forget(self, age: timedelta, most: int) -> None:
