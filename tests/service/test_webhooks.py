@@ -202,7 +202,8 @@ async def test_an_endpoint_that_is_gone_is_switched_off_until_an_operator_switch
             (shown,) = (await list_webhooks(database)).webhooks
             assert shown.off_reason == "it answered 410 Gone"
             (alert,) = (await list_alerts(database, limit=9)).alerts
-            assert alert.closed_at is None and "is switched off, 0 deliveries" in alert.message
+            assert alert.closed_at is None
+            assert alert.message.endswith("is switched off: it answered 410 Gone; deliveries given up: 1")
             with pytest.raises(StateConflict, match="expected webhook 1 to be on"):
                 await redeliver(database, 1, actor="test")
             await switch_webhook(database, webhook.number, on=True, reason="it is back", actor="test")
@@ -416,12 +417,12 @@ class TestCalls:
         def run(*arguments: str, code: int = 0) -> str:
             result = CliRunner().invoke(app, ["webhooks", *arguments])
             assert result.exit_code == code, result.output
-            return result.output
+            return result.stdout if code == 0 else result.output
 
-        secret = run("add", "https://example.com/hook", "--event", "alert.opened").splitlines()[-1]
+        secret = run("add", "https://example.com/hook", "--event", "alert.opened").strip()
         assert secret.startswith("whsec_")
         assert "https://example.com/hook" in run("list") and secret not in run("list")
-        assert run("rotate", "1").splitlines()[-1] != secret
+        assert secret not in run("rotate", "1")
         assert "no public address" in run("add", "http://127.0.0.1/", code=1)
         assert "webhook 1 is off" in run("off", "1", "--reason", "maintenance")
         assert "webhook 1 is on" in run("on", "1", "--reason", "over")

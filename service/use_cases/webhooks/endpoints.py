@@ -190,7 +190,7 @@ async def switch_off(work: UnitOfWork, webhook: Webhook, reason: str, *, actor: 
     waited = await work.deliveries.give_up(webhook.number, f"{OFF}: {reason}")
     await work.audit.add(actor, "switch_webhook_off", {"webhook": webhook.number}, reason=reason)
     place = parse_target(webhook.url).place
-    message = f"webhook {webhook.number} ({place}) is switched off, {waited} deliveries are given up: {reason}"
+    message = f"webhook {webhook.number} ({place}) is switched off: {reason}; deliveries given up: {waited}"
     numbers = {"webhook": webhook.number, "given_up": waited}
     await raise_alert(work, AlertKind.WEBHOOK, message, subject=str(webhook.number), numbers=numbers, actor=actor)
     return waited

@@ -102,13 +102,20 @@ class Alerts:
             "raised_at": func.clock_timestamp(),
         }
         columns = tables.alerts.c
-        statement = upsert(tables.alerts).values(kind=kind, subject=subject, opened_at=func.clock_timestamp(), **news)
-        statement = statement.on_conflict_do_update(
-            index_elements=["kind", "subject"],
-            index_where=columns.closed_at.is_(None),
-            set_={**news, "times": columns.times + 1},
-        )
-        return _alert((await self._connection.execute(statement.returning(tables.alerts))).mappings().one())
+        again = {**news, "times": columns.times + 1}
+        is_it = (columns.kind == kind, columns.subject == subject, columns.closed_at.is_(None))
+        # The insertion alone would do, but it takes a number even where a row is there.
+        updated = update(tables.alerts).where(*is_it).values(**again).returning(tables.alerts)
+        row = (await self._connection.execute(updated)).mappings().first()
+        if row is None:
+            inserted = upsert(tables.alerts).values(
+                kind=kind, subject=subject, opened_at=func.clock_timestamp(), **news
+            )
+            inserted = inserted.on_conflict_do_update(
+                index_elements=["kind", "subject"], index_where=columns.closed_at.is_(None), set_=again
+            )
+            row = (await self._connection.execute(inserted.returning(tables.alerts))).mappings().one()
+        return _alert(row)
 
     async def close(self, number: int, actor: str, reason: str) -> Alert:
         """Close an open alert."""
@@ -138,7 +145,7 @@ class Alerts:
         """Number of open alerts by kind, of those kinds that have one."""
         columns = tables.alerts.c
         query = select(columns.kind, func.count()).where(columns.closed_at.is_(None)).group_by(columns.kind)
-        return dict((await self._connection.execute(query)).tuples().all())
+        return {kind: count for kind, count in await self._connection.execute(query)}
 
     async def forget(self, age: timedelta) -> None:
         """Delete those that were closed longer ago than `age`."""

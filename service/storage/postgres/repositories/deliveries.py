@@ -197,7 +197,7 @@ class Deliveries:
         """Number of deliveries by status, of those that are kept."""
         columns = tables.webhook_deliveries.c
         query = select(columns.status, func.count()).group_by(columns.status)
-        found: dict[str, int] = dict((await self._connection.execute(query)).tuples().all())
+        found: dict[str, int] = {status: count for status, count in await self._connection.execute(query)}
         return {str(status): found.get(status, 0) for status in DeliveryStatus}
 
     async def forget(self, age: timedelta, most: int) -> None:
