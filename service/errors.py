@@ -10,9 +10,11 @@
     ├── ModelNotFound           404
     ├── PeriodNotFound          404
     ├── NothingStored           404  about a user or an item
+    ├── NoSuchNumber            404  an alert, a webhook or a delivery
     ├── EmptyPeriod             409  nothing to learn from
     ├── PeriodConflict          409  another period is open than the caller expected
     ├── PeriodStateConflict     409  the period is not in a state in which that can be done
+    ├── StateConflict           409  an alert, a webhook or a delivery is not in a state in which that can be done
     ├── ModelPruned             409  the version is known, but a needed artifact of it was evicted
     ├── ArtifactUnreadable      409  a needed artifact of a version is stored, but damaged
     ├── NotReady                503  a dependency does not answer, or no model is loaded yet
@@ -48,6 +50,7 @@ __all__ = [
     "InvalidInput",
     "ModelNotFound",
     "ModelPruned",
+    "NoSuchNumber",
     "NotReady",
     "NothingStored",
     "PeriodConflict",
@@ -55,6 +58,7 @@ __all__ = [
     "PeriodStateConflict",
     "RateLimited",
     "ServiceError",
+    "StateConflict",
     "Unauthorized",
 ]
 
@@ -230,6 +234,26 @@ class NothingStored(ServiceError):
 
     def __init__(self, kind: str) -> None:
         super().__init__(f"nothing is stored about this {kind}")
+
+
+class NoSuchNumber(ServiceError):
+    """An alert, a webhook or a delivery that does not exist."""
+
+    status = 404
+    title = "Not found"
+    slug = "not-found"
+
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(f"there is no {what} {number}")
+        self.number = number
+
+
+class StateConflict(ServiceError):
+    """A call that is not possible in the state of an alert, a webhook or a delivery."""
+
+    status = 409
+    title = "Not possible in this state"
+    slug = "state-conflict"
 
 
 class EmptyPeriod(ServiceError):

@@ -2,7 +2,6 @@
 
 import re
 from datetime import timedelta
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +28,7 @@ from service.limits import (
     MAX_RATE,
     MIN_RATE,
 )
+from service.notification_settings import NotificationSettings, Several, checked_networks, split_list
 
 __all__ = ["Settings", "checked_prefix", "sqlalchemy_dsn"]
 
@@ -47,9 +47,6 @@ MIN_REFUSING_LEAD = 0.2
 
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
-
-Several = Annotated[tuple[str, ...], NoDecode]
-"""Texts; in the environment separated by commas."""
 
 
 def sqlalchemy_dsn(dsn: str) -> str:
@@ -83,7 +80,7 @@ def checked_prefix(path: str) -> str:
     return path
 
 
-class Settings(GuardrailSettings):
+class Settings(GuardrailSettings, NotificationSettings):
     """All settings; their units are in the names."""
 
     model_config = SettingsConfigDict(env_prefix="ASMG_", frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -249,7 +246,7 @@ class Settings(GuardrailSettings):
     @field_validator("trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        return split_list(value)
 
     @field_validator("hidden_layers", mode="before")
     @classmethod
@@ -271,14 +268,7 @@ class Settings(GuardrailSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for proxy in value:
-            try:
-                ip_network(proxy)
-            except ValueError:
-                raise ValueError(
-                    f"expected addresses or networks such as 10.0.0.7, 10.0.0.0/24 or fd00::/8; received {proxy!r}"
-                ) from None
-        return value
+        return checked_networks(value)
 
     @field_validator("cors_origins")
     @classmethod

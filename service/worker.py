@@ -30,12 +30,13 @@ from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.forget import carry_out_pending
 from service.use_cases.guardrails.watch import watch
 from service.use_cases.quarantine import note_failure, note_trouble
-from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
+from service.use_cases.retention import drop_old_logs, forget_notifications, merge_event_ids, prune, sweep
 from service.use_cases.update.compaction import Compaction
 from service.use_cases.update.configuration import check_configuration, configured_updater
 from service.use_cases.update.context import Superseded, UpdateContext
 from service.use_cases.update.pipeline import update_period
 from service.use_cases.update.resolve import resolve_skipped
+from service.use_cases.webhooks.deliver import keep_delivering
 
 __all__ = ["PendingDeletions", "follow", "run", "update_next"]
 
@@ -140,7 +141,10 @@ async def _lead(
     context: UpdateContext, deletions: "PendingDeletions", backoff: "_Backoff", heartbeat: Heartbeat
 ) -> None:
     """Update on one sealed period after the other, without end."""
-    telling = start_alone(_keep_telling(context.notices, heartbeat))
+    beside = (
+        start_alone(_keep_telling(context.notices, heartbeat)),
+        start_alone(keep_delivering(context.database, context.settings)),
+    )
     compaction = Compaction(context)
     try:
         await ensure_prior(context.database, context.artifacts, context.settings.prior_ctr)
@@ -157,7 +161,7 @@ async def _lead(
                 await asyncio.sleep(context.settings.worker_poll_seconds)
     finally:
         await compaction.stop()
-        await end_tasks(telling)
+        await end_tasks(*beside)
 
 
 async def _keep_telling(notices: Notices, heartbeat: Heartbeat) -> None:
@@ -200,6 +204,7 @@ async def update_next(context: UpdateContext) -> bool:
         await prune(database, number, settings, context.artifacts)
         await drop_old_logs(database, settings, beat=context.beat)
         await sweep(database, context.artifacts)
+        await forget_notifications(database, settings)
     return True
 
 

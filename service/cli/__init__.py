@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from service import __version__
+from service.cli.alerts import alerts
 from service.cli.audit import audit_command
 from service.cli.backup import backup_command, restore_command, verify_command
 from service.cli.deletions import deletions
@@ -21,6 +22,7 @@ from service.cli.migrate import migrate_command
 from service.cli.models import models
 from service.cli.periods import periods
 from service.cli.serve import serve_command
+from service.cli.webhooks import webhooks
 from service.cli.worker import worker_command
 from service.processes.logs import configure_logging
 
@@ -48,6 +50,8 @@ app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
 app.add_typer(periods, name="periods")
 app.add_typer(deletions, name="deletions")
+app.add_typer(alerts, name="alerts")
+app.add_typer(webhooks, name="webhooks")
 app.add_typer(experiment, name="experiment")
 app.add_typer(features, name="features")
 for entry in entry_points(group=COMMANDS):

@@ -85,6 +85,20 @@ class Metrics:
             registry=registry,
             multiprocess_mode="mostrecent",
         )
+        self._alerts = Gauge(
+            "asmg_alerts",
+            "Open alerts by kind, as Postgres has them; GET /admin/alerts says what is wrong.",
+            ["kind"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._deliveries = Gauge(
+            "asmg_webhook_deliveries",
+            "Deliveries of webhooks by status, of those that are kept, as Postgres has them.",
+            ["status"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self._heartbeat_age = Gauge(
             "asmg_worker_heartbeat_age_seconds",
             "Seconds since the leading worker last got any further; infinite where nothing is known of one.",
@@ -184,6 +198,13 @@ class Metrics:
         self._gate_refused_in_a_row.set(in_a_row)
         for model, loss in losses.items():
             self._gate_logloss.labels(model).set(loss)
+
+    def note_notifications(self, alerts: Mapping[str, int], deliveries: Mapping[str, int]) -> None:
+        """Set the numbers of open alerts by kind, and of deliveries of webhooks by status."""
+        for kind, count in alerts.items():
+            self._alerts.labels(kind).set(count)
+        for status, count in deliveries.items():
+            self._deliveries.labels(status).set(count)
 
     def note_turns(self, ready_version: int, lag_seconds: float) -> None:
         """Set what this process has loaded, and for how long it should have served another version."""

@@ -14,3 +14,4 @@ def configure_logging() -> None:
     line = "%(asctime)s %(levelname)s %(name)s[%(process)d] %(request_id)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=line, handlers=[output])
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs URLs, and those of webhooks may hold secrets

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from service.errors import ArtifactError, PeriodNotFound, PeriodStateConflict
 from service.limits import MAX_REASON_LENGTH
 from service.storage.postgres.database import Database, Lock, UnitOfWork
-from service.storage.postgres.repositories import WAITING, Period, PeriodStatus
+from service.storage.postgres.repositories import WAITING, AlertKind, Period, PeriodStatus, Severity
+from service.use_cases.alerts import close_alert, raise_alert
 from service.use_cases.status import MAX_NUMBER
+from service.use_cases.webhooks.announce import Event, announce
 
 __all__ = ["MOST_CRASHES", "CrashLoop", "find_periods", "note_failure", "note_trouble", "retry_period", "skip_period"]
 
@@ -59,7 +61,18 @@ async def note_failure(database: Database, number: int, worker: str, error: Exce
         status = PeriodStatus.QUARANTINED if final else PeriodStatus.SEALED
         await work.periods.set_status(number, status, error=message, attempts=attempts)
         if final:
-            await work.audit.add(ACTOR, "quarantine", {"period": number, "error": message})
+            detail = {"period": number, "error": message}
+            await work.audit.add(ACTOR, "quarantine", detail)
+            await announce(work, Event.QUARANTINED, {**detail, "attempts": attempts})
+            await raise_alert(
+                work,
+                AlertKind.QUARANTINED,
+                f"period {number} is in quarantine after {attempts} failed attempts: {message}",
+                severity=Severity.CRITICAL,
+                subject=str(number),
+                numbers={"attempts": attempts, "crashes": period.crashes},
+                period=number,
+            )
         await work.commit()
     return final
 
@@ -105,6 +118,7 @@ async def retry_period(database: Database, number: int, *, reason: str, actor: s
         await work.stages.clear(number)  # their artifacts are deleted, and may have been the fault
         changed = await work.periods.set_status(number, PeriodStatus.SEALED, attempts=0)
         await work.audit.add(actor, "retry_period", {"period": number, "error": period.error}, reason=reason)
+        await _leave_quarantine(work, number, f"period {number} is tried again: {reason}", actor)
         await work.commit()
     return changed
 
@@ -130,6 +144,7 @@ async def skip_period(database: Database, number: int, *, reason: str, actor: st
         period = await _locked(work, number, (PeriodStatus.QUARANTINED, *WAITING), "skipped")
         changed = await work.periods.set_status(number, PeriodStatus.SKIPPED, error=reason)
         await work.audit.add(actor, "skip_period", {"period": number, "error": period.error}, reason=reason)
+        await _leave_quarantine(work, number, f"period {number} is skipped: {reason}", actor)
         await work.commit()
     return changed
 
@@ -145,6 +160,10 @@ async def _locked(work: UnitOfWork, number: int, expected: Sequence[PeriodStatus
             f"period {number} cannot be {what}: expected it to be {' or '.join(expected)}; it is {period.status}"
         )
     return period
+
+
+async def _leave_quarantine(work: UnitOfWork, number: int, reason: str, actor: str) -> None:
+    await close_alert(work, AlertKind.QUARANTINED, subject=str(number), reason=reason, actor=actor)
 
 
 def _check(reason: str) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from service.errors import NotReady
-from service.limits import KEPT_FOR_TRAINING
+from service.limits import KEPT_FOR_TRAINING, MAX_DELIVERIES
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import digests_in
 
-__all__ = ["drop_old_logs", "merge_event_ids", "prune", "sweep"]
+__all__ = ["drop_old_logs", "forget_notifications", "merge_event_ids", "prune", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -150,3 +150,11 @@ async def sweep(database: Database, artifacts: ArtifactStore | None = None) -> i
         await artifacts.remove_objects([key for key in deleted.values() if key is not None])
         await artifacts.sweep_objects()
     return len(deleted)
+
+
+async def forget_notifications(database: Database, settings: Settings) -> None:
+    """Delete alerts that were closed long ago, and old deliveries of webhooks that wait for nothing."""
+    async with database.unit_of_work() as work:
+        await work.alerts.forget(timedelta(days=settings.keep_alerts_days))
+        await work.deliveries.forget(timedelta(days=settings.keep_deliveries_days), MAX_DELIVERIES)
+        await work.commit()

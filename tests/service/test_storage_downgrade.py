@@ -69,6 +69,13 @@ FILL = (
     "INSERT INTO deletions (deletion, kind, id, key, digest, finished_at, removed) "
     "VALUES ('d', 'user', null, 'k', 'h', now(), '{\"clicks\": 1}'), ('e', 'item', 'i', 'k', 'h', null, '{}')",
     "UPDATE periods SET forgotten = 1 WHERE number = 1",
+    "INSERT INTO alerts (kind, subject, severity, period, version, message, numbers, acknowledged_at, acknowledged_by, "
+    "closed_at, closed_by, closed_reason) "
+    "VALUES ('k', 's', 'warning', 1, 1, 'm', '{\"n\": 1}', now(), 'a', now(), 'a', 'r')",
+    "INSERT INTO webhooks (url, events, secret, old_secret, old_secret_until, created_by, off_at, off_reason) "
+    "VALUES ('https://example.com', '{e}', 's', 'o', now(), 'a', now(), 'r')",
+    "INSERT INTO webhook_deliveries (webhook, message, event, data, attempted_at, answer, error) "
+    "VALUES (1, 'm', 'e', '{}', now(), 500, 'e')",
 )
 """Something in every column of every table. Whoever adds one adds to this."""
 

@@ -13,9 +13,11 @@ from service.http.metrics import CONTENT_TYPE_LATEST
 from service.http.schemas import Health, Readiness
 from service.serving.swap import ServingModel
 from service.tasks import start_for_caller
+from service.use_cases.alerts import alert_counts
 from service.use_cases.model_status import gate_summary
 from service.use_cases.processes import list_processes
 from service.use_cases.status import label_totals, period_counts
+from service.use_cases.webhooks.endpoints import delivery_counts
 
 router = APIRouter(tags=["operations"])
 
@@ -65,6 +67,8 @@ async def get_metrics(state: State) -> Response:
 async def _note_stored(state: AppState) -> None:
     state.metrics.note_labels(await label_totals(state.database))
     state.metrics.note_periods(await period_counts(state.database))
+    alerts, deliveries = await alert_counts(state.database), await delivery_counts(state.database)
+    state.metrics.note_notifications(alerts, deliveries)
     gate = await gate_summary(state.database)
     state.metrics.note_gate(gate.decisions, gate.in_a_row, gate.losses())
     listed = await list_processes(state.database)

@@ -5,6 +5,7 @@ Repositories neither begin nor commit; the session that holds them (`service.sto
 
 from service.storage.postgres.events import EventBatch, Happened, Interaction
 from service.storage.postgres.repositories.access import ApiKey, Audit, AuditEntry, Keys
+from service.storage.postgres.repositories.alerts import Alert, AlertKind, Alerts, Severity
 from service.storage.postgres.repositories.artifacts import (
     CHUNK_BYTES,
     Artifacts,
@@ -14,6 +15,7 @@ from service.storage.postgres.repositories.artifacts import (
     digests_in,
 )
 from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
+from service.storage.postgres.repositories.deliveries import Deliveries, Delivery, DeliveryStatus
 from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent, IdRows
 from service.storage.postgres.repositories.evaluations import Evaluation, Evaluations, GateSummary
 from service.storage.postgres.repositories.features import NOTHING_KNOWN, Features, FeaturesOf, FeatureVersion
@@ -40,6 +42,7 @@ from service.storage.postgres.repositories.samples import PeriodSample, Samples,
 from service.storage.postgres.repositories.stages import Stage, Stages
 from service.storage.postgres.repositories.takeovers import Takeover, Takeovers
 from service.storage.postgres.repositories.traces import PeriodTraces, Traces
+from service.storage.postgres.repositories.webhooks import Webhook, Webhooks
 
 __all__ = [
     "CHUNK_BYTES",
@@ -48,6 +51,9 @@ __all__ = [
     "LOG_ROWS",
     "NOTHING_KNOWN",
     "WAITING",
+    "Alert",
+    "AlertKind",
+    "Alerts",
     "Alias",
     "AliasName",
     "ApiKey",
@@ -62,6 +68,9 @@ __all__ = [
     "Deletable",
     "Deletion",
     "Deletions",
+    "Deliveries",
+    "Delivery",
+    "DeliveryStatus",
     "Earlier",
     "Entities",
     "EntityKind",
@@ -100,6 +109,7 @@ __all__ = [
     "Resolved",
     "SampleScore",
     "Samples",
+    "Severity",
     "Stage",
     "Stages",
     "Stored",
@@ -107,6 +117,8 @@ __all__ = [
     "Takeovers",
     "Traces",
     "Upload",
+    "Webhook",
+    "Webhooks",
     "digest_of",
     "digests_in",
     "id_digest",

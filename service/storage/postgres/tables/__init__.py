@@ -5,6 +5,7 @@ The repositories build their statements from them. Only the migrations change a 
 """
 
 from service.storage.postgres.tables.access import api_keys, audit, deletions
+from service.storage.postgres.tables.alerts import alerts
 from service.storage.postgres.tables.base import metadata
 from service.storage.postgres.tables.log import (
     LOG,
@@ -28,9 +29,11 @@ from service.storage.postgres.tables.rows import entity_rows, seen_rows
 from service.storage.postgres.tables.samples import period_samples, sample_scores
 from service.storage.postgres.tables.updates import period_stages, periods
 from service.storage.postgres.tables.users import item_features, items, user_features, user_histories, user_passes
+from service.storage.postgres.tables.webhooks import webhook_deliveries, webhooks
 
 __all__ = [
     "LOG",
+    "alerts",
     "aliases",
     "api_keys",
     "api_processes",
@@ -59,4 +62,6 @@ __all__ = [
     "user_features",
     "user_histories",
     "user_passes",
+    "webhook_deliveries",
+    "webhooks",
 ]

@@ -1,7 +1,7 @@
 """What is kept of each period, and what model versions say about it.
 
 Revision ID: 0017
-Revises: 0015
+Revises: 0016
 """
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from service.storage.postgres.migrations.losses import refuse_losses
 
 revision: str = "0017"
-down_revision: str | None = "0015"
+down_revision: str | None = "0016"
 branch_labels: None = None
 depends_on: None = None
 
