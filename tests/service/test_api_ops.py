@@ -202,6 +202,8 @@ async def test_the_description_names_bodies_and_problems(api: Api) -> None:
         "/admin/rollback",
         "/admin/processes",
         "/admin/audit",
+        "/admin/replay",
+        "/admin/samples",
         "/healthz",
         "/readyz",
         "/metrics",
