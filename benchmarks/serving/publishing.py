@@ -21,13 +21,15 @@ ACTOR = "asmg bench"
 
 
 def publishing_process() -> ProcessPoolExecutor:
-    """A process for `publish`, so that publishing takes no time of the load generator's process."""
-    return ProcessPoolExecutor(
-        1,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the process that started it
-    )
+    """A process for `publish`, so that publishing takes no time of the load generator's process. It is ready."""
+    process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
+    process.submit(int).result()  # what it needs is imported then
+    return process
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is for the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def publish(settings: Settings, version: int, snapshot: StoredSnapshot) -> None:

@@ -102,7 +102,6 @@ def measure_swap(
         publish(stores.settings, 1, plan.first)
         progress("swap: starting the service")
         with own_service(stores, api_workers=workers, version=1, stop=stop) as server, publishing_process() as process:
-            process.submit(int).result()  # started, so that no publication waits for that
             requests = pool.encode(stores.key)
             capacity = _capacity(server, requests, options)
             rate = options.rate or options.open_loop * capacity
