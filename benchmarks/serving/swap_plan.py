@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmarks.printing import progress
 from benchmarks.services import OwnStores
@@ -126,7 +124,7 @@ def _changed(
 ) -> ServedModel:
     """The model with other numbers in these rows, and another bias; its tables are changed in place."""
     for name, rows in changed.items():
-        table = cast(Tensor, model.params[name])
+        table = model.params[name]
         table[torch.from_numpy(rows)] = torch.from_numpy(rng.standard_normal((len(rows), table.shape[1]), np.float32))
     shift = BIAS_STEP * (1 if version % 4 else -3)
     return replace(model, params=model.shape.shifted(model.params, shift))

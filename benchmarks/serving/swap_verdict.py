@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,7 @@ def judge(
     due, sent, done = (np.frombuffer(moments) for moments in (answers.due, answers.sent, answers.done))
     seconds, counts = done - due, due >= settled
     during, ratios = np.zeros((2, len(due)), dtype=bool), []
-    for swap, following in zip(swaps, [*swaps[1:], None], strict=True):
+    for swap, following in zip_longest(swaps, swaps[1:]):
         inside = counts & (due >= swap.published) & (due <= swap.switched + after)
         rest = counts & (due > swap.switched + after) & (due < (np.inf if following is None else following.published))
         during[int(swap.renewal)] |= inside
