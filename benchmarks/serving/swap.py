@@ -48,7 +48,7 @@ AFTER_SECONDS = 1.0
 """Requests that become due up to so long after all workers have switched still count as during the swap."""
 BETWEEN_SECONDS = 4.0
 """Seconds without a swap that follow."""
-SWITCH_SECONDS = 120.0
+SWITCH_SECONDS = 600.0
 """A version that does not answer on every connection after so long has failed."""
 POLL_SECONDS = 0.01
 
