@@ -192,6 +192,9 @@ def bench_serve_command(
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Let the api fetch versions, as from a worker elsewhere.")
     ] = False,
+    deltas: Annotated[
+        int, typer.Option(help="Versions that add a delta before the base is written anew; 0: each is a base.")
+    ] = 0,
     rows: Annotated[int, typer.Option(help="Table rows of a version, half users and half items.")] = 10_000_000,
     seed: Seed = 0,
     report: Report = None,
@@ -224,6 +227,7 @@ def bench_serve_command(
             during_swap=during_swap,
             versions=versions,
             fetch=fetch,
+            deltas=deltas,
             rows=rows,
             seed=seed,
             report=report,
