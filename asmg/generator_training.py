@@ -236,7 +236,7 @@ class _ParallelSteps:
         of_tables, of_scalars = gradient[:top], self._buffers.ddense.reshape(-1)  # views
         for s in range(start, stop):
             loss = kernels.generator_gradient(self._plan, s, *self._read, self._widths, self._buffers, gradient)
-            sums = np.concatenate([np.float32([loss]), of_tables, of_scalars])
+            sums = np.concatenate([np.array([loss], np.float32), of_tables, of_scalars])
             self._ranks.add_up(torch.from_numpy(sums))
             losses[s], of_tables[:], of_scalars[:] = sums[0], sums[1 : 1 + top], sums[1 + top :]
             if not math.isfinite(losses[s]):

@@ -100,10 +100,11 @@ class Stack:
 
     def excerpt(self, selection: Selection) -> Checkpoint:
         """The part with the selected rows alone, as the update method would have stored it."""
-        outline, tensors = self.outline(selection), {}
+        outline = self.outline(selection)
+        tensors = dict(outline.tensors)
         for table, rows in self.wanted(selection).items():
             tensors |= self.read(table, rows)
-        return replace(outline, tensors={**outline.tensors, **tensors})
+        return replace(outline, tensors=tensors)
 
     def outline(self, selection: Selection) -> Checkpoint:
         """The excerpt of these rows, but with empty tables."""

@@ -52,7 +52,9 @@ def stored(team: Team[Any], state: Any, folder: Path) -> Any:
     """The state, written to files of which the ranks read all rows together."""
     files = {}
     for name, data in to_bytes(team.updater, state).items():
-        files[name] = [folder / name]
+        files[name] = [
+            folder / f"{hashlib.sha256(data).hexdigest()}.{name}"
+        ]  # those of the last period are still mapped
         files[name][0].write_bytes(data)
     opened = {name: [Checkpoint.open(path) for path in paths] for name, paths in files.items()}
     found = excerpt_state(opened, everything=True, read=partial(team.excerpt, files)).parts
