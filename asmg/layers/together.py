@@ -12,10 +12,10 @@ from asmg.ranks import Ranks
 
 __all__ = ["read_together"]
 
-STRIPE = 1024
+STRIPE = 65_536
 """Neighbouring rows that one rank reads. Rows are numbers of ids without gaps, so stripes in turn are as even as any
-hash. But ranks that took every n-th row would each map all pages of a file: a page of 4096 bytes has 64 vectors of 16
-numbers, or 1,024 step counts."""
+hash. But ranks that took every n-th row would each map all of a file: a page of 4096 bytes has 64 vectors of 16
+numbers, and the kernel maps up to 2 MiB around a page that is read. A stripe has 4 MiB of vectors."""
 
 
 def read_together(
