@@ -205,7 +205,7 @@ class _ParallelSteps:
     """Steps of the generator whose gradients are sums over ranks; each rank's plan has its share of the interactions.
 
     Each scalar of the MLP has weights of its own, 65 by default. So the ranks add up the gradients of the scalars, and
-    each makes of these those of the weights: 14 times fewer numbers a step, at the default sizes.
+    each makes of these those of the weights: 17 times fewer numbers a step, at the default sizes.
 
     Args:
         epoch: planned, of this rank's share.

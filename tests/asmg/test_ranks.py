@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -52,9 +53,8 @@ def stored(team: Team[Any], state: Any, folder: Path) -> Any:
     """The state, written to files of which the ranks read all rows together."""
     files = {}
     for name, data in to_bytes(team.updater, state).items():
-        files[name] = [
-            folder / f"{hashlib.sha256(data).hexdigest()}.{name}"
-        ]  # those of the last period are still mapped
+        # A name of its own, as the files of the last period are still mapped.
+        files[name] = [folder / f"{hashlib.sha256(data).hexdigest()}.{name}.stored"]
         files[name][0].write_bytes(data)
     opened = {name: [Checkpoint.open(path) for path in paths] for name, paths in files.items()}
     found = excerpt_state(opened, everything=True, read=partial(team.excerpt, files)).parts
@@ -91,6 +91,14 @@ def learn_all(ranks: Ranks, folder: Path) -> None:
     together.STRIPE = 2  # the tables are small
     if ranks.rank == 2:  # is on another host, which has no files
         Checkpoint.open = missing  # type: ignore[method-assign,assignment]
+    told: list[bytes] = []
+    tell = ranks.tell
+
+    def noted(message: Sequence[bytes]) -> None:
+        told.extend(message)
+        tell(message)
+
+    ranks.tell = noted  # type: ignore[method-assign]
     for run in RUNS:
         team = team_of(run, ranks)
         if ranks.rank:
@@ -99,6 +107,9 @@ def learn_all(ranks: Ranks, folder: Path) -> None:
             for part, data in learn(team, run, folder).items():
                 (folder / f"{run}.{part}").write_bytes(data)
             team.end()
+            for path in folder.glob("*.base.stored"):  # which all ranks have read: it is never sent
+                table = Checkpoint.open(path).tensors["user"].numpy().tobytes()
+                assert not any(table in message for message in told)
         state = team.updater.for_training(team.state)
         own = hashlib.sha256(b"".join(to_bytes(team.updater, state).values())).hexdigest()
         (folder / f"{run}.{ranks.rank}.{DIGEST}").write_text(own)
