@@ -139,7 +139,8 @@ def bench_ranks_command(
     batches: Annotated[str, typer.Option(help="Interactions of a batch, of the generator and of the base.")] = (
         "256,1024,4096"
     ),
-    dim: Annotated[int | None, typer.Option(help="Width of the embeddings. [8]")] = None,
+    dim: Annotated[int | None, typer.Option(help="Width of the embeddings. [16]")] = None,
+    ids: Annotated[int | None, typer.Option(help="Users of a training state that is read. [2,000,000]")] = None,
     users: Users = None,
     items: Items = None,
     rows: Rows = None,
@@ -148,7 +149,7 @@ def bench_ranks_command(
     seed: Seed = 0,
     report: Report = None,
 ) -> None:
-    """Time the training of one period in one process and in several."""
+    """Time the training of one period, and reading the rows that it needs, in one process and in several."""
     from benchmarks.learning.workload import StreamSizes
     from benchmarks.update.ranks import RanksOptions, run_ranks
 
@@ -160,7 +161,7 @@ def bench_ranks_command(
             repeats=repeats,
             seed=seed,
             report=report,
-            **_given(dim=dim),
+            **_given(dim=dim, ids=ids),
         )
         code = run_ranks(options)
     raise typer.Exit(code)

@@ -16,11 +16,21 @@ in memory as a whole.
 
 from asmg.layers.changes import changed_part, is_base
 from asmg.layers.compaction import MergedTensor, Merger, merger
-from asmg.layers.excerpt import TAKEN_UP, StateExcerpt, data_of_log, excerpt_part, excerpt_state, is_log, with_data
+from asmg.layers.excerpt import (
+    TAKEN_UP,
+    StateExcerpt,
+    data_of_log,
+    excerpt_part,
+    excerpt_parts,
+    excerpt_state,
+    is_log,
+    with_data,
+)
 from asmg.layers.selection import PartExcerpt, Selection
 from asmg.layers.stack import Stack, StackTable, rows_of_layers
 from asmg.layers.state import is_layered, open_stack
 from asmg.layers.statistics import StackCounts, StatisticsStack
+from asmg.layers.together import read_together
 
 __all__ = [
     "TAKEN_UP",
@@ -36,12 +46,14 @@ __all__ = [
     "changed_part",
     "data_of_log",
     "excerpt_part",
+    "excerpt_parts",
     "excerpt_state",
     "is_base",
     "is_layered",
     "is_log",
     "merger",
     "open_stack",
+    "read_together",
     "rows_of_layers",
     "with_data",
 ]

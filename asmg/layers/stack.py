@@ -1,6 +1,7 @@
 """Tables of a training state as a base and layers: reading some of their rows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -99,12 +100,23 @@ class Stack:
 
     def excerpt(self, selection: Selection) -> Checkpoint:
         """The part with the selected rows alone, as the update method would have stored it."""
+        outline = self.outline(selection)
+        tensors = dict(outline.tensors)
+        for table, rows in self.wanted(selection).items():
+            tensors |= self.read(table, rows)
+        return replace(outline, tensors=tensors)
+
+    def outline(self, selection: Selection) -> Checkpoint:
+        """The excerpt of these rows, but with empty tables."""
         tensors = {name: t for name, t in self.without_tables.items() if not name.startswith(RESTLESS)}
         for table in self.tables:
-            rows = selection.rows[table]
-            tensors |= self.read(table, rows[rows < self.sizes[table]])
+            tensors |= self.read(table, np.empty(0, np.int64))
         tensors |= {f"{RESTLESS}{table}": selection.places(table, rows) for table, rows in self.named.items()}
         return Checkpoint(self.kind, self.meta, tensors)
+
+    def wanted(self, selection: Selection) -> dict[str, Rows]:
+        """Table name → the selected rows that the table has."""
+        return {name: (rows := selection.rows[name])[rows < self.sizes[name]] for name in self.tables}
 
     @property
     def without_tables(self) -> dict[str, Tensor]:

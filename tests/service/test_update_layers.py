@@ -19,6 +19,7 @@ from asmg.layers.stack import tensors_of_table
 from asmg.models import EmbeddingMLPConfig
 from asmg.progressive import stage_rng
 from asmg.statistics import NAMES
+from asmg.team import Team
 from asmg.training import TrainingConfig
 from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig
@@ -327,7 +328,8 @@ async def learned(
 
     def begin(host: str) -> Checkpoints:
         settings = SimpleNamespace(state_dir=folder / host, seed=SEED)
-        context: Any = SimpleNamespace(artifacts=files, settings=settings, updater=updater, database=None)
+        team = Team(updater)
+        context: Any = SimpleNamespace(artifacts=files, settings=settings, updater=updater, team=team, database=None)
         head = ModelVersion(
             version=number - 1,
             period=number - 1,

@@ -27,6 +27,7 @@ class StateFiles:
     def __init__(self, store: ArtifactStore, folder: Path) -> None:
         self._store, self._folder = store, folder
         self._open: dict[str, Checkpoint] = {}
+        self._paths: dict[str, Path] = {}
 
     async def put(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
         """Store a checkpoint durably, `hot` ones in Redis too, and return its digest."""
@@ -56,12 +57,16 @@ class StateFiles:
             CheckpointError: it is no checkpoint of this kind.
         """
         if digest not in self._open:
-            path = await self._store.fetch_file(digest, self._folder)
+            self._paths[digest] = path = await self._store.fetch_file(digest, self._folder)
             self._open[digest] = await asyncio.to_thread(Checkpoint.open, path)
         found = self._open[digest]
         if kind is not None and found.kind != kind:
             raise CheckpointError(f"checkpoint: expected kind {kind!r}; received {found.kind!r}")
         return found
+
+    def path(self, digest: str) -> Path:
+        """The file of a checkpoint that was opened and not written here."""
+        return self._paths[digest]
 
     async def stack(self, digests: Sequence[str]) -> Stack | StatisticsStack:
         """The tables of a part.

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,11 @@ class Checkpoints:
         if parts:
             self._gone = await rows_of_nobody(self._context, state.get("allocations", {}))
         everything = self._context.updater.rewrites_tables
-        self._selection, self._head = await asyncio.to_thread(excerpt_state, opened, data, everything=everything)
+        paths = {name: [self._files.path(digest) for digest in layers_of(value)] for name, value in parts.items()}
+        read = partial(self._context.team.excerpt, paths)
+        self._selection, self._head = await asyncio.to_thread(
+            excerpt_state, opened, data, everything=everything, read=read
+        )
         self._values = dict(parts)
 
     async def kept_items(self) -> NDArray[np.int64]:
