@@ -170,11 +170,10 @@ class Pending:
         if batch is not self._sending:
             return []
         self._done()
-        conflicts, refused = Counter(answer.conflicts), list[tuple[Event, AsmgError]]()
-        for entry in reversed(batch.entries):  # of two with one id, the service has stored the first
-            if conflicts[entry.event.id] > 0:
-                conflicts[entry.event.id] -= 1
-                refused.append((entry.event, EventConflict(f"another event with the id {entry.event.id!r} is stored")))
+        refused: list[tuple[Event, AsmgError]] = []
+        for id_, count in Counter(answer.conflicts).items():
+            error = EventConflict(f"another event with the id {id_!r} is stored")
+            refused += [(entry.event, error) for entry in _differing(batch, id_, count)]
         known = len(batch.entries) - len(refused)
         accepted = min(known, answer.accepted)
         self._count(accepted=accepted, duplicates=known - accepted, refused=len(refused), pending=-len(batch.entries))
@@ -184,7 +183,7 @@ class Pending:
         """The call has failed; the events that are refused. The others are sent again."""
         if batch is not self._sending:
             return []
-        error = cause if isinstance(cause, AsmgError) else ConnectionFailed(f"sending failed: {cause!r}")
+        error = cause if isinstance(cause, AsmgError) else ConnectionFailed(f"sending failed: {type(cause).__name__}")
         if isinstance(error, ProblemError) and error.status in REFUSING:
             self._done()
             return self._refused(batch, error)
@@ -196,7 +195,8 @@ class Pending:
         pause = backoff(self._failures_in_a_row, FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS, error)
         self._paused_until = now + pause
         if self._failures_in_a_row == 1:
-            logger.warning("events are kept, and sent again: %s", error)
+            unexpected = None if cause is error else cause
+            logger.warning("events are kept, and sent again: %s", error, exc_info=unexpected)
         return []
 
     def put_back(self, batch: Batch) -> None:
@@ -259,6 +259,14 @@ def _errors_of(batch: Batch, error: ProblemError) -> dict[int, AsmgError]:
             detail = f"{field.field}: expected {field.expected}; received {field.received}"
             found[index] = InvalidInput(replace(error.problem, detail=detail, errors=[field]))
     return found
+
+
+def _differing(batch: Batch, id_: str, count: int) -> list[_Entry]:
+    """So many entries with this id that differ from the stored event: all, or those that differ from the others."""
+    entries = [entry for entry in batch.entries if entry.event.id == id_]
+    contents = [entry.content for entry in entries]
+    stored = next((content for content in contents if contents.count(content) == len(contents) - count), None)
+    return [entry for entry in entries if entry.content != stored]
 
 
 def event_content(event: Event) -> bytes:
