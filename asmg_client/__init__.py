@@ -14,7 +14,7 @@ from asmg_client.errors import AsmgError, BufferFull, ConnectionFailed, EventCon
 from asmg_client.event_buffer import EventBuffer
 from asmg_client.exchange import Pool, Timeouts
 from asmg_client.pending import Counts
-from asmg_client.questions import Click, Event, Impression, Interaction, Item, ItemInContext, Question, User
+from asmg_client.questions import Click, Event, Impression, Interaction, Item, ItemInContext, Question, User, new_id
 from asmg_client.retries import Retry
 
 __all__ = [
@@ -44,4 +44,5 @@ __all__ = [
     "Retry",
     "Timeouts",
     "User",
+    "new_id",
 ]

@@ -77,12 +77,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asmg_client.pending.MOST_PAUSE_SECONDS", 0.1)
 
 
+@pytest.mark.slow
 def test_events_survive_a_killed_service(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
     variables = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
     events = clicks(300)
     with program(tmp_path, "--no-worker", **variables) as first:
-        port = first.port
-        buffer = EventBuffer(Client(first.url), capacity=200, batch_size=50, interval_seconds=0.01, when_full="raise")
+        port, client = first.port, Client(first.url)
+        buffer = EventBuffer(client, capacity=200, batch_size=50, interval_seconds=0.01, when_full="raise")
         for event in events[:100]:
             buffer.add(event)
         assert buffer.flush()
@@ -95,7 +96,7 @@ def test_events_survive_a_killed_service(postgres_dsn: str, redis_url: str, tmp_
         buffer.add(events[0])
     wait_for(lambda: buffer.counts.failures > 2)
     assert buffer.last_error is not None
-    with program(tmp_path, "--no-worker", "--port", str(port), **variables) as second, Client(second.url) as client:
+    with program(tmp_path, "--no-worker", "--port", str(port), **variables), client:
         assert buffer.flush(60)
         counts = buffer.close()
         assert (counts.added, counts.accepted + counts.duplicates) == (300, 300)
