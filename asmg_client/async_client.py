@@ -125,10 +125,9 @@ class AsyncClient:
         attempts: Attempts | None = None  # since something was read last
         while not told.ended:
             try:
-                async for line in self._lines(call):
+                async for text in self._streamed(call):
                     attempts = None
-                    period = told.read(line)
-                    if period is not None:
+                    for period in told.read(text):
                         yield period
                 if not told.ended:
                     raise ConnectionFailed("the stream ended before the update")
@@ -138,8 +137,8 @@ class AsyncClient:
                 told.begin()
                 await asyncio.sleep(pause)
 
-    async def _lines(self, call: Call[Period]) -> AsyncIterator[str]:
-        """The lines of a stream."""
+    async def _streamed(self, call: Call[Period]) -> AsyncIterator[str]:
+        """A stream as it comes."""
         timeouts = replace(self._timeouts, read_seconds=STREAM_READ_SECONDS)
         request = self._http.build_request(**request_arguments(call, timeouts))
         try:
@@ -148,8 +147,8 @@ class AsyncClient:
                 if response.is_error:
                     await response.aread()
                     raise problem_of(response)
-                async for line in response.aiter_lines():
-                    yield line
+                async for text in response.aiter_text():
+                    yield text
             finally:
                 await response.aclose()
         except httpx.HTTPError as error:

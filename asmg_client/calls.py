@@ -47,6 +47,8 @@ from asmg_client.questions import (
 
 T_co = TypeVar("T_co", covariant=True)
 
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
 GZIP_BYTES = 1024
 """The least bytes of a body that is sent compressed, where the call takes that; a smaller one fits into a packet."""
 
@@ -247,7 +249,7 @@ def encoded(document: Mapping[str, Any]) -> bytes:
     Raises:
         TypeError, ValueError: a value has no JSON, such as NaN.
     """
-    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+    return ENCODER.encode(document).encode()
 
 
 def _reading(path: str, answer: type[T_co], **params: str | int | None) -> Call[T_co]:

@@ -132,11 +132,9 @@ class Client:
         attempts: Attempts | None = None  # since something was read last
         while not told.ended:
             try:
-                for line in self._lines(call):
+                for text in self._streamed(call):
                     attempts = None
-                    period = told.read(line)
-                    if period is not None:
-                        yield period
+                    yield from told.read(text)
                 if not told.ended:
                     raise ConnectionFailed("the stream ended before the update")
             except AsmgError as error:
@@ -145,8 +143,8 @@ class Client:
                 told.begin()
                 time.sleep(pause)
 
-    def _lines(self, call: Call[Period]) -> Iterator[str]:
-        """The lines of a stream."""
+    def _streamed(self, call: Call[Period]) -> Iterator[str]:
+        """A stream as it comes."""
         http = self._connected()
         timeouts = replace(self._timeouts, read_seconds=STREAM_READ_SECONDS)
         request = http.build_request(**request_arguments(call, timeouts))
@@ -156,7 +154,7 @@ class Client:
                 if response.is_error:
                     response.read()
                     raise problem_of(response)
-                yield from response.iter_lines()
+                yield from response.iter_text()
             finally:
                 response.close()
         except httpx.HTTPError as error:

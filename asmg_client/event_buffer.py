@@ -65,7 +65,8 @@ class EventBuffer:
     @property
     def counts(self) -> Counts:
         """What became of the events so far."""
-        return self._pending.counts
+        with self._changed:
+            return self._pending.counts
 
     @property
     def last_error(self) -> AsmgError | None:

@@ -67,7 +67,7 @@ class Pool:
 
 
 STREAM_READ_SECONDS = 60.0
-"""How long to wait for the next line of a stream of events; the service sends one every 15 s."""
+"""How long to wait for more of a stream of events; the service sends one every 15 s."""
 
 
 def http_arguments(url: str, key: str | None, timeouts: Timeouts, pool: Pool) -> dict[str, Any]:

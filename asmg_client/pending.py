@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Literal, TypeAlias
 
@@ -104,7 +104,7 @@ class Pending:
         self._again = deque[Batch]()  # failed, or parts of a batch that was refused
         self._sending: Batch | None = None
         self._others_first = False
-        self._counts = Counts()
+        self._counts: dict[str, int] = asdict(Counts())
         self._failures_in_a_row, self._paused_until = 0, 0.0
         self._flushed = 0
         self.last_error: AsmgError | None = None
@@ -113,17 +113,17 @@ class Pending:
     @property
     def counts(self) -> Counts:
         """So far."""
-        return self._counts
+        return Counts(**self._counts)
 
     @property
     def is_full(self) -> bool:
         """Whether no event can be added."""
-        return self._counts.pending >= self._capacity
+        return self._counts["pending"] >= self._capacity
 
     def add(self, event: Event, content: bytes, now: float) -> None:
         """Take an event with its JSON."""
         self._count(added=1, pending=1)
-        self._queues[event.kind].append(_Entry(self._counts.added, event, content, now))
+        self._queues[event.kind].append(_Entry(self._counts["added"], event, content, now))
 
     def turn_away(self) -> None:
         """Count an event that was not taken."""
@@ -131,7 +131,7 @@ class Pending:
 
     def hurry(self) -> int:
         """Send all that was added so far at once, also after a failure; the number of the newest of these events."""
-        self._flushed, self._paused_until = self._counts.added, 0.0
+        self._flushed, self._paused_until = self._counts["added"], 0.0
         return self._flushed
 
     def has_settled(self, number: int) -> bool:
@@ -244,7 +244,8 @@ class Pending:
         return [batch.entries[0] for batch in batches] + [queue[0] for queue in self._queues.values() if queue]
 
     def _count(self, **more: int) -> None:
-        self._counts = replace(self._counts, **{name: getattr(self._counts, name) + n for name, n in more.items()})
+        for name, number in more.items():
+            self._counts[name] += number
 
 
 def _errors_of(batch: Batch, error: ProblemError) -> dict[int, AsmgError]:

@@ -1,4 +1,4 @@
-"""Server-sent events, read line by line."""
+"""Server-sent events, read as they come."""
 
 import json
 
@@ -30,17 +30,21 @@ class PeriodEvents:
 
     def begin(self) -> None:
         """Read a stream from its beginning."""
-        self._event, self._data = "", list[str]()
+        self._rest, self._event, self._data = "", "", list[str]()
 
-    def read(self, line: str) -> Period | None:
-        """The period, where the line ends an event that tells something new.
-
-        Args:
-            line: of the stream, without its end.
+    def read(self, text: str) -> list[Period]:
+        """The periods of the events that end in the next part of a stream and tell something new.
 
         Raises:
             InvalidAnswer: it is no stream of the service.
         """
+        # Not `splitlines`, which also splits at characters that JSON may contain.
+        *lines, self._rest = (self._rest + text).split("\n")
+        periods = [self._read_line(line.removesuffix("\r")) for line in lines]
+        return [period for period in periods if period is not None]
+
+    def _read_line(self, line: str) -> Period | None:
+        """The period, where the line ends an event that tells something new."""
         if line:
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
@@ -50,7 +54,7 @@ class PeriodEvents:
                 self._data.append(value)
             return None
         event, data = self._event, "\n".join(self._data)
-        self.begin()
+        self._event, self._data = "", []
         if event == "end":
             self.ended = True
         if event != "status":

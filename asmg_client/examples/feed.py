@@ -52,7 +52,7 @@ async def main(url: str) -> None:
 
             await asyncio.gather(*(read(f"user {number}") for number in range(10)))
         print(f"{events.counts.accepted} events are stored, {events.counts.lost} are lost")
-        closed = await client.close_period(reason="end of the example", idempotency_key="example")
+        closed = await client.close_period(reason="end of the example")
         async for period in client.period_events(closed.period):
             print(f"period {period.period}: {period.status} {period.stage or ''}".rstrip())
 

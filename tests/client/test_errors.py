@@ -183,10 +183,10 @@ def test_a_stream_that_breaks_off_is_opened_anew() -> None:
     }  # fmt: skip
 
     def stream(*told: dict[str, Any], end: str = "") -> httpx.Response:
-        events = [f"event: status\ndata: {json.dumps(each)}\n\n" for each in told]
+        events = [f"event: status\ndata: {json.dumps(each, ensure_ascii=False)}\n\n" for each in told]
         return httpx.Response(200, text=": ping\n\n" + "".join(events) + end)
 
-    done = {**period, "status": "updated"}
+    done = {**period, "status": "updated", "error": "a line\u2028and another\x85"}
     end = "event: end\ndata: {}\n\n"
     client, seen = answering([stream(period), httpx.ReadError("reset"), stream(period, done, end=end)])
     assert [told.status for told in client.period_events(1)] == ["sealed", "updated"]

@@ -216,18 +216,29 @@ def test_a_batch_is_smaller_than_the_body_that_the_service_takes() -> None:
 
 
 AT_EXIT = """
-import sys
+import os, sys
 from asmg_client import Client, EventBuffer, Interaction
-buffer = EventBuffer(Client(sys.argv[1]), interval_seconds=60)
+client = Client(sys.argv[1])
+client.health()
+buffer = EventBuffer(client, interval_seconds=60)
 for n in range(250):
     buffer.add(Interaction("u", f"i{n}", 1))
 assert buffer.counts.pending == 250
 if sys.argv[2] == "error":
     raise SystemExit(3)
+if sys.argv[2] == "fork":
+    child = os.fork()
+    if child == 0:
+        client.health()
+        try:
+            buffer.add(Interaction("u", "i", 1))
+        except RuntimeError as error:
+            sys.exit(0 if "before a fork" in str(error) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [("end", 0), ("error", 3)])
+@pytest.mark.parametrize(("how", "code"), [("end", 0), ("error", 3), ("fork", 0)])
 def test_a_process_sends_what_is_left_when_it_ends(service: Service, how: str, code: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", AT_EXIT, service.url, how], env={"ASMG_KEY": service.key, "PYTHONPATH": str(ROOT)}
