@@ -38,6 +38,10 @@ class Blocking:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *args, **arguments: self._runner.run(_awaited(getattr(self.inner, name)(*args, **arguments)))
 
+    def close(self) -> None:
+        self._runner.run(self.inner.close())
+        self._runner.close()
+
 
 async def _awaited(answer: Any) -> Any:
     return [each async for each in answer] if hasattr(answer, "__anext__") else await answer

@@ -31,7 +31,7 @@ from asmg_client import (
 )
 from asmg_client.errors import InvalidInput, ProblemError
 from tests.client.conftest import Service
-from tests.service.api_support import eventually
+from tests.service.api_support import eventually, served_app, settings_for
 from tests.service.programs import program, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -81,22 +81,22 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_events_survive_a_killed_service(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
     variables = {"ASMG_POSTGRES_DSN": postgres_dsn, "ASMG_REDIS_URL": redis_url, "ASMG_DATA_DIR": str(tmp_path)}
     events = clicks(300)
-    with program(tmp_path, "--no-worker", **variables) as first:
-        port, client = first.port, Client(first.url)
+    with program(tmp_path, "--no-worker", **variables) as running:
+        port, client = running.port, Client(running.url)
         buffer = EventBuffer(client, capacity=200, batch_size=50, interval_seconds=0.01, when_full="raise")
         for event in events[:100]:
             buffer.add(event)
         assert buffer.flush()
-        for process in [psutil.Process(first.pid), *first.children()]:
+        for process in [psutil.Process(running.pid), *running.children()]:
             process.send_signal(signal.SIGKILL)
-        first.process.join()
+        running.process.join()
     for event in events[100:]:
         buffer.add(event)
     with pytest.raises(BufferFull):
         buffer.add(events[0])
     wait_for(lambda: buffer.counts.failures > 2)
     assert buffer.last_error is not None
-    with program(tmp_path, "--no-worker", "--port", str(port), **variables), client:
+    with served_app(settings_for(postgres_dsn, redis_url, tmp_path), port), client:
         assert buffer.flush(60)
         counts = buffer.close()
         assert (counts.added, counts.accepted + counts.duplicates) == (300, 300)
