@@ -110,8 +110,8 @@ class EventBuffer:
         """Send what is left, for `close_seconds` at most, and stop; what became of all events. Closing again changes
         nothing.
         """
-        if self._pid != os.getpid():
-            return self.counts
+        if self._pid != os.getpid():  # the sender is not in this process, and may have held the lock at the fork
+            return self._pending.counts
         with self._changed:
             if not self._closed:
                 self._closed, self._deadline = True, time.monotonic() + self._close_seconds
