@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import pytest
 
 from service.storage.postgres.database import Database
@@ -12,6 +13,7 @@ from service.storage.postgres.repositories import PeriodStatus
 from service.use_cases.keys import SCOPES, create_key
 from tests.conftest import in_thread
 from tests.service.api_support import make_keys, served_app, settings_for
+from tests.service.programs import wait_for
 
 
 class Service(NamedTuple):
@@ -41,7 +43,7 @@ class Service(NamedTuple):
 
 @pytest.fixture
 def service(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Iterator[Service]:
-    """A service with an empty log."""
+    """A service with an empty log, which has loaded its model."""
 
     async def keys() -> tuple[str, str, str]:
         database = Database(postgres_dsn, pool_size=1)
@@ -51,4 +53,5 @@ def service(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Iterator[Servi
 
     key, rare, reader = in_thread(asyncio.run, keys())
     with served_app(settings_for(postgres_dsn, redis_url, tmp_path)) as url:
+        wait_for(lambda: httpx.get(f"{url}/readyz").is_success)
         yield Service(url, key, rare, reader, postgres_dsn)

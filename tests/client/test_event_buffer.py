@@ -144,9 +144,10 @@ def test_a_batch_on_which_the_service_fails_does_not_block_the_others() -> None:
     service = Recorder(lambda events: httpx.Response(500) if events[0]["item_id"] == "poison" else None)
     lost: list[Event] = []
     poison, events = Interaction("u", "poison", 0), clicks(30)
-    buffer = EventBuffer(service.client(), batch_size=1, close_seconds=1, on_lost=lost.extend)
+    buffer = EventBuffer(service.client(), batch_size=1, close_seconds=0.05, on_lost=lost.extend)
     for event in [poison, *events]:
         buffer.add(event)
+    wait_for(lambda: buffer.counts.accepted == 30)
     counts = buffer.close()
     assert (lost, counts.accepted, counts.lost) == ([poison], 30, 1)
     assert counts.failures > 0
@@ -190,9 +191,10 @@ def test_what_is_left_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     service.down = True
     lost: list[Event] = []
     events = clicks(5)
-    with EventBuffer(service.client(), batch_size=2, close_seconds=0.1, on_lost=lost.extend) as buffer:
+    with EventBuffer(service.client(), batch_size=2, close_seconds=0.05, on_lost=lost.extend) as buffer:
         for event in events:
             buffer.add(event)
+        wait_for(lambda: buffer.counts.failures > 0)
     assert lost == events
     assert (buffer.counts.lost, buffer.counts.pending) == (5, 0)
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
