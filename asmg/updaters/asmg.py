@@ -33,6 +33,7 @@ from asmg.checkpoint import Checkpoint, CheckpointError, dump_adam, dump_data, l
 from asmg.generator import Generator, GRUGenerator, HiddenState, LinearConfig, LinearGenerator
 from asmg.generator_training import GeneratorTraining
 from asmg.models import ModelConfig, Params, forget, placed, read_rows
+from asmg.rounding import rounded_moments
 from asmg.training import Execution, Progress, TrainingConfig, narrow, part_of, take
 from asmg.updaters.asmg_config import AsmgConfig
 from asmg.updaters.base import ServedParts, Updater
@@ -234,6 +235,8 @@ class Asmg(Updater[AsmgState]):
                 progress=part_of(progress, epoch, epochs),
             )
         weights, adam = session.finish()
+        if self.config.moment_bits is not None:
+            adam = rounded_moments(adam, self.config.moment_bits, rng)
         return replace(state, weights=weights, adam=adam, data=self._data_for_next_window(state, data))
 
     def _data_for_next_window(self, state: AsmgState, data: PeriodData) -> tuple[PeriodData, ...]:

@@ -156,11 +156,11 @@ async def _tidy(dsn: str) -> None:
 
 
 async def _stored(dsn: str) -> tuple[int, int]:
-    """Bytes of WAL written so far, and bytes of all artifacts."""
+    """Bytes of WAL written so far, and bytes that all artifacts take."""
     connection = await asyncpg.connect(dsn)
     try:
         wal = await connection.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
-        return int(wal), int(await connection.fetchval("SELECT coalesce(sum(size), 0) FROM artifacts"))
+        return int(wal), int(await connection.fetchval("SELECT coalesce(sum(length(data)), 0) FROM artifact_chunks"))
     finally:
         await connection.close()
 
