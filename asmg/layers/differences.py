@@ -17,8 +17,8 @@ __all__ = ["MOST_DIFFERENCES", "difference", "is_sum", "summed"]
 MOST_DIFFERENCES = 7
 """Differences after which the part is stored as a whole again: each is read in full by every update."""
 
-SUMMED = ("generator", "generator_optimizer")
-"""Names of such parts."""
+SUMMED = ("generator",)
+"""Names of such parts. The moments of an optimizer change too much in a period: a difference is 7 % smaller."""
 
 DIFFERENCE = "difference."
 """Begins the kind of a difference, which ends with that of the part."""
