@@ -17,7 +17,7 @@ MANTISSA_BITS = 23
 """Bits of mantissa of float32."""
 
 
-def rounded_moments(adam: AdamState, bits: int, rng: torch.Generator) -> AdamState:
+def rounded_moments(adam: AdamState, bits: int | None, rng: torch.Generator) -> AdamState:
     """An optimizer whose moments are rounded up or down at random, such that the mean of the error is zero.
 
     A step moves the second moment by a thousandth of its distance from the squared gradient, and a period may have few
@@ -25,9 +25,12 @@ def rounded_moments(adam: AdamState, bits: int, rng: torch.Generator) -> AdamSta
 
     Args:
         adam: with float32 moments.
-        bits: of mantissa that stay. Two numbers of 3 bits are 6 to 12 % apart, of 7 bits (bfloat16) 0.4 to 0.8 %.
+        bits: of mantissa that stay; None for all. Two numbers of 3 bits are 6 to 12 % apart, of 7
+            bits (bfloat16) 0.4 to 0.8 %.
         rng: decides between up and down.
     """
+    if bits is None:
+        return adam
     cleared = MANTISSA_BITS - bits
 
     def at_random(moments: Params) -> Params:
