@@ -1,8 +1,8 @@
 """The training state and the prepared period of one update: read as an excerpt, written as layers.
 
 The state of the update method is stored in parts (base model, optimizer, hidden state, …). A part with tables is a
-list of artifacts, a base and layers of changed rows (`asmg.layers`); any other part is one artifact. An update reads
-only the rows that its logs touch, and works on this small state.
+list of artifacts, a base and layers of changed rows (`asmg.layers`); any other part is one artifact, or a whole and
+differences. An update reads only the rows that its logs touch, and works on this small state.
 """
 
 import asyncio
@@ -19,16 +19,20 @@ from numpy.typing import NDArray
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.layers import (
+    MOST_DIFFERENCES,
     TAKEN_UP,
     PartExcerpt,
     Selection,
     changed_part,
     data_of_log,
+    difference,
     excerpt_part,
     excerpt_state,
     is_base,
     is_layered,
     is_log,
+    is_sum,
+    summed,
     with_data,
 )
 from asmg.progressive import stage_rng
@@ -173,6 +177,8 @@ class Checkpoints:
                 return self._values[other]
         if is_log(name):
             return await self._write_log(part)
+        if is_sum(name) and name in known:
+            return await self._write_difference(name, part)
         hot = name in HOT_PARTS
         if not is_layered(name):
             return await self.write(part, hot=hot)
@@ -182,6 +188,12 @@ class Checkpoints:
         layer = await asyncio.to_thread(changed_part, before, part, self.selection, self._gone, also)
         below = [] if of is None or is_base(layer) else layers_of(self._values[of])
         return [*below, await self.write(layer, hot=hot)]
+
+    async def _write_difference(self, name: str, part: Checkpoint) -> Sequence[str]:
+        below = layers_of(self._values[name])
+        if len(below) > MOST_DIFFERENCES:
+            return [await self.write(part)]
+        return [*below, await self.write(await asyncio.to_thread(difference, self._head[name].checkpoint, part))]
 
     def _loses_rows(self, name: str) -> bool:
         """Whether a part of the head has rows that changed hands since."""
@@ -252,11 +264,11 @@ class Checkpoints:
                 universe = self._head[name].universe if name in self._head else None
                 found[name] = (await asyncio.to_thread(excerpt_part, stack, self.selection, universe)).checkpoint
                 continue
-            (digest,) = layers_of(value)
-            found[name] = part = await self._files.open(digest)
+            digests = layers_of(value)
+            found[name] = part = await asyncio.to_thread(summed, [await self._files.open(each) for each in digests])
             if is_log(name):
                 local = self.selection.localised(load_data(data_of_log(part)))
-                self._logs.append((local, digest))
+                self._logs.append((local, digests[0]))
                 found[name] = with_data(part, dump_data(local))
         state = await asyncio.to_thread(self._load, found)
         # What the next stages leave unchanged keeps its digests: a row that was never stored is read as the cold row,
