@@ -65,9 +65,9 @@ def first_learning(ids: int, seed: int) -> dict[str, Any]:
 
 def _interactions(ids: int, seed: int) -> list[dict[str, Any]]:
     """Each id in one interaction."""
-    now, clicked = int(time.time() * 1000), np.random.default_rng(seed).random(ids // 2) < 0.2
+    began, clicked = int(time.time() * 1000) - ids // 2, np.random.default_rng(seed).random(ids // 2) < 0.2
     return [
-        {"event_id": f"e{n}", "user_id": f"u{n}", "item_id": f"i{n}", "label": int(label), "timestamp": now + n}
+        {"event_id": f"e{n}", "user_id": f"u{n}", "item_id": f"i{n}", "label": int(label), "timestamp": began + n}
         for n, label in enumerate(clicked)
     ]
 

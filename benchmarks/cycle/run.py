@@ -31,7 +31,7 @@ class CycleOptions:
     periods: int = 4
     """Periods that are run for each number; the first is not counted."""
     first_learning: Sequence[int] = ()
-    """Numbers of new ids, each for the first period of a new installation; any of them is measured in place of `ids`."""
+    """Numbers of new ids, each for the first period of a new installation; where given, nothing else is measured."""
     seed: int = 0
     report: Path | None = None
 
