@@ -12,7 +12,7 @@ import httpx
 import psutil
 
 from benchmarks.servers import Server
-from benchmarks.services import OwnStores, served_version
+from benchmarks.services import OwnStores, processes_of, served_version
 
 __all__ = ["MEGABYTE", "WorkerMemory", "close_period", "log_interactions", "stored_bytes"]
 
@@ -78,7 +78,7 @@ class WorkerMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        workers = [process for process in self._server.processes() if "worker" in " ".join(process.cmdline())]
+        workers = processes_of(self._server, "worker")
         while not self._ended.wait(SAMPLE_SECONDS):
             for process in workers:
                 with suppress(psutil.NoSuchProcess, FileNotFoundError):

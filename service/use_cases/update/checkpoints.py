@@ -32,7 +32,7 @@ from asmg.layers import (
 )
 from asmg.progressive import stage_rng
 from service.storage.artifacts.state_files import StateFiles
-from service.storage.postgres.repositories import EntityKind
+from service.storage.postgres.repositories import EntityKind, digests_in
 from service.use_cases.update.configuration import cannot_go_on
 from service.use_cases.update.context import UpdateContext, UpdateStart
 
@@ -70,6 +70,7 @@ class Checkpoints:
         self._begun: Mapping[str, Checkpoint] | None = None  # the head's parts without the rows that changed hands
         self._gone: dict[str, NDArray[np.int64]] = {}
         self._logs: list[tuple[PeriodData, str]] = []
+        self._durable = set(digests_in(start.head.state))
 
     @property
     def files(self) -> StateFiles:
@@ -81,10 +82,6 @@ class Checkpoints:
         """The rows that this update reads; call `select` or `read_data` first."""
         assert self._selection is not None, "the period is read first"
         return self._selection
-
-    async def write(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
-        """Store a checkpoint, `hot` ones in Redis too, and return its digest."""
-        return await self._files.put(checkpoint, hot=hot)
 
     async def select(self, data: PeriodData) -> None:
         """Choose the rows that the update reads: those of the period, and of the logs in the head's training state.
@@ -111,7 +108,7 @@ class Checkpoints:
         return np.unique(np.concatenate([np.empty(0, np.int64), *items]))
 
     async def write_data(self, data: PeriodData, prepared: PeriodData, taken_up: NDArray[np.int64]) -> str:
-        """Store the prepared period and return its digest.
+        """Write the prepared period to a file of this host, and return its digest.
 
         Args:
             data: the period, in rows of whole tables.
@@ -125,7 +122,7 @@ class Checkpoints:
         whole = replace(data, numeric=prepared.numeric, nobody=prepared.nobody, fields=fields)
         stored = await asyncio.to_thread(dump_data, whole)
         stored = replace(stored, tensors={**stored.tensors, TAKEN_UP: torch.from_numpy(taken_up)})
-        digest = await self.write(stored)
+        digest = await self._files.keep(stored)
         self._remember(digest, prepared, stored)
         return digest
 
@@ -145,11 +142,15 @@ class Checkpoints:
         self._data = digest, local
         self._logs.append((local, digest))
 
-    async def write_state(self, state: Any) -> dict[str, str | Sequence[str]]:
-        """Store a training state and return the digests of its parts.
+    async def write_state(self, state: Any, *, durable: bool) -> dict[str, str | Sequence[str]]:
+        """Write a training state and return the digests of its parts.
 
-        A part that did not change since the head, or since the stage before, is not stored again. Of a part with tables
-        the rows that changed since the head are stored.
+        A part that did not change since the head, or since the stage before, is not written again. Of a part with
+        tables the rows that changed since the head are written.
+
+        Args:
+            state: of the update method.
+            durable: whether to store it, for a version to name; else it is in files of this host.
         """
         parts: dict[str, str | Sequence[str]] = {}
         for name, part in (await asyncio.to_thread(self._context.updater.dump, state)).items():
@@ -157,6 +158,11 @@ class Checkpoints:
             if written is None or not written[0].same_as(part):
                 written = self._written[name] = part, await self._write_part(name, part)
             parts[name] = written[1]
+        for name, value in parts.items() if durable else ():
+            for digest in layers_of(value):
+                if digest not in self._durable:
+                    await self._files.store(digest, hot=name in HOT_PARTS)
+                    self._durable.add(digest)
         self._state = parts, state
         return parts
 
@@ -168,15 +174,14 @@ class Checkpoints:
                 return self._values[other]
         if is_log(name):
             return await self._write_log(part)
-        hot = name in HOT_PARTS
         if not is_layered(name):
-            return await self.write(part, hot=hot)
+            return await self._files.keep(part)
         of = await self._continued(name, known, part)
         also = self._taken_up if name == "base" else None
         before = None if of is None else self._head[of]
         layer = await asyncio.to_thread(changed_part, before, part, self.selection, self._gone, also)
         below = [] if of is None or is_base(layer) else layers_of(self._values[of])
-        return [*below, await self.write(layer, hot=hot)]
+        return [*below, await self._files.keep(layer)]
 
     def _loses_rows(self, name: str) -> bool:
         """Whether a part of the head has rows that changed hands since."""
@@ -198,7 +203,7 @@ class Checkpoints:
             if await asyncio.to_thread(_equal, dump_data(log), part):
                 return digest
         whole = await asyncio.to_thread(lambda: dump_data(self.selection.restored(load_data(data_of_log(part)))))
-        return await self.write(with_data(part, whole))
+        return await self._files.keep(with_data(part, whole))
 
     async def read_state(self, parts: Parts | None) -> Any:
         """The training state with these parts; with None the head's, as the first stages of an update read it.
