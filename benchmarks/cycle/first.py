@@ -5,19 +5,23 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import numpy as np
+import psutil
 
 from benchmarks.cycle.periods import MEGABYTE, WorkerMemory, close_period, log_interactions, stored_bytes
-from benchmarks.services import own_service, own_stores
+from benchmarks.servers import Server
+from benchmarks.services import OwnStores, own_service, own_stores, processes_of
 
 __all__ = ["first_learning"]
 
 SAMPLE_SECONDS = 0.05
+CLEARING_UP_SECONDS = 120
+"""Longest wait for what the worker does after an update."""
 
 BEFORE, AFTER = "before", "after"
 """What is done before the first stage, such as merging event ids, and after the last, such as the swap."""
@@ -29,6 +33,7 @@ NOW = """
 """
 
 SECONDS = "SELECT stage, seconds FROM period_stages WHERE period = 1"
+MERGED = "SELECT ids_merged_at < now() - interval '1 second' FROM periods WHERE number = 1"
 UPDATED = "SELECT extract(epoch FROM finished_at - sealed_at) FROM periods WHERE number = 1"
 
 
@@ -43,16 +48,18 @@ def first_learning(ids: int, seed: int) -> dict[str, Any]:
         own_service(stores, api_workers=1, worker=True) as server,
     ):
         log_interactions(server, stores.key, _interactions(ids, seed))
-        before = asyncio.run(stored_bytes(stores.driver_dsn))
+        before, cpu = asyncio.run(stored_bytes(stores.driver_dsn)), _cpu_seconds(server, stores)
         with WorkerMemory(server) as memory, _wal_by_stage(stores.driver_dsn) as wal:
             seconds = close_period(server, stores, 1)
-            time.sleep(1.0)  # what the worker clears up after an update belongs to it
+            asyncio.run(_cleared_up(stores.driver_dsn))
+        cpu = _cpu_seconds(server, stores) - cpu
         after = asyncio.run(stored_bytes(stores.driver_dsn))
         updated, stages = asyncio.run(_times(stores.driver_dsn))
     return {
         "new_ids": ids,
         "seconds": round(seconds, 3),
         "updated_seconds": updated,
+        "cpu_seconds": round(cpu, 3),
         "wal_mb": round((after[0] - before[0]) / MEGABYTE, 3),
         "stored_mb": round((after[1] - before[1]) / MEGABYTE, 3),
         "worker_mb": round(memory.most / MEGABYTE, 3),
@@ -63,6 +70,15 @@ def first_learning(ids: int, seed: int) -> dict[str, Any]:
     }
 
 
+def _cpu_seconds(server: Server, stores: OwnStores) -> float:
+    """What the worker, Postgres and Redis have used of the processors so far; a busy host changes it less than time."""
+    used = 0.0
+    for process in [*processes_of(server, "worker"), *stores.processes()]:
+        with suppress(psutil.NoSuchProcess):
+            used += sum(process.cpu_times()[:4])  # with those of processes that have ended, which it had started
+    return used
+
+
 def _interactions(ids: int, seed: int) -> list[dict[str, Any]]:
     """Each id in one interaction."""
     began, clicked = int(time.time() * 1000) - ids // 2, np.random.default_rng(seed).random(ids // 2) < 0.2
@@ -70,6 +86,18 @@ def _interactions(ids: int, seed: int) -> list[dict[str, Any]]:
         {"event_id": f"e{n}", "user_id": f"u{n}", "item_id": f"i{n}", "label": int(label), "timestamp": began + n}
         for n, label in enumerate(clicked)
     ]
+
+
+async def _cleared_up(dsn: str) -> None:
+    """Wait until the worker has noted the event ids and has cleared up, which belongs to the update."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        for _ in range(CLEARING_UP_SECONDS):
+            await asyncio.sleep(1.0)
+            if await connection.fetchval(MERGED):
+                break
+    finally:
+        await connection.close()
 
 
 async def _times(dsn: str) -> tuple[float, dict[str, float]]:

@@ -266,7 +266,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rows]:
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", ["asmg-keep", "asmg-plain", "iu", "spmf", "bu-3"])
 async def test_layers_hold_what_whole_tables_would(name: str, nobody: Rows, tmp_path: Path) -> None:
-    """Also where each stage is run by another process of the host: to the digest. The store gets the last state alone."""
+    """Also where another process of the host runs each stage: to the digest. The store gets the last state alone."""
     updater = method(name)
     world, files, whole = World(np.random.default_rng(SEED)), Files(), Whole(updater)
     parts: dict[str, Any] = {}
