@@ -24,8 +24,7 @@ from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.base import Updater
 from asmg.updaters.with_statistics import WithStatistics
-from service.files import DigestedFile, find
-from service.storage.artifacts.store import FILE_SUFFIX
+from service.files import DigestedFile
 from service.storage.postgres.repositories import ModelKind, ModelVersion
 from service.use_cases.update import checkpoints as checkpoints_module
 from service.use_cases.update.checkpoints import Checkpoints
@@ -60,8 +59,6 @@ class Files:
 
     async def fetch_file(self, digest: str, folder: Path) -> Path:
         def write() -> Path:
-            if path := find(folder, digest, FILE_SUFFIX):
-                return path
             folder.mkdir(parents=True, exist_ok=True)
             (folder / digest).write_bytes(self.contents[digest])
             return folder / digest
@@ -266,7 +263,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rows]:
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", ["asmg-keep", "asmg-plain", "iu", "spmf", "bu-3"])
 async def test_layers_hold_what_whole_tables_would(name: str, nobody: Rows, tmp_path: Path) -> None:
-    """Also where another process of the host runs each stage: to the digest. The store gets the last state alone."""
+    """Also where each stage runs on a host that has no file yet: to the digest."""
     updater = method(name)
     world, files, whole = World(np.random.default_rng(SEED)), Files(), Whole(updater)
     parts: dict[str, Any] = {}
@@ -281,8 +278,10 @@ async def test_layers_hold_what_whole_tables_would(name: str, nobody: Rows, tmp_
         selected = touched([data, *kept], whole.parts)
         whole.learn(number, world.whole(data), gone, selected, set(taken_up.tolist()))
         outcomes = [
-            await learned(updater, files, parts, number, data, taken_up, tmp_path / f"{number}-{killed}", killed=killed)
-            for killed in (False, True)
+            await learned(
+                updater, files, parts, number, data, taken_up, tmp_path / f"{number}-{new_host}", new_host=new_host
+            )
+            for new_host in (False, True)
         ]
         assert outcomes[0] == outcomes[1]
         parts = outcomes[0]
@@ -311,7 +310,7 @@ async def learned(
     taken_up: np.ndarray,
     folder: Path,
     *,
-    killed: bool,
+    new_host: bool,
 ) -> dict[str, Any]:
     """Parts of the state after one period.
 
@@ -322,12 +321,12 @@ async def learned(
         number: of the period.
         data: its log, in rows of whole tables.
         taken_up: its items of which something new is known.
-        folder: for files of a host that has none yet.
-        killed: whether each stage is run by a process of its own, after the one before was killed.
+        folder: for files of the host, or of a host for each stage.
+        new_host: whether each stage runs on a host of its own, after the one before was killed.
     """
 
-    def begin() -> Checkpoints:
-        settings = SimpleNamespace(state_dir=folder, seed=SEED)
+    def begin(host: str) -> Checkpoints:
+        settings = SimpleNamespace(state_dir=folder / host, seed=SEED)
         context: Any = SimpleNamespace(artifacts=files, settings=settings, updater=updater, database=None)
         head = ModelVersion(
             version=number - 1,
@@ -342,14 +341,14 @@ async def learned(
         )
         return Checkpoints(context, UpdateStart(period=number, head=head, late=False, done={}))
 
-    at = begin()
+    at = begin("first")
     await at.select(data)
     prepared = updater.prepare(await at.read_state(None), at.selection.localised(data))
     digest = await at.write_data(data, prepared, taken_up)
     done: Mapping[str, Any] | None = None
     for stage in updater.stages:
-        if killed:
-            at = begin()
+        if new_host:
+            at = begin(stage)
         local = await at.read_data(digest)
         state = updater.run_stage(stage, await at.read_state(done), local, rng=stage_rng(SEED, number, stage))
         done = await at.write_state(state, durable=stage == updater.stages[-1])

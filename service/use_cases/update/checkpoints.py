@@ -43,6 +43,10 @@ logger = logging.getLogger(__name__)
 Parts = Mapping[str, str | Sequence[str]]
 """Name of a part → digest of its artifact, or the digests of its base and layers, oldest first."""
 
+LARGE_BYTES = 16 * 1024 * 1024
+"""Bytes from which on what a stage hands to the next is on this host alone until a version is about to name it. A first
+period of many ids would else write each row to the store, and so to its WAL and its archive, several times."""
+
 HOT_PARTS = ("hidden",)
 """Parts of the training state that Redis caches besides Postgres, as it does the serving snapshot."""
 
@@ -83,6 +87,14 @@ class Checkpoints:
         assert self._selection is not None, "the period is read first"
         return self._selection
 
+    async def write(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
+        """Write a checkpoint, `hot` ones to Redis too, and return its digest; for large ones see `LARGE_BYTES`."""
+        if sum(tensor.nbytes for tensor in checkpoint.tensors.values()) >= LARGE_BYTES:
+            return await self._files.keep(checkpoint)
+        digest = await self._files.put(checkpoint, hot=hot)
+        self._durable.add(digest)
+        return digest
+
     async def select(self, data: PeriodData) -> None:
         """Choose the rows that the update reads: those of the period, and of the logs in the head's training state.
 
@@ -108,7 +120,7 @@ class Checkpoints:
         return np.unique(np.concatenate([np.empty(0, np.int64), *items]))
 
     async def write_data(self, data: PeriodData, prepared: PeriodData, taken_up: NDArray[np.int64]) -> str:
-        """Write the prepared period to a file of this host, and return its digest.
+        """Write the prepared period, and return its digest.
 
         Args:
             data: the period, in rows of whole tables.
@@ -122,7 +134,7 @@ class Checkpoints:
         whole = replace(data, numeric=prepared.numeric, nobody=prepared.nobody, fields=fields)
         stored = await asyncio.to_thread(dump_data, whole)
         stored = replace(stored, tensors={**stored.tensors, TAKEN_UP: torch.from_numpy(taken_up)})
-        digest = await self._files.keep(stored)
+        digest = await self.write(stored)
         self._remember(digest, prepared, stored)
         return digest
 
@@ -150,7 +162,7 @@ class Checkpoints:
 
         Args:
             state: of the update method.
-            durable: whether to store it, for a version to name; else it is in files of this host.
+            durable: whether to store all of it, for a version to name it.
         """
         parts: dict[str, str | Sequence[str]] = {}
         for name, part in (await asyncio.to_thread(self._context.updater.dump, state)).items():
@@ -174,14 +186,15 @@ class Checkpoints:
                 return self._values[other]
         if is_log(name):
             return await self._write_log(part)
+        hot = name in HOT_PARTS
         if not is_layered(name):
-            return await self._files.keep(part)
+            return await self.write(part, hot=hot)
         of = await self._continued(name, known, part)
         also = self._taken_up if name == "base" else None
         before = None if of is None else self._head[of]
         layer = await asyncio.to_thread(changed_part, before, part, self.selection, self._gone, also)
         below = [] if of is None or is_base(layer) else layers_of(self._values[of])
-        return [*below, await self._files.keep(layer)]
+        return [*below, await self.write(layer, hot=hot)]
 
     def _loses_rows(self, name: str) -> bool:
         """Whether a part of the head has rows that changed hands since."""
@@ -203,7 +216,7 @@ class Checkpoints:
             if await asyncio.to_thread(_equal, dump_data(log), part):
                 return digest
         whole = await asyncio.to_thread(lambda: dump_data(self.selection.restored(load_data(data_of_log(part)))))
-        return await self._files.keep(with_data(part, whole))
+        return await self.write(with_data(part, whole))
 
     async def read_state(self, parts: Parts | None) -> Any:
         """The training state with these parts; with None the head's, as the first stages of an update read it.
