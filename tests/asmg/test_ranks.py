@@ -21,7 +21,7 @@ from asmg.team import Team
 from asmg.training import DivergedError, Execution
 from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg
-from tests.asmg.cases import CASES, from_bytes, to_bytes
+from tests.asmg.cases import CASES, to_bytes
 from tests.asmg.ranks import ended, start_ranks
 from tests.asmg.support import torch_rng
 

@@ -359,6 +359,6 @@ async def learned(
             at = begin(stage)
         local = await at.read_data(digest)
         state = updater.run_stage(stage, await at.read_state(done), local, rng=stage_rng(SEED, number, stage))
-        done = await at.write_state(state)
+        done = await at.write_state(state, durable=stage == updater.stages[-1])
     assert done is not None
     return dict(done)

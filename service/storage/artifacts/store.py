@@ -144,6 +144,15 @@ class ArtifactStore:
         if not is_named:  # another process has stored the same content meanwhile
             await self.remove_objects([key])
 
+    async def is_stored(self, digest: str) -> bool:
+        """Whether there is an artifact with this digest.
+
+        Raises:
+            NotReady: Postgres does not answer.
+        """
+        async with self._database.read() as session:
+            return await session.artifacts.is_stored(digest)
+
     async def remove_objects(self, keys: Collection[str]) -> int:
         """Delete those of these objects that no artifact names; return their number.
 

@@ -37,7 +37,7 @@ from asmg.layers import (
 )
 from asmg.progressive import stage_rng
 from service.storage.artifacts.state_files import StateFiles
-from service.storage.postgres.repositories import EntityKind
+from service.storage.postgres.repositories import EntityKind, digests_in
 from service.use_cases.update.configuration import cannot_go_on
 from service.use_cases.update.context import UpdateContext, UpdateStart
 
@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 
 Parts = Mapping[str, str | Sequence[str]]
 """Name of a part → digest of its artifact, or the digests of its base and layers, oldest first."""
+
+LARGE_BYTES = 16 * 1024 * 1024
+"""Bytes from which on what a stage hands to the next is on this host alone until a version is about to name it. A first
+period of many ids would else write each row to the store, and so to its WAL and its archive, several times."""
 
 HOT_PARTS = ("hidden",)
 """Parts of the training state that Redis caches besides Postgres, as it does the serving snapshot."""
@@ -75,6 +79,7 @@ class Checkpoints:
         self._begun: Mapping[str, Checkpoint] | None = None  # the head's parts without the rows that changed hands
         self._gone: dict[str, NDArray[np.int64]] = {}
         self._logs: list[tuple[PeriodData, str]] = []
+        self._durable = set(digests_in(start.head.state))
 
     @property
     def files(self) -> StateFiles:
@@ -88,8 +93,12 @@ class Checkpoints:
         return self._selection
 
     async def write(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
-        """Store a checkpoint, `hot` ones in Redis too, and return its digest."""
-        return await self._files.put(checkpoint, hot=hot)
+        """Write a checkpoint, `hot` ones to Redis too, and return its digest; for large ones see `LARGE_BYTES`."""
+        if sum(tensor.nbytes for tensor in checkpoint.tensors.values()) >= LARGE_BYTES:
+            return await self._files.keep(checkpoint)
+        digest = await self._files.put(checkpoint, hot=hot)
+        self._durable.add(digest)
+        return digest
 
     async def select(self, data: PeriodData) -> None:
         """Choose the rows that the update reads: those of the period, and of the logs in the head's training state.
@@ -120,7 +129,7 @@ class Checkpoints:
         return np.unique(np.concatenate([np.empty(0, np.int64), *items]))
 
     async def write_data(self, data: PeriodData, prepared: PeriodData, taken_up: NDArray[np.int64]) -> str:
-        """Store the prepared period and return its digest.
+        """Write the prepared period, and return its digest.
 
         Args:
             data: the period, in rows of whole tables.
@@ -154,11 +163,15 @@ class Checkpoints:
         self._data = digest, local
         self._logs.append((local, digest))
 
-    async def write_state(self, state: Any) -> dict[str, str | Sequence[str]]:
-        """Store a training state and return the digests of its parts.
+    async def write_state(self, state: Any, *, durable: bool) -> dict[str, str | Sequence[str]]:
+        """Write a training state and return the digests of its parts.
 
-        A part that did not change since the head, or since the stage before, is not stored again. Of a part with tables
-        the rows that changed since the head are stored.
+        A part that did not change since the head, or since the stage before, is not written again. Of a part with
+        tables the rows that changed since the head are written.
+
+        Args:
+            state: of the update method.
+            durable: whether to store all of it, for a version to name it.
         """
         parts: dict[str, str | Sequence[str]] = {}
         for name, part in (await asyncio.to_thread(self._context.updater.dump, state)).items():
@@ -166,6 +179,11 @@ class Checkpoints:
             if written is None or not written[0].same_as(part):
                 written = self._written[name] = part, await self._write_part(name, part)
             parts[name] = written[1]
+        for name, value in parts.items() if durable else ():
+            for digest in layers_of(value):
+                if digest not in self._durable:
+                    await self._files.store(digest, hot=name in HOT_PARTS)
+                    self._durable.add(digest)
         self._state = parts, state
         return parts
 
