@@ -47,6 +47,7 @@ __all__ = [
     "InvalidInput",
     "ModelNotFound",
     "ModelPruned",
+    "NotFound",
     "NotReady",
     "NothingStored",
     "PeriodConflict",
@@ -55,6 +56,7 @@ __all__ = [
     "Problem",
     "ProblemError",
     "RateLimited",
+    "StateConflict",
     "TimedOut",
     "Unauthorized",
 ]
@@ -229,6 +231,18 @@ class PeriodStateConflict(ProblemError):
     """The period is not in a state in which that can be done."""
 
     slug = "period-state"
+
+
+class NotFound(ProblemError):
+    """There is no such alert, webhook or delivery."""
+
+    slug = "not-found"
+
+
+class StateConflict(ProblemError):
+    """The alert, the webhook or the delivery is not in a state in which that can be done."""
+
+    slug = "state-conflict"
 
 
 class ModelPruned(ProblemError):
