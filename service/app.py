@@ -20,14 +20,26 @@ from service.http.metrics import Metrics
 from service.http.middleware import BodyLimit, CrossOrigin, Observe
 from service.http.path_prefix import PathPrefix
 from service.http.problems import install_problem_handlers
-from service.http.routers import admin, docs, interactions, items, ops, periods, predict, users
+from service.http.routers import (
+    admin,
+    console,
+    docs,
+    interactions,
+    items,
+    keys,
+    ops,
+    overview,
+    periods,
+    predict,
+    users,
+)
 from service.http.running_state import running_state
 from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES
 from service.settings import Settings
 
 __all__ = ["create_app", "create_app_from_environment"]
 
-ROUTERS = (predict, interactions, items, users, periods, admin, ops, docs)
+ROUTERS = (predict, interactions, items, users, periods, admin, keys, overview, ops, docs, console)
 
 
 def create_app_from_environment() -> FastAPI:

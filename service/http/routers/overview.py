@@ -1,0 +1,33 @@
+"""`GET /admin/overview`: what an operator wants to know first, in one answer."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, Field
+
+from service.http.app_state import State
+from service.http.keys import Caller, Requires
+from service.http.routers.ops import readiness_checks
+from service.use_cases.overview import Overview, get_overview
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/admin", tags=["admin"])
+
+
+class OverviewResponse(BaseModel):
+    """The state of the installation, and of the process that answers."""
+
+    checks: dict[str, str] = Field(description="As in `GET /readyz`, of the process that answers.")
+    served_version: int = Field(description="The model version that this process serves.")
+    installation: Overview
+
+
+@router.get("/overview", summary="How the service is")
+async def get_overview_document(
+    state: State, _: Annotated[Caller, Depends(Requires("admin"))]
+) -> OverviewResponse:
+    """The model in service, the open period and the newest closed ones, the api processes, the leading worker."""
+    overview = await get_overview(state.database, state.notices, stall_seconds=state.settings.worker_stall_seconds)
+    served = state.serving.current().version
+    return OverviewResponse(checks=await readiness_checks(state), served_version=served, installation=overview)
