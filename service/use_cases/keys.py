@@ -137,4 +137,6 @@ async def limit_key(
 
 def _check_rate(rate_limit: float | None) -> None:
     if rate_limit and not MIN_RATE <= rate_limit <= MAX_RATE:
-        raise InvalidInput(f"expected a rate of {MIN_RATE} to {MAX_RATE} requests a second, or 0; received {rate_limit}")
+        raise InvalidInput(
+            f"expected a rate of {MIN_RATE} to {MAX_RATE} requests a second, or 0; received {rate_limit}"
+        )

@@ -15,6 +15,7 @@ from service.use_cases.status import PeriodDocument, list_periods, period_counts
 
 __all__ = ["ModelInService", "Overview", "ProcessCounts", "WorkerState", "get_overview"]
 
+
 @dataclass(frozen=True, slots=True)
 class ModelInService:
     """The champion."""

@@ -95,3 +95,17 @@ export async function skip(number) {
   if (done) toast(`Period ${number} is skipped.`);
   return Boolean(done);
 }
+
+export async function acknowledge(alert) {
+  const done = await ask({
+    title: "Say that it was seen",
+    body: [
+      h("p", {}, alert.message),
+      h("div", { class: "choice" }, h("input", { type: "checkbox", name: "close", id: "choice-close" }), h("label", { for: "choice-close" }, "Close it too"), h("p", {}, "It opens again when it is found to be wrong again. Otherwise it stays open until it is right.")),
+      reasonField(),
+    ],
+    action: "Seen",
+    submit: (data) => post(`admin/alerts/${alert.number}/acknowledge`, { reason: data.get("reason"), close: data.get("close") !== null }),
+  });
+  return Boolean(done);
+}

@@ -1,6 +1,6 @@
 // What an operator wants to know first.
 
-import { close } from "./actions.js";
+import { acknowledge, close } from "./actions.js";
 import { get, getIfThere } from "./api.js";
 import { badge, button, fill, h, panel, table } from "./dom.js";
 import { count, duration, kind, pairs, period, score, seconds, status, time, version } from "./format.js";
@@ -30,7 +30,7 @@ export async function show(context) {
       before = text;
       fill(banner, bannerOf(overview, found?.alerts ?? []));
       fill(cards, cardsOf(overview));
-      fill(alerts, alertsOf(found));
+      fill(alerts, alertsOf(found, refresh));
     }
     const scores = JSON.stringify(page.periods.map((each) => each.scores));
     if (scores !== charted) {
@@ -84,7 +84,7 @@ function cardsOf({ checks, installation }) {
       "Open period",
       [period(open.period), " ", h("small", {}, `${count(open.events)} events`)],
       line("open for ", duration(seconds(open.opened_at, at))),
-      button("Close now…", async () => (await close(open.period, open.events)) && (location.hash = `#/periods/${open.period}`), { "data-focus": "close", disabled: open.events === 0 && !open.labels }),
+      button("Close now…", async () => (await close(open.period, open.events)) && (location.hash = `#/periods/${open.period}`), { "data-focus": "close" }),
     ),
     card(
       "Newest closed period",
@@ -107,18 +107,19 @@ function cardsOf({ checks, installation }) {
   ];
 }
 
-function alertsOf(found) {
+function alertsOf(found, refresh) {
   if (found === null) return h("p", { class: "muted" }, "None.");
   return table({
     caption: "Open alerts",
-    columns: [{ label: "what" }, { label: "severity" }, { label: "message", wide: true }, { label: "about" }, { label: "since" }, { label: "seen by" }],
+    columns: [{ label: "what" }, { label: "severity" }, { label: "message", wide: true }, { label: "about" }, { label: "since" }, { label: "seen by" }, { label: "actions", hidden: true }],
     rows: found.alerts.map((alert) => [
       alert.kind.replaceAll("_", " "),
       badge(alert.severity, alert.severity === "warning" ? "warn" : "bad"),
-      [alert.message, alert.numbers && h("details", { "data-focus": `alert ${alert.id}` }, h("summary", {}, "numbers"), pairs(alert.numbers))],
+      [alert.message, alert.numbers && h("details", { "data-focus": `alert ${alert.number}` }, h("summary", {}, "numbers"), pairs(alert.numbers))],
       [alert.period ? ["period ", period(alert.period), " "] : "", alert.version === null ? "" : version(alert.version)],
       time(alert.opened_at),
       alert.acknowledged_by ?? "nobody",
+      button("Seen…", async () => (await acknowledge(alert)) && refresh(), { "data-focus": `seen ${alert.number}` }),
     ]),
     empty: "None.",
   });

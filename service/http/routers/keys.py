@@ -58,9 +58,7 @@ async def post_limit(
     state: State, caller: Admin, key_id: KeyId, request: Annotated[KeyLimit, Depends(JsonBody(KeyLimit))]
 ) -> KeyDocument:
     """The api processes apply the new limit a second later."""
-    limiting = limit_key(
-        state.database, key_id, request.rate_limit, reason=request.reason, actor=caller.name
-    )
+    limiting = limit_key(state.database, key_id, request.rate_limit, reason=request.reason, actor=caller.name)
     return await _changed(state, key_id, await state.writes.run(limiting))
 
 

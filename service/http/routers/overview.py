@@ -24,9 +24,7 @@ class OverviewResponse(BaseModel):
 
 
 @router.get("/overview", summary="How the service is")
-async def get_overview_document(
-    state: State, _: Annotated[Caller, Depends(Requires("admin"))]
-) -> OverviewResponse:
+async def get_overview_document(state: State, _: Annotated[Caller, Depends(Requires("admin"))]) -> OverviewResponse:
     """The model in service, the open period and the newest closed ones, the api processes, the leading worker."""
     overview = await get_overview(state.database, state.notices, stall_seconds=state.settings.worker_stall_seconds)
     served = state.serving.current().version
