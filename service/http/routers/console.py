@@ -1,7 +1,7 @@
 """`/console`: the web console for operators. Its files lie in `service/http/console` and are sent as they are.
 
-The page and its modules refer to each other, and to the API, by relative addresses, so they need to know no path prefix.
-They hold no secrets; the API asks for a key.
+The page and its modules refer to each other, and to the API, by relative addresses, so they need to know no path
+prefix. They hold no secrets; the API asks for a key.
 """
 
 from functools import cache
