@@ -1,4 +1,7 @@
-"""How the installation is: model in service, open period, updates, api processes, worker. `GET /admin/overview` shows it."""
+"""How the installation is: model in service, open period, updates, api processes, worker.
+
+`GET /admin/overview` shows it.
+"""
 
 import time
 from collections.abc import Mapping

@@ -44,6 +44,7 @@ export function table({ caption, columns, rows, empty = "None." }) {
       { role: "row", ...attributes },
       cells.map((cell, n) => {
         const { label, num, wide, hidden } = columns[n];
+        if (Array.isArray(cell)) cell = h("span", {}, cell); // one part, beside the label of a card
         const classes = [num && "num", wide && "wide"].filter(Boolean).join(" ");
         const data = { class: classes || null, "data-label": hidden ? null : label };
         return n === 0
