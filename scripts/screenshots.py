@@ -3,8 +3,8 @@
     python scripts/screenshots.py docs/images
     python scripts/screenshots.py shots --url http://127.0.0.1:8000 --key KEY     # of a service that runs already
 
-Needs the extra `test` and Chromium (`ASMG_TEST_CHROMIUM`, or `chromium` on the PATH). Names are PAGE-WIDTH.png; those that
-the documentation shows are written again by `--only overview-1280 --only …`.
+Needs the extra `test` and Chromium (`ASMG_TEST_CHROMIUM`, or `chromium` on the PATH). Names are
+PAGE-WIDTH.png; `--only overview-1280` takes that one alone.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from service.settings import Settings
 STREAM = DriftConfig(users=300, items=120, events=4_000, categories=6, fields=True)
 PERIODS = 9
 BROKEN = 6
-"""Period whose log is one of a broken logger: nearly everything is clicked. The gate refuses what is learned from it."""
+"""Period of a broken logger, with clicks on nearly everything. The gate refuses what is learned from it."""
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync", "--no-first-run")
 FLAGS += ("--disable-background-networking", "--disable-component-update")
 WIDTHS = {1280: 800, 390: 844}

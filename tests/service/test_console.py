@@ -1,4 +1,4 @@
-"""The console's files and headers, and the endpoints that came with it; `test_console_browser` drives it in a browser."""
+"""The console's files and headers, and the endpoints that it needs; `test_console_browser` drives it in a browser."""
 
 import re
 from importlib.resources import files
