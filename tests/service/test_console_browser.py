@@ -160,7 +160,7 @@ def test_an_operator_closes_a_period_watches_it_rolls_back_and_forward(console: 
     page.keyboard.type("the hour is over")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Period 2", exact=True)).to_be_focused()
-    said = page.get_by_role("status").filter(has_text="Period 2")
+    said = page.locator("[role=status].said")
     expect(said).to_have_text("Period 2 is sealed.")
     console.learn(2)
     expect(said).to_have_text("Period 2 is learned; version 2 is published.")

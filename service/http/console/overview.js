@@ -94,11 +94,12 @@ function cardsOf({ checks, installation }) {
       line(waiting ? `${waiting} waiting or being learned` : "none waits", periods.quarantined ? `, ${periods.quarantined} in quarantine` : ""),
     ),
     card(
-      "Worker",
+      "Worker and api",
       worker.seconds_ago === null ? badge("unknown", "bad") : worker.stalled ? badge("stalled", "bad") : badge("at work", "ok"),
       line(worker.seconds_ago === null ? "none is known to lead" : `got further ${duration(worker.seconds_ago)} ago`),
+      line(`${processes.ready} of ${processes.live} api ${processes.live === 1 ? "process has" : "processes have"} loaded the model`),
+      processes.behind > 0 && line(badge(`${processes.behind} behind`, "bad")),
     ),
-    card("Api processes", `${processes.ready} of ${processes.live}`, line("serve the model or are about to"), processes.behind > 0 && line(badge(`${processes.behind} behind`, "bad"))),
     card(
       "Parts",
       Object.values(checks).every((text) => text === "ok") ? badge("all answer", "ok") : badge("trouble", "bad"),
