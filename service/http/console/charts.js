@@ -17,6 +17,12 @@ export function ticks(low, high, wanted) {
   return found;
 }
 
+/** Numbers with as many decimals as the one that needs most. */
+function labelled(numbers) {
+  const decimals = Math.max(...numbers.map((number) => (String(Number(number.toFixed(6))).split(".")[1] ?? "").length));
+  return numbers.map((number) => [number, number.toFixed(decimals)]);
+}
+
 /** The parts of a line between missing values, as lists of [x, y]. */
 export function parts(points) {
   const found = [[]];
@@ -85,9 +91,9 @@ export function lineChart({ title, hint, x, series, digits = 4, xName = "period"
     const [low, high] = [Math.min(...known) - room, Math.max(...known) + room];
     const atX = (n) => (x.length === 1 ? (box.left + box.right) / 2 : box.left + 6 + ((box.right - box.left - 12) * n) / (x.length - 1));
     const atY = (value) => box.bottom - ((box.bottom - box.top) * (value - low)) / (high - low);
-    const lines = ticks(low, high, 5).map((value) => [
+    const lines = labelled(ticks(low, high, 5)).map(([value, words]) => [
       s("line", { class: "grid", x1: box.left, x2: box.right, y1: atY(value), y2: atY(value) }),
-      s("text", { class: "axis", x: box.left - 6, y: atY(value) + 4, "text-anchor": "end" }, String(Number(value.toFixed(6)))),
+      s("text", { class: "axis", x: box.left - 6, y: atY(value) + 4, "text-anchor": "end" }, words),
     ]);
     const every = Math.max(1, Math.ceil(x.length / Math.max(1, Math.floor((box.right - box.left) / 34))));
     const below = x.map((value, n) => (x.length - 1 - n) % every === 0 && s("text", { class: "axis", x: atX(n), y: HEIGHT - 6, "text-anchor": "middle" }, String(value)));
@@ -155,6 +161,7 @@ export function lineChart({ title, hint, x, series, digits = 4, xName = "period"
   }).observe(plot);
   const numbers = table({
     caption: title,
+    compact: true,
     columns: [{ label: xName }, ...shown.map(({ name }) => ({ label: name, num: true }))],
     rows: x.map((value, n) => [String(value), ...shown.map(({ values }) => text(values[n]))]).reverse(),
   });

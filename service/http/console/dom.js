@@ -29,10 +29,11 @@ export function fill(element, ...children) {
 }
 
 /**
- * A table. On a narrow screen each row becomes a card, so the roles are spelled out: `display` would take them away.
+ * A table. On a narrow screen each row becomes a card, unless it is `compact`: numbers that one compares. The roles are
+ * spelled out, because `display` would take them away.
  * Columns are `{label, num, wide}`; a cell is text, an element, or a list of them; `rows` may be `{cells, class}`.
  */
-export function table({ caption, columns, rows, empty = "None." }) {
+export function table({ caption, columns, rows, compact = false, empty = "None." }) {
   if (!rows.length) return h("p", { class: "muted" }, empty);
   const head = columns.map(({ label, num, hidden }) =>
     h("th", { role: "columnheader", scope: "col", class: num && "num" }, hidden ? h("span", { class: "sr" }, label) : label),
@@ -44,7 +45,7 @@ export function table({ caption, columns, rows, empty = "None." }) {
       { role: "row", ...attributes },
       cells.map((cell, n) => {
         const { label, num, wide, hidden } = columns[n];
-        if (Array.isArray(cell)) cell = h("span", {}, cell); // one part, beside the label of a card
+        if (Array.isArray(cell)) cell = cell.flat(Infinity).some(Boolean) ? h("span", {}, cell) : ""; // one part, beside the label of a card
         const classes = [num && "num", wide && "wide"].filter(Boolean).join(" ");
         const data = { class: classes || null, "data-label": hidden ? null : label };
         return n === 0
@@ -58,7 +59,7 @@ export function table({ caption, columns, rows, empty = "None." }) {
     { class: "scroll" },
     h(
       "table",
-      { role: "table" },
+      { role: "table", class: compact ? "compact" : "stacked" },
       h("caption", { class: "sr" }, caption),
       h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, head)),
       h("tbody", { role: "rowgroup" }, body),

@@ -64,5 +64,5 @@ export const status = (name) => badge(name, STATUSES[name] ?? "");
 /** Names and values in one line. */
 export const pairs = (values) =>
   Object.entries(values ?? {}).map(([name, value]) =>
-    h("span", { class: "pair" }, h("b", {}, name), " ", typeof value === "object" ? JSON.stringify(value) : String(value)),
+    h("span", { class: "pair" }, h("b", {}, name), " ", Array.isArray(value) ? value.join(", ") : typeof value === "object" ? JSON.stringify(value) : String(value)),
   );

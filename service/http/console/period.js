@@ -10,7 +10,7 @@ import { follow } from "./stages.js";
 export async function show(context) {
   const number = Number(context.id);
   const update = h("div", {});
-  const rest = h("div", {});
+  const rest = h("div", { class: "page" });
   async function refresh() {
     const document = await get(`periods/${context.id}`, context.signal);
     fill(context.root, panel("Summary", summary(document), periodActions(document, refresh)), document.status !== "open" && panel("Update", update), rest);
@@ -40,6 +40,6 @@ function summary(document) {
 function ended(document) {
   return [
     Object.keys(document.scores).length > 0 && panel("Scores", h("p", { class: "muted" }, "Of the models that existed before, on its log, before anything had learned it."), scoreTable(`Scores on period ${document.period}`, document.scores)),
-    document.labels && panel("Impressions and clicks", facts(Object.entries(document.labels).map(([name, value]) => [name.replaceAll("_", " "), typeof value === "number" ? count(value) : JSON.stringify(value)]))),
+    Object.entries(document.labels ?? {}).some(([name, value]) => name !== "window_seconds" && value > 0) && panel("Impressions and clicks", facts(Object.entries(document.labels).map(([name, value]) => [name.replaceAll("_", " "), typeof value === "number" ? count(value) : JSON.stringify(value)]))),
   ];
 }

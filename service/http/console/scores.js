@@ -22,10 +22,11 @@ export function scoreCharts(periods, measures = ["auc", "logloss"]) {
   );
 }
 
-/** The scores of one period; the row of the version `own` is marked. */
+/** The scores of one period; the row of what the version `own` serves is marked. */
 export function scoreTable(caption, scores, own = null) {
   return table({
     caption,
+    compact: true,
     columns: [
       { label: "model" },
       { label: "version" },
@@ -36,7 +37,7 @@ export function scoreTable(caption, scores, own = null) {
     ],
     rows: modelsOf([scores]).map((name) => {
       const of = scores[name];
-      const mine = own !== null && of.version === own;
+      const mine = own !== null && of.version === own.version && (name === own.kind || !["generated", "incremental"].includes(name));
       return {
         class: mine ? "mine" : null,
         cells: [mine ? h("b", {}, modelName(name)) : modelName(name), version(of.version), score(of.auc), score(of.logloss), score(of.calibration, 3), of.events === undefined ? "–" : count(of.events)],

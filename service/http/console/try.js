@@ -59,6 +59,7 @@ function answerPanel(items, answers) {
     h("p", { class: "muted" }, "Click probabilities by ", answers.map((answer, n) => [n ? " and " : "", version(answer.model_version), ` (period ${answer.period})`]), ", best first."),
     notes.map((text) => h("p", { class: "banner warn" }, text)),
     table({
+      compact: true,
       caption: "Click probability of each item",
       columns: [{ label: "item" }, ...answers.map((answer) => ({ label: `v${answer.model_version}`, num: true })), { label: "known" }],
       rows: order.map((n) => [h("code", {}, items[n]), ...answers.map((answer) => [bar(answer.scores[n]), " ", answer.scores[n].toFixed(4)]), first.cold_items.includes(n) ? "no: cold" : "yes"]),

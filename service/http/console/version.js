@@ -44,7 +44,7 @@ function scoresOnNext(model, { periods }) {
   return panel(
     "How it predicted",
     h("p", { class: "muted" }, "Its score on the log of periods that nothing had learned yet, beside the others'."),
-    found.map((each) => [h("h3", {}, "On period ", period(each.period)), scoreTable(`Scores on period ${each.period}`, each.scores, model.version)]),
+    found.map((each) => [h("h3", {}, "On period ", period(each.period)), scoreTable(`Scores on period ${each.period}`, each.scores, model)]),
   );
 }
 
@@ -90,6 +90,7 @@ function gate(model) {
     sentences && h("ul", {}, sentences.filter(Boolean).map((text) => h("li", {}, text))),
     Object.keys(checks).length > 0 &&
       table({
+        compact: true,
         caption: "The new models on the newest interactions, which they have learned",
         columns: [{ label: "new model" }, { label: "AUC", num: true }, { label: "LogLoss", num: true }, { label: "predicted / clicked", num: true }, { label: "passed" }],
         rows: Object.entries(checks).map(([name, { recent, passed }]) => [modelName(name), score(recent.auc), score(recent.logloss), score(recent.calibration, 3), passed === undefined ? "not asked" : passed ? "yes" : "no"]),
@@ -133,6 +134,7 @@ function files(model) {
   return panel(
     "Files",
     table({
+      compact: true,
       caption: "Files by what they hold",
       columns: [{ label: "what" }, { label: "files", num: true }, { label: "newest" }],
       rows: rows.map(([what, found]) => [what, String(found.length), found.length ? h("code", { title: found.at(-1) }, found.at(-1).slice(0, 16)) : "removed"]),

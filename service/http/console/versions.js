@@ -41,7 +41,7 @@ function versionTable(models, champion, refresh) {
       { label: "reason", wide: true },
       { label: "LogLoss", num: true },
       { label: "parent" },
-      { label: "state" },
+      { label: "state", wide: true },
       { label: "made" },
       { label: "actions", hidden: true },
     ],
