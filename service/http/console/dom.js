@@ -54,9 +54,8 @@ export function table({ caption, columns, rows, compact = false, empty = "None."
       }),
     );
   });
-  return h(
-    "div",
-    { class: "scroll" },
+  return scrolling(
+    caption,
     h(
       "table",
       { role: "table", class: compact ? "compact" : "stacked" },
@@ -65,6 +64,19 @@ export function table({ caption, columns, rows, compact = false, empty = "None."
       h("tbody", { role: "rowgroup" }, body),
     ),
   );
+}
+
+/** A place that can be scrolled sideways, by keyboard too, while what it holds is wider. */
+function scrolling(name, wide) {
+  const place = h("div", { class: "scroll" }, wide);
+  new ResizeObserver(() => {
+    const needed = place.scrollWidth > place.clientWidth;
+    for (const [attribute, value] of Object.entries({ tabindex: "0", role: "region", "aria-label": name })) {
+      if (needed) place.setAttribute(attribute, value);
+      else place.removeAttribute(attribute);
+    }
+  }).observe(place);
+  return place;
 }
 
 let ids = 0;

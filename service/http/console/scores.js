@@ -2,7 +2,7 @@
 
 import { lineChart } from "./charts.js";
 import { h, table } from "./dom.js";
-import { count, modelName, modelsOf, score, version } from "./format.js";
+import { modelName, modelsOf, score, version } from "./format.js";
 
 /** AUC and LogLoss of all models over periods, which come newest first. */
 export function scoreCharts(periods, measures = ["auc", "logloss"]) {
@@ -33,14 +33,13 @@ export function scoreTable(caption, scores, own = null) {
       { label: "AUC", num: true },
       { label: "LogLoss", num: true },
       { label: "predicted / clicked", num: true },
-      { label: "events", num: true },
     ],
     rows: modelsOf([scores]).map((name) => {
       const of = scores[name];
       const mine = own !== null && of.version === own.version && (name === own.kind || !["generated", "incremental"].includes(name));
       return {
         class: mine ? "mine" : null,
-        cells: [mine ? h("b", {}, modelName(name)) : modelName(name), version(of.version), score(of.auc), score(of.logloss), score(of.calibration, 3), of.events === undefined ? "–" : count(of.events)],
+        cells: [mine ? h("b", {}, modelName(name)) : modelName(name), version(of.version), score(of.auc), score(of.logloss), score(of.calibration, 3)],
       };
     }),
     empty: "No model was scored.",
