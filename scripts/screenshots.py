@@ -3,7 +3,7 @@
     python scripts/screenshots.py docs/images
     python scripts/screenshots.py shots --url http://127.0.0.1:8000 --key KEY     # of a service that runs already
 
-Needs the extra `test` and Chromium (`ASMG_TEST_CHROMIUM`, or `chromium` on the PATH). Names are
+Needs the extra `dev` and Chromium (`ASMG_TEST_CHROMIUM`, or `chromium` on the PATH). Names are
 PAGE-WIDTH.png; `--only overview-1280` takes that one alone.
 """
 
@@ -14,9 +14,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from asmg.datasets.synthetic import DriftConfig
@@ -45,6 +47,8 @@ PAGES = {
     "webhooks": "#/webhooks",
 }
 DIALOG = "versions-dialog"
+COLOURS = 128
+"""Of a picture; a third of the bytes."""
 
 
 async def play(url: str, key: str) -> None:
@@ -109,7 +113,8 @@ def take(browser: Browser, url: str, key: str, folder: Path, only: list[str]) ->
             page.wait_for_load_state("networkidle") if name not in ("overview", "periods") else None
             prepare(page, name)
             page.wait_for_timeout(500)  # charts are drawn when their width is known
-            page.screenshot(path=folder / f"{picture}.png", full_page=name != DIALOG)
+            shot = Image.open(BytesIO(page.screenshot(full_page=name != DIALOG)))
+            shot.quantize(COLOURS).save(folder / f"{picture}.png", optimize=True)
             print(picture)
         context.close()
 

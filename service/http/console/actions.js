@@ -12,7 +12,7 @@ const choice = (name, value, label, text, checked) => {
 /** Serve the version `to` in place of `from`: back, or forward again. The next update would continue from `head`. */
 export async function serve(from, to, head) {
   const way = to < from ? "back" : "forward";
-  const lost = to < head ? `The next update continues from v${to}: what v${to + 1}${head > to + 1 ? ` to v${head}` : ""} learned is no longer part of the sequence. They stay in the list, and can be served.` : `The next update continues from v${to}.`;
+  const lost = to < head ? `The next update continues from v${to}: what v${to + 1}${head > to + 1 ? ` to v${head}` : ""} learned is no longer part of the sequence. Versions stay in the list, and can be served.` : `The next update continues from v${to}.`;
   const done = await ask({
     title: `Roll ${way} to v${to}`,
     body: [
