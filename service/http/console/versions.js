@@ -25,12 +25,18 @@ export async function show(context) {
       get("admin/processes", context.signal),
     ]);
     fill(charts, scoreCharts(periods));
-    fill(rows, versionTable(models, processes.champion, refresh));
+    fill(rows, versionTable(models, periods, processes.champion, refresh));
   }
   await refresh();
 }
 
-function versionTable(models, champion, refresh) {
+/** How what a version serves predicted a later period. */
+function later({ version: number, kind: served }, periods) {
+  const found = periods.find(({ scores }) => scores[served]?.version === number);
+  return found ? [score(found.scores[served].logloss), h("span", { class: "muted" }, ` on ${found.period}`)] : "–";
+}
+
+function versionTable(models, periods, champion, refresh) {
   const head = models.find((model) => model.head)?.version ?? champion;
   return table({
     caption: "Versions, newest first",
@@ -52,7 +58,7 @@ function versionTable(models, champion, refresh) {
         period(model.period),
         kind(model.kind),
         h("span", { class: "clamp", title: model.gate.reason }, model.gate.reason ?? "–"),
-        score(model.scores.generated?.logloss ?? model.scores.incremental?.logloss),
+        later(model, periods),
         version(model.parent_version),
         marks(model),
         time(model.created_at),
