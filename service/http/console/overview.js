@@ -38,7 +38,6 @@ export async function show(context) {
       fill(charts, scoreCharts(page.periods));
     }
   }
-  await refresh();
   await context.every(EVERY_SECONDS, refresh);
 }
 

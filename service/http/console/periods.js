@@ -53,7 +53,6 @@ export async function show(context) {
     watched = null;
     await refresh().catch((problem) => context.fail(problem, context.trouble));
   }
-  await refresh();
   await context.every(3, refresh);
 }
 

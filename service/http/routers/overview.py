@@ -3,24 +3,16 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, Field
 
 from service.http.app_state import State
 from service.http.keys import Caller, Requires
 from service.http.routers.ops import readiness_checks
-from service.use_cases.overview import Overview, get_overview
+from service.http.schemas import OverviewResponse
+from service.use_cases.overview import get_overview
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/admin", tags=["admin"])
-
-
-class OverviewResponse(BaseModel):
-    """The state of the installation, and of the process that answers."""
-
-    checks: dict[str, str] = Field(description="As in `GET /readyz`, of the process that answers.")
-    served_version: int = Field(description="The model version that this process serves.")
-    installation: Overview
 
 
 @router.get("/overview", summary="How the service is")

@@ -29,7 +29,7 @@ from service.http.schemas.events import (
 )
 from service.http.schemas.keys import KeyCreated, KeyDocument, KeyLimit, KeyList, KeyReason, KeyRequest
 from service.http.schemas.models import PinRequest, PinResponse, RollbackRequest, RollbackResponse
-from service.http.schemas.operations import Health, Readiness
+from service.http.schemas.operations import Health, OverviewResponse, Readiness
 from service.http.schemas.periods import CloseRequest, CloseResponse, PeriodReason
 from service.http.schemas.predict import (
     BatchPrediction,
@@ -68,6 +68,7 @@ __all__ = [
     "KeyList",
     "KeyReason",
     "KeyRequest",
+    "OverviewResponse",
     "PeriodReason",
     "PinRequest",
     "PinResponse",
