@@ -32,6 +32,8 @@ FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "-
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 PAGES = ("", "versions", "versions/2", "periods", "periods/2", "try", "keys", "audit", "webhooks")
 MOST_TABS = 80
+DARK_AND_NARROW = {"runOnly": ["color-contrast", "scrollable-region-focusable", "target-size"]}
+"""Rules of axe that may be broken by colours and widths alone."""
 
 ALERT = {
     "number": 7,
@@ -228,11 +230,11 @@ def check_pages(console: Console) -> None:
             expect(page.locator(".banner.bad")).to_contain_text(ALERT["message"])  # as text, tags and all
         if address == "webhooks":
             expect(page.get_by_role("table", name="Deliveries")).to_contain_text("it answered 500")
-        for width, scheme in ((1280, "light"), (360, "dark")):
+        for width, scheme, options in ((1280, "light", {}), (360, "dark", DARK_AND_NARROW)):
             page.set_viewport_size({"width": width, "height": 800})
             page.emulate_media(color_scheme=scheme)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (address, width)
-            report = axe.run(page)
+            report = axe.run(page, options={"resultTypes": ["violations"], **options})
             assert report.violations_count == 0, (address, scheme, report.generate_report())
     page.unroute_all()
 
