@@ -212,6 +212,12 @@ def check_charts(console: Console) -> None:
     assert found[0] == [[[0, 1], [1, 2]], [[4, 1]]], "a missing value is a gap"
     assert found[1] == pytest.approx([0.65, 0.7, 0.75])
     assert found[2] == [10, 24, 38, 90]
+    kept = page.evaluate(
+        "import('/console/dom.js').then(({ fill, h }) => { const main = document.getElementById('main');"
+        "const again = () => fill(main, h('a', { href: '#/keys' }, 'Keys')); again();"
+        "main.firstChild.focus(); again(); return document.activeElement === main.firstChild; })"
+    )
+    assert kept, "a page that shows news does not lose the focus"
 
 
 def check_pages(console: Console) -> None:

@@ -18,13 +18,21 @@ export const h = (tag, attributes, ...children) => build(document.createElement(
 /** An SVG element. */
 export const s = (tag, attributes, ...children) => build(document.createElementNS(SVG, tag), attributes, children);
 
-/** Replace what an element holds; the focus stays on what has the same `data-focus`. */
+/** A selector by which the element that has the focus is found again when it was replaced by an equal one. */
+function focused() {
+  const { activeElement: element } = document;
+  if (element.dataset.focus) return `[data-focus="${CSS.escape(element.dataset.focus)}"]`;
+  const href = element.getAttribute("href");
+  return href && `a[href="${CSS.escape(href)}"]`;
+}
+
+/** Replace what an element holds; the focus stays on what has the same `data-focus`, or leads to the same place. */
 export function fill(element, ...children) {
-  const name = element.contains(document.activeElement) ? document.activeElement.dataset.focus : undefined;
+  const again = element.contains(document.activeElement) ? focused() : null;
   const open = new Set([...element.querySelectorAll("details[open][data-focus]")].map((each) => each.dataset.focus));
   element.replaceChildren(...children.flat(Infinity).filter(Boolean));
   for (const each of element.querySelectorAll("details[data-focus]")) each.open ||= open.has(each.dataset.focus);
-  if (name) element.querySelector(`[data-focus="${CSS.escape(name)}"]`)?.focus({ preventScroll: true });
+  if (again) element.querySelector(again)?.focus({ preventScroll: true });
   return element;
 }
 
@@ -105,6 +113,7 @@ export function reasonField(required = true) {
  */
 export function ask({ title, body, action, danger = false, cancel = "Cancel", submit }) {
   return new Promise((resolve) => {
+    const from = focused();
     let result;
     const fault = h("p", { class: "banner bad", role: "alert", hidden: true });
     const confirm = h("button", { type: "submit", class: danger ? "danger" : "primary" }, action);
@@ -141,6 +150,8 @@ export function ask({ title, body, action, danger = false, cancel = "Cancel", su
     });
     dialog.addEventListener("close", () => {
       dialog.remove();
+      // The page may have replaced the button meanwhile.
+      if (from && document.activeElement === document.body) document.querySelector(from)?.focus({ preventScroll: true });
       resolve(result);
     });
     document.body.append(dialog);

@@ -16,6 +16,7 @@ export async function show(context) {
   fill(context.root, banner, cards, panel("How well it predicts", h("p", { class: "muted" }, "Each model's score on the log of each period, before anything had learned it. "), charts), panel("Open alerts", alerts));
   let before;
   let charted;
+  let told;
 
   async function refresh() {
     const [overview, found, page] = await Promise.all([
@@ -28,7 +29,11 @@ export async function show(context) {
     const text = JSON.stringify([now, Math.round(overview.installation.worker.seconds_ago / 5)]);
     if (text !== before) {
       before = text;
-      fill(banner, bannerOf(overview, found?.alerts ?? []));
+      const wrong = troubles(overview, found?.alerts ?? []);
+      if (JSON.stringify(wrong) !== told) {
+        told = JSON.stringify(wrong); // a screen reader says it when it changes, and not again and again
+        fill(banner, bannerOf(wrong));
+      }
       fill(cards, cardsOf(overview));
       fill(alerts, alertsOf(found, refresh));
     }
@@ -42,7 +47,7 @@ export async function show(context) {
 }
 
 /** What is wrong, in sentences. */
-export function troubles({ checks, served_version: served, installation }, alerts) {
+function troubles({ checks, served_version: served, installation }, alerts) {
   const { model, periods, processes, refused_in_a_row: refused, worker } = installation;
   const parts = Object.entries(checks).filter(([, text]) => text !== "ok");
   return [
@@ -57,8 +62,7 @@ export function troubles({ checks, served_version: served, installation }, alert
   ].filter(Boolean);
 }
 
-function bannerOf(overview, alerts) {
-  const found = troubles(overview, alerts);
+function bannerOf(found) {
   if (!found.length) return h("p", { class: "banner ok" }, "All is well.");
   const kindOf = found.some(([, bad]) => bad) ? "bad" : "warn";
   return h("div", { class: `banner ${kindOf}` }, h("ul", { class: "plain" }, found.map(([text]) => h("li", {}, text))));
