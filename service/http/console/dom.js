@@ -20,7 +20,7 @@ export const s = (tag, attributes, ...children) => build(document.createElementN
 
 /** A selector by which the element that has the focus is found again when it was replaced by an equal one. */
 function focused() {
-  const { activeElement: element } = document;
+  const element = document.activeElement ?? document.body;
   if (element.dataset.focus) return `[data-focus="${CSS.escape(element.dataset.focus)}"]`;
   const href = element.getAttribute("href");
   return href && `a[href="${CSS.escape(href)}"]`;

@@ -120,7 +120,7 @@ function alertsOf(found, refresh) {
       alert.kind.replaceAll("_", " "),
       badge(alert.severity, alert.severity === "warning" ? "warn" : "bad"),
       [alert.message, alert.numbers && h("details", { "data-focus": `alert ${alert.number}` }, h("summary", {}, "numbers"), pairs(alert.numbers))],
-      [alert.period ? ["period ", period(alert.period), " "] : "", alert.version === null ? "" : version(alert.version)],
+      [alert.period && ["period ", period(alert.period)], alert.period && alert.version !== null && ", ", alert.version !== null && version(alert.version)],
       time(alert.opened_at),
       alert.acknowledged_by ?? "nobody",
       button("Seen…", async () => (await acknowledge(alert)) && refresh(), { "data-focus": `seen ${alert.number}` }),
