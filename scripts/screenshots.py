@@ -47,7 +47,7 @@ PAGES = {
     "webhooks": "#/webhooks",
 }
 DIALOG = "versions-dialog"
-COLOURS = 128
+COLOURS = 256
 """Of a picture; a third of the bytes."""
 
 
