@@ -71,7 +71,7 @@ DELIVERY = {
 
 @dataclass
 class Console:
-    """A browser at the console of a service in which period 1 is learned and period 2 is open."""
+    """A browser at the console of a service, below a path prefix, in which period 1 is learned and period 2 is open."""
 
     page: Page
     url: str
@@ -79,7 +79,7 @@ class Console:
     redis_url: str
     folder: Path
     faults: list[str]
-    """What the browser has complained about."""
+    """What the browser has complained about, and addresses elsewhere that it was told to load."""
 
     def learn(self, number: int) -> None:
         """Do the worker's work on a closed period."""
@@ -129,7 +129,9 @@ def console(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Iterator[Conso
     if CHROMIUM is None:
         pytest.skip("there is no chromium on the PATH; ASMG_TEST_CHROMIUM names one")
     in_thread(asyncio.run, live(postgres_dsn, redis_url, tmp_path))
-    with served_app(settings_for(postgres_dsn, redis_url, tmp_path)) as url, sync_playwright() as playwright:
+    settings = settings_for(postgres_dsn, redis_url, tmp_path, root_path="/shop/ctr")
+    with served_app(settings) as server, sync_playwright() as playwright:
+        url = f"{server}/shop/ctr"
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.set_default_timeout(20_000)
@@ -137,6 +139,7 @@ def console(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Iterator[Conso
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("request", lambda call: None if call.url.startswith(f"{url}/") else faults.append(call.url))
         yield Console(page, url, postgres_dsn, redis_url, tmp_path, faults)
         browser.close()
 
@@ -199,14 +202,14 @@ def check_charts(console: Console) -> None:
     page = console.page
     console.go("versions")
     chart = page.get_by_role("slider", name="AUC, line chart")
-    scores = page.evaluate("fetch('/periods/2').then((answer) => answer.json())")["scores"]
+    scores = page.evaluate("fetch('periods/2').then((answer) => answer.json())")["scores"]
     expect(chart).to_have_attribute(
         "aria-valuetext", re.compile(f"^period 2: .*incremental {scores['incremental']['auc']:.4f}")
     )
     page.locator(".numbers summary").first.click()
     expect(page.get_by_role("table", name="AUC")).to_contain_text(f"{scores['baseline']['auc']:.4f}")
     found = page.evaluate(
-        "import('/console/charts.js').then((c) => [c.parts([[0, 1], [1, 2], null, null, [4, 1]]),"
+        "import('./console/charts.js').then((c) => [c.parts([[0, 1], [1, 2], null, null, [4, 1]]),"
         "c.ticks(0.61, 0.79, 5),"
         "c.spread([10, 11, 12, 90], 14, 0, 100)])"
     )
@@ -214,7 +217,7 @@ def check_charts(console: Console) -> None:
     assert found[1] == pytest.approx([0.65, 0.7, 0.75])
     assert found[2] == [10, 24, 38, 90]
     kept = page.evaluate(
-        "import('/console/dom.js').then(({ fill, h }) => { const main = document.getElementById('main');"
+        "import('./console/dom.js').then(({ fill, h }) => { const main = document.getElementById('main');"
         "const again = () => fill(main, h('a', { href: '#/keys' }, 'Keys')); again();"
         "main.firstChild.focus(); again(); return document.activeElement === main.firstChild; })"
     )
