@@ -45,6 +45,7 @@ __all__ = [
     "InternalError",
     "InvalidAnswer",
     "InvalidInput",
+    "KeyNotFound",
     "ModelNotFound",
     "ModelPruned",
     "NotFound",
@@ -231,6 +232,12 @@ class PeriodStateConflict(ProblemError):
     """The period is not in a state in which that can be done."""
 
     slug = "period-state"
+
+
+class KeyNotFound(ProblemError):
+    """There is no such key."""
+
+    slug = "key-not-found"
 
 
 class NotFound(ProblemError):

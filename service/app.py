@@ -23,11 +23,14 @@ from service.http.problems import install_problem_handlers
 from service.http.routers import (
     admin,
     alerts,
+    console,
     docs,
     guardrails,
     interactions,
     items,
+    keys,
     ops,
+    overview,
     periods,
     predict,
     users,
@@ -39,7 +42,22 @@ from service.settings import Settings
 
 __all__ = ["create_app", "create_app_from_environment"]
 
-ROUTERS = (predict, interactions, items, users, periods, admin, alerts, guardrails, webhooks, ops, docs)
+ROUTERS = (
+    predict,
+    interactions,
+    items,
+    users,
+    periods,
+    admin,
+    alerts,
+    guardrails,
+    webhooks,
+    keys,
+    overview,
+    ops,
+    docs,
+    console,
+)
 
 
 def create_app_from_environment() -> FastAPI:

@@ -9,6 +9,7 @@
     ├── RateLimited             429  a key that has used up its rate limit
     ├── ModelNotFound           404
     ├── PeriodNotFound          404
+    ├── KeyNotFound             404  no key with this id, or it is revoked
     ├── NothingStored           404  about a user or an item
     ├── NoSuchNumber            404  an alert, a webhook or a delivery
     ├── EmptyPeriod             409  nothing to learn from
@@ -48,6 +49,7 @@ __all__ = [
     "Forbidden",
     "IdempotencyMismatch",
     "InvalidInput",
+    "KeyNotFound",
     "ModelNotFound",
     "ModelPruned",
     "NoSuchNumber",
@@ -223,6 +225,18 @@ class PeriodNotFound(ServiceError):
     def __init__(self, number: int) -> None:
         super().__init__(f"there is no period {number}")
         self.number = number
+
+
+class KeyNotFound(ServiceError):
+    """A key that does not exist, or is revoked already."""
+
+    status = 404
+    title = "Key not found"
+    slug = "key-not-found"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"there is no key {key_id}, or it is revoked")
+        self.key_id = key_id
 
 
 class NothingStored(ServiceError):

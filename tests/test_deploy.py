@@ -196,7 +196,7 @@ def test_selectors_find_the_pods_that_they_are_for(objects: list[dict[str, Any]]
 def test_the_ingress_leads_to_every_call_but_those_of_operators(helm: dict[str, Any]) -> None:
     [ingress] = [found for found in objects_of(helm["all"]) if found["kind"] == "Ingress"]
     paths = {path["path"] for path in ingress["spec"]["rules"][0]["http"]["paths"]}
-    hidden = {route.path for route in ops.router.routes} | {"/docs", "/openapi.json"}  # type: ignore[attr-defined]
+    hidden = {route.path for route in ops.router.routes} | {"/docs", "/console", "/openapi.json"}  # type: ignore[attr-defined]
     assert paths == {"/" + path.split("/")[1] for _, path in all_calls()} - hidden
 
 

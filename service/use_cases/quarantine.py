@@ -6,7 +6,7 @@ training state before it, and its log is kept. Trouble of Postgres or of the mac
 
 from collections.abc import Sequence
 
-from service.errors import ArtifactError, PeriodNotFound, PeriodStateConflict
+from service.errors import ArtifactError, InvalidInput, PeriodNotFound, PeriodStateConflict
 from service.limits import MAX_REASON_LENGTH
 from service.storage.postgres.database import Database, Lock, UnitOfWork
 from service.storage.postgres.repositories import WAITING, AlertKind, Period, PeriodStatus, Severity
@@ -105,7 +105,7 @@ async def retry_period(database: Database, number: int, *, reason: str, actor: s
         PeriodNotFound: there is no such period.
         PeriodStateConflict: it is not in quarantine, or it is so old that logs of later periods were dropped: the
             histories of its time are lost then.
-        ValueError: the reason is empty or too long.
+        InvalidInput: the reason is empty or too long.
     """
     _check(reason)
     async with database.unit_of_work() as work:
@@ -137,7 +137,7 @@ async def skip_period(database: Database, number: int, *, reason: str, actor: st
     Raises:
         PeriodNotFound: there is no such period.
         PeriodStateConflict: it is open, or updated or skipped already.
-        ValueError: the reason is empty or too long.
+        InvalidInput: the reason is empty or too long.
     """
     _check(reason)
     async with database.unit_of_work() as work:
@@ -168,7 +168,7 @@ async def _leave_quarantine(work: UnitOfWork, number: int, reason: str, actor: s
 
 def _check(reason: str) -> None:
     if not reason.strip() or len(reason) > MAX_REASON_LENGTH:
-        raise ValueError(f"expected a reason of 1 to {MAX_REASON_LENGTH} characters; received {len(reason)}")
+        raise InvalidInput(f"expected a reason of 1 to {MAX_REASON_LENGTH} characters; received {len(reason)}")
 
 
 def _message(error: Exception) -> str:

@@ -24,7 +24,17 @@ NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 METHODS = {name for name, value in vars(calls).items() if inspect.isfunction(value) and name in vars(Client)}
 """The methods of both clients that make one call each."""
 
-WITHOUT_METHOD = ("/metrics", "/admin/alerts", "/admin/webhooks", "/admin/replay", "/admin/samples")
+WITHOUT_METHOD = (
+    "/metrics",
+    "/periods/{number}/retry",
+    "/periods/{number}/skip",
+    "/admin/alerts",
+    "/admin/keys",
+    "/admin/overview",
+    "/admin/replay",
+    "/admin/samples",
+    "/admin/webhooks",
+)
 """What paths begin with that the client has no method for, but `request`: operators have the console and commands."""
 
 

@@ -19,6 +19,8 @@ from service.use_cases.processes import list_processes
 from service.use_cases.status import label_totals, period_counts
 from service.use_cases.webhooks.endpoints import delivery_counts
 
+__all__ = ["readiness_checks", "router"]
+
 router = APIRouter(tags=["operations"])
 
 PROBE_SECONDS = 1.5
@@ -40,20 +42,22 @@ async def get_readiness(state: State) -> Readiness:
     cannot load the newest model goes on with the one it has, and says so here; with `ASMG_SWAP_LAGGARDS=refuse` it is
     not ready then.
     """
-    postgres, redis = await asyncio.gather(_probe(state.database.ping()), _probe(state.redis.ping()))
+    checks = await readiness_checks(state)
     snapshot = state.serving.current()
-    if postgres != "ok":
-        raise NotReady(f"Postgres: {postgres}")
-    return Readiness(
-        model_version=snapshot.version,
-        period=snapshot.period,
-        checks={
-            "model": _model(state.serving),
-            "swap": state.serving.turns.trouble or "ok",
-            "postgres": postgres,
-            "redis": redis,
-        },
-    )
+    if checks["postgres"] != "ok":
+        raise NotReady(f"Postgres: {checks['postgres']}")
+    return Readiness(model_version=snapshot.version, period=snapshot.period, checks=checks)
+
+
+async def readiness_checks(state: AppState) -> dict[str, str]:
+    """What is wrong with the model, the swap, Postgres and Redis, in words; `ok` where nothing is."""
+    postgres, redis = await asyncio.gather(_probe(state.database.ping()), _probe(state.redis.ping()))
+    return {
+        "model": _model(state.serving),
+        "swap": state.serving.turns.trouble or "ok",
+        "postgres": postgres,
+        "redis": redis,
+    }
 
 
 @router.get(
