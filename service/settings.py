@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
 from asmg.features import DEFAULT, Schema, SchemaError
 from asmg.layout import DIM, HIDDEN
@@ -28,6 +28,7 @@ from service.limits import (
     MAX_RATE,
     MIN_RATE,
 )
+from service.telemetry.settings import TelemetrySettings
 
 __all__ = ["Settings", "checked_prefix", "sqlalchemy_dsn"]
 
@@ -82,10 +83,8 @@ def checked_prefix(path: str) -> str:
     return path
 
 
-class Settings(BaseSettings):
+class Settings(TelemetrySettings):
     """All settings; their units are in the names."""
-
-    model_config = SettingsConfigDict(env_prefix="ASMG_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     data_dir: Path = Field(Path("~/.local/share/asmg"), validate_default=True)
     """Folder of the embedded servers, of the files of the serving snapshots, and of the journal of deletions."""

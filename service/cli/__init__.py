@@ -13,6 +13,7 @@ from service.cli.audit import audit_command
 from service.cli.backup import backup_command, restore_command, verify_command
 from service.cli.deletions import deletions
 from service.cli.demo import demo_command
+from service.cli.errors import plain_errors
 from service.cli.experiment import experiment
 from service.cli.features import features
 from service.cli.import_log.command import import_command
@@ -23,6 +24,7 @@ from service.cli.periods import periods
 from service.cli.serve import serve_command
 from service.cli.worker import worker_command
 from service.processes.logs import configure_logging
+from service.telemetry.settings import TelemetrySettings
 
 __all__ = ["COMMANDS", "app"]
 
@@ -69,4 +71,5 @@ def asmg(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
 ) -> None:
     """A click-through-rate service that learns period by period."""
-    configure_logging()
+    with plain_errors():
+        configure_logging(TelemetrySettings())

@@ -11,6 +11,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from service.http.model_metrics import ModelMetrics
+from service.telemetry.server_metrics import ServerMetrics
+
 __all__ = ["CONTENT_TYPE_LATEST", "MULTIPROCESS_VARIABLE", "Metrics"]
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -50,6 +53,8 @@ class Metrics:
             )
             for kind in ("interactions", "impressions", "clicks")
         }
+        self.models = ModelMetrics(registry)
+        self.servers = ServerMetrics(registry)
         self._labels = Gauge(
             "asmg_labels",
             "What became of impressions and clicks in all closed periods, as Postgres has it.",

@@ -167,6 +167,20 @@ class Models:
         period: int | None = await self._connection.scalar(select(func.max(tables.model_versions.c.period)))
         return period
 
+    async def served_for(self, version: int) -> float:
+        """Seconds since the model that this version serves was made, on the clock of Postgres.
+
+        A version of the kind `previous` serves what an earlier one did, which has the same `serving` in its state.
+        """
+        table, own = tables.model_versions.alias(), tables.model_versions
+        serving = select(own.c.state["serving"]).where(own.c.version == version).scalar_subquery()
+        same = (table.c.version == version) | (
+            (table.c.kind != ModelKind.PREVIOUS) & (table.c.state["serving"] == serving)
+        )
+        made = select(func.min(table.c.created_at)).where(table.c.version <= version, same).scalar_subquery()
+        age = await self._connection.scalar(select(func.extract("epoch", func.clock_timestamp() - made)))
+        return float(age)
+
     async def insert(self, model: ModelVersion) -> None:
         """Add a version; its artifacts must be stored already."""
         await self._connection.execute(insert(tables.model_versions).values(asdict(model)))

@@ -1,0 +1,227 @@
+"""Traces by OpenTelemetry: of requests, of statements and commands within them, and of updates.
+
+They are on where the standard variables name a receiver (`OTEL_EXPORTER_OTLP_ENDPOINT`, or that of traces alone) or an
+exporter (`OTEL_TRACES_EXPORTER`: `otlp` or `console`). The sampler, the resource, headers and timeouts are those of
+the standard variables too; OpenTelemetry's own library reads them. Without these variables nothing of it is imported,
+and those who would make spans find `active_tracing()` to be None once, when they are made.
+
+Spans of statements, commands and waits exist within a sampled trace only: what goes on by itself, such as looking for
+a new version four times a second, would fill any store of traces.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from service import __version__
+from service.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span
+
+__all__ = [
+    "Tracing",
+    "active_tracing",
+    "current_trace_id",
+    "current_traceparent",
+    "is_wanted",
+    "span",
+    "trace_context",
+    "traced_process",
+    "use_provider",
+]
+
+EXPORTERS = ("otlp", "console", "none")
+"""Values of `OTEL_TRACES_EXPORTER`."""
+PROTOCOL = "http/protobuf"
+"""The only value of `OTEL_EXPORTER_OTLP_PROTOCOL`: by gRPC the service would have to bring 20 MB more."""
+FLUSH_SECONDS = 5
+"""How long a process that ends sends the spans that it has not sent yet."""
+
+Attributes = Mapping[str, str | int | float | bool]
+
+
+class Tracing:
+    """Makes the spans of this process.
+
+    Args:
+        provider: of OpenTelemetry's library.
+    """
+
+    def __init__(self, provider: "TracerProvider") -> None:
+        from opentelemetry import context, trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._trace, self._attach, self._nothing = trace, context.attach, context.Context()
+        self._propagator = TraceContextTextMapPropagator()
+        self._tracer = provider.get_tracer("asmg", __version__)
+
+    def is_recording(self) -> bool:
+        """Whether the code that asks runs within a sampled trace."""
+        return self._trace.get_current_span().is_recording()
+
+    def current(self) -> "Span":
+        """The span that the code that asks runs in."""
+        return self._trace.get_current_span()
+
+    @contextmanager
+    def server_span(self, name: str, traceparent: str | None, tracestate: str | None) -> Iterator["Span"]:
+        """The span of a request, whose trace the client may have begun.
+
+        Args:
+            name: of the span.
+            traceparent: that header of the request (W3C Trace Context).
+            tracestate: that header.
+        """
+        given = {"traceparent": traceparent, "tracestate": tracestate}
+        parent = self._extract({key: value for key, value in given.items() if value is not None})
+        with self._tracer.start_as_current_span(
+            name, parent, self._trace.SpanKind.SERVER, record_exception=False, set_status_on_exception=False
+        ) as made:
+            yield made
+
+    @contextmanager
+    def root_span(self, name: str, attributes: Attributes, linked: Sequence[str]) -> Iterator["Span"]:
+        """The span of work that begins a trace of its own.
+
+        Args:
+            name: of the span.
+            attributes: of the span.
+            linked: `traceparent`s of spans that led to it.
+        """
+        contexts = [
+            self._trace.get_current_span(self._extract({"traceparent": given})).get_span_context() for given in linked
+        ]
+        links = [self._trace.Link(context) for context in contexts if context.is_valid]
+        with self._tracer.start_as_current_span(name, self._nothing, attributes=attributes, links=links) as made:
+            yield made
+
+    def start_client(self, name: str, attributes: Attributes) -> "Span":
+        """Begin a span of a question to a server; whoever begins it ends it."""
+        return self._tracer.start_span(name, kind=self._trace.SpanKind.CLIENT, attributes=attributes)
+
+    @contextmanager
+    def child_span(self, name: str, attributes: Attributes) -> Iterator["Span"]:
+        """A span within the current one."""
+        with self._tracer.start_as_current_span(name, attributes=attributes) as made:
+            yield made
+
+    def traceparent(self) -> str | None:
+        """The current span as a `traceparent`; None outside of a trace."""
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier)
+        return carrier.get("traceparent")
+
+    def context_of_current(self) -> Context:
+        """A context that has the current span and nothing else of the caller's."""
+        context = Context()
+        context.run(self._attach, self._trace.set_span_in_context(self.current(), self._nothing))
+        return context
+
+    def _extract(self, carrier: Mapping[str, str]) -> Any:
+        """The context that these headers describe."""
+        return self._propagator.extract(carrier, self._nothing)
+
+
+_active: Tracing | None = None
+
+
+def active_tracing() -> Tracing | None:
+    """Makes the spans of this process; None where traces are off."""
+    return _active
+
+
+@contextmanager
+def use_provider(provider: "TracerProvider") -> Iterator[None]:
+    """A block in which this process traces with a provider; what it has not sent at the end is sent."""
+    global _active
+    _active = Tracing(provider)
+    try:
+        yield
+    finally:
+        _active = None
+        provider.force_flush(FLUSH_SECONDS * 1000)
+        provider.shutdown()
+
+
+@contextmanager
+def traced_process(name: str) -> Iterator[None]:
+    """The life of a process, which traces if the variables of OpenTelemetry say so.
+
+    Args:
+        name: of the service, where `OTEL_SERVICE_NAME` does not give another: `asmg-api` or `asmg-worker`.
+
+    Raises:
+        ConfigurationError: the extra `otel` is not installed, or a variable has a value that is not supported.
+    """
+    if not is_wanted(os.environ):
+        yield
+        return
+    with use_provider(_configured_provider(name)):
+        yield
+
+
+def is_wanted(environment: Mapping[str, str]) -> bool:
+    """Whether these variables ask for traces."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    if exporter := environment.get("OTEL_TRACES_EXPORTER", ""):
+        return exporter != "none"
+    return bool(environment.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+
+
+def _configured_provider(name: str) -> "TracerProvider":
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
+    if exporter not in EXPORTERS:
+        raise ConfigurationError(f"OTEL_TRACES_EXPORTER: expected one of {', '.join(EXPORTERS)}; received {exporter}")
+    for variable in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if (protocol := os.environ.get(variable) or PROTOCOL) != PROTOCOL:
+            raise ConfigurationError(f"{variable}: expected {PROTOCOL}; received {protocol}")
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the OTEL_ variables ask for traces, which need the extra `otel` (asmg-service[otel]): {error}"
+        ) from None
+    default = {"service.version": __version__} | ({} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": name})
+    provider = TracerProvider(resource=Resource.create(default), shutdown_on_exit=False)
+    sends = ConsoleSpanExporter() if exporter == "console" else OTLPSpanExporter()
+    provider.add_span_processor(BatchSpanProcessor(sends))
+    return provider
+
+
+@contextmanager
+def span(name: str, attributes: Attributes | None = None) -> Iterator["Span | None"]:
+    """A span within the current one; None where traces are off, or this one is not sampled."""
+    if _active is None or not _active.is_recording():
+        yield None
+        return
+    with _active.child_span(name, attributes or {}) as made:
+        yield made
+
+
+def current_trace_id() -> str | None:
+    """The id of the current trace, 32 hexadecimal digits; None outside of one."""
+    if _active is None:
+        return None
+    context = _active.current().get_span_context()
+    return f"{context.trace_id:032x}" if context.is_valid else None
+
+
+def current_traceparent() -> str | None:
+    """The current span as a `traceparent` header; None outside of a trace."""
+    return None if _active is None else _active.traceparent()
+
+
+def trace_context() -> Context:
+    """A context without a request in which work of several requests runs.
+
+    Its spans belong to the trace of the request that happens to begin it.
+    """
+    return Context() if _active is None else _active.context_of_current()
