@@ -42,7 +42,7 @@ def traced_client(tracing: Tracing) -> type[Redis]:
     class TracedRedis(Redis):
         async def execute_command(self, *args: Any, **options: Any) -> Any:
             with span(str(args[0])):
-                return await super().execute_command(*args, **options)
+                return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
         def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
             return TracedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)

@@ -76,7 +76,7 @@ class DetachedPool(BlockingConnectionPool):
         """Lend a connection; wait until there is one."""
         self.waiting += 1
         try:
-            connection = await super().get_connection(*names, **options)
+            connection: AbstractConnection = await super().get_connection(*names, **options)  # type: ignore[no-untyped-call]
         finally:
             self.waiting -= 1
         self._lent.add(connection)

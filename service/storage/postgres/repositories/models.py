@@ -178,8 +178,9 @@ class Models:
             (table.c.kind != ModelKind.PREVIOUS) & (table.c.state["serving"] == serving)
         )
         made = select(func.min(table.c.created_at)).where(table.c.version <= version, same).scalar_subquery()
-        age = await self._connection.scalar(select(func.extract("epoch", func.clock_timestamp() - made)))
-        return float(age)
+        return float(
+            (await self._connection.execute(select(func.extract("epoch", func.clock_timestamp() - made)))).scalar_one()
+        )
 
     async def insert(self, model: ModelVersion) -> None:
         """Add a version; its artifacts must be stored already."""
