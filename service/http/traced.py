@@ -31,7 +31,10 @@ class Traced:
             await self._app(scope, receive, send)
             return
         headers = headers_of(scope)
-        parent, state = (_text(headers.get(name)) for name in (b"traceparent", b"tracestate"))
+        parent, state = _text(headers.get(b"traceparent")), _text(headers.get(b"tracestate"))
+        if parent is None and not self._tracing.samples(scope["method"]):
+            await self._app(scope, receive, send)
+            return
         with self._tracing.server_span(scope["method"], parent, state) as span:
             if not span.is_recording():
                 await self._app(scope, receive, send)
