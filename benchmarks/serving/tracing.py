@@ -76,9 +76,9 @@ async def _measure(settings: Settings, key: str, bodies: list[bytes], calls: int
         for name, traced in cases.items():
             # Which application traces with what is decided when it is made.
             with nullcontext() if traced is None else use_provider(traced):
-                app = create_app(settings)
-                state = await stack.enter_async_context(app.router.lifespan_context(app))
-            apps[name] = app, dict(state or {})
+                made = create_app(settings)
+                state = await stack.enter_async_context(made.router.lifespan_context(made))
+            apps[name] = made, dict(state or {})
             await _call(*apps[name], key, bodies)
         for _ in range(rounds):
             for name, (app, state) in apps.items():
@@ -106,8 +106,8 @@ async def _call(app: ASGIApp, state: dict[str, Any], key: str, bodies: list[byte
         async def receive(body: bytes = body) -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 
-        scope: Scope = {"type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "root_path": ""}
-        scope |= {"query_string": b"", "headers": headers, "state": state, "scheme": "http", "http_version": "1.1"}
+        head = {"type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "root_path": ""}
+        scope: Scope = {**head, "query_string": b"", "headers": headers, "state": state, "scheme": "http"}
         await app(scope, receive, send)
     assert statuses == {200}, statuses
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.processes.traces import traced_process
 from service.settings import Settings
-from service.telemetry.tracing import traced_process
 
 if TYPE_CHECKING:
     import uvicorn

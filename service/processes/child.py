@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from service.errors import ConfigurationError
 from service.processes.logs import configure_logging
 from service.settings import Settings
-from service.telemetry.settings import TelemetrySettings
+from service.telemetry.settings import MULTIPROCESS_VARIABLE, TelemetrySettings
 
 __all__ = ["CHILD_MODULE", "child_command", "environment_of", "main"]
 
@@ -60,6 +60,7 @@ def main(arguments: Sequence[str]) -> None:
 
             run_api(Settings(), int(listener), int(metrics[0]) if metrics else None)
         case ["worker", _]:
+            os.environ.pop(MULTIPROCESS_VARIABLE, None)  # its metrics are not the api's
             from service.processes.worker import run_worker  # an api process does without the training library
 
             try:

@@ -19,7 +19,6 @@ from contextlib import ExitStack
 
 from service.addresses import in_url, is_loopback
 from service.errors import ConfigurationError
-from service.http.metrics import MULTIPROCESS_VARIABLE
 from service.processes.child import child_command, environment_of
 from service.processes.installation import installation, require_objects, require_redis
 from service.processes.listening import LOOPBACK, is_ready, listen
@@ -27,6 +26,7 @@ from service.processes.stop_request import StopRequest
 from service.processes.supervisor import Supervisor
 from service.settings import Settings
 from service.storage.postgres.database import Database
+from service.telemetry.settings import MULTIPROCESS_VARIABLE
 
 __all__ = ["serve"]
 

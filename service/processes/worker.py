@@ -7,10 +7,10 @@ import sys
 from contextlib import ExitStack
 
 from service.processes.listening import listen
+from service.processes.traces import traced_process
 from service.settings import Settings
 from service.tasks import end_tasks, start_for_caller
 from service.telemetry.port import metrics_port
-from service.telemetry.tracing import traced_process
 from service.telemetry.worker_metrics import WorkerMetrics
 
 __all__ = ["run_worker"]

@@ -5,7 +5,11 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["TelemetrySettings"]
+__all__ = ["MULTIPROCESS_VARIABLE", "TelemetrySettings"]
+
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the folder in which the api processes of a host keep their metrics together. `prometheus_client` looks at it
+when it is imported."""
 
 
 class TelemetrySettings(BaseSettings):

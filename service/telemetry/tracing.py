@@ -1,22 +1,18 @@
 """Traces by OpenTelemetry: of requests, of statements and commands within them, and of updates.
 
-They are on where the standard variables name a receiver (`OTEL_EXPORTER_OTLP_ENDPOINT`, or that of traces alone) or an
-exporter (`OTEL_TRACES_EXPORTER`: `otlp` or `console`). The sampler, the resource, headers and timeouts are those of
-the standard variables too; OpenTelemetry's own library reads them. Without these variables nothing of it is imported,
-and those who would make spans find `active_tracing()` to be None once, when they are made.
+`service.processes.traces` switches them on. Where they are off nothing of OpenTelemetry is imported, and those who
+would make spans find `active_tracing()` to be None once, when they are made.
 
 Spans of statements, commands and waits exist within a sampled trace only: what goes on by itself, such as looking for
 a new version four times a second, would fill any store of traces.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from service import __version__
-from service.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -27,19 +23,10 @@ __all__ = [
     "active_tracing",
     "current_trace_id",
     "current_traceparent",
-    "is_wanted",
     "span",
     "trace_context",
-    "traced_process",
     "use_provider",
 ]
-
-EXPORTERS = ("otlp", "console", "none")
-"""Values of `OTEL_TRACES_EXPORTER`."""
-PROTOCOL = "http/protobuf"
-"""The only value of `OTEL_EXPORTER_OTLP_PROTOCOL`: by gRPC the service would have to bring 20 MB more."""
-FLUSH_SECONDS = 5
-"""How long a process that ends sends the spans that it has not sent yet."""
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -53,7 +40,8 @@ class Tracing:
 
     def __init__(self, provider: "TracerProvider") -> None:
         from opentelemetry import context, trace
-        from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+        from opentelemetry.sdk.trace import Tracer
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._trace, self._attach, self._nothing = trace, context.attach, context.Context()
@@ -61,7 +49,8 @@ class Tracing:
         self._tracer = provider.get_tracer("asmg", __version__)
         # For requests without a parent, which `samples` was asked about before: that decision is not made twice.
         self._decided = provider.get_tracer("asmg.requests", __version__)
-        self._decided.sampler = ALWAYS_ON
+        assert isinstance(self._decided, Tracer), "the library is not told to do nothing"
+        self._decided.sampler, self._wanted = ALWAYS_ON, Decision.RECORD_AND_SAMPLE
         self._sampler, self._new_trace = provider.sampler, provider.id_generator.generate_trace_id
 
     def is_recording(self) -> bool:
@@ -78,7 +67,7 @@ class Tracing:
         To ask it first is cheaper than to make a span that is not sampled: 5 µs instead of 25.
         """
         kind = self._trace.SpanKind.SERVER
-        return self._sampler.should_sample(self._nothing, self._new_trace(), name, kind).decision.is_sampled()
+        return self._sampler.should_sample(self._nothing, self._new_trace(), name, kind).decision is self._wanted
 
     @contextmanager
     def server_span(self, name: str, traceparent: str | None, tracestate: str | None) -> Iterator["Span"]:
@@ -158,60 +147,6 @@ def use_provider(provider: "TracerProvider") -> Iterator[None]:
         yield
     finally:
         _active = None
-
-
-@contextmanager
-def traced_process(name: str) -> Iterator[None]:
-    """The life of a process, which traces if the variables of OpenTelemetry say so.
-
-    Args:
-        name: of the service, where `OTEL_SERVICE_NAME` does not give another: `asmg-api` or `asmg-worker`.
-
-    Raises:
-        ConfigurationError: the extra `otel` is not installed, or a variable has a value that is not supported.
-    """
-    if not is_wanted(os.environ):
-        yield
-        return
-    provider = _configured_provider(name)
-    try:
-        with use_provider(provider):
-            yield
-    finally:
-        provider.force_flush(FLUSH_SECONDS * 1000)
-        provider.shutdown()
-
-
-def is_wanted(environment: Mapping[str, str]) -> bool:
-    """Whether these variables ask for traces."""
-    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    if exporter := environment.get("OTEL_TRACES_EXPORTER", ""):
-        return exporter != "none"
-    return bool(environment.get("OTEL_EXPORTER_OTLP_ENDPOINT") or environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
-
-
-def _configured_provider(name: str) -> "TracerProvider":
-    exporter = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
-    if exporter not in EXPORTERS:
-        raise ConfigurationError(f"OTEL_TRACES_EXPORTER: expected one of {', '.join(EXPORTERS)}; received {exporter}")
-    for variable in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        if (protocol := os.environ.get(variable) or PROTOCOL) != PROTOCOL:
-            raise ConfigurationError(f"{variable}: expected {PROTOCOL}; received {protocol}")
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
-    except ImportError as error:
-        raise ConfigurationError(
-            f"the OTEL_ variables ask for traces, which need the extra `otel` (asmg-service[otel]): {error}"
-        ) from None
-    default = {"service.version": __version__} | ({} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": name})
-    provider = TracerProvider(resource=Resource.create(default), shutdown_on_exit=False)
-    sends = ConsoleSpanExporter() if exporter == "console" else OTLPSpanExporter()
-    provider.add_span_processor(BatchSpanProcessor(sends))
-    return provider
 
 
 @contextmanager

@@ -21,11 +21,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from service.errors import ConfigurationError
+from service.processes.traces import is_wanted, traced_process
 from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import AliasName, Evaluation, ModelKind, ModelVersion
 from service.telemetry.log_lines import JsonLines
-from service.telemetry.tracing import is_wanted, traced_process, use_provider
+from service.telemetry.tracing import use_provider
 from tests.service.api_support import Api, event, ingest, publish, running_app
 from tests.service.programs import program, wait_for
 
