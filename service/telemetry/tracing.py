@@ -1,7 +1,7 @@
 """Traces by OpenTelemetry: of requests, of statements and commands within them, and of updates.
 
-`service.processes.traces` switches them on. Where they are off nothing of OpenTelemetry is imported, and those who
-would make spans find `active_tracing()` to be None once, when they are made.
+`service.processes.traces` switches them on. Where they are off OpenTelemetry's library is not imported (FastAPI imports
+its interface), and those who would make spans find `active_tracing()` to be None once, when they are made.
 
 Spans of statements, commands and waits exist within a sampled trace only: what goes on by itself, such as looking for
 a new version four times a second, would fill any store of traces.
