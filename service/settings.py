@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
 from asmg.features import DEFAULT, Schema, SchemaError
 from asmg.layout import DIM, HIDDEN
@@ -29,6 +29,7 @@ from service.limits import (
     MIN_RATE,
 )
 from service.notification_settings import NotificationSettings, Several, checked_networks, split_list
+from service.telemetry.settings import TelemetrySettings
 
 __all__ = ["Settings", "checked_prefix", "sqlalchemy_dsn"]
 
@@ -80,10 +81,10 @@ def checked_prefix(path: str) -> str:
     return path
 
 
-class Settings(GuardrailSettings, NotificationSettings):
+class Settings(GuardrailSettings, NotificationSettings, TelemetrySettings):
     """All settings; their units are in the names."""
 
-    model_config = SettingsConfigDict(env_prefix="ASMG_", frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = TelemetrySettings.model_config  # the other parts have none of their own
 
     data_dir: Path = Field(Path("~/.local/share/asmg"), validate_default=True)
     """Folder of the embedded servers, of the files of the serving snapshots, and of the journal of deletions."""

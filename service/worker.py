@@ -26,9 +26,13 @@ from service.storage.redis.connection import connect
 from service.storage.redis.histories import HistoryStore
 from service.storage.redis.notices import Notices
 from service.tasks import end_tasks, start_alone
+from service.telemetry.tracing import active_tracing
+from service.telemetry.worker_metrics import WorkerMetrics
+from service.use_cases.audit import trace_of_close
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.forget import carry_out_pending
 from service.use_cases.guardrails.watch import watch
+from service.use_cases.probes import probe_servers
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.retention import drop_old_logs, forget_notifications, merge_event_ids, prune, sweep
 from service.use_cases.update.compaction import Compaction
@@ -68,12 +72,13 @@ def follow(settings: Settings, ranks: Ranks) -> None:
     Team(configured_updater(settings, ranks), ranks).follow()
 
 
-async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
+async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics | None = None) -> None:
     """Lead when nobody else does, and while leading update on every sealed period; until cancelled.
 
     Args:
         settings: of the installation.
         ranks: the processes that train together; this is rank 0.
+        metrics: where it counts; None where nobody looks.
 
     Raises:
         ConfigurationError: a DSN is missing, the update method or the device is unknown, the object store cannot be
@@ -88,7 +93,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
     database = Database(settings.postgres_dsn, pool_size=4, connection_seconds=settings.connection_seconds)
     redis = connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
-    heartbeat = Heartbeat(settings.worker_dir)
+    heartbeat, metrics = Heartbeat(settings.worker_dir), metrics or WorkerMetrics()
     context = UpdateContext(
         settings=settings,
         database=database,
@@ -98,8 +103,11 @@ async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
         histories=HistoryStore(redis, database, length=settings.history_length),
         schema=settings.read_features(),
         beat=heartbeat.beat,
+        metrics=metrics,
         ranks=ranks,
     )
+    metrics.follow_progress(lambda: heartbeat.last)
+    probing = start_alone(probe_servers(database, redis, metrics.servers), name="probe the servers")
     logger.info("worker started with %s", settings.updater)
     backoff, deletions = _Backoff(settings.worker_poll_seconds), PendingDeletions(context)
     sessions_checked = False
@@ -131,6 +139,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
     finally:
         await _release_period(context)
         await _end_ranks(context)
+        await end_tasks(probing)
         await leadership.release()
         await redis.aclose()
         await database.close()
@@ -146,6 +155,7 @@ async def _lead(
         start_alone(keep_delivering(context.database, context.settings)),
     )
     compaction = Compaction(context)
+    context.metrics.note_leading(True)
     try:
         await ensure_prior(context.database, context.artifacts, context.settings.prior_ctr)
         await sweep(context.database, context.artifacts)
@@ -160,6 +170,7 @@ async def _lead(
             elif not watched:
                 await asyncio.sleep(context.settings.worker_poll_seconds)
     finally:
+        context.metrics.note_leading(False)
         await compaction.stop()
         await end_tasks(*beside)
 
@@ -189,8 +200,9 @@ async def update_next(context: UpdateContext) -> bool:
     await merge_event_ids(database, before=number, beat=context.beat)
     await resolve_skipped(database, context.histories, settings.attribution_window, beat=context.beat)
     try:
-        version = await update_period(context, number)
+        version = await _traced_update(context, number)
         logger.info("period %d: version %d is published", number, version)
+        context.metrics.note_period("updated")
         ended = True
     except (NotReady, Superseded, ConfigurationError):  # not the period's fault
         raise
@@ -199,6 +211,7 @@ async def update_next(context: UpdateContext) -> bool:
         raise
     except Exception as error:
         logger.exception("the update on period %d failed", number)
+        context.metrics.note_period("failed")
         ended = await note_failure(database, number, context.worker, error, max_attempts=settings.max_attempts)
     if ended:
         await merge_event_ids(database, beat=context.beat)  # not before: who waits for the version does not wait for it
@@ -207,6 +220,18 @@ async def update_next(context: UpdateContext) -> bool:
         await sweep(database, context.artifacts)
         await forget_notifications(database, settings)
     return True
+
+
+async def _traced_update(context: UpdateContext, number: int) -> int:
+    """Update in a trace of its own, linked to the call that closed the period."""
+    if (tracing := active_tracing()) is None:
+        return await update_period(context, number)
+    closed_by = await trace_of_close(context.database, number)
+    linked = () if closed_by is None else (closed_by,)
+    with tracing.root_span("update period", {"asmg.period": number}, linked) as span:
+        version = await update_period(context, number)
+        span.set_attribute("asmg.model_version", version)
+        return version
 
 
 async def _release_period(context: UpdateContext) -> None:

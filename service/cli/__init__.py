@@ -14,6 +14,7 @@ from service.cli.audit import audit_command
 from service.cli.backup import backup_command, restore_command, verify_command
 from service.cli.deletions import deletions
 from service.cli.demo import demo_command
+from service.cli.errors import plain_errors
 from service.cli.experiment import experiment
 from service.cli.features import features
 from service.cli.import_log.command import import_command
@@ -25,6 +26,7 @@ from service.cli.serve import serve_command
 from service.cli.webhooks import webhooks
 from service.cli.worker import worker_command
 from service.processes.logs import configure_logging
+from service.telemetry.settings import TelemetrySettings
 
 __all__ = ["COMMANDS", "app"]
 
@@ -73,4 +75,5 @@ def asmg(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
 ) -> None:
     """A click-through-rate service that learns period by period."""
-    configure_logging()
+    with plain_errors():
+        configure_logging(TelemetrySettings())

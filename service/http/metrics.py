@@ -11,9 +11,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
-__all__ = ["CONTENT_TYPE_LATEST", "MULTIPROCESS_VARIABLE", "Metrics"]
+from service.http.model_metrics import ModelMetrics
+from service.telemetry.server_metrics import ServerMetrics
+from service.telemetry.settings import MULTIPROCESS_VARIABLE
 
-MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
 LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 """Upper bounds in seconds, from a prediction whose data is in memory (under a millisecond) to the largest call of the
@@ -50,6 +52,8 @@ class Metrics:
             )
             for kind in ("interactions", "impressions", "clicks")
         }
+        self.models = ModelMetrics(registry)
+        self.servers = ServerMetrics(registry)
         self._labels = Gauge(
             "asmg_labels",
             "What became of impressions and clicks in all closed periods, as Postgres has it.",

@@ -59,6 +59,12 @@ async def test_without_redis_it_is_ready(postgres_dsn: str, tmp_path: Path) -> N
         assert ready.json()["checks"]["redis"].startswith("no answer")
         assert (await ingest(api.client, event(1))).status_code == 200
         assert (await api.client.post("/predict", json={"user_id": "u1", "items": ["a"]})).status_code == 200
+        failures = r'^asmg_server_failures_total\{server="redis"\} [1-9]'
+        for _ in range(200):
+            if counted := re.search(failures, (await api.client.get("/metrics")).text, re.MULTILINE):
+                break
+            await asyncio.sleep(0.05)
+        assert counted is not None
 
 
 async def test_without_postgres_it_starts_and_is_not_ready(

@@ -123,6 +123,12 @@ class Artifacts:
         await self.put_chunks(digest, (data[start : start + CHUNK_BYTES] for start in starts), len(data), kind)
         return digest
 
+    async def sizes(self, digests: Sequence[str]) -> dict[str, int]:
+        """The sizes of these artifacts in bytes, by digest; those that there are not are left out."""
+        columns = tables.artifacts.c
+        query = select(columns.digest, columns.size).where(columns.digest.in_(list(digests)))
+        return {row.digest: int(row.size) for row in await self._connection.execute(query)}
+
     async def put_chunks(self, digest: str, chunks: Iterable[bytes], size: int, kind: str) -> None:
         """Store content whose digest is known, unless it is stored already.
 
