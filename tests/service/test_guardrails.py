@@ -105,10 +105,10 @@ async def test_a_model_that_loses_to_a_constant_is_rolled_back(
                 await stay(b, 2)
             while await watch(b.context):
                 pass
-        async with b.database.read() as session:
-            champion = await session.models.alias(AliasName.CHAMPION)
-            alert = await session.alerts.open(AlertKind.LIVE_LOSS, "")
-            audit = await session.audit.list(10, None)
+        async with b.database.unit_of_work() as work:
+            champion = await work.models.alias(AliasName.CHAMPION)
+            alert = await work.alerts.open(AlertKind.LIVE_LOSS, "")
+            audit = await work.audit.list(10, None)
     assert alert is not None
     assert champion is not None
     assert champion.version == 1  # it was served when all was well

@@ -130,7 +130,7 @@ async def keep_sample(
     whole = await asyncio.to_thread(lambda: dump_data(checkpoints.selection.restored(sample)))
     return replace(
         kept,
-        digest=await checkpoints.write(whole),
+        digest=await checkpoints.files.put(whole),
         served_version=said[0],
         served_logits=said[1][drawn].float().numpy().tobytes(),
     )
