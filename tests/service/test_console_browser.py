@@ -19,6 +19,7 @@ from playwright.sync_api import Page, Route, expect, sync_playwright
 
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import PeriodStatus
+from service.use_cases.guardrails.watch import watch
 from service.use_cases.keys import create_key
 from tests.conftest import in_thread
 from tests.service.api_support import served_app, settings_for
@@ -85,6 +86,10 @@ class Console:
         """Do the worker's work on a closed period."""
         in_thread(asyncio.run, learn(self, number))
 
+    def watch(self) -> None:
+        """Do the worker's work between periods."""
+        in_thread(asyncio.run, watch_over(self))
+
     def go(self, address: str) -> None:
         """Open a page by its address."""
         self.page.goto(f"{self.url}/console#/{address}")
@@ -113,6 +118,13 @@ async def learn(console: Console, number: int) -> None:
     async with bench(console.dsn, console.redis_url, console.folder) as b:
         with single_thread():
             await b.update(number)
+
+
+async def watch_over(console: Console) -> None:
+    async with bench(console.dsn, console.redis_url, console.folder) as b:
+        with single_thread():
+            while await watch(b.context):
+                pass
 
 
 async def live(dsn: str, redis_url: str, folder: Path) -> None:
@@ -190,11 +202,27 @@ def test_an_operator_closes_a_period_watches_it_rolls_back_and_forward(console: 
     expect(rows).to_have_count(3)
     assert ["trying forward" in rows.nth(1).inner_text(), "trying back" in rows.nth(2).inner_text()] == [True, True]
 
+    check_replay(console)
     check_charts(console)
     check_pages(console)
     check_keys(console)
     # The browser says on its own that a call was answered 401, 403 or 404.
     assert [fault for fault in console.faults if not re.search(r"status of (401|403|404)", fault)] == []
+
+
+def check_replay(console: Console) -> None:
+    """What a version still knows, and what it would have said of the period after it."""
+    page = console.page
+    console.watch()
+    console.go("versions/2")
+    expect(page.get_by_role("table", name="AUC on earlier periods").get_by_role("row")).to_have_count(2)
+    console.go("versions/1")
+    page.get_by_role("button", name="Replay").click()
+    expect(page.get_by_text("The worker scores what was kept")).to_be_visible()
+    console.watch()
+    replayed = page.get_by_role("table", name="Had this version stayed in service")
+    expect(replayed.get_by_role("row")).to_have_count(3)
+    expect(replayed).to_contain_text("0.0000 (0.0000 to 0.0000)")  # it was in service then
 
 
 def check_charts(console: Console) -> None:

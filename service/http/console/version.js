@@ -1,23 +1,25 @@
 // One version: scores, the gate's numbers in words, lineage, schema, files.
 
-import { get, getAll } from "./api.js";
+import { get, getAll, getIfThere } from "./api.js";
 import { facts, fill, h, panel, table } from "./dom.js";
 import { count, kind, modelName, period, score, time, version } from "./format.js";
+import { replayed, stillKnown } from "./replay.js";
 import { scoreTable } from "./scores.js";
 import { actions, marks } from "./versions.js";
 
 /** The sections of the page, in order; each makes its panel of the version and what is known beside it, or null. */
-const SECTIONS = [summary, scoresOnNext, scoresBefore, gate, lineage, schema, files];
+const SECTIONS = [summary, scoresOnNext, scoresBefore, stillKnown, replayed, gate, lineage, schema, files];
 
 export async function show(context) {
   async function refresh() {
-    const [model, models, periods, processes] = await Promise.all([
+    const [model, models, periods, processes, samples] = await Promise.all([
       get(`admin/models/${encodeURIComponent(context.id)}`, context.signal),
       getAll("admin/models", "models", 200, context.signal),
       getAll("periods", "periods", 200, context.signal),
       get("admin/processes", context.signal),
+      getIfThere("admin/samples", context.signal),
     ]);
-    const known = { models, periods, champion: processes.champion, head: models.find((each) => each.head)?.version ?? processes.champion, refresh };
+    const known = { models, periods, champion: processes.champion, head: models.find((each) => each.head)?.version ?? processes.champion, samples, signal: context.signal, refresh };
     fill(context.root, SECTIONS.map((section) => section(model, known)));
   }
   await refresh();
