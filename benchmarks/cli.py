@@ -58,6 +58,24 @@ def bench_cycle_command(
     raise typer.Exit(code)
 
 
+@bench.command("guardrails")
+def bench_guardrails_command(
+    periods: Annotated[int, typer.Option(help="Periods of each stream; things go wrong from the eleventh on.")] = 22,
+    events: Annotated[int, typer.Option(help="Interactions of a period.")] = 2000,
+    streams: Annotated[int, typer.Option(help="Streams on which nothing goes wrong.")] = 10,
+    seed: Seed = 0,
+    report: Report = None,
+) -> None:
+    """Play a period of noise, a slow decay and clean streams to a real service: what its guardrails notice."""
+    from benchmarks.guardrails.run import GuardrailOptions, run_guardrails
+
+    with _running():
+        code = run_guardrails(
+            GuardrailOptions(periods=periods, events=events, streams=streams, seed=seed, report=report)
+        )
+    raise typer.Exit(code)
+
+
 @bench.command("update")
 def bench_update_command(
     data: Annotated[

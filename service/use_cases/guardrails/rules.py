@@ -25,7 +25,8 @@ WINDOW = 12
 """Most earlier periods that a rule looks at."""
 
 LAG = 3
-"""Newest earlier periods that are left out, so that what goes wrong slowly is not taken for what is usual."""
+"""Newest earlier periods that are left out of what is usual, so that what goes wrong slowly is not taken for that; and
+the periods whose scores those of the next one are compared with."""
 
 SHARE_CHANGE = 0.1
 """Least change of a share of interactions that matters."""
@@ -34,7 +35,7 @@ RATE_CHANGE = 0.5
 """Least change of the click rate that matters, relative to what it was."""
 
 STABILITY = 0.25
-"""Population stability index of the served scores from which on their distribution counts as another one."""
+"""Least population stability index of the served scores that matters."""
 
 GAIN_CHANGE = 0.05
 """Least fall that matters of the LogLoss that the served model saves, as a share of that of a constant."""
@@ -84,11 +85,25 @@ def find_drift(profiles: Sequence[Profile]) -> list[Finding]:
         found.append(
             Finding("drift_clicks", f"{rate:.1%} of the interactions are clicks; usual is {usual:.1%}", numbers)
         )
-    index = stability(now.logits, [each.logits for each in before if each.logits is not None])
-    if index is not None and index > STABILITY:
-        message = f"the served scores are distributed otherwise than before: stability index {index:.2f}"
-        found.append(Finding("drift_scores", message, {"now": index, "limit": STABILITY}))
-    return found
+    return [*found, *_find_drift_of_scores(profiles)]
+
+
+def _find_drift_of_scores(profiles: Sequence[Profile]) -> list[Finding]:
+    """A model that still learns much moves its scores too, so the newest move is compared with those before it."""
+    known = [each.logits for each in profiles if each.logits is not None]
+    if not known or profiles[-1].logits is None:
+        return []
+    moves = [stability(known[n], known[n - LAG : n]) for n in range(LAG, len(known))]
+    if len(moves) <= LEAST_BEFORE:
+        return []
+    *before, now = moves
+    before = before[-WINDOW:]
+    limit = max(STABILITY, median(before) + DEVIATIONS * _deviation(before))
+    if now <= limit:
+        return []
+    usual = median(before)
+    message = f"the served scores are distributed otherwise than before: stability index {now:.2f}, usual is {usual:.2f}"
+    return [Finding("drift_scores", message, {"now": now, "usual": usual, "limit": limit})]
 
 
 def find_loss(profiles: Sequence[Profile]) -> list[Finding]:
@@ -163,10 +178,8 @@ def find_forgetting(
     return Finding("forgetting", message, {"fall": fall, "bound": bound, "periods": len(falls)})
 
 
-def stability(now: Sequence[int] | None, before: Sequence[Sequence[int]]) -> float | None:
-    """Population stability index of a histogram against the sum of those before it; None where too little is known."""
-    if now is None or len(before) < LEAST_BEFORE:
-        return None
+def stability(now: Sequence[int], before: Sequence[Sequence[int]]) -> float:
+    """Population stability index of a histogram against the sum of those before it."""
     past = [sum(column) for column in zip(*before, strict=True)]
     ours, theirs = (_shares(counts) for counts in (now, past))
     return sum((a - b) * math.log(a / b) for a, b in zip(ours, theirs, strict=True))

@@ -1,0 +1,1 @@
+"""`asmg bench guardrails`: what the guardrails notice, and whether they cry wolf."""
