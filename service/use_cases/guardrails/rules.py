@@ -102,7 +102,7 @@ def _find_drift_of_scores(profiles: Sequence[Profile]) -> list[Finding]:
     if now <= limit:
         return []
     usual = median(before)
-    message = f"the served scores are distributed otherwise than before: stability index {now:.2f}, usual is {usual:.2f}"
+    message = f"the served scores are distributed otherwise than before: index {now:.2f}, usual is {usual:.2f}"
     return [Finding("drift_scores", message, {"now": now, "usual": usual, "limit": limit})]
 
 
