@@ -29,7 +29,8 @@ def test_the_document_says_what_generators_need(document: dict[str, Any]) -> Non
     assert {"post_predict", "get_models"} < set(names)
     for operation in operations:
         assert list(operation["responses"]["default"]["content"]) == ["application/problem+json"]
-        answers = [answer for status, answer in operation["responses"].items() if status[0] == "2"]
+        # 204 is an answer without a document.
+        answers = [answer for status, answer in operation["responses"].items() if status[0] == "2" and status != "204"]
         assert all("schema" in content for answer in answers for content in answer["content"].values())
     for schema in schemas(document):
         # Of both, generators make a choice, but it is a conjunction.
