@@ -40,6 +40,15 @@ STABILITY = 0.25
 GAIN_CHANGE = 0.05
 """Least fall that matters of the LogLoss that the served model saves, as a share of that of a constant."""
 
+SPAN = 4
+"""Periods whose mean gain is compared with that of as many before, to see a slow decay."""
+
+DECAY = 0.25
+"""Least fall of that mean that matters, relative to what it was at its best."""
+
+DECAY_CERTAINTY = 3.5
+"""Standard errors by which that mean must have fallen."""
+
 CERTAINTY = 3.0
 """Standard errors by which the served model must be worse than a constant."""
 
@@ -122,18 +131,46 @@ def find_loss(profiles: Sequence[Profile]) -> list[Finding]:
             f"LogLoss {now.logloss:.4f} against {now.constant:.4f}"
         )
         found.append(Finding("live_loss", message, {"logloss": now.logloss, "constant": now.constant}))
-    known = [each for each in profiles if each.logloss is not None and each.constant]
+    known = [each for each in profiles if each.logloss is not None and each.constant and each.error]
     if known and known[-1] is profiles[-1]:
-        *gains, gain = (_gain(each) for each in known)
-        before = gains[: len(gains) - LAG][-WINDOW:]
-        if len(before) >= LEAST_BEFORE:
-            error = (known[-1].error or math.inf) / (known[-1].constant or 1.0)
-            usual = median(before)
-            limit = max(GAIN_CHANGE, DEVIATIONS * _deviation(before), DEVIATIONS * error)
-            if gain < usual - limit:
-                message = f"what is served saves {gain:.1%} of a constant's LogLoss; usual is {usual:.1%}"
-                found.append(Finding("quality", message, {"now": gain, "usual": usual, "limit": limit}))
+        gains = [(_gain(each), (each.error or 0.0) / (each.constant or 1.0)) for each in known]
+        found += _find_fall(gains) or _find_decay(gains)
     return found
+
+
+def _find_fall(gains: Sequence[tuple[float, float]]) -> list[Finding]:
+    """Whether the newest of the gains, with their standard errors, is far below what is usual."""
+    gain, error = gains[-1]
+    before = [each for each, _ in gains[:-1]][: len(gains) - 1 - LAG][-WINDOW:]
+    if len(before) < LEAST_BEFORE:
+        return []
+    usual = median(before)
+    limit = max(GAIN_CHANGE, DEVIATIONS * _deviation(before), DEVIATIONS * error)
+    if gain >= usual - limit:
+        return []
+    message = f"what is served saves {gain:.1%} of a constant's LogLoss; usual is {usual:.1%}"
+    return [Finding("quality", message, {"now": gain, "usual": usual, "limit": limit})]
+
+
+def _find_decay(gains: Sequence[tuple[float, float]]) -> list[Finding]:
+    """Whether the mean of the newest gains is below the best mean of as many before: a slow loss of quality."""
+    means = [_mean(gains[end - SPAN : end]) for end in range(SPAN, len(gains) + 1)][-WINDOW - SPAN :]
+    if len(means) <= SPAN:
+        return []
+    now, error = means[-1]
+    best, best_error = max(means[:-SPAN])
+    limit = max(DECAY * best, DECAY_CERTAINTY * math.hypot(error, best_error))
+    if best - now <= limit:
+        return []
+    message = (
+        f"in the last {SPAN} periods what is served saved {now:.1%} of a constant's LogLoss; at its best {best:.1%}"
+    )
+    return [Finding("quality", message, {"now": now, "usual": best, "limit": limit})]
+
+
+def _mean(gains: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The mean of some gains and its standard error."""
+    return fmean(gain for gain, _ in gains), math.sqrt(sum(error**2 for _, error in gains)) / len(gains)
 
 
 def losing_in_a_row(profiles: Sequence[Profile]) -> int:
