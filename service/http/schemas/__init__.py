@@ -31,6 +31,7 @@ from service.http.schemas.models import PinRequest, PinResponse, RollbackRequest
 from service.http.schemas.operations import Health, Readiness
 from service.http.schemas.periods import CloseRequest, CloseResponse
 from service.http.schemas.predict import (
+    BatchedRequest,
     BatchPrediction,
     BatchRequest,
     BatchResponse,
@@ -45,6 +46,7 @@ __all__ = [
     "BatchPrediction",
     "BatchRequest",
     "BatchResponse",
+    "BatchedRequest",
     "ClickEvent",
     "ClicksRequest",
     "CloseRequest",
