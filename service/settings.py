@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from asmg.features import DEFAULT, Schema, SchemaError
 from asmg.layout import DIM, HIDDEN
@@ -20,6 +20,7 @@ from service.addresses import (
     parse_sentinel_url,
 )
 from service.errors import ConfigurationError
+from service.export_settings import ExportSettings
 from service.limits import (
     KEPT_FOR_TRAINING,
     MAX_FUTURE_SECONDS,
@@ -82,7 +83,7 @@ def checked_prefix(path: str) -> str:
     return path
 
 
-class Settings(BaseSettings):
+class Settings(ExportSettings):
     """All settings; their units are in the names."""
 
     model_config = SettingsConfigDict(env_prefix="ASMG_", frozen=True, extra="forbid", hide_input_in_errors=True)

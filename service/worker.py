@@ -17,7 +17,7 @@ from asmg.team import Team
 from service.errors import ConfigurationError, NotReady, ServiceError
 from service.heartbeat import Heartbeat
 from service.settings import Settings
-from service.storage.artifacts.objects import configured_objects
+from service.storage.artifacts.objects import configured_exports, configured_objects
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.leadership import Leadership
@@ -27,6 +27,7 @@ from service.storage.redis.histories import HistoryStore
 from service.storage.redis.notices import Notices
 from service.tasks import end_tasks, start_alone
 from service.use_cases.bootstrap import ensure_prior
+from service.use_cases.export import SCRATCH_FOLDER, Exporter
 from service.use_cases.forget import carry_out_pending
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
@@ -83,6 +84,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
         raise ConfigurationError("expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither")
     updater, objects = configured_updater(settings, ranks), configured_objects(settings)
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core
+    exports = configured_exports(settings)
     database = Database(settings.postgres_dsn, pool_size=4, connection_seconds=settings.connection_seconds)
     redis = connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
@@ -99,6 +101,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
         ranks=ranks,
     )
     logger.info("worker started with %s", settings.updater)
+    exporter = None if exports is None else Exporter(database, exports, settings.data_dir / SCRATCH_FOLDER)
     backoff, deletions = _Backoff(settings.worker_poll_seconds), PendingDeletions(context)
     sessions_checked = False
     try:
@@ -111,7 +114,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
                 # A worker in reserve checks too: a mistake should not come to light when the worker is needed.
                 await check_configuration(database, context.artifacts, updater)
                 if await leadership.try_acquire():
-                    await leadership.hold(_lead(context, deletions, backoff, heartbeat))
+                    await leadership.hold(_lead(context, deletions, backoff, heartbeat, exporter))
                 backoff.reset()
                 await asyncio.sleep(settings.worker_poll_seconds)
             except Superseded as superseded:
@@ -136,10 +139,17 @@ async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
 
 
 async def _lead(
-    context: UpdateContext, deletions: "PendingDeletions", backoff: "_Backoff", heartbeat: Heartbeat
+    context: UpdateContext,
+    deletions: "PendingDeletions",
+    backoff: "_Backoff",
+    heartbeat: Heartbeat,
+    exporter: Exporter | None,
 ) -> None:
     """Update on one sealed period after the other, without end."""
-    telling = start_alone(_keep_telling(context.notices, heartbeat))
+    beside = [start_alone(_keep_telling(context.notices, heartbeat))]
+    if exporter is not None:
+        exporter.wake()
+        beside.append(start_alone(exporter.run()))
     compaction = Compaction(context)
     try:
         await ensure_prior(context.database, context.artifacts, context.settings.prior_ctr)
@@ -151,11 +161,13 @@ async def _lead(
             backoff.reset()
             if updated:
                 compaction.start()
+                if exporter is not None:
+                    exporter.wake()
             else:
                 await asyncio.sleep(context.settings.worker_poll_seconds)
     finally:
         await compaction.stop()
-        await end_tasks(telling)
+        await end_tasks(*beside)
 
 
 async def _keep_telling(notices: Notices, heartbeat: Heartbeat) -> None:

@@ -68,7 +68,7 @@ FILL = (
     "VALUES (1, 'score', 'done', now(), now(), 1, '{}')",
     "INSERT INTO deletions (deletion, kind, id, key, digest, finished_at, removed) "
     "VALUES ('d', 'user', null, 'k', 'h', now(), '{\"clicks\": 1}'), ('e', 'item', 'i', 'k', 'h', null, '{}')",
-    "UPDATE periods SET forgotten = 1 WHERE number = 1",
+    "UPDATE periods SET forgotten = 1, exported_at = now() WHERE number = 1",
 )
 """Something in every column of every table. Whoever adds one adds to this."""
 

@@ -15,6 +15,7 @@ from service.storage.postgres.repositories import (
     Deletions,
     Entities,
     Evaluations,
+    Exports,
     Features,
     Interactions,
     Items,
@@ -74,6 +75,7 @@ class Session:
         self.processes = ApiProcesses(connection)
         self.artifacts = Artifacts(connection)
         self.evaluations = Evaluations(connection)
+        self.exports = Exports(connection)
         self.keys = Keys(connection)
         self.audit = Audit(connection)
         self.deletions = Deletions(connection)

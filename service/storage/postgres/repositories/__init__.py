@@ -16,6 +16,7 @@ from service.storage.postgres.repositories.artifacts import (
 from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
 from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent, IdRows
 from service.storage.postgres.repositories.evaluations import Evaluation, Evaluations, GateSummary
+from service.storage.postgres.repositories.exports import EXPORTED, ExportPage, Exports, columns_of
 from service.storage.postgres.repositories.features import NOTHING_KNOWN, Features, FeaturesOf, FeatureVersion
 from service.storage.postgres.repositories.insertion import Inserted, Raced
 from service.storage.postgres.repositories.interactions import Interactions
@@ -43,6 +44,7 @@ from service.storage.postgres.repositories.traces import PeriodTraces, Traces
 __all__ = [
     "CHUNK_BYTES",
     "ENDED",
+    "EXPORTED",
     "FOUND_AT_ONCE",
     "LOG_ROWS",
     "NOTHING_KNOWN",
@@ -67,6 +69,8 @@ __all__ = [
     "Evaluation",
     "Evaluations",
     "EventBatch",
+    "ExportPage",
+    "Exports",
     "Extent",
     "FeatureVersion",
     "Features",
@@ -103,6 +107,7 @@ __all__ = [
     "Takeovers",
     "Traces",
     "Upload",
+    "columns_of",
     "digest_of",
     "digests_in",
     "id_digest",
