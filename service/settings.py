@@ -217,7 +217,7 @@ class Settings(ExportSettings):
 
     @field_validator(
         *("postgres_dsn", "redis_url", "artifacts_url", "tls_cert", "tls_key", "features", "evict_after_periods"),
-        "deletion_journal",
+        *("deletion_journal", "export_url"),
         mode="before",
     )
     @classmethod
@@ -239,7 +239,7 @@ class Settings(ExportSettings):
             (parse_sentinel_url if value.startswith(SENTINEL_SCHEMES) else check_redis_url)(value)
         return value
 
-    @field_validator("artifacts_url")
+    @field_validator("artifacts_url", "export_url")
     @classmethod
     def _check_artifacts_url(cls, value: str | None) -> str | None:
         if value is not None:
