@@ -1,5 +1,6 @@
 """Predictions by a version that the caller chooses, beside the one that is served."""
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from service.use_cases import chosen_version
 from service.use_cases.chosen_version import MOST_CHOSEN
 from service.use_cases.keys import create_key
 from tests.service.api_support import Api, eventually, publish
+from tests.service.programs import asmg
 from tests.service.serving_support import ITEMS, random_model
 
 QUESTION = {"user_id": "u1", "items": [*ITEMS[:5], "unknown"], "history": ITEMS[3:6]}
@@ -27,7 +29,9 @@ async def ask(api: Api, *, status: int = 200, key: str = "", batch: bool = False
     return answer | answer["predictions"][0] if "predictions" in answer else answer
 
 
-async def test_a_version_is_chosen(api: Api, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_version_is_chosen(
+    api: Api, database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Its scores are those of its model; few versions stay in memory; and who may not choose, or chooses a version that
     is not there, is told.
     """
@@ -52,6 +56,18 @@ async def test_a_version_is_chosen(api: Api, database: Database, monkeypatch: py
     assert len([v for v in range(4) if api.state.chosen.find(v) is not None]) == MOST_CHOSEN
     assert (await ask(api))["model_version"] == (await ask(api, model_version=None))["model_version"] == 4
     assert set((await ask(api, model_version=0))["scores"]) == {0.25}  # the prior's
+
+    settings = {
+        "ASMG_POSTGRES_DSN": str(api.state.settings.postgres_dsn),
+        "ASMG_REDIS_URL": str(api.state.settings.redis_url),
+        "ASMG_DATA_DIR": str(tmp_path / "other"),
+    }
+    command = ["models", "export", "3", "--to", str(tmp_path / "model")]
+    done = await asyncio.to_thread(asmg, *command, **settings)  # no id has a row here
+    assert "holds version 3 with 0 users and 0 items" in done.stdout
+    assert {each.name for each in (tmp_path / "model").iterdir()} == {
+        *("model.onnx", "model.onnx.data", "model.json", "users.parquet", "items.parquet")
+    }
 
     async with database.unit_of_work() as work:
         await work.connection.execute(text("UPDATE model_versions SET serving_digest = NULL WHERE version = 1"))
