@@ -65,9 +65,8 @@ async def test_a_version_is_chosen(
     command = ["models", "export", "3", "--to", str(tmp_path / "model")]
     done = await asyncio.to_thread(asmg, *command, **settings)  # no id has a row here
     assert "holds version 3 with 0 users and 0 items" in done.stdout
-    assert {each.name for each in (tmp_path / "model").iterdir()} == {
-        *("model.onnx", "model.onnx.data", "model.json", "users.parquet", "items.parquet")
-    }
+    names = {each.name for each in (tmp_path / "model").iterdir()}
+    assert names == {"model.onnx", "model.json", "users.parquet", "items.parquet"}  # no tensor is large
 
     async with database.unit_of_work() as work:
         await work.connection.execute(text("UPDATE model_versions SET serving_digest = NULL WHERE version = 1"))
