@@ -22,15 +22,15 @@ from service.storage.postgres.events import EventBatch
 from service.storage.postgres.repositories import EXPORTED, Click, Impression
 from service.storage.postgres.repositories.log_columns import PeriodLog
 from service.storage.redis.histories import HistoryStore
-from service.use_cases import retention
+from service.use_cases import export, retention
 from service.use_cases.close_period import close_period
-from service.use_cases.export import Folder, export_pending, export_period, file_of
+from service.use_cases.export import Exporter, Folder, export_pending, export_period, file_of
 from service.use_cases.ingest import ingest, ingest_clicks, ingest_impressions
 from service.use_cases.retention import drop_old_logs
 from service.use_cases.update.resolve import resolve_skipped
 from tests.service.backup_support import sql
 from tests.service.programs import asmg
-from tests.service.update_support import interactions, periods
+from tests.service.update_support import interactions, periods, until_true
 
 WINDOW = timedelta(minutes=30)
 EARLIER = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
@@ -153,9 +153,16 @@ async def test_no_log_is_dropped_before_it_is_exported(
     with pytest.raises(NotReady, match="the store is away"):
         await export_pending(closed, objects, tmp_path / "scratch")
     assert await drop_old_logs(closed, settings) == [1]
-    assert await export_pending(closed, objects, tmp_path / "scratch") == [2]
+    puts[:] = puts[:-2]  # the next attempt, that of the worker, fails too, and is made again
+    monkeypatch.setattr(export, "RETRY_SECONDS", 0.01)
+    exporter = Exporter(closed, objects, tmp_path / "scratch")
+    exporting = asyncio.create_task(exporter.run())
+    exporter.wake()
+    await until_true(closed, "SELECT exported_at IS NOT NULL FROM periods WHERE number = 2")
+    exporting.cancel()
     assert await export_pending(closed, objects, tmp_path / "scratch") == []
     assert puts == [file_of(name, number) for number in (1, 2, 2) for name in EXPORTED]
+    assert await export_period(closed, objects, tmp_path / "scratch", 2) == {}  # all is there
     assert await drop_old_logs(closed, settings) == [2]
     assert await export_period(closed, Folder(tmp_path / "late"), tmp_path, 1) is None
     assert len(pl.read_parquet(tmp_path / "objects" / file_of("interactions", 2))) == 300
