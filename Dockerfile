@@ -13,7 +13,7 @@ ENV PATH=/opt/asmg/bin:$PATH
 RUN pip install "$TORCH_SPEC"
 WORKDIR /src
 COPY . .
-RUN pip install ".[objects]"
+RUN pip install ".[objects,otel]"
 
 FROM python:3.12-slim
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/asmg --shell /usr/sbin/nologin asmg \

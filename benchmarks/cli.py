@@ -35,6 +35,10 @@ def bench_cycle_command(
     ),
     events: Annotated[int, typer.Option(help="Interactions of a period.")] = 1000,
     periods: Annotated[int, typer.Option(help="Periods for each number of ids; the first is not counted.")] = 4,
+    first_learning: Annotated[
+        str | None,
+        typer.Option(help="Instead: numbers of new ids, each learned in the first period of a new installation."),
+    ] = None,
     seed: Seed = 0,
     report: Report = None,
 ) -> None:
@@ -43,7 +47,12 @@ def bench_cycle_command(
 
     with _running():
         options = CycleOptions(
-            ids=whole_numbers("--ids", ids), events=events, periods=periods, seed=seed, report=report
+            ids=whole_numbers("--ids", ids),
+            events=events,
+            periods=periods,
+            first_learning=[] if first_learning is None else whole_numbers("--first-learning", first_learning),
+            seed=seed,
+            report=report,
         )
         code = run_cycle(options)
     raise typer.Exit(code)

@@ -6,6 +6,7 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from socket import socket
 
 from fastapi import FastAPI
 from starlette.routing import Route
@@ -20,14 +21,47 @@ from service.http.metrics import Metrics
 from service.http.middleware import BodyLimit, CrossOrigin, Observe
 from service.http.path_prefix import PathPrefix
 from service.http.problems import install_problem_handlers
-from service.http.routers import admin, docs, interactions, items, ops, periods, predict, users
+from service.http.routers import (
+    admin,
+    alerts,
+    console,
+    docs,
+    guardrails,
+    interactions,
+    items,
+    keys,
+    ops,
+    overview,
+    periods,
+    predict,
+    users,
+    webhooks,
+)
 from service.http.running_state import running_state
+from service.http.scrape import show_metrics
+from service.http.traced import Traced
 from service.limits import MAX_BODIES_BYTES, MAX_BODY_BYTES
 from service.settings import Settings
+from service.telemetry.tracing import active_tracing
 
 __all__ = ["create_app", "create_app_from_environment"]
 
-ROUTERS = (predict, interactions, items, users, periods, admin, ops, docs)
+ROUTERS = (
+    predict,
+    interactions,
+    items,
+    users,
+    periods,
+    admin,
+    alerts,
+    guardrails,
+    webhooks,
+    keys,
+    overview,
+    ops,
+    docs,
+    console,
+)
 
 
 def create_app_from_environment() -> FastAPI:
@@ -39,7 +73,9 @@ def create_app_from_environment() -> FastAPI:
     return create_app(Settings())
 
 
-def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
+def create_app(
+    settings: Settings, *, stopping: Callable[[], bool] = lambda: False, metrics_listener: socket | None = None
+) -> FastAPI:
     """The application for one Postgres and one Redis.
 
     It starts without them, not ready, and becomes ready when they answer.
@@ -47,6 +83,7 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
     Args:
         settings: with both DSNs.
         stopping: whether the process has been told to end; event streams end then.
+        metrics_listener: a listening socket on which `/metrics` is answered while the application runs.
 
     Raises:
         ConfigurationError: a DSN is missing, or the schema of the fields cannot be read.
@@ -62,7 +99,8 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, AppState]]:
         async with running_state(settings, metrics, cors, prefix, stopping) as state:
-            yield {"app": state}
+            with show_metrics(state, metrics_listener):
+                yield {"app": state}
 
     app = DescribedApp(schema, lifespan)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, bodies=bodies)
@@ -81,4 +119,6 @@ def create_app(settings: Settings, *, stopping: Callable[[], bool] = lambda: Fal
     app.middleware_stack = HotRoutes(app.build_middleware_stack(), prefix, hot, metrics, bodies)
     if cors.is_enabled:
         app.middleware_stack = CrossOrigin(app.middleware_stack, cors, prefix, routes, metrics)
+    if (tracing := active_tracing()) is not None:
+        app.middleware_stack = Traced(app.middleware_stack, tracing, prefix)
     return app

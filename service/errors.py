@@ -9,10 +9,13 @@
     ├── RateLimited             429  a key that has used up its rate limit
     ├── ModelNotFound           404
     ├── PeriodNotFound          404
+    ├── KeyNotFound             404  no key with this id, or it is revoked
     ├── NothingStored           404  about a user or an item
+    ├── NoSuchNumber            404  an alert, a webhook or a delivery
     ├── EmptyPeriod             409  nothing to learn from
     ├── PeriodConflict          409  another period is open than the caller expected
     ├── PeriodStateConflict     409  the period is not in a state in which that can be done
+    ├── StateConflict           409  an alert, a webhook or a delivery is not in a state in which that can be done
     ├── ModelPruned             409  the version is known, but a needed artifact of it was evicted
     ├── ArtifactUnreadable      409  a needed artifact of a version is stored, but damaged
     ├── NotReady                503  a dependency does not answer, or no model is loaded yet
@@ -46,8 +49,10 @@ __all__ = [
     "Forbidden",
     "IdempotencyMismatch",
     "InvalidInput",
+    "KeyNotFound",
     "ModelNotFound",
     "ModelPruned",
+    "NoSuchNumber",
     "NotReady",
     "NothingStored",
     "PeriodConflict",
@@ -55,6 +60,7 @@ __all__ = [
     "PeriodStateConflict",
     "RateLimited",
     "ServiceError",
+    "StateConflict",
     "Unauthorized",
 ]
 
@@ -221,6 +227,18 @@ class PeriodNotFound(ServiceError):
         self.number = number
 
 
+class KeyNotFound(ServiceError):
+    """A key that does not exist, or is revoked already."""
+
+    status = 404
+    title = "Key not found"
+    slug = "key-not-found"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"there is no key {key_id}, or it is revoked")
+        self.key_id = key_id
+
+
 class NothingStored(ServiceError):
     """A user or an item about which nothing is stored."""
 
@@ -230,6 +248,26 @@ class NothingStored(ServiceError):
 
     def __init__(self, kind: str) -> None:
         super().__init__(f"nothing is stored about this {kind}")
+
+
+class NoSuchNumber(ServiceError):
+    """An alert, a webhook or a delivery that does not exist."""
+
+    status = 404
+    title = "Not found"
+    slug = "not-found"
+
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(f"there is no {what} {number}")
+        self.number = number
+
+
+class StateConflict(ServiceError):
+    """A call that is not possible in the state of an alert, a webhook or a delivery."""
+
+    status = 409
+    title = "Not possible in this state"
+    slug = "state-conflict"
 
 
 class EmptyPeriod(ServiceError):

@@ -103,6 +103,15 @@ LOOKUP_SECONDS = 30.0
 MAX_REASON_LENGTH = 1000
 """The most characters of the reason that an operator gives for a change."""
 
+MAX_WEBHOOKS = 20
+"""The most webhooks of an installation; each event is a row for each of them."""
+
+MAX_URL_LENGTH = 2000
+"""The most characters of the URL of a webhook."""
+
+MAX_DELIVERIES = 10_000
+"""The most deliveries of webhooks that are kept after they have ended."""
+
 MAX_KEY_NAME_LENGTH = 100
 """The most characters of the name of an API key."""
 

@@ -2,12 +2,11 @@
 
 import re
 from datetime import timedelta
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
 from asmg.features import DEFAULT, Schema, SchemaError
 from asmg.layout import DIM, HIDDEN
@@ -21,6 +20,7 @@ from service.addresses import (
 )
 from service.errors import ConfigurationError
 from service.export_settings import ExportSettings
+from service.guardrail_settings import GuardrailSettings
 from service.limits import (
     KEPT_FOR_TRAINING,
     MAX_FUTURE_SECONDS,
@@ -29,6 +29,8 @@ from service.limits import (
     MAX_RATE,
     MIN_RATE,
 )
+from service.notification_settings import NotificationSettings, Several, checked_networks, split_list
+from service.telemetry.settings import TelemetrySettings
 
 __all__ = ["Settings", "checked_prefix", "sqlalchemy_dsn"]
 
@@ -47,9 +49,6 @@ MIN_REFUSING_LEAD = 0.2
 
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
-
-Several = Annotated[tuple[str, ...], NoDecode]
-"""Texts; in the environment separated by commas."""
 
 
 def sqlalchemy_dsn(dsn: str) -> str:
@@ -83,10 +82,10 @@ def checked_prefix(path: str) -> str:
     return path
 
 
-class Settings(ExportSettings):
+class Settings(ExportSettings, GuardrailSettings, NotificationSettings, TelemetrySettings):
     """All settings; their units are in the names."""
 
-    model_config = SettingsConfigDict(env_prefix="ASMG_", frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = TelemetrySettings.model_config  # the other parts have none of their own
 
     data_dir: Path = Field(Path("~/.local/share/asmg"), validate_default=True)
     """Folder of the embedded servers, of the files of the serving snapshots, and of the journal of deletions."""
@@ -249,7 +248,7 @@ class Settings(ExportSettings):
     @field_validator("trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        return split_list(value)
 
     @field_validator("hidden_layers", mode="before")
     @classmethod
@@ -271,14 +270,7 @@ class Settings(ExportSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for proxy in value:
-            try:
-                ip_network(proxy)
-            except ValueError:
-                raise ValueError(
-                    f"expected addresses or networks such as 10.0.0.7, 10.0.0.0/24 or fd00::/8; received {proxy!r}"
-                ) from None
-        return value
+        return checked_networks(value)
 
     @field_validator("cors_origins")
     @classmethod

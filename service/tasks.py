@@ -11,6 +11,7 @@ from contextvars import Context
 from typing import Any, ParamSpec, TypeVar
 
 from service.errors import NotReady
+from service.telemetry.tracing import trace_context
 
 __all__ = ["BoundedCalls", "end_tasks", "run_alone", "start_alone", "start_for_caller"]
 
@@ -21,14 +22,16 @@ AGAIN_SECONDS = 0.5
 """Seconds after which a task that has not ended is cancelled again."""
 
 
-def start_alone(work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
+def start_alone(work: Coroutine[Any, Any, T], *, name: str | None = None, in_trace: bool = False) -> asyncio.Task[T]:
     """Start a task that belongs to no request: it serves several, or goes on after the one that happens to start it.
 
     Args:
         work: what the task runs.
         name: of the task.
+        in_trace: whether its spans belong to the trace of the request that happens to start it. Only for work that
+            the request waits for.
     """
-    return asyncio.create_task(work, name=name, context=Context())
+    return asyncio.create_task(work, name=name, context=trace_context() if in_trace else Context())
 
 
 def start_for_caller(work: Awaitable[T]) -> asyncio.Future[T]:

@@ -26,16 +26,22 @@ from service.storage.redis.connection import connect
 from service.storage.redis.histories import HistoryStore
 from service.storage.redis.notices import Notices
 from service.tasks import end_tasks, start_alone
+from service.telemetry.tracing import active_tracing
+from service.telemetry.worker_metrics import WorkerMetrics
+from service.use_cases.audit import trace_of_close
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.export import SCRATCH_FOLDER, Exporter
 from service.use_cases.forget import carry_out_pending
+from service.use_cases.guardrails.watch import watch
+from service.use_cases.probes import probe_servers
 from service.use_cases.quarantine import note_failure, note_trouble
-from service.use_cases.retention import drop_old_logs, merge_event_ids, prune, sweep
+from service.use_cases.retention import drop_old_logs, forget_notifications, merge_event_ids, prune, sweep
 from service.use_cases.update.compaction import Compaction
 from service.use_cases.update.configuration import check_configuration, configured_updater
 from service.use_cases.update.context import Superseded, UpdateContext
 from service.use_cases.update.pipeline import update_period
 from service.use_cases.update.resolve import resolve_skipped
+from service.use_cases.webhooks.deliver import keep_delivering
 
 __all__ = ["PendingDeletions", "follow", "run", "update_next"]
 
@@ -67,12 +73,13 @@ def follow(settings: Settings, ranks: Ranks) -> None:
     Team(configured_updater(settings, ranks), ranks).follow()
 
 
-async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
+async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics | None = None) -> None:
     """Lead when nobody else does, and while leading update on every sealed period; until cancelled.
 
     Args:
         settings: of the installation.
         ranks: the processes that train together; this is rank 0.
+        metrics: where it counts; None where nobody looks.
 
     Raises:
         ConfigurationError: a DSN is missing, the update method or the device is unknown, the object store cannot be
@@ -88,7 +95,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
     database = Database(settings.postgres_dsn, pool_size=4, connection_seconds=settings.connection_seconds)
     redis = connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
-    heartbeat = Heartbeat(settings.worker_dir)
+    heartbeat, metrics = Heartbeat(settings.worker_dir), metrics or WorkerMetrics()
     context = UpdateContext(
         settings=settings,
         database=database,
@@ -98,8 +105,11 @@ async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
         histories=HistoryStore(redis, database, length=settings.history_length),
         schema=settings.read_features(),
         beat=heartbeat.beat,
+        metrics=metrics,
         ranks=ranks,
     )
+    metrics.follow_progress(lambda: heartbeat.last)
+    probing = start_alone(probe_servers(database, redis, metrics.servers), name="probe the servers")
     logger.info("worker started with %s", settings.updater)
     exporter = None if exports is None else Exporter(database, exports, settings.data_dir / SCRATCH_FOLDER)
     backoff, deletions = _Backoff(settings.worker_poll_seconds), PendingDeletions(context)
@@ -132,6 +142,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE) -> None:
     finally:
         await _release_period(context)
         await _end_ranks(context)
+        await end_tasks(probing)
         await leadership.release()
         await redis.aclose()
         await database.close()
@@ -146,11 +157,15 @@ async def _lead(
     exporter: Exporter | None,
 ) -> None:
     """Update on one sealed period after the other, without end."""
-    beside = [start_alone(_keep_telling(context.notices, heartbeat))]
+    beside = [
+        start_alone(_keep_telling(context.notices, heartbeat)),
+        start_alone(keep_delivering(context.database, context.settings)),
+    ]
     if exporter is not None:
         exporter.wake()
         beside.append(start_alone(exporter.run()))
     compaction = Compaction(context)
+    context.metrics.note_leading(True)
     try:
         await ensure_prior(context.database, context.artifacts, context.settings.prior_ctr)
         await sweep(context.database, context.artifacts)
@@ -159,13 +174,15 @@ async def _lead(
             await deletions.carry_out()
             updated = await update_next(context)
             backoff.reset()
+            watched = await watch(context)
             if updated:
                 compaction.start()
                 if exporter is not None:
                     exporter.wake()
-            else:
+            elif not watched:
                 await asyncio.sleep(context.settings.worker_poll_seconds)
     finally:
+        context.metrics.note_leading(False)
         await compaction.stop()
         await end_tasks(*beside)
 
@@ -192,11 +209,12 @@ async def update_next(context: UpdateContext) -> bool:
         return False
     database, settings, number = context.database, context.settings, period.number
     await check_configuration(database, context.artifacts, context.updater)
-    await merge_event_ids(database, beat=context.beat)
+    await merge_event_ids(database, before=number, beat=context.beat)
     await resolve_skipped(database, context.histories, settings.attribution_window, beat=context.beat)
     try:
-        version = await update_period(context, number)
+        version = await _traced_update(context, number)
         logger.info("period %d: version %d is published", number, version)
+        context.metrics.note_period("updated")
         ended = True
     except (NotReady, Superseded, ConfigurationError):  # not the period's fault
         raise
@@ -205,12 +223,27 @@ async def update_next(context: UpdateContext) -> bool:
         raise
     except Exception as error:
         logger.exception("the update on period %d failed", number)
+        context.metrics.note_period("failed")
         ended = await note_failure(database, number, context.worker, error, max_attempts=settings.max_attempts)
     if ended:
+        await merge_event_ids(database, beat=context.beat)  # not before: who waits for the version does not wait for it
         await prune(database, number, settings, context.artifacts)
         await drop_old_logs(database, settings, beat=context.beat)
         await sweep(database, context.artifacts)
+        await forget_notifications(database, settings)
     return True
+
+
+async def _traced_update(context: UpdateContext, number: int) -> int:
+    """Update in a trace of its own, linked to the call that closed the period."""
+    if (tracing := active_tracing()) is None:
+        return await update_period(context, number)
+    closed_by = await trace_of_close(context.database, number)
+    linked = () if closed_by is None else (closed_by,)
+    with tracing.root_span("update period", {"asmg.period": number}, linked) as span:
+        version = await update_period(context, number)
+        span.set_attribute("asmg.model_version", version)
+        return version
 
 
 async def _release_period(context: UpdateContext) -> None:

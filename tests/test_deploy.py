@@ -28,6 +28,8 @@ CHART = ROOT / "deploy" / "helm" / "asmg"
 UNITS = ROOT / "deploy" / "systemd"
 
 SETTINGS = {f"ASMG_{name.upper()}" for name in Settings.model_fields}
+CUSTOM = ("PrometheusRule", "ServiceMonitor")
+"""Kinds of the Prometheus operator, of which there are no schemas."""
 KUBERNETES = ("1.27", "1.37")
 """The oldest release that the chart says it is for, and the newest that there are schemas of."""
 
@@ -50,6 +52,7 @@ ALL = {
     "service": {"annotations": {"a": "b"}},
     "ingress": {"enabled": True, "host": "asmg.example.com", "className": "nginx", "tlsSecretName": "tls"},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
     "networkPolicy": {"enabled": True, "egress": [{"ports": [{"port": 5432}]}]},
 }
 REFUSED = {
@@ -122,7 +125,7 @@ def test_helm_finds_nothing_wrong(helm: dict[str, Any], name: str) -> None:
 def test_every_object_is_one_of_kubernetes(objects: list[dict[str, Any]], version: str) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for found in objects:
-        if found["kind"] != "ServiceMonitor":  # a custom resource, of which there is no schema
+        if found["kind"] not in CUSTOM:
             kubernetes_validate.validate(found, version, strict=True)
 
 
@@ -130,11 +133,31 @@ def test_the_objects_are_those_that_were_asked_for(helm: dict[str, Any]) -> None
     kinds = {name: sorted(found["kind"] for found in objects_of(helm[name])) for name in ("least", "all")}
     base = ["ConfigMap", "Deployment", "Job", "PodDisruptionBudget", "Service", "Service", "StatefulSet"]
     assert kinds["least"] == sorted([*base, "HorizontalPodAutoscaler"])
-    more = ["ConfigMap", "Ingress", "NetworkPolicy", "NetworkPolicy", "Secret", "Secret", "ServiceMonitor"]
+    more = ["ConfigMap", "Ingress", "NetworkPolicy", "NetworkPolicy", "Secret", "Secret", *CUSTOM, "ServiceMonitor"]
     assert kinds["all"] == sorted([*base, *more])
-    [monitor] = [found for found in objects_of(helm["all"]) if found["kind"] == "ServiceMonitor"]
-    assert monitor["spec"]["endpoints"] == [{"port": "http", "path": "/metrics", "interval": "30s"}]
-    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    custom = [found for found in objects_of(helm["all"]) if found["kind"] in CUSTOM]
+    assert all(found["metadata"]["labels"]["release"] == "prometheus" for found in custom)
+    specs = {found["metadata"]["name"].rpartition("-")[2]: found["spec"] for found in custom}
+    endpoints = [specs[component]["endpoints"] for component in ("api", "worker")]
+    assert endpoints == [[{"port": port, "path": "/metrics", "interval": "30s"}] for port in ("http", "metrics")]
+    [rules] = [found["spec"] for found in custom if found["kind"] == "PrometheusRule"]
+    assert rules == yaml.safe_load((ROOT / "deploy" / "monitoring" / "alert-rules.yml").read_text(encoding="utf-8"))
+
+
+def test_prometheus_finds_a_port_for_each_monitor(helm: dict[str, Any]) -> None:
+    """A ServiceMonitor names a port of a Service, which names one of the container."""
+    rendered = objects_of(helm["all"])
+    services = {
+        found["metadata"]["labels"]["app.kubernetes.io/component"]: {port["name"] for port in found["spec"]["ports"]}
+        for found in rendered
+        if found["kind"] == "Service"
+    }
+    ports = {
+        component: {port["name"] for port in pod["spec"]["containers"][0].get("ports", ())}
+        for component, pod in pods(rendered)
+    }
+    assert services == {"api": {"http"}, "worker": {"metrics"}}
+    assert all(names <= ports[component] for component, names in services.items())
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -188,7 +211,7 @@ def test_selectors_find_the_pods_that_they_are_for(objects: list[dict[str, Any]]
         spec = found.get("spec", {})
         selector = spec.get("podSelector", spec.get("selector", {}))
         selector = selector.get("matchLabels", selector)
-        if selector and found["kind"] != "ServiceMonitor":
+        if selector and found["kind"] not in CUSTOM:
             chosen = [component for component, of_pod in labels.items() if selector.items() <= of_pod.items()]
             assert chosen == [found["metadata"]["labels"]["app.kubernetes.io/component"]], found["kind"]
 
@@ -196,7 +219,7 @@ def test_selectors_find_the_pods_that_they_are_for(objects: list[dict[str, Any]]
 def test_the_ingress_leads_to_every_call_but_those_of_operators(helm: dict[str, Any]) -> None:
     [ingress] = [found for found in objects_of(helm["all"]) if found["kind"] == "Ingress"]
     paths = {path["path"] for path in ingress["spec"]["rules"][0]["http"]["paths"]}
-    hidden = {route.path for route in ops.router.routes} | {"/docs", "/openapi.json"}  # type: ignore[attr-defined]
+    hidden = {route.path for route in ops.router.routes} | {"/docs", "/console", "/openapi.json"}  # type: ignore[attr-defined]
     assert paths == {"/" + path.split("/")[1] for _, path in all_calls()} - hidden
 
 

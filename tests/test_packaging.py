@@ -153,11 +153,13 @@ def test_without_a_new_enough_python_the_script_says_so(tmp_path: Path) -> None:
 
 
 def test_compose_has_the_services_of_the_design(services: dict[str, Any], compose: dict[str, Any]) -> None:
-    assert set(services) == {"postgres", "redis", *OUR_SERVICES}
+    assert set(services) == {"postgres", "redis", "prometheus", "grafana", *OUR_SERVICES}
+    assert {name for name, service in services.items() if "profiles" in service} == {"prometheus", "grafana"}
     assert services["postgres"]["image"].startswith("postgres:16")
     assert services["redis"]["image"].startswith("redis:7")
     named = {mount.split(":")[0] for service in services.values() for mount in service.get("volumes", [])}
-    assert named == set(compose["volumes"])
+    assert {name for name in named if not name.startswith("./")} == set(compose["volumes"])
+    assert all((ROOT / name).exists() for name in named if name.startswith("./"))
 
 
 @pytest.mark.parametrize("name", OUR_SERVICES)
@@ -223,6 +225,7 @@ def test_nothing_runs_as_root(services: dict[str, Any]) -> None:
     assert any("useradd --uid 10001 --user-group" in line for line in final_stage[:user])
     assert not any(line.startswith("RUN ") for line in final_stage[user:])
     users = {name: "10001:10001" for name in OUR_SERVICES} | {"postgres": "postgres", "redis": "redis"}
+    users |= {"prometheus": "nobody", "grafana": "472"}
     assert {name: service["user"] for name, service in services.items()} == users
 
 
@@ -236,12 +239,12 @@ def test_nothing_can_gain_a_privilege_or_change_its_own_image(services: dict[str
 
 
 def test_containers_write_to_a_volume_or_to_a_bounded_tmpfs_only(services: dict[str, Any]) -> None:
-    """And neither a folder of the host nor Docker's socket is mounted."""
+    """And neither a folder of the host nor Docker's socket is mounted, but what monitoring reads of this repository."""
     for name, service in services.items():
         places = [mount.partition(":") for mount in service["tmpfs"]]
         assert "/tmp" in {place for place, _, _ in places}, name
         assert all(re.fullmatch(r"size=\d+m,mode=1777", options) for _, _, options in places), name
-        assert all(re.match(r"\w+:", mount) for mount in service.get("volumes", ())), name
+        assert all(re.match(r"\w+:|\./deploy/monitoring/.*:ro$", mount) for mount in service.get("volumes", ())), name
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     folders = dict(re.findall(r"(\w+_DIR)=(\S+)", text.rpartition("\nFROM ")[2]))
     assert folders == {"ASMG_DATA_DIR": "/var/lib/asmg", "NUMBA_CACHE_DIR": "/var/lib/asmg/numba"}
@@ -256,9 +259,11 @@ def test_an_import_sorts_on_the_volume_and_not_in_memory(services: dict[str, Any
     assert "asmg:/var/lib/asmg" in worker["volumes"]
 
 
-def test_only_the_api_has_a_port_and_that_on_loopback(services: dict[str, Any]) -> None:
+def test_ports_are_on_loopback_and_those_of_the_api_and_of_monitoring(services: dict[str, Any]) -> None:
     assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
-        "api": ["${ASMG_BIND:-127.0.0.1}:${ASMG_PORT:-8000}:8000"]
+        "api": ["${ASMG_BIND:-127.0.0.1}:${ASMG_PORT:-8000}:8000"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
     }
 
 

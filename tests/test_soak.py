@@ -90,7 +90,7 @@ def test_records_may_grow_by_so_much_a_period() -> None:
         (lambda left: replace(left, logs=left.logs | {1}), "logs that are kept"),
         (lambda left: replace(left, logs=left.logs - {PERIODS}), "logs that are kept"),
         (lambda left: replace(left, forgotten_events=1), "event ids of dropped logs"),
-        (lambda left: replace(left, unnamed_artifacts=1), "artifacts that no version names"),
+        (lambda left: replace(left, unnamed_artifacts=1), "artifacts that nothing names"),
     ],
 )
 def test_what_is_kept_is_neither_less_nor_more(change: Callable[[Left], Left], name: str) -> None:
@@ -153,7 +153,7 @@ def test_a_short_run_measures_everything(tmp_path: Path, monkeypatch: pytest.Mon
         "versions that are kept whole",
         "logs that are kept",
         "event ids of dropped logs",
-        "artifacts that no version names",
+        "artifacts that nothing names",
         "WAL: within max_wal_size, MB",
     ):
         assert held[name], done.output

@@ -8,6 +8,7 @@ import torch
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
+from asmg.layers.differences import summed
 from asmg.layers.selection import PartExcerpt, Rows, Selection
 from asmg.layers.stack import Stack
 from asmg.layers.state import is_layered, open_stack
@@ -58,7 +59,8 @@ def excerpt_state(
     """The rows of a training state that an update on `log` reads: those that this log and the state's own logs touch.
 
     Args:
-        parts: name → its base and layers, oldest first; a part without tables has one checkpoint.
+        parts: name → its base and layers, oldest first; a part without tables is one checkpoint, or a whole and its
+            differences.
         log: the period to be learned, in rows of whole tables; None for the state's logs alone.
         everything: whether to read all rows of all tables.
         read: replaces `excerpt_parts`.
@@ -66,7 +68,7 @@ def excerpt_state(
     stacks = {name: open_stack(layers) for name, layers in parts.items() if is_layered(name)}
     logs = {name: load_data(data_of_log(parts[name][0])) for name in _logs_of(parts)}
     selection = _select(everything, stacks, [*logs.values(), *([] if log is None else [log])])
-    found = {name: PartExcerpt(layers[0]) for name, layers in parts.items() if name not in stacks}
+    found = {name: PartExcerpt(summed(layers)) for name, layers in parts.items() if name not in stacks}
     found |= (read or excerpt_parts)(stacks, selection)
     for name, whole in logs.items():
         found[name] = PartExcerpt(with_data(parts[name][0], dump_data(selection.localised(whole))))

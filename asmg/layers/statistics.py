@@ -83,12 +83,17 @@ class StatisticsStack:
                 gone_since = np.union1d(gone_since, gone)
         owners = np.concatenate([owners for owners, _ in pieces] or [np.empty(0, np.int64)])
         order = np.argsort(owners, kind="stable")
-        np.add.at(lengths, owners, 1)
+        lengths += np.bincount(owners, minlength=len(rows))
         of_pair = {
             name: np.concatenate([found[name] for _, found in pieces] or [newest[name][:0].numpy()])[order]
             for name in BY_PAIR
         }
         return ItemStatistics(of_item, lengths, of_pair)
+
+    def whole_column(self, name: str) -> Tensor | None:
+        """A tensor with a row for each item, where the base is the only layer; else None."""
+        (base, *others) = self._layers
+        return None if others or layer_rows(base, ITEM) is not None else base.tensors[name]
 
     def excerpt(self, selection: Selection, universe: Rows | None = None) -> tuple[Checkpoint, Rows]:
         """The statistics of the selected items, as the update method would have stored them.
@@ -166,6 +171,8 @@ class _Column:
         return self._stack.sizes[ITEM]
 
     def __getitem__(self, rows: Tensor) -> Tensor:
+        if (whole := self._stack.whole_column(self._name)) is not None:
+            return whole[rows]
         distinct, place = np.unique(rows.numpy(), return_inverse=True)
         return self._stack.read(distinct, pairs=False).of_item[self._name][torch.from_numpy(place)]
 

@@ -18,6 +18,7 @@ FORGOTTEN = "SELECT count(*) FROM event_ids JOIN periods ON number = period WHER
 UNNAMED = """
     SELECT count(*) FROM artifacts
     WHERE NOT EXISTS (SELECT FROM model_versions WHERE serving_digest = digest OR strpos(state::text, digest) > 0)
+      AND NOT EXISTS (SELECT FROM period_samples WHERE period_samples.digest = artifacts.digest)
 """
 
 

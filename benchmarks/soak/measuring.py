@@ -17,7 +17,7 @@ BLOCK_BYTES = 512
 """Unit of `st_blocks`."""
 WAL = "pg_wal"
 """Folder of the write-ahead log."""
-RECORDS = ("periods", "period_stages", "model_versions", "evaluations", "audit")
+RECORDS = ("periods", "period_stages", "model_versions", "evaluations", "period_samples", "audit")
 """Tables that keep some rows of each period for ever."""
 
 FIGURES = f"""

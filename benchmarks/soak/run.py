@@ -27,7 +27,7 @@ from service.demo.streams import PlayedPeriod, synthetic_stream
 from service.limits import KEPT_FOR_TRAINING
 from service.processes.stop_request import INTERRUPTED, Interrupted, StopRequest
 
-KEPT = {"keep_versions": 5, "keep_states": 3, "keep_logs": 3}
+KEPT = {"keep_versions": 5, "keep_states": 3, "keep_logs": 3, "sample_periods": 5}
 HORIZON = 1 + max(KEPT["keep_versions"], KEPT_FOR_TRAINING + KEPT["keep_logs"])
 """The first period after which something of each kind was removed."""
 PINNED = 2

@@ -74,7 +74,7 @@ class Left:
     forgotten_events: int
     """How many ids of events are stored whose log is dropped."""
     unnamed_artifacts: int
-    """How many artifacts no version names."""
+    """How many artifacts neither a version nor a sample of a period names."""
 
 
 def judge(
@@ -114,7 +114,7 @@ def judge(
         ("versions that are kept whole", left.whole, expected.whole),
         ("logs that are kept", left.logs, expected.logs),
         ("event ids of dropped logs", left.forgotten_events, expected.forgotten_events),
-        ("artifacts that no version names", left.unnamed_artifacts, expected.unnamed_artifacts),
+        ("artifacts that nothing names", left.unnamed_artifacts, expected.unnamed_artifacts),
     ):
         fault = f"expected {_said(wanted)}; received {_said(found_left)}"
         promises.append(Promise(name, () if found_left == wanted else (fault,)))

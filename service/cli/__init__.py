@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 from service import __version__
+from service.cli.alerts import alerts
 from service.cli.audit import audit_command
 from service.cli.backup import backup_command, restore_command, verify_command
 from service.cli.deletions import deletions
 from service.cli.demo import demo_command
+from service.cli.errors import plain_errors
 from service.cli.experiment import experiment
 from service.cli.export import export_command
 from service.cli.features import features
@@ -22,8 +24,10 @@ from service.cli.migrate import migrate_command
 from service.cli.models import models
 from service.cli.periods import periods
 from service.cli.serve import serve_command
+from service.cli.webhooks import webhooks
 from service.cli.worker import worker_command
 from service.processes.logs import configure_logging
+from service.telemetry.settings import TelemetrySettings
 
 __all__ = ["COMMANDS", "app"]
 
@@ -50,6 +54,8 @@ app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
 app.add_typer(periods, name="periods")
 app.add_typer(deletions, name="deletions")
+app.add_typer(alerts, name="alerts")
+app.add_typer(webhooks, name="webhooks")
 app.add_typer(experiment, name="experiment")
 app.add_typer(features, name="features")
 for entry in entry_points(group=COMMANDS):
@@ -71,4 +77,5 @@ def asmg(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
 ) -> None:
     """A click-through-rate service that learns period by period."""
-    configure_logging()
+    with plain_errors():
+        configure_logging(TelemetrySettings())

@@ -192,6 +192,7 @@ class _Demo:
         url, key = service.url, service.key
         lines = [
             "",
+            f"console:  [bold]{url}/console[/]",
             f"API docs: [bold]{url}/docs[/]",
             f"key:      [bold]{key}[/] (all scopes)",
             "",

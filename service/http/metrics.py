@@ -11,9 +11,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
-__all__ = ["CONTENT_TYPE_LATEST", "MULTIPROCESS_VARIABLE", "Metrics"]
+from service.http.model_metrics import ModelMetrics
+from service.telemetry.server_metrics import ServerMetrics
+from service.telemetry.settings import MULTIPROCESS_VARIABLE
 
-MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
 LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 """Upper bounds in seconds, from a prediction whose data is in memory (under a millisecond) to the largest call of the
@@ -50,6 +52,8 @@ class Metrics:
             )
             for kind in ("interactions", "impressions", "clicks")
         }
+        self.models = ModelMetrics(registry)
+        self.servers = ServerMetrics(registry)
         self._labels = Gauge(
             "asmg_labels",
             "What became of impressions and clicks in all closed periods, as Postgres has it.",
@@ -82,6 +86,20 @@ class Metrics:
             "LogLoss on the newest tenth of the period learned last: of models that learned the rest, of a constant, "
             "and of what was served.",
             ["model"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._alerts = Gauge(
+            "asmg_alerts",
+            "Open alerts by kind, as Postgres has them; GET /admin/alerts says what is wrong.",
+            ["kind"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._deliveries = Gauge(
+            "asmg_webhook_deliveries",
+            "Deliveries of webhooks by status, of those that are kept, as Postgres has them.",
+            ["status"],
             registry=registry,
             multiprocess_mode="mostrecent",
         )
@@ -184,6 +202,13 @@ class Metrics:
         self._gate_refused_in_a_row.set(in_a_row)
         for model, loss in losses.items():
             self._gate_logloss.labels(model).set(loss)
+
+    def note_notifications(self, alerts: Mapping[str, int], deliveries: Mapping[str, int]) -> None:
+        """Set the numbers of open alerts by kind, and of deliveries of webhooks by status."""
+        for kind, count in alerts.items():
+            self._alerts.labels(kind).set(count)
+        for status, count in deliveries.items():
+            self._deliveries.labels(status).set(count)
 
     def note_turns(self, ready_version: int, lag_seconds: float) -> None:
         """Set what this process has loaded, and for how long it should have served another version."""

@@ -24,7 +24,14 @@ from service.context import current_request_id
 from service.errors import FieldError, InvalidInput, RateLimited, ServiceError
 from service.limits import MAX_ID_LENGTH, MAX_INTEGER_ID, MIN_INTEGER_ID
 
-__all__ = ["install_problem_handlers", "invalid_fields", "invalid_input", "render_problem", "route_of"]
+__all__ = [
+    "UNMATCHED_ROUTE",
+    "install_problem_handlers",
+    "invalid_fields",
+    "invalid_input",
+    "render_problem",
+    "route_of",
+]
 
 log = logging.getLogger(__name__)
 

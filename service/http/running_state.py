@@ -32,6 +32,7 @@ from service.use_cases.chosen_version import ChosenVersions
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion, IngestResult, ingest_impressions
+from service.use_cases.probes import probe_servers
 from service.use_cases.registration import Registration
 from service.use_cases.watch import PeriodWatch
 
@@ -126,6 +127,7 @@ async def running_state(
             start_alone(histories.listen(), name="hear of clicks"),
             start_alone(state.keys.follow(), name="follow the keys"),
             start_alone(state.periods.listen(), name="hear of progress"),
+            start_alone(probe_servers(database, redis, metrics.servers), name="probe the servers"),
         ]
         stack.push_async_callback(end_tasks, *followers)
         # The server accepts connections after this, so that no request gets 503 only because the process is new.

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.processes.traces import traced_process
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,12 +29,13 @@ GC_THRESHOLD = 10_000
 """New objects after which Python looks for cyclic garbage: more than its default, because requests leave none."""
 
 
-def run_api(settings: Settings, listener: int) -> None:
+def run_api(settings: Settings, listener: int, metrics_listener: int | None = None) -> None:
     """Serve the API until SIGTERM.
 
     Args:
         settings: with both DSNs.
         listener: file descriptor of the listening socket.
+        metrics_listener: file descriptor of the listening socket for metrics, if they have one of their own.
     """
     import uvicorn
 
@@ -44,9 +46,11 @@ def run_api(settings: Settings, listener: int) -> None:
     gc.collect()
     gc.freeze()  # imported modules stay for good: the collector need not look at them while requests wait
     gc.set_threshold(GC_THRESHOLD)
-    app = create_app(settings, stopping=lambda: server.should_exit)
-    server = uvicorn.Server(server_config(app, tls_cert=settings.tls_cert, tls_key=settings.tls_key))
-    server.run(sockets=[socket.socket(fileno=listener)])
+    metrics = None if metrics_listener is None else socket.socket(fileno=metrics_listener)
+    with traced_process("asmg-api"):
+        app = create_app(settings, stopping=lambda: server.should_exit, metrics_listener=metrics)
+        server = uvicorn.Server(server_config(app, tls_cert=settings.tls_cert, tls_key=settings.tls_key))
+        server.run(sockets=[socket.socket(fileno=listener)])
 
 
 def server_config(app: "FastAPI", *, tls_cert: Path | None = None, tls_key: Path | None = None) -> "uvicorn.Config":

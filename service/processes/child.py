@@ -1,4 +1,4 @@
-"""A child process of the service: `python -m service.processes.child api FD PARENT` or `… worker PARENT`.
+"""A child process of the service: `python -m service.processes.child api FD [FD] PARENT` or `… worker PARENT`.
 
 `asmg serve` starts api processes and the worker as such children, `asmg import` a worker. A child reads its settings
 from the environment and ends by itself when its parent is gone.
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from service.errors import ConfigurationError
 from service.processes.logs import configure_logging
 from service.settings import Settings
+from service.telemetry.settings import MULTIPROCESS_VARIABLE, TelemetrySettings
 
 __all__ = ["CHILD_MODULE", "child_command", "environment_of", "main"]
 
@@ -32,7 +33,7 @@ def child_command(kind: str, *arguments: str) -> list[str]:
 
     Args:
         kind: `api` or `worker`.
-        arguments: for `api` the file descriptor of the listening socket.
+        arguments: for `api` the file descriptor of the listening socket, and of that for metrics if there is one.
     """
     return [sys.executable, "-m", CHILD_MODULE, kind, *arguments, str(os.getpid())]
 
@@ -48,16 +49,18 @@ def main(arguments: Sequence[str]) -> None:
     """Run as a child.
 
     Args:
-        arguments: `api`, the file descriptor of the listening socket and the parent's pid; or `worker` and the pid.
+        arguments: `api`, the file descriptors of the listening socket and, where there is one, of that for metrics, and
+            the parent's pid; or `worker` and the pid.
     """
-    configure_logging()
+    configure_logging(TelemetrySettings())
     _end_with_parent(int(arguments[-1]))
     match arguments:
-        case ["api", listener, _]:
+        case ["api", listener, *metrics, _]:
             from service.processes.api import run_api  # the worker does without uvicorn and the routes
 
-            run_api(Settings(), int(listener))
+            run_api(Settings(), int(listener), int(metrics[0]) if metrics else None)
         case ["worker", _]:
+            os.environ.pop(MULTIPROCESS_VARIABLE, None)  # its metrics are not the api's
             from service.processes.worker import run_worker  # an api process does without the training library
 
             try:
@@ -67,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
                 logger.error("the worker cannot work with these settings: %s", error)
                 raise SystemExit(os.EX_CONFIG) from None
         case _:
-            raise SystemExit(f"expected api FD PARENT or worker PARENT; received {' '.join(arguments)}")
+            raise SystemExit(f"expected api FD [FD] PARENT or worker PARENT; received {' '.join(arguments)}")
 
 
 def _end_with_parent(parent: int) -> None:

@@ -19,7 +19,6 @@ from contextlib import ExitStack
 
 from service.addresses import in_url, is_loopback
 from service.errors import ConfigurationError
-from service.http.metrics import MULTIPROCESS_VARIABLE
 from service.processes.child import child_command, environment_of
 from service.processes.installation import installation, require_objects, require_redis
 from service.processes.listening import LOOPBACK, is_ready, listen
@@ -27,6 +26,7 @@ from service.processes.stop_request import StopRequest
 from service.processes.supervisor import Supervisor
 from service.settings import Settings
 from service.storage.postgres.database import Database
+from service.telemetry.settings import MULTIPROCESS_VARIABLE
 
 __all__ = ["serve"]
 
@@ -64,11 +64,14 @@ def serve(settings: Settings, *, worker: bool | None = None, migrate_first: bool
         if settings.api_workers > 1:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="asmg-metrics-"))
             environment[MULTIPROCESS_VARIABLE] = folder
-        api = child_command("api", str(listener.fileno()))
+        sockets = [listener]
+        if settings.metrics_port is not None:
+            sockets.append(stack.enter_context(listen(settings.metrics_host, settings.metrics_port)))
+        api = child_command("api", *(str(each.fileno()) for each in sockets))
         commands = {f"api {number}": api for number in range(1, settings.api_workers + 1)}
         if with_worker:
             commands["worker"] = child_command("worker")
-        supervisor = Supervisor(commands, environment=environment, pass_fds=[listener.fileno()])
+        supervisor = Supervisor(commands, environment=environment, pass_fds=[each.fileno() for each in sockets])
         tls = settings.tls_cert is not None
         ready = False
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from service.http.metrics import MULTIPROCESS_VARIABLE
+from service.telemetry.settings import MULTIPROCESS_VARIABLE
 
 __all__ = ["Supervisor"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import AuditEntry
 
-__all__ = ["AuditPage", "command_line", "list_audit"]
+__all__ = ["AuditPage", "command_line", "list_audit", "trace_of_close"]
 
 MAX_ID = 2**63 - 1
 """Highest id of an entry: what a `bigint` of Postgres can hold."""
@@ -40,6 +40,12 @@ async def list_audit(
         entries = await session.audit.list(limit + 1, before, actor=actor, action=action)
     page = entries[:limit]
     return AuditPage(page, next=page[-1].id if len(entries) > limit else None)
+
+
+async def trace_of_close(database: Database, period: int) -> str | None:
+    """The `traceparent` of the call that closed a period; None where it was not traced."""
+    async with database.read() as session:
+        return await session.audit.trace_of_close(period)
 
 
 def command_line() -> str:

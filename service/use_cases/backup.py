@@ -15,6 +15,7 @@ from service.storage.postgres.database import Database
 from service.storage.postgres.structure import frozen
 from service.storage.redis.connection import purge
 from service.use_cases.replay_deletions import replay_all
+from service.use_cases.webhooks.endpoints import switch_off_all
 
 __all__ = ["back_up", "require_empty_database", "restore"]
 
@@ -66,8 +67,9 @@ async def restore(
 ) -> int:
     """Load a backup and carry out the deletions that came after it, in one transaction.
 
-    Redis is emptied first, because it belongs to another past; it is filled again from Postgres as it is used. Objects
-    are uploaded before the transaction; if it fails, they belong to nothing and are removed as such.
+    All webhooks are switched off, with an alert each, and what waits for them is given up: an operator says what is to
+    be sent again. Redis is emptied first, because it belongs to another past; it is filled again from Postgres as it is
+    used. Objects are uploaded before the transaction; if it fails, they belong to nothing and are removed as such.
 
     Args:
         database: with the schema of the backup, and no rows.
@@ -93,5 +95,8 @@ async def restore(
         deleted = await replay_all(work, deletions)
         detail = {"made_at": manifest.made_at.isoformat(), "sha256": manifest.sha256, "rows": manifest.rows}
         await work.audit.add(actor, "restore", {**detail, "deletions_read": len(deletions), "deleted": deleted})
+        # What waits was delivered since, most likely, and the copy may be one to try things on.
+        reason = f"the database was restored from a backup of {manifest.made_at:%Y-%m-%d %H:%M} UTC"
+        await switch_off_all(work, reason, actor=actor)
         await work.commit()
     return deleted

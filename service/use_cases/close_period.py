@@ -1,8 +1,11 @@
 """Close the open period: its log is sealed for ever, and the next period begins. `POST /periods/close` calls it."""
 
+from typing import Any
+
 from service.errors import EmptyPeriod, IdempotencyMismatch, PeriodConflict
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import Period
+from service.telemetry.tracing import current_traceparent
 
 __all__ = ["close_period"]
 
@@ -50,6 +53,9 @@ async def close_period(
         await work.interactions.forget_counters(period.number)
         sealed = await work.periods.seal(period.number, events, idempotency_key, fingerprint)
         await work.periods.create(period.number + 1)
-        await work.audit.add(actor, "close_period", {"period": period.number, "events": events}, reason=reason)
+        detail: dict[str, Any] = {"period": period.number, "events": events}
+        if (trace := current_traceparent()) is not None:  # the trace of the update will be linked to it
+            detail["traceparent"] = trace
+        await work.audit.add(actor, "close_period", detail, reason=reason)
         await work.commit()
     return sealed

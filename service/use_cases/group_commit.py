@@ -63,7 +63,7 @@ class GroupCommit(Generic[CallT, StoredT, ResultT]):
         future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
         self._waiting[future] = call
         self.waiting_size += self._size(call)
-        self._fill_lane()
+        self._fill_lane(in_trace=True)
         return future
 
     def withdraw(self, future: asyncio.Future[ResultT]) -> None:
@@ -88,11 +88,11 @@ class GroupCommit(Generic[CallT, StoredT, ResultT]):
             future.cancel()
         await end_tasks(*self._tasks)
 
-    def _fill_lane(self) -> None:
+    def _fill_lane(self, *, in_trace: bool = False) -> None:
         if self._waiting and len(self._begun) < self._lanes:
             begun = time.monotonic()
             self._begun.append(begun)
-            self._tasks.add(task := start_alone(self._run_group(begun)))
+            self._tasks.add(task := start_alone(self._run_group(begun), in_trace=in_trace))
             task.add_done_callback(self._tasks.discard)
 
     async def _run_group(self, begun: float) -> None:

@@ -250,7 +250,7 @@ class Histories:
         answer.exception()  # retrieved, so that asyncio does not log it where nobody waits any more
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.add(task := start_alone(work))
+        self._tasks.add(task := start_alone(work, in_trace=True))
         task.add_done_callback(self._tasks.discard)
 
 

@@ -20,6 +20,7 @@ from service.storage.postgres.repositories import (
     Labels,
     Raced,
 )
+from service.telemetry.tracing import span
 from service.use_cases.group_commit import GroupCommit
 
 __all__ = ["IngestResult", "Ingestion", "KeepsPasts", "ingest", "ingest_clicks", "ingest_impressions"]
@@ -86,7 +87,7 @@ class Ingestion:
     async def _store(self, calls: list[EventBatch]) -> tuple[EventBatch, int, Inserted]:
         events = EventBatch.join(calls)
         for _ in range(MOST_RACES):
-            with suppress(Raced):
+            with suppress(Raced), span("store events", {"db.system.name": "postgresql", "asmg.events": len(events)}):
                 async with self._database.log.acquire() as writer:
                     return events, *(await writer.insert(events))
         raise NotReady("other calls keep storing events with the same ids")

@@ -156,7 +156,7 @@ class KeyLookups:
             self._on_refusal()
             raise RateLimited("expected a key that was seen lately; too many unknown ones came", wait)
         # A task of its own, so that it does not end with the request that starts it.
-        lookup = self._under_way[key_hash] = start_alone(self._look_up(key_id, key_hash, is_unknown))
+        lookup = self._under_way[key_hash] = start_alone(self._look_up(key_id, key_hash, is_unknown), in_trace=True)
         lookup.add_done_callback(lambda task: self._end(key_hash, task))
         return lookup
 

@@ -1,4 +1,4 @@
-"""Management of API keys: create, list, limit and revoke. The commands `asmg keys …` and the demo call it.
+"""Management of API keys: create, list, limit and revoke. The API, the commands `asmg keys …` and the demo call it.
 
 A key is `asmg_<key id>_<secret>`. Only the SHA-256 of the whole key is stored. A slow hash would add nothing, since the
 secret has 256 random bits. The key id finds the stored row and is no secret.
@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
+from service.errors import InvalidInput
 from service.limits import MAX_KEY_DAYS, MAX_KEY_NAME_LENGTH, MAX_RATE, MIN_RATE
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import ApiKey
@@ -37,6 +38,7 @@ async def create_key(
     rate_limit: float | None = None,
     expires_at: datetime | None = None,
     reason: str | None = None,
+    actor: str | None = None,
 ) -> tuple[str, str]:
     """Create a key; return its id and the key itself, which nobody can read again later.
 
@@ -47,22 +49,23 @@ async def create_key(
         rate_limit: requests a second, 0 for no limit; None for `Settings.rate_limit`.
         expires_at: when it becomes invalid, at most `MAX_KEY_DAYS` from now; None for never.
         reason: for the audit.
+        actor: for the audit; None for the user of the operating system.
 
     Raises:
-        ValueError: an argument is not as described.
+        InvalidInput: an argument is not as described.
     """
     unknown = sorted(set(scopes) - set(SCOPES))
     if unknown or not scopes:
-        raise ValueError(
+        raise InvalidInput(
             f"expected one or more of {', '.join(SCOPES)} as scopes; received {', '.join(unknown) or 'none'}"
         )
     if not name.strip() or len(name) > MAX_KEY_NAME_LENGTH or not name.isprintable():
-        raise ValueError(
+        raise InvalidInput(
             f"expected 1 to {MAX_KEY_NAME_LENGTH} printable characters as the key's name; received {name[:100]!r}"
         )
     now = datetime.now(UTC)
     if expires_at is not None and not now < expires_at <= now + timedelta(days=MAX_KEY_DAYS):
-        raise ValueError(
+        raise InvalidInput(
             f"expected a key to expire later than now and within {MAX_KEY_DAYS} days; received {expires_at.isoformat()}"
         )
     _check_rate(rate_limit)
@@ -84,7 +87,7 @@ async def create_key(
     )
     async with database.unit_of_work() as work:
         await work.keys.insert(created)
-        await work.audit.add(command_line(), "create_key", detail, reason=reason)
+        await work.audit.add(actor or command_line(), "create_key", detail, reason=reason)
         await work.commit()
     return key_id, key
 
@@ -95,34 +98,45 @@ async def list_keys(database: Database) -> Sequence[ApiKey]:
         return await session.keys.list()
 
 
-async def revoke_key(database: Database, key_id: str, *, reason: str | None = None) -> bool:
-    """Revoke a key for ever; False if there is no such key, or it is revoked already."""
+async def revoke_key(database: Database, key_id: str, *, reason: str | None = None, actor: str | None = None) -> bool:
+    """Revoke a key for ever; False if there is no such key, or it is revoked already. `actor` is as in `create_key`."""
     async with database.unit_of_work() as work:
         revoked = await work.keys.revoke(key_id)
         if revoked:
-            await work.audit.add(command_line(), "revoke_key", {"key_id": key_id}, reason=reason)
+            await work.audit.add(actor or command_line(), "revoke_key", {"key_id": key_id}, reason=reason)
             await work.commit()
     return revoked
 
 
-async def limit_key(database: Database, key_id: str, rate_limit: float | None, *, reason: str | None = None) -> bool:
+async def limit_key(
+    database: Database,
+    key_id: str,
+    rate_limit: float | None,
+    *,
+    reason: str | None = None,
+    actor: str | None = None,
+) -> bool:
     """Change the rate limit of a key; False if there is no such key, or it is revoked.
 
     The api processes apply the new limit within a second.
 
+    `actor` is as in `create_key`.
+
     Raises:
-        ValueError: `rate_limit` is not as `create_key` expects it.
+        InvalidInput: `rate_limit` is not as `create_key` expects it.
     """
     _check_rate(rate_limit)
     async with database.unit_of_work() as work:
         changed = await work.keys.limit(key_id, rate_limit)
         if changed:
             detail = {"key_id": key_id, "rate_limit": rate_limit}
-            await work.audit.add(command_line(), "limit_key", detail, reason=reason)
+            await work.audit.add(actor or command_line(), "limit_key", detail, reason=reason)
             await work.commit()
     return changed
 
 
 def _check_rate(rate_limit: float | None) -> None:
     if rate_limit and not MIN_RATE <= rate_limit <= MAX_RATE:
-        raise ValueError(f"expected a rate of {MIN_RATE} to {MAX_RATE} requests a second, or 0; received {rate_limit}")
+        raise InvalidInput(
+            f"expected a rate of {MIN_RATE} to {MAX_RATE} requests a second, or 0; received {rate_limit}"
+        )

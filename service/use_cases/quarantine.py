@@ -6,11 +6,13 @@ training state before it, and its log is kept. Trouble of Postgres or of the mac
 
 from collections.abc import Sequence
 
-from service.errors import ArtifactError, PeriodNotFound, PeriodStateConflict
+from service.errors import ArtifactError, InvalidInput, PeriodNotFound, PeriodStateConflict
 from service.limits import MAX_REASON_LENGTH
 from service.storage.postgres.database import Database, Lock, UnitOfWork
-from service.storage.postgres.repositories import WAITING, Period, PeriodStatus
+from service.storage.postgres.repositories import WAITING, AlertKind, Period, PeriodStatus, Severity
+from service.use_cases.alerts import close_alert, raise_alert
 from service.use_cases.status import MAX_NUMBER
+from service.use_cases.webhooks.announce import Event, announce
 
 __all__ = ["MOST_CRASHES", "CrashLoop", "find_periods", "note_failure", "note_trouble", "retry_period", "skip_period"]
 
@@ -59,7 +61,18 @@ async def note_failure(database: Database, number: int, worker: str, error: Exce
         status = PeriodStatus.QUARANTINED if final else PeriodStatus.SEALED
         await work.periods.set_status(number, status, error=message, attempts=attempts)
         if final:
-            await work.audit.add(ACTOR, "quarantine", {"period": number, "error": message})
+            detail = {"period": number, "error": message}
+            await work.audit.add(ACTOR, "quarantine", detail)
+            await announce(work, Event.QUARANTINED, {**detail, "attempts": attempts})
+            await raise_alert(
+                work,
+                AlertKind.QUARANTINED,
+                f"period {number} is in quarantine after {attempts} failed attempts: {message}",
+                severity=Severity.CRITICAL,
+                subject=str(number),
+                numbers={"attempts": attempts, "crashes": period.crashes},
+                period=number,
+            )
         await work.commit()
     return final
 
@@ -92,7 +105,7 @@ async def retry_period(database: Database, number: int, *, reason: str, actor: s
         PeriodNotFound: there is no such period.
         PeriodStateConflict: it is not in quarantine, or it is so old that logs of later periods were dropped: the
             histories of its time are lost then.
-        ValueError: the reason is empty or too long.
+        InvalidInput: the reason is empty or too long.
     """
     _check(reason)
     async with database.unit_of_work() as work:
@@ -105,6 +118,7 @@ async def retry_period(database: Database, number: int, *, reason: str, actor: s
         await work.stages.clear(number)  # their artifacts are deleted, and may have been the fault
         changed = await work.periods.set_status(number, PeriodStatus.SEALED, attempts=0)
         await work.audit.add(actor, "retry_period", {"period": number, "error": period.error}, reason=reason)
+        await _leave_quarantine(work, number, f"period {number} is tried again: {reason}", actor)
         await work.commit()
     return changed
 
@@ -123,13 +137,14 @@ async def skip_period(database: Database, number: int, *, reason: str, actor: st
     Raises:
         PeriodNotFound: there is no such period.
         PeriodStateConflict: it is open, or updated or skipped already.
-        ValueError: the reason is empty or too long.
+        InvalidInput: the reason is empty or too long.
     """
     _check(reason)
     async with database.unit_of_work() as work:
         period = await _locked(work, number, (PeriodStatus.QUARANTINED, *WAITING), "skipped")
         changed = await work.periods.set_status(number, PeriodStatus.SKIPPED, error=reason)
         await work.audit.add(actor, "skip_period", {"period": number, "error": period.error}, reason=reason)
+        await _leave_quarantine(work, number, f"period {number} is skipped: {reason}", actor)
         await work.commit()
     return changed
 
@@ -147,9 +162,13 @@ async def _locked(work: UnitOfWork, number: int, expected: Sequence[PeriodStatus
     return period
 
 
+async def _leave_quarantine(work: UnitOfWork, number: int, reason: str, actor: str) -> None:
+    await close_alert(work, AlertKind.QUARANTINED, subject=str(number), reason=reason, actor=actor)
+
+
 def _check(reason: str) -> None:
     if not reason.strip() or len(reason) > MAX_REASON_LENGTH:
-        raise ValueError(f"expected a reason of 1 to {MAX_REASON_LENGTH} characters; received {len(reason)}")
+        raise InvalidInput(f"expected a reason of 1 to {MAX_REASON_LENGTH} characters; received {len(reason)}")
 
 
 def _message(error: Exception) -> str:

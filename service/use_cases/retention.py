@@ -8,13 +8,13 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from service.errors import NotReady
-from service.limits import KEPT_FOR_TRAINING
+from service.limits import KEPT_FOR_TRAINING, MAX_DELIVERIES
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import digests_in
 
-__all__ = ["drop_old_logs", "merge_event_ids", "prune", "sweep"]
+__all__ = ["drop_old_logs", "forget_notifications", "merge_event_ids", "prune", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ async def prune(database: Database, period: int, settings: Settings, artifacts: 
         digests = {digest for stage in await work.stages.list(period) for digest in digests_in(stage.result)}
         await work.stages.forget_results(period)  # only an update that continues reads them
         digests.update(await work.models.retire(keep_serving=settings.keep_versions, keep_states=settings.keep_states))
+        digests.update(await work.samples.release(settings.sample_periods))
         deleted = await work.artifacts.delete(sorted(digests))
         await work.commit()
     if artifacts is not None:
@@ -50,7 +51,9 @@ async def prune(database: Database, period: int, settings: Settings, artifacts: 
     return len(deleted)
 
 
-async def merge_event_ids(database: Database, *, beat: Callable[[], None] = lambda: None) -> list[int]:
+async def merge_event_ids(
+    database: Database, *, before: int | None = None, beat: Callable[[], None] = lambda: None
+) -> list[int]:
     """Add the event ids of closed periods to the table in which ingestion looks them up; return the periods' numbers.
 
     Until then ingestion reads the logs of these periods too, so only its speed depends on when this happens. Each
@@ -58,12 +61,15 @@ async def merge_event_ids(database: Database, *, beat: Callable[[], None] = lamb
 
     Args:
         database: holds the logs.
+        before: only those of earlier periods than this one; None for all.
         beat: called after each period.
     """
     async with database.read() as session:
         _, closed = await session.period_logs.unmerged()
     merged = []
     for number in closed:
+        if before is not None and number >= before:
+            break
         try:
             async with database.unit_of_work() as work:
                 await work.periods.get_locked(number)  # no deletion may remove an event whose id is being added
@@ -150,3 +156,11 @@ async def sweep(database: Database, artifacts: ArtifactStore | None = None) -> i
         await artifacts.remove_objects([key for key in deleted.values() if key is not None])
         await artifacts.sweep_objects()
     return len(deleted)
+
+
+async def forget_notifications(database: Database, settings: Settings) -> None:
+    """Delete alerts that were closed long ago, and old deliveries of webhooks that wait for nothing."""
+    async with database.unit_of_work() as work:
+        await work.alerts.forget(timedelta(days=settings.keep_alerts_days))
+        await work.deliveries.forget(timedelta(days=settings.keep_deliveries_days), MAX_DELIVERIES)
+        await work.commit()

@@ -16,6 +16,7 @@ from service.storage.redis.notices import Notices
 from service.tasks import BoundedCalls
 from service.use_cases.chosen_version import with_snapshot
 from service.use_cases.takeover import release_champion
+from service.use_cases.webhooks.announce import Event, announce
 
 __all__ = ["RollbackResult", "SequencePolicy", "rollback"]
 
@@ -136,5 +137,6 @@ async def _move(
             await work.models.set_alias(AliasName.HEAD, to_version, lead_seconds=0, actor=actor, reason=reason)
         detail = {"from_version": served.version, "to_version": to_version, "sequence": sequence}
         await work.audit.add(actor, "rollback", detail, reason=reason)
+        await announce(work, Event.ROLLED_BACK, {**detail, "reason": reason, "actor": actor})
         await work.commit()
     return served.version, champion.move

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.errors import NotReady, Unauthorized
+from service.errors import InvalidInput, NotReady, Unauthorized
 from service.settings import Settings
 from service.storage.postgres.database import Database, ReadSession
 from service.use_cases import key_lookups
@@ -158,11 +158,11 @@ async def test_what_makes_no_key(database: Database) -> None:
         ("line\nline", ["predict"]),
         ("nul\0", ["predict"]),
     ):
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises(InvalidInput, match="expected"):
             await create_key(database, name, scopes)
     now = datetime.now(UTC)
     for expires_at in (now, now - timedelta(days=1), now + timedelta(days=3651)):
-        with pytest.raises(ValueError, match="expected a key to expire later than now and within 3650 days"):
+        with pytest.raises(InvalidInput, match="expected a key to expire later than now and within 3650 days"):
             await create_key(database, "name", ["predict"], expires_at=expires_at)
     assert not await list_keys(database)
     assert await create_key(database, "n" * 100, ["predict"], expires_at=now + timedelta(days=3650))

@@ -33,7 +33,9 @@ class Call:
 
     method: str
     path: str
-    """As the routes have it; `{number}` and `{version}` become 0, ids a text that is too long to be one."""
+    """As the routes have it; `{number}` and `{version}` become 0, `{key_id}` one that nobody has, other ids a text that
+    is too long to be one.
+    """
     scopes: frozenset[str]
     """A key with one of them is let in."""
     status: int
@@ -42,7 +44,8 @@ class Call:
 
     @property
     def target(self) -> str:
-        path = self.path.replace("{number}", "0").replace("{version}", "0").replace("{name}", "swagger-ui.css")
+        path = self.path.replace("{number}", "0").replace("{version}", "0").replace("{key_id}", "0" * 12)
+        path = path.replace("{name}", "style.css" if path.startswith("/console/") else "swagger-ui.css")
         return path.replace("{user_id}", NO_ID).replace("{item_id}", NO_ID)
 
 
@@ -68,6 +71,8 @@ TABLE = [
     Call("GET", "/periods", scopes("admin", "ingest"), 200),
     Call("GET", "/periods/{number}", scopes("admin", "ingest"), 404),
     Call("GET", "/periods/{number}/events", scopes("admin", "ingest"), 404),
+    Call("POST", "/periods/{number}/retry", scopes("admin"), 422, {}),
+    Call("POST", "/periods/{number}/skip", scopes("admin"), 422, {}),
     Call("GET", "/admin/models", scopes("admin"), 200),
     Call("GET", "/admin/models/{version}", scopes("admin"), 200),
     Call("POST", "/admin/models/{version}/pin", scopes("admin"), 422, {}),
@@ -75,15 +80,34 @@ TABLE = [
     Call("POST", "/admin/rollback", scopes("admin"), 422, {}),
     Call("GET", "/admin/audit", scopes("admin"), 200),
     Call("GET", "/admin/processes", scopes("admin"), 200),
+    Call("GET", "/admin/replay", scopes("admin"), 422),
+    Call("GET", "/admin/samples", scopes("admin"), 200),
+    Call("GET", "/admin/alerts", scopes("admin"), 200),
+    Call("POST", "/admin/alerts/{number}/acknowledge", scopes("admin"), 422, {}),
+    Call("GET", "/admin/webhooks", scopes("admin"), 200),
+    Call("POST", "/admin/webhooks", scopes("admin"), 422, {}),
+    Call("DELETE", "/admin/webhooks/{number}", scopes("admin"), 404),
+    Call("POST", "/admin/webhooks/{number}/rotate", scopes("admin"), 404),
+    Call("POST", "/admin/webhooks/{number}/on", scopes("admin"), 422, {}),
+    Call("POST", "/admin/webhooks/{number}/off", scopes("admin"), 422, {}),
+    Call("GET", "/admin/webhooks/deliveries", scopes("admin"), 200),
+    Call("POST", "/admin/webhooks/deliveries/{number}/redeliver", scopes("admin"), 404),
+    Call("GET", "/admin/overview", scopes("admin"), 200),
+    Call("GET", "/admin/keys", scopes("admin"), 200),
+    Call("POST", "/admin/keys", scopes("admin"), 422, {}),
+    Call("POST", "/admin/keys/{key_id}/revoke", scopes("admin"), 422, {}),
+    Call("POST", "/admin/keys/{key_id}/limit", scopes("admin"), 422, {}),
     Call("GET", "/healthz", ANYBODY, 200),
     Call("GET", "/readyz", ANYBODY, 200),
     Call("GET", "/metrics", ANYBODY, 200),
     Call("GET", "/docs", ANYBODY, 200),
     Call("GET", "/docs/{name}", ANYBODY, 200),
+    Call("GET", "/console", ANYBODY, 200),
+    Call("GET", "/console/{name}", ANYBODY, 200),
     Call("GET", "/openapi.json", ANYBODY, 200),
 ]
 
-HEADS = {"/healthz", "/readyz", "/docs", "/openapi.json"}
+HEADS = {"/healthz", "/readyz", "/docs", "/console", "/openapi.json"}
 """Paths that also answer HEAD."""
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PURGE")
@@ -249,7 +273,13 @@ async def test_every_endpoint_of_the_application_is_in_the_table(api: Api) -> No
     known = {(call.method, call.path) for call in TABLE}
     assert len(known) == len(TABLE)
     assert described | routed | answered_before_routing == known
-    assert {path for _, path in known} - {path for _, path in described} == {"/docs", "/docs/{name}", "/openapi.json"}
+    assert {path for _, path in known} - {path for _, path in described} == {
+        "/docs",
+        "/docs/{name}",
+        "/console",
+        "/console/{name}",
+        "/openapi.json",
+    }
 
 
 def test_a_scope_that_nothing_needs_is_none() -> None:

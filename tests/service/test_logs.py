@@ -233,8 +233,9 @@ def test_a_log_line_names_its_request_also_from_a_thread_or_a_task_of_it() -> No
 import asyncio, logging
 from service.context import current_request_id
 from service.processes.logs import configure_logging
+from service.telemetry.settings import TelemetrySettings
 
-configure_logging()
+configure_logging(TelemetrySettings())
 log = logging.getLogger("x")
 
 async def request(number):

@@ -204,7 +204,7 @@ def noise(period: DriftPeriod) -> DriftPeriod:
 
 def gauges(client: httpx.Client) -> dict[str, float]:
     lines = client.get("/metrics").text.splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if line.startswith(("asmg_gate", "asmg_worker")))
+    pairs = (line.rsplit(" ", 1) for line in lines if line.startswith(("asmg_gate", "asmg_worker", "asmg_alerts")))
     return {name: float(value) for name, value in pairs}
 
 
@@ -230,8 +230,12 @@ def test_a_period_of_noise_is_not_served_and_the_service_recovers(service: Progr
         assert "the period is strange, 1 in a row" in reason
         assert trial["served"]["logloss"] > 3 * trial["served"]["other"]
         assert trial["rehearsals"]["generated"].keys() == {"constant", "served"}
-        assert "WARNING service.use_cases.update.gate[" in service.err and reason in service.err
+        assert "WARNING service.use_cases.alerts[" in service.err and reason in service.err
         shown = gauges(client)
+        assert shown['asmg_alerts{kind="gate_refused"}'] == 1
+        (alert,) = client.get("/admin/alerts?open=true").json()["alerts"]
+        assert (alert["kind"], alert["period"], alert["version"]) == ("gate_refused", 5, refused["version"])
+        assert reason in alert["message"] and alert["numbers"]["trial"] == trial
         assert shown['asmg_gate_decisions{decision="previous"}'] == shown["asmg_gate_refused_in_a_row"] == 1
         assert shown['asmg_gate_logloss{model="served"}'] == pytest.approx(
             trial["rehearsals"]["incremental"]["served"]["other"]
@@ -252,6 +256,7 @@ def test_a_period_of_noise_is_not_served_and_the_service_recovers(service: Progr
         newest = client.get("/admin/models").json()["models"][0]
         assert (newest["champion"], newest["kind"]) == (True, "generated")
         assert newest["digest"] != sane["digest"]
-        assert gauges(client)["asmg_gate_refused_in_a_row"] == 0
+        shown = gauges(client)
+        assert shown["asmg_gate_refused_in_a_row"] == shown['asmg_alerts{kind="gate_refused"}'] == 0
         # What was served on the period before it, and what serves now, is sane.
         assert losses[8][client.get("/admin/models/7").json()["kind"]] < 0.75

@@ -16,7 +16,7 @@ from asmg.batch import PeriodData
 from asmg.datasets.synthetic import DriftPeriod
 from asmg.training import DivergedError
 from service.cli import app
-from service.errors import ArtifactMissing, PeriodNotFound, PeriodStateConflict
+from service.errors import ArtifactMissing, InvalidInput, PeriodNotFound, PeriodStateConflict
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import AuditEntry, PeriodStatus
@@ -273,7 +273,7 @@ class TestRefusals:
             with pytest.raises(PeriodStateConflict, match=f"it is {status}$"):
                 await change(b.database, number, **WHY)
         for reason in ("", "  ", "x" * 1001):
-            with pytest.raises(ValueError, match="expected a reason of 1 to 1000 characters"):
+            with pytest.raises(InvalidInput, match="expected a reason of 1 to 1000 characters"):
                 await change(b.database, 2, reason=reason, actor="test")
         assert await b.outcome() == before
 

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from service.cli import app as program
-from service.errors import RateLimited, Unauthorized
+from service.errors import InvalidInput, RateLimited, Unauthorized
 from service.limits import MAX_RATE, UNKNOWN_KEYS_BURST, UNKNOWN_KEYS_RATE
 from service.settings import Settings
 from service.storage.postgres.database import Database
@@ -295,7 +295,7 @@ async def test_only_keys_that_nobody_has_count_as_unknown(database: Database, mo
 
 @pytest.mark.parametrize("rate", [-1.0, 1e-9, 1e7, float("nan"), float("inf")])
 async def test_a_rate_that_cannot_be_is_refused(rate: float, database: Database) -> None:
-    with pytest.raises(ValueError, match="requests a second"):
+    with pytest.raises(InvalidInput, match="requests a second"):
         await create_key(database, "test", ["predict"], rate_limit=rate)
     assert await list_keys(database) == []
     with pytest.raises(ValueError, match="requests a second"):
@@ -315,7 +315,7 @@ async def test_the_limit_of_a_key_can_be_changed(api: Api, database: Database) -
     assert await statuses() == [200, 429, 429]
     assert await limit_key(database, key_id, None)
     assert await statuses() == [200, 200, 200]
-    with pytest.raises(ValueError, match="requests a second"):
+    with pytest.raises(InvalidInput, match="requests a second"):
         await limit_key(database, key_id, -1)
     assert await revoke_key(database, key_id)
     assert not await limit_key(database, key_id, 5)

@@ -24,7 +24,7 @@ from tests.service.programs import program
 pytestmark = pytest.mark.slow
 
 QUESTION = {"user_id": "u", "items": ["a"], "history": ["b"]}
-OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/console", "/openapi.json")
 FULL = (
     "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
     "RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END $$",

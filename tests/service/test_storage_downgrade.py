@@ -68,7 +68,18 @@ FILL = (
     "VALUES (1, 'score', 'done', now(), now(), 1, '{}')",
     "INSERT INTO deletions (deletion, kind, id, key, digest, finished_at, removed) "
     "VALUES ('d', 'user', null, 'k', 'h', now(), '{\"clicks\": 1}'), ('e', 'item', 'i', 'k', 'h', null, '{}')",
+    "INSERT INTO period_samples (period, profile, digest, served_version, served_logits, allocations) "
+    "VALUES (1, '{\"events\": 1}', 'd', 1, '\\x00000000', '{\"user\": 1}')",
+    "INSERT INTO sample_scores (version, period, scored_at, events, auc, logloss, served_logloss, error, failure) "
+    "VALUES (1, 1, now(), 1, 0.5, 0.5, 0.5, 0.1, 'f')",
     "UPDATE periods SET forgotten = 1, exported_at = now() WHERE number = 1",
+    "INSERT INTO alerts (kind, subject, severity, period, version, message, numbers, acknowledged_at, acknowledged_by, "
+    "closed_at, closed_by, closed_reason) "
+    "VALUES ('k', 's', 'warning', 1, 1, 'm', '{\"n\": 1}', now(), 'a', now(), 'a', 'r')",
+    "INSERT INTO webhooks (url, events, secret, old_secret, old_secret_until, created_by, off_at, off_reason) "
+    "VALUES ('https://example.com', '{e}', 's', 'o', now(), 'a', now(), 'r')",
+    "INSERT INTO webhook_deliveries (webhook, message, event, data, attempted_at, answer, error) "
+    "VALUES (1, 'm', 'e', '{}', now(), 500, 'e')",
 )
 """Something in every column of every table. Whoever adds one adds to this."""
 

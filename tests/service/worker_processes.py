@@ -23,9 +23,10 @@ def work(log: Path, settings: dict[str, Any], silence_seconds: float | None) -> 
     from service.settings import Settings
     from service.storage.postgres.engine import SESSION
     from service.storage.postgres.leadership import Leadership
+    from service.telemetry.settings import TelemetrySettings
 
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    configure_logging()
+    configure_logging(TelemetrySettings())
     if silence_seconds is not None:
         worker.Leadership = partial(Leadership, lease_seconds=silence_seconds)  # type: ignore[misc]
         SESSION["idle_in_transaction_session_timeout"] = str(int(silence_seconds * 1000))

@@ -206,6 +206,12 @@ class Connection(asyncio.Protocol):
 
         return send_and_close
 
+    def keep_caching(self) -> None:
+        """Send the current answer without the default `Cache-Control`: it has its own, since a browser may keep it."""
+        if self._uvicorn_transport is not None:
+            cycle = self._uvicorn.cycle
+            cycle.default_headers = [header for header in cycle.default_headers if header[0] != b"cache-control"]
+
     def answered(self) -> None:
         """The current request is answered: go on with the next one, or with the refusal that is due."""
         self._current, self._answer_has_begun = None, False

@@ -1,4 +1,4 @@
-"""`/periods`: close the open period, list periods, watch one."""
+"""`/periods`: close the open period, list periods, watch one, retry or skip one."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -11,14 +11,17 @@ from service.http.app_state import State
 from service.http.json_body import JsonBody, body_schema
 from service.http.keys import Caller, Requires
 from service.http.routers.numbers import Before, Limit, Number
-from service.http.schemas import CloseRequest, CloseResponse
+from service.http.schemas import CloseRequest, CloseResponse, PeriodReason
 from service.limits import MAX_ID_LENGTH
 from service.storage.postgres.repositories import ENDED
 from service.use_cases.close_period import close_period
+from service.use_cases.quarantine import retry_period, skip_period
 from service.use_cases.status import PeriodDocument, PeriodPage, get_period, list_periods
 
 router = APIRouter(prefix="/periods", tags=["periods"])
 
+Admin = Annotated[Caller, Depends(Requires("admin"))]
+Why = Annotated[PeriodReason, Depends(JsonBody(PeriodReason))]
 READER = Depends(Requires("admin", "ingest"))
 PERIOD_JSON = TypeAdapter(PeriodDocument)
 
@@ -31,7 +34,7 @@ PERIOD_JSON = TypeAdapter(PeriodDocument)
 )
 async def post_close(
     state: State,
-    caller: Annotated[Caller, Depends(Requires("admin"))],
+    caller: Admin,
     body: Annotated[CloseRequest, Depends(JsonBody(CloseRequest, optional=True))],
     request: Request,
     response: Response,
@@ -64,6 +67,20 @@ async def get_periods(
 @router.get("/{number:digits}", dependencies=[READER], summary="One period")
 async def get_one_period(state: State, number: Number) -> PeriodDocument:
     """The period with the stages of its update and the scores of the models on its log."""
+    return await get_period(state.database, state.notices, number)
+
+
+@router.post("/{number:digits}/retry", openapi_extra=body_schema(PeriodReason), summary="Learn a period after all")
+async def post_retry(state: State, caller: Admin, number: Number, request: Why) -> PeriodDocument:
+    """A period in quarantine waits for its update again, with all attempts; it comes after those learned meanwhile."""
+    await state.writes.run(retry_period(state.database, number, reason=request.reason, actor=caller.name))
+    return await get_period(state.database, state.notices, number)
+
+
+@router.post("/{number:digits}/skip", openapi_extra=body_schema(PeriodReason), summary="Never learn a period")
+async def post_skip(state: State, caller: Admin, number: Number, request: Why) -> PeriodDocument:
+    """No model will ever learn this closed period. That cannot be undone."""
+    await state.writes.run(skip_period(state.database, number, reason=request.reason, actor=caller.name))
     return await get_period(state.database, state.notices, number)
 
 

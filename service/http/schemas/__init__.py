@@ -27,9 +27,10 @@ from service.http.schemas.events import (
     parse_positions,
     refuse_repetition,
 )
+from service.http.schemas.keys import KeyCreated, KeyDocument, KeyLimit, KeyList, KeyReason, KeyRequest
 from service.http.schemas.models import PinRequest, PinResponse, RollbackRequest, RollbackResponse
-from service.http.schemas.operations import Health, Readiness
-from service.http.schemas.periods import CloseRequest, CloseResponse
+from service.http.schemas.operations import Health, OverviewResponse, Readiness
+from service.http.schemas.periods import CloseRequest, CloseResponse, PeriodReason
 from service.http.schemas.predict import (
     BatchedRequest,
     BatchPrediction,
@@ -63,6 +64,14 @@ __all__ = [
     "ItemInContext",
     "ItemsRequest",
     "ItemsResponse",
+    "KeyCreated",
+    "KeyDocument",
+    "KeyLimit",
+    "KeyList",
+    "KeyReason",
+    "KeyRequest",
+    "OverviewResponse",
+    "PeriodReason",
     "PinRequest",
     "PinResponse",
     "PredictRequest",

@@ -1,10 +1,12 @@
-"""The documents of `GET /healthz` and `GET /readyz`."""
+"""The documents of `GET /healthz`, `GET /readyz` and `GET /admin/overview`."""
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-__all__ = ["Health", "Readiness"]
+from service.use_cases.overview import Overview
+
+__all__ = ["Health", "OverviewResponse", "Readiness"]
 
 
 class Health(BaseModel):
@@ -20,3 +22,11 @@ class Readiness(BaseModel):
     model_version: int
     period: int
     checks: dict[str, str]
+
+
+class OverviewResponse(BaseModel):
+    """The state of the installation, and of the process that answers."""
+
+    checks: dict[str, str] = Field(description="As in `GET /readyz`, of the process that answers.")
+    served_version: int = Field(description="The model version that this process serves.")
+    installation: Overview

@@ -1,4 +1,4 @@
-"""The documents of `POST /periods/close`."""
+"""The documents of `POST /periods/close`, and of retrying or skipping a period."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from service.http.schemas.types import Reason, StrictModel
 
-__all__ = ["CloseRequest", "CloseResponse"]
+__all__ = ["CloseRequest", "CloseResponse", "PeriodReason"]
 
 
 class CloseRequest(StrictModel):
@@ -22,3 +22,9 @@ class CloseResponse(BaseModel):
     period: int
     status: Literal["sealed"]
     status_url: str
+
+
+class PeriodReason(StrictModel):
+    """Why a period is retried or skipped."""
+
+    reason: Reason

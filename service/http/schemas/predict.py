@@ -45,16 +45,17 @@ _SERVED = {"properties": {"model_version": {"enum": [None]}}}
 
 def _logs_only_users(schema: dict[str, Any]) -> None:
     of_somebody = {"required": ["user_id"], "properties": {"user_id": {"type": ["string", "integer"]}}}
-    schema["anyOf"] = [of_somebody, _LOGS_NOTHING]
+    # Within `allOf`: generators of clients take an `anyOf` beside properties for another choice than them.
+    schema["allOf"] = [{"anyOf": [of_somebody, _LOGS_NOTHING]}]
 
 
 def _logs_only_what_is_served(schema: dict[str, Any]) -> None:
     _logs_only_users(schema)
-    schema["allOf"] = [{"anyOf": [_SERVED, _LOGS_NOTHING]}]
+    schema["allOf"].append({"anyOf": [_SERVED, _LOGS_NOTHING]})
 
 
 def _logs_all_as_served(schema: dict[str, Any]) -> None:
-    schema["anyOf"] = [_SERVED, {"properties": {"requests": {"items": _LOGS_NOTHING}}}]
+    schema["allOf"] = [{"anyOf": [_SERVED, {"properties": {"requests": {"items": _LOGS_NOTHING}}}]}]
 
 
 ChosenVersion = Annotated[

@@ -85,6 +85,11 @@ class ArtifactStore:
         self._new = None if to_postgres else objects
         self._swept_at = -SWEEP_SECONDS
 
+    @property
+    def objects(self) -> Objects | None:
+        """The object store of the installation; None where it has none."""
+        return self._objects
+
     async def put(self, data: bytes, kind: str, *, hot: bool = False) -> str:
         """Store the content durably and return its digest; the transaction that names it comes afterwards.
 
@@ -143,6 +148,15 @@ class ArtifactStore:
             await uow.commit()
         if not is_named:  # another process has stored the same content meanwhile
             await self.remove_objects([key])
+
+    async def is_stored(self, digest: str) -> bool:
+        """Whether there is an artifact with this digest.
+
+        Raises:
+            NotReady: Postgres does not answer.
+        """
+        async with self._database.read() as session:
+            return await session.artifacts.is_stored(digest)
 
     async def remove_objects(self, keys: Collection[str]) -> int:
         """Delete those of these objects that no artifact names; return their number.

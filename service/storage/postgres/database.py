@@ -12,12 +12,14 @@ from asyncpg import InternalClientError
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import QueuePool
 
 from service.errors import NotReady
 from service.storage.postgres.engine import discard, make_engine
 from service.storage.postgres.event_writer import EventWriters
 from service.storage.postgres.outages import FAILURES, opening, outage
 from service.storage.postgres.sessions import Lock, ReadSession, Session, UnitOfWork
+from service.telemetry.server_metrics import PoolState
 
 __all__ = ["Database", "Lock", "ReadSession", "UnitOfWork"]
 
@@ -35,6 +37,7 @@ class Database:
     """
 
     def __init__(self, dsn: str, *, pool_size: int = 10, connection_seconds: float = 3600) -> None:
+        self._most, self._waiting = pool_size, 0
         self._engine = make_engine(dsn, pool_size=pool_size, max_overflow=0, pool_recycle=connection_seconds)
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
         # As many connections as ingestion uses at a time. They are returned in no transaction, so nothing is reset.
@@ -72,6 +75,13 @@ class Database:
         async with self.read() as session:
             await session.connection.execute(text("SELECT 1"))
 
+    @property
+    def pool(self) -> PoolState:
+        """How many connections of the sessions are in use, and who waits for one. Writers of the log have their own."""
+        pool = self._engine.sync_engine.pool
+        assert isinstance(pool, QueuePool)
+        return PoolState(in_use=pool.checkedout(), most=self._most, waiting=self._waiting)
+
     async def close(self) -> None:
         """Close all pooled connections."""
         await self.log.close()
@@ -80,8 +90,12 @@ class Database:
     @asynccontextmanager
     async def _transaction(self, engine: AsyncEngine, kind: type[SessionT]) -> AsyncIterator[SessionT]:
         async with AsyncExitStack() as stack:
-            with opening():
-                connection = await engine.connect()
+            self._waiting += 1
+            try:
+                with opening():
+                    connection = await engine.connect()
+            finally:
+                self._waiting -= 1
             stack.push_async_exit(partial(_close, connection))
             try:
                 yield kind(connection)

@@ -17,7 +17,9 @@ from service.errors import ConfigurationError
 from service.settings import sqlalchemy_dsn
 from service.storage.postgres.hosts import Hosts
 from service.storage.postgres.outages import FAILURES
+from service.storage.postgres.statement_spans import trace_statements
 from service.tasks import start_alone
+from service.telemetry.tracing import active_tracing
 
 __all__ = ["KEEPALIVE", "SESSION", "discard", "make_engine"]
 
@@ -95,7 +97,7 @@ def make_engine(dsn: str, session: Mapping[str, str] = MappingProxyType({}), **o
         connection: KeepaliveConnection = await start_alone(hosts.connect(**wanted))
         return connection
 
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         hide_parameters=True,  # errors are logged; ids that clients sent and hashes of keys must not be
         json_serializer=_dump_json,
@@ -103,6 +105,9 @@ def make_engine(dsn: str, session: Mapping[str, str] = MappingProxyType({}), **o
         connect_args={"server_settings": {**SESSION, **session}, "async_creator_fn": open_connection},
         **options,
     )
+    if (tracing := active_tracing()) is not None:
+        trace_statements(engine.sync_engine, tracing)
+    return engine
 
 
 async def discard(connection: AsyncConnection) -> None:

@@ -3,16 +3,19 @@
 `Database` opens a session for each read or write of a use case.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.storage.postgres.repositories import (
+    Alerts,
     ApiProcesses,
     Artifacts,
     Audit,
     Deletions,
+    Deliveries,
     Entities,
     Evaluations,
     Exports,
@@ -26,9 +29,11 @@ from service.storage.postgres.repositories import (
     PeriodLogs,
     Periods,
     Removals,
+    Samples,
     Stages,
     Takeovers,
     Traces,
+    Webhooks,
 )
 
 __all__ = ["Lock", "ReadSession", "Session", "UnitOfWork"]
@@ -76,8 +81,12 @@ class Session:
         self.artifacts = Artifacts(connection)
         self.evaluations = Evaluations(connection)
         self.exports = Exports(connection)
+        self.samples = Samples(connection)
         self.keys = Keys(connection)
         self.audit = Audit(connection)
+        self.alerts = Alerts(connection)
+        self.webhooks = Webhooks(connection)
+        self.deliveries = Deliveries(connection)
         self.deletions = Deletions(connection)
         self.traces = Traces(connection)
         self.removals = Removals(connection)
@@ -93,9 +102,20 @@ class UnitOfWork(Session):
     A statement after `commit` opens the next transaction, to which the same applies. Locks end with their transaction.
     """
 
+    def __init__(self, connection: AsyncConnection) -> None:
+        super().__init__(connection)
+        self._then: list[Callable[[], None]] = []
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Have `call` made when the writes so far are durable: a line of the log about them, for example."""
+        self._then.append(call)
+
     async def commit(self) -> None:
         """Make all writes since the beginning, or since the last commit, durable."""
         await self.connection.commit()
+        calls, self._then = self._then, []
+        for call in calls:
+            call()
 
     async def lock_shared(self, name: Lock) -> None:
         """Wait until nobody holds `name` exclusively, then hold it together with others until the transaction ends."""

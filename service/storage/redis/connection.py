@@ -15,9 +15,12 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 
 from service.addresses import parse_sentinel_url
 from service.errors import NotReady
+from service.storage.redis.command_spans import traced_client
 from service.tasks import start_alone
+from service.telemetry.server_metrics import PoolState
+from service.telemetry.tracing import active_tracing
 
-__all__ = ["connect", "connection_problem", "purge", "scan_pages"]
+__all__ = ["connect", "connection_problem", "pool_state", "purge", "scan_pages"]
 
 NAMESPACE = "asmg:"
 """Prefix of all keys of the service."""
@@ -37,9 +40,10 @@ def connect(url: str) -> Redis:
             asked for the master each time that a connection is opened.
     """
     answering: dict[str, Any] = {"socket_connect_timeout": 1, "socket_timeout": 5, "retry": Retry(NoBackoff(), 1)}
+    client = Redis if (tracing := active_tracing()) is None else traced_client(tracing)
     options: dict[str, Any] = {"max_connections": 256, "timeout": 2, "health_check_interval": 30, **answering}
     if "+sentinel://" not in url:
-        return Redis.from_pool(DetachedPool.from_url(url, **options))
+        return client.from_pool(DetachedPool.from_url(url, **options))
     named = parse_sentinel_url(url)
     given = dict(parse_url(named.redis_url))
     del given["host"]
@@ -48,14 +52,40 @@ def connect(url: str) -> Redis:
         tls["ssl"] = given["ssl"] = True
     own = {"username": named.username, "password": named.password}
     sentinels = Sentinels(named.sentinels, {**answering, **own, **tls})
-    return Redis.from_pool(SentinelPool(named.service, sentinels, **options, **given))
+    return client.from_pool(SentinelPool(named.service, sentinels, **options, **given))
 
 
 class DetachedPool(BlockingConnectionPool):
-    """A pool that opens connections outside of the request that needs one first.
+    """A pool that opens connections outside of the request that needs one first, and counts them.
 
     A connection outlives that request, so it must not carry the request's id into the log.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._lent: set[AbstractConnection] = set()
+        self.waiting = 0
+        """Callers that wait for a connection."""
+
+    @property
+    def in_use(self) -> int:
+        """Connections that somebody has."""
+        return len(self._lent)
+
+    async def get_connection(self, *names: Any, **options: Any) -> AbstractConnection:
+        """Lend a connection; wait until there is one."""
+        self.waiting += 1
+        try:
+            connection: AbstractConnection = await super().get_connection(*names, **options)  # type: ignore[no-untyped-call]
+        finally:
+            self.waiting -= 1
+        self._lent.add(connection)
+        return connection
+
+    async def release(self, connection: AbstractConnection) -> None:
+        """Take a connection back."""
+        self._lent.discard(connection)
+        await super().release(connection)
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
         """Open the connection if it is not open."""
@@ -106,6 +136,13 @@ class Sentinels:
         finally:
             for sentinel in asked.sentinels:
                 await sentinel.aclose()
+
+
+def pool_state(redis: Redis) -> PoolState:
+    """How many connections of a client of `connect` are in use, and who waits for one."""
+    pool = redis.connection_pool
+    assert isinstance(pool, DetachedPool)
+    return PoolState(in_use=pool.in_use, most=pool.max_connections, waiting=pool.waiting)
 
 
 async def connection_problem(url: str) -> str | None:

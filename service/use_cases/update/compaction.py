@@ -10,6 +10,7 @@ it and serve the same version from it. A head that was published meanwhile keeps
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,9 +76,12 @@ class Compaction:
             await end_tasks(self._task)
 
     async def _run(self) -> None:
+        started = time.perf_counter()
         try:
             await compact(self._context, self._beat)
+            self._context.metrics.note_compaction(time.perf_counter() - started)
         except Exception as error:  # the layers serve as well
+            self._context.metrics.note_compaction(None)
             logger.warning("layers are not merged yet: %s", error, exc_info=error)
 
     def _beat(self) -> None:

@@ -16,6 +16,7 @@ from service.storage.postgres.database import Database, UnitOfWork
 from service.storage.postgres.repositories import AliasName, ModelVersion, Stage
 from service.storage.redis.histories import HistoryStore
 from service.storage.redis.notices import Notices
+from service.telemetry.worker_metrics import WorkerMetrics
 
 __all__ = [
     "ACTOR",
@@ -59,6 +60,7 @@ class UpdateContext:
     """Name of this worker process; no other process ever has the same."""
     beat: Callable[[], None] = lambda: None
     """Called whenever work has got further, also from the thread that trains."""
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
     ranks: Ranks = ALONE
     """The processes that train together, of which this is rank 0."""
 

@@ -11,7 +11,6 @@ now. It skips a rung
 """
 
 import asyncio
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ from service.use_cases.update.train import TrainNote
 from service.use_cases.update.trial import Trial
 
 __all__ = ["CALIBRATION_RANGE", "Decision", "decide", "gate"]
-
-logger = logging.getLogger(__name__)
 
 RECENT_EVENTS = 50_000
 """The newest interactions of the period, on which the gate evaluates the new models."""
@@ -91,10 +88,7 @@ async def gate(
         name: await asyncio.to_thread(evaluate, context.updater.model, params, recent)
         for name, params in models.items()
     }
-    decision = decide(scored.by_model(), scores, scored.trial, start.head.gate)
-    if decision.kind is ModelKind.PREVIOUS:
-        logger.warning("period %d: its model does not serve: %s", start.period, decision.reason)
-    return decision
+    return decide(scored.by_model(), scores, scored.trial, start.head.gate)
 
 
 def decide(

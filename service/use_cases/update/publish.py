@@ -8,7 +8,9 @@ from typing import Any, Self
 
 from asmg.updaters.with_statistics import PART as STATISTICS
 from service.storage.postgres.database import Lock, UnitOfWork
-from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion, PeriodStatus
+from service.storage.postgres.repositories import AlertKind, AliasName, ModelKind, ModelVersion, PeriodStatus
+from service.use_cases.alerts import close_alert, raise_alert
+from service.use_cases.status import MAX_NUMBER
 from service.use_cases.update.checkpoints import Checkpoints, layers_of
 from service.use_cases.update.compaction import COMPACTED, with_compaction
 from service.use_cases.update.context import (
@@ -28,6 +30,7 @@ from service.use_cases.update.score import ScoreNote
 from service.use_cases.update.served import served_state
 from service.use_cases.update.snapshot import write_snapshot
 from service.use_cases.update.train import TrainNote
+from service.use_cases.webhooks.announce import Event, announce
 
 __all__ = ["Learned", "PublishNote", "publish"]
 
@@ -138,12 +141,17 @@ async def publish(
                 created_by=ACTOR,
             )
         )
+        await work.samples.request(version, 1, MAX_NUMBER)
         await _move_aliases(work, start.period, version, decision.reason, trained="serving" in served)
         await work.periods.set_status(start.period, PeriodStatus.UPDATED, version=version)
         note = PublishNote(version)
         await work.stages.finish(start.period, "publish", time.perf_counter() - started, note.to_json())
         detail = {"version": version, "period": start.period, "kind": str(decision.kind)}
         await work.audit.add(ACTOR, "publish", detail, reason=decision.reason)
+        scores = {} if learned is None else learned.scored.scores
+        await announce(work, Event.PUBLISHED, {**detail, "reason": decision.reason, "scores": scores})
+        if learned is not None:
+            await _tell_of_gate(work, start.period, version, decision)
         await work.commit()
     return note
 
@@ -174,6 +182,20 @@ async def _write_served(
         served["logit_correction"] = logit_correction(sampling, prior_ctr)
     served["snapshot"] = await write_snapshot(context, checkpoints.files, served, before)
     return served
+
+
+async def _tell_of_gate(work: UnitOfWork, period: int, version: int, decision: Decision) -> None:
+    """Open the alert of a period whose models do not serve, or close it when those of the next period do."""
+    if decision.kind is not ModelKind.PREVIOUS:
+        reason = f"version {version} serves what was learned from period {period}"
+        await close_alert(work, AlertKind.GATE_REFUSED, reason=reason)
+        return
+    about = decision.to_json()
+    numbers = {name: about[name] for name in ("checks", "trial", "strange")}
+    detail = {"version": version, "period": period, "reason": decision.reason}
+    await announce(work, Event.GATE_REFUSED, {**detail, **numbers})
+    message = f"period {period}: its model does not serve: {decision.reason}"
+    await raise_alert(work, AlertKind.GATE_REFUSED, message, numbers=numbers, period=period, version=version)
 
 
 async def _champion(work: UnitOfWork) -> ModelVersion:

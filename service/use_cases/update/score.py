@@ -18,6 +18,7 @@ from service.storage.postgres.repositories import AliasName, Evaluation, ModelVe
 from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, hold_period
 from service.use_cases.update.prepare import PrepareNote
+from service.use_cases.update.sample import keep_sample
 from service.use_cases.update.served import read_served
 from service.use_cases.update.trial import Trial, rehearsal_rows, try_out
 
@@ -100,9 +101,13 @@ async def score(
             )
         )
     trial = await asyncio.to_thread(_try_out, context, start, state, data, served_logits, progress)
+    said = None if served_logits is None else (models[served].version, served_logits)
+    sample = None if start.late else await keep_sample(context, checkpoints, start, prepared, said, trial)
     async with context.database.unit_of_work() as work:
         await hold_period(work, context, start.period)
         await work.evaluations.put(evaluations)
+        if sample is not None:
+            await work.samples.put(sample)
         await work.commit()
     return ScoreNote(scores, trial)
 
@@ -152,8 +157,9 @@ def _try_out(
 ) -> Trial:
     """Rehearse the update on the oldest rows of the period, and compare on the newest."""
     rehearsals: dict[str, Tensor] = {}
-    if (cut := rehearsal_rows(len(data))) < len(data):
-        older, newest = data.slice(0, cut), data.slice(cut, len(data))
+    first, cut = rehearsal_rows(len(data))
+    if cut < len(data):
+        older, newest = data.slice(first, cut), data.slice(cut, len(data))
         rng = stage_rng(context.settings.seed, start.period, "rehearse")
         rehearsals = context.team.rehearse(state, older, newest, rng=rng, progress=progress)
     return try_out(data.label, data.user, served_logits, rehearsals)

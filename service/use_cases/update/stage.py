@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, Self, TypeVar
 
+from service.telemetry.tracing import span
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, hold_period
 
 __all__ = ["Note", "run_stage"]
@@ -66,7 +67,10 @@ async def run_stage(
     started, progress = time.perf_counter(), _ProgressReport(context, start.period, name)
     await progress.publish(0.0)
     try:
-        result = (await stage(progress)).to_json()
+        with span(name) as made:
+            result = (await stage(progress)).to_json()
+            if made is not None:
+                made.set_attributes(_numbers(result, f"asmg.{name}"))
     except asyncio.CancelledError:
         progress.cancelled = True
         raise
@@ -76,9 +80,21 @@ async def run_stage(
             await hold_period(work, context, start.period, crashes=0)
             await work.stages.finish(start.period, name, seconds, result)
             await work.commit()
+    context.metrics.note_stage(name, seconds)
     logger.info("period %d: %s took %.2f s", start.period, name, seconds)
     context.beat()
     return note_type.from_json(result)
+
+
+def _numbers(values: Mapping[str, Any], prefix: str) -> dict[str, int | float]:
+    """The numbers of a note, by the path to each: `asmg.score.scores.generated.auc`."""
+    found: dict[str, int | float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(value, f"{prefix}.{name}")
+        elif isinstance(value, (int, float)):
+            found[f"{prefix}.{name}"] = value
+    return found
 
 
 class _ProgressReport:

@@ -5,6 +5,7 @@ Repositories neither begin nor commit; the session that holds them (`service.sto
 
 from service.storage.postgres.events import EventBatch, Happened, Interaction
 from service.storage.postgres.repositories.access import ApiKey, Audit, AuditEntry, Keys
+from service.storage.postgres.repositories.alerts import Alert, AlertKind, Alerts, Severity
 from service.storage.postgres.repositories.artifacts import (
     CHUNK_BYTES,
     Artifacts,
@@ -14,6 +15,7 @@ from service.storage.postgres.repositories.artifacts import (
     digests_in,
 )
 from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
+from service.storage.postgres.repositories.deliveries import Deliveries, Delivery, DeliveryStatus
 from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent, IdRows
 from service.storage.postgres.repositories.evaluations import Evaluation, Evaluations, GateSummary
 from service.storage.postgres.repositories.exports import EXPORTED, ExportPage, Exports, columns_of
@@ -37,9 +39,11 @@ from service.storage.postgres.repositories.period_logs import PeriodLogs
 from service.storage.postgres.repositories.periods import ENDED, WAITING, Period, Periods, PeriodStatus
 from service.storage.postgres.repositories.processes import ApiProcess, ApiProcesses, ProcessState
 from service.storage.postgres.repositories.removals import FOUND_AT_ONCE, LOG_ROWS, Removals
+from service.storage.postgres.repositories.samples import PeriodSample, Samples, SampleScore
 from service.storage.postgres.repositories.stages import Stage, Stages
 from service.storage.postgres.repositories.takeovers import Takeover, Takeovers
 from service.storage.postgres.repositories.traces import PeriodTraces, Traces
+from service.storage.postgres.repositories.webhooks import Webhook, Webhooks
 
 __all__ = [
     "CHUNK_BYTES",
@@ -49,6 +53,9 @@ __all__ = [
     "LOG_ROWS",
     "NOTHING_KNOWN",
     "WAITING",
+    "Alert",
+    "AlertKind",
+    "Alerts",
     "Alias",
     "AliasName",
     "ApiKey",
@@ -63,6 +70,9 @@ __all__ = [
     "Deletable",
     "Deletion",
     "Deletions",
+    "Deliveries",
+    "Delivery",
+    "DeliveryStatus",
     "Earlier",
     "Entities",
     "EntityKind",
@@ -93,6 +103,7 @@ __all__ = [
     "Period",
     "PeriodLog",
     "PeriodLogs",
+    "PeriodSample",
     "PeriodStatus",
     "PeriodTraces",
     "Periods",
@@ -100,6 +111,9 @@ __all__ = [
     "Raced",
     "Removals",
     "Resolved",
+    "SampleScore",
+    "Samples",
+    "Severity",
     "Stage",
     "Stages",
     "Stored",
@@ -107,6 +121,8 @@ __all__ = [
     "Takeovers",
     "Traces",
     "Upload",
+    "Webhook",
+    "Webhooks",
     "columns_of",
     "digest_of",
     "digests_in",

@@ -152,6 +152,15 @@ class Audit:
             query = query.where(columns.action == action)
         return [AuditEntry(**row) for row in (await self._connection.execute(query)).mappings()]
 
+    async def trace_of_close(self, period: int) -> str | None:
+        """The `traceparent` in the entry that says who closed the period; None where it has none."""
+        columns = tables.audit.c
+        query = select(columns.detail["traceparent"].astext).where(
+            columns.action == "close_period", columns.detail["period"].astext == str(period)
+        )
+        found: str | None = await self._connection.scalar(query.order_by(columns.id.desc()).limit(1))
+        return found
+
 
 def _key(row: RowMapping) -> ApiKey:
     return ApiKey(**{**row, "scopes": tuple(row["scopes"])})

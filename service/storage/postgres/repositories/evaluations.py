@@ -84,6 +84,13 @@ class Evaluations:
         )
         return [Evaluation(**row) for row in (await self._connection.execute(query)).mappings()]
 
+    async def newest(self) -> Sequence[Evaluation]:
+        """The evaluations on the newest period that has any, by model."""
+        newest = select(func.max(tables.evaluations.c.period)).scalar_subquery()
+        query = select(tables.evaluations).where(tables.evaluations.c.period == newest)
+        rows = await self._connection.execute(query.order_by(tables.evaluations.c.model))
+        return [Evaluation(**row) for row in rows.mappings()]
+
     async def gate_summary(self) -> GateSummary:
         """What the gate has decided about all versions that had something to learn."""
         table = tables.model_versions.c

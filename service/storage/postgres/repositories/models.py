@@ -167,6 +167,27 @@ class Models:
         period: int | None = await self._connection.scalar(select(func.max(tables.model_versions.c.period)))
         return period
 
+    async def learned_by(self, first: int) -> Mapping[int, int]:
+        """Period, from `first` on → the newest version that it has produced."""
+        table = tables.model_versions.c
+        query = select(table.period, func.max(table.version)).where(table.period >= first).group_by(table.period)
+        return {period: version for period, version in await self._connection.execute(query)}
+
+    async def served_for(self, version: int) -> float:
+        """Seconds since the model that this version serves was made, on the clock of Postgres.
+
+        A version of the kind `previous` serves what an earlier one did, which has the same `serving` in its state.
+        """
+        table, own = tables.model_versions.alias(), tables.model_versions
+        serving = select(own.c.state["serving"]).where(own.c.version == version).scalar_subquery()
+        same = (table.c.version == version) | (
+            (table.c.kind != ModelKind.PREVIOUS) & (table.c.state["serving"] == serving)
+        )
+        made = select(func.min(table.c.created_at)).where(table.c.version <= version, same).scalar_subquery()
+        return float(
+            (await self._connection.execute(select(func.extract("epoch", func.clock_timestamp() - made)))).scalar_one()
+        )
+
     async def insert(self, model: ModelVersion) -> None:
         """Add a version; its artifacts must be stored already."""
         await self._connection.execute(insert(tables.model_versions).values(asdict(model)))

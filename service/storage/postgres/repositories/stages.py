@@ -59,6 +59,15 @@ class Stages:
         row = (await self._connection.execute(query)).mappings().first()
         return None if row is None else Stage(**row)
 
+    async def newest_seconds(self) -> Mapping[str, float]:
+        """By stage: how many seconds it took in the update of the newest period whose update has published."""
+        columns = tables.period_stages.c
+        published = select(func.max(columns.period)).where(columns.stage == "publish", columns.status == "done")
+        query = select(columns.stage, columns.seconds).where(columns.period == published.scalar_subquery())
+        return {
+            row.stage: row.seconds for row in await self._connection.execute(query.where(columns.seconds.is_not(None)))
+        }
+
     async def start(self, period: int, stage: str) -> None:
         """Note that a stage has started; what is stored of an earlier start is overwritten."""
         values: dict[str, Any] = {"status": "running", "started_at": func.clock_timestamp()}

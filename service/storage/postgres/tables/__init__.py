@@ -5,6 +5,7 @@ The repositories build their statements from them. Only the migrations change a 
 """
 
 from service.storage.postgres.tables.access import api_keys, audit, deletions
+from service.storage.postgres.tables.alerts import alerts
 from service.storage.postgres.tables.base import metadata
 from service.storage.postgres.tables.log import (
     LOG,
@@ -25,11 +26,14 @@ from service.storage.postgres.tables.models import (
 )
 from service.storage.postgres.tables.processes import api_processes
 from service.storage.postgres.tables.rows import entity_rows, seen_rows
+from service.storage.postgres.tables.samples import period_samples, sample_scores
 from service.storage.postgres.tables.updates import period_stages, periods
 from service.storage.postgres.tables.users import item_features, items, user_features, user_histories, user_passes
+from service.storage.postgres.tables.webhooks import webhook_deliveries, webhooks
 
 __all__ = [
     "LOG",
+    "alerts",
     "aliases",
     "api_keys",
     "api_processes",
@@ -48,12 +52,16 @@ __all__ = [
     "log_counters",
     "metadata",
     "model_versions",
+    "period_samples",
     "period_stages",
     "periods",
+    "sample_scores",
     "seen_rows",
     "takeovers",
     "unresolved_positives",
     "user_features",
     "user_histories",
     "user_passes",
+    "webhook_deliveries",
+    "webhooks",
 ]

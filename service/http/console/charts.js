@@ -1,0 +1,174 @@
+// One kind of chart: lines over periods. Lines differ by colour (Okabe and Ito), by dash and by the label at their end.
+
+import { fill, h, s, table } from "./dom.js";
+
+const STYLES = { generated: 0, incremental: 1, previous: 2, frozen: 3, yardstick: 4 };
+const HEIGHT = 230;
+const LABEL_HEIGHT = 14;
+const LETTER_WIDTH = 6.4;
+
+/** Round numbers in [low, high], about `wanted` of them. */
+export function ticks(low, high, wanted) {
+  const rough = (high - low) / Math.max(1, wanted);
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough);
+  const found = [];
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(n * step);
+  return found;
+}
+
+/** Numbers with as many decimals as the one that needs most. */
+function labelled(numbers) {
+  const decimals = Math.max(...numbers.map((number) => (String(Number(number.toFixed(6))).split(".")[1] ?? "").length));
+  return numbers.map((number) => [number, number.toFixed(decimals)]);
+}
+
+/** The parts of a line between missing values, as lists of [x, y]. */
+export function parts(points) {
+  const found = [[]];
+  for (const point of points) {
+    if (point === null) found.push([]);
+    else found.at(-1).push(point);
+  }
+  return found.filter((part) => part.length);
+}
+
+/** Heights at which labels do not cover each other, as near to the wanted ones as their order allows. */
+export function spread(wanted, least, low, high) {
+  const order = wanted.map((_, n) => n).sort((a, b) => wanted[a] - wanted[b]);
+  const placed = [...wanted];
+  let at = low;
+  for (const n of order) at = (placed[n] = Math.max(placed[n], at)) + least;
+  at = high;
+  for (const n of order.reverse()) at = (placed[n] = Math.min(placed[n], at)) - least;
+  return placed;
+}
+
+/**
+ * A line chart with a read-out for pointer and keyboard, and its numbers as a table.
+ *
+ * `x` are the periods, ascending; `series` are `{name, values}` with null for a missing value.
+ */
+export function lineChart({ title, hint, x, series, digits = 4, xName = "period" }) {
+  const shown = series.filter(({ values }) => values.some((value) => value !== null));
+  const readout = h("p", { class: "readout" });
+  const plot = h("div", { class: "plot" });
+  const figure = h("figure", { class: "chart" }, h("figcaption", {}, h("h3", {}, title), hint && h("span", {}, hint)));
+  if (!shown.length) {
+    figure.append(h("p", { class: "muted" }, "No period has been scored yet; the second one that is closed is the first."));
+    return figure;
+  }
+  const text = (value) => (value === null ? "–" : value.toFixed(digits));
+  let cursor = x.length - 1;
+  let mark = () => {};
+
+  function tell() {
+    const styled = shown.map(({ name, values }) =>
+      h("span", { class: `key s${style(name)}` }, swatch(), `${name} `, h("b", {}, text(values[cursor]))),
+    );
+    fill(readout, h("span", {}, `${xName} ${x[cursor]}`), styled);
+    const words = shown.map(({ name, values }) => `${name} ${text(values[cursor])}`).join(", ");
+    const svg = plot.firstElementChild;
+    svg?.setAttribute("aria-valuenow", String(x[cursor]));
+    svg?.setAttribute("aria-valuetext", `${xName} ${x[cursor]}: ${words}`);
+    mark();
+  }
+
+  function move(to) {
+    const next = Math.max(0, Math.min(x.length - 1, to));
+    if (next !== cursor) {
+      cursor = next;
+      tell();
+    }
+  }
+
+  function draw(width) {
+    const focused = plot.contains(document.activeElement);
+    const label = Math.max(...shown.map(({ name }) => name.length)) * LETTER_WIDTH + 14;
+    const box = { left: 46, right: width - label, top: 10, bottom: HEIGHT - 24 };
+    const known = shown.flatMap(({ values }) => values.filter((value) => value !== null));
+    const room = (Math.max(...known) - Math.min(...known)) * 0.08 || 0.01;
+    const [low, high] = [Math.min(...known) - room, Math.max(...known) + room];
+    const atX = (n) => (x.length === 1 ? (box.left + box.right) / 2 : box.left + 6 + ((box.right - box.left - 12) * n) / (x.length - 1));
+    const atY = (value) => box.bottom - ((box.bottom - box.top) * (value - low)) / (high - low);
+    const lines = labelled(ticks(low, high, 5)).map(([value, words]) => [
+      s("line", { class: "grid", x1: box.left, x2: box.right, y1: atY(value), y2: atY(value) }),
+      s("text", { class: "axis", x: box.left - 6, y: atY(value) + 4, "text-anchor": "end" }, words),
+    ]);
+    const every = Math.max(1, Math.ceil(x.length / Math.max(1, Math.floor((box.right - box.left) / 34))));
+    const below = x.map((value, n) => (x.length - 1 - n) % every === 0 && s("text", { class: "axis", x: atX(n), y: HEIGHT - 6, "text-anchor": "middle" }, String(value)));
+    const drawn = shown.map(({ name, values }) => {
+      const points = values.map((value, n) => (value === null ? null : [atX(n), atY(value)]));
+      return s(
+        "g",
+        { class: `series s${style(name)}` },
+        parts(points).map((part) => (part.length > 1 ? s("polyline", { points: part.map((point) => point.join()).join(" ") }) : s("circle", { cx: part[0][0], cy: part[0][1], r: 3 }))),
+      );
+    });
+    const ends = shown.map(({ values }) => {
+      const n = values.findLastIndex((value) => value !== null);
+      return [atX(n), atY(values[n])];
+    });
+    const heights = spread(ends.map(([, y]) => y), LABEL_HEIGHT, box.top + 4, box.bottom);
+    const names = shown.map(({ name }, n) => [
+      s("line", { class: `lead s${style(name)}`, x1: ends[n][0], y1: ends[n][1], x2: box.right + 4, y2: heights[n] }),
+      s("text", { class: `name s${style(name)}`, x: box.right + 7, y: heights[n] + 4 }, name),
+    ]);
+    const cross = s("g", { class: "cross" });
+    const svg = s(
+      "svg",
+      {
+        viewBox: `0 0 ${width} ${HEIGHT}`,
+        width,
+        height: HEIGHT,
+        tabindex: 0,
+        role: "slider",
+        "aria-label": `${title}, line chart; arrow keys read it ${xName} by ${xName}`,
+        "aria-valuemin": x[0],
+        "aria-valuemax": x.at(-1),
+        onkeydown: (event) => {
+          const steps = { ArrowLeft: cursor - 1, ArrowDown: cursor - 1, ArrowRight: cursor + 1, ArrowUp: cursor + 1, Home: 0, End: x.length - 1 };
+          if (event.key in steps) {
+            event.preventDefault();
+            move(steps[event.key]);
+          }
+        },
+        onpointermove: (event) => {
+          const at = event.clientX - svg.getBoundingClientRect().left;
+          move(x.length === 1 ? 0 : Math.round(((at - box.left - 6) / (box.right - box.left - 12)) * (x.length - 1)));
+        },
+        onpointerleave: () => move(x.length - 1),
+      },
+      lines,
+      below,
+      drawn,
+      names,
+      cross,
+    );
+    mark = () => {
+      const dots = shown.map(({ name, values }) => values[cursor] !== null && s("circle", { class: `dot s${style(name)}`, cx: atX(cursor), cy: atY(values[cursor]), r: 3.5 }));
+      fill(cross, s("line", { x1: atX(cursor), x2: atX(cursor), y1: box.top, y2: box.bottom }), dots);
+    };
+    fill(plot, svg);
+    tell();
+    if (focused) svg.focus({ preventScroll: true });
+  }
+
+  let before = 0;
+  new ResizeObserver(([entry]) => {
+    const width = Math.floor(entry.contentRect.width);
+    if (width > 0 && width !== before) draw((before = width));
+  }).observe(plot);
+  const numbers = table({
+    caption: title,
+    compact: true,
+    columns: [{ label: xName }, ...shown.map(({ name }) => ({ label: name, num: true }))],
+    rows: x.map((value, n) => [String(value), ...shown.map(({ values }) => text(values[n]))]).reverse(),
+  });
+  figure.append(readout, plot, h("details", { class: "numbers", "data-focus": `numbers ${title}` }, h("summary", { "data-focus": `summary ${title}` }, "Numbers as a table"), numbers));
+  return figure;
+}
+
+const style = (name) => STYLES[name] ?? 5;
+
+const swatch = () => s("svg", { width: 22, height: 8, "aria-hidden": "true" }, s("polyline", { points: "0,4 22,4" }));

@@ -1,0 +1,204 @@
+"""What counts as wrong: rules about profiles of periods, and about how versions score samples of earlier periods.
+
+Each rule compares a period with those before it, by a robust measure of how much they differ anyway, and asks for a
+difference that is both unlikely and large enough to matter.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from service.storage.postgres.repositories import SampleScore
+from service.use_cases.update.sample import Profile
+
+__all__ = ["Finding", "find_drift", "find_forgetting", "find_loss", "losing_in_a_row"]
+
+DEVIATIONS = 5.0
+"""Standard deviations beyond which a difference is not taken for chance. There are few periods to estimate it from, and
+each is looked at by several rules."""
+
+LEAST_BEFORE = 5
+"""Fewest earlier periods that a rule needs."""
+
+WINDOW = 12
+"""Most earlier periods that a rule looks at."""
+
+LAG = 3
+"""Newest earlier periods that are left out, so that what goes wrong slowly is not taken for what is usual."""
+
+SHARE_CHANGE = 0.1
+"""Least change of a share of interactions that matters."""
+
+RATE_CHANGE = 0.5
+"""Least change of the click rate that matters, relative to what it was."""
+
+STABILITY = 0.25
+"""Population stability index of the served scores from which on their distribution counts as another one."""
+
+GAIN_CHANGE = 0.05
+"""Least fall that matters of the LogLoss that the served model saves, as a share of that of a constant."""
+
+CERTAINTY = 3.0
+"""Standard errors by which the served model must be worse than a constant."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong."""
+
+    kind: str
+    """Of the alert."""
+    message: str
+    """One sentence with the numbers."""
+    numbers: Mapping[str, float]
+
+
+def find_drift(profiles: Sequence[Profile]) -> list[Finding]:
+    """How the newest period differs from those before it: new ids, clicks, scores.
+
+    Args:
+        profiles: of periods in order, the newest last.
+    """
+    if not profiles:
+        return []
+    *before, now = profiles
+    before = before[-WINDOW:]
+    found = []
+    for name, what in (("new_users", "users"), ("new_items", "items")):
+        share = float(getattr(now, name))
+        usual, limit = _usual([float(getattr(each, name)) for each in before], share, now.events, SHARE_CHANGE)
+        if share > usual + limit:
+            found.append(
+                Finding(
+                    f"drift_{name}",
+                    f"{share:.1%} of the interactions are with {what} that no model knows; usual is {usual:.1%}",
+                    {"now": share, "usual": usual, "limit": limit},
+                )
+            )
+    rate = now.clicks / now.events
+    rates = [each.clicks / each.events for each in before]
+    usual, limit = _usual(rates, rate, now.events, RATE_CHANGE * median(rates) if rates else 0.0)
+    if abs(rate - usual) > limit:
+        numbers = {"now": rate, "usual": usual, "limit": limit}
+        found.append(
+            Finding("drift_clicks", f"{rate:.1%} of the interactions are clicks; usual is {usual:.1%}", numbers)
+        )
+    index = stability(now.logits, [each.logits for each in before if each.logits is not None])
+    if index is not None and index > STABILITY:
+        message = f"the served scores are distributed otherwise than before: stability index {index:.2f}"
+        found.append(Finding("drift_scores", message, {"now": index, "limit": STABILITY}))
+    return found
+
+
+def find_loss(profiles: Sequence[Profile]) -> list[Finding]:
+    """Whether the served model is worse than a constant, or saves less LogLoss than it used to.
+
+    Args:
+        profiles: of periods in order, the newest last.
+    """
+    found = []
+    if profiles and (in_a_row := losing_in_a_row(profiles)):
+        now = profiles[-1]
+        assert now.logloss is not None
+        assert now.constant is not None
+        message = (
+            f"what is served is worse than a constant, {in_a_row} periods in a row: "
+            f"LogLoss {now.logloss:.4f} against {now.constant:.4f}"
+        )
+        found.append(Finding("live_loss", message, {"logloss": now.logloss, "constant": now.constant}))
+    known = [each for each in profiles if each.logloss is not None and each.constant]
+    if known and known[-1] is profiles[-1]:
+        *gains, gain = (_gain(each) for each in known)
+        before = gains[: len(gains) - LAG][-WINDOW:]
+        if len(before) >= LEAST_BEFORE:
+            error = (known[-1].error or math.inf) / (known[-1].constant or 1.0)
+            usual = median(before)
+            limit = max(GAIN_CHANGE, DEVIATIONS * _deviation(before), DEVIATIONS * error)
+            if gain < usual - limit:
+                message = f"what is served saves {gain:.1%} of a constant's LogLoss; usual is {usual:.1%}"
+                found.append(Finding("quality", message, {"now": gain, "usual": usual, "limit": limit}))
+    return found
+
+
+def losing_in_a_row(profiles: Sequence[Profile]) -> int:
+    """How many of the newest periods in a row the served model was surely worse on than a constant."""
+    count = 0
+    for each in reversed(profiles):
+        if each.logloss is None or each.constant is None or each.error is None:
+            break
+        if each.logloss - each.constant <= CERTAINTY * each.error:
+            break
+        count += 1
+    return count
+
+
+def find_forgetting(
+    scores: Sequence[SampleScore], version: int, learned: Mapping[int, int], bound: float
+) -> Finding | None:
+    """Whether a version ranks what was kept of earlier periods worse than the versions that had just learned them.
+
+    Args:
+        scores: of this and of earlier versions.
+        version: the one that is judged.
+        learned: period → version that has learned it last, before the others.
+        bound: mean fall of the AUC beyond which that counts as forgetting.
+    """
+    by_cell = {(each.version, each.period): each.auc for each in scores if each.auc is not None}
+    falls = []
+    for period, first in learned.items():
+        fresh, now = by_cell.get((first, period)), by_cell.get((version, period))
+        if first < version and fresh is not None and now is not None:
+            falls.append(fresh - now)
+    if len(falls) < LEAST_BEFORE:
+        return None
+    fall = fmean(falls)
+    error = DEVIATIONS / 2 * _spread(falls) / math.sqrt(len(falls))
+    if fall - error <= bound:
+        return None
+    message = (
+        f"version {version} ranks {len(falls)} earlier periods worse than when they had just been learned: "
+        f"the AUC fell by {fall:.3f} in the mean"
+    )
+    return Finding("forgetting", message, {"fall": fall, "bound": bound, "periods": len(falls)})
+
+
+def stability(now: Sequence[int] | None, before: Sequence[Sequence[int]]) -> float | None:
+    """Population stability index of a histogram against the sum of those before it; None where too little is known."""
+    if now is None or len(before) < LEAST_BEFORE:
+        return None
+    past = [sum(column) for column in zip(*before, strict=True)]
+    ours, theirs = (_shares(counts) for counts in (now, past))
+    return sum((a - b) * math.log(a / b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    """Shares of the bins; half an interaction is added to each, so that none is empty."""
+    total = sum(counts) + len(counts) / 2
+    return [(count + 0.5) / total for count in counts]
+
+
+def _gain(profile: Profile) -> float:
+    assert profile.logloss is not None
+    assert profile.constant is not None
+    return 1 - profile.logloss / profile.constant
+
+
+def _usual(before: Sequence[float], now: float, events: int, least: float) -> tuple[float, float]:
+    """What a share usually is, and the difference from which on it is not; no difference is, where little is known."""
+    if len(before) < LEAST_BEFORE:
+        return now, math.inf
+    usual = median(before)
+    chance = math.sqrt(max(usual * (1 - usual), 1 / events) / events)
+    return usual, max(least, DEVIATIONS * _deviation(before), DEVIATIONS * chance)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The standard deviation, estimated from the median absolute deviation."""
+    middle = median(values)
+    return 1.4826 * median(abs(value - middle) for value in values)
+
+
+def _spread(values: Sequence[float]) -> float:
+    middle = fmean(values)
+    return math.sqrt(sum((value - middle) ** 2 for value in values) / max(1, len(values) - 1))
