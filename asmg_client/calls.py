@@ -79,16 +79,26 @@ def predict(
     history: Sequence[Id] | None = None,
     request_id: Id | None = None,
     log_impressions: bool | int | None = None,
+    model_version: int | None = None,
 ) -> Call[Prediction]:
-    """Click probabilities of items for a user; `Question` says what the arguments are."""
+    """Click probabilities of items for a user; `Question` says what the arguments are.
+
+    `model_version` names the version to score with in place of the one that is served: for a key with the scope `admin`
+    too, and without `log_impressions`.
+    """
     question = Question(user_id, items, context, history, request_id, log_impressions)
-    return _storing("POST", "/predict", Prediction, question.document(), compressed=False)
+    document = {**question.document(), **_chosen(model_version)}
+    return _storing("POST", "/predict", Prediction, document, compressed=False)
 
 
-def predict_batch(questions: Iterable[Question]) -> Call[Predictions]:
-    """Answers to 1 to 256 questions, all by one version."""
-    document = {"requests": [question.document() for question in questions]}
+def predict_batch(questions: Iterable[Question], *, model_version: int | None = None) -> Call[Predictions]:
+    """Answers to 1 to 256 questions, all by one version: the one that is served, or `model_version` as of `predict`."""
+    document = {"requests": [question.document() for question in questions], **_chosen(model_version)}
     return _storing("POST", "/predict/batch", Predictions, document, compressed=False)
+
+
+def _chosen(model_version: int | None) -> dict[str, Any]:
+    return {} if model_version is None else {"model_version": model_version}
 
 
 def interactions(events: Iterable[Interaction]) -> Call[Ingested]:

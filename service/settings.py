@@ -19,6 +19,7 @@ from service.addresses import (
     parse_sentinel_url,
 )
 from service.errors import ConfigurationError
+from service.export_settings import ExportSettings
 from service.guardrail_settings import GuardrailSettings
 from service.limits import (
     KEPT_FOR_TRAINING,
@@ -81,7 +82,7 @@ def checked_prefix(path: str) -> str:
     return path
 
 
-class Settings(GuardrailSettings, NotificationSettings, TelemetrySettings):
+class Settings(ExportSettings, GuardrailSettings, NotificationSettings, TelemetrySettings):
     """All settings; their units are in the names."""
 
     model_config = TelemetrySettings.model_config  # the other parts have none of their own
@@ -215,7 +216,7 @@ class Settings(GuardrailSettings, NotificationSettings, TelemetrySettings):
 
     @field_validator(
         *("postgres_dsn", "redis_url", "artifacts_url", "tls_cert", "tls_key", "features", "evict_after_periods"),
-        "deletion_journal",
+        *("deletion_journal", "export_url"),
         mode="before",
     )
     @classmethod
@@ -237,7 +238,7 @@ class Settings(GuardrailSettings, NotificationSettings, TelemetrySettings):
             (parse_sentinel_url if value.startswith(SENTINEL_SCHEMES) else check_redis_url)(value)
         return value
 
-    @field_validator("artifacts_url")
+    @field_validator("artifacts_url", "export_url")
     @classmethod
     def _check_artifacts_url(cls, value: str | None) -> str | None:
         if value is not None:

@@ -17,7 +17,7 @@ from asmg.team import Team
 from service.errors import ConfigurationError, NotReady, ServiceError
 from service.heartbeat import Heartbeat
 from service.settings import Settings
-from service.storage.artifacts.objects import configured_objects
+from service.storage.artifacts.objects import configured_exports, configured_objects
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.leadership import Leadership
@@ -30,6 +30,7 @@ from service.telemetry.tracing import active_tracing
 from service.telemetry.worker_metrics import WorkerMetrics
 from service.use_cases.audit import trace_of_close
 from service.use_cases.bootstrap import ensure_prior
+from service.use_cases.export import SCRATCH_FOLDER, Exporter
 from service.use_cases.forget import carry_out_pending
 from service.use_cases.guardrails.watch import watch
 from service.use_cases.probes import probe_servers
@@ -90,6 +91,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
         raise ConfigurationError("expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither")
     updater, objects = configured_updater(settings, ranks), configured_objects(settings)
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core
+    exports = configured_exports(settings)
     database = Database(settings.postgres_dsn, pool_size=4, connection_seconds=settings.connection_seconds)
     redis = connect(settings.redis_url)
     leadership = Leadership(settings.postgres_dsn)
@@ -109,6 +111,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
     metrics.follow_progress(lambda: heartbeat.last)
     probing = start_alone(probe_servers(database, redis, metrics.servers), name="probe the servers")
     logger.info("worker started with %s", settings.updater)
+    exporter = None if exports is None else Exporter(database, exports, settings.data_dir / SCRATCH_FOLDER)
     backoff, deletions = _Backoff(settings.worker_poll_seconds), PendingDeletions(context)
     sessions_checked = False
     try:
@@ -121,7 +124,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
                 # A worker in reserve checks too: a mistake should not come to light when the worker is needed.
                 await check_configuration(database, context.artifacts, updater)
                 if await leadership.try_acquire():
-                    await leadership.hold(_lead(context, deletions, backoff, heartbeat))
+                    await leadership.hold(_lead(context, deletions, backoff, heartbeat, exporter))
                 backoff.reset()
                 await asyncio.sleep(settings.worker_poll_seconds)
             except Superseded as superseded:
@@ -147,13 +150,20 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
 
 
 async def _lead(
-    context: UpdateContext, deletions: "PendingDeletions", backoff: "_Backoff", heartbeat: Heartbeat
+    context: UpdateContext,
+    deletions: "PendingDeletions",
+    backoff: "_Backoff",
+    heartbeat: Heartbeat,
+    exporter: Exporter | None,
 ) -> None:
     """Update on one sealed period after the other, without end."""
-    beside = (
+    beside = [
         start_alone(_keep_telling(context.notices, heartbeat)),
         start_alone(keep_delivering(context.database, context.settings)),
-    )
+    ]
+    if exporter is not None:
+        exporter.wake()
+        beside.append(start_alone(exporter.run()))
     compaction = Compaction(context)
     context.metrics.note_leading(True)
     try:
@@ -167,6 +177,8 @@ async def _lead(
             watched = await watch(context)
             if updated:
                 compaction.start()
+                if exporter is not None:
+                    exporter.wake()
             elif not watched:
                 await asyncio.sleep(context.settings.worker_poll_seconds)
     finally:

@@ -16,6 +16,7 @@ from service.cli.deletions import deletions
 from service.cli.demo import demo_command
 from service.cli.errors import plain_errors
 from service.cli.experiment import experiment
+from service.cli.export import export_command
 from service.cli.features import features
 from service.cli.import_log.command import import_command
 from service.cli.keys import keys
@@ -48,6 +49,7 @@ app.command("audit")(audit_command)
 app.command("backup")(backup_command)
 app.command("restore")(restore_command)
 app.command("verify")(verify_command)
+app.command("export")(export_command)
 app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
 app.add_typer(periods, name="periods")

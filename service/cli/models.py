@@ -1,16 +1,19 @@
 """`asmg models …`."""
 
+import asyncio
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from service.cli.console import make_console
-from service.cli.errors import plain_errors
-from service.cli.installation import DataDir, with_database
+from service.cli.errors import plain_errors, unusable_files
+from service.cli.installation import DataDir, load_settings, use_database, with_database
 from service.limits import MAX_REASON_LENGTH
+from service.processes.installation import installation
+from service.settings import Settings
 from service.storage.postgres.database import Database
 from service.use_cases.audit import command_line
 from service.use_cases.model_status import list_models
@@ -18,7 +21,7 @@ from service.use_cases.pins import set_pinned
 
 __all__ = ["models"]
 
-models = typer.Typer(help="Model versions: list them, and pin those to keep.", no_args_is_help=True)
+models = typer.Typer(help="Model versions: list them, pin those to keep, and export one.", no_args_is_help=True)
 
 Number = Annotated[int, typer.Argument(metavar="VERSION", help="Number of the version, see `asmg models list`.")]
 Reason = Annotated[str, typer.Option("--reason", help="Reason that the audit log keeps.")]
@@ -56,6 +59,35 @@ def pin_command(version: Number, reason: Reason, data_dir: DataDir = None) -> No
 def unpin_command(version: Number, reason: Reason, data_dir: DataDir = None) -> None:
     """Let the retention rules apply to a version again, from the next update on."""
     _set_pinned(version, False, reason, data_dir)
+
+
+@models.command("export")
+def export_command(
+    version: Number,
+    folder: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="New or empty folder.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Write the model of a version as ONNX, with the rows of its users and items as Parquet files."""
+    with plain_errors(), unusable_files(), installation(load_settings(data_dir=data_dir)) as settings:
+        about = asyncio.run(use_database(settings, lambda database: _export(database, settings, version, folder)))
+        print(f"asmg: {folder} holds version {version} with {about['users']:,} users and {about['items']:,} items")
+
+
+async def _export(database: Database, settings: Settings, version: int, folder: Path) -> dict[str, Any]:
+    from service.storage.artifacts.objects import configured_objects
+    from service.storage.artifacts.store import ArtifactStore
+    from service.storage.redis.connection import connect
+    from service.use_cases.chosen_version import ChosenVersions
+    from service.use_cases.export_model import export_model
+
+    assert settings.redis_url is not None
+    redis = connect(settings.redis_url)
+    try:
+        artifacts = ArtifactStore(database, redis, configured_objects(settings))
+        versions = ChosenVersions(database, artifacts, lambda: (), settings.serving_dir / "chosen")
+        return await export_model(database, await versions.snapshot(version), folder)
+    finally:
+        await redis.aclose()
 
 
 def _set_pinned(version: int, pinned: bool, reason: str, data_dir: Path | None) -> None:

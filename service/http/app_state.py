@@ -20,6 +20,7 @@ from service.storage.postgres.database import Database
 from service.storage.redis.notices import Notices
 from service.tasks import BoundedCalls
 from service.use_cases.auth import KeyCache, RateLimiter
+from service.use_cases.chosen_version import ChosenVersions
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion
@@ -46,6 +47,8 @@ class AppState:
     notices: Notices
     periods: PeriodWatch
     serving: ServingModel
+    chosen: ChosenVersions
+    """Other versions, with which a caller scores to compare them."""
     clock: ServerClock
     """Of Postgres."""
     keys: KeyCache

@@ -28,6 +28,7 @@ from service.storage.redis.rate_buckets import RateBuckets
 from service.tasks import BoundedCalls, end_tasks, start_alone
 from service.use_cases.auth import KeyCache, RateLimiter
 from service.use_cases.bootstrap import current_champions, ensure_prior
+from service.use_cases.chosen_version import ChosenVersions
 from service.use_cases.histories import Histories
 from service.use_cases.impressions import ImpressionLog
 from service.use_cases.ingest import Ingestion, IngestResult, ingest_impressions
@@ -109,6 +110,7 @@ async def running_state(
             notices=notices,
             periods=PeriodWatch(database, notices, most=streams, stopping=stopping),
             serving=serving,
+            chosen=ChosenVersions(database, artifacts, lambda: serving.snapshots, settings.serving_dir / "chosen"),
             clock=clock,
             keys=KeyCache(database, on_refusal=metrics.rate_limited.inc),
             limiter=limiter,

@@ -220,6 +220,11 @@ class ServingModel:
             async with asyncio.timeout(seconds * (1 / GENTLE_SHARE - 1)):
                 await self._wake.wait()
 
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """The snapshot that is served and those that take over next."""
+        return self.turns.snapshots if self._current is None else [self._current, *self.turns.snapshots]
+
     def wake(self) -> None:
         """Look for news at once."""
         self._wake.set()
@@ -245,14 +250,10 @@ class ServingModel:
         self._on_swap(snapshot)
         if old is not None:
             # Requests that use it finish with it. In a thread, so that none of them pays for its unmapping.
-            shared = {pages for each in self._snapshots() for pages in each.pages}
+            shared = {pages for each in self.snapshots for pages in each.pages}
             release = asyncio.to_thread(old.release_pages, shared)
             self._releases.add(task := start_alone(release, name="release a snapshot"))
             task.add_done_callback(self._releases.discard)
-
-    def _snapshots(self) -> list[Snapshot]:
-        """The snapshot that is served and those that take over next."""
-        return self.turns.snapshots if self._current is None else [self._current, *self.turns.snapshots]
 
     async def _load(self, champion: Champion, *, gently: bool = False) -> Snapshot:
         return await self._fetch_and_open(champion.files, champion.version, champion.period, gently=gently)
@@ -278,7 +279,7 @@ class ServingModel:
             paths = [await self._fetch_file(digest, self._folder, self._pause) for digest in digests]
         else:
             paths = [await self._fetch_file(digest, self._folder) for digest in digests]
-        loaded = [each for each in self._snapshots() if not any(pages in damaged for pages in each.pages)]
+        loaded = [each for each in self.snapshots if not any(pages in damaged for pages in each.pages)]
         pause_seconds = 0.0 if self._current is None else PAUSE_SECONDS
         if gently:
             pieces = 2 * (1 + paths[0].stat().st_size // PIECE_BYTES)  # it is copied, and read through
@@ -291,7 +292,7 @@ class ServingModel:
             self._on_damage()
             await asyncio.to_thread(error.path.unlink, missing_ok=True)  # the next attempt fetches it again
             raise
-        used = {*digests, *(digest for each in self._snapshots() for digest in _digests(each))}
+        used = {*digests, *(digest for each in self.snapshots for digest in _digests(each))}
         await asyncio.to_thread(keep_newest, self._folder, paths[0].suffix, used)
         return snapshot
 
@@ -344,7 +345,7 @@ class ServingModel:
         try:
             while True:
                 await asyncio.sleep(self._check_seconds)
-                for snapshot in self._snapshots():
+                for snapshot in self.snapshots:
                     await self._check_and_repair(snapshot, thread, stop)
         finally:
             stop.set()
@@ -380,7 +381,7 @@ class ServingModel:
                 trace = None if isinstance(error, ServiceError) else error
                 logger.warning("could not mend model version %d: %s", snapshot.version, error, exc_info=trace)
                 await asyncio.sleep(self._retry_seconds(failures))
-                if snapshot not in self._snapshots():
+                if snapshot not in self.snapshots:
                     break
         self.damage = None
 

@@ -51,6 +51,8 @@ class Question(NamedTuple):
     """Values of the context fields by name, for all candidates; None for none."""
     item_contexts: Sequence[Mapping[str, Any] | None] | None = None
     """Those of each candidate, which replace the ones of `context`, [N]; None where no candidate has any."""
+    model_version: int | None = None
+    """The version to score with, of all questions of a call; None for the one that is served."""
 
     @property
     def items(self) -> int:
@@ -73,27 +75,36 @@ class PredictResult(NamedTuple):
     """For each prediction, whether the user's history is missing because no server gave it in time."""
 
 
-async def predict(serving: ServingModel, histories: Histories, question: Question) -> PredictResult:
-    """Score the candidates of one request with the version that is served now.
-
-    Raises:
-        NotReady: no model is loaded.
-    """
-    return await predict_many(serving, histories, [question])
+async def predict(
+    serving: ServingModel, histories: Histories, question: Question, chosen: Snapshot | None = None
+) -> PredictResult:
+    """Score the candidates of one request; arguments and errors as of `predict_many`."""
+    return await predict_many(serving, histories, [question], chosen)
 
 
-async def predict_many(serving: ServingModel, histories: Histories, questions: Sequence[Question]) -> PredictResult:
+async def predict_many(
+    serving: ServingModel, histories: Histories, questions: Sequence[Question], chosen: Snapshot | None = None
+) -> PredictResult:
     """Score several requests, all with the same version and at the same time; one round trip brings all histories.
+
+    Args:
+        serving: has the version that is served now.
+        histories: of the users.
+        questions: the requests.
+        chosen: what to score with in place of that version.
 
     Raises:
         NotReady: no model is loaded.
     """
     now_ms = int(time.time() * 1000)
-    serving.current()  # raises before anything is waited for
+    if chosen is None:
+        serving.current()  # raises before anything is waited for
     found = await histories.get_many([question.user_id for question in questions])
     pasts = [past or NO_PAST for past in found]
     # Taken once, after the last wait: all answers are of one version, the newest there is.
-    snapshot = await serving.settled() if serving.turns else serving.current()
+    snapshot = chosen
+    if snapshot is None:
+        snapshot = await serving.settled() if serving.turns else serving.current()
     if sum(question.work for question in questions) <= ITEMS_ON_THE_LOOP:
         predictions = _score(snapshot, questions, pasts, now_ms)
     else:

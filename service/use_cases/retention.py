@@ -95,17 +95,18 @@ async def drop_old_logs(
     somebody is reading it, it stays until the next period. Last, its event ids are removed. A worker that dies in
     between continues with the next transaction. Then versions of features that only its interactions used are removed.
 
-    A period whose update is still to be done, or in quarantine, keeps its log.
+    A period whose update is still to be done, or in quarantine, keeps its log; where the worker exports, one that is
+    not exported does too.
 
     Args:
         database: holds the logs.
-        settings: number of logs that are kept besides those that training needs.
+        settings: number of logs that are kept besides those that training needs, and whether the worker exports.
         beat: called after each period.
     """
     dropped = []
     async with database.read() as session:
         newest = (await session.periods.open()).number - 1 - KEPT_FOR_TRAINING - settings.keep_logs
-        old = await session.period_logs.with_old_log(newest)
+        old = await session.period_logs.with_old_log(newest, exported=settings.export_url is not None)
     for number in old:
         try:
             async with database.unit_of_work() as work:

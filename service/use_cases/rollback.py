@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from service.errors import ArtifactError, ArtifactUnreadable, ModelNotFound, ModelPruned, NotReady
+from service.errors import ArtifactError, ArtifactUnreadable, ModelPruned, NotReady
 from service.settings import Settings
 from service.storage.artifacts.contents import digest_of_pieces, pieces
 from service.storage.artifacts.objects import Objects
@@ -14,7 +14,7 @@ from service.storage.postgres.database import Database, Lock, ReadSession, UnitO
 from service.storage.postgres.repositories import AliasName, digests_in
 from service.storage.redis.notices import Notices
 from service.tasks import BoundedCalls
-from service.use_cases.status import MAX_NUMBER
+from service.use_cases.chosen_version import with_snapshot
 from service.use_cases.takeover import release_champion
 from service.use_cases.webhooks.announce import Event, announce
 
@@ -101,11 +101,7 @@ async def _moment(database: Database, move: int) -> datetime | None:
 
 async def _needed(session: ReadSession | UnitOfWork, version: int, sequence: SequencePolicy) -> list[tuple[str, str]]:
     """The artifacts that a rollback to the version needs: what each is, and its digest."""
-    model = await session.models.get(version) if 0 <= version <= MAX_NUMBER else None
-    if model is None:
-        raise ModelNotFound(version)
-    if model.serving_digest is None:
-        raise ModelPruned(version, "serving snapshot")
+    model = await with_snapshot(session, version)
     needed = [("serving snapshot", digest) for digest in model.snapshot_files]
     if sequence == "excise" and version > 0:
         if "parts" not in model.state:

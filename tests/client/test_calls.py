@@ -97,6 +97,8 @@ def test_every_method_once(client: Any, service: Service, monkeypatch: pytest.Mo
     batch = client.predict_batch([Question("ann", ["shoes"], request_id="q"), Question(None, [1, 2])])
     assert [len(each.scores) for each in batch.predictions] == [1, 2]
     assert batch.predictions[0].request_id == "q"
+    assert client.predict("ann", ["hat"], model_version=0).model_version == 0
+    assert client.predict_batch([Question("ann", ["hat"])], model_version=0).model_version == 0
 
     click = Interaction("ann", "hat", 1, NOON)
     assert client.interactions([click, Interaction("bob", 17, 0)]) == Ingested(2, 0, 1)

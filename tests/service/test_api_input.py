@@ -56,6 +56,7 @@ AN_INTEGER = "an integer from -9223372036854775808 to 9223372036854775807, or a 
 
 
 OF_SOMEBODY = "false, or absent, where there is no user_id to log impressions of"
+SERVED = "null, or absent, where impressions are logged: they were served"
 LOG = "true, false or an integer from 1 to 1000"
 BAD_PREDICTIONS = [
     ({"user_id": "u"}, "items", "a value", "nothing"),
@@ -84,10 +85,17 @@ BAD_PREDICTIONS = [
         for value, received in ((0, "0"), (-1, "-1"), (1001, "1001"), (1.0, "1.0"), ("yes", '"yes"'), ([], "0 items"))
     ),
 ]
+BAD_VERSIONS = [
+    *(
+        ({"user_id": "u", "items": ["a"], "model_version": 0, "log_impressions": log}, "model_version", SERVED, "0")
+        for log in (True, 1)
+    ),
+    ({"user_id": "u", "items": ["a"], "model_version": -1}, "model_version", "at least 0", "-1"),
+]
 
 
 async def test_predict_rejects(api: Api) -> None:
-    for body, field, expected, received in BAD_PREDICTIONS:
+    for body, field, expected, received in (*BAD_PREDICTIONS, *BAD_VERSIONS):
         document = problem(await api.client.post("/predict", json=body), 422)
         assert fields(document) == {field: (expected, received)}
 

@@ -24,7 +24,14 @@ from service.http.bodies.interactions import parse_interactions
 from service.http.bodies.parse import count_parts, parse_json, refuse_faults
 from service.http.bodies.predict import parse_batch, parse_predict
 from service.http.bodies.read import read_body
-from service.http.schemas import BatchRequest, ClicksRequest, ImpressionsRequest, InteractionsRequest, PredictRequest
+from service.http.schemas import (
+    BatchedRequest,
+    BatchRequest,
+    ClicksRequest,
+    ImpressionsRequest,
+    InteractionsRequest,
+    PredictRequest,
+)
 from service.limits import MAX_BATCH, MAX_ID_LENGTH, MAX_IMPRESSIONS, MAX_INTERACTIONS, MAX_ITEMS, MAX_JSON_PARTS
 from service.storage.postgres.events import in_milliseconds
 from service.storage.postgres.repositories import Click, EventBatch, Impression, Interaction
@@ -60,7 +67,7 @@ def plain(value: Any) -> Any:
     """Whatever a parser returns, as lists and dictionaries; an id as its text."""
     if isinstance(value, list):
         return [plain(one) for one in value]
-    if isinstance(value, PredictRequest):
+    if isinstance(value, BatchedRequest):
         log = 1000 if value.log_impressions is True else value.log_impressions or None
         return {
             "user_id": value.user_id,
@@ -70,6 +77,7 @@ def plain(value: Any) -> Any:
             "to_log": None if log is None else (value.items, log, written(value.context), None),
             "context": cleaned(value.context) or None,
             "item_contexts": None,
+            "model_version": getattr(value, "model_version", None),
         }
     if isinstance(value, Question):
         ids = {

@@ -229,8 +229,9 @@ def test_calls_by_the_description_and_against_it(
 
     calls()
     if "/predict" in path:
-        # All that a prediction has to be is in its schema, so these are told apart without exception.
-        assert statuses == {200} if mode is GenerationMode.POSITIVE else 422 in statuses
+        # All that a prediction has to be is in its schema, except which versions there are (404): so these are told
+        # apart without exception.
+        assert 200 in statuses <= {200, 404} if mode is GenerationMode.POSITIVE else 422 in statuses
 
 
 def with_integers(value: Any) -> Any:

@@ -33,6 +33,7 @@ from service.storage.postgres.repositories import Artifacts
 from service.storage.postgres.structure import frozen
 from service.storage.redis.connection import connect
 from service.use_cases.backup import back_up, restore
+from service.use_cases.export import file_of
 from service.use_cases.retention import prune, sweep
 from service.use_cases.rollback import rollback
 from service.use_cases.verify import verify
@@ -41,7 +42,7 @@ from tests.service.api_support import running_app, settings_for
 from tests.service.backup_support import opened
 from tests.service.object_store import BUCKET, object_server
 from tests.service.programs import start_call
-from tests.service.update_support import Bench, Prepared, bench, periods, scalar, single_thread, until
+from tests.service.update_support import Bench, Prepared, bench, periods, scalar, single_thread, until, until_true
 from tests.service.worker_processes import worker_process
 
 FEW = {"keep_versions": 2, "keep_states": 1}
@@ -308,16 +309,20 @@ def test_urls_that_name_no_lasting_place_are_refused(wrong: str) -> None:
 async def test_a_period_is_closed_and_served_with_all_artifacts_in_s3(
     s3: str, postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The program `asmg worker` and an api process, on hosts without a common folder."""
+    """The program `asmg worker` and an api process, on hosts without a common folder. The worker exports to it too."""
     monkeypatch.setattr(ArtifactStore, "_hot_pieces", nothing)  # not from Redis either
     settings = settings_for(postgres_dsn, redis_url, tmp_path / "api", artifacts_url=s3)
     async with running_app(settings) as api, bench(postgres_dsn, redis_url, tmp_path, artifacts_url=s3) as b:
-        with worker_process(postgres_dsn, redis_url, tmp_path, ASMG_ARTIFACTS_URL=s3) as worker:
+        exports = f"{s3}/exports"
+        variables = {"ASMG_ARTIFACTS_URL": s3, "ASMG_EXPORT_URL": exports}
+        with worker_process(postgres_dsn, redis_url, tmp_path, **variables) as worker:
             await b.log(periods(1)[0], close=False)
             closed = await api.client.post("/periods/close", json={"expected_period": 1})
             assert closed.status_code == 202
             await until(lambda: api.state.serving.current().version == 1, seconds=120)
+            await until_true(b.database, "SELECT exported_at IS NOT NULL FROM periods WHERE number = 1")
             worker.stop()
+        assert [await Objects(exports).has(file_of("interactions", number)) for number in (1, 2)] == [True, False]
         assert await chunks(b.database) == 0
         assert (await verify(b.database, tmp_path, Objects(s3))).findings == []
 

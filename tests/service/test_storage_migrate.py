@@ -13,9 +13,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from service.errors import ConfigurationError, NotReady
-from service.storage.postgres.database import Database
+from service.storage.postgres import tables
+from service.storage.postgres.database import Database, UnitOfWork
 from service.storage.postgres.migrate import alembic_config, migrate
 from service.storage.postgres.repositories import AliasName, EntityKind, EventBatch, Interaction
+from service.storage.postgres.repositories.periods import PARTITION
 from tests.conftest import in_thread
 from tests.service.backup_support import sql
 
@@ -232,6 +234,17 @@ async def test_an_index_that_was_half_built_is_built_anew(postgres_dsn: str, dat
     await asyncio.to_thread(command.check, alembic_config(postgres_dsn))
 
 
+async def open_next(work: UnitOfWork, number: int) -> None:
+    """Seal a period and open the next one, in the schema of any release."""
+    seal = "UPDATE periods SET status = 'sealed', sealed_at = now(), events = 0 WHERE number = :number"
+    await work.connection.execute(text(seal), {"number": number})
+    for table in tables.LOG:
+        for part in PARTITION:
+            await work.connection.execute(text(part.format(table=table.name, number=number + 1)))
+    opened = "INSERT INTO periods (number, status) VALUES (:number, 'open')"
+    await work.connection.execute(text(opened), {"number": number + 1})
+
+
 async def test_an_index_of_partitions_is_built_part_by_part_and_goes_on(postgres_dsn: str, database: Database) -> None:
     """One part is done, another was half built, a third comes with its period, and the last has no index yet."""
     name, columns = (
@@ -245,8 +258,7 @@ async def test_an_index_of_partitions_is_built_part_by_part_and_goes_on(postgres
             insert = f"INSERT INTO interactions (event_id, user_id, item_id, label, occurred_at, period) {rows}"
             values = {"p": f"e{number}-", "number": number}
             await work.connection.execute(text(f"{insert} FROM generate_series(0, 19) AS n"), values)
-            await work.periods.seal(number, 20)
-            await work.periods.create(number + 1)
+            await open_next(work, number)
         await work.commit()
     await sql(
         database,
@@ -259,8 +271,7 @@ async def test_an_index_of_partitions_is_built_part_by_part_and_goes_on(postgres
     files = text(f"SELECT pg_relation_filenode('interactions_p1_{name}')")
     async with database.unit_of_work() as work:
         done = await work.connection.scalar(files)
-        await work.periods.seal(4, 0)
-        await work.periods.create(5)
+        await open_next(work, 4)
         await work.commit()
     await asyncio.to_thread(migrate, postgres_dsn)
     async with database.read() as session:

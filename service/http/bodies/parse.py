@@ -19,7 +19,7 @@ from service.errors import FieldError, InvalidInput
 from service.http.bodies.read import is_small
 from service.http.headers import headers_of
 from service.http.problems import MAX_FIELD_ERRORS, invalid_fields, invalid_input
-from service.http.schemas import ImpressionEvent, ItemInContext, PredictRequest
+from service.http.schemas import BatchedRequest, ImpressionEvent, ItemInContext
 from service.limits import MAX_ID_LENGTH, MAX_INTEGER_ID, MAX_JSON_PARTS, MAX_POSITION, MIN_INTEGER_ID
 from service.use_cases.fields import faults
 
@@ -147,7 +147,7 @@ def comes_once(member: bytes, body: bytes) -> bool:
     return ESCAPED not in body and body.count(member) == 1
 
 
-def faults_of_items(event: PredictRequest | ImpressionEvent, schema: Schema, path: str) -> Iterator[FieldError]:
+def faults_of_items(event: BatchedRequest | ImpressionEvent, schema: Schema, path: str) -> Iterator[FieldError]:
     """What is wrong with the context of an event and those of its items.
 
     Args:

@@ -21,7 +21,7 @@ from service.http.bodies.parse import (
     refuse_faults,
     text_of,
 )
-from service.http.schemas import BatchRequest, PredictRequest
+from service.http.schemas import BatchedRequest, BatchRequest, PredictRequest
 from service.limits import MAX_BATCH, MAX_ITEMS, MAX_PREDICT_BYTES, MAX_REQUEST_HISTORY
 from service.use_cases.fields import allowed, cleaned, written
 from service.use_cases.predict import Question, ToLog
@@ -30,8 +30,8 @@ __all__ = ["parse_batch", "parse_predict"]
 
 
 class _PredictBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
-    """The usual members. A body with `log_impressions`, or with an item that has a context of its own, has to go
-    through the pydantic model.
+    """The usual members. A body with `log_impressions` or `model_version`, or with an item that has a context of its
+    own, has to go through the pydantic model.
     """
 
     items: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_ITEMS)]
@@ -67,7 +67,7 @@ def parse_predict(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> Questi
             return _decode(body, schema)
     request = parse_json(PredictRequest, body, scope)
     refuse_faults(faults_of_items(request, schema, ""))
-    return _question_of(request)
+    return _question_of(request, request.model_version)
 
 
 def parse_batch(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> list[Question]:
@@ -86,11 +86,13 @@ def parse_batch(body: bytes, scope: Scope, schema: Schema = DEFAULT) -> list[Que
             raise BodyTooLarge(MAX_PREDICT_BYTES)
         if NUL not in body and comes_once(b'"requests"', body):
             return [_decode(part, schema) for part in parts]
-    requests = parse_json(BatchRequest, body, scope).requests
+    batch = parse_json(BatchRequest, body, scope)
     refuse_faults(
-        fault for n, request in enumerate(requests) for fault in faults_of_items(request, schema, f"requests[{n}].")
+        fault
+        for n, request in enumerate(batch.requests)
+        for fault in faults_of_items(request, schema, f"requests[{n}].")
     )
-    return [_question_of(request) for request in requests]
+    return [_question_of(request, batch.model_version) for request in batch.requests]
 
 
 def _decode(body: bytes, schema: Schema) -> Question:
@@ -107,7 +109,7 @@ def _decode(body: bytes, schema: Schema) -> Question:
     )
 
 
-def _question_of(request: PredictRequest) -> Question:
+def _question_of(request: BatchedRequest, model_version: int | None) -> Question:
     item_ids = [item_id_of(item) for item in request.items]
     contexts = [{} if isinstance(item, str) else cleaned(item.context) for item in request.items]
     own_contexts = contexts if any(contexts) else None
@@ -124,4 +126,5 @@ def _question_of(request: PredictRequest) -> Question:
         to_log,
         cleaned(request.context) or None,
         own_contexts,
+        model_version,
     )

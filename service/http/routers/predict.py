@@ -18,7 +18,7 @@ from service.http.hot_routes import hot_route
 from service.http.keys import Requires
 from service.http.schemas import BatchRequest, BatchResponse, PredictRequest, PredictResponse
 from service.limits import MAX_BATCH_BYTES, MAX_PREDICT_BYTES, within_id_length
-from service.serving.snapshot import Prediction
+from service.serving.snapshot import Prediction, Snapshot
 from service.storage.postgres.repositories import ApiKey
 from service.use_cases.impressions import shown
 from service.use_cases.predict import PredictResult, Question, predict, predict_many
@@ -28,7 +28,7 @@ __all__ = ["answer_json", "post_predict", "router"]
 router = APIRouter(tags=["predict"])
 
 _requires = Requires("predict")
-INGEST = "ingest"
+INGEST, ADMIN = "ingest", "admin"
 
 
 @hot_route(
@@ -40,15 +40,16 @@ INGEST = "ingest"
     summary="Click probabilities of items for a user",
 )
 async def post_predict(state: AppState, scope: Scope, receive: Receive) -> bytes:
-    """Score the items for the user with the version served now; unknown users and items get a sensible score too, and
-    so does a visitor without an id.
+    """Score the items for the user with the version served now, or with the one of `model_version`; unknown users and
+    items get a sensible score too, and so does a visitor without an id.
     """
     key = await _requires.key(state, scope)
     body = await read_body(scope, receive, MAX_PREDICT_BYTES)
     parse = partial(parse_predict, body, scope, state.schema)
     question = parse() if is_small(body) else await asyncio.to_thread(parse)
     _check_may_log(key, [question])
-    result = await predict(state.serving, state.histories, question)
+    chosen = None if question.model_version is None else await _chosen(state, key, question.model_version)
+    result = await predict(state.serving, state.histories, question, chosen)
     state.metrics.predicted_items.inc(question.items)
     if any(result.without_history):
         state.metrics.without_history.inc()
@@ -73,7 +74,9 @@ async def post_predict_batch(state: AppState, scope: Scope, receive: Receive) ->
     parse = partial(parse_batch, body, scope, state.schema)
     questions = parse() if small else await asyncio.to_thread(parse)
     _check_may_log(key, questions)
-    result = await predict_many(state.serving, state.histories, questions)
+    version = questions[0].model_version
+    chosen = None if version is None else await _chosen(state, key, version)
+    result = await predict_many(state.serving, state.histories, questions, chosen)
     state.metrics.predicted_items.inc(sum(question.items for question in questions))
     state.metrics.without_history.inc(sum(result.without_history))
     names = (f"{request_id_of(scope)}-{n}" for n in range(len(questions)))
@@ -87,6 +90,14 @@ def _check_may_log(key: ApiKey | None, questions: Sequence[Question]) -> None:
     """Raise Forbidden where a question is to be logged and the key may not."""
     if key is not None and INGEST not in key.scopes and any(question.to_log is not None for question in questions):
         raise Forbidden(INGEST)
+
+
+async def _chosen(state: AppState, key: ApiKey | None, version: int) -> Snapshot:
+    """The snapshot of a version that the caller chose; raises Forbidden where the key may not choose."""
+    if key is not None and ADMIN not in key.scopes:
+        raise Forbidden(ADMIN)
+    found = state.chosen.find(version)
+    return await state.lookups.run(state.chosen.snapshot(version)) if found is None else found
 
 
 async def _log_impressions(

@@ -32,6 +32,7 @@ from service.http.schemas.models import PinRequest, PinResponse, RollbackRequest
 from service.http.schemas.operations import Health, OverviewResponse, Readiness
 from service.http.schemas.periods import CloseRequest, CloseResponse, PeriodReason
 from service.http.schemas.predict import (
+    BatchedRequest,
     BatchPrediction,
     BatchRequest,
     BatchResponse,
@@ -46,6 +47,7 @@ __all__ = [
     "BatchPrediction",
     "BatchRequest",
     "BatchResponse",
+    "BatchedRequest",
     "ClickEvent",
     "ClicksRequest",
     "CloseRequest",

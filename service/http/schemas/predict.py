@@ -7,8 +7,17 @@ from pydantic_core import PydanticCustomError
 
 from service.http.schemas.types import Context, Id, Item, StrictModel
 from service.limits import MAX_BATCH, MAX_ITEMS, MAX_REQUEST_HISTORY
+from service.use_cases.status import MAX_NUMBER
 
-__all__ = ["BatchPrediction", "BatchRequest", "BatchResponse", "PredictRequest", "PredictResponse", "parse_log"]
+__all__ = [
+    "BatchPrediction",
+    "BatchRequest",
+    "BatchResponse",
+    "BatchedRequest",
+    "PredictRequest",
+    "PredictResponse",
+    "parse_log",
+]
 
 
 def parse_log(value: Any) -> bool | int:
@@ -30,16 +39,43 @@ def _log_schema(schema: dict[str, Any]) -> None:
 LogImpressions = Annotated[bool | int, BeforeValidator(parse_log), Field(json_schema_extra=_log_schema)]
 
 
+_LOGS_NOTHING = {"properties": {"log_impressions": {"enum": [False, None]}}}
+_SERVED = {"properties": {"model_version": {"enum": [None]}}}
+
+
 def _logs_only_users(schema: dict[str, Any]) -> None:
     of_somebody = {"required": ["user_id"], "properties": {"user_id": {"type": ["string", "integer"]}}}
-    logs_nothing = {"properties": {"log_impressions": {"enum": [False, None]}}}
     # Within `allOf`: generators of clients take an `anyOf` beside properties for another choice than them.
-    schema["allOf"] = [{"anyOf": [of_somebody, logs_nothing]}]
+    schema["allOf"] = [{"anyOf": [of_somebody, _LOGS_NOTHING]}]
+
+
+def _logs_only_what_is_served(schema: dict[str, Any]) -> None:
+    _logs_only_users(schema)
+    schema["allOf"].append({"anyOf": [_SERVED, _LOGS_NOTHING]})
+
+
+def _logs_all_as_served(schema: dict[str, Any]) -> None:
+    schema["allOf"] = [{"anyOf": [_SERVED, {"properties": {"requests": {"items": _LOGS_NOTHING}}}]}]
+
+
+ChosenVersion = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=MAX_NUMBER,
+        description="The version to score with, to compare it with the one that is served. Needs a key with the scope "
+        "`admin` too, and nothing can be logged.",
+    ),
+]
+
+
+def _logged_as_served() -> PydanticCustomError:
+    return PydanticCustomError("not_served", "null, or absent, where impressions are logged: they were served")
 
 
 # `fail_fast`: only the first wrong item is named, because a body has room for a million of them.
-class PredictRequest(StrictModel):
-    """Asks for the probability that a user clicks each of some items."""
+class BatchedRequest(StrictModel):
+    """One request of a batch: asks for the probability that a user clicks each of some items."""
 
     model_config = ConfigDict(json_schema_extra=_logs_only_users)
 
@@ -61,6 +97,21 @@ class PredictRequest(StrictModel):
     def _needs_user(cls, value: bool | int | None, info: ValidationInfo) -> bool | int | None:
         if value and info.data.get("user_id", "") is None:
             raise PydanticCustomError("of_nobody", "false, or absent, where there is no user_id to log impressions of")
+        return value
+
+
+class PredictRequest(BatchedRequest):
+    """Asks for the probability that a user clicks each of some items."""
+
+    model_config = ConfigDict(json_schema_extra=_logs_only_what_is_served)
+
+    model_version: ChosenVersion = None
+
+    @field_validator("model_version")
+    @classmethod
+    def _logs_nothing(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("log_impressions"):
+            raise _logged_as_served()
         return value
 
 
@@ -92,9 +143,19 @@ class PredictResponse(BaseModel):
 
 
 class BatchRequest(StrictModel):
-    """Asks for predictions for several users; each request is as `POST /predict` takes it."""
+    """Asks for predictions for several users; each request is as `POST /predict` takes it, without a version."""
 
-    requests: Annotated[list[PredictRequest], Field(min_length=1, max_length=MAX_BATCH)]
+    model_config = ConfigDict(json_schema_extra=_logs_all_as_served)
+
+    requests: Annotated[list[BatchedRequest], Field(min_length=1, max_length=MAX_BATCH)]
+    model_version: ChosenVersion = None
+
+    @field_validator("model_version")
+    @classmethod
+    def _logs_nothing(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and any(request.log_impressions for request in info.data.get("requests", ())):
+            raise _logged_as_served()
+        return value
 
 
 class BatchPrediction(BaseModel):

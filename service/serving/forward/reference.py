@@ -20,7 +20,7 @@ from service.serving.id_hashes import Hashes
 from service.serving.id_index import IdIndex
 from service.serving.snapshot_file import NUMBER, SnapshotFiles, vector_width
 
-__all__ = ["reference_forward"]
+__all__ = ["TableRows", "field_sums", "list_sums", "reference_forward", "request_statistics"]
 
 Array = NDArray[Any]
 
@@ -29,14 +29,14 @@ def reference_forward(meta: Mapping[str, Any], files: SnapshotFiles) -> Forward:
     """The same function as `service.serving.forward.compiled.compiled_forward`."""
     config, newest = meta["model"], files.newest.tensors
     model, dim = build_model(config_from_json(config)), vector_width(config)
-    users, items = _Rows(files, "users"), _Rows(files, "items")
+    users, items = TableRows(files, "users"), TableRows(files, "items")
     params = {name: torch.tensor(newest[name]) for name in model.dense_shapes}
 
     def item_vectors(rows: NDArray[np.int64]) -> torch.Tensor:
         own = items.vectors(rows)[:, :dim]
         if not config["categories"]:
             return torch.from_numpy(own)
-        categories = _sums(items, "categories", newest, rows)
+        categories = list_sums(items, "categories", newest, rows)
         return torch.from_numpy(np.concatenate([own, categories], 1) if "hidden" in config else own + categories)
 
     @torch.inference_mode()
@@ -53,12 +53,12 @@ def reference_forward(meta: Mapping[str, Any], files: SnapshotFiles) -> Forward:
         vectors, numeric, sums = item_vectors(rows), None, None
         if model.numeric:
             ids = np.concatenate([hashes[1:], history])
-            numeric = torch.from_numpy(_numeric(meta["statistics"], newest, items, dim, ids, n, recent))
+            numeric = torch.from_numpy(request_statistics(meta["statistics"], newest, items, dim, ids, n, recent))
         pooled = torch.zeros(1, vectors.shape[1])
         if len(history):
             pooled = item_vectors(items.find(history)).mean(0, keepdim=True)
         if "field" in model.tables:
-            sums = _field_sums(newest, values, torch.from_numpy(_sums(items, "fields", newest, rows)))
+            sums = field_sums(newest, values, torch.from_numpy(list_sums(items, "fields", newest, rows)))
         about = (torch.from_numpy(users.vectors(user)).expand(n, -1), pooled.expand(n, -1), vectors)
         logits = model.head(params, *about, numeric, sums)
         scores[:] = torch.sigmoid(logits).nan_to_num(0).clamp(EPSILON, 1 - EPSILON).numpy()
@@ -69,7 +69,7 @@ def reference_forward(meta: Mapping[str, Any], files: SnapshotFiles) -> Forward:
     return forward
 
 
-class _Rows:
+class TableRows:
     """The rows of users or items, numbered as in `service.serving.forward.tables`."""
 
     def __init__(self, files: SnapshotFiles, kind: str) -> None:
@@ -106,7 +106,7 @@ class _Rows:
         return part[f"items.{name}.rows"][first:last], part[f"items.{name}.weights"][first:last]
 
 
-def _sums(items: _Rows, name: str, newest: Mapping[str, Array], rows: NDArray[np.int64]) -> Array:
+def list_sums(items: TableRows, name: str, newest: Mapping[str, Array], rows: NDArray[np.int64]) -> Array:
     """The weighted sums of the categories or the fields of items, float32 [n, D]."""
     table = newest[f"{name}.vectors"]
     scales = (
@@ -122,7 +122,7 @@ def _sums(items: _Rows, name: str, newest: Mapping[str, Array], rows: NDArray[np
     return sums
 
 
-def _field_sums(newest: Mapping[str, Array], values: FieldValues, of_items: torch.Tensor) -> torch.Tensor:
+def field_sums(newest: Mapping[str, Array], values: FieldValues, of_items: torch.Tensor) -> torch.Tensor:
     """The sums of the vectors of context, user and item, [n, 3·D]."""
     found = IdIndex(newest["fields.hashes"], newest["fields.starts"]).lookup(values.hashes)
     read = torch.from_numpy(newest["fields.vectors"][newest["fields.rows"][found]] * values.weights[:, None])
@@ -131,10 +131,10 @@ def _field_sums(newest: Mapping[str, Array], values: FieldValues, of_items: torc
     return torch.cat([sums[OF_CONTEXT] + sums[OF_ITEM:], sums[OF_USER].expand(n, -1), of_items], 1)
 
 
-def _numeric(
+def request_statistics(
     counted: Mapping[str, Any],
     newest: Mapping[str, Array],
-    items: _Rows,
+    items: TableRows,
     dim: int,
     ids: Hashes,
     n: int,

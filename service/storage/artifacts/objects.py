@@ -22,7 +22,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["Objects", "configured_objects"]
+__all__ = ["Objects", "configured_exports", "configured_objects"]
 
 PART_BYTES = 8 * 1024 * 1024
 """Bytes that are uploaded at a time. S3 allows 10,000 parts, so the largest object has 80 GB."""
@@ -60,25 +60,31 @@ def configured_objects(settings: Settings) -> "Objects | None":
     return None if settings.artifacts_url is None else Objects(settings.artifacts_url)
 
 
+def configured_exports(settings: Settings) -> "Objects | None":
+    """Where the worker exports to; None where the settings name nothing. Raises as `configured_objects` does."""
+    return None if settings.export_url is None else Objects(settings.export_url, name="ASMG_EXPORT_URL")
+
+
 class Objects:
     """The objects below a URL, by keys relative to it.
 
     Args:
         url: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or `file:///FOLDER`. A folder is made,
             for this user alone, where it does not exist.
+        name: of what the user gave the URL as, for messages.
 
     Raises:
         ConfigurationError: the library is not installed, or cannot use the URL.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, name: str = "ASMG_ARTIFACTS_URL") -> None:
         try:
             from obstore.store import LocalStore, from_url
         except ImportError:
             raise ConfigurationError(
-                f"ASMG_ARTIFACTS_URL={url} needs the package obstore: pip install 'asmg-service[objects]'"
+                f"{name}={url} needs the package obstore: pip install 'asmg-service[objects]'"
             ) from None
-        self.url = url
+        self.url, self._name = url, name
         self._folder: Path | None = None
         """Where the objects are files; None where they are not."""
         self._store: ObjectStore
@@ -92,7 +98,7 @@ class Objects:
                 retry = {"max_retries": MAX_RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)}
                 self._store = from_url(url, retry_config={**retry, "backoff": pauses})  # type: ignore[call-overload]
         except Exception as error:
-            raise ConfigurationError(f"ASMG_ARTIFACTS_URL={url}: {_reason(error)}") from error
+            raise ConfigurationError(f"{name}={url}: {_reason(error)}") from error
 
     async def check(self) -> None:
         """Write an object, read it, list it and delete it.
@@ -116,14 +122,14 @@ class Objects:
             await obstore.delete_async(self._store, [key])
         except Exception as error:
             raise ConfigurationError(
-                f"the object store of ASMG_ARTIFACTS_URL={self.url} cannot be {doing}: {_reason(error)}"
+                f"the object store of {self._name}={self.url} cannot be {doing}: {_reason(error)}"
             ) from error
 
     async def put(self, key: str, content: bytes | Path) -> None:
         """Store an object durably, in parts where it is large; others see all of it or nothing.
 
         Args:
-            key: of an object that does not exist.
+            key: of the object, which takes the place of one that may be there.
             content: its content, or the file with it, of which a few parts at a time are in memory.
 
         Raises:
@@ -135,6 +141,21 @@ class Objects:
             await obstore.put_async(self._store, key, content, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
             if self._folder is not None:
                 await asyncio.to_thread(_sync, self._folder, self._folder / key)
+
+    async def has(self, key: str) -> bool:
+        """Whether there is such an object.
+
+        Raises:
+            NotReady: the store does not answer.
+        """
+        import obstore
+
+        with self._reaching():
+            try:
+                await obstore.head_async(self._store, key)
+            except FileNotFoundError:
+                return False
+        return True
 
     async def pieces(self, key: str, digest: str, size: int) -> AsyncIterator[memoryview]:
         """The content of an object, in pieces of at most `RANGE_BYTES`; it is not compared with the digest.

@@ -18,6 +18,7 @@ from service.storage.postgres.repositories import (
     Deliveries,
     Entities,
     Evaluations,
+    Exports,
     Features,
     Interactions,
     Items,
@@ -79,6 +80,7 @@ class Session:
         self.processes = ApiProcesses(connection)
         self.artifacts = Artifacts(connection)
         self.evaluations = Evaluations(connection)
+        self.exports = Exports(connection)
         self.samples = Samples(connection)
         self.keys = Keys(connection)
         self.audit = Audit(connection)

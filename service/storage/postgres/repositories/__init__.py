@@ -18,6 +18,7 @@ from service.storage.postgres.repositories.deletions import Deletable, Deletion,
 from service.storage.postgres.repositories.deliveries import Deliveries, Delivery, DeliveryStatus
 from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent, IdRows
 from service.storage.postgres.repositories.evaluations import Evaluation, Evaluations, GateSummary
+from service.storage.postgres.repositories.exports import EXPORTED, ExportPage, Exports, columns_of
 from service.storage.postgres.repositories.features import NOTHING_KNOWN, Features, FeaturesOf, FeatureVersion
 from service.storage.postgres.repositories.insertion import Inserted, Raced
 from service.storage.postgres.repositories.interactions import Interactions
@@ -47,6 +48,7 @@ from service.storage.postgres.repositories.webhooks import Webhook, Webhooks
 __all__ = [
     "CHUNK_BYTES",
     "ENDED",
+    "EXPORTED",
     "FOUND_AT_ONCE",
     "LOG_ROWS",
     "NOTHING_KNOWN",
@@ -77,6 +79,8 @@ __all__ = [
     "Evaluation",
     "Evaluations",
     "EventBatch",
+    "ExportPage",
+    "Exports",
     "Extent",
     "FeatureVersion",
     "Features",
@@ -119,6 +123,7 @@ __all__ = [
     "Upload",
     "Webhook",
     "Webhooks",
+    "columns_of",
     "digest_of",
     "digests_in",
     "id_digest",

@@ -77,13 +77,17 @@ class PeriodLogs:
         )
         return list((await self._connection.execute(query.order_by(tables.periods.c.number))).scalars())
 
-    async def with_old_log(self, newest: int) -> Sequence[int]:
-        """The periods up to `newest` that no update needs any more and whose log is not dropped, ascending."""
+    async def with_old_log(self, newest: int, *, exported: bool = False) -> Sequence[int]:
+        """The periods up to `newest` that no update needs any more and whose log is not dropped, ascending; with
+        `exported` only those whose log is exported.
+        """
         query = select(tables.periods.c.number).where(
             tables.periods.c.number <= newest,
             tables.periods.c.log_dropped_at.is_(None),
             tables.periods.c.status.in_(DONE),
         )
+        if exported:
+            query = query.where(tables.periods.c.exported_at.is_not(None))
         return list((await self._connection.execute(query.order_by(tables.periods.c.number))).scalars())
 
     async def log_folded_after(self, number: int) -> bool:

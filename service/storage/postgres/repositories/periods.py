@@ -64,6 +64,8 @@ class Period:
     """When its event ids were added to `event_ids`."""
     forgotten: int = 0
     """Number of interactions that deletions have removed since `events` was counted."""
+    exported_at: datetime | None = None
+    """When the worker exported its log last."""
 
 
 # ATTACH takes a weaker lock than PARTITION OF, which would wait for everybody who uses the log and block others.

@@ -45,6 +45,7 @@ periods = Table(
         server_default=text("0"),
         comment="interactions that deletions have removed since they were counted",
     ),
+    Column("exported_at", TIMESTAMP, comment="when its log was exported last"),
     CheckConstraint("status IN ('open', 'sealed', 'updating', 'updated', 'quarantined', 'skipped')", name="status"),
     # At most one period is open, even if two transactions close one at the same time.
     Index("uq_periods_open", "status", unique=True, postgresql_where=text("status = 'open'")),
