@@ -61,7 +61,7 @@ def bench_cycle_command(
 @bench.command("guardrails")
 def bench_guardrails_command(
     periods: Annotated[int, typer.Option(help="Periods of each stream; things go wrong from the eleventh on.")] = 22,
-    events: Annotated[int, typer.Option(help="Interactions of a period.")] = 2000,
+    events: Annotated[int, typer.Option(help="Interactions of a period.")] = 5000,
     streams: Annotated[int, typer.Option(help="Streams on which nothing goes wrong.")] = 10,
     seed: Seed = 0,
     report: Report = None,

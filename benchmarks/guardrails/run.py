@@ -45,7 +45,7 @@ class GuardrailOptions:
 
     periods: int = 22
     """Periods of each stream."""
-    events: int = 2000
+    events: int = 5000
     """Interactions of a period."""
     streams: int = 10
     """Streams on which nothing goes wrong."""
