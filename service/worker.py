@@ -28,6 +28,7 @@ from service.storage.redis.notices import Notices
 from service.tasks import end_tasks, start_alone
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.forget import carry_out_pending
+from service.use_cases.guardrails.canary import keep_judging
 from service.use_cases.guardrails.watch import watch
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.retention import drop_old_logs, forget_notifications, merge_event_ids, prune, sweep
@@ -144,6 +145,7 @@ async def _lead(
     beside = (
         start_alone(_keep_telling(context.notices, heartbeat)),
         start_alone(keep_delivering(context.database, context.settings)),
+        start_alone(keep_judging(context.database, context.notices, context.settings)),
     )
     compaction = Compaction(context)
     try:

@@ -27,7 +27,7 @@ from service.http.schemas.events import (
     parse_positions,
     refuse_repetition,
 )
-from service.http.schemas.models import PinRequest, PinResponse, RollbackRequest, RollbackResponse
+from service.http.schemas.models import CanaryRequest, PinRequest, PinResponse, RollbackRequest, RollbackResponse
 from service.http.schemas.operations import Health, Readiness
 from service.http.schemas.periods import CloseRequest, CloseResponse
 from service.http.schemas.predict import (
@@ -45,6 +45,7 @@ __all__ = [
     "BatchPrediction",
     "BatchRequest",
     "BatchResponse",
+    "CanaryRequest",
     "ClickEvent",
     "ClicksRequest",
     "CloseRequest",

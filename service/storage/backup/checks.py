@@ -195,6 +195,13 @@ CHECKS = {
                   WHEN 'array' THEN jsonb_array_length(item_contexts) <> cardinality(item_ids)
                   ELSE item_contexts IS NOT NULL END
     """,
+    "scores of impressions": """
+        SELECT format('impression %s', request_id), 'a model version and a score for each of its items, or neither',
+               format('version %s, and %s scores for %s items', coalesce(model_version::text, 'none'),
+                      coalesce(cardinality(scores)::text, 'no'), cardinality(item_ids))
+        FROM impressions
+        WHERE num_nulls(model_version, scores) = 1 OR cardinality(scores) <> cardinality(item_ids)
+    """,
     "fields of interactions": """
         SELECT format('event %s', event_id), 'an object as context, and a weight above 0',
                format('%s and %s', coalesce(jsonb_typeof(context), 'none'), coalesce(weight::text, 'none'))
