@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from sqlalchemy import text
 
 from service.settings import Settings
@@ -15,6 +16,7 @@ from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import AlertKind, AliasName, CanaryState, ModelKind, ModelVersion
 from service.use_cases.guardrails.canary import CanaryJudge, start_canary
 from service.use_cases.guardrails.canary_evidence import Verdict
+from service.use_cases.update import gate
 from tests.service.api_support import Api, eventually, publish, running_app, settings_for
 from tests.service.serving_support import ITEMS, Made, random_model
 from tests.service.update_support import bench, periods
@@ -227,25 +229,39 @@ async def operators_decide(shop: Shop, content: bytes) -> None:
 
 
 async def test_what_the_worker_publishes_begins_as_a_canary(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
-    """Three periods: the second version replaces the first, and when the share is 0 the third one answers all."""
+    """Two versions begin with a share; the gate refuses the third, which serves nobody; with the share 0 the fourth
+    serves all.
+    """
     async with bench(postgres_dsn, redis_url, tmp_path, canary_share=0.1, canary_minutes=5) as b:
-        for period in periods(3):
-            await b.log(period)
-            settings = b.settings.model_copy(update={"canary_share": 0.0 if period.number == 3 else 0.1})
-            await b.update(period.number, settings=settings)
-            if period.number == 2:
-                async with b.database.read() as session:
-                    turns = await session.takeovers.turns()
-                    first, running = await session.canaries.get(1), await session.canaries.running()
-                    head = await session.models.alias(AliasName.HEAD)
-        assert [turn.version for turn in turns] == [0]
-        assert turns[-1].canary is not None and turns[-1].canary.version == 2
+
+        async def served() -> tuple[int, int | None]:
+            async with b.database.read() as session:
+                turn = (await session.takeovers.turns())[-1]
+            return turn.version, None if turn.canary is None else turn.canary.version
+
+        one, two, three, four = periods(4)
+        await b.log(one)
+        await b.update(1)
+        assert await served() == (0, 1)
+        await b.log(two)
+        await b.update(2)
+        assert await served() == (0, 2)
+        await b.log(three)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gate, "CALIBRATION_RANGE", (100.0, 200.0))
+            await b.update(3)
+        assert await served() == (0, 2)
+        async with b.database.read() as session:
+            first, running = await session.canaries.get(1), await session.canaries.running()
+            head, refused = await session.models.alias(AliasName.HEAD), await session.models.get(3)
         assert first is not None and first.state is CanaryState.REPLACED
         assert running is not None
         assert (running.version, running.champion_version, running.salt, running.minutes) == (2, 0, 1, 5)
-        assert head is not None and head.version == 2  # the sequence learns on
+        assert head is not None and head.version == 3  # the sequence learns on
+        assert refused is not None and refused.kind is ModelKind.PREVIOUS
+        await b.log(four)
+        await b.update(4, settings=b.settings.model_copy(update={"canary_share": 0.0}))
+        assert await served() == (4, None)
         async with b.database.read() as session:
-            champion = await session.models.alias(AliasName.CHAMPION)
             second = await session.canaries.get(2)
-        assert champion is not None and (champion.version, champion.canary_version) == (3, None)
         assert second is not None and second.state is CanaryState.REVERTED

@@ -109,6 +109,12 @@ CHECKS = {
         ) AS alias
         WHERE NOT there
     """,
+    "canaries": """
+        SELECT format('canary %s', canaries.version), 'named by the champion exactly while it runs',
+               format('state %s, named by %s', state, coalesce(name, 'none'))
+        FROM canaries LEFT JOIN aliases ON canary_version = canaries.version
+        WHERE (state = 'running') <> (name IS NOT NULL)
+    """,
     "versions of evaluations": """
         SELECT format('evaluation of %s on period %s', model, period), format('version %s', version), 'no such version'
         FROM evaluations WHERE version NOT IN (SELECT version FROM model_versions)
