@@ -35,4 +35,4 @@ class CanaryShare:
         Args:
             user: hash of the user's id (`service.serving.id_hashes`).
         """
-        return user * self._factor % RANGE < self._below
+        return (user * self._factor) & (RANGE - 1) < self._below

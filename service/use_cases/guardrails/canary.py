@@ -126,7 +126,8 @@ async def end_canary(
         await work.lock_exclusive(Lock.MODELS)
         running = await work.canaries.running()
         if running is None or (version is not None and running.version != version):
-            raise StateConflict("expected a canary that runs; there is none")
+            runs = "none runs" if running is None else f"version {running.version} runs"
+            raise StateConflict(f"expected {'a canary' if version is None else f'canary {version}'} that runs; {runs}")
         target = running.version if promote else running.champion_version
         await work.models.set_alias(AliasName.CHAMPION, target, lead_seconds=None, actor=actor, reason=reason)
         numbers = None if judgement is None else judgement.numbers

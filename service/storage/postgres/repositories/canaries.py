@@ -22,7 +22,7 @@ OUTCOMES = text(f"""
     SELECT shown.user_id, shown.model_version, shown.shown_at, shown.request_id, counted.clicks, counted.logloss
     FROM (
         SELECT user_id, model_version, shown_at, request_id, item_ids, scores, period FROM impressions
-        WHERE period > :learned AND model_version = ANY (CAST(:versions AS integer[])) AND scores IS NOT NULL
+        WHERE period > :learned AND model_version IS NOT NULL AND model_version = ANY (CAST(:versions AS integer[]))
             AND (shown_at, request_id) > (CAST(:shown_at AS timestamptz), CAST(:request_id AS text))
             AND shown_at <= clock_timestamp() - CAST(:wait AS interval)
         ORDER BY shown_at, request_id LIMIT :most
