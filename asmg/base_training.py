@@ -132,8 +132,8 @@ class BaseTraining:
             DivergedError: a loss or a parameter is NaN or infinite.
         """
         if state.periods == 0:
-            state = self.begun(state, data.sizes, rng)
-            return replace(state, pending=self._learn_first(state, data, rng, progress))
+            begun = self.begun(state, data.sizes, rng)
+            return replace(state, pending=_with_all_rows(begun, self._learn_first(begun, data, rng, progress)))
         session, passes = self._learn(state, data, rng, progress, target=target, shuffle=shuffle)
         return replace(state, pending=replace(session.finish(), passes=passes))
 
@@ -344,3 +344,10 @@ class BaseTraining:
     def only_lacks_fields(self, config: Any) -> bool:
         """Whether a stored model configuration equals this one's except that it has no fields."""
         return only_lacks_fields(self.model, config)
+
+
+def _with_all_rows(begun: BaseState, update: RowUpdate) -> RowUpdate:
+    """An update of some rows of tables that nobody has stored yet, as one of all their rows."""
+    params, adam = commit(begun.params, begun.adam, update)
+    rows = {name: torch.arange(update.sizes[name]) for name in update.rows}
+    return replace(update, rows=rows, params=params, adam=adam)

@@ -52,6 +52,14 @@ class Ranks(ABC):
         """
 
     @abstractmethod
+    def spread(self, numbers: Tensor, source: int) -> None:
+        """Replace numbers, on the CPU and of equal shape and type on all ranks, by those of the rank `source`.
+
+        Raises:
+            RankLost: another rank did not answer.
+        """
+
+    @abstractmethod
     def tell(self, message: Sequence[bytes]) -> None:
         """Send a message from rank 0 to all others, and wait until all have it.
 
@@ -76,6 +84,10 @@ class Alone(Ranks):
 
     @override
     def add_up(self, numbers: Tensor) -> None:
+        pass
+
+    @override
+    def spread(self, numbers: Tensor, source: int) -> None:
         pass
 
     @override
@@ -108,6 +120,11 @@ class Together(Ranks):
     def add_up(self, numbers: Tensor) -> None:
         with _told_as_lost():
             dist.all_reduce(numbers)
+
+    @override
+    def spread(self, numbers: Tensor, source: int) -> None:
+        with _told_as_lost():
+            dist.broadcast(numbers, source)
 
     @override
     def tell(self, message: Sequence[bytes]) -> None:

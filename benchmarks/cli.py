@@ -35,6 +35,10 @@ def bench_cycle_command(
     ),
     events: Annotated[int, typer.Option(help="Interactions of a period.")] = 1000,
     periods: Annotated[int, typer.Option(help="Periods for each number of ids; the first is not counted.")] = 4,
+    first_learning: Annotated[
+        str | None,
+        typer.Option(help="Instead: numbers of new ids, each learned in the first period of a new installation."),
+    ] = None,
     seed: Seed = 0,
     report: Report = None,
 ) -> None:
@@ -43,7 +47,12 @@ def bench_cycle_command(
 
     with _running():
         options = CycleOptions(
-            ids=whole_numbers("--ids", ids), events=events, periods=periods, seed=seed, report=report
+            ids=whole_numbers("--ids", ids),
+            events=events,
+            periods=periods,
+            first_learning=[] if first_learning is None else whole_numbers("--first-learning", first_learning),
+            seed=seed,
+            report=report,
         )
         code = run_cycle(options)
     raise typer.Exit(code)
@@ -139,7 +148,8 @@ def bench_ranks_command(
     batches: Annotated[str, typer.Option(help="Interactions of a batch, of the generator and of the base.")] = (
         "256,1024,4096"
     ),
-    dim: Annotated[int | None, typer.Option(help="Width of the embeddings. [8]")] = None,
+    dim: Annotated[int | None, typer.Option(help="Width of the embeddings. [16]")] = None,
+    ids: Annotated[int | None, typer.Option(help="Users of a training state that is read. [2,000,000]")] = None,
     users: Users = None,
     items: Items = None,
     rows: Rows = None,
@@ -148,7 +158,7 @@ def bench_ranks_command(
     seed: Seed = 0,
     report: Report = None,
 ) -> None:
-    """Time the training of one period in one process and in several."""
+    """Time the training of one period, and reading the rows that it needs, in one process and in several."""
     from benchmarks.learning.workload import StreamSizes
     from benchmarks.update.ranks import RanksOptions, run_ranks
 
@@ -160,7 +170,7 @@ def bench_ranks_command(
             repeats=repeats,
             seed=seed,
             report=report,
-            **_given(dim=dim),
+            **_given(dim=dim, ids=ids),
         )
         code = run_ranks(options)
     raise typer.Exit(code)
@@ -192,6 +202,9 @@ def bench_serve_command(
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Let the api fetch versions, as from a worker elsewhere.")
     ] = False,
+    deltas: Annotated[
+        int, typer.Option(help="Versions that add a delta before the base is written anew; 0: each is a base.")
+    ] = 0,
     rows: Annotated[int, typer.Option(help="Table rows of a version, half users and half items.")] = 10_000_000,
     seed: Seed = 0,
     report: Report = None,
@@ -224,6 +237,7 @@ def bench_serve_command(
             during_swap=during_swap,
             versions=versions,
             fetch=fetch,
+            deltas=deltas,
             rows=rows,
             seed=seed,
             report=report,

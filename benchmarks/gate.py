@@ -43,7 +43,8 @@ def play(method: str, periods: Sequence[PeriodData]) -> None:
             progressive["previous"] = evaluate(updater.model, served, data)
 
         started = time.perf_counter()
-        older, newest = data.slice(0, rehearsal_rows(len(data))), data.slice(rehearsal_rows(len(data)), len(data))
+        first, cut = rehearsal_rows(len(data))
+        older, newest = data.slice(first, cut), data.slice(cut, len(data))
         rehearsals = updater.rehearse(state, older, newest, rng=stage_rng(0, number, "rehearse"))
         trial = try_out(data.label, data.user, answers, rehearsals)
         asked = time.perf_counter()

@@ -77,7 +77,9 @@ class Server:
     ) -> None:
         self.name = name
         self.target = Target(HOST, port)
-        self._command, self._log = command, log
+        self._command = command
+        self.log = log
+        """The file that receives its output."""
         self._stop = stop or StopRequest()  # which nobody makes
         self._mark = uuid4().hex
         self._environment = {**environment, MARK: self._mark}
@@ -90,7 +92,7 @@ class Server:
         return f"http://{self.target.host}:{self.target.port}"
 
     def __enter__(self) -> "Server":
-        self._child = Companion(self.name, self._command, environment=self._environment, log=self._log)
+        self._child = Companion(self.name, self._command, environment=self._environment, log=self.log)
         self._root = next(iter(_marked(self._mark, psutil.Process().children())), None)
         return self
 

@@ -1,13 +1,15 @@
-"""What it costs in accuracy that a period changes only the rows that it reads.
+"""What it costs in accuracy that a period changes only the rows that it reads, or that it rounds an optimizer.
 
     python -m benchmarks.untouched --data DATA --seeds 3
     python -m benchmarks.untouched --stream small --seeds 3
+    python -m benchmarks.untouched --data DATA --seeds 3 --rounding
 
 DATA is a folder of `asmg experiment prepare`, learned by the protocol of `asmg experiment run`; a stream is one of
 `benchmarks.streams`. Each line is one choice of `AsmgConfig.untouched` and `TrainingConfig.restless`: the share of the
 table rows that an update trains, and AUC and LogLoss over the test periods of what is served, of the generated model in
 full (α = 1) and of the incremental one. The first line is exact: dense Adam, and all rows generated. The others are
-differences from it, ± their standard deviation over the seeds.
+differences from it, ± their standard deviation over the seeds. With --rounding the choices are those of
+`AsmgConfig.moment_bits`, with the other settings as they are served; the first line is exact there too.
 """
 
 import argparse
@@ -40,6 +42,8 @@ class Choice(NamedTuple):
     """See `asmg.updaters.asmg_config.AsmgConfig`."""
     restless: bool
     """See `asmg.training.TrainingConfig`."""
+    moment_bits: int | None = None
+    """See `asmg.updaters.asmg_config.AsmgConfig`."""
 
 
 CHOICES = (
@@ -51,6 +55,9 @@ CHOICES = (
     Choice("plain", False),
 )
 """The exact choice first."""
+
+ROUNDINGS = tuple(Choice("plain", False, bits) for bits in (None, 7, 3))
+"""The settings that are served, with exact and with rounded moments."""
 
 NUMBERS = ("served AUC", "LogLoss", "α = 1 AUC", "LogLoss", "incremental AUC", "LogLoss")
 
@@ -74,19 +81,19 @@ def of_stream(name: str, seed: int) -> Learning:
     return Learning(data, default_config(categories=False, numeric=len(NAMES)), 0, streams.PERIODS // 2 + 1)
 
 
-def measure(learning: Learning, method: str, seed: int) -> np.ndarray:
-    """The share of rows and `NUMBERS` for each of CHOICES, [choices, 7]. All choices learn side by side."""
+def measure(learning: Learning, method: str, seed: int, choices: Sequence[Choice] = CHOICES) -> np.ndarray:
+    """The share of rows and `NUMBERS` for each of the choices, [choices, 7]. All choices learn side by side."""
     built, data, begin = build_updater(method, learning.model), learning.data, learning.pretrain
     if not isinstance(built, Asmg):
         raise ValueError(f"method: expected one that generates a model; received {method}")
     updaters = [
         Asmg(
             learning.model,
-            replace(built.config, untouched=choice.untouched),
+            replace(built.config, untouched=choice.untouched, moment_bits=choice.moment_bits),
             replace(built.base.config, restless=choice.restless),
             name=method,
         )
-        for choice in CHOICES
+        for choice in choices
     ]
     exact = updaters[0]
     if begin:
@@ -94,12 +101,12 @@ def measure(learning: Learning, method: str, seed: int) -> np.ndarray:
         state = exact.started(base, data[:begin], rng=stage_rng(seed, 0, "start"))
     else:
         state = exact.initial(stage_rng(seed, 0, "initial"))
-    states, scores, shares = [state] * len(CHOICES), [], []
+    states, scores, shares = [state] * len(choices), [], []
     for number, period in enumerate(data[begin:], start=begin + 1):
         if tested := number >= learning.test_from:
             scores.append([_scores(*pair, period) for pair in zip(updaters, states, strict=True)])
         bases: dict[bool, BaseState] = {}  # the incremental models are the same whatever is generated
-        for i, (choice, updater) in enumerate(zip(CHOICES, updaters, strict=True)):
+        for i, (choice, updater) in enumerate(zip(choices, updaters, strict=True)):
             state = states[i]
             for stage in updater.stages:
                 rng = stage_rng(seed, number, stage)
@@ -111,7 +118,7 @@ def measure(learning: Learning, method: str, seed: int) -> np.ndarray:
                     bases[choice.restless] = state.base
             states[i] = state
         if tested:
-            shares.append([_share(bases[choice.restless], states[0].base) for choice in CHOICES])
+            shares.append([_share(bases[choice.restless], states[0].base) for choice in choices])
     return np.concatenate([np.mean(shares, 0)[:, None], np.mean(scores, 0)], 1)
 
 
@@ -137,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--fields", action="store_true", help="with the fields of the log")
     parser.add_argument("--categories", action="store_true", help="items have their categories")
+    parser.add_argument("--rounding", action="store_true", help="compare rounded moments with exact ones")
     parser.add_argument("--upto", type=int, help="last period of the log, of which the last 7 count (default: all 31)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -147,11 +155,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         last = options.upto or protocol.periods
         first = protocol.test_from + 1 - (protocol.periods - last)
         log = Learning(periods[:last], protocol.model, protocol.pretrain, first)
+    choices = ROUNDINGS if options.rounding else CHOICES
     of_seeds = np.stack(
-        [measure(log if options.data else of_stream(options.stream, seed), options.method, seed) for seed in seeds]
+        [
+            measure(log if options.data else of_stream(options.stream, seed), options.method, seed, choices)
+            for seed in seeds
+        ]
     )
-    print(f"| untouched | restless | rows | {' | '.join(NUMBERS)} |\n| --- | --- |{' --: |' * (1 + len(NUMBERS))}")
-    for i, choice in enumerate(CHOICES):
+    print(f"| untouched | restless | bits | rows | {' | '.join(NUMBERS)} |")
+    print(f"| --- | --- | --- |{' --: |' * (1 + len(NUMBERS))}")
+    for i, choice in enumerate(choices):
         found = of_seeds[:, i, 1:] - (of_seeds[:, 0, 1:] if i else 0)
         cells = [
             f"{mean:+.4f} ± {std:.4f}" if i else f"{mean:.4f}"
@@ -159,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         text = " | ".join(cells).replace("-", "−")
         rows = f"{of_seeds[:, i, 0].mean():.0%}"
-        print(f"| {choice.untouched} | {'yes' if choice.restless else 'no'} | {rows} | {text} |")
+        choices_shown = f"{choice.untouched} | {'yes' if choice.restless else 'no'} | {choice.moment_bits or 'all'}"
+        print(f"| {choices_shown} | {rows} | {text} |")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("service", "asmg", "benchmarks", "tests")
-OWN = ("service", "asmg", "benchmarks", "tests")
+PACKAGES = ("service", "asmg", "asmg_client", "benchmarks", "tests")
+OWN = PACKAGES
 PUBLIC = {"_asdict", "_exit", "_fields", "_make", "_mapping", "_replace"}
 """Names with an underscore that are documented all the same: of named tuples, of SQLAlchemy's rows, and `os._exit`."""
 

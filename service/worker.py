@@ -188,7 +188,7 @@ async def update_next(context: UpdateContext) -> bool:
         return False
     database, settings, number = context.database, context.settings, period.number
     await check_configuration(database, context.artifacts, context.updater)
-    await merge_event_ids(database, beat=context.beat)
+    await merge_event_ids(database, before=number, beat=context.beat)
     await resolve_skipped(database, context.histories, settings.attribution_window, beat=context.beat)
     try:
         version = await update_period(context, number)
@@ -203,6 +203,7 @@ async def update_next(context: UpdateContext) -> bool:
         logger.exception("the update on period %d failed", number)
         ended = await note_failure(database, number, context.worker, error, max_attempts=settings.max_attempts)
     if ended:
+        await merge_event_ids(database, beat=context.beat)  # not before: who waits for the version does not wait for it
         await prune(database, number, settings, context.artifacts)
         await drop_old_logs(database, settings, beat=context.beat)
         await sweep(database, context.artifacts)

@@ -108,6 +108,16 @@ def test_latencies_are_told_apart_by_when_their_requests_were_due() -> None:
     assert found.during.max_ms == pytest.approx(600)
     assert found.during.p50_ms == pytest.approx(600), "the higher one of two"
     assert found.between.max_ms == pytest.approx(400)
+    assert found.ratios == [pytest.approx(6.0)], "to what follows the swap"
+    swaps.append(Swap(2, 20.0, 21.0, renewal=True))
+    found = judge(
+        answers_of(*entries, (20.5, 20.7, 0, 1, body_of(2, 0.2)), (23.0, 23.4, 0, 1, body_of(2, 0.2))),
+        swaps, BY_SNAPSHOT, settled=5.0, after=1.0,
+    )  # fmt: skip
+    assert (found.during.requests, found.renewing.requests, found.between.requests) == (2, 1, 3)
+    assert found.renewing.max_ms == pytest.approx(200)
+    assert found.ratios == [pytest.approx(6.0), pytest.approx(0.5)]
+    assert len(found.last_old) == 1, "a new base is no new version"
     nothing = judge(Answers(), [], BY_SNAPSHOT, settled=0.0, after=1.0)
     assert nothing.during.p99_ms is None and nothing.mixed == 0 and nothing.went_back == 0
 

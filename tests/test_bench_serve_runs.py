@@ -165,6 +165,21 @@ def test_versions_are_published_under_load(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.nightly
+def test_deltas_and_new_bases_are_published_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.serving.swap.BETWEEN_SECONDS", 0.5)
+    file = tmp_path / "report.json"
+    swap = ["--during-swap", "--fetch", "--versions", "3", "--deltas", "2", "--rows", "3000", "--rate", "100"]
+    done = bench("serve", *TINY, *swap, "--open-loop", "0.5", "--report", str(file))
+    assert done.exit_code == 0, done.output
+    found = json.loads(file.read_text(encoding="utf-8"))["swap"]
+    counts = [found[name] for name in ("versions", "renewals", "failed", "mixed", "went_back")]
+    assert counts == [3, 1, 0, 0, 0], found
+    assert len(found["p99_ratios"]) == 3 and len(found["switch_seconds_renewing"]) == 1
+    assert found["requests_renewing"] > 50
+    assert "3 deltas of at most 0.1 MB to a base of 3,000 rows" in done.stdout
+
+
+@pytest.mark.nightly
 def test_a_variant_that_is_not_installed_or_does_not_start_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,7 +144,9 @@ def test_no_ratio_is_printed_where_the_reference_is_wrong(monkeypatch: pytest.Mo
 @pytest.mark.nightly
 def test_bench_ranks_writes_a_report(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    result = bench("ranks", *TINY, "--ranks", "2", "--batches", "64", "--repeats", "1", "--report", str(report))
+    result = bench(
+        "ranks", *TINY, "--ranks", "2", "--batches", "64", "--repeats", "1", "--ids", "5000", "--report", str(report)
+    )
     assert result.exit_code == 0, result.output
     (cell,) = json.loads(report.read_text())["cells"]
     assert (cell["batch"], cell["ranks"]) == (64, 2)

@@ -172,7 +172,7 @@ def test_options_are_checked(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_short_run_holds_every_promise(tmp_path: Path) -> None:
-    """Two whole services, one after the other: 18 seconds of kills and pauses, and the same log undisturbed."""
+    """Two whole services, one after the other: a log undisturbed, and in 18 seconds of kills and pauses."""
     report = tmp_path / "report.json"
     done = asmg("chaos", "--minutes", "0.3", "--closes", "2", "--seed", "1", "--report", str(report))
     assert done.exit_code == 0, done.output

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
-MODULE = re.compile(r"`((?:service|asmg|benchmarks|tests|scripts|migrations)/[\w/.-]*)`")
+MODULE = re.compile(r"`((?:service|asmg|asmg_client|benchmarks|tests|scripts|migrations)/[\w/.-]*)`")
 TEST_NAME = re.compile(r"\b(Test[A-Z]\w+|test_\w+)(…?)(\.py)?")
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("service", "asmg", "benchmarks")
+PACKAGES = ("service", "asmg", "asmg_client", "benchmarks")
 MOST_LINES = 400
 MEDIAN_LINES = {"service": 120}
 FLOORS = {"service": 8}

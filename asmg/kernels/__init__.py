@@ -16,6 +16,7 @@ from asmg.kernels.generator_steps import (
     GeneratorReads,
     generator_buffers,
     generator_gradient,
+    generator_gradient_dense,
     generator_move,
     generator_steps,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "cross_entropy",
     "generator_buffers",
     "generator_gradient",
+    "generator_gradient_dense",
     "generator_move",
     "generator_steps",
     "gru_backward",

@@ -17,6 +17,7 @@ __all__ = [
     "GeneratorReads",
     "generator_buffers",
     "generator_gradient",
+    "generator_gradient_dense",
     "generator_move",
     "generator_steps",
 ]
@@ -144,10 +145,11 @@ def generator_gradient(
     buffers: GeneratorBuffers,
     gradient: Floats,
 ) -> float:
-    """The loss of step s of the plan, and its gradient; arguments as of `generator_steps`.
+    """The loss of step s of the plan, and its gradient but for the MLP's group; arguments as of `generator_steps`.
 
-    `buffers` are overwritten. `gradient` gets the gradient of all weights, flat; it is undefined if the loss is not
-    finite.
+    `buffers` are overwritten; `ddense` of them gets the gradient of the MLP's scalars, of which
+    `generator_gradient_dense` makes that of their weights. `gradient` gets the gradient of all other weights, flat, and
+    zeros. Both are undefined if the loss is not finite.
     """
     x, y, dy, h0, z, r, g, h, dz, dr, dg, dh, dense, ddense, values, grads, vectors, dvectors, act, dact, counts = (
         buffers
@@ -201,15 +203,22 @@ def generator_gradient(
     if not np.isfinite(total):
         return total
     at = 0
-    for k in range(TABLES + 1):
+    for k in range(TABLES):
         size = weights[k].size
         dw = gradient[at : at + size].reshape(weights[k].shape)
-        if k < TABLES:
-            gru_backward(weights[k], x[k], h0[k], counts[k], z[k], r[k], g[k], h[k], dy[k], dw)
-        else:
-            gru_backward_dense(weights[k], dense_input, dense_state, dz, dr, dg, dh, ddense, dw)
+        gru_backward(weights[k], x[k], h0[k], counts[k], z[k], r[k], g[k], h[k], dy[k], dw)
         at += size
     return total
+
+
+@compiled
+def generator_gradient_dense(
+    dense_input: Floats, dense_state: Floats, weights: tuple[Floats, ...], buffers: GeneratorBuffers, gradient: Floats
+) -> None:
+    """Add the gradient of the MLP's group to the flat `gradient`, after `generator_gradient` with the same buffers."""
+    dw = gradient[len(gradient) - weights[TABLES].size :].reshape(weights[TABLES].shape)
+    gru_backward_dense(weights[TABLES], dense_input, dense_state, buffers.dz, buffers.dr, buffers.dg, buffers.dh,
+                       buffers.ddense, dw)  # fmt: skip
 
 
 @compiled
@@ -304,5 +313,6 @@ def generator_steps(
                                        buffers, gradient)  # fmt: skip
         if not np.isfinite(losses[s]):
             return
+        generator_gradient_dense(dense_input, dense_state, weights, buffers, gradient)
         step += 1
         generator_move(flat, moments, mean, gradient, top, s, step, lr, dense_share, beta1, beta2, eps)

@@ -10,19 +10,33 @@ period needs, runs the update method on it, and stores what has changed as one m
     after = updater.dump(updater.update(state, selection.localised(log)))
     changed_part(before["base"], after["base"], …)           the next layer
 
+A part without tables is stored as it is, or as a whole and differences (`asmg.layers.differences`).
+
 An older model of the sequence is the same stack without its newest layers. The files are memory-mapped, so no table is
 in memory as a whole.
 """
 
 from asmg.layers.changes import changed_part, is_base
 from asmg.layers.compaction import MergedTensor, Merger, merger
-from asmg.layers.excerpt import TAKEN_UP, StateExcerpt, data_of_log, excerpt_part, excerpt_state, is_log, with_data
+from asmg.layers.differences import MOST_DIFFERENCES, difference, is_sum, summed
+from asmg.layers.excerpt import (
+    TAKEN_UP,
+    StateExcerpt,
+    data_of_log,
+    excerpt_part,
+    excerpt_parts,
+    excerpt_state,
+    is_log,
+    with_data,
+)
 from asmg.layers.selection import PartExcerpt, Selection
 from asmg.layers.stack import Stack, StackTable, rows_of_layers
 from asmg.layers.state import is_layered, open_stack
 from asmg.layers.statistics import StackCounts, StatisticsStack
+from asmg.layers.together import read_together
 
 __all__ = [
+    "MOST_DIFFERENCES",
     "TAKEN_UP",
     "MergedTensor",
     "Merger",
@@ -35,13 +49,18 @@ __all__ = [
     "StatisticsStack",
     "changed_part",
     "data_of_log",
+    "difference",
     "excerpt_part",
+    "excerpt_parts",
     "excerpt_state",
     "is_base",
     "is_layered",
     "is_log",
+    "is_sum",
     "merger",
     "open_stack",
+    "read_together",
     "rows_of_layers",
+    "summed",
     "with_data",
 ]

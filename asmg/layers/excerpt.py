@@ -1,6 +1,6 @@
 """The excerpt of a whole training state: a small state with the rows that some logs touch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -8,12 +8,23 @@ import torch
 
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
+from asmg.layers.differences import summed
 from asmg.layers.selection import PartExcerpt, Rows, Selection
 from asmg.layers.stack import Stack
 from asmg.layers.state import is_layered, open_stack
 from asmg.layers.statistics import StatisticsStack
 
-__all__ = ["TAKEN_UP", "StateExcerpt", "data_of_log", "excerpt_part", "excerpt_state", "is_log", "with_data"]
+__all__ = [
+    "TAKEN_UP",
+    "Read",
+    "StateExcerpt",
+    "data_of_log",
+    "excerpt_part",
+    "excerpt_parts",
+    "excerpt_state",
+    "is_log",
+    "with_data",
+]
 
 DATA, RESERVOIR = "data.", "reservoir."
 """Begin the names of parts that are logs."""
@@ -25,6 +36,12 @@ TAKEN_UP = "taken_up"
 """A tensor that a stored period has beside its log: the items of which something new is known, int64 [n]."""
 
 
+Stacks = Mapping[str, Stack | StatisticsStack]
+
+Read = Callable[[Stacks, Selection], dict[str, PartExcerpt]]
+"""Reads the selected rows of parts with tables."""
+
+
 class StateExcerpt(NamedTuple):
     """A training state with the selected rows alone."""
 
@@ -33,23 +50,34 @@ class StateExcerpt(NamedTuple):
 
 
 def excerpt_state(
-    parts: Mapping[str, Sequence[Checkpoint]], log: PeriodData | None = None, *, everything: bool = False
+    parts: Mapping[str, Sequence[Checkpoint]],
+    log: PeriodData | None = None,
+    *,
+    everything: bool = False,
+    read: Read | None = None,
 ) -> StateExcerpt:
     """The rows of a training state that an update on `log` reads: those that this log and the state's own logs touch.
 
     Args:
-        parts: name → its base and layers, oldest first; a part without tables has one checkpoint.
+        parts: name → its base and layers, oldest first; a part without tables is one checkpoint, or a whole and its
+            differences.
         log: the period to be learned, in rows of whole tables; None for the state's logs alone.
         everything: whether to read all rows of all tables.
+        read: replaces `excerpt_parts`.
     """
     stacks = {name: open_stack(layers) for name, layers in parts.items() if is_layered(name)}
     logs = {name: load_data(data_of_log(parts[name][0])) for name in _logs_of(parts)}
     selection = _select(everything, stacks, [*logs.values(), *([] if log is None else [log])])
-    found = {name: PartExcerpt(layers[0]) for name, layers in parts.items() if name not in stacks}
-    found |= {name: excerpt_part(stack, selection) for name, stack in stacks.items()}
+    found = {name: PartExcerpt(summed(layers)) for name, layers in parts.items() if name not in stacks}
+    found |= (read or excerpt_parts)(stacks, selection)
     for name, whole in logs.items():
         found[name] = PartExcerpt(with_data(parts[name][0], dump_data(selection.localised(whole))))
     return StateExcerpt(selection, found)
+
+
+def excerpt_parts(stacks: Stacks, selection: Selection) -> dict[str, PartExcerpt]:
+    """Parts with tables, with the selected rows alone, by their names."""
+    return {name: excerpt_part(stack, selection) for name, stack in stacks.items()}
 
 
 def excerpt_part(stack: Stack | StatisticsStack, selection: Selection, universe: Rows | None = None) -> PartExcerpt:

@@ -1,6 +1,7 @@
 """Tables of a training state as a base and layers: reading some of their rows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -97,14 +98,30 @@ class Stack:
             found[name][places] = self._cold(name, table)
         return found
 
+    def whole(self, table: str, name: str) -> Tensor | None:
+        """A tensor of a table, where the base is the only layer; else None."""
+        (base, *others) = self._layers
+        return None if others or layer_rows(base, table) is not None else base.tensors[name]
+
     def excerpt(self, selection: Selection) -> Checkpoint:
         """The part with the selected rows alone, as the update method would have stored it."""
+        outline = self.outline(selection)
+        tensors = dict(outline.tensors)
+        for table, rows in self.wanted(selection).items():
+            tensors |= self.read(table, rows)
+        return replace(outline, tensors=tensors)
+
+    def outline(self, selection: Selection) -> Checkpoint:
+        """The excerpt of these rows, but with empty tables."""
         tensors = {name: t for name, t in self.without_tables.items() if not name.startswith(RESTLESS)}
         for table in self.tables:
-            rows = selection.rows[table]
-            tensors |= self.read(table, rows[rows < self.sizes[table]])
+            tensors |= self.read(table, np.empty(0, np.int64))
         tensors |= {f"{RESTLESS}{table}": selection.places(table, rows) for table, rows in self.named.items()}
         return Checkpoint(self.kind, self.meta, tensors)
+
+    def wanted(self, selection: Selection) -> dict[str, Rows]:
+        """Table name → the selected rows that the table has."""
+        return {name: (rows := selection.rows[name])[rows < self.sizes[name]] for name in self.tables}
 
     @property
     def without_tables(self) -> dict[str, Tensor]:
@@ -158,6 +175,8 @@ class StackTable:
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Rows in any order, int64 [n] → [n, …]; they may repeat. Rows past the end are the cold row."""
         inside = torch.where(rows < len(self), rows, COLD_ROW).numpy()
+        if (whole := self._stack.whole(self._table, self._name)) is not None:
+            return whole[torch.from_numpy(inside)]
         distinct, place = np.unique(inside, return_inverse=True)
         return self._stack.read(self._table, distinct)[self._name][torch.from_numpy(place)]
 
@@ -198,12 +217,9 @@ def find(known: Rows | None, wanted: Rows, length: int) -> tuple[Rows, Rows]:
         return at, wanted[at]
     if not len(known):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    if len(wanted) * 8 < len(known):
-        place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        at = np.flatnonzero(known[place] == wanted)
-        return at, place[at]
-    _, at, place = np.intersect1d(wanted, known, assume_unique=True, return_indices=True)
-    return at, place
+    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    at = np.flatnonzero(known[place] == wanted)
+    return at, place[at]
 
 
 def layer_rows(layer: Checkpoint, table: str) -> Rows | None:

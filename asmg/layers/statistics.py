@@ -83,12 +83,17 @@ class StatisticsStack:
                 gone_since = np.union1d(gone_since, gone)
         owners = np.concatenate([owners for owners, _ in pieces] or [np.empty(0, np.int64)])
         order = np.argsort(owners, kind="stable")
-        np.add.at(lengths, owners, 1)
+        lengths += np.bincount(owners, minlength=len(rows))
         of_pair = {
             name: np.concatenate([found[name] for _, found in pieces] or [newest[name][:0].numpy()])[order]
             for name in BY_PAIR
         }
         return ItemStatistics(of_item, lengths, of_pair)
+
+    def whole_column(self, name: str) -> Tensor | None:
+        """A tensor with a row for each item, where the base is the only layer; else None."""
+        (base, *others) = self._layers
+        return None if others or layer_rows(base, ITEM) is not None else base.tensors[name]
 
     def excerpt(self, selection: Selection, universe: Rows | None = None) -> tuple[Checkpoint, Rows]:
         """The statistics of the selected items, as the update method would have stored them.
@@ -106,23 +111,23 @@ class StatisticsStack:
         rows = selection.rows[ITEM]
         found = self.read(rows)
         near = found.of_pair["neighbours"].astype(np.int64)
-        if universe is None:
-            universe = np.concatenate([rows, np.setdiff1d(near, rows)])
-        further = universe[len(rows) :]
         place = np.minimum(np.searchsorted(rows, near), len(rows) - 1)
-        local = np.where(rows[place] == near, place, len(rows) + np.searchsorted(further, near))
-        order = np.lexsort((local, np.repeat(np.arange(len(rows)), found.lengths)))
+        outside = np.flatnonzero(rows[place] != near)
+        if universe is None:
+            universe = np.concatenate([rows, np.unique(near[outside])])
+        place[outside] = len(rows) + np.searchsorted(universe[len(rows) :], near[outside])
+        order = _ascending(np.repeat(np.arange(len(rows)), found.lengths), place)
         starts = np.zeros(len(universe) + 1, np.int64)
         starts[1 : len(rows) + 1] = np.cumsum(found.lengths)
         starts[len(rows) + 1 :] = starts[len(rows)]
-        tensors = dict(self.whole)
+        tensors, further = dict(self.whole), len(universe) - len(rows)
         if FIELDS in tensors:
             tensors[FIELDS] = torch.from_numpy(np.searchsorted(selection.rows["field"], tensors[FIELDS].numpy()))
         for name, values in found.of_item.items():
-            tensors[name] = torch.cat([values, values.new_zeros(len(further), *values.shape[1:])])
+            tensors[name] = torch.cat([values, values.new_zeros(further, *values.shape[1:])])
         for name, pairs in found.of_pair.items():
             tensors[name] = torch.from_numpy(np.ascontiguousarray(pairs[order]))
-        tensors["neighbours"] = torch.from_numpy(local[order].astype(np.int32))
+        tensors["neighbours"] = torch.from_numpy(place[order].astype(np.int32))
         tensors["starts"] = torch.from_numpy(starts)
         return Checkpoint(self.kind, self.meta, tensors), universe
 
@@ -166,6 +171,8 @@ class _Column:
         return self._stack.sizes[ITEM]
 
     def __getitem__(self, rows: Tensor) -> Tensor:
+        if (whole := self._stack.whole_column(self._name)) is not None:
+            return whole[rows]
         distinct, place = np.unique(rows.numpy(), return_inverse=True)
         return self._stack.read(distinct, pairs=False).of_item[self._name][torch.from_numpy(place)]
 
@@ -194,7 +201,7 @@ def statistics_layer(before: PartExcerpt | None, after: Checkpoint, selection: S
     lengths = starts[changed + 1] - starts[changed]
     owners, index = np.repeat(np.arange(len(changed)), lengths), _ranges(starts[changed], lengths)
     near = universe[after.tensors["neighbours"].numpy()[index]]
-    order = np.lexsort((near, owners))
+    order = _ascending(owners, near)
     tensors = {n: t for n, t in after.tensors.items() if n == "moments" or n.startswith("numbers.")}
     if FIELDS in tensors:
         tensors[FIELDS] = torch.from_numpy(selection.rows["field"][tensors[FIELDS].numpy()])
@@ -217,6 +224,11 @@ def _pairs(layer: Checkpoint, owners: Rows, places: Tensor, gone: Rows) -> tuple
         kept = ~np.isin(pairs["neighbours"], gone)
         owner, pairs = owner[kept], {name: values[kept] for name, values in pairs.items()}
     return owner, pairs
+
+
+def _ascending(owners: Rows, neighbours: Rows) -> Rows:
+    """The order of distinct pairs by owner and neighbour, both under 2³¹; sooner found than by `np.lexsort`."""
+    return np.argsort(owners << 32 | neighbours)
 
 
 def _ranges(starts: Rows, lengths: Rows) -> Rows:

@@ -33,6 +33,7 @@ from asmg.checkpoint import Checkpoint, CheckpointError, dump_adam, dump_data, l
 from asmg.generator import Generator, GRUGenerator, HiddenState, LinearConfig, LinearGenerator
 from asmg.generator_training import GeneratorTraining
 from asmg.models import ModelConfig, Params, forget, placed, read_rows
+from asmg.rounding import rounded_moments
 from asmg.training import Execution, Progress, TrainingConfig, narrow, part_of, take
 from asmg.updaters.asmg_config import AsmgConfig
 from asmg.updaters.base import ServedParts, Updater
@@ -225,15 +226,12 @@ class Asmg(Updater[AsmgState]):
             dense_share=self.config.dense_share,
             execution=self.execution,
         )
-        epochs = self.config.epochs
+        batch_size, epochs = self.config.batch_size, self.config.epochs
         for epoch in range(epochs):
-            session.epoch(
-                batch_size=self.config.batch_size,
-                rng=rng,
-                average=self.config.average and epoch == epochs - 1,
-                progress=part_of(progress, epoch, epochs),
-            )
-        weights, adam = session.finish()
+            average = self.config.average and epoch == epochs - 1
+            session.epoch(batch_size=batch_size, rng=rng, average=average, progress=part_of(progress, epoch, epochs))
+        weights, exact = session.finish()
+        adam = rounded_moments(exact, self.config.moment_bits, rng)
         return replace(state, weights=weights, adam=adam, data=self._data_for_next_window(state, data))
 
     def _data_for_next_window(self, state: AsmgState, data: PeriodData) -> tuple[PeriodData, ...]:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from asmg.generator import GeneratorConfig, LinearConfig
+from asmg.rounding import MANTISSA_BITS
 
 __all__ = ["AsmgConfig"]
 
@@ -35,6 +36,9 @@ class AsmgConfig:
     """What a row gets that the period's training did not read. "generate": a generated row like all others, and its
     hidden state moves on. Otherwise its hidden state stays: "keep", its last generated row; "plain", the row of the
     incremental model, so that only rows of the newest period are corrected."""
+    moment_bits: int | None = 7
+    """Bits of mantissa, 0 to 22, to which the moments of ω's optimizer are rounded at the end of a period
+    (`asmg.rounding`), as training with bfloat16 does, so that they take a quarter of the bytes; None for all 23."""
     blends: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """The candidate fractions α ≥ 0, ascending; (1.0,) always serves the generated model."""
     evidence_decay: float = 0.9
@@ -55,6 +59,8 @@ class AsmgConfig:
             raise ValueError(f"loss_weights: expected linear, uniform or last; received {self.loss_weights!r}")
         if self.untouched not in ("generate", "keep", "plain"):
             raise ValueError(f"untouched: expected generate, keep or plain; received {self.untouched!r}")
+        if self.moment_bits is not None and not 0 <= self.moment_bits < MANTISSA_BITS:
+            raise ValueError(f"moment_bits: expected None or 0 to {MANTISSA_BITS - 1}; received {self.moment_bits}")
         if not self.blends or list(self.blends) != sorted(set(self.blends)) or min(self.blends) < 0:
             raise ValueError(f"blends: expected distinct fractions ≥ 0, ascending; received {self.blends}")
         if self.caution < 0:
@@ -76,6 +82,7 @@ class AsmgConfig:
             "lr": 1e-2,
             "average": False,
             "untouched": "generate",
+            "moment_bits": None,
             "blends": (1.0,),
             "full_window": True,
             "skip_first": True,

@@ -45,6 +45,8 @@ class Updater(ABC, Generic[StateT]):
     """Its name in settings, dumps and reports."""
     stages: ClassVar[tuple[str, ...]]
     """The stages of one update, in order."""
+    alone: tuple[str, ...] = ()
+    """Those of the stages that one of several ranks does by itself: no training reads what they make of the state."""
     model: BaseModel
     """The base model."""
     base: BaseTraining
@@ -203,6 +205,10 @@ class Updater(ABC, Generic[StateT]):
     def rewrites_tables(self) -> bool:
         """Whether an update changes all rows of the tables, and not only those that its logs touch."""
         return False
+
+    def for_training(self, state: StateT) -> StateT:
+        """The state without what no stage reads but those in `alone`."""
+        return state
 
     @abstractmethod
     def dump(self, state: StateT) -> dict[str, Checkpoint]:

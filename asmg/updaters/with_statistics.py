@@ -58,7 +58,7 @@ class WithStatistics(Updater[WithStatisticsState[StateT]]):
             raise ValueError(f"inner: expected a method whose model has {len(NAMES)} numeric inputs; received {shape}")
         self.inner, self.config = inner, config or StatisticsConfig()
         self.name, self.model, self.base = inner.name, inner.model, inner.base
-        self.stages = (*inner.stages, COUNT)
+        self.stages, self.alone = (*inner.stages, COUNT), (*inner.alone, COUNT)
 
     @override
     def initial(self, rng: torch.Generator) -> WithStatisticsState[StateT]:
@@ -140,6 +140,11 @@ class WithStatistics(Updater[WithStatisticsState[StateT]]):
     @override
     def statistics_of(self, state: WithStatisticsState[StateT]) -> Statistics:
         return state.statistics
+
+    @override
+    def for_training(self, state: WithStatisticsState[StateT]) -> WithStatisticsState[StateT]:
+        """See Updater. A period that was prepared has the statistics as inputs."""
+        return WithStatisticsState(Statistics.initial(self.config), self.inner.for_training(state.inner))
 
     @override
     def dump(self, state: WithStatisticsState[StateT]) -> dict[str, Checkpoint]:

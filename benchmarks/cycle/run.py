@@ -1,30 +1,23 @@
-"""Measures periods of some events on installations with tables of several sizes."""
+"""Measures periods of some events on installations with tables of several sizes, and a first period of many new ids."""
 
 import asyncio
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import asyncpg
-import httpx
 import numpy as np
-import psutil
 
+from benchmarks.cycle.first import first_learning
 from benchmarks.cycle.growing import grow
+from benchmarks.cycle.periods import MEGABYTE, WorkerMemory, close_period, log_interactions, stored_bytes
 from benchmarks.servers import Server
-from benchmarks.services import OwnStores, own_service, own_stores, served_version
-
-MEGABYTE = 1_000_000
-SAMPLE_SECONDS = 0.02
-PERIOD_SECONDS = 600.0
-"""How long a period may take."""
+from benchmarks.services import OwnStores, own_service, own_stores
 
 
 @dataclass(frozen=True)
@@ -37,37 +30,44 @@ class CycleOptions:
     """Interactions of a period."""
     periods: int = 4
     """Periods that are run for each number; the first is not counted."""
+    first_learning: Sequence[int] = ()
+    """Numbers of new ids, each for the first period of a new installation; where given, nothing else is measured."""
     seed: int = 0
     report: Path | None = None
 
 
 def run_cycle(options: CycleOptions) -> int:
     """Measure, print and report."""
-    cells = []
-    for ids in options.ids:
-        with tempfile.TemporaryDirectory(prefix="asmg-cycle-") as folder, own_stores(Path(folder)) as stores:
-            cells.append(_cell(stores, ids, options))
-        print(json.dumps(cells[-1]), flush=True)
+    report: dict[str, Any] = {"cells": []} if options.first_learning else {"events": options.events, "cells": []}
+    for ids in options.first_learning or options.ids:
+        cell = first_learning(ids, options.seed) if options.first_learning else _cell(ids, options)
+        report["cells"].append(cell)
+        print(json.dumps(cell), flush=True)
     if options.report is not None:
-        options.report.write_text(json.dumps({"events": options.events, "cells": cells}, indent=1) + "\n")
+        options.report.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
-def _cell(stores: OwnStores, ids: int, options: CycleOptions) -> dict[str, Any]:
-    traffic = _Traffic(stores.key, options.events, options.seed)
-    users = items = options.events
-    with own_service(stores, api_workers=1, worker=True) as server:
-        traffic.send(server, users, items)
-        _close(server, stores, 1)
-    if ids > 2 * options.events:
-        users, items = ids // 2, ids - ids // 2
-        grow(stores.settings, users, items)
-        asyncio.run(_tidy(stores.driver_dsn))
-    measured = []
-    with own_service(stores, api_workers=1, worker=True, version=1) as server:
-        for number in range(2, options.periods + 2):
-            measured.append(_period(server, stores, traffic, number, users, items))
-    return {"ids": ids} | {name: round(median(m[name] for m in measured[1:]), 3) for name in measured[0]}
+def _cell(ids: int, options: CycleOptions) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="asmg-cycle-") as folder, own_stores(Path(folder)) as stores:
+        traffic = _Traffic(stores.key, options.events, options.seed)
+        users = items = options.events
+        with own_service(stores, api_workers=1, worker=True) as server:
+            traffic.send(server, users, items)
+            close_period(server, stores, 1)
+        if ids > 2 * options.events:
+            users, items = ids // 2, ids - ids // 2
+            grow(stores.settings, users, items)
+            asyncio.run(_tidy(stores.driver_dsn))
+        measured = []
+        with own_service(stores, api_workers=1, worker=True, version=1) as server:
+            for number in range(2, options.periods + 2):
+                measured.append(_period(server, stores, traffic, number, users, items))
+    counted = measured[1:]
+    medians = {name: median(m[name] for m in counted) for name in measured[0]}
+    # Merges are rare and large: their median would be zero.
+    medians["compaction_mb"] = mean(m["compaction_mb"] for m in counted)
+    return {"ids": ids, "periods": len(counted)} | {name: round(value, 3) for name, value in medians.items()}
 
 
 class _Traffic:
@@ -93,9 +93,7 @@ class _Traffic:
             for n in range(self._events)
         ]
         self._sent += self._events
-        for start in range(0, len(events), 500):
-            body = {"interactions": events[start : start + 500]}
-            _post(server, self._key, "/interactions", body)
+        log_interactions(server, self._key, events)
 
 
 def _name(prefix: str, number: int, first: int) -> str:
@@ -103,44 +101,24 @@ def _name(prefix: str, number: int, first: int) -> str:
     return f"{prefix}{number}" if number <= first else f"{prefix}_{number}"
 
 
-def _post(server: Server, key: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    response = httpx.post(
-        f"{server.url}{path}",
-        json=body,
-        headers={"Authorization": f"Bearer {key}"},
-        timeout=30,
-        trust_env=False,
-    )
-    response.raise_for_status()
-    return dict(response.json())
-
-
-def _close(server: Server, stores: OwnStores, version: int) -> float:
-    """Close the open period, and wait until its version is served; returns the seconds that took."""
-    started = time.perf_counter()
-    _post(server, stores.key, "/periods/close", {})
-    while time.perf_counter() - started < PERIOD_SECONDS:
-        with suppress(OSError):
-            served = served_version(server.target.port)
-            if served is not None and served >= version:
-                return time.perf_counter() - started
-        time.sleep(SAMPLE_SECONDS)
-    raise TimeoutError(f"expected version {version} to be served within {PERIOD_SECONDS:.0f} s")
-
-
 def _period(
     server: Server, stores: OwnStores, traffic: _Traffic, version: int, users: int, items: int
 ) -> dict[str, float]:
-    before = asyncio.run(_stored(stores.driver_dsn))
+    before = asyncio.run(stored_bytes(stores.driver_dsn))
     traffic.send(server, users, items)
-    with _Memory(server) as memory:
-        seconds = _close(server, stores, version)
+    with WorkerMemory(server) as memory:
+        seconds = close_period(server, stores, version)
     time.sleep(1.0)  # what the worker clears up after an update belongs to it
-    after = asyncio.run(_stored(stores.driver_dsn))
+    after = asyncio.run(stored_bytes(stores.driver_dsn))
+    new = [artifact for digest, artifact in after.artifacts.items() if digest not in before.artifacts]
+    merged = [size for kind, size in new if kind == "layers"]
+    # A version adds one file to the snapshot; a second one is all of it anew.
+    merged += sorted(size for kind, size in new if kind == "serving")[1:]
     return {
         "seconds": seconds,
-        "wal_mb": (after[0] - before[0]) / MEGABYTE,
-        "stored_mb": (after[1] - before[1]) / MEGABYTE,
+        "wal_mb": (after.wal - before.wal) / MEGABYTE,
+        "stored_mb": (sum(size for _, size in new) - sum(merged)) / MEGABYTE,
+        "compaction_mb": sum(merged) / MEGABYTE,
         "worker_mb": memory.most / MEGABYTE,
     }
 
@@ -153,39 +131,3 @@ async def _tidy(dsn: str) -> None:
         await connection.execute("CHECKPOINT")
     finally:
         await connection.close()
-
-
-async def _stored(dsn: str) -> tuple[int, int]:
-    """Bytes of WAL written so far, and bytes of all artifacts."""
-    connection = await asyncpg.connect(dsn)
-    try:
-        wal = await connection.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
-        return int(wal), int(await connection.fetchval("SELECT coalesce(sum(size), 0) FROM artifacts"))
-    finally:
-        await connection.close()
-
-
-class _Memory:
-    """The most memory of its own that the worker has while the block runs: mapped files do not count."""
-
-    def __init__(self, server: Server) -> None:
-        self._server, self._ended = server, threading.Event()
-        self.most = 0
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> "_Memory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        workers = [process for process in self._server.processes() if "worker" in " ".join(process.cmdline())]
-        while not self._ended.wait(SAMPLE_SECONDS):
-            for process in workers:
-                with suppress(psutil.NoSuchProcess, FileNotFoundError):
-                    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                        if line.startswith("RssAnon:"):
-                            self.most = max(self.most, int(line.split()[1]) * 1024)

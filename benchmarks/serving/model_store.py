@@ -87,17 +87,21 @@ class Snapshots:
 class StoredSnapshot:
     """A snapshot in Postgres, ready to be published."""
 
-    digest: str
-    file: Path | None
-    """Its file, where a worker of this host made it: publishing it leaves a copy to the api processes."""
+    digests: tuple[str, ...]
+    """Of its files, the base first."""
+    files: tuple[Path, ...]
+    """These, where a worker of this host made them: publishing leaves copies to the api processes. Else none."""
+
+    def __add__(self, delta: "StoredSnapshot") -> "StoredSnapshot":
+        return StoredSnapshot(self.digests + delta.digests, self.files + delta.files)
 
 
 def store(stores: OwnStores, snapshot: DigestedFile, *, here: bool = False) -> StoredSnapshot:
-    """Store a snapshot as a worker would.
+    """Store a base or a delta as a worker would.
 
     Args:
         stores: of the service.
-        snapshot: its file is removed, or kept where `here`.
+        snapshot: the file is removed, or kept where `here`.
         here: as a worker on this host; as one on another host, the api processes have to fetch the snapshot.
     """
 
@@ -115,7 +119,7 @@ def store(stores: OwnStores, snapshot: DigestedFile, *, here: bool = False) -> S
     digest = stores.run(put)
     if not here:
         snapshot.path.unlink()
-    return StoredSnapshot(digest, snapshot.path if here else None)
+    return StoredSnapshot((digest,), (snapshot.path,) if here else ())
 
 
 def remember(stores: OwnStores, workload: ServingWorkload, fields: ServingFields | None = None) -> None:

@@ -107,6 +107,7 @@ class ServeOptions:
     during_swap: bool = False
     versions: int = 20
     fetch: bool = False
+    deltas: int = 0
     rows: int = 10_000_000
     seed: int = 0
     report: Path | None = None
@@ -116,7 +117,7 @@ class ServeOptions:
         if max(self.items) > (most := min(MAX_ITEMS, self.sizes.items)):
             raise ValueError(f"items: expected at most {most} of a request; received {max(self.items)}")
         at_least(1, requests=self.requests, rounds=self.rounds, versions=self.versions)
-        at_least(0, warm_up=self.warm_up, seed=self.seed)
+        at_least(0, warm_up=self.warm_up, seed=self.seed, deltas=self.deltas)
         more_than_zero(seconds=self.seconds, rate=self.rate)
         if not 0 <= self.open_loop < 1:
             raise ValueError(f"open-loop: expected a share of at least 0 and below 1; received {self.open_loop}")

@@ -4,7 +4,9 @@ import asyncio
 import multiprocessing
 import shutil
 import signal
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from benchmarks.serving.model_store import StoredSnapshot
@@ -19,48 +21,75 @@ ACTOR = "asmg bench"
 
 
 def publishing_process() -> ProcessPoolExecutor:
-    """A process for `publish`, so that publishing takes no time of the load generator's process."""
-    return ProcessPoolExecutor(
-        1,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the process that started it
-    )
+    """A process for `publish`, so that publishing takes no time of the load generator's process. It is ready."""
+    process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
+    process.submit(int).result()  # what it needs is imported then
+    return process
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is for the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def publish(settings: Settings, version: int, snapshot: StoredSnapshot) -> None:
     """Make a snapshot the champion, as the version of this number."""
-    if snapshot.file is not None:
-        _copy(snapshot.file, settings.serving_dir)
-    asyncio.run(_publish(settings, version, snapshot.digest))
+    _leave_copies(settings, snapshot)
+    asyncio.run(_publish(settings, version, snapshot.digests))
 
 
-async def _publish(settings: Settings, version: int, digest: str) -> None:
+def renew(settings: Settings, version: int, snapshot: StoredSnapshot) -> None:
+    """Let the champion, of this version, have another snapshot with the same content, as compaction does."""
+    _leave_copies(settings, snapshot)
+    asyncio.run(_renew(settings, version, snapshot.digests))
+
+
+@asynccontextmanager
+async def _connected(settings: Settings) -> AsyncIterator[tuple[Database, Notices]]:
     assert settings.postgres_dsn is not None and settings.redis_url is not None
     database, redis = Database(settings.postgres_dsn, pool_size=1), connect(settings.redis_url)
+    try:
+        yield database, Notices(redis)
+    finally:
+        await redis.aclose()
+        await database.close()
+
+
+async def _publish(settings: Settings, version: int, digests: Sequence[str]) -> None:
     made = ModelVersion(
         version=version,
         period=version,
         kind=ModelKind.GENERATED,
         parent_version=version - 1,
-        serving_digest=digest,
-        state={},
+        serving_digest=digests[-1],
+        state={"snapshot": list(digests)},
         scores={},
         gate={"decision": "generated"},
         created_by=ACTOR,
     )
-    try:
+    async with _connected(settings) as (database, notices):
         async with database.unit_of_work() as work:
             await work.lock_exclusive(Lock.MODELS)
             await work.models.insert(made)
             reason = "published by the benchmark"
             await work.models.set_alias(AliasName.CHAMPION, version, lead_seconds=None, actor=ACTOR, reason=reason)
             await work.commit()
-        await Notices(redis).publish_swap()
+        await notices.publish_swap()
         await release_champion(database, settings)
-    finally:
-        await redis.aclose()
-        await database.close()
+
+
+async def _renew(settings: Settings, version: int, digests: Sequence[str]) -> None:
+    async with _connected(settings) as (database, notices):
+        async with database.unit_of_work() as work:
+            await work.lock_exclusive(Lock.MODELS)
+            await work.models.renew_snapshot(version, digests)
+            await work.commit()
+        await notices.publish_swap()
+
+
+def _leave_copies(settings: Settings, snapshot: StoredSnapshot) -> None:
+    for file in snapshot.files:
+        _copy(file, settings.serving_dir)
 
 
 def _copy(file: Path, folder: Path) -> None:

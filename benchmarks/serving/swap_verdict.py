@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ class Swap:
     published: float
     """When its publication began."""
     switched: float
-    """When the last answer on every connection was of it."""
+    """When the last answer on every connection was of it, or every process served it from the new base."""
+    renewal: bool = False
+    """Whether it was served before, and got a base that was written anew."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,13 @@ class Verdict:
 
     swaps: Sequence[Swap]
     during: Latencies
+    """Of requests due while a version took over."""
+    renewing: Latencies
+    """Of requests due while a base that was written anew took over."""
     between: Latencies
+    """Of the others."""
+    ratios: Sequence[float | None]
+    """For each swap, p99 during it / p99 from then until the next; None where there were no requests."""
     waited_p99_ms: float | None
     """From the moment a request was due until a connection was free to send it."""
     late_p99_ms: float | None
@@ -56,7 +65,7 @@ class Verdict:
     went_back: int = 0
     """Answers of an older version than one that had come on any connection before the request was sent."""
     last_old: list[float] = field(default_factory=list)
-    """Seconds from each publication to the last answer of an older version."""
+    """Seconds from the publication of each version to the last answer of an older one."""
     faults: Counter[str] = field(default_factory=Counter)
     """What was wrong with mixed answers."""
 
@@ -95,19 +104,25 @@ def judge(
         if fault is not None:
             faults[fault] += 1
     due, sent, done = (np.frombuffer(moments) for moments in (answers.due, answers.sent, answers.done))
-    during = np.zeros(len(due), dtype=bool)
-    for swap in swaps:
-        during |= (due >= swap.published) & (due <= swap.switched + after)
-    counts = due >= settled
+    seconds, counts = done - due, due >= settled
+    during, ratios = np.zeros((2, len(due)), dtype=bool), []
+    for swap, following in zip_longest(swaps, swaps[1:]):
+        inside = counts & (due >= swap.published) & (due <= swap.switched + after)
+        rest = counts & (due > swap.switched + after) & (due < (np.inf if following is None else following.published))
+        during[int(swap.renewal)] |= inside
+        one, other = (Latencies.of(seconds[which]).p99_ms for which in (inside, rest))
+        ratios.append(one / other if one and other else None)
     return Verdict(
         swaps=swaps,
-        during=Latencies.of((done - due)[during & counts]),
-        between=Latencies.of((done - due)[~during & counts]),
+        during=Latencies.of(seconds[during[0]]),
+        renewing=Latencies.of(seconds[during[1]]),
+        between=Latencies.of(seconds[counts & ~during.any(0)]),
+        ratios=ratios,
         waited_p99_ms=quantile_ms((sent - due)[counts], 99),
         late_p99_ms=quantile_ms(np.frombuffer(answers.late), 99),
         mixed=faults.total(),
         went_back=_went_back(versions, sent, done),
-        last_old=[_last_old(versions, done, swap) for swap in swaps],
+        last_old=[_last_old(versions, done, swap) for swap in swaps if not swap.renewal],
         faults=faults,
     )
 

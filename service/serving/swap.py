@@ -15,16 +15,16 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from service.errors import NotReady, ServiceError
 from service.files import keep_newest
 from service.serving.canary_share import CanaryShare
 from service.serving.clock import ServerClock, elapsed
 from service.serving.damage import is_damaged_file, is_damaged_memory, low_priority_thread
+from service.serving.fetching import FetchChampions, FetchFile
 from service.serving.loading import SnapshotDamaged, load_snapshot
 from service.serving.snapshot import Pages, Snapshot
-from service.serving.tensor_file import PAUSE_SECONDS
+from service.serving.tensor_file import PAUSE_SECONDS, PIECE_BYTES
 from service.serving.turns import Canary, Champion, Turns
 from service.tasks import end_tasks, run_alone, start_alone
 
@@ -32,22 +32,16 @@ __all__ = ["Champion", "ServingModel"]
 
 logger = logging.getLogger(__name__)
 
+GENTLE_SHARE = 0.2
+"""Share of the time that is spent on fetching a base that was written anew. Nobody waits for it, and requests need the
+processors."""
+GENTLE_PAUSE_SECONDS = 0.02
+"""Pause between two pieces while such a base is copied and read through."""
+GENTLE_SECONDS = 2.0
+"""Most seconds of such pauses together: a version that is published meanwhile waits for their end."""
+
 MAX_RETRY_SECONDS = 30.0
 """The longest pause after a failure; each failure in a row doubles the pause."""
-
-
-class FetchChampions(Protocol):
-    """Looks up what is served and what takes over next."""
-
-    async def __call__(self) -> Sequence[Champion]:
-        """What is served now and what comes, oldest first, at least one; raises whatever keeps it from being read."""
-
-
-class FetchFile(Protocol):
-    """Brings a file of a snapshot onto this host."""
-
-    async def __call__(self, digest: str, folder: Path) -> Path:
-        """It as a complete file in `folder`; raises whatever keeps it from being read."""
 
 
 class ServingModel:
@@ -203,7 +197,15 @@ class ServingModel:
         for version in [version for champion in self._followed for version in champion.versions]:
             old = served.get(version.version)
             if old is not None and version.files != _digests(old):
-                self._replace(old, await self._load(version))
+                self._replace(old, await self._load(version, gently=True))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait after a piece of a file that took so long, unless a newer version may need the file."""
+        if self.turns:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds * (1 / GENTLE_SHARE - 1)):
+                await self._wake.wait()
 
     def wake(self) -> None:
         """Look for news at once."""
@@ -249,16 +251,35 @@ class ServingModel:
         """The snapshots that are served and those that take over next, each once."""
         return list(dict.fromkeys([*self._served(), *self.turns.snapshots]))
 
-    async def _load(self, version: Champion | Canary) -> Snapshot:
-        return await self._fetch_and_open(version.files, version.version, version.period)
+    async def _load(self, version: Champion | Canary, *, gently: bool = False) -> Snapshot:
+        return await self._fetch_and_open(version.files, version.version, version.period, gently=gently)
 
     async def _fetch_and_open(
-        self, digests: Sequence[str], version: int, period: int, damaged: Collection[Pages] = ()
+        self,
+        digests: Sequence[str],
+        version: int,
+        period: int,
+        damaged: Collection[Pages] = (),
+        *,
+        gently: bool = False,
     ) -> Snapshot:
-        """Load a version from its files; pages that are damaged are not taken over from loaded ones."""
-        paths = [await self._fetch_file(digest, self._folder) for digest in digests]
+        """Load a version from its files.
+
+        Args:
+            digests: of the files.
+            version, period: of the model.
+            damaged: pages that are not taken over from loaded snapshots.
+            gently: whether nobody waits for it.
+        """
+        if gently:
+            paths = [await self._fetch_file(digest, self._folder, self._pause) for digest in digests]
+        else:
+            paths = [await self._fetch_file(digest, self._folder) for digest in digests]
         loaded = [each for each in self._snapshots() if not any(pages in damaged for pages in each.pages)]
         pause_seconds = 0.0 if self._current is None else PAUSE_SECONDS
+        if gently:
+            pieces = 2 * (1 + paths[0].stat().st_size // PIECE_BYTES)  # it is copied, and read through
+            pause_seconds = max(pause_seconds, min(GENTLE_PAUSE_SECONDS, GENTLE_SECONDS / pieces))
         try:
             snapshot = await asyncio.to_thread(
                 load_snapshot, paths, version, period, loaded=loaded, pause_seconds=pause_seconds

@@ -51,7 +51,9 @@ async def prune(database: Database, period: int, settings: Settings, artifacts: 
     return len(deleted)
 
 
-async def merge_event_ids(database: Database, *, beat: Callable[[], None] = lambda: None) -> list[int]:
+async def merge_event_ids(
+    database: Database, *, before: int | None = None, beat: Callable[[], None] = lambda: None
+) -> list[int]:
     """Add the event ids of closed periods to the table in which ingestion looks them up; return the periods' numbers.
 
     Until then ingestion reads the logs of these periods too, so only its speed depends on when this happens. Each
@@ -59,12 +61,15 @@ async def merge_event_ids(database: Database, *, beat: Callable[[], None] = lamb
 
     Args:
         database: holds the logs.
+        before: only those of earlier periods than this one; None for all.
         beat: called after each period.
     """
     async with database.read() as session:
         _, closed = await session.period_logs.unmerged()
     merged = []
     for number in closed:
+        if before is not None and number >= before:
+            break
         try:
             async with database.unit_of_work() as work:
                 await work.periods.get_locked(number)  # no deletion may remove an event whose id is being added

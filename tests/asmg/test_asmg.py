@@ -198,6 +198,7 @@ def test_the_variants_of_the_paper_are_these(name: str, changes: dict[str, Any])
         "generator": GeneratorConfig(hidden=4, output="direct"), "window": 3, "loss_weights": "linear",
         "carry_hidden": True, "lr": 1e-2, "dense_share": 1.0, "batch_size": 256, "epochs": 1, "average": False,
         "blends": (1.0,), "full_window": True, "skip_first": True, "untouched": "generate",
+        "moment_bits": None,
     }  # fmt: skip
     for reference in (False, True):
         updater = build_updater(name, SMALL, reference=reference)
@@ -340,6 +341,7 @@ def test_a_generator_step_beyond_reason_diverges_and_leaves_the_state(compiled: 
         ({"epochs": 0}, "^asmg: expected positive window"),
         ({"dense_share": 0.0}, r"^dense_share: expected a number in \(0, 1\]; received 0\.0"),
         ({"loss_weights": "exp"}, "^loss_weights: expected linear, uniform or last; received 'exp'"),
+        ({"moment_bits": 23}, "^moment_bits: expected None or 0 to 22; received 23"),
         ({"untouched": "drop"}, "^untouched: expected generate, keep or plain; received 'drop'"),
         ({"blends": ()}, "^blends: expected distinct fractions ≥ 0, ascending"),
         ({"blends": (0.5, 0.0)}, "^blends: expected distinct fractions"),

@@ -70,12 +70,14 @@ async def running_app(settings: Settings, *, client_host: str = "127.0.0.1") -> 
 
 
 @contextmanager
-def served_app(settings: Settings) -> Iterator[str]:
-    """The application behind a real server in a thread; its address. Ends like a process that is told to."""
+def served_app(settings: Settings, port: int = 0) -> Iterator[str]:
+    """The application behind a real server in a thread, on any port or on this one; its address. Ends like a process
+    that is told to.
+    """
     server: uvicorn.Server
     app = create_app(settings, stopping=lambda: server.should_exit)
     server = uvicorn.Server(server_config(app))
-    with listen("127.0.0.1", 0) as sock:
+    with listen("127.0.0.1", port) as sock:
         thread = Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
         while not server.started and thread.is_alive():

@@ -181,33 +181,7 @@ async def test_the_documented_metrics_are_those_that_are_offered(api: Api) -> No
 
 async def test_the_description_names_bodies_and_problems(api: Api) -> None:
     document = (await api.client.get("/openapi.json")).json()
-    assert set(document["paths"]) == {
-        "/predict",
-        "/predict/batch",
-        "/interactions",
-        "/impressions",
-        "/clicks",
-        "/items",
-        "/users",
-        "/items/{item_id}",
-        "/users/{user_id}",
-        "/periods/close",
-        "/periods",
-        "/periods/{number}",
-        "/periods/{number}/events",
-        "/admin/models",
-        "/admin/models/{version}",
-        "/admin/models/{version}/pin",
-        "/admin/models/{version}/unpin",
-        "/admin/rollback",
-        "/admin/processes",
-        "/admin/audit",
-        "/admin/replay",
-        "/admin/samples",
-        "/healthz",
-        "/readyz",
-        "/metrics",
-    }
+    assert {"/predict", "/periods/close", "/admin/rollback", "/metrics"} < set(document["paths"])
     body = document["paths"]["/interactions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     event_schema = body["properties"]["interactions"]["items"]["properties"]
     assert event_schema["label"]["enum"] == [0, 1]

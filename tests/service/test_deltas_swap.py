@@ -16,6 +16,7 @@ from service.files import create, find
 from service.serving.loading import load_snapshot
 from service.serving.swap import ServingModel
 from service.serving.turns import Champion
+from service.storage.artifacts.store import Pace
 from tests.service.api_support import eventually
 from tests.service.test_deltas import SHAPES, base_file, delta_file, first_state, names, next_state
 from tests.service.test_swap import SUFFIX, following, harm, silence
@@ -23,6 +24,12 @@ from tests.service.test_swap import SUFFIX, following, harm, silence
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux has memory files")
 
 DELTAS = 5
+RENEWED = 4
+"""Version whose files a base takes the place of."""
+
+
+def digest_of(path: Path) -> str:
+    return path.name.partition(".")[0]
 
 
 class Published:
@@ -36,23 +43,35 @@ class Published:
         for _ in range(DELTAS):
             state, changed, gone = next_state(state, rng)
             paths.append(delta_file(self.store, state.trained(), changed, gone))
+            if len(paths) == RENEWED:
+                self.renewed = base_file(self.store, state.trained())
         self.paths = paths
-        self.digests = [path.name.partition(".")[0] for path in paths]
+        self.digests = [digest_of(path) for path in paths]
         self.whole = load_snapshot(base_file(folder / "whole", state.trained()), 9, 1)
         """The last version, as one base."""
         self.fetched: list[str] = []
+        self.replaced = 0
+        """In place of how many files there is the base `renewed`, which has what they have together."""
 
     def champion(self, version: int) -> Champion:
         moment = datetime.fromtimestamp(time.time(), UTC)
-        return Champion(version, version, tuple(self.digests[:version]), moment, move=version)
+        files = self.digests[:version]
+        if self.replaced:
+            files[: self.replaced] = [digest_of(self.renewed)]
+        return Champion(version, version, tuple(files), moment, move=version)
 
     async def fetch_champions(self) -> list[Champion]:
         return [self.champion(self.version)]
 
-    async def fetch_file(self, digest: str, folder: Path) -> Path:
+    async def while_fetching(self, pace: Pace) -> None:
+        """Called while a file is fetched for which nobody waits."""
+
+    async def fetch_file(self, digest: str, folder: Path, pace: Pace | None = None) -> Path:
+        if pace is not None:
+            await self.while_fetching(pace)
         if (path := find(folder, digest, SUFFIX)) is None:
             self.fetched.append(digest)
-            source = self.paths[self.digests.index(digest)]
+            source = next(file for file in (self.renewed, *self.paths) if digest_of(file) == digest)
             with create(folder, SUFFIX) as file:
                 file.write(source.read_bytes())
             path = file.path
@@ -141,3 +160,33 @@ async def test_a_process_that_starts_takes_all_deltas_at_once(tmp_path: Path) ->
     found, expected = (each.predict("user3", items, []) for each in (model.current(), source.whole))
     assert np.abs(found.scores - expected.scores).max() <= 1e-6
     assert found.cold_items.tolist() == expected.cold_items.tolist()
+
+
+async def test_a_base_that_is_written_anew_is_fetched_in_the_background(tmp_path: Path) -> None:
+    """In no hurry, until there is a newer version, which needs it."""
+    source = Published(tmp_path)
+    source.version = RENEWED
+    model = source.process()
+    paced = []
+
+    async def publish(pace: Pace) -> None:
+        served = model.current().version, len(model.current().sources)
+        paced.append(served)
+        waits = asyncio.ensure_future(pace(600.0))
+        await asyncio.sleep(0.01)
+        assert not waits.done()
+        source.version = RENEWED + 1
+        model.wake()
+        await waits
+
+    source.while_fetching = publish  # type: ignore[method-assign]
+    async with following(model):
+        await model.wait_loaded()
+        before = model.current()
+        source.replaced = RENEWED
+        model.wake()
+        await eventually(lambda: model.current().version == RENEWED + 1)
+        served = model.current()
+        assert paced == [(RENEWED, RENEWED)]
+        assert [digest_of(path) for path in served.sources] == [digest_of(source.renewed), source.digests[RENEWED]]
+        assert served.base is not before.base

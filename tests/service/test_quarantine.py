@@ -333,7 +333,7 @@ class TestWorker:
         """
 
         class Lost(ArtifactStore):
-            async def fetch_file(self, digest: str, folder: Path) -> Path:
+            async def fetch_file(self, digest: str, folder: Path, pace: object = None) -> Path:
                 raise ArtifactMissing(digest)
 
         def stop(stage: str, _: PeriodData) -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import xxhash
 from redis.asyncio import Redis
@@ -21,6 +22,7 @@ from service.files import DigestedFile, create
 from service.storage.artifacts import store as module
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
+from service.storage.postgres.packing import CONTENT_LENGTH
 from service.storage.postgres.repositories import ModelKind, ModelVersion
 from service.storage.postgres.repositories.artifacts import CHUNK_BYTES
 from service.storage.redis.connection import connect
@@ -151,6 +153,24 @@ async def test_what_is_corrupt_in_postgres_is_refused(store: ArtifactStore, data
         await store.get(digest)
     with pytest.raises(ArtifactMissing, match="there is no artifact 00"):
         await store.get("00")
+
+
+async def test_numbers_are_packed_in_postgres_and_found_as_they_were(
+    store: ArtifactStore, database: Database, tmp_path: Path
+) -> None:
+    data = np.arange(100_000, dtype=np.float32).tobytes()
+    digest = await store.put(data, "layers")
+    assert digest == hashlib.sha256(data).hexdigest()
+    async with database.read() as session:
+        query = "SELECT length(data), " + CONTENT_LENGTH + " FROM artifact_chunks"
+        stored, length = (await session.connection.execute(text(query))).one()
+    assert stored < len(data) / 2
+    assert length == len(data)
+    assert await store.get(digest) == data
+    assert (await store.fetch_file(digest, tmp_path)).read_bytes() == data
+    await run(database, "UPDATE artifact_chunks SET data = set_byte(data, 5000, 255 - get_byte(data, 5000))")
+    with pytest.raises(ArtifactCorrupt):
+        await store.get(digest)
 
 
 async def test_redis_away_costs_nothing_but_speed(

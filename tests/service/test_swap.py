@@ -70,7 +70,7 @@ class Source:
             raise NotReady("no model yet")
         return self.champions
 
-    async def fetch_file(self, digest: str, folder: Path) -> Path:
+    async def fetch_file(self, digest: str, folder: Path, pace: object = None) -> Path:
         path = await self._fetch(digest, folder)
         if self.harming:
             harm(path, self.content[:-60] + b"?" + self.content[-59:])

@@ -19,6 +19,7 @@ from asmg.layers.stack import tensors_of_table
 from asmg.models import EmbeddingMLPConfig
 from asmg.progressive import stage_rng
 from asmg.statistics import NAMES
+from asmg.team import Team
 from asmg.training import TrainingConfig
 from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig
@@ -262,12 +263,15 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rows]:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", ["asmg-keep", "asmg-plain", "iu", "spmf", "bu-3"])
-async def test_layers_hold_what_whole_tables_would(name: str, nobody: Rows, tmp_path: Path) -> None:
+async def test_layers_hold_what_whole_tables_would(
+    name: str, nobody: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where each stage runs on a host that has no file yet: to the digest."""
+    monkeypatch.setattr(checkpoints_module, "MOST_DIFFERENCES", 2)
     updater = method(name)
     world, files, whole = World(np.random.default_rng(SEED)), Files(), Whole(updater)
     parts: dict[str, Any] = {}
-    begun_anew = set()
+    begun_anew, lengths = set(), []
     for number in range(1, 9):
         data, gone = world.period(number, 300 if number == 1 else 40)
         nobody.clear()
@@ -293,11 +297,14 @@ async def test_layers_hold_what_whole_tables_would(name: str, nobody: Rows, tmp_
                 tensor = found.parts[each].checkpoint.tensors[table]
                 rows = gone[table][gone[table] < len(tensor)]
                 assert torch.equal(tensor[rows], tensor[COLD_ROW].expand(len(rows), -1))
+        lengths.append(len(checkpoints_module.layers_of(parts.get("generator", []))))
         near = {item for pair in pairs_of(found.parts["statistics"].checkpoint) for item in pair}
         seen = {*data.item.tolist(), *data.history.tolist()}
         assert not near & (set(gone["item"].tolist()) - seen)
         begun_anew |= {each for each, value in parts.items() if is_layered(each) and number > 2 and len(value) == 1}
     assert all(len(value) > 5 for each, value in parts.items() if is_layered(each))
+    assert max(lengths) == (3 if name.startswith("asmg") else 0)
+    assert lengths[-1] < 3  # a whole again, after two differences
     assert "hidden" in begun_anew or not name.startswith("asmg")  # a base in the midst of a stack's life
 
 
@@ -327,7 +334,8 @@ async def learned(
 
     def begin(host: str) -> Checkpoints:
         settings = SimpleNamespace(state_dir=folder / host, seed=SEED)
-        context: Any = SimpleNamespace(artifacts=files, settings=settings, updater=updater, database=None)
+        team = Team(updater)
+        context: Any = SimpleNamespace(artifacts=files, settings=settings, updater=updater, team=team, database=None)
         head = ModelVersion(
             version=number - 1,
             period=number - 1,
@@ -351,6 +359,6 @@ async def learned(
             at = begin(stage)
         local = await at.read_data(digest)
         state = updater.run_stage(stage, await at.read_state(done), local, rng=stage_rng(SEED, number, stage))
-        done = await at.write_state(state)
+        done = await at.write_state(state, durable=stage == updater.stages[-1])
     assert done is not None
     return dict(done)

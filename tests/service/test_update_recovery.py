@@ -18,6 +18,7 @@ from service.storage.postgres.database import Database
 from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import PeriodStatus
 from service.storage.redis.notices import Notices
+from service.use_cases.update import checkpoints
 from service.use_cases.update.gate import Decision
 from service.use_cases.update.prepare import PrepareNote
 from service.use_cases.update.publish import PublishNote
@@ -68,6 +69,49 @@ async def test_before_each_stage(second: str, prepared: Prepared, redis_url: str
                 stages = {stage.stage: stage.status for stage in await session.stages.list(2)}
             assert stages.pop(stop_at) == "running"
             assert stages == dict.fromkeys(STAGES[: STAGES.index(stop_at)], "done")
+        assert await b.update(2) == 2
+        await check(b, prepared)
+
+
+@pytest.mark.parametrize("lost", ["everything", "states"])
+async def test_on_another_host_that_lacks_large_artifacts(
+    second: str, prepared: Prepared, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Before each stage the worker is stopped, and one goes on whose host does not have what was not stored yet."""
+    monkeypatch.setattr(checkpoints, "LARGE_BYTES", 0)
+    begun: list[str] = []
+    stop_at = ""
+
+    class StoppingNotices(Notices):
+        @override
+        async def publish_progress(self, period: int, progress: Any) -> None:
+            begun.append(progress["stage"])
+            if progress["stage"] == stop_at:
+                raise Stopped
+
+    again = dict.fromkeys(("score", *TRAINING), "prepare")
+    if lost == "states":
+        again |= {"score": "score"} | dict.fromkeys(TRAINING, TRAINING[0])
+    async with bench(second, redis_url, tmp_path) as b:
+        for stop_at in STAGES:
+            with pytest.raises(Stopped):
+                await b.update(2, notices=StoppingNotices(b.redis))
+            assert set(begun) >= {stop_at}
+            async with b.database.read() as session:
+                stages = {stage.stage: stage.result for stage in await session.stages.list(2)}
+            data = (stages.get("prepare") or {}).get("data", "none")
+            for file in b.settings.state_dir.glob("*"):
+                if lost == "everything" or not file.name.startswith(data):
+                    file.unlink()
+            begun.clear()
+            with pytest.raises(Stopped):
+                await b.update(2, notices=StoppingNotices(b.redis))
+            assert begun[0] == again.get(stop_at, stop_at)
+            begun.clear()
+            with pytest.raises(Stopped):
+                await b.update(2, notices=StoppingNotices(b.redis))
+            assert begun == [stop_at]  # on the same host it goes on where it was stopped
+            begun.clear()
         assert await b.update(2) == 2
         await check(b, prepared)
 

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -145,6 +145,7 @@ async def outcome(database: Database) -> dict[str, Any]:
         aliases = {name: await session.models.alias(name) for name in AliasName}
         logs = await session.periods.list(100)
         evaluations = await session.evaluations.list(1, 100)
+        samples = await session.samples.newest(100)
     return {
         "versions": {
             v.version: {
@@ -161,6 +162,7 @@ async def outcome(database: Database) -> dict[str, Any]:
         "aliases": {str(name): alias and alias.version for name, alias in aliases.items()},
         "periods": {p.number: (str(p.status), p.version, p.attempts, p.error) for p in logs},
         "evaluations": evaluations,
+        "samples": {each.period: asdict(each) for each in samples},
     }
 
 
@@ -176,8 +178,9 @@ async def statistics_of(b: Bench, outcome: dict[str, Any], version: int) -> Stat
 
 
 def named(outcome: dict[str, Any]) -> set[str]:
-    """Digests that the versions of an outcome name."""
+    """Digests that the versions and samples of an outcome name."""
     texts = {text for v in outcome["versions"].values() for text in _strings([v["serving"], v["state"]])}
+    texts |= set(_strings(outcome["samples"]))
     return {text for text in texts if re.fullmatch("[0-9a-f]{64}", text)}
 
 

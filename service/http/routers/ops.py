@@ -56,7 +56,12 @@ async def get_readiness(state: State) -> Readiness:
     )
 
 
-@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def get_metrics(state: State) -> Response:
     """The text exposition format; what Postgres does not tell in time is as it was."""
     await asyncio.gather(_probe(_note_stored(state)), _probe(_note_worker(state)))

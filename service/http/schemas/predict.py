@@ -32,7 +32,9 @@ LogImpressions = Annotated[bool | int, BeforeValidator(parse_log), Field(json_sc
 
 def _logs_only_users(schema: dict[str, Any]) -> None:
     of_somebody = {"required": ["user_id"], "properties": {"user_id": {"type": ["string", "integer"]}}}
-    schema["anyOf"] = [of_somebody, {"properties": {"log_impressions": {"enum": [False, None]}}}]
+    logs_nothing = {"properties": {"log_impressions": {"enum": [False, None]}}}
+    # Within `allOf`: generators of clients take an `anyOf` beside properties for another choice than them.
+    schema["allOf"] = [{"anyOf": [of_somebody, logs_nothing]}]
 
 
 # `fail_fast`: only the first wrong item is named, because a body has room for a million of them.

@@ -138,7 +138,7 @@ def _tensors(
 def _index(table: str, known: Known, gone: Mapping[str, Hashes]) -> tuple[IdIndex, NDArray[np.int64]]:
     """The index of a table, and for each of its rows that of the model; the cold row for an id that is gone."""
     no_more = gone.get(table, np.empty(0, np.uint64))
-    if len(both := np.intersect1d(known.hashes, no_more)):
+    if len(no_more) and len(both := np.intersect1d(known.hashes, no_more)):
         raise ValueError(f"{table}: expected ids that are gone to have no row; received {len(both)} that have one")
     rows = np.concatenate([known.rows, np.full(len(no_more), COLD_ROW)])
     index, ordered = IdIndex.of_hashes(np.concatenate([known.hashes, no_more]), rows)

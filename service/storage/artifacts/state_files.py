@@ -2,6 +2,9 @@
 
 An artifact of a training state is a file in a folder of the host, and a blob in the store. The worker writes both. It
 fetches what another host has written, and reads of a large file only the rows that an update needs.
+
+Something large that stages of an update hand to each other is a file alone until a version is about to name it. On
+another host the update makes it again.
 """
 
 import asyncio
@@ -10,7 +13,7 @@ from pathlib import Path
 
 from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.layers import Stack, StatisticsStack, open_stack
-from service.files import DigestedFile, create
+from service.files import DigestedFile, create, find
 from service.storage.artifacts.store import FILE_SUFFIX, ArtifactStore
 
 __all__ = ["StateFiles"]
@@ -27,22 +30,46 @@ class StateFiles:
     def __init__(self, store: ArtifactStore, folder: Path) -> None:
         self._store, self._folder = store, folder
         self._open: dict[str, Checkpoint] = {}
+        self._paths: dict[str, Path] = {}
+        self._kept: dict[str, DigestedFile] = {}
 
     async def put(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
         """Store a checkpoint durably, `hot` ones in Redis too, and return its digest."""
-        digest = await self.write(lambda file: file.write(checkpoint.to_bytes()), checkpoint.kind, hot=hot)
-        self._open[digest] = checkpoint
-        return digest
+        file = await self._create(lambda file: file.write(checkpoint.to_bytes()))
+        self._open[file.digest] = checkpoint
+        return await self._store.put_file(file, checkpoint.kind, hot=hot)
+
+    async def keep(self, checkpoint: Checkpoint) -> str:
+        """Write a checkpoint as a file of this host alone, and return its digest."""
+        file = await self._create(lambda file: file.write(checkpoint.to_bytes()))
+        self._open[file.digest], self._kept[file.digest] = checkpoint, file
+        return file.digest
+
+    async def store(self, digest: str, *, hot: bool = False) -> None:
+        """Store durably, `hot` ones in Redis too, what `keep` has written, now or in another process of this host."""
+        checkpoint, file = await self.open(digest), self._kept.pop(digest, None)
+        if file is None:
+            await self.put(checkpoint, hot=hot)
+        else:
+            await self._store.put_file(file, checkpoint.kind, hot=hot)
 
     async def write(self, content: Callable[[DigestedFile], None], kind: str, *, hot: bool = False) -> str:
         """Store what `content` writes, in a thread, into a file; return its digest."""
+        return await self._store.put_file(await self._create(content), kind, hot=hot)
 
+    async def _create(self, content: Callable[[DigestedFile], None]) -> DigestedFile:
         def create_file() -> DigestedFile:
             with create(self._folder, FILE_SUFFIX) as file:
                 content(file)
             return file
 
-        return await self._store.put_file(await asyncio.to_thread(create_file), kind, hot=hot)
+        return await asyncio.to_thread(create_file)
+
+    async def has(self, digest: str) -> bool:
+        """Whether this host or the store has an artifact."""
+        if await asyncio.to_thread(find, self._folder, digest, FILE_SUFFIX):
+            return True
+        return await self._store.is_stored(digest)
 
     async def open(self, digest: str, kind: str | None = None) -> Checkpoint:
         """The checkpoint with this digest.
@@ -56,12 +83,16 @@ class StateFiles:
             CheckpointError: it is no checkpoint of this kind.
         """
         if digest not in self._open:
-            path = await self._store.fetch_file(digest, self._folder)
+            self._paths[digest] = path = await self._store.fetch_file(digest, self._folder)
             self._open[digest] = await asyncio.to_thread(Checkpoint.open, path)
         found = self._open[digest]
         if kind is not None and found.kind != kind:
             raise CheckpointError(f"checkpoint: expected kind {kind!r}; received {found.kind!r}")
         return found
+
+    def path(self, digest: str) -> Path:
+        """The file of a checkpoint that was opened and not written here."""
+        return self._paths[digest]
 
     async def stack(self, digests: Sequence[str]) -> Stack | StatisticsStack:
         """The tables of a part.

@@ -11,7 +11,7 @@ will never be named again once its upload is `ORPHAN_AGE` old: the sweep may rem
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -56,6 +56,9 @@ REMOVED_AT_ONCE = 100
 """Objects that are deleted in one transaction, for whose end those wait who store artifacts."""
 
 FILE_SUFFIX = ".safetensors"
+
+Pace = Callable[[float], Awaitable[None]]
+"""Waits after a piece of work; receives the seconds that it took."""
 
 NUMBER = "chunks"
 """Field of a hot artifact that says how many chunks it has; these are the fields "0", "1", …"""
@@ -146,6 +149,15 @@ class ArtifactStore:
         if not is_named:  # another process has stored the same content meanwhile
             await self.remove_objects([key])
 
+    async def is_stored(self, digest: str) -> bool:
+        """Whether there is an artifact with this digest.
+
+        Raises:
+            NotReady: Postgres does not answer.
+        """
+        async with self._database.read() as session:
+            return await session.artifacts.is_stored(digest)
+
     async def remove_objects(self, keys: Collection[str]) -> int:
         """Delete those of these objects that no artifact names; return their number.
 
@@ -208,11 +220,16 @@ class ArtifactStore:
         await self._forget_hot(digest)
         return await content(digest, pieces(self._database, self._objects, digest))
 
-    async def fetch_file(self, digest: str, folder: Path) -> Path:
+    async def fetch_file(self, digest: str, folder: Path, pace: Pace | None = None) -> Path:
         """The content as a file of a folder that all processes of a host share (`service.files`).
 
         One of them at a time fetches it, while the others wait. The content comes in pieces; the event loop takes each
         in within a third of a millisecond, and a thread hashes and writes it.
+
+        Args:
+            digest: of the content.
+            folder: of the file.
+            pace: awaited after each piece, with the seconds that the piece took.
 
         Raises:
             ArtifactMissing: there is none.
@@ -225,16 +242,22 @@ class ArtifactStore:
             if path := await asyncio.to_thread(files.find, folder, digest, FILE_SUFFIX):
                 return path
             try:
-                return await self._write_file(self._hot_pieces(digest), digest, folder)
+                return await self._write_file(self._hot_pieces(digest), digest, folder, pace)
             except ArtifactCorrupt:
                 await self._forget_hot(digest)
                 async with aclosing(pieces(self._database, self._objects, digest, PIECE_BYTES)) as stored:
-                    return await self._write_file(stored, digest, folder)
+                    return await self._write_file(stored, digest, folder, pace)
 
-    async def _write_file(self, pieces: AsyncIterator[bytes | memoryview], digest: str, folder: Path) -> Path:
+    async def _write_file(
+        self, pieces: AsyncIterator[bytes | memoryview], digest: str, folder: Path, pace: Pace | None
+    ) -> Path:
         async with files.create_slowly(folder, FILE_SUFFIX) as file:
+            began = time.monotonic()
             async for piece in pieces:
                 await asyncio.to_thread(file.write, piece)
+                if pace is not None:
+                    await pace(time.monotonic() - began)
+                    began = time.monotonic()
             if file.digest != digest:
                 raise ArtifactCorrupt(digest, file.digest)
         assert file.path is not None

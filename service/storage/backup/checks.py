@@ -4,6 +4,7 @@ Constraints do not express these invariants, or may have been circumvented. Each
 the object, what was expected, and what was found. A new invariant of the schema gets a new query here.
 """
 
+from service.storage.postgres.packing import CONTENT_LENGTH
 from service.storage.postgres.repositories.past import KEPT
 
 __all__ = ["CHECKS"]
@@ -259,14 +260,14 @@ CHECKS = {
     """,
     "folded histories": _last_interactions("user_histories", "history", "clicks"),
     "folded passes": _last_interactions("user_passes", "passes", "passes"),
-    "sizes of artifacts": """
+    "sizes of artifacts": f"""
         SELECT format('artifact %s', digest),
                CASE WHEN key IS NULL THEN format('%s bytes in chunks from 0 on', size)
                     ELSE 'no chunk, for its content is an object' END,
-               format('%s bytes in %s chunks up to %s', coalesce(sum(length(data)), 0), count(index), max(index))
-        FROM artifacts LEFT JOIN artifact_chunks USING (digest)
+               format('%s bytes in %s chunks up to %s', coalesce(sum(length), 0), count(index), max(index))
+        FROM artifacts LEFT JOIN (SELECT digest, index, {CONTENT_LENGTH} AS length FROM artifact_chunks) USING (digest)
         GROUP BY digest, size, key
-        HAVING CASE WHEN key IS NULL THEN coalesce(sum(length(data)), 0) <> size
+        HAVING CASE WHEN key IS NULL THEN coalesce(sum(length), 0) <> size
                                           OR count(index) <> coalesce(max(index) + 1, 0)
                     ELSE count(index) > 0 END
     """,

@@ -60,7 +60,7 @@ async def place_objects(work: UnitOfWork, folder: Path, manifest: Manifest, uplo
     """
     for file in manifest.objects:
         if uploaded is None:
-            await work.artifacts.move_here(file.sha256, file_chunks(folder / file.name, CHUNK_BYTES))
+            await work.artifacts.move_here(file.sha256, file_chunks(folder / file.name, CHUNK_BYTES), file.size)
         else:
             await work.artifacts.move(file.sha256, uploaded.keys[file.sha256])
     if uploaded is not None and not await work.artifacts.may_name(uploaded.upload):

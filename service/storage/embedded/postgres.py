@@ -29,6 +29,8 @@ POSTGRES_SETTINGS = f"""
 listen_addresses = ''
 unix_socket_permissions = 0700
 max_connections = 200
+# A page is in the WAL as a whole when it is first changed after a checkpoint; most of them are half empty or alike.
+wal_compression = on
 # One file for each weekday, overwritten a week later. Messages of the start itself are in the file `log`.
 logging_collector = on
 log_directory = 'logs'

@@ -1,14 +1,15 @@
 """The training state and the prepared period of one update: read as an excerpt, written as layers.
 
 The state of the update method is stored in parts (base model, optimizer, hidden state, …). A part with tables is a
-list of artifacts, a base and layers of changed rows (`asmg.layers`); any other part is one artifact. An update reads
-only the rows that its logs touch, and works on this small state.
+list of artifacts, a base and layers of changed rows (`asmg.layers`); any other part is one artifact, or a whole and
+differences. An update reads only the rows that its logs touch, and works on this small state.
 """
 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,21 +19,25 @@ from numpy.typing import NDArray
 from asmg.batch import PeriodData
 from asmg.checkpoint import Checkpoint, dump_data, load_data
 from asmg.layers import (
+    MOST_DIFFERENCES,
     TAKEN_UP,
     PartExcerpt,
     Selection,
     changed_part,
     data_of_log,
+    difference,
     excerpt_part,
     excerpt_state,
     is_base,
     is_layered,
     is_log,
+    is_sum,
+    summed,
     with_data,
 )
 from asmg.progressive import stage_rng
 from service.storage.artifacts.state_files import StateFiles
-from service.storage.postgres.repositories import EntityKind
+from service.storage.postgres.repositories import EntityKind, digests_in
 from service.use_cases.update.configuration import cannot_go_on
 from service.use_cases.update.context import UpdateContext, UpdateStart
 
@@ -42,6 +47,10 @@ logger = logging.getLogger(__name__)
 
 Parts = Mapping[str, str | Sequence[str]]
 """Name of a part → digest of its artifact, or the digests of its base and layers, oldest first."""
+
+LARGE_BYTES = 16 * 1024 * 1024
+"""Bytes from which on what a stage hands to the next is on this host alone until a version is about to name it. A first
+period of many ids would else write each row to the store, and so to its WAL and its archive, several times."""
 
 HOT_PARTS = ("hidden",)
 """Parts of the training state that Redis caches besides Postgres, as it does the serving snapshot."""
@@ -70,6 +79,7 @@ class Checkpoints:
         self._begun: Mapping[str, Checkpoint] | None = None  # the head's parts without the rows that changed hands
         self._gone: dict[str, NDArray[np.int64]] = {}
         self._logs: list[tuple[PeriodData, str]] = []
+        self._durable = set(digests_in(start.head.state))
 
     @property
     def files(self) -> StateFiles:
@@ -88,8 +98,12 @@ class Checkpoints:
         return np.asarray((rows >= known) | np.isin(rows, self._gone.get(table, [])))
 
     async def write(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
-        """Store a checkpoint, `hot` ones in Redis too, and return its digest."""
-        return await self._files.put(checkpoint, hot=hot)
+        """Write a checkpoint, `hot` ones to Redis too, and return its digest; for large ones see `LARGE_BYTES`."""
+        if sum(tensor.nbytes for tensor in checkpoint.tensors.values()) >= LARGE_BYTES:
+            return await self._files.keep(checkpoint)
+        digest = await self._files.put(checkpoint, hot=hot)
+        self._durable.add(digest)
+        return digest
 
     async def select(self, data: PeriodData) -> None:
         """Choose the rows that the update reads: those of the period, and of the logs in the head's training state.
@@ -105,7 +119,11 @@ class Checkpoints:
         if parts:
             self._gone = await rows_of_nobody(self._context, state.get("allocations", {}))
         everything = self._context.updater.rewrites_tables
-        self._selection, self._head = await asyncio.to_thread(excerpt_state, opened, data, everything=everything)
+        paths = {name: [self._files.path(digest) for digest in layers_of(value)] for name, value in parts.items()}
+        read = partial(self._context.team.excerpt, paths)
+        self._selection, self._head = await asyncio.to_thread(
+            excerpt_state, opened, data, everything=everything, read=read
+        )
         self._values = dict(parts)
 
     async def kept_items(self) -> NDArray[np.int64]:
@@ -116,7 +134,7 @@ class Checkpoints:
         return np.unique(np.concatenate([np.empty(0, np.int64), *items]))
 
     async def write_data(self, data: PeriodData, prepared: PeriodData, taken_up: NDArray[np.int64]) -> str:
-        """Store the prepared period and return its digest.
+        """Write the prepared period, and return its digest.
 
         Args:
             data: the period, in rows of whole tables.
@@ -150,11 +168,15 @@ class Checkpoints:
         self._data = digest, local
         self._logs.append((local, digest))
 
-    async def write_state(self, state: Any) -> dict[str, str | Sequence[str]]:
-        """Store a training state and return the digests of its parts.
+    async def write_state(self, state: Any, *, durable: bool) -> dict[str, str | Sequence[str]]:
+        """Write a training state and return the digests of its parts.
 
-        A part that did not change since the head, or since the stage before, is not stored again. Of a part with tables
-        the rows that changed since the head are stored.
+        A part that did not change since the head, or since the stage before, is not written again. Of a part with
+        tables the rows that changed since the head are written.
+
+        Args:
+            state: of the update method.
+            durable: whether to store all of it, for a version to name it.
         """
         parts: dict[str, str | Sequence[str]] = {}
         for name, part in (await asyncio.to_thread(self._context.updater.dump, state)).items():
@@ -162,6 +184,11 @@ class Checkpoints:
             if written is None or not written[0].same_as(part):
                 written = self._written[name] = part, await self._write_part(name, part)
             parts[name] = written[1]
+        for name, value in parts.items() if durable else ():
+            for digest in layers_of(value):
+                if digest not in self._durable:
+                    await self._files.store(digest, hot=name in HOT_PARTS)
+                    self._durable.add(digest)
         self._state = parts, state
         return parts
 
@@ -173,6 +200,8 @@ class Checkpoints:
                 return self._values[other]
         if is_log(name):
             return await self._write_log(part)
+        if is_sum(name) and name in known:
+            return await self._write_difference(name, part)
         hot = name in HOT_PARTS
         if not is_layered(name):
             return await self.write(part, hot=hot)
@@ -182,6 +211,12 @@ class Checkpoints:
         layer = await asyncio.to_thread(changed_part, before, part, self.selection, self._gone, also)
         below = [] if of is None or is_base(layer) else layers_of(self._values[of])
         return [*below, await self.write(layer, hot=hot)]
+
+    async def _write_difference(self, name: str, part: Checkpoint) -> Sequence[str]:
+        below = layers_of(self._values[name])
+        if len(below) > MOST_DIFFERENCES:
+            return [await self.write(part)]
+        return [*below, await self.write(await asyncio.to_thread(difference, self._head[name].checkpoint, part))]
 
     def _loses_rows(self, name: str) -> bool:
         """Whether a part of the head has rows that changed hands since."""
@@ -252,11 +287,11 @@ class Checkpoints:
                 universe = self._head[name].universe if name in self._head else None
                 found[name] = (await asyncio.to_thread(excerpt_part, stack, self.selection, universe)).checkpoint
                 continue
-            (digest,) = layers_of(value)
-            found[name] = part = await self._files.open(digest)
+            digests = layers_of(value)
+            found[name] = part = await asyncio.to_thread(summed, [await self._files.open(each) for each in digests])
             if is_log(name):
                 local = self.selection.localised(load_data(data_of_log(part)))
-                self._logs.append((local, digest))
+                self._logs.append((local, digests[0]))
                 found[name] = with_data(part, dump_data(local))
         state = await asyncio.to_thread(self._load, found)
         # What the next stages leave unchanged keeps its digests: a row that was never stored is read as the cold row,

@@ -4,8 +4,8 @@ Layers of the training state are merged, a few small ones into a larger one, or 
 new file is noted beside the state of the version that it was made from, and the next version that is published names it
 in place of the layers. An update that is under way meanwhile goes on with the layers.
 
-A serving snapshot whose deltas have grown is written as a base. The version then has that file, and the api processes
-load it and serve the same version from it.
+A serving snapshot whose deltas have grown is written as a base. The head then has that file, and the api processes load
+it and serve the same version from it. A head that was published meanwhile keeps the deltas that it has added.
 """
 
 import asyncio
@@ -143,21 +143,21 @@ async def _renew_snapshot(
     context: UpdateContext, files: StateFiles, head: ModelVersion, beat: Callable[[], None]
 ) -> None:
     """Write the snapshot of the head as a base, if its deltas have grown."""
-    base, *deltas = head.snapshot_files or (None,)
-    if base is None or not deltas or "serving" not in head.state:
+    replaced, deltas = head.snapshot_files, len(head.snapshot_files) - 1
+    if deltas < 1 or "serving" not in head.state:
         return
     async with context.database.read() as session:
-        sizes = [(await session.artifacts.find(digest)).size for digest in (base, *deltas)]
-    if len(deltas) < MAX_DELTAS and (len(deltas) < KEPT_LAYERS or sum(sizes[1:]) < LAYERS_SHARE * sizes[0]):
+        sizes = [(await session.artifacts.find(digest)).size for digest in replaced]
+    if deltas < MAX_DELTAS and (deltas < KEPT_LAYERS or sum(sizes[1:]) < LAYERS_SHARE * sizes[0]):
         return
     digest = await write_base(context, files, head.state, beat)
     async with context.database.unit_of_work() as work:
         await work.lock_exclusive(Lock.MODELS)
-        if (await head_version(work)).version == head.version:
-            await work.models.renew_snapshot(head.version, digest)
-            logger.info("version %d: its snapshot is one file in place of %d", head.version, len(sizes))
-            unused = {}
-        else:
+        now, unused = await head_version(work), {}
+        if now.snapshot_files[: len(replaced)] == replaced:
+            await work.models.renew_snapshot(now.version, [digest, *now.snapshot_files[len(replaced) :]])
+            logger.info("version %d: its snapshot has one file in place of %d", now.version, len(replaced))
+        else:  # the sequence was changed
             unused = await work.artifacts.delete([digest])
         await work.commit()
     await context.artifacts.remove_objects([key for key in unused.values() if key is not None])

@@ -42,7 +42,8 @@ def encode_period(
     user_rows, item_rows = rows.of[EntityKind.USER], rows.of[EntityKind.ITEM]
     user, item = _lookup(user_rows, log.user_ids), _lookup(item_rows, log.item_ids)
     # `earlier` has the newest first; where times are equal, the functions below take the last for the most recent.
-    past_user = _lookup(user_rows, sorted(set(log.user_ids)))[earlier.users][::-1]
+    known = sorted(set(log.user_ids)) if len(earlier) else []
+    past_user = _lookup(user_rows, known)[earlier.users][::-1]
     past_time, behind, clicks = earlier.timestamps_ms[::-1], earlier.behind[::-1], earlier.in_history[::-1]
     places = _ties_before(user, log.timestamps_ms, log.sampled)
     history, offsets = build_histories(
@@ -107,4 +108,4 @@ def _ties_before(user: Rows, timestamps_ms: Rows, sampled: NDArray[np.bool_]) ->
 
 def _lookup(rows: Mapping[str, int], ids: Sequence[str]) -> Rows:
     """The row of each id [len(ids)]."""
-    return np.fromiter((rows[i] for i in ids), dtype=np.int64, count=len(ids))
+    return np.fromiter(map(rows.__getitem__, ids), dtype=np.int64, count=len(ids))

@@ -1,16 +1,18 @@
 """The update of one period: resolve → prepare → score → train → gate → publish. The worker calls it for each period.
 
 Each stage is a function of the notes of the stages before it. Its own note is stored in Postgres when it is done; the
-artifacts that the note names are stored before. A worker that starts again continues after the last note, and every
-stage is deterministic (its randomness follows from the seed, the period and its name), so the outcome is the same
-version, once.
+artifacts that the note names are written before: to the store, or large ones that no version names yet to files of the
+worker's host. A worker that starts again continues after the last note whose artifacts it can read. Every stage is
+deterministic (its randomness follows from the seed, the period and its name), so the outcome is the same version, once.
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from functools import partial
 
+from service.storage.artifacts.state_files import StateFiles
 from service.storage.postgres.database import Lock
-from service.storage.postgres.repositories import ModelKind
+from service.storage.postgres.repositories import ModelKind, Stage, digests_in
 from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
 from service.use_cases.takeover import release_champion
 from service.use_cases.update.checkpoints import Checkpoints
@@ -107,13 +109,32 @@ async def _find_start(context: UpdateContext, period: int) -> UpdateStart:
         newest = await work.models.newest_period()
         late = newest is not None and newest > period
         done = {stage.stage: stage for stage in await work.stages.list(period) if stage.status == "done"}
-        if "prepare" not in done or done["prepare"].result.get("origin") != origin_of(context, head):
-            done = {name: done[name] for name in INDEPENDENT_OF_HEAD if name in done}
-            await work.stages.clear(period, keep=INDEPENDENT_OF_HEAD)  # or a later attempt would find them done
-            if not late:  # a late period keeps the scores from the time when it was the newest
-                await work.evaluations.clear(period)
+        valid = "prepare" in done and done["prepare"].result.get("origin") == origin_of(context, head)
+        kept = await _readable(context, done) if valid else INDEPENDENT_OF_HEAD
+        if not valid or done.keys() - set(kept):
+            await work.stages.clear(period, keep=kept)  # or a later attempt would find them done
+        if "prepare" not in kept and not late:  # a late period keeps the scores from the time when it was the newest
+            await work.evaluations.clear(period)
         await work.commit()
-    return UpdateStart(period=period, head=head, late=late, done=done)
+    return UpdateStart(period=period, head=head, late=late, done={name: s for name, s in done.items() if name in kept})
+
+
+async def _readable(context: UpdateContext, done: Mapping[str, Stage]) -> Sequence[str]:
+    """Those of the finished stages that this host can continue from.
+
+    Large artifacts are on the host of the worker that made them, until the last training stage has stored its own.
+    """
+    files = StateFiles(context.artifacts, context.settings.state_dir)
+
+    async def can_read(stage: str) -> bool:
+        return all([await files.has(digest) for digest in digests_in(done[stage].result)])
+
+    if not await can_read("prepare"):
+        return INDEPENDENT_OF_HEAD
+    trained = [name for name in context.updater.stages if name in done]
+    if not trained or await can_read(trained[-1]):
+        return tuple(done)
+    return (*INDEPENDENT_OF_HEAD, "prepare", "score")
 
 
 async def _nothing_to_learn(context: UpdateContext, start: UpdateStart, resolved: ResolveNote) -> Decision | None:

@@ -157,8 +157,9 @@ def _try_out(
 ) -> Trial:
     """Rehearse the update on the oldest rows of the period, and compare on the newest."""
     rehearsals: dict[str, Tensor] = {}
-    if (cut := rehearsal_rows(len(data))) < len(data):
-        older, newest = data.slice(0, cut), data.slice(cut, len(data))
+    first, cut = rehearsal_rows(len(data))
+    if cut < len(data):
+        older, newest = data.slice(first, cut), data.slice(cut, len(data))
         rng = stage_rng(context.settings.seed, start.period, "rehearse")
         rehearsals = context.team.rehearse(state, older, newest, rng=rng, progress=progress)
     return try_out(data.label, data.user, served_logits, rehearsals)

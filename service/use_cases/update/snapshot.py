@@ -165,7 +165,7 @@ async def _base(
     count = sizes["item"]
     of_items = [(page, dict(zip(page.item_ids, page.categories, strict=True))) async for page in session.items.pages()]
     names = [name for _, categories in of_items for names in categories.values() for name in names]
-    category_rows = await _find(session, EntityKind.CATEGORY, names)
+    category_rows = _below(sizes.get("category", 0), await _find(session, EntityKind.CATEGORY, names))
     entries = []
     for page, categories in of_items:
         entries.append(
@@ -177,6 +177,7 @@ async def _base(
         owners = NamedRows(features.ids, await session.entities.find(EntityKind.ITEM, features.ids))
         columns = await asyncio.to_thread(columns_of_items, schema, owners, features, count)
         value_rows = await _find(session, EntityKind.FIELD, [*columns.names, *names_of_numbers(schema)])
+        value_rows = _below(sizes["field"], value_rows)
         fields = fields_of_snapshot(schema, columns, value_rows, await known(EntityKind.FIELD), layers.numbers)
     return TrainedModel(
         model=layers.model,
@@ -204,6 +205,11 @@ async def _find(session: ReadSession, kind: EntityKind, names: Iterable[str]) ->
     distinct = list(dict.fromkeys(names))
     rows = await session.entities.find(kind, distinct)
     return {name: row for name, row in zip(distinct, rows.tolist(), strict=True) if row != COLD_ROW}
+
+
+def _below(size: int, rows: Mapping[str, int]) -> dict[str, int]:
+    """Those within a table of `size` rows; the others belong to a period that is being learned."""
+    return {name: row for name, row in rows.items() if row < size}
 
 
 def _matrix(

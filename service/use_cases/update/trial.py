@@ -2,7 +2,7 @@
 
 The stage `score` makes the comparisons, the stage `gate` decides by them. Two models are compared by LogLoss, row by
 row, with a standard error that allows for the rows of one user resembling each other. A *rehearsal* learns the oldest
-nine tenths of the period and is scored on the newest tenth.
+nine tenths of the period, of a large one the last of them (`MOST_REHEARSED`), and is scored on the newest tenth.
 """
 
 import math
@@ -25,6 +25,10 @@ MATERIAL = 0.01
 
 HELD_OUT = 0.1
 """Fraction of a period, its newest rows, that a rehearsal does not learn and is scored on."""
+
+MOST_REHEARSED = 100_000
+"""Most rows that a rehearsal learns. They tell whether there is something to learn, and a rehearsal of all rows would
+take as long as the update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +146,10 @@ class Trial:
         return not (self.order.better or any(against["constant"].better for against in self.rehearsals.values()))
 
 
-def rehearsal_rows(rows: int) -> int:
-    """How many of a period's rows a rehearsal learns: the oldest, all but `HELD_OUT` of them."""
-    return rows - int(rows * HELD_OUT)
+def rehearsal_rows(rows: int) -> tuple[int, int]:
+    """The first of a period's rows that a rehearsal learns, and the first of the newest, which it does not learn."""
+    cut = rows - int(rows * HELD_OUT)
+    return max(0, cut - MOST_REHEARSED), cut
 
 
 def try_out(label: Tensor, user: Tensor, served: Tensor | None, rehearsals: Mapping[str, Tensor]) -> Trial:
@@ -154,7 +159,7 @@ def try_out(label: Tensor, user: Tensor, served: Tensor | None, rehearsals: Mapp
         label: 0 and 1 [N], in the order of time.
         user: the user of each row [N].
         served: logits [N] of the model that is served now; None where that is the prior.
-        rehearsals: rung → logits of the newest rows. The rung's rehearsal has learned all rows before them.
+        rehearsals: rung → logits of the newest rows. The rung's rehearsal has learned rows before them.
     """
     compared: dict[str, dict[str, Comparison]] = {}
     for rung, logit in rehearsals.items():

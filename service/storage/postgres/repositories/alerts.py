@@ -87,11 +87,12 @@ class Alerts:
         self._connection = connection
 
     async def open(self, kind: str, subject: str) -> Alert | None:
-        """The open alert of this kind and subject."""
+        """The open alert of this kind and subject, locked until the transaction ends."""
         columns = tables.alerts.c
-        return await self._one(
-            select(tables.alerts).where(columns.kind == kind, columns.subject == subject, columns.closed_at.is_(None))
+        query = select(tables.alerts).where(
+            columns.kind == kind, columns.subject == subject, columns.closed_at.is_(None)
         )
+        return await self._one(query.with_for_update())
 
     async def get_locked(self, number: int) -> Alert | None:
         """An alert, locked until the transaction ends."""

@@ -1,6 +1,7 @@
 """Content-addressed blobs: tables `artifacts` and `artifact_chunks`.
 
 Chunks are written and read in pieces, so that no content has to fit into memory or into one message of the protocol.
+Content of a single chunk is packed (`service.storage.postgres.packing`); digests and sizes are those of the content.
 The content of some artifacts is an object in an object store (`service.storage.artifacts.objects`): then the row names
 its key, and there are no chunks.
 """
@@ -9,6 +10,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import ArtifactMissing, NotReady
 from service.storage.postgres import tables
+from service.storage.postgres.packing import MARK, pack, unpack
 
 __all__ = ["CHUNK_BYTES", "Artifacts", "Stored", "Upload", "digest_of", "digests_in"]
 
@@ -132,11 +135,14 @@ class Artifacts:
         statement = upsert(tables.artifacts).values(digest=digest, kind=kind, size=size).on_conflict_do_nothing()
         if (await self._connection.execute(statement.returning(tables.artifacts.c.digest))).first() is None:
             return
-        await self._add_chunks(digest, chunks)
+        await self._add_chunks(digest, chunks, size)
 
-    async def _add_chunks(self, digest: str, chunks: Iterable[bytes]) -> None:
+    async def _add_chunks(self, digest: str, chunks: Iterable[bytes], size: int) -> None:
+        # Larger ones are the bases of tables and snapshots: api processes unpack while they answer requests.
+        is_packed = size <= CHUNK_BYTES
         for index, data in enumerate(chunks):
-            chunk = {"digest": digest, "index": index, "data": data}
+            stored = await asyncio.to_thread(pack, data) if is_packed else data
+            chunk = {"digest": digest, "index": index, "data": stored}
             await self._connection.execute(insert(tables.artifact_chunks).values(chunk))
 
     async def find(self, digest: str) -> Stored:
@@ -158,15 +164,30 @@ class Artifacts:
         return {row.digest: Stored(int(row.size), row.key) for row in await self._connection.execute(query)}
 
     async def pieces(self, digest: str, size: int) -> AsyncIterator[bytes]:
-        """The chunks stored under this digest, in pieces of at most `size` bytes; not compared with the digest."""
+        """The content stored under this digest, in pieces of at most `size` bytes; not compared with the digest.
+
+        What is damaged in its packing comes as it is stored, so that its digest is another.
+        """
         chunks = tables.artifact_chunks
-        query = select(chunks.c.index, func.length(chunks.c.data)).where(chunks.c.digest == digest)
-        for index, length in (await self._connection.execute(query.order_by(chunks.c.index))).all():
+        mark = func.substring(chunks.c.data, 1, len(MARK))
+        query = select(chunks.c.index, func.length(chunks.c.data), mark).where(chunks.c.digest == digest)
+        for index, length, begin in (await self._connection.execute(query.order_by(chunks.c.index))).all():
+            stored = []
             for start in range(0, length, size):
-                # The column is stored uncompressed, so Postgres reads only this part of it.
+                # TOAST does not compress the column, so Postgres reads only this part of it.
                 part = func.substring(chunks.c.data, start + 1, size)
                 one = select(part).where(chunks.c.digest == digest, chunks.c.index == index)
-                yield (await self._connection.execute(one)).scalar_one()
+                piece = (await self._connection.execute(one)).scalar_one()
+                if begin == MARK:
+                    stored.append(piece)
+                else:
+                    yield piece
+            if stored:
+                data = b"".join(stored)
+                with suppress(ValueError):
+                    data = await asyncio.to_thread(unpack, data)
+                for start in range(0, len(data), size):
+                    yield data[start : start + size]
 
     async def begin_upload(self) -> Upload:
         """What the key of a new object begins with, and when its upload begins."""
@@ -207,11 +228,17 @@ class Artifacts:
         table = tables.artifacts
         await self._connection.execute(update(table).where(table.c.digest == digest).values(key=key))
 
-    async def move_here(self, digest: str, chunks: Iterable[bytes]) -> None:
-        """Take the content of an artifact, `CHUNK_BYTES` at a time, into Postgres; its object is named no more."""
+    async def move_here(self, digest: str, chunks: Iterable[bytes], size: int) -> None:
+        """Take the content of an artifact, `CHUNK_BYTES` at a time, into Postgres; its object is named no more.
+
+        Args:
+            digest: of the artifact.
+            chunks: its content.
+            size: of the whole content, in bytes.
+        """
         table = tables.artifacts
         await self._connection.execute(update(table).where(table.c.digest == digest).values(key=None))
-        await self._add_chunks(digest, chunks)
+        await self._add_chunks(digest, chunks, size)
 
     async def lock_names(self) -> bool:
         """Let nobody name an object until the transaction ends; False where somebody is about to.

@@ -19,11 +19,13 @@ from service.storage.postgres import tables
 
 __all__ = ["Deliveries", "Delivery", "DeliveryStatus"]
 
+# The lock keeps an endpoint from being removed meanwhile, which would make the transaction fail.
 ADD = text("""
     INSERT INTO webhook_deliveries (webhook, message, event, data, occurred_at, queued_at, due_at)
     SELECT number, :message, :event, :data, now, now, now FROM webhooks, clock_timestamp() AS now
     WHERE off_at IS NULL AND (events IS NULL OR :event = ANY (events))
     ORDER BY number
+    FOR KEY SHARE OF webhooks
 """)
 
 # One delivery of each endpoint, the one that has been due for longest.

@@ -336,10 +336,12 @@ def _without_row(ids: Sequence[str], rows: Rows) -> tuple[list[str], Rows]:
     Returns:
         the ids, and for each place in `rows` with the cold row the number of its id among them.
     """
-    places = np.flatnonzero(rows == COLD_ROW).tolist()
-    number_of: dict[str, int] = {}
-    numbers = [number_of.setdefault(ids[place], len(number_of)) for place in places]
-    return list(number_of), np.array(numbers, dtype=np.int64)
+    found = [ids[place] for place in np.flatnonzero(rows == COLD_ROW).tolist()]
+    distinct = list(dict.fromkeys(found))
+    if len(distinct) == len(found):  # as of a period, which names each id once
+        return distinct, np.arange(len(distinct))
+    number_of = {id_: number for number, id_ in enumerate(distinct)}
+    return distinct, np.array([number_of[id_] for id_ in found], dtype=np.int64)
 
 
 def _copy_rows(kind: EntityKind, ids: Sequence[str], rows: Rows, period: int, allocation: int) -> bytes:
@@ -349,5 +351,5 @@ def _copy_rows(kind: EntityKind, ids: Sequence[str], rows: Rows, period: int, al
     after = Struct(">6i").pack(4, period, 4, allocation, 4, allocation)
     between = Struct(">ii").pack
     encoded = [id_.encode() for id_ in ids]
-    numbered = zip(rows.tolist(), encoded, strict=True)
-    return b"".join([before + between(row, len(id_)) + id_ + after for row, id_ in numbered])
+    numbers = [between(*pair) for pair in zip(rows.tolist(), map(len, encoded), strict=True)]
+    return before + (after + before).join(map(bytes.__add__, numbers, encoded)) + after

@@ -138,6 +138,8 @@ class FeaturesOf:
 
     def as_of(self, ids: Sequence[str], timestamps_ms: NDArray[np.int64]) -> NDArray[np.int64]:
         """For each pair of id and time, the index of the version that holds then; −1 where none does."""
+        if not self.ids:
+            return np.full(len(ids), -1)
         first: dict[str, int] = {}
         for place, id_ in enumerate(self.ids):
             first.setdefault(id_, place)

@@ -217,16 +217,20 @@ class Models:
         change = update(tables.model_versions).where(tables.model_versions.c.version == version)
         await self._connection.execute(change.values(state=tables.model_versions.c.state.op("||")(noted)))
 
-    async def renew_snapshot(self, version: int, digest: str) -> None:
-        """Let the snapshot of a version be one file with the same content.
+    async def renew_snapshot(self, version: int, files: Sequence[str]) -> None:
+        """Let the snapshot of a version be other files with the same content.
 
         The version goes on naming the files before, which processes may be reading, until its snapshot is removed.
+
+        Args:
+            version: whose snapshot it is.
+            files: digests, the base first, the deltas oldest first.
         """
         before = tables.model_versions.c.state["snapshot"]
-        files = func.jsonb_build_object("snapshot", func.jsonb_build_array(digest), "replaced", before)
+        renewed = func.jsonb_build_object("snapshot", cast(list(files), JSONB), "replaced", before)
         change = update(tables.model_versions).where(tables.model_versions.c.version == version)
-        state = tables.model_versions.c.state.op("||")(files)
-        await self._connection.execute(change.values(state=state, serving_digest=digest))
+        state = tables.model_versions.c.state.op("||")(renewed)
+        await self._connection.execute(change.values(state=state, serving_digest=files[-1]))
 
     async def kept(self) -> Mapping[int, Sequence[str]]:
         """The versions that keep all their artifacts at any age, with the reasons: `prior`, `pinned`,
