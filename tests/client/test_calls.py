@@ -24,7 +24,7 @@ NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 METHODS = {name for name, value in vars(calls).items() if inspect.isfunction(value) and name in vars(Client)}
 """The methods of both clients that make one call each."""
 
-WITHOUT_METHOD = {"/metrics"}
+WITHOUT_METHOD = {"/metrics", "/admin/canary/promote", "/admin/canary/revert"}
 """Paths of the service that the client has no method for, but `request`."""
 
 

@@ -160,10 +160,10 @@ async def test_a_bad_version_reaches_its_share_and_goes_back_and_a_good_one_goes
         await shop.until_only(1)
         assert {answer["model_version"] for answer in (await shop.ask(first)).values()} == {1}
         async with database.read() as session:
-            alert = await session.alerts.open(AlertKind.CANARY, "")
+            [alert] = await session.alerts.list(2, None, is_open=True)
             canary = await session.canaries.get(2)
             audit = [(entry.actor, entry.action, entry.reason) for entry in await session.audit.list(2, None)]
-        assert alert is not None and alert.version == 2 and "worse" in alert.message
+        assert (alert.kind, alert.version) == (AlertKind.CANARY, 2) and "worse" in alert.message
         assert canary is not None and canary.state is CanaryState.REVERTED and canary.numbers == judgement.numbers
         assert ("guardrail", "revert_canary", judgement.reason) in audit
 
@@ -189,7 +189,7 @@ async def test_a_bad_version_reaches_its_share_and_goes_back_and_a_good_one_goes
         for user in second:  # nobody saw a version go back
             assert shop.seen[user] == sorted(shop.seen[user])
         async with database.read() as session:
-            assert await session.alerts.open(AlertKind.CANARY, "") is None
+            assert await session.alerts.list(2, None, is_open=True) == []
             champion = await session.models.alias(AliasName.CHAMPION)
         assert champion is not None and (champion.version, champion.previous_version) == (3, 1)
         await operators_decide(shop, good.encoded())
