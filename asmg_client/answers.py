@@ -9,6 +9,7 @@ __all__ = [
     "Audit",
     "AuditEntry",
     "BatchPrediction",
+    "Canary",
     "Closed",
     "Deletion",
     "Health",
@@ -53,6 +54,9 @@ class BatchPrediction:
     """Clicks on a logged impression refer to it."""
     logged: bool | None = None
     """Whether the impression is stored; None where that was not asked for."""
+    model_version: int | None = None
+    """The canary, where it has made this answer of a batch; else None."""
+    period: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +70,7 @@ class Prediction(BatchPrediction):
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Answers to several questions, in their order, all by one version."""
+    """Answers to several questions, in their order, all by one version but for those of a canary's users."""
 
     model_version: int
     period: int
@@ -271,11 +275,33 @@ class Model:
     kept: Sequence[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A version that answers a share of the users first, or did."""
+
+    version: int
+    champion_version: int
+    """The version that answers the others."""
+    share: float
+    state: str
+    """`running`, `promoted`, `reverted` or `replaced`."""
+    announced_at: datetime
+    since: datetime | None
+    until: datetime | None
+    """From when on it answers, and when it is decided at the latest; None while it is loaded, and when it has ended."""
+    ended_at: datetime | None
+    ended_by: str | None
+    reason: str | None
+    numbers: Mapping[str, Any] | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDetail(Model):
     """A version with the digests of its training state."""
 
     state: Mapping[str, Any]
+    canary: Canary | None = None
+    """How it fared as a canary; None where it was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +311,8 @@ class Models:
     models: Sequence[Model]
     next: int | None
     """`before` of the page that follows; None on the last."""
+    canary: Canary | None = None
+    """The version that answers a share of the users now; None where none does."""
 
 
 @dataclass(frozen=True, slots=True)

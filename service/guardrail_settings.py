@@ -20,3 +20,7 @@ class GuardrailSettings(BaseSettings):
     rollback_after: int = Field(0, ge=0)
     """Periods in a row on which the served model was worse than a constant, after which the service rolls back by
     itself; 0: never."""
+    canary_share: float = Field(0, ge=0, le=0.5)
+    """Share of the users that a new version answers first; 0: it answers all of them at once."""
+    canary_minutes: float = Field(30, gt=0, le=7 * 24 * 60)
+    """After how many minutes it answers all of them, where it was not shown to be worse."""

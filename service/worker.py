@@ -32,6 +32,7 @@ from service.use_cases.audit import trace_of_close
 from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.export import SCRATCH_FOLDER, Exporter
 from service.use_cases.forget import carry_out_pending
+from service.use_cases.guardrails.canary import keep_judging
 from service.use_cases.guardrails.watch import watch
 from service.use_cases.probes import probe_servers
 from service.use_cases.quarantine import note_failure, note_trouble
@@ -160,6 +161,7 @@ async def _lead(
     beside = [
         start_alone(_keep_telling(context.notices, heartbeat)),
         start_alone(keep_delivering(context.database, context.settings)),
+        start_alone(keep_judging(context.database, context.notices, context.settings)),
     ]
     if exporter is not None:
         exporter.wake()

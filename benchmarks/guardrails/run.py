@@ -68,7 +68,9 @@ class _Told:
 
 def run_guardrails(options: GuardrailOptions) -> int:
     """Play all cases, print and report."""
-    config = DriftConfig(users=max(20, options.events // 10), items=max(20, options.events // 25), events=options.events)
+    config = DriftConfig(
+        users=max(20, options.events // 10), items=max(20, options.events // 25), events=options.events
+    )
 
     def stream(seed: int) -> Iterator[DriftPeriod]:
         return islice(drift_stream(config, seed=seed), options.periods)

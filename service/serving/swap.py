@@ -11,20 +11,21 @@ process may answer with which version.
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from service.errors import NotReady, ServiceError
 from service.files import keep_newest
+from service.serving.canary_share import CanaryShare
 from service.serving.clock import ServerClock, elapsed
 from service.serving.damage import is_damaged_file, is_damaged_memory, low_priority_thread
+from service.serving.fetching import FetchChampions, FetchFile
 from service.serving.loading import SnapshotDamaged, load_snapshot
 from service.serving.snapshot import Pages, Snapshot
 from service.serving.tensor_file import PAUSE_SECONDS, PIECE_BYTES
-from service.serving.turns import Champion, Turns
+from service.serving.turns import Canary, Champion, Turns
 from service.tasks import end_tasks, run_alone, start_alone
 
 __all__ = ["Champion", "ServingModel"]
@@ -41,23 +42,6 @@ GENTLE_SECONDS = 2.0
 
 MAX_RETRY_SECONDS = 30.0
 """The longest pause after a failure; each failure in a row doubles the pause."""
-
-
-class FetchChampions(Protocol):
-    """Looks up what is served and what takes over next."""
-
-    async def __call__(self) -> Sequence[Champion]:
-        """What is served now and what comes, oldest first, at least one; raises whatever keeps it from being read."""
-
-
-class FetchFile(Protocol):
-    """Brings a file of a snapshot onto this host."""
-
-    async def __call__(self, digest: str, folder: Path, pace: Callable[[float], Awaitable[None]] | None = None) -> Path:
-        """It as a complete file in `folder`; raises whatever keeps it from being read.
-
-        After each piece it awaits `pace` with the seconds that the piece took.
-        """
 
 
 class ServingModel:
@@ -111,6 +95,9 @@ class ServingModel:
         self._check_seconds = check_seconds
         self._on_damage = on_damage
         self._current: Snapshot | None = None
+        self.canary: tuple[CanaryShare, Snapshot] | None = None
+        """The share of the users that another version answers than `current`, and that version; None for nobody. It is
+        read together with `current` or `settled`, without waiting in between."""
         self._clock = ServerClock() if clock is None else clock
         self.turns = Turns(self._clock, lead_seconds=lead_seconds)
         """What takes over next."""
@@ -178,8 +165,7 @@ class ServingModel:
         """Look up once what is served and what comes. Loads nothing. Raises whatever fails."""
         looked = elapsed()
         champions = await self._fetch_champions()
-        loaded = () if self._current is None else (self._current,)
-        self.turns.follow(champions, loaded, looked=looked)
+        self.turns.follow(champions, self._served(), looked=looked)
         self._followed = champions
 
     async def refresh(self) -> None:
@@ -189,8 +175,8 @@ class ServingModel:
         if self.turns:
             self._take(*self._clock.read())
         failed: Exception | None = None
-        tried: set[Champion] = set()
-        while missing := [champion for champion in self.turns.missing if champion not in tried]:
+        tried: set[Champion | Canary] = set()
+        while missing := [version for version in self.turns.missing if version not in tried]:
             tried.add(missing[0])  # each load takes a while, and meanwhile others may be missing
             try:
                 self.turns.put(await self._load(missing[0]))
@@ -206,11 +192,12 @@ class ServingModel:
             await self._take_new_files()
 
     async def _take_new_files(self) -> None:
-        """Serve the present version from other files, where its base was written anew."""
-        current = self._current
-        for champion in self._followed or ():
-            if current is not None and champion.version == current.version and champion.files != _digests(current):
-                self._replace(current, await self._load(champion, gently=True))
+        """Serve the present versions from other files, where a base was written anew."""
+        served = {snapshot.version: snapshot for snapshot in self._served()}
+        for version in [version for champion in self._followed for version in champion.versions]:
+            old = served.get(version.version)
+            if old is not None and version.files != _digests(old):
+                self._replace(old, await self._load(version, gently=True))
 
     async def _pause(self, seconds: float) -> None:
         """Wait after a piece of a file that took so long, unless a newer version may need the file."""
@@ -219,11 +206,6 @@ class ServingModel:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds * (1 / GENTLE_SHARE - 1)):
                 await self._wake.wait()
-
-    @property
-    def snapshots(self) -> list[Snapshot]:
-        """The snapshot that is served and those that take over next."""
-        return self.turns.snapshots if self._current is None else [self._current, *self.turns.snapshots]
 
     def wake(self) -> None:
         """Look for news at once."""
@@ -237,26 +219,41 @@ class ServingModel:
         return self._current
 
     def _take(self, now: float, error: float) -> None:
-        snapshot = self.turns.take(now, error, first=self._current is None)
-        if snapshot is not None:
-            self._serve(snapshot)
+        turn = self.turns.take(now, error, first=self._current is None)
+        if turn is not None and turn.snapshot is not None:
+            self._serve(turn.snapshot, turn.canary)
 
-    def _serve(self, snapshot: Snapshot) -> None:
-        if snapshot is self._current:
-            return
-        old, self._current = self._current, snapshot
-        self._loaded.set()
-        run_alone(logger.info, "serving model version %d", snapshot.version)  # outside of the request's context
-        self._on_swap(snapshot)
-        if old is not None:
-            # Requests that use it finish with it. In a thread, so that none of them pays for its unmapping.
-            shared = {pages for each in self.snapshots for pages in each.pages}
-            release = asyncio.to_thread(old.release_pages, shared)
-            self._releases.add(task := start_alone(release, name="release a snapshot"))
-            task.add_done_callback(self._releases.discard)
+    def _serve(self, snapshot: Snapshot, canary: tuple[CanaryShare, Snapshot] | None) -> None:
+        before, former = self._served(), self._current
+        self._current, self.canary = snapshot, canary
+        # What is logged is outside of the request's context.
+        if canary is not None and canary[1] not in before:
+            run_alone(logger.info, "serving model version %d to %g of the users", canary[1].version, canary[0].share)
+        if snapshot is not former:
+            self._loaded.set()
+            run_alone(logger.info, "serving model version %d", snapshot.version)
+            self._on_swap(snapshot)
+        used = self.snapshots
+        shared = {pages for each in used for pages in each.pages}
+        for old in before:
+            if old not in used:
+                # Requests that use it finish with it. In a thread, so that none of them pays for its unmapping.
+                release = asyncio.to_thread(old.release_pages, shared)
+                self._releases.add(task := start_alone(release, name="release a snapshot"))
+                task.add_done_callback(self._releases.discard)
 
-    async def _load(self, champion: Champion, *, gently: bool = False) -> Snapshot:
-        return await self._fetch_and_open(champion.files, champion.version, champion.period, gently=gently)
+    def _served(self) -> list[Snapshot]:
+        """The snapshots that answer now: the champion's and the canary's."""
+        current = [] if self._current is None else [self._current]
+        return current if self.canary is None else [*current, self.canary[1]]
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """The snapshots that are served and those that take over next, each once."""
+        return list(dict.fromkeys([*self._served(), *self.turns.snapshots]))
+
+    async def _load(self, version: Champion | Canary, *, gently: bool = False) -> Snapshot:
+        return await self._fetch_and_open(version.files, version.version, version.period, gently=gently)
 
     async def _fetch_and_open(
         self,
@@ -389,7 +386,10 @@ class ServingModel:
         """Serve the same version from other pages."""
         self.turns.put(new, in_place_of=old)
         if self._current is old:
-            self._serve(new)
+            self._serve(new, self.canary)
+        elif self.canary is not None and self.canary[1] is old:
+            assert self._current is not None, "a canary is served beside a champion"
+            self._serve(self._current, (self.canary[0], new))
 
 
 def _digests(snapshot: Snapshot) -> tuple[str, ...]:

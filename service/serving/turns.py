@@ -3,6 +3,9 @@
 Every move of the champion has a number, and a moment once it is released. `Turns` holds the moves that this process
 does not serve yet, with those of their snapshots that are loaded. `ServingModel` loads what is missing.
 
+A move may name a *canary* beside the champion, which answers a share of the users. To start one, to promote it and to
+take it back are moves like any other, so all that holds for a version holds for each user's version.
+
 **May it still answer?** A process may have missed a release. It knows that it has not, in two ways:
 
 * Its *lease*: it is registered until a moment of Postgres' clock. No move that it has not loaded is released for an
@@ -18,13 +21,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from service.serving.canary_share import CanaryShare
 from service.serving.clock import ServerClock, elapsed
 from service.serving.snapshot import Snapshot
 
-__all__ = ["Champion", "Turns"]
+__all__ = ["Canary", "Champion", "Turn", "Turns"]
 
 NONE = -1
 """Number of the move where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A version that answers a share of the users while the champion answers the others."""
+
+    version: int
+    period: int
+    """The period that the version was last trained on."""
+    files: tuple[str, ...]
+    """As of `Champion`."""
+    share: CanaryShare
+    """Of the users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +57,38 @@ class Champion:
     """When it takes over, on the clock of Postgres; None while it waits until enough processes have loaded it."""
     move: int = 0
     """Number of the move of the alias; a later move has a higher one, whatever its version."""
+    canary: Canary | None = None
+    """The version beside it; None where it answers everybody."""
+
+    @property
+    def versions(self) -> "tuple[Champion | Canary, ...]":
+        """What has to be loaded."""
+        return (self,) if self.canary is None else (self, self.canary)
 
 
 @dataclass(slots=True)
-class _Turn:
+class Turn:
+    """A move, with what is loaded of it."""
+
     champion: Champion
-    snapshot: Snapshot | None
+    loaded: dict[int, Snapshot]
+    """By version."""
+
+    @property
+    def missing(self) -> list[Champion | Canary]:
+        """What is not loaded."""
+        return [each for each in self.champion.versions if each.version not in self.loaded]
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The champion's; None where not all of the move is loaded."""
+        return None if self.missing else self.loaded[self.champion.version]
+
+    @property
+    def canary(self) -> tuple[CanaryShare, Snapshot] | None:
+        """The share of the canary, and its snapshot; None where the move has none, or it is not loaded."""
+        of = self.champion.canary
+        return None if of is None or of.version not in self.loaded else (of.share, self.loaded[of.version])
 
 
 class Turns:
@@ -59,7 +102,7 @@ class Turns:
     def __init__(self, clock: ServerClock, *, lead_seconds: float) -> None:
         self._clock = clock
         self._look_seconds = lead_seconds / 2
-        self._turns: deque[_Turn] = deque()  # by move
+        self._turns: deque[Turn] = deque()  # by move
         self._looked = self._promised_from = self._leased_until = -float("inf")
         self._promised_move = NONE
         self.served_move = NONE
@@ -72,12 +115,12 @@ class Turns:
     @property
     def snapshots(self) -> list[Snapshot]:
         """Those that are loaded."""
-        return [turn.snapshot for turn in self._turns if turn.snapshot is not None]
+        return [snapshot for turn in self._turns for snapshot in turn.loaded.values()]
 
     @property
-    def missing(self) -> list[Champion]:
-        """Those that are not loaded, oldest first."""
-        return [turn.champion for turn in self._turns if turn.snapshot is None]
+    def missing(self) -> list[Champion | Canary]:
+        """Versions that are not loaded, oldest move first."""
+        return [version for turn in self._turns for version in turn.missing]
 
     @property
     def ready_version(self) -> int:
@@ -123,7 +166,10 @@ class Turns:
         self._looked = looked
         by_version = {snapshot.version: snapshot for snapshot in (*loaded, *self.snapshots)}
         self._turns = deque(
-            _Turn(champion, by_version.get(champion.version))
+            Turn(
+                champion,
+                {each.version: by_version[each.version] for each in champion.versions if each.version in by_version},
+            )
             for champion in champions
             if champion.move > self.served_move
         )
@@ -131,24 +177,25 @@ class Turns:
     def put(self, snapshot: Snapshot, in_place_of: Snapshot | None = None) -> None:
         """Use a snapshot for the turns of its version that have none, or another one to be replaced."""
         for turn in self._turns:
-            if turn.champion.version == snapshot.version and turn.snapshot is in_place_of:
-                turn.snapshot = snapshot
+            of_turn = any(each.version == snapshot.version for each in turn.champion.versions)
+            if of_turn and turn.loaded.get(snapshot.version) is in_place_of:
+                turn.loaded[snapshot.version] = snapshot
 
-    def take(self, now: float, error: float, *, first: bool = False) -> Snapshot | None:
-        """The snapshot that is served from now on, if that is another move than before.
+    def take(self, now: float, error: float, *, first: bool = False) -> Turn | None:
+        """What is served from now on, all of it loaded, if that is another move than before.
 
         Args:
             now: of the clock.
             error: of it.
             first: whether nothing is served yet: the oldest turn is taken then, even before its moment.
         """
-        taken: Snapshot | None = None
+        taken: Turn | None = None
         while self._turns:
             turn, due = self._turns[0], now - error
             if len(self._turns) > 1 and moment(self._turns[1].champion) <= due:
                 self._turns.popleft()  # its turn is over
             elif turn.snapshot is not None and (moment(turn.champion) <= due or (first and taken is None)):
-                taken = self._turns.popleft().snapshot
+                taken = self._turns.popleft()
                 self.served_move, self.served_version = turn.champion.move, turn.champion.version
             else:
                 break

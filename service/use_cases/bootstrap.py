@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from service.errors import NotReady
+from service.serving.canary_share import CanaryShare
 from service.serving.prior import prior_snapshot
-from service.serving.turns import Champion
+from service.serving.turns import Canary, Champion
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, Lock
-from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion
+from service.storage.postgres.repositories import AliasName, ModelKind, ModelVersion, Takeover
 
 __all__ = ["current_champions", "ensure_prior"]
 
@@ -63,4 +64,12 @@ async def current_champions(database: Database) -> Sequence[Champion]:
         turns = await work.takeovers.turns()
     if not turns:
         raise NotReady("there is no model version yet")
-    return [Champion(turn.version, turn.period, turn.files, turn.active_from, turn.move) for turn in turns]
+    return [
+        Champion(turn.version, turn.period, turn.files, turn.active_from, turn.move, _canary(turn)) for turn in turns
+    ]
+
+
+def _canary(turn: Takeover) -> Canary | None:
+    """The version beside the champion."""
+    of = turn.canary
+    return None if of is None else Canary(of.version, of.period, of.files, CanaryShare(of.share, of.salt))

@@ -25,7 +25,7 @@ ITEMS_OF_A_COMMIT = 10_000
 """Items that are stored at a time, so that the next commit is not far away."""
 
 
-def shown(user_id: str, to_log: ToLog, prediction: Prediction, request_id: str) -> Impression:
+def shown(user_id: str, to_log: ToLog, prediction: Prediction, request_id: str, version: int) -> Impression:
     """The impression that a client makes who shows the items in the order of their scores: the best ones, each once."""
     order = np.argsort(-prediction.scores, kind="stable").tolist()
     first: dict[str, int] = {}
@@ -35,8 +35,9 @@ def shown(user_id: str, to_log: ToLog, prediction: Prediction, request_id: str) 
     contexts = None if to_log.item_contexts is None else [to_log.item_contexts[n] for _, n in best]
     if contexts is not None and not any(contexts):
         contexts = None
-    items = [item for item, _ in best]
-    return Impression(request_id, user_id, items, None, datetime.now(UTC), to_log.context, contexts)
+    items, scores = [item for item, _ in best], prediction.scores[[n for _, n in best]].tolist()
+    now = datetime.now(UTC)
+    return Impression(request_id, user_id, items, None, now, to_log.context, contexts, version, scores)
 
 
 class ImpressionLog:

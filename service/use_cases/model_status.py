@@ -4,15 +4,24 @@ dashboard show these documents as they are.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from service.errors import ModelNotFound
 from service.storage.postgres.database import Database
-from service.storage.postgres.repositories import AliasName, GateSummary, ModelKind, ModelVersion
+from service.storage.postgres.repositories import AliasName, Canary, CanaryState, GateSummary, ModelKind, ModelVersion
 from service.use_cases.status import MAX_NUMBER, before_number
 
-__all__ = ["ModelDetail", "ModelDocument", "ModelPage", "gate_summary", "get_model", "list_models"]
+__all__ = [
+    "CanaryDocument",
+    "ModelDetail",
+    "ModelDocument",
+    "ModelPage",
+    "canary_document",
+    "gate_summary",
+    "get_model",
+    "list_models",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +46,31 @@ class ModelDocument:
     pinned: bool
     """Whether an operator wants it to keep its artifacts."""
     kept: Sequence[str]
-    """Why it keeps its artifacts at any age: `prior`, `pinned`, `champion`, `previous champion`, `head`,
+    """Why it keeps its artifacts at any age: `prior`, `pinned`, `champion`, `canary`, `previous champion`, `head`,
     `baseline`, `sequence`; empty where age alone decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryDocument:
+    """A version that answers a share of the users first, or did."""
+
+    version: int
+    champion_version: int
+    """The version that answers, or answered, the others."""
+    share: float
+    """Of the users."""
+    state: CanaryState
+    announced_at: datetime
+    since: datetime | None
+    """From when on it answers; null while the api processes are loading it, and when it has ended."""
+    until: datetime | None
+    """When it is decided at the latest; null where `since` is."""
+    ended_at: datetime | None
+    ended_by: str | None
+    reason: str | None
+    """Of its end."""
+    numbers: Mapping[str, Any] | None
+    """By which it was decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +79,8 @@ class ModelDetail(ModelDocument):
 
     state: Mapping[str, Any]
     """Name → digest of an artifact, or a value."""
+    canary: CanaryDocument | None
+    """How it fared as a canary; null where it was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +90,8 @@ class ModelPage:
     models: list[ModelDocument]
     next: int | None
     """`before` of the next page; null on the last."""
+    canary: CanaryDocument | None
+    """The version that answers a share of the users now, or is about to; null where none does."""
 
 
 async def gate_summary(database: Database) -> GateSummary:
@@ -74,7 +110,12 @@ async def get_model(database: Database, version: int) -> ModelDetail:
         model = await session.models.get(version) if 0 <= version <= MAX_NUMBER else None
         if model is None:
             raise ModelNotFound(version)
-        return ModelDetail(**_model_fields(model, await session.models.kept()), state=model.state)
+        canary = await session.canaries.get(version)
+        return ModelDetail(
+            **_model_fields(model, await session.models.kept()),
+            state=model.state,
+            canary=None if canary is None else canary_document(canary),
+        )
 
 
 async def list_models(database: Database, *, limit: int, before: int | None) -> ModelPage:
@@ -82,8 +123,31 @@ async def list_models(database: Database, *, limit: int, before: int | None) -> 
     async with database.read() as session:
         models = await session.models.list(limit + 1, before_number(before))
         kept = await session.models.kept()
+        canary = await session.canaries.running()
     page = [ModelDocument(**_model_fields(model, kept)) for model in models[:limit]]
-    return ModelPage(page, next=page[-1].version if len(models) > limit else None)
+    return ModelPage(
+        page,
+        next=page[-1].version if len(models) > limit else None,
+        canary=None if canary is None else canary_document(canary),
+    )
+
+
+def canary_document(canary: Canary) -> CanaryDocument:
+    """What operators see of a canary."""
+    since = canary.since
+    return CanaryDocument(
+        version=canary.version,
+        champion_version=canary.champion_version,
+        share=canary.share,
+        state=canary.state,
+        announced_at=canary.announced_at,
+        since=since,
+        until=None if since is None else since + timedelta(minutes=canary.minutes),
+        ended_at=canary.ended_at,
+        ended_by=canary.ended_by,
+        reason=canary.reason,
+        numbers=canary.numbers,
+    )
 
 
 def _model_fields(model: ModelVersion, kept: Mapping[int, Sequence[str]]) -> dict[str, Any]:

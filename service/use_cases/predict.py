@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from service.limits import MAX_HISTORY
+from service.serving.canary_share import CanaryShare
 from service.serving.fields import NO_VALUES
 from service.serving.id_hashes import NOBODY, hash_ids
 from service.serving.snapshot import Prediction, Snapshot
@@ -13,6 +15,9 @@ from service.serving.swap import ServingModel
 from service.use_cases.histories import NO_PAST, Histories, UserPast
 
 __all__ = ["PredictResult", "Question", "ToLog", "predict", "predict_many"]
+
+NONE_BY_CANARY: Mapping[int, Snapshot] = MappingProxyType({})
+"""No prediction by a canary."""
 
 ITEMS_ON_THE_LOOP = 2000
 """Candidates that are scored on the event loop. More would block it for too long, so they are scored in a thread."""
@@ -66,13 +71,21 @@ class Question(NamedTuple):
 
 
 class PredictResult(NamedTuple):
-    """Predictions by one model version."""
+    """Predictions by one model version, and by the canary where one runs."""
 
     model_version: int
     period: int
+    """What the version was last trained on."""
     predictions: list[Prediction]
     without_history: Sequence[bool]
     """For each prediction, whether the user's history is missing because no server gave it in time."""
+    by_canary: Mapping[int, Snapshot] = NONE_BY_CANARY
+    """The snapshots of the predictions that the canary has made, by their places."""
+
+    def version_of(self, place: int) -> tuple[int, int]:
+        """The version that has made a prediction, and the period that it was last trained on."""
+        canary = self.by_canary.get(place)
+        return (self.model_version, self.period) if canary is None else (canary.version, canary.period)
 
 
 async def predict(
@@ -86,6 +99,7 @@ async def predict_many(
     serving: ServingModel, histories: Histories, questions: Sequence[Question], chosen: Snapshot | None = None
 ) -> PredictResult:
     """Score several requests, all with the same version and at the same time; one round trip brings all histories.
+    Those of users in the share of a canary are scored with the canary.
 
     Args:
         serving: has the version that is served now.
@@ -102,28 +116,46 @@ async def predict_many(
     found = await histories.get_many([question.user_id for question in questions])
     pasts = [past or NO_PAST for past in found]
     # Taken once, after the last wait: all answers are of one version, the newest there is.
-    snapshot = chosen
+    snapshot, canary = chosen, None
     if snapshot is None:
         snapshot = await serving.settled() if serving.turns else serving.current()
+        canary = serving.canary
     if sum(question.work for question in questions) <= ITEMS_ON_THE_LOOP:
-        predictions = _score(snapshot, questions, pasts, now_ms)
+        scored = _score(snapshot, canary, questions, pasts, now_ms)
     else:
-        predictions = await asyncio.to_thread(_score, snapshot, questions, pasts, now_ms)
+        scored = await asyncio.to_thread(_score, snapshot, canary, questions, pasts, now_ms)
     without = [past is None and question.history is None for past, question in zip(found, questions, strict=True)]
-    return PredictResult(snapshot.version, snapshot.period, predictions, without)
+    predictions = [prediction for prediction, _ in scored]
+    if canary is None:
+        return PredictResult(snapshot.version, snapshot.period, predictions, without)
+    by_canary = {place: by for place, (_, by) in enumerate(scored) if by is not snapshot}
+    return PredictResult(snapshot.version, snapshot.period, predictions, without, by_canary)
 
 
 def _score(
-    snapshot: Snapshot, questions: Sequence[Question], pasts: Sequence[UserPast], now_ms: int
-) -> list[Prediction]:
-    return [_score_one(snapshot, question, past, now_ms) for question, past in zip(questions, pasts, strict=True)]
+    snapshot: Snapshot,
+    canary: tuple[CanaryShare, Snapshot] | None,
+    questions: Sequence[Question],
+    pasts: Sequence[UserPast],
+    now_ms: int,
+) -> list[tuple[Prediction, Snapshot]]:
+    return [
+        _score_one(snapshot, canary, question, past, now_ms) for question, past in zip(questions, pasts, strict=True)
+    ]
 
 
-def _score_one(snapshot: Snapshot, question: Question, past: UserPast, now_ms: int) -> Prediction:
-    """Score one request.
+def _score_one(
+    snapshot: Snapshot,
+    canary: tuple[CanaryShare, Snapshot] | None,
+    question: Question,
+    past: UserPast,
+    now_ms: int,
+) -> tuple[Prediction, Snapshot]:
+    """Score one request; the prediction, and the snapshot that has made it.
 
     Args:
         snapshot: to score with.
+        canary: which users another one scores, and that one.
         question: the request.
         past: of the user.
         now_ms: milliseconds since 1970.
@@ -131,9 +163,11 @@ def _score_one(snapshot: Snapshot, question: Question, past: UserPast, now_ms: i
     hashes = hash_ids([question.user_id or "", *question.item_ids])
     if question.user_id is None:
         hashes[0] = NOBODY
+    elif canary is not None and canary[0].has(int(hashes[0])):
+        snapshot = canary[1]
     history = past.history if question.history is None else hash_ids(question.history[:MAX_HISTORY])
     values = NO_VALUES
     if snapshot.fields is not None:
         own_contexts = question.item_contexts or ()
         values = snapshot.fields.read(question.context or {}, past.features, own_contexts, timestamp_ms=now_ms)
-    return snapshot.score(hashes, history, past.recent, values)
+    return snapshot.score(hashes, history, past.recent, values), snapshot

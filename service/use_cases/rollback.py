@@ -15,6 +15,7 @@ from service.storage.postgres.repositories import AliasName, digests_in
 from service.storage.redis.notices import Notices
 from service.tasks import BoundedCalls
 from service.use_cases.chosen_version import with_snapshot
+from service.use_cases.guardrails.canary import note_end
 from service.use_cases.takeover import release_champion
 from service.use_cases.webhooks.announce import Event, announce
 
@@ -135,6 +136,9 @@ async def _move(
         )
         if sequence == "excise":
             await work.models.set_alias(AliasName.HEAD, to_version, lead_seconds=0, actor=actor, reason=reason)
+        if (running := await work.canaries.running()) is not None:
+            promoted = running.version == to_version
+            await note_end(work, running, promoted=promoted, actor=actor, reason=f"rollback: {reason}")
         detail = {"from_version": served.version, "to_version": to_version, "sequence": sequence}
         await work.audit.add(actor, "rollback", detail, reason=reason)
         await announce(work, Event.ROLLED_BACK, {**detail, "reason": reason, "actor": actor})

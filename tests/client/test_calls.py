@@ -29,6 +29,7 @@ WITHOUT_METHOD = (
     "/periods/{number}/retry",
     "/periods/{number}/skip",
     "/admin/alerts",
+    "/admin/canary",
     "/admin/keys",
     "/admin/overview",
     "/admin/replay",

@@ -51,7 +51,11 @@ async def show(b: Bench, number: int, at: datetime) -> None:
     names = [f"{who} {number}" for who in (f"shown-{MARK}", "shown-other", f"shown-lamp-{MARK}")]
     shown = [
         Impression(names[0], ANN, ["item1", "item2"], None, at),
-        Impression(names[1], "user1", ["item1", LAMP, "item2"], [5, 6, 7] if number % 2 else None, at),
+        Impression(
+            *(names[1], "user1", ["item1", LAMP, "item2"], [5, 6, 7] if number % 2 else None, at),
+            model_version=1 if number % 2 else None,
+            scores=[0.5, 0.75, 0.25] if number % 2 else None,
+        ),
         Impression(names[2], "user2", [LAMP], None, at),
     ]
     clicks = [

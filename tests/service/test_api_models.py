@@ -81,7 +81,7 @@ async def test_models_are_listed_with_their_lineage(api: Api, database: Database
     prior = last["models"][0]
     assert (prior["kind"], prior["period"], prior["parent_version"], prior["champion"]) == ("prior", 0, None, False)
     detail = (await api.client.get("/admin/models/3")).json()
-    assert detail == page["models"][0] | {"state": {"generator": detail["digest"]}}
+    assert detail == page["models"][0] | {"state": {"generator": detail["digest"]}, "canary": None}
     assert (detail["parent_version"], detail["champion"], detail["head"]) == (2, True, True)
     assert (detail["scores"], detail["gate"]) == ({"generated": {"auc": 0.6}}, {"decision": "generated"})
 

@@ -80,6 +80,8 @@ TABLE = [
     Call("POST", "/admin/rollback", scopes("admin"), 422, {}),
     Call("GET", "/admin/audit", scopes("admin"), 200),
     Call("GET", "/admin/processes", scopes("admin"), 200),
+    Call("POST", "/admin/canary/promote", scopes("admin"), 422, {}),
+    Call("POST", "/admin/canary/revert", scopes("admin"), 422, {}),
     Call("GET", "/admin/replay", scopes("admin"), 422),
     Call("GET", "/admin/samples", scopes("admin"), 200),
     Call("GET", "/admin/alerts", scopes("admin"), 200),

@@ -65,12 +65,13 @@ class TestNothingStays:
         assert deletion.removed["impressions"] == 2 * 3
         # What else was shown stays where it was; what showed nothing else is gone.
         query = (
-            "SELECT array_agg(ROW(item_ids, positions)::text ORDER BY request_id) FROM impressions WHERE period = {}"
+            "SELECT array_agg(ROW(item_ids, positions, scores)::text ORDER BY request_id) FROM impressions "
+            "WHERE period = {}"
         )
-        rest = {5: "{5,7}", 4: "{0,2}"}
-        for number, positions in rest.items():
+        rest = {5: '"{5,7}","{0.5,0.25}"', 4: '"{0,2}",'}
+        for number, of_other in rest.items():
             found = await scalar(full.database, query.format(number))
-            assert found == ['("{item1,item2}",)', f'("{{item1,item2}}","{positions}")']
+            assert found == ['("{item1,item2}",,)', f'("{{item1,item2}}",{of_other})']
         assert (await verify(full.database, tmp_path)).findings == []
         # Ann's other clicks are in her history yet.
         async with full.database.read() as session:

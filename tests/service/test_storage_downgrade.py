@@ -41,8 +41,8 @@ FILL = (
     "INSERT INTO log_counters (period, slot, events) VALUES (3, 0, 1)",
     "INSERT INTO event_ids (kind, event_id, period, content) "
     "VALUES (0, 'e1', 1, 7), (0, 'e2', 2, 9), (1, 'r', 3, 1), (2, 'c', 3, 2)",
-    "INSERT INTO impressions (request_id, period, user_id, item_ids, positions, shown_at, context, item_contexts) "
-    "VALUES ('r', 3, 'u', '{i}', '{1}', now(), '{\"page\": 1}', '[{\"page\": 2}]')",
+    "INSERT INTO impressions (request_id, period, user_id, item_ids, positions, shown_at, context, item_contexts, "
+    "model_version, scores) VALUES ('r', 3, 'u', '{i}', '{1}', now(), '{\"page\": 1}', '[{\"page\": 2}]', 1, '{0.5}')",
     "INSERT INTO user_features (user_id, at, features) VALUES ('x', now(), '{\"a\": 1}')",
     "INSERT INTO item_features (item_id, at, features, period) VALUES ('x', now(), '{\"a\": 1}', 2)",
     "INSERT INTO clicks (event_id, period, request_id, item_id, clicked_at, interaction_id) "
@@ -58,9 +58,12 @@ FILL = (
     "INSERT INTO model_versions (version, period, kind, parent_version, serving_digest, state, scores, gate, "
     "created_by, pinned) VALUES (0, 0, 'prior', null, null, '{}', '{}', '{}', 'w', false), "
     f"(1, 1, 'generated', 0, '{DIGEST}', '{{}}', '{{}}', '{{}}', 'w', true)",
-    "INSERT INTO aliases (name, version, previous_version, active_from, announced_at, updated_by, reason) "
-    "VALUES ('champion', 1, 1, now(), now(), 'w', 'r')",
-    "INSERT INTO takeovers (move, version, active_from) SELECT move, version, active_from FROM aliases",
+    "INSERT INTO canaries (version, champion_version, share, salt, minutes, state, ended_at, ended_by, reason, "
+    "numbers) VALUES (1, 0, 0.1, 1, 30, 'promoted', now(), 'w', 'r', '{\"n\": 1}')",
+    "INSERT INTO aliases (name, version, previous_version, active_from, announced_at, updated_by, reason, "
+    "canary_version) VALUES ('champion', 1, 1, now(), now(), 'w', 'r', 1)",
+    "INSERT INTO takeovers (move, version, active_from, canary_version) "
+    "SELECT move, version, active_from, canary_version FROM aliases",
     "INSERT INTO api_processes VALUES ('p', 'host', 7, now(), now(), 'infinity', false, 1, 1, 1, 1)",
     "INSERT INTO evaluations (period, model, version, events, auc, logloss, calibration) "
     "VALUES (1, 'generated', 0, 1, 0.5, 0.5, 1)",

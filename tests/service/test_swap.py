@@ -10,7 +10,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from service.errors import ArtifactMissing, NotReady
 from service.files import create, find
 from service.serving import snapshot as snapshot_module
 from service.serving import swap
+from service.serving.canary_share import CanaryShare
 from service.serving.forward.compiled import compiled_forward
 from service.serving.forward.interface import Forward
 from service.serving.loading import SnapshotDamaged, load_snapshot
@@ -30,7 +31,7 @@ from service.serving.sealed import NOTE_PREFIX
 from service.serving.snapshot import CanaryFailed, Pages, Snapshot
 from service.serving.snapshot_file import SnapshotFiles
 from service.serving.swap import ServingModel
-from service.serving.turns import Champion
+from service.serving.turns import Canary, Champion
 from tests.service.api_support import eventually
 from tests.service.serving_support import ITEMS, random_model
 
@@ -194,6 +195,39 @@ async def test_the_champion_named_last_counts(tmp_path: Path, clock: Clock) -> N
         assert (model.current().version, model.turns.served_move) == (1, move)
         clock.now += 0.6
     assert source.fetched == ["digest1", "digest2"]  # what is loaded is not loaded again
+
+
+async def test_a_canary_is_served_beside_the_champion(tmp_path: Path, clock: Clock) -> None:
+    """It starts and ends at the moment of a move, and is taken from other files where those were written anew."""
+    source = Source(tmp_path)
+    model = serving_of(source)
+    source.publish(1, at=clock.now)
+    await model.refresh()
+    first, moment = model.current(), datetime.fromtimestamp(clock.now + 5, UTC)
+
+    def pair(file: int) -> Champion:
+        canary = Canary(2, 2, (digest(file),), CanaryShare(0.5, 2))
+        return replace(source.champions[0], active_from=moment, move=2, canary=canary)
+
+    source.champions = (source.champions[0], pair(2))
+    await model.refresh()
+    clock.now += 4.9
+    assert (model.current(), model.canary) == (first, None)
+    clock.now += 0.2
+    assert model.current() is first
+    assert model.canary is not None
+    share, snapshot = model.canary
+    assert (share.share, snapshot.version) == (0.5, 2)
+    source.champions = (pair(3),)
+    await model.refresh()
+    assert model.canary is not None
+    again = model.canary[1]
+    assert (again.version, [path.name.partition(".")[0] for path in again.sources]) == (2, [digest(3)])
+    source.publish(2, at=clock.now)  # it is promoted
+    source.champions = (replace(source.champions[-1], files=(digest(3),), move=3),)
+    await model.refresh()
+    assert (model.current(), model.canary) == (again, None)
+    assert model.current().predict("u", ["a"], []).scores == pytest.approx([0.5])
 
 
 async def test_two_versions_in_quick_succession_both_get_their_turn(tmp_path: Path, clock: Clock) -> None:

@@ -412,9 +412,12 @@ async def test_damage_is_found(dsn: str, tmp_path: Path, name: str) -> None:
         assert any(re.match(pattern, finding) for finding in found), "\n".join(found)
 
 
-WEBHOOK = (
+UNFILLED = (
     "INSERT INTO webhooks (url, secret, created_by) VALUES ('https://example.com', 's', 'test')",
     "INSERT INTO webhook_deliveries (webhook, message, event, data) VALUES (1, 'm', 'e', '{}')",
+    "INSERT INTO canaries (version, champion_version, share, salt, minutes) VALUES (1, 0, 0.1, 1, 30)",
+    "UPDATE aliases SET canary_version = 1 WHERE name = 'champion'",
+    "UPDATE takeovers SET canary_version = 1",
 )
 """Rows of the tables that no other test of this file needs filled."""
 
@@ -428,7 +431,7 @@ async def test_every_foreign_key_is_looked_at(dsn: str, tmp_path: Path) -> None:
         one = f"(SELECT ctid FROM {key.table} WHERE {column} IS NOT NULL ORDER BY 1 LIMIT 1)"
         is_text = key.referred == "artifacts"
         change = f"UPDATE {key.table} SET {column} = {repr('none') if is_text else 77} WHERE ctid = {one}"
-        async with damaged(dsn, *WEBHOOK, change) as work:
+        async with damaged(dsn, *UNFILLED, change) as work:
             found = map(str, await find_faults(work.connection, await stored_tables(work.connection)))
         value = "none" if is_text else 77
         assert f"{key.table} ({column}): expected a row of {key.referred}; found none with ({value})" in found

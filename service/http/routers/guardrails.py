@@ -1,13 +1,19 @@
-"""`/admin/replay` and `/admin/samples`: what versions say of interactions that were kept."""
+"""`/admin/replay` and `/admin/samples`: what versions say of interactions that were kept. `/admin/canary`: decide what
+becomes of a canary.
+"""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from service.http.app_state import State
+from service.http.app_state import AppState, State
+from service.http.json_body import JsonBody, body_schema
 from service.http.keys import Caller, Requires
+from service.http.schemas import CanaryRequest
 from service.limits import MAX_CURSOR
+from service.use_cases.guardrails.canary import end_canary
 from service.use_cases.guardrails.replay import Replay, SampleMatrix, replay, sample_matrix
+from service.use_cases.model_status import CanaryDocument, canary_document
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -37,3 +43,33 @@ async def get_replay(
 async def get_samples(state: State, _: Admin) -> SampleMatrix:
     """The scores of versions on the interactions that were kept of each period: a cell for each version and period."""
     return await sample_matrix(state.database)
+
+
+Decided = Annotated[CanaryRequest, Depends(JsonBody(CanaryRequest))]
+
+
+@router.post("/canary/promote", openapi_extra=body_schema(CanaryRequest), summary="Serve the canary to everybody")
+async def post_promote(state: State, caller: Admin, request: Decided) -> CanaryDocument:
+    """Make the canary the champion before its time is over. The answer comes after the commit; the api processes switch
+    together, as soon as they are ready.
+    """
+    return await _end(state, caller, request, promote=True)
+
+
+@router.post("/canary/revert", openapi_extra=body_schema(CanaryRequest), summary="Take the canary out of service")
+async def post_revert(state: State, caller: Admin, request: Decided) -> CanaryDocument:
+    """Let the champion answer everybody again. The sequence from which the next update learns stays as it is."""
+    return await _end(state, caller, request, promote=False)
+
+
+async def _end(state: AppState, caller: Caller, request: CanaryRequest, *, promote: bool) -> CanaryDocument:
+    ending = end_canary(
+        state.database,
+        state.notices,
+        state.settings,
+        promote=promote,
+        reason=request.reason,
+        actor=caller.name,
+        version=request.version,
+    )
+    return canary_document(await state.writes.run(ending))

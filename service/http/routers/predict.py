@@ -67,7 +67,9 @@ async def post_predict(state: AppState, scope: Scope, receive: Receive) -> bytes
     summary="Click probabilities of items for several users",
 )
 async def post_predict_batch(state: AppState, scope: Scope, receive: Receive) -> bytes:
-    """The same for up to 256 users in one call: all answers are of one model version, in the order of the requests."""
+    """The same for up to 256 users in one call: all answers are of one model version, in the order of the requests,
+    but for those of users in the share of a canary.
+    """
     key = await _requires.key(state, scope)
     body = await read_body(scope, receive, MAX_BATCH_BYTES)
     small = is_small(body)
@@ -106,7 +108,7 @@ async def _log_impressions(
     """Store the answers that are to be logged; for each whether that succeeded, None where it is not to be logged."""
     answered = enumerate(zip(questions, result.predictions, request_ids, strict=True))
     impressions = {
-        n: shown(question.user_id, question.to_log, prediction, request_id)
+        n: shown(question.user_id, question.to_log, prediction, request_id, result.version_of(n)[0])
         for n, (question, prediction, request_id) in answered
         if question.to_log is not None and question.user_id is not None
     }
@@ -121,7 +123,8 @@ async def _log_impressions(
 def answer_json(result: PredictResult, request_id: str, logged: bool | None = None) -> bytes:
     """The answer to one question."""
     [prediction], [without_history] = result.predictions, result.without_history
-    versions = {"model_version": result.model_version, "period": result.period}
+    version, period = result.version_of(0)
+    versions = {"model_version": version, "period": period}
     return _to_json({**versions, **_members(prediction, without_history, request_id, logged)})
 
 
@@ -129,10 +132,18 @@ def _batch_json(result: PredictResult, request_ids: Sequence[str], logged: Seque
     """The answer to a batch, of answers that are written one by one: a thread that writes megabytes lets the event loop
     go on in between.
     """
-    answers = zip(result.predictions, result.without_history, request_ids, logged, strict=True)
-    predictions = (_to_json(_members(*each)) for each in answers)
+    answers = enumerate(zip(result.predictions, result.without_history, request_ids, logged, strict=True))
+    predictions = (_to_json({**_members(*each), **_canary_members(result, place)}) for place, each in answers)
     head = b'{"model_version":%d,"period":%d,"predictions":[' % (result.model_version, result.period)
     return head + b",".join(predictions) + b"]}"
+
+
+def _canary_members(result: PredictResult, place: int) -> dict[str, int]:
+    """What an answer of a batch says of its version where that is not the version of the others."""
+    if place not in result.by_canary:
+        return {}
+    version, period = result.version_of(place)
+    return {"model_version": version, "period": period}
 
 
 def _to_json(document: dict[str, Any]) -> bytes:

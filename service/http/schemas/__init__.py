@@ -28,7 +28,7 @@ from service.http.schemas.events import (
     refuse_repetition,
 )
 from service.http.schemas.keys import KeyCreated, KeyDocument, KeyLimit, KeyList, KeyReason, KeyRequest
-from service.http.schemas.models import PinRequest, PinResponse, RollbackRequest, RollbackResponse
+from service.http.schemas.models import CanaryRequest, PinRequest, PinResponse, RollbackRequest, RollbackResponse
 from service.http.schemas.operations import Health, OverviewResponse, Readiness
 from service.http.schemas.periods import CloseRequest, CloseResponse, PeriodReason
 from service.http.schemas.predict import (
@@ -48,6 +48,7 @@ __all__ = [
     "BatchRequest",
     "BatchResponse",
     "BatchedRequest",
+    "CanaryRequest",
     "ClickEvent",
     "ClicksRequest",
     "CloseRequest",

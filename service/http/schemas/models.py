@@ -6,8 +6,9 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from service.http.schemas.types import Reason, StrictModel
+from service.limits import MAX_CURSOR
 
-__all__ = ["PinRequest", "PinResponse", "RollbackRequest", "RollbackResponse"]
+__all__ = ["CanaryRequest", "PinRequest", "PinResponse", "RollbackRequest", "RollbackResponse"]
 
 
 class RollbackRequest(StrictModel):
@@ -44,3 +45,10 @@ class PinResponse(BaseModel):
     pinned: bool
     changed: bool = Field(description="Whether this call changed it.")
     reason: str
+
+
+class CanaryRequest(StrictModel):
+    """Why a canary is promoted or reverted."""
+
+    version: int | None = Field(None, ge=0, le=MAX_CURSOR, description="Of the canary; null for whichever runs.")
+    reason: Reason

@@ -161,6 +161,11 @@ class BatchRequest(StrictModel):
 class BatchPrediction(BaseModel):
     """The answer to one request of a batch, as `POST /predict` gives it."""
 
+    model_version: int | None = Field(
+        None, description="The canary, where it has made this answer; absent where the version of the batch has."
+    )
+    period: int | None = Field(None, description="Of the canary, where it has made this answer.")
+
     scores: list[float] = Field(description="Click probabilities, each in (0, 1).")
     cold_user: bool
     cold_items: list[int]
@@ -170,7 +175,7 @@ class BatchPrediction(BaseModel):
 
 
 class BatchResponse(BaseModel):
-    """One prediction for each request, in their order, all by one model version."""
+    """One prediction for each request, in their order, by one model version and, where one runs, by the canary."""
 
     model_version: int
     period: int

@@ -110,6 +110,12 @@ CHECKS = {
         ) AS alias
         WHERE NOT there
     """,
+    "canaries": """
+        SELECT format('canary %s', canaries.version), 'named by the champion exactly while it runs',
+               format('state %s, named by %s', state, coalesce(name, 'none'))
+        FROM canaries LEFT JOIN aliases ON canary_version = canaries.version
+        WHERE (state = 'running') <> (name IS NOT NULL)
+    """,
     "versions of evaluations": """
         SELECT format('evaluation of %s on period %s', model, period), format('version %s', version), 'no such version'
         FROM evaluations WHERE version NOT IN (SELECT version FROM model_versions)
@@ -195,6 +201,13 @@ CHECKS = {
            OR CASE jsonb_typeof(item_contexts)
                   WHEN 'array' THEN jsonb_array_length(item_contexts) <> cardinality(item_ids)
                   ELSE item_contexts IS NOT NULL END
+    """,
+    "scores of impressions": """
+        SELECT format('impression %s', request_id), 'a model version and a score for each of its items, or neither',
+               format('version %s, and %s scores for %s items', coalesce(model_version::text, 'none'),
+                      coalesce(cardinality(scores)::text, 'no'), cardinality(item_ids))
+        FROM impressions
+        WHERE num_nulls(model_version, scores) = 1 OR cardinality(scores) <> cardinality(item_ids)
     """,
     "fields of interactions": """
         SELECT format('event %s', event_id), 'an object as context, and a weight above 0',

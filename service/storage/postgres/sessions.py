@@ -14,6 +14,7 @@ from service.storage.postgres.repositories import (
     ApiProcesses,
     Artifacts,
     Audit,
+    Canaries,
     Deletions,
     Deliveries,
     Entities,
@@ -77,6 +78,7 @@ class Session:
         self.entities = Entities(connection)
         self.models = Models(connection)
         self.takeovers = Takeovers(connection)
+        self.canaries = Canaries(connection)
         self.processes = ApiProcesses(connection)
         self.artifacts = Artifacts(connection)
         self.evaluations = Evaluations(connection)

@@ -10,6 +10,7 @@ from asmg.updaters.with_statistics import PART as STATISTICS
 from service.storage.postgres.database import Lock, UnitOfWork
 from service.storage.postgres.repositories import AlertKind, AliasName, ModelKind, ModelVersion, PeriodStatus
 from service.use_cases.alerts import close_alert, raise_alert
+from service.use_cases.guardrails.canary import note_end, start_canary
 from service.use_cases.status import MAX_NUMBER
 from service.use_cases.update.checkpoints import Checkpoints, layers_of
 from service.use_cases.update.compaction import COMPACTED, with_compaction
@@ -142,7 +143,7 @@ async def publish(
             )
         )
         await work.samples.request(version, 1, MAX_NUMBER)
-        await _move_aliases(work, start.period, version, decision.reason, trained="serving" in served)
+        await _move_aliases(context, work, start.period, version, decision, trained="serving" in served)
         await work.periods.set_status(start.period, PeriodStatus.UPDATED, version=version)
         note = PublishNote(version)
         await work.stages.finish(start.period, "publish", time.perf_counter() - started, note.to_json())
@@ -207,17 +208,29 @@ async def _champion(work: UnitOfWork) -> ModelVersion:
     return version
 
 
-async def _move_aliases(work: UnitOfWork, period: int, version: int, reason: str, *, trained: bool) -> None:
+async def _move_aliases(
+    context: UpdateContext, work: UnitOfWork, period: int, version: int, decision: Decision, *, trained: bool
+) -> None:
     """Announce the version to the api processes, and let the next update continue from it.
 
     Args:
+        context: says whether it is to be a canary first.
         work: the transaction that publishes.
         period: that the version has learned.
         version: the new version.
-        reason: of the gate, for the audit.
+        decision: of the gate.
         trained: whether the version serves parameters that were trained, so that it may be the baseline.
     """
-    await work.models.set_alias(AliasName.CHAMPION, version, lead_seconds=None, actor=ACTOR, reason=reason)
+    running, reason = await work.canaries.running(), decision.reason
+    if context.settings.canary_share and decision.kind is not ModelKind.PREVIOUS:
+        await start_canary(work, version, context.settings, actor=ACTOR, reason=reason)
+    elif running is None or decision.kind is not ModelKind.PREVIOUS:
+        if running is not None:
+            await note_end(
+                work, running, promoted=False, actor=ACTOR, reason=f"version {version} begins with all users"
+            )
+        await work.models.set_alias(AliasName.CHAMPION, version, lead_seconds=None, actor=ACTOR, reason=reason)
+    # Else the version would answer as the champion does, and a canary runs that is newer than that: both stay.
     await work.models.set_alias(AliasName.HEAD, version, lead_seconds=0, actor=ACTOR, reason=f"period {period}")
     if trained and await work.models.alias(AliasName.BASELINE) is None:
         await work.models.set_alias(

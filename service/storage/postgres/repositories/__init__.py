@@ -14,6 +14,7 @@ from service.storage.postgres.repositories.artifacts import (
     digest_of,
     digests_in,
 )
+from service.storage.postgres.repositories.canaries import Canaries, Canary, CanaryState, Outcome
 from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
 from service.storage.postgres.repositories.deliveries import Deliveries, Delivery, DeliveryStatus
 from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent, IdRows
@@ -64,6 +65,9 @@ __all__ = [
     "Artifacts",
     "Audit",
     "AuditEntry",
+    "Canaries",
+    "Canary",
+    "CanaryState",
     "Catalogue",
     "Click",
     "Contexts",
@@ -98,6 +102,7 @@ __all__ = [
     "ModelKind",
     "ModelVersion",
     "Models",
+    "Outcome",
     "Past",
     "PastEvent",
     "Period",

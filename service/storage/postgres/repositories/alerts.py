@@ -36,6 +36,8 @@ class AlertKind(StrEnum):
     """The served model predicts worse than a constant."""
     FORGETTING = "forgetting"
     """A new version ranks earlier periods much worse than when they had just been learned."""
+    CANARY = "canary"
+    """A new version was shown to be worse on its share of the users, and is out of service again."""
     WEBHOOK = "webhook"
     """A webhook is switched off, or its receiver has accepted nothing for too long; the subject is its number."""
 

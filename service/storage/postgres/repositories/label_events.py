@@ -44,6 +44,10 @@ class Impression:
     """Values of the context fields for all items, as a JSON object; None for none."""
     item_contexts: Sequence[str | None] | None = None
     """The same for each item, which take precedence; None where no item has any."""
+    model_version: int | None = None
+    """The version that has scored the items, where the service itself has logged them."""
+    scores: Sequence[float] | None = None
+    """What it said of each item; None where a client reports the impression."""
 
     @property
     def event_id(self) -> str:

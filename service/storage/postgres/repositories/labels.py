@@ -48,7 +48,7 @@ STORED_CONTENTS = text("""
 
 IMPRESSION_COLUMNS = (
     *("request_id", "period", "user_id", "item_ids", "positions", "shown_at"),
-    *("context", "item_contexts"),
+    *("context", "item_contexts", "model_version", "scores"),
 )
 CLICK_COLUMNS = ("event_id", "period", "request_id", "item_id", "clicked_at", "interaction_id")
 
@@ -100,7 +100,7 @@ class Labels:
             rows = [
                 (
                     *(i.request_id, period, i.user_id, i.item_ids, i.positions, in_milliseconds(i.shown_at)),
-                    *(i.context, i.item_contexts_json),
+                    *(i.context, i.item_contexts_json, i.model_version, i.scores),
                 )
                 for i in part
             ]

@@ -32,9 +32,13 @@ KEPT = """
     UNION ALL
     (SELECT version, name FROM aliases ORDER BY name)
     UNION ALL
-    SELECT version, 'served' FROM takeovers
+    SELECT canary_version, 'canary' FROM aliases WHERE canary_version IS NOT NULL
+    UNION ALL
+    SELECT served, 'served' FROM takeovers CROSS JOIN LATERAL unnest(ARRAY[version, canary_version]) AS served
     WHERE move >= (SELECT max(move) FROM takeovers WHERE active_from <= clock_timestamp())
-        AND version NOT IN (SELECT version FROM aliases WHERE name = 'champion')
+        AND served NOT IN (
+            SELECT unnest(ARRAY[version, coalesce(canary_version, version)]) FROM aliases WHERE name = 'champion'
+        )
     UNION ALL
     SELECT previous_version, 'previous champion' FROM aliases
     WHERE name = 'champion' AND previous_version IS NOT NULL
@@ -134,6 +138,8 @@ class Alias:
     updated_at: datetime
     updated_by: str
     reason: str
+    canary_version: int | None = None
+    """The version that answers a share of the users beside the champion; None where it answers all."""
 
 
 class Models:
@@ -243,7 +249,7 @@ class Models:
 
     async def kept(self) -> Mapping[int, Sequence[str]]:
         """The versions that keep all their artifacts at any age, with the reasons: `prior`, `pinned`,
-        `champion`, `previous champion`, `head`, `baseline`, `sequence`.
+        `champion`, `canary`, `previous champion`, `head`, `baseline`, `sequence`.
         """
         reasons: dict[int, list[str]] = {}
         for row in await self._connection.execute(text(KEPT)):
@@ -262,7 +268,14 @@ class Models:
         return None if row is None else _alias(row)
 
     async def set_alias(
-        self, name: AliasName, version: int, *, lead_seconds: float | None, actor: str, reason: str
+        self,
+        name: AliasName,
+        version: int,
+        *,
+        lead_seconds: float | None,
+        actor: str,
+        reason: str,
+        canary: int | None = None,
     ) -> Alias:
         """Point a name to a version.
 
@@ -273,6 +286,7 @@ class Models:
                 version. None announces a champion: its moment is set by `Takeovers.release`.
             actor: who moves it.
             reason: why.
+            canary: the version that answers a share of the users beside a champion; None for no user.
         """
         now, clock = tables.aliases.c, func.clock_timestamp()
         values = {
@@ -282,6 +296,7 @@ class Models:
             "updated_at": clock,
             "updated_by": actor,
             "reason": reason,
+            "canary_version": canary,
         }
         # A champion that replaces one which is still waited for has waited as long.
         changes = {
@@ -293,7 +308,7 @@ class Models:
         statement = statement.on_conflict_do_update(index_elements=["name"], set_={**values, **changes})
         row = (await self._connection.execute(statement.returning(*tables.aliases.c))).mappings().one()
         if name is AliasName.CHAMPION and lead_seconds is not None:
-            taking_over = {column: row[column] for column in ("move", "version", "active_from")}
+            taking_over = {column: row[column] for column in ("move", "version", "active_from", "canary_version")}
             await self._connection.execute(insert(tables.takeovers).values(taking_over))
         return _alias(row)
 

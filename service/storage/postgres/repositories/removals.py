@@ -68,13 +68,16 @@ REMOVE_ITEM_OF_IMPRESSIONS = f"""
                array_agg(item ORDER BY n) FILTER (WHERE item <> :id) AS item_ids,
                array_agg(coalesce(positions[n], n - 1)::int ORDER BY n) FILTER (WHERE item <> :id) AS positions,
                jsonb_agg(item_contexts -> (n - 1)::int ORDER BY n)
-                   FILTER (WHERE item <> :id AND item_contexts IS NOT NULL) AS item_contexts
+                   FILTER (WHERE item <> :id AND item_contexts IS NOT NULL) AS item_contexts,
+               array_agg(scores[n] ORDER BY n) FILTER (WHERE item <> :id AND scores IS NOT NULL) AS scores
         FROM impressions CROSS JOIN LATERAL unnest(item_ids) WITH ORDINALITY AS shown (item, n)
         WHERE period = {{period}} AND request_id = ANY(CAST(:keys AS text[])) AND :id = ANY (item_ids)
         GROUP BY request_id
     ), changed AS (
         UPDATE impressions AS shown
-        SET item_ids = rest.item_ids, positions = rest.positions, item_contexts = rest.item_contexts FROM rest
+        SET item_ids = rest.item_ids, positions = rest.positions, item_contexts = rest.item_contexts,
+            scores = rest.scores
+        FROM rest
         WHERE period = {{period}} AND shown.request_id = rest.request_id AND rest.item_ids IS NOT NULL
     ), gone AS (
         DELETE FROM impressions AS shown USING rest

@@ -8,24 +8,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import text
+from sqlalchemy import RowMapping, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-__all__ = ["Takeover", "Takeovers"]
+__all__ = ["CanaryFiles", "Takeover", "Takeovers"]
+
+FILES = "coalesce({model}.state -> 'snapshot', jsonb_build_array({model}.serving_digest))"
+"""Digests of the files of a version's snapshot."""
 
 # What is served now comes first, then what has a moment to come, then the champion if it waits for its moment.
-TURNS = text("""
-    SELECT move, version, period, coalesce(state -> 'snapshot', jsonb_build_array(serving_digest)) AS files, active_from
+TURNS_QUERY = """
+    SELECT move, model.version, model.period, {files} AS files, active_from, canary.version AS canary_version,
+           canary.period AS canary_period, {canary_files} AS canary_files, share, salt
     FROM (
-        SELECT move, version, active_from FROM takeovers
+        SELECT move, version, active_from, canary_version FROM takeovers
         WHERE move >= coalesce((SELECT max(move) FROM takeovers WHERE active_from <= clock_timestamp()), 0)
         UNION ALL
-        SELECT move, version, NULL FROM aliases WHERE name = 'champion' AND active_from IS NULL
-    ) AS turn JOIN model_versions USING (version)
-    WHERE serving_digest IS NOT NULL
+        SELECT move, version, NULL, canary_version FROM aliases WHERE name = 'champion' AND active_from IS NULL
+    ) AS turn JOIN model_versions AS model USING (version)
+        LEFT JOIN canaries ON canaries.version = canary_version
+        LEFT JOIN model_versions AS canary ON canary.version = canary_version AND canary.serving_digest IS NOT NULL
+    WHERE model.serving_digest IS NOT NULL
     ORDER BY move
-""").columns(files=JSONB)
+"""
+TURNS = text(TURNS_QUERY.format(files=FILES.format(model="model"), canary_files=FILES.format(model="canary"))).columns(
+    files=JSONB, canary_files=JSONB
+)
 
 WAITING = text("""
     SELECT move FROM aliases WHERE name = 'champion' AND active_from IS NULL FOR UPDATE SKIP LOCKED
@@ -52,9 +61,10 @@ RELEASE = text("""
         WHERE name = 'champion' AND (
             ready = processes OR (ready > 0 AND ready >= quorum * processes AND now >= announced_at + wait)
         )
-        RETURNING move, version, active_from
+        RETURNING move, version, active_from, canary_version
     )
-    INSERT INTO takeovers (move, version, active_from) SELECT move, version, active_from FROM released
+    INSERT INTO takeovers (move, version, active_from, canary_version)
+    SELECT move, version, active_from, canary_version FROM released
     RETURNING active_from
 """)
 
@@ -62,6 +72,20 @@ PRUNE = text("""
     DELETE FROM takeovers
     WHERE move < (SELECT max(move) FROM takeovers WHERE active_from <= clock_timestamp())
 """)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CanaryFiles:
+    """What an api process needs to serve a canary."""
+
+    version: int
+    period: int
+    files: tuple[str, ...]
+    """As of `Takeover`."""
+    share: float
+    """Of the users."""
+    salt: int
+    """Decides which users."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +100,8 @@ class Takeover:
     """SHA-256 of the files of its snapshot, in hex: the base, then its deltas, oldest first."""
     active_from: datetime | None
     """When every process switches to it, on the clock of Postgres; None while it waits for the api processes."""
+    canary: CanaryFiles | None
+    """The version that answers a share of the users beside it; None where it answers all."""
 
 
 class Takeovers:
@@ -87,7 +113,7 @@ class Takeovers:
     async def turns(self) -> Sequence[Takeover]:
         """What is served now, what takes over from a coming moment on, and what waits for its moment; oldest first."""
         found = (await self._connection.execute(TURNS)).mappings()
-        return [Takeover(**{**row, "files": tuple(row["files"])}) for row in found]
+        return [_takeover(row) for row in found]
 
     async def release(self, *, lead_seconds: float, wait_seconds: float, quorum: float) -> datetime | None:
         """Set the moment of an announced champion, if enough of the processes that run have it.
@@ -116,3 +142,23 @@ class Takeovers:
         if moment is not None:
             await self._connection.execute(PRUNE)
         return moment
+
+
+def _takeover(row: RowMapping) -> Takeover:
+    canary = None
+    if row["canary_version"] is not None:
+        canary = CanaryFiles(
+            version=row["canary_version"],
+            period=row["canary_period"],
+            files=tuple(row["canary_files"]),
+            share=row["share"],
+            salt=row["salt"],
+        )
+    return Takeover(
+        move=row["move"],
+        version=row["version"],
+        period=row["period"],
+        files=tuple(row["files"]),
+        active_from=row["active_from"],
+        canary=canary,
+    )

@@ -87,7 +87,10 @@ impressions = Table(
     Column("received_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("context", JSONB, comment="of all items"),
     Column("item_contexts", JSONB, comment="of each item, in their order; null for none"),
+    Column("model_version", Integer, comment="that scored the items; null where a client reports the impression"),
+    Column("scores", ARRAY(REAL), comment="of each item, in their order; null where a client reports the impression"),
     Index("ix_impressions_user_id", "user_id", desc("shown_at")),
+    Index("ix_impressions_served", "shown_at", postgresql_where=text("model_version IS NOT NULL")),
     postgresql_partition_by="LIST (period)",
 )
 

@@ -7,6 +7,7 @@ from sqlalchemy import (
     Column,
     Double,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     Table,
@@ -19,7 +20,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from service.storage.postgres.tables.base import TIMESTAMP, metadata
 
-__all__ = ["aliases", "artifact_chunks", "artifacts", "evaluations", "model_versions", "takeovers"]
+__all__ = ["aliases", "artifact_chunks", "artifacts", "canaries", "evaluations", "model_versions", "takeovers"]
 
 artifacts = Table(
     "artifacts",
@@ -58,6 +59,28 @@ model_versions = Table(
     CheckConstraint("kind IN ('prior', 'generated', 'incremental', 'previous')", name="kind"),
 )
 
+canaries = Table(
+    "canaries",
+    metadata,
+    # Versions that have begun, or begin, with a share of the users.
+    Column("version", ForeignKey("model_versions.version"), primary_key=True, autoincrement=False),
+    Column("champion_version", ForeignKey("model_versions.version"), nullable=False, comment="answers the others"),
+    Column("share", Double, nullable=False, comment="of the users"),
+    Column("salt", Integer, nullable=False, comment="which users; a canary takes it over from the one it replaces"),
+    Column("minutes", Double, nullable=False, comment="after which it is decided at the latest"),
+    Column("state", Text, nullable=False, server_default=text("'running'")),
+    Column("announced_at", TIMESTAMP, nullable=False, server_default=func.now()),
+    Column("ended_at", TIMESTAMP, comment="null while it runs"),
+    Column("ended_by", Text),
+    Column("reason", Text, comment="of its end"),
+    Column("numbers", JSONB, comment="by which it was decided"),
+    CheckConstraint("state IN ('running', 'promoted', 'reverted', 'replaced')", name="state"),
+    CheckConstraint(
+        "num_nulls(ended_at, ended_by, reason) = CASE state WHEN 'running' THEN 3 ELSE 0 END", name="ended"
+    ),
+    Index("uq_canaries_running", "state", unique=True, postgresql_where=text("state = 'running'")),
+)
+
 aliases = Table(
     "aliases",
     metadata,
@@ -70,6 +93,9 @@ aliases = Table(
     Column("updated_at", TIMESTAMP, nullable=False, server_default=func.now()),
     Column("updated_by", Text, nullable=False),
     Column("reason", Text, nullable=False),
+    Column(
+        "canary_version", ForeignKey("canaries.version"), comment="answers a share of the users beside the champion"
+    ),
     CheckConstraint("name IN ('champion', 'head', 'baseline')", name="name"),
 )
 
@@ -80,6 +106,7 @@ takeovers = Table(
     Column("move", BigInteger, primary_key=True, autoincrement=False, comment="of the alias champion"),
     Column("version", ForeignKey("model_versions.version"), nullable=False),
     Column("active_from", TIMESTAMP, nullable=False),
+    Column("canary_version", ForeignKey("canaries.version")),
 )
 
 evaluations = Table(

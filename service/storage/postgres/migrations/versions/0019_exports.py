@@ -1,7 +1,7 @@
 """Which periods the worker has exported.
 
 Revision ID: 0019
-Revises: 0017
+Revises: 0018
 """
 
 import sqlalchemy as sa
@@ -10,7 +10,7 @@ from alembic import op
 from service.storage.postgres.migrations.losses import refuse_losses
 
 revision: str = "0019"
-down_revision: str | None = "0017"
+down_revision: str | None = "0018"
 branch_labels: None = None
 depends_on: None = None
 
