@@ -10,13 +10,10 @@ from typing import Any
 import duckdb
 import polars as pl
 import pytest
-from sqlalchemy import REAL, Column, Integer, MetaData
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from service.errors import NotReady
 from service.settings import Settings
 from service.storage.artifacts.objects import Objects
-from service.storage.postgres import tables
 from service.storage.postgres.database import Database
 from service.storage.postgres.events import EventBatch
 from service.storage.postgres.repositories import EXPORTED, Click, Impression
@@ -44,23 +41,8 @@ AUC = {3: (3 + 2.5) / 6, 4: 0.0}
 
 
 @pytest.fixture
-def with_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Impressions that know what was served."""
-    table = tables.impressions.to_metadata(MetaData())
-    if "scores" not in table.c:
-        table.append_column(Column("model_version", Integer))
-        table.append_column(Column("scores", ARRAY(REAL)))
-        monkeypatch.setitem(EXPORTED, "impressions", EXPORTED["impressions"]._replace(table=table))
-
-
-@pytest.fixture
-async def closed(database: Database, store: HistoryStore, with_scores: None) -> AsyncIterator[Database]:
+async def closed(database: Database, store: HistoryStore) -> AsyncIterator[Database]:
     """A database whose periods 1 and 2 do not change any more, with impressions and clicks in the first."""
-    await sql(
-        database,
-        "ALTER TABLE impressions ADD COLUMN IF NOT EXISTS model_version integer",
-        "ALTER TABLE impressions ADD COLUMN IF NOT EXISTS scores real[]",
-    )
     for number, period in enumerate(periods(2), 1):
         await ingest(database, store, EventBatch.of(interactions(period)))
         if number == 1:

@@ -10,6 +10,7 @@ from service.http.json_body import JsonBody, body_schema
 from service.http.keys import Caller, Requires
 from service.http.routers.numbers import Before, Limit, Number
 from service.http.schemas.notifications import RotateRequest, SwitchRequest, WebhookRequest
+from service.limits import MAX_CURSOR
 from service.storage.postgres.repositories import Delivery, DeliveryStatus
 from service.use_cases.webhooks.endpoints import (
     DeliveryPage,
@@ -102,7 +103,7 @@ async def get_deliveries(
     _: Admin,
     limit: Limit = 50,
     before: Before = None,
-    webhook: Annotated[int | None, Query(ge=0, description="Only those to this webhook.")] = None,
+    webhook: Annotated[int | None, Query(ge=0, le=MAX_CURSOR, description="Only those to this webhook.")] = None,
     status: Annotated[DeliveryStatus | None, Query(description="Only those with this status.")] = None,
 ) -> DeliveryPage:
     """A page of what webhooks are told and what became of it; `next` is `before` of the page that follows."""
