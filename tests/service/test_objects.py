@@ -256,6 +256,7 @@ async def test_an_update_goes_on_from_postgres_when_the_store_is_there(
         assert await chunks(b.database) > 0
         async with b.database.unit_of_work() as work:
             await work.connection.execute(text("UPDATE model_versions SET serving_digest = NULL, state = '{}'"))
+            await work.connection.execute(text("UPDATE period_samples SET digest = NULL"))
             await work.connection.execute(text("UPDATE artifacts SET created_at = now() - interval '2 hours'"))
             await work.commit()
         assert await sweep(b.database, back) > 0
