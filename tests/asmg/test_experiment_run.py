@@ -229,6 +229,7 @@ COMMAND = [
 class TestInterrupted:
     """Real processes, really killed."""
 
+    @pytest.mark.nightly
     def test_killed_at_random_points_it_ends_with_the_same_numbers(
         self, small_log_folder: Path, tmp_path: Path
     ) -> None:

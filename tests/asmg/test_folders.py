@@ -110,6 +110,7 @@ def test_ml_100k_is_what_its_authors_say() -> None:
 
 
 @needs("diginetica")
+@pytest.mark.nightly
 def test_diginetica_is_what_its_readme_says() -> None:
     name, log = open_folder(DATA / "diginetica", rng())
     assert name == "diginetica"

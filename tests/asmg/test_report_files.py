@@ -138,6 +138,7 @@ class TestFiles:
             write_report(tmp_path)
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.nightly
     def test_of_a_real_run(self, tmp_path: Path) -> None:
         """The runner's own files."""
         options = ExperimentOptions(

@@ -136,6 +136,7 @@ async def test_fields_are_imported(database: Database, postgres_dsn: str, redis_
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 async def test_interrupted_and_resumed_it_ends_the_same(
     servers: Servers,
     migrated_template: str,

@@ -257,6 +257,7 @@ def test_the_whole_story(folder: Path, start_demo: StartDemo) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_it_stays_up_and_wants_its_key(start_demo: StartDemo) -> None:
     demo = start_demo(periods=1, exit=False, **TINY)
     demo.wait_for("stays up until Ctrl-C")
@@ -273,6 +274,7 @@ def test_it_stays_up_and_wants_its_key(start_demo: StartDemo) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_interrupted_in_the_middle(start_demo: StartDemo) -> None:
     demo = start_demo(periods=50, **TINY)
     demo.wait_for("Scores on the log of each period")

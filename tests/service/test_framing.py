@@ -223,6 +223,7 @@ def compared(url: str) -> dict[str, tuple[str, str, str]]:
     }
 
 
+@pytest.mark.nightly
 def test_the_docs_tell_where_plain_uvicorn_does_something_else(plain_uvicorn: str) -> None:
     text = RELIABILITY.read_text()
     versions = re.search(r"uvicorn ([\d.]+) with httptools ([\d.]+)", text)
