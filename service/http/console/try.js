@@ -8,6 +8,7 @@ export async function show(context) {
   const user = h("input", { name: "user", autocomplete: "off", spellcheck: "false" });
   const items = h("textarea", { name: "items", rows: 4, required: true, spellcheck: "false" });
   const more = h("textarea", { name: "context", rows: 2, spellcheck: "false" });
+  const other = h("input", { name: "other", inputmode: "numeric", pattern: "[0-9]*", autocomplete: "off" });
   const answers = h("div", { "aria-live": "polite" });
   const form = h(
     "form",
@@ -16,7 +17,8 @@ export async function show(context) {
         event.preventDefault();
         try {
           const question = questionOf(user.value, items.value, more.value);
-          fill(answers, answerPanel(question.items, [await post("predict", question)]));
+          const asked = [question, ...(other.value.trim() ? [{ ...question, model_version: Number(other.value) }] : [])];
+          fill(answers, answerPanel(question.items, await Promise.all(asked.map((each) => post("predict", each)))));
         } catch (problem) {
           context.fail(problem, answers);
         }
@@ -24,6 +26,7 @@ export async function show(context) {
     },
     field("User", user, "Empty for a visitor without an id."),
     field("Items", items, "One a line, or separated by commas."),
+    field("Beside version", other, "Optional: what another version says of the same, side by side."),
     field("Context", more, 'Optional, JSON: {"device": "phone"}'),
     h("div", { class: "buttons" }, h("button", { class: "primary", type: "submit" }, "Predict")),
   );
@@ -54,9 +57,11 @@ function answerPanel(items, answers) {
     first.cold_user && "The model does not know the user.",
     first.history === "unavailable" && "No server gave the user's history in time; the scores do without it.",
   ].filter(Boolean);
+  const between = answers.length > 1 && Math.max(...items.map((_, n) => Math.abs(answers[0].scores[n] - answers[1].scores[n])));
   return panel(
     "Answer",
     h("p", { class: "muted" }, "Click probabilities by ", answers.map((answer, n) => [n ? " and " : "", version(answer.model_version), ` (period ${answer.period})`]), ", best first."),
+    answers.length > 1 && h("p", {}, `They differ by up to ${between.toFixed(4)}.`),
     notes.map((text) => h("p", { class: "banner warn" }, text)),
     table({
       compact: true,
