@@ -73,6 +73,8 @@ def test_a_model_that_loses_is_noticed_at_once_and_counted() -> None:
     lost = profile(gain=-0.2, seed=99)
     assert losing_in_a_row([*usual(), lost, lost]) == 2
     assert losing_in_a_row([*usual(), lost, profile()]) == 0
+    assert find_loss([profile(), lost]) == []  # it is young
+    assert [finding.kind for finding in find_loss([*usual(5), lost])] == ["live_loss"]
     found = find_loss([profile(), lost, lost])
     assert [(finding.kind, "2 periods in a row" in finding.message) for finding in found] == [("live_loss", True)]
 

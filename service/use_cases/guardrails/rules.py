@@ -122,7 +122,9 @@ def find_loss(profiles: Sequence[Profile]) -> list[Finding]:
         profiles: of periods in order, the newest last.
     """
     found = []
-    if profiles and (in_a_row := losing_in_a_row(profiles)):
+    in_a_row = losing_in_a_row(profiles)
+    # A model that has learned one or two periods may lose once: it is still unsure of itself in the wrong places.
+    if in_a_row and (in_a_row > 1 or len(profiles) > LEAST_BEFORE):
         now = profiles[-1]
         assert now.logloss is not None
         assert now.constant is not None
