@@ -17,7 +17,7 @@ class GuardrailSettings(BaseSettings):
     forgetting_bound: float = Field(0.1, gt=0, le=1)
     """Mean fall of the AUC on earlier periods, against the versions that had just learned them, beyond which an alert
     is opened."""
-    rollback_after: int = Field(0, ge=0)
+    rollback_after: int = Field(0, ge=0, le=12)
     """Periods in a row on which the served model was worse than a constant, after which the service rolls back by
     itself; 0: never."""
     canary_share: float = Field(0, ge=0, le=0.5)

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from asmg.datasets.synthetic import DriftPeriod
+from service.errors import ArtifactMissing
 from service.storage.postgres.repositories import AliasName
+from service.use_cases.guardrails import scoring
+from service.use_cases.guardrails import watch as watching
 from service.use_cases.guardrails.replay import Replayed, replay, sample_matrix
 from service.use_cases.guardrails.watch import ACTOR, watch
 from service.use_cases.retention import prune
@@ -111,6 +114,33 @@ async def test_a_model_that_loses_to_a_constant_is_rolled_back(
     assert champion is not None
     assert champion.version == 1  # it was served when all was well
     assert [entry.action for entry in audit if entry.actor == ACTOR][:1] == ["rollback"]
+
+
+async def test_what_cannot_be_read_or_judged_holds_up_no_update(
+    postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def damaged(*_: object) -> None:
+        raise ArtifactMissing("0" * 64)
+
+    def broken(_: object) -> None:
+        raise RuntimeError("a rule is wrong")
+
+    first, second, third = periods(3)
+    async with bench(postgres_dsn, redis_url, tmp_path) as b:
+        await learn(b, first)
+        with monkeypatch.context() as patch:
+            patch.setattr(scoring, "read_served", damaged)
+            assert await learn(b, second) == 2
+        with monkeypatch.context() as patch:
+            patch.setattr(watching, "find_drift", broken)
+            assert await learn(b, third) == 3
+        async with b.database.read() as session:
+            cells, waiting = await session.samples.scores()
+    told = {(cell.version, cell.period): cell for cell in cells}
+    assert waiting == 0
+    assert told[2, 2].failure is not None
+    assert told[2, 2].failure.startswith("ArtifactMissing")
+    assert told[3, 3].logloss is not None  # it is scored, though not judged
 
 
 async def test_samples_end_and_take_what_was_said_of_them_along(

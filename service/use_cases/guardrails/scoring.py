@@ -44,7 +44,7 @@ async def score_waiting(context: UpdateContext) -> tuple[int, Sequence[SampleSco
     if model is None:
         raise ModelNotFound(version)
     files = StateFiles(context.artifacts, context.settings.state_dir)
-    served = await read_served(context, files, model.state) if "serving" in model.state else None
+    served = await _read(context, files, model)
     scores = []
     for period in periods:
         scores.append(await _score(context, files, model, served, samples[period]))
@@ -52,15 +52,25 @@ async def score_waiting(context: UpdateContext) -> tuple[int, Sequence[SampleSco
     return version, scores
 
 
+async def _read(context: UpdateContext, files: StateFiles, model: ModelVersion) -> ServedLayers | str:
+    """What a version serves, or why it cannot be read. No update waits for a version that is damaged."""
+    if "serving" not in model.state:
+        return "the version serves the prior" if model.version == 0 else "the version is too old: its layers are gone"
+    try:
+        return await read_served(context, files, model.state)
+    except (NotReady, OSError):
+        raise
+    except Exception as error:
+        logger.exception("version %d cannot be read", model.version)
+        return f"{type(error).__name__}: {error}"
+
+
 async def _score(
-    context: UpdateContext, files: StateFiles, model: ModelVersion, served: ServedLayers | None, sample: PeriodSample
+    context: UpdateContext, files: StateFiles, model: ModelVersion, served: ServedLayers | str, sample: PeriodSample
 ) -> SampleScore:
     """What a version says of a sample."""
-    failure = None
-    if served is None:
-        failure = (
-            "the version serves the prior" if model.version == 0 else "the version is too old: its layers are gone"
-        )
+    if isinstance(served, str):
+        failure = served
     elif sample.digest is None or sample.served_logits is None:
         failure = "the interactions of this period are not kept any more"
     else:

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Sequence
 
-from service.errors import ServiceError
+from service.errors import NotReady, ServiceError
 from service.storage.postgres.database import UnitOfWork
-from service.storage.postgres.repositories import AlertKind, AliasName, PeriodSample, Severity
+from service.storage.postgres.repositories import AlertKind, AliasName, PeriodSample, SampleScore, Severity
 from service.use_cases.alerts import close_alert, raise_alert
 from service.use_cases.guardrails.rules import find_drift, find_forgetting, find_loss, losing_in_a_row
 from service.use_cases.guardrails.scoring import score_waiting
@@ -27,7 +27,8 @@ PROFILES = 16
 async def watch(context: UpdateContext) -> bool:
     """Score the samples that wait for a version, and judge it if it is the newest.
 
-    Scores and alerts are one transaction, so a worker that dies repeats both.
+    Scores and alerts are one transaction, so a worker that dies repeats both. Where judging fails, the log says so, and
+    the scores are stored alone: no update waits for it.
 
     Returns:
         whether there was something to do.
@@ -36,6 +37,23 @@ async def watch(context: UpdateContext) -> bool:
     if scored is None:
         return False
     version, scores = scored
+    try:
+        target = await _store_and_judge(context, version, scores)
+    except (NotReady, OSError):
+        raise
+    except Exception:
+        logger.exception("version %d is not judged", version)
+        target = None
+        async with context.database.unit_of_work() as work:
+            await work.samples.score(scores)
+            await work.commit()
+    if target is not None:
+        await _roll_back(context, target)
+    return True
+
+
+async def _store_and_judge(context: UpdateContext, version: int, scores: Sequence[SampleScore]) -> int | None:
+    """Store scores, and judge the version if it is the newest; the version to go back to, if one must."""
     target: int | None = None
     async with context.database.unit_of_work() as work:
         await work.samples.score(scores)
@@ -44,9 +62,7 @@ async def watch(context: UpdateContext) -> bool:
             await _judge(context, work, version, samples)
             target = await _way_back(context, work, samples)
         await work.commit()
-    if target is not None:
-        await _roll_back(context, target)
-    return True
+    return target
 
 
 WATCHED = (
