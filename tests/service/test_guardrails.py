@@ -143,6 +143,24 @@ async def test_what_cannot_be_read_or_judged_holds_up_no_update(
     assert told[3, 3].logloss is not None  # it is scored, though not judged
 
 
+async def test_of_versions_made_in_a_row_the_newest_is_judged(
+    postgres_dsn: str, redis_url: str, tmp_path: Path
+) -> None:
+    """As an import makes them; what somebody wants to know of an earlier version is answered all the same."""
+    async with bench(postgres_dsn, redis_url, tmp_path) as b:
+        for period in periods(3):
+            await b.log(period)
+            await b.update(period.number)
+            if period.number == 2:
+                assert (await replay(b.database, 1, first=None, last=None)).waiting == 1
+        while await watch(b.context):
+            pass
+        async with b.database.read() as session:
+            cells, waiting = await session.samples.scores()
+    assert {(cell.version, cell.period) for cell in cells} == {(1, 2), (3, 2), (3, 3)}
+    assert waiting == 0
+
+
 async def test_samples_end_and_take_what_was_said_of_them_along(
     postgres_dsn: str, redis_url: str, tmp_path: Path
 ) -> None:

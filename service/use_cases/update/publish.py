@@ -142,6 +142,7 @@ async def publish(
                 created_by=ACTOR,
             )
         )
+        await work.samples.overtake(version)
         await work.samples.request(version, 1, MAX_NUMBER)
         await _move_aliases(context, work, start.period, version, decision, trained="serving" in served)
         await work.periods.set_status(start.period, PeriodStatus.UPDATED, version=version)

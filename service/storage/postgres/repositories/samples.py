@@ -19,6 +19,12 @@ REQUEST = text("""
     ON CONFLICT DO NOTHING
 """)
 
+OVERTAKEN = text("""
+    DELETE FROM sample_scores USING model_versions AS model
+    WHERE scored_at IS NULL AND model.version = sample_scores.version AND model.version < :version
+      AND sample_scores.period <= model.period
+""")
+
 RELEASE = text("""
     WITH old AS (
         SELECT period, digest FROM period_samples WHERE digest IS NOT NULL
@@ -101,6 +107,12 @@ class Samples:
     async def request(self, version: int, first: int, last: int) -> None:
         """Have a version score the samples of the periods `first` to `last` that it has not scored."""
         await self._connection.execute(REQUEST, {"version": version, "first": first, "last": last})
+
+    async def overtake(self, version: int) -> None:
+        """Ask no more what versions before this one say of the periods that they have learned: an import makes many
+        versions in a row, of which only the newest is judged. Replays, which are of later periods, stay.
+        """
+        await self._connection.execute(OVERTAKEN, {"version": version})
 
     async def waiting(self) -> tuple[int, Sequence[int]] | None:
         """A version that is to score samples, and their periods, ascending; None where there is nothing to do."""
