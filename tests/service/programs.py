@@ -21,7 +21,14 @@ ASMG = [sys.executable, "-m", "service.cli"]
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
-    ["service.cli", "service.cli.import_log.run", "service.demo.run", "service.processes.worker", "service.worker"]
+    [
+        "service.cli",
+        "service.cli.import_log.run",
+        "service.demo.run",
+        "service.processes.worker",
+        "service.worker",
+        "tests.service.warm",
+    ]
 )
 """Starts processes that have imported the service when they begin, which takes seconds otherwise."""
 
