@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Protocol
 
 from service.errors import ServiceError
-from service.storage.parquet import ParquetWriter
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EXPORTED, columns_of
 
@@ -111,6 +110,8 @@ async def export_period(
     wanted = [table for table in tables if again or not await destination.has(file_of(table, period))]
     if not wanted:
         return {}
+    from service.storage.parquet import ParquetWriter  # with polars, which processes that export nothing do without
+
     await asyncio.to_thread(_make_room, scratch)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=SCRATCH) as folder:
         writers = {table: ParquetWriter(Path(folder, table), columns_of(table)) for table in wanted}

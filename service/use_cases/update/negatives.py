@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from asmg.datasets.sampling import draw_negatives
 from asmg.progressive import stage_rng
 from service.storage.postgres.database import UnitOfWork
 from service.storage.postgres.repositories import EntityKind, PeriodLog
@@ -77,6 +76,8 @@ def _draw(log: PeriodLog, known: list[str], per_positive: int, seed: int) -> tup
     Returns:
         for each negative the index of its positive in the log; its item; and the number of items drawn from.
     """
+    from asmg.datasets.sampling import draw_negatives  # with polars, which updates without sampling do without
+
     item_ids = sorted({*known, *log.item_ids})
     number_of = {item: n for n, item in enumerate(item_ids)}
     items = np.fromiter((number_of[item] for item in log.item_ids), np.int64, len(log))

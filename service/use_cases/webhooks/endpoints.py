@@ -13,7 +13,7 @@ from service.storage.postgres.repositories import AlertKind, Delivery, DeliveryS
 from service.use_cases.alerts import close_alert, raise_alert
 from service.use_cases.status import MAX_NUMBER, before_number
 from service.use_cases.webhooks.announce import Event
-from service.use_cases.webhooks.sending import new_secret
+from service.use_cases.webhooks.signing import new_secret
 from service.use_cases.webhooks.targets import Forbidden, Network, parse_target, permit
 
 __all__ = [

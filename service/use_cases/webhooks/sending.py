@@ -1,10 +1,6 @@
-"""One attempt to deliver: the message, its signature by the Standard Webhooks specification, and the HTTP request."""
+"""One attempt to deliver: the message and the HTTP request, with httpx, which api processes do without."""
 
 import asyncio
-import base64
-import hashlib
-import hmac
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +11,10 @@ import orjson
 from service import __version__
 from service.addresses import in_url
 from service.storage.postgres.repositories import Delivery
+from service.use_cases.webhooks.signing import sign
 from service.use_cases.webhooks.targets import Address, Forbidden, Network, Target, parse_target, resolve
 
-__all__ = ["Outcome", "body_of", "make_client", "new_secret", "send", "sign"]
-
-SECRET_PREFIX = "whsec_"
-"""Beginning of a secret; the rest is the key in base64."""
-
-SECRET_BYTES = 32
-"""Length of a key."""
+__all__ = ["Outcome", "body_of", "make_client", "send"]
 
 MAX_ANSWER_BYTES = 4096
 """The most bytes of a response that are read."""
@@ -43,25 +34,6 @@ class Outcome:
     """Status of the response; None if there was none."""
     error: str | None
     """What went wrong; None if the endpoint has accepted the message."""
-
-
-def new_secret() -> str:
-    """A secret that nobody knows yet."""
-    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
-
-
-def sign(secret: str, message: str, timestamp: int, body: bytes) -> str:
-    """The signature of a message, as one part of the header `webhook-signature`.
-
-    Args:
-        secret: as `new_secret` makes it.
-        message: its id.
-        timestamp: of the attempt, in seconds since 1970.
-        body: as it is sent.
-    """
-    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
-    digest = hmac.digest(key, f"{message}.{timestamp}.".encode() + body, hashlib.sha256)
-    return f"v1,{base64.b64encode(digest).decode()}"
 
 
 def body_of(delivery: Delivery) -> bytes:
