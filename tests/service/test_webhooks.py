@@ -223,12 +223,12 @@ async def test_a_worker_that_is_killed_before_it_notes_an_answer_leaves_it_to_th
     with receiver(hang) as made:
         webhook = await add(database, made.port)
         await tell(database, version=1)
-        with forked_worker(postgres_dsn, redis_url, tmp_path, **QUICK | {"webhook_timeout_seconds": 1.0}) as worker:
+        with forked_worker(postgres_dsn, redis_url, tmp_path, **QUICK | {"webhook_timeout_seconds": 2.0}) as worker:
             await until(lambda: made.received)
             worker.kill()
         hang.set()
         assert (await until_delivery(database, 1, "waiting")).attempts == 1
-        with forked_worker(postgres_dsn, redis_url, tmp_path, **QUICK) as worker:
+        with forked_worker(postgres_dsn, redis_url, tmp_path, **QUICK | {"webhook_timeout_seconds": 30.0}) as worker:
             told = await until_delivery(database, 1, "delivered")
             worker.stop()
         first, second = (verify(received, webhook.secret) for received in made.received)
