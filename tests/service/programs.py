@@ -21,7 +21,13 @@ ASMG = [sys.executable, "-m", "service.cli"]
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
-    ["service.cli", "service.cli.import_log.run", "service.demo.run", "service.processes.worker", "service.worker"]
+    [
+        "service.cli.program",
+        "service.cli.import_log.run",
+        "service.demo.run",
+        "service.processes.worker",
+        "service.worker",
+    ]
 )
 """Starts processes that have imported the service when they begin, which takes seconds otherwise."""
 
