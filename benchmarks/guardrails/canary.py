@@ -105,7 +105,7 @@ class _Shop:
             "share": len(answered[True]) / users,
             "moved": len(answered[True] & answered[False]),
             "numbers": canary["numbers"],
-            "champion": self.client.get("/readyz").json()["model_version"],
+            "champion": self._model(version)["champion"],
             "alerted": self._alerted(version),
         }
 
