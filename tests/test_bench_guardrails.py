@@ -1,4 +1,4 @@
-"""`asmg bench guardrails`: what it plays; `test_collapse.py` and `test_canary.py` of the service play the cases closely."""
+"""`asmg bench guardrails`: what it plays; `test_collapse.py` and `test_canary.py` of the service look closely."""
 
 import json
 from pathlib import Path
