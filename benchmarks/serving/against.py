@@ -6,7 +6,8 @@
 starts a process for each checkout, and one of this checkout in which a canary runs beside the champion. Each calls the
 real application, with a Postgres and a Redis of its own, by ASGI and without sockets; everything is warm. They are
 asked in turn, on one core, so that what else the host does hits all of them alike, and the microseconds of CPU of a
-prediction are compared round by round. Each process imports its own checkout, so this file is run by its path.
+prediction are compared round by round, and over several starts. Each process imports its own checkout, so this file is
+run by its path.
 """
 
 import argparse
@@ -16,22 +17,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import IO, Any, cast
 
-CALLS, ROUNDS, POOL = 400, 200, 200
+CALLS, ROUNDS, POOL = 400, 60, 200
 """Calls that are timed together; rounds; distinct requests."""
+STARTS = 7
+"""How often the processes are started: where their data lies in memory makes a difference of some microseconds."""
 CANARY_SHARE = 0.1
 """Share of the users that the canary answers."""
 HERE = Path(__file__).resolve()
 
 
-def measure_against(before: Path, items: int, *, rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Microseconds of CPU of a prediction, one value a round, of three processes: `before`, `now`, and `canary`, which
-    is now with a canary that runs.
+def measure_against(before: Path, items: Sequence[int], *, rounds: int = ROUNDS) -> list[dict[str, list[float]]]:
+    """Microseconds of CPU of a prediction, by process, one value a round: of `before`, `now`, and `canary`, which is
+    now with a canary that runs; for each number of items.
 
     Args:
         before: the other checkout.
@@ -44,18 +47,19 @@ def measure_against(before: Path, items: int, *, rounds: int = ROUNDS) -> dict[s
             name: stack.enter_context(_started(root, items, canary))
             for name, root, canary in (("before", before, False), ("now", now, False), ("canary", now, True))
         }
-        found: dict[str, list[float]] = {name: [] for name in asked}
+        found: list[dict[str, list[float]]] = [{name: [] for name in asked} for _ in items]
         for number in range(rounds):
-            for name in list(asked)[:: 1 if number % 2 else -1]:
-                found[name].append(_answer(*asked[name]))
+            for place, of_items in enumerate(found):
+                for name in list(asked)[:: 1 if number % 2 else -1]:
+                    of_items[name].append(_answer(*asked[name], place))
     return found
 
 
 @contextmanager
-def _started(root: Path, items: int, canary: bool) -> Iterator[tuple[IO[str], IO[str]]]:
+def _started(root: Path, items: Sequence[int], canary: bool) -> Iterator[tuple[IO[str], IO[str]]]:
     """A process of a checkout that is ready: where it is asked, and where it answers."""
     with tempfile.TemporaryDirectory(prefix="asmg-against-", ignore_cleanup_errors=True) as folder:
-        asked = ["--measured", folder, "--items", str(items), *(["--canary"] if canary else [])]
+        asked = ["--measured", folder, "--items", ",".join(map(str, items)), *(["--canary"] if canary else [])]
         process = subprocess.Popen(
             [sys.executable, "-P", HERE, *asked],
             env=os.environ | {"PYTHONPATH": str(root.resolve())},
@@ -74,14 +78,14 @@ def _started(root: Path, items: int, canary: bool) -> Iterator[tuple[IO[str], IO
             process.wait(60)
 
 
-def _answer(stdin: IO[str], stdout: IO[str]) -> float:
-    stdin.write("\n")
+def _answer(stdin: IO[str], stdout: IO[str], place: int) -> float:
+    stdin.write(f"{place}\n")
     stdin.flush()
     return float(stdout.readline())
 
 
-def _measured(folder: Path, items: int, canary: bool) -> None:
-    """Be one of the processes: answer each line with the microseconds of a prediction."""
+def _measured(folder: Path, items: Sequence[int], canary: bool) -> None:
+    """Be one of the processes: answer each line, a place in `items`, with the microseconds of a prediction."""
     import uvloop
 
     import service
@@ -101,8 +105,10 @@ def _measured(folder: Path, items: int, canary: bool) -> None:
             publish(stores.settings, version, snapshot)
         if canary:
             asyncio.run(_start_canary(stores.settings, 1))
-        requests = workload.requests(items, POOL).encode(stores.key)
-        bodies = [request.partition(b"\r\n\r\n")[2] for request in requests]
+        bodies = [
+            [request.partition(b"\r\n\r\n")[2] for request in workload.requests(n, POOL).encode(stores.key)]
+            for n in items
+        ]
         root = Path(service.__file__).resolve().parents[1]
         uvloop.run(_answer_lines(root, stores.settings, stores.key, bodies, canary))
 
@@ -119,7 +125,7 @@ async def _start_canary(settings: Any, version: int) -> None:
     await database.close()
 
 
-async def _answer_lines(root: Path, settings: Any, key: str, bodies: Sequence[bytes], canary: bool) -> None:
+async def _answer_lines(root: Path, settings: Any, key: str, bodies: Sequence[Sequence[bytes]], canary: bool) -> None:
     from service.app import create_app
 
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -134,10 +140,11 @@ async def _answer_lines(root: Path, settings: Any, key: str, bodies: Sequence[by
         print(root, flush=True)
         headers = [(b"host", b"127.0.0.1"), (b"authorization", f"Bearer {key}".encode())]
         headers.append((b"content-type", b"application/json"))
-        while await asyncio.to_thread(sys.stdin.readline):
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            some = bodies[int(line)]
             started = time.process_time()
             for call in range(CALLS):
-                await _call(app, dict(state or {}), headers, bodies[call % len(bodies)])
+                await _call(app, dict(state or {}), headers, some[call % len(some)])
             print((time.process_time() - started) / CALLS * 1e6, flush=True)
 
 
@@ -170,23 +177,33 @@ def main() -> None:
     """Measure and print, or be one of the processes that are measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.against", description=__doc__)
     parser.add_argument("before", nargs="?", type=Path, help="The other checkout.")
-    parser.add_argument("--items", type=int, default=50, help="Candidates of a prediction.")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="Rounds.")
+    parser.add_argument("--items", default="1,50", help="Candidates of a prediction.")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="Rounds of a start.")
+    parser.add_argument("--starts", type=int, default=STARTS, help="How often the processes are started.")
     parser.add_argument("--measured", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--canary", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    items = [int(number) for number in options.items.split(",")]
     if options.measured is not None:
-        _measured(options.measured, options.items, options.canary)
+        _measured(options.measured, items, options.canary)
         return
     from benchmarks.printing import print_table
 
-    found = measure_against(options.before, options.items, rounds=options.rounds)
-    rows = []
-    for name, values in found.items():
-        more = [value - before for value, before in zip(values, found["before"], strict=True)]
-        rows.append((name, f"{median(values):.1f}", f"{quantiles(values, n=10)[0]:.1f}", f"{median(more):+.2f}"))
-    title = f"Microseconds of CPU of a prediction of {options.items} items"
-    print_table(title, ("checkout", "median", "10 %", "more than before, median of the rounds"), rows)
+    found = [measure_against(options.before, items, rounds=options.rounds) for _ in range(options.starts)]
+    for place, n in enumerate(items):
+        rows = []
+        for name in found[0][place]:
+            taken = [median(start[place][name]) for start in found]
+            more = [_more(start[place], name) for start in found]
+            each = ", ".join(f"{value:+.1f}" for value in more)
+            rows.append((name, f"{median(taken):.1f}", f"{median(more):+.1f}", each))
+        title = f"Microseconds of CPU of a prediction of {n} items, median of the starts"
+        print_table(title, ("checkout", "\N{MICRO SIGN}s", "more than before", "of each start"), rows)
+
+
+def _more(of_items: Mapping[str, Sequence[float]], name: str) -> float:
+    """By how much a process needs more than `before`: the median of the rounds."""
+    return median(value - before for value, before in zip(of_items[name], of_items["before"], strict=True))
 
 
 if __name__ == "__main__":
