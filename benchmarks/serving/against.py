@@ -26,7 +26,9 @@ from typing import IO, Any, cast
 CALLS, ROUNDS, POOL = 400, 60, 200
 """Calls that are timed together; rounds; distinct requests."""
 STARTS = 7
-"""How often the processes are started: where their data lies in memory makes a difference of some microseconds."""
+"""How often the processes are started: where things lie in memory differs each time."""
+USERS, ITEMS = 200, 2_000
+"""Of the model: few, since where a large one lies in memory makes more of a difference than what is measured."""
 CANARY_SHARE = 0.1
 """Share of the users that the canary answers."""
 HERE = Path(__file__).resolve()
@@ -95,7 +97,8 @@ def _measured(folder: Path, items: Sequence[int], canary: bool) -> None:
     from benchmarks.serving.publishing import publish
     from benchmarks.serving.requests import ServingSizes, make_workload
 
-    sizes, workload = ServingSizes(), make_workload(ServingSizes(), 0)
+    sizes = ServingSizes(users=USERS, items=ITEMS)
+    workload = make_workload(sizes, 0)
     settings: dict[str, Any] = {"history_cache_seconds": 3600, **({"canary_share": CANARY_SHARE} if canary else {})}
     with own_stores(folder, **settings) as stores:
         remember(stores, workload, None)
@@ -189,7 +192,11 @@ def main() -> None:
         return
     from benchmarks.printing import print_table
 
-    found = [measure_against(options.before, items, rounds=options.rounds) for _ in range(options.starts)]
+    found = []
+    for _ in range(options.starts):
+        found.append(measure_against(options.before, items, rounds=options.rounds))
+        for n, of_items in zip(items, found[-1], strict=True):
+            print(n, "items:", *(f"{name} {median(values):.1f}" for name, values in of_items.items()), flush=True)
     for place, n in enumerate(items):
         rows = []
         for name in found[0][place]:
