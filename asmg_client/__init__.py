@@ -3,7 +3,8 @@
     with Client("http://127.0.0.1:8000") as client:
         prediction = client.predict("ann", ["shoes", "hat"])
 
-It needs httpx, and nothing of the service. `asmg_client.calls` lists the calls, `asmg_client.errors` the errors.
+It needs httpx, and nothing of the service. `asmg_client.calls` and
+`asmg_client.admin_calls` list the calls, `asmg_client.errors` the errors.
 """
 
 from asmg_client.answers import Ingested, Model, Period, Prediction, Predictions

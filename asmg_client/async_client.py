@@ -7,9 +7,9 @@ from typing import Self, TypeVar
 
 import httpx
 
-from asmg_client import calls
+from asmg_client import admin_calls, calls
 from asmg_client.answers import Period
-from asmg_client.calls import Call
+from asmg_client.call import Call
 from asmg_client.errors import AsmgError, ConnectionFailed
 from asmg_client.exchange import (
     STREAM_READ_SECONDS,
@@ -33,7 +33,7 @@ T = TypeVar("T")
 class AsyncClient:
     """A client of one service, with a pool of connections.
 
-    It has a method for each function of `asmg_client.calls`. All calls come from one event loop.
+    It has a method for each function of `calls` and `admin_calls` in this package. All calls come from one event loop.
 
     Args:
         url: of the service, such as `http://127.0.0.1:8000`.
@@ -79,6 +79,8 @@ class AsyncClient:
     get_user = awaitable(calls.get_user)
     delete_user = awaitable(calls.delete_user)
     close_period = awaitable(calls.close_period)
+    retry_period = awaitable(calls.retry_period)
+    skip_period = awaitable(calls.skip_period)
     list_periods = awaitable(calls.list_periods)
     get_period = awaitable(calls.get_period)
     list_models = awaitable(calls.list_models)
@@ -88,6 +90,25 @@ class AsyncClient:
     rollback = awaitable(calls.rollback)
     pin = awaitable(calls.pin)
     unpin = awaitable(calls.unpin)
+    get_overview = awaitable(admin_calls.get_overview)
+    list_alerts = awaitable(admin_calls.list_alerts)
+    acknowledge_alert = awaitable(admin_calls.acknowledge_alert)
+    list_webhooks = awaitable(admin_calls.list_webhooks)
+    add_webhook = awaitable(admin_calls.add_webhook)
+    rotate_webhook_secret = awaitable(admin_calls.rotate_webhook_secret)
+    switch_webhook_on = awaitable(admin_calls.switch_webhook_on)
+    switch_webhook_off = awaitable(admin_calls.switch_webhook_off)
+    remove_webhook = awaitable(admin_calls.remove_webhook)
+    list_deliveries = awaitable(admin_calls.list_deliveries)
+    redeliver = awaitable(admin_calls.redeliver)
+    get_samples = awaitable(admin_calls.get_samples)
+    get_replay = awaitable(admin_calls.get_replay)
+    promote_canary = awaitable(admin_calls.promote_canary)
+    revert_canary = awaitable(admin_calls.revert_canary)
+    list_keys = awaitable(admin_calls.list_keys)
+    create_key = awaitable(admin_calls.create_key)
+    limit_key = awaitable(admin_calls.limit_key)
+    revoke_key = awaitable(admin_calls.revoke_key)
     health = awaitable(calls.health)
     readiness = awaitable(calls.readiness)
     request = awaitable(calls.request)

@@ -1,15 +1,13 @@
-"""Every call of the API: how its request is made and its answer read, without any input or output.
+"""Calls of the API: how the request is made and the answer read, without any input or output; further ones for
+operators are in `asmg_client.admin_calls`.
 
 `Client` and `AsyncClient` have a method of the same name for each function here, with the same arguments; it sends the
 call and returns the answer.
 """
 
-import gzip
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeVar
-from urllib.parse import quote
+from dataclasses import replace
+from typing import Any, Literal
 
 from asmg_client.answers import (
     Audit,
@@ -32,6 +30,7 @@ from asmg_client.answers import (
     StoredItem,
     StoredUser,
 )
+from asmg_client.call import Call, changing, compressed, encoded, in_path, reading, storing
 from asmg_client.questions import (
     Click,
     Fields,
@@ -44,31 +43,6 @@ from asmg_client.questions import (
     User,
     new_id,
 )
-
-T_co = TypeVar("T_co", covariant=True)
-
-ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-
-GZIP_BYTES = 1024
-"""The least bytes of a body that is sent compressed, where the call takes that; a smaller one fits into a packet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T_co]):
-    """One request, and what its answer is read as."""
-
-    method: str
-    path: str
-    """Percent-encoded, from the root of the service."""
-    answer: type[T_co]
-    """Class of the answer; `dict` for the JSON object as it is."""
-    params: Mapping[str, str] = field(default_factory=dict)
-    """Of the query."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    content: bytes | None = None
-    """Of the body, which is JSON."""
-    repeatable: bool = False
-    """Whether the call can be sent again where it is not known what became of it."""
 
 
 def predict(
@@ -88,13 +62,13 @@ def predict(
     """
     question = Question(user_id, items, context, history, request_id, log_impressions)
     document = {**question.document(), **_chosen(model_version)}
-    return _storing("POST", "/predict", Prediction, document, compressed=False)
+    return storing("POST", "/predict", Prediction, document, compress=False)
 
 
 def predict_batch(questions: Iterable[Question], *, model_version: int | None = None) -> Call[Predictions]:
     """Answers to 1 to 256 questions, all by one version: the one that is served, or `model_version` as of `predict`."""
     document = {"requests": [question.document() for question in questions], **_chosen(model_version)}
-    return _storing("POST", "/predict/batch", Predictions, document, compressed=False)
+    return storing("POST", "/predict/batch", Predictions, document, compress=False)
 
 
 def _chosen(model_version: int | None) -> dict[str, Any]:
@@ -103,47 +77,47 @@ def _chosen(model_version: int | None) -> dict[str, Any]:
 
 def interactions(events: Iterable[Interaction]) -> Call[Ingested]:
     """Store 1 to 10,000 interactions, all or none; each counts once however often it is sent."""
-    return _storing("POST", "/interactions", Ingested, {"interactions": [event.document() for event in events]})
+    return storing("POST", "/interactions", Ingested, {"interactions": [event.document() for event in events]})
 
 
 def impressions(events: Iterable[Impression]) -> Call[Ingested]:
     """Store 1 to 10,000 impressions, all or none."""
-    return _storing("POST", "/impressions", Ingested, {"impressions": [event.document() for event in events]})
+    return storing("POST", "/impressions", Ingested, {"impressions": [event.document() for event in events]})
 
 
 def clicks(events: Iterable[Click]) -> Call[Ingested]:
     """Store 1 to 10,000 clicks on impressions, all or none."""
-    return _storing("POST", "/clicks", Ingested, {"clicks": [event.document() for event in events]})
+    return storing("POST", "/clicks", Ingested, {"clicks": [event.document() for event in events]})
 
 
 def put_items(items: Iterable[Item]) -> Call[PutItems]:
     """Set the categories, and the features, of 1 to 10,000 items."""
-    return _storing("PUT", "/items", PutItems, {"items": [item.document() for item in items]})
+    return storing("PUT", "/items", PutItems, {"items": [item.document() for item in items]})
 
 
 def put_users(users: Iterable[User]) -> Call[PutUsers]:
     """Set the features of 1 to 10,000 users."""
-    return _storing("PUT", "/users", PutUsers, {"users": [user.document() for user in users]})
+    return storing("PUT", "/users", PutUsers, {"users": [user.document() for user in users]})
 
 
 def get_item(item_id: Id, *, limit: int | None = None, before: int | None = None) -> Call[StoredItem]:
     """What is stored about an item, with at most `limit` periods, of those below `before`."""
-    return _reading(f"/items/{_in_path(item_id)}", StoredItem, limit=limit, before=before)
+    return reading(f"/items/{in_path(item_id)}", StoredItem, limit=limit, before=before)
 
 
 def get_user(user_id: Id, *, limit: int | None = None, before: int | None = None) -> Call[StoredUser]:
     """What is stored about a user, with at most `limit` periods, of those below `before`."""
-    return _reading(f"/users/{_in_path(user_id)}", StoredUser, limit=limit, before=before)
+    return reading(f"/users/{in_path(user_id)}", StoredUser, limit=limit, before=before)
 
 
 def delete_item(item_id: Id) -> Call[Deletion]:
     """Delete all that is stored about an item."""
-    return Call("DELETE", f"/items/{_in_path(item_id)}", Deletion, repeatable=True)
+    return Call("DELETE", f"/items/{in_path(item_id)}", Deletion, repeatable=True)
 
 
 def delete_user(user_id: Id) -> Call[Deletion]:
     """Delete all that is stored about a user."""
-    return Call("DELETE", f"/users/{_in_path(user_id)}", Deletion, repeatable=True)
+    return Call("DELETE", f"/users/{in_path(user_id)}", Deletion, repeatable=True)
 
 
 def close_period(
@@ -160,39 +134,49 @@ def close_period(
     given = {"expected_period": expected_period, "reason": reason}
     document = {name: value for name, value in given.items() if value is not None}
     headers = {"Idempotency-Key": new_id() if idempotency_key is None else idempotency_key}
-    return replace(_storing("POST", "/periods/close", Closed, document, compressed=False), headers=headers)
+    return replace(storing("POST", "/periods/close", Closed, document, compress=False), headers=headers)
 
 
 def list_periods(*, limit: int | None = None, before: int | None = None) -> Call[Periods]:
     """A page of periods, newest first: at most `limit`, of those below `before`."""
-    return _reading("/periods", Periods, limit=limit, before=before)
+    return reading("/periods", Periods, limit=limit, before=before)
 
 
 def get_period(number: int) -> Call[Period]:
     """One period, its update and its scores."""
-    return _reading(f"/periods/{int(number)}", Period)
+    return reading(f"/periods/{int(number)}", Period)
+
+
+def retry_period(number: int, *, reason: str) -> Call[Period]:
+    """Learn a period in quarantine after all. It is not repeated by itself."""
+    return changing(f"/periods/{int(number)}/retry", Period, {"reason": reason})
+
+
+def skip_period(number: int, *, reason: str) -> Call[Period]:
+    """Never learn a closed period. It is not repeated by itself."""
+    return changing(f"/periods/{int(number)}/skip", Period, {"reason": reason})
 
 
 def list_models(*, limit: int | None = None, before: int | None = None) -> Call[Models]:
     """A page of versions, newest first: at most `limit`, of those below `before`."""
-    return _reading("/admin/models", Models, limit=limit, before=before)
+    return reading("/admin/models", Models, limit=limit, before=before)
 
 
 def get_model(version: int) -> Call[ModelDetail]:
     """One version with the digests of its training state."""
-    return _reading(f"/admin/models/{int(version)}", ModelDetail)
+    return reading(f"/admin/models/{int(version)}", ModelDetail)
 
 
 def list_processes() -> Call[Processes]:
     """The api processes that run, and what they serve."""
-    return _reading("/admin/processes", Processes)
+    return reading("/admin/processes", Processes)
 
 
 def list_audit(
     *, limit: int | None = None, before: int | None = None, actor: str | None = None, action: str | None = None
 ) -> Call[Audit]:
     """A page of the audit, newest first; of one actor or one action where these are given."""
-    return _reading("/admin/audit", Audit, limit=limit, before=before, actor=actor, action=action)
+    return reading("/admin/audit", Audit, limit=limit, before=before, actor=actor, action=action)
 
 
 def rollback(to_version: int, *, sequence: Literal["keep", "excise"], reason: str) -> Call[RolledBack]:
@@ -203,27 +187,27 @@ def rollback(to_version: int, *, sequence: Literal["keep", "excise"], reason: st
         sequence: `excise` also takes the versions that are rolled back out of what the next update learns from.
         reason: for the audit.
     """
-    return _changing("/admin/rollback", RolledBack, {"to_version": to_version, "sequence": sequence, "reason": reason})
+    return changing("/admin/rollback", RolledBack, {"to_version": to_version, "sequence": sequence, "reason": reason})
 
 
 def pin(version: int, *, reason: str) -> Call[Pinned]:
     """Keep the artifacts of a version however old it gets. It is not repeated by itself."""
-    return _changing(f"/admin/models/{int(version)}/pin", Pinned, {"reason": reason})
+    return changing(f"/admin/models/{int(version)}/pin", Pinned, {"reason": reason})
 
 
 def unpin(version: int, *, reason: str) -> Call[Pinned]:
     """Let the artifacts of a version go when it is old enough. It is not repeated by itself."""
-    return _changing(f"/admin/models/{int(version)}/unpin", Pinned, {"reason": reason})
+    return changing(f"/admin/models/{int(version)}/unpin", Pinned, {"reason": reason})
 
 
 def health() -> Call[Health]:
     """Whether the process answers."""
-    return _reading("/healthz", Health)
+    return reading("/healthz", Health)
 
 
 def readiness() -> Call[Readiness]:
     """Whether the process can predict and store; raises `NotReady` where it cannot."""
-    return replace(_reading("/readyz", Readiness), repeatable=False)
+    return replace(reading("/readyz", Readiness), repeatable=False)
 
 
 def request(
@@ -250,44 +234,4 @@ def request(
 def ingest(kind: str, events: Iterable[bytes]) -> Call[Ingested]:
     """Store events of one kind (`interactions`, `impressions`, `clicks`) whose JSON is written already."""
     content = b'{"%s":[%s]}' % (kind.encode(), b",".join(events))
-    return _compressed(Call("POST", f"/{kind}", Ingested, content=content, repeatable=True))
-
-
-def encoded(document: Mapping[str, Any]) -> bytes:
-    """The document as JSON.
-
-    Raises:
-        TypeError, ValueError: a value has no JSON, such as NaN.
-    """
-    return ENCODER.encode(document).encode()
-
-
-def _reading(path: str, answer: type[T_co], **params: str | int | None) -> Call[T_co]:
-    given = {name: str(value) for name, value in params.items() if value is not None}
-    return Call("GET", path, answer, given, repeatable=True)
-
-
-def _storing(
-    method: str, path: str, answer: type[T_co], document: Mapping[str, Any], *, compressed: bool = True
-) -> Call[T_co]:
-    """A call with a body that changes nothing when it is sent again."""
-    call = Call(method, path, answer, content=encoded(document), repeatable=True)
-    return _compressed(call) if compressed else call
-
-
-def _changing(path: str, answer: type[T_co], document: Mapping[str, Any]) -> Call[T_co]:
-    """A call that is not repeatable: each leaves a row in the audit, and what came in between would be undone."""
-    return Call("POST", path, answer, content=encoded(document))
-
-
-def _compressed(call: Call[T_co]) -> Call[T_co]:
-    if call.content is None or len(call.content) < GZIP_BYTES:
-        return call
-    content = gzip.compress(call.content, compresslevel=1, mtime=0)
-    return replace(call, content=content, headers={**call.headers, "Content-Encoding": "gzip"})
-
-
-def _in_path(id_: Id) -> str:
-    """The id percent-encoded; `.` and `..` too, which would be taken for steps of the path."""
-    text = quote(str(id_), safe="")
-    return text.replace(".", "%2E") if set(text) == {"."} else text
+    return compressed(Call("POST", f"/{kind}", Ingested, content=content, repeatable=True))

@@ -8,9 +8,9 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from asmg_client import calls
+from asmg_client import admin_calls, calls
 from asmg_client.answers import Period
-from asmg_client.calls import Call
+from asmg_client.call import Call
 from asmg_client.errors import AsmgError, ConnectionFailed
 from asmg_client.exchange import (
     STREAM_READ_SECONDS,
@@ -34,7 +34,8 @@ T = TypeVar("T")
 class Client:
     """A client of one service, with a pool of connections.
 
-    It has a method for each function of `asmg_client.calls`. After a fork the child process has a pool of its own.
+    It has a method for each function of `calls` and `admin_calls` in this package. After a fork the child process has a
+    pool of its own.
 
     Args:
         url: of the service, such as `http://127.0.0.1:8000`.
@@ -85,6 +86,8 @@ class Client:
     get_user = blocking(calls.get_user)
     delete_user = blocking(calls.delete_user)
     close_period = blocking(calls.close_period)
+    retry_period = blocking(calls.retry_period)
+    skip_period = blocking(calls.skip_period)
     list_periods = blocking(calls.list_periods)
     get_period = blocking(calls.get_period)
     list_models = blocking(calls.list_models)
@@ -94,6 +97,25 @@ class Client:
     rollback = blocking(calls.rollback)
     pin = blocking(calls.pin)
     unpin = blocking(calls.unpin)
+    get_overview = blocking(admin_calls.get_overview)
+    list_alerts = blocking(admin_calls.list_alerts)
+    acknowledge_alert = blocking(admin_calls.acknowledge_alert)
+    list_webhooks = blocking(admin_calls.list_webhooks)
+    add_webhook = blocking(admin_calls.add_webhook)
+    rotate_webhook_secret = blocking(admin_calls.rotate_webhook_secret)
+    switch_webhook_on = blocking(admin_calls.switch_webhook_on)
+    switch_webhook_off = blocking(admin_calls.switch_webhook_off)
+    remove_webhook = blocking(admin_calls.remove_webhook)
+    list_deliveries = blocking(admin_calls.list_deliveries)
+    redeliver = blocking(admin_calls.redeliver)
+    get_samples = blocking(admin_calls.get_samples)
+    get_replay = blocking(admin_calls.get_replay)
+    promote_canary = blocking(admin_calls.promote_canary)
+    revert_canary = blocking(admin_calls.revert_canary)
+    list_keys = blocking(admin_calls.list_keys)
+    create_key = blocking(admin_calls.create_key)
+    limit_key = blocking(admin_calls.limit_key)
+    revoke_key = blocking(admin_calls.revoke_key)
     health = blocking(calls.health)
     readiness = blocking(calls.readiness)
     request = blocking(calls.request)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import httpx
 
 from asmg_client import errors
-from asmg_client.calls import Call
+from asmg_client.call import Call
 from asmg_client.decoding import decoded
 from asmg_client.errors import AsmgError, ConnectionFailed, InvalidAnswer, Problem, ProblemError, TimedOut
 
@@ -147,6 +147,8 @@ def answer_of(call: Call[T], response: httpx.Response) -> T:
     """
     if response.is_error:
         raise problem_of(response)
+    if call.answer is type(None) and response.is_success:
+        return None
     document = _json_object(response)
     if document is None or not response.is_success:
         kind = response.headers.get("content-type", "no content type")

@@ -1,10 +1,10 @@
-"""Makes methods of the functions in `asmg_client.calls`, each with its arguments, its answer and its docstring."""
+"""Makes methods of the functions in `calls` and `admin_calls`, with their arguments, answers and docstrings."""
 
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-from asmg_client.calls import Call
+from asmg_client.call import Call
 
 __all__ = ["awaitable", "blocking"]
 

@@ -11,7 +11,8 @@ from itertools import chain
 from typing import Literal, TypeAlias
 
 from asmg_client.answers import Ingested
-from asmg_client.calls import Call, encoded, ingest
+from asmg_client.call import Call, encoded
+from asmg_client.calls import ingest
 from asmg_client.errors import AsmgError, ConnectionFailed, EventConflict, InvalidInput, ProblemError
 from asmg_client.questions import Click, Event, Impression, Interaction
 from asmg_client.retries import backoff

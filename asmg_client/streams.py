@@ -3,7 +3,7 @@
 import json
 
 from asmg_client.answers import Period
-from asmg_client.calls import Call
+from asmg_client.call import Call
 from asmg_client.decoding import decoded
 from asmg_client.errors import InvalidAnswer
 

@@ -63,15 +63,27 @@ def bench_guardrails_command(
     periods: Annotated[int, typer.Option(help="Periods of each stream; things go wrong from the eleventh on.")] = 22,
     events: Annotated[int, typer.Option(help="Interactions of a period.")] = 5000,
     streams: Annotated[int, typer.Option(help="Streams on which nothing goes wrong.")] = 10,
+    first: Annotated[int, typer.Option(help="Seed of the first of these; the next ones follow.")] = 2,
+    cases: Annotated[
+        str | None, typer.Option(help="Of collapse, decay, canary and clean, separated by commas. [all]")
+    ] = None,
     seed: Seed = 0,
     report: Report = None,
 ) -> None:
-    """Play a period of noise, a slow decay and clean streams to a real service: what its guardrails notice."""
-    from benchmarks.guardrails.run import GuardrailOptions, run_guardrails
+    """Play a period of noise, a slow decay, a bad version and clean streams to a real service: what it notices."""
+    from benchmarks.guardrails.run import CASES, GuardrailOptions, run_guardrails
 
     with _running():
         code = run_guardrails(
-            GuardrailOptions(periods=periods, events=events, streams=streams, seed=seed, report=report)
+            GuardrailOptions(
+                cases=names(cases) or CASES,
+                periods=periods,
+                events=events,
+                streams=streams,
+                first=first,
+                seed=seed,
+                report=report,
+            )
         )
     raise typer.Exit(code)
 

@@ -14,6 +14,7 @@ import pytest
 from benchmarks.http_load.load import Load
 from benchmarks.machine import cpu_seconds, memory_bytes
 from benchmarks.servers import MARK, Server, ServerFailed, free_port
+from benchmarks.serving.against import measure_against
 from benchmarks.serving.options import VARIANTS
 from service.processes.child import CHILD_MODULE
 from tests.bench_support import bench
@@ -208,6 +209,13 @@ def test_each_peer_that_is_installed_gives_the_same_scores(name: str, tmp_path: 
     report = json.loads(file.read_text(encoding="utf-8"))
     assert report["left_out"] == {}
     assert [(cell["variant"], cell["failed"]) for cell in report["cells"]] == [(name, 0)]
+
+
+@pytest.mark.nightly
+def test_a_checkout_is_measured_against_itself() -> None:
+    [found] = measure_against(Path(__file__).resolve().parents[1], [1], rounds=2)
+    assert {name: len(values) for name, values in found.items()} == {"before": 2, "now": 2, "canary": 2}
+    assert all(5 < value < 5000 for values in found.values() for value in values)
 
 
 @pytest.mark.nightly

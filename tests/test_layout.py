@@ -62,7 +62,6 @@ def test_no_underscored_method_of_another_project_is_overridden(package: str) ->
 
 
 def _classes(package: str) -> Iterator[type]:
-    importlib.import_module("service.cli")  # it loads `benchmarks.cli`, which cannot be the first of both
     root = importlib.import_module(package)
     for info in pkgutil.walk_packages(root.__path__, f"{package}."):
         if info.name.endswith(("__main__", "migrations.env")) or ".migrations.versions." in info.name:

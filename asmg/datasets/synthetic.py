@@ -37,7 +37,7 @@ from asmg.datasets.synthetic_fields import (
     sigmoid,
 )
 
-__all__ = ["FIELDS", "DriftConfig", "DriftPeriod", "drift_stream"]
+__all__ = ["FIELDS", "DriftConfig", "DriftPairs", "DriftPeriod", "drift_stream"]
 
 _START_MS = 1_700_000_000_000
 """Start of a stream without fields, milliseconds since 1970."""
@@ -90,6 +90,44 @@ class DriftConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DriftPairs:
+    """All pairs of a period's U users and I items, of which the log has some; without the fields of `FIELDS`."""
+
+    user_ids: Sequence[str]
+    """Length U."""
+    item_ids: Sequence[str]
+    """Length I."""
+    of_users: np.ndarray
+    """float64 [U], the part of the logit that depends on the user alone."""
+    of_items: np.ndarray
+    """float64 [I], the part that depends on the item alone, and the bias."""
+    interests: np.ndarray
+    """float64 [U, dim], taste and passing interest."""
+    places: np.ndarray
+    """float64 [I, dim]."""
+    scale: float
+    """Weight of the match between both."""
+
+    def logits(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Logits of the click probabilities of some pairs.
+
+        Args:
+            user: places of the users in `user_ids`, integers [N].
+            item: places of the items in `item_ids`, integers [N].
+
+        Returns:
+            float64 [N].
+        """
+        match = (self.interests[user] * self.places[item]).sum(1) / np.sqrt(self.places.shape[1])
+        found: np.ndarray = self.of_items[item] + self.of_users[user] + self.scale * match
+        return found
+
+    def probabilities(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Click probabilities of some pairs, float64 [N]; the arguments are those of `logits`."""
+        return sigmoid(self.logits(user, item))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DriftPeriod:
     """One period's log in time order."""
 
@@ -117,6 +155,8 @@ class DriftPeriod:
     """float64 [N], the probabilities without knowledge of the position; None without fields."""
     of_pairs: np.ndarray | None = None
     """float64 [N], the probabilities given user and item alone; None without fields."""
+    pairs: DriftPairs | None = None
+    """All pairs that the log could have had, without what fields add; None of a period that was not drawn."""
 
 
 def drift_stream(config: DriftConfig, *, seed: int = 0) -> Iterator[DriftPeriod]:
@@ -155,8 +195,16 @@ def drift_stream(config: DriftConfig, *, seed: int = 0) -> Iterator[DriftPeriod]
         user = rng.choice(c.users, size=c.events, p=visits / visits.sum())
         exposure = np.exp(popularity)
         item = rng.choice(c.items, size=c.events, p=exposure / exposure.sum())
-        match = ((taste + interest)[user] * place[item]).sum(1) / np.sqrt(c.dim)
-        logit = c.bias + popularity[item] + generosity[user] + c.scale * match
+        pairs = DriftPairs(
+            user_ids=[f"u{n}" for n in user_number],
+            item_ids=[f"i{n}" for n in item_number],
+            of_users=generosity.copy(),
+            of_items=c.bias + popularity,
+            interests=taste + interest,
+            places=place.copy(),
+            scale=c.scale,
+        )
+        logit = pairs.logits(user, item)
         chance = rng.random(c.events)
         within_ms = np.sort(rng.integers(HOUR_MS, size=c.events)) * (period_ms // HOUR_MS)
         timestamps_ms = start_ms + (number - 1) * period_ms + within_ms
@@ -167,11 +215,12 @@ def drift_stream(config: DriftConfig, *, seed: int = 0) -> Iterator[DriftPeriod]
             told["item_features"] = {f"i{item_number[i]}": {"price": float(fields.price[i])} for i in fresh}
         yield DriftPeriod(
             number=number,
-            user_ids=[f"u{n}" for n in user_number[user]],
-            item_ids=[f"i{n}" for n in item_number[item]],
+            user_ids=[pairs.user_ids[n] for n in user.tolist()],
+            item_ids=[pairs.item_ids[n] for n in item.tolist()],
             labels=(chance < told["probabilities"]).astype(np.uint8),
             timestamps_ms=timestamps_ms,
             new_items={f"i{item_number[i]}": tuple(dict.fromkeys(f"c{k}" for k in category[i])) for i in fresh},
+            pairs=pairs,
             **told,
         )
         interest = innovation(interest, c.interest_persistence, float(passing))

@@ -1,5 +1,5 @@
 """`python -m service.cli` is the program `asmg`."""
 
-from service.cli import app
+from service.cli.program import app
 
 app()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from service.cli.canary import canary
 from service.cli.console import make_console
 from service.cli.errors import plain_errors, unusable_files
 from service.cli.installation import DataDir, load_settings, use_database, with_database
@@ -22,6 +23,7 @@ from service.use_cases.pins import set_pinned
 __all__ = ["models"]
 
 models = typer.Typer(help="Model versions: list them, pin those to keep, and export one.", no_args_is_help=True)
+models.add_typer(canary, name="canary")
 
 Number = Annotated[int, typer.Argument(metavar="VERSION", help="Number of the version, see `asmg models list`.")]
 Reason = Annotated[str, typer.Option("--reason", help="Reason that the audit log keeps.")]

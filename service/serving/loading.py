@@ -16,7 +16,7 @@ import xxhash
 from service.files import check_of, open_trusted
 from service.serving.overlay import merge, overlay_name, prepare_merging
 from service.serving.sealed import Fill, Sealed, seal, seal_made
-from service.serving.snapshot import CanaryFailed, Pages, Snapshot
+from service.serving.snapshot import Pages, Snapshot, WrongScores
 from service.serving.tensor_file import TensorFile, map_file, read_through
 
 __all__ = ["SnapshotDamaged", "load_snapshot"]
@@ -45,7 +45,7 @@ def load_snapshot(
     """The snapshot in some files, ready to serve.
 
     They are copied to where nothing can change them, mapped, read through and compared with their checksums; the
-    forward pass is compiled and has to give the scores of the canary.
+    forward pass is compiled and has to give the scores of the check questions.
 
     Args:
         paths: of the base and of its deltas, oldest first.
@@ -56,7 +56,7 @@ def load_snapshot(
     Raises:
         ValueError: a file is no snapshot, or they do not belong together; `SnapshotDamaged`: one has changed since it
             was written.
-        CanaryFailed: it gives other scores than where it was written.
+        WrongScores: it gives other scores than where it was written.
         OSError: a file cannot be read.
     """
     sources = (paths,) if isinstance(paths, Path) else tuple(paths)
@@ -139,7 +139,7 @@ def _with_right_scores(snapshot: Snapshot) -> Snapshot:
     """The snapshot, with the reference forward pass where the compiled one gives wrong scores."""
     try:
         snapshot.check()
-    except CanaryFailed as error:
+    except WrongScores as error:
         # Imported here because it needs torch, which an api process does without otherwise.
         from service.serving.forward.reference import reference_forward
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from service.serving.forward.interface import EPSILON
 from service.serving.id_hashes import hash_ids
 from service.serving.id_index import IdIndex
-from service.serving.snapshot_file import write_snapshot
+from service.serving.snapshot_file import QUESTIONS, write_snapshot
 from service.serving.tensor_file import Blocks
 
 __all__ = ["prior_snapshot"]
@@ -30,10 +30,10 @@ def prior_snapshot(ctr: float) -> bytes:
         tensors[f"mlp.{layer}.bias"] = np.zeros(fan_out, dtype=np.float32)
     tensors[f"mlp.{len(widths) - 2}.bias"] = np.array([math.log(ctr / (1 - ctr))], dtype=np.float32)
     score = min(max(ctr, EPSILON), 1 - EPSILON)
-    # The request has a history, so that checking the canary compiles, or loads, all code that a request needs.
+    # The request has a history, so that the check compiles, or loads, all code that a request needs.
     asked, history = (hash_ids(ids).tolist() for ids in (["anyone", "anything"], ["something"]))
-    canary = {"asked": asked, "history": history, "scores": [score]}
+    question = {"asked": asked, "history": history, "scores": [score]}
     model = {"dim": 8, "hidden": widths[1:-1], "categories": False}
     with BytesIO() as file:
-        write_snapshot(file, "base", {"model": model, "canary": [canary]}, tensors)
+        write_snapshot(file, "base", {"model": model, QUESTIONS: [question]}, tensors)
         return file.getvalue()

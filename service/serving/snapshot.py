@@ -21,20 +21,20 @@ from service.serving.forward.compiled import compiled_forward
 from service.serving.forward.interface import Forward
 from service.serving.id_hashes import Hashes, hash_ids
 from service.serving.id_index import IdIndex
-from service.serving.snapshot_file import SnapshotFiles, read_header
+from service.serving.snapshot_file import QUESTIONS, SnapshotFiles, read_header
 from service.serving.tensor_file import PAUSE_SECONDS, PIECE_BYTES, TensorFile
 
-__all__ = ["NOTHING_RECENT", "CanaryFailed", "Pages", "Prediction", "Snapshot"]
+__all__ = ["NOTHING_RECENT", "Pages", "Prediction", "Snapshot", "WrongScores"]
 
-CANARY_TOLERANCE = 1e-5
-"""The largest difference of a score of the canary: that of float32 sums in another order."""
+CHECK_TOLERANCE = 1e-5
+"""The largest difference of a score of a check question: that of float32 sums in another order."""
 
 NOTHING_RECENT = np.zeros(3, np.int32)
 """The recent past of a user of whom nothing is known; never written to. It is not read-only, because then it would have
 another type than the others, and the machine code would be compiled once more for it."""
 
 
-class CanaryFailed(ValueError):
+class WrongScores(ValueError):
     """A snapshot gives other scores here than where it was written."""
 
 
@@ -135,17 +135,17 @@ class Snapshot:
                     time.sleep(PAUSE_SECONDS)
 
     def check(self) -> None:
-        """Compute the scores of the canary and compare them with those in the file.
+        """Compute the scores of the check questions and compare them with those in the file.
 
         Raises:
-            CanaryFailed: one is different.
+            WrongScores: one is different.
         """
-        for question in self.meta["canary"]:
-            scores = self.score(*_canary_request(question)).scores
+        for question in self.meta[QUESTIONS]:
+            scores = self.score(*_check_request(question)).scores
             worst = float(np.abs(scores - np.array(question["scores"], dtype=np.float32)).max())
-            if not worst <= CANARY_TOLERANCE:
-                raise CanaryFailed(
-                    f"model version {self.version}: expected the scores of the canary to {CANARY_TOLERANCE}; "
+            if not worst <= CHECK_TOLERANCE:
+                raise WrongScores(
+                    f"model version {self.version}: expected the scores of the check questions to {CHECK_TOLERANCE}; "
                     f"received some that are {worst:.1g} off"
                 )
 
@@ -189,8 +189,8 @@ class Snapshot:
         return Prediction(scores, cold_user, cold[:cold_count])
 
 
-def _canary_request(question: Mapping[str, Any]) -> tuple[Hashes, Hashes, NDArray[np.int32], FieldValues]:
-    """A request of the canary as the arguments of `Snapshot.score`."""
+def _check_request(question: Mapping[str, Any]) -> tuple[Hashes, Hashes, NDArray[np.int32], FieldValues]:
+    """A check question as the arguments of `Snapshot.score`."""
     recent = np.array(question.get("recent", NOTHING_RECENT), np.int32)
     values = NO_VALUES
     if "values" in question:

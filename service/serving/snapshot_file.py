@@ -47,7 +47,7 @@ and says which ids the model does not know any more:
                                                          bits of h is 1 for each hash h of the overlay
 
 The header holds the configuration of the model, the number of closed periods and the decays of the counts, the schema
-of the fields with the scales of their numbers, and a *canary*: some requests as hashes, with the scores that the
+of the fields with the scales of their numbers, and *check questions*: some requests as hashes, with the scores that the
 library's model gave them, about rows of this file alone. A process serves a version only where it gets the scores of
 its newest file. No id is in a file, so it can stay as it is when a user is deleted.
 
@@ -68,6 +68,7 @@ from service.serving.tensor_file import Blocks, TensorFile, Writable, write_tens
 __all__ = [
     "COUNTS",
     "NUMBER",
+    "QUESTIONS",
     "Part",
     "SnapshotFiles",
     "item_row_width",
@@ -79,6 +80,9 @@ __all__ = [
 ]
 
 KIND = "snapshot"
+
+QUESTIONS = "canary"
+"""Name of the check questions in the header of a file; changing it would make stored files unreadable."""
 
 FORMAT = 2
 """Version of the format. In the first, a snapshot was one file with everything in it computed for its period."""
@@ -143,10 +147,10 @@ def write_snapshot(
     Args:
         file: receives the bytes.
         part: what it is.
-        meta: `model`, the configuration; `canary`, requests with their `scores`, each with `asked`, the hashes of a
-            user and of the candidates, `history`, the hashes of the clicked items, and, where the model reads them,
-            `recent` and `values`; with statistics `statistics`, their `periods`, `decay` and `pair_decay`; with fields
-            `fields`, a `FieldReader` as JSON.
+        meta: `model`, the configuration; `QUESTIONS`, the check questions with their `scores`, each with `asked`, the
+            hashes of a user and of the candidates, `history`, the hashes of the clicked items, and, where the model
+            reads them, `recent` and `values`; with statistics `statistics`, their `periods`, `decay` and `pair_decay`;
+            with fields `fields`, a `FieldReader` as JSON.
         tensors: as the format has them.
     """
     ordered = sorted(tensors, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))

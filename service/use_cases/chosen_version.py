@@ -49,7 +49,7 @@ class ChosenVersions:
         self._loading = asyncio.Lock()
 
     async def snapshot(self, version: int) -> Snapshot:
-        """The snapshot of a version, loaded unless it is there already. Its scores of the canary are checked.
+        """The snapshot of a version, loaded unless it is there already. Its scores of the check questions are compared.
 
         Raises:
             ArtifactUnreadable: a file of it is missing or damaged.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from service.limits import MAX_HISTORY
 from service.serving.canary_share import CanaryShare
 from service.serving.fields import NO_VALUES
-from service.serving.id_hashes import NOBODY, hash_ids
+from service.serving.id_hashes import NOBODY, hash_id, hash_ids
 from service.serving.snapshot import Prediction, Snapshot
 from service.serving.swap import ServingModel
 from service.use_cases.histories import NO_PAST, Histories, UserPast
@@ -121,14 +121,10 @@ async def predict_many(
         snapshot = await serving.settled() if serving.turns else serving.current()
         canary = serving.canary
     if sum(question.work for question in questions) <= ITEMS_ON_THE_LOOP:
-        scored = _score(snapshot, canary, questions, pasts, now_ms)
+        predictions, by_canary = _score(snapshot, canary, questions, pasts, now_ms)
     else:
-        scored = await asyncio.to_thread(_score, snapshot, canary, questions, pasts, now_ms)
+        predictions, by_canary = await asyncio.to_thread(_score, snapshot, canary, questions, pasts, now_ms)
     without = [past is None and question.history is None for past, question in zip(found, questions, strict=True)]
-    predictions = [prediction for prediction, _ in scored]
-    if canary is None:
-        return PredictResult(snapshot.version, snapshot.period, predictions, without)
-    by_canary = {place: by for place, (_, by) in enumerate(scored) if by is not snapshot}
     return PredictResult(snapshot.version, snapshot.period, predictions, without, by_canary)
 
 
@@ -138,24 +134,29 @@ def _score(
     questions: Sequence[Question],
     pasts: Sequence[UserPast],
     now_ms: int,
-) -> list[tuple[Prediction, Snapshot]]:
-    return [
-        _score_one(snapshot, canary, question, past, now_ms) for question, past in zip(questions, pasts, strict=True)
+) -> tuple[list[Prediction], Mapping[int, Snapshot]]:
+    """Score requests; the predictions, and the snapshots of those that the canary has made, by their places."""
+    if canary is None:
+        scored = [_score_one(snapshot, *each, now_ms) for each in zip(questions, pasts, strict=True)]
+        return scored, NONE_BY_CANARY
+    share, other = canary
+    by_canary = {
+        place: other
+        for place, question in enumerate(questions)
+        if question.user_id is not None and share.has(hash_id(question.user_id))
+    }
+    scored = [
+        _score_one(by_canary.get(place, snapshot), *each, now_ms)
+        for place, each in enumerate(zip(questions, pasts, strict=True))
     ]
+    return scored, by_canary
 
 
-def _score_one(
-    snapshot: Snapshot,
-    canary: tuple[CanaryShare, Snapshot] | None,
-    question: Question,
-    past: UserPast,
-    now_ms: int,
-) -> tuple[Prediction, Snapshot]:
-    """Score one request; the prediction, and the snapshot that has made it.
+def _score_one(snapshot: Snapshot, question: Question, past: UserPast, now_ms: int) -> Prediction:
+    """Score one request.
 
     Args:
         snapshot: to score with.
-        canary: which users another one scores, and that one.
         question: the request.
         past: of the user.
         now_ms: milliseconds since 1970.
@@ -163,11 +164,9 @@ def _score_one(
     hashes = hash_ids([question.user_id or "", *question.item_ids])
     if question.user_id is None:
         hashes[0] = NOBODY
-    elif canary is not None and canary[0].has(int(hashes[0])):
-        snapshot = canary[1]
     history = past.history if question.history is None else hash_ids(question.history[:MAX_HISTORY])
     values = NO_VALUES
     if snapshot.fields is not None:
         own_contexts = question.item_contexts or ()
         values = snapshot.fields.read(question.context or {}, past.features, own_contexts, timestamp_ms=now_ms)
-    return snapshot.score(hashes, history, past.recent, values), snapshot
+    return snapshot.score(hashes, history, past.recent, values)

@@ -41,6 +41,17 @@ def test_reading_further_changes_nothing_of_what_was_read() -> None:
     assert plain(first) == kept
 
 
+def test_the_log_is_drawn_from_all_pairs() -> None:
+    for period in periods(SMALL, 3):
+        pairs = period.pairs
+        assert pairs is not None
+        user, item = (
+            np.array([ids.index(id_) for id_ in of_log])
+            for ids, of_log in ((pairs.user_ids, period.user_ids), (pairs.item_ids, period.item_ids))
+        )
+        assert np.array_equal(pairs.probabilities(user, item), period.probabilities)
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     st.builds(

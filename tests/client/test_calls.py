@@ -5,13 +5,25 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from asmg_client import AsyncClient, Click, Client, Impression, Interaction, Item, Question, User, calls
+from asmg_client import (
+    AsyncClient,
+    Click,
+    Client,
+    Impression,
+    Interaction,
+    Item,
+    Question,
+    User,
+    admin_calls,
+    calls,
+    errors,
+)
 from asmg_client.answers import Closed, Deletion, Health, Ingested, Pinned, Prediction, PutItems, PutUsers
 from asmg_client.streams import period_events
 from service.app import create_app
@@ -21,22 +33,18 @@ from tests.service.programs import wait_for
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
-METHODS = {name for name, value in vars(calls).items() if inspect.isfunction(value) and name in vars(Client)}
-"""The methods of both clients that make one call each."""
+MAKES = {
+    name: value
+    for module in (calls, admin_calls)
+    for name, value in vars(module).items()
+    if inspect.isfunction(value) and name in vars(Client)
+}
+"""What makes the calls of the methods that make one each."""
 
-WITHOUT_METHOD = (
-    "/metrics",
-    "/periods/{number}/retry",
-    "/periods/{number}/skip",
-    "/admin/alerts",
-    "/admin/canary",
-    "/admin/keys",
-    "/admin/overview",
-    "/admin/replay",
-    "/admin/samples",
-    "/admin/webhooks",
-)
-"""What paths begin with that the client has no method for, but `request`: operators have the console and commands."""
+METHODS = set(MAKES)
+
+WITHOUT_METHOD = ("/metrics",)
+"""What paths begin with that the client has no method for: Prometheus reads it, and it is no JSON."""
 
 
 class Blocking:
@@ -134,10 +142,43 @@ def test_every_method_once(client: Any, service: Service, monkeypatch: pytest.Mo
     assert (entry.reason, entry.detail["period"], entry.actor.split()[0]) == ("noon", 1, "all")
     assert client.request("GET", "/admin/models", params={"limit": "1"})["models"][0]["version"] == 0
 
+    watch_and_steer(client)
     deletion = client.delete_user("ann")
     assert isinstance(deletion, Deletion) and (deletion.status, deletion.removed["interactions"]) == ("done", 1)
     assert client.delete_item("shoes").status == "done"
     assert called == METHODS
+
+
+def watch_and_steer(client: Any) -> None:
+    """The calls about alerts, webhooks, samples, canaries and keys; period 1 is learned, and nothing is wrong."""
+    overview = client.get_overview()
+    assert (overview.served_version, overview.installation.open_period.period) == (0, 2)
+    assert overview.installation.newest == client.get_period(1)
+    assert client.list_alerts(is_open=True, limit=1).alerts == []
+    assert client.get_samples().cells == []
+    assert client.get_replay(0, from_period=1).total.events == 0
+    added = client.add_webhook("https://hooks.example.com/in", events=["alert.opened"])
+    assert (added.events, len(added.secret) > 20, added.secret in repr(added)) == (["alert.opened"], True, False)
+    assert client.switch_webhook_off(added.number, reason="holiday").off_reason == "holiday"
+    assert client.switch_webhook_on(added.number, reason="over").off_at is None
+    assert client.rotate_webhook_secret(added.number, overlap_hours=1.0).old_secret_until is not None
+    assert [each.url for each in client.list_webhooks().webhooks] == [added.url]
+    assert client.list_deliveries(webhook=added.number, status="waiting").deliveries == []
+    assert client.remove_webhook(added.number) is None
+    key = client.create_key("job", scopes=["predict"], expires_at=datetime.now(UTC) + timedelta(days=1), reason="new")
+    assert client.limit_key(key.key_id, rate_limit=2.5, reason="slow").rate_limit == 2.5
+    revoked = client.revoke_key(key.key_id, reason="done")
+    assert revoked in client.list_keys().keys and not revoked.valid
+    for refused, call in (
+        (errors.NotFound, lambda: client.acknowledge_alert(1, reason="seen", close=True)),
+        (errors.NotFound, lambda: client.redeliver(1)),
+        (errors.PeriodStateConflict, lambda: client.retry_period(1, reason="again")),
+        (errors.PeriodStateConflict, lambda: client.skip_period(1, reason="no")),
+        (errors.StateConflict, lambda: client.promote_canary(reason="good")),
+        (errors.StateConflict, lambda: client.revert_canary(reason="bad", version=1)),
+    ):
+        with pytest.raises(refused):
+            call()
 
 
 @pytest.mark.parametrize("id_", ["a/b c", "..", ".", "50 % é\N{SNOWMAN}", "?#&+", "%2F", "//"])
@@ -165,7 +206,8 @@ def test_both_clients_have_the_same_methods() -> None:
 
 ARGUMENTS: dict[str, Any] = {
     "user_id": "1", "item_id": "1", "number": 1, "version": 1, "to_version": 1, "sequence": "keep", "reason": "r",
-    "items": ["1"], "questions": [], "events": [], "users": [],
+    "items": ["1"], "questions": [], "events": [], "users": [], "url": "https://a", "name": "n",
+    "scopes": ["predict"], "key_id": "1", "rate_limit": None,
 }  # fmt: skip
 """Of the calls, without what may be left out."""
 
@@ -174,15 +216,15 @@ def test_calls_and_answers_are_those_that_the_service_describes(tmp_path: Path) 
     """A path that it does not have is not found, and a member that it does not describe never comes."""
     document = create_app(settings_for("postgresql://a/b", "redis://a", tmp_path)).openapi()
     called: set[tuple[str, str]] = set()
-    makes = [getattr(calls, name) for name in METHODS - {"request"}]
-    for make in [*makes, period_events]:
+    for make in [*(make for name, make in MAKES.items() if name != "request"), period_events]:
         needed = [p.name for p in inspect.signature(make).parameters.values() if p.default is p.empty]
         arguments = {name: [] if make is calls.put_items else ARGUMENTS[name] for name in needed}
         call = make(**arguments)
         [path] = [path for path in document["paths"] if re.fullmatch(re.sub(r"{.*?}", "1", path), call.path)]
         called.add((call.method.lower(), path))
         operation = document["paths"][path][call.method.lower()]
-        content = next(value for status, value in operation["responses"].items() if status[0] == "2")["content"]
+        content = next(value for status, value in operation["responses"].items() if status[0] == "2").get("content", {})
+        assert bool(content) != (call.answer is type(None))
         if "application/json" in content:
             _compare(call.answer, content["application/json"]["schema"], document["components"]["schemas"])
     described = {(method, path) for path, methods in document["paths"].items() for method in methods}

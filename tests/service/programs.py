@@ -22,7 +22,7 @@ ASMG = [sys.executable, "-m", "service.cli"]
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
     [
-        "service.cli",
+        "service.cli.program",
         "service.cli.import_log.run",
         "service.demo.run",
         "service.processes.worker",

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import text
+from typer.testing import CliRunner, Result
 
+from service.cli import app
 from service.settings import Settings
 from service.storage.postgres.database import Database, Lock
 from service.storage.postgres.repositories import AlertKind, AliasName, CanaryState, ModelKind, ModelVersion
@@ -219,7 +221,8 @@ async def operators_decide(shop: Shop, content: bytes) -> None:
     )
     await shop.until_only(5)
     await shop.begin(6, content)
-    assert (await client.post("/admin/canary/revert", json={"reason": "no"})).json()["state"] == "reverted"
+    assert (await command(shop, "revert", "--version", "5")).exit_code == 1
+    assert (await command(shop, "revert")).stdout == "asmg: canary 6 is reverted\n"
     await shop.until_only(5)
     await shop.begin(7, content)
     body = {"to_version": 3, "sequence": "keep", "reason": "back"}
@@ -230,6 +233,13 @@ async def operators_decide(shop: Shop, content: bytes) -> None:
         **{1: None, 2: "reverted", 3: "promoted", 4: "replaced"},
         **{5: "promoted", 6: "reverted", 7: "reverted"},
     }
+
+
+async def command(shop: Shop, *arguments: str) -> Result:
+    """Run `asmg models canary …`."""
+    given = {"ASMG_POSTGRES_DSN": shop.settings.postgres_dsn, "ASMG_REDIS_URL": shop.settings.redis_url}
+    line = ["models", "canary", *arguments, "--reason", "no"]
+    return await asyncio.to_thread(lambda: CliRunner().invoke(app, line, env=given))
 
 
 async def test_what_the_worker_publishes_begins_as_a_canary(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ def test_a_model_with_fields_needs_them_and_one_without_refuses_them(tmp_path: P
 def test_rows_that_are_too_short_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Made(tmp_path, categories=False, statistics=False)
     wrong = {**made.params, "field": made.params["field"][:, :5]}
-    monkeypatch.setattr("service.serving.encode.model.canary_requests", lambda *_: [])
+    monkeypatch.setattr("service.serving.encode.model.check_questions", lambda *_: [])
     with pytest.raises(ValueError, match=r"^field: expected rows of 6 numbers; received shape \[22, 5\]"):
         base_of(made.plain.trained(model=made.model, params=wrong, fields=made.fields))
 

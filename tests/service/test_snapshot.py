@@ -19,12 +19,13 @@ from asmg.checkpoint import Checkpoint, CheckpointError
 from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from service.files import create
 from service.serving.encode import Known, encode_base
-from service.serving.encode.canary import STRANGER
+from service.serving.encode.check_questions import STRANGER
 from service.serving.forward.mlp import score_mlp
 from service.serving.id_hashes import hash_ids
 from service.serving.id_index import IdIndex
 from service.serving.prior import prior_snapshot
-from service.serving.snapshot import CanaryFailed, Prediction, Snapshot
+from service.serving.snapshot import Prediction, Snapshot, WrongScores
+from service.serving.snapshot_file import QUESTIONS
 from service.serving.tensor_file import read_through
 from tests.service.serving_support import (
     ITEMS,
@@ -232,19 +233,19 @@ class TestEncode:
             made.encoded()
 
 
-class TestCanary:
+class TestCheckQuestions:
     def test_has_questions_about_known_and_unknown(self, made: Made, snapshot: Snapshot) -> None:
         names = {int(hash_ids([name])[0]): name for name in (*USERS, *ITEMS, STRANGER)}
-        canary = []
-        for question in snapshot.meta["canary"]:
+        questions = []
+        for question in snapshot.meta[QUESTIONS]:
             user, *items = (names[each] for each in question["asked"])
-            canary.append((user, items, [names[each] for each in question["history"]], question["scores"]))
-        assert {user for user, *_ in canary} == {*USERS, STRANGER}
-        assert len({len(history) for _, _, history, _ in canary}) > 3
-        asked = {item for _, items, *_ in canary for item in items}
+            questions.append((user, items, [names[each] for each in question["history"]], question["scores"]))
+        assert {user for user, *_ in questions} == {*USERS, STRANGER}
+        assert len({len(history) for _, _, history, _ in questions}) > 3
+        asked = {item for _, items, *_ in questions for item in items}
         assert asked & set(ITEMS)
         assert STRANGER in asked
-        for user, items, history, scores in canary:
+        for user, items, history, scores in questions:
             assert scores == pytest.approx(made.scores(user, items, history).tolist(), rel=1e-6)
         snapshot.check()
 
@@ -262,7 +263,7 @@ class TestCanary:
             scores[-1] += off
             return found
 
-        with pytest.raises(CanaryFailed, match="model version 1: expected the scores of the canary"):
+        with pytest.raises(WrongScores, match="model version 1: expected the scores of the check questions"):
             replace(snapshot, forward=wrong).check()
 
     @pytest.mark.parametrize("name", ["users.vectors", "items.vectors", "mlp.0.weight", "mlp.2.bias"])
@@ -272,17 +273,17 @@ class TestCanary:
         tensors[name] = tensors[name] + np.float32(0.01)
         path = tmp_path / "other.safetensors"
         path.write_bytes(save_tensors(tensors, metadata_of(good)))
-        with pytest.raises(CanaryFailed):
+        with pytest.raises(WrongScores):
             Snapshot.open(path, 1, 1).check()
 
     @pytest.mark.parametrize("known", [ITEMS, ITEMS[:3], []], ids=["many", "few", "none"])
     def test_asks_about_neighbours_and_repeats(self, tmp_path: Path, known: list[str]) -> None:
         snapshot = with_statistics(known).snapshot(tmp_path)
         snapshot.check()
-        canary = snapshot.meta["canary"]
-        assert any(sum(question["recent"]) for question in canary)
+        questions = snapshot.meta[QUESTIONS]
+        assert any(sum(question["recent"]) for question in questions)
         if known:
-            assert all(set(question["asked"][1:]) & set(question["history"]) for question in canary)
+            assert all(set(question["asked"][1:]) & set(question["history"]) for question in questions)
 
     @pytest.mark.parametrize(
         "name, column",
@@ -302,7 +303,7 @@ class TestCanary:
         changed[place] = 1.5 * changed[place] + np.float32(0.1)
         path = tmp_path / "other.safetensors"
         path.write_bytes(save_tensors(tensors | {tensor: changed}, metadata_of(busy)))
-        with pytest.raises(CanaryFailed):
+        with pytest.raises(WrongScores):
             Snapshot.open(path, 1, 1).check()
 
     @pytest.mark.parametrize("column", [9, 10, 11], ids=["counted", "paired", "identity"])
@@ -312,7 +313,7 @@ class TestCanary:
         changed.view(np.uint32)[:, column] = 0
         path = tmp_path / "other.safetensors"
         path.write_bytes(save_tensors(tensors | {"items.vectors": changed}, metadata_of(busy)))
-        with pytest.raises(CanaryFailed):
+        with pytest.raises(WrongScores):
             Snapshot.open(path, 1, 1).check()
 
     def test_fails_for_other_neighbours(self, busy: bytes, tmp_path: Path) -> None:
@@ -320,7 +321,7 @@ class TestCanary:
         tensors["items.pairs.rows"] = np.roll(tensors["items.pairs.rows"], 1)
         path = tmp_path / "other.safetensors"
         path.write_bytes(save_tensors(tensors, metadata_of(busy)))
-        with pytest.raises(CanaryFailed):
+        with pytest.raises(WrongScores):
             Snapshot.open(path, 1, 1).check()
 
 

@@ -28,7 +28,7 @@ from service.serving.forward.interface import Forward
 from service.serving.loading import SnapshotDamaged, load_snapshot
 from service.serving.prior import prior_snapshot
 from service.serving.sealed import NOTE_PREFIX
-from service.serving.snapshot import CanaryFailed, Pages, Snapshot
+from service.serving.snapshot import Pages, Snapshot, WrongScores
 from service.serving.snapshot_file import SnapshotFiles
 from service.serving.swap import ServingModel
 from service.serving.turns import Canary, Champion
@@ -329,7 +329,7 @@ class TestDamagedFiles:
 
     DAMAGE: Mapping[str, Callable[[bytes], bytes]] = {
         "a weight": lambda data: data[:-60] + bytes([data[-60] ^ 1]) + data[-59:],
-        "the canary": lambda data: data.replace(b'\\"asked\\": [', b'\\"asked\\": [1'),
+        "the check questions": lambda data: data.replace(b'\\"asked\\": [', b'\\"asked\\": [1'),
         "the header": lambda data: data[:20] + b"?" + data[21:],
         "the length of the header": lambda data: b"\xff" + data[1:],
         "the model": lambda data: data.replace(b'\\"model\\"', b'\\"modem\\"'),
@@ -403,7 +403,7 @@ def off_by(difference: float) -> Callable[..., Forward]:
     return build
 
 
-class TestCanary:
+class TestCheckQuestions:
     def test_where_machine_code_errs_torch_serves(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -413,7 +413,7 @@ class TestCanary:
         monkeypatch.setattr(snapshot_module, "compiled_forward", off_by(1e-3))
         with caplog.at_level(logging.ERROR):
             snapshot = load_snapshot(path, 4, 3)
-        assert "model version 4: expected the scores of the canary" in caplog.text
+        assert "model version 4: expected the scores of the check questions" in caplog.text
         assert "the reference in torch serves" in caplog.text
         asked = ("u3", [*ITEMS, "unknown"], ITEMS[:7])
         assert snapshot.predict(*asked).scores == pytest.approx(made.scores(*asked).numpy(), abs=1e-5)
@@ -429,7 +429,7 @@ class TestCanary:
         source.publish(2, at=time.time())
         monkeypatch.setattr(snapshot_module, "compiled_forward", off_by(1e-3))
         monkeypatch.setattr("service.serving.forward.reference.reference_forward", off_by(-1e-3))
-        with pytest.raises(CanaryFailed, match="model version 2"):
+        with pytest.raises(WrongScores, match="model version 2"):
             await model.refresh()
         assert model.current().version == 1
         assert find(tmp_path, digest(2), SUFFIX) is not None  # the file is as it was written

@@ -438,7 +438,7 @@ async def test_every_foreign_key_is_looked_at(dsn: str, tmp_path: Path) -> None:
 
 
 async def test_a_snapshot_that_scores_otherwise_than_it_was_written(dsn: str, tmp_path: Path) -> None:
-    """Every digest is right; only the canary shows the damage."""
+    """Every digest is right; only the check questions show the damage."""
     content = prior_snapshot(0.25).replace(b"0.25", b"0.35")
     async with damaged(dsn) as work:
         digest = await work.artifacts.put(content, "serving")
@@ -450,7 +450,7 @@ async def test_a_snapshot_that_scores_otherwise_than_it_was_written(dsn: str, tm
         outcome = await examine(work, await stored_tables(work.connection), tmp_path)
     (finding,) = outcome.findings
     assert finding.object == f"serving snapshot of version {LEARNED}"
-    assert "expected the scores of the canary" in finding.found
+    assert "expected the scores of the check questions" in finding.found
 
 
 async def test_nothing_is_wrong_with_a_young_service(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ async def snapshot_of(b: Bench, version: int, folder: Path) -> Snapshot:
 
 
 async def open_snapshot(artifacts: ArtifactStore, model: ModelVersion, folder: Path) -> Snapshot:
-    """The snapshot of a version from its files, with the compiled forward pass, which gives the scores of the canary.
+    """The snapshot of a version from its files, with the compiled forward pass, which answers its check questions.
 
     Args:
         artifacts: hold the files.

@@ -122,7 +122,7 @@ class TrainedModel:
 
     For a base these are whole tables, and the row numbers are global. For a delta they are small tables with the
     changed rows, numbered anew: row 0 is the cold row, and `global_rows` says which the others are. The categories and
-    values of row 0 of the items have rows in any case; with those of the other items the canary can ask about these.
+    values of row 0 of the items have rows in any case; check questions can be about other items that have them.
     """
 
     model: BaseModel

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from asmg.batch import COLD_ROW
 from asmg.statistics import NAMES, Statistics
-from service.serving.encode.canary import canary_requests
+from service.serving.encode.check_questions import check_questions
 from service.serving.encode.inputs import Known, Table, TrainedModel
 from service.serving.encode.lists import BLOCK_ROWS, counted_ones, item_lists, list_tensors, scales_of
 from service.serving.id_hashes import Hashes
 from service.serving.id_index import IdIndex
-from service.serving.snapshot_file import COUNTS, item_row_width, write_snapshot
+from service.serving.snapshot_file import COUNTS, QUESTIONS, item_row_width, write_snapshot
 from service.serving.tensor_file import Blocks, Writable
 
 __all__ = ["encode_base", "encode_delta"]
@@ -89,7 +89,7 @@ def _checked(trained: TrainedModel) -> TrainedModel:
 
 
 def _meta(trained: TrainedModel) -> dict[str, Any]:
-    meta: dict[str, Any] = {"model": trained.model.config.to_json(), "canary": list(canary_requests(trained))}
+    meta: dict[str, Any] = {"model": trained.model.config.to_json(), QUESTIONS: list(check_questions(trained))}
     if trained.fields is not None:
         meta["fields"] = trained.fields.reader.to_json()
     if (statistics := trained.statistics) is not None:

@@ -1,4 +1,4 @@
-"""The canary of a file: requests about ids from all over its tables, with the scores of the library's own model.
+"""The check questions of a file: requests about ids from all over its tables, with the library's own scores.
 
 They are computed from the rows of the file alone: by a small model with the rows that a request asks about.
 """
@@ -21,11 +21,11 @@ from service.serving.fields import OF_CONTEXT, OF_ITEM, OF_USER, FieldValues
 from service.serving.forward.interface import EPSILON
 from service.serving.id_hashes import hash_id
 
-__all__ = ["STRANGER", "canary_requests"]
+__all__ = ["STRANGER", "check_questions"]
 
 ITEMS_PER_REQUEST = 8
 PAIRED_ITEMS = 4
-"""Items about whose neighbours the canary asks."""
+"""Items about whose neighbours the questions ask."""
 
 STRANGER = "\x7fnobody"
 """An id that no client is likely to have; stands for all unknown ones."""
@@ -34,7 +34,7 @@ Rows = dict[int, int]
 """Hash → row in a table of `TrainedModel`."""
 
 
-def canary_requests(trained: TrainedModel) -> Iterator[dict[str, Any]]:
+def check_questions(trained: TrainedModel) -> Iterator[dict[str, Any]]:
     """The requests, as `service.serving.snapshot_file.write_snapshot` takes them.
 
     With statistics each asks about neighbours of a clicked item and about that item again; with fields each has some
