@@ -30,6 +30,7 @@ WITHOUT_METHOD = (
     "/periods/{number}/skip",
     "/admin/alerts",
     "/admin/canary",
+    "/admin/guardrails",
     "/admin/keys",
     "/admin/overview",
     "/admin/replay",

@@ -5,6 +5,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -159,6 +160,8 @@ class _Looked:
     """The period that the canary has learned, before that of all its impressions."""
     evidence: Evidence
     last: tuple[Any, str]
+    noted: Mapping[str, Any] | None = None
+    """The numbers that operators see."""
 
 
 class CanaryJudge:
@@ -193,6 +196,8 @@ class CanaryJudge:
         await self._read(self._looked)
         over = (running.elapsed_seconds or 0) >= running.minutes * 60
         judgement = await asyncio.to_thread(self._looked.evidence.judge, over=over)
+        if judgement.verdict is Verdict.WAIT and judgement.numbers != self._looked.noted:
+            await self._note(self._looked, judgement)
         if judgement.verdict is not Verdict.WAIT:
             try:
                 await end_canary(
@@ -208,6 +213,12 @@ class CanaryJudge:
             except StateConflict as conflict:  # an operator or a newer version was faster
                 logger.info("canary %d: %s", running.version, conflict)
         return judgement
+
+    async def _note(self, looked: _Looked, judgement: Judgement) -> None:
+        async with self._database.unit_of_work() as work:
+            await work.canaries.note(looked.canary.version, judgement.numbers)
+            await work.commit()
+        looked.noted = judgement.numbers
 
     async def _read(self, looked: _Looked) -> None:
         canary = looked.canary
