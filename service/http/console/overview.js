@@ -1,9 +1,11 @@
 // What an operator wants to know first.
 
-import { acknowledge, close } from "./actions.js";
-import { get, getIfThere } from "./api.js";
-import { badge, button, fill, h, panel, table } from "./dom.js";
-import { count, duration, kind, pairs, period, score, seconds, status, time, version } from "./format.js";
+import { close } from "./actions.js";
+import { openAlerts } from "./alerts.js";
+import { get } from "./api.js";
+import { percent } from "./canary.js";
+import { badge, button, fill, h, link, panel } from "./dom.js";
+import { count, duration, kind, period, score, seconds, status, time, version } from "./format.js";
 import { scoreCharts } from "./scores.js";
 
 const EVERY_SECONDS = 5;
@@ -21,7 +23,7 @@ export async function show(context) {
   async function refresh() {
     const [overview, found, page] = await Promise.all([
       get("admin/overview", context.signal),
-      getIfThere("admin/alerts?open=true", context.signal),
+      get("admin/alerts?open=true", context.signal),
       get("periods?limit=40", context.signal),
     ]);
     fill(context.trouble);
@@ -29,13 +31,13 @@ export async function show(context) {
     const text = JSON.stringify([now, Math.round(overview.installation.worker.seconds_ago / 5)]);
     if (text !== before) {
       before = text;
-      const wrong = troubles(overview, found?.alerts ?? []);
+      const wrong = troubles(overview, found.alerts);
       if (JSON.stringify(wrong) !== told) {
         told = JSON.stringify(wrong); // a screen reader says it when it changes, and not again and again
         fill(banner, bannerOf(wrong));
       }
       fill(cards, cardsOf(overview));
-      fill(alerts, alertsOf(found, refresh));
+      fill(alerts, openAlerts(found.alerts, refresh));
     }
     const scores = JSON.stringify(page.periods.map((each) => each.scores));
     if (scores !== charted) {
@@ -73,7 +75,7 @@ const line = (...children) => h("p", { class: "muted" }, children);
 const health = (text) => (text === "ok" ? badge("ok", "ok") : badge("trouble", "bad"));
 
 function cardsOf({ checks, installation }) {
-  const { at, model, open_period: open, newest, periods, processes, worker } = installation;
+  const { at, canary, model, open_period: open, newest, periods, processes, worker } = installation;
   const waiting = (periods.sealed ?? 0) + (periods.updating ?? 0);
   return [
     card(
@@ -81,6 +83,7 @@ function cardsOf({ checks, installation }) {
       [version(model.version), " ", kind(model.kind)],
       line("made ", duration(seconds(model.created_at, at)), " ago", model.period ? [" from period ", period(model.period)] : ", the prior"),
       line(model.active_from ? ["served by all since ", time(model.active_from)] : "the api processes are loading it"),
+      canary && line(badge("canary", "busy"), version(canary.version), canary.since ? ` answers ${percent(canary.share)} of the users: ` : " is being loaded: ", link("#/canary", "how it fares")),
       model.head !== model.version && line("the next update continues from ", version(model.head)),
     ),
     card(
@@ -109,22 +112,4 @@ function cardsOf({ checks, installation }) {
       h("ul", { class: "parts" }, Object.entries(checks).map(([name, text]) => h("li", {}, name, " ", health(text)))),
     ),
   ];
-}
-
-function alertsOf(found, refresh) {
-  if (found === null) return h("p", { class: "muted" }, "None.");
-  return table({
-    caption: "Open alerts",
-    columns: [{ label: "what" }, { label: "severity" }, { label: "message", wide: true }, { label: "about" }, { label: "since" }, { label: "seen by" }, { label: "actions", hidden: true }],
-    rows: found.alerts.map((alert) => [
-      alert.kind.replaceAll("_", " "),
-      badge(alert.severity, alert.severity === "warning" ? "warn" : "bad"),
-      [alert.message, alert.numbers && h("details", { "data-focus": `alert ${alert.number}` }, h("summary", {}, "numbers"), pairs(alert.numbers))],
-      [alert.period && ["period ", period(alert.period)], alert.period && alert.version !== null && ", ", alert.version !== null && version(alert.version)],
-      time(alert.opened_at),
-      alert.acknowledged_by ?? "nobody",
-      button("Seen…", async () => (await acknowledge(alert)) && refresh(), { "data-focus": `seen ${alert.number}` }),
-    ]),
-    empty: "None.",
-  });
 }

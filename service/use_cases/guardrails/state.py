@@ -1,12 +1,12 @@
 """What the guardrails watch, their bounds, and what each has seen last, for operators."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from service.guardrail_settings import GuardrailSettings
 from service.storage.postgres.database import Database
-from service.storage.postgres.repositories import Alert, AlertKind
+from service.storage.postgres.repositories import AlertKind
 from service.use_cases.guardrails.rules import Check, check_drift, check_forgetting, check_loss, losing_in_a_row
 from service.use_cases.guardrails.watch import PROFILES
 from service.use_cases.update.sample import Profile
@@ -14,6 +14,9 @@ from service.use_cases.update.sample import Profile
 __all__ = ["GuardrailState", "RuleState", "guardrail_state"]
 
 Unit = Literal["share", "index", "LogLoss", "AUC"]
+
+MOST_ALERTS = 200
+"""Newest open alerts that are looked at; one is open of each kind and subject."""
 
 
 class _Rule(NamedTuple):
@@ -102,12 +105,13 @@ async def guardrail_state(database: Database, settings: GuardrailSettings) -> Gu
         scores, _ = await session.samples.scores(first=first) if samples else ([], 0)
         learned = await session.models.learned_by(first) if samples else {}
         version = await session.models.latest_version()
-        alerts = {rule.alert: await session.alerts.open(rule.alert, "") for rule in RULES.values()}
+        alerts = await session.alerts.list(MOST_ALERTS, None, is_open=True)
     profiles = [Profile.from_json(sample.profile) for sample in samples]
     checks = {check.rule: check for check in (*check_drift(profiles), *check_loss(profiles))}
     if version is not None and (found := check_forgetting(scores, version, learned, settings.forgetting_bound)):
         checks[found.rule] = found
-    rules = [_state(name, checks.get(name), alerts[rule.alert]) for name, rule in RULES.items()]
+    opened = {alert.kind: alert.number for alert in alerts}
+    rules = [_state(name, checks.get(name), opened) for name in RULES]
     return GuardrailState(
         period=samples[-1].period if samples else None,
         version=version,
@@ -119,8 +123,8 @@ async def guardrail_state(database: Database, settings: GuardrailSettings) -> Gu
     )
 
 
-def _state(name: str, check: Check | None, alert: Alert | None) -> RuleState:
-    """What operators see of a rule; `check` is None while it knows too little."""
+def _state(name: str, check: Check | None, opened: Mapping[str, int]) -> RuleState:
+    """What operators see of a rule; `check` is None while it knows too little, `opened` are open alerts by kind."""
     rule = RULES[name]
     return RuleState(
         rule=name,
@@ -132,5 +136,5 @@ def _state(name: str, check: Check | None, alert: Alert | None) -> RuleState:
         usual=None if check is None else check.usual,
         low=None if check is None else check.low,
         high=None if check is None else check.high,
-        open_alert=None if alert is None else alert.number,
+        open_alert=opened.get(rule.alert),
     )
