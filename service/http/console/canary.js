@@ -82,7 +82,7 @@ function evidence({ numbers }) {
       compact: true,
       caption: "The first impression of each user",
       columns: [{ label: "users of the" }, { label: "impressions", num: true }, { label: "with a click", num: true }, { label: "share", num: true }],
-      rows: arms.map(([name, users, clicked]) => [name, count(users), count(clicked), users ? percent(clicked / users) : "–"]),
+      rows: arms.map(([name, users, clicked]) => [name, count(users), count(clicked), users ? `${((100 * clicked) / users).toFixed(1)} %` : "–"]),
     }),
     h("p", { class: "muted" }, `Of ${count(numbers.impressions)} impressions that were looked at, the first of each user counts.`),
     numbers.clicks

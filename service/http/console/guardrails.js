@@ -55,16 +55,16 @@ export async function show(context) {
   await context.every(EVERY_SECONDS, refresh);
 }
 
-/** A number of a rule in its unit. */
+/** A number of a rule in its unit; nothing where it is not known. */
 function amount(number, unit) {
-  if (number === null) return "–";
+  if (number === null) return "";
   return unit === "share" ? `${(100 * number).toFixed(1)} %` : unit === "index" ? number.toFixed(2) : score(number);
 }
 
 function boundsOf({ low, high, unit }) {
   if (low !== null && high !== null) return `${amount(low, unit)} to ${amount(high, unit)}`;
   if (low !== null) return `at least ${amount(low, unit)}`;
-  return high === null ? "–" : `at most ${amount(high, unit)}`;
+  return high === null ? "" : `at most ${amount(high, unit)}`;
 }
 
 function stateOf({ now, low, high, open_alert: alert }) {
@@ -78,7 +78,7 @@ function rulesOf(state) {
   return [
     table({
       caption: "Rules of the guardrails",
-      columns: [{ label: "rule" }, { label: "state" }, { label: "now", num: true }, { label: "usual", num: true }, { label: "all is well" }, { label: "what it watches", wide: true }],
+      columns: [{ label: "rule" }, { label: "state" }, { label: "now", num: true }, { label: "usual", num: true }, { label: "bounds" }, { label: "what it watches", wide: true }],
       rows: state.rules.map((rule) => [
         rule.rule.replaceAll("_", " "),
         stateOf(rule),

@@ -12,10 +12,11 @@ const EVERY_SECONDS = 5;
 
 export async function show(context) {
   const banner = h("div", { "aria-live": "polite" });
+  const way = h("div", {});
   const cards = h("div", { class: "cards" });
   const charts = h("div", { class: "charts" });
   const alerts = h("div", {});
-  fill(context.root, banner, cards, panel("How well it predicts", h("p", { class: "muted" }, "Each model's score on the log of each period, before anything had learned it. "), charts), panel("Open alerts", alerts));
+  fill(context.root, h("div", { class: "notes" }, banner, way), cards, panel("How well it predicts", h("p", { class: "muted" }, "Each model's score on the log of each period, before anything had learned it. "), charts), panel("Open alerts", alerts));
   let before;
   let charted;
   let told;
@@ -36,6 +37,7 @@ export async function show(context) {
         told = JSON.stringify(wrong); // a screen reader says it when it changes, and not again and again
         fill(banner, bannerOf(wrong));
       }
+      fill(way, wayOf(overview.installation.canary));
       fill(cards, cardsOf(overview));
       fill(alerts, openAlerts(found.alerts, refresh));
     }
@@ -70,12 +72,19 @@ function bannerOf(found) {
   return h("div", { class: `banner ${kindOf}` }, h("ul", { class: "plain" }, found.map(([text]) => h("li", {}, text))));
 }
 
+/** That a canary runs. */
+function wayOf(canary) {
+  if (!canary) return null;
+  const how = canary.since ? `answers ${percent(canary.share)} of the users, before it answers all or none: ` : "is on its way to a share of the users: ";
+  return h("p", { class: "banner busy" }, badge("canary", "busy"), version(canary.version), ` ${how}`, link("#/canary", "how it fares"), ".");
+}
+
 const card = (title, value, ...more) => h("section", { class: "card" }, h("h2", {}, title), h("p", { class: "big" }, value), more);
 const line = (...children) => h("p", { class: "muted" }, children);
 const health = (text) => (text === "ok" ? badge("ok", "ok") : badge("trouble", "bad"));
 
 function cardsOf({ checks, installation }) {
-  const { at, canary, model, open_period: open, newest, periods, processes, worker } = installation;
+  const { at, model, open_period: open, newest, periods, processes, worker } = installation;
   const waiting = (periods.sealed ?? 0) + (periods.updating ?? 0);
   return [
     card(
@@ -83,7 +92,6 @@ function cardsOf({ checks, installation }) {
       [version(model.version), " ", kind(model.kind)],
       line("made ", duration(seconds(model.created_at, at)), " ago", model.period ? [" from period ", period(model.period)] : ", the prior"),
       line(model.active_from ? ["served by all since ", time(model.active_from)] : "the api processes are loading it"),
-      canary && line(badge("canary", "busy"), version(canary.version), canary.since ? ` answers ${percent(canary.share)} of the users: ` : " is being loaded: ", link("#/canary", "how it fares")),
       model.head !== model.version && line("the next update continues from ", version(model.head)),
     ),
     card(

@@ -26,7 +26,7 @@ export async function show(context) {
   const done = async (work) => (await work) && refresh().catch((problem) => context.fail(problem, context.trouble));
 
   async function refresh() {
-    const [found, page] = await Promise.all([get("admin/webhooks", context.signal), get("admin/webhooks/deliveries?limit=50", context.signal)]);
+    const [found, page] = await Promise.all([get("admin/webhooks", context.signal), get("admin/webhooks/deliveries?limit=20", context.signal)]);
     fill(context.trouble);
     events = found.events;
     const text = JSON.stringify([found, page]);
@@ -39,7 +39,7 @@ export async function show(context) {
 
   function showDeliveries(webhooks, page) {
     const older = async () => {
-      const next = await get(`admin/webhooks/deliveries?limit=50&before=${page.next}`, context.signal);
+      const next = await get(`admin/webhooks/deliveries?limit=20&before=${page.next}`, context.signal);
       told = [...told, ...next.deliveries];
       showDeliveries(webhooks, next);
     };
@@ -79,11 +79,11 @@ function deliveryTable(deliveries, webhooks, done) {
   const byNumber = new Map(webhooks.map((each) => [each.number, each]));
   return table({
     caption: "Deliveries, newest first",
-    columns: [{ label: "happened" }, { label: "event" }, { label: "to", wide: true }, { label: "status" }, { label: "attempts", num: true }, { label: "next attempt" }, { label: "trouble", wide: true }, { label: "actions", hidden: true }],
+    columns: [{ label: "happened" }, { label: "event" }, { label: "to" }, { label: "status" }, { label: "attempts", num: true }, { label: "next attempt" }, { label: "trouble", wide: true }, { label: "actions", hidden: true }],
     rows: deliveries.map((each) => [
       time(each.occurred_at),
       each.event,
-      h("code", {}, byNumber.get(each.webhook)?.url ?? `webhook ${each.webhook}`),
+      h("span", { title: byNumber.get(each.webhook)?.url }, `webhook ${each.webhook}`),
       badge(each.status, STATUSES[each.status]),
       String(each.attempts),
       time(each.due_at),
@@ -98,7 +98,7 @@ async function add(events) {
   const made = await ask({
     title: "Add a webhook",
     body: [
-      field("Address", h("input", { name: "url", type: "url", required: true, maxlength: 2000, autocomplete: "off", placeholder: "https://hooks.example.com/asmg" }), "It is told of what happens from now on, by signed messages, as soon as the worker runs."),
+      field("Address", h("input", { name: "url", type: "url", required: true, maxlength: 2000, autocomplete: "off" }), "It is told of what happens from now on, by signed messages, as soon as the worker runs."),
       h("fieldset", {}, h("legend", {}, "Events"), h("p", { class: "hint" }, "None chosen: all, those of later releases too."), events.map((name) => h("div", { class: "choice" }, h("input", { type: "checkbox", name: "event", value: name, id: `event-${name}` }), h("label", { for: `event-${name}` }, name)))),
     ],
     action: "Add",

@@ -1,6 +1,6 @@
 """What the guardrails watch, their bounds, and what each has seen last, for operators."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -70,7 +70,7 @@ class RuleState:
     """Null where there is no such bound, or while too little is known."""
     high: float | None
     open_alert: int | None
-    """Number of the open alert of its kind."""
+    """Number of the alert that it has opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,11 @@ async def guardrail_state(database: Database, settings: GuardrailSettings) -> Gu
     if version is not None and (found := check_forgetting(scores, version, learned, settings.forgetting_bound)):
         checks[found.rule] = found
     opened = {alert.kind: alert.number for alert in alerts}
-    rules = [_state(name, checks.get(name), opened) for name in RULES]
+    to_blame = {RULES[name].alert for name, check in checks.items() if check.finding is not None}
+    rules = [
+        _state(name, checks.get(name), opened.get(rule.alert) if _is_told(rule, checks.get(name), to_blame) else None)
+        for name, rule in RULES.items()
+    ]
     return GuardrailState(
         period=samples[-1].period if samples else None,
         version=version,
@@ -123,8 +127,13 @@ async def guardrail_state(database: Database, settings: GuardrailSettings) -> Gu
     )
 
 
-def _state(name: str, check: Check | None, opened: Mapping[str, int]) -> RuleState:
-    """What operators see of a rule; `check` is None while it knows too little, `opened` are open alerts by kind."""
+def _is_told(rule: _Rule, check: Check | None, to_blame: Collection[AlertKind]) -> bool:
+    """Whether the open alert of its kind is this rule's: of two rules of a kind, that of the one which is broken."""
+    return rule.alert not in to_blame or (check is not None and check.finding is not None)
+
+
+def _state(name: str, check: Check | None, open_alert: int | None) -> RuleState:
+    """What operators see of a rule; `check` is None while it knows too little."""
     rule = RULES[name]
     return RuleState(
         rule=name,
@@ -136,5 +145,5 @@ def _state(name: str, check: Check | None, opened: Mapping[str, int]) -> RuleSta
         usual=None if check is None else check.usual,
         low=None if check is None else check.low,
         high=None if check is None else check.high,
-        open_alert=opened.get(rule.alert),
+        open_alert=open_alert,
     )
