@@ -1,4 +1,5 @@
-"""Takes pictures of every page of the console, at two widths, of a service that learns a small synthetic stream:
+"""Takes pictures of every page of the console, at two widths, and of some dialogs, of a service that learns a small
+synthetic stream:
 
     python scripts/screenshots.py docs/images
     python scripts/screenshots.py shots --url http://127.0.0.1:8000 --key KEY     # of a service that runs already
@@ -64,10 +65,10 @@ DIALOGS = {"versions-dialog": "versions", "canary-dialog": "canary", "webhooks-d
 """Picture of a dialog → the page that it belongs to."""
 ASK_AGAIN = ("overview", "periods", "canary", "guardrails", "webhooks")
 """Pages that ask for news again and again."""
-COLOURS = 64
-"""Of a picture; a fifth of the bytes."""
-MOST_HEIGHT = 2_400
-"""Pixels of a picture; a longer page is cut off."""
+COLOURS = 256
+"""Of a picture; a third of the bytes."""
+MOST_HEIGHT = {1280: 1_400, 390: 3_600}
+"""Pixels of a picture by its width; a longer page is cut off."""
 MOST_QUESTIONS = 120
 """Times that the script asks how a canary is."""
 
@@ -201,7 +202,8 @@ def take(browser: Browser, url: str, key: str, folder: Path, only: list[str]) ->
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="light")
         context.add_init_script(f"sessionStorage.setItem('asmg.key', '{key}')")
         page = context.new_page()
-        for name, address in {**PAGES, **{name: PAGES[page] for name, page in DIALOGS.items()}}.items():
+        dialogs = {name: PAGES[page] for name, page in DIALOGS.items()} if width == max(WIDTHS) else {}
+        for name, address in {**PAGES, **dialogs}.items():
             picture = f"{name}-{width}"
             if only and picture not in only:
                 continue
@@ -212,7 +214,7 @@ def take(browser: Browser, url: str, key: str, folder: Path, only: list[str]) ->
             prepare(page, name)
             page.wait_for_timeout(500)  # charts are drawn when their width is known
             shot = Image.open(BytesIO(page.screenshot(full_page=name not in DIALOGS)))
-            shot = shot.crop((0, 0, shot.width, min(shot.height, MOST_HEIGHT)))
+            shot = shot.crop((0, 0, shot.width, min(shot.height, MOST_HEIGHT[width])))
             shot.quantize(COLOURS).save(folder / f"{picture}.png", optimize=True)
             print(picture)
         context.close()

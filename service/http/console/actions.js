@@ -21,6 +21,7 @@ export async function serve(from, to, head) {
         { class: "plain" },
         h("li", {}, `The artifacts of v${to} are read and compared with their digests first; nothing changes where one is damaged.`),
         h("li", {}, `Then all api processes load v${to} and switch from v${from} at one moment. No request fails meanwhile.`),
+        h("li", {}, "A canary that runs ends with it."),
         h("li", {}, `v${from} is kept, so you can roll ${way === "back" ? "forward" : "back"} again.`),
       ),
       h(

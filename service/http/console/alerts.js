@@ -1,11 +1,11 @@
 // What is wrong now, and what was.
 
 import { acknowledge } from "./actions.js";
-import { badge, button, h, table } from "./dom.js";
-import { pairs, period, time, version } from "./format.js";
+import { badge, button, h, link, table } from "./dom.js";
+import { pairs, time, version } from "./format.js";
 
 const words = (alert) => [alert.message, Object.keys(alert.numbers ?? {}).length > 0 && h("details", { "data-focus": `alert ${alert.number}` }, h("summary", { "data-focus": `numbers ${alert.number}` }, "numbers"), pairs(alert.numbers))];
-const about = (alert) => [alert.period && ["period ", period(alert.period)], alert.period && alert.version !== null && ", ", alert.version !== null && version(alert.version)];
+const about = (alert) => [alert.period && link(`#/periods/${alert.period}`, `period ${alert.period}`), alert.period && alert.version !== null && ", ", alert.version !== null && version(alert.version)];
 const severity = (alert) => badge(alert.severity, alert.severity === "warning" ? "warn" : "bad");
 
 /** Alerts that are open. */

@@ -76,7 +76,7 @@ function bannerOf(found) {
 function wayOf(canary) {
   if (!canary) return null;
   const how = canary.since ? `answers ${percent(canary.share)} of the users, before it answers all or none: ` : "is on its way to a share of the users: ";
-  return h("p", { class: "banner busy" }, badge("canary", "busy"), version(canary.version), ` ${how}`, link("#/canary", "how it fares"), ".");
+  return h("p", { class: "banner busy" }, h("b", {}, "Canary: "), version(canary.version), ` ${how}`, link("#/canary", "how it fares"), ".");
 }
 
 const card = (title, value, ...more) => h("section", { class: "card" }, h("h2", {}, title), h("p", { class: "big" }, value), more);

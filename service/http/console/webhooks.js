@@ -58,7 +58,7 @@ function webhookTable(webhooks, done) {
       return [
         String(number),
         h("code", {}, each.url),
-        each.events?.join(", ") ?? "all",
+        each.events?.map((name) => badge(name)) ?? "all",
         off ? [badge("off", "warn"), " ", each.off_reason] : badge("on", "ok"),
         time(each.created_at),
         each.created_by,
@@ -86,7 +86,7 @@ function deliveryTable(deliveries, webhooks, done) {
       h("span", { title: byNumber.get(each.webhook)?.url }, `webhook ${each.webhook}`),
       badge(each.status, STATUSES[each.status]),
       String(each.attempts),
-      time(each.due_at),
+      each.due_at && time(each.due_at),
       each.status !== "delivered" && [each.answer && `status ${each.answer} `, each.error],
       byNumber.get(each.webhook)?.off_at === null && button("Send again…", () => done(sendAgain(each)), { "data-focus": `again ${each.number}`, "aria-label": `Send delivery ${each.number} again` }),
     ]),

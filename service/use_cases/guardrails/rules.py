@@ -182,9 +182,9 @@ def _check_live_loss(profiles: Sequence[Profile]) -> list[Check]:
     in_a_row, finding = losing_in_a_row(profiles), None
     # A model that has learned one or two periods may lose once: it is still unsure of itself in the wrong places.
     if in_a_row and (in_a_row > 1 or len(profiles) > LEAST_BEFORE):
+        often = f", {in_a_row} periods in a row" if in_a_row > 1 else ""
         message = (
-            f"what is served is worse than a constant, {in_a_row} periods in a row: "
-            f"LogLoss {now.logloss:.4f} against {now.constant:.4f}"
+            f"what is served is worse than a constant{often}: LogLoss {now.logloss:.4f} against {now.constant:.4f}"
         )
         finding = Finding("live_loss", message, {"logloss": now.logloss, "constant": now.constant})
     return [Check("live_loss", now.logloss - now.constant, high=CERTAINTY * now.error, finding=finding)]
