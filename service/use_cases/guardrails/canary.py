@@ -60,7 +60,11 @@ async def start_canary(work: UnitOfWork, version: int, settings: Settings, *, ac
     if running is not None:
         share, salt = running.share, running.salt
         await work.canaries.end(
-            running.version, CanaryState.REPLACED, actor=actor, reason=f"version {version} is newer"
+            running.version,
+            CanaryState.REPLACED,
+            actor=actor,
+            reason=f"version {version} is newer",
+            numbers=running.numbers,
         )
     await work.canaries.start(version, champion.version, share=share, salt=salt, minutes=minutes)
     await work.models.set_alias(
@@ -82,9 +86,9 @@ async def note_end(
         promoted: whether it answers all users from now on, or none.
         actor: who has decided.
         reason: why.
-        numbers: by which it was decided.
+        numbers: by which it was decided; None for those that the worker has noted so far.
     """
-    state = CanaryState.PROMOTED if promoted else CanaryState.REVERTED
+    state, numbers = CanaryState.PROMOTED if promoted else CanaryState.REVERTED, numbers or running.numbers
     await work.canaries.end(running.version, state, actor=actor, reason=reason, numbers=numbers)
     detail = {"version": running.version, "champion": running.champion_version, "numbers": numbers or {}}
     action, event = ("promote_canary", Event.CANARY_PROMOTED) if promoted else ("revert_canary", Event.CANARY_REVERTED)
