@@ -13,22 +13,26 @@ export async function show(context) {
   const rows = h("div", {});
   const deliveries = h("div", {});
   const more = h("div", { class: "row" });
-  let events = [];
   let before;
   let told = [];
   fill(
     context.root,
-    h("div", { class: "row" }, button("Add a webhook…", () => done(add(events)), { class: "primary", "data-focus": "add" })),
+    h("div", { class: "row" }, button("Add a webhook…", () => done(add()), { class: "primary", "data-focus": "add" })),
     panel("Webhooks", rows),
     panel("Deliveries", deliveries, more),
   );
 
-  const done = async (work) => (await work) && refresh().catch((problem) => context.fail(problem, context.trouble));
+  async function done(work) {
+    try {
+      if (await work) await refresh();
+    } catch (problem) {
+      context.fail(problem, context.trouble);
+    }
+  }
 
   async function refresh() {
     const [found, page] = await Promise.all([get("admin/webhooks", context.signal), get("admin/webhooks/deliveries?limit=20", context.signal)]);
     fill(context.trouble);
-    events = found.events;
     const text = JSON.stringify([found, page]);
     if (text === before) return;
     before = text;
@@ -94,7 +98,8 @@ function deliveryTable(deliveries, webhooks, done) {
   });
 }
 
-async function add(events) {
+async function add() {
+  const { events } = await get("admin/webhooks");
   const made = await ask({
     title: "Add a webhook",
     body: [
