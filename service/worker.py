@@ -112,7 +112,10 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
     metrics.follow_progress(lambda: heartbeat.last)
     probing = start_alone(probe_servers(database, redis, metrics.servers), name="probe the servers")
     logger.info("worker started with %s", settings.updater)
-    exporter = None if exports is None else Exporter(database, exports, settings.data_dir / SCRATCH_FOLDER)
+    exporter = None
+    if exports is not None:
+        scratch = settings.data_dir / SCRATCH_FOLDER
+        exporter = Exporter(database, exports, scratch, failed=metrics.note_export_failure)
     backoff, deletions = _Backoff(settings.worker_poll_seconds), PendingDeletions(context)
     sessions_checked = False
     try:

@@ -103,6 +103,31 @@ class Metrics:
             registry=registry,
             multiprocess_mode="mostrecent",
         )
+        self._canary_share = Gauge(
+            "asmg_canary_share",
+            "Share of the users whom a new version answers first, as Postgres has it; 0 where none does.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._canaries = Gauge(
+            "asmg_canaries",
+            "Versions that answered a share of the users first, by what became of them, as Postgres has them.",
+            ["state"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._exports_waiting = Gauge(
+            "asmg_exports_waiting",
+            "Learned periods whose logs wait for their export, as Postgres has them; 0 without ASMG_EXPORT_URL.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._export_wait = Gauge(
+            "asmg_export_wait_seconds",
+            "Seconds since the update of the first of them has ended; 0 where none waits.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self._heartbeat_age = Gauge(
             "asmg_worker_heartbeat_age_seconds",
             "Seconds since the leading worker last got any further; infinite where nothing is known of one.",
@@ -209,6 +234,17 @@ class Metrics:
             self._alerts.labels(kind).set(count)
         for status, count in deliveries.items():
             self._deliveries.labels(status).set(count)
+
+    def note_canaries(self, share: float, counts: Mapping[str, int]) -> None:
+        """Set the share of the users whom a canary answers, and the numbers of canaries by state."""
+        self._canary_share.set(share)
+        for state, count in counts.items():
+            self._canaries.labels(state).set(count)
+
+    def note_exports(self, waiting: int, seconds: float) -> None:
+        """Set how many logs wait for their export, and for how long the first of them has."""
+        self._exports_waiting.set(waiting)
+        self._export_wait.set(seconds)
 
     def note_turns(self, ready_version: int, lag_seconds: float) -> None:
         """Set what this process has loaded, and for how long it should have served another version."""

@@ -11,7 +11,8 @@ from service.http.app_state import AppState
 from service.http.ping import within_time
 from service.telemetry.port import metrics_port
 from service.use_cases.alerts import alert_counts
-from service.use_cases.model_status import gate_summary
+from service.use_cases.export import exports_waiting
+from service.use_cases.model_status import canary_counts, gate_summary
 from service.use_cases.processes import list_processes
 from service.use_cases.quality import model_summary
 from service.use_cases.status import label_totals, period_counts
@@ -50,6 +51,9 @@ async def _note_stored(state: AppState) -> None:
     state.metrics.note_periods(await period_counts(state.database))
     alerts, deliveries = await alert_counts(state.database), await delivery_counts(state.database)
     state.metrics.note_notifications(alerts, deliveries)
+    state.metrics.note_canaries(*await canary_counts(state.database))
+    if state.settings.export_url is not None:
+        state.metrics.note_exports(*await exports_waiting(state.database))
     gate = await gate_summary(state.database)
     state.metrics.note_gate(gate.decisions, gate.in_a_row, gate.losses())
     state.metrics.models.note(await model_summary(state.database))

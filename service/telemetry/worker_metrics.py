@@ -40,6 +40,11 @@ class WorkerMetrics:
             "Merges of layers that failed; the layers serve as well.",
             registry=registry,
         )
+        self._export_failures = Counter(
+            "asmg_worker_export_failures",
+            "Attempts of this worker to export logs that failed; each is made again.",
+            registry=registry,
+        )
         self._leading = Gauge("asmg_worker_leading", "1 where this worker leads, 0 in reserve.", registry=registry)
         self._age = Gauge(
             "asmg_worker_progress_age_seconds",
@@ -69,6 +74,10 @@ class WorkerMetrics:
             self._compaction_failures.inc()
         else:
             self._compactions.observe(seconds)
+
+    def note_export_failure(self) -> None:
+        """Note that logs could not be exported."""
+        self._export_failures.inc()
 
     def note_leading(self, leads: bool) -> None:
         """Note whether this worker leads."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,16 @@ from service.errors import ServiceError
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EXPORTED, columns_of
 
-__all__ = ["SCRATCH_FOLDER", "Destination", "Exporter", "Folder", "export_pending", "export_period", "file_of"]
+__all__ = [
+    "SCRATCH_FOLDER",
+    "Destination",
+    "Exporter",
+    "Folder",
+    "export_pending",
+    "export_period",
+    "exports_waiting",
+    "file_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +169,12 @@ async def export_pending(database: Database, destination: Destination, scratch: 
         logger.info("period %d is exported: %s", number, written)
 
 
+async def exports_waiting(database: Database) -> tuple[int, float]:
+    """Number of periods that were learned and wait for their export, and for how many seconds the first has waited."""
+    async with database.read() as session:
+        return await session.exports.waiting()
+
+
 class Exporter:
     """Exports in the background of the worker's updates, which do not wait for it.
 
@@ -167,12 +182,16 @@ class Exporter:
         database: has the logs.
         destination: of the files.
         scratch: folder with room for the files of a period, twice.
+        failed: called after each attempt that has failed.
     """
 
-    def __init__(self, database: Database, destination: Destination, scratch: Path) -> None:
+    def __init__(
+        self, database: Database, destination: Destination, scratch: Path, failed: Callable[[], None] = lambda: None
+    ) -> None:
         self._database = database
         self._destination = destination
         self._scratch = scratch
+        self._failed = failed
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -188,6 +207,7 @@ class Exporter:
                 await export_pending(self._database, self._destination, self._scratch)
             except Exception as error:
                 known = isinstance(error, (ServiceError, OSError))
+                self._failed()
                 logger.warning("logs wait for their export: %s", error, exc_info=None if known else error)
                 await asyncio.sleep(RETRY_SECONDS)
                 self._wake.set()

@@ -4,22 +4,26 @@ dashboard show these documents as they are.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from service.errors import ModelNotFound
+from service.guardrail_settings import GuardrailSettings
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import AliasName, Canary, CanaryState, GateSummary, ModelKind, ModelVersion
 from service.use_cases.status import MAX_NUMBER, before_number
 
 __all__ = [
     "CanaryDocument",
+    "CanaryPage",
     "ModelDetail",
     "ModelDocument",
     "ModelPage",
+    "canary_counts",
     "canary_document",
     "gate_summary",
     "get_model",
+    "list_canaries",
     "list_models",
 ]
 
@@ -70,7 +74,24 @@ class CanaryDocument:
     reason: str | None
     """Of its end."""
     numbers: Mapping[str, Any] | None
-    """By which it was decided."""
+    """By which it was decided; while it runs, what the worker knows so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryPage:
+    """The canary that runs, and what became of those before it, newest first."""
+
+    at: datetime
+    """Now."""
+    share: float
+    """`ASMG_CANARY_SHARE`: of the users, whom the next version answers first; 0: it answers all of them at once."""
+    minutes: float
+    """`ASMG_CANARY_MINUTES`."""
+    running: CanaryDocument | None
+    """Null where none runs."""
+    ended: Sequence[CanaryDocument]
+    next: int | None
+    """`before` of the next page; null on the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +151,32 @@ async def list_models(database: Database, *, limit: int, before: int | None) -> 
         next=page[-1].version if len(models) > limit else None,
         canary=None if canary is None else canary_document(canary),
     )
+
+
+async def list_canaries(
+    database: Database, settings: GuardrailSettings, *, limit: int, before: int | None = None
+) -> CanaryPage:
+    """The canary that runs, and at most `limit` of those that have ended, newest first, of those below `before`."""
+    async with database.read() as session:
+        running = await session.canaries.running()
+        ended = await session.canaries.ended(limit + 1, before_number(before))
+    return CanaryPage(
+        at=datetime.now(UTC),
+        share=settings.canary_share,
+        minutes=settings.canary_minutes,
+        running=None if running is None else canary_document(running),
+        ended=[canary_document(canary) for canary in ended[:limit]],
+        next=ended[limit - 1].version if len(ended) > limit else None,
+    )
+
+
+async def canary_counts(database: Database) -> tuple[float, Mapping[str, int]]:
+    """The share of the users whom a canary answers now, 0 where none does; the number of canaries by state."""
+    async with database.read() as session:
+        running = await session.canaries.running()
+        counts = await session.canaries.counts()
+    share = 0.0 if running is None or (running.elapsed_seconds or 0) <= 0 else running.share
+    return share, {**{str(state): 0 for state in CanaryState}, **counts}
 
 
 def canary_document(canary: Canary) -> CanaryDocument:

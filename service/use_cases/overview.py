@@ -12,7 +12,7 @@ from service.errors import NotReady
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import AliasName, ModelKind
 from service.storage.redis.notices import Notices
-from service.use_cases.model_status import gate_summary
+from service.use_cases.model_status import CanaryDocument, canary_document, gate_summary
 from service.use_cases.processes import list_processes
 from service.use_cases.status import PeriodDocument, list_periods, period_counts
 
@@ -64,6 +64,8 @@ class Overview:
 
     at: datetime
     model: ModelInService
+    canary: CanaryDocument | None
+    """The version that answers a share of the users, or is about to; null where none does."""
     open_period: PeriodDocument
     newest: PeriodDocument | None
     """The newest closed period, whose update may be under way; null before the first close."""
@@ -91,6 +93,7 @@ async def get_overview(database: Database, notices: Notices, *, stall_seconds: f
     async with database.read() as session:
         champion, head = [await session.models.alias(name) for name in (AliasName.CHAMPION, AliasName.HEAD)]
         model = None if champion is None else await session.models.get(champion.version)
+        canary = await session.canaries.running()
     if champion is None or model is None:
         raise NotReady("no model is served yet")
     newest = (await list_periods(database, notices, limit=2, before=None)).periods
@@ -110,6 +113,7 @@ async def get_overview(database: Database, notices: Notices, *, stall_seconds: f
             pinned=model.pinned,
             head=None if head is None else head.version,
         ),
+        canary=None if canary is None else canary_document(canary),
         open_period=newest[0],
         newest=newest[1] if len(newest) > 1 else None,
         periods=await period_counts(database),

@@ -80,6 +80,8 @@ TABLE = [
     Call("POST", "/admin/rollback", scopes("admin"), 422, {}),
     Call("GET", "/admin/audit", scopes("admin"), 200),
     Call("GET", "/admin/processes", scopes("admin"), 200),
+    Call("GET", "/admin/guardrails", scopes("admin"), 200),
+    Call("GET", "/admin/canary", scopes("admin"), 200),
     Call("POST", "/admin/canary/promote", scopes("admin"), 422, {}),
     Call("POST", "/admin/canary/revert", scopes("admin"), 422, {}),
     Call("GET", "/admin/replay", scopes("admin"), 422),

@@ -186,6 +186,11 @@ async def test_a_bad_version_reaches_its_share_and_goes_back_and_a_good_one_goes
         await shop.pass_time(10)
         waits = await judge.look()
         assert waits is not None and (waits.verdict, waits.reason) == (Verdict.WAIT, "not shown to be worse")
+        page = (await apps[0].client.get("/admin/canary")).json()
+        assert (page["running"]["version"], page["running"]["numbers"]) == (3, waits.numbers)
+        assert [(each["version"], each["state"]) for each in page["ended"]] == [(2, "reverted")]
+        metrics = (await apps[0].client.get("/metrics")).text.splitlines()
+        assert {f"asmg_canary_share {SHARE}", 'asmg_canaries{state="running"} 1.0'} <= set(metrics)
         await shop.pass_time(25)
         goes = await judge.look()
         assert goes is not None and goes.verdict is Verdict.ON

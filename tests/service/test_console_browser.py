@@ -4,21 +4,26 @@ Skipped where there is no Chromium. `ASMG_TEST_CHROMIUM` names the program where
 """
 
 import asyncio
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
+import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, Route, expect, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
+from sqlalchemy import text
 
-from service.storage.postgres.database import Database
-from service.storage.postgres.repositories import PeriodStatus
+from service.settings import Settings
+from service.storage.postgres.database import Database, Lock
+from service.storage.postgres.repositories import AlertKind, PeriodStatus, SampleScore, Severity
+from service.use_cases.alerts import close_alert, raise_alert
+from service.use_cases.guardrails.canary import CanaryJudge, start_canary
+from service.use_cases.guardrails.canary_evidence import Verdict
 from service.use_cases.guardrails.watch import watch
 from service.use_cases.keys import create_key
 from tests.conftest import in_thread
@@ -32,42 +37,24 @@ CHROMIUM = os.environ.get("ASMG_TEST_CHROMIUM") or next(
 )
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
-PAGES = ("", "versions", "versions/2", "periods", "periods/2", "try", "keys", "audit", "webhooks")
+PAGES = (
+    "",
+    "versions",
+    "versions/2",
+    "canary",
+    "periods",
+    "periods/2",
+    "guardrails",
+    "try",
+    "keys",
+    "audit",
+    "webhooks",
+)
 MOST_TABS = 80
+MESSAGE = "The gate lets nothing serve that was learned from period 2 <b>now</b>."
+VISITORS, SHARE = 400, 0.5
 DARK_AND_NARROW = {"runOnly": ["color-contrast", "scrollable-region-focusable", "target-size"]}
 """Rules of axe that may be broken by colours and widths alone."""
-
-ALERT = {
-    "number": 7,
-    "kind": "gate_refused",
-    "severity": "critical",
-    "period": 2,
-    "version": 2,
-    "message": "The gate lets nothing serve that was learned from period 2 <b>now</b>.",
-    "numbers": {"logloss": 0.71},
-    "opened_at": "2026-01-01T00:00:00Z",
-    "closed_at": None,
-    "acknowledged_by": None,
-}
-WEBHOOK = {
-    "number": 1,
-    "url": "https://hooks.example.com/asmg",
-    "events": None,
-    "created_at": "2026-01-01T00:00:00Z",
-    "created_by": "me",
-    "off_at": None,
-    "off_reason": None,
-}
-DELIVERY = {
-    "webhook": 1,
-    "event": "published",
-    "occurred_at": "2026-01-01T00:00:00Z",
-    "status": "failed",
-    "attempts": 3,
-    "due_at": None,
-    "answer": 500,
-    "error": "it answered 500",
-}
 
 
 @dataclass
@@ -141,7 +128,7 @@ def console(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Iterator[Conso
     if CHROMIUM is None:
         pytest.skip("there is no chromium on the PATH; ASMG_TEST_CHROMIUM names one")
     in_thread(asyncio.run, live(postgres_dsn, redis_url, tmp_path))
-    settings = settings_for(postgres_dsn, redis_url, tmp_path, root_path="/shop/ctr")
+    settings = settings_for(postgres_dsn, redis_url, tmp_path, root_path="/shop/ctr", impression_deadline_seconds=30)
     with served_app(settings) as server, sync_playwright() as playwright:
         url = f"{server}/shop/ctr"
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -154,10 +141,6 @@ def console(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Iterator[Conso
         page.on("request", lambda call: None if call.url.startswith(f"{url}/") else faults.append(call.url))
         yield Console(page, url, postgres_dsn, redis_url, tmp_path, faults)
         browser.close()
-
-
-def answer(document: Any) -> Callable[[Route], None]:
-    return lambda route: route.fulfill(body=json.dumps(document), content_type="application/json")
 
 
 def test_an_operator_closes_a_period_watches_it_rolls_back_and_forward(console: Console) -> None:
@@ -204,6 +187,9 @@ def test_an_operator_closes_a_period_watches_it_rolls_back_and_forward(console: 
 
     check_replay(console)
     check_charts(console)
+    check_guardrails(console)
+    check_canary(console)
+    check_webhooks(console)
     check_pages(console)
     check_keys(console)
     # The browser says on its own that a call was answered 401, 403 or 404.
@@ -252,36 +238,120 @@ def check_charts(console: Console) -> None:
     assert kept, "a page that shows news does not lose the focus"
 
 
+def check_guardrails(console: Console) -> None:
+    """Each rule is there, the matrix has what version 2 has forgotten, and an alert can be closed."""
+    page = console.page
+    in_thread(asyncio.run, forget(console.dsn))
+    console.go("guardrails")
+    rules = page.get_by_role("table", name="Rules of the guardrails").get_by_role("row")
+    expect(rules).to_have_count(9)
+    expect(rules.filter(has_text="live loss")).to_contain_text("at most")
+    expect(rules.filter(has_text="drift clicks")).to_contain_text("alert is open")
+    expect(rules.filter(has_text="drift new users")).to_contain_text("knows too little")
+    row = page.get_by_role("table", name="AUC by version and period").get_by_role("row").filter(has_text="v2")
+    expect(row.get_by_role("cell").nth(1)).to_have_text("−0.045")  # on period 1, and as the mean
+    expect(row.get_by_role("cell").nth(0)).to_have_text("−0.045")
+    expect(row.locator(".w2")).to_have_count(2)
+    expect(row.locator(".own")).to_have_count(1)
+    page.get_by_label("Measure").select_option("logloss")
+    expect(page.get_by_role("table", name="LogLoss by version and period")).to_be_visible()
+    page.get_by_role("button", name="Seen: alert").first.focus()
+    page.keyboard.press("Enter")
+    page.get_by_label("Close it too").check()
+    page.get_by_label("Reason").fill("it was a test")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("table", name="Closed alerts")).to_contain_text("it was a test")
+    expect(page.get_by_role("table", name="Open alerts")).to_contain_text(MESSAGE)  # as text, tags and all
+
+
+def check_canary(console: Console) -> None:
+    """A canary is seen with the evidence so far, and taken back by keyboard."""
+    page = console.page
+    in_thread(asyncio.run, begin_canary(console))
+    console.go("")
+    expect(page.get_by_text("of the users, before it answers all or none")).to_be_visible()
+    in_thread(asyncio.run, shop(console))
+    console.go("canary")
+    expect(page.get_by_role("heading", name="Version 1 is on its way")).to_be_visible()
+    users = page.get_by_role("table", name="The first impression of each user")
+    found = page.evaluate("fetch('admin/canary').then((answer) => answer.json())")["running"]["numbers"]
+    assert found["canary_users"] + found["champion_users"] == VISITORS
+    expect(users).to_contain_text(f"{found['canary_users']}{found['canary_clicked']}")
+    signs = {name: f"{found[name]['difference']:+.4f}".replace("-", "−") for name in ("clicks", "logloss")}
+    expect(page.get_by_role("img", name=f"Clicks, canary less champion: {signs['clicks']}")).to_be_visible()
+    expect(page.get_by_role("img", name=f"LogLoss, canary less champion: {signs['logloss']}")).to_be_visible()
+    check_page(console, "canary")
+    console.press("Take back…")
+    dialog = page.get_by_role("dialog", name="Take v1 back")
+    page.keyboard.type("complaints")
+    page.keyboard.press("Enter")
+    expect(dialog).to_have_count(0)
+    expect(page.get_by_role("heading", name="No canary runs")).to_be_visible()
+    ended = page.get_by_role("table", name="Canaries that have ended").get_by_role("row").filter(has_text="v1")
+    expect(ended).to_contain_text("reverted")
+    expect(ended).to_contain_text("complaints")
+
+
+def check_webhooks(console: Console) -> None:
+    """One is added, whose secret is shown once, told, switched off, and removed."""
+    page = console.page
+    console.go("webhooks")
+    page.get_by_role("button", name="Add a webhook…").click()
+    page.get_by_label("Address").fill("https://hooks.example.com/asmg")
+    page.get_by_label("alert.closed").check()
+    page.get_by_role("button", name="Add", exact=True).click()
+    secret = page.get_by_role("textbox", name="Secret").input_value()
+    assert secret.startswith("whsec_")
+    in_thread(asyncio.run, fail_delivery(console.dsn))
+    page.get_by_role("button", name="I have it").click()
+    rows = page.get_by_role("table", name="Webhooks").get_by_role("row")
+    expect(rows.nth(1)).to_contain_text("hooks.example.com")
+    assert secret not in page.content()
+    told = page.get_by_role("table", name="Deliveries").get_by_role("row").nth(1)
+    expect(told).to_contain_text("status 500 it fell over")
+    told.get_by_role("button").click()
+    page.get_by_role("button", name="Send again", exact=True).click()
+    expect(told).to_contain_text("waiting")
+    for name in ("Switch webhook 1 off", "Switch webhook 1 on"):
+        page.get_by_role("button", name=name).click()
+        dialog = page.get_by_role("dialog", name=name)
+        dialog.get_by_label("Reason").fill("maintenance")
+        page.keyboard.press("Enter")
+        expect(dialog).to_have_count(0)
+    expect(rows.nth(1)).to_contain_text("on")
+    check_page(console, "webhooks")
+    page.get_by_role("button", name="Remove webhook 1").click()
+    page.get_by_role("button", name="Remove for ever").click()
+    expect(page.get_by_text("Nobody is told.")).to_be_visible()
+
+
 def check_pages(console: Console) -> None:
     """No page has faults of accessibility, or is wider than a narrow phone, in light and dark; alerts are seen."""
-    page = console.page
-    page.route("**/admin/alerts?*", answer({"alerts": [ALERT], "next": None}))
-    page.route("**/admin/webhooks", answer({"webhooks": [WEBHOOK]}))
-    page.route("**/admin/webhooks/deliveries?*", answer({"deliveries": [DELIVERY], "next": None}))
-    axe = Axe()
     for address in PAGES:
-        page.set_viewport_size({"width": 1280, "height": 800})
-        page.emulate_media(color_scheme="light")
         console.go(address)
-        expect(page.locator("main h2").first).to_be_visible()
+        check_page(console, address)
         if address == "":
-            expect(page.locator(".banner.bad")).to_contain_text(ALERT["message"])  # as text, tags and all
-        if address == "webhooks":
-            expect(page.get_by_role("table", name="Deliveries")).to_contain_text("it answered 500")
-        for width, scheme, options in ((1280, "light", {}), (360, "dark", DARK_AND_NARROW)):
-            page.set_viewport_size({"width": width, "height": 800})
-            page.emulate_media(color_scheme=scheme)
-            # A busy browser needs a moment for the new width.
-            page.wait_for_function("(width) => document.documentElement.scrollWidth <= width", arg=width)
-            report = axe.run(page, options={"resultTypes": ["violations"], **options})
-            assert report.violations_count == 0, (address, scheme, report.generate_report())
-    page.unroute_all()
+            expect(console.page.locator(".banner.bad")).to_contain_text(MESSAGE)
+
+
+def check_page(console: Console, address: str) -> None:
+    """The page that is open has no such fault."""
+    page = console.page
+    expect(page.locator("main h2").first).to_be_visible()
+    for width, scheme, options in ((1280, "light", {}), (360, "dark", DARK_AND_NARROW)):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
+        # A busy browser needs a moment for the new width.
+        page.wait_for_function("(width) => document.documentElement.scrollWidth <= width", arg=width)
+        report = Axe().run(page, options={"resultTypes": ["violations"], **options})
+        assert report.violations_count == 0, (address, scheme, report.generate_report())
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.emulate_media(color_scheme="light")
 
 
 def check_keys(console: Console) -> None:
     """The first key is made here and used at once; a call without a good one leads to the form, which says why."""
     page = console.page
-    page.set_viewport_size({"width": 1280, "height": 800})
     console.go("keys")
     page.get_by_role("button", name="Create a key…").click()
     page.get_by_label("Name").fill("operator")
@@ -330,3 +400,74 @@ async def change_behind(dsn: str) -> str:
         await work.commit()
     await database.close()
     return key
+
+
+async def forget(dsn: str) -> None:
+    """Have version 2 rank period 1, of which something was kept, worse than version 1; open two alerts."""
+    database = Database(dsn, pool_size=1)
+    async with database.unit_of_work() as work:
+        [kept] = await work.samples.newest(1)
+        await work.samples.put(replace(kept, period=1))
+        for version, auc in ((1, 0.7), (2, 0.655)):
+            await work.samples.request(version, 1, 1)
+            score = SampleScore(
+                version=version, period=1, events=100, auc=auc, logloss=0.5, served_logloss=0.5, error=0.01
+            )
+            await work.samples.score([score])
+        await raise_alert(work, AlertKind.GATE_REFUSED, MESSAGE, severity=Severity.CRITICAL, period=2, version=2)
+        await raise_alert(work, AlertKind.DRIFT_CLICKS, "far more clicks than usual", numbers={"now": 0.9})
+        await work.commit()
+    await database.close()
+
+
+async def begin_canary(console: Console) -> None:
+    """Have version 1 answer a share of the users, beside version 2."""
+    settings = Settings(canary_share=SHARE)
+    async with bench(console.dsn, console.redis_url, console.folder) as b:
+        async with b.database.unit_of_work() as work:
+            await work.lock_exclusive(Lock.MODELS)
+            await start_canary(work, 1, settings, actor="worker", reason="published")
+            await work.commit()
+        await b.context.notices.publish_swap()
+
+
+async def shop(console: Console) -> None:
+    """Log an impression of each visitor, of whom a third clicks; let time pass, and have the worker look at it."""
+    async with bench(console.dsn, console.redis_url, console.folder) as b:
+        for _ in range(600):
+            if await CanaryJudge(b.database, b.context.notices, b.settings).look() is not None:
+                break
+            await asyncio.sleep(0.05)  # the service loads it
+        names = [f"visitor{n}" for n in range(VISITORS)]
+        async with httpx.AsyncClient(timeout=60) as client:
+            for start in range(0, VISITORS, 200):
+                questions = [
+                    {"user_id": name, "items": ["i1", "i2"], "request_id": name, "log_impressions": True}
+                    for name in names[start : start + 200]
+                ]
+                await client.post(f"{console.url}/predict/batch", json={"requests": questions})
+            now = datetime.now(UTC).isoformat()
+            clicks = [{"request_id": name, "item_id": "i1", "timestamp": now} for name in names[::3]]
+            assert (await client.post(f"{console.url}/clicks", json={"clicks": clicks})).json()["accepted"]
+        async with b.database.unit_of_work() as work:
+            for table, column in (("impressions", "shown_at"), ("clicks", "clicked_at"), ("aliases", "active_from")):
+                change = f"UPDATE {table} SET {column} = {column} - interval '10 minutes'"
+                await work.connection.execute(text(change))
+            await work.commit()
+        judgement = await CanaryJudge(b.database, b.context.notices, b.settings).look()
+        assert judgement is not None
+        assert judgement.verdict is Verdict.WAIT, judgement
+
+
+async def fail_delivery(dsn: str) -> None:
+    """Tell the webhook that an alert is closed, which it does not accept."""
+    database = Database(dsn, pool_size=1)
+    async with database.unit_of_work() as work:
+        await raise_alert(work, AlertKind.QUALITY, "worse than it was")
+        await close_alert(work, AlertKind.QUALITY, reason="better again")
+        [told] = await work.deliveries.claim(lease=timedelta(hours=1), most=1, busy=())
+        await work.deliveries.fail(
+            told.number, 500, "it fell over", pause=timedelta(hours=1), give_up=timedelta(seconds=0)
+        )
+        await work.commit()
+    await database.close()

@@ -21,7 +21,7 @@ from service.storage.postgres.repositories.log_columns import PeriodLog
 from service.storage.redis.histories import HistoryStore
 from service.use_cases import export, retention
 from service.use_cases.close_period import close_period
-from service.use_cases.export import Exporter, Folder, export_pending, export_period, file_of
+from service.use_cases.export import Exporter, Folder, export_pending, export_period, exports_waiting, file_of
 from service.use_cases.ingest import ingest, ingest_clicks, ingest_impressions
 from service.use_cases.retention import drop_old_logs
 from service.use_cases.update.resolve import resolve_skipped
@@ -137,11 +137,15 @@ async def test_no_log_is_dropped_before_it_is_exported(
     assert await drop_old_logs(closed, settings) == [1]
     puts[:] = puts[:-2]  # the next attempt, that of the worker, fails too, and is made again
     monkeypatch.setattr(export, "RETRY_SECONDS", 0.01)
-    exporter = Exporter(closed, objects, tmp_path / "scratch")
+    count, seconds = await exports_waiting(closed)
+    assert (count, seconds > 0) == (1, True)
+    failures: list[None] = []
+    exporter = Exporter(closed, objects, tmp_path / "scratch", failed=lambda: failures.append(None))
     exporting = asyncio.create_task(exporter.run())
     exporter.wake()
     await until_true(closed, "SELECT exported_at IS NOT NULL FROM periods WHERE number = 2")
     exporting.cancel()
+    assert (await exports_waiting(closed), len(failures)) == ((0, 0.0), 1)
     assert await export_pending(closed, objects, tmp_path / "scratch") == []
     assert puts == [file_of(name, number) for number in (1, 2, 2) for name in EXPORTED]
     assert await export_period(closed, objects, tmp_path / "scratch", 2) == {}  # all is there

@@ -1,12 +1,20 @@
 """The rules of the guardrails, on made-up profiles and scores."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from service.storage.postgres.repositories import SampleScore
-from service.use_cases.guardrails.rules import find_drift, find_forgetting, find_loss, losing_in_a_row, stability
+from service.use_cases.guardrails.rules import (
+    check_drift,
+    find_drift,
+    find_forgetting,
+    find_loss,
+    losing_in_a_row,
+    stability,
+)
 from service.use_cases.update.sample import EDGES, Profile
 
 
@@ -55,7 +63,11 @@ def usual(count: int = 12) -> list[Profile]:
 )
 def test_what_differs_is_named(now: Profile, kinds: Sequence[str]) -> None:
     assert [finding.kind for finding in find_drift([*usual(), now])] == kinds
+    for check in check_drift([*usual(), now]):
+        low, high = check.low if check.low is not None else -math.inf, check.high
+        assert high is not None and (check.finding is not None) is not (low <= check.now <= high), check
     assert find_drift([*usual(4), now]) == []  # too little is known
+    assert {check.high for check in check_drift([*usual(4), now])} == {None}
 
 
 def test_a_fall_of_the_gain_is_noticed_and_so_is_a_slow_one() -> None:

@@ -1,7 +1,7 @@
 // What an operator can do, each with a dialog that says what will happen. All return whether it was done.
 
 import { post } from "./api.js";
-import { ask, h, reasonField, toast } from "./dom.js";
+import { ask, button, field, h, reasonField, toast } from "./dom.js";
 
 const choice = (name, value, label, text, checked) => {
   const id = `choice-${name}-${value}`;
@@ -21,6 +21,7 @@ export async function serve(from, to, head) {
         { class: "plain" },
         h("li", {}, `The artifacts of v${to} are read and compared with their digests first; nothing changes where one is damaged.`),
         h("li", {}, `Then all api processes load v${to} and switch from v${from} at one moment. No request fails meanwhile.`),
+        h("li", {}, "A canary that runs ends with it."),
         h("li", {}, `v${from} is kept, so you can roll ${way === "back" ? "forward" : "back"} again.`),
       ),
       h(
@@ -108,4 +109,37 @@ export async function acknowledge(alert) {
     submit: (data) => post(`admin/alerts/${alert.number}/acknowledge`, { reason: data.get("reason"), close: data.get("close") !== null }),
   });
   return Boolean(done);
+}
+
+/** Let the canary answer all users, or none. */
+export async function decide(canary, promote) {
+  const { version, champion_version: champion } = canary;
+  const done = await ask({
+    title: promote ? `Promote v${version} now` : `Take v${version} back`,
+    body: [
+      h(
+        "ul",
+        { class: "plain" },
+        promote ? h("li", {}, `v${version} answers all users from now on, in place of v${champion}; nobody waits for more evidence.`) : h("li", {}, `v${champion} answers all users again. v${version} stays in the list, and can be served by a rollback.`),
+        h("li", {}, promote ? `v${champion} is kept, so you can roll back to it.` : "The sequence that the next update learns from stays as it is; the next version is the next canary."),
+        h("li", {}, "The api processes switch together. No request fails meanwhile."),
+      ),
+      reasonField(),
+    ],
+    action: promote ? `Promote v${version}` : `Take v${version} back`,
+    danger: !promote,
+    submit: (data) => post(`admin/canary/${promote ? "promote" : "revert"}`, { version, reason: data.get("reason") }),
+  });
+  if (done) toast(promote ? `v${version} answers all users.` : `v${champion} answers all users again.`);
+  return Boolean(done);
+}
+
+/** Show a secret, which nobody can look up later, until it is copied. */
+export async function showOnce(title, label, secret, ...texts) {
+  const shown = h("input", { readonly: true, value: secret, class: "secret", spellcheck: "false" });
+  const copy = button("Copy", async () => {
+    shown.select();
+    await navigator.clipboard?.writeText(secret).then(() => toast("Copied."), () => toast("Copy it with the keyboard: it is selected.", "warn"));
+  });
+  await ask({ title, body: [h("p", {}, texts[0]), field(label, shown), copy, texts.slice(1).map((text) => text && h("p", {}, text))], action: "I have it", cancel: null, submit: () => {} });
 }

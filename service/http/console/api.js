@@ -44,9 +44,10 @@ async function send(method, path, { body, signal, accept = "application/json" } 
   return response;
 }
 
-/** The document that a call answers. */
+/** The document that a call answers; null where it answers none. */
 export async function call(method, path, body, signal) {
-  return (await send(method, path, { body, signal })).json();
+  const response = await send(method, path, { body, signal });
+  return response.status === 204 ? null : response.json();
 }
 
 export const get = (path, signal) => call("GET", path, undefined, signal);

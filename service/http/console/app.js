@@ -6,7 +6,9 @@ import { field, fill, h } from "./dom.js";
 const PAGES = [
   { path: "", title: "Overview", load: () => import("./overview.js") },
   { path: "versions", title: "Versions", load: () => import("./versions.js"), one: () => import("./version.js") },
+  { path: "canary", title: "Canary", load: () => import("./canary.js") },
   { path: "periods", title: "Periods", load: () => import("./periods.js"), one: () => import("./period.js") },
+  { path: "guardrails", title: "Guardrails", load: () => import("./guardrails.js") },
   { path: "try", title: "Try it", load: () => import("./try.js") },
   { path: "keys", title: "Keys", load: () => import("./keys.js") },
   { path: "audit", title: "Audit", load: () => import("./audit.js") },

@@ -4,7 +4,10 @@ import { get } from "./api.js";
 import { button, field, fill, h, link, panel, table } from "./dom.js";
 import { pairs, time } from "./format.js";
 
-const ACTIONS = ["close_period", "create_key", "limit_key", "pin", "publish", "quarantine", "retry_period", "revoke_key", "rollback", "skip_period", "unpin"];
+const ACTIONS = [
+  "acknowledge_alert", "add_webhook", "close_alert", "close_period", "create_key", "delete_webhook", "limit_key", "open_alert", "pin", "promote_canary", "publish", "quarantine",
+  "redeliver", "retry_period", "revert_canary", "revoke_key", "rollback", "rotate_webhook_secret", "skip_period", "start_canary", "switch_webhook_off", "switch_webhook_on", "unpin",
+];
 
 export async function show(context) {
   const actor = h("input", { name: "actor", value: context.query.get("actor") ?? "", autocomplete: "off" });

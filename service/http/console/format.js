@@ -61,8 +61,10 @@ const STATUSES = { open: "", sealed: "warn", updating: "busy", updated: "ok", qu
 
 export const status = (name) => badge(name, STATUSES[name] ?? "");
 
-/** Names and values in one line. */
+const isEmpty = (value) => value === null || value === "" || (typeof value === "object" && !Object.keys(value).length);
+
+/** Names and values in one line, but for values that say nothing. */
 export const pairs = (values) =>
-  Object.entries(values ?? {}).map(([name, value]) =>
+  Object.entries(values ?? {}).filter(([, value]) => !isEmpty(value)).map(([name, value]) =>
     h("span", { class: "pair" }, h("b", {}, name), " ", Array.isArray(value) ? value.join(", ") : typeof value === "object" ? JSON.stringify(value) : String(value)),
   );

@@ -1,5 +1,6 @@
 // API keys: who may call what.
 
+import { showOnce } from "./actions.js";
 import { get, key, post } from "./api.js";
 import { ask, badge, button, field, fill, h, panel, reasonField, table, toast } from "./dom.js";
 import { time } from "./format.js";
@@ -71,18 +72,7 @@ async function create(open, refresh) {
     },
   });
   if (!made) return;
-  const shown = h("input", { readonly: true, value: made.key, class: "secret", spellcheck: "false" });
-  const copy = button("Copy", async () => {
-    shown.select();
-    await navigator.clipboard?.writeText(made.key).then(() => toast("Copied."), () => toast("Copy it with the keyboard: it is selected.", "warn"));
-  });
-  await ask({
-    title: "The new key",
-    body: [h("p", {}, "It is shown now and never again: the service stores only its hash."), field("Key", shown), copy, open && h("p", {}, "This tab uses it from now on.")],
-    action: "I have it",
-    cancel: null,
-    submit: () => {},
-  });
+  await showOnce("The new key", "Key", made.key, "It is shown now and never again: the service stores only its hash.", open && "This tab uses it from now on.");
   if (open && made.scopes.includes("admin")) key.set(made.key);
   if (open) location.hash = `#/keys?${made.key_id}`;
   else await refresh();

@@ -1,19 +1,22 @@
 // What an operator wants to know first.
 
-import { acknowledge, close } from "./actions.js";
-import { get, getIfThere } from "./api.js";
-import { badge, button, fill, h, panel, table } from "./dom.js";
-import { count, duration, kind, pairs, period, score, seconds, status, time, version } from "./format.js";
+import { close } from "./actions.js";
+import { openAlerts } from "./alerts.js";
+import { get } from "./api.js";
+import { percent } from "./canary.js";
+import { badge, button, fill, h, link, panel } from "./dom.js";
+import { count, duration, kind, period, score, seconds, status, time, version } from "./format.js";
 import { scoreCharts } from "./scores.js";
 
 const EVERY_SECONDS = 5;
 
 export async function show(context) {
   const banner = h("div", { "aria-live": "polite" });
+  const way = h("div", {});
   const cards = h("div", { class: "cards" });
   const charts = h("div", { class: "charts" });
   const alerts = h("div", {});
-  fill(context.root, banner, cards, panel("How well it predicts", h("p", { class: "muted" }, "Each model's score on the log of each period, before anything had learned it. "), charts), panel("Open alerts", alerts));
+  fill(context.root, h("div", { class: "notes" }, banner, way), cards, panel("How well it predicts", h("p", { class: "muted" }, "Each model's score on the log of each period, before anything had learned it. "), charts), panel("Open alerts", alerts));
   let before;
   let charted;
   let told;
@@ -21,7 +24,7 @@ export async function show(context) {
   async function refresh() {
     const [overview, found, page] = await Promise.all([
       get("admin/overview", context.signal),
-      getIfThere("admin/alerts?open=true", context.signal),
+      get("admin/alerts?open=true", context.signal),
       get("periods?limit=40", context.signal),
     ]);
     fill(context.trouble);
@@ -29,13 +32,14 @@ export async function show(context) {
     const text = JSON.stringify([now, Math.round(overview.installation.worker.seconds_ago / 5)]);
     if (text !== before) {
       before = text;
-      const wrong = troubles(overview, found?.alerts ?? []);
+      const wrong = troubles(overview, found.alerts);
       if (JSON.stringify(wrong) !== told) {
         told = JSON.stringify(wrong); // a screen reader says it when it changes, and not again and again
         fill(banner, bannerOf(wrong));
       }
+      fill(way, wayOf(overview.installation.canary));
       fill(cards, cardsOf(overview));
-      fill(alerts, alertsOf(found, refresh));
+      fill(alerts, openAlerts(found.alerts, refresh));
     }
     const scores = JSON.stringify(page.periods.map((each) => each.scores));
     if (scores !== charted) {
@@ -66,6 +70,13 @@ function bannerOf(found) {
   if (!found.length) return h("p", { class: "banner ok" }, "All is well.");
   const kindOf = found.some(([, bad]) => bad) ? "bad" : "warn";
   return h("div", { class: `banner ${kindOf}` }, h("ul", { class: "plain" }, found.map(([text]) => h("li", {}, text))));
+}
+
+/** That a canary runs. */
+function wayOf(canary) {
+  if (!canary) return null;
+  const how = canary.since ? `answers ${percent(canary.share)} of the users, before it answers all or none: ` : "is on its way to a share of the users: ";
+  return h("p", { class: "banner busy" }, h("b", {}, "Canary: "), version(canary.version), ` ${how}`, link("#/canary", "how it fares"), ".");
 }
 
 const card = (title, value, ...more) => h("section", { class: "card" }, h("h2", {}, title), h("p", { class: "big" }, value), more);
@@ -109,22 +120,4 @@ function cardsOf({ checks, installation }) {
       h("ul", { class: "parts" }, Object.entries(checks).map(([name, text]) => h("li", {}, name, " ", health(text)))),
     ),
   ];
-}
-
-function alertsOf(found, refresh) {
-  if (found === null) return h("p", { class: "muted" }, "None.");
-  return table({
-    caption: "Open alerts",
-    columns: [{ label: "what" }, { label: "severity" }, { label: "message", wide: true }, { label: "about" }, { label: "since" }, { label: "seen by" }, { label: "actions", hidden: true }],
-    rows: found.alerts.map((alert) => [
-      alert.kind.replaceAll("_", " "),
-      badge(alert.severity, alert.severity === "warning" ? "warn" : "bad"),
-      [alert.message, alert.numbers && h("details", { "data-focus": `alert ${alert.number}` }, h("summary", {}, "numbers"), pairs(alert.numbers))],
-      [alert.period && ["period ", period(alert.period)], alert.period && alert.version !== null && ", ", alert.version !== null && version(alert.version)],
-      time(alert.opened_at),
-      alert.acknowledged_by ?? "nobody",
-      button("Seen…", async () => (await acknowledge(alert)) && refresh(), { "data-focus": `seen ${alert.number}` }),
-    ]),
-    empty: "None.",
-  });
 }

@@ -6,7 +6,7 @@ import { version } from "./format.js";
 
 export async function show(context) {
   const user = h("input", { name: "user", autocomplete: "off", spellcheck: "false" });
-  const items = h("textarea", { name: "items", rows: 4, required: true, spellcheck: "false" });
+  const items = h("textarea", { name: "items", rows: 5, required: true, spellcheck: "false" });
   const more = h("textarea", { name: "context", rows: 2, spellcheck: "false" });
   const other = h("input", { name: "other", inputmode: "numeric", pattern: "[0-9]*", autocomplete: "off" });
   const answers = h("div", { "aria-live": "polite" });

@@ -1,5 +1,5 @@
-"""`/admin/replay` and `/admin/samples`: what versions say of interactions that were kept. `/admin/canary`: decide what
-becomes of a canary.
+"""`/admin/guardrails`: what is watched. `/admin/replay`, `/admin/samples`: what versions say of interactions that were
+kept. `/admin/canary`: what becomes of canaries.
 """
 
 from typing import Annotated
@@ -9,15 +9,25 @@ from fastapi import APIRouter, Depends, Query
 from service.http.app_state import AppState, State
 from service.http.json_body import JsonBody, body_schema
 from service.http.keys import Caller, Requires
+from service.http.routers.numbers import Before, Limit
 from service.http.schemas import CanaryRequest
 from service.limits import MAX_CURSOR
 from service.use_cases.guardrails.canary import end_canary
 from service.use_cases.guardrails.replay import Replay, SampleMatrix, replay, sample_matrix
-from service.use_cases.model_status import CanaryDocument, canary_document
+from service.use_cases.guardrails.state import GuardrailState, guardrail_state
+from service.use_cases.model_status import CanaryDocument, CanaryPage, canary_document, list_canaries
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
 Admin = Annotated[Caller, Depends(Requires("admin"))]
+
+
+@router.get("/guardrails", summary="What is watched, and how it is")
+async def get_guardrails(state: State, _: Admin) -> GuardrailState:
+    """Each rule about the newest period and the newest version: what it watches, what is usual, from where on it opens
+    an alert, and whether one is open.
+    """
+    return await guardrail_state(state.database, state.settings)
 
 
 @router.get("/replay", summary="Had another version stayed in service")
@@ -43,6 +53,14 @@ async def get_replay(
 async def get_samples(state: State, _: Admin) -> SampleMatrix:
     """The scores of versions on the interactions that were kept of each period: a cell for each version and period."""
     return await sample_matrix(state.database)
+
+
+@router.get("/canary", summary="Canaries")
+async def get_canary(state: State, _: Admin, limit: Limit = 50, before: Before = None) -> CanaryPage:
+    """The version that answers a share of the users first, with what is known of it so far; a page of those before it
+    and what became of them. `next` is `before` of the page that follows.
+    """
+    return await list_canaries(state.database, state.settings, limit=limit, before=before)
 
 
 Decided = Annotated[CanaryRequest, Depends(JsonBody(CanaryRequest))]

@@ -5,6 +5,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -59,7 +60,11 @@ async def start_canary(work: UnitOfWork, version: int, settings: Settings, *, ac
     if running is not None:
         share, salt = running.share, running.salt
         await work.canaries.end(
-            running.version, CanaryState.REPLACED, actor=actor, reason=f"version {version} is newer"
+            running.version,
+            CanaryState.REPLACED,
+            actor=actor,
+            reason=f"version {version} is newer",
+            numbers=running.numbers,
         )
     await work.canaries.start(version, champion.version, share=share, salt=salt, minutes=minutes)
     await work.models.set_alias(
@@ -81,9 +86,9 @@ async def note_end(
         promoted: whether it answers all users from now on, or none.
         actor: who has decided.
         reason: why.
-        numbers: by which it was decided.
+        numbers: by which it was decided; None for those that the worker has noted so far.
     """
-    state = CanaryState.PROMOTED if promoted else CanaryState.REVERTED
+    state, numbers = CanaryState.PROMOTED if promoted else CanaryState.REVERTED, numbers or running.numbers
     await work.canaries.end(running.version, state, actor=actor, reason=reason, numbers=numbers)
     detail = {"version": running.version, "champion": running.champion_version, "numbers": numbers or {}}
     action, event = ("promote_canary", Event.CANARY_PROMOTED) if promoted else ("revert_canary", Event.CANARY_REVERTED)
@@ -159,6 +164,8 @@ class _Looked:
     """The period that the canary has learned, before that of all its impressions."""
     evidence: Evidence
     last: tuple[Any, str]
+    noted: Mapping[str, Any] | None = None
+    """The numbers that operators see."""
 
 
 class CanaryJudge:
@@ -193,6 +200,8 @@ class CanaryJudge:
         await self._read(self._looked)
         over = (running.elapsed_seconds or 0) >= running.minutes * 60
         judgement = await asyncio.to_thread(self._looked.evidence.judge, over=over)
+        if judgement.verdict is Verdict.WAIT and judgement.numbers != self._looked.noted:
+            await self._note(self._looked, judgement)
         if judgement.verdict is not Verdict.WAIT:
             try:
                 await end_canary(
@@ -208,6 +217,12 @@ class CanaryJudge:
             except StateConflict as conflict:  # an operator or a newer version was faster
                 logger.info("canary %d: %s", running.version, conflict)
         return judgement
+
+    async def _note(self, looked: _Looked, judgement: Judgement) -> None:
+        async with self._database.unit_of_work() as work:
+            await work.canaries.note(looked.canary.version, judgement.numbers)
+            await work.commit()
+        looked.noted = judgement.numbers
 
     async def _read(self, looked: _Looked) -> None:
         canary = looked.canary

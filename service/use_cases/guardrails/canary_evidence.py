@@ -47,7 +47,8 @@ class Judgement:
     verdict: Verdict
     reason: str
     numbers: Mapping[str, Any]
-    """Users of each arm, and of each comparison the difference (canary less champion) with its interval."""
+    """Users of each arm, and how many of them clicked; all impressions that were looked at. Of each comparison the
+    difference (canary less champion) with its interval, and the `bound` within which the canary goes on early."""
 
 
 class Evidence:
@@ -64,6 +65,7 @@ class Evidence:
 
     def __init__(self, canary: int, share: float) -> None:
         self._canary, self._share = canary, share
+        self._impressions = 0
         self._users: set[str] = set()
         self._arms: list[bool] = []
         self._clicks: list[float] = []
@@ -71,6 +73,7 @@ class Evidence:
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Note further impressions; only the first of each user counts."""
+        self._impressions += len(outcomes)
         for outcome in outcomes:
             if outcome.user_id not in self._users and len(self._users) < MOST_USERS:
                 self._users.add(outcome.user_id)
@@ -92,7 +95,13 @@ class Evidence:
         arms = np.array(self._arms, np.bool_)
         clicks, logloss = np.array(self._clicks), np.array(self._logloss)
         of_canary, others = int(arms.sum()), int((~arms).sum())
-        numbers: dict[str, Any] = {"canary_users": of_canary, "champion_users": others}
+        numbers: dict[str, Any] = {
+            "canary_users": of_canary,
+            "champion_users": others,
+            "canary_clicked": int((clicks[arms] > 0).sum()),
+            "champion_clicked": int((clicks[~arms] > 0).sum()),
+            "impressions": self._impressions,
+        }
         rate = float(clicks[~arms].mean()) if others else 0.0
         # An impression with a click has a share of 1/items at least, so this counts no more clicks than there were.
         expected = of_canary * float((clicks[~arms] > 0).mean()) if others else 0.0
@@ -105,14 +114,19 @@ class Evidence:
             name: difference(arms, values, share=self._share, alpha=ALPHA / 2, tightest=tightest)
             for name, values in (("clicks", clicks), ("logloss", logloss - constant))
         }
+        bounds = {"clicks": -MARGIN * rate, "logloss": MARGIN * float(constant[~arms].mean())}
         for name, found in compared.items():
-            numbers[name] = {"difference": found.difference, "low": found.low, "high": found.high}
+            numbers[name] = {
+                "difference": found.difference,
+                "low": found.low,
+                "high": found.high,
+                "bound": bounds[name],
+            }
         if compared["clicks"].high < 0:
             return Judgement(Verdict.BACK, _say("worse by clicks", numbers["clicks"]), numbers)
         if compared["logloss"].low > 0:
             return Judgement(Verdict.BACK, _say("worse by LogLoss", numbers["logloss"]), numbers)
-        most_loss = MARGIN * float(constant[~arms].mean())
-        if compared["clicks"].low > -MARGIN * rate and compared["logloss"].high < most_loss:
+        if compared["clicks"].low > bounds["clicks"] and compared["logloss"].high < bounds["logloss"]:
             return Judgement(Verdict.ON, "shown to be no worse than by a small margin", numbers)
         return Judgement(Verdict.ON if over else Verdict.WAIT, "not shown to be worse", numbers)
 

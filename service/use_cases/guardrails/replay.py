@@ -131,6 +131,8 @@ class PeriodProfile:
 
     period: int
     served_version: int | None
+    learned_version: int | None
+    """The newest version that has learned it; null where none has."""
     profile: Mapping[str, Any]
     """`service.use_cases.update.sample.Profile`."""
 
@@ -149,5 +151,9 @@ async def sample_matrix(database: Database) -> SampleMatrix:
     async with database.read() as session:
         samples = await session.samples.newest(MAX_PROFILES)
         cells, _ = await session.samples.scores(first=samples[0].period) if samples else ([], 0)
-    profiles = [PeriodProfile(sample.period, sample.served_version, sample.profile) for sample in samples]
+        learned = await session.models.learned_by(samples[0].period) if samples else {}
+    profiles = [
+        PeriodProfile(sample.period, sample.served_version, learned.get(sample.period), sample.profile)
+        for sample in samples
+    ]
     return SampleMatrix(profiles=profiles, cells=cells)

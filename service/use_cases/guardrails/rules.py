@@ -12,7 +12,17 @@ from statistics import fmean, median
 from service.storage.postgres.repositories import SampleScore
 from service.use_cases.update.sample import Profile
 
-__all__ = ["Finding", "find_drift", "find_forgetting", "find_loss", "losing_in_a_row"]
+__all__ = [
+    "Check",
+    "Finding",
+    "check_drift",
+    "check_forgetting",
+    "check_loss",
+    "find_drift",
+    "find_forgetting",
+    "find_loss",
+    "losing_in_a_row",
+]
 
 DEVIATIONS = 5.0
 """Standard deviations beyond which a difference is not taken for chance. There are few periods to estimate it from, and
@@ -64,40 +74,67 @@ class Finding:
     numbers: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Check:
+    """What a rule has seen, wrong or not. All is well while `now` is not outside of `low` and `high`."""
+
+    rule: str
+    """Its name: the kind of its alert, or `decay`, which is of the kind `quality`."""
+    now: float
+    usual: float | None = None
+    low: float | None = None
+    """None where there is no such bound, or not yet."""
+    high: float | None = None
+    finding: Finding | None = None
+    """None where all is well."""
+
+
 def find_drift(profiles: Sequence[Profile]) -> list[Finding]:
     """How the newest period differs from those before it: new ids, clicks, scores.
 
     Args:
         profiles: of periods in order, the newest last.
     """
+    return _found(check_drift(profiles))
+
+
+def check_drift(profiles: Sequence[Profile]) -> list[Check]:
+    """The same, with what is not wrong. The rule about scores is missing where it knows too little."""
     if not profiles:
         return []
     *before, now = profiles
     before = before[-WINDOW:]
-    found = []
+    checks = []
     for name, what in (("new_users", "users"), ("new_items", "items")):
         share = float(getattr(now, name))
         usual, limit = _usual([float(getattr(each, name)) for each in before], share, now.events, SHARE_CHANGE)
+        finding = None
         if share > usual + limit:
-            found.append(
-                Finding(
-                    f"drift_{name}",
-                    f"{share:.1%} of the interactions are with {what} that no model knows; usual is {usual:.1%}",
-                    {"now": share, "usual": usual, "limit": limit},
-                )
+            finding = Finding(
+                f"drift_{name}",
+                f"{share:.1%} of the interactions are with {what} that no model knows; usual is {usual:.1%}",
+                {"now": share, "usual": usual, "limit": limit},
             )
+        checks.append(Check(f"drift_{name}", share, *_bounds(usual, None, limit), finding))
     rate = now.clicks / now.events
     rates = [each.clicks / each.events for each in before]
     usual, limit = _usual(rates, rate, now.events, RATE_CHANGE * median(rates) if rates else 0.0)
+    finding = None
     if abs(rate - usual) > limit:
         numbers = {"now": rate, "usual": usual, "limit": limit}
-        found.append(
-            Finding("drift_clicks", f"{rate:.1%} of the interactions are clicks; usual is {usual:.1%}", numbers)
-        )
-    return [*found, *_find_drift_of_scores(profiles)]
+        finding = Finding("drift_clicks", f"{rate:.1%} of the interactions are clicks; usual is {usual:.1%}", numbers)
+    checks.append(Check("drift_clicks", rate, *_bounds(usual, limit, limit), finding))
+    return [*checks, *_check_drift_of_scores(profiles)]
 
 
-def _find_drift_of_scores(profiles: Sequence[Profile]) -> list[Finding]:
+def _bounds(usual: float, below: float | None, above: float | None) -> tuple[float | None, float | None, float | None]:
+    """What is usual and the bounds below and above it; nothing where a distance is infinite: too little is known."""
+    if math.inf in (below, above):
+        return None, None, None
+    return usual, None if below is None else usual - below, None if above is None else usual + above
+
+
+def _check_drift_of_scores(profiles: Sequence[Profile]) -> list[Check]:
     """A model that still learns much moves its scores too, so the newest move is compared with those before it."""
     known = [each.logits for each in profiles if each.logits is not None]
     if not known or profiles[-1].logits is None:
@@ -107,12 +144,13 @@ def _find_drift_of_scores(profiles: Sequence[Profile]) -> list[Finding]:
         return []
     *before, now = moves
     before = before[-WINDOW:]
-    limit = max(STABILITY, median(before) + DEVIATIONS * _deviation(before))
-    if now <= limit:
-        return []
     usual = median(before)
-    message = f"the served scores are distributed otherwise than before: index {now:.2f}, usual is {usual:.2f}"
-    return [Finding("drift_scores", message, {"now": now, "usual": usual, "limit": limit})]
+    limit = max(STABILITY, usual + DEVIATIONS * _deviation(before))
+    finding = None
+    if now > limit:
+        message = f"the served scores are distributed otherwise than before: index {now:.2f}, usual is {usual:.2f}"
+        finding = Finding("drift_scores", message, {"now": now, "usual": usual, "limit": limit})
+    return [Check("drift_scores", now, usual, high=limit, finding=finding)]
 
 
 def find_loss(profiles: Sequence[Profile]) -> list[Finding]:
@@ -121,26 +159,38 @@ def find_loss(profiles: Sequence[Profile]) -> list[Finding]:
     Args:
         profiles: of periods in order, the newest last.
     """
-    found = []
-    in_a_row = losing_in_a_row(profiles)
-    # A model that has learned one or two periods may lose once: it is still unsure of itself in the wrong places.
-    if in_a_row and (in_a_row > 1 or len(profiles) > LEAST_BEFORE):
-        now = profiles[-1]
-        assert now.logloss is not None
-        assert now.constant is not None
-        message = (
-            f"what is served is worse than a constant, {in_a_row} periods in a row: "
-            f"LogLoss {now.logloss:.4f} against {now.constant:.4f}"
-        )
-        found.append(Finding("live_loss", message, {"logloss": now.logloss, "constant": now.constant}))
+    return _found(check_loss(profiles))
+
+
+def check_loss(profiles: Sequence[Profile]) -> list[Check]:
+    """The same, with what is not wrong. A rule that knows too little is missing."""
+    checks = _check_live_loss(profiles)
     known = [each for each in profiles if each.logloss is not None and each.constant and each.error]
     if known and known[-1] is profiles[-1]:
         gains = [(_gain(each), (each.error or 0.0) / (each.constant or 1.0)) for each in known]
-        found += _find_fall(gains) or _find_decay(gains)
-    return found
+        checks += [*_check_fall(gains), *_check_decay(gains)]
+    return checks
 
 
-def _find_fall(gains: Sequence[tuple[float, float]]) -> list[Finding]:
+def _check_live_loss(profiles: Sequence[Profile]) -> list[Check]:
+    """Whether what is served is worse than a constant on the newest period."""
+    if not profiles:
+        return []
+    now = profiles[-1]
+    if now.logloss is None or now.constant is None or now.error is None:
+        return []
+    in_a_row, finding = losing_in_a_row(profiles), None
+    # A model that has learned one or two periods may lose once: it is still unsure of itself in the wrong places.
+    if in_a_row and (in_a_row > 1 or len(profiles) > LEAST_BEFORE):
+        often = f", {in_a_row} periods in a row" if in_a_row > 1 else ""
+        message = (
+            f"what is served is worse than a constant{often}: LogLoss {now.logloss:.4f} against {now.constant:.4f}"
+        )
+        finding = Finding("live_loss", message, {"logloss": now.logloss, "constant": now.constant})
+    return [Check("live_loss", now.logloss - now.constant, high=CERTAINTY * now.error, finding=finding)]
+
+
+def _check_fall(gains: Sequence[tuple[float, float]]) -> list[Check]:
     """Whether the newest of the gains, with their standard errors, is far below what is usual."""
     gain, error = gains[-1]
     before = [each for each, _ in gains[:-1]][: len(gains) - 1 - LAG][-WINDOW:]
@@ -148,13 +198,14 @@ def _find_fall(gains: Sequence[tuple[float, float]]) -> list[Finding]:
         return []
     usual = median(before)
     limit = max(GAIN_CHANGE, DEVIATIONS * _deviation(before), DEVIATIONS * error)
-    if gain >= usual - limit:
-        return []
-    message = f"what is served saves {gain:.1%} of a constant's LogLoss; usual is {usual:.1%}"
-    return [Finding("quality", message, {"now": gain, "usual": usual, "limit": limit})]
+    finding = None
+    if gain < usual - limit:
+        message = f"what is served saves {gain:.1%} of a constant's LogLoss; usual is {usual:.1%}"
+        finding = Finding("quality", message, {"now": gain, "usual": usual, "limit": limit})
+    return [Check("quality", gain, usual, low=usual - limit, finding=finding)]
 
 
-def _find_decay(gains: Sequence[tuple[float, float]]) -> list[Finding]:
+def _check_decay(gains: Sequence[tuple[float, float]]) -> list[Check]:
     """Whether the mean of the newest gains is below the best mean of as many before: a slow loss of quality."""
     means = [_mean(gains[end - SPAN : end]) for end in range(SPAN, len(gains) + 1)][-WINDOW - SPAN :]
     if len(means) <= SPAN:
@@ -162,12 +213,22 @@ def _find_decay(gains: Sequence[tuple[float, float]]) -> list[Finding]:
     now, error = means[-1]
     best, best_error = max(means[:-SPAN])
     limit = max(DECAY * best, DECAY_CERTAINTY * math.hypot(error, best_error))
-    if best - now <= limit:
-        return []
-    message = (
-        f"in the last {SPAN} periods what is served saved {now:.1%} of a constant's LogLoss; at its best {best:.1%}"
-    )
-    return [Finding("quality", message, {"now": now, "usual": best, "limit": limit})]
+    finding = None
+    if best - now > limit:
+        message = (
+            f"in the last {SPAN} periods what is served saved {now:.1%} of a constant's LogLoss; at its best {best:.1%}"
+        )
+        finding = Finding("quality", message, {"now": now, "usual": best, "limit": limit})
+    return [Check("decay", now, best, low=best - limit, finding=finding)]
+
+
+def _found(checks: Sequence[Check]) -> list[Finding]:
+    """What is wrong; of each kind the first."""
+    by_kind: dict[str, Finding] = {}
+    for check in checks:
+        if check.finding is not None:
+            by_kind.setdefault(check.finding.kind, check.finding)
+    return list(by_kind.values())
 
 
 def _mean(gains: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -198,6 +259,14 @@ def find_forgetting(
         learned: period → version that has learned it last, before the others.
         bound: mean fall of the AUC beyond which that counts as forgetting.
     """
+    check = check_forgetting(scores, version, learned, bound)
+    return None if check is None else check.finding
+
+
+def check_forgetting(
+    scores: Sequence[SampleScore], version: int, learned: Mapping[int, int], bound: float
+) -> Check | None:
+    """The same, with what is not wrong; None where too little is known."""
     by_cell = {(each.version, each.period): each.auc for each in scores if each.auc is not None}
     falls = []
     for period, first in learned.items():
@@ -208,13 +277,14 @@ def find_forgetting(
         return None
     fall = fmean(falls)
     error = DEVIATIONS / 2 * _spread(falls) / math.sqrt(len(falls))
-    if fall - error <= bound:
-        return None
-    message = (
-        f"version {version} ranks {len(falls)} earlier periods worse than when they had just been learned: "
-        f"the AUC fell by {fall:.3f} in the mean"
-    )
-    return Finding("forgetting", message, {"fall": fall, "bound": bound, "periods": len(falls)})
+    finding = None
+    if fall - error > bound:
+        message = (
+            f"version {version} ranks {len(falls)} earlier periods worse than when they had just been learned: "
+            f"the AUC fell by {fall:.3f} in the mean"
+        )
+        finding = Finding("forgetting", message, {"fall": fall, "bound": bound, "periods": len(falls)})
+    return Check("forgetting", fall, high=bound + error, finding=finding)
 
 
 def stability(now: Sequence[int], before: Sequence[Sequence[int]]) -> float:

@@ -13,7 +13,7 @@ from service.use_cases.rollback import rollback
 from service.use_cases.update.context import UpdateContext
 from service.use_cases.update.sample import Profile
 
-__all__ = ["ACTOR", "watch"]
+__all__ = ["ACTOR", "PROFILES", "watch"]
 
 logger = logging.getLogger(__name__)
 

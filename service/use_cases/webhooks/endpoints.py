@@ -71,6 +71,8 @@ class WebhookList:
     """All webhooks, oldest first."""
 
     webhooks: Sequence[WebhookDocument]
+    events: Sequence[Event] = tuple(Event)
+    """All events that there are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class Canary:
     reason: str | None
     """Of its end."""
     numbers: Mapping[str, Any] | None
-    """By which it was decided."""
+    """By which it was decided; while it runs, what is known so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,30 @@ class Canaries:
         """What a version has been through as a canary; None where it was none."""
         row = (await self._connection.execute(_query().where(tables.canaries.c.version == version))).mappings().first()
         return None if row is None else _canary(row)
+
+    async def ended(self, most: int, before: int | None = None) -> Sequence[Canary]:
+        """What became of the newest canaries that do not run any more, newest first.
+
+        Args:
+            most: of them.
+            before: only versions below this one.
+        """
+        table = tables.canaries.c
+        query = _query().where(table.state != "running").order_by(table.version.desc()).limit(most)
+        query = query if before is None else query.where(table.version < before)
+        return [_canary(row) for row in (await self._connection.execute(query)).mappings()]
+
+    async def counts(self) -> Mapping[str, int]:
+        """State → number of canaries."""
+        state = tables.canaries.c.state
+        counted = await self._connection.execute(select(state, func.count()).group_by(state))
+        return {name: number for name, number in counted}
+
+    async def note(self, version: int, numbers: Mapping[str, Any]) -> None:
+        """Note what is known of a canary so far; nothing happens to one that has ended."""
+        table = tables.canaries
+        change = update(table).where(table.c.version == version, table.c.state == "running")
+        await self._connection.execute(change.values(numbers=numbers))
 
     async def start(self, version: int, champion: int, *, share: float, salt: int, minutes: float) -> None:
         """Note that a version begins with a share of the users; no other may be running."""

@@ -73,6 +73,9 @@ DONE = or_(
 )
 """Periods whose log changes no more, but for deletions."""
 
+PENDING = and_(DONE, tables.periods.c.log_dropped_at.is_(None), tables.periods.c.exported_at.is_(None))
+"""Those that are to be exported and are not."""
+
 
 def columns_of(name: str) -> dict[str, str]:
     """The columns of an export: name → `int8`, `int32`, `float32`, `boolean`, `timestamp`, `text`, or `list:` and one
@@ -97,10 +100,14 @@ class Exports:
 
     async def next_pending(self) -> int | None:
         """The first period that is to be exported and is not."""
-        periods = tables.periods.c
-        pending = (DONE, periods.log_dropped_at.is_(None), periods.exported_at.is_(None))
-        number: int | None = await self._connection.scalar(select(func.min(periods.number)).where(*pending))
+        number: int | None = await self._connection.scalar(select(func.min(tables.periods.c.number)).where(PENDING))
         return number
+
+    async def waiting(self) -> tuple[int, float]:
+        """How many periods are to be exported and are not, and for how many seconds the first has waited."""
+        wait = func.extract("epoch", func.clock_timestamp() - func.min(tables.periods.c.finished_at))
+        count, seconds = (await self._connection.execute(select(func.count(), wait).where(PENDING))).one()
+        return count, float(seconds or 0)
 
     async def note(self, number: int) -> None:
         """Note that a period is exported."""
