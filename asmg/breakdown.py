@@ -162,16 +162,9 @@ def changed_items(
         least: interactions of an item: of fewer, the mean says more about who was shown it.
     """
     known, which = np.unique(item, return_inverse=True)
-    rows, clicks, first, last = (
-        np.bincount(which, weights, len(known))
-        for weights in (
-            None,
-            after.click[after.place],
-            before.probability[before.place],
-            after.probability[after.place],
-        )
-    )
-    first, last = first / rows, last / rows
+    rows = np.bincount(which)
+    clicks = np.bincount(which, after.click[after.place])
+    first, last = (np.bincount(which, each.probability[each.place]) / rows for each in (before, after))
     moved = np.abs(_log_odds(last) - _log_odds(first))
     moved[rows < least] = 0
     order = np.lexsort((known, -moved))[:most]

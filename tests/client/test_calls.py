@@ -31,6 +31,7 @@ WITHOUT_METHOD = (
     "/admin/alerts",
     "/admin/canary",
     "/admin/keys",
+    "/admin/models/{version}/breakdown",
     "/admin/overview",
     "/admin/replay",
     "/admin/samples",
