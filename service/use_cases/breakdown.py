@@ -1,4 +1,4 @@
-"""A version's scores by parts of a period, as operators see them: `service.use_cases.update.scored_parts`, with names."""
+"""A version's scores by parts of a period as operators see them: `service.use_cases.update.scored_parts` with names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
