@@ -49,6 +49,24 @@ ALERT = {
     "closed_at": None,
     "acknowledged_by": None,
 }
+PART = {"rows": 40, "clicks": 10, "auc": 0.7, "logloss": 0.5, "calibration": 1.1}
+BREAKDOWN = {
+    "version": 2,
+    "periods": [3, 4],
+    "period": 3,
+    "rows": 100,
+    "against": 1,
+    "models": [
+        {
+            "model": "generated",
+            "curve": [{"rows": 50, "predicted": 0.01, "clicked": 0.0}, {"rows": 50, "predicted": 0.3, "clicked": 0.4}],
+            "users": {"new": {**PART, "rows": 0, "clicks": 0, "auc": None, "logloss": None}, "known": PART},
+            "items": {"new": PART, "known": PART},
+            "fields": [{"name": "device", "values": [{**PART, "value": None, "other": False}]}],
+            "changed": [{"item_id": "<b>i1</b>", "rows": 9, "clicks": 3, "before": 0.1, "after": 0.2}],
+        }
+    ],
+}
 WEBHOOK = {
     "number": 1,
     "url": "https://hooks.example.com/asmg",
@@ -204,6 +222,7 @@ def test_an_operator_closes_a_period_watches_it_rolls_back_and_forward(console: 
 
     check_replay(console)
     check_charts(console)
+    check_breakdown(console)
     check_pages(console)
     check_keys(console)
     # The browser says on its own that a call was answered 401, 403 or 404.
@@ -223,6 +242,31 @@ def check_replay(console: Console) -> None:
     replayed = page.get_by_role("table", name="Had this version stayed in service")
     expect(replayed.get_by_role("row")).to_have_count(3)
     expect(replayed).to_contain_text("0.0000 (0.0000 to 0.0000)")  # it was in service then
+
+
+def check_breakdown(console: Console) -> None:
+    """The calibration curve is read by arrow keys, and the tables say what the API says."""
+    page = console.page
+    console.go("versions/1")
+    curve = page.get_by_role("slider", name="Calibration curve")
+    curve.focus()
+    page.keyboard.press("Home")
+    found = page.evaluate("fetch('admin/models/1/breakdown').then((answer) => answer.json())")["models"][0]
+    first = found["curve"][0]
+    expect(curve).to_have_attribute(
+        "aria-valuetext",
+        re.compile(f"^bin 1: predicted {100 * first['predicted']:#.3g} %.* {first['rows']} interactions"),
+    )
+    hours = found["fields"][0]["values"]
+    rows = page.get_by_role("table", name="Scores by hour").get_by_role("row")
+    expect(rows).to_have_count(1 + len(hours))
+    expect(rows.nth(1)).to_contain_text(f"{hours[0]['rows']}")
+    expect(rows.nth(1)).to_contain_text(f"{hours[0]['auc']:.4f}")
+    interval = page.evaluate(
+        "import('./console/calibration.js').then((c) => [c.interval(0.1, 100), c.interval(0, 10)])"
+    )
+    assert interval[0] == pytest.approx([0.05523, 0.17437], abs=1e-5)  # Wilson (1927), as in textbooks
+    assert interval[1] == pytest.approx([0.0, 0.27753], abs=1e-5)
 
 
 def check_charts(console: Console) -> None:
@@ -257,6 +301,7 @@ def check_pages(console: Console) -> None:
     page = console.page
     page.route("**/admin/alerts?*", answer({"alerts": [ALERT], "next": None}))
     page.route("**/admin/webhooks", answer({"webhooks": [WEBHOOK]}))
+    page.route("**/admin/models/2/breakdown", answer(BREAKDOWN))
     page.route("**/admin/webhooks/deliveries?*", answer({"deliveries": [DELIVERY], "next": None}))
     axe = Axe()
     for address in PAGES:
@@ -266,6 +311,9 @@ def check_pages(console: Console) -> None:
         expect(page.locator("main h2").first).to_be_visible()
         if address == "":
             expect(page.locator(".banner.bad")).to_contain_text(ALERT["message"])  # as text, tags and all
+        if address == "versions/2":
+            expect(page.get_by_role("table", name="Items of which")).to_contain_text("▲ × 2.00")
+            expect(page.get_by_role("table", name="Scores by device")).to_contain_text("no longer known")
         if address == "webhooks":
             expect(page.get_by_role("table", name="Deliveries")).to_contain_text("it answered 500")
         for width, scheme, options in ((1280, "light", {}), (360, "dark", DARK_AND_NARROW)):

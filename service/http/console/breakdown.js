@@ -19,12 +19,12 @@ function about(model, { breakdown }, { model: name }) {
     { class: "muted" },
     `On ${count(breakdown.rows)} interactions of period `,
     period(breakdown.period),
-    `, which nothing had learned yet; as ${modelName(name)}${refused ? ", which the gate refused" : ""}.`,
+    `, which nothing had learned yet; scored as ${modelName(name)}${refused ? ", which the gate refused" : ""}.`,
     others.length > 0 && [" See also period ", others.map((each, n) => [n ? ", " : "", link(`#/versions/${model.version}?period=${each}`, String(each))]), "."],
   );
 }
 
-const SCORES = [{ label: "interactions", num: true }, { label: "clicked", num: true }, { label: "AUC", num: true }, { label: "LogLoss", num: true }, { label: "predicted / clicked", num: true }];
+const SCORES = [{ label: "events", num: true }, { label: "clicked", num: true }, { label: "AUC", num: true }, { label: "LogLoss", num: true }, { label: "predicted / clicked", num: true }];
 const scoresOf = ({ rows, clicks, auc, logloss, calibration }) => [count(rows), rows ? percent(clicks / rows) : "–", score(auc), score(logloss), score(calibration, 3)];
 
 /** A text that is shown in part where it is long. */
@@ -78,11 +78,11 @@ export function changedItems(model, known) {
   if (!changed.length) return null;
   return panel(
     "Most changed items",
-    h("p", { class: "muted" }, "What it says of items, beside what ", version(known.breakdown.against), " before it said of the same interactions. Items with at least three, those that differ most first."),
+    h("p", { class: "muted" }, "Its mean prediction for an item, and that of ", version(known.breakdown.against), " before it for the same interactions. Of items with at least three, those that moved most."),
     table({
       compact: true,
       caption: "Items of which it says the most different things than the version before it",
-      columns: [{ label: "item" }, { label: "interactions", num: true }, { label: "clicked", num: true }, { label: "before", num: true }, { label: "now", num: true }, { label: "change", num: true }],
+      columns: [{ label: "item" }, { label: "events", num: true }, { label: "clicked", num: true }, { label: "before", num: true }, { label: "now", num: true }, { label: "change", num: true }],
       rows: changed.map(({ item_id: item, rows, clicks, before, after }) => [item === null ? "no longer known" : short(item), count(rows), percent(clicks / rows), percent(before), percent(after), `${after > before ? "▲" : "▼"} × ${(after / before).toFixed(2)}`]),
     }),
   );

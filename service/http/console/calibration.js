@@ -28,7 +28,8 @@ function apart(places, least) {
 export function calibrationCurve(bins) {
   const title = "Calibration curve";
   const points = bins.map((bin) => ({ ...bin, range: interval(bin.clicked, bin.rows) }));
-  const top = Math.min(1, 1.08 * Math.max(...points.flatMap(({ predicted, range }) => [predicted, range[1]])));
+  const shown = points.flatMap(({ predicted, range }) => [predicted, ...range]);
+  const [low, high] = [0.8 * Math.min(...shown), Math.min(1, 1.05 * Math.max(...shown))];
   const readout = h("p", { class: "readout" });
   const plot = h("div", { class: "plot tall" });
   const words = ({ rows, predicted, clicked, range }) => `predicted ${percent(predicted)}, clicked ${percent(clicked)} (${percent(range[0])} to ${percent(range[1])}), ${count(rows)} interactions`;
@@ -51,15 +52,16 @@ export function calibrationCurve(bins) {
   function draw(width) {
     const focused = plot.contains(document.activeElement);
     const box = { left: 50, right: width - 10, top: 10, bottom: HEIGHT - 38 };
-    const part = (value) => Math.sqrt(Math.min(value, top) / top); // predictions are small, and lie close together
+    // By square roots, because most predictions are small and lie close together.
+    const part = (value) => (Math.sqrt(value) - Math.sqrt(low)) / (Math.sqrt(high) - Math.sqrt(low));
     const atX = (value) => box.left + (box.right - box.left) * part(value);
     const atY = (value) => box.bottom - (box.bottom - box.top) * part(value);
-    const marked = TICKS.filter((value) => value <= top);
+    const marked = TICKS.filter((value) => value >= low && value <= high);
     const across = apart(marked.map((value) => [value, atY(value)]), 16).map(([value, y]) => [
       s("line", { class: "grid", x1: box.left, x2: box.right, y1: y, y2: y }),
-      s("text", { class: "axis", x: box.left - 6, y: y + 4, "text-anchor": "end" }, percent(value, 3)),
+      s("text", { class: "axis", x: box.left - 6, y: y + 4, "text-anchor": "end" }, `${Number((100 * value).toPrecision(2))} %`),
     ]);
-    const below = apart(marked.map((value) => [value, atX(value)]), 44).map(([value, x]) => s("text", { class: "axis", x, y: box.bottom + 16, "text-anchor": "middle" }, percent(value, 3)));
+    const below = apart(marked.map((value) => [value, atX(value)]), 44).map(([value, x]) => s("text", { class: "axis", x, y: box.bottom + 16, "text-anchor": "middle" }, `${Number((100 * value).toPrecision(2))} %`));
     const drawn = points.map(({ predicted, clicked, range }) => [
       s("line", { class: "lead s0", x1: atX(predicted), x2: atX(predicted), y1: atY(range[0]), y2: atY(range[1]) }),
       s("circle", { class: "dot s0", cx: atX(predicted), cy: atY(clicked), r: 3.5 }),
@@ -114,8 +116,8 @@ export function calibrationCurve(bins) {
   const numbers = table({
     caption: title,
     compact: true,
-    columns: [{ label: "bin" }, { label: "interactions", num: true }, { label: "predicted", num: true }, { label: "clicked", num: true }, { label: "95 % interval", num: true }],
-    rows: points.map(({ rows, predicted, clicked, range }, n) => [String(n + 1), count(rows), percent(predicted), percent(clicked), `${percent(range[0])} to ${percent(range[1])}`]),
+    columns: [{ label: "bin" }, { label: "events", num: true }, { label: "predicted", num: true }, { label: "clicked", num: true }, { label: "95 % interval", num: true }],
+    rows: points.map(({ rows, predicted, clicked, range }, n) => [String(n + 1), count(rows), percent(predicted), percent(clicked), `${percent(range[0]).slice(0, -2)} – ${percent(range[1])}`]),
   });
   return h("div", { class: "charts" }, h("figure", { class: "chart" }, h("figcaption", {}, h("h3", {}, title), h("span", {}, "below the line it promises too much")), readout, plot), h("div", {}, numbers));
 }

@@ -5,8 +5,8 @@ import { badge, h, link } from "./dom.js";
 export const count = (number) => (number ?? 0).toLocaleString("en");
 export const score = (number, digits = 4) => (number === null || number === undefined ? "–" : number.toFixed(digits));
 
-/** A share in per cent, with as many digits as count. */
-export const percent = (share, digits = 3) => `${Number((100 * share).toPrecision(digits))} %`;
+/** A share in per cent, to three digits. */
+export const percent = (share) => `${share ? (100 * share).toPrecision(3) : 0} %`;
 
 const two = (number) => String(number).padStart(2, "0");
 
