@@ -90,38 +90,52 @@ def by_prediction(predicted: Predicted, most: int = 10) -> list[Bin]:
 
 def by_group(predicted: Predicted, groups: Sequence[Numbers]) -> list[Scores | None]:
     """The metrics of each group: what `asmg.metrics.scores` says of its interactions alone. None of an empty group."""
-    inside, found = np.zeros(len(predicted), bool), list[Scores | None]()
+    inside, ordered = np.zeros(len(predicted), bool), list[Numbers]()
     for group in groups:
-        inside[predicted.place[group]] = True
-        at = np.flatnonzero(inside)
-        inside[at] = False
-        click = predicted.click[at]
-        n, clicks = len(at), int(click.sum())
-        found.append(
+        if len(group):
+            inside[predicted.place[group]] = True
+            ordered.append(np.flatnonzero(inside))
+            inside[ordered[-1]] = False
+    if not ordered:
+        return [None] * len(groups)
+    sizes = np.array([len(each) for each in ordered])
+    at, starts = np.concatenate(ordered), np.cumsum(sizes) - sizes
+    click = predicted.click[at]
+    clicks = np.add.reduceat(click, starts, dtype=np.int64)
+    pairs = _pairs_in_order(predicted.tie[at], click, starts)
+    loss, total = (np.add.reduceat(each[at], starts) for each in (predicted.loss, predicted.probability))
+    found = iter(
+        [
             Scores(
-                events=n,
-                clicks=clicks,
-                auc=_pairs_in_order(predicted.tie[at], click) / (clicks * (n - clicks)) if 0 < clicks < n else None,
-                logloss=float(predicted.loss[at].mean()),
-                calibration=float(predicted.probability[at].sum() / clicks) if clicks else None,
+                events=int(n),
+                clicks=int(c),
+                auc=float(pairs[g] / (c * (n - c))) if 0 < c < n else None,
+                logloss=float(loss[g] / n),
+                calibration=float(total[g] / c) if c else None,
             )
-            if n
-            else None
-        )
-    return found
+            for g, (n, c) in enumerate(zip(sizes, clicks, strict=True))
+        ]
+    )
+    return [next(found) if len(group) else None for group in groups]
 
 
-def _pairs_in_order(tie: Numbers, click: NDArray[np.bool_]) -> float:
-    """How many pairs of a click and a non-click have the click higher; equal predictions count half.
+def _pairs_in_order(tie: Numbers, click: NDArray[np.bool_], starts: Numbers) -> NDArray[np.float64]:
+    """Of each group, how many pairs of a click and a non-click have the click higher; equal predictions count half.
 
     Args:
-        tie: int64 [n], ascending; equal for equal predictions.
-        click: [n].
+        tie: int64 [P], one group after the other, ascending in each; equal for equal predictions.
+        click: [P].
+        starts: where each group begins; none is empty.
     """
-    starts = np.flatnonzero(np.diff(tie, prepend=-1))
-    clicks = np.add.reduceat(click, starts, dtype=np.int64)
-    others = np.diff(np.append(starts, len(tie))) - clicks
-    return float((clicks * (np.cumsum(others) - others / 2)).sum())
+    new = np.diff(tie, prepend=-1) != 0
+    new[starts] = True
+    runs = np.flatnonzero(new)  # of equal predictions in one group
+    clicks = np.add.reduceat(click, runs, dtype=np.int64)
+    others = np.diff(np.append(runs, len(tie))) - clicks
+    below = np.cumsum(others) - others
+    first = np.searchsorted(runs, starts)  # the first run of each group
+    below -= np.repeat(below[first], np.diff(np.append(first, len(runs))))
+    return np.asarray(np.add.reduceat(clicks * (below + others / 2), first))
 
 
 def by_value(values: Numbers, most: int) -> tuple[list[int], list[Numbers]]:

@@ -128,7 +128,7 @@ KEPT_FOR_TRAINING = 7
 """Number of periods that bu-7 learns from, the method that looks back furthest."""
 
 KEPT_BREAKDOWNS = 200
-"""Number of periods whose scores are kept by parts of their logs; each takes 3 to 15 kB. The console's pages go back as
+"""Number of periods whose scores are kept by parts of their logs; each takes 2 to 8 kB. The console's pages go back as
 far."""
 
 
