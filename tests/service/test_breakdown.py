@@ -8,14 +8,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from asmg.datasets.synthetic import DriftPeriod
 from asmg.features import Field, Schema
-from service.storage.postgres.repositories import EventBatch
+from service.storage.postgres.repositories import EntityKind, EventBatch
 from service.use_cases.breakdown import Part, get_breakdown
 from service.use_cases.catalogue import put_items
 from service.use_cases.ingest import ingest
+from service.use_cases.update import scored_parts
 from tests.service.deletion_support import delete
 from tests.service.update_support import Bench, bench, interactions, periods
 
@@ -58,7 +60,9 @@ def sizes(part: Part) -> tuple[int, int]:
     return part.rows, part.clicks
 
 
-async def test_each_part_is_what_the_log_says(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
+async def test_each_part_is_what_the_log_says(
+    postgres_dsn: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second, third = periods(3)
     # An item of the catalogue that is shown in the third period only: it has a row before, and is new all the same.
     third = replace(third, item_ids=["never shown", *third.item_ids[1:]])
@@ -125,11 +129,21 @@ async def test_each_part_is_what_the_log_says(postgres_dsn: str, redis_url: str,
         assert [each.item_id for each in again.models[0].changed] == [
             None if each.item_id == gone else each.item_id for each in found.models[0].changed
         ]
-        await learn(b, replace(periods(4)[3], new_items={"newcomer": ()}))
-        assert (await get_breakdown(b.database, 2, period=3)).models[0].changed[0].item_id is None
 
-        nothing = await get_breakdown(b.database, 2, period=7)
-        assert (nothing.periods, nothing.period, nothing.models) == ([3, 4], None, [])
+        def fail(*_: Any, **__: Any) -> None:
+            raise ValueError("it cannot be broken down")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(scored_parts, "scored_parts", fail)
+            await learn(b, replace(periods(4)[3], new_items={"newcomer": ()}))
+        async with b.database.read() as session:
+            row = np.array([(await session.breakdowns.get(3) or {})["models"]["generated"]["changed"][0][0]])
+            assert await session.entities.ids_at(EntityKind.ITEM, row) != [None]
+        assert (await get_breakdown(b.database, 2, period=3)).models[0].changed[0].item_id is None
+        # The update that could not break its period down has published all the same.
+        nothing = await get_breakdown(b.database, 2, period=4)
+        assert (nothing.periods, nothing.period, nothing.models) == ([3], None, [])
+        assert (await get_breakdown(b.database, 4, period=None)).periods == []
 
 
 def log_odds(probability: float) -> float:
