@@ -212,6 +212,11 @@ class Statistics:
         """
         return self.inputs(_by_strangers(items))[:, USER : USER + ITEM]
 
+    def counts_any(self, items: Tensor) -> Tensor:
+        """Whether any interaction of each item was counted, bool [n]; items int [n], known or not."""
+        known = items < len(self.counts)
+        return known & (self.counts[items.long() * known, 3] > 0)
+
     def fading(self, items: Tensor) -> Tensor:
         """The factor by which the pair counts of these known items (int64 [n]) have decayed since `paired`, float32
         [n].

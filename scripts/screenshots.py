@@ -51,7 +51,7 @@ WIDTHS = {1280: 800, 390: 844}
 PAGES = {
     "overview": "#/",
     "versions": "#/versions",
-    "version": "#/versions/8",
+    "version": "#/versions/7",
     "periods": "#/periods",
     "period": "#/periods/8",
     "canary": "#/canary",

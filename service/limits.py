@@ -127,6 +127,10 @@ UNKNOWN_KEYS_RATE, UNKNOWN_KEYS_BURST = 100, 500
 KEPT_FOR_TRAINING = 7
 """Number of periods that bu-7 learns from, the method that looks back furthest."""
 
+KEPT_BREAKDOWNS = 200
+"""Number of periods whose scores are kept by parts of their logs; each takes 2 to 8 kB. The console's pages go back as
+far."""
+
 
 def within_id_length(id_: str) -> str:
     """The id, or its SHA-256 in hex where it is too long; for ids that are composed of a client's ids."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from service.errors import NotReady
-from service.limits import KEPT_FOR_TRAINING, MAX_DELIVERIES
+from service.limits import KEPT_BREAKDOWNS, KEPT_FOR_TRAINING, MAX_DELIVERIES
 from service.settings import Settings
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database, Lock
@@ -44,6 +44,7 @@ async def prune(database: Database, period: int, settings: Settings, artifacts: 
         await work.stages.forget_results(period)  # only an update that continues reads them
         digests.update(await work.models.retire(keep_serving=settings.keep_versions, keep_states=settings.keep_states))
         digests.update(await work.samples.release(settings.sample_periods))
+        await work.breakdowns.release(KEPT_BREAKDOWNS)
         deleted = await work.artifacts.delete(sorted(digests))
         await work.commit()
     if artifacts is not None:

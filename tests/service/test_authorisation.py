@@ -75,6 +75,7 @@ TABLE = [
     Call("POST", "/periods/{number}/skip", scopes("admin"), 422, {}),
     Call("GET", "/admin/models", scopes("admin"), 200),
     Call("GET", "/admin/models/{version}", scopes("admin"), 200),
+    Call("GET", "/admin/models/{version}/breakdown", scopes("admin"), 200),
     Call("POST", "/admin/models/{version}/pin", scopes("admin"), 422, {}),
     Call("POST", "/admin/models/{version}/unpin", scopes("admin"), 422, {}),
     Call("POST", "/admin/rollback", scopes("admin"), 422, {}),

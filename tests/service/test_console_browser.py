@@ -56,6 +56,25 @@ VISITORS, SHARE = 400, 0.5
 DARK_AND_NARROW = {"runOnly": ["color-contrast", "scrollable-region-focusable", "target-size"]}
 """Rules of axe that may be broken by colours and widths alone."""
 
+PART = {"rows": 40, "clicks": 10, "auc": 0.7, "logloss": 0.5, "calibration": 1.1}
+BREAKDOWN = {
+    "version": 2,
+    "periods": [3, 4],
+    "period": 3,
+    "rows": 100,
+    "against": 1,
+    "models": [
+        {
+            "model": "generated",
+            "curve": [{"rows": 50, "predicted": 0.01, "clicked": 0.0}, {"rows": 50, "predicted": 0.3, "clicked": 0.4}],
+            "users": {"new": {**PART, "rows": 0, "clicks": 0, "auc": None, "logloss": None}, "known": PART},
+            "items": {"new": PART, "known": PART},
+            "fields": [{"name": "device", "values": [{**PART, "value": None, "other": False}]}],
+            "changed": [{"item_id": "<b>i1</b>", "rows": 9, "clicks": 3, "before": 0.1, "after": 0.2}],
+        }
+    ],
+}
+
 
 @dataclass
 class Console:
@@ -187,6 +206,7 @@ def test_an_operator_closes_a_period_watches_it_rolls_back_and_forward(console: 
 
     check_replay(console)
     check_charts(console)
+    check_breakdown(console)
     check_guardrails(console)
     check_canary(console)
     check_webhooks(console)
@@ -209,6 +229,31 @@ def check_replay(console: Console) -> None:
     replayed = page.get_by_role("table", name="Had this version stayed in service")
     expect(replayed.get_by_role("row")).to_have_count(3)
     expect(replayed).to_contain_text("0.0000 (0.0000 to 0.0000)")  # it was in service then
+
+
+def check_breakdown(console: Console) -> None:
+    """The calibration curve is read by arrow keys, and the tables say what the API says."""
+    page = console.page
+    console.go("versions/1")
+    curve = page.get_by_role("slider", name="Calibration curve")
+    curve.focus()
+    page.keyboard.press("Home")
+    found = page.evaluate("fetch('admin/models/1/breakdown').then((answer) => answer.json())")["models"][0]
+    first = found["curve"][0]
+    expect(curve).to_have_attribute(
+        "aria-valuetext",
+        re.compile(f"^bin 1: predicted {100 * first['predicted']:#.3g} %.* {first['rows']} interactions"),
+    )
+    hours = found["fields"][0]["values"]
+    rows = page.get_by_role("table", name="Scores by hour").get_by_role("row")
+    expect(rows).to_have_count(1 + len(hours))
+    expect(rows.nth(1)).to_contain_text(f"{hours[0]['rows']}")
+    expect(rows.nth(1)).to_contain_text(f"{hours[0]['auc']:.4f}")
+    interval = page.evaluate(
+        "import('./console/calibration.js').then((c) => [c.interval(0.1, 100), c.interval(0, 10)])"
+    )
+    assert interval[0] == pytest.approx([0.05523, 0.17437], abs=1e-5)  # Wilson (1927), as in textbooks
+    assert interval[1] == pytest.approx([0.0, 0.27753], abs=1e-5)
 
 
 def check_charts(console: Console) -> None:
@@ -327,11 +372,17 @@ def check_webhooks(console: Console) -> None:
 
 def check_pages(console: Console) -> None:
     """No page has faults of accessibility, or is wider than a narrow phone, in light and dark; alerts are seen."""
+    page = console.page
+    page.route("**/admin/models/2/breakdown", answer(BREAKDOWN))
     for address in PAGES:
         console.go(address)
         check_page(console, address)
         if address == "":
-            expect(console.page.locator(".banner.bad")).to_contain_text(MESSAGE)
+            expect(page.locator(".banner.bad")).to_contain_text(MESSAGE)
+        if address == "versions/2":
+            expect(page.get_by_role("table", name="Items of which")).to_contain_text("▲ × 2.00")
+            expect(page.get_by_role("table", name="Scores by device")).to_contain_text("no longer known")
+    page.unroute_all()
 
 
 def check_page(console: Console, address: str) -> None:

@@ -75,6 +75,7 @@ FILL = (
     "VALUES (1, '{\"events\": 1}', 'd', 1, '\\x00000000', '{\"user\": 1}')",
     "INSERT INTO sample_scores (version, period, scored_at, events, auc, logloss, served_logloss, error, failure) "
     "VALUES (1, 1, now(), 1, 0.5, 0.5, 0.5, 0.1, 'f')",
+    "INSERT INTO breakdowns (period, parts) VALUES (1, '{\"rows\": 1}')",
     "UPDATE periods SET forgotten = 1, exported_at = now() WHERE number = 1",
     "INSERT INTO alerts (kind, subject, severity, period, version, message, numbers, acknowledged_at, acknowledged_by, "
     "closed_at, closed_by, closed_reason) "

@@ -628,6 +628,27 @@ class TestModels:
             assert list(await uow.evaluations.list(1)) == [other, better]
             assert list(await uow.evaluations.list(2)) == []
 
+    async def test_the_newest_breakdowns_are_kept(self, database: Database) -> None:
+        async with database.unit_of_work() as uow:
+            await uow.connection.execute(
+                text("INSERT INTO periods (number, status) SELECT n, 'updated' FROM generate_series(2, 5) AS n")
+            )
+            for period in (2, 3, 5):
+                scored = Evaluation(
+                    period=period, model="generated", version=3, events=10, auc=None, logloss=0.5, calibration=None
+                )
+                await uow.evaluations.put([scored])
+                await uow.breakdowns.put(period, {"rows": 1})
+            await uow.breakdowns.put(3, {"rows": period})
+            await uow.breakdowns.release(3)
+            assert list(await uow.breakdowns.of_version(3)) == [2, 3, 5]
+            assert list(await uow.breakdowns.of_version(2)) == []
+            await uow.breakdowns.release(2)
+            assert list(await uow.breakdowns.of_version(3)) == [3, 5]
+            assert await uow.breakdowns.get(3) == {"rows": 5}
+            await uow.breakdowns.clear(3)
+            assert await uow.breakdowns.get(3) is None
+
 
 class TestAccess:
     async def test_keys(self, database: Database) -> None:

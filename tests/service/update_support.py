@@ -146,6 +146,7 @@ async def outcome(database: Database) -> dict[str, Any]:
         logs = await session.periods.list(100)
         evaluations = await session.evaluations.list(1, 100)
         samples = await session.samples.newest(100)
+        breakdowns = {log.number: await session.breakdowns.get(log.number) for log in logs}
     return {
         "versions": {
             v.version: {
@@ -162,6 +163,7 @@ async def outcome(database: Database) -> dict[str, Any]:
         "aliases": {str(name): alias and alias.version for name, alias in aliases.items()},
         "periods": {p.number: (str(p.status), p.version, p.attempts, p.error) for p in logs},
         "evaluations": evaluations,
+        "breakdowns": breakdowns,
         "samples": {each.period: asdict(each) for each in samples},
     }
 

@@ -5,6 +5,9 @@ import { badge, h, link } from "./dom.js";
 export const count = (number) => (number ?? 0).toLocaleString("en");
 export const score = (number, digits = 4) => (number === null || number === undefined ? "–" : number.toFixed(digits));
 
+/** A share in per cent, to three digits. */
+export const percent = (share) => `${share ? (100 * share).toPrecision(3) : 0} %`;
+
 const two = (number) => String(number).padStart(2, "0");
 
 /** A moment by the browser's clock, to the minute; the title has it in full. */

@@ -1,6 +1,7 @@
 // One version: scores, the gate's numbers in words, lineage, schema, files.
 
 import { get, getAll, getIfThere } from "./api.js";
+import { byField, calibration, changedItems, familiarity } from "./breakdown.js";
 import { facts, fill, h, panel, table } from "./dom.js";
 import { count, kind, modelName, period, score, time, version } from "./format.js";
 import { replayed, stillKnown } from "./replay.js";
@@ -8,18 +9,20 @@ import { scoreTable } from "./scores.js";
 import { actions, marks } from "./versions.js";
 
 /** The sections of the page, in order; each makes its panel of the version and what is known beside it, or null. */
-const SECTIONS = [summary, scoresOnNext, scoresBefore, stillKnown, replayed, gate, lineage, schema, files];
+const SECTIONS = [summary, scoresOnNext, calibration, familiarity, byField, changedItems, scoresBefore, stillKnown, replayed, gate, lineage, schema, files];
 
 export async function show(context) {
   async function refresh() {
-    const [model, models, periods, processes, samples] = await Promise.all([
+    const query = context.query.get("period");
+    const [model, models, periods, processes, samples, breakdown] = await Promise.all([
       get(`admin/models/${encodeURIComponent(context.id)}`, context.signal),
       getAll("admin/models", "models", 200, context.signal),
       getAll("periods", "periods", 200, context.signal),
       get("admin/processes", context.signal),
       getIfThere("admin/samples", context.signal),
+      getIfThere(`admin/models/${encodeURIComponent(context.id)}/breakdown${query ? `?period=${encodeURIComponent(query)}` : ""}`, context.signal),
     ]);
-    const known = { models, periods, champion: processes.champion, head: models.find((each) => each.head)?.version ?? processes.champion, samples, signal: context.signal, refresh };
+    const known = { models, periods, champion: processes.champion, head: models.find((each) => each.head)?.version ?? processes.champion, samples, breakdown, signal: context.signal, refresh };
     fill(context.root, SECTIONS.map((section) => section(model, known)));
   }
   await refresh();

@@ -10,7 +10,9 @@ from service.http.json_body import JsonBody, body_schema
 from service.http.keys import Caller, Requires
 from service.http.routers.numbers import Before, Limit, Number
 from service.http.schemas import PinRequest, PinResponse, RollbackRequest, RollbackResponse, Text
+from service.limits import MAX_CURSOR
 from service.use_cases.audit import AuditPage, list_audit
+from service.use_cases.breakdown import Breakdown, get_breakdown
 from service.use_cases.model_status import ModelDetail, ModelPage, get_model, list_models
 from service.use_cases.pins import set_pinned
 from service.use_cases.processes import ProcessList, list_processes
@@ -36,6 +38,22 @@ async def get_models(
 async def get_one_model(state: State, _: Admin, version: Number) -> ModelDetail:
     """The version with the digests of its training state."""
     return await get_model(state.database, version)
+
+
+@router.get("/models/{version:digits}/breakdown", summary="Scores of a version by parts of a period")
+async def get_model_breakdown(
+    state: State,
+    _: Admin,
+    version: Number,
+    period: Annotated[
+        int | None,
+        Query(ge=1, le=MAX_CURSOR, description="One of `periods`; by default the first after the version was made."),
+    ] = None,
+) -> Breakdown:
+    """The calibration curve, the scores on new and known users and items and by the values of fields, and the items of
+    which the version says other things than the version before it, on a period that it had not learned.
+    """
+    return await get_breakdown(state.database, version, period=period)
 
 
 @router.get("/processes", summary="Api processes that run, and what they serve")

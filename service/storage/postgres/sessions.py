@@ -14,6 +14,7 @@ from service.storage.postgres.repositories import (
     ApiProcesses,
     Artifacts,
     Audit,
+    Breakdowns,
     Canaries,
     Deletions,
     Deliveries,
@@ -82,6 +83,7 @@ class Session:
         self.processes = ApiProcesses(connection)
         self.artifacts = Artifacts(connection)
         self.evaluations = Evaluations(connection)
+        self.breakdowns = Breakdowns(connection)
         self.exports = Exports(connection)
         self.samples = Samples(connection)
         self.keys = Keys(connection)

@@ -115,6 +115,7 @@ async def _find_start(context: UpdateContext, period: int) -> UpdateStart:
             await work.stages.clear(period, keep=kept)  # or a later attempt would find them done
         if "prepare" not in kept and not late:  # a late period keeps the scores from the time when it was the newest
             await work.evaluations.clear(period)
+            await work.breakdowns.clear(period)
         await work.commit()
     return UpdateStart(period=period, head=head, late=late, done={name: s for name, s in done.items() if name in kept})
 

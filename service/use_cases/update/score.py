@@ -19,6 +19,7 @@ from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, hold_period
 from service.use_cases.update.prepare import PrepareNote
 from service.use_cases.update.sample import keep_sample
+from service.use_cases.update.scored_parts import break_down
 from service.use_cases.update.served import read_served
 from service.use_cases.update.trial import Trial, rehearsal_rows, try_out
 
@@ -81,10 +82,9 @@ async def score(
     models, served = await _existing_models(context, checkpoints, start, state, data)
     scores: dict[str, Mapping[str, Any]] = {}
     evaluations: list[Evaluation] = []
-    served_logits: Tensor | None = None
+    said: dict[str, Tensor] = {}
     for name, each in models.items():
-        logits = await asyncio.to_thread(predict_logits, each.model, each.params, each.data)
-        served_logits = logits if name == served else served_logits
+        said[name] = logits = await asyncio.to_thread(predict_logits, each.model, each.params, each.data)
         if start.late:
             continue
         result = await asyncio.to_thread(metrics.scores, logits, data.label)
@@ -100,14 +100,20 @@ async def score(
                 calibration=result.calibration,
             )
         )
+    served_logits = said.get(served)
     trial = await asyncio.to_thread(_try_out, context, start, state, data, served_logits, progress)
-    said = None if served_logits is None else (models[served].version, served_logits)
-    sample = None if start.late else await keep_sample(context, checkpoints, start, prepared, said, trial)
+    sample, parts = None, None
+    if not start.late:
+        of_served = None if served_logits is None else (models[served].version, served_logits)
+        sample = await keep_sample(context, checkpoints, start, prepared, of_served, trial)
+        parts = await asyncio.to_thread(break_down, context, checkpoints, start, prepared, state, data, said)
     async with context.database.unit_of_work() as work:
         await hold_period(work, context, start.period)
         await work.evaluations.put(evaluations)
         if sample is not None:
             await work.samples.put(sample)
+        if parts is not None:
+            await work.breakdowns.put(start.period, parts.to_json())
         await work.commit()
     return ScoreNote(scores, trial)
 

@@ -14,6 +14,7 @@ from service.storage.postgres.repositories.artifacts import (
     digest_of,
     digests_in,
 )
+from service.storage.postgres.repositories.breakdowns import Breakdowns
 from service.storage.postgres.repositories.canaries import Canaries, Canary, CanaryState, Outcome
 from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
 from service.storage.postgres.repositories.deliveries import Deliveries, Delivery, DeliveryStatus
@@ -65,6 +66,7 @@ __all__ = [
     "Artifacts",
     "Audit",
     "AuditEntry",
+    "Breakdowns",
     "Canaries",
     "Canary",
     "CanaryState",

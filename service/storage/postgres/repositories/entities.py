@@ -98,7 +98,9 @@ ROWS_OF_IDS = text("""
 """)
 
 IDS_OF_ROWS = text("""
-    SELECT array_agg((SELECT id FROM entity_rows WHERE kind = :kind AND row = asked.row) ORDER BY place)
+    SELECT array_agg((
+        SELECT id FROM entity_rows WHERE kind = :kind AND row = asked.row AND allocation <= :allocation
+    ) ORDER BY place)
     FROM unnest(CAST(CAST(:rows AS text) AS integer[])) WITH ORDINALITY AS asked (row, place)
 """)
 
@@ -272,11 +274,18 @@ class Entities:
             found.append(int_array(await self._connection.scalar(ROWS_OF_IDS, values)))
         return np.concatenate(found)
 
-    async def ids_at(self, kind: EntityKind, rows: Rows) -> list[str | None]:
-        """The ids that have these rows, in their order; None for a row that is free or does not exist."""
+    async def ids_at(self, kind: EntityKind, rows: Rows, allocation: int | None = None) -> list[str | None]:
+        """The ids that have these rows, in their order; None for a row that is free or does not exist.
+
+        Args:
+            kind: the embedding table.
+            rows: may repeat.
+            allocation: None too for rows that were given to their ids after it; None: all.
+        """
+        known = {"kind": str(kind), "allocation": LAST_ALLOCATION if allocation is None else allocation}
         found: list[str | None] = []
         for start in range(0, len(rows), IDS_PER_PAGE):
-            values = {"kind": str(kind), "rows": array_text(rows[start : start + IDS_PER_PAGE])}
+            values = {**known, "rows": array_text(rows[start : start + IDS_PER_PAGE])}
             found += await self._connection.scalar(IDS_OF_ROWS, values)
         return found
 

@@ -1,6 +1,7 @@
 """Tables of artifacts, model versions, aliases, what is served from when on, and evaluations."""
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -20,7 +21,16 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from service.storage.postgres.tables.base import TIMESTAMP, metadata
 
-__all__ = ["aliases", "artifact_chunks", "artifacts", "canaries", "evaluations", "model_versions", "takeovers"]
+__all__ = [
+    "aliases",
+    "artifact_chunks",
+    "artifacts",
+    "breakdowns",
+    "canaries",
+    "evaluations",
+    "model_versions",
+    "takeovers",
+]
 
 artifacts = Table(
     "artifacts",
@@ -120,4 +130,12 @@ evaluations = Table(
     Column("logloss", Double, nullable=False),
     Column("calibration", Double),
     CheckConstraint("model IN ('generated', 'incremental', 'previous', 'baseline')", name="model"),
+)
+
+breakdowns = Table(
+    "breakdowns",
+    metadata,
+    Column("period", ForeignKey("periods.number"), primary_key=True, autoincrement=False),
+    # Nothing looks into it, and as text its numbers take half the bytes that they take in JSONB.
+    Column("parts", JSON, nullable=False, comment="scores of all models by parts of the log"),
 )
