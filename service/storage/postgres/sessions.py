@@ -31,6 +31,7 @@ from service.storage.postgres.repositories import (
     Periods,
     Removals,
     Samples,
+    Shadows,
     Stages,
     Takeovers,
     Traces,
@@ -84,6 +85,7 @@ class Session:
         self.evaluations = Evaluations(connection)
         self.exports = Exports(connection)
         self.samples = Samples(connection)
+        self.shadows = Shadows(connection)
         self.keys = Keys(connection)
         self.audit = Audit(connection)
         self.alerts = Alerts(connection)
