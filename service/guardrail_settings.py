@@ -1,11 +1,9 @@
 """The settings of the guardrails, a part of `service.settings.Settings`."""
 
-from typing import Any
+from typing import Annotated
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings
-
-from service.notification_settings import Several, split_list
+from pydantic import Field
+from pydantic_settings import BaseSettings, NoDecode
 
 __all__ = ["GuardrailSettings"]
 
@@ -28,11 +26,6 @@ class GuardrailSettings(BaseSettings):
     """Share of the users that a new version answers first; 0: it answers all of them at once."""
     canary_minutes: float = Field(30, gt=0, le=7 * 24 * 60)
     """After how many minutes it answers all of them, where it was not shown to be worse."""
-    shadow: Several = ()
+    shadow: Annotated[tuple[str, ...], NoDecode] = ()
     """Update methods that run beside the served one and are scored on each period, separated by commas; none by
     default."""
-
-    @field_validator("shadow", mode="before")
-    @classmethod
-    def _split_methods(cls, value: Any) -> Any:
-        return split_list(value)

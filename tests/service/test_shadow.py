@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from asmg.batch import PeriodData
 from asmg.training import DivergedError
@@ -87,7 +88,7 @@ async def test_a_shadow_scores_what_a_service_of_its_own_scores(
     postgres_dsn: str, new_dsn: NewDatabase, redis_url: str, tmp_path: Path
 ) -> None:
     """And what is served is what a service without shadows serves."""
-    stream = periods(4)
+    stream = periods(3)
     async with bench(postgres_dsn, redis_url, tmp_path / "beside", shadow=("iu", "bu-3"), keep_states=1) as b:
         for period in stream:
             await b.log(period)
@@ -98,8 +99,7 @@ async def test_a_shadow_scores_what_a_service_of_its_own_scores(
             kept = await session.shadows.digests()
         assert await stored(b.database) == named(found) | kept
         assert (await verify(b.database, tmp_path)).findings == []
-        beside = {"versions": {1: {"state": last["bu-3"].state}}}
-        learned = {name: await parts_of(b, beside, 1) for name in ("bu-3",)}
+        learned = await parts_of(b, {"versions": {3: {"state": last["bu-3"].state}}}, 3)
         await Shadows(b.context, {}).remove_others()
         assert await stored(b.database) == named(found)
     async with bench(new_dsn(), redis_url, tmp_path / "without") as b:
@@ -108,21 +108,22 @@ async def test_a_shadow_scores_what_a_service_of_its_own_scores(
             await b.update(period.number)
             await prune(b.database, period.number, b.settings)
         alone = await b.outcome()
-    assert {n: v["serving"] for n, v in found["versions"].items() if n > 2} == {
-        n: v["serving"] for n, v in alone["versions"].items() if n > 2
+    assert {n: v["serving"] for n, v in found["versions"].items()} == {
+        n: v["serving"] for n, v in alone["versions"].items()
     }
-    assert found["versions"][4] == alone["versions"][4]
+    assert found["versions"][3] == alone["versions"][3]
     for method in ("iu", "bu-3"):
         async with bench(new_dsn(), redis_url, tmp_path / method, updater=method) as b:
             for period in stream:
                 await b.log(period)
                 await b.update(period.number)
-            assert shadows[method].keys() == {2, 3, 4}
+            assert shadows[method].keys() == {2, 3}
             expected = numbers(await scores(b.database, "incremental"))
             assert numbers(shadows[method]) == {n: pytest.approx(each, abs=1e-6) for n, each in expected.items()}
-            if method == "bu-3":
-                own = await parts_of(b, await b.outcome(), 4)
-                assert own.keys() == learned[method].keys()
+            own = await parts_of(b, await b.outcome(), 3)
+    assert own.keys() == learned.keys() > {"base", "data.1", "statistics"}
+    for name, part in own.items():
+        torch.testing.assert_close(learned[name], part)
 
 
 async def test_a_worker_that_is_killed_repeats_no_period(
@@ -136,10 +137,9 @@ async def test_a_worker_that_is_killed_repeats_no_period(
 
     async with bench(postgres_dsn, redis_url, tmp_path) as b:
         await sealed(b)
-        for moment in ("EXISTS (SELECT FROM shadows WHERE attempts > 0)", "(SELECT version > 1 FROM shadows)"):
-            with forked_worker(postgres_dsn, redis_url, tmp_path, shadow=("iu",)) as running:
-                await until_true(b.database, f"SELECT {moment}")
-                running.kill()
+        with forked_worker(postgres_dsn, redis_url, tmp_path, shadow=("iu",)) as running:
+            await until_true(b.database, "SELECT EXISTS (SELECT FROM shadows WHERE version + attempts > 1)")
+            running.kill()
         with forked_worker(postgres_dsn, redis_url, tmp_path, shadow=("iu",)) as running:
             await until_true(b.database, "SELECT version = 3 FROM shadows")
             running.stop()

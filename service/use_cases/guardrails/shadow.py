@@ -128,7 +128,7 @@ class Shadows:
         started, method = time.perf_counter(), shadow.method
         evaluations: list[Evaluation] = []
         try:
-            state = await self._learned(shadow, offered, version, evaluations, watched)
+            state, written = await self._learned(shadow, offered, version, evaluations, watched)
         except asyncio.CancelledError:
             logger.info("shadow %s breaks off before it has learned period %d", method, version.period)
             async with self._context.database.unit_of_work() as work:
@@ -144,7 +144,7 @@ class Shadows:
             )
             await self._restart(shadow, f"{type(error).__name__}: {error}", evaluations)
         else:
-            if await self._store(shadow, offered.version, state, evaluations):
+            if await self._store(shadow, offered.version, state, evaluations, written):
                 seconds = time.perf_counter() - started
                 self._context.metrics.note_shadow(method, seconds)
                 logger.info("shadow %s has learned period %d in %.2f s", method, version.period, seconds)
@@ -180,7 +180,7 @@ class Shadows:
         version: ModelVersion,
         evaluations: list[Evaluation],
         watched: _Watched,
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], set[str]]:
         """Score a period, then learn it.
 
         Args:
@@ -191,7 +191,7 @@ class Shadows:
             watched: told of progress.
 
         Returns:
-            the state of the shadow afterwards.
+            the state of the shadow afterwards, and the digests that were written for it, some of which it may not need.
 
         Raises:
             _CannotLearn: the state is that of other settings, or somebody in the period was deleted.
@@ -199,7 +199,7 @@ class Shadows:
         """
         updater, learned = self._methods[shadow.method], offered.learned
         if learned is None:
-            return dict(shadow.state)
+            return dict(shadow.state), set()
         signature = updater.signature()
         if shadow.state.get("signature", signature) != signature:
             raise _CannotLearn("its settings have changed")
@@ -225,14 +225,16 @@ class Shadows:
         parts = dict(await checkpoints.write_state(state, durable=True))
         counted = {STATISTICS: learned["statistics"]} if STATISTICS in parts else {}
         merged = await merge_layers(checkpoints.files, {n: v for n, v in parts.items() if n != STATISTICS}, watched)
-        return {
-            "parts": with_compaction(parts, merged) | counted,
-            "allocations": learned["allocations"],
-            "signature": signature,
-        }
+        known = {"allocations": learned["allocations"], "signature": signature}
+        return {"parts": with_compaction(parts, merged) | counted, **known}, set(digests_in(parts))
 
     async def _store(
-        self, shadow: Shadow, version: int, state: Mapping[str, Any], evaluations: Sequence[Evaluation]
+        self,
+        shadow: Shadow,
+        version: int,
+        state: Mapping[str, Any],
+        evaluations: Sequence[Evaluation],
+        written: set[str],
     ) -> bool:
         """Store what a shadow has become, and its scores; False where another worker has done so."""
         async with self._context.database.unit_of_work() as work:
@@ -240,7 +242,7 @@ class Shadows:
             if not await work.shadows.advance(shadow, version, state):
                 return False
             await work.evaluations.put(evaluations)
-            released = {*digests_in(shadow.state), *await work.shadows.release()}
+            released = {*digests_in(shadow.state), *await work.shadows.release()} | written
             deleted = await work.artifacts.delete(sorted(released))
             await work.commit()
         await self._context.artifacts.remove_objects([key for key in deleted.values() if key is not None])
