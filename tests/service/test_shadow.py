@@ -137,18 +137,18 @@ async def test_a_worker_that_is_killed_repeats_no_period(
 
     async with bench(postgres_dsn, redis_url, tmp_path) as b:
         await sealed(b)
-        with forked_worker(postgres_dsn, redis_url, tmp_path, shadow=("iu",)) as running:
+        with forked_worker(postgres_dsn, redis_url, tmp_path, shadow=("bu-3",)) as running:
             await until_true(b.database, "SELECT EXISTS (SELECT FROM shadows WHERE version + attempts > 1)")
             running.kill()
-        with forked_worker(postgres_dsn, redis_url, tmp_path, shadow=("iu",)) as running:
+        with forked_worker(postgres_dsn, redis_url, tmp_path, shadow=("bu-3",)) as running:
             await until_true(b.database, "SELECT version = 3 FROM shadows")
             running.stop()
-        found, beside = await b.outcome(), numbers(await scores(b.database, "shadow:iu"))
+        found, beside = await b.outcome(), numbers(await scores(b.database, "shadow:bu-3"))
         assert await restarts(b) == []
     assert {n: (status, version, attempts) for n, (status, version, attempts, _) in found["periods"].items()} == {
         1: ("updated", 1, 0), 2: ("updated", 2, 0), 3: ("updated", 3, 0), 4: ("open", None, 0)
     }  # fmt: skip
-    async with bench(new_dsn(), redis_url, tmp_path / "alone", updater="iu") as b:
+    async with bench(new_dsn(), redis_url, tmp_path / "alone", updater="bu-3") as b:
         await sealed(b)
         for number in (1, 2, 3):
             await b.update(number)
@@ -167,7 +167,7 @@ async def test_what_goes_wrong_with_a_shadow_lets_it_start_again(
         if stage == "update_base":
             raise DivergedError("loss: expected a finite number; received nan")
 
-    async with bench(postgres_dsn, redis_url, tmp_path, shadow=("iu",)) as b:
+    async with bench(postgres_dsn, redis_url, tmp_path, shadow=("bu-3",)) as b:
         await b.log(first)
         await learn(b, 1)
         await b.log(second)
@@ -196,7 +196,7 @@ async def test_what_goes_wrong_with_a_shadow_lets_it_start_again(
         await b.log(fifth)
         await learn(b, 5)
         assert len(await restarts(b)) == 3
-        beside, base = await scores(b.database, "shadow:iu"), await scores(b.database, "incremental")
+        beside, base = await scores(b.database, "shadow:bu-3"), await scores(b.database, "incremental")
     assert beside.keys() == {2, 3, 5}
     assert numbers({3: beside[3], 5: beside[5]}) == numbers({3: base[3], 5: base[5]})
 
@@ -210,7 +210,7 @@ async def test_an_update_comes_first(postgres_dsn: str, redis_url: str, tmp_path
         begun.set()
         assert go_on.wait(60)
 
-    async with bench(postgres_dsn, redis_url, tmp_path, shadow=("iu",), worker_poll_seconds=0.02) as b:
+    async with bench(postgres_dsn, redis_url, tmp_path, shadow=("bu-3",), worker_poll_seconds=0.02) as b:
         for period in (first, second):
             await b.log(period, close=False)
             await b.close(period.number)
@@ -226,7 +226,7 @@ async def test_an_update_comes_first(postgres_dsn: str, redis_url: str, tmp_path
         assert await b.update(3) == 3
         while await shadows.learn_next():
             pass
-        assert (await scores(b.database, "shadow:iu")).keys() == {2, 3}
+        assert (await scores(b.database, "shadow:bu-3")).keys() == {2, 3}
         assert await restarts(b) == []
 
 
