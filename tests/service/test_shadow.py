@@ -28,6 +28,7 @@ from tests.service.update_support import (
     named,
     parts_of,
     periods,
+    shortened,
     stored,
     until_true,
     updater_of,
@@ -161,7 +162,7 @@ async def test_what_goes_wrong_with_a_shadow_lets_it_start_again(
     postgres_dsn: str, redis_url: str, tmp_path: Path
 ) -> None:
     """From the base model of the head, so that it scores the next period as the served method's base model does."""
-    first, second, third, fourth, fifth = periods(5)
+    first, second, third, fourth, fifth, sixth = periods(6)
 
     def diverges(stage: str, _: PeriodData) -> None:
         if stage == "update_base":
@@ -192,18 +193,25 @@ async def test_what_goes_wrong_with_a_shadow_lets_it_start_again(
         deletion = await request_deletion(b.database, "user", fourth.user_ids[0], actor="test")
         await carry_out(b.database, b.context.histories, b.settings.journal, deletion)
         assert await shadows_of(b).learn_next()
-        assert (await restarts(b))[0] == "_CannotLearn: somebody in the period was deleted"
+        assert (await restarts(b))[0] == "somebody in the period was deleted"
         await b.log(fifth)
         await learn(b, 5)
         assert len(await restarts(b)) == 3
+        await b.log(sixth)
+        await b.update(6)
+        async with b.database.unit_of_work() as work:  # as workers leave it that were killed in it
+            await work.shadows.attempt((await work.shadows.list())[0], 5)
+            await work.commit()
+        assert not await shadows_of(b).learn_next()
+        assert (await restarts(b))[0] == "5 workers in a row ended while it learned period 6"
         beside, base = await scores(b.database, "shadow:bu-3"), await scores(b.database, "incremental")
     assert beside.keys() == {2, 3, 5}
     assert numbers({3: beside[3], 5: beside[5]}) == numbers({3: base[3], 5: base[5]})
 
 
 async def test_an_update_comes_first(postgres_dsn: str, redis_url: str, tmp_path: Path) -> None:
-    """A shadow breaks off as soon as a period is sealed; an update with nothing to learn changes nothing for it."""
-    first, second, third = periods(3)
+    """A shadow breaks off as soon as a period is sealed. What it learns late is not scored, and it may be nothing."""
+    first, second, third, fourth, fifth, sixth = periods(6)
     begun, go_on = threading.Event(), threading.Event()
 
     def waits(stage: str, _: PeriodData) -> None:
@@ -212,8 +220,7 @@ async def test_an_update_comes_first(postgres_dsn: str, redis_url: str, tmp_path
 
     async with bench(postgres_dsn, redis_url, tmp_path, shadow=("bu-3",), worker_poll_seconds=0.02) as b:
         for period in (first, second):
-            await b.log(period, close=False)
-            await b.close(period.number)
+            await b.log(period)
             await b.update(period.number)
         shadows = shadows_of(b, waits)
         learning = asyncio.create_task(shadows.learn_next())
@@ -223,10 +230,21 @@ async def test_an_update_comes_first(postgres_dsn: str, redis_url: str, tmp_path
         go_on.set()
         async with b.database.read() as session:
             assert [(each.version, each.attempts) for each in await session.shadows.list()] == [(0, 0)]
-        assert await b.update(3) == 3
+        await b.update(3)
+        await b.log(fourth)
+        await b.log(fifth)
+        await b.update(5)
+        await b.update(4)
         while await shadows.learn_next():
             pass
-        assert (await scores(b.database, "shadow:bu-3")).keys() == {2, 3}
+        await b.log(shortened(sixth, 1))
+        deletion = await request_deletion(b.database, "user", sixth.user_ids[0], actor="test")
+        await carry_out(b.database, b.context.histories, b.settings.journal, deletion)
+        assert await b.update(6) == 6
+        assert await shadows.learn_next()
+        async with b.database.read() as session:
+            assert [each.version for each in await session.shadows.list()] == [6]
+        assert (await scores(b.database, "shadow:bu-3")).keys() == {2, 3, 5}
         assert await restarts(b) == []
 
 

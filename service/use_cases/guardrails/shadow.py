@@ -129,20 +129,19 @@ class Shadows:
         evaluations: list[Evaluation] = []
         try:
             state, written = await self._learned(shadow, offered, version, evaluations, watched)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, NotReady, OSError):
             logger.info("shadow %s breaks off before it has learned period %d", method, version.period)
             async with self._context.database.unit_of_work() as work:
                 await work.shadows.attempt(shadow, shadow.attempts)
                 await work.commit()
-            raise
-        except (NotReady, OSError):
             raise
         except Exception as error:
             known = isinstance(error, (_CannotLearn, ArithmeticError))
             logger.warning(
                 "shadow %s cannot learn period %d: %s", method, version.period, error, exc_info=None if known else error
             )
-            await self._restart(shadow, f"{type(error).__name__}: {error}", evaluations)
+            reason = str(error) if isinstance(error, _CannotLearn) else f"{type(error).__name__}: {error}"
+            await self._restart(shadow, reason, evaluations)
         else:
             if await self._store(shadow, offered.version, state, evaluations, written):
                 seconds = time.perf_counter() - started
@@ -168,7 +167,9 @@ class Shadows:
         if offered is None or version is None:
             await self._restart(shadow, f"it is not on the way to version {head.version}")
         elif shadow.attempts >= MOST_CRASHES:
-            await self._restart(shadow, f"{shadow.attempts} workers in a row ended while it learned {version.period}")
+            await self._restart(
+                shadow, f"{shadow.attempts} workers in a row ended while it learned period {version.period}"
+            )
         else:
             return shadow, offered, version
         return None
