@@ -1,7 +1,9 @@
 """The settings of the guardrails, a part of `service.settings.Settings`."""
 
+from typing import Annotated
+
 from pydantic import Field
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, NoDecode
 
 __all__ = ["GuardrailSettings"]
 
@@ -24,3 +26,6 @@ class GuardrailSettings(BaseSettings):
     """Share of the users that a new version answers first; 0: it answers all of them at once."""
     canary_minutes: float = Field(30, gt=0, le=7 * 24 * 60)
     """After how many minutes it answers all of them, where it was not shown to be worse."""
+    shadow: Annotated[tuple[str, ...], NoDecode] = ()
+    """Update methods that run beside the served one and are scored on each period, separated by commas; none by
+    default."""

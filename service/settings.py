@@ -245,7 +245,7 @@ class Settings(ExportSettings, GuardrailSettings, NotificationSettings, Telemetr
             check_artifacts_url(value)
         return value
 
-    @field_validator("trusted_proxies", "cors_origins", mode="before")
+    @field_validator("trusted_proxies", "cors_origins", "shadow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_list(value)

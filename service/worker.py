@@ -33,12 +33,13 @@ from service.use_cases.bootstrap import ensure_prior
 from service.use_cases.export import SCRATCH_FOLDER, Exporter
 from service.use_cases.forget import carry_out_pending
 from service.use_cases.guardrails.canary import keep_judging
+from service.use_cases.guardrails.shadow import Shadows
 from service.use_cases.guardrails.watch import watch
 from service.use_cases.probes import probe_servers
 from service.use_cases.quarantine import note_failure, note_trouble
 from service.use_cases.retention import drop_old_logs, forget_notifications, merge_event_ids, prune, sweep
 from service.use_cases.update.compaction import Compaction
-from service.use_cases.update.configuration import check_configuration, configured_updater
+from service.use_cases.update.configuration import check_configuration, configured_shadows, configured_updater
 from service.use_cases.update.context import Superseded, UpdateContext
 from service.use_cases.update.pipeline import update_period
 from service.use_cases.update.resolve import resolve_skipped
@@ -83,14 +84,16 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
         metrics: where it counts; None where nobody looks.
 
     Raises:
-        ConfigurationError: a DSN is missing, the update method or the device is unknown, the object store cannot be
-            used, a pooler between here and Postgres does not keep sessions, or the method cannot continue the training
-            state that there is, or that a rollback has brought back. No period is touched then.
+        ConfigurationError: a DSN is missing, the update method or the device is unknown, a method cannot be a shadow,
+            the object store cannot be used, a pooler between here and Postgres does not keep sessions, or the method
+            cannot continue the training state that there is, or that a rollback has brought back. No period is touched
+            then.
         RankLost: another rank died or hangs. The period has lost no attempt, and the ranks have to be started again.
     """
     if settings.postgres_dsn is None or settings.redis_url is None:
         raise ConfigurationError("expected ASMG_POSTGRES_DSN and ASMG_REDIS_URL; received neither")
     updater, objects = configured_updater(settings, ranks), configured_objects(settings)
+    methods = configured_shadows(settings, updater)
     torch.set_num_threads(1)  # batches are small: a second thread costs more than it gives, and the api needs the core
     exports = configured_exports(settings)
     database = Database(settings.postgres_dsn, pool_size=4, connection_seconds=settings.connection_seconds)
@@ -117,6 +120,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
         scratch = settings.data_dir / SCRATCH_FOLDER
         exporter = Exporter(database, exports, scratch, failed=metrics.note_export_failure)
     backoff, deletions = _Backoff(settings.worker_poll_seconds), PendingDeletions(context)
+    shadows = Shadows(context, methods)
     sessions_checked = False
     try:
         while True:
@@ -128,7 +132,7 @@ async def run(settings: Settings, ranks: Ranks = ALONE, metrics: WorkerMetrics |
                 # A worker in reserve checks too: a mistake should not come to light when the worker is needed.
                 await check_configuration(database, context.artifacts, updater)
                 if await leadership.try_acquire():
-                    await leadership.hold(_lead(context, deletions, backoff, heartbeat, exporter))
+                    await leadership.hold(_lead(context, deletions, backoff, heartbeat, exporter, shadows))
                 backoff.reset()
                 await asyncio.sleep(settings.worker_poll_seconds)
             except Superseded as superseded:
@@ -159,6 +163,7 @@ async def _lead(
     backoff: "_Backoff",
     heartbeat: Heartbeat,
     exporter: Exporter | None,
+    shadows: Shadows,
 ) -> None:
     """Update on one sealed period after the other, without end."""
     beside = [
@@ -174,6 +179,7 @@ async def _lead(
     try:
         await ensure_prior(context.database, context.artifacts, context.settings.prior_ctr)
         await sweep(context.database, context.artifacts)
+        await shadows.remove_others()
         while True:
             heartbeat.beat()
             await deletions.carry_out()
@@ -184,7 +190,7 @@ async def _lead(
                 compaction.start()
                 if exporter is not None:
                     exporter.wake()
-            elif not watched:
+            elif not watched and not await shadows.learn_next():
                 await asyncio.sleep(context.settings.worker_poll_seconds)
     finally:
         context.metrics.note_leading(False)

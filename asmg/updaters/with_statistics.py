@@ -20,7 +20,7 @@ from asmg.statistics import NAMES, Statistics, StatisticsConfig
 from asmg.training import Progress
 from asmg.updaters.base import ServedParts, StateT, Updater
 
-__all__ = ["PART", "WithStatistics", "WithStatisticsState"]
+__all__ = ["COUNT", "PART", "WithStatistics", "WithStatisticsState"]
 
 PART = "statistics"
 """Name of the part that is added to the inner method's dump."""

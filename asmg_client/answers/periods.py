@@ -68,7 +68,7 @@ class Period:
     """The version that the update published."""
     stages: Sequence[Stage]
     scores: Mapping[str, Score]
-    """By model: `generated`, `incremental`, `previous`, `baseline`."""
+    """By model: `generated`, `incremental`, `previous`, `baseline`; `shadow:iu` of a method that runs beside."""
     labels: Mapping[str, Any] | None
 
 

@@ -19,6 +19,8 @@ UNNAMED = """
     SELECT count(*) FROM artifacts
     WHERE NOT EXISTS (SELECT FROM model_versions WHERE serving_digest = digest OR strpos(state::text, digest) > 0)
       AND NOT EXISTS (SELECT FROM period_samples WHERE period_samples.digest = artifacts.digest)
+      AND NOT EXISTS (SELECT FROM shadows WHERE strpos(state::text, digest) > 0)
+      AND NOT EXISTS (SELECT FROM shadow_periods WHERE strpos(learned::text, digest) > 0)
 """
 
 

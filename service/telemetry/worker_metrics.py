@@ -45,6 +45,19 @@ class WorkerMetrics:
             "Attempts of this worker to export logs that failed; each is made again.",
             registry=registry,
         )
+        self._shadows = Histogram(
+            "asmg_worker_shadow_seconds",
+            "Seconds that this worker took to score and learn a period by a method that runs beside the served one.",
+            ["method"],
+            buckets=STAGE_BUCKETS,
+            registry=registry,
+        )
+        self._shadow_restarts = Counter(
+            "asmg_worker_shadow_restarts",
+            "How often a method that runs beside started again from the served one's training state.",
+            ["method"],
+            registry=registry,
+        )
         self._leading = Gauge("asmg_worker_leading", "1 where this worker leads, 0 in reserve.", registry=registry)
         self._age = Gauge(
             "asmg_worker_progress_age_seconds",
@@ -78,6 +91,14 @@ class WorkerMetrics:
     def note_export_failure(self) -> None:
         """Note that logs could not be exported."""
         self._export_failures.inc()
+
+    def note_shadow(self, method: str, seconds: float) -> None:
+        """Note how long a method that runs beside the served one took for a period."""
+        self._shadows.labels(method).observe(seconds)
+
+    def note_shadow_restart(self, method: str) -> None:
+        """Note that a method that runs beside starts again."""
+        self._shadow_restarts.labels(method).inc()
 
     def note_leading(self, leads: bool) -> None:
         """Note whether this worker leads."""

@@ -88,7 +88,7 @@ class PeriodDocument:
     """The model version that the update published."""
     stages: list[StageDocument]
     scores: dict[str, ScoreDocument]
-    """By model: `generated`, `incremental`, `previous`, `baseline`."""
+    """By model: `generated`, `incremental`, `previous`, `baseline`; `shadow:iu` of a method that runs beside."""
     labels: Mapping[str, Any] | None
     """What became of its impressions and clicks; null until the update has begun."""
 

@@ -275,6 +275,14 @@ def check_charts(console: Console) -> None:
     assert found[0] == [[[0, 1], [1, 2]], [[4, 1]]], "a missing value is a gap"
     assert found[1] == pytest.approx([0.65, 0.7, 0.75])
     assert found[2] == [10, 24, 38, 90]
+    lines = page.evaluate(
+        "import('./console/scores.js').then(async (c) => { const main = document.getElementById('main');"
+        "const scores = { 'shadow:sml': { auc: 0.6 }, generated: { auc: 0.7 }, 'shadow:iu': { auc: 0.65 } };"
+        "main.replaceChildren(...c.scoreCharts([{ period: 2, scores }], ['auc']));"
+        "while (!main.querySelector('text.name')) await new Promise(requestAnimationFrame);"
+        "return [...main.querySelectorAll('text.name')].map((e) => [e.textContent, e.getAttribute('class')]); })"
+    )
+    assert lines == [["generated", "name s0"], ["shadow iu", "name s5"], ["shadow sml", "name s6"]]
     kept = page.evaluate(
         "import('./console/dom.js').then(({ fill, h }) => { const main = document.getElementById('main');"
         "const again = () => fill(main, h('a', { href: '#/keys' }, 'Keys')); again();"

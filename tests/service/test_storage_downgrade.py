@@ -76,6 +76,10 @@ FILL = (
     "INSERT INTO sample_scores (version, period, scored_at, events, auc, logloss, served_logloss, error, failure) "
     "VALUES (1, 1, now(), 1, 0.5, 0.5, 0.5, 0.1, 'f')",
     "INSERT INTO breakdowns (period, parts) VALUES (1, '{\"rows\": 1}')",
+    "INSERT INTO evaluations (period, model, version, events, auc, logloss, calibration) "
+    "VALUES (1, 'shadow:iu', null, 1, 0.5, 0.5, 1)",
+    "INSERT INTO shadows (method, version, state, attempts) VALUES ('iu', 1, '{\"parts\": {}}', 1)",
+    'INSERT INTO shadow_periods (version, learned, late) VALUES (1, \'{"data": "d"}\', false)',
     "UPDATE periods SET forgotten = 1, exported_at = now() WHERE number = 1",
     "INSERT INTO alerts (kind, subject, severity, period, version, message, numbers, acknowledged_at, acknowledged_by, "
     "closed_at, closed_by, closed_reason) "

@@ -384,6 +384,10 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
             f"serving snapshot of version {LEARNED}: expected one that loads and scores as written; found ",
         ],
     ),
+    "an artifact of a shadow": (
+        [f'INSERT INTO shadows (method, version, state) VALUES (\'iu\', 1, \'{{"parts": {{"base": "{"0" * 64}"}}}}\')'],
+        ["shadow iu: expected every artifact that it names; found no artifact 0000"],
+    ),
     "the size of an artifact": (
         [f"UPDATE artifacts SET size = size + 1 WHERE digest = {HIDDEN}"],
         [r"artifact [0-9a-f]{64}: expected \d+ bytes in chunks from 0 on; found \d+ bytes in 1 chunks up to 0"],
@@ -418,6 +422,8 @@ UNFILLED = (
     "INSERT INTO canaries (version, champion_version, share, salt, minutes) VALUES (1, 0, 0.1, 1, 30)",
     "UPDATE aliases SET canary_version = 1 WHERE name = 'champion'",
     "UPDATE takeovers SET canary_version = 1",
+    "INSERT INTO shadows (method, version, state) VALUES ('iu', 1, '{}')",
+    "INSERT INTO shadow_periods (version, late) VALUES (1, false)",
 )
 """Rows of the tables that no other test of this file needs filled."""
 

@@ -3,6 +3,7 @@
 import { fill, h, s, table } from "./dom.js";
 
 const STYLES = { generated: 0, incremental: 1, previous: 2, frozen: 3, yardstick: 4 };
+const OTHERS = [5, 6, 7];
 const HEIGHT = 230;
 const LABEL_HEIGHT = 14;
 const LETTER_WIDTH = 6.4;
@@ -58,6 +59,8 @@ export function lineChart({ title, hint, x, series, digits = 4, xName = "period"
     figure.append(h("p", { class: "muted" }, "No period has been scored yet; the second one that is closed is the first."));
     return figure;
   }
+  const others = shown.map(({ name }) => name).filter((name) => !(name in STYLES));
+  const style = (name) => STYLES[name] ?? OTHERS[others.indexOf(name) % OTHERS.length];
   const text = (value) => (value === null ? "–" : value.toFixed(digits));
   let cursor = x.length - 1;
   let mark = () => {};
@@ -168,7 +171,5 @@ export function lineChart({ title, hint, x, series, digits = 4, xName = "period"
   figure.append(readout, plot, h("details", { class: "numbers", "data-focus": `numbers ${title}` }, h("summary", { "data-focus": `summary ${title}` }, "Numbers as a table"), numbers));
   return figure;
 }
-
-const style = (name) => STYLES[name] ?? 5;
 
 const swatch = () => s("svg", { width: 22, height: 8, "aria-hidden": "true" }, s("polyline", { points: "0,4 22,4" }));

@@ -43,7 +43,7 @@ export const MODELS = {
   yardstick: "yardstick",
 };
 
-export const modelName = (name) => MODELS[name] ?? name;
+export const modelName = (name) => MODELS[name] ?? name.replace(/^shadow:/, "shadow ");
 
 /** The models of some scores, in the order in which they are shown. */
 export function modelsOf(scores) {

@@ -13,7 +13,7 @@ export async function show(context) {
   most.addEventListener("change", () => refresh().catch((problem) => context.fail(problem)));
   fill(
     context.root,
-    panel("Scores by period", h("p", { class: "muted" }, "Each model's score on the log of a period, before anything had learned it. ", h("b", {}, "Frozen"), " is the first model, never updated; ", h("b", {}, "previous"), " is the version served before."), charts),
+    panel("Scores by period", h("p", { class: "muted" }, "Each model's score on the log of a period, before anything had learned it. ", h("b", {}, "Frozen"), " is the first model, never updated; ", h("b", {}, "previous"), " is the version served before; a ", h("b", {}, "shadow"), " is a method that runs beside the served one."), charts),
     panel("Versions", h("div", { class: "row" }, field("Newest", most)), rows),
   );
 

@@ -8,7 +8,7 @@ another host the update makes it again.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from asmg.checkpoint import Checkpoint, CheckpointError
@@ -102,8 +102,12 @@ class StateFiles:
         """
         return open_stack([await self.open(digest) for digest in digests])
 
-    def remove_others(self) -> None:
-        """Remove the files that were neither read nor written through this object; they can be fetched again."""
+    def remove_others(self, keep: Collection[str] = ()) -> None:
+        """Remove the files that were neither read nor written through this object; they can be fetched again.
+
+        Args:
+            keep: digests of files that are not removed all the same.
+        """
         for path in self._folder.glob(f"*{FILE_SUFFIX}"):
-            if path.name.partition(".")[0] not in self._open:
+            if (digest := path.name.partition(".")[0]) not in self._open and digest not in keep:
                 path.unlink(missing_ok=True)

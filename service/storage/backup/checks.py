@@ -85,6 +85,7 @@ CHECKS = {
     "artifacts of versions": _missing_artifacts(
         "format('model version %s', version)", "model_versions", "state", "true"
     ),
+    "artifacts of shadows": _missing_artifacts("format('shadow %s', method)", "shadows", "state", "true"),
     "artifacts of updates under way": _missing_artifacts(
         "format('stage %s of period %s', stage, period)",
         "period_stages",

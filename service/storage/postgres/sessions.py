@@ -32,6 +32,7 @@ from service.storage.postgres.repositories import (
     Periods,
     Removals,
     Samples,
+    Shadows,
     Stages,
     Takeovers,
     Traces,
@@ -86,6 +87,7 @@ class Session:
         self.breakdowns = Breakdowns(connection)
         self.exports = Exports(connection)
         self.samples = Samples(connection)
+        self.shadows = Shadows(connection)
         self.keys = Keys(connection)
         self.audit = Audit(connection)
         self.alerts = Alerts(connection)

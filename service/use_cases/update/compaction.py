@@ -23,11 +23,11 @@ from service.storage.artifacts.state_files import StateFiles
 from service.storage.postgres.database import Lock
 from service.storage.postgres.repositories import AliasName, ModelVersion
 from service.tasks import end_tasks, start_alone
-from service.use_cases.update.checkpoints import layers_of
+from service.use_cases.update.checkpoints import Parts, layers_of
 from service.use_cases.update.context import UpdateContext, head_version
 from service.use_cases.update.snapshot import write_base
 
-__all__ = ["COMPACTED", "Compaction", "compact", "due", "with_compaction"]
+__all__ = ["COMPACTED", "Compaction", "compact", "due", "merge_layers", "with_compaction"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,24 +104,40 @@ async def compact(context: UpdateContext, beat: Callable[[], None] = lambda: Non
         head = None if alias is None else await session.models.get(alias.version)
     if head is None:
         return []
-    files, noted = StateFiles(context.artifacts, context.settings.state_dir), []
-    for name, value in head.state.get("parts", {}).items():
-        if head.state.get(COMPACTED) or not is_layered(name) or name.startswith("model."):
-            continue
-        layers = layers_of(value)[:-KEPT_LAYERS]
-        sizes = [sum(t.nbytes for t in (await files.open(digest)).tensors.values()) for digest in layers]
-        if (span := due(sizes)) is None:
-            continue
-        merged = layers[span.start : span.stop]
-        noted.append({"replaces": merged, "by": await files.write(await _writer(files, merged, beat), "layers")})
-        logger.info("version %d: %d layers of %s are merged", head.version, len(merged), name)
+    files = StateFiles(context.artifacts, context.settings.state_dir)
+    parts = {} if head.state.get(COMPACTED) else head.state.get("parts", {})
+    noted = await merge_layers(files, parts, beat)
     if noted:
+        logger.info("version %d: %d layers are merged", head.version, sum(len(each["replaces"]) for each in noted))
         async with context.database.unit_of_work() as work:
             await work.lock_exclusive(Lock.MODELS)
             # A version that was published meanwhile has the same layers, unless the sequence was changed.
             await work.models.note_compaction((await head_version(work)).version, noted)
             await work.commit()
     await _renew_snapshot(context, files, head, beat)
+    return noted
+
+
+async def merge_layers(files: StateFiles, parts: Parts, beat: Callable[[], None]) -> list[dict[str, Any]]:
+    """Merge the layers of a training state that are due.
+
+    Args:
+        files: the artifacts.
+        parts: of the state.
+        beat: called after each block of rows, from a thread; what it raises ends the work.
+
+    Returns:
+        what takes the place of what: `replaces` and `by`.
+    """
+    noted = []
+    for name, value in parts.items():
+        if not is_layered(name) or name.startswith("model."):
+            continue
+        layers = layers_of(value)[:-KEPT_LAYERS]
+        sizes = [sum(t.nbytes for t in (await files.open(digest)).tensors.values()) for digest in layers]
+        if (span := due(sizes)) is not None:
+            merged = layers[span.start : span.stop]
+            noted.append({"replaces": merged, "by": await files.write(await _writer(files, merged, beat), "layers")})
     return noted
 
 

@@ -4,6 +4,7 @@ The worker calls these at its start and before each update.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from asmg.checkpoint import Checkpoint, CheckpointError
@@ -11,7 +12,7 @@ from asmg.models import EmbeddingMLPConfig
 from asmg.ranks import ALONE, Ranks, device_of_rank
 from asmg.statistics import NAMES, StatisticsConfig
 from asmg.training import Execution
-from asmg.updaters import build_updater
+from asmg.updaters import UPDATERS, build_updater
 from asmg.updaters.base import Updater
 from service.errors import ConfigurationError
 from service.settings import Settings
@@ -19,7 +20,7 @@ from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import AliasName, ModelVersion
 
-__all__ = ["cannot_go_on", "check_configuration", "configured_updater"]
+__all__ = ["cannot_go_on", "check_configuration", "configured_shadows", "configured_updater"]
 
 SHAPE = {
     "dim": "ASMG_EMBEDDING_DIM",
@@ -40,6 +41,47 @@ def configured_updater(settings: Settings, ranks: Ranks = ALONE) -> Updater[Any]
     Raises:
         ConfigurationError: there is no such method or device.
     """
+    device = settings.device if ranks.size == 1 else device_of_rank(settings.device)
+    try:
+        return _built(settings, settings.updater, Execution(device=device, ranks=ranks))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def configured_shadows(settings: Settings, served: Updater[Any]) -> dict[str, Updater[Any]]:
+    """Name → update method, of those that run beside the served one. Each trains in this process alone.
+
+    Args:
+        settings: of the installation.
+        served: the served method, on whose device they train.
+
+    Raises:
+        ConfigurationError: a method is unknown, or is named twice, or is the served one, or has another base model.
+    """
+    execution, shadows = replace(served.base.execution, ranks=ALONE), {}
+    others = [name for name in UPDATERS if name != settings.updater]
+    for name in settings.shadow:
+        problem = None
+        if name in UPDATERS:
+            shadows[name] = _built(settings, name, execution)
+            if name == settings.updater:
+                problem = "which is served (ASMG_UPDATER)"
+            elif shadows[name].model.config != served.model.config:
+                problem = f"whose base model is not that of {settings.updater}, from which it would have to start"
+            elif settings.shadow.count(name) > 1:
+                problem = "more than once"
+        else:
+            problem = "which is unknown"
+        if problem is not None:
+            raise ConfigurationError(
+                f"ASMG_SHADOW: expected update methods other than the served one, each once, of "
+                f"{', '.join(others)}; received {name!r}, {problem}"
+            )
+    return shadows
+
+
+def _built(settings: Settings, name: str, execution: Execution) -> Updater[Any]:
+    """The method of this name, with the base model that the settings describe."""
     shape = EmbeddingMLPConfig(
         dim=settings.embedding_dim,
         hidden=settings.hidden_layers,
@@ -48,16 +90,8 @@ def configured_updater(settings: Settings, ranks: Ranks = ALONE) -> Updater[Any]
         categories=True,  # costs nothing without categories, and a catalogue may come at any time
         fields=True,  # so that fields can be added and removed: their values are rows of one table
     )
-    device = settings.device if ranks.size == 1 else device_of_rank(settings.device)
-    try:
-        return build_updater(
-            settings.updater,
-            shape,
-            execution=Execution(device=device, ranks=ranks),
-            statistics=StatisticsConfig() if settings.statistics else None,
-        )
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
+    statistics = StatisticsConfig() if settings.statistics else None
+    return build_updater(name, shape, execution=execution, statistics=statistics)
 
 
 async def check_configuration(database: Database, artifacts: ArtifactStore, updater: Updater[Any]) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from service.storage.artifacts.state_files import StateFiles
 from service.storage.postgres.database import Lock
 from service.storage.postgres.repositories import ModelKind, Stage, digests_in
+from service.use_cases.guardrails.shadow import keep_for_shadows
 from service.use_cases.quarantine import MOST_CRASHES, CrashLoop
 from service.use_cases.takeover import release_champion
 from service.use_cases.update.checkpoints import Checkpoints
@@ -78,7 +79,8 @@ async def update_period(context: UpdateContext, period: int) -> int:
     published = await run("publish", PublishNote, publishing, stores_note=True)
     await context.notices.publish_swap()
     await release_champion(context.database, context.settings)  # where no api process runs
-    await asyncio.to_thread(checkpoints.files.remove_others)
+    kept = await keep_for_shadows(context, checkpoints.files, None if learned is None else learned.prepared.data)
+    await asyncio.to_thread(checkpoints.files.remove_others, kept)
     return published.version
 
 

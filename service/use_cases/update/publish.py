@@ -8,7 +8,14 @@ from typing import Any, Self
 
 from asmg.updaters.with_statistics import PART as STATISTICS
 from service.storage.postgres.database import Lock, UnitOfWork
-from service.storage.postgres.repositories import AlertKind, AliasName, ModelKind, ModelVersion, PeriodStatus
+from service.storage.postgres.repositories import (
+    AlertKind,
+    AliasName,
+    ModelKind,
+    ModelVersion,
+    PeriodStatus,
+    ShadowPeriod,
+)
 from service.use_cases.alerts import close_alert, raise_alert
 from service.use_cases.guardrails.canary import note_end, start_canary
 from service.use_cases.status import MAX_NUMBER
@@ -142,6 +149,8 @@ async def publish(
                 created_by=ACTOR,
             )
         )
+        if context.settings.shadow:
+            await _offer(context, work, start, version, learned)
         await work.samples.overtake(version)
         await work.samples.request(version, 1, MAX_NUMBER)
         await _move_aliases(context, work, start.period, version, decision, trained="serving" in served)
@@ -184,6 +193,22 @@ async def _write_served(
         served["logit_correction"] = logit_correction(sampling, prior_ctr)
     served["snapshot"] = await write_snapshot(context, checkpoints.files, served, before)
     return served
+
+
+async def _offer(
+    context: UpdateContext, work: UnitOfWork, start: UpdateStart, version: int, learned: Learned | None
+) -> None:
+    """Let the shadows learn what the version has learned (`service.use_cases.guardrails.shadow`)."""
+    found: dict[str, Any] | None = None
+    if learned is not None:
+        statistics = learned.trained.parts.get(STATISTICS)
+        found = {
+            "data": learned.prepared.data,
+            "allocations": learned.prepared.allocations,
+            "statistics": None if statistics is None else layers_of(statistics),
+        }
+    period = ShadowPeriod(version=version, learned=found, late=start.late)
+    await work.shadows.offer(context.settings.shadow, period, start.head)
 
 
 async def _tell_of_gate(work: UnitOfWork, period: int, version: int, decision: Decision) -> None:

@@ -42,6 +42,7 @@ from service.storage.postgres.repositories.periods import ENDED, WAITING, Period
 from service.storage.postgres.repositories.processes import ApiProcess, ApiProcesses, ProcessState
 from service.storage.postgres.repositories.removals import FOUND_AT_ONCE, LOG_ROWS, Removals
 from service.storage.postgres.repositories.samples import PeriodSample, Samples, SampleScore
+from service.storage.postgres.repositories.shadows import Shadow, ShadowPeriod, Shadows
 from service.storage.postgres.repositories.stages import Stage, Stages
 from service.storage.postgres.repositories.takeovers import Takeover, Takeovers
 from service.storage.postgres.repositories.traces import PeriodTraces, Traces
@@ -121,6 +122,9 @@ __all__ = [
     "SampleScore",
     "Samples",
     "Severity",
+    "Shadow",
+    "ShadowPeriod",
+    "Shadows",
     "Stage",
     "Stages",
     "Stored",

@@ -61,7 +61,9 @@ DELETE_UNUSED = text("""
       AND NOT EXISTS (SELECT FROM period_samples WHERE period_samples.digest = artifacts.digest)
       AND digest NOT IN (
           SELECT value #>> '{}'
-          FROM model_versions, jsonb_path_query(state, 'strict $.** ? (@.type() == "string")') AS value
+          FROM (SELECT state FROM model_versions UNION ALL SELECT state FROM shadows
+                UNION ALL SELECT learned FROM shadow_periods) AS naming,
+               jsonb_path_query(state, 'strict $.** ? (@.type() == "string")') AS value
       )
     RETURNING digest, key
 """)
@@ -280,7 +282,7 @@ class Artifacts:
         return (await self._connection.execute(query)).scalars().all()
 
     async def delete(self, digests: Sequence[str]) -> dict[str, str | None]:
-        """Delete these artifacts, except those that a model version or a sample of a period names.
+        """Delete these artifacts, except those that a model version, a sample of a period or a shadow names.
 
         Returns:
             digest → key of its object, None where there was none, of the deleted ones. The objects are still there.

@@ -21,8 +21,9 @@ class Evaluation:
 
     period: int
     model: str
-    """`generated`, `incremental`, `previous` or `baseline`."""
+    """`generated`, `incremental`, `previous` or `baseline`; `shadow:` and a method that runs beside the served one."""
     version: int | None
+    """None for a shadow."""
     events: int
     auc: float | None
     """None where all labels of the period are equal."""

@@ -29,6 +29,7 @@ from service.storage.postgres.tables.models import (
 from service.storage.postgres.tables.processes import api_processes
 from service.storage.postgres.tables.rows import entity_rows, seen_rows
 from service.storage.postgres.tables.samples import period_samples, sample_scores
+from service.storage.postgres.tables.shadows import shadow_periods, shadows
 from service.storage.postgres.tables.updates import period_stages, periods
 from service.storage.postgres.tables.users import item_features, items, user_features, user_histories, user_passes
 from service.storage.postgres.tables.webhooks import webhook_deliveries, webhooks
@@ -61,6 +62,8 @@ __all__ = [
     "periods",
     "sample_scores",
     "seen_rows",
+    "shadow_periods",
+    "shadows",
     "takeovers",
     "unresolved_positives",
     "user_features",

@@ -129,7 +129,9 @@ evaluations = Table(
     Column("auc", Double, comment="null where all labels of the period are equal"),
     Column("logloss", Double, nullable=False),
     Column("calibration", Double),
-    CheckConstraint("model IN ('generated', 'incremental', 'previous', 'baseline')", name="model"),
+    CheckConstraint(
+        "model IN ('generated', 'incremental', 'previous', 'baseline') OR model LIKE 'shadow:%'", name="model"
+    ),
 )
 
 breakdowns = Table(
