@@ -36,7 +36,7 @@ class AsmgConfig:
     """What a row gets that the period's training did not read. "generate": a generated row like all others, and its
     hidden state moves on. Otherwise its hidden state stays: "keep", its last generated row; "plain", the row of the
     incremental model, so that only rows of the newest period are corrected."""
-    moment_bits: int | None = 7
+    moment_bits: int | None = 5
     """Bits of mantissa, 0 to 22, to which the moments of ω's optimizer are rounded at the end of a period
     (`asmg.rounding`), as training with bfloat16 does, so that they take a quarter of the bytes; None for all 23."""
     hidden_bits: int | None = 12
