@@ -17,6 +17,7 @@ from asmg.base_state import BaseState, only_lacks_fields
 from asmg.batch import COLD_ROW, PeriodData, concatenate
 from asmg.metrics import auc, logloss
 from asmg.models import BaseModel, ModelConfig, Params, build_model, forget, grow, table_sizes
+from asmg.rounding import rounded_moments
 from asmg.training import (
     Execution,
     Progress,
@@ -133,9 +134,12 @@ class BaseTraining:
         """
         if state.periods == 0:
             begun = self.begun(state, data.sizes, rng)
-            return replace(state, pending=_with_all_rows(begun, self._learn_first(begun, data, rng, progress)))
-        session, passes = self._learn(state, data, rng, progress, target=target, shuffle=shuffle)
-        return replace(state, pending=replace(session.finish(), passes=passes))
+            learned = _with_all_rows(begun, self._learn_first(begun, data, rng, progress))
+        else:
+            session, passes = self._learn(state, data, rng, progress, target=target, shuffle=shuffle)
+            learned = replace(session.finish(), passes=passes)
+        adam = rounded_moments(learned.adam, self.config.moment_bits, rng)
+        return replace(state, pending=replace(learned, adam=adam))
 
     def rehearsed(
         self,

@@ -8,8 +8,9 @@ DATA is a folder of `asmg experiment prepare`, learned by the protocol of `asmg 
 `benchmarks.streams`. Each line is one choice of `AsmgConfig.untouched` and `TrainingConfig.restless`: the share of the
 table rows that an update trains, and AUC and LogLoss over the test periods of what is served, of the generated model in
 full (α = 1) and of the incremental one. The first line is exact: dense Adam, and all rows generated. The others are
-differences from it, ± their standard deviation over the seeds. With --rounding the choices are those of
-`AsmgConfig.moment_bits`, with the other settings as they are served; the first line is exact there too.
+differences from it, ± their standard deviation over the seeds. With --rounding the choices are bits of mantissa, of
+the generator's moments (`AsmgConfig.moment_bits`), of the hidden states (`hidden_bits`), and of the base model's
+moments (`TrainingConfig.moment_bits`), with the other settings as they are served; the first line is exact there too.
 """
 
 import argparse
@@ -43,7 +44,22 @@ class Choice(NamedTuple):
     restless: bool
     """See `asmg.training.TrainingConfig`."""
     moment_bits: int | None = None
+    """Of the generator, see `asmg.updaters.asmg_config.AsmgConfig`."""
+    hidden_bits: int | None = None
     """See `asmg.updaters.asmg_config.AsmgConfig`."""
+    base_bits: int | None = None
+    """`moment_bits` of `asmg.training.TrainingConfig`."""
+
+    @property
+    def base(self) -> tuple[bool, int | None]:
+        """What the incremental model depends on."""
+        return self.restless, self.base_bits
+
+    @property
+    def bits(self) -> str:
+        """The bits of the three, or "all"."""
+        chosen = (self.moment_bits, self.hidden_bits, self.base_bits)
+        return "all" if chosen == (None, None, None) else " ".join(str(bits or "all") for bits in chosen)
 
 
 CHOICES = (
@@ -56,8 +72,8 @@ CHOICES = (
 )
 """The exact choice first."""
 
-ROUNDINGS = tuple(Choice("plain", False, bits) for bits in (None, 7, 3))
-"""The settings that are served, with exact and with rounded moments."""
+ROUNDINGS = tuple(Choice("plain", False, *bits) for bits in ((None, None, None), (7, 12, 7), (5, 12, 7)))
+"""The settings that are served, exact and rounded."""
 
 NUMBERS = ("served AUC", "LogLoss", "α = 1 AUC", "LogLoss", "incremental AUC", "LogLoss")
 
@@ -89,8 +105,13 @@ def measure(learning: Learning, method: str, seed: int, choices: Sequence[Choice
     updaters = [
         Asmg(
             learning.model,
-            replace(built.config, untouched=choice.untouched, moment_bits=choice.moment_bits),
-            replace(built.base.config, restless=choice.restless),
+            replace(
+                built.config,
+                untouched=choice.untouched,
+                moment_bits=choice.moment_bits,
+                hidden_bits=choice.hidden_bits,
+            ),
+            replace(built.base.config, restless=choice.restless, moment_bits=choice.base_bits),
             name=method,
         )
         for choice in choices
@@ -105,20 +126,22 @@ def measure(learning: Learning, method: str, seed: int, choices: Sequence[Choice
     for number, period in enumerate(data[begin:], start=begin + 1):
         if tested := number >= learning.test_from:
             scores.append([_scores(*pair, period) for pair in zip(updaters, states, strict=True)])
-        bases: dict[bool, BaseState] = {}  # the incremental models are the same whatever is generated
+        bases: dict[
+            tuple[bool, int | None], BaseState
+        ] = {}  # the incremental models are the same whatever is generated
         for i, (choice, updater) in enumerate(zip(choices, updaters, strict=True)):
             state = states[i]
             for stage in updater.stages:
                 rng = stage_rng(seed, number, stage)
-                if stage == "update_base" and choice.restless in bases:
-                    state = replace(state, base=bases[choice.restless])
+                if stage == "update_base" and choice.base in bases:
+                    state = replace(state, base=bases[choice.base])
                 else:
                     state = updater.run_stage(stage, state, period, rng=rng)
                 if stage == "update_base":
-                    bases[choice.restless] = state.base
+                    bases[choice.base] = state.base
             states[i] = state
         if tested:
-            shares.append([_share(bases[choice.restless], states[0].base) for choice in choices])
+            shares.append([_share(bases[choice.base], states[0].base) for choice in choices])
     return np.concatenate([np.mean(shares, 0)[:, None], np.mean(scores, 0)], 1)
 
 
@@ -144,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--fields", action="store_true", help="with the fields of the log")
     parser.add_argument("--categories", action="store_true", help="items have their categories")
-    parser.add_argument("--rounding", action="store_true", help="compare rounded moments with exact ones")
+    parser.add_argument("--rounding", action="store_true", help="compare rounded states with exact ones")
     parser.add_argument("--upto", type=int, help="last period of the log, of which the last 7 count (default: all 31)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -172,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         text = " | ".join(cells).replace("-", "−")
         rows = f"{of_seeds[:, i, 0].mean():.0%}"
-        choices_shown = f"{choice.untouched} | {'yes' if choice.restless else 'no'} | {choice.moment_bits or 'all'}"
+        choices_shown = f"{choice.untouched} | {'yes' if choice.restless else 'no'} | {choice.bits}"
         print(f"| {choices_shown} | {rows} | {text} |")
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from asmg.rounding import check_bits
+
 __all__ = ["TrainingConfig"]
 
 
@@ -37,6 +39,9 @@ class TrainingConfig:
     restless: bool = False
     """Whether every period also moves the rows that it does not read but that momentum still moves, as dense Adam does.
     Otherwise such a row keeps its place until it is learned from again, and first makes up for the moves it missed."""
+    moment_bits: int | None = 7
+    """Bits of mantissa, 0 to 22, to which the moments of Adam are rounded at the end of a period, of the rows that it
+    learned and of the MLP (`asmg.rounding`), so that they take less than half of the bytes; None for all 23."""
     initial: Literal["cold", "glorot"] = "cold"
     """Initial tables: "cold", rows near the cold row; "glorot", Glorot-uniform as in the authors' release, which
     requires that no period brings ids that the first one does not have."""
@@ -56,6 +61,7 @@ class TrainingConfig:
         for name in ("holdout", "cold_rate", "neutral_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1); received {getattr(self, name)}")
+        check_bits("moment_bits", self.moment_bits)
         if self.initial not in ("cold", "glorot"):
             raise ValueError(f"initial: expected cold or glorot; received {self.initial!r}")
 
@@ -63,7 +69,7 @@ class TrainingConfig:
     def reference(cls, **changes: Any) -> "TrainingConfig":
         """The authors' settings (methods.md, sections 0 to 2)."""
         settings: dict[str, Any] = {"lr": 1e-3, "batch_size": 256, "first_epochs": 10, "holdout": 0.0, "cold_rate": 0.0}
-        settings |= {"initial": "glorot", "restless": True}
+        settings |= {"initial": "glorot", "restless": True, "moment_bits": None}
         return cls(**{**settings, **changes})
 
     def batch(self, events: int) -> int:

@@ -33,7 +33,7 @@ from asmg.checkpoint import Checkpoint, CheckpointError, dump_adam, dump_data, l
 from asmg.generator import Generator, GRUGenerator, HiddenState, LinearConfig, LinearGenerator
 from asmg.generator_training import GeneratorTraining
 from asmg.models import ModelConfig, Params, forget, placed, read_rows
-from asmg.rounding import rounded_moments
+from asmg.rounding import rounded, rounded_moments
 from asmg.training import Execution, Progress, TrainingConfig, narrow, part_of, take
 from asmg.updaters.asmg_config import AsmgConfig
 from asmg.updaters.base import ServedParts, Updater
@@ -128,7 +128,7 @@ class Asmg(Updater[AsmgState]):
         if stage == "update_base":
             return replace(state, base=self.base.train(state.base, data, rng, progress))
         if stage == "generate":
-            return self._generate(state)
+            return self._generate(state, rng)
         raise ValueError(f"stage: expected one of {self.stages}; received {stage!r}")
 
     @override
@@ -264,11 +264,11 @@ class Asmg(Updater[AsmgState]):
                 hidden=_rows_of(state.hidden, rows),
                 generated=None if state.generated is None else take(state.generated, rows),
             )
-            generated, _, _ = self._generate_touched(small, (*small.models, found.params), found.touched)
+            generated, _, _ = self._generate_touched(small, (*small.models, found.params), found.touched, rng)
             models["generated"] = blend(found.params, generated, self.trust(state))
         return {name: self.base.predicted(params, found.held_out) for name, params in models.items()}
 
-    def _generate(self, state: AsmgState) -> AsmgState:
+    def _generate(self, state: AsmgState, rng: torch.Generator) -> AsmgState:
         """Write all that is as large as the tables: Θ_{t+1}, the hidden state before the next window, and Θ*_{t+1}."""
         base = self.base.committed(state.base)
         assert state.base.pending is not None, "committed has checked it"
@@ -277,13 +277,13 @@ class Asmg(Updater[AsmgState]):
             models = ()
         if not models:
             return replace(state, base=base, generated=base.params)
-        generated, hidden, leaving = self._generate_touched(state, models, state.base.pending.rows)
+        generated, hidden, leaving = self._generate_touched(state, models, state.base.pending.rows, rng)
         self.model.check(generated)
         models = models[1:] if leaving else models
         return replace(state, base=base, models=models, hidden=hidden, generated=generated)
 
     def _generate_touched(
-        self, state: AsmgState, models: Sequence[Params], rows: Mapping[str, Tensor]
+        self, state: AsmgState, models: Sequence[Params], rows: Mapping[str, Tensor], rng: torch.Generator
     ) -> tuple[Params, HiddenState, bool]:
         """Generate from the sequence `models`, which is the state's and a new model, as `AsmgConfig.untouched` says.
 
@@ -291,15 +291,16 @@ class Asmg(Updater[AsmgState]):
             state: before the new model.
             models: oldest first.
             rows: table name → int64 [n], the rows that the new model's training read, the cold row among them.
+            rng: rounds the hidden states.
 
         Returns:
             see `_generate_from`.
         """
         keep = self.config.untouched
         if keep == "generate" or state.generated is None:
-            return self._generate_from(state.weights, models, state.hidden)
+            return self._generate_from(state.weights, models, state.hidden, rng)
         small = [take(model, rows) for model in models]
-        found, moved, leaving = self._generate_from(state.weights, small, _rows_of(state.hidden, rows))
+        found, moved, leaving = self._generate_from(state.weights, small, _rows_of(state.hidden, rows), rng)
         newest, others = models[-1], models[-1] if keep == "plain" else state.generated
         generated = {
             n: placed(others[n], rows[n], p, size=len(newest[n]), fill=others[n][COLD_ROW]) if n in rows else p
@@ -318,7 +319,7 @@ class Asmg(Updater[AsmgState]):
         return generated, hidden, leaving
 
     def _generate_from(
-        self, weights: Params, models: Sequence[Params], hidden: HiddenState
+        self, weights: Params, models: Sequence[Params], hidden: HiddenState, rng: torch.Generator
     ) -> tuple[Params, HiddenState, bool]:
         """Generate from a sequence that got longer by one model.
 
@@ -336,7 +337,7 @@ class Asmg(Updater[AsmgState]):
             compiled=self.execution.compiled,
             device=self.execution.torch_device,
         )
-        return generated, hidden, leaving
+        return generated, rounded(hidden, self.config.hidden_bits, rng), leaving
 
     @override
     def signature(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from asmg.generator import GeneratorConfig, LinearConfig
-from asmg.rounding import MANTISSA_BITS
+from asmg.rounding import check_bits
 
 __all__ = ["AsmgConfig"]
 
@@ -36,9 +36,11 @@ class AsmgConfig:
     """What a row gets that the period's training did not read. "generate": a generated row like all others, and its
     hidden state moves on. Otherwise its hidden state stays: "keep", its last generated row; "plain", the row of the
     incremental model, so that only rows of the newest period are corrected."""
-    moment_bits: int | None = 7
+    moment_bits: int | None = 5
     """Bits of mantissa, 0 to 22, to which the moments of ω's optimizer are rounded at the end of a period
     (`asmg.rounding`), as training with bfloat16 does, so that they take a quarter of the bytes; None for all 23."""
+    hidden_bits: int | None = 12
+    """Likewise for the hidden states that a period moves on, which then take three fifths of the bytes."""
     blends: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """The candidate fractions α ≥ 0, ascending; (1.0,) always serves the generated model."""
     evidence_decay: float = 0.9
@@ -59,8 +61,8 @@ class AsmgConfig:
             raise ValueError(f"loss_weights: expected linear, uniform or last; received {self.loss_weights!r}")
         if self.untouched not in ("generate", "keep", "plain"):
             raise ValueError(f"untouched: expected generate, keep or plain; received {self.untouched!r}")
-        if self.moment_bits is not None and not 0 <= self.moment_bits < MANTISSA_BITS:
-            raise ValueError(f"moment_bits: expected None or 0 to {MANTISSA_BITS - 1}; received {self.moment_bits}")
+        check_bits("moment_bits", self.moment_bits)
+        check_bits("hidden_bits", self.hidden_bits)
         if not self.blends or list(self.blends) != sorted(set(self.blends)) or min(self.blends) < 0:
             raise ValueError(f"blends: expected distinct fractions ≥ 0, ascending; received {self.blends}")
         if self.caution < 0:
@@ -83,6 +85,7 @@ class AsmgConfig:
             "average": False,
             "untouched": "generate",
             "moment_bits": None,
+            "hidden_bits": None,
             "blends": (1.0,),
             "full_window": True,
             "skip_first": True,

@@ -223,7 +223,7 @@ def test_compiled_and_eager_passes_agree(
     generator = GeneratorConfig(hidden=d, output=output)  # type: ignore[arg-type]
     settings = AsmgConfig(
         generator=generator, window=len(lengths), loss_weights=kind, batch_size=30, epochs=2,  # type: ignore[arg-type]
-        dense_share=0.5, moment_bits=None,  # or the last bit of a sum may decide how a moment is rounded
+        dense_share=0.5, moment_bits=None, hidden_bits=None,  # or the last bit of a sum may decide the rounding
     )  # fmt: skip
     results = []
     for execution in EXECUTIONS.values():

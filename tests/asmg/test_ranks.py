@@ -48,8 +48,10 @@ def team_of(run: str, ranks: Ranks) -> Team[Any]:
         statistics=StatisticsConfig() if case.statistics else None,
     )
     for each in (updater, getattr(updater, "inner", None)):
-        if isinstance(each, Asmg):  # or the last bit of a sum may decide how a moment is rounded
-            each.config = replace(each.config, moment_bits=None)
+        if isinstance(each, Asmg):  # or the last bit of a sum may decide how a number is rounded
+            each.config = replace(each.config, moment_bits=None, hidden_bits=None)
+        if each is not None and hasattr(each, "base"):
+            each.base.config = replace(each.base.config, moment_bits=None)
     return Team(updater, ranks)
 
 

@@ -11,8 +11,10 @@ from asmg.checkpoint import Checkpoint, load_data
 from asmg.layers import Selection, data_of_log, excerpt_state
 from asmg.statistics import Statistics
 from asmg.updaters.trust import blend
+from service.storage.artifacts.state_files import StateFiles
 from service.storage.artifacts.store import ArtifactStore
 from service.storage.postgres.repositories import digests_in
+from service.use_cases.update.context import UpdateContext
 
 
 async def whole_parts(artifacts: ArtifactStore, parts: Mapping[str, Any]) -> dict[str, Checkpoint]:
@@ -48,9 +50,13 @@ async def whole_statistics(artifacts: ArtifactStore, digests: Any) -> Statistics
     return Statistics.load((await whole_parts(artifacts, {"statistics": digests}))["statistics"])
 
 
-async def stored_period(artifacts: ArtifactStore, digest: str) -> PeriodData:
-    """A prepared period in rows of whole tables, with the categories of all items; see `with_all_items`."""
-    return with_all_items(load_data(data_of_log(Checkpoint.from_bytes(await artifacts.get(digest), "period-data"))))
+async def stored_period(context: UpdateContext, digest: str) -> PeriodData:
+    """A prepared period in rows of whole tables, with the categories of all items; see `with_all_items`.
+
+    Where no version names it, the worker's host has it until the next update has ended.
+    """
+    files = StateFiles(context.artifacts, context.settings.state_dir)
+    return with_all_items(load_data(data_of_log(await files.open(digest, "period-data"))))
 
 
 def with_all_items(data: PeriodData) -> PeriodData:

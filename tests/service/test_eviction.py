@@ -182,7 +182,7 @@ class TestCycle:
                 stage = await session.stages.get(8, "prepare")
             assert stage is not None
             artifacts = b.context.artifacts
-            data = await stored_period(artifacts, stage.result["data"])
+            data = await stored_period(b.context, stage.result["data"])
             kept = {kind: {row for name, row in now[kind].items() if name in ids[kind]} for kind in now}
             taken = set(data.user.tolist()) & (set(ids[EntityKind.USER].values()) - kept[EntityKind.USER])
             assert taken

@@ -174,7 +174,7 @@ class TestRetry:
         async with b.database.read() as session:
             prepared = await session.stages.get(2, "prepare")
         assert prepared is not None
-        read = await stored_period(b.context.artifacts, prepared.result["data"])
+        read = await stored_period(b.context, prepared.result["data"])
         assert read.numeric is not None
         assert torch.equal(read.numeric, (await statistics_of(b, found, 2)).inputs(read))
         # What was measured in its own time stays.

@@ -282,7 +282,7 @@ async def test_an_update_that_is_under_way_begins_again(
             async with b.database.read() as session:
                 stage = await session.stages.get(1, "prepare")
             assert stage is not None
-            data = await stored_period(b.context.artifacts, stage.result["data"])
+            data = await stored_period(b.context, stage.result["data"])
             assert data.fields is not None
             of = [SUMS[n] for n in data.fields.sums.tolist()]
             assert of == [one.of for one in schema.all for _ in range(one.most)]

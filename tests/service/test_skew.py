@@ -398,7 +398,7 @@ async def learned(b: Bench, period: int, log: list[Event]) -> Learned:
     async with b.database.read() as session:
         stage = await session.stages.get(period, "prepare")
     assert stage is not None
-    data = await stored_period(b.context.artifacts, stage.result["data"])
+    data = await stored_period(b.context, stage.result["data"])
     assert data.numeric is not None
     events = sorted((e for e in log if e.period == period), key=lambda e: (e.ms, e.name.encode()))
     return {(e.user, e.item, e.ms): row for e, row in zip(events, data.numeric.tolist(), strict=True)}

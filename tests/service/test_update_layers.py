@@ -25,7 +25,8 @@ from asmg.updaters import build_updater
 from asmg.updaters.asmg import Asmg, AsmgConfig
 from asmg.updaters.base import Updater
 from asmg.updaters.with_statistics import WithStatistics
-from service.files import DigestedFile
+from service.files import DigestedFile, create, find
+from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.repositories import ModelKind, ModelVersion
 from service.use_cases.update import checkpoints as checkpoints_module
 from service.use_cases.update.checkpoints import Checkpoints
@@ -60,9 +61,12 @@ class Files:
 
     async def fetch_file(self, digest: str, folder: Path) -> Path:
         def write() -> Path:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / digest).write_bytes(self.contents[digest])
-            return folder / digest
+            if path := find(folder, digest, FILE_SUFFIX):
+                return path
+            with create(folder, FILE_SUFFIX) as file:
+                file.write(self.contents[digest])
+            assert file.path is not None
+            return file.path
 
         return await asyncio.to_thread(write)
 
@@ -266,7 +270,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rows]:
 async def test_layers_hold_what_whole_tables_would(
     name: str, nobody: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where each stage runs on a host that has no file yet: to the digest."""
+    """Also where each stage runs in a process of its own: to the digest."""
     monkeypatch.setattr(checkpoints_module, "MOST_DIFFERENCES", 2)
     updater = method(name)
     world, files, whole = World(np.random.default_rng(SEED)), Files(), Whole(updater)
@@ -283,9 +287,9 @@ async def test_layers_hold_what_whole_tables_would(
         whole.learn(number, world.whole(data), gone, selected, set(taken_up.tolist()))
         outcomes = [
             await learned(
-                updater, files, parts, number, data, taken_up, tmp_path / f"{number}-{new_host}", new_host=new_host
+                updater, files, parts, number, data, taken_up, tmp_path / f"{number}-{anew}", begins_anew=anew
             )
-            for new_host in (False, True)
+            for anew in (False, True)
         ]
         assert outcomes[0] == outcomes[1]
         parts = outcomes[0]
@@ -317,7 +321,7 @@ async def learned(
     taken_up: np.ndarray,
     folder: Path,
     *,
-    new_host: bool,
+    begins_anew: bool,
 ) -> dict[str, Any]:
     """Parts of the state after one period.
 
@@ -328,12 +332,12 @@ async def learned(
         number: of the period.
         data: its log, in rows of whole tables.
         taken_up: its items of which something new is known.
-        folder: for files of the host, or of a host for each stage.
-        new_host: whether each stage runs on a host of its own, after the one before was killed.
+        folder: for files of the host.
+        begins_anew: whether each stage runs in a process of its own, after the one before was killed.
     """
 
-    def begin(host: str) -> Checkpoints:
-        settings = SimpleNamespace(state_dir=folder / host, seed=SEED)
+    def begin() -> Checkpoints:
+        settings = SimpleNamespace(state_dir=folder, seed=SEED)
         team = Team(updater)
         context: Any = SimpleNamespace(artifacts=files, settings=settings, updater=updater, team=team, database=None)
         head = ModelVersion(
@@ -349,14 +353,14 @@ async def learned(
         )
         return Checkpoints(context, UpdateStart(period=number, head=head, late=False, done={}))
 
-    at = begin("first")
+    at = begin()
     await at.select(data)
     prepared = updater.prepare(await at.read_state(None), at.selection.localised(data))
     digest = await at.write_data(data, prepared, taken_up)
     done: Mapping[str, Any] | None = None
     for stage in updater.stages:
-        if new_host:
-            at = begin(stage)
+        if begins_anew:
+            at = begin()
         local = await at.read_data(digest)
         state = updater.run_stage(stage, await at.read_state(done), local, rng=stage_rng(SEED, number, stage))
         done = await at.write_state(state, durable=stage == updater.stages[-1])

@@ -18,7 +18,6 @@ from service.storage.postgres.database import Database
 from service.storage.postgres.leadership import Leadership
 from service.storage.postgres.repositories import PeriodStatus
 from service.storage.redis.notices import Notices
-from service.use_cases.update import checkpoints
 from service.use_cases.update.gate import Decision
 from service.use_cases.update.prepare import PrepareNote
 from service.use_cases.update.publish import PublishNote
@@ -74,11 +73,10 @@ async def test_before_each_stage(second: str, prepared: Prepared, redis_url: str
 
 
 @pytest.mark.parametrize("lost", ["everything", "states"])
-async def test_on_another_host_that_lacks_large_artifacts(
-    second: str, prepared: Prepared, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+async def test_on_another_host_that_lacks_what_was_not_stored(
+    second: str, prepared: Prepared, redis_url: str, tmp_path: Path, lost: str
 ) -> None:
     """Before each stage the worker is stopped, and one goes on whose host does not have what was not stored yet."""
-    monkeypatch.setattr(checkpoints, "LARGE_BYTES", 0)
     begun: list[str] = []
     stop_at = ""
 

@@ -229,7 +229,7 @@ async def test_another_method_goes_on_from_the_base_model(
         await b.update(3)
         found = await b.outcome()
         artifacts = b.context.artifacts
-        data = await stored_period(artifacts, await data_digest(b, 3))
+        data = await stored_period(b.context, await data_digest(b, 3))
         iu = updater_of("iu")
         parts = await whole_parts(artifacts, found["versions"][2]["state"]["parts"])
         state = iu.adopted(

@@ -1,5 +1,8 @@
 """The training state and the prepared period of one update: read as an excerpt, written as layers.
 
+What one stage hands to the next is on the worker's host alone until a version is about to name it: it would cost the
+store, its WAL and its archive as much as what stays.
+
 The state of the update method is stored in parts (base model, optimizer, hidden state, …). A part with tables is a
 list of artifacts, a base and layers of changed rows (`asmg.layers`); any other part is one artifact, or a whole and
 differences. An update reads only the rows that its logs touch, and works on this small state.
@@ -48,10 +51,6 @@ logger = logging.getLogger(__name__)
 Parts = Mapping[str, str | Sequence[str]]
 """Name of a part → digest of its artifact, or the digests of its base and layers, oldest first."""
 
-LARGE_BYTES = 16 * 1024 * 1024
-"""Bytes from which on what a stage hands to the next is on this host alone until a version is about to name it. A first
-period of many ids would else write each row to the store, and so to its WAL and its archive, several times."""
-
 HOT_PARTS = ("hidden",)
 """Parts of the training state that Redis caches besides Postgres, as it does the serving snapshot."""
 
@@ -97,14 +96,6 @@ class Checkpoints:
         known = self._head["base"].sizes.get(table, 0) if "base" in self._head else 0
         return np.asarray((rows >= known) | np.isin(rows, self._gone.get(table, [])))
 
-    async def write(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
-        """Write a checkpoint, `hot` ones to Redis too, and return its digest; for large ones see `LARGE_BYTES`."""
-        if sum(tensor.nbytes for tensor in checkpoint.tensors.values()) >= LARGE_BYTES:
-            return await self._files.keep(checkpoint)
-        digest = await self._files.put(checkpoint, hot=hot)
-        self._durable.add(digest)
-        return digest
-
     async def select(self, data: PeriodData) -> None:
         """Choose the rows that the update reads: those of the period, and of the logs in the head's training state.
 
@@ -148,7 +139,7 @@ class Checkpoints:
         whole = replace(data, numeric=prepared.numeric, nobody=prepared.nobody, fields=fields)
         stored = await asyncio.to_thread(dump_data, whole)
         stored = replace(stored, tensors={**stored.tensors, TAKEN_UP: torch.from_numpy(taken_up)})
-        digest = await self.write(stored)
+        digest = await self._files.keep(stored)
         self._remember(digest, prepared, stored)
         return digest
 
@@ -202,21 +193,20 @@ class Checkpoints:
             return await self._write_log(part)
         if is_sum(name) and name in known:
             return await self._write_difference(name, part)
-        hot = name in HOT_PARTS
         if not is_layered(name):
-            return await self.write(part, hot=hot)
+            return await self._files.keep(part)
         of = await self._continued(name, known, part)
         also = self._taken_up if name == "base" else None
         before = None if of is None else self._head[of]
         layer = await asyncio.to_thread(changed_part, before, part, self.selection, self._gone, also)
         below = [] if of is None or is_base(layer) else layers_of(self._values[of])
-        return [*below, await self.write(layer, hot=hot)]
+        return [*below, await self._files.keep(layer)]
 
     async def _write_difference(self, name: str, part: Checkpoint) -> Sequence[str]:
         below = layers_of(self._values[name])
         if len(below) > MOST_DIFFERENCES:
-            return [await self.write(part)]
-        return [*below, await self.write(await asyncio.to_thread(difference, self._head[name].checkpoint, part))]
+            return [await self._files.keep(part)]
+        return [*below, await self._files.keep(await asyncio.to_thread(difference, self._head[name].checkpoint, part))]
 
     def _loses_rows(self, name: str) -> bool:
         """Whether a part of the head has rows that changed hands since."""
@@ -238,7 +228,7 @@ class Checkpoints:
             if await asyncio.to_thread(_equal, dump_data(log), part):
                 return digest
         whole = await asyncio.to_thread(lambda: dump_data(self.selection.restored(load_data(data_of_log(part)))))
-        return await self.write(with_data(part, whole))
+        return await self._files.keep(with_data(part, whole))
 
     async def read_state(self, parts: Parts | None) -> Any:
         """The training state with these parts; with None the head's, as the first stages of an update read it.

@@ -71,6 +71,14 @@ class ServedLayers:
             params = blend(params, toward, self.fraction)
         return forget(params, _local(selection.rows, self.nobody))
 
+    def corrected(self, table: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of these rows of a table, within it, that are served otherwise than `part` has them."""
+        if self.toward is None:
+            return rows[:0]
+        part, toward = (StackTable(stack, table)[torch.from_numpy(rows)] for stack in (self.part, self.toward))
+        differs: NDArray[np.bool_] = (part != toward).any(1).numpy()
+        return rows[differs]
+
     def statistics_of(self, selection: Selection) -> tuple[Statistics, NDArray[np.int64]]:
         """The statistics of the selected items, and the item of each of their rows.
 
@@ -119,7 +127,7 @@ def served_state(parts: Parts, served: ServedParts) -> dict[str, Any]:
 
 
 async def changed_rows(
-    files: StateFiles, old: Mapping[str, Any], new: Mapping[str, Any]
+    files: StateFiles, old: Mapping[str, Any], new: Mapping[str, Any], served: ServedLayers
 ) -> dict[str, NDArray[np.int64]] | None:
     """Table name → rows, ascending, with the cold row, that two versions may serve otherwise.
 
@@ -127,6 +135,7 @@ async def changed_rows(
         files: the layers.
         old: state of the earlier version.
         new: state of the later one.
+        served: what the earlier one serves.
 
     Returns:
         None where the later version does not have the layers of the earlier one, or corrects all rows otherwise.
@@ -144,13 +153,19 @@ async def changed_rows(
         if earlier and earlier[-1] not in later:
             return None
         added += later[later.index(earlier[-1]) + 1 :] if earlier else []
-    if before["toward"] and before["toward"] != before["part"]:
-        # Rows that the earlier version corrected, and the later one may not.
-        added.append(before["toward"][-1])
     opened = [await files.open(digest) for digest in dict.fromkeys(added)]
-    if any(is_base(layer) for layer in opened):
+    newest = [await files.open(before["toward"][-1])] if before["toward"] and before["toward"] != before["part"] else []
+    if any(is_base(layer) for layer in (*opened, *newest)):
         return None
-    return {name: rows_of_layers(opened, name) for name in TABLES}
+
+    def rows(table: str) -> NDArray[np.int64]:
+        changed = rows_of_layers(opened, table)
+        if not newest or table not in served.model.tables:
+            return changed
+        # What the earlier version corrected may be plain again; what it made plain again stays so.
+        return np.union1d(changed, served.corrected(table, rows_of_layers(newest, table)))
+
+    return await asyncio.to_thread(lambda: {name: rows(name) for name in TABLES})
 
 
 async def read_served(context: UpdateContext, files: StateFiles, state: Mapping[str, Any]) -> ServedLayers:

@@ -97,11 +97,11 @@ async def _rows_of_delta(
         return None
     if old.get("serving_schema") != state.get("serving_schema"):
         return None
-    rows = await changed_rows(files, old, state)
+    known = await read_served(context, files, old)
+    rows = await changed_rows(files, old, state, known)
     if rows is None:
         return None
     # A row that went to another id stands in neighbours' lists, and ids that are no more have no hash to be found by.
-    known = await read_served(context, files, old)
     if any((gone < known.part.sizes.get(table, 0)).any() for table, gone in known.nobody.items()):
         return None
     return rows | {"field": np.union1d(rows["field"], layers.numbers.rows.numpy())}  # the scales of all numbers
