@@ -4,18 +4,20 @@ Skipped where there is no Chromium. `ASMG_TEST_CHROMIUM` names the program where
 """
 
 import asyncio
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, Route, expect, sync_playwright
 from sqlalchemy import text
 
 from service.settings import Settings
@@ -160,6 +162,10 @@ def console(postgres_dsn: str, redis_url: str, tmp_path: Path) -> Iterator[Conso
         page.on("request", lambda call: None if call.url.startswith(f"{url}/") else faults.append(call.url))
         yield Console(page, url, postgres_dsn, redis_url, tmp_path, faults)
         browser.close()
+
+
+def answer(document: Any) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(body=json.dumps(document), content_type="application/json")
 
 
 def test_an_operator_closes_a_period_watches_it_rolls_back_and_forward(console: Console) -> None:

@@ -354,7 +354,7 @@ class TestInterruptions:
                 "'BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END'",
                 "CREATE TRIGGER evicting BEFORE UPDATE ON entity_rows FOR EACH ROW WHEN (NEW.id IS NULL) "
                 "EXECUTE FUNCTION slow()",
-                "CREATE TRIGGER evicted BEFORE INSERT ON artifacts FOR EACH ROW WHEN (NEW.kind = 'period-data') "
+                "CREATE TRIGGER evicted BEFORE UPDATE ON period_stages FOR EACH ROW WHEN (NEW.stage = 'prepare') "
                 "EXECUTE FUNCTION slow()",
             ):
                 await work.connection.execute(text(statement))
