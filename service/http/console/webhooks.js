@@ -56,7 +56,7 @@ export async function show(context) {
 function webhookTable(webhooks, done) {
   return table({
     caption: "Webhooks",
-    columns: [{ label: "number" }, { label: "address", wide: true }, { label: "events", wide: true }, { label: "state" }, { label: "made" }, { label: "by" }, { label: "actions", hidden: true }],
+    columns: [{ label: "number" }, { label: "address", wide: true }, { label: "events", wide: true }, { label: "state" }, { label: "made", wide: true }, { label: "actions", hidden: true }],
     rows: webhooks.map((each) => {
       const { number, off_at: off } = each;
       return [
@@ -64,8 +64,7 @@ function webhookTable(webhooks, done) {
         h("code", {}, each.url),
         each.events?.map((name) => badge(name)) ?? "all",
         off ? [badge("off", "warn"), " ", each.off_reason] : badge("on", "ok"),
-        time(each.created_at),
-        each.created_by,
+        [time(each.created_at), ` by ${each.created_by}`],
         h(
           "div",
           { class: "row" },
