@@ -4,7 +4,7 @@ import math
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +16,11 @@ from asmg.batch import NO_CATEGORY, NO_VALUE, TABLES, PeriodData
 from asmg.field_columns import FieldColumns, unscaled
 from asmg.layout import OWN_VALUE
 from asmg.models import EmbeddingMLPConfig, MatrixFactorizationConfig, Params, build_model
+from asmg.updaters.asmg import Asmg
+from asmg.updaters.base import Updater
 
 ModelConfig = EmbeddingMLPConfig | MatrixFactorizationConfig
+UpdaterT = TypeVar("UpdaterT", bound=Updater[Any])
 
 SMALL = EmbeddingMLPConfig(dim=3, hidden=(5, 4))
 SMALL_CATEGORIES = EmbeddingMLPConfig(dim=3, hidden=(5, 4), categories=True)
@@ -46,6 +49,16 @@ SHAPES: dict[str, EmbeddingMLPConfig] = {
 
 FIELD_ROWS = 8
 """Rows of the field table of a random period."""
+
+
+def unrounded(updater: UpdaterT) -> UpdaterT:
+    """The update method, which rounds nothing from now on: comparisons to the last bits mean what is learned."""
+    for each in (updater, getattr(updater, "inner", None)):
+        if each is not None:
+            each.base.config = replace(each.base.config, moment_bits=None)
+        if isinstance(each, Asmg):
+            each.config = replace(each.config, moment_bits=None, hidden_bits=None)
+    return updater
 
 
 def inputs_of(config: ModelConfig) -> int:

@@ -14,7 +14,7 @@ from asmg.batch import COLD_ROW, PeriodData
 from asmg.models import Params
 from asmg.training import predict_logits
 from tests.asmg.cases import Case, Contract, mapped, stages_of, to_bytes
-from tests.asmg.support import period, random_fields, snapshot, torch_rng, unchanged
+from tests.asmg.support import period, random_fields, snapshot, torch_rng, unchanged, unrounded
 
 contract = Contract()
 check, check_reference_too = contract.check, contract.check_reference_too
@@ -218,7 +218,7 @@ def course(
     case: Case, world: World, periods: int = PERIODS
 ) -> list[tuple[World, dict[str, Params], dict[str, Tensor]]]:
     """The stream through one world: after each period its models, and what these say of the period."""
-    updater, categories, steps = case.build(), 5 if case.config.categories else 0, []
+    updater, categories, steps = unrounded(case.build()), 5 if case.config.categories else 0, []
     state = updater.initial(torch_rng(17))
     for t in range(1, periods + 1):
         log = log_of(t)

@@ -20,10 +20,9 @@ from asmg.statistics import StatisticsConfig
 from asmg.team import Team
 from asmg.training import DivergedError, Execution
 from asmg.updaters import build_updater
-from asmg.updaters.asmg import Asmg
 from tests.asmg.cases import CASES, to_bytes
 from tests.asmg.ranks import ended, start_ranks
-from tests.asmg.support import torch_rng
+from tests.asmg.support import torch_rng, unrounded
 
 RUNS = {
     "iu": ("iu+categories+statistics+dot+fields", True),
@@ -47,12 +46,7 @@ def team_of(run: str, ranks: Ranks) -> Team[Any]:
         execution=Execution(device="cpu", compiled=compiled, ranks=ranks, **shared),
         statistics=StatisticsConfig() if case.statistics else None,
     )
-    for each in (updater, getattr(updater, "inner", None)):
-        if isinstance(each, Asmg):  # or the last bit of a sum may decide how a number is rounded
-            each.config = replace(each.config, moment_bits=None, hidden_bits=None)
-        if each is not None and hasattr(each, "base"):
-            each.base.config = replace(each.base.config, moment_bits=None)
-    return Team(updater, ranks)
+    return Team(unrounded(updater), ranks)  # or the last bit of a sum may decide how a number is rounded
 
 
 def stored(team: Team[Any], state: Any, folder: Path) -> Any:

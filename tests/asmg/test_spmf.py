@@ -17,7 +17,7 @@ from asmg.updaters.spmf import Reservoir, ReservoirUpdate, SpmfConfig, SpmfState
 from tests.asmg.baselines import SMALL, configs, listed, numbered, period, rows, same, spmf
 from tests.asmg.cases import to_bytes
 from tests.asmg.support import period as make_period
-from tests.asmg.support import slow_logit, torch_rng
+from tests.asmg.support import slow_logit, torch_rng, unrounded
 
 
 def arrivals(state: SpmfState, label: int) -> list[int]:
@@ -110,7 +110,7 @@ def test_old_interactions_come_first_in_time_order_then_the_period_as_stored(rat
 
 
 def test_the_rows_are_trained_on_in_that_order() -> None:
-    updater, data = spmf(), numbered(100, MIXED[:59])
+    updater, data = unrounded(spmf()), numbered(100, MIXED[:59])
     state = learned(updater, numbered(0, MIXED[:60]), numbered(60, MIXED[:40]))
     together = updater.rehearsal(state, data, torch_rng(7))
     assert len(together) == 59 + 2 + 3

@@ -14,7 +14,7 @@ from asmg.training import Execution, TrainingConfig, predict_logits
 from asmg.updaters.asmg import Asmg, AsmgState
 from asmg.updaters.asmg_config import AsmgConfig
 from tests.asmg.cases import SMALL, SMALL_CATEGORIES, Case, to_bytes
-from tests.asmg.support import torch_rng
+from tests.asmg.support import torch_rng, unrounded
 from tests.asmg.test_asmg import evidence
 
 CASE = Case("asmg-gru-multi", SMALL_CATEGORIES)
@@ -25,7 +25,7 @@ each_choice = pytest.mark.parametrize("untouched", ["keep", "plain"])
 
 def asmg(untouched: Untouched, *, carry_hidden: bool = True, model: EmbeddingMLPConfig = SMALL_CATEGORIES) -> Asmg:
     config = AsmgConfig(untouched=untouched, window=2, carry_hidden=carry_hidden)
-    return Asmg(model, config, TrainingConfig(restless=False))
+    return unrounded(Asmg(model, config, TrainingConfig(restless=False)))
 
 
 def quiet(t: int) -> PeriodData:
@@ -118,7 +118,8 @@ def test_rows_left_where_they_are_make_up_for_it_when_they_are_read_again(compil
     """Training is the same as with all rows that momentum moves: only rows that nobody reads wait for their moves."""
     execution = Execution(device="cpu", compiled=compiled)
     always, when_read = (
-        BaseTraining(SMALL_CATEGORIES, TrainingConfig(restless=restless), execution) for restless in (True, False)
+        BaseTraining(SMALL_CATEGORIES, TrainingConfig(restless=restless, moment_bits=None), execution)
+        for restless in (True, False)
     )
     exact = waiting = always.initial(torch_rng(0))
     behind = 0.0

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -377,12 +378,12 @@ async def test_numbers_in_paths_and_queries_are_bounded(api: Api, caplog: pytest
             if parameter["in"] == "path":
                 url = path.replace(f"{{{parameter['name']}}}", number)
             else:
-                url = f"{path}?{parameter['name']}={number}{others}"
+                url = f"{re.sub('{.*?}', '0', path)}?{parameter['name']}={number}{others}"
             response = await api.client.request(method, url, json=body)
             if parameter["in"] == "query" and number.isascii() and number.isdigit():
                 allowed = kind["minimum"] <= int(number.lstrip("0")[:100]) <= kind["maximum"]
                 # Nothing is stored about an id of that name, and there need not be a version with that number.
-                answers = {404} if "{" in path else {200, 404} if parameter.get("required") else {200}
+                answers = {200, 404} if "{" in path else {200, 404} if parameter.get("required") else {200}
                 assert response.status_code in (answers if allowed else {422}), (method, url[:100])
             else:
                 problem(response, 404 if parameter["in"] == "path" else 422)

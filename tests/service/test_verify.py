@@ -95,7 +95,6 @@ def without(digest: str) -> list[str]:
 
 SERVED = f"(SELECT serving_digest FROM model_versions WHERE version = {LEARNED})"
 HIDDEN = f"(SELECT state #>> '{{parts,hidden,-1}}' FROM model_versions WHERE version = {LEARNED})"
-WAITING = f"(SELECT result ->> 'data' FROM period_stages WHERE period = {NEXT} AND stage = 'prepare')"
 
 DAMAGE: dict[str, tuple[list[str], list[str]]] = {
     # periods
@@ -167,10 +166,6 @@ DAMAGE: dict[str, tuple[list[str], list[str]]] = {
     "a member of the sequence": (
         [f"UPDATE model_versions SET state = state #- '{{parts,model.1}}' WHERE version = {LEARNED}"],
         [f"training state of version {LEARNED}: expected one that an update can go on from; found .*model.1"],
-    ),
-    "what a stage has made": (
-        without(WAITING),
-        [f"stage prepare of period {NEXT}: expected every artifact that it names; found no artifact [0-9a-f]{{64}}"],
     ),
     # aliases
     **{
