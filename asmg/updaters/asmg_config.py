@@ -38,7 +38,7 @@ class AsmgConfig:
     incremental model, so that only rows of the newest period are corrected."""
     moment_bits: int | None = 5
     """Bits of mantissa, 0 to 22, to which the moments of ω's optimizer are rounded at the end of a period
-    (`asmg.rounding`), as training with bfloat16 does, so that they take a quarter of the bytes; None for all 23."""
+    (`asmg.rounding`), so that they take a third of the bytes; None for all 23."""
     hidden_bits: int | None = 12
     """Likewise for the hidden states that a period moves on, which then take three fifths of the bytes."""
     blends: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -17,7 +17,7 @@ from asmg.statistics import NAMES, StatisticsConfig
 from asmg.training import predict_logits
 from asmg.updaters import UPDATERS, build_updater
 from asmg.updaters.base import Updater
-from tests.asmg.support import random_period, torch_rng
+from tests.asmg.support import random_period, torch_rng, unrounded
 
 Parts = dict[str, bytes]
 
@@ -36,10 +36,13 @@ class Case:
     """With the authors' settings: their tables never grow."""
     statistics: bool = False
     """Whether the numeric inputs are statistics, that the method counts itself."""
+    rounds: bool = True
+    """Whether the states are rounded as the settings say."""
 
     def build(self) -> Updater[Any]:
         statistics = StatisticsConfig() if self.statistics else None
-        return build_updater(self.updater, self.config, reference=self.reference, statistics=statistics)
+        updater = build_updater(self.updater, self.config, reference=self.reference, statistics=statistics)
+        return updater if self.rounds else unrounded(updater)
 
     def period(self, t: int, n: int = 300, **changes: Any) -> PeriodData:
         """The t-th period of a stream in which the tables grow. Its rows are the same with and without categories,

@@ -80,17 +80,31 @@ def test_the_incremental_chain_never_sees_a_generated_model() -> None:
 
 def test_the_hidden_state_is_carried_once_the_window_is_full() -> None:
     """methods.md, section 7a: with the just-trained weights, from the old state, over the window's first model."""
-    updater = GRU.build()
+    case = replace(GRU, rounds=False)
+    updater = case.build()
     assert isinstance(updater, Asmg)
     for t in (1, 2, 3):  # the state that the update of period 4 starts from
-        assert not any(h.any() for h in GRU.state(t).hidden.values())
+        assert not any(h.any() for h in case.state(t).hidden.values())
     for t in (4, 5, 6):
-        before, after = GRU.state(t - 1), GRU.state(t)
+        before, after = case.state(t - 1), case.state(t)
         _, expected = updater.generator.generate(after.weights, before.models[:1], before.hidden, advance=1)
-        for name, exact in expected.items():  # but for the rounding to twelve bits
-            assert torch.allclose(after.hidden[name], exact, rtol=2.0**-12, atol=0)
-            assert torch.equal(rounded(after.hidden, 12, torch_rng(t))[name], after.hidden[name])
+        assert unchanged(snapshot(expected), after.hidden)
         assert any(h.any() for h in after.hidden.values())
+
+
+def test_the_hidden_state_and_the_moments_keep_the_bits_that_the_settings_say() -> None:
+    """What was rounded to some bits stays when it is rounded to them again, and not with fewer."""
+    state = GRU.state(6)
+    kept = (
+        (state.hidden, 12),
+        (state.adam.first, 5),
+        (state.adam.second, 5),
+        (state.base.adam.first, 7),
+        (state.base.adam.second, 7),
+    )
+    for numbers, bits in kept:
+        assert unchanged(snapshot(rounded(numbers, bits, torch_rng(0))), numbers)
+        assert not unchanged(snapshot(rounded(numbers, bits - 1, torch_rng(0))), numbers)
 
 
 @pytest.mark.parametrize("name", ["asmg-gru-zero", "asmg-gru-full"])
@@ -101,16 +115,14 @@ def test_without_carrying_the_hidden_state_stays_zero(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["asmg-gru-multi", "asmg-gru-zero", "asmg-gru-full", "asmg-linear"])
 def test_the_generator_serves_from_the_whole_window(name: str) -> None:
-    case = Case(name, SMALL)
+    case = Case(name, SMALL, rounds=False)
     updater = case.build()
     assert isinstance(updater, Asmg)
     for t in (1, 2, 3, 4, 5):
         state = case.state(t)
         assert len(state.models) == (t if name == "asmg-gru-full" else min(t, 3))
         expected, _ = updater.generator.generate(state.weights, state.models, state.hidden)
-        assert state.generated is not None
-        for parameter, values in expected.items():  # but for the rounding of the hidden state
-            assert torch.allclose(state.generated[parameter], values, rtol=0, atol=1e-4)
+        assert unchanged(snapshot(expected), state.generated)
 
 
 def test_the_first_period_trains_no_generator() -> None:

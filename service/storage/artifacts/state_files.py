@@ -3,8 +3,8 @@
 An artifact of a training state is a file in a folder of the host, and a blob in the store. The worker writes both. It
 fetches what another host has written, and reads of a large file only the rows that an update needs.
 
-What stages of an update hand to each other is a file alone until a version is about to name it. On
-another host the update makes it again.
+What stages of an update hand to each other is a file alone until a version is about to name it. On another host the
+update makes it again.
 """
 
 import asyncio

@@ -303,8 +303,8 @@ async def keep_for_shadows(context: UpdateContext, files: StateFiles, data: str 
     Args:
         context: dependencies.
         files: of an update that has published its version.
-        data: digest of the period that it has learned; None where there was nothing to learn. A large period that no
-            training state names is on this host alone so far, and is stored.
+        data: digest of the period that it has learned; None where there was nothing to learn. A period that no training
+            state names is on this host alone so far, and is stored.
     """
     if not context.settings.shadow:
         return set()
