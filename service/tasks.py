@@ -6,14 +6,15 @@ for whom it works, by `start_alone` or `start_for_caller`. Nothing else in the s
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from contextvars import Context
 from typing import Any, ParamSpec, TypeVar
 
 from service.errors import NotReady
 from service.telemetry.tracing import trace_context
 
-__all__ = ["BoundedCalls", "end_tasks", "run_alone", "start_alone", "start_for_caller"]
+__all__ = ["BoundedCalls", "end_tasks", "meanwhile", "run_alone", "start_alone", "start_for_caller"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -69,6 +70,21 @@ async def end_tasks(*tasks: asyncio.Future[Any]) -> None:
             task.exception()  # retrieved, so that asyncio does not complain if nobody asks for the result
     if cancellation is not None:
         raise cancellation
+
+
+@asynccontextmanager
+async def meanwhile(work: Awaitable[Any]) -> AsyncIterator[None]:
+    """Do some work while the block runs; leave the block when both have ended.
+
+    Where the block fails or is cancelled, the work is cancelled, and has ended before that is raised. What the work
+    raises is raised at the end of the block.
+    """
+    task = start_for_caller(work)
+    try:
+        yield
+        await task
+    finally:
+        await end_tasks(task)
 
 
 class BoundedCalls:

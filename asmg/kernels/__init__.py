@@ -8,7 +8,7 @@ over rows or scalars ("lanes") that the compiler vectorises.
 Code is compiled once and cached on disk (in NUMBA_CACHE_DIR). Kernels release the GIL.
 """
 
-from asmg.kernels.adam import adam_dense, adam_rows, read_rows
+from asmg.kernels.adam import adam_dense, adam_rows, read_rows, settle_rows
 from asmg.kernels.base_steps import BaseReads, base_buffers, base_gradients, base_move, base_steps
 from asmg.kernels.common import sigmoid, tanh
 from asmg.kernels.embedding_mlp import cross_entropy, predict
@@ -51,6 +51,7 @@ __all__ = [
     "predict",
     "read_rows",
     "renumber",
+    "settle_rows",
     "sigmoid",
     "tanh",
 ]

@@ -4,7 +4,7 @@ import numpy as np
 
 from asmg.kernels.common import Doubles, Floats, Rows, compiled
 
-__all__ = ["adam_dense", "adam_rows", "read_rows"]
+__all__ = ["adam_dense", "adam_rows", "read_rows", "settle_rows"]
 
 
 @compiled
@@ -24,6 +24,34 @@ def adam_dense(
 
 
 @compiled
+def catch_up(
+    row: int,
+    p: Floats,
+    m: Floats,
+    v: Floats,
+    moved: Rows,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    tail: Doubles,
+) -> None:
+    """Add to a row, in place, the moves by momentum alone since it was last moved."""
+    missed = step - moved[row]
+    if missed > 0:
+        last, low = len(tail) - 1, np.float32(eps)
+        decay = np.exp(np.log(beta1 / np.sqrt(beta2)) * missed)
+        far = np.float32(lr * (tail[min(step - missed, last)] - decay * tail[min(step, last)]))
+        keep1, keep2 = np.float32(np.exp(np.log(beta1) * missed)), np.float32(np.exp(np.log(beta2) * missed))
+        for i in range(p.shape[1]):
+            p[row, i] -= far * m[row, i] / (np.sqrt(v[row, i]) + low)
+            m[row, i] *= keep1
+            v[row, i] *= keep2
+        moved[row] = step
+
+
+@compiled
 def read_rows(
     rows: Rows,
     p: Floats,
@@ -38,24 +66,30 @@ def read_rows(
     tail: Doubles,
     out: Floats,
 ) -> None:
-    """out[k] = p[rows[k]] after adding, in place, the moves by momentum alone since the row was last moved."""
-    dim, last, low = p.shape[1], len(tail) - 1, np.float32(eps)
-    ratio = np.log(beta1 / np.sqrt(beta2))
-    log1, log2 = np.log(beta1), np.log(beta2)
+    """out[k] = p[rows[k]] after `catch_up`."""
     for k in range(len(rows)):
         row = rows[k]
-        missed = step - moved[row]
-        if missed > 0:
-            reach = tail[min(step - missed, last)] - np.exp(ratio * missed) * tail[min(step, last)]
-            far = np.float32(lr * reach)
-            keep1, keep2 = np.float32(np.exp(log1 * missed)), np.float32(np.exp(log2 * missed))
-            for i in range(dim):
-                p[row, i] -= far * m[row, i] / (np.sqrt(v[row, i]) + low)
-                m[row, i] *= keep1
-                v[row, i] *= keep2
-            moved[row] = step
-        for i in range(dim):
+        catch_up(row, p, m, v, moved, step, lr, beta1, beta2, eps, tail)
+        for i in range(p.shape[1]):
             out[k, i] = p[row, i]
+
+
+@compiled
+def settle_rows(
+    p: Floats,
+    m: Floats,
+    v: Floats,
+    moved: Rows,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    tail: Doubles,
+) -> None:
+    """Let all rows of a table `catch_up`, as `asmg.adam.Adam.settle` does."""
+    for row in range(len(p)):
+        catch_up(row, p, m, v, moved, step, lr, beta1, beta2, eps, tail)
 
 
 @compiled

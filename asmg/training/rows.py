@@ -146,7 +146,6 @@ class RowTraining:
         ranks = self.execution.ranks_for(batch_size)
         run = self._compiled if self.execution.uses_kernels(self.model) else self._eager
         losses = run(epoch, wanted, progress, ranks)
-        self.optimizer.settle()
         sizes = np.diff(epoch.plan.bounds)
         return float((losses * sizes).sum() / sizes.sum())
 
@@ -193,6 +192,7 @@ class RowTraining:
             losses[s] = descend(self.optimizer, loss, leaves, local.rows, ranks)
             if progress:
                 progress((s + 1) / len(epoch))
+        self.optimizer.settle()
         return losses
 
     def _compiled(self, epoch: Epoch, target: Tensor, progress: Progress | None, ranks: Ranks) -> np.ndarray:
@@ -223,6 +223,10 @@ class RowTraining:
             optimizer.steps += stop - start
             if progress:
                 progress(stop / len(epoch))
+        for place, name in enumerate(TABLES):
+            if name in self.rows:
+                table = (tables[place], firsts[place], seconds[place], moved[place])
+                kernels.settle_rows(*table, optimizer.steps, *settings, tail)
         for values, numbers in zip(parts, (flat, first, second), strict=True):
             pieces = torch.from_numpy(numbers).split([values[n].numel() for n in dense])
             for name, piece in zip(dense, pieces, strict=True):

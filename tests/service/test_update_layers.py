@@ -363,6 +363,7 @@ async def learned(
             at = begin()
         local = await at.read_data(digest)
         state = updater.run_stage(stage, await at.read_state(done), local, rng=stage_rng(SEED, number, stage))
-        done = await at.write_state(state, durable=stage == updater.stages[-1])
+        done = await at.write_state(state)
     assert done is not None
+    await at.store(done)
     return dict(done)

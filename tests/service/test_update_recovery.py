@@ -87,9 +87,9 @@ async def test_on_another_host_that_lacks_what_was_not_stored(
             if progress["stage"] == stop_at:
                 raise Stopped
 
-    again = dict.fromkeys(("score", *TRAINING), "prepare")
+    again = dict.fromkeys(STAGES[STAGES.index("score") :], "prepare")
     if lost == "states":
-        again |= {"score": "score"} | dict.fromkeys(TRAINING, TRAINING[0])
+        again |= {"score": "score"} | dict.fromkeys((*TRAINING, "gate", "publish"), TRAINING[0])
     async with bench(second, redis_url, tmp_path) as b:
         for stop_at in STAGES:
             with pytest.raises(Stopped):

@@ -78,7 +78,6 @@ class Checkpoints:
         self._begun: Mapping[str, Checkpoint] | None = None  # the head's parts without the rows that changed hands
         self._gone: dict[str, NDArray[np.int64]] = {}
         self._logs: list[tuple[PeriodData, str]] = []
-        self._durable = set(digests_in(start.head.state))
 
     @property
     def files(self) -> StateFiles:
@@ -159,15 +158,11 @@ class Checkpoints:
         self._data = digest, local
         self._logs.append((local, digest))
 
-    async def write_state(self, state: Any, *, durable: bool) -> dict[str, str | Sequence[str]]:
-        """Write a training state and return the digests of its parts.
+    async def write_state(self, state: Any) -> dict[str, str | Sequence[str]]:
+        """Write a training state to files of this host, and return the digests of its parts.
 
         A part that did not change since the head, or since the stage before, is not written again. Of a part with
         tables the rows that changed since the head are written.
-
-        Args:
-            state: of the update method.
-            durable: whether to store all of it, for a version to name it.
         """
         parts: dict[str, str | Sequence[str]] = {}
         for name, part in (await asyncio.to_thread(self._context.updater.dump, state)).items():
@@ -175,13 +170,16 @@ class Checkpoints:
             if written is None or not written[0].same_as(part):
                 written = self._written[name] = part, await self._write_part(name, part)
             parts[name] = written[1]
-        for name, value in parts.items() if durable else ():
-            for digest in layers_of(value):
-                if digest not in self._durable:
-                    await self._files.store(digest, hot=name in HOT_PARTS)
-                    self._durable.add(digest)
         self._state = parts, state
         return parts
+
+    async def store(self, parts: Parts) -> None:
+        """Store a training state that `write_state` has written durably, for a version to name it."""
+        stored = set(digests_in(self._start.head.state))
+        for name, value in parts.items():
+            for digest in layers_of(value):
+                if digest not in stored:
+                    await self._files.store(digest, hot=name in HOT_PARTS)
 
     async def _write_part(self, name: str, part: Checkpoint) -> str | Sequence[str]:
         known = [other for other in _predecessors(name) if other in self._head]

@@ -1,10 +1,9 @@
 """The update of one period: resolve → prepare → score → train → gate → publish. The worker calls it for each period.
 
 Each stage is a function of the notes of the stages before it. Its own note is stored in Postgres when it is done; the
-artifacts that the note names are written before: to files of the worker's host, and those of the last training stage,
-which the version will name, to the store too. A worker that starts again continues after the last note whose artifacts
-it can read. Every stage is deterministic (its randomness follows from the seed, the period and its name), so the
-outcome is the same version, once.
+artifacts that the note names are written before, to files of the worker's host; the last stage stores those that the
+version names. A worker that starts again continues after the last note whose artifacts it can read. Every stage is
+deterministic (its randomness follows from the seed, the period and its name), so the outcome is the same version, once.
 """
 
 import asyncio
@@ -126,7 +125,7 @@ async def _find_start(context: UpdateContext, period: int) -> UpdateStart:
 async def _readable(context: UpdateContext, done: Mapping[str, Stage]) -> Sequence[str]:
     """Those of the finished stages that this host can continue from.
 
-    Artifacts are on the host of the worker that made them, until the last training stage has stored its own.
+    Artifacts are on the host of the worker that made them, until `publish` stores those that the version names.
     """
     files = StateFiles(context.artifacts, context.settings.state_dir)
 

@@ -16,6 +16,7 @@ from service.storage.postgres.repositories import (
     PeriodStatus,
     ShadowPeriod,
 )
+from service.tasks import meanwhile
 from service.use_cases.alerts import close_alert, raise_alert
 from service.use_cases.guardrails.canary import note_end, start_canary
 from service.use_cases.status import MAX_NUMBER
@@ -107,9 +108,10 @@ async def publish(
     async with context.database.read() as session:
         deletions = await session.deletions.finished(with_row=True)
     served: dict[str, Any] = {}
-    if decision.kind is not ModelKind.PREVIOUS:
-        assert learned is not None, "only the model served before can be kept unlearned"
-        served = await _write_served(context, checkpoints, resolved, learned, decision.kind, start.head)
+    async with meanwhile(_store_learned(checkpoints, learned)):
+        if decision.kind is not ModelKind.PREVIOUS:
+            assert learned is not None, "only the model served before can be kept unlearned"
+            served = await _write_served(context, checkpoints, resolved, learned, decision.kind, start.head)
     if learned is None:
         state = {name: start.head.state[name] for name in LEARNED if name in start.head.state}
     else:
@@ -165,6 +167,11 @@ async def publish(
             await _tell_of_gate(work, start.period, version, decision)
         await work.commit()
     return note
+
+
+async def _store_learned(checkpoints: Checkpoints, learned: Learned | None) -> None:
+    if learned is not None:
+        await checkpoints.store(learned.trained.parts)
 
 
 async def _write_served(

@@ -56,5 +56,4 @@ async def train(
     data = await checkpoints.read_data(data_digest)
     state = await checkpoints.read_state(before.parts if before else None)
     trained = await asyncio.to_thread(context.team.run_stage, stage, state, data, rng=rng, progress=progress)
-    # The version names what the last stage leaves.
-    return TrainNote(await checkpoints.write_state(trained, durable=stage == context.updater.stages[-1]))
+    return TrainNote(await checkpoints.write_state(trained))
