@@ -1,14 +1,17 @@
 """Checkpoints: JSON meta data and safetensors tensors in one file, with a format version. Never pickle."""
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from asmg.adam import AdamState
@@ -16,11 +19,13 @@ from asmg.batch import PeriodData
 from asmg.field_columns import FieldColumns
 from asmg.header import FORMAT_VERSION, CheckpointError, make_header, parse_header
 from asmg.models import Params
+from asmg.tensor_writer import BFLOAT16, Writable, write_tensors
 
 __all__ = [
     "FORMAT_VERSION",
     "Checkpoint",
     "CheckpointError",
+    "as_array",
     "dump_adam",
     "dump_data",
     "load_adam",
@@ -31,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Named tensors with JSON meta data. `to_bytes` is deterministic: equal checkpoints have equal digests."""
+    """Named tensors with JSON meta data. `write` is deterministic: equal checkpoints have equal digests."""
 
     kind: str
     """Kind of content, such as "model" or "period-data"."""
@@ -45,10 +50,18 @@ class Checkpoint:
         same = self.tensors.keys() == other.tensors.keys() and self.kind == other.kind and self.meta == other.meta
         return same and all(tensor is other.tensors[name] for name, tensor in self.tensors.items())
 
+    def write(self, file: Writable) -> None:
+        """Write a safetensors file with kind, version and meta data in its header."""
+        arrays = {name: as_array(tensor) for name, tensor in self.tensors.items()}
+        # Numbers of eight bytes first, so that every tensor is aligned.
+        ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+        write_tensors(file, make_header(self.kind, self.meta), ordered)
+
     def to_bytes(self) -> bytes:
-        """A safetensors file with kind, version and meta data in its header."""
-        tensors = {name: self.tensors[name].detach().contiguous() for name in sorted(self.tensors)}
-        return save_tensors(tensors, make_header(self.kind, self.meta))
+        """What `write` writes."""
+        file = io.BytesIO()
+        self.write(file)
+        return file.getvalue()
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
@@ -88,6 +101,14 @@ class Checkpoint:
             ) from error
         found, meta = parse_header(metadata, kind)
         return cls(found, meta, tensors)
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor as an array that shares its memory, if it is contiguous."""
+    values = tensor.detach().contiguous()
+    if values.dtype == torch.bfloat16:
+        return np.asarray(values.view(torch.int16).numpy().view(BFLOAT16))
+    return np.asarray(values.numpy())
 
 
 def dump_adam(adam: AdamState, **meta: Any) -> Checkpoint:

@@ -1,7 +1,8 @@
 """Numbers of the training state rounded to few bits of mantissa, as training with 8-bit optimizers does.
 
 They stay float32 with zeros in the lower bits, so whoever computes with them notices nothing, and their bytes compress
-to a half or less. A state that was rounded, stored and read again equals the one in memory.
+to a half or less; layers keep them as bfloat16 where that is exact. A state that was rounded, stored and read again
+equals the one in memory.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from asmg.adam import AdamState
 
-__all__ = ["check_bits", "rounded", "rounded_moments"]
+__all__ = ["check_bits", "halved", "rounded", "rounded_moments"]
 
 MANTISSA_BITS = 23
 """Bits of mantissa of float32."""
@@ -53,3 +54,9 @@ def rounded(numbers: Mapping[str, Tensor], bits: int | None, rng: torch.Generato
 def rounded_moments(adam: AdamState, bits: int | None, rng: torch.Generator) -> AdamState:
     """An optimizer whose moments are `rounded`."""
     return replace(adam, first=rounded(adam.first, bits, rng), second=rounded(adam.second, bits, rng))
+
+
+def halved(numbers: Tensor) -> Tensor:
+    """Float32 numbers as bfloat16, if all of them are of at most 7 bits of mantissa, else as they are."""
+    lower = numbers.contiguous().view(torch.int32) & 0xFFFF
+    return numbers if bool(lower.any()) else numbers.bfloat16()

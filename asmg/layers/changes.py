@@ -11,6 +11,7 @@ from asmg.layers.selection import PartExcerpt, Rows, Selection
 from asmg.layers.stack import RESET, RESTLESS, ROWS, SIZES, tensors_of_table
 from asmg.layers.state import STATISTICS
 from asmg.layers.statistics import statistics_layer
+from asmg.rounding import halved
 
 __all__ = ["changed_part", "is_base"]
 
@@ -60,7 +61,7 @@ def changed_part(
         # A method that changes most rows leaves a base each time: a stack of such layers would only grow.
         tensors |= {name: after.tensors[name] for name in in_tables}
         tensors |= {f"{ROWS}{table}": torch.arange(size) for table, size in whole.items()}
-    return _without_all_rows(Checkpoint(after.kind, {**after.meta, SIZES: whole}, tensors))
+    return _compact(_without_all_rows(Checkpoint(after.kind, {**after.meta, SIZES: whole}, tensors)))
 
 
 def is_base(layer: Checkpoint) -> bool:
@@ -93,3 +94,10 @@ def _without_all_rows(layer: Checkpoint) -> Checkpoint:
         return layer
     kept = {name: t for name, t in layer.tensors.items() if not name.startswith((ROWS, RESET))}
     return Checkpoint(layer.kind, layer.meta, kept)
+
+
+def _compact(layer: Checkpoint) -> Checkpoint:
+    """The layer with the moments of its rows as bfloat16, where they were rounded to that."""
+    moments = {f"{moment}.{table}" for table in TABLES for moment in ("first", "second")}
+    tensors = {name: halved(t) if name in moments else t for name, t in layer.tensors.items()}
+    return Checkpoint(layer.kind, layer.meta, tensors)

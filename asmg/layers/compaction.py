@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from asmg.checkpoint import Checkpoint
+from asmg.checkpoint import Checkpoint, as_array
 from asmg.header import make_header
 from asmg.layers.changes import is_base
 from asmg.layers.selection import Rows
@@ -58,7 +58,7 @@ def merger(layers: Sequence[Checkpoint]) -> Merger:
     if isinstance(stack, StatisticsStack):
         tensors |= _statistics(stack, rows[ITEM])
     else:
-        tensors |= _tables(stack, layers[-1], rows)
+        tensors |= _tables(stack, layers, rows)
     header = make_header(stack.kind, {**stack.meta, SIZES: dict(stack.sizes)})
     # Numbers of eight bytes first, so that every tensor is aligned.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
@@ -75,18 +75,21 @@ def _whole(tensor: torch.Tensor) -> MergedTensor:
     return MergedTensor(array.dtype, array.shape, lambda: iter((array,)))
 
 
-def _tables(stack: Stack, newest: Checkpoint, rows: Mapping[str, Rows]) -> dict[str, MergedTensor]:
+def _tables(stack: Stack, layers: Sequence[Checkpoint], rows: Mapping[str, Rows]) -> dict[str, MergedTensor]:
     merged = {name: _whole(tensor) for name, tensor in stack.without_tables.items()}
     for table in stack.tables:
-        for name in tensors_of_table(newest, table):
-            tensor = newest.tensors[name]
+        for name in tensors_of_table(layers[-1], table):
+            # What is halved in some layers only is not in their merger: the others may need all bits.
+            known = [layer.tensors[name] for layer in layers if name in layer.tensors]
+            like = next((t for t in known if t.dtype != torch.bfloat16), known[0])[:0]
 
-            def blocks(table: str = table, name: str = name) -> Iterator[NDArray[np.generic]]:
+            def blocks(
+                table: str = table, name: str = name, like: torch.Tensor = like
+            ) -> Iterator[NDArray[np.generic]]:
                 for some in _blocks(rows[table]):
-                    yield stack.read(table, some, [name])[name].numpy()
+                    yield as_array(stack.read(table, some, [name])[name].to(like.dtype))
 
-            shape = (len(rows[table]), *tensor.shape[1:])
-            merged[name] = MergedTensor(tensor[:0].numpy().dtype, shape, blocks)
+            merged[name] = MergedTensor(as_array(like).dtype, (len(rows[table]), *like.shape[1:]), blocks)
     return merged
 
 

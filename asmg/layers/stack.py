@@ -76,7 +76,7 @@ class Stack:
             names: of tensors of the table; None for all.
 
         Returns:
-            name of a tensor → its rows [len(rows), …].
+            name of a tensor → its rows [len(rows), …]; numbers of floating point are float32.
         """
         names = tensors_of_table(self._layers[-1], table) if names is None else names
         found = {name: self._new(name, table, len(rows)) for name in names}
@@ -88,7 +88,7 @@ class Stack:
             at, place = find(layer_rows(layer, table), rows[open_], _length(layer, table))
             for name in names:
                 if name in layer.tensors:
-                    found[name][open_[at]] = layer.tensors[name][place]
+                    found[name][open_[at]] = layer.tensors[name][place].to(found[name].dtype)
             open_ = np.delete(open_, at)
             gone = np.isin(rows[open_], resets(layer, table))
             new.append(open_[gone])
@@ -138,7 +138,8 @@ class Stack:
 
     def _new(self, name: str, table: str, count: int) -> Tensor:
         like = next(layer.tensors[name] for layer in reversed(self._layers) if name in layer.tensors)
-        return like.new_empty(count, *like.shape[1:])
+        dtype = torch.float32 if like.dtype == torch.bfloat16 else like.dtype
+        return like.new_empty(count, *like.shape[1:], dtype=dtype)
 
     def _cold(self, name: str, table: str) -> Tensor:
         """What a row has that was never learned."""

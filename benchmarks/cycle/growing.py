@@ -12,8 +12,8 @@ from sqlalchemy import text
 from asmg.checkpoint import Checkpoint
 from asmg.header import make_header, parse_header
 from asmg.layers import MergedTensor, is_layered, merger
+from asmg.tensor_writer import BFLOAT16, Blocks, write_tensors
 from service.files import DigestedFile
-from service.serving.tensor_file import Blocks, write_tensors
 from service.settings import Settings
 from service.storage.artifacts.state_files import StateFiles
 from service.storage.artifacts.store import ArtifactStore
@@ -122,7 +122,8 @@ def _grown(layers: Sequence[Checkpoint], wanted: Mapping[str, int]) -> Callable[
         if name.startswith("first.") or name.startswith("moved.") or name in ("counted", "paired"):
             return np.full(shape, {"f": 0, "m": meta.get("step", 0)}.get(name[0], 1), dtype)
         if name.startswith("second."):
-            return rng.random(shape, np.float32) * np.float32(1e-4)
+            numbers = rng.random(shape, np.float32) * np.float32(1e-4)
+            return (numbers.view(np.uint32) >> 16).astype(np.uint16).view(dtype) if dtype == BFLOAT16 else numbers
         if name in ("counts", "degrees", "together", "passed"):
             return rng.random(shape, np.float32) * np.float32(10)
         return rng.standard_normal(shape, np.float32) * np.float32(0.05)

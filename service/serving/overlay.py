@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from asmg.header import CheckpointError
 from asmg.kernels.common import Floats, Indices, compiled
+from asmg.tensor_writer import Writable
 from service.serving.id_hashes import Hashes
 from service.serving.id_index import IdIndex, Starts
 from service.serving.snapshot_file import NUMBER, lists_of, read_header, value_tables, write_snapshot
-from service.serving.tensor_file import TensorFile, Writable
+from service.serving.tensor_file import TensorFile
 
 __all__ = ["Overlay", "merge", "overlay_name", "prepare_merging"]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asmg.tensor_writer import Blocks
 from service.serving.forward.interface import EPSILON
 from service.serving.id_hashes import hash_ids
 from service.serving.id_index import IdIndex
 from service.serving.snapshot_file import QUESTIONS, write_snapshot
-from service.serving.tensor_file import Blocks
 
 __all__ = ["prior_snapshot"]
 

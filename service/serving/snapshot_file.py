@@ -63,7 +63,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from asmg.header import CheckpointError, make_header, parse_header
 from asmg.kernels.statistics import STATISTICS
-from service.serving.tensor_file import Blocks, TensorFile, Writable, write_tensors
+from asmg.tensor_writer import Blocks, Writable, write_tensors
+from service.serving.tensor_file import TensorFile
 
 __all__ = [
     "COUNTS",

@@ -1,38 +1,24 @@
-"""Safetensors files, written in one pass and read through a memory map, as NumPy arrays.
+"""Safetensors files, read through a memory map as NumPy arrays, so that processes that read one share its pages.
 
-The format is that of the safetensors library: eight bytes with the length of a JSON header, the header, the tensors one
-after the other. The library itself writes tensors that are in memory as a whole, and copies them when it reads. Here a
-table of gigabytes is written in blocks, and processes that read it share its pages.
+`asmg.tensor_writer` writes them. The safetensors library itself copies the tensors when it reads.
 """
 
 import json
 import math
 import mmap
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import xxhash
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from asmg.header import CheckpointError
+from asmg.tensor_writer import DTYPES
 
-__all__ = [
-    "ALIGNMENT",
-    "PAUSE_SECONDS",
-    "PIECE_BYTES",
-    "Blocks",
-    "TensorFile",
-    "Writable",
-    "map_file",
-    "read_through",
-    "write_tensors",
-]
-
-ALIGNMENT = 64
-"""Bytes of a cache line. The tensors begin at a multiple of it, so that a row of 16 floats is one line."""
+__all__ = ["PAUSE_SECONDS", "PIECE_BYTES", "TensorFile", "map_file", "read_through"]
 
 MAX_HEADER_BYTES = 100_000_000
 """The longest header; the limit of the safetensors library."""
@@ -42,57 +28,6 @@ PIECE_BYTES = 4 * 1024 * 1024
 
 PAUSE_SECONDS = 0.001
 """Pause between two pieces while requests are served: reading a gigabyte then takes a quarter of a second longer."""
-
-_NAMES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "I64": np.dtype("<i8"),
-    "U64": np.dtype("<u8"),
-    "F32": np.dtype("<f4"),
-    "I32": np.dtype("<i4"),
-    "U32": np.dtype("<u4"),
-}
-_DTYPES = {dtype: name for name, dtype in _NAMES.items()}
-
-
-class Blocks(NamedTuple):
-    """A tensor that is computed while it is written, so that it is never in memory as a whole."""
-
-    dtype: DTypeLike
-    shape: tuple[int, ...]
-    parts: Iterable[NDArray[Any]]
-    """Its rows, in blocks."""
-
-
-class Writable(Protocol):
-    """Anything that bytes can be written to."""
-
-    def write(self, data: bytes | memoryview, /) -> object:
-        """Append the bytes."""
-
-
-def write_tensors(file: Writable, metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any] | Blocks]) -> None:
-    """Write a safetensors file; equal arguments give equal bytes.
-
-    Args:
-        file: receives the bytes.
-        metadata: of the header.
-        tensors: by name, in the order of the file, in which each has to be aligned to the size of its numbers.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    at = 0
-    for name, tensor in tensors.items():
-        dtype = np.dtype(tensor.dtype)
-        size = dtype.itemsize * math.prod(tensor.shape)
-        assert at % dtype.itemsize == 0, name
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text = text.ljust(-(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
-        for part in tensor.parts if isinstance(tensor, Blocks) else (tensor,):
-            if part.size:  # an empty array has no bytes to cast to
-                file.write(np.ascontiguousarray(part, dtype=tensor.dtype).reshape(-1).data.cast("B"))
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -157,7 +92,7 @@ class TensorFile:
 
     def _array(self, base: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> NDArray[Any]:
         """A read-only view of the file."""
-        kind, (start, end), count = _NAMES[dtype], data_offsets, math.prod(shape)
+        kind, (start, end), count = DTYPES[dtype], data_offsets, math.prod(shape)
         if min(shape, default=0) < 0 or not 0 <= start <= end or end - start != count * kind.itemsize:
             raise ValueError
         if count:

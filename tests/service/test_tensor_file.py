@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from asmg.header import CheckpointError
+from asmg.tensor_writer import ALIGNMENT, Blocks, write_tensors
 from service.files import DigestedFile
-from service.serving.tensor_file import ALIGNMENT, Blocks, TensorFile, write_tensors
+from service.serving.tensor_file import TensorFile
 
 Arrays = Mapping[str, NDArray[Any]]
 

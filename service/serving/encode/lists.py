@@ -10,9 +10,9 @@ from torch import Tensor
 
 from asmg.field_columns import FieldColumns
 from asmg.layout import COLD_ROW, NO_CATEGORY, NO_VALUE
+from asmg.tensor_writer import Blocks
 from service.serving.encode.inputs import ItemCounts, TrainedModel
 from service.serving.snapshot_file import NUMBER
-from service.serving.tensor_file import Blocks
 
 __all__ = ["BLOCK_ROWS", "Members", "counted_ones", "item_lists", "list_tensors", "scales_of"]
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from asmg.batch import COLD_ROW
 from asmg.statistics import NAMES, Statistics
+from asmg.tensor_writer import Blocks, Writable
 from service.serving.encode.check_questions import check_questions
 from service.serving.encode.inputs import Known, Table, TrainedModel
 from service.serving.encode.lists import BLOCK_ROWS, counted_ones, item_lists, list_tensors, scales_of
 from service.serving.id_hashes import Hashes
 from service.serving.id_index import IdIndex
 from service.serving.snapshot_file import COUNTS, QUESTIONS, item_row_width, write_snapshot
-from service.serving.tensor_file import Blocks, Writable
 
 __all__ = ["encode_base", "encode_delta"]
 

@@ -35,13 +35,13 @@ class StateFiles:
 
     async def put(self, checkpoint: Checkpoint, *, hot: bool = False) -> str:
         """Store a checkpoint durably, `hot` ones in Redis too, and return its digest."""
-        file = await self._create(lambda file: file.write(checkpoint.to_bytes()))
+        file = await self._create(checkpoint.write)
         self._open[file.digest] = checkpoint
         return await self._store.put_file(file, checkpoint.kind, hot=hot)
 
     async def keep(self, checkpoint: Checkpoint) -> str:
         """Write a checkpoint as a file of this host alone, and return its digest."""
-        file = await self._create(lambda file: file.write(checkpoint.to_bytes()))
+        file = await self._create(checkpoint.write)
         self._open[file.digest], self._kept[file.digest] = checkpoint, file
         return file.digest
 

@@ -17,8 +17,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from asmg.layers import MergedTensor, is_layered, merger
+from asmg.tensor_writer import Blocks, write_tensors
 from service.files import DigestedFile
-from service.serving.tensor_file import Blocks, write_tensors
 from service.storage.artifacts.state_files import StateFiles
 from service.storage.postgres.database import Lock
 from service.storage.postgres.repositories import AliasName, ModelVersion
