@@ -3,7 +3,7 @@
 The order matters. The row of the embedding table goes first, so that the item is not sampled as a negative any more;
 then the logs, period by period, because impressions move on to later periods; then what dropped logs were folded into.
 `finish` frees the embedding row once more at the end, in the transaction that notes the deletion as finished. An update
-that has read the log before cannot give the id another row after that (`prepare_period` checks).
+that has read the log before cannot give the id another row after that (`prepare` checks).
 """
 
 from collections.abc import Callable, Mapping

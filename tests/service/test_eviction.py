@@ -22,7 +22,6 @@ from service.use_cases.catalogue import put_items
 from service.use_cases.quarantine import retry_period
 from service.use_cases.rollback import rollback
 from service.use_cases.update import gate
-from service.use_cases.update.prepare import prepare_period
 from tests.conftest import Servers, database_dsn, in_thread
 from tests.service.backup_support import sql
 from tests.service.eviction_support import (
@@ -42,6 +41,7 @@ from tests.service.update_support import (
     copies,
     outcome,
     parts_of,
+    prepare_period,
     scalar,
     snapshot_of,
     until_true,

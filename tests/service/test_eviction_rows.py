@@ -17,7 +17,7 @@ from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EntityKind, EventBatch, Interaction
 from service.use_cases import retention
 from service.use_cases.catalogue import put_items
-from service.use_cases.update.prepare import PreparedPeriod, prepare_period
+from service.use_cases.update.prepare import PreparedPeriod
 from tests.service.eviction_support import (
     EVICT_AFTER,
     free_rows,
@@ -29,6 +29,7 @@ from tests.service.update_support import (
     HOUR_MS,
     bench,
     moment,
+    prepare_period,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,10 +21,9 @@ from asmg.batch import PeriodData
 from service.serving.id_hashes import hash_ids
 from service.serving.snapshot import Prediction, Snapshot
 from service.storage.postgres.repositories import EntityKind, interaction_id
-from service.use_cases.update.prepare import prepare_period
 from service.use_cases.update.resolve import resolve_labels
 from tests.service.api_support import Api, running_app, settings_for
-from tests.service.update_support import moment
+from tests.service.update_support import moment, prepare_period
 
 START = moment(1_700_000_000_000)
 WINDOW = timedelta(minutes=30)

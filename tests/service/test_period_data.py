@@ -16,8 +16,7 @@ from asmg.features import Schema
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EventBatch, Interaction
 from service.use_cases.catalogue import put_items
-from service.use_cases.update.prepare import prepare_period
-from tests.service.update_support import moment
+from tests.service.update_support import moment, prepare_period
 
 HOUR = 3_600_000
 START = moment(1_700_000_000_000)

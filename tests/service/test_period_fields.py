@@ -18,9 +18,8 @@ from service.serving.encode import Known
 from service.storage.postgres.database import Database
 from service.storage.postgres.repositories import EntityKind, EventBatch, FeaturesOf, FeatureVersion, Interaction
 from service.use_cases.update.period_fields import NamedRows, columns_of_items, fields_of_snapshot
-from service.use_cases.update.prepare import prepare_period
 from tests.service.eviction_support import rows_of
-from tests.service.update_support import HOUR_MS, moment
+from tests.service.update_support import HOUR_MS, moment, prepare_period
 
 DEVICE = Field("device", "context", "categorical")
 PAGE = Field("page", "context", "numeric")

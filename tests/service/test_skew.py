@@ -32,7 +32,6 @@ from asmg.training import predict_logits
 from service.storage.postgres.repositories import EntityKind, EventBatch, FeatureVersion, ModelVersion
 from service.use_cases.catalogue import put_items, put_users
 from service.use_cases.ingest import ingest
-from service.use_cases.update.prepare import prepare_period
 from tests.conftest import Servers, database_dsn
 from tests.service.api_support import Api, eventually, running_app, settings_for
 from tests.service.layers_support import (
@@ -44,7 +43,16 @@ from tests.service.layers_support import (
 )
 from tests.service.predictions_by_hand import clicks_by_hand
 from tests.service.test_past import Event, past_of
-from tests.service.update_support import Bench, bench, copies, interactions, moment, periods, single_thread
+from tests.service.update_support import (
+    Bench,
+    bench,
+    copies,
+    interactions,
+    moment,
+    periods,
+    prepare_period,
+    single_thread,
+)
 
 PRIOR = 0.25
 """What version 0 says to everything."""

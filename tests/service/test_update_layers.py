@@ -354,7 +354,8 @@ async def learned(
         return Checkpoints(context, UpdateStart(period=number, head=head, late=False, done={}))
 
     at = begin()
-    await at.select(data)
+    nothing: Any = None
+    await at.select(data, await checkpoints_module.rows_of_nobody(nothing, {}))
     prepared = updater.prepare(await at.read_state(None), at.selection.localised(data))
     digest = await at.write_data(data, prepared, taken_up)
     done: Mapping[str, Any] | None = None

@@ -17,7 +17,6 @@ from asmg.updaters.with_statistics import WithStatistics
 from service.files import find
 from service.storage.artifacts.store import FILE_SUFFIX
 from service.storage.postgres.repositories import AliasName, EventBatch
-from service.use_cases.update.prepare import prepare_period
 from tests.service.layers_support import (
     served_parameters,
     stored_period,
@@ -37,6 +36,7 @@ from tests.service.update_support import (
     named,
     parts_of,
     periods,
+    prepare_period,
     stored,
     updater_of,
 )

@@ -36,6 +36,7 @@ from service.use_cases.ingest import ingest
 from service.use_cases.update.configuration import configured_updater
 from service.use_cases.update.context import UpdateContext
 from service.use_cases.update.pipeline import update_period
+from service.use_cases.update.prepare import PreparedPeriod, prepared_period
 from tests.conftest import Servers, create_database, drop_database
 from tests.service.layers_support import whole_parts, whole_statistics
 
@@ -51,6 +52,12 @@ STAGES = ("resolve", "prepare", "score", "train_generator", "update_base", "gene
 def updater_of(name: str) -> Updater[Any]:
     """The method of this name as the worker has it where nothing else is set."""
     return configured_updater(Settings(updater=name))
+
+
+async def prepare_period(*args: Any, **options: Any) -> PreparedPeriod:
+    """What `prepared_period` yields, when its rows have been written."""
+    async with prepared_period(*args, **options) as prepared:
+        return prepared
 
 
 def periods(count: int, *, seed: int = 1, config: DriftConfig = STREAM) -> list[DriftPeriod]:

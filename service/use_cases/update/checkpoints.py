@@ -95,11 +95,12 @@ class Checkpoints:
         known = self._head["base"].sizes.get(table, 0) if "base" in self._head else 0
         return np.asarray((rows >= known) | np.isin(rows, self._gone.get(table, [])))
 
-    async def select(self, data: PeriodData) -> None:
+    async def select(self, data: PeriodData, gone: Mapping[str, NDArray[np.int64]]) -> None:
         """Choose the rows that the update reads: those of the period, and of the logs in the head's training state.
 
         Args:
             data: the period, in rows of whole tables.
+            gone: see `rows_of_nobody`.
         """
         state = self._start.head.state
         parts: Parts = state.get("parts", {})
@@ -107,7 +108,7 @@ class Checkpoints:
             name: [await self._files.open(digest) for digest in layers_of(value)] for name, value in parts.items()
         }
         if parts:
-            self._gone = await rows_of_nobody(self._context, state.get("allocations", {}))
+            self._gone = dict(gone)
         everything = self._context.updater.rewrites_tables
         paths = {name: [self._files.path(digest) for digest in layers_of(value)] for name, value in parts.items()}
         read = partial(self._context.team.excerpt, paths)
@@ -148,7 +149,8 @@ class Checkpoints:
             stored = await self._files.open(digest, "period-data")
             whole = load_data(data_of_log(stored))
             if self._selection is None:
-                await self.select(whole)
+                known = self._start.head.state.get("allocations", {})
+                await self.select(whole, await rows_of_nobody(self._context, known))
             self._remember(digest, await asyncio.to_thread(self.selection.localised, whole), stored)
         assert self._data is not None
         return self._data[1]

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -11,14 +12,15 @@ from numpy.typing import NDArray
 
 from asmg.batch import COLD_ROW, PeriodData
 from asmg.features import DEFAULT, Schema
-from service.storage.postgres.database import Database, Lock, ReadSession
-from service.storage.postgres.repositories import Catalogue, Earlier, EntityKind, FeaturesOf, PeriodLog
+from service.storage.postgres.database import Database, Lock, ReadSession, UnitOfWork
+from service.storage.postgres.repositories import Allocation, Catalogue, Earlier, EntityKind, FeaturesOf, PeriodLog
+from service.tasks import meanwhile
 from service.use_cases.update.checkpoints import Checkpoints
 from service.use_cases.update.context import Progress, UpdateContext, UpdateStart, origin_of
 from service.use_cases.update.period_data import TableRows, encode_period
 from service.use_cases.update.period_fields import Given, NamedColumns, name_columns
 
-__all__ = ["PrepareNote", "PreparedPeriod", "prepare", "prepare_period"]
+__all__ = ["PrepareNote", "PreparedPeriod", "prepare", "prepared_period"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class PreparedPeriod(NamedTuple):
     """Kind → number of the latest allocation of rows, which a model that has learned the data knows."""
     taken_up: NDArray[np.int64]
     """Items whose catalogue entry or features are new, ascending."""
+    gone: dict[str, NDArray[np.int64]]
+    """Kind → rows, ascending, whose embeddings in the training state belong to nobody now."""
 
 
 async def prepare(
@@ -67,7 +71,7 @@ async def prepare(
     """Turn the log into rows, add what the method's state says about them, and store that."""
     settings = context.settings
     known = int(start.head.state.get("catalogue", 0))  # every entry, after a release that did not note it
-    data, allocations, taken_up = await prepare_period(
+    async with prepared_period(
         context.database,
         start.period,
         settings.history_length,
@@ -75,16 +79,18 @@ async def prepare(
         schema=context.schema,
         catalogue=known,
         kept=await checkpoints.kept_items(),
-    )
-    await checkpoints.select(data)
-    state = await checkpoints.read_state(None)
-    local = await asyncio.to_thread(checkpoints.selection.localised, data)
-    prepared = await asyncio.to_thread(context.updater.prepare, state, local)
-    digest = await checkpoints.write_data(data, prepared, taken_up)
+        known=start.head.state.get("allocations", {}),
+    ) as (data, allocations, taken_up, gone):
+        await checkpoints.select(data, gone)
+        state = await checkpoints.read_state(None)
+        local = await asyncio.to_thread(checkpoints.selection.localised, data)
+        prepared = await asyncio.to_thread(context.updater.prepare, state, local)
+        digest = await checkpoints.write_data(data, prepared, taken_up)
     return PrepareNote(origin_of(context, start.head), digest, allocations, max(known, start.period))
 
 
-async def prepare_period(
+@asynccontextmanager
+async def prepared_period(
     database: Database,
     period: int,
     history_length: int,
@@ -93,8 +99,11 @@ async def prepare_period(
     schema: Schema = DEFAULT,
     catalogue: int = 0,
     kept: NDArray[np.int64] | None = None,
-) -> PreparedPeriod:
+    known: Mapping[str, int] | None = None,
+) -> AsyncIterator[PreparedPeriod]:
     """The log of a period as rows, each interaction with its user's history at that time.
+
+    New ids are written to Postgres while the block runs; their rows are theirs once it has ended without an error.
 
     An id without a row gets one, as do the items and categories of catalogue entries that were put since the head was
     prepared, so that a new item starts as the sum of its categories. Before that, users and items lose their row that
@@ -111,6 +120,7 @@ async def prepare_period(
         schema: the fields. Their values get rows as ids do, and lose them likewise.
         catalogue: number of a period; entries stored up to it have their rows, those stored later get theirs now.
         kept: rows of items in logs that the update method has kept; their categories are read too.
+        known: kind → number of the latest allocation of rows that the training state knows; none by default.
     """
     kept = np.empty(0, np.int64) if kept is None else kept
     async with database.unit_of_work() as work:
@@ -118,15 +128,29 @@ async def prepare_period(
     while True:
         read = await _read_period(database, period, history_length, evict_after, schema, catalogue, kept)
         columns = await asyncio.to_thread(name_columns, schema, read.log, read.given)
-        rows = await _assign_rows(database, period, evict_after, read, columns)
-        if rows is not None:
-            break
+        async with database.unit_of_work() as work:
+            found = await _assign_rows(work, period, evict_after, read, columns, known or {})
+            if found is not None:
+                async with meanwhile(_append_rows(work, found.appended)):
+                    yield await asyncio.to_thread(_encoded, read, columns, found, history_length)
+                return
         logger.info("period %d: somebody was deleted while it was prepared; it is read again", period)
-    data = await asyncio.to_thread(encode_period, read.log, read.earlier, read.catalogue, rows, history_length)
-    fields = await asyncio.to_thread(columns.in_rows, rows.of[EntityKind.FIELD], rows.sizes[EntityKind.FIELD])
+
+
+async def _append_rows(work: UnitOfWork, appended: Mapping[EntityKind, Allocation]) -> None:
+    for kind, allocation in appended.items():
+        await work.entities.append(kind, allocation)
+    await work.commit()
+
+
+def _encoded(read: "_Read", columns: NamedColumns, found: "_Found", history_length: int) -> PreparedPeriod:
+    rows = found.rows
+    data = encode_period(read.log, read.earlier, read.catalogue, rows, history_length)
+    fields = columns.in_rows(rows.of[EntityKind.FIELD], rows.sizes[EntityKind.FIELD])
     of_item = rows.of[EntityKind.ITEM]
     taken_up = np.unique(np.array([of_item[item] for item in read.taken_up], np.int64))
-    return PreparedPeriod(replace(data, fields=fields), rows.allocations, taken_up[taken_up != COLD_ROW])
+    data, taken_up = replace(data, fields=fields), taken_up[taken_up != COLD_ROW]
+    return PreparedPeriod(data, rows.allocations, taken_up, found.gone)
 
 
 @dataclass(frozen=True)
@@ -204,46 +228,62 @@ async def _read_fields(session: ReadSession, period: int, count: int, schema: Sc
     return Given(contexts, users, items)
 
 
+class _Found(NamedTuple):
+    """The rows of the ids of a period."""
+
+    rows: TableRows
+    appended: dict[EntityKind, Allocation]
+    """Those that are yet to be added to the tables."""
+    gone: dict[str, NDArray[np.int64]]
+    """See `PreparedPeriod`."""
+
+
 async def _assign_rows(
-    database: Database, period: int, evict_after: int | None, read: _Read, columns: NamedColumns
-) -> TableRows | None:
-    """Evict ids that were not seen for long and give rows to new ones, in one transaction.
+    work: UnitOfWork,
+    period: int,
+    evict_after: int | None,
+    read: _Read,
+    columns: NamedColumns,
+    known: Mapping[str, int],
+) -> _Found | None:
+    """Evict ids that were not seen for long and give rows to new ones.
 
     Returns:
         the rows; None where an id was deleted after the period was read, and would get a row again.
     """
     maps: dict[EntityKind, dict[str, int]] = {}
-    sizes: dict[EntityKind, int] = {}
-    allocations: dict[str, int] = {}
-    async with database.unit_of_work() as work:
-        for kind in EntityKind:
-            await work.entities.lock(kind)
-        if await work.deletions.finished() != read.deletions:
-            return None
-        # A period that is learned after later ones counts as the newest of them: who is seen in it is seen now.
-        now = max(period, await work.models.newest_period() or 0)
-        # A catalogue entry older than this gives its item no row; the item may have one by itself.
-        oldest = 0 if evict_after is None else now - evict_after + 1
-        for kind, ids in (await asyncio.to_thread(_ids_of, read, columns, oldest)).items():
-            if evict_after is not None and kind is not EntityKind.CATEGORY:
-                await work.entities.see(kind, ids.seen, now)
-                evicted = await work.entities.evict(kind, now, evict_after)
-                logger.info("period %d: rows of %ss that are evicted: %d", period, kind, evicted)
-            rows = await work.entities.allocate(kind, ids.distinct, now)
-            maps[kind] = await asyncio.to_thread(_row_of, ids.distinct, rows)
-            extent = await work.entities.extent(kind)
-            sizes[kind], allocations[str(kind)] = extent.row + 1, extent.allocation
-        if evict_after is None:
-            await work.entities.forget_seen()
-        # Of items outside of the log, and of the categories of all, the rows are looked up: they have theirs, or none.
-        for kind, known in (
-            (EntityKind.ITEM, read.catalogue.item_ids),
-            (EntityKind.CATEGORY, [name for names in read.catalogue.categories for name in names]),
-        ):
-            others = [id_ for id_ in dict.fromkeys(known) if id_ not in maps[kind]]
-            maps[kind] |= _row_of(others, await work.entities.find(kind, others))
-        await work.commit()
-    return TableRows(maps, sizes, allocations)
+    found: dict[EntityKind, Allocation] = {}
+    for kind in EntityKind:
+        await work.entities.lock(kind)
+    if await work.deletions.finished() != read.deletions:
+        return None
+    # A period that is learned after later ones counts as the newest of them: who is seen in it is seen now.
+    now = max(period, await work.models.newest_period() or 0)
+    # A catalogue entry older than this gives its item no row; the item may have one by itself.
+    oldest = 0 if evict_after is None else now - evict_after + 1
+    for kind, ids in (await asyncio.to_thread(_ids_of, read, columns, oldest)).items():
+        if evict_after is not None and kind is not EntityKind.CATEGORY:
+            await work.entities.see(kind, ids.seen, now)
+            evicted = await work.entities.evict(kind, now, evict_after)
+            logger.info("period %d: rows of %ss that are evicted: %d", period, kind, evicted)
+        found[kind] = await work.entities.begin_allocation(kind, ids.distinct, now)
+        maps[kind] = await asyncio.to_thread(_row_of, ids.distinct, found[kind].rows)
+    if evict_after is None:
+        await work.entities.forget_seen()
+    # Of items outside of the log, and of the categories of all, the rows are looked up: they have theirs, or none.
+    for kind, names in (
+        (EntityKind.ITEM, read.catalogue.item_ids),
+        (EntityKind.CATEGORY, [name for categories in read.catalogue.categories for name in categories]),
+    ):
+        others = [id_ for id_ in dict.fromkeys(names) if id_ not in maps[kind]]
+        maps[kind] |= _row_of(others, await work.entities.find(kind, others))
+    gone = {
+        str(kind): await work.entities.rows_of_nobody(kind, known.get(kind, 0), allocation.extent.row)
+        for kind, allocation in found.items()
+    }
+    sizes = {kind: allocation.extent.row + 1 for kind, allocation in found.items()}
+    allocations = {str(kind): allocation.extent.allocation for kind, allocation in found.items()}
+    return _Found(TableRows(maps, sizes, allocations), found, gone)
 
 
 class _Ids(NamedTuple):

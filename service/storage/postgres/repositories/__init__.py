@@ -18,7 +18,7 @@ from service.storage.postgres.repositories.breakdowns import Breakdowns
 from service.storage.postgres.repositories.canaries import Canaries, Canary, CanaryState, Outcome
 from service.storage.postgres.repositories.deletions import Deletable, Deletion, Deletions, id_digest
 from service.storage.postgres.repositories.deliveries import Deliveries, Delivery, DeliveryStatus
-from service.storage.postgres.repositories.entities import Entities, EntityKind, Extent, IdRows
+from service.storage.postgres.repositories.entities import Allocation, Entities, EntityKind, Extent, IdRows
 from service.storage.postgres.repositories.evaluations import Evaluation, Evaluations, GateSummary
 from service.storage.postgres.repositories.exports import EXPORTED, ExportPage, Exports, columns_of
 from service.storage.postgres.repositories.features import NOTHING_KNOWN, Features, FeaturesOf, FeatureVersion
@@ -61,6 +61,7 @@ __all__ = [
     "Alerts",
     "Alias",
     "AliasName",
+    "Allocation",
     "ApiKey",
     "ApiProcess",
     "ApiProcesses",

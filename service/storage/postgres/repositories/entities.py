@@ -24,7 +24,7 @@ from service.storage.postgres.repositories.many_ids import (
     split_texts,
 )
 
-__all__ = ["Entities", "EntityKind", "Extent", "IdRows"]
+__all__ = ["Allocation", "Entities", "EntityKind", "Extent", "IdRows"]
 
 Rows = NDArray[np.int64]
 
@@ -155,6 +155,19 @@ class Extent(NamedTuple):
     """Number of its latest allocation. A model made after it knows the ids of this allocation and those before."""
 
 
+class Allocation(NamedTuple):
+    """Rows of some ids, of which the table does not have all yet."""
+
+    rows: Rows
+    """Of the ids, in their order."""
+    extent: Extent
+    """Of the table with all of them."""
+    period: int
+    """The first period of the new ids."""
+    appended: list[str]
+    """The ids that are yet to be added; they have the last rows up to `extent.row`, in this order."""
+
+
 class IdRows(NamedTuple):
     """Some ids that have a row, ordered by row."""
 
@@ -231,33 +244,42 @@ class Entities:
         Returns:
             Rows ≥ 1, of shape (len(ids),).
         """
+        allocation = await self.begin_allocation(kind, ids, period)
+        await self.append(kind, allocation)
+        return allocation.rows
+
+    async def begin_allocation(self, kind: EntityKind, ids: Sequence[str], period: int) -> Allocation:
+        """`allocate`, but for the rows that are new to the table: `append` adds them, in the same transaction."""
         await self.lock(kind)
         extent = await self.extent(kind)
         rows = await self.find(kind, ids) if extent.row else np.full(len(ids), COLD_ROW, dtype=np.int64)
         fresh, number = await asyncio.to_thread(_without_row, ids, rows)
         if not fresh:
-            return rows
+            return Allocation(rows, extent, period, [])
         free = int_array(await self._connection.scalar(FREE_ROWS, {"kind": str(kind), "most": len(fresh)}))
-        given = np.concatenate((free, np.arange(extent.row + 1, extent.row + 1 + len(fresh) - len(free))))
-        values = {"kind": str(kind), "period": period, "allocation": extent.allocation + 1}
+        extent = Extent(extent.row + len(fresh) - len(free), extent.allocation + 1)
+        values = {"kind": str(kind), "period": period, "allocation": extent.allocation}
         for start in range(0, len(free), IDS_PER_PAGE):
             part = free[start : start + IDS_PER_PAGE]
             names, separator = joined(fresh[start : start + len(part)])
             await self._connection.execute(
                 GIVE_FREE, {**values, "rows": array_text(part), "ids": names, "separator": separator}
             )
-        await self._append(kind, fresh[len(free) :], given[len(free) :], period, extent.allocation + 1)
+        appended = fresh[len(free) :]
+        given = np.concatenate((free, np.arange(extent.row - len(appended) + 1, extent.row + 1)))
         rows[rows == COLD_ROW] = given[number]
-        return rows
+        return Allocation(rows, extent, period, appended)
 
-    async def _append(self, kind: EntityKind, ids: list[str], rows: Rows, period: int, allocation: int) -> None:
-        """Add rows that the table does not have yet."""
+    async def append(self, kind: EntityKind, allocation: Allocation) -> None:
+        """Add the rows that the table does not have yet."""
+        ids, (last, number) = allocation.appended, allocation.extent
 
         async def source() -> AsyncIterator[bytes]:
             yield COPY_HEADER
             for start in range(0, len(ids), IDS_PER_PAGE):
-                page = slice(start, start + IDS_PER_PAGE)
-                yield await asyncio.to_thread(_copy_rows, kind, ids[page], rows[page], period, allocation)
+                page = ids[start : start + IDS_PER_PAGE]
+                first = last - len(ids) + 1 + start
+                yield await asyncio.to_thread(_copy_rows, kind, page, first, allocation.period, number)
             yield COPY_TRAILER
 
         if ids:
@@ -318,16 +340,22 @@ class Entities:
             rows.append(page.rows)
         return IdRows(ids, np.concatenate(rows))
 
-    async def rows_of_nobody(self, kind: EntityKind, allocation: int) -> Rows:
+    async def rows_of_nobody(self, kind: EntityKind, allocation: int, last: int | None = None) -> Rows:
         """The rows, ascending, that were freed or given to their ids after this allocation.
 
         What a model from the time of the allocation has in these rows belongs to ids that were evicted or deleted
         since. In rows that were free by then it has nothing: they were forgotten when it was made.
+
+        Args:
+            kind: the embedding table.
+            allocation: number of one.
+            last: the last row, with those that are about to be appended; None where there are none.
         """
         values = {"kind": str(kind), "allocation": allocation}
-        last = int(await self._connection.scalar(LAST_ROW_AT, values))
-        changed = int_array(await self._connection.scalar(CHANGED_HANDS, {**values, "last": last}))
-        return np.concatenate((changed, np.arange(last + 1, (await self.extent(kind)).row + 1)))
+        known = int(await self._connection.scalar(LAST_ROW_AT, values))
+        changed = int_array(await self._connection.scalar(CHANGED_HANDS, {**values, "last": known}))
+        last = (await self.extent(kind)).row if last is None else last
+        return np.concatenate((changed, np.arange(known + 1, last + 1)))
 
     async def extent(self, kind: EntityKind) -> Extent:
         """The highest row and allocation of a table; zeros where it is empty."""
@@ -353,12 +381,12 @@ def _without_row(ids: Sequence[str], rows: Rows) -> tuple[list[str], Rows]:
     return distinct, np.array([number_of[id_] for id_ in found], dtype=np.int64)
 
 
-def _copy_rows(kind: EntityKind, ids: Sequence[str], rows: Rows, period: int, allocation: int) -> bytes:
+def _copy_rows(kind: EntityKind, ids: Sequence[str], first: int, period: int, allocation: int) -> bytes:
     """Rows of `entity_rows` for a binary COPY (PostgreSQL manual, COPY): a field is its length and its bytes."""
     name = str(kind).encode()
     before = Struct(f">hi{len(name)}si").pack(len(COLUMNS), len(name), name, 4)
     after = Struct(">6i").pack(4, period, 4, allocation, 4, allocation)
     between = Struct(">ii").pack
     encoded = [id_.encode() for id_ in ids]
-    numbers = [between(*pair) for pair in zip(rows.tolist(), map(len, encoded), strict=True)]
+    numbers = [between(*pair) for pair in enumerate(map(len, encoded), first)]
     return before + (after + before).join(map(bytes.__add__, numbers, encoded)) + after
