@@ -154,7 +154,9 @@ class BaseTraining:
         Costs as much as learning `data`. Copies whole tables only for the first period.
         """
         if state.periods == 0:
-            return Rehearsal(self.committed(self.train(state, data, rng, progress)).params, None, {}, held_out)
+            begun = self.begun(state, data.sizes, rng)
+            params, _ = commit(begun.params, begun.adam, self._learn_first(begun, data, rng, progress))
+            return Rehearsal(params, None, {}, held_out)
         session, _ = self._learn(state, data, rng, progress, held_out=(held_out,))
         learned, before = session.finish(), take(state.params, session.rows)
         own = trained(self.model, state.params, state.adam, [data]).rows
