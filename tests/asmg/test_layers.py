@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from asmg.checkpoint import Checkpoint, CheckpointError
-from asmg.layers import Stack, merger
+from asmg.layers import Selection, Stack, changed_part, merger
+from asmg.rounding import rounded
+from asmg.tensor_writer import BFLOAT16
 
 
 def layer(
@@ -53,6 +55,27 @@ def test_nothing_below_a_base_is_read() -> None:
     # A row that no layer has stays one, so that it is read as the cold row of whatever version reads it.
     assert set(found) == {"user", "rows.user", "bias"} and found["bias"].tolist() == [7]
     assert read(base) == read(BASE, FIRST, SECOND)
+
+
+def test_moments_of_few_bits_take_two_bytes_and_are_read_as_they_were() -> None:
+    selection = Selection({"user": np.arange(50)}, torch.zeros(0, 1, dtype=torch.int32), {"user": 50})
+    generator = torch.Generator().manual_seed(0)
+    exact = rounded({n: torch.randn(50, 4, generator=generator) for n in ("first", "second")}, 7, generator)
+
+    def optimizer(first: torch.Tensor) -> Checkpoint:
+        tensors = {"first.user": first, "second.user": exact["second"], "moved.user": torch.arange(50)}
+        return changed_part(None, Checkpoint("adam", {"step": 60}, tensors), selection, {})
+
+    few, many = optimizer(exact["first"]), optimizer(exact["first"] + 2**-20)
+    assert (few.tensors["first.user"].dtype, many.tensors["first.user"].dtype) == (torch.bfloat16, torch.float32)
+    merged = merger([few]).tensors["first.user"], merger([many, few]).tensors["first.user"]
+    assert [tensor.dtype for tensor in merged] == [BFLOAT16, np.float32]
+    file = Checkpoint.from_bytes(few.to_bytes())
+    for layers in ([few], [many, few], [file]):
+        found = Stack(layers).read("user", np.arange(50))
+        for name in ("first", "second"):
+            assert found[f"{name}.user"].dtype == torch.float32
+            assert torch.equal(found[f"{name}.user"], exact[name])
 
 
 @pytest.mark.parametrize(

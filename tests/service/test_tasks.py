@@ -8,7 +8,7 @@ import pytest
 
 from service import tasks
 from service.errors import NotReady
-from service.tasks import BoundedCalls, end_tasks
+from service.tasks import BoundedCalls, end_tasks, meanwhile
 
 
 def stubborn(losses: int) -> tuple[Callable[[], Coroutine[Any, Any, None]], list[int]]:
@@ -64,6 +64,39 @@ async def test_who_is_cancelled_meanwhile_ends_them_first() -> None:
         await outer
     assert inner.cancelled()
     assert len(seen) == 6
+
+
+async def test_work_meanwhile_is_waited_for_and_ends_with_a_block_that_fails() -> None:
+    done: list[str] = []
+
+    async def work(seconds: float) -> None:
+        try:
+            await asyncio.sleep(seconds)
+            done.append("work")
+        finally:
+            done.append("ended")
+
+    async with meanwhile(work(0.01)):
+        done.append("block")
+    assert done == ["block", "work", "ended"]
+    done.clear()
+    with pytest.raises(ValueError, match="seen"):
+        async with meanwhile(work(60)):
+            await asyncio.sleep(0)
+            raise ValueError("seen")
+    assert done == ["ended"]
+
+
+async def test_what_work_meanwhile_raises_is_raised_after_the_block() -> None:
+    async def fail() -> None:
+        raise ValueError("seen")
+
+    reached = False
+    with pytest.raises(ValueError, match="seen"):
+        async with meanwhile(fail()):
+            await asyncio.sleep(0.01)
+            reached = True
+    assert reached
 
 
 class TestBoundedCalls:
