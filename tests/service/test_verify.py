@@ -149,6 +149,35 @@ DAMAGED_ROWS: Damage = {
             "model version 3: expected period 3 to name it; found version 4",
         ],
     ),
+    # versions
+    "a version of a period that is not there": (
+        ["UPDATE model_versions SET period = 77 WHERE version = 3"],
+        ["model version 3: expected period 77 to name it; found no such period"],
+    ),
+    "a version's number": (
+        ["UPDATE model_versions SET version = 55 WHERE version = 2"],
+        [f"model versions: expected numbers from 0 on; found {LEARNED + 1} versions from 0 to 55"],
+    ),
+    "a version without a parent": (
+        ["UPDATE model_versions SET parent_version = NULL WHERE version = 4"],
+        ["model version 4: expected an earlier version as parent; found none"],
+    ),
+    "a version that is its own parent": (
+        ["UPDATE model_versions SET parent_version = 4 WHERE version = 4"],
+        ["model version 4: expected an earlier version as parent; found 4"],
+    ),
+    "a baseline that was let go": (
+        ["UPDATE model_versions SET state = state - 'serving' WHERE version = 1"],
+        ["alias baseline: expected version 1 with its parameters; found none"],
+    ),
+    "an evaluation of no version": (
+        ["UPDATE evaluations SET version = 77 WHERE period = 3 AND model = 'generated'"],
+        ["evaluation of generated on period 3: expected version 77; found no such version"],
+    ),
+    "an artifact of a shadow": (
+        [f'INSERT INTO shadows (method, version, state) VALUES (\'iu\', 1, \'{{"parts": {{"base": "{"0" * 64}"}}}}\')'],
+        ["shadow iu: expected every artifact that it names; found no artifact 0000"],
+    ),
     # stages
     "a stage that is done without an end": (
         ["UPDATE period_stages SET finished_at = NULL WHERE period = 3 AND stage = 'gate'"],
@@ -323,7 +352,7 @@ DAMAGED_ROWS: Damage = {
         [r"audit\.id: expected values below the next, 3; found \d+"],
     ),
 }
-"""What the rows of the log, of periods, ids and histories show."""
+"""What rows alone show."""
 
 DAMAGED_MODELS: Damage = {
     # schema
@@ -336,22 +365,6 @@ DAMAGED_MODELS: Damage = {
         ["schema: expected the tables of this release; found a difference: add_column api_keys api_keys.revoked_at"],
     ),
     # versions
-    "a version of a period that is not there": (
-        ["UPDATE model_versions SET period = 77 WHERE version = 3"],
-        ["model version 3: expected period 77 to name it; found no such period"],
-    ),
-    "a version's number": (
-        ["UPDATE model_versions SET version = 55 WHERE version = 2"],
-        [f"model versions: expected numbers from 0 on; found {LEARNED + 1} versions from 0 to 55"],
-    ),
-    "a version without a parent": (
-        ["UPDATE model_versions SET parent_version = NULL WHERE version = 4"],
-        ["model version 4: expected an earlier version as parent; found none"],
-    ),
-    "a version that is its own parent": (
-        ["UPDATE model_versions SET parent_version = 4 WHERE version = 4"],
-        ["model version 4: expected an earlier version as parent; found 4"],
-    ),
     "a part of the training state": (
         without(HIDDEN),
         [
@@ -379,14 +392,6 @@ DAMAGED_MODELS: Damage = {
         [f"UPDATE model_versions SET state = state - 'parts' WHERE version = {LEARNED}"],
         [f"alias head: expected version {LEARNED} with its training state; found none"],
     ),
-    "a baseline that was let go": (
-        ["UPDATE model_versions SET state = state - 'serving' WHERE version = 1"],
-        ["alias baseline: expected version 1 with its parameters; found none"],
-    ),
-    "an evaluation of no version": (
-        ["UPDATE evaluations SET version = 77 WHERE period = 3 AND model = 'generated'"],
-        ["evaluation of generated on period 3: expected version 77; found no such version"],
-    ),
     # artifacts
     "a bit of an artifact": (
         [flipped(HIDDEN)],
@@ -398,10 +403,6 @@ DAMAGED_MODELS: Damage = {
             "artifact ([0-9a-f]{64}): expected content with this SHA-256; found ",
             f"serving snapshot of version {LEARNED}: expected one that loads and scores as written; found ",
         ],
-    ),
-    "an artifact of a shadow": (
-        [f'INSERT INTO shadows (method, version, state) VALUES (\'iu\', 1, \'{{"parts": {{"base": "{"0" * 64}"}}}}\')'],
-        ["shadow iu: expected every artifact that it names; found no artifact 0000"],
     ),
     "the size of an artifact": (
         [f"UPDATE artifacts SET size = size + 1 WHERE digest = {HIDDEN}"],
@@ -416,7 +417,7 @@ DAMAGED_MODELS: Damage = {
         [r"artifact [0-9a-f]{64}: expected \d+ bytes in chunks from 0 on; found \d+ bytes in 1 chunks up to 5"],
     ),
 }
-"""What may need the schema, the versions or the artifacts too."""
+"""What the schema or the artifacts show, or keeps these from being looked at."""
 
 
 @pytest.mark.parametrize("name", DAMAGED_ROWS)
@@ -529,7 +530,7 @@ def test_the_command_says_so_in_its_exit_code(
         async def damage() -> None:
             async with opened(damaged) as database:
                 await sql(
-                    database, *DAMAGED_ROWS["an event id"][0], *DAMAGED_MODELS["a version that is its own parent"][0]
+                    database, *DAMAGED_ROWS["an event id"][0], *DAMAGED_ROWS["a version that is its own parent"][0]
                 )
 
         in_thread(asyncio.run, damage())
